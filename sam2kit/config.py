@@ -1,0 +1,193 @@
+"""The configuration: its dataclasses are the only schema and hold the only defaults.
+
+YAML files under ``configs/`` hold differences from these defaults. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Optional  # OmegaConf reads the annotations at run time, in Python 3.10 too
+
+SIZES = ("nano", "t", "s", "b+", "l")
+PROMPT_TYPES = ("mask", "box", "point")
+DATASET_TYPES = ("video", "coco", "synthetic")
+LOGGERS = ("tensorboard", "wandb", "swanlab")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with the line that documents it (``--create-config`` writes it out)."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelConfig:
+    """Which SAM 2 is built and which of its modules are trained."""
+
+    size: str = option("t", "nano, t, s, b+ or l (SAM 2.1; nano is the kit's own small one)")
+    checkpoint: Optional[str] = option(
+        None, "official-format .pt, a run's .ckpt, or a name such as sam2.1_hiera_tiny; null: random"
+    )
+    trainable_modules: list[str] = option(
+        ["memory_attention", "memory_encoder"],
+        "module names or globs; '*' trains everything (docs/architecture.md lists the groups)",
+    )
+    reset_modules: list[str] = option([], "module names or globs set back to random start values")
+    memory_attention_bias: float = option(
+        0.0,
+        "start value of the memory cross-attention's rotary query and key biases; 3 lets a model "
+        "from random weights attend to the same place in the memory (ignored with a checkpoint)",
+    )
+    object_score_bias: float = option(
+        0.0, "start value of the object score's bias; 3 keeps random weights from clamping masks away"
+    )
+
+
+@dataclass
+class DatasetConfig:
+    """Where training clips come from and how they are prompted."""
+
+    type: str = option("video", "video (frame folders), coco (COCO JSON) or synthetic (generated)")
+    data_path: Optional[str] = option(None, "folder of the videos; for coco the root of file_name")
+    annotation_file: Optional[str] = option(None, "the COCO JSON (type coco only)")
+    split: Optional[str] = option(
+        None, "list of video names: a text file, or its name under ImageSets (2016/train)"
+    )
+    video_clip_length: int = option(5, "frames in a clip, at least 1")
+    frame_stride: int = option(1, "take every n-th frame")
+    clips_per_video: int = option(1, "clips drawn from each video in an epoch")
+    image_size: int = option(512, "frames are squashed to this square; a multiple of 32")
+    batch_size: int = option(1, "clips in a batch")
+    num_workers: int = option(2, "processes that load clips; 0 loads in the main process")
+    max_objects: Optional[int] = option(3, "at most this many objects a clip; null: all")
+    synthetic_objects: int = option(
+        3, "at most this many generated objects a clip, for videos without masks and type synthetic"
+    )
+    synthetic_videos: int = option(256, "videos in an epoch of type synthetic")
+    augment: bool = option(False, "flip, crop, reverse and recolour training clips")
+    prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")
+    prompt_probabilities: Optional[list[float]] = option(
+        None, "one probability for each of prompt_types; null: equal"
+    )
+    num_positive_points: int = option(1, "positive clicks of a point prompt")
+    num_negative_points: int = option(0, "negative clicks of a point prompt")
+    include_center: bool = option(True, "the first positive click is the object's centre")
+
+
+@dataclass
+class ValDatasetConfig:
+    """Where validation clips come from. A null key is taken from ``dataset``."""
+
+    type: Optional[str] = option(None, "as dataset.type")
+    data_path: Optional[str] = option(None, "as dataset.data_path")
+    annotation_file: Optional[str] = option(None, "as dataset.annotation_file")
+    split: Optional[str] = option(None, "as dataset.split, of the validation videos")
+    fraction: float = option(
+        0.2,
+        "share of the training videos held out when neither data_path, annotation_file nor split "
+        "is given here",
+    )
+    video_clip_length: Optional[int] = option(None, "frames in a clip; null: as dataset")
+    frame_stride: Optional[int] = option(None, "null: as dataset")
+    batch_size: int = option(1, "clips in a batch")
+    max_objects: Optional[int] = option(None, "at most this many objects a clip; null: all")
+    synthetic_videos: int = option(16, "videos of type synthetic")
+    prompt_types: list[str] = option(["mask"], "as dataset.prompt_types")
+
+
+@dataclass
+class LossConfig:
+    """Weights of the terms of :class:`sam2kit.losses.SAM2TrainingLoss`; 0 leaves a term out."""
+
+    bce: float = option(1.0, "binary cross-entropy of the mask, mean over pixels")
+    dice: float = option(1.0, "1 - soft Dice of the mask")
+    iou: float = option(0.5, "1 - soft Jaccard index of the mask")
+    temporal: float = option(0.1, "change of probability between frames against the truth's change")
+    iou_head: float = option(0.0, "L1 between the predicted and the reached IoU")
+    object_score: float = option(0.0, "cross-entropy of the score that says an object is visible")
+    bce_positive_weight: float = option(
+        1.0, "largest weight of object pixels in the cross-entropy; 1 counts all pixels alike"
+    )
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW."""
+
+    name: str = option("adamw", "adamw")
+    lr: float = option(1e-4, "peak learning rate")
+    weight_decay: float = option(0.01, "not applied to biases, norms and single tokens")
+    betas: list[float] = option([0.9, 0.999], "AdamW's two betas")
+
+
+@dataclass
+class SchedulerConfig:
+    """Linear warm-up, then cosine (or constant), set anew at every step."""
+
+    name: str = option("cosine", "cosine or constant")
+    warmup_steps: int = option(0, "steps of linear warm-up from 0")
+    min_lr_ratio: float = option(0.1, "the cosine ends at this share of optimizer.lr")
+
+
+@dataclass
+class TrainerConfig:
+    """How Lightning's Trainer runs."""
+
+    max_epochs: int = option(10, "epochs")
+    max_steps: int = option(-1, "stop after this many optimizer steps; -1: no limit")
+    accelerator: str = option("auto", "auto, cpu, gpu, mps")
+    devices: str = option("1", "number of devices, a list such as 0,1, or auto")
+    precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+    gradient_clip_val: Optional[float] = option(1.0, "largest gradient norm; null: no clipping")
+    accumulate_grad_batches: int = option(1, "batches in an optimizer step")
+    log_every_n_steps: int = option(10, "steps between two log lines")
+    check_val_every_n_epoch: int = option(1, "epochs between two validations")
+    limit_train_batches: Optional[int] = option(None, "at most this many batches an epoch")
+    limit_val_batches: Optional[int] = option(None, "at most this many validation batches")
+    early_stopping_patience: Optional[int] = option(
+        None, "stop after this many validations without a lower validation loss; null: never"
+    )
+    logger: str = option("tensorboard", "tensorboard, wandb or swanlab")
+
+
+@dataclass
+class Config:
+    """Everything a run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    valdataset: ValDatasetConfig = field(default_factory=ValDatasetConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = option(42, "seed of weights, sampling, augmentation and prompts")
+    use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger")
+    output_dir: str = option("outputs", "runs go to a dated folder under this one")
+    log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR")
+    debug: bool = option(False, "set by --debug: the run is marked as such")
+
+    @property
+    def logger(self) -> str:
+        """The logger in use: ``use_wandb`` wins over ``trainer.logger``."""
+        return "wandb" if self.use_wandb else self.trainer.logger
+
+    @property
+    def holds_out_validation(self) -> bool:
+        """Whether validation videos are held out of the training videos."""
+        val = self.valdataset
+        return val.data_path is None and val.annotation_file is None and val.split is None
+
+    def validation_dataset(self) -> DatasetConfig:
+        """``valdataset`` as a full :class:`DatasetConfig`, nulls taken from ``dataset``."""
+        own = {
+            f.name: getattr(self.valdataset, f.name)
+            for f in fields(ValDatasetConfig)
+            if f.name != "fraction"
+        }
+        own = {k: v for k, v in own.items() if v is not None or k == "max_objects"}
+        return replace(
+            self.dataset, **own, clips_per_video=1, augment=False, prompt_probabilities=None
+        )
