@@ -1,0 +1,185 @@
+"""Prompts in a JSON file that hands them from one notebook to the next and can be edited by hand.
+
+An entry names its video, object and frame rather than positions in a batch, so a file outlives the
+batch that it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from sam2kit.clip import ClipBatch
+from sam2kit.config import PROMPT_TYPES
+from sam2kit.errors import DataError
+from sam2kit.prompts import Prompt, box_to_points, group_prompts, video_frame
+
+SCHEMA_VERSION = 1
+
+
+def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> None:
+    """Write prompts as JSON that names videos, objects and frames rather than batch positions.
+
+    The file holds ``version``, ``image_size`` (rows and columns of the resized frame, in whose
+    pixels the coordinates are) and ``prompts``, one entry for each object with ``video``,
+    ``object_id``, ``frame_index`` (in the video, from 0), ``kind`` and either ``points`` and
+    ``labels``, or ``box``, or ``mask`` (COCO's compressed run lengths).
+
+    Raises:
+        ValueError: the batch holds the same object of the same video twice.
+    """
+    _positions(batch)
+    rows, columns = batch.masks.shape[-2:]
+    entries = [
+        _entry(prompt.to("cpu"), n, batch) for prompt in prompts for n in range(len(prompt.objects))
+    ]
+    document = {
+        "version": SCHEMA_VERSION,
+        "image_size": [rows, columns],
+        "prompts": entries,
+    }
+    Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _positions(batch: ClipBatch) -> dict[tuple[str, int | str], int]:
+    """The position in the O axis of each (video name, object identity)."""
+    positions: dict[tuple[str, int | str], int] = {}
+    for position, clip in enumerate(batch.clip_of_object.tolist()):
+        key = (batch.names[clip], batch.object_ids[position])
+        if key in positions:
+            raise ValueError(
+                f"a prompt file cannot tell two clips of one video apart: object {key[1]!r} of "
+                f"{key[0]!r} stands twice in the batch"
+            )
+        positions[key] = position
+    return positions
+
+
+def _entry(prompt: Prompt, n: int, batch: ClipBatch) -> dict[str, Any]:
+    position = int(prompt.objects[n])
+    clip = int(batch.clip_of_object[position])
+    entry: dict[str, Any] = {
+        "video": batch.names[clip],
+        "object_id": batch.object_ids[position],
+        "frame_index": video_frame(batch, clip, prompt.frame),
+        "kind": prompt.kind,
+    }
+    if prompt.masks is not None:
+        encoded = coco_mask.encode(np.asfortranarray(prompt.masks[n].numpy().astype(np.uint8)))
+        entry["mask"] = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+    elif prompt.points is not None and prompt.labels is not None:
+        if prompt.kind == "box":
+            entry["box"] = prompt.points[n].flatten().tolist()
+        else:
+            entry["points"] = prompt.points[n].tolist()
+            entry["labels"] = prompt.labels[n].tolist()
+    return entry
+
+
+def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
+    """Read what :func:`save_prompts` wrote, for the objects of ``batch``, grouped.
+
+    Entries of videos that are not in the batch are left out, so that one file can serve many
+    batches; an entry for a video of the batch must fit it.
+
+    Raises:
+        DataError: a missing or unreadable file, a field that is missing or of the wrong form, or
+            an entry whose frame, object or frame size the batch does not have.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; save_prompts writes it") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}); write it with save_prompts") from None
+    if not isinstance(document, dict) or document.get("version") != SCHEMA_VERSION:
+        raise DataError(f"{path}: field 'version' must be {SCHEMA_VERSION}; write the file anew")
+    if document.get("image_size") != list(batch.masks.shape[-2:]):
+        raise DataError(
+            f"{path}: field 'image_size' is {document.get('image_size')}, but the frames are "
+            f"{list(batch.masks.shape[-2:])}; make the prompts at this dataset.image_size"
+        )
+    if not isinstance(document.get("prompts"), list):
+        raise DataError(f"{path}: field 'prompts' must be a list")
+    positions = _positions(batch)
+    prompts = []
+    for number, entry in enumerate(document["prompts"]):
+        where = f"{path}: prompts[{number}]"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} must be an object with the fields of a prompt")
+        if entry.get("video") in batch.names:
+            prompts.append(_read_entry(where, entry, batch, positions))
+        elif "video" not in entry:
+            raise DataError(f"{where}: field 'video' is missing")
+    return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
+
+
+def _read_entry(
+    where: str,
+    entry: dict[str, Any],
+    batch: ClipBatch,
+    positions: dict[tuple[str, int | str], int],
+) -> Prompt:
+    kind = entry.get("kind")
+    if kind not in PROMPT_TYPES:
+        raise DataError(f"{where}: field 'kind' must be one of {', '.join(PROMPT_TYPES)}")
+    contents = {"mask": ["mask"], "box": ["box"], "point": ["points", "labels"]}[kind]
+    for field in ["object_id", "frame_index", *contents]:
+        if field not in entry:
+            raise DataError(f"{where}: field {field!r} is missing")
+    identity = entry["object_id"]
+    known = isinstance(identity, (int, str))
+    position = positions.get((entry["video"], identity)) if known else None
+    if position is None:
+        raise DataError(
+            f"{where}: field 'object_id' is {identity!r}, which {entry['video']!r} lacks"
+        )
+    clip = int(batch.clip_of_object[position])
+    frames = [video_frame(batch, clip, frame) for frame in range(batch.num_frames)]
+    if entry["frame_index"] not in frames:
+        raise DataError(
+            f"{where}: field 'frame_index' is {entry['frame_index']!r}, but the clip of "
+            f"{entry['video']!r} holds the frames {frames}"
+        )
+    frame, objects = frames.index(entry["frame_index"]), torch.tensor([position])
+    field = contents[0]
+    try:
+        if kind == "mask":
+            return Prompt(frame, objects, masks=_decode(entry["mask"], batch.masks.shape[-2:]))
+        if kind == "box":
+            points, labels = box_to_points(torch.tensor([entry["box"]], dtype=torch.float32))
+            _check_inside(points, batch)
+            return Prompt(frame, objects, points=points, labels=labels)
+        points = torch.tensor([entry["points"]], dtype=torch.float32)
+        _check_inside(points, batch)
+        field = "labels"
+        labels = torch.tensor([entry["labels"]], dtype=torch.int32)
+        return Prompt(frame, objects, points=points, labels=labels)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{where}: field {field!r} cannot be read ({error})") from None
+
+
+def _check_inside(points: Tensor, batch: ClipBatch) -> None:
+    rows, columns = batch.masks.shape[-2:]
+    last = torch.tensor([columns - 1, rows - 1])
+    if not ((points >= 0) & (points <= last)).all():
+        raise ValueError(f"it holds points outside the frame of {columns} by {rows} pixels")
+
+
+def _decode(encoded: dict[str, Any], size: torch.Size) -> Tensor:
+    """COCO's run lengths as ``[1,H,W]`` bool."""
+    if list(encoded["size"]) != list(size):
+        raise ValueError(f"its size is {encoded['size']}, not {list(size)}")
+    counts = encoded["counts"].encode("ascii")
+    decoded = coco_mask.decode({"size": list(size), "counts": counts})
+    # Runs that end too early leave the rest of the decoder's memory as it was, without an error.
+    if coco_mask.encode(np.asfortranarray(decoded))["counts"] != counts:
+        raise ValueError("its run lengths do not fill the frame")
+    return torch.from_numpy(decoded.astype(bool))[None]

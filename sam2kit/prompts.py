@@ -1,0 +1,330 @@
+"""Prompts: what tells the tracker which objects to follow, made from their masks.
+
+Coordinates are x before y, in pixel indices of the resized frame (upstream ``sam2`` adds the half
+pixel itself). Labels are upstream's: 1 positive, 0 negative, 2 and 3 the top-left and bottom-right
+corners of a box, both inside it. :mod:`sam2kit.prompt_files` keeps prompts in files.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam2kit.clip import ClipBatch
+from sam2kit.config import PROMPT_TYPES, DatasetConfig
+from sam2kit.errors import ConfigError
+
+NEGATIVE_MARGIN = 0.25  # of the box's longer side: near misses teach more than far background
+BOX_LABELS = (2, 3)
+
+
+@dataclass(eq=False)
+class Prompt:
+    """The same kind of prompt on one frame for N objects.
+
+    There are no padding points, because upstream gives them an embedding that changes the result:
+    all N objects have P points, and others stand in another ``Prompt``.
+
+    Attributes:
+        frame: position in the clip, from 0.
+        objects: ``[N]`` int64, positions in the batch's O axis.
+        masks: ``[N,H,W]`` bool, none of them empty; or None.
+        points: ``[N,P,2]`` float32, x and y; or None.
+        labels: ``[N,P]`` int32, given exactly when ``points`` is.
+
+    Raises:
+        ValueError: shapes or types that disagree, no objects, or an empty mask.
+    """
+
+    frame: int
+    objects: Tensor
+    masks: Tensor | None = None
+    points: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.objects.dtype != torch.int64 or self.objects.ndim != 1 or not len(self.objects):
+            raise ValueError(f"prompt objects must be int64 [N] with N > 0, got {self.objects}")
+        if self.frame < 0:
+            raise ValueError(f"prompt frame must be at least 0, got {self.frame}")
+        if (self.masks is None) == (self.points is None):
+            raise ValueError("a prompt has either masks or points")
+        if (self.points is None) != (self.labels is None):
+            raise ValueError("a prompt's points and labels come together")
+        n = len(self.objects)
+        if self.masks is not None:
+            if self.masks.ndim != 3 or len(self.masks) != n or self.masks.dtype != torch.bool:
+                raise ValueError(
+                    f"prompt masks must be bool [{n},H,W], got "
+                    f"{self.masks.dtype} {tuple(self.masks.shape)}"
+                )
+            if not self.masks.flatten(1).any(1).all():
+                raise ValueError("an empty mask is not a prompt")
+        if self.points is not None and self.labels is not None:
+            p = self.points.shape[1] if self.points.ndim == 3 else 0
+            if self.points.shape != (n, p, 2) or self.labels.shape != (n, p) or p == 0:
+                raise ValueError(
+                    f"prompt points must be [{n},P,2] and labels [{n},P] with P > 0, got "
+                    f"{tuple(self.points.shape)} and {tuple(self.labels.shape)}"
+                )
+            if self.points.dtype != torch.float32 or self.labels.dtype != torch.int32:
+                raise ValueError("prompt points must be float32 and labels int32")
+
+    @property
+    def kind(self) -> str:
+        """``mask``, ``box`` (nothing but the two corners) or ``point``."""
+        if self.labels is None:
+            return "mask"
+        corners = torch.tensor(BOX_LABELS, device=self.labels.device)
+        is_box = self.labels.shape[1] == 2 and bool((self.labels == corners).all())
+        return "box" if is_box else "point"
+
+    def to(self, device: torch.device | str) -> Prompt:
+        """The same prompt with its tensors on ``device``."""
+        return replace(
+            self,
+            objects=self.objects.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            points=None if self.points is None else self.points.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Prompt):
+            return NotImplemented
+        pairs = [(getattr(self, f), getattr(other, f)) for f in ("masks", "points", "labels")]
+        return (
+            self.frame == other.frame
+            and torch.equal(self.objects, other.objects)
+            and all(
+                torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs
+            )
+        )
+
+
+def group_prompts(prompts: list[Prompt]) -> list[Prompt]:
+    """Join prompts of the same frame, kind and number of points, ordered by these three."""
+    groups: dict[tuple[int, str, int], list[Prompt]] = {}
+    for prompt in prompts:
+        count = 0 if prompt.points is None else prompt.points.shape[1]
+        groups.setdefault((prompt.frame, prompt.kind, count), []).append(prompt)
+    return [_join(groups[key]) for key in sorted(groups)]
+
+
+def _join(prompts: list[Prompt]) -> Prompt:
+    def cat(name: str) -> Tensor | None:
+        parts = [getattr(prompt, name) for prompt in prompts]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return replace(
+        prompts[0],
+        objects=torch.cat([prompt.objects for prompt in prompts]),
+        masks=cat("masks"),
+        points=cat("points"),
+        labels=cat("labels"),
+    )
+
+
+def mask_to_box(masks: Tensor) -> Tensor:
+    """The tight boxes of masks ``[N,H,W]`` bool: ``[N,4]`` int64 x0, y0, x1, y1, all inclusive.
+
+    Raises:
+        ValueError: a mask is empty.
+    """
+    columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
+    if not columns.any(1).all():
+        raise ValueError("an empty mask has no box")
+    last_column, last_row = masks.shape[2] - 1, masks.shape[1] - 1
+    return torch.stack(
+        [
+            columns.argmax(1),
+            rows.argmax(1),
+            last_column - columns.flip(1).argmax(1),
+            last_row - rows.flip(1).argmax(1),
+        ],
+        dim=1,
+    )
+
+
+def box_to_points(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes ``[N,4]`` as the two points that upstream takes for a box.
+
+    Returns:
+        points ``[N,2,2]`` float32 and labels ``[N,2]`` int32 (2 and 3).
+    """
+    labels = torch.tensor(BOX_LABELS, dtype=torch.int32, device=boxes.device)
+    return boxes.to(torch.float32).reshape(-1, 2, 2), labels.repeat(len(boxes), 1)
+
+
+def mask_center(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) of ``mask`` (bool ``[H,W]``) that is farthest from everything outside.
+
+    Unlike the centroid it always lies on the object. The frame's border counts as outside, as for
+    upstream's centre click (Euclidean distance transform of the mask padded by one pixel).
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError("an empty mask has no centre")
+    padded = np.pad(mask.astype(np.uint8), 1)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = np.unravel_index(distance.argmax(), distance.shape)
+    return int(x), int(y)
+
+
+def sample_points(region: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Different pixels of ``region`` (bool ``[H,W]``), each set of them equally likely.
+
+    Returns:
+        ``[P,2]`` float32, x and y, with P = ``count``, or all pixels if there are fewer.
+    """
+    pixels = np.flatnonzero(region)
+    chosen = generator.choice(pixels, size=min(count, len(pixels)), replace=False)
+    y, x = np.divmod(chosen, region.shape[1])
+    return np.stack([x, y], axis=1).astype(np.float32)
+
+
+def sample_positive_points(
+    mask: np.ndarray, count: int, generator: np.random.Generator, include_center: bool = True
+) -> np.ndarray:
+    """Up to ``count`` different pixels on ``mask``, its centre first if asked for: ``[P,2]``."""
+    if not include_center:
+        return sample_points(mask, count, generator)
+    x, y = mask_center(mask)
+    rest = mask.copy()
+    rest[y, x] = False
+    center = np.array([[x, y]], dtype=np.float32)
+    return np.concatenate([center, sample_points(rest, count - 1, generator)])
+
+
+def sample_negative_points(
+    mask: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Up to ``count`` different pixels off ``mask``, near it where there is room: ``[P,2]``.
+
+    They are drawn from the background inside the mask's box grown on all sides by a quarter of its
+    longer side (at least one pixel); from the whole background if that holds fewer than ``count``.
+    """
+    x0, y0, x1, y1 = mask_to_box(torch.from_numpy(mask)[None])[0].tolist()
+    margin = max(1, round(NEGATIVE_MARGIN * max(x1 - x0 + 1, y1 - y0 + 1)))
+    near = np.zeros_like(mask)
+    near[max(0, y0 - margin) : y1 + margin + 1, max(0, x0 - margin) : x1 + margin + 1] = True
+    near &= ~mask
+    return sample_points(near if near.sum() >= count else ~mask, count, generator)
+
+
+def video_frame(batch: ClipBatch, clip: int, frame: int) -> int:
+    """The position in the video of a frame of clip ``clip``; without positions it is the frame."""
+    return batch.frame_indices[clip][frame] if batch.frame_indices[clip] else frame
+
+
+class PromptGenerator:
+    """Makes the first prompts of a batch from its masks.
+
+    Every object that is visible somewhere gets one prompt, on the first frame on which it is; an
+    object that is never visible gets none. Each object draws its kind of prompt and its points from
+    its own generator, so the other objects of the batch change nothing about them.
+
+    Args:
+        prompt_types: any of ``mask``, ``box``, ``point``.
+        probabilities: one for each of ``prompt_types``, adding up to 1; None: equal.
+        num_positive_points: clicks on the object, at least 1; a smaller object gets one a pixel.
+        num_negative_points: clicks beside the object; see :func:`sample_negative_points`.
+        include_center: whether the first positive click is :func:`mask_center`.
+
+    Raises:
+        ConfigError: an unknown type, or probabilities or counts that make no sense.
+    """
+
+    def __init__(
+        self,
+        prompt_types: list[str],
+        probabilities: list[float] | None = None,
+        num_positive_points: int = 1,
+        num_negative_points: int = 0,
+        include_center: bool = True,
+    ) -> None:
+        unknown = [kind for kind in prompt_types if kind not in PROMPT_TYPES]
+        if unknown or not prompt_types:
+            raise ConfigError(
+                f"prompt_types must name some of {', '.join(PROMPT_TYPES)}, got {prompt_types}"
+            )
+        if probabilities is None:
+            probabilities = [1 / len(prompt_types)] * len(prompt_types)
+        if (
+            len(probabilities) != len(prompt_types)
+            or min(probabilities) < 0
+            or abs(sum(probabilities) - 1) > 1e-6
+        ):
+            raise ConfigError(
+                f"prompt_probabilities must be {len(prompt_types)} numbers that add up to 1, one "
+                f"for each of prompt_types {prompt_types}, got {probabilities}"
+            )
+        if num_positive_points < 1 or num_negative_points < 0:
+            raise ConfigError(
+                "num_positive_points must be at least 1 and num_negative_points at least 0, got "
+                f"{num_positive_points} and {num_negative_points}"
+            )
+        self.prompt_types = list(prompt_types)
+        self.probabilities = list(probabilities)
+        self.num_positive_points = num_positive_points
+        self.num_negative_points = num_negative_points
+        self.include_center = include_center
+
+    @classmethod
+    def from_config(cls, config: DatasetConfig) -> PromptGenerator:
+        """The generator that a data set's configuration asks for."""
+        return cls(
+            prompt_types=config.prompt_types,
+            probabilities=config.prompt_probabilities,
+            num_positive_points=config.num_positive_points,
+            num_negative_points=config.num_negative_points,
+            include_center=config.include_center,
+        )
+
+    def __call__(self, batch: ClipBatch, generator: torch.Generator) -> list[Prompt]:
+        """Prompts for the objects of ``batch``, grouped, on the device of its masks.
+
+        ``generator`` is advanced by one number whatever the batch holds; that number, the video's
+        name, the frame and the object's identity together seed the object's own generator.
+        """
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+        prompts = []
+        for position, frame in enumerate(batch.first_visible.tolist()):
+            if frame < batch.num_frames:
+                clip = int(batch.clip_of_object[position])
+                name = f"{batch.names[clip]}/{batch.object_ids[position]}"
+                own = np.random.default_rng(
+                    (seed, zlib.crc32(name.encode()), video_frame(batch, clip, frame))
+                )
+                prompts.append(self._prompt(batch.masks[frame, position], position, frame, own))
+        return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
+
+    def _prompt(
+        self, mask: Tensor, position: int, frame: int, generator: np.random.Generator
+    ) -> Prompt:
+        objects, mask = torch.tensor([position]), mask.cpu()
+        kind = generator.choice(self.prompt_types, p=self.probabilities)
+        if kind == "mask":
+            return Prompt(frame, objects, masks=mask[None].clone())
+        if kind == "box":
+            points, labels = box_to_points(mask_to_box(mask[None]))
+            return Prompt(frame, objects, points=points, labels=labels)
+        on, off = self._clicks(mask.numpy(), generator)
+        labels = torch.tensor([[1] * len(on) + [0] * len(off)], dtype=torch.int32)
+        points = torch.from_numpy(np.concatenate([on, off]))[None]
+        return Prompt(frame, objects, points=points, labels=labels)
+
+    def _clicks(
+        self, mask: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            sample_positive_points(mask, self.num_positive_points, generator, self.include_center),
+            sample_negative_points(mask, self.num_negative_points, generator),
+        )
