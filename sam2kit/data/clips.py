@@ -1,0 +1,242 @@
+"""Clips drawn from a source of videos, and the loader that puts them into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from loguru import logger
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from sam2kit.clip import ClipBatch, VideoClip, collate
+from sam2kit.config import DatasetConfig
+from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.errors import DataError
+from sam2kit.transforms import augment, resize_frames, resize_masks
+
+
+class ClipDataset(Dataset[VideoClip]):
+    """Clips of ``config.video_clip_length`` frames, squashed to ``config.image_size``.
+
+    *Where a clip begins.* On a frame that shows an object (at the clip's size). In training such a
+    frame is drawn: the possible first frames are tried in random order, those first from which a
+    whole clip fits into the video. In validation it is the video's first frame with an object.
+
+    *Frames.* Every ``config.frame_stride``-th from there on. Where the video ends too soon the
+    clip turns back at its last frame (0 1 2 1 0 ... of a video of three frames).
+
+    *Objects.* All that are visible on some frame of the clip, except those first seen on its last
+    frame, of which nothing is left to track (with one frame, all that are visible on it). Of more
+    than ``config.max_objects``, training draws that many and validation keeps the largest on their
+    first visible frame.
+
+    A training clip depends on (seed, epoch, index) alone, a validation clip on its index alone.
+
+    Args:
+        source: the videos.
+        config: ``video_clip_length``, ``frame_stride``, ``clips_per_video``, ``image_size``,
+            ``max_objects`` and ``augment`` are read.
+        training: draw at random (``clips_per_video`` from each video in an epoch) and augment if
+            the configuration says so; else one fixed clip from each video.
+        seed: 0 or more.
+
+    Raises:
+        DataError: the source is empty; on reading, a video without any object.
+    """
+
+    def __init__(
+        self, source: VideoSource, config: DatasetConfig, training: bool, seed: int
+    ) -> None:
+        if len(source) == 0:
+            raise DataError("the source of clips holds no videos; give one with at least one")
+        self.source = source
+        self.config = config
+        self.training = training
+        self.seed = seed
+        # In shared memory, so that loader processes that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        needed = (config.video_clip_length - 1) * config.frame_stride + 1
+        for i in range(len(source)):
+            if source.num_frames(i) < needed:
+                logger.info(
+                    "video {!r} has {} frames and a clip spans {}: it is played forwards and "
+                    "backwards",
+                    source.name(i),
+                    source.num_frames(i),
+                    needed,
+                )
+
+    def __len__(self) -> int:
+        return len(self.source) * (self.config.clips_per_video if self.training else 1)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the clips of this epoch, also in loader processes that are already running."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> VideoClip:
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        try:
+            return self._clip(index)
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            raise _DataErrorInWorker(str(error)) from None
+
+    def _clip(self, index: int) -> VideoClip:
+        i = index % len(self.source)
+        generator = None
+        if self.training:
+            i = self.source.index_in_epoch(i, self.epoch)
+            generator = np.random.default_rng((self.seed, self.epoch, index))
+        clip = self._read(i, self._window(i, self._first_frame(i, generator)))
+        if generator is not None and self.config.augment:
+            clip = augment(clip, generator)
+        return self._select(clip, generator)
+
+    def _first_frame(self, i: int, generator: np.random.Generator | None) -> int:
+        """The first frame of a clip of video i; see the class for the rule."""
+        n = self.source.num_frames(i)
+        starts = np.arange(n)
+        if generator is not None:
+            fitting = max(n - (self.config.video_clip_length - 1) * self.config.frame_stride, 0)
+            starts = np.concatenate(
+                [generator.permutation(fitting), fitting + generator.permutation(n - fitting)]
+            )
+        for t in starts.tolist():
+            if any(bool(mask.any()) for mask in (self._masks(i, t) or {}).values()):
+                return t
+        raise DataError(
+            f"video {self.source.name(i)!r}: none of its {n} frames shows an object at "
+            f"{self.config.image_size} pixels; leave the video out of the split or annotate it"
+        )
+
+    def _window(self, i: int, start: int) -> list[int]:
+        """T frame numbers from ``start`` on, turning back at the ends of the video."""
+        stride = self.config.frame_stride
+        usable = range(start % stride, self.source.num_frames(i), stride)
+        last = len(usable) - 1
+        steps = start // stride + np.arange(self.config.video_clip_length)
+        turned = last - np.abs(steps % max(2 * last, 1) - last)
+        return [usable[k] for k in turned.tolist()]
+
+    def _masks(self, i: int, t: int) -> dict[ObjectId, torch.Tensor] | None:
+        """Masks of one frame at the clip's size."""
+        masks = self.source.read_masks(i, t)
+        if not masks:
+            return None if masks is None else {}
+        size = (self.config.image_size,) * 2
+        resized = resize_masks(torch.from_numpy(np.stack(list(masks.values()))), size)
+        return dict(zip(masks, resized, strict=True))
+
+    def _read(self, i: int, window: list[int]) -> VideoClip:
+        """The clip with every object that is visible on one of its frames."""
+        size = (self.config.image_size,) * 2
+        unlike = set()
+        frames, masks = {}, {}
+        for t in dict.fromkeys(window):  # a frame that stands twice in the clip is read once
+            frame = self.source.read_frame(i, t)
+            unlike.add(frame.shape[:2])
+            frames[t] = resize_frames(torch.from_numpy(frame).permute(2, 0, 1), size)
+            masks[t] = self._masks(i, t)
+        if len(unlike) > 1:
+            raise DataError(
+                f"video {self.source.name(i)!r}: its frames differ in size, {sorted(unlike)}; "
+                "make all frames of a video the same size"
+            )
+        seen = {o for m in masks.values() for o, mask in (m or {}).items() if bool(mask.any())}
+        objects = sorted(seen, key=lambda o: (isinstance(o, str), o))
+        empty = torch.zeros(size, dtype=torch.bool)
+        stacked = [torch.stack([(masks[t] or {}).get(o, empty) for o in objects]) for t in window]
+        annotated = torch.tensor([masks[t] is not None for t in window])
+        return VideoClip(
+            frames=torch.stack([frames[t] for t in window]),
+            masks=torch.stack(stacked),
+            annotated=annotated[:, None].expand(-1, len(objects)).clone(),
+            name=self.source.name(i),
+            frame_indices=list(window),
+            object_ids=list(objects),
+            size=unlike.pop(),
+        )
+
+    def _select(self, clip: VideoClip, generator: np.random.Generator | None) -> VideoClip:
+        """The objects that can be tracked, at most ``max_objects`` of them."""
+        visible = clip.visible
+        first = visible.to(torch.uint8).argmax(0)
+        trackable = visible.any(0) & (first <= max(len(visible) - 2, 0))
+        kept = trackable.nonzero().flatten().tolist()
+        most = self.config.max_objects
+        if most is not None and len(kept) > most:
+            if generator is not None:
+                kept = sorted(generator.choice(kept, most, replace=False).tolist())
+            else:
+                areas = clip.masks.flatten(2).sum(-1)
+                by_area = sorted(kept, key=lambda o: (-int(areas[first[o], o]), o))
+                kept = sorted(by_area[:most])
+        return clip.select_objects(kept)
+
+
+class _DataErrorInWorker(DataError):
+    """A DataError on its way out of a loader process.
+
+    Torch raises it again with a whole traceback for a message, whose last line is this class's
+    name and the true message. Only that part is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+class EpochSampler(Sampler[int]):
+    """Indices in the order of the data set's epoch: shuffled by (seed, epoch), or as they stand.
+
+    ``set_epoch`` is also what Lightning calls at the start of an epoch; it reaches the data set.
+    """
+
+    def __init__(self, dataset: ClipDataset, shuffle: bool, seed: int) -> None:
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(len(self)))
+        order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(len(self))
+        return iter(order.tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+
+def create_dataloader(
+    dataset: ClipDataset, config: DatasetConfig, training: bool, seed: int
+) -> DataLoader[ClipBatch]:
+    """A loader of :class:`~sam2kit.clip.ClipBatch` es; the last one may be smaller.
+
+    Training shuffles by (seed, epoch); call ``dataset.set_epoch`` (or the sampler's) before each.
+    With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
+    loader process arrives as a DataError with its own message.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=EpochSampler(dataset, training, seed),
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        worker_init_fn=_start_worker,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(1)  # as torch does for itself: processes share the cores, not threads

@@ -1,0 +1,88 @@
+"""Where frames and masks are stored, apart from how clips are drawn from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from sam2kit.errors import DataError
+
+ObjectId = int | str
+
+
+class VideoSource(ABC):
+    """Videos by number: their frames, and the masks of their objects where somebody drew them.
+
+    A source only stores: :class:`sam2kit.data.clips.ClipDataset` draws clips from it. It must be
+    picklable (loader processes get a copy), and reading the same ``(i, t)`` must give the same
+    pixels in any process. Whatever can be checked without decoding pixels is checked when the
+    source is made, with a :class:`~sam2kit.errors.DataError`.
+
+    Attributes:
+        names: the videos' names, all different.
+        has_masks: False for a source of frames alone, whose ``read_masks`` always gives None.
+    """
+
+    names: list[str]
+    has_masks: bool = True
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        """The name of video ``i``."""
+        return self.names[i]
+
+    @abstractmethod
+    def num_frames(self, i: int) -> int:
+        """How many frames video ``i`` has, at least 1."""
+
+    @abstractmethod
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        """Frame ``t`` of video ``i``: ``[H,W,3]`` uint8, RGB."""
+
+    @abstractmethod
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        """The masks on frame ``t`` of video ``i``, each ``[H,W]`` bool, by object.
+
+        None where nobody annotated the frame. An object that an annotated frame does not list is
+        absent there: its mask is empty, and known to be.
+        """
+
+    def frame_name(self, i: int, t: int) -> str:
+        """The frame's file name without ending, under which results are exported."""
+        return f"{t:05d}"
+
+    def index_in_epoch(self, i: int, epoch: int) -> int:
+        """The video that stands at ``i`` in this epoch of training.
+
+        Stored videos are the same in every epoch. Generated ones are without end: their sources
+        give a new video each time (and read at indices beyond their length).
+        """
+        return i
+
+
+class SelectedVideos(VideoSource):
+    """Some videos of another source, in the given order."""
+
+    def __init__(self, source: VideoSource, indices: list[int]) -> None:
+        outside = [i for i in indices if not 0 <= i < len(source)]
+        if outside:
+            raise DataError(f"videos {outside} selected from a source of {len(source)} videos")
+        self.source = source
+        self.indices = list(indices)
+        self.names = [source.names[i] for i in indices]
+        self.has_masks = source.has_masks
+
+    def num_frames(self, i: int) -> int:
+        return self.source.num_frames(self.indices[i])
+
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        return self.source.read_frame(self.indices[i], t)
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        return self.source.read_masks(self.indices[i], t)
+
+    def frame_name(self, i: int, t: int) -> str:
+        return self.source.frame_name(self.indices[i], t)

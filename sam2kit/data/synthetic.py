@@ -1,0 +1,169 @@
+"""Sources of generated videos, and of generated objects on somebody's frames."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sam2kit.data.scene import Scene
+from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.errors import DataError
+
+
+class SyntheticDataset(VideoSource):
+    """Videos generated whole, background included, with true masks on every frame.
+
+    One to ``max_objects`` textured objects move, turn, deform and hide one another, between shapes
+    that are no objects and before a drifting background (:class:`sam2kit.data.scene.Scene`). The
+    pixels follow from ``(seed, video, frame)`` alone. Every epoch of training sees new videos.
+
+    Args:
+        num_videos: the length of the source.
+        num_frames: frames in each video.
+        size: rows and columns, or one number for a square.
+        max_objects: at most this many objects a video.
+        seed: 0 or more; videos of different seeds are different.
+        motion: mean way of an object on one frame as a share of its diameter.
+        max_distractors: at most this many moving shapes without a mask.
+
+    Raises:
+        DataError: a number that is too small.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        num_frames: int,
+        size: int | tuple[int, int] = 128,
+        max_objects: int = 3,
+        seed: int = 0,
+        motion: float = 0.14,
+        max_distractors: int = 2,
+    ) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        _check_at_least(1, num_videos=num_videos, num_frames=num_frames, max_objects=max_objects)
+        _check_at_least(0, seed=seed, motion=motion, max_distractors=max_distractors)
+        _check_at_least(16, size=min(self.size))
+        self.frames_per_video = num_frames
+        self.max_objects = max_objects
+        self.max_distractors = max_distractors
+        self.motion = motion
+        self.seed = seed
+        self.names = [f"synthetic_{seed}_{i:05d}" for i in range(num_videos)]
+        self._recent: tuple[int, Scene] | None = None
+
+    def name(self, i: int) -> str:
+        return f"synthetic_{self.seed}_{i:05d}"
+
+    def num_frames(self, i: int) -> int:
+        return self.frames_per_video
+
+    def index_in_epoch(self, i: int, epoch: int) -> int:
+        return i + epoch * len(self)
+
+    def scene(self, i: int) -> Scene:
+        """The scene of video ``i``, any number from 0 up."""
+        if self._recent is None or self._recent[0] != i:
+            generator = np.random.default_rng((self.seed, i))
+            scene = Scene(
+                generator,
+                self.frames_per_video,
+                self.size,
+                self.max_objects,
+                self.max_distractors,
+                self.motion,
+            )
+            self._recent = (i, scene)
+        return self._recent[1]
+
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        return self.scene(i).frame(t)
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        return dict(self.scene(i).masks(t))
+
+
+class CompositedDataset(VideoSource):
+    """Generated objects laid over the frames of another source, so that their masks are true.
+
+    For videos that nobody annotated: the objects are those of :class:`SyntheticDataset`, the world
+    behind them is real, and masks the source may have are not used. The pixels follow from the
+    source's frame and ``(seed, video, frame)``. Every epoch of training sees other objects on the
+    same videos.
+
+    Args:
+        source: where the frames come from.
+        max_objects: at most this many objects a video.
+        seed: 0 or more.
+        motion: mean way of an object on one frame as a share of its diameter.
+        max_distractors: at most this many moving shapes without a mask.
+
+    Raises:
+        DataError: a number that is too small, or, on reading, frames of one video that differ in
+            size.
+    """
+
+    def __init__(
+        self,
+        source: VideoSource,
+        max_objects: int = 3,
+        seed: int = 0,
+        motion: float = 0.14,
+        max_distractors: int = 2,
+    ) -> None:
+        _check_at_least(1, max_objects=max_objects)
+        _check_at_least(0, seed=seed, motion=motion, max_distractors=max_distractors)
+        self.source = source
+        self.max_objects = max_objects
+        self.max_distractors = max_distractors
+        self.motion = motion
+        self.seed = seed
+        self.names = list(source.names)
+        self._recent: tuple[int, Scene] | None = None
+
+    def name(self, i: int) -> str:
+        return self.names[i % len(self)]
+
+    def num_frames(self, i: int) -> int:
+        return self.source.num_frames(i % len(self))
+
+    def frame_name(self, i: int, t: int) -> str:
+        return self.source.frame_name(i % len(self), t)
+
+    def index_in_epoch(self, i: int, epoch: int) -> int:
+        return i + epoch * len(self)
+
+    def scene(self, i: int) -> Scene:
+        """The objects of video ``i``, any number from 0 up: frames repeat, objects do not."""
+        if self._recent is None or self._recent[0] != i:
+            size = self.source.read_frame(i % len(self), 0).shape[:2]
+            generator = np.random.default_rng((self.seed, i))
+            scene = Scene(
+                generator,
+                self.num_frames(i),
+                size,
+                self.max_objects,
+                self.max_distractors,
+                self.motion,
+                background=False,
+            )
+            self._recent = (i, scene)
+        return self._recent[1]
+
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        behind = self.source.read_frame(i % len(self), t)
+        scene = self.scene(i)
+        if behind.shape[:2] != scene.size:
+            raise DataError(
+                f"video {self.name(i)!r}: frame {self.frame_name(i, t)} has size "
+                f"{behind.shape[:2]}, the first frame {scene.size}; make all frames the same size"
+            )
+        return scene.frame(t, behind)
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        return dict(self.scene(i).masks(t))
+
+
+def _check_at_least(least: float, **values: float) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise DataError(f"generated videos: {name} must be at least {least}, got {value}")
