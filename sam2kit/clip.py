@@ -158,3 +158,35 @@ def collate(clips: list[VideoClip]) -> ClipBatch:
         ],
         sizes=[clip.size for clip in clips],
     )
+
+
+@dataclass
+class TrackOutput:
+    """What a model says of every object on every frame of a :class:`ClipBatch`.
+
+    Attributes:
+        mask_logits: ``[T,O,h,w]`` float32 at a quarter of the frame's size; above 0 is the object.
+            Where the model calls the object absent, upstream sets all of them to -1024.
+        iou: ``[T,O]`` the IoU that the model predicts for its mask, 0 to 1.
+        object_score: ``[T,O]`` logits; above 0 the model calls the object visible.
+        tracked: ``[T,O]`` bool: from an object's first prompt on. Elsewhere the other fields mean
+            nothing (and are 0).
+        prompted: ``[T,O]`` bool: frames on which the object was prompted.
+    """
+
+    mask_logits: Tensor
+    iou: Tensor
+    object_score: Tensor
+    tracked: Tensor
+    prompted: Tensor
+
+    def masks(self, size: tuple[int, int]) -> Tensor:
+        """``[T,O,H,W]`` bool at ``size`` (rows, columns); False where an object is not tracked."""
+        return (upsample(self.mask_logits, size) > 0) & self.tracked[..., None, None]
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[...,h,w]`` logits bilinearly at ``size``, as upstream brings masks to the frame's size."""
+    flat = logits.flatten(0, -3).unsqueeze(1).float()
+    resized = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    return resized.squeeze(1).unflatten(0, logits.shape[:-2])

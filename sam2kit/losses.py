@@ -1,0 +1,176 @@
+"""The training loss: functions of mask logits and true masks, and their weighted sum.
+
+The functions return one value for each object-frame (one object on one frame); reductions are the
+business of :class:`SAM2TrainingLoss` alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam2kit.clip import ClipBatch, TrackOutput, upsample
+from sam2kit.config import LossConfig
+
+
+def bce_loss(logits: Tensor, truth: Tensor, positive_weight: float = 1.0) -> Tensor:
+    """Binary cross-entropy, mean over pixels.
+
+    Args:
+        logits: ``[N,H,W]``.
+        truth: ``[N,H,W]`` bool or float.
+        positive_weight: object pixels weigh background pixels / object pixels, held between 1 and
+            this value, so that small objects are not drowned by their background.
+
+    Returns:
+        ``[N]``, 0 or above.
+    """
+    truth = truth.to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    if positive_weight > 1:
+        inside = truth.flatten(1).sum(1)
+        outside = truth[0].numel() - inside
+        weight = (outside / inside.clamp(min=1)).clamp(1, positive_weight)
+        loss = loss * torch.where(truth > 0.5, weight[:, None, None], 1.0)
+    return loss.flatten(1).mean(1)
+
+
+def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """``1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)`` with probabilities p and truth g.
+
+    Args:
+        logits: ``[N,H,W]``.
+        truth: ``[N,H,W]`` bool or float.
+
+    Returns:
+        ``[N]`` between 0 and 1. Source of the form with 1 in both places: upstream's ``dice_loss``.
+    """
+    overlap, p, g = _areas(logits, truth)
+    return 1 - (2 * overlap + 1) / (p + g + 1)
+
+
+def iou_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """1 minus the soft Jaccard index: ``1 - (sum(p g) + 1) / (sum(p + g - p g) + 1)``.
+
+    Args:
+        logits: ``[N,H,W]``.
+        truth: ``[N,H,W]`` bool or float.
+
+    Returns:
+        ``[N]`` between 0 and 1.
+    """
+    overlap, p, g = _areas(logits, truth)
+    return 1 - (overlap + 1) / (p + g - overlap + 1)
+
+
+def temporal_loss(
+    logits: Tensor, previous_logits: Tensor, truth: Tensor, previous: Tensor
+) -> Tensor:
+    """Change of probability between two frames against the truth's change, mean over pixels.
+
+    ``mean(|(p_t - p_{t-1}) - (g_t - g_{t-1})|)``: flicker where the truth stands still costs, and
+    so does standing still where the truth moves.
+
+    Args:
+        logits, previous_logits: ``[N,H,W]`` of a frame and the one before it.
+        truth, previous: ``[N,H,W]`` bool or float, likewise.
+
+    Returns:
+        ``[N]`` between 0 and 2.
+    """
+    change = logits.sigmoid() - previous_logits.sigmoid()
+    true_change = truth.to(change.dtype) - previous.to(change.dtype)
+    return (change - true_change).abs().flatten(1).mean(1)
+
+
+def iou_head_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor) -> Tensor:
+    """L1 between the IoU the model predicts for its mask and the IoU that the mask has.
+
+    Args:
+        predicted_iou: ``[N]``.
+        logits: ``[N,H,W]``; the mask is where they are above 0. No gradient flows to them.
+        truth: ``[N,H,W]`` bool or float.
+
+    Returns:
+        ``[N]``.
+    """
+    mask, truth = logits > 0, truth > 0.5
+    union = (mask | truth).flatten(1).sum(1).clamp(min=1)
+    reached = (mask & truth).flatten(1).sum(1) / union
+    return (predicted_iou - reached).abs()
+
+
+def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    p = logits.sigmoid().flatten(1)
+    g = truth.to(p.dtype).flatten(1)
+    return (p * g).sum(1), p.sum(1), g.sum(1)
+
+
+class SAM2TrainingLoss(nn.Module):
+    """The weighted sum of the terms of :class:`~sam2kit.config.LossConfig`.
+
+    Every term is summed over the supervised object-frames of the batch (tracked by the model and
+    annotated) and divided by their number, so that a batch's loss is the mean of its clips' losses
+    weighted by their object-frames. The rules:
+
+    - A frame without annotation, or before an object's first prompt, counts in nothing.
+    - An annotated frame on which the object is absent counts in ``bce``, ``temporal`` and
+      ``object_score``; ``dice``, ``iou`` and ``iou_head`` are 0 there, for there is no region.
+    - ``temporal`` needs the frame before to be supervised too, and is 0 where it is not.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, output: TrackOutput, batch: ClipBatch) -> dict[str, Tensor]:
+        """Scalars: the terms, unweighted (``loss_bce``, ``loss_dice``, …), and their sum ``loss``.
+
+        A term of weight 0 is left out. All are 0 when the batch has no supervised object-frame.
+        """
+        supervised = output.tracked & batch.annotated
+        frames, objects = supervised.nonzero(as_tuple=True)
+        logits = upsample(output.mask_logits[frames, objects], batch.masks.shape[-2:])
+        values = self._values(output, batch, supervised, logits, batch.masks[frames, objects])
+        count = max(len(frames), 1)
+        terms = {f"loss_{name}": value.sum() / count for name, value in values.items()}
+        weights = vars(self.config)
+        total = sum(weights[name] * terms[f"loss_{name}"] for name in values)
+        # An empty batch still has to give a tensor that can be differentiated.
+        return {"loss": total + 0.0 * output.mask_logits.sum(), **terms}
+
+    def _values(
+        self,
+        output: TrackOutput,
+        batch: ClipBatch,
+        supervised: Tensor,
+        logits: Tensor,
+        truth: Tensor,
+    ) -> dict[str, Tensor]:
+        """Each term of positive weight for the N supervised object-frames: ``[N]`` or fewer."""
+        c = self.config
+        present = truth.flatten(1).any(1)
+        values = {}
+        if c.bce > 0:
+            values["bce"] = bce_loss(logits, truth, c.bce_positive_weight)
+        if c.dice > 0:
+            values["dice"] = dice_loss(logits, truth) * present
+        if c.iou > 0:
+            values["iou"] = iou_loss(logits, truth) * present
+        if c.temporal > 0:
+            row = torch.full_like(supervised, -1, dtype=torch.long)
+            row[supervised] = torch.arange(len(truth), device=row.device)
+            now, before = row[1:].flatten(), row[:-1].flatten()
+            pairs = (now >= 0) & (before >= 0)
+            now, before = now[pairs], before[pairs]
+            values["temporal"] = temporal_loss(
+                logits[now], logits[before], truth[now], truth[before]
+            )
+        if c.iou_head > 0:
+            values["iou_head"] = iou_head_loss(output.iou[supervised], logits, truth) * present
+        if c.object_score > 0:
+            values["object_score"] = F.binary_cross_entropy_with_logits(
+                output.object_score[supervised], present.to(logits.dtype), reduction="none"
+            )
+        return values

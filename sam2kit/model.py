@@ -1,0 +1,378 @@
+"""SAM 2 as a module that tracks a batch of clips, on upstream's own ``SAM2Base``.
+
+Parameter names and shapes are upstream's, so that checkpoints travel both ways.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from sam2kit.clip import ClipBatch, TrackOutput
+from sam2kit.config import SIZES, Config
+from sam2kit.errors import ConfigError
+from sam2kit.prompts import Prompt
+from sam2kit.transforms import normalize
+
+LOOSE_GROUP = "memory_embeddings"
+"""The parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``, ``no_mem_pos_enc``,
+``no_obj_ptr``, ``no_obj_embed_spatial``). They follow ``memory_attention``, which reads them all, and
+can be named on their own."""
+
+
+@dataclass
+class _Group:
+    """Objects that are prompted on the same frames in the same way: one upstream call a frame."""
+
+    objects: Tensor  # [n], positions in the batch's O axis
+    prompts: dict[int, Prompt]
+
+
+class SAM2Model(SAM2Base):
+    """``SAM2Base`` with a forward pass over a :class:`~sam2kit.clip.ClipBatch`.
+
+    Gradients flow through the memory from every frame to every earlier one; nothing is detached.
+    Built by :func:`create_sam2_model`.
+    """
+
+    def forward(
+        self, batch: ClipBatch, prompts: list[Prompt], zero_memory: bool = False
+    ) -> TrackOutput:
+        """Track every prompted object of a batch from its first prompt to the last frame.
+
+        Args:
+            batch: B clips of T frames, ``image_size`` square. Masks are not looked at: ground truth
+                reaches the model through ``prompts`` alone.
+            prompts: at most one for an object on a frame. Prompted frames are conditioning frames
+                and are processed first, as upstream does in training.
+            zero_memory: zero everything the memory bank keeps (spatial memory and object pointers).
+                An ablation: a model that still tracks did not need its memory.
+
+        Raises:
+            ValueError: frames of another size than ``image_size``, or an object prompted twice on
+                one frame.
+        """
+        if batch.frames.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"frames of {tuple(batch.frames.shape[-2:])}, but this model takes squares of "
+                f"{self.image_size}; set dataset.image_size"
+            )
+        shape = (batch.num_frames, batch.num_objects)
+        prompted = torch.zeros(shape, dtype=torch.bool, device=batch.frames.device)
+        for prompt in prompts:
+            if prompted[prompt.frame, prompt.objects].any():
+                raise ValueError(f"an object has two prompts on frame {prompt.frame}")
+            prompted[prompt.frame, prompt.objects] = True
+        features = self.encode_frames(batch.frames)
+        groups = _group_objects(prompts)
+        parts = [self._track_group(group, features, batch, zero_memory) for group in groups]
+        return self._assemble(parts, [g.objects for g in groups], prompted)
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether no parameter that shapes the frame features is trained."""
+        return not any(
+            p.requires_grad
+            for n, p in self.named_parameters()
+            if module_path(n)[0] == "image_encoder"
+        )
+
+    def encode_frames(self, frames: Tensor) -> dict:
+        """Features of all frames of all clips, as upstream's ``forward_image`` gives them.
+
+        Args:
+            frames: ``[B,T,3,H,W]`` uint8, or float32 already normalised.
+
+        Returns:
+            upstream's dictionary with B*T images, clip-major: frame t of clip b is image b*T + t.
+        """
+        images = frames.flatten(0, 1)
+        if images.dtype == torch.uint8:
+            images = normalize(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
+            return self.forward_image(images)
+
+    def _track_group(
+        self, group: _Group, features: dict, batch: ClipBatch, zero_memory: bool
+    ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """Frame -> (mask logits [n,h,w], predicted IoU [n], object score [n])."""
+        num_frames = batch.num_frames
+        _, vision_feats, vision_pos_embeds, feat_sizes = self._prepare_backbone_features(features)
+        first_image = batch.clip_of_object[group.objects] * num_frames
+        bank: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        prompted = sorted(group.prompts)
+        rest = [t for t in range(prompted[0], num_frames) if t not in group.prompts]
+        order = prompted + rest
+        results = {}
+        for t in order:
+            images = first_image + t
+            entry, results[t] = self._track_frame(
+                t,
+                group.prompts.get(t),
+                [x[:, images] for x in vision_feats],
+                [x[:, images] for x in vision_pos_embeds],
+                feat_sizes,
+                bank,
+                num_frames,
+                run_mem_encoder=t != order[-1],  # nobody reads the last frame's memory
+            )
+            if zero_memory and entry["maskmem_features"] is not None:
+                entry["maskmem_features"] = torch.zeros_like(entry["maskmem_features"])
+                entry["obj_ptr"] = torch.zeros_like(entry["obj_ptr"])
+            kind = "cond_frame_outputs" if t in group.prompts else "non_cond_frame_outputs"
+            bank[kind][t] = entry
+        return results
+
+    def _track_frame(
+        self,
+        t: int,
+        prompt: Prompt | None,
+        vision_feats: list[Tensor],
+        vision_pos_embeds: list[Tensor],
+        feat_sizes: list[tuple[int, int]],
+        bank: dict,
+        num_frames: int,
+        run_mem_encoder: bool,
+    ) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
+        """One frame of one group: what the memory bank keeps, and the frame's results.
+
+        Upstream's ``track_step`` drops the predicted IoU and, in training, the object score, so its
+        two halves are called here.
+        """
+        entry, heads, _, _ = self._track_step(
+            t,
+            prompt is not None,
+            vision_feats,
+            vision_pos_embeds,
+            feat_sizes,
+            *_upstream_inputs(prompt),
+            bank,
+            num_frames,
+            False,
+            None,
+        )
+        _, _, ious, low_res_masks, high_res_masks, obj_ptr, object_score = heads
+        entry["obj_ptr"] = obj_ptr
+        self._encode_memory_in_output(
+            vision_feats,
+            feat_sizes,
+            entry["point_inputs"],
+            run_mem_encoder,
+            high_res_masks,
+            object_score,
+            entry,
+        )
+        return entry, (low_res_masks[:, 0], ious.amax(-1), object_score[:, 0])
+
+    def _assemble(self, parts: list[dict], objects: list[Tensor], prompted: Tensor) -> TrackOutput:
+        """Put the groups' results back into the batch's object order, zeros before the first prompt."""
+        num_frames, num_objects = prompted.shape
+        side = self.image_size // 4
+        zeros = [torch.zeros(0, side, side), torch.zeros(0), torch.zeros(0)]
+        untracked = torch.tensor(
+            [o for o in range(num_objects) if not prompted[:, o].any()], dtype=torch.long
+        ).to(prompted.device)
+        blocks = []
+        for field in range(3):
+            empty = zeros[field].to(prompted.device)
+            shape = (num_frames, len(untracked), *empty.shape[1:])
+            columns = [empty.new_zeros(shape)]
+            for part in parts:
+                first = min(part)
+                values = torch.stack([part[t][field] for t in range(first, num_frames)]).float()
+                columns.append(torch.cat([values.new_zeros(first, *values.shape[1:]), values]))
+            blocks.append(torch.cat(columns, dim=1))
+        inverse = torch.cat([untracked, *objects]).argsort()
+        logits, ious, scores = (block[:, inverse] for block in blocks)
+        return TrackOutput(logits, ious, scores, prompted.cumsum(0) > 0, prompted)
+
+
+def _group_objects(prompts: list[Prompt]) -> list[_Group]:
+    """Objects with prompts on the same frames, of the same kind and number of points, together."""
+    of_object: dict[int, dict[int, tuple[Prompt, int]]] = defaultdict(dict)
+    for prompt in prompts:
+        for row, index in enumerate(prompt.objects.tolist()):
+            of_object[index][prompt.frame] = (prompt, row)
+    members: dict[tuple, list[int]] = defaultdict(list)
+    for index in sorted(of_object):
+        signature = tuple(
+            (t, None if p.points is None else p.points.shape[1])
+            for t, (p, _) in sorted(of_object[index].items())
+        )
+        members[signature].append(index)
+    groups = []
+    for signature, indices in members.items():
+        merged = {}
+        for t, points in signature:
+            rows = [of_object[i][t] for i in indices]
+            objects = torch.cat([p.objects[r : r + 1] for p, r in rows])
+            if points is None:
+                masks = torch.stack([p.masks[r] for p, r in rows])
+                merged[t] = Prompt(frame=t, objects=objects, masks=masks)
+            else:
+                merged[t] = Prompt(
+                    frame=t,
+                    objects=objects,
+                    points=torch.stack([p.points[r] for p, r in rows]),
+                    labels=torch.stack([p.labels[r] for p, r in rows]),
+                )
+        groups.append(_Group(objects, merged))
+    return groups
+
+
+def _upstream_inputs(prompt: Prompt | None) -> tuple[dict | None, Tensor | None]:
+    """Upstream's (point_inputs, mask_inputs) for a prompt."""
+    if prompt is None:
+        return None, None
+    if prompt.masks is not None:
+        return None, prompt.masks.unsqueeze(1)
+    return {"point_coords": prompt.points, "point_labels": prompt.labels}, None
+
+
+def read_model_yaml(size: str) -> DictConfig:
+    """The YAML that describes a size, in upstream's form: upstream's own, or the kit's for nano.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"model.size: {size!r} is none of {', '.join(SIZES)}")
+    if size == "nano":
+        return OmegaConf.load(Path(__file__).parent / "pretrained" / "nano.yaml")
+    text = (
+        resources.files("sam2") / "configs" / "sam2.1" / f"sam2.1_hiera_{size}.yaml"
+    ).read_text()
+    return OmegaConf.create(text)
+
+
+def build_sam2_model(config: Config) -> SAM2Model:
+    """A model of ``config.model.size`` for frames of ``config.dataset.image_size``, random weights.
+
+    The weights are a function of ``config.seed``; global random state is left as it was.
+    """
+    image_size = config.dataset.image_size
+    if image_size <= 0 or image_size % 32:
+        raise ConfigError(f"dataset.image_size: {image_size} is not a multiple of 32")
+    tree = read_model_yaml(config.model.size).model
+    tree["_target_"] = "sam2kit.model.SAM2Model"
+    tree["image_size"] = image_size
+    for attention in ("self_attention", "cross_attention"):
+        tree.memory_attention.layer[attention].feat_sizes = [image_size // 16] * 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = instantiate(tree, _recursive_=True)
+    _set_start_values(model, config)
+    return model
+
+
+@torch.no_grad()
+def _set_start_values(model: SAM2Model, config: Config) -> None:
+    """The start values that decide whether a model learns from random weights at all.
+
+    With ``memory_attention_bias`` b, queries and keys of the memory cross-attention start as
+    (b, 0, b, 0, …) in every rotary pair: their product then is largest where query and key stand in
+    the same place, so attention starts there.
+    """
+    if bias := config.model.memory_attention_bias:
+        for layer in model.memory_attention.layers:
+            for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
+                projection.bias.zero_()
+                projection.bias[0::2] = bias
+    if config.model.object_score_bias:
+        head = model.sam_mask_decoder.pred_obj_score_head
+        last = head.layers[-1] if hasattr(head, "layers") else head
+        last.bias.fill_(config.model.object_score_bias)
+
+
+def module_path(parameter: str) -> tuple[str, ...]:
+    """The modules that a parameter belongs to, outermost first, then its own name.
+
+    This is the path in the model with two exceptions. ``conv_s0`` and ``conv_s1`` stand in the mask
+    decoder but are the last step of the image encoder (they run once a frame, and are frozen and
+    cached with it), so they count as ``image_encoder``. Parameters outside every module count as
+    :data:`LOOSE_GROUP`.
+    """
+    parts = tuple(parameter.split("."))
+    if parts[0] == "sam_mask_decoder" and parts[1] in ("conv_s0", "conv_s1"):
+        return ("image_encoder", *parts[1:])
+    return parts if len(parts) > 1 else (LOOSE_GROUP, *parts)
+
+
+def _names(parameter: str) -> set[str]:
+    """Everything a pattern may say to mean this parameter: each module around it, and itself."""
+    path = module_path(parameter)
+    names = {".".join(path[:depth]) for depth in range(1, len(path) + 1)} | {parameter}
+    return names | {"memory_attention"} if path[0] == LOOSE_GROUP else names
+
+
+def match_parameters(model: torch.nn.Module, patterns: Iterable[str], key: str) -> set[str]:
+    """Names of the parameters that ``patterns`` (module names, parameter names or globs) mean.
+
+    Raises:
+        ConfigError: a pattern that means nothing; ``key`` is the configuration key to blame.
+    """
+    names = {n: _names(n) for n, _ in model.named_parameters()}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n, known in names.items() if fnmatch.filter(known, pattern)}
+        if not hits:
+            modules = sorted({module_path(n)[0] for n in names})
+            raise ConfigError(
+                f"{key}: {pattern!r} matches no module; this model has {', '.join(modules)} "
+                "(and their submodules, such as memory_attention.layers.0)"
+            )
+        chosen |= hits
+    return chosen
+
+
+def set_trainable(model: torch.nn.Module, patterns: Iterable[str]) -> None:
+    """Let the parameters that ``patterns`` mean be trained, and freeze all others."""
+    chosen = match_parameters(model, patterns, "model.trainable_modules")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """How many of a module's parameters are trained."""
+
+    module: str
+    parameters: int
+    trainable: int
+
+    @property
+    def percentage(self) -> float:
+        """Trainable share in percent, 0 to 100."""
+        return 100.0 * self.trainable / max(self.parameters, 1)
+
+
+def parameter_report(model: torch.nn.Module) -> list[ModuleReport]:
+    """One row a module in the model's order, and ``total`` last."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        row = counts.setdefault(module_path(name)[0], [0, 0])
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() * parameter.requires_grad
+    rows = [ModuleReport(module, *row) for module, row in counts.items()]
+    total = ModuleReport("total", sum(r.parameters for r in rows), sum(r.trainable for r in rows))
+    return [*rows, total]
+
+
+def format_report(rows: list[ModuleReport]) -> str:
+    """The report as a table of plain text."""
+    width = max(len(r.module) for r in rows)
+    lines = [f"{'module':{width}} {'parameters':>12} {'trainable':>12} {'%':>6}"]
+    lines += [
+        f"{r.module:{width}} {r.parameters:12,} {r.trainable:12,} {r.percentage:6.1f}" for r in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""Shared pieces: a tiny model, and clips whose objects really move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sam2kit.clip import ClipBatch, VideoClip, collate
+from sam2kit.config import Config
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_config() -> Config:
+    """The nano from random weights at 64 px, with start values that let it learn."""
+    config = Config()
+    config.model.size = "nano"
+    config.model.memory_attention_bias = 3.0
+    config.model.object_score_bias = 3.0
+    config.dataset.image_size = 64
+    config.dataset.video_clip_length = 4
+    config.dataset.num_workers = 0
+    return config
+
+
+def moving_clip(
+    num_objects: int = 1, num_frames: int = 4, size: int = 64, seed: int = 0, name: str = "clip"
+) -> VideoClip:
+    """Squares that move to the right over noise, one row of squares for each object."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 255, (num_frames, 3, size, size), generator=generator).to(torch.uint8)
+    masks = torch.zeros(num_frames, num_objects, size, size, dtype=torch.bool)
+    height = size // num_objects
+    for t in range(num_frames):
+        for o in range(num_objects):
+            rows = slice(o * height + 1, (o + 1) * height - 1)
+            columns = slice(4 + 4 * t + o, 4 + 4 * t + o + size // 3)
+            masks[t, o, rows, columns] = True
+            frames[t, :, rows, columns] //= 2 + o
+    annotated = torch.ones(num_frames, num_objects, dtype=torch.bool)
+    return VideoClip(frames, masks, annotated, name, list(range(num_frames)))
+
+
+@pytest.fixture
+def batch() -> ClipBatch:
+    """Two clips, with one object and with three."""
+    return collate([moving_clip(1, seed=1, name="a"), moving_clip(3, seed=2, name="b")])
