@@ -1,18 +1,23 @@
 """The configuration: its dataclasses are the only schema and hold the only defaults.
 
-YAML files under ``configs/`` hold differences from these defaults. This module imports no torch.
+YAML files under ``configs/`` hold differences from these defaults; :mod:`sam2kit.compose` puts the
+two together. This module imports no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Optional  # OmegaConf reads the annotations at run time, in Python 3.10 too
+from typing import Any  # OmegaConf reads the annotations at run time, in Python 3.10 too
 
 SIZES = ("nano", "t", "s", "b+", "l")
 PROMPT_TYPES = ("mask", "box", "point")
 DATASET_TYPES = ("video", "coco", "synthetic")
 LOGGERS = ("tensorboard", "wandb", "swanlab")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+OPTIMIZERS = ("adamw",)
+SCHEDULERS = ("cosine", "constant")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def option(default: Any, help: str) -> Any:
@@ -27,8 +32,9 @@ class ModelConfig:
     """Which SAM 2 is built and which of its modules are trained."""
 
     size: str = option("t", "nano, t, s, b+ or l (SAM 2.1; nano is the kit's own small one)")
-    checkpoint: Optional[str] = option(
-        None, "official-format .pt, a run's .ckpt, or a name such as sam2.1_hiera_tiny; null: random"
+    checkpoint: str | None = option(
+        None,
+        "official-format .pt, a run's .ckpt, or a name such as sam2.1_hiera_tiny; null: random",
     )
     trainable_modules: list[str] = option(
         ["memory_attention", "memory_encoder"],
@@ -41,7 +47,8 @@ class ModelConfig:
         "from random weights attend to the same place in the memory (ignored with a checkpoint)",
     )
     object_score_bias: float = option(
-        0.0, "start value of the object score's bias; 3 keeps random weights from clamping masks away"
+        0.0,
+        "start value of the object score's bias; 3 keeps random weights from clamping masks away",
     )
 
 
@@ -50,9 +57,9 @@ class DatasetConfig:
     """Where training clips come from and how they are prompted."""
 
     type: str = option("video", "video (frame folders), coco (COCO JSON) or synthetic (generated)")
-    data_path: Optional[str] = option(None, "folder of the videos; for coco the root of file_name")
-    annotation_file: Optional[str] = option(None, "the COCO JSON (type coco only)")
-    split: Optional[str] = option(
+    data_path: str | None = option(None, "folder of the videos; for coco the root of file_name")
+    annotation_file: str | None = option(None, "the COCO JSON (type coco only)")
+    split: str | None = option(
         None, "list of video names: a text file, or its name under ImageSets (2016/train)"
     )
     video_clip_length: int = option(5, "frames in a clip, at least 1")
@@ -61,14 +68,14 @@ class DatasetConfig:
     image_size: int = option(512, "frames are squashed to this square; a multiple of 32")
     batch_size: int = option(1, "clips in a batch")
     num_workers: int = option(2, "processes that load clips; 0 loads in the main process")
-    max_objects: Optional[int] = option(3, "at most this many objects a clip; null: all")
+    max_objects: int | None = option(3, "at most this many objects a clip; null: all")
     synthetic_objects: int = option(
         3, "at most this many generated objects a clip, for videos without masks and type synthetic"
     )
     synthetic_videos: int = option(256, "videos in an epoch of type synthetic")
     augment: bool = option(False, "flip, crop, reverse and recolour training clips")
     prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")
-    prompt_probabilities: Optional[list[float]] = option(
+    prompt_probabilities: list[float] | None = option(
         None, "one probability for each of prompt_types; null: equal"
     )
     num_positive_points: int = option(1, "positive clicks of a point prompt")
@@ -80,19 +87,19 @@ class DatasetConfig:
 class ValDatasetConfig:
     """Where validation clips come from. A null key is taken from ``dataset``."""
 
-    type: Optional[str] = option(None, "as dataset.type")
-    data_path: Optional[str] = option(None, "as dataset.data_path")
-    annotation_file: Optional[str] = option(None, "as dataset.annotation_file")
-    split: Optional[str] = option(None, "as dataset.split, of the validation videos")
+    type: str | None = option(None, "as dataset.type")
+    data_path: str | None = option(None, "as dataset.data_path")
+    annotation_file: str | None = option(None, "as dataset.annotation_file")
+    split: str | None = option(None, "as dataset.split, of the validation videos")
     fraction: float = option(
         0.2,
         "share of the training videos held out when neither data_path, annotation_file nor split "
         "is given here",
     )
-    video_clip_length: Optional[int] = option(None, "frames in a clip; null: as dataset")
-    frame_stride: Optional[int] = option(None, "null: as dataset")
+    video_clip_length: int | None = option(None, "frames in a clip; null: as dataset")
+    frame_stride: int | None = option(None, "null: as dataset")
     batch_size: int = option(1, "clips in a batch")
-    max_objects: Optional[int] = option(None, "at most this many objects a clip; null: all")
+    max_objects: int | None = option(None, "at most this many objects a clip; null: all")
     synthetic_videos: int = option(16, "videos of type synthetic")
     prompt_types: list[str] = option(["mask"], "as dataset.prompt_types")
 
@@ -140,16 +147,17 @@ class TrainerConfig:
     accelerator: str = option("auto", "auto, cpu, gpu, mps")
     devices: str = option("1", "number of devices, a list such as 0,1, or auto")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
-    gradient_clip_val: Optional[float] = option(1.0, "largest gradient norm; null: no clipping")
+    gradient_clip_val: float | None = option(1.0, "largest gradient norm; null: no clipping")
     accumulate_grad_batches: int = option(1, "batches in an optimizer step")
     log_every_n_steps: int = option(10, "steps between two log lines")
     check_val_every_n_epoch: int = option(1, "epochs between two validations")
-    limit_train_batches: Optional[int] = option(None, "at most this many batches an epoch")
-    limit_val_batches: Optional[int] = option(None, "at most this many validation batches")
-    early_stopping_patience: Optional[int] = option(
+    limit_train_batches: int | None = option(None, "at most this many batches an epoch")
+    limit_val_batches: int | None = option(None, "at most this many validation batches")
+    early_stopping_patience: int | None = option(
         None, "stop after this many validations without a lower validation loss; null: never"
     )
     logger: str = option("tensorboard", "tensorboard, wandb or swanlab")
+    resume_from: str | None = option(None, "a run's last.ckpt to continue from")
 
 
 @dataclass
@@ -191,3 +199,23 @@ class Config:
         return replace(
             self.dataset, **own, clips_per_video=1, augment=False, prompt_probabilities=None
         )
+
+
+def get(config: Config, key: str) -> Any:
+    """The value of a dotted key such as ``optimizer.lr``."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def options(config: Any = None, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a configuration with the dataclass field that declares it."""
+    found: dict[str, Any] = {}
+    config = Config() if config is None else config
+    for f in fields(config):
+        if "help" in f.metadata:
+            found[prefix + f.name] = f
+        else:
+            found.update(options(getattr(config, f.name), f"{prefix}{f.name}."))
+    return found

@@ -1,0 +1,224 @@
+"""Refuse a configuration that cannot work: impossible values, combinations and missing files.
+
+What a type can say is checked by :mod:`sam2kit.compose`, by the dataclasses. No torch here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from sam2kit.config import (
+    ACCELERATORS,
+    DATASET_TYPES,
+    LOG_LEVELS,
+    LOGGERS,
+    OPTIMIZERS,
+    PRECISIONS,
+    PROMPT_TYPES,
+    SCHEDULERS,
+    SIZES,
+    Config,
+    DatasetConfig,
+    get,
+)
+from sam2kit.errors import ConfigError
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+
+
+def check(config: Config) -> None:
+    """Refuse values and combinations that cannot work, before anything is loaded.
+
+    Raises:
+        ConfigError: names every such key with its value and what to do about it.
+    """
+    if problems := list(_problems(config)):
+        raise ConfigError("\n".join(problems))
+
+
+def check_paths(config: Config) -> None:
+    """Refuse a configuration whose data or checkpoint are not there.
+
+    Raises:
+        ConfigError: names the key, the path and what lies near it.
+    """
+    validation = config.validation_dataset()
+    for section, dataset in (("dataset", config.dataset), ("valdataset", validation)):
+        if dataset.type != "synthetic" and dataset.data_path is None:
+            raise ConfigError(
+                f"{section}.data_path is not set, and type {dataset.type} reads videos from it; "
+                f"give --data-path DIR, or {section}.type=synthetic to train on generated clips"
+            )
+        for key in ("data_path", "annotation_file"):
+            path = getattr(dataset, key)
+            if path is not None and not Path(path).exists():
+                raise ConfigError(f"{section}.{key}: {missing(path)}")
+    checkpoint = config.model.checkpoint
+    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).is_file():
+        raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
+
+
+def looks_like_path(checkpoint: str) -> bool:
+    """Whether ``model.checkpoint`` is a file rather than the name of a released model."""
+    return "/" in checkpoint or "\\" in checkpoint or checkpoint.endswith(CHECKPOINT_SUFFIXES)
+
+
+def missing(path: str | Path) -> str:
+    """Say that ``path`` does not exist, where the search ended and which names lie near."""
+    path = Path(path)
+    parent, name = path.absolute().parent, path.name
+    while not parent.is_dir():
+        parent, name = parent.parent, parent.name
+    names = sorted(entry.name for entry in parent.iterdir())
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
+    listing = ", ".join(near) if near else "nothing, it is empty"
+    return f"{path} does not exist; {parent} holds {listing}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A half sentence with the nearest of ``known``, or with all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+
+
+def _problems(config: Config) -> Iterator[str]:
+    yield from _choice_problems(config)
+    yield from _number_problems(config)
+    dataset = list(_dataset_problems("dataset", config.dataset))
+    yield from dataset
+    for problem in _dataset_problems("valdataset", config.validation_dataset()):
+        if problem.replace("valdataset.", "dataset.") not in dataset:  # taken over, said above
+            yield problem
+    if not config.model.trainable_modules:
+        yield "model.trainable_modules is empty, so nothing would be trained; name a module or '*'"
+    terms = {
+        f.name: getattr(config.loss, f.name)
+        for f in fields(config.loss)
+        if f.name != "bce_positive_weight"
+    }
+    if not any(terms.values()):
+        yield f"loss: all of {', '.join(terms)} are 0; give one term a weight above 0"
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        yield f"optimizer.betas is {betas}; give two numbers from 0 to below 1"
+    if not _devices_known(config.trainer.devices):
+        yield (
+            f"trainer.devices is {config.trainer.devices!r}; give a number of devices, "
+            "a list such as 0,1, or auto"
+        )
+    if config.trainer.precision == "16-mixed" and config.trainer.accelerator == "cpu":
+        yield "trainer.precision is 16-mixed, which trainer.accelerator=cpu lacks; use bf16-mixed"
+    if config.use_wandb and config.trainer.logger == "swanlab":
+        yield (
+            "use_wandb is true and trainer.logger is swanlab; drop one of them "
+            "(--no-wandb, or trainer.logger=tensorboard)"
+        )
+
+
+def _choice_problems(config: Config) -> Iterator[str]:
+    choices = {
+        "model.size": SIZES,
+        "optimizer.name": OPTIMIZERS,
+        "scheduler.name": SCHEDULERS,
+        "trainer.accelerator": ACCELERATORS,
+        "trainer.precision": PRECISIONS,
+        "trainer.logger": LOGGERS,
+        "log_level": LOG_LEVELS,
+    }
+    for key, known in choices.items():
+        value = get(config, key)
+        if value not in known:
+            yield f"{key} is {value!r}; choose from {', '.join(known)}"
+
+
+# The range of every number outside the two data sets; null passes where the schema allows it.
+_RANGES = {
+    "loss.bce": (0, math.inf),
+    "loss.dice": (0, math.inf),
+    "loss.iou": (0, math.inf),
+    "loss.temporal": (0, math.inf),
+    "loss.iou_head": (0, math.inf),
+    "loss.object_score": (0, math.inf),
+    "loss.bce_positive_weight": (1, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "scheduler.warmup_steps": (0, math.inf),
+    "scheduler.min_lr_ratio": (0, 1),
+    "trainer.max_epochs": (1, math.inf),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.log_every_n_steps": (1, math.inf),
+    "trainer.check_val_every_n_epoch": (1, math.inf),
+    "trainer.limit_train_batches": (1, math.inf),
+    "trainer.limit_val_batches": (1, math.inf),
+    "trainer.early_stopping_patience": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def _number_problems(config: Config) -> Iterator[str]:
+    for key, (low, high) in _RANGES.items():
+        value = get(config, key)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            above = "" if high == math.inf else f" and at most {high}"
+            yield f"{key} is {value}; give a number of at least {low}{above}"
+    for key in ("optimizer.lr", "trainer.gradient_clip_val"):
+        value = get(config, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            yield f"{key} is {value}; give a number above 0"
+    if config.trainer.max_steps != -1 and config.trainer.max_steps < 1:
+        yield f"trainer.max_steps is {config.trainer.max_steps}; give at least 1, or -1: no limit"
+    if not 0 < config.valdataset.fraction < 1:
+        yield f"valdataset.fraction is {config.valdataset.fraction}; give a share between 0 and 1"
+
+
+def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
+    if dataset.type not in DATASET_TYPES:
+        yield f"{section}.type is {dataset.type!r}; choose from {', '.join(DATASET_TYPES)}"
+    if dataset.type == "coco" and dataset.annotation_file is None:
+        yield f"{section}.annotation_file is not set, and type coco needs it; name the COCO JSON"
+    if dataset.image_size < 32 or dataset.image_size % 32:
+        size = max(32, round(dataset.image_size / 32) * 32)
+        yield f"{section}.image_size is {dataset.image_size}; give a multiple of 32, such as {size}"
+    for key, least in {
+        "video_clip_length": 1,
+        "frame_stride": 1,
+        "clips_per_video": 1,
+        "batch_size": 1,
+        "num_workers": 0,
+        "max_objects": 1,
+        "synthetic_objects": 1,
+        "synthetic_videos": 1,
+        "num_positive_points": 1,
+        "num_negative_points": 0,
+    }.items():
+        value = getattr(dataset, key)
+        if value is not None and value < least:
+            yield f"{section}.{key} is {value}; give at least {least}"
+    yield from _prompt_problems(section, dataset)
+
+
+def _prompt_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
+    types, probabilities = dataset.prompt_types, dataset.prompt_probabilities
+    known = f"any of {', '.join(PROMPT_TYPES)}, each at most once"
+    if not types or len(set(types)) < len(types) or not set(types) <= set(PROMPT_TYPES):
+        yield f"{section}.prompt_types is {types}; give {known}"
+    if probabilities is None:
+        return
+    if len(probabilities) != len(types):
+        yield (
+            f"{section}.prompt_probabilities is {probabilities}, for prompt_types {types}; "
+            "give one probability for each, or null"
+        )
+    if not all(p >= 0 for p in probabilities) or not math.isclose(sum(probabilities), 1):
+        yield f"{section}.prompt_probabilities is {probabilities}; give shares that add up to 1"
+
+
+def _devices_known(devices: str) -> bool:
+    if devices in ("auto", "-1"):
+        return True
+    parts = [part.strip() for part in devices.split(",") if part.strip()]
+    counted = all(part.isdecimal() for part in parts) and bool(parts)
+    return counted and (len(parts) > 1 or "," in devices or int(parts[0]) > 0)
