@@ -1,0 +1,335 @@
+"""Pictures: overlays, contact sheets, curves and GIFs.
+
+Functions return RGB arrays or matplotlib figures and never show anything; a notebook displays what
+it gets. Figures are made without pyplot, which keeps a list of every figure in global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+from torch import Tensor
+
+from sam2kit.clip import ClipBatch
+from sam2kit.metrics import after_first_visible, mean_tracked_iou
+from sam2kit.prompts import Prompt
+
+# Okabe and Ito's eight colours (Color Universal Design, 2008) without black, which dark frames
+# swallow, in an order that sets the first few apart best on photographs.
+PALETTE = np.array(
+    [
+        [86, 180, 233],  # sky blue
+        [230, 159, 0],  # orange
+        [204, 121, 167],  # reddish purple
+        [240, 228, 66],  # yellow
+        [0, 158, 115],  # bluish green
+        [213, 94, 0],  # vermilion
+        [0, 114, 178],  # blue
+    ],
+    dtype=np.uint8,
+)
+LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # those that can be told from white paper
+POSITIVE, NEGATIVE, BOX = (0, 158, 115), (213, 94, 0), (240, 228, 66)
+WHITE = (255, 255, 255)
+
+
+def frames_to_images(frames: Tensor) -> np.ndarray:
+    """Frames ``[...,3,H,W]`` uint8 as images ``[...,H,W,3]`` uint8.
+
+    Raises:
+        ValueError: the frames are not uint8, for instance already normalised.
+    """
+    if str(frames.dtype) != "torch.uint8":
+        raise ValueError(
+            f"only uint8 frames can be shown, got {frames.dtype}; do so before normalising"
+        )
+    return np.ascontiguousarray(frames.movedim(-3, -1).cpu().numpy())
+
+
+def overlay(
+    frame: np.ndarray,
+    masks: np.ndarray,
+    colors: np.ndarray | None = None,
+    alpha: float = 0.5,
+    contours: bool = True,
+) -> np.ndarray:
+    """Colour the objects of a frame; where objects overlap, the later one is on top.
+
+    Args:
+        frame: ``[H,W,3]`` uint8.
+        masks: bool ``[O,H,W]``.
+        colors: ``[O,3]`` uint8; None: :data:`PALETTE`, repeated as needed.
+        alpha: how opaque the colour is, from 0 to 1.
+        contours: whether each object gets an opaque outline one pixel wide.
+
+    Returns:
+        A new ``[H,W,3]`` uint8.
+
+    Raises:
+        ValueError: shapes that disagree.
+    """
+    if masks.ndim != 3 or masks.shape[1:] != frame.shape[:2]:
+        raise ValueError(f"masks of shape {masks.shape} do not fit a frame of {frame.shape}")
+    if colors is None:
+        colors = PALETTE[np.arange(len(masks)) % len(PALETTE)]
+    picture = frame.astype(np.float32)
+    for mask, color in zip(masks, colors, strict=True):
+        picture[mask] = (1 - alpha) * picture[mask] + alpha * color
+    picture = picture.round().astype(np.uint8)
+    if contours:
+        for mask, color in zip(masks, colors, strict=True):
+            outlines, _ = cv2.findContours(
+                mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            )
+            cv2.drawContours(picture, outlines, -1, tuple(int(c) for c in color), 1)
+    return picture
+
+
+def draw_prompts(
+    frame: np.ndarray,
+    points: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    box: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw one object's clicks and box: positive ones as discs, negative ones as crosses.
+
+    Args:
+        frame: ``[H,W,3]`` uint8.
+        points: ``[P,2]`` x and y, with ``labels`` ``[P]`` (1 and 0; 2 and 3 are a box's corners).
+        box: x0, y0, x1, y1, inclusive.
+
+    Returns:
+        A new ``[H,W,3]`` uint8.
+
+    Raises:
+        ValueError: points without labels, or not as many.
+    """
+    picture = frame.copy()
+    points = np.zeros((0, 2)) if points is None else np.asarray(points)
+    labels = np.zeros(0) if labels is None else np.asarray(labels)
+    if len(points) != len(labels):
+        raise ValueError(f"{len(points)} points but {len(labels)} labels")
+    if box is None and (labels == 2).any() and (labels == 3).any():
+        box = np.concatenate([points[labels == 2][0], points[labels == 3][0]])
+    unit = max(1, round(min(frame.shape[:2]) / 128))  # line width that suits the frame's size
+    if box is not None:
+        x0, y0, x1, y1 = (int(v) for v in box)
+        cv2.rectangle(picture, (x0, y0), (x1, y1), BOX, unit)
+    for (x, y), label in zip(points, labels, strict=True):
+        center = (int(x), int(y))
+        if label == 1:
+            cv2.circle(picture, center, 3 * unit, WHITE, -1, cv2.LINE_AA)
+            cv2.circle(picture, center, 2 * unit, POSITIVE, -1, cv2.LINE_AA)
+        elif label == 0:
+            cross = (cv2.MARKER_TILTED_CROSS, 5 * unit)
+            cv2.drawMarker(picture, center, WHITE, *cross, 3 * unit, cv2.LINE_AA)
+            cv2.drawMarker(picture, center, NEGATIVE, *cross, unit, cv2.LINE_AA)
+    return picture
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    title: str | None = None,
+    cell_inches: float = 1.6,
+) -> Figure:
+    """A grid of images ``[H,W,3]`` uint8; rows may be of different lengths.
+
+    Args:
+        row_labels: one a row, or none; written at its left.
+        column_labels: one a column, or none; written above the first row.
+        cell_inches: the width of an image; its height follows the first image's shape.
+
+    Raises:
+        ValueError: no images, or labels that do not match the grid.
+    """
+    count, columns = len(rows), max((len(row) for row in rows), default=0)
+    if not columns:
+        raise ValueError("a contact sheet needs at least one image")
+    if len(row_labels) not in (0, count) or len(column_labels) not in (0, columns):
+        raise ValueError(
+            f"a sheet of {count} rows and {columns} columns got {len(row_labels)} row labels and "
+            f"{len(column_labels)} column labels"
+        )
+    first = next(image for row in rows for image in row)
+    label_inches = 1.4 if row_labels else 0.0
+    height = count * cell_inches * first.shape[0] / first.shape[1]
+    heading = 0.3 * bool(column_labels) + 0.4 * bool(title)
+    figure = Figure(
+        (columns * cell_inches + label_inches, height + heading),
+        120,
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02),
+    )
+    grid = figure.subplots(count, columns, squeeze=False)
+    for r, row in enumerate(rows):
+        for c, axes in enumerate(grid[r]):
+            axes.set(xticks=[], yticks=[])
+            axes.set_frame_on(False)
+            if c < len(row):
+                axes.imshow(row[c])
+        if row_labels:
+            grid[r][0].set_ylabel(row_labels[r], rotation=0, ha="right", va="center", fontsize=9)
+    for axes, label in zip(grid[0], column_labels, strict=False):
+        axes.set_title(label, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:
+    """The clips of an unnormalised batch, a row each, with the true masks laid over."""
+    steps = _columns(batch.num_frames, max_columns)
+    images, masks = frames_to_images(batch.frames), batch.masks.cpu().numpy()
+    rows, labels = [], []
+    for clip, name in enumerate(batch.names):
+        objects = (batch.clip_of_object == clip).cpu().numpy()
+        rows.append([overlay(images[clip, t], masks[t, objects]) for t in steps])
+        labels.append(f"{name}\n{_count(int(objects.sum()), 'object')}")
+    return contact_sheet(rows, labels, [f"frame {t}" for t in steps])
+
+
+def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int = 6) -> Figure:
+    """One image for each object's prompt, on the frame where it stands.
+
+    A mask prompt is shown filled; under clicks and boxes the true mask is only outlined.
+    """
+    images, labels = [], []
+    for prompt in (prompt.to("cpu") for prompt in prompts):
+        for n, position in enumerate(prompt.objects.tolist()):
+            clip = int(batch.clip_of_object[position])
+            frame = frames_to_images(batch.frames[clip, prompt.frame])
+            color = PALETTE[None, position % len(PALETTE)]
+            mask = batch.masks[prompt.frame, position].cpu().numpy()[None]
+            if prompt.masks is not None:
+                image = overlay(frame, prompt.masks[n].numpy()[None], color)
+            else:
+                image = overlay(frame, mask, color, alpha=0.0)
+            if prompt.points is not None and prompt.labels is not None:
+                image = draw_prompts(image, prompt.points[n].numpy(), prompt.labels[n].numpy())
+            images.append(image)
+            identity = batch.object_ids[position]
+            labels.append(
+                f"{batch.names[clip]}, object {identity}\n{prompt.kind}, frame {prompt.frame}"
+            )
+    starts = range(0, len(images), max_columns)
+    figure = contact_sheet([images[i : i + max_columns] for i in starts], cell_inches=2.2)
+    for axes, label in zip(figure.axes, labels, strict=False):
+        axes.set_title(label, fontsize=8)
+    return figure
+
+
+def tracking_figure(
+    frames: np.ndarray,
+    truth: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    scored: np.ndarray | None = None,
+    max_columns: int = 8,
+    title: str | None = None,
+) -> Figure:
+    """Trackers below each other, the truth on top, with each one's mean IoU beside its row.
+
+    Args:
+        frames: ``[T,H,W,3]`` uint8.
+        truth: bool ``[T,O,H,W]``.
+        predictions: name of the tracker to bool ``[T,O,H,W]``.
+        scored: bool ``[T,O]``; None: the frames after each object's first.
+        max_columns: at most so many frames are shown, evenly spread from the first to the last.
+    """
+    if scored is None:
+        scored = after_first_visible(np.asarray(truth.any((2, 3))))
+    steps = _columns(len(frames), max_columns)
+    rows, labels = [[overlay(frames[t], truth[t]) for t in steps]], ["truth"]
+    for name, prediction in predictions.items():
+        _, mean = mean_tracked_iou(prediction, truth, scored)
+        rows.append([overlay(frames[t], prediction[t]) for t in steps])
+        labels.append(f"{name}\nmean IoU {mean:.2f}")
+    return contact_sheet(rows, labels, [f"frame {t}" for t in steps], title)
+
+
+def tracking_frames(
+    frames: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """The truth and the trackers side by side under their names, for :func:`save_gif`.
+
+    Arguments as for :func:`tracking_figure`.
+
+    Returns:
+        ``[T,H',W',3]`` uint8, each panel at least 192 pixels wide so that its name can be read.
+    """
+    panels = {"truth": truth, **predictions}
+    factor = max(1, -(-192 // frames.shape[2]))
+    height, width = frames.shape[1] * factor, frames.shape[2] * factor
+    pictures = []
+    for t, frame in enumerate(frames):
+        row = []
+        for name, masks in panels.items():
+            image = overlay(frame, masks[t])
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
+            caption = np.full((20, width, 3), 255, dtype=np.uint8)
+            cv2.putText(
+                caption, name, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA
+            )
+            row.append(np.concatenate([caption, image]))
+        pictures.append(np.concatenate(row, axis=1))
+    return np.stack(pictures)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _columns(count: int, most: int) -> list[int]:
+    """At most ``most`` different positions, evenly spread over ``count`` with both ends."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+
+
+def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 5.0) -> None:
+    """Write images ``[H,W,3]`` uint8 as an endless GIF, whose clock ticks every 10 ms.
+
+    Raises:
+        ValueError: no frames, or ``fps`` outside 0 to 50.
+    """
+    if not len(frames) or not 0 < fps <= 50:
+        raise ValueError(f"a GIF needs frames and fps in (0, 50], got {len(frames)} and {fps}")
+    pages = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    duration = round(100 / fps) * 10
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=duration, loop=0)
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    x_label: str = "step",
+) -> Figure:
+    """Line plots beside each other.
+
+    Args:
+        panels: title of a panel to the lines in it: name of the line to its x and y values. A
+            value that is not a number leaves a gap.
+
+    Raises:
+        ValueError: no panels.
+    """
+    if not panels:
+        raise ValueError("curves needs at least one panel")
+    figure = Figure((4.2 * len(panels), 3.0), dpi=120, layout="constrained")
+    for axes, (title, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (name, (x, y)) in enumerate(lines.items()):
+            style = ("-", "--", ":")[number // len(LINE_COLORS) % 3]
+            color = LINE_COLORS[number % len(LINE_COLORS)] / 255
+            marker = "o" if len(x) <= 20 else None
+            axes.plot(x, y, style, color=color, label=name, marker=marker, markersize=3)
+        axes.set(title=title, xlabel=x_label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if lines:
+            axes.legend(fontsize=7, frameon=False)
+    return figure
