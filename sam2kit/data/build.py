@@ -1,0 +1,152 @@
+"""From the configuration to sources of videos and sets of clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from loguru import logger
+
+from sam2kit.config import Config, DatasetConfig
+from sam2kit.data.clips import ClipDataset
+from sam2kit.data.coco import COCODataset
+from sam2kit.data.frames import VideoDataset
+from sam2kit.data.source import SelectedVideos, VideoSource
+from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
+from sam2kit.errors import ConfigError, DataError
+
+# Generated validation videos are those of another seed, so that training never sees them.
+VALIDATION_SEED_OFFSET = 1_000_003
+
+
+def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
+    """The source that ``config.type`` names; generated objects are laid over videos without masks.
+
+    Args:
+        config: ``type``, ``data_path``, ``annotation_file``, ``split``, ``synthetic_*`` are read.
+        seed: of what is generated.
+        section: ``dataset`` or ``valdataset``, for the messages of errors.
+
+    Raises:
+        ConfigError: a key is missing.
+        DataError: a file or folder is missing or not as it should be.
+    """
+    return _with_objects(_open(config, seed, section), config, seed)
+
+
+def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
+    """The clips to train on and those to validate on.
+
+    Where ``valdataset`` names no data of its own, ``valdataset.fraction`` of the training videos
+    are held out, at least one, drawn by ``config.seed``; of type synthetic, validation videos are
+    generated from another seed.
+
+    Raises:
+        ConfigError: a key is missing, or there is only one video to share.
+        DataError: a file or folder is missing or not as it should be.
+    """
+    train_config, val_config = config.dataset, config.validation_dataset()
+    val_seed = config.seed + VALIDATION_SEED_OFFSET
+    train = _open(train_config, config.seed, "dataset")
+    if config.holds_out_validation and train_config.type == val_config.type != "synthetic":
+        train, val = hold_out(train, config.valdataset.fraction, config.seed)
+    else:
+        val = _open(val_config, val_seed, "valdataset")
+        _warn_of_shared_videos(train, train_config, val, val_config)
+    train = _with_objects(train, train_config, config.seed)
+    val = _with_objects(val, val_config, val_seed)
+    return (
+        ClipDataset(train, train_config, training=True, seed=config.seed),
+        ClipDataset(val, val_config, training=False, seed=config.seed),
+    )
+
+
+def hold_out(
+    source: VideoSource, fraction: float, seed: int
+) -> tuple[SelectedVideos, SelectedVideos]:
+    """Share out the videos of a source: those to train on, and ``fraction`` of them held out.
+
+    Each part gets one at least and keeps the source's order. Who is held out depends on the seed
+    and the names alone.
+
+    Raises:
+        ConfigError: there is only one video.
+    """
+    n = len(source)
+    if n < 2:
+        raise ConfigError(
+            f"dataset.data_path holds one video, {source.names[0]!r}, and none can be held out for "
+            "validation; name validation videos in valdataset.data_path or valdataset.split, or "
+            "add a video"
+        )
+    by_name = sorted(range(n), key=lambda i: source.names[i])
+    shuffled = np.random.default_rng((seed, 0)).permutation(n)
+    count = min(max(round(n * fraction), 1), n - 1)
+    held_out = sorted(by_name[k] for k in shuffled[:count].tolist())
+    return (
+        SelectedVideos(source, [i for i in range(n) if i not in set(held_out)]),
+        SelectedVideos(source, held_out),
+    )
+
+
+def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    if config.type == "synthetic":
+        return SyntheticDataset(
+            config.synthetic_videos,
+            (config.video_clip_length - 1) * config.frame_stride + 1,
+            config.image_size,
+            config.synthetic_objects,
+            seed,
+        )
+    if config.type == "coco":
+        if config.annotation_file is None:
+            raise ConfigError(
+                f"{section}.annotation_file is not given; type coco needs the COCO JSON: "
+                f"{section}.annotation_file=FILE"
+            )
+        if config.data_path is not None:
+            _check_folder(config.data_path, section)
+        return COCODataset(config.annotation_file, config.data_path, config.split)
+    if config.type == "video":
+        if config.data_path is None:
+            raise ConfigError(
+                f"{section}.data_path is not given; name the folder of your videos: "
+                f"{section}.data_path=FOLDER (or dataset.type=synthetic for generated ones)"
+            )
+        _check_folder(config.data_path, section)
+        return VideoDataset(config.data_path, config.split)
+    raise ConfigError(f"{section}.type is {config.type!r}; it must be video, coco or synthetic")
+
+
+def _check_folder(path: str, section: str) -> None:
+    if not Path(path).is_dir():
+        what = "is not a folder" if Path(path).exists() else "does not exist"
+        raise DataError(f"{section}.data_path: {path} {what}; give the folder of your videos")
+
+
+def _with_objects(source: VideoSource, config: DatasetConfig, seed: int) -> VideoSource:
+    if source.has_masks:
+        return source
+    logger.info(
+        "{} has no Annotations: generated objects, at most {} a video, are laid over its frames",
+        config.data_path,
+        config.synthetic_objects,
+    )
+    return CompositedDataset(source, config.synthetic_objects, seed)
+
+
+def _warn_of_shared_videos(
+    train: VideoSource, train_config: DatasetConfig, val: VideoSource, val_config: DatasetConfig
+) -> None:
+    roots = [
+        Path(c.data_path or c.annotation_file or "").resolve() for c in (train_config, val_config)
+    ]
+    shared = sorted(set(train.names) & set(val.names))
+    if shared and roots[0] == roots[1]:
+        logger.warning(
+            "{} videos of {} are trained on and validated on, such as {}: the validation will look "
+            "better than it is",
+            len(shared),
+            roots[0],
+            shared[0],
+        )
