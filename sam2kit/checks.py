@@ -57,7 +57,9 @@ def check_paths(config: Config) -> None:
             path = getattr(dataset, key)
             if path is not None and not Path(path).exists():
                 raise ConfigError(f"{section}.{key}: {missing(path)}")
-    checkpoint = config.model.checkpoint
+    resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
+    if resume_from is not None and not Path(resume_from).is_file():
+        raise ConfigError(f"trainer.resume_from: {missing(resume_from)}")
     if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).is_file():
         raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
 

@@ -1,0 +1,6 @@
+"""``python -m sam2kit COMMAND``."""
+
+from sam2kit.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

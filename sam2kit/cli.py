@@ -1,0 +1,288 @@
+"""The command line: a table of commands, a table of flags, and no logic of its own.
+
+``sam2kit --help`` answers without importing torch or Hydra, and a configuration that cannot work is
+refused before torch is imported. Exit codes: 0 done, 2 input that cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sam2kit
+from sam2kit.checks import check_paths, looks_like_path, missing, nearest
+from sam2kit.config import Config, options
+from sam2kit.errors import CheckpointError, ConfigError, SAM2KitError
+
+OVERRIDES_HELP = "key=value and group=choice, as many as needed (Hydra's grammar)"
+DEBUG_OVERRIDES = (
+    "debug=true",
+    "log_level=DEBUG",
+    "dataset.num_workers=0",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=2",
+)
+
+
+class Flag(NamedTuple):
+    """A flag that sets one key of the configuration; its help is the key's own."""
+
+    name: str
+    key: str
+    type: Callable[[str], Any] = str
+
+
+TRAIN_FLAGS = (
+    Flag("--lr", "optimizer.lr", float),
+    Flag("--max-epochs", "trainer.max_epochs", int),
+    Flag("--batch-size", "dataset.batch_size", int),
+    Flag("--seed", "seed", int),
+    Flag("--output-dir", "output_dir"),
+    Flag("--model-checkpoint", "model.checkpoint"),
+    Flag("--data-path", "dataset.data_path"),
+    Flag("--accelerator", "trainer.accelerator"),
+    Flag("--devices", "trainer.devices"),
+    Flag("--precision", "trainer.precision"),
+)
+EVALUATE_FLAGS = (Flag("--data-path", "valdataset.data_path"),)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a malformed flag exits with 2, as argparse does."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["--version"]:
+        print(f"sam2kit {sam2kit.__version__}")
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    name = argv[0]
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+        command = COMMANDS[name]
+        command.run(_parser(f"sam2kit {name}", command.help), argv[1:])
+    except SAM2KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(
+            f"interrupted; {stop}" if stop.args else "interrupted; nothing was written",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument(
+        "--create-config",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the whole configuration, commented, to FILE (a new .yaml) or the screen; stop",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file; default: configs/config.yaml"
+    )
+    _add_flags(parser, TRAIN_FLAGS)
+    parser.add_argument(
+        "--wandb",
+        action=argparse.BooleanOptionalAction,
+        help="log to Weights & Biases (use_wandb); --no-wandb also overrules trainer.logger=wandb",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="two batches of each kind, no loader workers, debug log; the run is marked as such",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+    arguments = parser.parse_intermixed_args(argv)
+    config = _train_config(arguments)
+    if arguments.create_config is not None:
+        _create_config(arguments.create_config, config)
+        return
+    check_paths(config)
+    with _kept_under(config.output_dir):
+        from sam2kit.train import fit
+
+        fit(config)
+
+
+def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument(
+        "--model-checkpoint", required=True, metavar="FILE", help="a run's .ckpt, or a .pt"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file; default: the checkpoint's own configuration"
+    )
+    _add_flags(parser, EVALUATE_FLAGS)
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where the results go")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+    arguments = parser.parse_intermixed_args(argv)
+    checkpoint = arguments.model_checkpoint
+    if looks_like_path(checkpoint) and not Path(checkpoint).is_file():
+        raise CheckpointError(f"--model-checkpoint: {missing(checkpoint)}")
+    if arguments.data_path is not None and not Path(arguments.data_path).exists():
+        raise ConfigError(f"--data-path: {missing(arguments.data_path)}")
+    overrides = _overrides(arguments, EVALUATE_FLAGS)
+    if arguments.config is not None:
+        from sam2kit.compose import compose
+
+        compose(arguments.config, overrides)
+    with _kept_under(arguments.output_dir or "outputs"):
+        from sam2kit.evaluate import evaluate_checkpoint
+
+        evaluate_checkpoint(
+            checkpoint, overrides, arguments.output_dir, config_file=arguments.config
+        )
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        type=_parameter,
+        metavar="NAME=VALUE",
+        help="a notebook parameter; the value is JSON, else text; may be repeated",
+    )
+    parser.add_argument(
+        "--stages", type=_stages, default=_stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
+    arguments = parser.parse_args(argv)
+    from sam2kit.compose import compose
+
+    config = compose(arguments.config)
+    check_paths(config)
+    with _kept_under(arguments.run_dir or config.output_dir):
+        from sam2kit.pipeline import run_stages
+
+        run_stages(arguments.config, dict(arguments.parameter), arguments.stages, arguments.run_dir)
+
+
+class Command(NamedTuple):
+    """A function that adds its flags to a parser, parses and calls the library; and one line."""
+
+    run: Callable[[argparse.ArgumentParser, list[str]], None]
+    help: str
+
+
+COMMANDS = {
+    "train": Command(train, "fine-tune a model on your videos"),
+    "evaluate": Command(evaluate, "track whole videos with a checkpoint and score the masks"),
+    "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
+}
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
+    return (
+        f"usage: sam2kit COMMAND ...    (or python -m sam2kit COMMAND ...)\n\n"
+        f"Fine-tune SAM 2's memory modules on your own videos.\n\ncommands:\n{rows}\n\n"
+        "sam2kit COMMAND --help shows a command's flags; sam2kit --version the version."
+    )
+
+
+def _parser(prog: str, help: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog, description=help.capitalize() + ".", allow_abbrev=False)
+
+
+def _add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
+    known = options()
+    for flag in flags:
+        help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
+        metavar = {int: "N", float: "X"}.get(flag.type, "VALUE")
+        parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
+
+
+def _overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
+    """The overrides that the flags stand for, then those that were written out.
+
+    Raises:
+        ConfigError: a key is given both ways.
+    """
+    from sam2kit.compose import override, override_key
+
+    given: dict[str, tuple[str, Any]] = {}
+    for flag in flags:
+        value = getattr(arguments, flag.name.strip("-").replace("-", "_"))
+        if value is not None:
+            given[flag.key] = (flag.name, value)
+    if getattr(arguments, "wandb", None) is not None:
+        given["use_wandb"] = ("--wandb" if arguments.wandb else "--no-wandb", arguments.wandb)
+    for text in arguments.overrides:
+        if override_key(text) in given:
+            name = given[override_key(text)][0]
+            raise ConfigError(f"{name} and {text} both set {override_key(text)}; drop one of them")
+    return [override(key, value) for key, (_, value) in given.items()] + arguments.overrides
+
+
+def _train_config(arguments: argparse.Namespace) -> Config:
+    from sam2kit.compose import compose
+
+    overrides = _overrides(arguments, TRAIN_FLAGS)
+    if arguments.debug:
+        overrides = [*DEBUG_OVERRIDES, *overrides]
+    config = compose(arguments.config, overrides)
+    if arguments.wandb is False and config.trainer.logger == "wandb":
+        config.trainer.logger = "tensorboard"
+    return config
+
+
+def _create_config(file: str, config: Config) -> None:
+    from sam2kit.compose import to_yaml
+
+    if file == "-":
+        print(to_yaml(config), end="")
+        return
+    path = Path(file)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--create-config {file}: the file's name must end in .yaml")
+    if path.exists():
+        raise ConfigError(f"--create-config: {file} exists already; name another file or delete it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--create-config: {missing(path.parent)}")
+    path.write_text(to_yaml(config), encoding="utf-8")
+    print(f"wrote {path}; train with: sam2kit train --config {path}")
+
+
+@contextmanager
+def _kept_under(folder: str | Path) -> Iterator[None]:
+    """Tell an interruption what stays. Lightning turns Ctrl-C into ``SystemExit``: turn it back."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt(f"what was written so far is kept under {folder}") from stop
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _stages(text: str) -> list[int]:
+    stages: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not such as 1-4, 3 or 1,4")
+        stages.extend(range(int(first), int(last or first) + 1))
+    if not stages or sorted(set(stages)) != stages:
+        raise argparse.ArgumentTypeError(f"{text!r} does not name stages in rising order")
+    return stages

@@ -1,0 +1,293 @@
+"""Compose a :class:`~sam2kit.config.Config` from YAML files and overrides, and write one as YAML.
+
+Hydra composes; the dataclasses are the schema. Precedence, lowest first: the dataclasses' defaults,
+the groups that the file's defaults list names, the file, overrides. A file without a defaults list
+(a run's resolved ``config.yaml``, or what ``--create-config`` wrote) is composed in the same way,
+and a group chosen on top of it wins over the file's keys. No torch here, and Hydra only inside
+functions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sam2kit.checks import check, missing, nearest
+from sam2kit.config import Config, options
+from sam2kit.errors import ConfigError
+
+SECTIONS = tuple(f.name for f in fields(Config) if "help" not in f.metadata)
+COMMAND_LINE = "command line"
+_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def config_dir() -> Path:
+    """The folder of the kit's own YAML files: inside an installed wheel, else the repository's."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def compose(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Compose and check a configuration.
+
+    Args:
+        config_file: any YAML file; its own folder and then the kit's are searched for the entries
+            of its defaults list. None: the kit's ``config.yaml``.
+        overrides: ``key=value`` and ``group=choice``, in Hydra's grammar; the last of a key wins.
+
+    Raises:
+        ConfigError: a missing or malformed file, an unknown key or group, a wrong type, or a value
+            or combination that cannot work. Whether the data exist is for
+            :func:`sam2kit.checks.check_paths`.
+    """
+    path = config_dir() / "config.yaml" if config_file is None else Path(config_file)
+    return _assemble(_read(path), str(path), [path.absolute().parent, config_dir()], overrides)
+
+
+def recompose(
+    config: Config | Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
+) -> Config:
+    """A configuration, or the plain dictionary of one, with overrides on top, checked anew.
+
+    Args:
+        config: left as it is.
+        overrides: as in :func:`compose`.
+        source: where the dictionary comes from, for messages (a checkpoint's path, say).
+
+    Raises:
+        ConfigError: as :func:`compose`.
+    """
+    content = asdict(config) if isinstance(config, Config) else dict(config)
+    return _assemble(content, source, [config_dir()], overrides)
+
+
+def override(key: str, value: Any) -> str:
+    """The override that sets ``key`` to ``value``, text quoted so that Hydra takes it literally."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if isinstance(value, str):
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return f"{key}={value}"
+
+
+def override_key(text: str) -> str:
+    """The key that an override such as ``optimizer.lr=1e-3`` sets."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write the resolved configuration; :func:`compose` reads it back equal."""
+    Path(path).write_text(to_yaml(config, comments=False), encoding="utf-8")
+
+
+def to_yaml(config: Config, comments: bool = True) -> str:
+    """The whole configuration as YAML, every key under the comment that documents it."""
+    from omegaconf import OmegaConf
+
+    def entry(name: str, value: Any, help: str) -> str:
+        above = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
+        text = OmegaConf.to_yaml({name: value})
+        return f"{above}\n{text}" if comments else text
+
+    parts = []
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name not in SECTIONS:
+            parts.append(entry(f.name, value, f.metadata["help"]))
+            continue
+        inner = "".join(
+            entry(g.name, getattr(value, g.name), g.metadata["help"]) for g in fields(value)
+        )
+        title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n" if comments else ""
+        parts.append(f"{title}{f.name}:\n{textwrap.indent(inner, '  ')}")
+    if comments:
+        parts.insert(0, "# Train with it: sam2kit train --config THIS_FILE\n")
+        parts.insert(-5, "\n")
+    return "".join(parts)
+
+
+def _assemble(
+    content: dict[str, Any], source: str, folders: list[Path], overrides: Sequence[str]
+) -> Config:
+    """Compose ``content`` (a YAML file's), the groups it names and the overrides."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_values(((k, v) for k, v in content.items() if k != "defaults"), source)
+    groups = _groups_of(content, folders)
+    overrides = [_normalize(text, folders, groups) for text in overrides]
+    overrides.append(f"hydra.searchpath=[{override('', f'file://{folders[-1]}')[1:]}]")
+    with _own_hydra(folders[0]):
+        store = ConfigStore.instance()
+        store.store("sam2kit_schema", Config)
+        store.store("sam2kit_file", OmegaConf.create(content))
+        store.store("sam2kit", {"defaults": ["sam2kit_schema", "sam2kit_file"]})
+        try:
+            composed = hydra.compose("sam2kit", overrides)
+            schema = OmegaConf.structured(Config)
+            config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"{source}: {_told(error)}") from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+@contextmanager
+def _own_hydra(folder: Path) -> Iterator[None]:
+    """Hydra searching ``folder``, whatever state it was in; that state is restored afterwards.
+
+    Importing ``sam2`` initialises Hydra, after which a second initialisation raises and without
+    which sam2's builders fail; so the kit must neither rely on that state nor leave its own.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
+    state = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folder), job_name="sam2kit", version_base="1.3"):
+            yield
+    finally:
+        Singleton.set_state(state)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+    from omegaconf import OmegaConf
+
+    if not path.is_file():
+        found = "is a folder, not a file" if path.is_dir() else ""
+        raise ConfigError(f"--config: {path} {found}" if found else f"--config: {missing(path)}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys such as model: and dataset:, got a list")
+    return {str(key): value for key, value in content.items()}
+
+
+def _groups_of(content: Mapping[str, Any], folders: list[Path]) -> set[str]:
+    """The groups that a defaults list chooses from, here or in the files it names."""
+    groups = set()
+    for item in content.get("defaults") or []:
+        if isinstance(item, Mapping):
+            groups |= {str(key).split()[-1].lstrip("/") for key in item}
+            continue
+        for folder in folders:
+            file = folder / f"{item}.yaml"
+            if file.is_file():
+                groups |= _groups_of(_read(file), folders)
+                break
+    return groups
+
+
+def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
+    """Check one override and write it so that Hydra takes it: ``+group=choice`` for a new group."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([text])
+    except HydraException as error:
+        raise ConfigError(
+            f"{COMMAND_LINE}: cannot read {text!r}; write key=value, and quote a value with spaces "
+            f"or commas as \"key='a, b'\" ({_told(error)})"
+        ) from error
+    key = parsed.key_or_group
+    if parsed.is_delete():
+        raise ConfigError(f"{COMMAND_LINE}: {text!r} removes a key; set it to null instead")
+    if parsed.is_sweep_override():
+        raise ConfigError(
+            f"{COMMAND_LINE}: {text!r} gives several values; write a list as {key}=[a,b], or one "
+            f"text as \"{key}='a,b'\""
+        )
+    value = parsed.value()
+    if key in SECTIONS and isinstance(value, (str, int, float)):
+        choices = {file.stem for folder in folders for file in (folder / key).glob("*.yaml")}
+        if str(value) not in choices:
+            hint = nearest(str(value), sorted(choices))
+            raise ConfigError(f"{COMMAND_LINE}: {key} has no choice {str(value)!r}; {hint}")
+        return text.lstrip("+") if key in groups else f"+{text.lstrip('+')}"
+    _check_values([(key, value)], COMMAND_LINE)
+    return text.lstrip("+")
+
+
+def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
+    """Refuse unknown keys and wrong types.
+
+    Raises:
+        ConfigError: names the source, the key, the value and what was expected.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    known = options()
+    schema = OmegaConf.structured(Config)
+    for key, value in items:
+        if key in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{source}: {key} is {value!r}, expected keys under it; to choose a group, put "
+                    f"'{key}: {value}' in the file's defaults list or {key}=... on the command line"
+                )
+            _check_values(((f"{key}.{name}", inner) for name, inner in value.items()), source)
+            continue
+        if key not in known:
+            near = _nearest_key(key, known)
+            raise ConfigError(f"{source}: unknown key {key}; the nearest known key is {near}")
+        try:
+            OmegaConf.update(schema, key, value)
+            fits = _strictly(value, known[key].type)
+        except OmegaConfBaseException:
+            fits = False
+        if not fits:
+            raise ConfigError(f"{source}: {key} is {value!r}, expected {_words(known[key].type)}")
+
+
+def _strictly(value: Any, type_name: str) -> bool:
+    """What OmegaConf lets pass: a truth value as text, and anything within a list of text."""
+    if type_name.startswith("str"):
+        return not isinstance(value, bool)
+    if type_name.startswith("list[str]") and isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return True
+
+
+def _words(type_name: str) -> str:
+    """A dataclass field's type in words: ``list[float] | None`` is a list of numbers or null."""
+    base, _, optional = type_name.partition(" | ")
+    words = _WORDS.get(base) or f"a list, each item {_WORDS[base[5:-1]]}"
+    return f"{words}, or null" if optional else words
+
+
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """The known key nearest to ``key``: within its section, else by its last name anywhere."""
+    section, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    anywhere = {k.rpartition(".")[2]: k for k in reversed(list(known))}
+    for pool in (siblings, anywhere):
+        if near := difflib.get_close_matches(name, pool, n=1, cutoff=0.6):
+            return pool[near[0]]
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+    return f"{near[0]} ({section} has {', '.join(siblings)})" if section in SECTIONS else near[0]
+
+
+def _told(error: BaseException) -> str:
+    """Hydra's or OmegaConf's message on one line, with the cause where that says more."""
+    cause = error.__cause__
+    text = str(error) if cause is None or str(cause) in str(error) else f"{error} ({cause})"
+    return " ".join(text.split())
