@@ -31,8 +31,8 @@ class VideoDataset(VideoSource):
     Understood are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
     ``ROOT/Annotations/[RESOLUTION/]VIDEO/*.png``, and plain ``ROOT/VIDEO/*.jpg`` without masks.
     Frames may be jpg, jpeg, png, webp, tif or tiff in any case; numbers in names sort by value
-    (``2.jpg`` before ``10.jpg``); other files, and those whose names begin with a dot, are no frames.
-    A frame without a mask file is one that nobody annotated.
+    (``2.jpg`` before ``10.jpg``); other files, and those whose names begin with a dot, are no
+    frames. A frame without a mask file is one that nobody annotated.
 
     Masks:
         * palette PNG: the pixel is the object, 0 is background, 255 is void;
@@ -61,21 +61,22 @@ class VideoDataset(VideoSource):
         if not self.root.is_dir():
             raise DataError(f"{self.root} is not a folder; expected {LAYOUTS}")
         frames_root, masks_root = self._find_folders(resolution)
-        found = sorted((p.name for p in _folders(frames_root) if list_frames(p)), key=natural_key)
-        empty = sorted(p.name for p in _folders(frames_root) if not list_frames(p))
-        if not found:
+        folders = [p.name for p in _folders(frames_root) if p.name != "ImageSets"]
+        found = sorted(folders, key=natural_key)
+        if not any(list_frames(frames_root / name) for name in found):
             raise DataError(
                 f"{self.root}: no videos found. Expected {LAYOUTS}. Found in {frames_root}: "
                 f"{_listing(frames_root)}"
             )
-        self.names = read_split(split, self.root, found) if split is not None else found
-        if split is None and empty and frames_root != self.root:
-            raise DataError(
-                f"{frames_root}: the folders {empty[:5]} hold no frames ({', '.join(FRAME_ENDINGS)}); "
-                "remove them or name the videos to use in dataset.split"
-            )
-        self.has_masks = masks_root is not None
+        self.names = found if split is None else read_split(split, self.root, found)
         self._frames = [list_frames(frames_root / name) for name in self.names]
+        for name, frames in zip(self.names, self._frames, strict=True):
+            if not frames:
+                raise DataError(
+                    f"{frames_root / name} holds no frames ({', '.join(FRAME_ENDINGS)}); remove "
+                    "the folder or list the videos to use in dataset.split"
+                )
+        self.has_masks = masks_root is not None
         self._masks: list[dict[str, Path]] = [
             self._list_masks(masks_root / name, frames) if masks_root else {}
             for name, frames in zip(self.names, self._frames, strict=True)
@@ -210,8 +211,8 @@ def read_id_mask(path: Path) -> np.ndarray:
         shades = values[(values > _LARGEST_GREY_ID) & (values != VOID)]
         if shades.size:
             raise DataError(
-                f"{path} has grey values such as {shades[0]}, more like shades than object numbers; "
-                f"use 0 and 255 for one object, or numbers up to {_LARGEST_GREY_ID}"
+                f"{path} has grey values such as {shades[0]}: shades, not object numbers; use "
+                f"0 and 255 for one object, or numbers up to {_LARGEST_GREY_ID}"
             )
     return np.where(pixels == VOID, 0, pixels).astype(np.uint8)
 

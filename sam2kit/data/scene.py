@@ -288,7 +288,8 @@ def _noise(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     h, w = size
     total = np.zeros(size, np.float32)
     cells = int(generator.integers(2, 5))
-    for octave in range(4):
+    octaves = max(3, int(np.log2(min(size) / cells)) - 1)  # down to cells of two to four pixels
+    for octave in range(octaves):
         n = cells * 2**octave
         grid = generator.standard_normal((n + 2, n + 2), np.float32)
         total += cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC) * np.float32(0.5**octave)
