@@ -96,7 +96,7 @@ def _problems(config: Config) -> Iterator[str]:
         if problem.replace("valdataset.", "dataset.") not in dataset:  # taken over, said above
             yield problem
     if not config.model.trainable_modules:
-        yield "model.trainable_modules is empty, so nothing would be trained; name a module or '*'"
+        yield "model.trainable_modules is [], so nothing would be trained; name a module or '*'"
     terms = {
         f.name: getattr(config.loss, f.name)
         for f in fields(config.loss)

@@ -111,7 +111,9 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     with _kept_under(config.output_dir):
         from sam2kit.train import fit
 
-        fit(config)
+        result = fit(config)
+    if result.interrupted:
+        raise KeyboardInterrupt(f"what was trained so far is kept in {result.run_dir}")
 
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:

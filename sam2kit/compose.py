@@ -83,7 +83,7 @@ def override_key(text: str) -> str:
     return text.partition("=")[0].lstrip("+~")
 
 
-def save(config: Config, path: str | Path) -> None:
+def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved configuration; :func:`compose` reads it back equal."""
     Path(path).write_text(to_yaml(config, comments=False), encoding="utf-8")
 
@@ -259,7 +259,9 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
 
 
 def _strictly(value: Any, type_name: str) -> bool:
-    """What OmegaConf lets pass: a truth value as text, and anything within a list of text."""
+    """What OmegaConf lets pass: a truth value as text, anything within a list of text, and ???."""
+    if value == "???":
+        return False
     if type_name.startswith("str"):
         return not isinstance(value, bool)
     if type_name.startswith("list[str]") and isinstance(value, list):

@@ -1,0 +1,55 @@
+# make demo   the four notebooks on the sample clips, with the nano model, on two CPU cores
+# make lab    JupyterLab in notebooks/
+# make test   lint, type check and the default tests
+# Each of them sets up .venv first; a second call installs nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sam2kit-installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two test processes share two cores: more threads than one each only get in each other's way.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo lab test lint setup clean
+.DEFAULT_GOAL := demo
+
+setup: $(STAMP)
+
+# The stamp is written last, so an interrupted set-up is picked up by the next call: whatever is
+# installed by then, pip finds. sam2 builds without isolation (else pip fetches torch a second time)
+# and without its CUDA extension, so what the build needs is installed first.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	(3, 10) <= v <= (3, 12) or sys.exit("Python 3.10 to 3.12 is needed, this is %d.%d; choose one with PYTHON=python3.12" % v)'
+	@echo "[1/4] environment in $(VENV)"
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	|| $(PYTHON) -m venv $(VENV)
+	@echo "[2/4] torch and what building sam2 needs (about 2 GB; one to two minutes)"
+	@$(PIP) install --quiet --progress-bar off \
+	$$(grep -E '^(torch|torchvision|setuptools|wheel|hatchling|editables)==' requirements.txt)
+	@echo "[3/4] everything else in requirements.txt (one to two minutes)"
+	@SAM2_BUILD_CUDA=0 $(PIP) install --quiet --progress-bar off --no-build-isolation \
+	-r requirements.txt
+	@echo "[4/4] sam2kit itself"
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "ready: $(BIN)/sam2kit --help"
+
+demo: $(STAMP)
+	$(BIN)/python -m sam2kit run --config configs/quickstart.yaml
+
+lab: $(STAMP)
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,356 @@
+"""Composing, checking and writing configurations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from sam2kit.checks import check, check_paths, missing
+from sam2kit.compose import compose, config_dir, override, recompose, save_config, to_yaml
+from sam2kit.config import Config, ModelConfig, options
+from sam2kit.errors import ConfigError
+
+CHANGED = [
+    "model.size=b+",
+    "optimizer.lr=1e-5",
+    "trainer.devices='0,1'",
+    "dataset.max_objects=null",
+]
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(*args) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(*args)
+    return str(caught.value)
+
+
+def test_defaults_are_the_dataclasses_and_the_issue_s():
+    config = compose()
+    assert config == Config() and isinstance(config.model, ModelConfig)
+    assert config.model.trainable_modules == ["memory_attention", "memory_encoder"]
+    assert (config.dataset.video_clip_length, config.dataset.image_size) == (5, 512)
+    assert (config.optimizer.lr, config.optimizer.name) == (1e-4, "adamw")
+    loss = config.loss
+    assert (loss.bce, loss.dice, loss.iou, loss.temporal) == (1, 1, 0.5, 0.1)
+
+
+def test_precedence_is_dataclass_group_file_override(tmp_path):
+    text = "defaults: [config, override loss: from_scratch, _self_]\nloss: {bce: 3, dice: 4}\n"
+    config = compose(write(tmp_path / "mine.yaml", text), ["loss.dice=7"])
+    assert (config.loss.object_score, config.loss.bce, config.loss.dice) == (0.5, 3, 7)
+    assert config.loss.temporal == 0.1
+
+
+@pytest.mark.parametrize("to_text", [to_yaml, lambda c: to_yaml(c, comments=False)])
+def test_written_configuration_loads_back_equal(tmp_path, to_text):
+    config = compose(None, CHANGED)
+    assert compose(write(tmp_path / "a.yaml", to_text(config))) == config
+
+
+def test_text_that_looks_like_a_number_survives(tmp_path):
+    config = compose(None, [override("output_dir", "1e3"), override("model.checkpoint", "null")])
+    save_config(config, tmp_path / "c.yaml")
+    assert compose(tmp_path / "c.yaml") == config
+    assert (config.output_dir, config.model.checkpoint) == ("1e3", "null")
+
+
+def test_every_key_is_commented_and_every_line_fits():
+    lines = to_yaml(Config()).splitlines()
+    assert max(map(len, lines)) <= 100
+    for key in options():
+        name = key.rpartition(".")[2]
+        found = [i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:")]
+        assert found and all(lines[i - 1].strip().startswith("#") for i in found), key
+
+
+@pytest.mark.parametrize("value", ["it's", "a, b", "x=y", "back\\", "[1", "a 'b' \"c\"", ""])
+def test_override_takes_text_literally(value):
+    assert compose(None, [override("output_dir", value)]).output_dir == value
+
+
+def test_file_without_defaults_takes_group_choices(tmp_path):
+    save_config(compose(None, ["model=large", "seed=7"]), tmp_path / "config.yaml")
+    config = compose(tmp_path / "config.yaml", ["model=nano", "dataset=synthetic", "+seed=8"])
+    assert (config.model.size, config.dataset.type, config.seed) == ("nano", "synthetic", 8)
+
+
+def test_file_anywhere_finds_its_siblings_then_the_kit(tmp_path):
+    folder = tmp_path / "with space, and 'quote'"
+    (folder / "dataset").mkdir(parents=True)
+    write(folder / "dataset" / "mine.yaml", "type: synthetic\n")
+    write(folder / "base.yaml", "defaults: [config, override dataset: mine]\n")
+    file = write(folder / "top.v2.yaml", "defaults: [base, _self_]\nmodel: {size: s}\n")
+    config = compose(file, ["scheduler=constant", "dataset=coco", "dataset.annotation_file=a.json"])
+    assert (config.model.size, config.dataset.type) == ("s", "coco")
+    assert config.scheduler.name == "constant"
+    assert compose(file).dataset.type == "synthetic"
+
+
+def test_empty_file_is_the_defaults(tmp_path):
+    assert compose(write(tmp_path / "e.yaml", "# nothing\n")) == Config()
+
+
+def test_interpolation_is_resolved(tmp_path):
+    file = write(tmp_path / "i.yaml", "valdataset: {batch_size: '${dataset.batch_size}'}\n")
+    assert compose(file, ["dataset.batch_size=3"]).valdataset.batch_size == 3
+    broken = write(tmp_path / "b.yaml", "seed: ${nothing.there}\n")
+    assert "nothing.there" in refusal(broken)
+
+
+def test_recompose_puts_overrides_on_a_configuration_or_its_dictionary():
+    config = compose(None, CHANGED)
+    changed = recompose(config, ["optimizer.lr=3", "model=nano"])
+    assert (changed.optimizer.lr, changed.model.size, changed.trainer.devices) == (3, "nano", "0,1")
+    assert config.optimizer.lr == 1e-5
+    with pytest.raises(ConfigError, match="run.ckpt: unknown key model.sise"):
+        recompose({"model": {"sise": "t"}}, source="run.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer: {lrr: 1}", ["bad.yaml", "optimizer.lrr", "optimizer.lr"]),
+        ("optimiser: {lr: 1}", ["bad.yaml", "optimiser", "nearest known key"]),
+        ("batch_size: 2", ["bad.yaml", "batch_size", "dataset.batch_size"]),
+        ("dataset: {batch_size: four}", ["bad.yaml", "dataset.batch_size", "'four'", "whole"]),
+        ("model: {trainable_modules: [{a: 1}]}", ["trainable_modules", "list"]),
+        ("model: {checkpoint: true}", ["model.checkpoint", "True", "text, or null"]),
+        ("seed: null", ["bad.yaml", "seed", "None", "whole number"]),
+        ("model: nano", ["bad.yaml", "model", "'nano'", "defaults list"]),
+        ("model:", ["bad.yaml", "model", "expected keys"]),
+        ("- a\n- b", ["bad.yaml", "list"]),
+        ("a: [", ["bad.yaml", "not a YAML file"]),
+        ("seed: 1\nseed: 2", ["bad.yaml", "duplicate key seed"]),
+        ("defaults: [config, override model: nanno]", ["bad.yaml", "model/nanno", "nano"]),
+        ("defaults: [nothing_here]", ["bad.yaml", "nothing_here"]),
+        ("seed: ???", ["bad.yaml", "seed"]),
+    ],
+)
+def test_bad_file_is_named_with_its_key(tmp_path, text, words):
+    message = refusal(write(tmp_path / "bad.yaml", text + "\n"))
+    assert all(word in message for word in words), message
+
+
+def test_bad_group_file_is_named_with_its_key(tmp_path):
+    (tmp_path / "loss").mkdir()
+    write(tmp_path / "loss" / "mine.yaml", "dicee: 1\n")
+    message = refusal(write(tmp_path / "a.yaml", "defaults: [config, override loss: mine]\n"))
+    assert "loss/mine" in message and "dicee" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer.lrr=1", ["optimizer.lrr", "optimizer.lr"]),
+        ("optimizer.learning_rate=1", ["optimizer has name, lr"]),
+        ("lr=1", ["nearest known key is optimizer.lr"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "'fast'", "a number"]),
+        ("trainer.max_epochs=1.5", ["trainer.max_epochs", "1.5", "whole number"]),
+        ("model=nanno", ["model", "nanno", "did you mean nano"]),
+        ("model={sizes:t}", ["model.sizes", "model.size"]),
+        ("trainer.devices=0,1", ["several values", "\"trainer.devices='a,b'\""]),
+        ("~seed", ["seed", "null"]),
+        ("just words", ["just words", "key=value"]),
+        ("hydra.run.dir=x", ["hydra.run.dir"]),
+    ],
+)
+def test_bad_override_is_named(text, words):
+    message = refusal(None, [text])
+    assert "command line" in message and all(word in message for word in words), message
+
+
+def test_missing_file_names_near_ones(tmp_path):
+    write(tmp_path / "quickstart.yaml", "")
+    message = refusal(tmp_path / "quickstrat.yaml")
+    assert "quickstrat.yaml does not exist" in message and "holds quickstart.yaml" in message
+    assert "folder" in refusal(tmp_path)
+
+
+IMPOSSIBLE = [
+    "model.size=xl",
+    "model.trainable_modules=[]",
+    "dataset.type=images",
+    "dataset.image_size=500",
+    "dataset.image_size=0",
+    "dataset.video_clip_length=0",
+    "dataset.frame_stride=0",
+    "dataset.clips_per_video=0",
+    "dataset.batch_size=0",
+    "dataset.num_workers=-1",
+    "dataset.max_objects=0",
+    "dataset.synthetic_objects=0",
+    "dataset.prompt_types=[]",
+    "dataset.prompt_types=[scribble]",
+    "dataset.prompt_types=[box,box]",
+    "dataset.prompt_probabilities=[0.5,0.5]",
+    "dataset.prompt_probabilities=[0.5]",
+    "dataset.num_positive_points=0",
+    "dataset.num_negative_points=-1",
+    "valdataset.type=images",
+    "valdataset.fraction=0",
+    "valdataset.fraction=1",
+    "valdataset.video_clip_length=0",
+    "valdataset.batch_size=0",
+    "valdataset.prompt_types=[lasso]",
+    "loss.dice=-1",
+    "loss.bce=inf",
+    "loss.bce_positive_weight=0.5",
+    "optimizer.name=sgd",
+    "optimizer.lr=0",
+    "optimizer.lr=nan",
+    "optimizer.weight_decay=-1",
+    "optimizer.betas=[0.9]",
+    "optimizer.betas=[0.9,1.5]",
+    "scheduler.name=linear",
+    "scheduler.warmup_steps=-1",
+    "scheduler.min_lr_ratio=2",
+    "trainer.max_epochs=0",
+    "trainer.max_steps=0",
+    "trainer.accelerator=tpus",
+    "trainer.devices=two",
+    "trainer.devices=0",
+    "trainer.precision=16",
+    "trainer.gradient_clip_val=0",
+    "trainer.accumulate_grad_batches=0",
+    "trainer.limit_train_batches=0",
+    "trainer.early_stopping_patience=0",
+    "trainer.logger=mlflow",
+    "seed=-1",
+    "log_level=LOUD",
+]
+
+
+@pytest.mark.parametrize("text", IMPOSSIBLE)
+def test_impossible_value_is_named_with_a_remedy(text):
+    key, _, value = text.partition("=")
+    message = refusal(None, [text])
+    assert message.startswith(f"{key} is ") and "\n" not in message, message
+    assert value in message.replace(" ", "").replace("'", ""), message
+    assert any(word in message for word in ("choose from", "give ", "name a module")), message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["dataset.type=coco"], ["dataset.annotation_file", "coco"]),
+        (["valdataset.type=coco"], ["valdataset.annotation_file", "coco"]),
+        (["use_wandb=true", "trainer.logger=swanlab"], ["use_wandb", "swanlab", "--no-wandb"]),
+        (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["bf16-mixed"]),
+        (["loss={bce:0,dice:0,iou:0,temporal:0}"], ["loss", "all of", "above 0"]),
+        (
+            ["dataset.prompt_types=[box,mask]", "dataset.prompt_probabilities=[0.9,0.3]"],
+            ["add up to 1"],
+        ),
+    ],
+)
+def test_impossible_combination(overrides, words):
+    message = refusal(None, overrides)
+    assert all(word in message for word in words), message
+
+
+def test_all_problems_are_told_at_once_and_each_once():
+    config = Config()
+    config.dataset.image_size = 100
+    config.optimizer.lr = 0
+    with pytest.raises(ConfigError) as caught:
+        check(config)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("devices", ["1", "8", "auto", "-1", "0,", "0,1"])
+def test_known_devices(devices):
+    compose(None, [override("trainer.devices", devices)])
+
+
+def test_paths_are_checked_with_what_lies_near(tmp_path):
+    (tmp_path / "davis").mkdir()
+    write(tmp_path / "tiny.pt", "")
+    data = override("dataset.data_path", str(tmp_path / "davis"))
+    check_paths(compose(None, [data]))
+    check_paths(compose(None, [data, "model.checkpoint=sam2.1_hiera_tiny"]))
+    check_paths(compose(None, ["dataset.type=synthetic"]))
+    for overrides, words in [
+        ([], ["dataset.data_path is not set", "--data-path"]),
+        ([override("dataset.data_path", str(tmp_path / "davs"))], ["dataset.data_path", "davis"]),
+        ([data, f"valdataset.data_path={tmp_path}/val"], ["valdataset.data_path", "val"]),
+        ([data, "dataset.type=coco", "dataset.annotation_file=no.json"], ["annotation_file"]),
+        ([data, f"model.checkpoint={tmp_path}/tinny.pt"], ["model.checkpoint", "tiny.pt"]),
+        ([data, "model.checkpoint=best.ckpt"], ["model.checkpoint", "best.ckpt does not exist"]),
+        ([data, "trainer.resume_from=last.ckpt"], ["trainer.resume_from", "last.ckpt"]),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            check_paths(compose(None, overrides))
+        assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_missing_tells_where_the_search_ended(tmp_path):
+    assert f"{tmp_path} holds nothing" in missing(tmp_path / "a" / "b" / "c")
+
+
+ORDERS = {
+    "sam2 first": ["import sam2", "kit()", "upstream()", "kit()", "upstream()"],
+    "kit first": ["kit()", "import sam2", "upstream()", "kit()", "upstream()"],
+}
+HYDRA = """
+from hydra.core.global_hydra import GlobalHydra
+def kit():
+    from sam2kit.compose import compose
+    before = GlobalHydra.instance().is_initialized()
+    assert compose(None, ["model=nano"]).model.size == "nano"
+    assert GlobalHydra.instance().is_initialized() == before
+    from hydra.core.config_store import ConfigStore
+    assert not any("sam2kit" in name for name in ConfigStore.instance().repo)
+def upstream():
+    import hydra
+    assert hydra.compose("configs/sam2.1/sam2.1_hiera_t.yaml").model.image_size == 1024
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_composing_and_sam2_do_not_disturb_each_other(order):
+    code = "\n".join([HYDRA, *ORDERS[order]])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_hydra_is_restored_after_an_error():
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().is_initialized()
+    refusal(None, ["loss.dice=-1"])
+    assert GlobalHydra.instance().is_initialized() == before
+
+
+def test_modules_of_the_configuration_are_light():
+    code = (
+        "import sys, sam2kit.config, sam2kit.checks, sam2kit.compose\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'lightning', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_key_has_help_and_every_section_a_title():
+    for key, field in options().items():
+        assert field.metadata["help"], key
+    for section in fields(Config):
+        if section.name not in options():
+            assert getattr(Config(), section.name).__doc__, section.name
+
+
+def test_the_kit_s_files_open_with_command_and_hardware():
+    files = sorted(config_dir().rglob("*.yaml"))
+    assert len(files) > 20
+    for file in files:
+        head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+        text = "\n".join(head)
+        assert "# Command: python -m sam2kit" in text and "# Hardware: " in text, file
