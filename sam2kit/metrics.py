@@ -56,6 +56,22 @@ def after_first_visible(visible: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(seen[:1]), seen[:-1]])
 
 
+def copy_first_mask(truth: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """What a tracker that never moves gives: the first visible mask of each object on every frame.
+
+    Its score says how little the objects move, and is what a tracker has to beat.
+
+    Args:
+        truth: bool ``[T,O,H,W]``.
+        visible: bool ``[T,O]``.
+
+    Returns:
+        bool ``[T,O,H,W]``, empty before an object's first visible frame.
+    """
+    first = truth[visible.argmax(0), np.arange(truth.shape[1])]
+    return first[None] & np.logical_or.accumulate(visible, axis=0)[..., None, None]
+
+
 def mean_tracked_iou(
     prediction: np.ndarray, truth: np.ndarray, scored: np.ndarray
 ) -> tuple[np.ndarray, float]:

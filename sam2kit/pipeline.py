@@ -198,6 +198,8 @@ class OwnKernelManager(AsyncKernelManager):
         return KernelSpec(resource_dir=str(RESOURCES), **get_kernel_dict())
 
     async def start_kernel(self, **arguments: Any) -> None:
+        if self.has_trait("transport_encryption"):  # newer kernels warn of unencrypted messages
+            self.transport_encryption = "auto"
         await super().start_kernel(**arguments)
         self._group = getattr(self.provisioner, "pgid", None)
 

@@ -6,13 +6,14 @@ it gets. Figures are made without pyplot, which keeps a list of every figure in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -211,8 +212,11 @@ def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int =
                 image = overlay(frame, prompt.masks[n].numpy()[None], color)
             else:
                 image = overlay(frame, mask, color, alpha=0.0)
+            factor = max(1, round(256 / image.shape[1]))  # clicks on small frames need room
+            image = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
             if prompt.points is not None and prompt.labels is not None:
-                image = draw_prompts(image, prompt.points[n].numpy(), prompt.labels[n].numpy())
+                points = prompt.points[n].numpy() * factor + (factor - 1) / 2
+                image = draw_prompts(image, points, prompt.labels[n].numpy())
             images.append(image)
             identity = batch.object_ids[position]
             labels.append(
@@ -328,8 +332,26 @@ def curves(
             marker = "o" if len(x) <= 20 else None
             axes.plot(x, y, style, color=color, label=name, marker=marker, markersize=3)
         axes.set(title=title, xlabel=x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if lines:
             axes.legend(fontsize=7, frameon=False)
     return figure
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same keys as a Markdown table; fractional numbers get three digits.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a table needs at least one row")
+
+    def line(cells: Iterable[object]) -> str:
+        texts = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+    head = [line(rows[0]), line("---" for _ in rows[0])]
+    return "\n".join(head + [line(row[key] for key in rows[0]) for row in rows])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sam2kit.metrics import after_first_visible, dice, iou, mean_tracked_iou
+from sam2kit.metrics import after_first_visible, copy_first_mask, dice, iou, mean_tracked_iou
 
 
 def rectangle(x0, y0, x1, y1, size=8):
@@ -78,3 +78,11 @@ def test_frames_after_the_first_visible_one():
     visible = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]], dtype=bool)
     expected = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 0]], dtype=bool)
     assert (after_first_visible(visible) == expected).all()
+
+
+def test_the_copied_mask_starts_where_the_object_does():
+    # Object 0 is there from the start, object 1 from frame 1 on, object 2 never.
+    truth = np.stack([[SQUARE, EMPTY, EMPTY], [SHIFTED, SHIFTED, EMPTY], [EMPTY, SQUARE, EMPTY]])
+    copied = copy_first_mask(truth, truth.any((2, 3)))
+    expected = [[SQUARE, EMPTY, EMPTY], [SQUARE, SHIFTED, EMPTY], [SQUARE, SHIFTED, EMPTY]]
+    assert (copied == np.stack(expected)).all()

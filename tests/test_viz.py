@@ -18,6 +18,7 @@ from sam2kit.viz import (
     curves,
     draw_prompts,
     frames_to_images,
+    markdown_table,
     overlay,
     prompt_sheet,
     save_gif,
@@ -193,3 +194,15 @@ def test_curves():
 def test_pyplot_is_never_imported():
     code = "import sys, sam2kit.viz; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_table():
+    rows = [{"video": "a|b", "IoU": 0.12345, "frames": 8}, {"video": "c", "IoU": 1.0, "frames": 9}]
+    assert markdown_table(rows).splitlines() == [
+        "| video | IoU | frames |",
+        "| --- | --- | --- |",
+        "| a\\|b | 0.123 | 8 |",
+        "| c | 1.000 | 9 |",
+    ]
+    with pytest.raises(ValueError, match="row"):
+        markdown_table([])
