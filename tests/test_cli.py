@@ -1,0 +1,393 @@
+"""The command line: flags, what it refuses, and every YAML file through the real thing."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+import types
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2kit.cli import COMMANDS, main
+from sam2kit.compose import compose, config_dir, save_config
+from sam2kit.config import Config, get
+
+ROOT = Path(__file__).parent.parent
+SYNTHETIC = ["dataset=synthetic"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The library's functions replaced by ones that note how they are called; no torch needed."""
+    noted = []
+
+    def stand_in(module, name, result=None):
+        fake = types.ModuleType(f"sam2kit.{module}")
+        setattr(fake, name, lambda *a, **k: noted.append((name, a, k)) or result)
+        monkeypatch.setitem(sys.modules, f"sam2kit.{module}", fake)
+
+    stand_in("train", "fit", types.SimpleNamespace(interrupted=False, run_dir=Path("run")))
+    stand_in("evaluate", "evaluate_checkpoint")
+    stand_in("pipeline", "run_stages")
+    return noted
+
+
+def trained(calls, *argv) -> Config:
+    assert main(["train", *SYNTHETIC, *argv]) == 0
+    return calls[-1][1][0]
+
+
+def refused(capsys, *argv) -> str:
+    """The message of a refusal, which is one line of "error: ..." and exit code 2."""
+    assert main(list(argv)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--lr", "1e-5"], "optimizer.lr", 1e-5),
+        (["--max-epochs", "3"], "trainer.max_epochs", 3),
+        (["--batch-size", "2"], "dataset.batch_size", 2),
+        (["--seed", "7"], "seed", 7),
+        (["--output-dir", "my runs, all"], "output_dir", "my runs, all"),
+        (["--model-checkpoint", "sam2.1_hiera_tiny"], "model.checkpoint", "sam2.1_hiera_tiny"),
+        (["--data-path", str(ROOT)], "dataset.data_path", str(ROOT)),
+        (["--accelerator", "cpu"], "trainer.accelerator", "cpu"),
+        (["--devices", "0,1"], "trainer.devices", "0,1"),
+        (["--devices", "-1"], "trainer.devices", "-1"),
+        (["--precision", "bf16-mixed"], "trainer.precision", "bf16-mixed"),
+        (["--wandb"], "use_wandb", True),
+        (["--no-wandb"], "use_wandb", False),
+        (["optimizer.lr=1e-5"], "optimizer.lr", 1e-5),
+        (["model=nano"], "model.size", "nano"),
+    ],
+)
+def test_flag_sets_its_key_and_no_other(calls, argv, key, value):
+    config, plain = trained(calls, *argv), compose(None, SYNTHETIC)
+    assert get(config, key) == value
+    section, _, name = key.rpartition(".")
+    setattr(get(plain, section) if section else plain, name, value)
+    assert config == plain
+
+
+def test_debug_is_a_bundle_that_flags_and_overrides_win_over(calls, tmp_path):
+    (tmp_path / "f.yaml").write_text("dataset: {num_workers: 4, type: synthetic}\nlog_level: ERROR")
+    file = str(tmp_path / "f.yaml")
+    config = trained(calls, "--config", file, "--debug", "trainer.limit_val_batches=1")
+    assert config.debug and config.log_level == "DEBUG" and config.dataset.num_workers == 0
+    assert (config.trainer.limit_train_batches, config.trainer.limit_val_batches) == (2, 1)
+
+
+def test_flags_and_overrides_may_be_mixed(calls):
+    config = trained(calls, "seed=1", "--lr", "2", "model=nano", "--max-epochs", "3", "loss.iou=0")
+    assert (config.seed, config.optimizer.lr, config.trainer.max_epochs) == (1, 2, 3)
+    assert (config.model.size, config.loss.iou) == ("nano", 0)
+
+
+def test_no_wandb_wins_over_a_file(calls, tmp_path):
+    (tmp_path / "w.yaml").write_text("use_wandb: true\ntrainer: {logger: wandb}\n")
+    file = ["--config", str(tmp_path / "w.yaml")]
+    assert trained(calls, *file).logger == "wandb"
+    assert trained(calls, *file, "--no-wandb").logger == "tensorboard"
+
+
+def test_a_key_given_twice_is_refused(capsys):
+    message = refused(capsys, "train", "--lr", "1", "optimizer.lr=2")
+    assert "--lr" in message and "optimizer.lr=2" in message
+
+
+def test_create_config_loads_back_equal(calls, tmp_path, capsys):
+    file = str(tmp_path / "new.yaml")
+    changes = ["--lr", "3e-5", "model=large", "dataset=synthetic", "trainer.devices='0,1'"]
+    assert main(["train", "--create-config", file, *changes]) == 0 and not calls
+    assert "--config" in capsys.readouterr().out
+    assert main(["train", "--config", file]) == 0
+    assert calls[-1][1][0] == compose(None, ["optimizer.lr=3e-5", *changes[2:]])
+    assert "exists already" in refused(capsys, "train", "--create-config", file)
+
+
+def test_create_config_prints(tmp_path, capsys):
+    assert main(["train", "seed=5", "--create-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert compose(tmp_path / "printed.yaml").seed == 5
+
+
+@pytest.mark.parametrize("file", ["optimizer.lr=1", "no/such/folder/a.yaml"])
+def test_create_config_refuses(capsys, file):
+    assert "--create-config" in refused(capsys, "train", "--create-config", file)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train"], ["dataset.data_path is not set"]),
+        (["train", "--config", "configs/quickstrat.yaml"], ["--config", "quickstart.yaml"]),
+        (["train", "optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr"]),
+        (["train", "dataset.batch_size=two"], ["dataset.batch_size", "'two'", "whole number"]),
+        (["train", "dataset.image_size=100"], ["dataset.image_size", "100", "32"]),
+        (["train", "--data-path", "davs"], ["dataset.data_path", "davs does not exist"]),
+        (["train", *SYNTHETIC, "--model-checkpoint", "a/b.pt"], ["model.checkpoint", "a/b.pt"]),
+        (["train", "dataset=coco", "dataset.annotation_file=a.json"], ["dataset.data_path"]),
+        (["train", "--wandb", "trainer.logger=swanlab"], ["use_wandb", "swanlab"]),
+        (["train", "--accelerator", "abacus"], ["trainer.accelerator", "abacus"]),
+        (["train", "--precision", "8"], ["trainer.precision", "'8'"]),
+        (["train", "--lr", "-1"], ["optimizer.lr", "-1"]),
+        (["evaluate", "--model-checkpoint", "no.ckpt"], ["--model-checkpoint", "no.ckpt"]),
+        (["run", "--config", "no.yaml"], ["--config", "no.yaml"]),
+        (["trian"], ["'trian'", "train"]),
+    ],
+)
+def test_bad_input_is_one_message_before_torch(capsys, monkeypatch, argv, words):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "sam2kit.train", None)  # importing it would raise ImportError
+    monkeypatch.setitem(sys.modules, "sam2kit.evaluate", None)
+    monkeypatch.setitem(sys.modules, "sam2kit.pipeline", None)
+    message = refused(capsys, *argv)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--lr", "fast"],
+        ["train", "--learning-rate", "1"],
+        ["train", "--max-epoch", "1"],
+        ["evaluate"],
+        ["run"],
+        ["run", "--config", "a.yaml", "--stages", "one"],
+        ["run", "--config", "a.yaml", "--stages", "3-1"],
+        ["run", "--config", "a.yaml", "-p", "novalue"],
+    ],
+)
+def test_malformed_flags_exit_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2 and f"sam2kit {argv[0]}" in capsys.readouterr().err
+
+
+def test_evaluate_calls_the_library(calls, tmp_path):
+    file = tmp_path / "best.ckpt"
+    file.touch()
+    data = ["--data-path", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    assert main(["evaluate", "--model-checkpoint", str(file), *data, "seed=1"]) == 0
+    name, args, keywords = calls[-1]
+    overrides = [f"valdataset.data_path='{tmp_path}'", "seed=1"]
+    assert name == "evaluate_checkpoint"
+    assert args == (str(file), overrides, tmp_path / "out") and keywords == {"config_file": None}
+
+
+def test_run_calls_the_library(calls, tmp_path):
+    save_config(compose(None, SYNTHETIC), tmp_path / "c.yaml")
+    config = ["run", "--config", str(tmp_path / "c.yaml")]
+    assert main(config) == 0
+    assert calls[-1][1] == (config[2], {}, [1, 2, 3, 4], None)
+    given = ["-p", "epochs=2", "-p", "lr=1e-3", "-p", "name=a=b", "--stages", "1,3-4"]
+    assert main([*config, *given, "--run-dir", "here"]) == 0
+    parameters = {"epochs": 2, "lr": 1e-3, "name": "a=b"}
+    assert calls[-1][1] == (config[2], parameters, [1, 3, 4], Path("here"))
+
+
+@pytest.mark.parametrize("how", ["raised", "lightning", "told"])
+def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how):
+    def fit(config):
+        if how == "told":
+            return types.SimpleNamespace(interrupted=True, run_dir=Path("here"))
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if how == "lightning":
+                sys.exit(1)  # what Lightning's trainer does
+            raise
+
+    fake = types.ModuleType("sam2kit.train")
+    fake.fit = fit
+    monkeypatch.setitem(sys.modules, "sam2kit.train", fake)
+    assert main(["train", *SYNTHETIC, "--output-dir", "here"]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err and "kept" in err and "here" in err
+
+
+def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
+    fake = types.ModuleType("sam2kit.train")
+    fake.fit = lambda config: 1 / 0
+    monkeypatch.setitem(sys.modules, "sam2kit.train", fake)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", *SYNTHETIC])
+
+
+def test_help_is_fast_and_loads_neither_torch_nor_hydra():
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from sam2kit.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "assert time.perf_counter() - start < 1\n"
+        "assert not {'torch', 'hydra', 'omegaconf', 'lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0 and "--config" in capsys.readouterr().out
+
+
+def test_without_a_command_the_commands_are_shown(capsys):
+    assert main([]) == 2
+    assert "train" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sam2kit 0.")
+
+
+# Every YAML file under configs/ through the real command line, on generated data.
+
+TINY = [
+    "dataset.image_size=64",
+    "dataset.video_clip_length=2",
+    "dataset.batch_size=1",
+    "dataset.synthetic_videos=2",
+    "valdataset.synthetic_videos=1",
+    "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+]
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Three videos of three frames with one object, in both layouts, with splits."""
+    root = tmp_path_factory.mktemp("data")
+    splits = {"train": "a\nb\n", "val": "c\n"}
+    for name, text in {**splits, **{f"2016/{k}": v for k, v in splits.items()}}.items():
+        (root / "ImageSets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / f"{name}.txt").write_text(text)
+    images, annotations = [], []
+    noise = np.random.default_rng(0)
+    for video in NAMES:
+        for folder in ("JPEGImages", "Annotations"):
+            (root / folder / video).mkdir(parents=True)
+        for t in range(3):
+            mask = np.zeros((48, 64), np.uint8)
+            mask[10:30, 10 + 4 * t : 30 + 4 * t] = 255
+            frame = noise.integers(0, 255, (48, 64, 3), np.uint8) // 2 + mask[..., None] // 2
+            Image.fromarray(frame).save(root / "JPEGImages" / video / f"{t:05}.jpg")
+            Image.fromarray(mask).save(root / "Annotations" / video / f"{t:05}.png")
+            size = {"width": 64, "height": 48}
+            file = f"JPEGImages/{video}/{t:05}.jpg"
+            order = {"video_id": video, "order_in_video": t}
+            images.append({"id": f"{video}{t}", "file_name": file, **order, **size})
+            left, right = 10 + 4 * t, 30 + 4 * t
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": f"{video}{t}",
+                    "category_id": 0,
+                    "track_id": 1,
+                    "iscrowd": 0,
+                    "bbox": [left, 10, 20, 20],
+                    "area": 400,
+                    "segmentation": [[left, 10, right, 10, right, 30, left, 30]],
+                }
+            )
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "x"}]}
+    (root / "annotations.json").write_text(json.dumps(coco))
+    return root
+
+
+def train_tiny(tmp_path: Path, *argv: str) -> None:
+    """Run the command for one batch of each kind and look at what it left."""
+    assert main(["train", "--debug", "--output-dir", str(tmp_path), *argv, *TINY]) == 0
+    (run,) = tmp_path.glob("*/*")
+    assert (run / "best.ckpt").is_file() and compose(run / "config.yaml").debug
+    for file in run.glob("*.ckpt"):  # the large model's take gigabytes, and pytest keeps folders
+        file.unlink()
+
+
+EXPERIMENTS = sorted(file.name for file in config_dir().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains(tmp_path, data, name):
+    argv = ["--config", str(config_dir() / name), "--data-path", str(data), "model=nano"]
+    if name == "coco.yaml":
+        argv.append(f"dataset.annotation_file={data}/annotations.json")
+    train_tiny(tmp_path, *argv)
+
+
+CHOICES = {
+    folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+    for folder in sorted(config_dir().iterdir())
+    if folder.is_dir() and folder.name not in ("model", "dataset", "valdataset")
+}
+# Each choice once: the n-th run takes the n-th choice of every group, or the last one again.
+RUNS = [
+    {group: choice or CHOICES[group][-1] for group, choice in zip(CHOICES, row, strict=True)}
+    for row in zip_longest(*CHOICES.values())
+]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: "-".join(run.values()))
+def test_every_group_trains(tmp_path, run):
+    chosen = [f"{group}={choice}" for group, choice in run.items()]
+    train_tiny(tmp_path, "model=nano", *SYNTHETIC, *chosen)
+
+
+DATASETS = {
+    "video": ["valdataset=held_out"],
+    "samples": ["valdataset=samples"],
+    "coco": ["valdataset=synthetic"],
+    "synthetic": ["valdataset=synthetic"],
+}
+VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
+
+
+def test_every_data_choice_is_in_the_tables():
+    stems = {g: {f.stem for f in (config_dir() / g).glob("*.yaml")} for g in CHOICES}
+    assert stems.keys() >= {"loss", "optimizer", "scheduler", "trainer"}
+    assert {f.stem for f in (config_dir() / "dataset").glob("*.yaml")} == set(DATASETS)
+    used = {text[0].partition("=")[2] for text in DATASETS.values()} | set(VALDATASETS)
+    assert {f.stem for f in (config_dir() / "valdataset").glob("*.yaml")} == used
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[f"dataset={name}", *rest] for name, rest in DATASETS.items()]
+    + [[f"valdataset={name}", *rest] for name, rest in VALDATASETS.items()],
+    ids=lambda argv: argv[0],
+)
+def test_every_data_choice_trains(tmp_path, data, argv):
+    argv = ["model=nano", "--data-path", str(data), *argv]
+    if "dataset=coco" in argv:
+        argv.append(f"dataset.annotation_file={data}/annotations.json")
+    train_tiny(tmp_path, *argv)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(file.stem for file in (config_dir() / "model").glob("*.yaml"))
+)
+def test_every_model_trains(tmp_path, name):
+    train_tiny(tmp_path, f"model={name}", *SYNTHETIC)
+
+
+def test_train_as_a_module_is_the_same_command(tmp_path, monkeypatch):
+    """What ``python -m sam2kit.train`` runs."""
+    argv = ["--debug", "--output-dir", str(tmp_path), "model=nano", *SYNTHETIC, *TINY]
+    monkeypatch.setattr(sys, "argv", ["sam2kit.train", *argv])
+    monkeypatch.delitem(sys.modules, "sam2kit.train", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("sam2kit.train", run_name="__main__")
+    assert stop.value.code == 0 and list(tmp_path.glob("*/*/best.ckpt"))
