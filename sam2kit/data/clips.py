@@ -224,19 +224,19 @@ def create_dataloader(
 
     Training shuffles by (seed, epoch); call ``dataset.set_epoch`` (or the sampler's) before each.
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
-    loader process arrives as a DataError with its own message.
+    loader process arrives as a DataError with its own message. With loader processes, OpenCV is
+    set to one thread in this one too.
     """
+    if config.num_workers:
+        # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
+        # them off, waits for ever. So they go here, before there is one.
+        cv2.setNumThreads(0)
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
         sampler=EpochSampler(dataset, training, seed),
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
-        worker_init_fn=_start_worker,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)  # as torch does for itself: processes share the cores, not threads
