@@ -1,7 +1,7 @@
 """Clips and batches of clips: the shapes everything else agrees on.
 
-B clips in a batch, T frames, O objects, H and W rows and columns. The objects of all clips of a batch
-stand in one flat axis, so that clips with different numbers of objects need no padding;
+B clips in a batch, T frames, O objects, H and W rows and columns. The objects of all clips of a
+batch stand in one flat axis, so that clips with different numbers of objects need no padding;
 ``clip_of_object`` says which clip each belongs to.
 """
 
@@ -44,7 +44,7 @@ class VideoClip:
             )
         if self.annotated.shape != (t, o):
             raise ValueError(
-                f"clip {self.name!r}: annotated has shape {tuple(self.annotated.shape)}, not {(t, o)}"
+                f"clip {self.name!r}: annotated is {tuple(self.annotated.shape)}, not {(t, o)}"
             )
         if self.size == (0, 0):
             self.size = (self.frames.shape[-2], self.frames.shape[-1])

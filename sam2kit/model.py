@@ -26,8 +26,8 @@ from sam2kit.transforms import normalize
 
 LOOSE_GROUP = "memory_embeddings"
 """The parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``, ``no_mem_pos_enc``,
-``no_obj_ptr``, ``no_obj_embed_spatial``). They follow ``memory_attention``, which reads them all, and
-can be named on their own."""
+``no_obj_ptr``, ``no_obj_embed_spatial``). They follow ``memory_attention``, which reads them all,
+and can be named on their own."""
 
 
 @dataclass
@@ -175,7 +175,7 @@ class SAM2Model(SAM2Base):
         return entry, (low_res_masks[:, 0], ious.amax(-1), object_score[:, 0])
 
     def _assemble(self, parts: list[dict], objects: list[Tensor], prompted: Tensor) -> TrackOutput:
-        """Put the groups' results back into the batch's object order, zeros before the first prompt."""
+        """The groups' results in the batch's object order, with zeros before the first prompt."""
         num_frames, num_objects = prompted.shape
         side = self.image_size // 4
         zeros = [torch.zeros(0, side, side), torch.zeros(0), torch.zeros(0)]

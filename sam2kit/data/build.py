@@ -46,19 +46,41 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
         DataError: a file or folder is missing or not as it should be.
     """
     train_config, val_config = config.dataset, config.validation_dataset()
-    val_seed = config.seed + VALIDATION_SEED_OFFSET
     train = _open(train_config, config.seed, "dataset")
-    if config.holds_out_validation and train_config.type == val_config.type != "synthetic":
+    if _shares(config):
         train, val = hold_out(train, config.valdataset.fraction, config.seed)
     else:
-        val = _open(val_config, val_seed, "valdataset")
+        val = _open(val_config, config.seed + VALIDATION_SEED_OFFSET, "valdataset")
         _warn_of_shared_videos(train, train_config, val, val_config)
     train = _with_objects(train, train_config, config.seed)
-    val = _with_objects(val, val_config, val_seed)
     return (
         ClipDataset(train, train_config, training=True, seed=config.seed),
-        ClipDataset(val, val_config, training=False, seed=config.seed),
+        _validation_clips(val, config),
     )
+
+
+def build_validation(config: Config) -> ClipDataset:
+    """The second of :func:`build_datasets`, without touching training data that it does not need.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_datasets`.
+    """
+    if _shares(config):
+        return build_datasets(config)[1]
+    seed = config.seed + VALIDATION_SEED_OFFSET
+    return _validation_clips(_open(config.validation_dataset(), seed, "valdataset"), config)
+
+
+def _shares(config: Config) -> bool:
+    """Whether validation videos are held out of the training videos."""
+    same_type = config.dataset.type == config.validation_dataset().type
+    return config.holds_out_validation and same_type and config.dataset.type != "synthetic"
+
+
+def _validation_clips(source: VideoSource, config: Config) -> ClipDataset:
+    val_config = config.validation_dataset()
+    source = _with_objects(source, val_config, config.seed + VALIDATION_SEED_OFFSET)
+    return ClipDataset(source, val_config, training=False, seed=config.seed)
 
 
 def hold_out(

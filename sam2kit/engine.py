@@ -1,0 +1,187 @@
+"""What Lightning drives: the module, the data module and the callbacks. They delegate, no more."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from loguru import logger
+from torch import Tensor
+
+from sam2kit.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model
+from sam2kit.clip import ClipBatch, TrackOutput
+from sam2kit.config import Config
+from sam2kit.data.build import build_datasets
+from sam2kit.data.clips import create_dataloader
+from sam2kit.losses import SAM2TrainingLoss
+from sam2kit.metrics import mean_tracked_iou
+from sam2kit.model import SAM2Model
+from sam2kit.optim import build_optimizer, build_scheduler
+from sam2kit.prompts import Prompt, PromptGenerator
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """The random numbers of one step: a function of (seed, step, rank) and of nothing else."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+
+class SAM2LightningModule(LightningModule):
+    """A model, its prompts and its loss.
+
+    Args:
+        config: the run's configuration.
+        model: a model to train; by default the one that ``config`` describes.
+    """
+
+    def __init__(self, config: Config, model: SAM2Model | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = create_sam2_model(config) if model is None else model
+        self.loss = SAM2TrainingLoss(config.loss)
+        self.prompts = PromptGenerator.from_config(config.dataset)
+        self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
+
+    def forward(self, batch: ClipBatch, prompts: list[Prompt]) -> TrackOutput:
+        return self.model(batch, prompts)
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        step = self.trainer.fit_loop.total_batch_idx
+        generator = step_generator(self.config.seed, step, self.global_rank)
+        output = self(batch, self.prompts(batch, generator))
+        terms = self.loss(output, batch)
+        self.log_dict(terms, batch_size=batch.num_clips)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
+        return terms["loss"]
+
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        generator = step_generator(self.config.seed, batch_idx)
+        output = self(batch, self.val_prompts(batch, generator))
+        terms = self.loss(output, batch)
+        # Weighted by object-frames, so that the mean over batches is the loss of the whole set.
+        count = int((output.tracked & batch.annotated).sum())
+        if count:
+            self.log_dict({f"val_{k}": v for k, v in terms.items()}, batch_size=count)
+        per_object = tracked_iou(output, batch)
+        if len(per_object):
+            self.log("val_iou", float(per_object.mean()), batch_size=len(per_object))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.model, self.config.optimizer)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build_scheduler(optimizer, self.config.scheduler, steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = config_to_store(self.config)
+
+
+def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
+    """Mean IoU of each object over its tracked, annotated and unprompted frames.
+
+    Returns:
+        one value for each object that has such a frame, 0 to 1, in the batch's order.
+    """
+    scored = output.tracked & ~output.prompted & batch.annotated
+    masks = output.masks(batch.masks.shape[-2:])
+    per_object, _ = mean_tracked_iou(
+        masks.cpu().numpy(), batch.masks.cpu().numpy(), scored.cpu().numpy()
+    )
+    return per_object[~np.isnan(per_object)]
+
+
+class SAM2LightningDataModule(LightningDataModule):
+    """The training and validation clips of a configuration."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.train_clips, self.val_clips = build_datasets(config)
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        return create_dataloader(
+            self.train_clips, self.config.dataset, training=True, seed=self.config.seed
+        )
+
+    def val_dataloader(self) -> torch.utils.data.DataLoader:
+        return create_dataloader(
+            self.val_clips, self.config.validation_dataset(), training=False, seed=self.config.seed
+        )
+
+
+class LogProgress(Callback):
+    """A log line every n steps and after each validation, which also a log file can show."""
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        if step % self.every_n_steps and step != total:
+            return
+        seconds = (time.monotonic() - self._started) / max(step - self._first_step, 1)
+        logger.info(
+            "epoch {} step {}/{} loss {:.4f} lr {:.2e} {:.2f} s/step, {:.0f} s left",
+            trainer.current_epoch,
+            step,
+            total,
+            float(trainer.callback_metrics["loss"]),
+            float(trainer.callback_metrics["learning_rate"]),
+            seconds,
+            seconds * (total - step),
+        )
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        metrics = {
+            k: f"{float(v):.4f}"
+            for k, v in trainer.callback_metrics.items()
+            if k in ("val_loss", "val_iou")
+        }
+        logger.info("epoch {} validation {}", trainer.current_epoch, metrics)
+
+
+class StopOnInterrupt(Callback):
+    """An interrupt ends training after the step in progress; a second one ends it at once.
+
+    Lightning's own handling leaves the process with ``sys.exit`` and interrupts switched off, which
+    a notebook's kernel does not survive in good order.
+    """
+
+    interrupted = False
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._previous = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+
+            def stop(number: int, frame: Any) -> None:
+                signal.signal(signal.SIGINT, self._previous)
+                self.interrupted = trainer.should_stop = True
+                logger.warning("interrupted: stopping after this step; interrupt again to quit")
+
+            signal.signal(signal.SIGINT, stop)
+
+    def _restore(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._restore()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()
