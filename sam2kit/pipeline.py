@@ -87,7 +87,7 @@ def run_stages(
     """Execute notebooks in order, all in one run folder, with this interpreter as their kernel.
 
     Args:
-        config_file: the configuration that every stage composes.
+        config_file: the configuration that the stages compose, up to the one that trains.
         parameters: further notebook parameters, each passed to the stages that have it.
         stages: the numbers that the notebooks' names begin with, in the order to run.
         run_dir: by default a new dated folder under the configuration's ``output_dir``. Stages
@@ -113,7 +113,8 @@ def run_stages(
     executed = []
     for source in sources:
         values = {k: v for k, v in parameters.items() if k in accepted[source]}
-        values |= {"run_dir": str(run_dir), "config_file": str(config_file)}
+        own = {"run_dir": str(run_dir), "config_file": str(config_file)}
+        values |= {k: v for k, v in own.items() if k in accepted[source]}
         executed.append(run_dir / source.name)
         logger.info("stage {}", source.stem)
         with status.of(source.stem), _sigterm_interrupts():
@@ -139,11 +140,8 @@ def _accepted_parameters(
     """The parameters of each notebook; papermill itself would only warn of an unknown one."""
     accepted = {source: set(papermill.inspect_notebook(str(source))) for source in sources}
     for source, names in accepted.items():
-        lacking = [name for name in OWN_PARAMETERS if name not in names]
-        if lacking:
-            raise PipelineError(
-                f"{source}: its cell tagged 'parameters' must set {', '.join(lacking)}"
-            )
+        if "run_dir" not in names:
+            raise PipelineError(f"{source}: its cell tagged 'parameters' must set run_dir")
     known = sorted(set().union(*accepted.values()) - set(OWN_PARAMETERS))
     for name in parameters:
         if name in OWN_PARAMETERS:
@@ -272,5 +270,4 @@ def _read_scores(run_dir: Path) -> dict[str, float]:
     path = run_dir / "metrics.json"
     if not path.exists():
         return {}
-    trackers = json.loads(path.read_text())["trackers"]
-    return {name: scores["mean_iou"] for name, scores in trackers.items()}
+    return dict(json.loads(path.read_text())["mean_iou"])

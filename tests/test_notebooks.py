@@ -1,0 +1,163 @@
+"""The staged notebooks: the rules they are written by, and a short run of all of them."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from sam2kit.pipeline import run_stages
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STAGES = [1, 2, 3, 4]
+QUICK = [
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "scheduler.warmup_steps=0",
+    "dataset.num_workers=0",
+    "dataset.batch_size=2",
+]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def python_of(source):
+    """Without the lines that are IPython's own."""
+    return "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
+
+
+def test_every_stage_has_its_notebook():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{stage:02d}" for stage in STAGES]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestRules:
+    def test_first_cell_says_what_it_needs_leaves_and_takes(self, path):
+        first = read(path).cells[0]
+        assert first.cell_type == "markdown"
+        for word in ("Needs", "Leaves in `run_dir`", "Takes"):
+            assert f"| {word} |" in first.source
+
+    def test_one_parameters_cell_of_literals(self, path):
+        tagged = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+        assert tagged == code_cells(path)[:1]
+        names = []
+        for statement in ast.parse(tagged[0].source).body:
+            assert isinstance(statement, ast.Assign), ast.unparse(statement)
+            ast.literal_eval(statement.value)
+            names += [target.id for target in statement.targets]
+        assert {"run_dir", "overrides"} <= set(names)
+
+    def test_papermill_can_read_the_parameters(self, path, caplog):
+        import papermill
+
+        found = papermill.inspect_notebook(str(path))
+        assert {"run_dir", "overrides"} <= set(found)
+        assert "Unable to parse" not in caplog.text
+
+    def test_cells_are_short_and_define_nothing(self, path):
+        for cell in code_cells(path):
+            assert 0 < len(cell.source.splitlines()) <= 15, cell.source
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+            for node in ast.walk(ast.parse(python_of(cell.source))):
+                assert not isinstance(node, kinds), cell.source
+
+    def test_outputs_are_stripped_and_the_kernel_is_python3(self, path):
+        notebook = read(path)
+        nbformat.validate(notebook)
+        assert notebook.metadata.kernelspec.name == "python3"
+        assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+        for cell in code_cells(path):
+            assert cell.outputs == [] and cell.execution_count is None
+            assert set(cell.metadata) <= {"tags"}
+
+    def test_it_speaks_of_no_absolute_path(self, path):
+        text = path.read_text(encoding="utf-8")
+        assert not any(part in text for part in ("/home/", "/root/", "/tmp/", "/Users/", "C:\\\\"))
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """All four notebooks on a few clips of the sample data, two steps of training."""
+    data = tmp_path_factory.mktemp("data")
+    for kind in ("JPEGImages", "Annotations"):
+        for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
+            shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
+    (data / "train.txt").write_text("train_000\ntrain_001\ntrain_002\n")
+    (data / "val.txt").write_text("val_000\nval_001\n")
+    overrides = [
+        *QUICK,
+        f"dataset.data_path='{data}'",
+        f"valdataset.data_path='{data}'",
+        f"dataset.split='{data / 'train.txt'}'",
+        f"valdataset.split='{data / 'val.txt'}'",
+    ]
+    parameters = {"overrides": overrides, "max_videos": 2, "shown_videos": 2, "max_clips": 2}
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, STAGES, run_dir)
+
+
+class TestRun:
+    def test_no_cell_failed_and_the_copies_are_kept(self, result):
+        assert [path.name for path in result.notebooks] == [path.name for path in NOTEBOOKS]
+        for path in result.notebooks:
+            outputs = [output for cell in code_cells(path) for output in cell.outputs]
+            assert outputs and not [o for o in outputs if o.output_type == "error"]
+        status = json.loads((result.run_dir / "status.json").read_text())["stages"]
+        assert {entry["state"] for entry in status.values()} == {"done"}
+
+    def test_data_summary(self, result):
+        summary = json.loads((result.run_dir / "data_summary.json").read_text())
+        assert summary["sets"]["train"]["videos"] == 3
+        assert summary["sets"]["train"]["videos read"] == 2
+        assert summary["sets"]["validation"]["videos"] == 2
+        assert 0 < summary["sets"]["validation"]["copied mask"] < 1
+        assert [row["video"] for row in summary["videos"]][2:] == ["val_000", "val_001"]
+
+    def test_prompts(self, result):
+        document = json.loads((result.run_dir / "prompts.json").read_text())
+        assert document["image_size"] == [128, 128]
+        assert {entry["video"] for entry in document["prompts"]} == {"val_000", "val_001"}
+        assert {entry["kind"] for entry in document["prompts"]} == {"mask"}
+
+    def test_training(self, result):
+        assert (result.run_dir / "best.ckpt").stat().st_size > 1_000_000
+        assert "val_iou" in (result.run_dir / "metrics.csv").read_text().splitlines()[0]
+
+    def test_pictures(self, result):
+        for name in (
+            "clips_train",
+            "clips_validation",
+            "areas",
+            "prompts_mask",
+            "prompts_box",
+            "prompts_point",
+            "training",
+            "overlay",
+        ):
+            with Image.open(result.run_dir / f"{name}.png") as image:
+                assert min(image.size) > 100
+                assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 16, name
+        with Image.open(result.run_dir / "overlay.gif") as gif:
+            assert gif.n_frames > 1
+
+    def test_scores_of_the_trackers(self, result):
+        assert list(result.scores)[:3] == ["first mask copied", "before training", "after training"]
+        assert all(0 <= score <= 1 for score in result.scores.values())
+        summary = json.loads((result.run_dir / "data_summary.json").read_text())
+        copied = summary["sets"]["validation"]["copied mask"]
+        assert result.scores["first mask copied"] == pytest.approx(copied)
+        assert list(result.results) == ["checkpoint", "overlay picture", "overlay GIF", "metrics"]
