@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from conftest import moving_clip
+
 from sam2kit.checkpoints import create_sam2_model
 from sam2kit.clip import collate
 from sam2kit.config import LossConfig

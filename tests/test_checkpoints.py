@@ -1,0 +1,151 @@
+"""Checkpoints: what fits is loaded, what does not says why, and nothing is loaded halfway."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import sam2kit.checkpoints as checkpoints
+from sam2kit.checkpoints import create_sam2_model, guess_size, load_weights, save_weights
+from sam2kit.errors import CheckpointError
+from sam2kit.model import build_sam2_model, module_path
+
+
+@pytest.fixture
+def official(tiny_config, tmp_path) -> Path:
+    """A checkpoint in the official format, of other weights than the model's own."""
+    tiny_config.seed += 1
+    save_weights(build_sam2_model(tiny_config), tmp_path / "nano.pt")
+    tiny_config.seed -= 1
+    return tmp_path / "nano.pt"
+
+
+def test_round_trip(tiny_config, official):
+    tiny_config.model.checkpoint = str(official)
+    state = torch.load(official, weights_only=True)["model"]
+    loaded = create_sam2_model(tiny_config).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[k], state[k]) for k in state)
+
+
+def test_upstream_loads_what_is_saved(tiny_config, tmp_path):
+    """Keys and shapes are the official ones: upstream's builder takes the file."""
+    from sam2.build_sam import build_sam2
+
+    tiny_config.model.size, tiny_config.dataset.image_size = "t", 256
+    save_weights(build_sam2_model(tiny_config), tmp_path / "t.pt")
+    build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", str(tmp_path / "t.pt"), device="cpu")
+
+
+def test_reset_modules_start_anew_and_the_rest_is_loaded(tiny_config, official):
+    fresh = build_sam2_model(tiny_config).state_dict()
+    state = torch.load(official, weights_only=True)["model"]
+    tiny_config.model.checkpoint = str(official)
+    tiny_config.model.reset_modules = ["memory_encoder", "memory_attention.layers.1"]
+    for name, value in create_sam2_model(tiny_config).state_dict().items():
+        path = module_path(name)
+        reset = path[0] == "memory_encoder" or path[:3] == ("memory_attention", "layers", "1")
+        assert torch.equal(value, (fresh if reset else state)[name]), name
+
+
+def damage(path: Path, change) -> None:
+    state = torch.load(path, weights_only=True)["model"]
+    change(state)
+    torch.save({"model": state}, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("no_mem_embed"), "1 missing .first: no_mem_embed"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 unknown .first: extra"),
+        (
+            lambda s: s.update(no_mem_embed=torch.zeros(3)),
+            r"no_mem_embed is \(3,\), not \(1, 1, 64\)",
+        ),
+    ],
+)
+def test_keys_and_shapes_must_match_and_nothing_is_loaded_halfway(
+    tiny_config, official, change, message
+):
+    damage(official, change)
+    model = build_sam2_model(tiny_config)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_weights(model, str(official))
+    assert str(official) in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_wrong_size_is_named(tiny_config, official):
+    tiny_config.model.size = "t"
+    tiny_config.model.checkpoint = str(official)
+    with pytest.raises(CheckpointError, match="seems to be of size nano: set model.size=nano"):
+        create_sam2_model(tiny_config)
+
+
+@pytest.mark.parametrize("size", ["nano", "t", "s", "b+", "l"])
+def test_sizes_are_guessed(tiny_config, size):
+    tiny_config.model.size = size
+    assert guess_size(build_sam2_model(tiny_config).state_dict()) == size
+
+
+def test_truncated_file(tiny_config, official):
+    official.write_bytes(official.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="nano.pt: cannot be read safely.*truncated"):
+        load_weights(build_sam2_model(tiny_config), str(official))
+
+
+class _Payload:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": _Payload()}, "evil.pt")
+    with pytest.raises(CheckpointError, match="evil.pt: cannot be read safely"):
+        load_weights(build_sam2_model(tiny_config), "evil.pt")
+    assert not Path("pwned").exists()
+
+
+def test_a_file_of_something_else(tiny_config, tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="holds no weights.*weights"):
+        load_weights(build_sam2_model(tiny_config), str(tmp_path / "x.pt"))
+    torch.save([1], tmp_path / "y.pt")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_weights(build_sam2_model(tiny_config), str(tmp_path / "y.pt"))
+
+
+def test_neither_file_nor_name(tiny_config):
+    tiny_config.model.checkpoint = "sam2.1_hiera_tinny"
+    with pytest.raises(CheckpointError, match="sam2.1_hiera_tinny is neither.*sam2.1_hiera_tiny"):
+        create_sam2_model(tiny_config)
+
+
+def test_names_are_fetched_from_the_hub(tiny_config, official, monkeypatch):
+    asked = []
+
+    def download(repo_id, filename):
+        asked.append((repo_id, filename))
+        return str(official)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    load_weights(build_sam2_model(tiny_config), "sam2.1_hiera_tiny")
+    assert asked == [("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt")]
+
+    def fail(repo_id, filename):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(CheckpointError, match="sam2.1_hiera_large.*no route to host"):
+        load_weights(build_sam2_model(tiny_config), "sam2.1_hiera_large")
+
+
+def test_a_runs_configuration_needs_a_runs_checkpoint(official):
+    with pytest.raises(CheckpointError, match="not a run's checkpoint"):
+        checkpoints.read_run_config(official)

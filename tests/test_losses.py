@@ -1,0 +1,178 @@
+"""The loss against values computed by hand and against upstream's own functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sam2kit.clip import ClipBatch, TrackOutput
+from sam2kit.config import LossConfig
+from sam2kit.losses import (
+    SAM2TrainingLoss,
+    bce_loss,
+    dice_loss,
+    iou_head_loss,
+    iou_loss,
+    temporal_loss,
+)
+
+
+def logit(*probabilities: float) -> torch.Tensor:
+    """One object-frame of one row of pixels."""
+    return torch.logit(torch.tensor(probabilities))[None, None]
+
+
+def truth(*pixels: int) -> torch.Tensor:
+    return torch.tensor(pixels, dtype=torch.bool)[None, None]
+
+
+def test_bce_by_hand():
+    expected = -(math.log(0.8) + math.log(0.6)) / 2
+    assert bce_loss(logit(0.8, 0.4), truth(1, 0)).item() == pytest.approx(expected)
+
+
+def test_bce_weighs_object_pixels_by_their_rarity_up_to_the_limit():
+    logits, mask = logit(0.8, 0.4, 0.4, 0.4), truth(1, 0, 0, 0)
+    inside, outside = -math.log(0.8), -3 * math.log(0.6)
+    assert bce_loss(logits, mask, 5).item() == pytest.approx((3 * inside + outside) / 4)
+    assert bce_loss(logits, mask, 2).item() == pytest.approx((2 * inside + outside) / 4)
+
+
+def test_dice_and_iou_by_hand():
+    logits, mask = logit(0.8, 0.4), truth(1, 0)
+    # overlap 0.8, sum of probabilities 1.2, area 1; 1 is added above and below
+    assert dice_loss(logits, mask).item() == pytest.approx(1 - 2.6 / 3.2)
+    assert iou_loss(logits, mask).item() == pytest.approx(1 - 1.8 / 2.4)
+
+
+def test_temporal_by_hand():
+    # The first pixel rose by 0.5 where the truth rose by 1, the second fell by 0.2 where it stayed.
+    loss = temporal_loss(logit(0.7, 0.1), logit(0.2, 0.3), truth(1, 0), truth(0, 0))
+    assert loss.item() == pytest.approx((0.5 + 0.2) / 2)
+    still = temporal_loss(logit(0.7, 0.1), logit(0.7, 0.1), truth(1, 0), truth(1, 0))
+    assert still.item() == 0
+
+
+def test_iou_head_by_hand():
+    loss = iou_head_loss(torch.tensor([0.9]), logit(0.8, 0.6, 0.4), truth(1, 0, 0))
+    assert loss.item() == pytest.approx(0.4)
+
+
+def test_dice_and_bce_equal_upstreams():
+    upstream = pytest.importorskip("training.loss_fns")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 8, 8, generator=generator)
+    mask = torch.rand(5, 8, 8, generator=generator) > 0.5
+    theirs = upstream.dice_loss(logits, mask.float().flatten(1), num_objects=1)
+    assert dice_loss(logits, mask).sum().item() == pytest.approx(theirs.item(), rel=1e-5)
+    focal = upstream.sigmoid_focal_loss(
+        logits.flatten(1), mask.float().flatten(1), num_objects=1, alpha=-1, gamma=0
+    )
+    assert bce_loss(logits, mask).sum().item() == pytest.approx(focal.item(), rel=1e-5)
+
+
+@pytest.fixture
+def scene():
+    """Three frames, two objects at full resolution; the second is prompted on the second frame."""
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.rand(3, 2, 8, 8, generator=generator) > 0.5
+    tracked = torch.tensor([[1, 0], [1, 1], [1, 1]], dtype=torch.bool)
+    output = TrackOutput(
+        mask_logits=torch.randn(3, 2, 8, 8, generator=generator),
+        iou=torch.rand(3, 2, generator=generator),
+        object_score=torch.randn(3, 2, generator=generator),
+        tracked=tracked,
+        prompted=torch.zeros_like(tracked),
+    )
+    batch = ClipBatch(
+        frames=torch.zeros(1, 3, 3, 8, 8, dtype=torch.uint8),
+        masks=masks,
+        annotated=torch.ones(3, 2, dtype=torch.bool),
+        clip_of_object=torch.zeros(2, dtype=torch.long),
+        names=["a"],
+        frame_indices=[[0, 1, 2]],
+        object_ids=[1, 2],
+        sizes=[(8, 8)],
+    )
+    return output, batch
+
+
+ALL = LossConfig(bce=2.0, dice=1.0, iou=0.5, temporal=0.1, iou_head=0.3, object_score=0.7)
+
+
+def test_terms_are_sums_over_object_frames_divided_by_their_number(scene):
+    output, batch = scene
+    terms = SAM2TrainingLoss(ALL)(output, batch)
+    logits, masks = output.mask_logits, batch.masks
+    pairs = [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)]
+    for name, function in (("bce", bce_loss), ("dice", dice_loss), ("iou", iou_loss)):
+        by_hand = sum(function(logits[t, o][None], masks[t, o][None]).item() for t, o in pairs) / 5
+        assert terms[f"loss_{name}"].item() == pytest.approx(by_hand, rel=1e-5)
+    temporal = sum(
+        temporal_loss(
+            *(x[None] for x in (logits[t, o], logits[t - 1, o], masks[t, o], masks[t - 1, o]))
+        )
+        for t, o in [(1, 0), (2, 0), (2, 1)]
+    )
+    assert terms["loss_temporal"].item() == pytest.approx(temporal.item() / 5, rel=1e-5)
+    total = sum(vars(ALL)[k.removeprefix("loss_")] * v for k, v in terms.items() if k != "loss")
+    assert terms["loss"].item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_the_four_terms_of_the_default(scene):
+    terms = SAM2TrainingLoss(LossConfig())(*scene)
+    assert set(terms) == {"loss", "loss_bce", "loss_dice", "loss_iou", "loss_temporal"}
+
+
+def test_frames_nobody_annotated_count_in_nothing(scene):
+    output, batch = scene
+    annotated = batch.annotated.clone()
+    annotated[1, 0] = False
+    batch = replace(batch, annotated=annotated)
+    terms = SAM2TrainingLoss(ALL)(output, batch)
+    other = replace(batch, masks=batch.masks.clone())
+    other.masks[1, 0] = ~other.masks[1, 0]
+    for name, value in SAM2TrainingLoss(ALL)(output, other).items():
+        assert torch.equal(value, terms[name]), name
+    by_hand = sum(
+        dice_loss(output.mask_logits[t, o][None], batch.masks[t, o][None])
+        for t, o in [(0, 0), (2, 0), (1, 1), (2, 1)]
+    )
+    assert terms["loss_dice"].item() == pytest.approx(by_hand.item() / 4, rel=1e-5)
+
+
+def test_absent_objects_teach_emptiness_and_the_object_score_alone(scene):
+    output, batch = scene
+    masks = batch.masks.clone()
+    masks[2, 0] = False
+    batch = replace(batch, masks=masks)
+    logits = output.mask_logits.clone().requires_grad_()
+    terms = SAM2TrainingLoss(ALL)(replace(output, mask_logits=logits), batch)
+    for name in ("dice", "iou"):
+        (gradient,) = torch.autograd.grad(terms[f"loss_{name}"], logits, retain_graph=True)
+        assert not gradient[2, 0].any() and gradient[1, 0].any()
+    (gradient,) = torch.autograd.grad(terms["loss_bce"], logits)
+    assert (gradient[2, 0] > 0).all()
+    scores = output.object_score
+    present = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.stack([scores[0, 0], scores[1, 0], scores[2, 0], scores[1, 1], scores[2, 1]]), present
+    )
+    assert terms["loss_object_score"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_nothing_to_supervise_gives_a_zero_that_can_be_differentiated(scene):
+    output, batch = scene
+    logits = output.mask_logits.clone().requires_grad_()
+    output = replace(output, mask_logits=logits, tracked=torch.zeros_like(output.tracked))
+    terms = SAM2TrainingLoss(ALL)(output, batch)
+    assert all(v.item() == 0 for v in terms.values())
+    terms["loss"].backward()
+
+
+def test_a_weight_of_zero_leaves_the_term_out(scene):
+    terms = SAM2TrainingLoss(LossConfig(bce=0, temporal=0))(*scene)
+    assert set(terms) == {"loss", "loss_dice", "loss_iou"}
