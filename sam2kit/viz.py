@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -139,6 +138,7 @@ def contact_sheet(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     title: str | None = None,
+    captions: Sequence[str] = (),
     cell_inches: float = 1.6,
 ) -> Figure:
     """A grid of images ``[H,W,3]`` uint8; rows may be of different lengths.
@@ -146,6 +146,7 @@ def contact_sheet(
     Args:
         row_labels: one a row, or none; written at its left.
         column_labels: one a column, or none; written above the first row.
+        captions: one an image in reading order, or none; written above it in up to two lines.
         cell_inches: the width of an image; its height follows the first image's shape.
 
     Raises:
@@ -154,34 +155,56 @@ def contact_sheet(
     count, columns = len(rows), max((len(row) for row in rows), default=0)
     if not columns:
         raise ValueError("a contact sheet needs at least one image")
-    if len(row_labels) not in (0, count) or len(column_labels) not in (0, columns):
+    given = len(row_labels), len(column_labels), len(captions)
+    fitting = (0, count), (0, columns), (0, sum(map(len, rows)))
+    if any(number not in fits for number, fits in zip(given, fitting, strict=True)):
         raise ValueError(
-            f"a sheet of {count} rows and {columns} columns got {len(row_labels)} row labels and "
-            f"{len(column_labels)} column labels"
+            f"a sheet of {count} rows and {columns} columns got {given[0]} row labels, {given[1]} "
+            f"column labels and {given[2]} captions"
         )
-    first = next(image for row in rows for image in row)
-    label_inches = 1.4 if row_labels else 0.0
-    height = count * cell_inches * first.shape[0] / first.shape[1]
-    heading = 0.3 * bool(column_labels) + 0.4 * bool(title)
-    figure = Figure(
-        (columns * cell_inches + label_inches, height + heading),
-        120,
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02),
-    )
-    grid = figure.subplots(count, columns, squeeze=False)
-    for r, row in enumerate(rows):
-        for c, axes in enumerate(grid[r]):
-            axes.set(xticks=[], yticks=[])
-            axes.set_frame_on(False)
-            if c < len(row):
-                axes.imshow(row[c])
-        if row_labels:
-            grid[r][0].set_ylabel(row_labels[r], rotation=0, ha="right", va="center", fontsize=9)
+    figure, grid = _grid(rows, row_labels, column_labels, title, captions, cell_inches)
+    for row, label in zip(grid, row_labels, strict=False):
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for axes, label in zip(grid[0], column_labels, strict=False):
         axes.set_title(label, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
+    shown = [axes for axes in figure.axes if axes.images]
+    for axes, caption in zip(shown, captions, strict=False):
+        axes.set_title(caption, fontsize=8)
     return figure
+
+
+def _grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str | None,
+    captions: Sequence[str],
+    cell_inches: float,
+) -> tuple[Figure, np.ndarray]:
+    """The figure of a contact sheet and its axes ``[rows,columns]``, with the images in them.
+
+    The room for text is reckoned here: matplotlib's own layout engines take seconds for 40 images.
+    """
+    first = next(image for row in rows for image in row)
+    size = np.array([cell_inches, cell_inches * first.shape[0] / first.shape[1]])
+    count, columns = len(rows), max(map(len, rows))
+    letters = max((len(line) for label in row_labels for line in label.splitlines()), default=0)
+    left, gap = 0.08 * letters + 0.1, 0.05
+    top = 0.3 * bool(column_labels) + 0.35 * bool(title) + 0.05
+    above = 0.38 if captions else 0.0  # room over every row, for two lines
+    step = size + [gap, gap + above]
+    width, height = left + columns * step[0], top + count * step[1]
+    figure = Figure((width, height), dpi=120)
+    grid = np.empty((count, columns), dtype=object)
+    for r, c in np.ndindex(count, columns):
+        x, y = left + c * step[0], height - top - (r + 1) * step[1] + gap
+        place = (x / width, y / height, size[0] / width, size[1] / height)
+        grid[r, c] = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)
+        if c < len(rows[r]):
+            grid[r, c].imshow(rows[r][c])
+    if title:
+        figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=11)
+    return figure, grid
 
 
 def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:
@@ -223,10 +246,8 @@ def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int =
                 f"{batch.names[clip]}, object {identity}\n{prompt.kind}, frame {prompt.frame}"
             )
     starts = range(0, len(images), max_columns)
-    figure = contact_sheet([images[i : i + max_columns] for i in starts], cell_inches=2.2)
-    for axes, label in zip(figure.axes, labels, strict=False):
-        axes.set_title(label, fontsize=8)
-    return figure
+    rows = [images[i : i + max_columns] for i in starts]
+    return contact_sheet(rows, captions=labels, cell_inches=2.2)
 
 
 def tracking_figure(

@@ -117,6 +117,8 @@ def test_contact_sheet_refuses_what_does_not_fit():
         contact_sheet([[GREY]], ["one", "two"])
     with pytest.raises(ValueError, match="column labels"):
         contact_sheet([[GREY]], [], ["a", "b"])
+    with pytest.raises(ValueError, match="captions"):
+        contact_sheet([[GREY], [GREY]], captions=["a"])
 
 
 def test_sheets_of_a_batch():
