@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from loguru import logger
 
+from sam2kit.checkpoints import read_run_config
 from sam2kit.checks import check
 from sam2kit.compose import save_config
 from sam2kit.config import Config
@@ -22,7 +26,7 @@ from sam2kit.engine import (
     SAM2LightningModule,
     StopOnInterrupt,
 )
-from sam2kit.errors import ConfigError
+from sam2kit.errors import CheckpointError, ConfigError
 from sam2kit.model import format_report, parameter_report
 
 
@@ -72,6 +76,11 @@ def fit(config: Config, run_dir: Path | None = None) -> FitResult:
     """
     check(config)
     log = _make_logger_class(config)
+    if config.trainer.resume_from is not None:
+        try:
+            read_run_config(config.trainer.resume_from)
+        except CheckpointError as error:
+            raise CheckpointError(f"trainer.resume_from: {error}") from error
     data = SAM2LightningDataModule(config)
     run_dir = new_run_dir(config.output_dir) if run_dir is None else Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -94,57 +103,69 @@ def _run(
     data: SAM2LightningDataModule,
     log: type[Logger],
 ) -> FitResult:
-    checkpoint = ModelCheckpoint(
-        dirpath=run_dir,
-        filename="best",
-        monitor="val_loss",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    # Two callbacks, because Lightning's own "last" is written only when "best" is.
+    best = ModelCheckpoint(run_dir, "best", monitor="val_loss", enable_version_counter=False)
+    last = ModelCheckpoint(run_dir, "last", monitor=None, enable_version_counter=False)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
-        checkpoint,
+        best,
+        last,
         stopper,
         LogProgress(config.trainer.log_every_n_steps),
     ]
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=config.trainer.early_stopping_patience))
     t = config.trainer
-    trainer = Trainer(
-        accelerator=t.accelerator,
-        devices=int(t.devices) if t.devices.isdigit() else t.devices,
-        precision=t.precision,  # type: ignore[arg-type]
-        max_epochs=t.max_epochs,
-        max_steps=t.max_steps,
-        gradient_clip_val=t.gradient_clip_val,
-        accumulate_grad_batches=t.accumulate_grad_batches,
-        log_every_n_steps=t.log_every_n_steps,
-        check_val_every_n_epoch=t.check_val_every_n_epoch,
-        limit_train_batches=t.limit_train_batches,
-        limit_val_batches=t.limit_val_batches,
-        num_sanity_val_steps=0,
-        logger=[
-            _make_logger(log, config, run_dir),
-            CSVLogger(run_dir, name="", version=""),
-        ],
-        callbacks=callbacks,
-        default_root_dir=run_dir,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    with warnings.catch_warnings():
-        # Lightning advises more loader workers and a larger log interval than the user asked for.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    with _quiet_lightning():
+        trainer = Trainer(
+            accelerator=t.accelerator,
+            devices=int(t.devices) if t.devices.isdigit() else t.devices,
+            precision=t.precision,  # type: ignore[arg-type]
+            max_epochs=t.max_epochs,
+            max_steps=t.max_steps,
+            gradient_clip_val=t.gradient_clip_val,
+            accumulate_grad_batches=t.accumulate_grad_batches,
+            log_every_n_steps=t.log_every_n_steps,
+            check_val_every_n_epoch=t.check_val_every_n_epoch,
+            limit_train_batches=t.limit_train_batches,
+            limit_val_batches=t.limit_val_batches,
+            num_sanity_val_steps=0,
+            logger=[
+                _make_logger(log, config, run_dir),
+                CSVLogger(run_dir, name="", version=""),
+            ],
+            callbacks=callbacks,
+            default_root_dir=run_dir,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
         trainer.fit(module, datamodule=data, ckpt_path=t.resume_from, weights_only=True)
-    last = run_dir / "last.ckpt"
-    if stopper.interrupted or not last.exists():
-        trainer.save_checkpoint(last)
-    best = Path(checkpoint.best_model_path) if checkpoint.best_model_path else last
-    logger.info("best checkpoint {}", best)
+    last_path = run_dir / "last.ckpt"
+    if stopper.interrupted or not last_path.exists():
+        trainer.save_checkpoint(last_path)
+    best_path = Path(best.best_model_path) if best.best_model_path else last_path
+    logger.info("best checkpoint {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    return FitResult(run_dir, best, last, metrics, stopper.interrupted)
+    return FitResult(run_dir, best_path, last_path, metrics, stopper.interrupted)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's advertisements and its advice on what the configuration has decided."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in ("does not have many workers", "number of training batches"):
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
+            # It takes the folder that already holds train.log and config.yaml for another run's.
+            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _make_logger_class(config: Config) -> type[Logger]:
@@ -178,7 +199,7 @@ def _make_logger(cls: type[Logger], config: Config, run_dir: Path) -> Logger:
     if config.logger == "wandb":
         return cls(project="sam2kit", name=name, save_dir=run_dir)
     if config.logger == "swanlab":
-        return cls(project="sam2kit", experiment_name=name, logdir=str(run_dir / "swanlog"))
+        return cls(project="sam2kit", experiment_name=name, log_dir=str(run_dir / "swanlog"))
     return cls(run_dir, name="tensorboard", version="")
 
 

@@ -1,0 +1,230 @@
+"""Training: what a run leaves behind, what it logs, and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+
+from sam2kit import train as train_module
+from sam2kit.checkpoints import create_sam2_model, load_run, load_weights
+from sam2kit.compose import compose, recompose
+from sam2kit.config import Config, OptimizerConfig, SchedulerConfig
+from sam2kit.engine import step_generator
+from sam2kit.errors import CheckpointError, ConfigError
+from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
+from sam2kit.optim import build_optimizer, learning_rate_factor, parameter_groups
+from sam2kit.train import fit, new_run_dir
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path) -> Config:
+    """Two steps an epoch on generated clips."""
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.synthetic_videos = 4
+    tiny_config.dataset.batch_size = 2
+    tiny_config.valdataset.synthetic_videos = 2
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.max_epochs = 1
+    tiny_config.trainer.log_every_n_steps = 1
+    tiny_config.output_dir = str(tmp_path / "outputs")
+    return tiny_config
+
+
+@pytest.fixture
+def run(config):
+    return fit(config)
+
+
+def test_a_run_leaves_everything_in_a_dated_folder(run, config):
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", "/".join(run.run_dir.parts[-2:]))
+    names = {p.name for p in run.run_dir.iterdir()}
+    assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "train.log"} <= names
+    assert any((run.run_dir / "tensorboard").glob("events.*"))
+    assert run.best_checkpoint == run.run_dir / "best.ckpt" and not run.interrupted
+    assert compose(run.run_dir / "config.yaml") == config
+    log = (run.run_dir / "train.log").read_text()
+    assert "step 2/2" in log and "memory_attention" in log
+
+
+def test_every_term_is_logged(run):
+    with open(run.run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    terms = {"loss", "loss_bce", "loss_dice", "loss_iou", "loss_temporal"}
+    expected = terms | {f"val_{t}" for t in terms} | {"val_iou", "learning_rate"}
+    for key in expected:
+        values = [float(row[key]) for row in rows if row[key]]
+        assert values and all(v == v for v in values), key
+    assert expected <= run.metrics.keys()
+
+
+def test_a_checkpoint_alone_rebuilds_its_model(run, config):
+    stored, model = load_run(run.best_checkpoint)
+    assert stored == config
+    start = create_sam2_model(config).state_dict()
+    tuned = model.state_dict()
+    moved = {k.split(".")[0] for k in tuned if not torch.equal(tuned[k], start[k])}
+    assert moved <= {
+        "memory_attention",
+        "memory_encoder",
+        "maskmem_tpos_enc",
+        "no_obj_ptr",
+        "no_obj_embed_spatial",
+        "no_mem_embed",
+        "no_mem_pos_enc",
+    }
+    assert {"memory_attention", "memory_encoder", "maskmem_tpos_enc"} <= moved
+
+
+def test_evaluate_scores_trackers_side_by_side(run, tmp_path):
+    evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
+    assert evaluation.trackers == [COPY, BEFORE, AFTER, ZEROED]
+    files = {p.name for p in (tmp_path / "evaluation").iterdir()}
+    assert {"metrics.json", "overlay.png", "overlay.gif", "config.yaml", "overlays"} <= files
+    # The same clips, prompts and weights as in the validation of the run: the same score.
+    assert evaluation.scores()[AFTER] == pytest.approx(run.metrics["val_iou"], abs=1e-5)
+    metrics = evaluation.metrics()
+    per_object = [o[COPY] for v in metrics["videos"].values() for o in v["objects"].values()]
+    assert metrics["objects"] == len(per_object)
+    assert metrics["mean_iou"][COPY] == pytest.approx(sum(per_object) / len(per_object))
+
+
+def test_evaluation_does_without_a_start_that_is_gone(config, tmp_path, run):
+    config.model.checkpoint = str(run.best_checkpoint)
+    second = fit(config, tmp_path / "second")
+    run.best_checkpoint.unlink()
+    evaluation = evaluate_checkpoint(second.best_checkpoint, [], tmp_path / "evaluation")
+    assert evaluation.trackers == [COPY, AFTER, ZEROED]
+
+
+def test_a_run_of_another_size_is_refused(run, config):
+    config.model.size = "t"
+    config.model.checkpoint = str(run.best_checkpoint)
+    with pytest.raises(CheckpointError, match="set model.size=nano"):
+        fit(config)
+
+
+def test_the_same_seed_gives_the_same_run(config, tmp_path):
+    first, second = fit(config, tmp_path / "a"), fit(config, tmp_path / "b")
+    assert first.metrics == second.metrics
+
+
+def test_training_goes_on_from_a_checkpoint(config, tmp_path):
+    first = fit(config, tmp_path / "a")
+    longer = recompose(config, ["trainer.max_epochs=2"])
+    longer.trainer.resume_from = str(first.last_checkpoint)
+    second = fit(longer, tmp_path / "b")
+    with open(second.run_dir / "metrics.csv", newline="") as file:
+        assert min(int(row["step"]) for row in csv.DictReader(file)) >= 2
+    assert _epochs(second) == 2
+    longer.trainer.resume_from = str(tmp_path / "none.ckpt")
+    with pytest.raises(CheckpointError, match="trainer.resume_from.*none.ckpt"):
+        fit(longer, tmp_path / "d")
+
+
+def test_early_stopping_is_off_unless_asked_for(config, tmp_path, monkeypatch):
+    config.trainer.max_epochs = 4
+    config.optimizer.lr = 1e-12  # the validation loss cannot fall
+    assert _epochs(fit(config, tmp_path / "a")) == 4
+    config.trainer.early_stopping_patience = 1
+    assert _epochs(fit(config, tmp_path / "b")) < 4
+
+
+def _epochs(result) -> int:
+    return torch.load(result.last_checkpoint, weights_only=True)["epoch"] + 1
+
+
+def test_an_interrupt_keeps_a_checkpoint_and_the_next_interrupt_works(
+    config, tmp_path, monkeypatch
+):
+    config.trainer.max_epochs = 50
+    before = signal.getsignal(signal.SIGINT)
+    step = train_module.SAM2LightningModule.training_step
+
+    def interrupt_in_second_step(self, batch, batch_idx):
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(train_module.SAM2LightningModule, "training_step", interrupt_in_second_step)
+    result = fit(config, tmp_path / "run")
+    assert result.interrupted and result.last_checkpoint.exists()
+    assert signal.getsignal(signal.SIGINT) is before
+    load_weights(create_sam2_model(config), str(result.last_checkpoint))
+
+
+def test_a_debug_run_is_marked(config, tmp_path):
+    config.debug = True
+    result = fit(config, tmp_path / "run")
+    assert "DEBUG RUN" in (result.run_dir / "train.log").read_text()
+    assert yaml.safe_load((result.run_dir / "config.yaml").read_text())["debug"] is True
+
+
+@pytest.mark.parametrize("logger", ["wandb", "swanlab"])
+def test_other_loggers_work_offline(config, tmp_path, monkeypatch, logger):
+    pytest.importorskip(logger)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    config.trainer.logger = logger
+    result = fit(config, tmp_path / "run")
+    folder = result.run_dir / {"wandb": "wandb", "swanlab": "swanlog"}[logger]
+    assert any(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_use_wandb_wins_over_the_logger(config):
+    config.use_wandb = True
+    assert config.logger == "wandb"
+
+
+@pytest.mark.parametrize("logger", ["wandb", "swanlab"])
+def test_a_logger_that_is_not_installed(config, monkeypatch, logger):
+    monkeypatch.setitem(sys.modules, logger, None)
+    monkeypatch.setitem(sys.modules, f"{logger}.integration.pytorch_lightning", None)
+    config.trainer.logger = logger
+    with pytest.raises(ConfigError, match=rf"pip install 'sam2kit\[{logger}\]'"):
+        fit(config)
+
+
+def test_run_folders_of_one_second_do_not_meet(tmp_path):
+    assert len({new_run_dir(tmp_path) for _ in range(5)}) == 5
+
+
+def test_parameter_groups_are_disjoint_complete_and_spare_biases(tiny_config):
+    model = create_sam2_model(tiny_config)
+    decayed, plain = parameter_groups(model, 0.1)
+    ids = [id(p) for group in (decayed, plain) for p in group["params"]]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    for p in plain["params"]:
+        assert names[id(p)].endswith("bias") or p.squeeze().ndim < 2
+    for p in model.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        parameter_groups(model, 0.1)
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine(tiny_config):
+    factor = learning_rate_factor(SchedulerConfig(warmup_steps=4, min_lr_ratio=0.1), 24)
+    assert [factor(s) for s in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert factor(14) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert factor(24) == factor(100) == pytest.approx(0.1)
+    constant = learning_rate_factor(SchedulerConfig(name="constant"), 24)
+    assert constant(0) == constant(24) == 1.0
+    optimizer = build_optimizer(create_sam2_model(tiny_config), OptimizerConfig())
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["lr"] == 1e-4
+
+
+def test_the_random_numbers_of_a_step_depend_on_nothing_else():
+    def draw(*key):
+        return torch.rand(3, generator=step_generator(*key)).tolist()
+
+    assert draw(1, 2, 0) == draw(1, 2, 0)
+    assert len({tuple(draw(*k)) for k in [(1, 2, 0), (1, 3, 0), (1, 2, 1), (2, 2, 0)]}) == 4
