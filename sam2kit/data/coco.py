@@ -192,12 +192,16 @@ def decode(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
         stated, counts = tuple(segmentation["size"]), segmentation["counts"]
         if stated != size:
             raise ValueError(f"its size {list(stated)} is not the frame's {list(size)}")
-        if isinstance(counts, list):
-            if sum(counts) != size[0] * size[1] or min(counts) < 0:
-                raise ValueError(f"its counts add up to {sum(counts)}, not {size[0] * size[1]}")
-            runs = mask_utils.frPyObjects(segmentation, *size)
-        else:
-            runs = {"size": list(size), "counts": counts}
+        if not isinstance(counts, (list, str)):
+            raise TypeError(f"its counts are {counts!r}, neither a list nor a text")
+        lengths = counts if isinstance(counts, list) else run_lengths(counts)
+        # pycocotools fills what the runs leave open with whatever the memory holds.
+        if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
+            raise ValueError(
+                f"its runs must be 0 or more and add up to {size[0] * size[1]} pixels, not "
+                f"{sum(lengths)}"
+            )
+        runs = mask_utils.frPyObjects({"size": list(size), "counts": lengths}, *size)
         return mask_utils.decode(runs).astype(bool)
     except KeyError as error:
         raise DataError(f"{where}: 'segmentation' has no {error}; export it again") from error
@@ -205,6 +209,35 @@ def decode(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
         raise DataError(
             f"{where}: 'segmentation' cannot be used: {error}; export it again"
         ) from error
+
+
+def run_lengths(text: str) -> list[int]:
+    """The run lengths in COCO's compressed text.
+
+    Each number is written in groups of five bits, lowest first, as characters from "0" on; bit 5
+    says that another group follows, bit 4 of the last is the sign. From the fourth number on it is
+    the difference from the number two places before (the format of pycocotools' ``maskApi.c``).
+
+    Raises:
+        ValueError: the text ends within a number or has other characters.
+    """
+    lengths: list[int] = []
+    value, shift = 0, 0
+    for character in text.encode():
+        group = character - 48
+        if not 0 <= group < 64:
+            raise ValueError(f"its counts have the character {chr(character)!r}")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("its counts end within a number")
+    return lengths
 
 
 def _load(path: Path) -> dict[str, list[Any]]:

@@ -53,11 +53,12 @@ the public domain under CC0 1.0 (https://creativecommons.org/publicdomain/zero/1
 """
 
 
-def make_samples(out: Path) -> None:
-    """Write the sample data set into ``out``, which is made if need be."""
+def make_samples(out: Path, splits: tuple[str, ...] = tuple(SPLITS)) -> None:
+    """Write the sample data set, or some of its splits, into ``out``, which is made if need be."""
     (out / "ImageSets").mkdir(parents=True, exist_ok=True)
-    copies = []
-    for split, (count, seed) in SPLITS.items():
+    copied = {}
+    for split in splits:
+        count, seed = SPLITS[split]
         # Twice as many as are needed are at hand, for some are passed over.
         source = SyntheticDataset(2 * count, NUM_FRAMES, SIZE, MAX_OBJECTS, seed, MOTION)
         chosen = [i for i in range(len(source)) if begins_well(source, i)][:count]
@@ -73,14 +74,16 @@ def make_samples(out: Path) -> None:
         for n, (name, i) in enumerate(zip(names, chosen, strict=True)):
             _write_clip(out, name, source, i, content, polygons=n % POLYGON_EVERY == 0)
         (out / f"{split}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
-        copies.append(np.mean([copied_mask_iou(source, i) for i in chosen]))
+        copied[split] = np.mean([copied_mask_iou(source, i) for i in chosen])
+    if "val" not in copied:
+        return
     readme = README.format(
         frames=NUM_FRAMES,
         width=SIZE[1],
         height=SIZE[0],
         train=SPLITS["train"][0],
         val=SPLITS["val"][0],
-        copy=copies[1],
+        copy=copied["val"],
     )
     (out / "README.md").write_text(readme)
 

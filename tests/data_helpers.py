@@ -1,0 +1,96 @@
+"""Small data sets on disk, in the layouts that the sources read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+SIZE = (24, 32)
+
+
+def square(row: int, column: int, side: int = 8, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """``size`` bool with a filled square."""
+    mask = np.zeros(size, bool)
+    mask[row : row + side, column : column + side] = True
+    return mask
+
+
+def save_palette(path: Path, ids: np.ndarray) -> None:
+    image = Image.fromarray(ids.astype(np.uint8))
+    image.putpalette([v for n in range(256) for v in (n, 255 - n, 7 * n % 256)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def save_frame(path: Path, value: int, size: tuple[int, int] = SIZE) -> None:
+    """A frame of one grey value, so that a test can tell which frame it got."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path, quality=95)
+
+
+def make_davis(
+    root: Path,
+    videos: dict[str, int] | None = None,
+    below: str = "",
+    ending: str = ".jpg",
+    annotated: Any = lambda t: True,
+) -> Path:
+    """Videos of two squares: object 1 moves right from column 0, object 2 stays.
+
+    ``videos`` are names and numbers of frames; frame t is grey of value 10 t.
+    """
+    for name, num_frames in (videos or {"a": 6, "b": 6}).items():
+        for t in range(num_frames):
+            save_frame(root / "JPEGImages" / below / name / f"{t:05d}{ending}", 10 * t)
+            if annotated(t):
+                ids = np.zeros(SIZE, np.uint8)
+                ids[square(0, 2 * t % 24)] = 1
+                ids[square(12, 20)] = 2
+                save_palette(root / "Annotations" / below / name / f"{t:05d}.png", ids)
+    return root
+
+
+def make_coco(root: Path, num_frames: int = 4, videos: tuple[Any, ...] = ("a", 7)) -> dict:
+    """The content of a COCO JSON over frames in ``root/images``; :func:`save_json` writes it."""
+    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    for v in videos:
+        for t in reversed(range(num_frames)):  # order_in_video, not the order in the file, counts
+            name = f"images/{v}/{t}.png"
+            save_frame(root / name, 10 * t)
+            content["images"].append(
+                {"id": f"{v}-{t}", "video_id": v, "order_in_video": 2 * t, "file_name": name}
+            )
+            for track, mask in ((3, square(0, 2 * t)), ("cat", square(12, 20))):
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]),
+                        "image_id": f"{v}-{t}",
+                        "category_id": 0,
+                        "track_id": track,
+                        "segmentation": compressed(mask),
+                    }
+                )
+    return content
+
+
+def compressed(mask: np.ndarray) -> dict[str, Any]:
+    runs = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+
+
+def uncompressed(mask: np.ndarray) -> dict[str, Any]:
+    flat = mask.T.reshape(-1).astype(int)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
+    counts = np.diff(np.concatenate([[0], edges])).tolist()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def save_json(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path

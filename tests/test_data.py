@@ -1,0 +1,704 @@
+"""Sources on disk, the clip sampler, the loader, and what the configuration builds."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from data_helpers import (
+    SIZE,
+    compressed,
+    make_coco,
+    make_davis,
+    save_frame,
+    save_json,
+    save_palette,
+    square,
+    uncompressed,
+)
+from loguru import logger
+from PIL import Image
+
+from sam2kit.config import Config, DatasetConfig
+from sam2kit.data import (
+    ClipDataset,
+    COCODataset,
+    CompositedDataset,
+    SyntheticDataset,
+    VideoDataset,
+    VideoSource,
+    build_datasets,
+    build_source,
+    create_dataloader,
+)
+from sam2kit.data.samples import make_samples
+from sam2kit.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[1]
+DAVIS = ROOT.parent / "shared" / "davis"
+SAMPLES = ROOT / "data_samples"
+
+
+class ListSource(VideoSource):
+    """Videos given as lists of masks by frame (None: nobody looked)."""
+
+    def __init__(self, *videos):
+        self.videos = videos
+        self.names = [f"video{i}" for i in range(len(videos))]
+
+    def num_frames(self, i):
+        return len(self.videos[i])
+
+    def read_frame(self, i, t):
+        return np.full((*SIZE, 3), 10 * t % 250, np.uint8)
+
+    def read_masks(self, i, t):
+        return self.videos[i][t]
+
+
+def dataset_config(**changes) -> DatasetConfig:
+    defaults = {"video_clip_length": 4, "image_size": 32, "num_workers": 0, "max_objects": None}
+    return DatasetConfig(**(defaults | changes))
+
+
+def clips(source, training=False, seed=0, **changes) -> ClipDataset:
+    return ClipDataset(source, dataset_config(**changes), training, seed)
+
+
+@pytest.fixture
+def messages():
+    lines = []
+    sink = logger.add(lambda m: lines.append(f"{m.record['level'].name} {m.record['message']}"))
+    yield lines
+    logger.remove(sink)
+
+
+# --- frame folders -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "480p"])
+def test_davis_layout(tmp_path, below):
+    source = VideoDataset(make_davis(tmp_path, {"b": 3, "a": 4}, below))
+    assert source.names == ["a", "b"] and source.has_masks
+    assert source.num_frames(0) == 4 and source.frame_name(0, 2) == "00002"
+    frame, masks = source.read_frame(0, 2), source.read_masks(0, 2)
+    assert frame.shape == (*SIZE, 3) and frame.dtype == np.uint8 and abs(frame.mean() - 20) < 2
+    assert list(masks) == [1, 2]
+    assert np.array_equal(masks[1], square(0, 4)) and np.array_equal(masks[2], square(12, 20))
+
+
+def test_plain_folders_sort_naturally_in_any_ending(tmp_path):
+    for n, name in enumerate(["1.JPG", "2.png", "10.WebP", "11.tif"]):
+        save_frame(tmp_path / "clip" / name.lower(), 10 * n)
+        (tmp_path / "clip" / name.lower()).rename(tmp_path / "clip" / name)
+    (tmp_path / "clip" / "notes.txt").write_text("no frame")
+    (tmp_path / "clip" / "._1.jpg").write_bytes(b"no frame either")
+    source = VideoDataset(tmp_path)
+    assert source.names == ["clip"] and not source.has_masks
+    assert [source.frame_name(0, t) for t in range(4)] == ["1", "2", "10", "11"]
+    assert [round(source.read_frame(0, t).mean() / 10) for t in range(4)] == [0, 1, 2, 3]
+    assert source.read_masks(0, 0) is None
+
+
+def test_frames_without_a_mask_file_are_not_annotated(tmp_path):
+    source = VideoDataset(make_davis(tmp_path, {"a": 4}, annotated=lambda t: t % 2 == 0))
+    assert source.read_masks(0, 1) is None and set(source.read_masks(0, 2)) == {1, 2}
+    clip = clips(source)[0]
+    assert clip.annotated.tolist() == [[True] * 2, [False] * 2, [True] * 2, [False] * 2]
+    assert not clip.masks[1].any()
+
+
+def mask_file(tmp_path, pixels, mode=None) -> VideoDataset:
+    make_davis(tmp_path, {"a": 1})
+    path = tmp_path / "Annotations" / "a" / "00000.png"
+    if mode == "P":
+        save_palette(path, pixels)
+    else:
+        Image.fromarray(pixels).save(path)
+    return VideoDataset(tmp_path)
+
+
+def test_meaning_of_mask_values(tmp_path):
+    one, void = square(0, 0), square(12, 20)
+    grey = mask_file(tmp_path / "1", np.where(one, 255, 0).astype(np.uint8)).read_masks(0, 0)
+    assert list(grey) == [1] and np.array_equal(grey[1], one)
+    bits = mask_file(tmp_path / "2", one).read_masks(0, 0)
+    assert list(bits) == [1] and np.array_equal(bits[1], one)
+    ids = np.where(one, 2, np.where(void, 255, 0)).astype(np.uint8)
+    for mode in (None, "P"):
+        masks = mask_file(tmp_path / f"3{mode}", ids, mode).read_masks(0, 0)
+        assert list(masks) == [2] and np.array_equal(masks[2], one)
+    assert mask_file(tmp_path / "4", np.zeros(SIZE, np.uint8)).read_masks(0, 0) == {}
+
+
+def test_masks_that_are_none(tmp_path):
+    colour = mask_file(tmp_path / "1", np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(DataError, match=r"00000.png is a picture of mode RGB.*palette"):
+        colour.read_masks(0, 0)
+    soft = np.zeros(SIZE, np.uint8)
+    soft[0, :3] = 80, 130, 255
+    with pytest.raises(DataError, match="shades"):
+        mask_file(tmp_path / "2", soft).read_masks(0, 0)
+    small = mask_file(tmp_path / "3", np.zeros((5, 6), np.uint8), "P")
+    with pytest.raises(DataError, match=r"5 rows and 6 columns, its frame .* 24 and 32"):
+        small.read_masks(0, 0)
+
+
+def test_damaged_files_are_named(tmp_path):
+    source = VideoDataset(make_davis(tmp_path, {"a": 2}))
+    frame = tmp_path / "JPEGImages" / "a" / "00000.jpg"
+    frame.write_bytes(frame.read_bytes()[:200])
+    (tmp_path / "Annotations" / "a" / "00001.png").write_text("not a picture")
+    with pytest.raises(DataError, match="a/00000.jpg cannot be read"):
+        source.read_frame(0, 0)
+    with pytest.raises(DataError, match="a/00001.png cannot be read"):
+        source.read_masks(0, 1)
+    deep = np.zeros(SIZE, np.uint16)
+    (tmp_path / "deep" / "v").mkdir(parents=True)
+    Image.fromarray(deep).save(tmp_path / "deep" / "v" / "0.png")
+    with pytest.raises(DataError, match="more than 8 bits"):
+        VideoDataset(tmp_path / "deep").read_frame(0, 0)
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="not a folder; expected ROOT/JPEGImages"):
+        VideoDataset(tmp_path / "nowhere")
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(DataError, match="no videos found.*Found in .*readme.txt"):
+        VideoDataset(tmp_path)
+    make_davis(tmp_path / "1", {"a": 2})
+    (tmp_path / "1" / "JPEGImages" / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no frames"):
+        VideoDataset(tmp_path / "1")
+    make_davis(tmp_path / "2", {"a": 2, "b": 2})
+    shutil.rmtree(tmp_path / "2" / "Annotations" / "b")
+    with pytest.raises(DataError, match="Annotations/b is missing"):
+        VideoDataset(tmp_path / "2")
+    make_davis(tmp_path / "3", {"a": 2})
+    (tmp_path / "3" / "JPEGImages" / "a" / "00001.jpg").unlink()
+    with pytest.raises(DataError, match="1 masks without a frame .* 00001.png"):
+        VideoDataset(tmp_path / "3")
+    make_davis(tmp_path / "4", {"a": 2})
+    save_frame(tmp_path / "4" / "JPEGImages" / "a" / "00001.png", 0)
+    with pytest.raises(DataError, match="several frames are called '00001'"):
+        VideoDataset(tmp_path / "4")
+    shutil.rmtree(tmp_path / "4" / "JPEGImages")
+    with pytest.raises(DataError, match="Annotations but no JPEGImages"):
+        VideoDataset(tmp_path / "4")
+
+
+def test_several_resolutions(tmp_path, messages):
+    make_davis(tmp_path, {"a": 2}, "480p")
+    make_davis(tmp_path, {"a": 3}, "Full-Resolution")
+    assert VideoDataset(tmp_path).num_frames(0) == 2
+    assert any("480p is used" in m for m in messages)
+    assert VideoDataset(tmp_path, resolution="Full-Resolution").num_frames(0) == 3
+    with pytest.raises(DataError, match="'720p' asked for, found"):
+        VideoDataset(tmp_path, resolution="720p")
+    shutil.rmtree(tmp_path / "Annotations" / "480p")
+    with pytest.raises(DataError, match="no counterpart"):
+        VideoDataset(tmp_path)
+
+
+def test_splits(tmp_path):
+    root = make_davis(tmp_path / "set", {"bear": 2, "dog": 2, "two words": 2}, "480p")
+    (root / "ImageSets" / "2016").mkdir(parents=True)
+    lists = root / "ImageSets" / "2016"
+    (lists / "train.txt").write_text("dog\n\nbear\ndog\n")
+    assert VideoDataset(root, "2016/train").names == ["dog", "bear"]
+    assert VideoDataset(root, str(lists / "train.txt")).names == ["dog", "bear"]
+    (lists / "old.txt").write_text(
+        "/JPEGImages/480p/dog/00000.jpg /Annotations/480p/dog/00000.png\n"
+        "/JPEGImages/480p/dog/00001.jpg /Annotations/480p/dog/00001.png\ntwo words\n"
+    )
+    assert VideoDataset(root, "2016/old").names == ["dog", "two words"]
+    (lists / "wrong.txt").write_text("dog\nbaer\n")
+    with pytest.raises(DataError, match="'baer'; did you mean bear"):
+        VideoDataset(root, "2016/wrong")
+    (lists / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match="lists no videos"):
+        VideoDataset(root, "2016/empty")
+    with pytest.raises(DataError, match="'2016/tran' is neither .*'2016/train'"):
+        VideoDataset(root, "2016/tran")
+
+
+# --- COCO JSON ---------------------------------------------------------------------------------
+
+
+def coco(tmp_path, change=lambda content: None, **arguments) -> COCODataset:
+    content = make_coco(tmp_path)
+    change(content)
+    return COCODataset(save_json(tmp_path / "labels.json", content), **arguments)
+
+
+def test_coco_order_and_identity(tmp_path):
+    source = coco(tmp_path)
+    assert source.names == ["7", "a"] and source.num_frames(0) == 4
+    assert [round(source.read_frame(1, t).mean()) for t in range(4)] == [0, 10, 20, 30]
+    assert source.frame_name(1, 2) == "2"
+    masks = source.read_masks(1, 2)
+    assert set(masks) == {3, "cat"}
+    assert np.array_equal(masks[3], square(0, 4)) and masks[3].dtype == bool
+    clip = clips(source)[1]
+    assert clip.object_ids == [3, "cat"] and clip.name == "a" and clip.annotated.all()
+
+
+def test_coco_forms_of_masks(tmp_path):
+    mask = square(2, 3)
+
+    def change(content):
+        forms = [uncompressed(mask), compressed(mask), [[3, 2, 11, 2, 11, 10, 3, 10]]]
+        for row, form in zip(content["annotations"], forms, strict=False):
+            row["segmentation"] = form
+
+    source = coco(tmp_path, change)
+    for t in (3, 2):  # the first annotations are those of the last frames
+        for found in list(source.read_masks(1, t).values())[: 2 if t == 3 else 1]:
+            assert np.array_equal(found, mask)
+
+
+def test_coco_merges_by_category_without_tracks(tmp_path):
+    def change(content):
+        for row in content["annotations"]:
+            del row["track_id"]
+
+    masks = coco(tmp_path, change).read_masks(0, 1)
+    assert list(masks) == [0] and np.array_equal(masks[0], square(0, 2) | square(12, 20))
+
+
+def test_coco_images_without_annotations(tmp_path):
+    def change(content):
+        gone = {"a-1", "a-2"}
+        content["annotations"] = [r for r in content["annotations"] if r["image_id"] not in gone]
+        next(im for im in content["images"] if im["id"] == "a-2")["annotated"] = False
+
+    source = coco(tmp_path, change)
+    assert source.read_masks(1, 1) == {} and source.read_masks(1, 2) is None
+
+
+def test_coco_stale_paths(tmp_path):
+    def change(content):
+        for im in content["images"]:
+            name = im.pop("file_name")
+            im["path"] = rf"C:\old\machine\{name}".replace("/", "\\")
+
+    source = coco(tmp_path / "set", change, root=tmp_path / "set")
+    assert round(source.read_frame(1, 3).mean()) == 30
+    shutil.rmtree(tmp_path / "set" / "images" / "a")
+    with pytest.raises(DataError, match="'a-0' is nowhere; tried .*old.*images/a/0.png.*data_path"):
+        COCODataset(tmp_path / "set" / "labels.json", tmp_path / "set")
+
+
+def test_coco_tails_never_match_another_video(tmp_path):
+    def change(content):
+        for im in content["images"]:
+            im["file_name"] = f"/gone/{im['file_name']}"
+        for t in range(4):  # only the bare names exist: those of one video would serve both
+            save_frame(tmp_path / f"{t}.png", t)
+        shutil.rmtree(tmp_path / "images")
+
+    with pytest.raises(DataError, match="would both be"):
+        coco(tmp_path, change)
+
+
+def set_image(key, value):
+    return lambda content: content["images"][0].update({key: value})
+
+
+def set_annotation(key, value):
+    return lambda content: content["annotations"][0].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("images"), "no list 'images'"),
+        (lambda c: c.update(annotations={}), "no list 'annotations'"),
+        (lambda c: c.update(images=[]), "'images' is empty"),
+        (set_image("video_id", None), "image 'a-3' has no 'video_id'"),
+        (set_image("order_in_video", None), "image 'a-3' has no 'order_in_video'"),
+        (set_image("order_in_video", "x"), "'order_in_video' is 'x'"),
+        (set_image("order_in_video", 0), "'order_in_video' 0 of video 'a' is taken by"),
+        (set_image("file_name", None), "neither 'file_name' nor 'path'"),
+        (set_image("id", "a-0"), "another image has the same 'id'"),
+        (set_image("annotated", False), "says 'annotated': false"),
+        (set_annotation("image_id", 99), "annotation 0: 'image_id' '99' is not the id"),
+        (set_annotation("track_id", None), "annotation 0 has no 'track_id'"),
+        (set_annotation("track_id", 1.5), "'track_id' is 1.5"),
+        (set_annotation("segmentation", None), "annotation 0 has no 'segmentation'"),
+    ],
+)
+def test_coco_refused_when_opened(tmp_path, change, message):
+    with pytest.raises(DataError, match=message) as caught:
+        coco(tmp_path, change)
+    assert "labels.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([], "polygons need three points"),
+        ([[1, 2, 3, 4]], "polygons need three points"),
+        ([1, 2, 3, 4, 5, 6], "cannot be used"),
+        ({"counts": "00"}, "has no 'size'"),
+        ({"size": [24, 32]}, "has no 'counts'"),
+        ({"size": [5, 5], "counts": [25]}, r"size \[5, 5\] is not the frame's \[24, 32\]"),
+        ({"size": [24, 32], "counts": [5, 5]}, "add up to 768 pixels, not 10"),
+        ({"size": [24, 32], "counts": [-1, 769]}, "0 or more"),
+        ({"size": [24, 32], "counts": ""}, "add up to 768 pixels, not 0"),
+        ({"size": [24, 32], "counts": "00000"}, "add up to"),
+        ({"size": [24, 32], "counts": "abc"}, "end within a number"),
+        ({"size": [24, 32], "counts": "zz"}, "character 'z'"),
+        ({"size": [24, 32], "counts": 3}, "neither a list nor a text"),
+    ],
+)
+def test_coco_damaged_segmentations(tmp_path, segmentation, message):
+    source = coco(tmp_path, set_annotation("segmentation", segmentation))
+    with pytest.raises(DataError, match=message) as caught:
+        source.read_masks(1, 3)
+    assert "annotation 0 (image 'a-3')" in str(caught.value)
+
+
+def test_coco_files_that_are_no_json(tmp_path):
+    with pytest.raises(DataError, match=r"gone.json cannot be read.*dataset.annotation_file"):
+        COCODataset(tmp_path / "gone.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DataError, match="bad.json is not a JSON"):
+        COCODataset(tmp_path / "bad.json")
+    with pytest.raises(DataError, match="root of"):
+        COCODataset(tmp_path / "bad.json", tmp_path / "nowhere")
+
+
+# --- the clip sampler --------------------------------------------------------------------------
+
+A, B, C = square(0, 0), square(12, 20, 6), square(12, 4, 4)
+
+
+def test_training_clips_begin_on_an_object():
+    video = [{}, None, {1: A}, {1: A}, {}, {1: A}, {1: A}, {1: A}, {1: A}, {1: A}]
+    dataset = clips(ListSource(video), training=True, clips_per_video=40)
+    assert len(dataset) == 40
+    starts = set()
+    for k in range(40):
+        clip = dataset[k]
+        assert clip.visible[0].any() and clip.frames.shape == (4, 3, 32, 32)
+        assert clip.frame_indices == list(range(clip.frame_indices[0], clip.frame_indices[0] + 4))
+        assert clip.frames.float().mean((1, 2, 3)).tolist() == [10 * t for t in clip.frame_indices]
+        starts.add(clip.frame_indices[0])
+    assert starts == {2, 3, 5, 6}  # a whole clip fits from each of these
+
+
+def test_training_falls_back_on_late_objects_and_turns_back():
+    video = [{}] * 8 + [{1: A}, {1: A}]
+    clip = clips(ListSource(video), training=True)[0]
+    assert clip.frame_indices in ([8, 9, 8, 7], [9, 8, 7, 6]) and clip.visible[0].any()
+
+
+@pytest.mark.parametrize(
+    ("frames", "length", "stride", "expected"),
+    [
+        (3, 5, 1, [0, 1, 2, 1, 0]),
+        (3, 7, 1, [0, 1, 2, 1, 0, 1, 2]),
+        (1, 3, 1, [0, 0, 0]),
+        (9, 4, 2, [0, 2, 4, 6]),
+        (6, 4, 2, [0, 2, 4, 2]),
+        (2, 3, 4, [0, 0, 0]),
+    ],
+)
+def test_short_videos_are_played_back_and_forth(messages, frames, length, stride, expected):
+    source = ListSource([{1: A}] * frames)
+    dataset = clips(source, video_clip_length=length, frame_stride=stride)
+    assert dataset[0].frame_indices == expected
+    dataset[0]
+    told = [m for m in messages if "forwards and" in m]
+    assert len(told) == (frames < (length - 1) * stride + 1)
+    assert all(m.startswith("INFO") and "'video0'" in m for m in told)
+
+
+def test_objects_of_a_clip():
+    video = [{1: A}, {1: A, "x": B}, {}, {1: A, 5: C}, {9: B}]
+    clip = clips(ListSource(video))[0]
+    # 5 appears on the clip's last frame, 9 after it.
+    assert clip.object_ids == [1, "x"]
+    assert clip.visible.tolist() == [[True, False], [True, True], [False] * 2, [True, False]]
+    assert clip.annotated.all()
+    single = clips(ListSource(video), video_clip_length=1)[0]
+    assert single.object_ids == [1] and single.masks.shape == (1, 1, 32, 32)
+
+
+def test_most_objects():
+    source = ListSource([{1: C, 2: A, 3: B}] * 4)
+    assert clips(source, max_objects=2)[0].object_ids == [2, 3]  # the largest
+    drawn = clips(source, training=True, max_objects=2, clips_per_video=30)
+    assert {tuple(drawn[k].object_ids) for k in range(30)} == {(1, 2), (1, 3), (2, 3)}
+
+
+def test_videos_without_objects_are_errors():
+    speck = np.zeros(SIZE, bool)
+    speck[0, 0] = True
+    for video in ([{}] * 5, [None] * 5):
+        for training in (True, False):
+            with pytest.raises(DataError, match="'video0': none of its 5 frames shows an object"):
+                clips(ListSource(video), training)[0]
+
+    class Large(ListSource):
+        def read_frame(self, i, t):
+            return np.zeros((128, 128, 3), np.uint8)
+
+    small = np.zeros((128, 128), bool)
+    small[0, 0] = True  # vanishes at 32 pixels, where it could not be a prompt
+    with pytest.raises(DataError, match="at 32 pixels"):
+        clips(Large([{1: small}] * 4))[0]
+    with pytest.raises(DataError, match="no videos"):
+        clips(ListSource())
+
+
+def test_frames_of_different_size_are_an_error():
+    class Growing(ListSource):
+        def read_frame(self, i, t):
+            return np.zeros((24 + t, 32, 3), np.uint8)
+
+    with pytest.raises(DataError, match="'video0': its frames differ in size"):
+        clips(Growing([{1: A}] * 4))[0]
+
+
+def test_validation_is_fixed_and_training_follows_the_epoch():
+    source = ListSource([{1: A}] * 50, [{1: A}] * 50)
+    val = clips(source)
+    val.set_epoch(3)
+    assert len(val) == 2 and val[0].frame_indices == [0, 1, 2, 3]
+    train = clips(source, training=True, clips_per_video=4)
+    first = [train[k].frame_indices for k in range(8)]
+    assert [train[k].name for k in range(4)] == ["video0", "video1"] * 2
+    train.set_epoch(1)
+    second = [train[k].frame_indices for k in range(8)]
+    train.set_epoch(0)
+    assert first != second and [train[k].frame_indices for k in range(8)] == first
+    other = clips(source, training=True, clips_per_video=4, seed=1)
+    assert [other[k].frame_indices for k in range(8)] != first
+
+
+def test_index_out_of_range():
+    with pytest.raises(IndexError):
+        clips(ListSource([{1: A}] * 4))[1]
+
+
+# --- the loader --------------------------------------------------------------------------------
+
+
+def batches(source, num_workers, epochs=(0, 1), **changes):
+    config = dataset_config(num_workers=num_workers, batch_size=3, augment=True, **changes)
+    dataset = ClipDataset(source, config, training=True, seed=5)
+    loader = create_dataloader(dataset, config, training=True, seed=5)
+    result = []
+    for epoch in epochs:
+        loader.sampler.set_epoch(epoch)  # reaches the data set, and workers that already run
+        result += list(loader)
+    return result
+
+
+def test_batches_do_not_depend_on_workers():
+    source = SyntheticDataset(7, 4, 32, seed=2)
+    alone, spread = batches(source, 0), batches(source, 2)
+    assert [b.num_clips for b in alone] == [3, 3, 1] * 2
+    for a, b in zip(alone, spread, strict=True):
+        assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
+        assert a.names == b.names and a.object_ids == b.object_ids
+    names = [n for b in alone for n in b.names]
+    assert len(set(names)) == 14  # generated anew in the second epoch
+    assert names[:7] != sorted(names[:7])  # shuffled
+    resumed = batches(source, 0, epochs=(1,))
+    assert torch.equal(resumed[0].frames, alone[3].frames)
+
+
+def test_ragged_batches(tmp_path):
+    source = ListSource([{1: A}] * 4, [{1: A, 2: B, 3: C}] * 4)
+    config = dataset_config(batch_size=2)
+    dataset = ClipDataset(source, config, training=False, seed=0)
+    (batch,) = create_dataloader(dataset, config, training=False, seed=0)
+    assert batch.frames.shape == (2, 4, 3, 32, 32) and batch.masks.shape == (4, 4, 32, 32)
+    assert batch.clip_of_object.tolist() == [0, 1, 1, 1] and batch.names == ["video0", "video1"]
+    assert batch.sizes == [SIZE, SIZE]
+
+
+def test_workers_can_be_spawned():
+    config = dataset_config(num_workers=1)
+    dataset = ClipDataset(SyntheticDataset(2, 4, 32), config, training=True, seed=0)
+    loader = create_dataloader(dataset, config, training=True, seed=0)
+    loader.multiprocessing_context = "spawn"
+    dataset.set_epoch(2)
+    first = [b.names[0] for b in loader]
+    dataset.set_epoch(4)  # in shared memory: the running worker sees it
+    second = [b.names[0] for b in loader]
+    assert sorted(first) == ["synthetic_0_00004", "synthetic_0_00005"]
+    assert sorted(second) == ["synthetic_0_00008", "synthetic_0_00009"]
+
+
+def test_workers_start_after_opencv_made_its_threads():
+    """Changing OpenCV's number of threads in a forked worker would hang it."""
+    large = np.zeros((1500, 1500, 3), np.uint8)
+    cv2.warpAffine(large, np.eye(3)[:2], (1500, 1500))
+    config = dataset_config(num_workers=1)
+    dataset = ClipDataset(SyntheticDataset(1, 4, 32), config, training=False, seed=0)
+    (batch,) = create_dataloader(dataset, config, training=False, seed=0)
+    assert batch.num_clips == 1
+
+
+def test_errors_of_workers_keep_type_and_message():
+    config = dataset_config(num_workers=1)
+    dataset = ClipDataset(ListSource([{}] * 4), config, training=False, seed=0)
+    with pytest.raises(DataError) as caught:
+        list(create_dataloader(dataset, config, training=False, seed=0))
+    message = str(caught.value)
+    assert message.startswith("video 'video0': none of its 4 frames") and "Traceback" not in message
+
+
+# --- from the configuration --------------------------------------------------------------------
+
+
+def config_for(path, **dataset) -> Config:
+    config = Config()
+    config.dataset = dataset_config(data_path=str(path), **dataset)
+    return config
+
+
+def test_holding_out_validation_videos(tmp_path):
+    make_davis(tmp_path, {name: 5 for name in "abcdefghij"})
+    config = config_for(tmp_path)
+    train, val = build_datasets(config)
+    assert len(train) == 8 and len(val) == 2 and train.training and not val.training
+    assert sorted(train.source.names + val.source.names) == list("abcdefghij")
+    assert build_datasets(config)[1].source.names == val.source.names
+    held_out = {tuple(build_datasets(config)[1].source.names)}
+    for config.seed in range(5):
+        held_out.add(tuple(build_datasets(config)[1].source.names))
+    assert len(held_out) > 1
+    config.valdataset.fraction = 0.001
+    assert len(build_datasets(config)[1]) == 1
+    assert train[0].frames.shape == (4, 3, 32, 32) and val[1].name in val.source.names
+
+
+def test_one_video_cannot_be_shared(tmp_path):
+    with pytest.raises(ConfigError, match="valdataset.data_path"):
+        build_datasets(config_for(make_davis(tmp_path, {"only": 5})))
+
+
+def test_validation_data_of_its_own(tmp_path, messages):
+    make_davis(tmp_path / "one", {"a": 5, "b": 5})
+    make_davis(tmp_path / "two", {"a": 5})
+    config = config_for(tmp_path / "one")
+    config.valdataset.data_path = str(tmp_path / "two")
+    train, val = build_datasets(config)
+    assert train.source.names == ["a", "b"] and val.source.names == ["a"]
+    assert not any("WARNING" in m for m in messages)
+    config.valdataset.data_path = str(tmp_path / "one" / ".." / "one")
+    build_datasets(config)
+    assert any("WARNING" in m and "2 videos" in m for m in messages)
+
+
+def test_videos_without_masks_get_objects(tmp_path, messages):
+    make_davis(tmp_path, {"a": 5, "b": 5, "c": 5})
+    shutil.rmtree(tmp_path / "Annotations")
+    config = config_for(tmp_path)
+    train, val = build_datasets(config)
+    assert isinstance(train.source, CompositedDataset) and isinstance(val.source, CompositedDataset)
+    assert any("INFO" in m and "has no Annotations" in m for m in messages)
+    assert not set(train.source.names) & set(val.source.names)
+    clip = train[0]
+    train.set_epoch(1)
+    assert clip.visible[0].any() and train[0].name == clip.name
+
+
+def test_generated_validation_videos_are_others():
+    config = Config()
+    config.dataset = dataset_config(type="synthetic", synthetic_videos=3)
+    config.valdataset.synthetic_videos = 2
+    train, val = build_datasets(config)
+    assert len(train) == 3 and len(val) == 2 and train.source.num_frames(0) == 4
+    assert not set(train.source.names) & set(val.source.names)
+    assert not torch.equal(train[0].frames, val[0].frames)
+
+
+def test_coco_from_the_configuration(tmp_path):
+    path = save_json(tmp_path / "labels.json", make_coco(tmp_path, videos=("a", "b", "c")))
+    config = config_for(tmp_path, type="coco", annotation_file=str(path))
+    train, val = build_datasets(config)
+    assert len(train) == 2 and len(val) == 1 and train[0].object_ids == [3, "cat"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({}, ConfigError, "dataset.data_path is not given"),
+        ({"data_path": "/no/such/place"}, DataError, "dataset.data_path: /no/such/place does not"),
+        ({"data_path": __file__}, DataError, "dataset.data_path: .* is not a folder"),
+        ({"type": "coco"}, ConfigError, "dataset.annotation_file is not given"),
+        ({"type": "other"}, ConfigError, "dataset.type is 'other'"),
+    ],
+)
+def test_missing_data_is_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        build_source(dataset_config(**changes), seed=0)
+
+
+# --- what comes with the project, and real videos ----------------------------------------------
+
+
+def test_sample_data_in_both_layouts():
+    for split, count in (("train", 72), ("val", 12)):
+        folders = VideoDataset(SAMPLES, split)
+        labels = COCODataset(SAMPLES / f"{split}.json")
+        assert folders.names == labels.names and len(folders) == count
+        for i in range(0, count, 5):
+            assert folders.num_frames(i) == labels.num_frames(i) == 8
+            for t in (0, 7):
+                one, other = folders.read_masks(i, t), labels.read_masks(i, t)
+                assert set(one) == set(other) and set(one) <= {1, 2, 3}
+                assert all(np.array_equal(one[n], other[n]) for n in one)
+    size = sum(p.stat().st_size for p in SAMPLES.rglob("*") if p.is_file())
+    assert size < 8e6
+
+
+def test_sample_validation_clips_move():
+    source = VideoDataset(SAMPLES, "val")
+    scores = []
+    for clip in clips(source, video_clip_length=8, image_size=128):
+        assert clip.visible[0].all()
+        both, either = clip.masks[:1] & clip.masks[1:], clip.masks[:1] | clip.masks[1:]
+        scores += (both.sum((2, 3)) / either.sum((2, 3))).flatten().tolist()
+    assert np.mean(scores) <= 0.35
+
+
+def test_sample_data_can_be_made_again(tmp_path):
+    make_samples(tmp_path, ("val",))
+    made, kept = VideoDataset(tmp_path, "val"), VideoDataset(SAMPLES, "val")
+    assert (tmp_path / "README.md").read_text() == (SAMPLES / "README.md").read_text()
+    assert made.names == kept.names and not (tmp_path / "train.json").exists()
+    for i, t in ((0, 0), (5, 3), (11, 7)):
+        one, other = made.read_masks(i, t), kept.read_masks(i, t)
+        # Another build of OpenCV may round an edge differently.
+        assert set(one) == set(other)
+        assert all((one[n] != other[n]).mean() < 0.002 for n in one)
+
+
+@pytest.mark.skipif(not DAVIS.is_dir(), reason="../shared/davis is not there")
+def test_real_davis_videos():
+    config = config_for(DAVIS, split="2016/train", image_size=64, frame_stride=3)
+    config.valdataset.split = "2016/val"
+    train, val = build_datasets(config)
+    assert len(train) == 6 and val.source.names == ["libby", "horsejump-high", "soapbox"]
+    clip = train[1]
+    assert clip.size == (480, 854) and clip.object_ids == [1] and clip.visible.all()
+    assert np.diff(clip.frame_indices).tolist() == [3, 3, 3]
+    assert val[0].frame_indices == [0, 3, 6, 9]
+
+
+def test_import_is_light():
+    code = (
+        "import sys, sam2kit.data; assert 'torch' not in sys.modules and 'cv2' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

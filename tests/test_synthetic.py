@@ -1,0 +1,153 @@
+"""Generated videos: true masks, motion, determinism."""
+
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+
+from sam2kit.data.samples import begins_well, copied_mask_iou
+from sam2kit.data.scene import Scene
+from sam2kit.data.source import VideoSource
+from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
+from sam2kit.errors import DataError
+
+
+class GreySource(VideoSource):
+    """Two videos of even grey, without masks."""
+
+    has_masks = False
+
+    def __init__(self):
+        self.names = ["one", "two"]
+
+    def num_frames(self, i):
+        return 5 + i
+
+    def read_frame(self, i, t):
+        return np.full((48, 80, 3), 100 + 10 * i + t, np.uint8)
+
+    def read_masks(self, i, t):
+        return None
+
+
+def checksum(source):
+    return [int(source.read_frame(i, t).astype(int).sum()) for i in (0, 2) for t in (0, 3)]
+
+
+def test_shapes_and_identities():
+    source = SyntheticDataset(6, 8, (64, 96), max_objects=3, seed=1)
+    assert len(source) == 6 and source.num_frames(2) == 8 and len(set(source.names)) == 6
+    counts = set()
+    for i in range(6):
+        frame, masks = source.read_frame(i, 0), source.read_masks(i, 0)
+        assert frame.shape == (64, 96, 3) and frame.dtype == np.uint8
+        assert all(m.shape == (64, 96) and m.dtype == bool and m.any() for m in masks.values())
+        assert set(masks) <= {1, 2, 3}
+        # Only the visible part is masked, so no pixel belongs to two objects.
+        assert sum(m.astype(int) for m in masks.values()).max() == 1
+        counts.add(len(source.scene(i).object_ids))
+    assert len(counts) > 1
+
+
+def test_same_pixels_in_any_order_and_any_process():
+    source = SyntheticDataset(4, 6, 64, seed=3)
+    forwards = [source.read_frame(1, t) for t in range(6)]
+    copy = pickle.loads(pickle.dumps(source))
+    for t in reversed(range(6)):
+        copy.read_frame(0, t)
+        assert np.array_equal(copy.read_frame(1, t), forwards[t])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(checksum, (source,)) == checksum(source)
+
+
+def test_seeds_videos_and_epochs_differ():
+    source, other = SyntheticDataset(2, 4, 64, seed=0), SyntheticDataset(2, 4, 64, seed=1)
+    assert not np.array_equal(source.read_frame(0, 0), source.read_frame(1, 0))
+    assert not np.array_equal(source.read_frame(0, 0), other.read_frame(0, 0))
+    later = source.index_in_epoch(0, 1)
+    assert not np.array_equal(source.read_frame(0, 0), source.read_frame(later, 0))
+    assert source.name(later) not in source.names and source.num_frames(later) == 4
+
+
+def test_masks_are_where_the_objects_are():
+    """A mask's pixels change when its object is taken out of the scene, the others do not."""
+    generator = np.random.default_rng(5)
+    scene = Scene(generator, 4, (96, 96), max_objects=1, max_distractors=0, background=False)
+    behind = np.zeros((96, 96, 3), np.uint8)
+    for t in range(4):
+        drawn = scene.frame(t, behind).max(-1) > 0
+        mask = scene.masks(t)[1]
+        assert (drawn & mask).sum() > 0.95 * mask.sum()
+        edge = drawn & ~mask  # less than half covered
+        assert edge.sum() < 0.25 * mask.sum()
+    assert not behind.any()  # the frame that was passed in is untouched
+
+
+def test_distractors_and_nearer_objects_hide():
+    hidden = 0
+    for seed in range(30):
+        scene = Scene(np.random.default_rng(seed), 8, (64, 64), max_objects=3)
+        for t in range(8):
+            for k, n in scene.object_ids.items():
+                rows, columns, alpha = scene._coverage(scene.shapes[k], t)
+                whole = np.zeros((64, 64), bool)
+                whole[rows, columns] = alpha >= 128
+                mask = scene.masks(t).get(n, np.zeros_like(whole))
+                assert not (mask & ~whole).any()
+                hidden += (whole & ~mask).sum() > 0.2 * whole.sum()
+    assert hidden > 30
+
+
+def test_motion_knob_decides_what_copying_scores():
+    def copied(motion):
+        source = SyntheticDataset(40, 8, 128, seed=0, motion=motion)
+        return np.mean([copied_mask_iou(source, i) for i in range(40) if begins_well(source, i)])
+
+    still, default, fast = copied(0.0), copied(0.14), copied(0.3)
+    assert still > 0.6 and default <= 0.35 and fast < 0.2
+
+
+def test_objects_move_less_than_their_size_in_a_frame():
+    for seed in range(20):
+        scene = Scene(np.random.default_rng(seed), 30, (128, 128))
+        for shape in scene.shapes:
+            steps = np.linalg.norm(np.diff(shape.centers, axis=0), axis=1)
+            assert steps.max() < 2 * shape.radius
+            assert (shape.centers > 0).all() and (shape.centers < 128).all()
+
+
+def test_composited_objects_lie_on_the_frames():
+    source = CompositedDataset(GreySource(), max_objects=2, seed=4)
+    assert source.has_masks and source.names == ["one", "two"] and source.num_frames(1) == 6
+    frame, masks = source.read_frame(0, 2), source.read_masks(0, 2)
+    assert masks and frame.shape == (48, 80, 3)
+    untouched = (frame == 102).all(-1)
+    assert 0.2 < untouched.mean() < 0.99
+    for mask in masks.values():
+        assert not (untouched & mask).sum() > 0.1 * mask.sum()
+    again = source.index_in_epoch(0, 3)
+    assert source.name(again) == "one" and source.num_frames(again) == 5
+    assert not np.array_equal(source.read_frame(again, 2), frame)
+
+
+def test_composited_refuses_frames_that_differ_in_size():
+    class Growing(GreySource):
+        def read_frame(self, i, t):
+            return np.zeros((48 + t, 80, 3), np.uint8)
+
+    source = CompositedDataset(Growing())
+    with pytest.raises(DataError, match="'one': frame 00001 has size"):
+        source.read_frame(0, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_videos": 0}, {"num_frames": 0}, {"max_objects": 0}, {"seed": -1}, {"size": 8}]
+)
+def test_impossible_numbers_are_named(wrong):
+    arguments = {"num_videos": 2, "num_frames": 2, "size": 32} | wrong
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        SyntheticDataset(**arguments)
+    if "max_objects" in wrong:
+        with pytest.raises(DataError, match="max_objects"):
+            CompositedDataset(GreySource(), max_objects=0)
