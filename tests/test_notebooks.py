@@ -89,10 +89,8 @@ class TestRules:
         assert not any(part in text for part in ("/home/", "/root/", "/tmp/", "/Users/", "C:\\\\"))
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
+def run_on_a_few_samples(data, run_dir):
     """All four notebooks on a few clips of the sample data, two steps of training."""
-    data = tmp_path_factory.mktemp("data")
     for kind in ("JPEGImages", "Annotations"):
         for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
             shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
@@ -106,58 +104,72 @@ def result(tmp_path_factory):
         f"valdataset.split='{data / 'val.txt'}'",
     ]
     parameters = {"overrides": overrides, "max_videos": 2, "shown_videos": 2, "max_clips": 2}
-    run_dir = tmp_path_factory.mktemp("run")
     return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, STAGES, run_dir)
 
 
-class TestRun:
-    def test_no_cell_failed_and_the_copies_are_kept(self, result):
-        assert [path.name for path in result.notebooks] == [path.name for path in NOTEBOOKS]
-        for path in result.notebooks:
-            outputs = [output for cell in code_cells(path) for output in cell.outputs]
-            assert outputs and not [o for o in outputs if o.output_type == "error"]
-        status = json.loads((result.run_dir / "status.json").read_text())["stages"]
-        assert {entry["state"] for entry in status.values()} == {"done"}
+def check_no_cell_failed_and_the_copies_are_kept(result):
+    assert [path.name for path in result.notebooks] == [path.name for path in NOTEBOOKS]
+    for path in result.notebooks:
+        outputs = [output for cell in code_cells(path) for output in cell.outputs]
+        assert outputs and not [o for o in outputs if o.output_type == "error"]
+    status = json.loads((result.run_dir / "status.json").read_text())["stages"]
+    assert {entry["state"] for entry in status.values()} == {"done"}
 
-    def test_data_summary(self, result):
-        summary = json.loads((result.run_dir / "data_summary.json").read_text())
-        assert summary["sets"]["train"]["videos"] == 3
-        assert summary["sets"]["train"]["videos read"] == 2
-        assert summary["sets"]["validation"]["videos"] == 2
-        assert 0 < summary["sets"]["validation"]["copied mask"] < 1
-        assert [row["video"] for row in summary["videos"]][2:] == ["val_000", "val_001"]
 
-    def test_prompts(self, result):
-        document = json.loads((result.run_dir / "prompts.json").read_text())
-        assert document["image_size"] == [128, 128]
-        assert {entry["video"] for entry in document["prompts"]} == {"val_000", "val_001"}
-        assert {entry["kind"] for entry in document["prompts"]} == {"mask"}
+def check_data_summary(result):
+    summary = json.loads((result.run_dir / "data_summary.json").read_text())
+    assert summary["sets"]["train"]["videos"] == 3
+    assert summary["sets"]["train"]["videos read"] == 2
+    assert summary["sets"]["validation"]["videos"] == 2
+    assert 0 < summary["sets"]["validation"]["copied mask"] < 1
+    assert [row["video"] for row in summary["videos"]][2:] == ["val_000", "val_001"]
 
-    def test_training(self, result):
-        assert (result.run_dir / "best.ckpt").stat().st_size > 1_000_000
-        assert "val_iou" in (result.run_dir / "metrics.csv").read_text().splitlines()[0]
 
-    def test_pictures(self, result):
-        for name in (
-            "clips_train",
-            "clips_validation",
-            "areas",
-            "prompts_mask",
-            "prompts_box",
-            "prompts_point",
-            "training",
-            "overlay",
-        ):
-            with Image.open(result.run_dir / f"{name}.png") as image:
-                assert min(image.size) > 100
-                assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 16, name
-        with Image.open(result.run_dir / "overlay.gif") as gif:
-            assert gif.n_frames > 1
+def check_prompts(result):
+    document = json.loads((result.run_dir / "prompts.json").read_text())
+    assert document["image_size"] == [128, 128]
+    assert {entry["video"] for entry in document["prompts"]} == {"val_000", "val_001"}
+    assert {entry["kind"] for entry in document["prompts"]} == {"mask"}
 
-    def test_scores_of_the_trackers(self, result):
-        assert list(result.scores)[:3] == ["first mask copied", "before training", "after training"]
-        assert all(0 <= score <= 1 for score in result.scores.values())
-        summary = json.loads((result.run_dir / "data_summary.json").read_text())
-        copied = summary["sets"]["validation"]["copied mask"]
-        assert result.scores["first mask copied"] == pytest.approx(copied)
-        assert list(result.results) == ["checkpoint", "overlay picture", "overlay GIF", "metrics"]
+
+def check_training(result):
+    assert (result.run_dir / "best.ckpt").stat().st_size > 1_000_000
+    assert "val_iou" in (result.run_dir / "metrics.csv").read_text().splitlines()[0]
+
+
+def check_pictures(result):
+    for name in (
+        "clips_train",
+        "clips_validation",
+        "areas",
+        "prompts_mask",
+        "prompts_box",
+        "prompts_point",
+        "training",
+        "overlay",
+    ):
+        with Image.open(result.run_dir / f"{name}.png") as image:
+            assert min(image.size) > 100
+            assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 16, name
+    with Image.open(result.run_dir / "overlay.gif") as gif:
+        assert gif.n_frames > 1
+
+
+def check_scores_of_the_trackers(result):
+    assert list(result.scores)[:3] == ["first mask copied", "before training", "after training"]
+    assert all(0 <= score <= 1 for score in result.scores.values())
+    summary = json.loads((result.run_dir / "data_summary.json").read_text())
+    copied = summary["sets"]["validation"]["copied mask"]
+    assert result.scores["first mask copied"] == pytest.approx(copied)
+    assert list(result.results) == ["checkpoint", "overlay picture", "overlay GIF", "metrics"]
+
+
+def test_all_four_run_and_hand_over(tmp_path):
+    # One test, so that parallel workers do not each run the notebooks.
+    result = run_on_a_few_samples(tmp_path / "data", tmp_path / "run")
+    check_no_cell_failed_and_the_copies_are_kept(result)
+    check_data_summary(result)
+    check_prompts(result)
+    check_training(result)
+    check_pictures(result)
+    check_scores_of_the_trackers(result)
