@@ -7,6 +7,7 @@ batch stand in one flat axis, so that clips with different numbers of objects ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -180,13 +181,15 @@ class TrackOutput:
     tracked: Tensor
     prompted: Tensor
 
-    def masks(self, size: tuple[int, int]) -> Tensor:
+    def masks(self, size: Sequence[int]) -> Tensor:
         """``[T,O,H,W]`` bool at ``size`` (rows, columns); False where an object is not tracked."""
         return (upsample(self.mask_logits, size) > 0) & self.tracked[..., None, None]
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     """``[...,h,w]`` logits bilinearly at ``size``, as upstream brings masks to the frame's size."""
     flat = logits.flatten(0, -3).unsqueeze(1).float()
-    resized = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    resized = torch.nn.functional.interpolate(
+        flat, size=list(size), mode="bilinear", align_corners=False
+    )
     return resized.squeeze(1).unflatten(0, logits.shape[:-2])
