@@ -85,7 +85,7 @@ def _validation_clips(source: VideoSource, config: Config) -> ClipDataset:
 
 def hold_out(
     source: VideoSource, fraction: float, seed: int
-) -> tuple[SelectedVideos, SelectedVideos]:
+) -> tuple[VideoSource, VideoSource]:
     """Share out the videos of a source: those to train on, and ``fraction`` of them held out.
 
     Each part gets one at least and keeps the source's order. Who is held out depends on the seed

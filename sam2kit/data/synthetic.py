@@ -79,7 +79,7 @@ class SyntheticDataset(VideoSource):
         return self.scene(i).frame(t)
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        return dict(self.scene(i).masks(t))
+        return {n: mask for n, mask in self.scene(i).masks(t).items()}
 
 
 class CompositedDataset(VideoSource):
@@ -160,7 +160,7 @@ class CompositedDataset(VideoSource):
         return scene.frame(t, behind)
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        return dict(self.scene(i).masks(t))
+        return {n: mask for n, mask in self.scene(i).masks(t).items()}
 
 
 def _check_at_least(least: float, **values: float) -> None:
