@@ -160,15 +160,21 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--stages", type=_stages, default=_stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
-    arguments = parser.parse_args(argv)
+    _add_flags(parser, TRAIN_FLAGS)
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+    arguments = parser.parse_intermixed_args(argv)
     from sam2kit.compose import compose
 
-    config = compose(arguments.config)
+    parameters = dict(arguments.parameter)
+    overrides = [*parameters.get("overrides", []), *_overrides(arguments, TRAIN_FLAGS)]
+    if overrides:
+        parameters["overrides"] = overrides
+    config = compose(arguments.config, overrides)
     check_paths(config)
     with _kept_under(arguments.run_dir or config.output_dir):
         from sam2kit.pipeline import run_stages
 
-        run_stages(arguments.config, dict(arguments.parameter), arguments.stages, arguments.run_dir)
+        run_stages(arguments.config, parameters, arguments.stages, arguments.run_dir)
 
 
 class Command(NamedTuple):
@@ -180,7 +186,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
-    "evaluate": Command(evaluate, "track whole videos with a checkpoint and score the masks"),
+    "evaluate": Command(
+        evaluate, "track the validation clips with a checkpoint and score the masks"
+    ),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
 }
 

@@ -153,6 +153,16 @@ class LogProgress(Callback):
         logger.info("epoch {} validation {}", trainer.current_epoch, metrics)
 
 
+class ValidateLastStep(Callback):
+    """Reach ``max_steps`` by asking to stop, for then Lightning validates, inside an epoch too."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+
 class StopOnInterrupt(Callback):
     """An interrupt ends training after the step in progress; a second one ends it at once.
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+
+if __name__ == "__main__":  # up here, so that a bad flag is told before torch is imported
+    from sam2kit.cli import main
+
+    raise SystemExit(main(["train", *sys.argv[1:]]))
+
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +31,7 @@ from sam2kit.engine import (
     SAM2LightningDataModule,
     SAM2LightningModule,
     StopOnInterrupt,
+    ValidateLastStep,
 )
 from sam2kit.errors import CheckpointError, ConfigError
 from sam2kit.model import format_report, parameter_report
@@ -111,6 +118,7 @@ def _run(
         best,
         last,
         stopper,
+        ValidateLastStep(),
         LogProgress(config.trainer.log_every_n_steps),
     ]
     if config.trainer.early_stopping_patience is not None:
@@ -201,9 +209,3 @@ def _make_logger(cls: type[Logger], config: Config, run_dir: Path) -> Logger:
     if config.logger == "swanlab":
         return cls(project="sam2kit", experiment_name=name, log_dir=str(run_dir / "swanlog"))
     return cls(run_dir, name="tensorboard", version="")
-
-
-if __name__ == "__main__":
-    from sam2kit.cli import main
-
-    raise SystemExit(main(["train", *sys.argv[1:]]))

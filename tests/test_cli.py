@@ -194,6 +194,9 @@ def test_run_calls_the_library(calls, tmp_path):
     assert main([*config, *given, "--run-dir", "here"]) == 0
     parameters = {"epochs": 2, "lr": 1e-3, "name": "a=b"}
     assert calls[-1][1] == (config[2], parameters, [1, 3, 4], Path("here"))
+    # The flags of training and overrides reach the notebooks as their parameter of that name.
+    assert main([*config, "--lr", "0.5", "seed=7", "-p", 'overrides=["seed=3"]']) == 0
+    assert calls[-1][1][1] == {"overrides": ["seed=3", "optimizer.lr=0.5", "seed=7"]}
 
 
 @pytest.mark.parametrize("how", ["raised", "lightning", "told"])

@@ -128,6 +128,14 @@ def test_training_goes_on_from_a_checkpoint(config, tmp_path):
         fit(longer, tmp_path / "d")
 
 
+def test_the_last_step_is_validated_also_inside_an_epoch(config, tmp_path):
+    config.dataset.synthetic_videos = 8
+    config.trainer.max_steps = 3
+    result = fit(config, tmp_path / "run")
+    assert "val_loss" in result.metrics and result.best_checkpoint.name == "best.ckpt"
+    assert torch.load(result.best_checkpoint, weights_only=True)["global_step"] == 3
+
+
 def test_early_stopping_is_off_unless_asked_for(config, tmp_path, monkeypatch):
     config.trainer.max_epochs = 4
     config.optimizer.lr = 1e-12  # the validation loss cannot fall

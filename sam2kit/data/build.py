@@ -83,9 +83,7 @@ def _validation_clips(source: VideoSource, config: Config) -> ClipDataset:
     return ClipDataset(source, val_config, training=False, seed=config.seed)
 
 
-def hold_out(
-    source: VideoSource, fraction: float, seed: int
-) -> tuple[VideoSource, VideoSource]:
+def hold_out(source: VideoSource, fraction: float, seed: int) -> tuple[VideoSource, VideoSource]:
     """Share out the videos of a source: those to train on, and ``fraction`` of them held out.
 
     Each part gets one at least and keeps the source's order. Who is held out depends on the seed
