@@ -36,7 +36,7 @@ COPY = "first mask copied"
 BEFORE = "before training"
 AFTER = "after training"
 ZEROED = "after, memory zeroed"
-MAX_PICTURES = 6
+MAX_PICTURES = 4
 
 
 @dataclass

@@ -107,6 +107,14 @@ def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (p * g).sum(1), p.sum(1), g.sum(1)
 
 
+NO_OBJ_SCORE = -1024.0  # upstream's constant of that name in sam2.modeling.sam2_base
+ABSENT_LOGIT = -32.0
+"""What the loss takes for a mask that the model withheld by calling the object absent.
+
+Upstream sets such logits to -1024, a constant without gradient. Taken literally, one such frame would
+outweigh hundreds of others in the cross-entropy. 32 is where upstream's predictor clamps logits."""
+
+
 class SAM2TrainingLoss(nn.Module):
     """The weighted sum of the terms of :class:`~sam2kit.config.LossConfig`.
 
@@ -118,6 +126,7 @@ class SAM2TrainingLoss(nn.Module):
     - An annotated frame on which the object is absent counts in ``bce``, ``temporal`` and
       ``object_score``; ``dice``, ``iou`` and ``iou_head`` are 0 there, for there is no region.
     - ``temporal`` needs the frame before to be supervised too, and is 0 where it is not.
+    - A mask that the model withheld (it called the object absent) counts as :data:`ABSENT_LOGIT`.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -131,7 +140,10 @@ class SAM2TrainingLoss(nn.Module):
         """
         supervised = output.tracked & batch.annotated
         frames, objects = supervised.nonzero(as_tuple=True)
-        logits = upsample(output.mask_logits[frames, objects], batch.masks.shape[-2:])
+        logits = output.mask_logits[frames, objects]
+        withheld = (logits <= NO_OBJ_SCORE).all(-1).all(-1)
+        logits = logits.masked_fill(withheld[:, None, None], ABSENT_LOGIT)
+        logits = upsample(logits, batch.masks.shape[-2:])
         values = self._values(output, batch, supervised, logits, batch.masks[frames, objects])
         count = max(len(frames), 1)
         terms = {f"loss_{name}": value.sum() / count for name, value in values.items()}

@@ -173,6 +173,21 @@ def test_nothing_to_supervise_gives_a_zero_that_can_be_differentiated(scene):
     terms["loss"].backward()
 
 
+def test_a_withheld_mask_costs_a_bounded_amount(scene):
+    from sam2.modeling import sam2_base
+
+    from sam2kit.losses import ABSENT_LOGIT, NO_OBJ_SCORE
+
+    assert NO_OBJ_SCORE == sam2_base.NO_OBJ_SCORE
+    output, batch = scene
+    logits = output.mask_logits.clone()
+    logits[1, 0] = NO_OBJ_SCORE
+    terms = SAM2TrainingLoss(ALL)(replace(output, mask_logits=logits), batch)
+    logits[1, 0] = ABSENT_LOGIT
+    for name, value in SAM2TrainingLoss(ALL)(replace(output, mask_logits=logits), batch).items():
+        assert torch.equal(value, terms[name]), name
+
+
 def test_a_weight_of_zero_leaves_the_term_out(scene):
     terms = SAM2TrainingLoss(LossConfig(bce=0, temporal=0))(*scene)
     assert set(terms) == {"loss", "loss_dice", "loss_iou"}
