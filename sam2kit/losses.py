@@ -111,8 +111,9 @@ NO_OBJ_SCORE = -1024.0  # upstream's constant of that name in sam2.modeling.sam2
 ABSENT_LOGIT = -32.0
 """What the loss takes for a mask that the model withheld by calling the object absent.
 
-Upstream sets such logits to -1024, a constant without gradient. Taken literally, one such frame would
-outweigh hundreds of others in the cross-entropy. 32 is where upstream's predictor clamps logits."""
+Upstream sets such logits to -1024, a constant without gradient. Taken literally, one such frame
+would outweigh hundreds of others in the cross-entropy. 32 is where upstream's predictor clamps
+logits."""
 
 
 class SAM2TrainingLoss(nn.Module):
