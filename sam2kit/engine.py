@@ -50,11 +50,17 @@ class SAM2LightningModule(LightningModule):
     def forward(self, batch: ClipBatch, prompts: list[Prompt]) -> TrackOutput:
         return self.model(batch, prompts)
 
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        step = self.trainer.fit_loop.total_batch_idx
+    def track_and_score(self, batch: ClipBatch, step: int) -> tuple[TrackOutput, dict[str, Tensor]]:
+        """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
+
+        Random numbers are a function of (seed, step, rank), but for dropout's.
+        """
         generator = step_generator(self.config.seed, step, self.global_rank)
         output = self(batch, self.prompts(batch, generator))
-        terms = self.loss(output, batch)
+        return output, self.loss(output, batch)
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        _, terms = self.track_and_score(batch, self.trainer.fit_loop.total_batch_idx)
         self.log_dict(terms, batch_size=batch.num_clips)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
         return terms["loss"]

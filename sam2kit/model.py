@@ -255,19 +255,32 @@ def read_model_yaml(size: str) -> DictConfig:
     return OmegaConf.create(text)
 
 
-def build_sam2_model(config: Config) -> SAM2Model:
-    """A model of ``config.model.size`` for frames of ``config.dataset.image_size``, random weights.
+def describe_model(config: Config) -> DictConfig:
+    """The YAML tree, in upstream's form, that builds the model of a configuration in upstream.
 
-    The weights are a function of ``config.seed``; global random state is left as it was.
+    Raises:
+        ConfigError: an unknown size, or an image size that is not a multiple of 32.
     """
     image_size = config.dataset.image_size
     if image_size <= 0 or image_size % 32:
         raise ConfigError(f"dataset.image_size: {image_size} is not a multiple of 32")
     tree = read_model_yaml(config.model.size).model
-    tree["_target_"] = "sam2kit.model.SAM2Model"
     tree["image_size"] = image_size
     for attention in ("self_attention", "cross_attention"):
         tree.memory_attention.layer[attention].feat_sizes = [image_size // 16] * 2
+    return tree
+
+
+def build_sam2_model(config: Config) -> SAM2Model:
+    """A model of ``config.model.size`` for frames of ``config.dataset.image_size``, random weights.
+
+    The weights are a function of ``config.seed``; global random state is left as it was.
+
+    Raises:
+        ConfigError: as :func:`describe_model`.
+    """
+    tree = describe_model(config)
+    tree["_target_"] = "sam2kit.model.SAM2Model"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = instantiate(tree, _recursive_=True)
@@ -310,6 +323,7 @@ def module_path(parameter: str) -> tuple[str, ...]:
 
 def _names(parameter: str) -> set[str]:
     """Everything a pattern may say to mean this parameter: each module around it, and itself."""
+    parameter = parameter.replace(".base_layer.", ".")  # where LoRA wraps a layer
     path = module_path(parameter)
     names = {".".join(path[:depth]) for depth in range(1, len(path) + 1)} | {parameter}
     return names | {"memory_attention"} if path[0] == LOOSE_GROUP else names
