@@ -7,6 +7,7 @@ shapes are compared before the first tensor is copied.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from sam2kit.adapters import add_lora, base_names, has_lora, is_lora, merged_state
 from sam2kit.config import Config
 from sam2kit.errors import CheckpointError
 from sam2kit.model import SAM2Model, build_sam2_model, match_parameters, set_trainable
@@ -29,7 +31,9 @@ HUB_CHECKPOINTS = {
 """Name -> (repository on the Hugging Face Hub, model size)."""
 
 CONFIG_KEY = "sam2kit_config"
+ADAPTER_KEY = "adapter"
 _MODEL_PREFIX = "model."  # of the model inside the Lightning module
+_NEW_IN_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
 _WIDTHS = {(24, 7): "nano", (96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 
 
@@ -42,7 +46,7 @@ def create_sam2_model(config: Config, load: bool = True) -> SAM2Model:
             ``model.reset_modules`` keep their random start values.
 
     Raises:
-        ConfigError: an unknown size, or a module name that matches nothing.
+        ConfigError: an unknown size, a module name that matches nothing, or LoRA without peft.
         CheckpointError: a checkpoint that is missing, unsafe or made for another model.
     """
     model = build_sam2_model(config)
@@ -52,29 +56,35 @@ def create_sam2_model(config: Config, load: bool = True) -> SAM2Model:
         load_weights(model, config.model.checkpoint)
         model.load_state_dict(fresh, strict=False)
     set_trainable(model, config.model.trainable_modules)
+    if config.model.lora_modules:
+        add_lora(model, config.model, config.seed)
     return model
 
 
-def load_weights(model: SAM2Model, source: str) -> None:
-    """Load ``source`` into ``model``: a path in the official format, a run's ``.ckpt``, or a name.
+def load_weights(model: SAM2Model, source: str | Path) -> None:
+    """Load ``source`` into ``model``; see :func:`find_checkpoint` for what it may be.
+
+    Into a model with LoRA, weights without it go where they belong and the adapters stay as they
+    are; a run with LoRA into a model without it, or with other LoRA, is merged first.
 
     Raises:
-        CheckpointError: see :func:`read_weights`; or keys or shapes that differ from the model's.
+        CheckpointError: no such file or name, a truncated or pickled file, no weights in it, or
+            keys or shapes that differ from the model's. Nothing is loaded then.
     """
-    state = read_weights(source)
-    _check_fit(model.state_dict(), state, source)
+    path = find_checkpoint(source)
+    content = _read(path)
+    state = {} if ADAPTER_KEY in content else _weights_in(content, path)
+    own = model.state_dict()
+    if ADAPTER_KEY in content or (any(map(is_lora, state)) and state.keys() != own.keys()):
+        state = merged_state(load_run(path)[1])
+    if has_lora(model) and not any(map(is_lora, state)):
+        state = base_names(model, state)
+    _check_fit(own, state, str(source))
     model.load_state_dict(state)
     logger.info("loaded {} tensors from {}", len(state), source)
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """The model's tensors in ``source``, under upstream's names.
-
-    Raises:
-        CheckpointError: no such file or name, a truncated or pickled file, or no weights in it.
-    """
-    path = find_checkpoint(source)
-    content = _read(path)
+def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if CONFIG_KEY in content:
         state = content.get("state_dict", {})
         state = {
@@ -84,7 +94,9 @@ def read_weights(source: str) -> dict[str, Tensor]:
         }
     else:
         state = content.get("model", {})
-    if not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not (isinstance(state, dict) and state) or not all(
+        isinstance(v, Tensor) for v in state.values()
+    ):
         raise CheckpointError(
             f"{path}: holds no weights: neither the official format ({{'model': tensors}}) nor a "
             f"run of sam2kit; its keys are {', '.join(map(str, list(content)[:5]))}"
@@ -92,16 +104,27 @@ def read_weights(source: str) -> dict[str, Tensor]:
     return state
 
 
-def find_checkpoint(source: str) -> Path:
-    """The file that a path or a name of :data:`HUB_CHECKPOINTS` means, downloaded if need be.
+def find_checkpoint(source: str | Path) -> Path:
+    """The file that ``source`` means.
+
+    Args:
+        source: a file (official format, a run's ``.ckpt`` or its ``adapter.pt``), a run's folder
+            (its ``best.ckpt``), or a name of :data:`HUB_CHECKPOINTS`, fetched into the Hub's cache.
 
     Raises:
-        CheckpointError: neither a file nor a known name, or the download failed.
+        CheckpointError: none of these, or the download failed.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    name = source.removesuffix(".pt")
+    if path.is_dir():
+        if (path / "best.ckpt").is_file():
+            return path / "best.ckpt"
+        raise CheckpointError(
+            f"model.checkpoint: the folder {path} holds no best.ckpt, so it is not that of a run; "
+            "name a file"
+        )
+    name = str(source).removesuffix(".pt")
     if name not in HUB_CHECKPOINTS:
         raise CheckpointError(
             f"model.checkpoint: {source} is neither a file nor one of {', '.join(HUB_CHECKPOINTS)}"
@@ -119,8 +142,37 @@ def find_checkpoint(source: str) -> Path:
 
 
 def save_weights(model: SAM2Model, path: Path) -> None:
-    """Write weights in the official format, ``{"model": state_dict}``."""
-    torch.save({"model": {k: v.detach().cpu() for k, v in model.state_dict().items()}}, path)
+    """Write weights in the official format, ``{"model": state_dict}``, with LoRA merged in."""
+    torch.save({"model": merged_state(model)}, path)
+
+
+def save_adapter(config: Config, model: SAM2Model, path: str | Path) -> None:
+    """Write what was trained and nothing else: LoRA's matrices and the trained modules.
+
+    With the configuration beside them, :func:`load_run` puts them back on the weights that the run
+    started from, which must still be there. Much smaller than a run's ``.ckpt``.
+    """
+    trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
+    torch.save({ADAPTER_KEY: trained, CONFIG_KEY: config_to_store(config)}, path)
+
+
+def load_adapter(model: SAM2Model, path: str | Path) -> None:
+    """Put what :func:`save_adapter` wrote into a model of the same configuration.
+
+    Args:
+        model: as :func:`create_sam2_model` makes it, with the start weights of the saved one.
+        path: the file.
+
+    Raises:
+        CheckpointError: unreadable, no adapter, or one of other modules or shapes. Nothing is
+            loaded then.
+    """
+    state = _read(Path(path)).get(ADAPTER_KEY)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: holds no adapter; sam2kit train writes one as adapter.pt")
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    _check_fit(own, state, str(path))
+    model.load_state_dict(state, strict=False)
 
 
 def read_run_config(path: str | Path) -> Config:
@@ -129,7 +181,10 @@ def read_run_config(path: str | Path) -> Config:
     Raises:
         CheckpointError: unreadable, not a run of sam2kit, or a configuration of another version.
     """
-    content = _read(Path(path))
+    return _config_in(_read(Path(path)), path)
+
+
+def _config_in(content: dict[str, Any], path: str | Path) -> Config:
     if CONFIG_KEY not in content:
         raise CheckpointError(
             f"{path}: holds no sam2kit configuration, so it is not a run's checkpoint; give the "
@@ -147,12 +202,18 @@ def read_run_config(path: str | Path) -> Config:
 def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     """The configuration and the model of a run's checkpoint, which need nothing else.
 
+    Of an ``adapter.pt`` the weights that the run started from are loaded first.
+
     Raises:
-        CheckpointError: see :func:`read_run_config` and :func:`load_weights`.
+        CheckpointError: see :func:`read_run_config`, :func:`load_weights`, :func:`load_adapter`.
     """
-    config = read_run_config(path)
-    model = create_sam2_model(config, load=False)
-    load_weights(model, str(path))
+    content = _read(Path(path))
+    config, is_adapter = _config_in(content, path), ADAPTER_KEY in content
+    model = create_sam2_model(config, load=is_adapter)
+    if is_adapter:
+        load_adapter(model, path)
+    else:
+        load_weights(model, path)
     return config, model
 
 
@@ -177,14 +238,14 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def guess_size(state: dict[str, Tensor]) -> str | None:
+def guess_size(state: Mapping[str, Tensor]) -> str | None:
     """The model size that weights seem to be of, by the trunk's width and depth."""
     patch = state.get("image_encoder.trunk.patch_embed.proj.weight")
     blocks = {k.split(".")[3] for k in state if k.startswith("image_encoder.trunk.blocks.")}
     return None if patch is None else _WIDTHS.get((patch.shape[0], len(blocks)))
 
 
-def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
@@ -193,12 +254,6 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], source: str) ->
     ]
     if not (missing or foreign or shapes):
         return
-    size, wanted = guess_size(state), guess_size(own)
-    hint = (
-        f"It seems to be of size {size}: set model.size={size}"
-        if size and size != wanted
-        else f"It is not of size {wanted} as upstream's SAM 2.1 has it (SAM 2.0 has other keys)"
-    )
     faults = [
         f"{len(rows)} {what} (first: {rows[0]})"
         for what, rows in (
@@ -208,4 +263,22 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], source: str) ->
         )
         if rows
     ]
-    raise CheckpointError(f"{source}: does not fit the model: tensors {', '.join(faults)}. {hint}")
+    raise CheckpointError(
+        f"{source}: does not fit the model: tensors {', '.join(faults)}. {_hint(own, state)}"
+    )
+
+
+def _hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """A sentence that says what weights that do not fit seem to be."""
+    size, wanted = guess_size(state), guess_size(own)
+    if wanted is None:
+        return "They were trained under other model.trainable_modules or model.lora_* keys"
+    names = {size: name for name, (_, size) in HUB_CHECKPOINTS.items()}
+    if size and not _NEW_IN_2_1 & state.keys():
+        return (
+            f"They seem to be SAM 2.0's, of size {size}, and the kit builds SAM 2.1: take "
+            f"model.checkpoint={names.get(size, names['t'])} with model.size={size}"
+        )
+    if size and size != wanted:
+        return f"It seems to be of size {size}: set model.size={size}"
+    return f"It is not of size {wanted} as SAM 2.1 has it"

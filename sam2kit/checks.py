@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from sam2kit.config import (
     ACCELERATORS,
+    AUDITS,
     DATASET_TYPES,
     LOG_LEVELS,
     LOGGERS,
@@ -60,7 +62,7 @@ def check_paths(config: Config) -> None:
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     if resume_from is not None and not Path(resume_from).is_file():
         raise ConfigError(f"trainer.resume_from: {missing(resume_from)}")
-    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).is_file():
+    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).exists():
         raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
 
 
@@ -95,7 +97,7 @@ def _problems(config: Config) -> Iterator[str]:
     for problem in _dataset_problems("valdataset", config.validation_dataset()):
         if problem.replace("valdataset.", "dataset.") not in dataset:  # taken over, said above
             yield problem
-    if not config.model.trainable_modules:
+    if not config.model.trainable_modules and not config.model.lora_modules:
         yield "model.trainable_modules is [], so nothing would be trained; name a module or '*'"
     terms = {
         f.name: getattr(config.loss, f.name)
@@ -129,6 +131,7 @@ def _choice_problems(config: Config) -> Iterator[str]:
         "trainer.accelerator": ACCELERATORS,
         "trainer.precision": PRECISIONS,
         "trainer.logger": LOGGERS,
+        "trainer.audit": AUDITS,
         "log_level": LOG_LEVELS,
     }
     for key, known in choices.items():
@@ -156,6 +159,7 @@ _RANGES = {
     "trainer.limit_train_batches": (1, math.inf),
     "trainer.limit_val_batches": (1, math.inf),
     "trainer.early_stopping_patience": (1, math.inf),
+    "model.lora_rank": (1, math.inf),
     "seed": (0, 2**32 - 1),
 }
 
@@ -166,12 +170,19 @@ def _number_problems(config: Config) -> Iterator[str]:
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             above = "" if high == math.inf else f" and at most {high}"
             yield f"{key} is {value}; give a number of at least {low}{above}"
-    for key in ("optimizer.lr", "trainer.gradient_clip_val"):
+    if not 0 <= config.model.lora_dropout < 1:
+        yield f"model.lora_dropout is {config.model.lora_dropout}; give a share from 0 to below 1"
+    for key in ("optimizer.lr", "trainer.gradient_clip_val", "model.lora_alpha"):
         value = get(config, key)
         if value is not None and not (value > 0 and math.isfinite(value)):
             yield f"{key} is {value}; give a number above 0"
     if config.trainer.max_steps != -1 and config.trainer.max_steps < 1:
         yield f"trainer.max_steps is {config.trainer.max_steps}; give at least 1, or -1: no limit"
+    decay, max_time = config.trainer.ema_decay, config.trainer.max_time
+    if decay is not None and not 0 < decay < 1:
+        yield f"trainer.ema_decay is {decay}; give a share between 0 and 1, or null"
+    if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", max_time):
+        yield f"trainer.max_time is {max_time!r}; give DD:HH:MM:SS, such as 00:00:20:00, or null"
     if not 0 < config.valdataset.fraction < 1:
         yield f"valdataset.fraction is {config.valdataset.fraction}; give a share between 0 and 1"
 
@@ -199,6 +210,8 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
         value = getattr(dataset, key)
         if value is not None and value < least:
             yield f"{section}.{key} is {value}; give at least {least}"
+    if not (dataset.synthetic_motion >= 0 and math.isfinite(dataset.synthetic_motion)):
+        yield f"{section}.synthetic_motion is {dataset.synthetic_motion}; give at least 0"
     yield from _prompt_problems(section, dataset)
 
 

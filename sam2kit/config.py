@@ -13,6 +13,7 @@ SIZES = ("nano", "t", "s", "b+", "l")
 PROMPT_TYPES = ("mask", "box", "point")
 DATASET_TYPES = ("video", "coco", "synthetic")
 LOGGERS = ("tensorboard", "wandb", "swanlab")
+AUDITS = ("stop", "warn", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 OPTIMIZERS = ("adamw",)
 SCHEDULERS = ("cosine", "constant")
@@ -34,7 +35,8 @@ class ModelConfig:
     size: str = option("t", "nano, t, s, b+ or l (SAM 2.1; nano is the kit's own small one)")
     checkpoint: str | None = option(
         None,
-        "official-format .pt, a run's .ckpt, or a name such as sam2.1_hiera_tiny; null: random",
+        "official-format .pt, a run's folder, .ckpt or adapter.pt, or a name such as "
+        "sam2.1_hiera_tiny; null: random",
     )
     trainable_modules: list[str] = option(
         ["memory_attention", "memory_encoder"],
@@ -50,6 +52,14 @@ class ModelConfig:
         0.0,
         "start value of the object score's bias; 3 keeps random weights from clamping masks away",
     )
+    lora_modules: list[str] = option(
+        [],
+        "module names or globs whose linear layers get LoRA: they are frozen, and small matrices "
+        "beside them are trained (needs the extra lora)",
+    )
+    lora_rank: int = option(8, "rank of LoRA's matrices")
+    lora_alpha: float = option(16.0, "LoRA's product is scaled by lora_alpha / lora_rank")
+    lora_dropout: float = option(0.0, "share of a LoRA layer's inputs that is dropped in training")
 
 
 @dataclass
@@ -73,10 +83,21 @@ class DatasetConfig:
         3, "at most this many generated objects a clip, for videos without masks and type synthetic"
     )
     synthetic_videos: int = option(256, "videos in an epoch of type synthetic")
+    synthetic_motion: float = option(
+        0.14, "mean way of a generated object on one frame as a share of its diameter"
+    )
+    synthetic_lifelike: bool = option(
+        False,
+        "type synthetic closer to filmed video: a moving camera, blur, changing light, limbs, "
+        "objects that leave or are wholly hidden and come back, speeds from slow to twice the mean",
+    )
     augment: bool = option(False, "flip, crop, reverse and recolour training clips")
     prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")
     prompt_probabilities: list[float] | None = option(
         None, "one probability for each of prompt_types; null: equal"
+    )
+    prompt_per_batch: bool = option(
+        False, "all objects of a batch draw the same of prompt_types, which trains faster"
     )
     num_positive_points: int = option(1, "positive clicks of a point prompt")
     num_negative_points: int = option(0, "negative clicks of a point prompt")
@@ -144,6 +165,10 @@ class TrainerConfig:
 
     max_epochs: int = option(10, "epochs")
     max_steps: int = option(-1, "stop after this many optimizer steps; -1: no limit")
+    max_time: str | None = option(
+        None,
+        "stop after this time, DD:HH:MM:SS, whatever the schedule has left; null: no limit",
+    )
     accelerator: str = option("auto", "auto, cpu, gpu, mps")
     devices: str = option("1", "number of devices, a list such as 0,1, or auto")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
@@ -155,6 +180,15 @@ class TrainerConfig:
     limit_val_batches: int | None = option(None, "at most this many validation batches")
     early_stopping_patience: int | None = option(
         None, "stop after this many validations without a lower validation loss; null: never"
+    )
+    ema_decay: float | None = option(
+        None,
+        "validate and save the exponential moving average of the weights, which keeps this share "
+        "of itself at a step (0.995, say); null: the weights themselves",
+    )
+    audit: str = option(
+        "stop",
+        "before the first step, a module that is to train and gets no gradient: stop, warn or off",
     )
     logger: str = option("tensorboard", "tensorboard, wandb or swanlab")
     resume_from: str | None = option(None, "a run's last.ckpt to continue from")

@@ -18,11 +18,16 @@ from datetime import datetime
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)
+from lightning.pytorch.loggers import Logger
 from loguru import logger
 
-from sam2kit.checkpoints import read_run_config
+from sam2kit.checkpoints import load_run, save_adapter
 from sam2kit.checks import check
 from sam2kit.compose import save_config
 from sam2kit.config import Config
@@ -33,8 +38,9 @@ from sam2kit.engine import (
     StopOnInterrupt,
     ValidateLastStep,
 )
-from sam2kit.errors import CheckpointError, ConfigError
+from sam2kit.errors import ConfigError
 from sam2kit.model import format_report, parameter_report
+from sam2kit.resume import RunMetrics, check_resume
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,10 @@ class FitResult:
 
     Attributes:
         run_dir: the run's folder: ``config.yaml``, ``best.ckpt``, ``last.ckpt``, ``metrics.csv``,
-            ``train.log`` and the logger's files.
-        best_checkpoint: the epoch of the lowest validation loss.
-        last_checkpoint: the last validated epoch.
+            ``train.log`` and the logger's files; with LoRA also ``adapter.pt``.
+        best_checkpoint: the lowest validation loss; of a run that went on in another folder, since
+            then.
+        last_checkpoint: the end of the last epoch, or where the run was stopped; to go on from.
         metrics: the last logged value of each metric.
         interrupted: whether the run was stopped by hand before its end.
     """
@@ -83,12 +90,8 @@ def fit(config: Config, run_dir: Path | None = None) -> FitResult:
     """
     check(config)
     log = _make_logger_class(config)
-    if config.trainer.resume_from is not None:
-        try:
-            read_run_config(config.trainer.resume_from)
-        except CheckpointError as error:
-            raise CheckpointError(f"trainer.resume_from: {error}") from error
     data = SAM2LightningDataModule(config)
+    steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
     run_dir = new_run_dir(config.output_dir) if run_dir is None else Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     sink = logger.add(run_dir / "train.log", level=config.log_level)
@@ -98,7 +101,8 @@ def fit(config: Config, run_dir: Path | None = None) -> FitResult:
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config)
         logger.info("parameters\n{}", format_report(parameter_report(module.model)))
-        return _run(config, run_dir, module, data, log)
+        metrics = RunMetrics(run_dir, steps_done)
+        return _run(config, run_dir, module, data, [_make_logger(log, config, run_dir), metrics])
     finally:
         logger.remove(sink)
 
@@ -108,11 +112,20 @@ def _run(
     run_dir: Path,
     module: SAM2LightningModule,
     data: SAM2LightningDataModule,
-    log: type[Logger],
+    loggers: list[Logger],
 ) -> FitResult:
-    # Two callbacks, because Lightning's own "last" is written only when "best" is.
-    best = ModelCheckpoint(run_dir, "best", monitor="val_loss", enable_version_counter=False)
-    last = ModelCheckpoint(run_dir, "last", monitor=None, enable_version_counter=False)
+    # Two callbacks, because Lightning's own "last" is written only when "best" is. The last one is
+    # written also where an epoch ends early: at an interrupt, at max_steps, at max_time.
+    best = ModelCheckpoint(
+        run_dir,
+        "best",
+        monitor="val_loss",
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        run_dir, "last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
         best,
@@ -122,8 +135,14 @@ def _run(
         LogProgress(config.trainer.log_every_n_steps),
     ]
     if config.trainer.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=config.trainer.early_stopping_patience))
+        patience = config.trainer.early_stopping_patience
+        # At a validation, for a run that goes on after an epoch's last step passes its end anew.
+        callbacks.append(
+            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
+        )
     t = config.trainer
+    if t.ema_decay is not None:  # after the stopper, which saves before the average takes over
+        callbacks.append(EMAWeightAveraging(decay=t.ema_decay))
     with _quiet_lightning():
         trainer = Trainer(
             accelerator=t.accelerator,
@@ -131,6 +150,7 @@ def _run(
             precision=t.precision,  # type: ignore[arg-type]
             max_epochs=t.max_epochs,
             max_steps=t.max_steps,
+            max_time=t.max_time,
             gradient_clip_val=t.gradient_clip_val,
             accumulate_grad_batches=t.accumulate_grad_batches,
             log_every_n_steps=t.log_every_n_steps,
@@ -138,10 +158,7 @@ def _run(
             limit_train_batches=t.limit_train_batches,
             limit_val_batches=t.limit_val_batches,
             num_sanity_val_steps=0,
-            logger=[
-                _make_logger(log, config, run_dir),
-                CSVLogger(run_dir, name="", version=""),
-            ],
+            logger=loggers,
             callbacks=callbacks,
             default_root_dir=run_dir,
             enable_progress_bar=sys.stderr.isatty(),
@@ -150,9 +167,9 @@ def _run(
         )
         trainer.fit(module, datamodule=data, ckpt_path=t.resume_from, weights_only=True)
     last_path = run_dir / "last.ckpt"
-    if stopper.interrupted or not last_path.exists():
-        trainer.save_checkpoint(last_path)
     best_path = Path(best.best_model_path) if best.best_model_path else last_path
+    if config.model.lora_modules:
+        save_adapter(*load_run(best_path), run_dir / "adapter.pt")
     logger.info("best checkpoint {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     return FitResult(run_dir, best_path, last_path, metrics, stopper.interrupted)
@@ -168,6 +185,8 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in ("does not have many workers", "number of training batches"):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
+            # The data module tells the loader where to go on.
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
             # It takes the folder that already holds train.log and config.yaml for another run's.
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
