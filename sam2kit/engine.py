@@ -23,6 +23,7 @@ from sam2kit.metrics import mean_tracked_iou
 from sam2kit.model import SAM2Model
 from sam2kit.optim import build_optimizer, build_scheduler
 from sam2kit.prompts import Prompt, PromptGenerator
+from sam2kit.resume import position, rewind
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -53,9 +54,11 @@ class SAM2LightningModule(LightningModule):
     def track_and_score(self, batch: ClipBatch, step: int) -> tuple[TrackOutput, dict[str, Tensor]]:
         """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
 
-        Random numbers are a function of (seed, step, rank), but for dropout's.
+        Random numbers are a function of (seed, step, rank); dropout's too, for which torch's global
+        generator is seeded.
         """
         generator = step_generator(self.config.seed, step, self.global_rank)
+        torch.manual_seed(generator.initial_seed())
         output = self(batch, self.prompts(batch, generator))
         return output, self.loss(output, batch)
 
@@ -88,6 +91,7 @@ class SAM2LightningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
+        rewind(checkpoint["loops"], self.trainer)
 
 
 def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
@@ -111,10 +115,25 @@ class SAM2LightningDataModule(LightningDataModule):
         super().__init__()
         self.config = config
         self.train_clips, self.val_clips = build_datasets(config)
+        self._done = (0, 0)  # an epoch, and how many of its clips are done
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far training is in the data, and a text that stands for the videos."""
+        state: dict[str, Any] = {"videos": self.train_clips.videos}
+        if self.trainer is not None:
+            epoch, batches = position(self.trainer)
+            epoch_over = batches == self.trainer.num_training_batches
+            clips = len(self.train_clips) if epoch_over else batches * self.config.dataset.batch_size
+            state |= {"epoch": epoch, "clips": clips}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done = (state_dict["epoch"], state_dict["clips"])
+        self.train_clips.set_epoch(state_dict["epoch"])  # loader processes start before Lightning
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         return create_dataloader(
-            self.train_clips, self.config.dataset, training=True, seed=self.config.seed
+            self.train_clips, self.config.dataset, True, self.config.seed, self._done
         )
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 
 import cv2
@@ -70,6 +71,13 @@ class ClipDataset(Dataset[VideoClip]):
 
     def __len__(self) -> int:
         return len(self.source) * (self.config.clips_per_video if self.training else 1)
+
+    @property
+    def videos(self) -> str:
+        """A text that stands for the videos: their number, names and lengths."""
+        lengths = [(name, self.source.num_frames(i)) for i, name in enumerate(self.source.names)]
+        total = sum(n for _, n in lengths)
+        return f"{len(lengths)} videos, {total} frames, {zlib.crc32(repr(lengths).encode()):08x}"
 
     @property
     def epoch(self) -> int:
@@ -197,35 +205,49 @@ class EpochSampler(Sampler[int]):
     """Indices in the order of the data set's epoch: shuffled by (seed, epoch), or as they stand.
 
     ``set_epoch`` is also what Lightning calls at the start of an epoch; it reaches the data set.
+
+    Args:
+        dataset: the clips; its epoch counts.
+        shuffle: by (seed, epoch).
+        seed: 0 or more.
+        done: an epoch and the number of its clips that an earlier run has had, which are left out.
     """
 
-    def __init__(self, dataset: ClipDataset, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, dataset: ClipDataset, shuffle: bool, seed: int, done: tuple[int, int] = (0, 0)
+    ) -> None:
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = seed
+        self.done = done
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(len(self)))
-        order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(len(self))
-        return iter(order.tolist())
+        order = np.arange(len(self))
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(len(self))
+        epoch, clips = self.done
+        return iter(order[clips if epoch == self.dataset.epoch else 0 :].tolist())
 
     def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)
 
 
 def create_dataloader(
-    dataset: ClipDataset, config: DatasetConfig, training: bool, seed: int
+    dataset: ClipDataset,
+    config: DatasetConfig,
+    training: bool,
+    seed: int,
+    done: tuple[int, int] = (0, 0),
 ) -> DataLoader[ClipBatch]:
     """A loader of :class:`~sam2kit.clip.ClipBatch` es; the last one may be smaller.
 
     Training shuffles by (seed, epoch); call ``dataset.set_epoch`` (or the sampler's) before each.
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
     loader process arrives as a DataError with its own message. With loader processes, OpenCV is
-    set to one thread in this one too.
+    set to one thread in this one too. ``done`` is :class:`EpochSampler`'s.
     """
     if config.num_workers:
         # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
@@ -234,7 +256,7 @@ def create_dataloader(
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=EpochSampler(dataset, training, seed),
+        sampler=EpochSampler(dataset, training, seed, done),
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         collate_fn=collate,

@@ -1,0 +1,154 @@
+"""Going on where a run stopped, also within an epoch, as if it had never stopped.
+
+Clips, prompts and dropout are functions of (seed, epoch or step, index or rank), so no random state
+is kept: a checkpoint only says how far the run was. Lightning keeps that in the counters of its
+loops, in a form that depends on the hook that saved, and not every form goes on at the right batch.
+:func:`rewind` brings them all to one: in this epoch, after this many batches.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from sam2kit.checkpoints import read_run_config
+from sam2kit.config import Config, get, options
+from sam2kit.errors import CheckpointError, ConfigError, DataError
+
+# What may not change within a run: the model, the order of the clips, and the optimizer, whose
+# state holds its settings too, so that others would be ignored.
+_FIXED_SECTIONS = ("model", "dataset", "optimizer")
+_FIXED = (
+    "seed",
+    "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
+    "trainer.ema_decay",
+)
+# The videos themselves are compared, so that a data set may have moved.
+_FREE = ("dataset.data_path", "dataset.annotation_file", "dataset.num_workers")
+
+
+def position(trainer: Trainer) -> tuple[int, int]:
+    """The epoch that a fit is in, from 0, and the batches of it that have gone into the weights.
+
+    Batches whose gradients were still being accumulated do not count: they are trained on again.
+    """
+    loop = trainer.fit_loop
+    epoch = loop.epoch_progress.current.ready - 1
+    batches = loop.epoch_loop.batch_progress.current.processed
+    if batches < trainer.num_training_batches:  # the last batch of an epoch always makes a step
+        batches -= batches % trainer.accumulate_grad_batches
+    return epoch, batches
+
+
+def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
+    """Bring the counters of Lightning's loops to :func:`position`, in place.
+
+    Args:
+        loops: ``checkpoint["loops"]``, from whichever hook.
+    """
+    epoch, batches = position(trainer)
+    fit = loops["fit_loop"]
+    for counts in (fit["epoch_progress"]["total"], fit["epoch_progress"]["current"]):
+        counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
+    progress = fit["epoch_loop.batch_progress"]
+    undone = progress["current"]["processed"] - batches
+    for counts in (progress["total"], progress["current"]):
+        counts.update(dict.fromkeys(counts, counts["processed"] - undone))
+    # The step number of the loggers. Lightning adds the one of an epoch's last step when it passes
+    # over that epoch's validation on resuming.
+    every = trainer.check_val_every_n_epoch or 1
+    passed_over = batches == trainer.num_training_batches and (epoch + 1) % every == 0
+    steps = trainer.global_step - int(passed_over)
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+
+
+def check_resume(config: Config, data: LightningDataModule) -> int:
+    """Refuse to go on from ``trainer.resume_from`` with what does not fit to it.
+
+    Args:
+        data: built from ``config``; its state holds ``videos``, a text that stands for them.
+
+    Returns:
+        the optimizer steps that the run has done.
+
+    Raises:
+        CheckpointError: unreadable, or not a run's checkpoint.
+        ConfigError: keys that must not change have changed, or the run is over.
+        DataError: the videos to train on are others.
+    """
+    path = config.trainer.resume_from
+    assert path is not None
+    try:
+        stored = read_run_config(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"trainer.resume_from: {error}") from error
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = content.get(type(data).__qualname__)
+    if state is None:
+        raise CheckpointError(
+            f"trainer.resume_from: {path} does not say how far its run was; start a new run from "
+            f"its weights with --model-checkpoint {path}"
+        )
+    _check_keys(config, stored, path)
+    if state["videos"] != data.state_dict()["videos"]:
+        raise DataError(
+            f"trainer.resume_from: {path} was trained on other videos ({state['videos']}) than "
+            f"dataset and valdataset.fraction give now ({data.state_dict()['videos']}); give the "
+            f"same ones, or start a new run from its weights with --model-checkpoint {path}"
+        )
+    epoch_over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+    epochs, steps = state["epoch"] + int(epoch_over), content["global_step"]
+    limits = config.trainer
+    if epochs >= limits.max_epochs or 0 < limits.max_steps <= steps:
+        raise ConfigError(
+            f"trainer.resume_from: the run of {path} is over after {epochs} epochs and {steps} "
+            f"steps; raise trainer.max_epochs={limits.max_epochs} or trainer.max_steps="
+            f"{limits.max_steps} to go on"
+        )
+    return steps
+
+
+def _check_keys(config: Config, stored: Config, path: str) -> None:
+    fixed = [k for k in options() if k.split(".")[0] in _FIXED_SECTIONS or k in _FIXED]
+    changed = [
+        f"{key} is {get(config, key)!r} and was {get(stored, key)!r}"
+        for key in fixed
+        if key not in _FREE and get(config, key) != get(stored, key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"trainer.resume_from: the run of {path} cannot go on with another model, other clips "
+            f"or another optimizer: {'; '.join(changed)}. Take over the run's own configuration "
+            f"with --config {Path(path).parent / 'config.yaml'}, or start a new run from its "
+            f"weights with --model-checkpoint {path}"
+        )
+
+
+class RunMetrics(CSVLogger):
+    """``metrics.csv`` of a run, which goes on with the rows of its first ``steps`` steps.
+
+    Lightning's own logger deletes the file that it finds.
+    """
+
+    def __init__(self, run_dir: Path, steps: int = 0) -> None:
+        super().__init__(run_dir, name="", version="")
+        self.steps = steps
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            file = Path(self.log_dir) / "metrics.csv"
+            rows: list[dict[str, Any]] = []
+            if self.steps and file.is_file():
+                with file.open(newline="") as opened:
+                    rows = [r for r in csv.DictReader(opened) if int(r["step"]) < self.steps]
+            writer = super().experiment
+            writer.metrics = rows
+            writer.save()
+        return super().experiment

@@ -1,0 +1,268 @@
+"""A run that is stopped and goes on equals one that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+
+from sam2kit import engine
+from sam2kit.checkpoints import create_sam2_model
+from sam2kit.compose import recompose
+from sam2kit.data.clips import ClipDataset
+from sam2kit.errors import CheckpointError, ConfigError, DataError
+from sam2kit.train import fit
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path, monkeypatch):
+    """Two epochs of five batches, the last one smaller, with dropout and every kind of prompt."""
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.synthetic_videos = 9
+    tiny_config.dataset.batch_size = 2
+    tiny_config.dataset.image_size = 32
+    tiny_config.dataset.video_clip_length = 3
+    tiny_config.dataset.augment = True
+    tiny_config.dataset.prompt_types = ["mask", "box", "point"]
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.max_epochs = 2
+    tiny_config.trainer.log_every_n_steps = 1
+    tiny_config.scheduler.warmup_steps = 3
+    tiny_config.optimizer.lr = 1e-3
+    tiny_config.output_dir = str(tmp_path / "outputs")
+
+    def with_dropout(config):
+        model = create_sam2_model(config)
+        for module in model.memory_attention.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.2
+        return model
+
+    monkeypatch.setattr(engine, "create_sam2_model", with_dropout)
+    return tiny_config
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What each training step saw: (global batch, a sum over its frames); and a stop to set."""
+
+    class Steps(list):
+        stop_in = None  # interrupt in this batch, counted from 0 over all epochs
+
+    seen = Steps()
+    step = engine.SAM2LightningModule.training_step
+
+    def watched(self, batch, batch_idx):
+        number = self.trainer.fit_loop.total_batch_idx
+        seen.append((number, int(batch.frames.sum())))
+        if number == seen.stop_in:
+            seen.stop_in = None
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(engine.SAM2LightningModule, "training_step", watched)
+    return seen
+
+
+def state(result):
+    return torch.load(result.last_checkpoint, weights_only=True)
+
+
+def assert_same(first, second):
+    """Weights, the optimizer's state and the schedule, bit for bit."""
+    for key in ("state_dict", "current_model_state"):
+        if key in first:
+            assert first[key].keys() == second[key].keys()
+            different = [k for k in first[key] if not torch.equal(first[key][k], second[key][k])]
+            assert not different, f"{key}: {different[:3]} of {len(different)}"
+    one, two = first["optimizer_states"][0], second["optimizer_states"][0]
+    assert len(one["param_groups"]) == 2 and one["param_groups"] == two["param_groups"]
+    for i, moments in one["state"].items():
+        assert all(torch.equal(v, two["state"][i][k]) for k, v in moments.items())
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+    assert first["global_step"] == second["global_step"]
+
+
+def rows(result, key="loss"):
+    with open(result.run_dir / "metrics.csv", newline="") as file:
+        return [(int(row["step"]), row[key]) for row in csv.DictReader(file) if row[key]]
+
+
+def resume(config, first, tmp_path, name="resumed", overrides=()):
+    config = recompose(config, list(overrides))
+    config.trainer.resume_from = str(first.last_checkpoint)
+    return fit(config, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "stop_in, overrides",
+    [
+        (1, []),
+        (1, ["trainer.max_steps=8"]),
+        (1, ["dataset.num_workers=2"]),
+        (4, []),  # the last batch of the first epoch
+        (4, ["trainer.max_steps=8"]),
+        (4, ["trainer.check_val_every_n_epoch=2"]),
+        (7, []),
+        (7, ["dataset.num_workers=2", "trainer.max_steps=9"]),
+        (7, ["trainer.check_val_every_n_epoch=2"]),
+        (2, ["trainer.accumulate_grad_batches=2"]),  # within an accumulation
+        (6, ["trainer.accumulate_grad_batches=2"]),
+        (3, ["trainer.limit_train_batches=4", "trainer.check_val_every_n_epoch=2"]),
+        (6, ["trainer.early_stopping_patience=5"]),
+        (7, ["trainer.ema_decay=0.9"]),
+        (4, ["trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"]),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    config, steps, tmp_path, stop_in, overrides
+):
+    config = recompose(config, overrides)
+    whole = fit(config, tmp_path / "whole")
+    undisturbed = list(steps)
+    steps.clear()
+    steps.stop_in = stop_in
+    first = fit(config, tmp_path / "first")
+    assert first.interrupted and len(steps) == stop_in + 1
+    second = resume(config, first, tmp_path)
+    assert not second.interrupted
+    assert set(steps) == set(undisturbed)
+    assert_same(state(whole), state(second))
+    done = state(first)["global_step"]
+    assert rows(whole) == [r for r in rows(first) if r[0] < done] + rows(second)
+
+
+def test_the_number_of_loader_processes_does_not_matter(config, steps, tmp_path):
+    whole = fit(config, tmp_path / "whole")
+    steps.stop_in = 6
+    first = fit(recompose(config, ["dataset.num_workers=2"]), tmp_path / "first")
+    assert_same(state(whole), state(resume(config, first, tmp_path)))
+
+
+def test_a_run_may_stop_more_than_once(config, steps, tmp_path):
+    whole = fit(config, tmp_path / "whole")
+    result, config.trainer.max_steps = None, -1
+    for stop_in in (0, 3, 5, None):
+        steps.stop_in = stop_in
+        config.trainer.resume_from = str(result.last_checkpoint) if result else None
+        result = fit(config, tmp_path / f"until-{stop_in}")
+    assert_same(state(whole), state(result))
+
+
+def test_the_best_checkpoint_can_be_gone_on_from(config, tmp_path):
+    whole = fit(config, tmp_path / "whole")
+    shorter = recompose(config, ["trainer.max_epochs=1", "scheduler.name=constant"])
+    first = fit(shorter, tmp_path / "first")
+    longer = recompose(config, ["scheduler.name=constant"])
+    reference = fit(longer, tmp_path / "reference")
+    longer.trainer.resume_from = str(first.best_checkpoint)
+    assert_same(state(reference), state(fit(longer, tmp_path / "second")))
+    assert state(whole)["global_step"] == 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lightning_brings_every_epoch_to_the_data(config, steps, tmp_path, workers):
+    config.trainer.max_epochs = 3
+    config.dataset.num_workers = workers
+    fit(config, tmp_path / "run")
+    assert len({frames for _, frames in steps}) == 15  # no batch comes twice
+    clips, _ = engine.build_datasets(config)
+    expected = []
+    for epoch in range(3):
+        clips.set_epoch(epoch)
+        loader = engine.create_dataloader(clips, config.dataset, True, config.seed)
+        expected += [int(batch.frames.sum()) for batch in loader]
+    assert [frames for _, frames in steps] == expected
+
+
+def test_the_same_folder_goes_on(config, steps, tmp_path):
+    whole = fit(config, tmp_path / "whole")
+    steps.stop_in = 7
+    first = fit(config, tmp_path / "run")
+    best = state(first)["callbacks"]
+    with open(first.run_dir / "metrics.csv", "a") as file:  # as by a run that was killed later
+        file.write(",".join("9999" if k == "step" else "1" for k in _header(first)) + "\n")
+    second = resume(config, first, tmp_path, "run")
+    assert rows(second) == rows(whole)
+    validations = rows(second, "val_loss")
+    assert len(validations) == 3 and set(rows(whole, "val_loss")) <= set(validations)
+    score = next(c["best_model_score"] for k, c in best.items() if "val_loss" in k)
+    kept = torch.load(second.run_dir / "best.ckpt", weights_only=True)
+    lowest = min(float(loss) for _, loss in validations)
+    assert lowest <= float(score)
+    (stored,) = [c for k, c in kept["callbacks"].items() if "val_loss" in k]
+    assert float(stored["best_model_score"]) == pytest.approx(lowest)
+    assert (second.run_dir / "train.log").read_text().count("run folder") == 2
+
+
+def _header(result):
+    return (result.run_dir / "metrics.csv").read_text().splitlines()[0].split(",")
+
+
+def test_a_better_checkpoint_of_before_is_kept(config, steps, tmp_path):
+    steps.stop_in = 2
+    first = fit(config, tmp_path / "run")
+    content = state(first)
+    (best,) = [c for k, c in content["callbacks"].items() if "val_loss" in k]
+    best["best_model_score"] = torch.tensor(0.0)
+    best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.0))
+    torch.save(content, first.last_checkpoint)
+    before = (first.run_dir / "best.ckpt").read_bytes()
+    second = resume(config, first, tmp_path, "run")
+    assert second.best_checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "overrides, named",
+    [
+        (["model.size=t"], "model.size is 't' and was 'nano'"),
+        (["dataset.image_size=64"], "dataset.image_size is 64 and was 32"),
+        (["model.trainable_modules=[memory_encoder]"], "model.trainable_modules is"),
+        (["optimizer.lr=1"], "optimizer.lr is 1.0 and was 0.001"),
+        (["dataset.batch_size=1", "seed=1"], "batch_size is 1 and was 2; seed is 1 and was 42"),
+        (["trainer.accumulate_grad_batches=2"], "accumulate_grad_batches is 2 and was 1"),
+        (["trainer.ema_decay=0.5"], "ema_decay is 0.5 and was None"),
+    ],
+)
+def test_another_configuration_is_refused(config, tmp_path, stopped, overrides, named):
+    with pytest.raises(ConfigError, match="trainer.resume_from") as error:
+        resume(config, stopped, tmp_path, "other", overrides)
+    assert named in str(error.value)
+    assert f"--config {stopped.run_dir / 'config.yaml'}" in str(error.value)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def stopped(config, steps, tmp_path):
+    steps.stop_in = 1
+    return fit(config, tmp_path / "stopped")
+
+
+def test_other_videos_are_refused(config, tmp_path, stopped, monkeypatch):
+    monkeypatch.setattr(ClipDataset, "videos", "10 videos, 30 frames, 12345678")
+    with pytest.raises(DataError, match="other videos.*9 videos, 27 frames.*10 videos, 30 frames"):
+        resume(config, stopped, tmp_path)
+
+
+def test_a_run_that_is_over_is_told(config, tmp_path):
+    config.trainer.max_epochs = 1
+    over = fit(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"over after 1 epochs and 5 steps; raise trainer.max_ep"):
+        resume(config, over, tmp_path)
+    with pytest.raises(ConfigError, match=r"over after 1 epochs and 5 steps"):
+        resume(config, over, tmp_path, "again", ["trainer.max_epochs=2", "trainer.max_steps=5"])
+
+
+def test_what_is_not_a_run_is_refused(config, tmp_path, stopped):
+    content = state(stopped)
+    del content["SAM2LightningDataModule"]
+    torch.save(content, stopped.last_checkpoint)
+    with pytest.raises(CheckpointError, match="does not say how far its run was"):
+        resume(config, stopped, tmp_path)
+    torch.save({"model": {}}, stopped.last_checkpoint)
+    with pytest.raises(CheckpointError, match="trainer.resume_from.*holds no sam2kit config"):
+        resume(config, stopped, tmp_path)
