@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,17 +21,19 @@ from sam2kit.train import fit
 
 @pytest.fixture
 def config(tiny_config, tmp_path, monkeypatch):
-    """Two epochs of five batches, the last one smaller, with dropout and every kind of prompt."""
+    """Two epochs of four batches, the last one smaller, with dropout and every kind of prompt."""
     tiny_config.dataset.type = "synthetic"
-    tiny_config.dataset.synthetic_videos = 9
+    tiny_config.dataset.synthetic_videos = 7
     tiny_config.dataset.batch_size = 2
     tiny_config.dataset.image_size = 32
-    tiny_config.dataset.video_clip_length = 3
+    tiny_config.dataset.video_clip_length = 2
     tiny_config.dataset.augment = True
     tiny_config.dataset.prompt_types = ["mask", "box", "point"]
     tiny_config.valdataset.synthetic_videos = 1
     tiny_config.trainer.accelerator = "cpu"
     tiny_config.trainer.max_epochs = 2
+    tiny_config.trainer.early_stopping_patience = 9
+    tiny_config.trainer.audit = "off"
     tiny_config.trainer.log_every_n_steps = 1
     tiny_config.scheduler.warmup_steps = 3
     tiny_config.optimizer.lr = 1e-3
@@ -98,36 +102,48 @@ def resume(config, first, tmp_path, name="resumed", overrides=()):
     return fit(config, tmp_path / name)
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Undisturbed runs, each made once: (result, what its steps saw) by what changes weights."""
+    made = {}
+
+    def run(config, steps, overrides=()):
+        same = [o for o in overrides if "num_workers" not in o and "check_val" not in o]
+        key = tuple(o for o in same if "audit" not in o)
+        if key not in made:
+            result = fit(recompose(config, list(key)), tmp_path_factory.mktemp("whole"))
+            made[key] = (result, list(steps))
+            steps.clear()
+        return made[key]
+
+    return run
+
+
 @pytest.mark.parametrize(
     "stop_in, overrides",
     [
         (1, []),
-        (1, ["trainer.max_steps=8"]),
         (1, ["dataset.num_workers=2"]),
-        (4, []),  # the last batch of the first epoch
-        (4, ["trainer.max_steps=8"]),
-        (4, ["trainer.check_val_every_n_epoch=2"]),
-        (7, []),
-        (7, ["dataset.num_workers=2", "trainer.max_steps=9"]),
-        (7, ["trainer.check_val_every_n_epoch=2"]),
+        (1, ["trainer.max_steps=6"]),
+        (3, []),  # the last batch of the first epoch
+        (3, ["trainer.max_steps=6"]),
+        (3, ["trainer.check_val_every_n_epoch=2"]),
+        (4, ["dataset.num_workers=2", "trainer.max_steps=6"]),
+        (5, ["trainer.check_val_every_n_epoch=2", "trainer.audit=stop"]),
         (2, ["trainer.accumulate_grad_batches=2"]),  # within an accumulation
-        (6, ["trainer.accumulate_grad_batches=2"]),
-        (3, ["trainer.limit_train_batches=4", "trainer.check_val_every_n_epoch=2"]),
-        (6, ["trainer.early_stopping_patience=5"]),
-        (7, ["trainer.ema_decay=0.9"]),
-        (4, ["trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"]),
+        (2, ["trainer.limit_train_batches=3", "trainer.check_val_every_n_epoch=2"]),
+        (5, ["trainer.ema_decay=0.9"]),
+        (6, ["trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"]),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    config, steps, tmp_path, stop_in, overrides
+    config, steps, runs, tmp_path, stop_in, overrides
 ):
+    whole, undisturbed = runs(config, steps, overrides)
     config = recompose(config, overrides)
-    whole = fit(config, tmp_path / "whole")
-    undisturbed = list(steps)
-    steps.clear()
     steps.stop_in = stop_in
     first = fit(config, tmp_path / "first")
-    assert first.interrupted and len(steps) == stop_in + 1
+    assert first.interrupted and steps == undisturbed[: stop_in + 1]
     second = resume(config, first, tmp_path)
     assert not second.interrupted
     assert set(steps) == set(undisturbed)
@@ -136,66 +152,54 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert rows(whole) == [r for r in rows(first) if r[0] < done] + rows(second)
 
 
-def test_the_number_of_loader_processes_does_not_matter(config, steps, tmp_path):
-    whole = fit(config, tmp_path / "whole")
-    steps.stop_in = 6
-    first = fit(recompose(config, ["dataset.num_workers=2"]), tmp_path / "first")
-    assert_same(state(whole), state(resume(config, first, tmp_path)))
-
-
-def test_a_run_may_stop_more_than_once(config, steps, tmp_path):
-    whole = fit(config, tmp_path / "whole")
-    result, config.trainer.max_steps = None, -1
-    for stop_in in (0, 3, 5, None):
-        steps.stop_in = stop_in
-        config.trainer.resume_from = str(result.last_checkpoint) if result else None
+def test_a_run_may_stop_often_and_its_loaders_may_change(config, steps, runs, tmp_path):
+    whole, undisturbed = runs(config, steps)
+    for stop_in, workers in ((0, 2), (2, 0), (5, 2), (None, 0)):
+        steps.stop_in, config.dataset.num_workers = stop_in, workers
         result = fit(config, tmp_path / f"until-{stop_in}")
+        config.trainer.resume_from = str(result.last_checkpoint)
+    assert steps == undisturbed
     assert_same(state(whole), state(result))
 
 
-def test_the_best_checkpoint_can_be_gone_on_from(config, tmp_path):
-    whole = fit(config, tmp_path / "whole")
-    shorter = recompose(config, ["trainer.max_epochs=1", "scheduler.name=constant"])
-    first = fit(shorter, tmp_path / "first")
-    longer = recompose(config, ["scheduler.name=constant"])
-    reference = fit(longer, tmp_path / "reference")
+def test_the_best_checkpoint_can_be_gone_on_from(config, steps, runs, tmp_path):
+    overrides = ["scheduler.name=constant"]
+    whole, _ = runs(config, steps, overrides)
+    first = fit(recompose(config, [*overrides, "trainer.max_epochs=1"]), tmp_path / "first")
+    longer = recompose(config, overrides)
     longer.trainer.resume_from = str(first.best_checkpoint)
-    assert_same(state(reference), state(fit(longer, tmp_path / "second")))
-    assert state(whole)["global_step"] == 10
+    assert_same(state(whole), state(fit(longer, tmp_path / "second")))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lightning_brings_every_epoch_to_the_data(config, steps, tmp_path, workers):
-    config.trainer.max_epochs = 3
     config.dataset.num_workers = workers
     fit(config, tmp_path / "run")
-    assert len({frames for _, frames in steps}) == 15  # no batch comes twice
+    assert len({frames for _, frames in steps}) == 8  # no batch comes twice
     clips, _ = engine.build_datasets(config)
     expected = []
-    for epoch in range(3):
+    for epoch in range(2):
         clips.set_epoch(epoch)
         loader = engine.create_dataloader(clips, config.dataset, True, config.seed)
         expected += [int(batch.frames.sum()) for batch in loader]
     assert [frames for _, frames in steps] == expected
 
 
-def test_the_same_folder_goes_on(config, steps, tmp_path):
-    whole = fit(config, tmp_path / "whole")
-    steps.stop_in = 7
+def test_the_same_folder_goes_on(config, steps, runs, tmp_path):
+    whole, _ = runs(config, steps)
+    steps.stop_in = 5
     first = fit(config, tmp_path / "run")
-    best = state(first)["callbacks"]
+    before = best_score(state(first))
     with open(first.run_dir / "metrics.csv", "a") as file:  # as by a run that was killed later
         file.write(",".join("9999" if k == "step" else "1" for k in _header(first)) + "\n")
     second = resume(config, first, tmp_path, "run")
     assert rows(second) == rows(whole)
     validations = rows(second, "val_loss")
     assert len(validations) == 3 and set(rows(whole, "val_loss")) <= set(validations)
-    score = next(c["best_model_score"] for k, c in best.items() if "val_loss" in k)
-    kept = torch.load(second.run_dir / "best.ckpt", weights_only=True)
     lowest = min(float(loss) for _, loss in validations)
-    assert lowest <= float(score)
-    (stored,) = [c for k, c in kept["callbacks"].items() if "val_loss" in k]
-    assert float(stored["best_model_score"]) == pytest.approx(lowest)
+    kept = torch.load(second.run_dir / "best.ckpt", weights_only=True)
+    assert float(best_score(kept)["best_model_score"]) == pytest.approx(lowest)
+    assert lowest <= float(before["best_model_score"])
     assert (second.run_dir / "train.log").read_text().count("run folder") == 2
 
 
@@ -203,17 +207,44 @@ def _header(result):
     return (result.run_dir / "metrics.csv").read_text().splitlines()[0].split(",")
 
 
+def best_score(content):
+    """The state of the callback that keeps the best checkpoint."""
+    callbacks = content["callbacks"].items()
+    (best,) = [c for k, c in callbacks if k.startswith("ModelCheckpoint") and "val_loss" in k]
+    return best
+
+
 def test_a_better_checkpoint_of_before_is_kept(config, steps, tmp_path):
     steps.stop_in = 2
     first = fit(config, tmp_path / "run")
     content = state(first)
-    (best,) = [c for k, c in content["callbacks"].items() if "val_loss" in k]
+    best = best_score(content)
     best["best_model_score"] = torch.tensor(0.0)
     best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.0))
     torch.save(content, first.last_checkpoint)
     before = (first.run_dir / "best.ckpt").read_bytes()
     second = resume(config, first, tmp_path, "run")
     assert second.best_checkpoint.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    return tmp_path_factory.mktemp("stopped"), {}
+
+
+@pytest.fixture
+def stopped(config, steps, stopped_once, tmp_path):
+    """A run stopped after two steps, in a folder of the test's own."""
+    folder, made = stopped_once
+    if not made:
+        steps.stop_in = 1
+        made["result"] = fit(config, folder)
+    shutil.copytree(folder, tmp_path / "stopped")
+    return replace(
+        made["result"],
+        run_dir=tmp_path / "stopped",
+        last_checkpoint=tmp_path / "stopped" / "last.ckpt",
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,25 +267,19 @@ def test_another_configuration_is_refused(config, tmp_path, stopped, overrides, 
     assert not (tmp_path / "other").exists()
 
 
-@pytest.fixture
-def stopped(config, steps, tmp_path):
-    steps.stop_in = 1
-    return fit(config, tmp_path / "stopped")
-
-
 def test_other_videos_are_refused(config, tmp_path, stopped, monkeypatch):
     monkeypatch.setattr(ClipDataset, "videos", "10 videos, 30 frames, 12345678")
-    with pytest.raises(DataError, match="other videos.*9 videos, 27 frames.*10 videos, 30 frames"):
+    with pytest.raises(DataError, match="other videos.*7 videos, 14 frames.*10 videos, 30 frames"):
         resume(config, stopped, tmp_path)
 
 
 def test_a_run_that_is_over_is_told(config, tmp_path):
     config.trainer.max_epochs = 1
     over = fit(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"over after 1 epochs and 5 steps; raise trainer.max_ep"):
+    with pytest.raises(ConfigError, match=r"over after 1 epochs and 4 steps; raise trainer.max_ep"):
         resume(config, over, tmp_path)
-    with pytest.raises(ConfigError, match=r"over after 1 epochs and 5 steps"):
-        resume(config, over, tmp_path, "again", ["trainer.max_epochs=2", "trainer.max_steps=5"])
+    with pytest.raises(ConfigError, match=r"over after 1 epochs and 4 steps"):
+        resume(config, over, tmp_path, "again", ["trainer.max_epochs=2", "trainer.max_steps=4"])
 
 
 def test_what_is_not_a_run_is_refused(config, tmp_path, stopped):
