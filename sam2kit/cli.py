@@ -87,21 +87,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         metavar="FILE",
         help="write the whole configuration, commented, to FILE (a new .yaml) or the screen; stop",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file; default: configs/config.yaml"
-    )
-    _add_flags(parser, TRAIN_FLAGS)
-    parser.add_argument(
-        "--wandb",
-        action=argparse.BooleanOptionalAction,
-        help="log to Weights & Biases (use_wandb); --no-wandb also overrules trainer.logger=wandb",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="two batches of each kind, no loader workers, debug log; the run is marked as such",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+    _add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config = _train_config(arguments)
     if arguments.create_config is not None:
@@ -114,6 +100,17 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         result = fit(config)
     if result.interrupted:
         raise KeyboardInterrupt(f"what was trained so far is kept in {result.run_dir}")
+
+
+def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    _add_train_flags(parser)
+    config = _train_config(parser.parse_intermixed_args(argv))
+    check_paths(config)
+    from sam2kit.audit import audit_config
+
+    found = audit_config(config)
+    print(found.table())
+    found.report(stop=config.trainer.audit == "stop")
 
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -186,6 +183,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
+    "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
     "evaluate": Command(
         evaluate, "track the validation clips with a checkpoint and score the masks"
     ),
@@ -204,6 +202,24 @@ def _overview() -> str:
 
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog, description=help.capitalize() + ".", allow_abbrev=False)
+
+
+def _add_train_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file; default: configs/config.yaml"
+    )
+    _add_flags(parser, TRAIN_FLAGS)
+    parser.add_argument(
+        "--wandb",
+        action=argparse.BooleanOptionalAction,
+        help="log to Weights & Biases (use_wandb); --no-wandb also overrules trainer.logger=wandb",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="two batches of each kind, no loader workers, debug log; the run is marked as such",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
 
 
 def _add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:

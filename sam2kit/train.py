@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from loguru import logger
 
+from sam2kit.audit import AuditBeforeTraining
 from sam2kit.checkpoints import load_run, save_adapter
 from sam2kit.checks import check
 from sam2kit.compose import save_config
@@ -100,7 +101,8 @@ def fit(config: Config, run_dir: Path | None = None) -> FitResult:
         save_config(config, run_dir / "config.yaml")
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config)
-        logger.info("parameters\n{}", format_report(parameter_report(module.model)))
+        if config.trainer.audit == "off":  # else the audit shows these columns and more
+            logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
         return _run(config, run_dir, module, data, [_make_logger(log, config, run_dir), metrics])
     finally:
@@ -134,6 +136,8 @@ def _run(
         ValidateLastStep(),
         LogProgress(config.trainer.log_every_n_steps),
     ]
+    if config.trainer.audit != "off":
+        callbacks.append(AuditBeforeTraining())
     if config.trainer.early_stopping_patience is not None:
         patience = config.trainer.early_stopping_patience
         # At a validation, for a run that goes on after an epoch's last step passes its end anew.

@@ -15,7 +15,7 @@ LEVELS = {
     0: ("", "checks", "clip", "compose", "config", "errors"),
     1: ("losses", "metrics", "prompts", "prompt_files", "transforms", "viz"),
     2: ("adapters", "checkpoints", "data", "features", "model", "optim"),
-    3: ("engine", "resume", "tracker"),
+    3: ("audit", "engine", "resume", "tracker"),
     4: ("evaluate", "export", "pipeline", "train", "widgets"),
     5: ("__main__", "cli"),
 }
