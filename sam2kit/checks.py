@@ -18,13 +18,16 @@ from sam2kit.config import (
     DATASET_TYPES,
     LOG_LEVELS,
     LOGGERS,
+    LOSSES,
     OPTIMIZERS,
     PRECISIONS,
     PROMPT_TYPES,
+    RECIPES,
     SCHEDULERS,
     SIZES,
     Config,
     DatasetConfig,
+    OptimizerConfig,
     get,
 )
 from sam2kit.errors import ConfigError
@@ -102,10 +105,13 @@ def _problems(config: Config) -> Iterator[str]:
     terms = {
         f.name: getattr(config.loss, f.name)
         for f in fields(config.loss)
-        if f.name != "bce_positive_weight"
+        if f.name not in ("type", "bce_positive_weight")
     }
     if not any(terms.values()):
         yield f"loss: all of {', '.join(terms)} are 0; give one term a weight above 0"
+    if config.loss.type == "steps" and config.loss.temporal > 0:
+        yield "loss.temporal is above 0, but loss.type=steps has no such term; set it to 0"
+    yield from _optimizer_problems(config.optimizer)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         yield f"optimizer.betas is {betas}; give two numbers from 0 to below 1"
@@ -123,11 +129,24 @@ def _problems(config: Config) -> Iterator[str]:
         )
 
 
+def _optimizer_problems(optimizer: OptimizerConfig) -> Iterator[str]:
+    for pattern, lr in optimizer.module_lr.items():
+        if not (lr > 0 and math.isfinite(lr)):
+            yield f"optimizer.module_lr: {pattern} is {lr}; give a number above 0"
+    for pattern, decay in optimizer.module_weight_decay.items():
+        if not (decay >= 0 and math.isfinite(decay)):
+            yield f"optimizer.module_weight_decay: {pattern} is {decay}; give at least 0"
+    if not 0 < optimizer.layer_decay <= 1:
+        yield f"optimizer.layer_decay is {optimizer.layer_decay}; give above 0, and at most 1"
+
+
 def _choice_problems(config: Config) -> Iterator[str]:
     choices = {
         "model.size": SIZES,
         "optimizer.name": OPTIMIZERS,
         "scheduler.name": SCHEDULERS,
+        "loss.type": LOSSES,
+        "recipe": RECIPES,
         "trainer.accelerator": ACCELERATORS,
         "trainer.precision": PRECISIONS,
         "trainer.logger": LOGGERS,
@@ -142,6 +161,10 @@ def _choice_problems(config: Config) -> Iterator[str]:
 
 # The range of every number outside the two data sets; null passes where the schema allows it.
 _RANGES = {
+    "model.detach_memory_every": (1, math.inf),
+    "model.attention_dropout": (0, 1),
+    "model.drop_path_rate": (0, 1),
+    "loss.focal": (0, math.inf),
     "loss.bce": (0, math.inf),
     "loss.dice": (0, math.inf),
     "loss.iou": (0, math.inf),
@@ -206,12 +229,19 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
         "synthetic_videos": 1,
         "num_positive_points": 1,
         "num_negative_points": 0,
+        "box_noise": 0,
+        "max_conditioning_frames": 1,
+        "correction_clicks": 0,
+        "max_correction_frames": 1,
     }.items():
         value = getattr(dataset, key)
         if value is not None and value < least:
             yield f"{section}.{key} is {value}; give at least {least}"
     if not (dataset.synthetic_motion >= 0 and math.isfinite(dataset.synthetic_motion)):
         yield f"{section}.synthetic_motion is {dataset.synthetic_motion}; give at least 0"
+    share = dataset.correction_from_truth
+    if not 0 <= share <= 1:
+        yield f"{section}.correction_from_truth is {share}; give a probability from 0 to 1"
     yield from _prompt_problems(section, dataset)
 
 

@@ -162,17 +162,40 @@ def collate(clips: list[VideoClip]) -> ClipBatch:
 
 
 @dataclass
+class DecoderStep:
+    """What the mask decoder answers for N objects on a frame: first, or after a correction click.
+
+    Attributes:
+        frame: position in the clip.
+        objects: ``[N]`` int64, positions in the batch's O axis.
+        mask_logits: ``[N,M,h,w]`` float32 at a quarter of the frame's size: three masks where the
+            prompt is ambiguous, else one. For a mask prompt it is that mask itself, at full size,
+            as upstream puts it: 10 inside, -10 outside.
+        iou: ``[N,M]`` the IoU that the model predicts for each.
+        object_score: ``[N]`` logits.
+    """
+
+    frame: int
+    objects: Tensor
+    mask_logits: Tensor
+    iou: Tensor
+    object_score: Tensor
+
+
+@dataclass
 class TrackOutput:
     """What a model says of every object on every frame of a :class:`ClipBatch`.
 
     Attributes:
         mask_logits: ``[T,O,h,w]`` float32 at a quarter of the frame's size; above 0 is the object.
             Where the model calls the object absent, upstream sets all of them to -1024.
-        iou: ``[T,O]`` the IoU that the model predicts for its mask, 0 to 1.
+        iou: ``[T,O]`` the IoU that the model predicts for its mask, 0 to 1. Of three masks the
+            model takes the one of the highest predicted IoU.
         object_score: ``[T,O]`` logits; above 0 the model calls the object visible.
         tracked: ``[T,O]`` bool: from an object's first prompt on. Elsewhere the other fields mean
             nothing (and are 0).
-        prompted: ``[T,O]`` bool: frames on which the object was prompted.
+        prompted: ``[T,O]`` bool: frames on which the object was prompted or corrected.
+        steps: every answer of the decoder. A frame's last answer is what the other fields hold.
     """
 
     mask_logits: Tensor
@@ -180,6 +203,7 @@ class TrackOutput:
     object_score: Tensor
     tracked: Tensor
     prompted: Tensor
+    steps: list[DecoderStep] = field(default_factory=list)
 
     def masks(self, size: Sequence[int]) -> Tensor:
         """``[T,O,H,W]`` bool at ``size`` (rows, columns); False where an object is not tracked."""

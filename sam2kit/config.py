@@ -17,6 +17,8 @@ AUDITS = ("stop", "warn", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 OPTIMIZERS = ("adamw",)
 SCHEDULERS = ("cosine", "constant")
+LOSSES = ("frames", "steps")
+RECIPES = ("memory", "official")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -60,6 +62,20 @@ class ModelConfig:
     lora_rank: int = option(8, "rank of LoRA's matrices")
     lora_alpha: float = option(16.0, "LoRA's product is scaled by lora_alpha / lora_rank")
     lora_dropout: float = option(0.0, "share of a LoRA layer's inputs that is dropped in training")
+    detach_memory_every: int | None = option(
+        None,
+        "after every so many frames gradient no longer flows back through the memories; 1 leaves "
+        "the memory encoder without any; null: never",
+    )
+    activation_checkpointing: bool = option(
+        False, "compute each frame again in the backward pass: less memory, the same gradients"
+    )
+    attention_dropout: float | None = option(
+        None,
+        "dropout of the memory attention's weights; 0 lets the fused attention run; null: the "
+        "size's own (0.1, nano 0)",
+    )
+    drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk")
 
 
 @dataclass
@@ -102,6 +118,21 @@ class DatasetConfig:
     num_positive_points: int = option(1, "positive clicks of a point prompt")
     num_negative_points: int = option(0, "negative clicks of a point prompt")
     include_center: bool = option(True, "the first positive click is the object's centre")
+    box_noise: float = option(
+        0.0, "move a box's sides at random by up to this share of its size, and up to 20 pixels"
+    )
+    max_conditioning_frames: int = option(
+        1, "prompt each object on 1 to this many frames: the first it is visible on, and others"
+    )
+    correction_clicks: int = option(
+        0, "clicks on each corrected frame, where the prediction is wrong (box and point prompts)"
+    )
+    max_correction_frames: int = option(
+        1, "correct the prompted frames and others, up to this many frames an object"
+    )
+    correction_from_truth: float = option(
+        0.0, "probability that a correction click falls anywhere on the object instead"
+    )
 
 
 @dataclass
@@ -129,6 +160,12 @@ class ValDatasetConfig:
 class LossConfig:
     """Weights of the terms of :class:`sam2kit.losses.SAM2TrainingLoss`; 0 leaves a term out."""
 
+    type: str = option(
+        "frames",
+        "frames: the answer of each frame, mean over frames; steps: every answer of the decoder, "
+        "of three masks the best, summed over frames as upstream does",
+    )
+    focal: float = option(0.0, "focal loss of the mask, mean over pixels")
     bce: float = option(1.0, "binary cross-entropy of the mask, mean over pixels")
     dice: float = option(1.0, "1 - soft Dice of the mask")
     iou: float = option(0.5, "1 - soft Jaccard index of the mask")
@@ -148,6 +185,13 @@ class OptimizerConfig:
     lr: float = option(1e-4, "peak learning rate")
     weight_decay: float = option(0.01, "not applied to biases, norms and single tokens")
     betas: list[float] = option([0.9, 0.999], "AdamW's two betas")
+    module_lr: dict[str, float] = option(
+        {}, "peak learning rates of their own, by module name or glob; the last that fits counts"
+    )
+    module_weight_decay: dict[str, float] = option({}, "as module_lr, for the weight decay")
+    layer_decay: float = option(
+        1.0, "each trunk layer's learning rate is this times that of the layer above it"
+    )
 
 
 @dataclass
@@ -205,6 +249,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    recipe: str = option("memory", "the recipe this began from: memory or official")
     seed: int = option(42, "seed of weights, sampling, augmentation and prompts")
     use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger")
     output_dir: str = option("outputs", "runs go to a dated folder under this one")
@@ -231,7 +276,14 @@ class Config:
         }
         own = {k: v for k, v in own.items() if v is not None or k == "max_objects"}
         return replace(
-            self.dataset, **own, clips_per_video=1, augment=False, prompt_probabilities=None
+            self.dataset,
+            **own,
+            clips_per_video=1,
+            augment=False,
+            prompt_probabilities=None,
+            box_noise=0.0,
+            max_conditioning_frames=1,
+            correction_clicks=0,
         )
 
 

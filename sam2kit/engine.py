@@ -16,6 +16,7 @@ from torch import Tensor
 from sam2kit.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model
 from sam2kit.clip import ClipBatch, TrackOutput
 from sam2kit.config import Config
+from sam2kit.corrections import CorrectionGenerator, Corrections
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clips import create_dataloader
 from sam2kit.losses import SAM2TrainingLoss
@@ -46,10 +47,13 @@ class SAM2LightningModule(LightningModule):
         self.model = create_sam2_model(config) if model is None else model
         self.loss = SAM2TrainingLoss(config.loss)
         self.prompts = PromptGenerator.from_config(config.dataset)
+        self.corrections = CorrectionGenerator.from_config(config.dataset)
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
 
-    def forward(self, batch: ClipBatch, prompts: list[Prompt]) -> TrackOutput:
-        return self.model(batch, prompts)
+    def forward(
+        self, batch: ClipBatch, prompts: list[Prompt], corrections: Corrections | None = None
+    ) -> TrackOutput:
+        return self.model(batch, prompts, corrections)
 
     def track_and_score(self, batch: ClipBatch, step: int) -> tuple[TrackOutput, dict[str, Tensor]]:
         """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
@@ -59,7 +63,8 @@ class SAM2LightningModule(LightningModule):
         """
         generator = step_generator(self.config.seed, step, self.global_rank)
         torch.manual_seed(generator.initial_seed())
-        output = self(batch, self.prompts(batch, generator))
+        prompts = self.prompts(batch, generator)
+        output = self(batch, prompts, self.corrections(batch, prompts, generator))
         return output, self.loss(output, batch)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
@@ -123,7 +128,8 @@ class SAM2LightningDataModule(LightningDataModule):
         if self.trainer is not None:
             epoch, batches = position(self.trainer)
             epoch_over = batches == self.trainer.num_training_batches
-            clips = len(self.train_clips) if epoch_over else batches * self.config.dataset.batch_size
+            size = self.config.dataset.batch_size
+            clips = len(self.train_clips) if epoch_over else batches * size
             state |= {"epoch": epoch, "clips": clips}
         return state
 

@@ -36,6 +36,27 @@ def bce_loss(logits: Tensor, truth: Tensor, positive_weight: float = 1.0) -> Ten
     return loss.flatten(1).mean(1)
 
 
+def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """``-a (1 - q)^gamma log(q)``, mean over pixels.
+
+    q is the probability of what is true; a is ``alpha`` on object pixels, ``1 - alpha`` elsewhere.
+
+    Args:
+        logits: ``[N,H,W]``.
+        truth: ``[N,H,W]`` bool or float.
+
+    Returns:
+        ``[N]``, 0 or above. Source: Lin et al. 2017 (arXiv 1708.02002); the constants are
+        upstream's.
+    """
+    truth = truth.to(logits.dtype)
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    q = p * truth + (1 - p) * (1 - truth)
+    weight = alpha * truth + (1 - alpha) * (1 - truth)
+    return (weight * cross_entropy * (1 - q) ** gamma).flatten(1).mean(1)
+
+
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """``1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)`` with probabilities p and truth g.
 
@@ -119,15 +140,24 @@ logits."""
 class SAM2TrainingLoss(nn.Module):
     """The weighted sum of the terms of :class:`~sam2kit.config.LossConfig`.
 
-    Every term is summed over the supervised object-frames of the batch (tracked by the model and
-    annotated) and divided by their number, so that a batch's loss is the mean of its clips' losses
-    weighted by their object-frames. The rules:
+    With ``loss.type`` ``frames`` every term is summed over the supervised object-frames of the
+    batch (tracked by the model and annotated) and divided by their number, so that a batch's loss
+    is the mean of its clips' losses weighted by their object-frames. The rules:
 
     - A frame without annotation, or before an object's first prompt, counts in nothing.
-    - An annotated frame on which the object is absent counts in ``bce``, ``temporal`` and
-      ``object_score``; ``dice``, ``iou`` and ``iou_head`` are 0 there, for there is no region.
+    - An annotated frame on which the object is absent counts in ``bce``, ``focal``, ``temporal``
+      and ``object_score``; ``dice``, ``iou`` and ``iou_head`` are 0 there, for there is no region.
     - ``temporal`` needs the frame before to be supervised too, and is 0 where it is not.
     - A mask that the model withheld (it called the object absent) counts as :data:`ABSENT_LOGIT`.
+
+    With ``steps`` it is upstream's ``MultiStepMultiMasksAndIous``: every answer of the decoder on
+    an annotated frame counts, those to correction clicks too, and every term is summed over answers
+    and divided by the number of tracked objects, not of frames.
+
+    - Of three masks the one counts whose weighted mask terms are least; ``iou_head`` is the mean
+      over all three.
+    - Where the object is absent, ``object_score`` alone counts.
+    - A withheld mask counts as the -1024 that it is (it has no gradient).
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -139,38 +169,57 @@ class SAM2TrainingLoss(nn.Module):
 
         A term of weight 0 is left out. All are 0 when the batch has no supervised object-frame.
         """
+        values, count = (
+            self._of_steps(output, batch)
+            if self.config.type == "steps"
+            else self._of_frames(output, batch)
+        )
+        terms = {f"loss_{name}": value.sum() / max(count, 1) for name, value in values.items()}
+        weights = vars(self.config)
+        total = sum(weights[name] * terms[f"loss_{name}"] for name in values)
+        # An empty batch still has to give a tensor that can be differentiated.
+        return {"loss": total + 0.0 * output.mask_logits.sum(), **terms}
+
+    def _of_steps(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
+        """Each term of positive weight, summed for each answer; and the number of objects."""
+        c = self.config
+        sums: dict[str, list[Tensor]] = {}
+        for step in output.steps:
+            rows = batch.annotated[step.frame, step.objects]
+            truth = batch.masks[step.frame, step.objects][rows]
+            logits = upsample(step.mask_logits[rows], truth.shape[-2:])
+            n, m = logits.shape[:2]
+            flat, flat_truth = logits.flatten(0, 1), truth.repeat_interleave(m, dim=0)
+            terms = {k: v.view(n, m) for k, v in self._mask_terms(flat, flat_truth).items()}
+            weighted = sum(vars(c)[k] * v for k, v in terms.items())
+            if m > 1 and terms:
+                best = weighted.argmin(1, keepdim=True)
+                terms = {k: v.gather(1, best) for k, v in terms.items()}
+            if c.iou_head > 0:
+                head = iou_head_loss(step.iou[rows].flatten(), flat, flat_truth)
+                terms["iou_head"] = head.view(n, m).mean(1, keepdim=True)
+            present = truth.flatten(1).any(1)
+            values = {k: (v[:, 0] * present).sum() for k, v in terms.items()}
+            if c.object_score > 0:
+                values["object_score"] = F.binary_cross_entropy_with_logits(
+                    step.object_score[rows], present.to(logits.dtype), reduction="sum"
+                )
+            for name, value in values.items():
+                sums.setdefault(name, []).append(value)
+        return {k: torch.stack(v) for k, v in sums.items()}, int(output.tracked.any(0).sum())
+
+    def _of_frames(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
+        """Each term of positive weight for each supervised object-frame; and their number."""
         supervised = output.tracked & batch.annotated
         frames, objects = supervised.nonzero(as_tuple=True)
         logits = output.mask_logits[frames, objects]
         withheld = (logits <= NO_OBJ_SCORE).all(-1).all(-1)
         logits = logits.masked_fill(withheld[:, None, None], ABSENT_LOGIT)
         logits = upsample(logits, batch.masks.shape[-2:])
-        values = self._values(output, batch, supervised, logits, batch.masks[frames, objects])
-        count = max(len(frames), 1)
-        terms = {f"loss_{name}": value.sum() / count for name, value in values.items()}
-        weights = vars(self.config)
-        total = sum(weights[name] * terms[f"loss_{name}"] for name in values)
-        # An empty batch still has to give a tensor that can be differentiated.
-        return {"loss": total + 0.0 * output.mask_logits.sum(), **terms}
-
-    def _values(
-        self,
-        output: TrackOutput,
-        batch: ClipBatch,
-        supervised: Tensor,
-        logits: Tensor,
-        truth: Tensor,
-    ) -> dict[str, Tensor]:
-        """Each term of positive weight for the N supervised object-frames: ``[N]`` or fewer."""
-        c = self.config
+        c, truth = self.config, batch.masks[frames, objects]
         present = truth.flatten(1).any(1)
-        values = {}
-        if c.bce > 0:
-            values["bce"] = bce_loss(logits, truth, c.bce_positive_weight)
-        if c.dice > 0:
-            values["dice"] = dice_loss(logits, truth) * present
-        if c.iou > 0:
-            values["iou"] = iou_loss(logits, truth) * present
+        values = self._mask_terms(logits, truth)
+        values |= {name: values[name] * present for name in ("dice", "iou") if name in values}
         if c.temporal > 0:
             row = torch.full_like(supervised, -1, dtype=torch.long)
             row[supervised] = torch.arange(len(truth), device=row.device)
@@ -186,4 +235,18 @@ class SAM2TrainingLoss(nn.Module):
             values["object_score"] = F.binary_cross_entropy_with_logits(
                 output.object_score[supervised], present.to(logits.dtype), reduction="none"
             )
-        return values
+        return values, len(frames)
+
+    def _mask_terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """The terms of positive weight that compare a mask with the truth, each ``[N]``."""
+        c = self.config
+        terms = {}
+        if c.focal > 0:
+            terms["focal"] = focal_loss(logits, truth)
+        if c.bce > 0:
+            terms["bce"] = bce_loss(logits, truth, c.bce_positive_weight)
+        if c.dice > 0:
+            terms["dice"] = dice_loss(logits, truth)
+        if c.iou > 0:
+            terms["iou"] = iou_loss(logits, truth)
+        return terms

@@ -6,7 +6,6 @@ Parameter names and shapes are upstream's, so that checkpoints travel both ways.
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -20,8 +19,10 @@ from torch import Tensor
 
 from sam2kit.clip import ClipBatch, TrackOutput
 from sam2kit.config import SIZES, Config
+from sam2kit.corrections import Corrections
 from sam2kit.errors import ConfigError
 from sam2kit.prompts import Prompt
+from sam2kit.tracking import FrameFeatures, FrameResult, group_objects, track_group
 from sam2kit.transforms import normalize
 
 LOOSE_GROUP = "memory_embeddings"
@@ -30,23 +31,27 @@ LOOSE_GROUP = "memory_embeddings"
 and can be named on their own."""
 
 
-@dataclass
-class _Group:
-    """Objects that are prompted on the same frames in the same way: one upstream call a frame."""
-
-    objects: Tensor  # [n], positions in the batch's O axis
-    prompts: dict[int, Prompt]
-
-
 class SAM2Model(SAM2Base):
     """``SAM2Base`` with a forward pass over a :class:`~sam2kit.clip.ClipBatch`.
 
-    Gradients flow through the memory from every frame to every earlier one; nothing is detached.
     Built by :func:`create_sam2_model`.
+
+    Attributes:
+        detach_memory_every: after every so many frames of an object, gradient no longer flows back
+            through its memories. None: gradients flow from every frame to every earlier one.
+        activation_checkpointing: keep little of each frame and compute it again when gradients are
+            taken; the same gradients for less memory and more time.
     """
 
+    detach_memory_every: int | None = None
+    activation_checkpointing: bool = False
+
     def forward(
-        self, batch: ClipBatch, prompts: list[Prompt], zero_memory: bool = False
+        self,
+        batch: ClipBatch,
+        prompts: list[Prompt],
+        corrections: Corrections | None = None,
+        zero_memory: bool = False,
     ) -> TrackOutput:
         """Track every prompted object of a batch from its first prompt to the last frame.
 
@@ -55,12 +60,14 @@ class SAM2Model(SAM2Base):
                 reaches the model through ``prompts`` alone.
             prompts: at most one for an object on a frame. Prompted frames are conditioning frames
                 and are processed first, as upstream does in training.
+            corrections: clicks to be made on the way; a corrected frame becomes a conditioning
+                frame when its turn has come.
             zero_memory: zero everything the memory bank keeps (spatial memory and object pointers).
                 An ablation: a model that still tracks did not need its memory.
 
         Raises:
-            ValueError: frames of another size than ``image_size``, or an object prompted twice on
-                one frame.
+            ValueError: frames of another size than ``image_size``, an object prompted twice on one
+                frame, or a correction of a mask prompt or before the first prompt.
         """
         if batch.frames.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
@@ -73,10 +80,28 @@ class SAM2Model(SAM2Base):
             if prompted[prompt.frame, prompt.objects].any():
                 raise ValueError(f"an object has two prompts on frame {prompt.frame}")
             prompted[prompt.frame, prompt.objects] = True
-        features = self.encode_frames(batch.frames)
-        groups = _group_objects(prompts)
-        parts = [self._track_group(group, features, batch, zero_memory) for group in groups]
-        return self._assemble(parts, [g.objects for g in groups], prompted)
+        tracked = prompted.cumsum(0) > 0
+        if corrections is not None:
+            _check_corrections(corrections, prompts, tracked)
+            prompted = prompted | corrections.frames
+        encoded = self._prepare_backbone_features(self.encode_frames(batch.frames))
+        features = FrameFeatures(*encoded[1:])
+        groups = group_objects(prompts, corrections)
+        parts = [
+            track_group(
+                self,
+                group,
+                features,
+                batch.clip_of_object[group.objects] * batch.num_frames,
+                batch.num_frames,
+                corrections,
+                zero_memory=zero_memory,
+                detach_memory_every=self.detach_memory_every,
+                activation_checkpointing=self.activation_checkpointing,
+            )
+            for group in groups
+        ]
+        return self._assemble(parts, [g.objects for g in groups], tracked, prompted)
 
     @property
     def encoder_is_frozen(self) -> bool:
@@ -102,141 +127,45 @@ class SAM2Model(SAM2Base):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             return self.forward_image(images)
 
-    def _track_group(
-        self, group: _Group, features: dict, batch: ClipBatch, zero_memory: bool
-    ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-        """Frame -> (mask logits [n,h,w], predicted IoU [n], object score [n])."""
-        num_frames = batch.num_frames
-        _, vision_feats, vision_pos_embeds, feat_sizes = self._prepare_backbone_features(features)
-        first_image = batch.clip_of_object[group.objects] * num_frames
-        bank: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        prompted = sorted(group.prompts)
-        rest = [t for t in range(prompted[0], num_frames) if t not in group.prompts]
-        order = prompted + rest
-        results = {}
-        for t in order:
-            images = first_image + t
-            entry, results[t] = self._track_frame(
-                t,
-                group.prompts.get(t),
-                [x[:, images] for x in vision_feats],
-                [x[:, images] for x in vision_pos_embeds],
-                feat_sizes,
-                bank,
-                num_frames,
-                run_mem_encoder=t != order[-1],  # nobody reads the last frame's memory
-            )
-            if zero_memory and entry["maskmem_features"] is not None:
-                entry["maskmem_features"] = torch.zeros_like(entry["maskmem_features"])
-                entry["obj_ptr"] = torch.zeros_like(entry["obj_ptr"])
-            kind = "cond_frame_outputs" if t in group.prompts else "non_cond_frame_outputs"
-            bank[kind][t] = entry
-        return results
-
-    def _track_frame(
+    def _assemble(
         self,
-        t: int,
-        prompt: Prompt | None,
-        vision_feats: list[Tensor],
-        vision_pos_embeds: list[Tensor],
-        feat_sizes: list[tuple[int, int]],
-        bank: dict,
-        num_frames: int,
-        run_mem_encoder: bool,
-    ) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
-        """One frame of one group: what the memory bank keeps, and the frame's results.
-
-        Upstream's ``track_step`` drops the predicted IoU and, in training, the object score, so its
-        two halves are called here.
-        """
-        entry, heads, _, _ = self._track_step(
-            t,
-            prompt is not None,
-            vision_feats,
-            vision_pos_embeds,
-            feat_sizes,
-            *_upstream_inputs(prompt),
-            bank,
-            num_frames,
-            False,
-            None,
-        )
-        _, _, ious, low_res_masks, high_res_masks, obj_ptr, object_score = heads
-        entry["obj_ptr"] = obj_ptr
-        self._encode_memory_in_output(
-            vision_feats,
-            feat_sizes,
-            entry["point_inputs"],
-            run_mem_encoder,
-            high_res_masks,
-            object_score,
-            entry,
-        )
-        return entry, (low_res_masks[:, 0], ious.amax(-1), object_score[:, 0])
-
-    def _assemble(self, parts: list[dict], objects: list[Tensor], prompted: Tensor) -> TrackOutput:
+        parts: list[dict[int, FrameResult]],
+        objects: list[Tensor],
+        tracked: Tensor,
+        prompted: Tensor,
+    ) -> TrackOutput:
         """The groups' results in the batch's object order, with zeros before the first prompt."""
         num_frames, num_objects = prompted.shape
         side = self.image_size // 4
-        zeros = [torch.zeros(0, side, side), torch.zeros(0), torch.zeros(0)]
-        untracked = torch.tensor(
-            [o for o in range(num_objects) if not prompted[:, o].any()], dtype=torch.long
-        ).to(prompted.device)
-        blocks = []
-        for field in range(3):
-            empty = zeros[field].to(prompted.device)
-            shape = (num_frames, len(untracked), *empty.shape[1:])
-            columns = [empty.new_zeros(shape)]
-            for part in parts:
-                first = min(part)
-                values = torch.stack([part[t][field] for t in range(first, num_frames)]).float()
-                columns.append(torch.cat([values.new_zeros(first, *values.shape[1:]), values]))
-            blocks.append(torch.cat(columns, dim=1))
+        untracked = (~tracked.any(0)).nonzero()[:, 0]
+        none = torch.zeros(num_frames, len(untracked), device=prompted.device)
+        columns = [[none[..., None, None].expand(-1, -1, side, side)], [none], [none]]
+        for part in parts:
+            results = [part[t] for t in range(min(part), num_frames)]
+            for column, values in zip(
+                columns,
+                (
+                    [r.mask_logits for r in results],
+                    [r.steps[-1].iou.amax(-1) for r in results],
+                    [r.steps[-1].object_score for r in results],
+                ),
+                strict=True,
+            ):
+                stacked = torch.stack(values).float()
+                before = stacked.new_zeros(min(part), *stacked.shape[1:])
+                column.append(torch.cat([before, stacked]))
         inverse = torch.cat([untracked, *objects]).argsort()
-        logits, ious, scores = (block[:, inverse] for block in blocks)
-        return TrackOutput(logits, ious, scores, prompted.cumsum(0) > 0, prompted)
+        logits, ious, scores = (torch.cat(column, dim=1)[:, inverse] for column in columns)
+        steps = [step for part in parts for t in sorted(part) for step in part[t].steps]
+        return TrackOutput(logits, ious, scores, tracked, prompted, steps)
 
 
-def _group_objects(prompts: list[Prompt]) -> list[_Group]:
-    """Objects with prompts on the same frames, of the same kind and number of points, together."""
-    of_object: dict[int, dict[int, tuple[Prompt, int]]] = defaultdict(dict)
+def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked: Tensor) -> None:
+    if (corrections.frames & ~tracked).any():
+        raise ValueError("an object is corrected before its first prompt")
     for prompt in prompts:
-        for row, index in enumerate(prompt.objects.tolist()):
-            of_object[index][prompt.frame] = (prompt, row)
-    members: dict[tuple, list[int]] = defaultdict(list)
-    for index in sorted(of_object):
-        signature = tuple(
-            (t, None if p.points is None else p.points.shape[1])
-            for t, (p, _) in sorted(of_object[index].items())
-        )
-        members[signature].append(index)
-    groups = []
-    for signature, indices in members.items():
-        merged = {}
-        for t, points in signature:
-            rows = [of_object[i][t] for i in indices]
-            objects = torch.cat([p.objects[r : r + 1] for p, r in rows])
-            if points is None:
-                masks = torch.stack([p.masks[r] for p, r in rows])
-                merged[t] = Prompt(frame=t, objects=objects, masks=masks)
-            else:
-                merged[t] = Prompt(
-                    frame=t,
-                    objects=objects,
-                    points=torch.stack([p.points[r] for p, r in rows]),
-                    labels=torch.stack([p.labels[r] for p, r in rows]),
-                )
-        groups.append(_Group(objects, merged))
-    return groups
-
-
-def _upstream_inputs(prompt: Prompt | None) -> tuple[dict | None, Tensor | None]:
-    """Upstream's (point_inputs, mask_inputs) for a prompt."""
-    if prompt is None:
-        return None, None
-    if prompt.masks is not None:
-        return None, prompt.masks.unsqueeze(1)
-    return {"point_coords": prompt.points, "point_labels": prompt.labels}, None
+        if prompt.kind == "mask" and corrections.frames[prompt.frame, prompt.objects].any():
+            raise ValueError(f"an object's mask prompt on frame {prompt.frame} is corrected")
 
 
 def read_model_yaml(size: str) -> DictConfig:
@@ -268,6 +197,9 @@ def describe_model(config: Config) -> DictConfig:
     tree["image_size"] = image_size
     for attention in ("self_attention", "cross_attention"):
         tree.memory_attention.layer[attention].feat_sizes = [image_size // 16] * 2
+        if config.model.attention_dropout is not None:
+            tree.memory_attention.layer[attention].dropout = config.model.attention_dropout
+    tree.image_encoder.trunk.drop_path_rate = config.model.drop_path_rate
     return tree
 
 
@@ -284,6 +216,8 @@ def build_sam2_model(config: Config) -> SAM2Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = instantiate(tree, _recursive_=True)
+    model.detach_memory_every = config.model.detach_memory_every
+    model.activation_checkpointing = config.model.activation_checkpointing
     _set_start_values(model, config)
     return model
 

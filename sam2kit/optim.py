@@ -11,32 +11,64 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sam2kit.config import OptimizerConfig, SchedulerConfig
 from sam2kit.errors import ConfigError
+from sam2kit.model import match_parameters
+
+TRUNK = "image_encoder.trunk"
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters in two groups: with weight decay, and without.
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    """The trained parameters, grouped by learning rate and weight decay.
 
     Biases, norm weights and single tokens (all of fewer than two dimensions that count) are not
     decayed. Every trained parameter stands in exactly one group.
 
     Raises:
-        ConfigError: nothing is trained.
+        ConfigError: nothing is trained, or a pattern of ``module_lr`` or ``module_weight_decay``
+            that means no parameter of the model.
     """
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not trained:
+    rates = _by_module(model, config.lr, config.module_lr, "optimizer.module_lr")
+    decays = _by_module(
+        model, config.weight_decay, config.module_weight_decay, "optimizer.module_weight_decay"
+    )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = name.endswith("bias") or parameter.squeeze().ndim < 2
+            rate = rates[name] * layer_scale(model, name, config.layer_decay)
+            groups.setdefault((rate, 0.0 if plain else decays[name]), []).append(parameter)
+    if not groups:
         raise ConfigError("model.trainable_modules: leaves nothing to train")
-    plain = {n for n, p in trained.items() if n.endswith("bias") or p.squeeze().ndim < 2}
-    groups = [
-        {"params": [p for n, p in trained.items() if n not in plain], "weight_decay": weight_decay},
-        {"params": [p for n, p in trained.items() if n in plain], "weight_decay": 0.0},
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
-    return [group for group in groups if group["params"]]
+
+
+def layer_scale(model: nn.Module, name: str, decay: float) -> float:
+    """The share of its learning rate that layer decay leaves a parameter, above 0 to 1.
+
+    In a trunk of L blocks it is ``decay ** (L + 1 - i)``: i is 0 for the patch embedding and b + 1
+    for block b. Outside the trunk, and for its position embeddings, it is 1. Source: upstream's
+    ``layer_decay_param_modifier`` as its fine-tuning on MOSE sets it up; the idea is from BEiT.
+    """
+    if not name.startswith(TRUNK) or "pos_embed" in name:
+        return 1.0
+    trunk = model.get_submodule(TRUNK)
+    return decay ** (trunk.get_num_layers() + 1 - trunk.get_layer_id(name))
+
+
+def _by_module(model: nn.Module, value: float, own: dict[str, float], key: str) -> dict[str, float]:
+    """Parameter name -> its value; the last pattern of ``own`` that means it counts."""
+    values = {name: value for name, _ in model.named_parameters()}
+    for pattern, special in own.items():
+        values |= dict.fromkeys(match_parameters(model, [pattern], key), special)
+    return values
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """AdamW over :func:`parameter_groups`."""
     first, second = config.betas
-    return AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(first, second))
+    return AdamW(parameter_groups(model, config), lr=config.lr, betas=(first, second))
 
 
 def learning_rate_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:

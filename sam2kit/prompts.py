@@ -21,6 +21,7 @@ from sam2kit.errors import ConfigError
 
 NEGATIVE_MARGIN = 0.25  # of the box's longer side: near misses teach more than far background
 BOX_LABELS = (2, 3)
+BOX_NOISE_LIMIT = 20  # pixels, upstream's
 
 
 @dataclass(eq=False)
@@ -161,6 +162,27 @@ def box_to_points(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes.to(torch.float32).reshape(-1, 2, 2), labels.repeat(len(boxes), 1)
 
 
+def jitter_box(
+    box: Tensor, noise: float, size: tuple[int, int], generator: np.random.Generator
+) -> Tensor:
+    """Move each side of a box at random, as upstream's ``sample_box_points`` does.
+
+    Args:
+        box: ``[4]`` x0, y0, x1, y1.
+        noise: a side moves by at most this share of the box's width or height and at most by
+            :data:`BOX_NOISE_LIMIT` pixels, in either direction, uniformly.
+        size: rows and columns of the frame, in which the box stays.
+
+    Returns:
+        ``[4]`` float32.
+    """
+    x0, y0, x1, y1 = box.tolist()
+    reach = np.minimum(noise * np.array([x1 - x0, y1 - y0] * 2), BOX_NOISE_LIMIT)
+    moved = box.numpy() + generator.uniform(-1, 1, 4) * reach
+    last = np.array([size[1], size[0]] * 2) - 1
+    return torch.from_numpy(moved.clip(0, last).astype(np.float32))
+
+
 def mask_center(mask: np.ndarray) -> tuple[int, int]:
     """The pixel (x, y) of ``mask`` (bool ``[H,W]``) that is farthest from everything outside.
 
@@ -227,9 +249,10 @@ def video_frame(batch: ClipBatch, clip: int, frame: int) -> int:
 class PromptGenerator:
     """Makes the first prompts of a batch from its masks.
 
-    Every object that is visible somewhere gets one prompt, on the first frame on which it is; an
-    object that is never visible gets none. Each object draws its kind of prompt and its points from
-    its own generator, so the other objects of the batch change nothing about them.
+    Every object that is visible somewhere gets a prompt on the first frame on which it is, and may
+    get more on later ones; an object that is never visible gets none. Each object draws its kind
+    of prompt and its points from its own generator, so the other objects of the batch change
+    nothing about them.
 
     Args:
         prompt_types: any of ``mask``, ``box``, ``point``.
@@ -237,6 +260,10 @@ class PromptGenerator:
         num_positive_points: clicks on the object, at least 1; a smaller object gets one a pixel.
         num_negative_points: clicks beside the object; see :func:`sample_negative_points`.
         include_center: whether the first positive click is :func:`mask_center`.
+        per_batch: all objects of a batch draw the same kind; they then share upstream's calls.
+        box_noise: see :func:`jitter_box`; 0 leaves boxes tight.
+        max_frames: an object is prompted on 1 to this many frames, in the same way on each. Number
+            and frames are drawn once a clip, so that its objects share them while visible.
 
     Raises:
         ConfigError: an unknown type, or probabilities or counts that make no sense.
@@ -249,6 +276,9 @@ class PromptGenerator:
         num_positive_points: int = 1,
         num_negative_points: int = 0,
         include_center: bool = True,
+        per_batch: bool = False,
+        box_noise: float = 0.0,
+        max_frames: int = 1,
     ) -> None:
         unknown = [kind for kind in prompt_types if kind not in PROMPT_TYPES]
         if unknown or not prompt_types:
@@ -271,11 +301,19 @@ class PromptGenerator:
                 "num_positive_points must be at least 1 and num_negative_points at least 0, got "
                 f"{num_positive_points} and {num_negative_points}"
             )
+        if box_noise < 0 or max_frames < 1:
+            raise ConfigError(
+                "box_noise must be at least 0 and max_conditioning_frames at least 1, got "
+                f"{box_noise} and {max_frames}"
+            )
         self.prompt_types = list(prompt_types)
         self.probabilities = list(probabilities)
         self.num_positive_points = num_positive_points
         self.num_negative_points = num_negative_points
         self.include_center = include_center
+        self.per_batch = per_batch
+        self.box_noise = box_noise
+        self.max_frames = max_frames
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> PromptGenerator:
@@ -286,6 +324,9 @@ class PromptGenerator:
             num_positive_points=config.num_positive_points,
             num_negative_points=config.num_negative_points,
             include_center=config.include_center,
+            per_batch=config.prompt_per_batch,
+            box_noise=config.box_noise,
+            max_frames=config.max_conditioning_frames,
         )
 
     def __call__(self, batch: ClipBatch, generator: torch.Generator) -> list[Prompt]:
@@ -295,6 +336,9 @@ class PromptGenerator:
         name, the frame and the object's identity together seed the object's own generator.
         """
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+        kind = None
+        if self.per_batch:
+            kind = np.random.default_rng(seed).choice(self.prompt_types, p=self.probabilities)
         prompts = []
         for position, frame in enumerate(batch.first_visible.tolist()):
             if frame < batch.num_frames:
@@ -303,18 +347,40 @@ class PromptGenerator:
                 own = np.random.default_rng(
                     (seed, zlib.crc32(name.encode()), video_frame(batch, clip, frame))
                 )
-                prompts.append(self._prompt(batch.masks[frame, position], position, frame, own))
+                drawn = kind or own.choice(self.prompt_types, p=self.probabilities)
+                for t in [frame, *self._later_frames(batch, position, frame, seed)]:
+                    mask = batch.masks[t, position]
+                    prompts.append(self._prompt(mask, position, t, own, drawn))
         return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
 
+    def _later_frames(self, batch: ClipBatch, position: int, first: int, seed: int) -> list[int]:
+        """Further frames on which to prompt an object, in order."""
+        if self.max_frames == 1:
+            return []
+        clip = int(batch.clip_of_object[position])
+        start = video_frame(batch, clip, 0)
+        shared = np.random.default_rng((seed, zlib.crc32(batch.names[clip].encode()), start))
+        count = shared.integers(self.max_frames)
+        frames = shared.permutation(batch.num_frames).tolist()
+        visible = batch.visible[:, position].tolist()
+        return sorted([t for t in frames if t > first and visible[t]][:count])
+
     def _prompt(
-        self, mask: Tensor, position: int, frame: int, generator: np.random.Generator
+        self,
+        mask: Tensor,
+        position: int,
+        frame: int,
+        generator: np.random.Generator,
+        kind: str,
     ) -> Prompt:
         objects, mask = torch.tensor([position]), mask.cpu()
-        kind = generator.choice(self.prompt_types, p=self.probabilities)
         if kind == "mask":
             return Prompt(frame, objects, masks=mask[None].clone())
         if kind == "box":
-            points, labels = box_to_points(mask_to_box(mask[None]))
+            box = mask_to_box(mask[None])[0]
+            if self.box_noise > 0:
+                box = jitter_box(box, self.box_noise, (mask.shape[0], mask.shape[1]), generator)
+            points, labels = box_to_points(box[None])
             return Prompt(frame, objects, points=points, labels=labels)
         on, off = self._clicks(mask.numpy(), generator)
         labels = torch.tensor([[1] * len(on) + [0] * len(off)], dtype=torch.int32)

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "sam2kit"
 # A package (data, widgets) stands for all of its modules. "" is sam2kit/__init__.py.
 LEVELS = {
     0: ("", "checks", "clip", "compose", "config", "errors"),
-    1: ("losses", "metrics", "prompts", "prompt_files", "transforms", "viz"),
-    2: ("adapters", "checkpoints", "data", "features", "model", "optim"),
+    1: ("corrections", "losses", "metrics", "prompts", "prompt_files", "transforms", "viz"),
+    2: ("adapters", "checkpoints", "data", "features", "model", "optim", "tracking"),
     3: ("audit", "engine", "resume", "tracker"),
     4: ("evaluate", "export", "pipeline", "train", "widgets"),
     5: ("__main__", "cli"),

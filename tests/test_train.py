@@ -205,7 +205,8 @@ def test_run_folders_of_one_second_do_not_meet(tmp_path):
 
 def test_parameter_groups_are_disjoint_complete_and_spare_biases(tiny_config):
     model = create_sam2_model(tiny_config)
-    decayed, plain = parameter_groups(model, 0.1)
+    config = OptimizerConfig(weight_decay=0.1)
+    plain, decayed = sorted(parameter_groups(model, config), key=lambda g: g["weight_decay"])
     ids = [id(p) for group in (decayed, plain) for p in group["params"]]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(p) for p in model.parameters() if p.requires_grad}
@@ -216,7 +217,7 @@ def test_parameter_groups_are_disjoint_complete_and_spare_biases(tiny_config):
     for p in model.parameters():
         p.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
-        parameter_groups(model, 0.1)
+        parameter_groups(model, config)
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine(tiny_config):
