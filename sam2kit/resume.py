@@ -60,10 +60,10 @@ def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
     undone = progress["current"]["processed"] - batches
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(counts, counts["processed"] - undone))
-    # The step number of the loggers. Lightning adds the one of an epoch's last step when it passes
-    # over that epoch's validation on resuming.
+    # The step number of the loggers. On resuming at either end of an epoch, Lightning passes over a
+    # validation that would be due there, and adds a step.
     every = trainer.check_val_every_n_epoch or 1
-    passed_over = batches == trainer.num_training_batches and (epoch + 1) % every == 0
+    passed_over = batches in (0, trainer.num_training_batches) and (epoch + 1) % every == 0
     steps = trainer.global_step - int(passed_over)
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
 

@@ -171,6 +171,8 @@ def _run(
         )
         trainer.fit(module, datamodule=data, ckpt_path=t.resume_from, weights_only=True)
     last_path = run_dir / "last.ckpt"
+    if not last_path.exists():  # stopped before the first optimizer step
+        trainer.save_checkpoint(last_path)
     best_path = Path(best.best_model_path) if best.best_model_path else last_path
     if config.model.lora_modules:
         save_adapter(*load_run(best_path), run_dir / "adapter.pt")
@@ -191,6 +193,8 @@ def _quiet_lightning() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             # The data module tells the loader where to go on.
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+            # A run that goes on in another folder has its own best checkpoint.
+            warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
             # It takes the folder that already holds train.log and config.yaml for another run's.
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -93,7 +93,7 @@ def assert_same(first, second):
 
 def rows(result, key="loss"):
     with open(result.run_dir / "metrics.csv", newline="") as file:
-        return [(int(row["step"]), row[key]) for row in csv.DictReader(file) if row[key]]
+        return [(int(row["step"]), row[key]) for row in csv.DictReader(file) if row.get(key)]
 
 
 def resume(config, first, tmp_path, name="resumed", overrides=()):
@@ -130,6 +130,7 @@ def runs(tmp_path_factory):
         (3, ["trainer.check_val_every_n_epoch=2"]),
         (4, ["dataset.num_workers=2", "trainer.max_steps=6"]),
         (5, ["trainer.check_val_every_n_epoch=2", "trainer.audit=stop"]),
+        (0, ["trainer.accumulate_grad_batches=2"]),  # before the first step
         (2, ["trainer.accumulate_grad_batches=2"]),  # within an accumulation
         (2, ["trainer.limit_train_batches=3", "trainer.check_val_every_n_epoch=2"]),
         (5, ["trainer.ema_decay=0.9"]),
