@@ -15,12 +15,19 @@ import torch
 from loguru import logger
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sam2kit.adapters import add_lora, base_names, has_lora, is_lora, merged_state
 from sam2kit.config import Config
 from sam2kit.errors import CheckpointError
-from sam2kit.model import SAM2Model, build_sam2_model, match_parameters, set_trainable
+from sam2kit.model import (
+    SAM2Model,
+    build_sam2_model,
+    match_parameters,
+    read_model_yaml,
+    set_trainable,
+)
 
 HUB_CHECKPOINTS = {
     "sam2.1_hiera_tiny": ("facebook/sam2.1-hiera-tiny", "t"),
@@ -29,6 +36,9 @@ HUB_CHECKPOINTS = {
     "sam2.1_hiera_large": ("facebook/sam2.1-hiera-large", "l"),
 }
 """Name -> (repository on the Hugging Face Hub, model size)."""
+
+SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent / "pretrained" / "nano.safetensors"}
+"""Name -> file inside the package; these need no network."""
 
 CONFIG_KEY = "sam2kit_config"
 ADAPTER_KEY = "adapter"
@@ -104,12 +114,14 @@ def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return state
 
 
-def find_checkpoint(source: str | Path) -> Path:
+def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
     """The file that ``source`` means.
 
     Args:
-        source: a file (official format, a run's ``.ckpt`` or its ``adapter.pt``), a run's folder
-            (its ``best.ckpt``), or a name of :data:`HUB_CHECKPOINTS`, fetched into the Hub's cache.
+        source: a file (official format, the same tensors as ``.safetensors``, a run's ``.ckpt`` or
+            its ``adapter.pt``), a name of :data:`SHIPPED_CHECKPOINTS`, a run's folder (its
+            ``best.ckpt``), or a name of :data:`HUB_CHECKPOINTS`, fetched into the Hub's cache.
+        key: what to blame in a message.
 
     Raises:
         CheckpointError: none of these, or the download failed.
@@ -117,17 +129,22 @@ def find_checkpoint(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
+    if str(source) in SHIPPED_CHECKPOINTS:
+        shipped = SHIPPED_CHECKPOINTS[str(source)]
+        if not shipped.is_file():
+            raise CheckpointError(f"{key}: this copy of the kit comes without {shipped.name}")
+        return shipped
     if path.is_dir():
         if (path / "best.ckpt").is_file():
             return path / "best.ckpt"
         raise CheckpointError(
-            f"model.checkpoint: the folder {path} holds no best.ckpt, so it is not that of a run; "
-            "name a file"
+            f"{key}: the folder {path} holds no best.ckpt, so it is not that of a run; name a file"
         )
     name = str(source).removesuffix(".pt")
     if name not in HUB_CHECKPOINTS:
         raise CheckpointError(
-            f"model.checkpoint: {source} is neither a file nor one of {', '.join(HUB_CHECKPOINTS)}"
+            f"{key}: {source} is neither a file nor one of "
+            f"{', '.join([*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS])}"
         )
     from huggingface_hub import hf_hub_download
 
@@ -136,13 +153,19 @@ def find_checkpoint(source: str | Path) -> Path:
         return Path(hf_hub_download(repo_id=repository, filename=f"{name}.pt"))
     except Exception as error:  # the Hub's client raises OSErrors, HTTP errors and its own
         raise CheckpointError(
-            f"model.checkpoint: {name} could not be fetched from the Hub repository {repository}: "
+            f"{key}: {name} could not be fetched from the Hub repository {repository}: "
             f"{error}. Fetch the file by hand and give its path"
         ) from error
 
 
 def save_weights(model: SAM2Model, path: Path) -> None:
-    """Write weights in the official format, ``{"model": state_dict}``, with LoRA merged in."""
+    """Write weights in the official format, ``{"model": state_dict}``, with LoRA merged in.
+
+    A path that ends in ``.safetensors`` gets the tensors alone, as float16.
+    """
+    if path.suffix == ".safetensors":
+        save_file({k: v.half().contiguous() for k, v in merged_state(model).items()}, path)
+        return
     torch.save({"model": merged_state(model)}, path)
 
 
@@ -217,6 +240,27 @@ def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     return config, model
 
 
+def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
+    """The model of a run's folder, of any checkpoint file or of a name, and its configuration.
+
+    Weights without a configuration get that of the size they are of, at its own image size.
+
+    Raises:
+        CheckpointError: see :func:`find_checkpoint`, :func:`load_run` and :func:`load_weights`.
+    """
+    path = find_checkpoint(source, key="SOURCE")
+    content = _read(path)
+    if CONFIG_KEY in content:
+        return load_run(path)
+    size = guess_size(_weights_in(content, path))
+    if size is None:
+        raise CheckpointError(f"{path}: its weights are of no size that the kit knows")
+    config = Config()
+    config.model.size, config.model.checkpoint = size, str(path)
+    config.dataset.image_size = read_model_yaml(size).model.image_size
+    return config, create_sam2_model(config)
+
+
 def config_to_store(config: Config) -> dict[str, Any]:
     """``config`` as plain containers, for a checkpoint that safe loading accepts."""
     return dataclasses.asdict(config)
@@ -226,6 +270,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        if path.suffix == ".safetensors":
+            return {"model": {k: v.float() for k, v in load_file(path).items()}}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated zips, pickles of code and foreign formats all differ
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -113,6 +113,17 @@ def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     found.report(stop=config.trainer.audit == "stop")
 
 
+def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint or a name")
+    parser.add_argument("out", type=Path, metavar="OUT.pt", help="new; OUT.yaml goes beside it")
+    arguments = parser.parse_args(argv)
+    if looks_like_path(arguments.source) and not Path(arguments.source).exists():
+        raise CheckpointError(f"SOURCE: {missing(arguments.source)}")
+    from sam2kit.export import export
+
+    print(export(arguments.source, arguments.out).summary())
+
+
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--model-checkpoint", required=True, metavar="FILE", help="a run's .ckpt, or a .pt"
@@ -184,6 +195,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
     "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
+    "export": Command(export, "write weights for the plain sam2 package, and prove them"),
     "evaluate": Command(
         evaluate, "track the validation clips with a checkpoint and score the masks"
     ),

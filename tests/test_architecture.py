@@ -13,7 +13,16 @@ PACKAGE = Path(__file__).parent.parent / "sam2kit"
 # A package (data, widgets) stands for all of its modules. "" is sam2kit/__init__.py.
 LEVELS = {
     0: ("", "checks", "clip", "compose", "config", "errors"),
-    1: ("corrections", "losses", "metrics", "prompts", "prompt_files", "transforms", "viz"),
+    1: (
+        "corrections",
+        "losses",
+        "metrics",
+        "plain_sam2",
+        "prompts",
+        "prompt_files",
+        "transforms",
+        "viz",
+    ),
     2: ("adapters", "checkpoints", "data", "features", "model", "optim", "tracking"),
     3: ("audit", "engine", "resume", "tracker"),
     4: ("evaluate", "export", "pipeline", "train", "widgets"),
