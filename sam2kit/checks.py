@@ -64,7 +64,11 @@ def check_paths(config: Config) -> None:
                 raise ConfigError(f"{section}.{key}: {missing(path)}")
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     if resume_from is not None and not Path(resume_from).is_file():
-        raise ConfigError(f"trainer.resume_from: {missing(resume_from)}")
+        is_folder = Path(resume_from).is_dir()
+        hint = (
+            f"{resume_from} is a folder; name its last.ckpt" if is_folder else missing(resume_from)
+        )
+        raise ConfigError(f"trainer.resume_from: {hint}")
     if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).exists():
         raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
 
@@ -80,7 +84,7 @@ def missing(path: str | Path) -> str:
     parent, name = path.absolute().parent, path.name
     while not parent.is_dir():
         parent, name = parent.parent, parent.name
-    names = sorted(entry.name for entry in parent.iterdir())
+    names = sorted(e.name for e in parent.iterdir() if not e.name.startswith("."))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
     listing = ", ".join(near) if near else "nothing, it is empty"
     return f"{path} does not exist; {parent} holds {listing}"
@@ -163,7 +167,6 @@ def _choice_problems(config: Config) -> Iterator[str]:
 _RANGES = {
     "model.detach_memory_every": (1, math.inf),
     "model.attention_dropout": (0, 1),
-    "model.drop_path_rate": (0, 1),
     "loss.focal": (0, math.inf),
     "loss.bce": (0, math.inf),
     "loss.dice": (0, math.inf),
@@ -206,6 +209,9 @@ def _number_problems(config: Config) -> Iterator[str]:
         yield f"trainer.ema_decay is {decay}; give a share between 0 and 1, or null"
     if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", max_time):
         yield f"trainer.max_time is {max_time!r}; give DD:HH:MM:SS, such as 00:00:20:00, or null"
+    rate = config.model.drop_path_rate
+    if not 0 <= rate < 1:
+        yield f"model.drop_path_rate is {rate}; give a probability from 0 to below 1"
     if not 0 < config.valdataset.fraction < 1:
         yield f"valdataset.fraction is {config.valdataset.fraction}; give a share between 0 and 1"
 

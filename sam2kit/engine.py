@@ -19,6 +19,7 @@ from sam2kit.config import Config
 from sam2kit.corrections import CorrectionGenerator, Corrections
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clips import create_dataloader
+from sam2kit.errors import ConfigError
 from sam2kit.losses import SAM2TrainingLoss
 from sam2kit.metrics import mean_tracked_iou
 from sam2kit.model import SAM2Model
@@ -71,6 +72,11 @@ class SAM2LightningModule(LightningModule):
         _, terms = self.track_and_score(batch, self.trainer.fit_loop.total_batch_idx)
         self.log_dict(terms, batch_size=batch.num_clips)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
+        if not terms["loss"].requires_grad:
+            raise ConfigError(
+                "model.trainable_modules: no module that is trained takes part in the loss of this "
+                "batch; sam2kit audit tells which ones do, and why others do not"
+            )
         return terms["loss"]
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
@@ -202,6 +208,7 @@ class StopOnInterrupt(Callback):
     """
 
     interrupted = False
+    _previous: Any = None  # set when training begins, which an early failure never reaches
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._previous = None

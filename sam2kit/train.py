@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
@@ -30,7 +30,7 @@ from loguru import logger
 from sam2kit.audit import AuditBeforeTraining
 from sam2kit.checkpoints import load_run, save_adapter
 from sam2kit.checks import check
-from sam2kit.compose import save_config
+from sam2kit.compose import save_config, to_yaml
 from sam2kit.config import Config
 from sam2kit.engine import (
     LogProgress,
@@ -42,6 +42,7 @@ from sam2kit.engine import (
 from sam2kit.errors import ConfigError
 from sam2kit.model import format_report, parameter_report
 from sam2kit.resume import RunMetrics, check_resume
+from sam2kit.run_dir import open_run_dir
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,6 @@ class FitResult:
     interrupted: bool = False
 
 
-def new_run_dir(output_dir: str | Path) -> Path:
-    """Make ``OUTPUT_DIR/YYYY-MM-DD/HH-MM-SS``, with a counter when that second is taken."""
-    now = datetime.now()
-    day = Path(output_dir) / now.strftime("%Y-%m-%d")
-    for attempt in range(1000):
-        run_dir = day / (now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt else ""))
-        try:
-            run_dir.mkdir(parents=True)
-            return run_dir
-        except FileExistsError:
-            continue
-    raise ConfigError(f"output_dir: no free run folder under {day}")
-
-
 def fit(config: Config, run_dir: Path | None = None) -> FitResult:
     """Train as ``config`` says.
 
@@ -93,20 +80,34 @@ def fit(config: Config, run_dir: Path | None = None) -> FitResult:
     log = _make_logger_class(config)
     data = SAM2LightningDataModule(config)
     steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
-    run_dir = new_run_dir(config.output_dir) if run_dir is None else Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = open_run_dir(run_dir, config.output_dir)
     sink = logger.add(run_dir / "train.log", level=config.log_level)
     try:
         logger.info("run folder {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
         save_config(config, run_dir / "config.yaml")
+        logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config)
+        _warn_of_random_weights(config, module)
         if config.trainer.audit == "off":  # else the audit shows these columns and more
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
-        return _run(config, run_dir, module, data, [_make_logger(log, config, run_dir), metrics])
+        with _started(log, config, run_dir) as run_log:
+            return _run(config, run_dir, module, data, [run_log, metrics])
     finally:
         logger.remove(sink)
+
+
+def _warn_of_random_weights(config: Config, module: SAM2LightningModule) -> None:
+    """Say so where part of the model is random and stays random."""
+    frozen = [r.module for r in parameter_report(module.model)[:-1] if not r.trainable]
+    if config.model.checkpoint is None and config.trainer.resume_from is None and frozen:
+        logger.warning(
+            "model.checkpoint is null, so {} stay random and nothing useful can be learned; "
+            "give --model-checkpoint (such as sam2.1_hiera_tiny), or train everything with "
+            "'model.trainable_modules=[\"*\"]'",
+            ", ".join(frozen),
+        )
 
 
 def _run(
@@ -229,10 +230,33 @@ def _make_logger_class(config: Config) -> type[Logger]:
         ) from error
 
 
-def _make_logger(cls: type[Logger], config: Config, run_dir: Path) -> Logger:
+@contextmanager
+def _started(cls: type[Logger], config: Config, run_dir: Path) -> Iterator[Logger]:
+    """The logger, started now, so that a missing login is told before training, and ended after.
+
+    Left open, it would swallow the next run of the same process, such as a notebook's.
+
+    Raises:
+        ConfigError: it cannot be started.
+    """
     name = "-".join(run_dir.parts[-2:]) + ("-debug" if config.debug else "")
-    if config.logger == "wandb":
-        return cls(project="sam2kit", name=name, save_dir=run_dir)
-    if config.logger == "swanlab":
-        return cls(project="sam2kit", experiment_name=name, log_dir=str(run_dir / "swanlog"))
-    return cls(run_dir, name="tensorboard", version="")
+    if config.logger == "tensorboard":
+        yield cls(run_dir, name="tensorboard", version="")
+        return
+    try:
+        if config.logger == "wandb":
+            started = cls(project="sam2kit", name=name, save_dir=run_dir)
+        else:
+            log_dir = str(run_dir / "swanlog")
+            started = cls(project="sam2kit", experiment_name=name, log_dir=log_dir)
+        started.experiment  # noqa: B018 - made on first use
+    except Exception as error:  # each service has errors of its own
+        mode = f"{config.logger.upper()}_MODE=offline"
+        raise ConfigError(
+            f"trainer.logger: {config.logger} cannot be started ({' '.join(str(error).split())}); "
+            f"log in ({config.logger} login), or set {mode} to keep the log in the run folder"
+        ) from error
+    try:
+        yield started
+    finally:
+        import_module(config.logger).finish()

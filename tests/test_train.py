@@ -20,7 +20,8 @@ from sam2kit.engine import step_generator
 from sam2kit.errors import CheckpointError, ConfigError
 from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
 from sam2kit.optim import build_optimizer, learning_rate_factor, parameter_groups
-from sam2kit.train import fit, new_run_dir
+from sam2kit.run_dir import new_run_dir, open_run_dir
+from sam2kit.train import fit
 
 
 @pytest.fixture
@@ -185,6 +186,36 @@ def test_other_loggers_work_offline(config, tmp_path, monkeypatch, logger):
     assert any(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
+def test_a_logger_without_a_login(config, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(*args, **keywords):
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    config.trainer.logger = "wandb"
+    with pytest.raises(ConfigError, match="No API key configured.*wandb login.*WANDB_MODE=offline"):
+        fit(config)
+
+
+def test_a_frozen_random_model_is_warned_of(config, tmp_path):
+    result = fit(config, tmp_path / "run")
+    log = (result.run_dir / "train.log").read_text()
+    assert "model.checkpoint is null, so image_encoder" in log
+    config.model.trainable_modules = ["*"]
+    log = (fit(config, tmp_path / "whole").run_dir / "train.log").read_text()
+    assert "model.checkpoint is null" not in log
+
+
+def test_a_failure_before_the_first_step_shows_itself(config, monkeypatch):
+    def fail(self):
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(train_module.SAM2LightningModule, "configure_optimizers", fail)
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        fit(config)
+
+
 def test_use_wandb_wins_over_the_logger(config):
     config.use_wandb = True
     assert config.logger == "wandb"
@@ -201,6 +232,26 @@ def test_a_logger_that_is_not_installed(config, monkeypatch, logger):
 
 def test_run_folders_of_one_second_do_not_meet(tmp_path):
     assert len({new_run_dir(tmp_path) for _ in range(5)}) == 5
+
+
+def test_a_loss_without_anything_trained_is_told(config, tmp_path):
+    config.dataset.video_clip_length = 1
+    config.trainer.audit = "off"
+    with pytest.raises(ConfigError, match="no module that is trained takes part in the loss"):
+        fit(config, tmp_path / "run")
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    config.output_dir = str(file)
+    with pytest.raises(ConfigError, match="output_dir: nothing can be written under .*file"):
+        fit(config)
+    with pytest.raises(ConfigError, match="nothing can be written under .*inside"):
+        fit(config, file / "inside")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="no right to write"):
+        open_run_dir(tmp_path, tmp_path)
 
 
 def test_parameter_groups_are_disjoint_complete_and_spare_biases(tiny_config):
