@@ -22,6 +22,8 @@ from sam2kit.config import Config, options
 from sam2kit.errors import ConfigError
 
 SECTIONS = tuple(f.name for f in fields(Config) if "help" not in f.metadata)
+GROUPS = (*SECTIONS, "recipe")
+"""What a file's defaults list and the command line choose files for."""
 COMMAND_LINE = "command line"
 _WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -216,14 +218,21 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
             f"text as \"{key}='a,b'\""
         )
     value = parsed.value()
-    if key in SECTIONS and isinstance(value, (str, int, float)):
+    if key in GROUPS and isinstance(value, (str, int, float)):
         choices = {file.stem for folder in folders for file in (folder / key).glob("*.yaml")}
         if str(value) not in choices:
             hint = nearest(str(value), sorted(choices))
             raise ConfigError(f"{COMMAND_LINE}: {key} has no choice {str(value)!r}; {hint}")
+        if key == "recipe" and key not in groups:
+            raise ConfigError(
+                f"{COMMAND_LINE}: {text!r} chooses a loss and an optimizer too, and this file has "
+                "no defaults list to choose them in; give the parts themselves (loss=official "
+                "optimizer=official, …), or start from a file with one, such as configs/config.yaml"
+            )
         return text.lstrip("+") if key in groups else f"+{text.lstrip('+')}"
     _check_values([(key, value)], COMMAND_LINE)
-    return text.lstrip("+")
+    # Names in a dictionary are the user's own, and have to be added to those that are there.
+    return f"++{text.lstrip('+')}" if isinstance(value, Mapping) else text.lstrip("+")
 
 
 def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:

@@ -1,0 +1,213 @@
+"""The recipes: what they set, how their parts mix, and the memory's dials."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import moving_clip
+
+from sam2kit.checkpoints import create_sam2_model
+from sam2kit.clip import collate
+from sam2kit.compose import compose, save_config
+from sam2kit.config import Config, LossConfig
+from sam2kit.corrections import CorrectionGenerator
+from sam2kit.engine import SAM2LightningModule
+from sam2kit.errors import ConfigError
+from sam2kit.losses import SAM2TrainingLoss
+from sam2kit.prompts import PromptGenerator
+
+
+def test_the_memory_recipe_is_the_defaults():
+    assert compose(None, ["recipe=memory"]) == compose() == Config()
+
+
+def test_the_official_recipe():
+    config = compose(None, ["recipe=official"])
+    assert config.recipe == "official" and config.model.trainable_modules == ["*"]
+    data, loss, optimizer = config.dataset, config.loss, config.optimizer
+    assert dict(zip(data.prompt_types, data.prompt_probabilities, strict=True)) == {
+        "mask": 0.5,
+        "box": 0.25,
+        "point": 0.25,
+    }
+    assert (data.box_noise, data.max_conditioning_frames, data.video_clip_length) == (0.1, 2, 8)
+    assert (data.num_positive_points, data.include_center) == (1, False)
+    assert (data.correction_clicks, data.max_correction_frames) == (7, 2)
+    assert data.correction_from_truth == 0.1
+    assert loss == LossConfig(
+        type="steps", focal=20, bce=0, dice=1, iou=0, temporal=0, iou_head=1, object_score=1
+    )
+    assert (optimizer.lr, optimizer.module_lr) == (5e-6, {"image_encoder": 3e-6})
+    assert (optimizer.weight_decay, optimizer.layer_decay) == (0.1, 0.9)
+    assert (config.scheduler.name, config.scheduler.min_lr_ratio) == ("cosine", 0.1)
+    assert config.scheduler.warmup_steps == 0
+    assert (config.trainer.gradient_clip_val, config.trainer.precision) == (0.1, "bf16-mixed")
+    assert config.model.drop_path_rate == 0.1
+
+
+def test_validation_is_the_same_under_both():
+    memory, official = compose(), compose(None, ["recipe=official", "dataset.video_clip_length=5"])
+    prompts = [
+        PromptGenerator.from_config(c.validation_dataset()).__dict__ for c in (memory, official)
+    ]
+    same = ("prompt_types", "probabilities", "box_noise", "max_frames")
+    assert [prompts[0][k] for k in same] == [prompts[1][k] for k in same]
+    assert official.validation_dataset().correction_clicks == 0
+
+
+def test_parts_mix(tmp_path):
+    config = compose(None, ["recipe=official", "loss=default", "trainer=cpu", "model=nano"])
+    assert config.loss == LossConfig() and config.trainer.precision == "32-true"
+    assert config.model.size == "nano" and config.dataset.correction_clicks == 7
+    assert compose(None, ["loss=official"]).recipe == "memory"
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "defaults: [config, override recipe: official, override loss: from_scratch, _self_]\n"
+        "model: {trainable_modules: [memory_encoder]}\n"
+    )
+    config = compose(file)
+    assert (config.recipe, config.loss.bce) == ("official", 5.0)
+    assert config.model.trainable_modules == ["memory_encoder"]
+
+
+def test_a_module_s_learning_rate_is_added_to_the_recipe_s():
+    config = compose(None, ["recipe=official", "optimizer.module_lr={memory_attention:1e-4}"])
+    assert config.optimizer.module_lr == {"image_encoder": 3e-6, "memory_attention": 1e-4}
+
+
+def test_a_resolved_file_reads_back_and_takes_no_recipe_on_top(tmp_path):
+    config = compose(None, ["recipe=official"])
+    save_config(config, tmp_path / "run.yaml")
+    assert compose(tmp_path / "run.yaml") == config
+    with pytest.raises(ConfigError, match="recipe=memory.*loss=official"):
+        compose(tmp_path / "run.yaml", ["recipe=memory"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("recipe=offcial", ["recipe", "offcial", "official"]),
+        ("loss.type=step", ["loss.type", "'step'", "steps"]),
+        ("loss.focal=-1", ["loss.focal", "-1"]),
+        ("model.detach_memory_every=0", ["model.detach_memory_every", "at least 1"]),
+        ("model.attention_dropout=1.5", ["model.attention_dropout", "at most 1"]),
+        ("model.drop_path_rate=1", ["model.drop_path_rate", "below 1"]),
+        ("dataset.box_noise=-0.1", ["dataset.box_noise"]),
+        ("dataset.max_conditioning_frames=0", ["dataset.max_conditioning_frames"]),
+        ("dataset.correction_clicks=-1", ["dataset.correction_clicks"]),
+        ("dataset.max_correction_frames=0", ["dataset.max_correction_frames"]),
+        ("dataset.correction_from_truth=2", ["dataset.correction_from_truth", "from 0 to 1"]),
+        ("optimizer.module_lr={memory_encoder:0}", ["optimizer.module_lr", "memory_encoder"]),
+        ("optimizer.module_lr={memory_encoder:x}", ["optimizer.module_lr", "a number each"]),
+        ("optimizer.module_lr=1e-4", ["optimizer.module_lr", "a number each"]),
+        ("optimizer.module_weight_decay={a:-1}", ["optimizer.module_weight_decay", "at least 0"]),
+        ("optimizer.layer_decay=0", ["optimizer.layer_decay", "at most 1"]),
+    ],
+)
+def test_bad_values_are_refused_with_their_key(override, words):
+    with pytest.raises(ConfigError) as caught:
+        compose(None, [override])
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_the_loss_of_steps_has_no_temporal_term():
+    with pytest.raises(ConfigError, match="loss.temporal"):
+        compose(None, ["loss=official", "loss.temporal=0.1"])
+
+
+def test_recipe_s_parts_reach_the_model(tiny_config):
+    tiny_config.model.attention_dropout = 0.3
+    tiny_config.model.drop_path_rate = 0.1
+    tiny_config.model.detach_memory_every = 2
+    tiny_config.model.activation_checkpointing = True
+    model = create_sam2_model(tiny_config)
+    layer = model.memory_attention.layers[0]
+    assert layer.self_attn.dropout_p == layer.cross_attn_image.dropout_p == 0.3
+    assert model.image_encoder.trunk.blocks[-1].drop_path.drop_prob == pytest.approx(0.1)
+    assert model.detach_memory_every == 2 and model.activation_checkpointing
+
+
+def clip_of(num_frames: int):
+    return collate([moving_clip(2, num_frames=num_frames)])
+
+
+def backward(model, batch, kind: str = "mask", clicks: int = 0) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts = PromptGenerator([kind])(batch, generator)
+    corrections = CorrectionGenerator(clicks, 2)(batch, prompts, generator)
+    model.zero_grad()
+    SAM2TrainingLoss(LossConfig())(model(batch, prompts, corrections), batch)["loss"].backward()
+
+
+def gradients(model, prefix: str = "") -> dict[str, torch.Tensor]:
+    return {
+        n: p.grad.clone()
+        for n, p in model.named_parameters()
+        if n.startswith(prefix) and p.grad is not None
+    }
+
+
+def test_detaching_every_memory_leaves_the_memory_encoder_without_gradient(tiny_config):
+    model = create_sam2_model(tiny_config).train()
+    model.detach_memory_every = 1
+    backward(model, clip_of(4))
+    assert not any(g.any() for g in gradients(model, "memory_encoder").values())
+    assert any(g.any() for g in gradients(model, "memory_attention").values())
+
+
+@pytest.mark.parametrize(("every", "reached"), [(None, True), (2, False), (3, True)])
+def test_gradient_flows_as_far_as_the_memories_keep_their_history(tiny_config, every, reached):
+    """The loss of the third frame alone: with a cut after every second frame it reaches none."""
+    model = create_sam2_model(tiny_config).train()
+    model.detach_memory_every = every
+    batch = clip_of(4)
+    batch.annotated[:] = False
+    batch.annotated[2] = True
+    prompts = PromptGenerator(["mask"])(clip_of(4), torch.Generator().manual_seed(0))
+    SAM2TrainingLoss(LossConfig())(model(batch, prompts), batch)["loss"].backward()
+    assert any(g.any() for g in gradients(model, "memory_encoder").values()) == reached
+    assert any(g.any() for g in gradients(model, "memory_attention").values())
+
+
+@pytest.mark.parametrize(("kind", "clicks"), [("mask", 0), ("box", 2)])
+def test_activation_checkpointing_gives_the_same_gradients(tiny_config, kind, clicks):
+    tiny_config.model.attention_dropout = 0.2
+    tiny_config.model.trainable_modules = ["*"]
+    model = create_sam2_model(tiny_config).train()
+    found = []
+    for checkpointing in (False, True):
+        model.activation_checkpointing = checkpointing
+        torch.manual_seed(7)  # dropout is drawn again in the backward pass, and must be the same
+        backward(model, clip_of(4), kind, clicks)
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-5, atol=1e-7), name
+
+
+def test_activation_checkpointing_keeps_less(tiny_config):
+    model = create_sam2_model(tiny_config).train()
+    kept = []
+    for checkpointing in (False, True):
+        model.activation_checkpointing = checkpointing
+        sizes = []
+
+        def pack(tensor: torch.Tensor, sizes: list = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            batch = clip_of(4)
+            model(batch, PromptGenerator(["mask"])(batch, torch.Generator().manual_seed(0)))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_training_step_corrects_and_a_validation_step_does_not(tiny_config):
+    tiny_config.dataset.prompt_types = ["point"]
+    tiny_config.dataset.correction_clicks = 2
+    module = SAM2LightningModule(tiny_config)
+    output, _ = module.track_and_score(clip_of(4), step=0)
+    assert len(output.steps) == 4 + 2
+    again, _ = module.track_and_score(clip_of(4), step=0)
+    assert torch.equal(output.mask_logits, again.mask_logits)
