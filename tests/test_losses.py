@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sam2kit.clip import ClipBatch, TrackOutput
+from sam2kit.clip import ClipBatch, DecoderStep, TrackOutput
 from sam2kit.config import LossConfig
 from sam2kit.losses import (
     SAM2TrainingLoss,
     bce_loss,
     dice_loss,
+    focal_loss,
     iou_head_loss,
     iou_loss,
     temporal_loss,
@@ -191,3 +192,89 @@ def test_a_withheld_mask_costs_a_bounded_amount(scene):
 def test_a_weight_of_zero_leaves_the_term_out(scene):
     terms = SAM2TrainingLoss(LossConfig(bce=0, temporal=0))(*scene)
     assert set(terms) == {"loss", "loss_dice", "loss_iou"}
+
+
+def test_focal_by_hand():
+    # -0.25 * 0.2^2 log 0.8 on the object, -0.75 * 0.4^2 log 0.6 beside it
+    expected = -(0.25 * 0.04 * math.log(0.8) + 0.75 * 0.16 * math.log(0.6)) / 2
+    assert focal_loss(logit(0.8, 0.4), truth(1, 0)).item() == pytest.approx(expected)
+
+
+def test_focal_and_the_iou_head_equal_upstreams():
+    from training.loss_fns import iou_loss as their_iou_loss
+    from training.loss_fns import sigmoid_focal_loss
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 8, 8, generator=generator)
+    mask = torch.rand(5, 8, 8, generator=generator) > 0.5
+    theirs = sigmoid_focal_loss(logits.flatten(1), mask.float().flatten(1), num_objects=1)
+    assert focal_loss(logits, mask).sum().item() == pytest.approx(theirs.item(), rel=1e-5)
+    predicted = torch.rand(5, generator=generator)
+    theirs = their_iou_loss(
+        logits[:, None], mask[:, None].float(), predicted[:, None], 1, use_l1_loss=True
+    )
+    mine = iou_head_loss(predicted, logits, mask).sum()
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+STEPS = LossConfig(
+    type="steps", focal=20, bce=0, dice=1, iou=0, temporal=0, iou_head=1, object_score=1
+)
+
+
+def answer(frame: int, objects: list[int], masks: int, seed: int) -> DecoderStep:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(objects)
+    return DecoderStep(
+        frame,
+        torch.tensor(objects),
+        torch.randn(n, masks, 8, 8, generator=generator),
+        torch.rand(n, masks, generator=generator),
+        torch.randn(n, generator=generator),
+    )
+
+
+def test_steps_are_summed_and_divided_by_the_number_of_objects(scene):
+    """One answer of three masks, one of one, by the functions of this module."""
+    output, batch = scene
+    three, one = answer(0, [0], 3, seed=1), answer(1, [0, 1], 1, seed=2)
+    terms = SAM2TrainingLoss(STEPS)(replace(output, steps=[three, one]), batch)
+    mask = batch.masks[0, :1].expand(3, -1, -1)
+    focal, dice = focal_loss(three.mask_logits[0], mask), dice_loss(three.mask_logits[0], mask)
+    best = (20 * focal + dice).argmin()
+    logits, truths = one.mask_logits[:, 0], batch.masks[1]
+    expected_focal = (focal[best] + focal_loss(logits, truths).sum()) / 2
+    assert terms["loss_focal"].item() == pytest.approx(expected_focal.item(), rel=1e-5)
+    head = iou_head_loss(three.iou[0], three.mask_logits[0], mask).mean()  # of all three
+    expected_head = (head + iou_head_loss(one.iou[:, 0], logits, truths).sum()) / 2
+    assert terms["loss_iou_head"].item() == pytest.approx(expected_head.item(), rel=1e-5)
+    total = 20 * terms["loss_focal"] + sum(
+        terms[f"loss_{name}"] for name in ("dice", "iou_head", "object_score")
+    )
+    assert terms["loss"].item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_absent_objects_count_in_the_score_alone_and_unannotated_ones_in_nothing(scene):
+    output, batch = scene
+    step = answer(1, [0, 1], 1, seed=2)
+    output = replace(output, steps=[step])
+    batch.masks[1, 0] = False
+    terms = SAM2TrainingLoss(STEPS)(output, batch)
+    other = replace(step, mask_logits=step.mask_logits.clone(), iou=step.iou.clone())
+    other.mask_logits[0] += 3
+    other.iou[0] = 0
+    again = SAM2TrainingLoss(STEPS)(replace(output, steps=[other]), batch)
+    assert {k: v.item() for k, v in again.items()} == {k: v.item() for k, v in terms.items()}
+    score = torch.nn.functional.softplus(step.object_score[0])  # -log(1 - p)
+    present = torch.nn.functional.softplus(-step.object_score[1])
+    assert terms["loss_object_score"].item() == pytest.approx((score + present).item() / 2)
+    batch.annotated[1] = False
+    assert all(v.item() == 0 for v in SAM2TrainingLoss(STEPS)(output, batch).values())
+
+
+def test_a_batch_without_answers_gives_a_loss_that_can_be_differentiated(scene):
+    output, batch = scene
+    logits = output.mask_logits.requires_grad_()
+    nothing = replace(output, mask_logits=logits, tracked=torch.zeros_like(output.tracked))
+    SAM2TrainingLoss(STEPS)(nothing, batch)["loss"].backward()
+    assert not logits.grad.any()

@@ -1,0 +1,219 @@
+"""Correction clicks and further conditioning frames: where they fall, and on what they depend."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import moving_clip
+
+from sam2kit.checkpoints import create_sam2_model
+from sam2kit.clip import collate
+from sam2kit.corrections import CorrectionGenerator, Corrections, correction_click
+from sam2kit.errors import ConfigError
+from sam2kit.prompts import Prompt, PromptGenerator, jitter_box, mask_to_box
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def square(size: int = 8, start: int = 2, stop: int = 6) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask[start:stop, start:stop] = True
+    return mask
+
+
+def test_a_click_falls_uniformly_on_the_error_and_says_what_is_true():
+    truth, predicted = square(4, 0, 2), square(4, 1, 3)
+    error = truth ^ predicted
+    own = np.random.default_rng(0)
+    counts: Counter = Counter()
+    for _ in range(3000):
+        point, label = correction_click(truth, predicted, own)
+        x, y = map(int, point)
+        assert error[y, x] and label == truth[y, x]
+        counts[x, y] += 1
+    assert len(counts) == error.sum()
+    assert max(counts.values()) < 1.3 * 3000 / error.sum()
+
+
+def test_a_click_where_all_is_right_is_negative_and_on_the_background():
+    own = np.random.default_rng(0)
+    for truth in (square(), np.zeros((8, 8), bool)):
+        for _ in range(20):
+            point, label = correction_click(truth, truth, own)
+            assert label == 0 and not truth[int(point[1]), int(point[0])]
+    everything = np.ones((8, 8), bool)
+    assert correction_click(everything, everything, own)[1] == 1
+
+
+def test_clicks_have_upstreams_labels_and_regions():
+    """Upstream's function on the same masks draws from the same pixels, with the same labels."""
+    from sam2.modeling.sam2_utils import sample_random_points_from_errors
+
+    truth, predicted = square(4, 0, 2), square(4, 1, 3)
+    own = np.random.default_rng(0)
+    mine = {
+        (*map(int, point), label)
+        for point, label in (correction_click(truth, predicted, own) for _ in range(500))
+    }
+    torch.manual_seed(0)
+    masks = [torch.from_numpy(m)[None, None] for m in (truth, predicted)]
+    points, labels = sample_random_points_from_errors(*masks, num_pt=500)
+    theirs = {
+        (*map(int, p), int(label)) for p, label in zip(points[0].tolist(), labels[0], strict=True)
+    }
+    assert mine == theirs
+
+
+def prompted(kind: str, batch, max_frames: int = 1, seed: int = 0) -> list[Prompt]:
+    return PromptGenerator([kind], max_frames=max_frames)(batch, generator(seed))
+
+
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_prompted_frames_are_corrected_and_others_up_to_the_limit(batch, kind):
+    seen = set()
+    for seed in range(40):
+        prompts = prompted(kind, batch, max_frames=2, seed=seed)
+        corrections = CorrectionGenerator(7, 2)(batch, prompts, generator(seed))
+        counts = corrections.frames.sum(0)
+        for prompt in prompts:
+            assert corrections.frames[prompt.frame, prompt.objects].all()
+        assert counts.min() >= 1 and counts.max() <= 2 and corrections.clicks == 7
+        frames = sum(prompt.objects.eq(0).any() for prompt in prompts)
+        seen.add((int(frames), int(counts[0])))
+        # the objects of a clip are corrected together
+        assert (corrections.frames[:, 1:] == corrections.frames[:, 1:2]).all()
+    assert seen == {(1, 1), (1, 2), (2, 2)}
+
+
+def test_mask_prompts_are_not_corrected(batch):
+    assert CorrectionGenerator(7, 2)(batch, prompted("mask", batch), generator()) is None
+    assert CorrectionGenerator(0)(batch, prompted("box", batch), generator()) is None
+
+
+def test_frames_without_annotation_or_before_the_first_prompt_are_not_corrected():
+    clip = moving_clip(1, num_frames=4)
+    clip.masks[0] = False
+    clip.annotated[2] = False
+    batch = collate([clip])
+    for seed in range(30):
+        frames = CorrectionGenerator(1, 3)(batch, prompted("box", batch), generator(seed)).frames
+        assert frames[1, 0] and not frames[0, 0] and not frames[2, 0]
+
+
+def test_an_object_s_clicks_depend_on_nothing_of_its_neighbours():
+    clip = moving_clip(3)
+    prediction = torch.zeros(64, 64, dtype=torch.bool)
+
+    def clicks(batch, position):
+        made = CorrectionGenerator(3)(batch, prompted("point", batch), generator(5))
+        return [
+            made.click(0, number, torch.tensor([position]), prediction[None])[0].tolist()
+            for number in range(3)
+        ]
+
+    clip.object_ids = [1, 2, 3]
+    alone, together = collate([clip.select_objects([1])]), collate([clip])
+    assert clicks(alone, 0) == clicks(together, 1) != clicks(together, 0)
+    assert len({str(c) for c in clicks(alone, 0)}) == 3
+
+
+def test_clicks_from_the_truth_are_all_positive(batch):
+    frames = torch.ones(4, 4, dtype=torch.bool)
+    corrections = Corrections(frames, 1, batch.masks, [(i,) for i in range(4)], from_truth=1.0)
+    objects = torch.arange(4)
+    points, labels = corrections.click(1, 0, objects, batch.masks[1])  # nothing is wrong
+    assert labels.flatten().tolist() == [1] * 4
+    for o, (x, y) in enumerate(points[:, 0].long().tolist()):
+        assert batch.masks[1, o, y, x]
+    corrections.from_truth = 0.0
+    assert corrections.click(1, 0, objects, batch.masks[1])[1].flatten().tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("numbers", [(-1, 1, 0.0), (1, 0, 0.0), (1, 1, 1.5)])
+def test_impossible_numbers_are_refused(numbers):
+    with pytest.raises(ConfigError, match="correction_"):
+        CorrectionGenerator(*numbers)
+
+
+def test_corrections_that_cannot_be_are_refused(tiny_config, batch):
+    model = create_sam2_model(tiny_config).eval()
+    frames = torch.zeros(4, 4, dtype=torch.bool)
+    frames[0, 0] = True
+    corrections = Corrections(frames, 1, batch.masks, [(i,) for i in range(4)])
+    with pytest.raises(ValueError, match="mask prompt on frame 0"):
+        model(batch, prompted("mask", batch), corrections)
+    late = Prompt(1, torch.tensor([0]), masks=batch.masks[1, :1])
+    with pytest.raises(ValueError, match="before its first prompt"):
+        model(batch, [late], corrections)
+
+
+def test_corrected_objects_leave_their_neighbours_alone(tiny_config):
+    """Objects corrected on different frames, and not at all, in one batch."""
+    model = create_sam2_model(tiny_config).eval()
+    clip = moving_clip(3)
+    batch = collate([clip])
+    prompts = prompted("box", batch)
+    frames = torch.zeros(4, 3, dtype=torch.bool)
+    frames[0, 0] = frames[2, 0] = frames[0, 1] = True
+    seeds = [(i,) for i in range(3)]
+    with torch.no_grad():
+        together = model(batch, prompts, Corrections(frames, 2, batch.masks, seeds))
+        for i in range(3):
+            one = collate([clip.select_objects([i])])
+            boxes = Prompt(
+                0,
+                torch.tensor([0]),
+                points=prompts[0].points[i : i + 1],
+                labels=prompts[0].labels[:1],
+            )
+            made = Corrections(frames[:, i : i + 1], 2, one.masks, [seeds[i]])
+            alone = model(one, [boxes], made)
+            assert torch.allclose(together.mask_logits[:, i], alone.mask_logits[:, 0], atol=1e-4)
+    assert together.prompted.sum(0).tolist() == [2, 1, 1] and together.tracked.all()
+    per_object = Counter(int(o) for step in together.steps for o in step.objects)
+    assert per_object == {0: 4 + 4, 1: 4 + 2, 2: 4}
+
+
+def test_further_conditioning_frames_are_visible_ones_and_shared_within_a_clip():
+    clip = moving_clip(3, num_frames=6)
+    clip.masks[3:, 2] = False  # the third object leaves
+    batch = collate([clip])
+    counts = Counter()
+    for seed in range(60):
+        frames = {o: [] for o in range(3)}
+        for prompt in prompted("mask", batch, max_frames=3, seed=seed):
+            for o in prompt.objects.tolist():
+                frames[o].append(prompt.frame)
+                assert batch.visible[prompt.frame, o]
+        assert all(f[0] == 0 and len(f) == len(set(f)) <= 3 for f in frames.values())
+        assert frames[0] == frames[1]
+        counts[len(frames[0])] += 1
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 8
+
+
+def test_one_conditioning_frame_is_the_default_and_draws_nothing_more(batch):
+    assert prompted("point", batch) == prompted("point", batch, max_frames=1)
+    assert {p.frame for p in prompted("point", batch)} == {0}
+
+
+def test_box_noise_stays_within_its_share_the_limit_and_the_frame():
+    own = np.random.default_rng(0)
+    box = torch.tensor([10, 20, 49, 219])
+    moved = torch.stack([jitter_box(box, 0.2, (256, 256), own) for _ in range(300)]) - box
+    reach = torch.tensor([7.8, 20.0, 7.8, 20.0])  # a fifth of 39 columns; 20 pixels of 199 rows
+    assert (moved.abs() <= reach + 1e-4).all()
+    assert (moved.amax(0) > 0.9 * reach).all() and (moved.amin(0) < -0.9 * reach).all()
+    at_the_border = jitter_box(torch.tensor([0, 0, 63, 63]), 0.3, (64, 64), own)
+    assert at_the_border.min() >= 0 and at_the_border.max() <= 63
+
+
+def test_a_noisy_box_is_near_the_tight_one(batch):
+    (prompt,) = PromptGenerator(["box"], box_noise=0.1)(batch, generator())
+    tight = mask_to_box(batch.masks[0]).reshape(-1, 2, 2).float()
+    assert prompt.kind == "box" and not torch.equal(prompt.points, tight)
+    assert (prompt.points - tight).abs().max() < 7
