@@ -322,11 +322,14 @@ def train_tiny(tmp_path: Path, *argv: str) -> None:
 
 
 EXPERIMENTS = sorted(file.name for file in config_dir().glob("*.yaml"))
+STAGED = sorted(f"nano/{file.name}" for file in (config_dir() / "nano").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *STAGED])
 def test_every_experiment_trains(tmp_path, data, name):
     argv = ["--config", str(config_dir() / name), "--data-path", str(data), "model=nano"]
+    if name in STAGED:  # later stages start from the earlier one's checkpoint
+        argv.append("model.checkpoint=null")
     if name == "coco.yaml":
         argv.append(f"dataset.annotation_file={data}/annotations.json")
     train_tiny(tmp_path, *argv)
@@ -335,7 +338,7 @@ def test_every_experiment_trains(tmp_path, data, name):
 CHOICES = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(config_dir().iterdir())
-    if folder.is_dir() and folder.name not in ("model", "dataset", "valdataset")
+    if folder.is_dir() and folder.name not in ("model", "dataset", "valdataset", "nano")
 }
 # Each choice once: the n-th run takes the n-th choice of every group, or the last one again.
 RUNS = [

@@ -151,3 +151,74 @@ def test_impossible_numbers_are_named(wrong):
     if "max_objects" in wrong:
         with pytest.raises(DataError, match="max_objects"):
             CompositedDataset(GreySource(), max_objects=0)
+
+
+def lifelike(count=40, num_frames=8, size=96, **changes):
+    return SyntheticDataset(count, num_frames, size, seed=2, lifelike=True, **changes)
+
+
+def test_lifelike_objects_leave_or_are_hidden_and_come_back():
+    source, gone, back, total = lifelike(), 0, 0, 0
+    for i in range(len(source)):
+        visible = np.array(
+            [
+                [n in source.read_masks(i, t) for n in source.scene(i).object_ids.values()]
+                for t in range(8)
+            ]
+        )
+        assert visible[0].any()  # there is something to prompt on the first frame
+        tracked = np.logical_or.accumulate(visible, 0)
+        gone += (tracked & ~visible).sum()
+        total += tracked.sum()
+        back += ((visible[1:] & ~visible[:-1]) & tracked[:-1]).sum()
+    assert 0.04 < gone / total < 0.2 and back >= 5
+
+
+def test_lifelike_scenes_follow_from_seed_and_frame():
+    source = lifelike(3)
+    forwards = [source.read_frame(1, t) for t in range(8)]
+    copy = pickle.loads(pickle.dumps(source))
+    assert all(np.array_equal(copy.read_frame(1, t), forwards[t]) for t in reversed(range(8)))
+    assert forwards[0].shape == (96, 96, 3) and forwards[0].dtype == np.uint8
+
+
+def test_lifelike_camera_moves_everything():
+    moved = []
+    for seed in range(20):
+        scene = Scene(np.random.default_rng(seed), 8, (96, 96), lifelike=True)
+        assert np.allclose(scene.view[0] @ [48, 48, 1], [48, 48], atol=3)
+        moved.append(np.linalg.norm(scene.view[7] @ [48, 48, 1] - [48, 48]))
+    assert np.median(moved) > 3
+
+
+def test_lifelike_blur_touches_pictures_and_not_masks():
+    blurred = next(
+        scene
+        for scene in (
+            Scene(np.random.default_rng(seed), 8, (96, 96), motion=0.3, lifelike=True)
+            for seed in range(20)
+        )
+        if scene.shutter and scene.blur == 0
+    )
+    masks, frame = blurred.masks(4), blurred.frame(4)
+    blurred.shutter = 0.0
+    assert not np.array_equal(blurred.frame(4), frame)
+    assert masks.keys() == blurred.masks(4).keys()
+    assert all(np.array_equal(blurred.masks(4)[n], mask) for n, mask in masks.items())
+
+
+def test_limbs_belong_to_the_mask():
+    for seed in range(40):
+        scene = Scene(
+            np.random.default_rng(seed), 4, (96, 96), 1, 0, background=False, lifelike=True
+        )
+        (shape,) = (scene.shapes[k] for k in scene.object_ids)
+        if shape.limbs and len(scene.shapes) == 1 and 1 in scene.masks(0):
+            break
+    behind = np.zeros((96, 96, 3), np.uint8)
+    scene.shutter = 0.0
+    whole = scene.masks(0)[1]
+    drawn = scene.frame(0, behind).max(-1) > 0
+    assert (drawn & whole).sum() > 0.95 * whole.sum()
+    shape.limbs = []
+    assert scene.masks(0)[1].sum() < whole.sum()

@@ -117,6 +117,8 @@ def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             config.image_size,
             config.synthetic_objects,
             seed,
+            config.synthetic_motion,
+            lifelike=config.synthetic_lifelike,
         )
     if config.type == "coco":
         if config.annotation_file is None:
@@ -152,7 +154,7 @@ def _with_objects(source: VideoSource, config: DatasetConfig, seed: int) -> Vide
         config.data_path,
         config.synthetic_objects,
     )
-    return CompositedDataset(source, config.synthetic_objects, seed)
+    return CompositedDataset(source, config.synthetic_objects, seed, config.synthetic_motion)
 
 
 def _warn_of_shared_videos(

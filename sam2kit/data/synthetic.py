@@ -24,6 +24,7 @@ class SyntheticDataset(VideoSource):
         seed: 0 or more; videos of different seeds are different.
         motion: mean way of an object on one frame as a share of its diameter.
         max_distractors: at most this many moving shapes without a mask.
+        lifelike: closer to filmed video; see :class:`sam2kit.data.scene.Scene`.
 
     Raises:
         DataError: a number that is too small.
@@ -38,6 +39,7 @@ class SyntheticDataset(VideoSource):
         seed: int = 0,
         motion: float = 0.14,
         max_distractors: int = 2,
+        lifelike: bool = False,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         _check_at_least(1, num_videos=num_videos, num_frames=num_frames, max_objects=max_objects)
@@ -47,6 +49,7 @@ class SyntheticDataset(VideoSource):
         self.max_objects = max_objects
         self.max_distractors = max_distractors
         self.motion = motion
+        self.lifelike = lifelike
         self.seed = seed
         self.names = [f"synthetic_{seed}_{i:05d}" for i in range(num_videos)]
         self._recent: tuple[int, Scene] | None = None
@@ -63,17 +66,25 @@ class SyntheticDataset(VideoSource):
     def scene(self, i: int) -> Scene:
         """The scene of video ``i``, any number from 0 up."""
         if self._recent is None or self._recent[0] != i:
-            generator = np.random.default_rng((self.seed, i))
-            scene = Scene(
-                generator,
-                self.frames_per_video,
-                self.size,
-                self.max_objects,
-                self.max_distractors,
-                self.motion,
-            )
+            scene = self._draw(i, 0)
+            for attempt in range(1, 20):  # lifelike objects may all be out of view or hidden
+                if not self.lifelike or _begins_in_view(scene):
+                    break
+                scene = self._draw(i, attempt)
             self._recent = (i, scene)
         return self._recent[1]
+
+    def _draw(self, i: int, attempt: int) -> Scene:
+        seed = (self.seed, i, attempt) if attempt else (self.seed, i)
+        return Scene(
+            np.random.default_rng(seed),
+            self.frames_per_video,
+            self.size,
+            self.max_objects,
+            self.max_distractors,
+            self.motion,
+            lifelike=self.lifelike,
+        )
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return self.scene(i).frame(t)
@@ -161,6 +172,11 @@ class CompositedDataset(VideoSource):
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         return {n: mask for n, mask in self.scene(i).masks(t).items()}
+
+
+def _begins_in_view(scene: Scene) -> bool:
+    """Whether an object covers at least a hundredth of the first frame."""
+    return any(mask.mean() >= 0.01 for mask in scene.masks(0).values())
 
 
 def _check_at_least(least: float, **values: float) -> None:

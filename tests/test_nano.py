@@ -1,0 +1,162 @@
+"""The kit's own small model: how it is trained, scored, stored and found."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam2kit import checkpoints
+from sam2kit.checkpoints import create_sam2_model, find_checkpoint, load_weights, save_weights
+from sam2kit.cli import main
+from sam2kit.compose import compose, config_dir
+from sam2kit.errors import CheckpointError
+from sam2kit.train import fit
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("1_masks", "2_images", "3_clips")
+SCORES = ROOT / "benchmarks" / "nano_scores.py"
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.video_clip_length = 2
+    tiny_config.dataset.synthetic_videos = 3
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.max_epochs = 1
+    tiny_config.output_dir = str(tmp_path / "outputs")
+    return tiny_config
+
+
+def test_average_is_what_is_validated_and_saved(config):
+    config.trainer.ema_decay = 0.9
+    result = fit(config)
+    content = torch.load(result.best_checkpoint, weights_only=True)
+    average, current = content["state_dict"], content["current_model_state"]
+    assert average.keys() == current.keys()
+    assert any(not torch.equal(average[k], current[k]) for k in average)
+    model = create_sam2_model(config)
+    load_weights(model, result.best_checkpoint)
+    name = "sam_mask_decoder.iou_token.weight"
+    assert torch.equal(model.state_dict()[name], average[f"model.{name}"])
+
+
+def test_average_goes_on_where_it_stopped(config, tmp_path):
+    config.trainer.ema_decay = 0.9
+    config.trainer.max_epochs = 2
+    whole = fit(config, tmp_path / "whole")
+    config.trainer.max_steps = 4
+    first = fit(config, tmp_path / "first")
+    config.trainer.max_steps = -1
+    config.scheduler.name = "cosine"
+    config.trainer.resume_from = str(first.last_checkpoint)
+    second = fit(config, tmp_path / "second")
+    ends = [torch.load(r.last_checkpoint, weights_only=True) for r in (whole, second)]
+    assert ends[0]["global_step"] == ends[1]["global_step"] == 6
+    assert ends[0]["averaging_state"] == ends[1]["averaging_state"]
+    for key in ("state_dict", "current_model_state"):
+        drift = max(float((ends[0][key][k] - ends[1][key][k]).abs().max()) for k in ends[0][key])
+        # The first run's cosine was planned for four steps, not for six.
+        assert drift < 1e-3
+
+
+def test_time_ends_a_run_with_checkpoints(config):
+    config.trainer.max_time = "00:00:00:01"
+    config.trainer.max_epochs = 10000
+    result = fit(config)
+    content = torch.load(result.last_checkpoint, weights_only=True)
+    assert 0 < content["global_step"] < 3000 and result.best_checkpoint.is_file()
+
+
+def test_stages_train_one_after_the_other(tmp_path):
+    """The whole recipe, shortened, through the command line."""
+    short = [
+        "trainer.max_steps=2",
+        "trainer.max_epochs=1",
+        "dataset.synthetic_videos=4",
+        "dataset.batch_size=2",
+        "dataset.image_size=64",
+        "dataset.num_workers=0",
+        "valdataset.synthetic_videos=2",
+    ]
+    previous = None
+    for stage in STAGES:
+        argv = ["train", "--config", str(config_dir() / "nano" / f"{stage}.yaml"), *short]
+        argv += ["--run-dir", str(tmp_path / stage)]
+        if previous is not None:
+            argv += ["--model-checkpoint", str(previous)]
+        assert main(argv) == 0
+        previous = tmp_path / stage / "best.ckpt"
+        assert "current_model_state" in torch.load(previous, weights_only=True)
+
+
+def test_each_stage_starts_from_the_one_before():
+    configs = [compose(config_dir() / "nano" / f"{stage}.yaml") for stage in STAGES]
+    assert configs[0].model.checkpoint is None
+    for before, config in zip(STAGES, configs[1:], strict=False):
+        assert config.model.checkpoint == f"outputs/nano/{before}/best.ckpt"
+    assert configs[0].dataset.prompt_types == ["mask"]
+    assert configs[1].dataset.video_clip_length == 1
+    assert set(configs[2].dataset.prompt_types) == {"mask", "box", "point"}
+    assert all(c.dataset.type == "synthetic" and c.dataset.synthetic_lifelike for c in configs)
+    assert all(c.loss.object_score > 0 and c.loss.iou_head > 0 for c in configs)
+
+
+def test_safetensors_hold_the_model_in_half_precision(tiny_config, tmp_path):
+    model = create_sam2_model(tiny_config)
+    save_weights(model, tmp_path / "nano.safetensors")
+    assert (tmp_path / "nano.safetensors").stat().st_size < 5e6
+    other = create_sam2_model(tiny_config)
+    load_weights(other, tmp_path / "nano.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value.half().float())
+
+
+def test_a_broken_safetensors_file_is_named(tiny_config, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(CheckpointError, match="bad.safetensors"):
+        load_weights(create_sam2_model(tiny_config), tmp_path / "bad.safetensors")
+
+
+def test_nano_is_found_by_name_whatever_lies_about(tmp_path, monkeypatch):
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shipped.safetensors").touch()
+    monkeypatch.setitem(checkpoints.SHIPPED_CHECKPOINTS, "nano", tmp_path / "shipped.safetensors")
+    assert find_checkpoint("nano") == tmp_path / "shipped.safetensors"
+    with pytest.raises(CheckpointError, match="neither a file nor one of nano"):
+        find_checkpoint("nanno")
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return runpy.run_path(str(SCORES))
+
+
+def test_interval_is_over_videos(scores):
+    values = [np.array([0.2, 0.4]), np.array([np.nan]), np.array([0.9])]
+    row = scores["interval"](values)
+    assert row["mean"] == 0.5 and row["objects"] == 3 and row["videos"] == 2
+    assert (row["low"], row["high"]) == (0.3, 0.9)  # two videos: the worst draws are twice the same
+
+
+def test_scores_are_one_command(scores, tiny_config, tmp_path, capsys):
+    save_weights(create_sam2_model(tiny_config), tmp_path / "start.safetensors")
+    out = tmp_path / "scores.json"
+    arguments = [str(tmp_path / "start.safetensors"), "--clips", "6", "--image-size", "64"]
+    scores["main"]([*arguments, "--out", str(out)])
+    content = json.loads(out.read_text())
+    assert len(content["iou"]) == 6 and content["checkpoint"] == "start.safetensors"
+    for row in content["iou"].values():
+        for tracker in row.values():
+            assert 0 <= tracker["low"] <= tracker["mean"] <= tracker["high"] <= 1
+    # Random weights track nothing, and the copied mask something.
+    mask = content["iou"]["generated, lifelike, 8 frames, mask prompt"]
+    assert mask["nano"]["mean"] < mask["first mask copied"]["mean"]
+    assert out.with_suffix(".md").read_text() == capsys.readouterr().out
