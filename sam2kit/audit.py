@@ -295,7 +295,7 @@ def _reason(unit: _Unit, config: Config, seen: _Seen) -> str:
     """Why a unit got no gradient, and what to do about it; the first cause that holds."""
     kinds = " and ".join(sorted(seen.kinds))
     memory = unit.module in READ_MEMORY | WRITE_MEMORY
-    detached = getattr(config.model, "detach_memory_every", None) == 1
+    detached = config.model.detach_memory_every == 1
 
     def within(*parts: str) -> bool:
         return all(n.startswith(tuple(f"sam_mask_decoder.{p}" for p in parts)) for n in unit.names)

@@ -95,23 +95,22 @@ def load_weights(model: SAM2Model, source: str | Path) -> None:
 
 
 def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    if CONFIG_KEY in content:
-        state = content.get("state_dict", {})
-        state = {
-            k.removeprefix(_MODEL_PREFIX): v
-            for k, v in state.items()
-            if k.startswith(_MODEL_PREFIX)
-        }
-    else:
-        state = content.get("model", {})
-    if not (isinstance(state, dict) and state) or not all(
-        isinstance(v, Tensor) for v in state.values()
-    ):
+    is_run = CONFIG_KEY in content
+    state = content.get("state_dict" if is_run else "model")
+    if is_run and isinstance(state, dict):
+        prefix = _MODEL_PREFIX
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not _is_tensors(state):
         raise CheckpointError(
             f"{path}: holds no weights: neither the official format ({{'model': tensors}}) nor a "
             f"run of sam2kit; its keys are {', '.join(map(str, list(content)[:5]))}"
         )
     return state
+
+
+def _is_tensors(state: Any) -> bool:
+    """Whether ``state`` is a dictionary of tensors, and not an empty one."""
+    return isinstance(state, dict) and bool(state) and all(map(torch.is_tensor, state.values()))
 
 
 def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
@@ -191,7 +190,7 @@ def load_adapter(model: SAM2Model, path: str | Path) -> None:
             loaded then.
     """
     state = _read(Path(path)).get(ADAPTER_KEY)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not _is_tensors(state):
         raise CheckpointError(f"{path}: holds no adapter; sam2kit train writes one as adapter.pt")
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
     _check_fit(own, state, str(path))

@@ -97,6 +97,11 @@ def test_norms_are_those_of_the_first_step(config):
             "loss.object_score is 0",
         ),
         (
+            {"model.trainable_modules": ["*"], "model.detach_memory_every": 1},
+            ["mask_downsample", "memory_encoder", "obj_ptr_proj"],
+            "model.detach_memory_every=1 cuts the gradient",
+        ),
+        (
             {
                 "model.trainable_modules": ["mask_downsample", "memory_attention"],
                 "dataset.prompt_types": ["point"],
@@ -124,6 +129,12 @@ def test_what_would_not_train_stops_the_run(config, changes, named, reason):
         fit(config)
     blamed = str(stop.value).splitlines()[1].partition(" get")[0].removeprefix("- ").split(", ")
     assert blamed == named
+
+
+def test_a_longer_reach_through_the_memory_is_enough(config):
+    config.model.detach_memory_every = 2
+    config.model.trainable_modules = ["*"]
+    assert not audit_config(config).faults
 
 
 def test_it_stops_before_the_first_step_and_can_be_told_not_to(config):

@@ -149,3 +149,96 @@ def test_names_are_fetched_from_the_hub(tiny_config, official, monkeypatch):
 def test_a_runs_configuration_needs_a_runs_checkpoint(official):
     with pytest.raises(CheckpointError, match="not a run's checkpoint"):
         checkpoints.read_run_config(official)
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path) -> Path:
+    """A run's checkpoint, of other weights than the model's own, in its folder."""
+    tiny_config.seed += 1
+    model = build_sam2_model(tiny_config)
+    tiny_config.seed -= 1
+    content = {
+        "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()},
+        checkpoints.CONFIG_KEY: checkpoints.config_to_store(tiny_config),
+    }
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run" / "best.ckpt")
+    return tmp_path / "run" / "best.ckpt"
+
+
+def rewrite(path: Path, change) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_a_runs_folder_means_its_best_checkpoint(tiny_config, run):
+    model = build_sam2_model(tiny_config)
+    load_weights(model, run.parent)
+    state = torch.load(run, weights_only=True)["state_dict"]
+    assert all(torch.equal(v, state[f"model.{k}"]) for k, v in model.state_dict().items())
+    run.rename(run.with_name("last.ckpt"))
+    with pytest.raises(CheckpointError, match="model.checkpoint: the folder .* holds no best.ckpt"):
+        load_weights(model, run.parent)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-2000]), "cannot be read safely.*truncated"),
+        (lambda p: p.write_bytes(b""), "cannot be read safely.*truncated"),
+        (lambda p: p.write_text("404: not found"), "cannot be read safely"),
+        (lambda p: torch.save({"state_dict": _Payload()}, p), "cannot be read safely.*holds code"),
+        (lambda p: rewrite(p, lambda c: c["state_dict"].popitem()), "tensors 1 missing"),
+        (lambda p: rewrite(p, lambda c: c.update(state_dict={})), "holds no weights"),
+        (lambda p: rewrite(p, lambda c: c.update(state_dict=[1])), "holds no weights"),
+        (lambda p: p.unlink(), "best.ckpt is neither a file nor one of"),
+    ],
+)
+def test_a_spoilt_run_loads_nothing(tiny_config, run, monkeypatch, spoil, message):
+    monkeypatch.chdir(run.parent)
+    spoil(run)
+    model = build_sam2_model(tiny_config)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_weights(model, str(run))
+    assert str(run) in str(error.value) and not Path("pwned").exists()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_run_of_another_version_or_size_is_told(tiny_config, run):
+    rewrite(run, lambda c: c[checkpoints.CONFIG_KEY]["model"].update(colour="red"))
+    with pytest.raises(CheckpointError, match="configuration does not fit this version.*colour"):
+        checkpoints.load_run(run)
+    rewrite(run, lambda c: c[checkpoints.CONFIG_KEY]["model"].pop("colour"))
+    assert checkpoints.load_run(run)[0].model.size == "nano"
+    tiny_config.model.size, tiny_config.model.checkpoint = "s", str(run.parent)
+    with pytest.raises(CheckpointError, match="seems to be of size nano: set model.size=nano"):
+        create_sam2_model(tiny_config)
+
+
+@pytest.mark.parametrize("size", ["t", "b+"])
+def test_sam_2_0_is_recognised(tiny_config, tmp_path, size):
+    """Its files lack what 2.1 added: the embedding of absence and the pointers' projection."""
+    tiny_config.model.size = size
+    state = build_sam2_model(tiny_config).state_dict()
+    for key in ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"):
+        del state[key]
+    torch.save({"model": state}, tmp_path / "sam2_hiera.pt")
+    tiny_config.model.size, tiny_config.model.checkpoint = "t", str(tmp_path / "sam2_hiera.pt")
+    name = {"t": "tiny", "b+": "base_plus"}[size]
+    with pytest.raises(CheckpointError, match=f"SAM 2.0's, of size .*sam2.1_hiera_{name}"):
+        create_sam2_model(tiny_config)
+
+
+def test_truncated_safetensors(tiny_config, tmp_path):
+    path = tmp_path / "nano.safetensors"
+    save_weights(build_sam2_model(tiny_config), path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="nano.safetensors: cannot be read safely"):
+        load_weights(build_sam2_model(tiny_config), path)
+
+
+def test_a_source_without_configuration_gets_that_of_its_size(official):
+    config, model = checkpoints.load_source(official)
+    assert (config.model.size, config.dataset.image_size, model.image_size) == ("nano", 128, 128)
