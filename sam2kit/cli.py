@@ -87,6 +87,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         metavar="FILE",
         help="write the whole configuration, commented, to FILE (a new .yaml) or the screen; stop",
     )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
     _add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config = _train_config(arguments)
@@ -94,10 +95,16 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         _create_config(arguments.create_config, config)
         return
     check_paths(config)
-    with _kept_under(config.output_dir):
+    folder = arguments.run_dir
+    if folder and config.trainer.resume_from is None and (folder / "last.ckpt").exists():
+        raise ConfigError(
+            f"--run-dir: {folder} holds a run; name another folder, or go on with that run: "
+            f"--config {folder / 'config.yaml'} trainer.resume_from={folder / 'last.ckpt'}"
+        )
+    with _kept_under(folder or config.output_dir):
         from sam2kit.train import fit
 
-        result = fit(config)
+        result = fit(config, arguments.run_dir)
     if result.interrupted:
         raise KeyboardInterrupt(f"what was trained so far is kept in {result.run_dir}")
 

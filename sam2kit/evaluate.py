@@ -28,7 +28,7 @@ from sam2kit.errors import CheckpointError, DataError
 from sam2kit.metrics import copy_first_mask, mean_tracked_iou
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
-from sam2kit.train import new_run_dir
+from sam2kit.run_dir import open_run_dir
 from sam2kit.viz import frames_to_images, save_gif, tracking_figure, tracking_frames
 
 SCHEMA_VERSION = 1
@@ -115,7 +115,7 @@ class Evaluation:
         The first picture and the GIF show the clips around the tracker's median, none picked by
         hand; at most :data:`MAX_PICTURES` clips are drawn.
         """
-        output_dir.mkdir(parents=True, exist_ok=True)
+        output_dir = open_run_dir(output_dir, output_dir)
         (output_dir / "metrics.json").write_text(json.dumps(self.metrics(), indent=1))
         shown = self._around_the_median()
         for clip in shown:
@@ -236,8 +236,8 @@ def evaluate_checkpoint(
     tuned = create_sam2_model(config, load=False)
     load_weights(tuned, checkpoint)
     models |= {AFTER: (tuned, False), ZEROED: (tuned, True)}
+    output_dir = open_run_dir(output_dir, config.output_dir)
     evaluation = evaluate(config, models)
-    output_dir = new_run_dir(config.output_dir) if output_dir is None else Path(output_dir)
     evaluation.save(output_dir)
     if output_dir.resolve() != Path(checkpoint).parent.resolve():
         save_config(config, output_dir / "config.yaml")

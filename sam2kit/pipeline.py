@@ -30,6 +30,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from sam2kit.compose import compose
 from sam2kit.errors import PipelineError
+from sam2kit.run_dir import open_run_dir
 
 OWN_PARAMETERS = ("run_dir", "config_file")
 
@@ -102,13 +103,9 @@ def run_stages(
     config = compose(config_file, parameters.get("overrides", ()))
     sources = _find_notebooks(stages)
     accepted = _accepted_parameters(sources, parameters)
-    if run_dir is None:
-        from sam2kit.train import new_run_dir  # imports torch, which composing need not wait for
-
-        run_dir = new_run_dir(config.output_dir)
     # A kernel's own working folder may differ, so that it is told absolute paths.
-    run_dir, config_file = Path(run_dir).absolute(), Path(config_file).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = open_run_dir(run_dir, config.output_dir).absolute()
+    config_file = Path(config_file).absolute()
     status = _Status(run_dir / "status.json", [source.stem for source in sources])
     executed = []
     for source in sources:

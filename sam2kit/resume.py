@@ -104,13 +104,13 @@ def check_resume(config: Config, data: LightningDataModule) -> int:
         )
     epoch_over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     epochs, steps = state["epoch"] + int(epoch_over), content["global_step"]
-    limits = config.trainer
-    if epochs >= limits.max_epochs or 0 < limits.max_steps <= steps:
-        raise ConfigError(
-            f"trainer.resume_from: the run of {path} is over after {epochs} epochs and {steps} "
-            f"steps; raise trainer.max_epochs={limits.max_epochs} or trainer.max_steps="
-            f"{limits.max_steps} to go on"
-        )
+    limits = {"max_epochs": config.trainer.max_epochs, "max_steps": config.trainer.max_steps}
+    for (key, limit), done in zip(limits.items(), (epochs, steps), strict=True):
+        if 0 < limit <= done:
+            raise ConfigError(
+                f"trainer.resume_from: the run of {path} is over after {epochs} epochs and {steps} "
+                f"steps, and trainer.{key} is {limit}; raise it to go on"
+            )
     return steps
 
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sam2kit"
 # A package (data, widgets) stands for all of its modules. "" is sam2kit/__init__.py.
 LEVELS = {
-    0: ("", "checks", "clip", "compose", "config", "errors"),
+    0: ("", "checks", "clip", "compose", "config", "errors", "run_dir"),
     1: (
         "corrections",
         "losses",

@@ -201,7 +201,7 @@ def test_run_calls_the_library(calls, tmp_path):
 
 @pytest.mark.parametrize("how", ["raised", "lightning", "told"])
 def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how):
-    def fit(config):
+    def fit(config, run_dir):
         if how == "told":
             return types.SimpleNamespace(interrupted=True, run_dir=Path("here"))
         try:
@@ -221,7 +221,7 @@ def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how
 
 def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
     fake = types.ModuleType("sam2kit.train")
-    fake.fit = lambda config: 1 / 0
+    fake.fit = lambda config, run_dir: 1 / 0
     monkeypatch.setitem(sys.modules, "sam2kit.train", fake)
     with pytest.raises(ZeroDivisionError):
         main(["train", *SYNTHETIC])

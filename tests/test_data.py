@@ -322,6 +322,7 @@ def set_annotation(key, value):
         (set_image("video_id", None), "image 'a-3' has no 'video_id'"),
         (set_image("order_in_video", None), "image 'a-3' has no 'order_in_video'"),
         (set_image("order_in_video", "x"), "'order_in_video' is 'x'"),
+        (set_image("order_in_video", float("nan")), "'order_in_video' is nan"),
         (set_image("order_in_video", 0), "'order_in_video' 0 of video 'a' is taken by"),
         (set_image("file_name", None), "neither 'file_name' nor 'path'"),
         (set_image("id", "a-0"), "another image has the same 'id'"),

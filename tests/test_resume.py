@@ -13,6 +13,7 @@ import torch
 
 from sam2kit import engine
 from sam2kit.checkpoints import create_sam2_model
+from sam2kit.cli import main
 from sam2kit.compose import recompose
 from sam2kit.data.clips import ClipDataset
 from sam2kit.errors import CheckpointError, ConfigError, DataError
@@ -277,10 +278,23 @@ def test_other_videos_are_refused(config, tmp_path, stopped, monkeypatch):
 def test_a_run_that_is_over_is_told(config, tmp_path):
     config.trainer.max_epochs = 1
     over = fit(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"over after 1 epochs and 4 steps; raise trainer.max_ep"):
+    with pytest.raises(
+        ConfigError, match="over after 1 epochs and 4 steps, and trainer.max_epochs is 1"
+    ):
         resume(config, over, tmp_path)
-    with pytest.raises(ConfigError, match=r"over after 1 epochs and 4 steps"):
+    with pytest.raises(ConfigError, match="over after 1 .* trainer.max_steps is 4"):
         resume(config, over, tmp_path, "again", ["trainer.max_epochs=2", "trainer.max_steps=4"])
+
+
+def test_a_run_is_not_trained_over_but_goes_on(config, tmp_path, stopped, capsys):
+    again = ["train", "--config", str(stopped.run_dir / "config.yaml"), "--run-dir"]
+    assert main([*again, str(stopped.run_dir)]) == 2
+    assert f"resume_from={stopped.run_dir / 'last.ckpt'}" in capsys.readouterr().err
+    assert main([*again, str(tmp_path / "b"), f"trainer.resume_from={stopped.run_dir}"]) == 2
+    assert "is a folder; name its last.ckpt" in capsys.readouterr().err
+    goes_on = f"trainer.resume_from={stopped.last_checkpoint}"
+    assert main([*again, str(stopped.run_dir), goes_on]) == 0
+    assert state(stopped)["global_step"] == 8
 
 
 def test_what_is_not_a_run_is_refused(config, tmp_path, stopped):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ class COCODataset(VideoSource):
                 raise DataError(f"{where}: another image has the same 'id'; ids must be unique")
             ids.add(str(image["id"]))
             order = image["order_in_video"]
-            if isinstance(order, bool) or not isinstance(order, (int, float)):
+            number = isinstance(order, (int, float)) and not isinstance(order, bool)
+            if not number or not math.isfinite(order):
                 raise DataError(f"{where}: 'order_in_video' is {order!r}; it must be a number")
             video = by_video[str(image["video_id"])]
             if order in video:

@@ -1,0 +1,42 @@
+"""The folder that a run writes to."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from sam2kit.errors import ConfigError
+
+
+def new_run_dir(output_dir: str | Path) -> Path:
+    """Make ``OUTPUT_DIR/YYYY-MM-DD/HH-MM-SS``, with a counter when that second is taken."""
+    now = datetime.now()
+    day = Path(output_dir) / now.strftime("%Y-%m-%d")
+    for attempt in range(1000):
+        run_dir = day / (now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt else ""))
+        try:
+            run_dir.mkdir(parents=True)
+            return run_dir
+        except FileExistsError:
+            continue
+    raise ConfigError(f"output_dir: no free run folder under {day}")
+
+
+def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
+    """``run_dir``, made if need be; where it is None, a new dated folder under ``output_dir``.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    given = output_dir if run_dir is None else run_dir
+    try:
+        folder = new_run_dir(output_dir) if run_dir is None else Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(folder, os.W_OK):
+            return folder
+        reason = "no right to write"
+    raise ConfigError(f"output_dir: nothing can be written under {given} ({reason}); name another")
