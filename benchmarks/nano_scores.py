@@ -9,6 +9,7 @@ ever trained on. Takes some minutes on one CPU core.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import sys
@@ -28,6 +29,7 @@ from sam2kit.evaluate import COPY, evaluate
 from sam2kit.metrics import after_first_visible
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
+from sam2kit.viz import curves, markdown_table
 
 ROOT = Path(__file__).parent.parent
 SEED = 7
@@ -38,6 +40,7 @@ GENERATED = {
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=false",
 }
 PROMPTS = ("mask", "box", "point")
+STAGES = ("1_masks", "2_images", "3_clips")
 
 
 def interval(per_video: Sequence[np.ndarray], statistic: Callable = np.mean) -> dict[str, float]:
@@ -149,30 +152,48 @@ def table(scores: dict) -> str:
             return f"{value['mean']:.3f}"
         return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
-    lines = [
-        f"Checkpoint `{scores['checkpoint']}`, {scores['image_size']} px; {scores['score']}.",
-        "In brackets the 95% interval over resampled videos.",
-        "",
-        "| | objects | nano | first mask copied |",
-        "| --- | --- | --- | --- |",
+    iou = [
+        {"": name, "objects": row["nano"]["objects"], **{k: cell(v) for k, v in row.items()}}
+        for name, row in scores["iou"].items()
     ]
-    for name, row in scores["iou"].items():
-        lines.append(
-            f"| {name} | {row['nano']['objects']} | {cell(row['nano'])} | {cell(row[COPY])} |"
-        )
-    lines += ["", "| absence, generated lifelike clips, mask prompt | |", "| --- | --- |"]
-    lines += [f"| {name} | {cell(value)} |" for name, value in scores["absence"].items()]
-    return "\n".join(lines) + "\n"
+    absence = [
+        {"absence, generated lifelike clips, mask prompt": name, "": cell(value)}
+        for name, value in scores["absence"].items()
+    ]
+    head = f"Checkpoint `{scores['checkpoint']}`, {scores['image_size']} px; {scores['score']}."
+    parts = [head, "In brackets the 95% interval over resampled videos.", ""]
+    return "\n".join([*parts, markdown_table(iou), "", markdown_table(absence)]) + "\n"
+
+
+def draw_curves(results: Path, picture: Path) -> None:
+    """The curves of the three stages, from their ``metrics.csv`` kept as ``nano_STAGE.csv``."""
+    panels = {}
+    for stage in STAGES:
+        with open(results / f"nano_{stage}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        lines = {}
+        for name in ("loss", "val_loss", "val_iou"):
+            points = [(int(r["step"]) + 1, float(r[name])) for r in rows if r.get(name)]
+            if points:
+                lines[name] = tuple(zip(*points, strict=True))
+        panels[stage] = lines
+    curves(panels).savefig(picture)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default="nano", help="default: the shipped model")
     parser.add_argument("--davis", type=Path, help="a folder in DAVIS layout; left out by default")
-    parser.add_argument("--clips", type=int, default=100, help="generated clips of each kind")
+    parser.add_argument("--clips", type=int, default=60, help="generated clips of each kind")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "nano.json")
+    parser.add_argument(
+        "--curves", action="store_true", help="draw docs/images/nano_curves.png and stop"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.curves:
+        draw_curves(arguments.out.parent, ROOT / "docs" / "images" / "nano_curves.png")
+        return
     scores = score(arguments.checkpoint, arguments.davis, arguments.clips, arguments.image_size)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(scores, indent=1) + "\n")

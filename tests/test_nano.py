@@ -160,3 +160,11 @@ def test_scores_are_one_command(scores, tiny_config, tmp_path, capsys):
     mask = content["iou"]["generated, lifelike, 8 frames, mask prompt"]
     assert mask["nano"]["mean"] < mask["first mask copied"]["mean"]
     assert out.with_suffix(".md").read_text() == capsys.readouterr().out
+
+
+def test_curves_are_drawn_from_the_kept_metrics(scores, tmp_path):
+    for number, stage in enumerate(STAGES):
+        text = "step,loss,val_iou,val_loss\n24,2.0,,\n49,1.5,,\n49,,0.4,1.8\n"
+        (tmp_path / f"nano_{stage}.csv").write_text(text.replace("0.4", "" if number else "0.4"))
+    scores["draw_curves"](tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
