@@ -6,7 +6,7 @@ its prompts are given to it, and the clicks that it draws are recorded and given
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import training.model.sam2 as upstream
@@ -116,6 +116,19 @@ def parity_batch(config: Config, num_objects: int, num_frames: int = 8) -> ClipB
     batch = collate([VideoClip((frames * 255).to(torch.uint8), masks, annotated)])
     batch.frames = normalize(batch.frames)
     return batch
+
+
+def join(batches: list[ClipBatch]) -> ClipBatch:
+    """Batches of one clip each as one."""
+    return replace(
+        batches[0],
+        frames=torch.cat([b.frames for b in batches]),
+        masks=torch.cat([b.masks for b in batches], dim=1),
+        annotated=torch.cat([b.annotated for b in batches], dim=1),
+        clip_of_object=torch.cat([b.clip_of_object + i for i, b in enumerate(batches)]),
+        names=[name for b in batches for name in b.names],
+        object_ids=[i for b in batches for i in b.object_ids],
+    )
 
 
 def parity_prompts(batch: ClipBatch, kind: str, frames: tuple[int, ...]) -> list[Prompt]:

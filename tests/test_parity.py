@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 from parity_helpers import (
+    join,
     no_dropout,
     parity_batch,
     parity_config,
@@ -95,6 +96,14 @@ def test_a_clip_in_evaluation_mode(pair, size, kind, frames, objects):
     config, ours, theirs = pair(size)
     batch = parity_batch(config, objects)
     found = difference(ours, theirs, batch, parity_prompts(batch, kind, frames))
+    assert all(value < TOLERANCE for value in found.values()), found
+
+
+def test_two_clips_in_one_batch(pair):
+    config, ours, theirs = pair("nano")
+    clips = [parity_batch(config, objects) for objects in (1, 3)]
+    batch = join(clips)
+    found = difference(ours, theirs, batch, parity_prompts(batch, "mask", (0,)))
     assert all(value < TOLERANCE for value in found.values()), found
 
 
