@@ -339,6 +339,7 @@ class PromptGenerator:
         kind = None
         if self.per_batch:
             kind = np.random.default_rng(seed).choice(self.prompt_types, p=self.probabilities)
+        visible = batch.visible.cpu()
         prompts = []
         for position, frame in enumerate(batch.first_visible.tolist()):
             if frame < batch.num_frames:
@@ -348,12 +349,14 @@ class PromptGenerator:
                     (seed, zlib.crc32(name.encode()), video_frame(batch, clip, frame))
                 )
                 drawn = kind or own.choice(self.prompt_types, p=self.probabilities)
-                for t in [frame, *self._later_frames(batch, position, frame, seed)]:
+                for t in [frame, *self._later_frames(batch, visible, position, frame, seed)]:
                     mask = batch.masks[t, position]
                     prompts.append(self._prompt(mask, position, t, own, drawn))
         return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
 
-    def _later_frames(self, batch: ClipBatch, position: int, first: int, seed: int) -> list[int]:
+    def _later_frames(
+        self, batch: ClipBatch, visible: Tensor, position: int, first: int, seed: int
+    ) -> list[int]:
         """Further frames on which to prompt an object, in order."""
         if self.max_frames == 1:
             return []
@@ -362,8 +365,7 @@ class PromptGenerator:
         shared = np.random.default_rng((seed, zlib.crc32(batch.names[clip].encode()), start))
         count = shared.integers(self.max_frames)
         frames = shared.permutation(batch.num_frames).tolist()
-        visible = batch.visible[:, position].tolist()
-        return sorted([t for t in frames if t > first and visible[t]][:count])
+        return sorted([t for t in frames if t > first and visible[t, position]][:count])
 
     def _prompt(
         self,
