@@ -20,6 +20,7 @@ from parity_helpers import (
 from training.loss_fns import MultiStepMultiMasksAndIous
 
 from sam2kit import tracking
+from sam2kit.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
 from sam2kit.config import LossConfig
 from sam2kit.losses import SAM2TrainingLoss
 from sam2kit.model import build_sam2_model
@@ -96,6 +97,19 @@ def test_a_clip_in_evaluation_mode(pair, size, kind, frames, objects):
     config, ours, theirs = pair(size)
     batch = parity_batch(config, objects)
     found = difference(ours, theirs, batch, parity_prompts(batch, kind, frames))
+    assert all(value < TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.skipif(not SHIPPED_CHECKPOINTS["nano"].exists(), reason="ships with its weights")
+@pytest.mark.parametrize("kind", ["mask", "box", "click"])
+def test_the_trained_nano(kind):
+    """Trained weights, left as they are."""
+    config = parity_config("nano")
+    config.model.checkpoint = "nano"
+    ours = create_sam2_model(config).eval()
+    batch = parity_batch(config, 3)
+    theirs = upstream_model(ours, config)
+    found = difference(ours, theirs, batch, parity_prompts(batch, kind, (0, 5)))
     assert all(value < TOLERANCE for value in found.values()), found
 
 
