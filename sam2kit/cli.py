@@ -24,6 +24,7 @@ DEBUG_OVERRIDES = (
     "debug=true",
     "log_level=DEBUG",
     "dataset.num_workers=0",
+    "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
     "trainer.limit_val_batches=2",
 )
@@ -90,7 +91,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
     _add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
-    config = _train_config(arguments)
+    config, _ = _train_config(arguments)
     if arguments.create_config is not None:
         _create_config(arguments.create_config, config)
         return
@@ -102,6 +103,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             f"--config {folder / 'config.yaml'} trainer.resume_from={folder / 'last.ckpt'}"
         )
     with _kept_under(folder or config.output_dir):
+        _log_to_console(config.log_level)
         from sam2kit.train import fit
 
         result = fit(config, arguments.run_dir)
@@ -111,8 +113,9 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     _add_train_flags(parser)
-    config = _train_config(parser.parse_intermixed_args(argv))
+    config, _ = _train_config(parser.parse_intermixed_args(argv))
     check_paths(config)
+    _log_to_console(config.log_level)
     from sam2kit.audit import audit_config
 
     found = audit_config(config)
@@ -153,6 +156,7 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
         compose(arguments.config, overrides)
     with _kept_under(arguments.output_dir or "outputs"):
+        _log_to_console("INFO")
         from sam2kit.evaluate import evaluate_checkpoint
 
         evaluate_checkpoint(
@@ -161,7 +165,6 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file")
     parser.add_argument(
         "-p",
         "--parameter",
@@ -175,21 +178,21 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--stages", type=_stages, default=_stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
-    _add_flags(parser, TRAIN_FLAGS)
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+    _add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
-    from sam2kit.compose import compose
+    from sam2kit.compose import config_dir
 
     parameters = dict(arguments.parameter)
-    overrides = [*parameters.get("overrides", []), *_overrides(arguments, TRAIN_FLAGS)]
+    config, overrides = _train_config(arguments, parameters.get("overrides", []))
     if overrides:
         parameters["overrides"] = overrides
-    config = compose(arguments.config, overrides)
     check_paths(config)
     with _kept_under(arguments.run_dir or config.output_dir):
+        _log_to_console(config.log_level)
         from sam2kit.pipeline import run_stages
 
-        run_stages(arguments.config, parameters, arguments.stages, arguments.run_dir)
+        config_file = arguments.config or str(config_dir() / "config.yaml")
+        run_stages(config_file, parameters, arguments.stages, arguments.run_dir)
 
 
 class Command(NamedTuple):
@@ -236,7 +239,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="two batches of each kind, no loader workers, debug log; the run is marked as such",
+        help="one epoch of two batches, no loader workers, debug log; the run is marked as such",
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
 
@@ -271,16 +274,27 @@ def _overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str
     return [override(key, value) for key, (_, value) in given.items()] + arguments.overrides
 
 
-def _train_config(arguments: argparse.Namespace) -> Config:
+def _train_config(
+    arguments: argparse.Namespace, before: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
+    """The configuration that training's flags describe, and the overrides that make it."""
     from sam2kit.compose import compose
 
-    overrides = _overrides(arguments, TRAIN_FLAGS)
-    if arguments.debug:
-        overrides = [*DEBUG_OVERRIDES, *overrides]
+    debug = DEBUG_OVERRIDES if arguments.debug else ()
+    overrides = [*debug, *before, *_overrides(arguments, TRAIN_FLAGS)]
     config = compose(arguments.config, overrides)
     if arguments.wandb is False and config.trainer.logger == "wandb":
-        config.trainer.logger = "tensorboard"
-    return config
+        overrides.append("trainer.logger=tensorboard")
+        config = compose(arguments.config, overrides)
+    return config, overrides
+
+
+def _log_to_console(level: str) -> None:
+    """Time and message alone; whose code speaks is of no use to somebody who watches a run."""
+    from loguru import logger
+
+    form = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
+    logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
 
 
 def _create_config(file: str, config: Config) -> None:

@@ -84,6 +84,7 @@ def test_debug_is_a_bundle_that_flags_and_overrides_win_over(calls, tmp_path):
     file = str(tmp_path / "f.yaml")
     config = trained(calls, "--config", file, "--debug", "trainer.limit_val_batches=1")
     assert config.debug and config.log_level == "DEBUG" and config.dataset.num_workers == 0
+    assert config.trainer.max_epochs == 1
     assert (config.trainer.limit_train_batches, config.trainer.limit_val_batches) == (2, 1)
 
 
@@ -162,7 +163,6 @@ def test_bad_input_is_one_message_before_torch(capsys, monkeypatch, argv, words)
         ["train", "--learning-rate", "1"],
         ["train", "--max-epoch", "1"],
         ["evaluate"],
-        ["run"],
         ["run", "--config", "a.yaml", "--stages", "one"],
         ["run", "--config", "a.yaml", "--stages", "3-1"],
         ["run", "--config", "a.yaml", "-p", "novalue"],
@@ -172,6 +172,12 @@ def test_malformed_flags_exit_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2 and f"sam2kit {argv[0]}" in capsys.readouterr().err
+
+
+def test_run_without_a_config_takes_the_kits_own(calls, capsys, tmp_path):
+    assert main(["run", *SYNTHETIC]) == 0
+    assert calls[-1][1][0] == str(config_dir() / "config.yaml")
+    assert "dataset.data_path is not set" in refused(capsys, "run")
 
 
 def test_evaluate_calls_the_library(calls, tmp_path):
@@ -197,6 +203,9 @@ def test_run_calls_the_library(calls, tmp_path):
     # The flags of training and overrides reach the notebooks as their parameter of that name.
     assert main([*config, "--lr", "0.5", "seed=7", "-p", 'overrides=["seed=3"]']) == 0
     assert calls[-1][1][1] == {"overrides": ["seed=3", "optimizer.lr=0.5", "seed=7"]}
+    assert main([*config, "--debug", "--wandb"]) == 0
+    overrides = calls[-1][1][1]["overrides"]
+    assert "debug=true" in overrides and "use_wandb=true" in overrides
 
 
 @pytest.mark.parametrize("how", ["raised", "lightning", "told"])
