@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -169,13 +170,16 @@ class LogProgress(Callback):
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         if step % self.every_n_steps and step != total:
             return
+        loss = float(trainer.callback_metrics["loss"])
+        if not math.isfinite(loss):
+            logger.warning("the loss is {}; optimizer.lr or a weight of loss is too high", loss)
         seconds = (time.monotonic() - self._started) / max(step - self._first_step, 1)
         logger.info(
             "epoch {} step {}/{} loss {:.4f} lr {:.2e} {:.2f} s/step, {:.0f} s left",
             trainer.current_epoch,
             step,
             total,
-            float(trainer.callback_metrics["loss"]),
+            loss,
             float(trainer.callback_metrics["learning_rate"]),
             seconds,
             seconds * (total - step),

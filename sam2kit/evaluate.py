@@ -24,11 +24,11 @@ from sam2kit.config import Config
 from sam2kit.data.build import build_validation
 from sam2kit.data.clips import create_dataloader
 from sam2kit.engine import step_generator
-from sam2kit.errors import CheckpointError, DataError
+from sam2kit.errors import CheckpointError, ConfigError, DataError
 from sam2kit.metrics import copy_first_mask, mean_tracked_iou
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
-from sam2kit.run_dir import open_run_dir
+from sam2kit.run_dir import file_name, open_run_dir
 from sam2kit.viz import frames_to_images, save_gif, tracking_figure, tracking_frames
 
 SCHEMA_VERSION = 1
@@ -122,8 +122,8 @@ class Evaluation:
             figure = tracking_figure(
                 clip.frames, clip.truth, clip.predictions, clip.scored, title=clip.name
             )
-            path = output_dir / "overlays" / f"{clip.name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = output_dir / "overlays" / f"{file_name(clip.name)}.png"
+            path.parent.mkdir(exist_ok=True)
             figure.savefig(path)
             if clip is shown[0]:
                 figure.savefig(output_dir / "overlay.png")
@@ -257,8 +257,17 @@ def _before(config: Config) -> dict[str, tuple[SAM2Model, bool]]:
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The torch device of ``trainer.accelerator``; ``auto`` takes a GPU where there is one."""
+    """The torch device of ``trainer.accelerator``; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     names = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if accelerator != "auto" and not there.get(names[accelerator], lambda: True)():
+        raise ConfigError(
+            f"trainer.accelerator is {accelerator}, and there is none here; take cpu or auto"
+        )
     if accelerator == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(names[accelerator])

@@ -1,12 +1,23 @@
-"""The folder that a run writes to."""
+"""The folder that a run writes to, and names of files in it."""
 
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from datetime import datetime
 from pathlib import Path
 
 from sam2kit.errors import ConfigError
+
+
+def file_name(name: str) -> str:
+    """A name that a data set gives (of a video, say) as that of a file, different for each.
+
+    It may hold anything: slashes and dots that lead out of the folder, or too many letters.
+    """
+    safe = re.sub(r"[^\w .()+-]", "_", name)[:60].strip(" .")
+    return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
 
 
 def new_run_dir(output_dir: str | Path) -> Path:

@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 
 from sam2kit.audit import AuditBeforeTraining
@@ -145,11 +146,34 @@ def _run(
         callbacks.append(
             EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
         )
-    t = config.trainer
-    if t.ema_decay is not None:  # after the stopper, which saves before the average takes over
-        callbacks.append(EMAWeightAveraging(decay=t.ema_decay))
+    if config.trainer.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.trainer.ema_decay))
     with _quiet_lightning():
-        trainer = Trainer(
+        trainer = _make_trainer(config, run_dir, loggers, callbacks)
+        resume_from = config.trainer.resume_from
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    last_path = run_dir / "last.ckpt"
+    if not last_path.exists():  # stopped before the first optimizer step
+        trainer.save_checkpoint(last_path)
+    best_path = Path(best.best_model_path) if best.best_model_path else last_path
+    if config.model.lora_modules:
+        save_adapter(*load_run(best_path), run_dir / "adapter.pt")
+    logger.info("best checkpoint {}", best_path)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    return FitResult(run_dir, best_path, last_path, metrics, stopper.interrupted)
+
+
+def _make_trainer(
+    config: Config, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]
+) -> Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        ConfigError: devices or a precision that this machine does not have.
+    """
+    t = config.trainer
+    try:
+        return Trainer(
             accelerator=t.accelerator,
             devices=int(t.devices) if t.devices.isdigit() else t.devices,
             precision=t.precision,  # type: ignore[arg-type]
@@ -170,16 +194,11 @@ def _run(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=t.resume_from, weights_only=True)
-    last_path = run_dir / "last.ckpt"
-    if not last_path.exists():  # stopped before the first optimizer step
-        trainer.save_checkpoint(last_path)
-    best_path = Path(best.best_model_path) if best.best_model_path else last_path
-    if config.model.lora_modules:
-        save_adapter(*load_run(best_path), run_dir / "adapter.pt")
-    logger.info("best checkpoint {}", best_path)
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    return FitResult(run_dir, best_path, last_path, metrics, stopper.interrupted)
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices} and "
+            f"trainer.precision={t.precision} cannot be used here: {error}"
+        ) from error
 
 
 @contextmanager

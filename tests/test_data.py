@@ -219,6 +219,11 @@ def test_splits(tmp_path):
     (lists / "wrong.txt").write_text("dog\nbaer\n")
     with pytest.raises(DataError, match="'baer'; did you mean bear"):
         VideoDataset(root, "2016/wrong")
+    (lists / "marked.txt").write_bytes("\ufeffdog\r\nbear\r\n".encode())
+    assert VideoDataset(root, "2016/marked").names == ["dog", "bear"]
+    (lists / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="binary.txt cannot be read as a list of videos"):
+        VideoDataset(root, "2016/binary")
     (lists / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="lists no videos"):
         VideoDataset(root, "2016/empty")

@@ -18,9 +18,9 @@ from sam2kit.compose import compose, recompose
 from sam2kit.config import Config, OptimizerConfig, SchedulerConfig
 from sam2kit.engine import step_generator
 from sam2kit.errors import CheckpointError, ConfigError
-from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
+from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint, pick_device
 from sam2kit.optim import build_optimizer, learning_rate_factor, parameter_groups
-from sam2kit.run_dir import new_run_dir, open_run_dir
+from sam2kit.run_dir import file_name, new_run_dir, open_run_dir
 from sam2kit.train import fit
 
 
@@ -239,6 +239,36 @@ def test_a_loss_without_anything_trained_is_told(config, tmp_path):
     config.trainer.audit = "off"
     with pytest.raises(ConfigError, match="no module that is trained takes part in the loss"):
         fit(config, tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_is_told(config, tmp_path, monkeypatch):
+    config.trainer.audit = "off"
+    score = train_module.SAM2LightningModule.track_and_score
+
+    def lost(self, batch, step):
+        output, terms = score(self, batch, step)
+        return output, {name: term * float("nan") for name, term in terms.items()}
+
+    monkeypatch.setattr(train_module.SAM2LightningModule, "track_and_score", lost)
+    log = (fit(config, tmp_path / "run").run_dir / "train.log").read_text()
+    assert "the loss is nan; optimizer.lr or a weight of loss is too high" in log
+
+
+def test_a_video_s_name_as_a_file_s_stays_in_the_folder():
+    assert file_name("My ünïque video-1") == "My ünïque video-1"
+    names = ["../a", "/a", "_a", "..", "x" * 300, "x" * 301, "a/b", "a\nb"]
+    files = [file_name(name) for name in names]
+    assert len(set(files)) == len(names) and all(0 < len(f) < 80 for f in files)
+    assert not any(set("/\n") & set(f) or f.startswith(".") for f in files)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_told(config, tmp_path):
+    config.trainer.accelerator = "gpu"
+    with pytest.raises(ConfigError, match="trainer.accelerator=gpu .*trainer.devices=1.*cannot be"):
+        fit(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="trainer.accelerator is gpu, and there is none"):
+        pick_device("gpu")
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):

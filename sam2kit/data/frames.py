@@ -259,9 +259,11 @@ def read_split(split: str, root: Path, found: list[str]) -> list[str]:
             f"split {split!r} is neither a text file nor a list under {root / 'ImageSets'}; "
             f"lists there: {[p.with_suffix('').as_posix() for p in known] or 'none'}"
         )
-    names = dict.fromkeys(
-        _video_of_line(s, found) for s in path.read_text().splitlines() if s.strip()
-    )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a list of videos: {error}") from error
+    names = dict.fromkeys(_video_of_line(line, found) for line in lines if line.strip())
     if not names:
         raise DataError(f"{path} lists no videos; write one name on each line")
     missing = [name for name in names if name not in found]
