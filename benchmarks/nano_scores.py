@@ -40,7 +40,7 @@ GENERATED = {
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=false",
 }
 PROMPTS = ("mask", "box", "point")
-STAGES = ("1_masks", "2_images", "3_clips")
+STAGES = ("1_masks", "2_long", "3_images", "4_clips")
 
 
 def interval(per_video: Sequence[np.ndarray], statistic: Callable = np.mean) -> dict[str, float]:
@@ -166,7 +166,7 @@ def table(scores: dict) -> str:
 
 
 def draw_curves(results: Path, picture: Path) -> None:
-    """The curves of the three stages, from their ``metrics.csv`` kept as ``nano_STAGE.csv``."""
+    """The curves of the stages, from their ``metrics.csv`` kept as ``nano_STAGE.csv``."""
     panels = {}
     for stage in STAGES:
         with open(results / f"nano_{stage}.csv", newline="") as file:

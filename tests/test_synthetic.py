@@ -222,3 +222,9 @@ def test_limbs_belong_to_the_mask():
     assert (drawn & whole).sum() > 0.95 * whole.sum()
     shape.limbs = []
     assert scene.masks(0)[1].sum() < whole.sum()
+
+
+@pytest.mark.parametrize("lifelike", [False, True])
+def test_every_video_shows_an_object_even_of_one_frame(lifelike):
+    source = SyntheticDataset(120, 1, 64, max_objects=1, seed=42, lifelike=lifelike)
+    assert all(source.read_masks(i, 0) for i in range(len(source)))

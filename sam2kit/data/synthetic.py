@@ -67,8 +67,8 @@ class SyntheticDataset(VideoSource):
         """The scene of video ``i``, any number from 0 up."""
         if self._recent is None or self._recent[0] != i:
             scene = self._draw(i, 0)
-            for attempt in range(1, 20):  # lifelike objects may all be out of view or hidden
-                if not self.lifelike or _begins_in_view(scene):
+            for attempt in range(1, 20):  # all objects may be hidden, or out of view
+                if _begins_in_view(scene) if self.lifelike else _shows_objects(scene):
                     break
                 scene = self._draw(i, attempt)
             self._recent = (i, scene)
@@ -177,6 +177,11 @@ class CompositedDataset(VideoSource):
 def _begins_in_view(scene: Scene) -> bool:
     """Whether an object covers at least a hundredth of the first frame."""
     return any(mask.mean() >= 0.01 for mask in scene.masks(0).values())
+
+
+def _shows_objects(scene: Scene) -> bool:
+    """Whether there is anything to track at all: an object on some frame."""
+    return any(scene.masks(t) for t in range(len(scene.light)))
 
 
 def _check_at_least(least: float, **values: float) -> None:
