@@ -135,6 +135,7 @@ def runs(tmp_path_factory):
         (2, ["trainer.accumulate_grad_batches=2"]),  # within an accumulation
         (2, ["trainer.limit_train_batches=3", "trainer.check_val_every_n_epoch=2"]),
         (5, ["trainer.ema_decay=0.9"]),
+        (5, ["dataset.correction_clicks=2", "model.lora_modules=[memory_attention]"]),
         (6, ["trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"]),
     ],
 )
