@@ -168,3 +168,19 @@ def test_curves_are_drawn_from_the_kept_metrics(scores, tmp_path):
         (tmp_path / f"nano_{stage}.csv").write_text(text.replace("0.4", "" if number else "0.4"))
     scores["draw_curves"](tmp_path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_shipped_model_follows_masks_better_than_the_copied_mask_does(scores):
+    file = checkpoints.SHIPPED_CHECKPOINTS["nano"]
+    assert file.stat().st_size < 20e6
+    overrides = ["model=nano", "model.checkpoint=nano", "dataset=synthetic", "seed=3"]
+    overrides += ["dataset.image_size=128", "valdataset.synthetic_videos=12"]
+    overrides += ["valdataset.video_clip_length=8", "trainer.accelerator=cpu"]
+    config = compose(None, [*overrides, "dataset.num_workers=0"])
+    row = scores["iou_row"](config, create_sam2_model(config))
+    assert row["nano"]["mean"] > row["first mask copied"]["mean"] + 0.03
+
+
+def test_model_card_shows_the_committed_scores():
+    card = (ROOT / "docs" / "model_card.md").read_text()
+    assert (ROOT / "benchmarks" / "results" / "nano.md").read_text().strip() in card
