@@ -12,7 +12,8 @@ from torch import Tensor
 from sam2kit.clip import ClipBatch
 from sam2kit.config import DatasetConfig
 from sam2kit.errors import ConfigError
-from sam2kit.prompts import Prompt, sample_points, video_frame
+from sam2kit.prompt_shapes import sample_points
+from sam2kit.prompts import Prompt, video_frame
 
 
 @dataclass(eq=False)

@@ -34,7 +34,8 @@ from sam2kit.data.build import build_validation
 from sam2kit.errors import CheckpointError, ConfigError
 from sam2kit.model import SAM2Model, describe_model
 from sam2kit.plain_sam2 import track_folder
-from sam2kit.prompts import Prompt, mask_to_box
+from sam2kit.prompt_shapes import mask_to_box
+from sam2kit.prompts import Prompt
 from sam2kit.transforms import normalize
 from sam2kit.viz import frames_to_images
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from sam2kit.clip import ClipBatch
 from sam2kit.config import PROMPT_TYPES
 from sam2kit.errors import DataError
-from sam2kit.prompts import Prompt, box_to_points, group_prompts, video_frame
+from sam2kit.prompt_shapes import box_to_points
+from sam2kit.prompts import Prompt, group_prompts, video_frame
 
 SCHEMA_VERSION = 1
 

@@ -18,7 +18,8 @@ from sam2kit.clip import ClipBatch, VideoClip, collate
 from sam2kit.config import Config
 from sam2kit.corrections import Corrections
 from sam2kit.model import SAM2Model, describe_model
-from sam2kit.prompts import Prompt, box_to_points, mask_to_box
+from sam2kit.prompt_shapes import box_to_points, mask_to_box
+from sam2kit.prompts import Prompt
 from sam2kit.tracking import upstream_inputs
 from sam2kit.transforms import normalize
 

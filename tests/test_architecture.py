@@ -22,6 +22,7 @@ LEVELS = {
         "plain_sam2",
         "prompts",
         "prompt_files",
+        "prompt_shapes",
         "transforms",
         "viz",
     ),

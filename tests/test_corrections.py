@@ -13,7 +13,8 @@ from sam2kit.checkpoints import create_sam2_model
 from sam2kit.clip import collate
 from sam2kit.corrections import CorrectionGenerator, Corrections, correction_click
 from sam2kit.errors import ConfigError
-from sam2kit.prompts import Prompt, PromptGenerator, jitter_box, mask_to_box
+from sam2kit.prompt_shapes import jitter_box, mask_to_box
+from sam2kit.prompts import Prompt, PromptGenerator
 
 
 def generator(seed: int = 0) -> torch.Generator:

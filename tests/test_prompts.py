@@ -12,16 +12,14 @@ from sam2kit.clip import VideoClip, collate
 from sam2kit.config import DatasetConfig
 from sam2kit.errors import ConfigError, DataError
 from sam2kit.prompt_files import load_prompts, save_prompts
-from sam2kit.prompts import (
-    Prompt,
-    PromptGenerator,
+from sam2kit.prompt_shapes import (
     box_to_points,
-    group_prompts,
     mask_center,
     mask_to_box,
     sample_negative_points,
     sample_points,
 )
+from sam2kit.prompts import Prompt, PromptGenerator, group_prompts
 
 SIZE = 32
 
