@@ -29,15 +29,15 @@ from sam2kit.evaluate import COPY, evaluate
 from sam2kit.metrics import after_first_visible
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
-from sam2kit.viz import curves, markdown_table
+from sam2kit.charts import curves, markdown_table
 
 ROOT = Path(__file__).parent.parent
 SEED = 7
 BOOTSTRAPS = 2000
 LARGEST_FALSE_ABSENCE = 0.05
 GENERATED = {
-    "generated, lifelike, 8 frames": "dataset.synthetic_lifelike=true",
-    "generated, plain, 8 frames": "dataset.synthetic_lifelike=false",
+    "generated, lifelike, 8 frames": "dataset.synthetic_lifelike=1",
+    "generated, plain, 8 frames": "dataset.synthetic_lifelike=0",
 }
 PROMPTS = ("mask", "box", "point")
 STAGES = ("1_masks", "2_long", "3_images", "4_clips")
@@ -130,7 +130,7 @@ def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> d
             length = f"valdataset.video_clip_length={frames}"
             chosen = config(*video, length, f"valdataset.prompt_types=[{prompt}]")
             rows[f"DAVIS, {frames} frames, {prompt} prompt"] = iou_row(chosen, model)
-    absence = absence_row(config("dataset.synthetic_lifelike=true"), model)
+    absence = absence_row(config("dataset.synthetic_lifelike=1"), model)
     digest = hashlib.sha256(find_checkpoint(checkpoint).read_bytes()).hexdigest()
     return {
         "checkpoint": Path(checkpoint).name,

@@ -245,6 +245,8 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
             yield f"{section}.{key} is {value}; give at least {least}"
     if not (dataset.synthetic_motion >= 0 and math.isfinite(dataset.synthetic_motion)):
         yield f"{section}.synthetic_motion is {dataset.synthetic_motion}; give at least 0"
+    if not 0 <= dataset.synthetic_lifelike <= 1:
+        yield f"{section}.synthetic_lifelike is {dataset.synthetic_lifelike}; give 0 to 1"
     share = dataset.correction_from_truth
     if not 0 <= share <= 1:
         yield f"{section}.correction_from_truth is {share}; give a probability from 0 to 1"

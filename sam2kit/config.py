@@ -102,10 +102,11 @@ class DatasetConfig:
     synthetic_motion: float = option(
         0.14, "mean way of a generated object on one frame as a share of its diameter"
     )
-    synthetic_lifelike: bool = option(
-        False,
-        "type synthetic closer to filmed video: a moving camera, blur, changing light, limbs, "
-        "objects that leave or are wholly hidden and come back, speeds from slow to twice the mean",
+    synthetic_lifelike: float = option(
+        0.0,
+        "share of the videos of type synthetic that come closer to filmed video: a moving camera, "
+        "blur, changing light, shadows, limbs, objects that leave or are wholly hidden and come "
+        "back, speeds from slow to twice the mean",
     )
     augment: bool = option(False, "flip, crop, reverse and recolour training clips")
     prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")

@@ -217,6 +217,7 @@ IMPOSSIBLE = [
     "trainer.max_time=20min",
     "trainer.ema_decay=1",
     "dataset.synthetic_motion=-1",
+    "dataset.synthetic_lifelike=1.5",
     "trainer.accelerator=tpus",
     "trainer.devices=two",
     "trainer.devices=0",

@@ -195,7 +195,7 @@ def test_lifelike_blur_touches_pictures_and_not_masks():
     blurred = next(
         scene
         for scene in (
-            Scene(np.random.default_rng(seed), 8, (96, 96), motion=0.3, lifelike=True)
+            Scene(np.random.default_rng(seed), 8, (96, 96), motion=0.6, lifelike=True)
             for seed in range(20)
         )
         if scene.shutter and scene.blur == 0
@@ -222,6 +222,45 @@ def test_limbs_belong_to_the_mask():
     assert (drawn & whole).sum() > 0.95 * whole.sum()
     shape.limbs = []
     assert scene.masks(0)[1].sum() < whole.sum()
+
+
+def test_shadows_darken_the_picture_and_change_no_mask():
+    scene = next(
+        scene
+        for scene in (Scene(np.random.default_rng(k), 4, (96, 96), lifelike=True) for k in range(9))
+        if scene.shadow
+    )
+    masks, shaded = scene.masks(2), scene.frame(2).astype(int)
+    scene.shadow = None
+    plain = scene.frame(2).astype(int)
+    assert plain.mean() > shaded.mean() and (shaded <= plain + 1).mean() > 0.999
+    assert all(np.array_equal(scene.masks(2)[n], mask) for n, mask in masks.items())
+
+
+def test_what_lies_behind_shows_through_some_objects():
+    for seed in range(90):
+        scene = Scene(
+            np.random.default_rng(seed), 4, (96, 96), 1, 0, background=False, lifelike=True
+        )
+        shape = scene.shapes[0]
+        if shape.opacity < 1 and len(scene.shapes) == 1 and scene.masks(0):
+            break
+    scene.shutter, scene.shadow = 0.0, None
+    mask = scene.masks(0)[1]
+    dark, light = (scene.frame(0, np.full((96, 96, 3), c, np.uint8)) for c in (0, 255))
+    through = (light.astype(int) - dark)[mask] / 255
+    assert np.median(through) == pytest.approx(1 - shape.opacity, abs=0.02)
+
+
+def test_a_share_of_the_videos_is_lifelike_and_the_share_changes_none_of_them():
+    plain, half, lifelike = (
+        SyntheticDataset(60, 2, 48, seed=4, lifelike=share) for share in (0.0, 0.5, 1.0)
+    )
+    kinds = [half.scene(i).lifelike for i in range(60)]
+    assert 20 < sum(kinds) < 40
+    for i in range(8):
+        same = lifelike if kinds[i] else plain
+        assert np.array_equal(half.read_frame(i, 1), same.read_frame(i, 1))
 
 
 @pytest.mark.parametrize("lifelike", [False, True])

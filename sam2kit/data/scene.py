@@ -7,12 +7,22 @@ frame's number, so frames can be rendered in any order. NumPy and OpenCV only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from sam2kit.data.shapes import Shape, draw_cover, draw_figure, draw_shape, waves
 from sam2kit.data.textures import SHIFT, draw_backdrop, draw_scenery
+
+
+@dataclass(frozen=True)
+class _Shadow:
+    """How every shape of a scene darkens what lies behind it; lengths in the shape's radius."""
+
+    offset: np.ndarray  # x, y
+    strength: float  # 0 to 1
+    softness: float  # deviation of the blur
 
 
 class Scene:
@@ -28,9 +38,10 @@ class Scene:
             mask of the first of eight frames, copied to the others, scores a mean IoU of about 0.3.
         background: generate a background; without one, :meth:`frame` must be given the frame.
         lifelike: closer to filmed video. The camera pans over everything and blurs what moves,
-            light changes, surfaces have parts and relief, shapes have limbs, turn away, leave the
-            frame and come back, are hidden wholly for some frames, and often look alike; sizes and
-            speeds vary widely around ``motion``.
+            light changes, shapes cast shadows and some let the light through, surfaces have parts
+            and relief, shapes have limbs, turn away, come nearer, leave the frame and come back,
+            are hidden wholly for some frames, and often look alike; sizes and speeds vary widely
+            around ``motion``. Shadows are no part of a mask, what shows through an object is.
     """
 
     def __init__(
@@ -54,7 +65,7 @@ class Scene:
         self.camera = _camera_path(generator, num_frames, size, motion)
         self.shapes = self._draw_shapes(generator, num_frames, max_objects, max_distractors, motion)
         self.view = np.tile(np.eye(2, 3), (num_frames, 1, 1))  # from world to pixels of frame t
-        self.shutter, self.shade = 0.0, None
+        self.shutter, self.shade, self.shadow = 0.0, None, None
         if lifelike:
             self._enliven(generator, num_frames, motion, moves=background)
         self.object_ids = {
@@ -108,6 +119,13 @@ class Scene:
         a, slope = generator.uniform(0, 2 * np.pi), generator.uniform(0, 0.35)
         cast = generator.normal(1, 0.07, 3)
         self.shade = ((1 + slope * (np.cos(a) * x + np.sin(a) * y)) * cast).astype(np.float32)
+        if generator.random() < 0.6:
+            reach = generator.uniform(0.1, 0.6)
+            self.shadow = _Shadow(
+                offset=-reach * np.array([np.cos(a), np.sin(a)]),
+                strength=generator.uniform(0.2, 0.6),
+                softness=generator.uniform(0.05, 0.25),
+            )
 
     def masks(self, t: int) -> dict[int, np.ndarray]:
         """The visible part of each object on frame t: ``[H,W]`` bool by object, from 1 up.
@@ -173,13 +191,21 @@ class Scene:
         cv2.line(kernel, (middle - way).tolist(), (middle + way).tolist(), 1.0)
         return kernel / kernel.sum()
 
-    def _coverage(self, shape: Shape, t: int, margin: int = 0) -> tuple[slice, slice, np.ndarray]:
+    def _coverage(
+        self, shape: Shape, t: int, margin: int = 0, shift: np.ndarray | None = None
+    ) -> tuple[slice, slice, np.ndarray]:
         """The box of a shape within the frame, and how much of each of its pixels it covers.
+
+        Args:
+            margin: pixels around the shape that the box holds too.
+            shift: x, y in pixels by which the shape is moved first.
 
         Returns:
             rows, columns, and ``[h,w]`` uint8 from 0 to 255; an empty box if it left the frame.
         """
         to_pixels = self._to_pixels(shape, t)
+        if shift is not None:
+            to_pixels[:, 2] += shift
         outlines = [points @ to_pixels.T for points in shape.outlines(t)]
         low = np.floor(np.min([p.min(0) for p in outlines], 0)).astype(int) - 1 - margin
         high = np.ceil(np.max([p.max(0) for p in outlines], 0)).astype(int) + 2 + margin
@@ -193,7 +219,21 @@ class Scene:
             cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, SHIFT)
         return slice(y0, y1), slice(x0, x1), alpha
 
+    def _cast_shadow(self, picture: np.ndarray, shape: Shape, t: int) -> None:
+        """Darken what is already painted, beside where the shape will be laid."""
+        if self.shadow is None:
+            return
+        size = shape.radius * shape.scales[t]
+        blur = max(0.5, self.shadow.softness * size)
+        shift = self.shadow.offset * size
+        rows, columns, alpha = self._coverage(shape, t, int(2 * blur) + 1, shift)
+        if alpha.size:
+            alpha = cv2.GaussianBlur(alpha, (0, 0), blur)
+            dark = 1 - np.float32(self.shadow.strength / 255) * alpha[..., None]
+            picture[rows, columns] = np.round(picture[rows, columns] * dark)
+
     def _lay(self, picture: np.ndarray, shape: Shape, t: int) -> None:
+        self._cast_shadow(picture, shape, t)
         kernel = self._blur_kernel(lambda n: self._to_pixels(shape, n)[:, 2], t)
         margin = 0 if kernel is None else len(kernel) // 2
         rows, columns, alpha = self._coverage(shape, t, margin)
@@ -215,7 +255,7 @@ class Scene:
         if kernel is not None:
             skin = cv2.filter2D(skin, -1, kernel)
             alpha = cv2.filter2D(alpha, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-        share = alpha[..., None].astype(np.float32) / 255
+        share = alpha[..., None].astype(np.float32) * np.float32(shape.opacity / 255)
         below = picture[rows, columns]
         picture[rows, columns] = np.round(below + share * (skin.astype(np.float32) - below))
 

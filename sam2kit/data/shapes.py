@@ -61,6 +61,7 @@ class Shape:
         scales: ``[T]`` factors on the radius.
         is_object: False for a distractor, which hides objects but has no mask.
         limbs: thin parts, of the same texture and in the same mask.
+        opacity: 0 to 1; below 1 what lies behind shows through, and the mask is the same.
     """
 
     texture: np.ndarray
@@ -74,6 +75,7 @@ class Shape:
     scales: np.ndarray
     is_object: bool
     limbs: list[Limb] = field(default_factory=list)
+    opacity: float = 1.0
 
     def transform(self, t: int) -> np.ndarray:
         """``[2,3]``: from the shape's own units (radius 1 around 0, 0) to pixels on frame t."""
@@ -137,7 +139,8 @@ def draw_figure(
     """A shape of a lifelike scene: like :func:`draw_shape`, but with limbs and a skin of parts.
 
     Its radius is 0.08 to 0.3 of the frame's shorter side. It turns away (its two axes change
-    against each other), and one in three leaves the frame and comes back.
+    against each other) and comes nearer or goes; one in three leaves the frame and comes back, and
+    one in ten lets some light through.
     """
     shape = draw_shape(generator, num_frames, size, motion, avoid, is_object)
     radius = min(size) * np.exp(generator.uniform(np.log(0.08), np.log(0.3)))
@@ -151,8 +154,13 @@ def draw_figure(
     shape.stretches = shape.stretches * np.exp(
         generator.uniform(0, 0.3) * waves(generator, num_frames)
     )
-    shape.scales = np.exp(generator.uniform(0.1, 0.35) * waves(generator, num_frames))
+    nearer = generator.normal(0, 0.3 * motion) * np.arange(num_frames)
+    shape.scales = np.exp(
+        generator.uniform(0.1, 0.35) * waves(generator, num_frames) + np.clip(nearer, -0.7, 0.7)
+    )
     shape.texture = draw_skin(generator, (max(16, round(3.2 * radius)),) * 2, avoid)
+    if generator.random() < 0.1:
+        shape.opacity = generator.uniform(0.55, 0.85)
     for _ in range(int(generator.integers(1, 6)) if generator.random() < 0.5 else 0):
         shape.limbs.append(
             Limb(

@@ -24,7 +24,8 @@ class SyntheticDataset(VideoSource):
         seed: 0 or more; videos of different seeds are different.
         motion: mean way of an object on one frame as a share of its diameter.
         max_distractors: at most this many moving shapes without a mask.
-        lifelike: closer to filmed video; see :class:`sam2kit.data.scene.Scene`.
+        lifelike: share of the videos that are closer to filmed video, 0 to 1; see
+            :class:`sam2kit.data.scene.Scene`.
 
     Raises:
         DataError: a number that is too small.
@@ -39,7 +40,7 @@ class SyntheticDataset(VideoSource):
         seed: int = 0,
         motion: float = 0.14,
         max_distractors: int = 2,
-        lifelike: bool = False,
+        lifelike: float = 0.0,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         _check_at_least(1, num_videos=num_videos, num_frames=num_frames, max_objects=max_objects)
@@ -68,7 +69,7 @@ class SyntheticDataset(VideoSource):
         if self._recent is None or self._recent[0] != i:
             scene = self._draw(i, 0)
             for attempt in range(1, 20):  # all objects may be hidden, or out of view
-                if _begins_in_view(scene) if self.lifelike else _shows_objects(scene):
+                if _begins_in_view(scene) if scene.lifelike else _shows_objects(scene):
                     break
                 scene = self._draw(i, attempt)
             self._recent = (i, scene)
@@ -83,8 +84,12 @@ class SyntheticDataset(VideoSource):
             self.max_objects,
             self.max_distractors,
             self.motion,
-            lifelike=self.lifelike,
+            lifelike=self._is_lifelike(i),
         )
+
+    def _is_lifelike(self, i: int) -> bool:
+        """Drawn apart from the scene, so that the share changes no video of either kind."""
+        return bool(np.random.default_rng((i, self.seed)).random() < self.lifelike)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return self.scene(i).frame(t)
