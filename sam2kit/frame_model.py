@@ -1,0 +1,277 @@
+"""One call of the model on one frame, by the conventions of upstream's video predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.utils.misc import fill_holes_in_mask_scores
+from torch import Tensor
+from torch.nn import functional as F
+
+from sam2kit.memory_bank import Memory, ObjectBank, Read, upstream_bank
+from sam2kit.tracking import FrameFeatures
+from sam2kit.transforms import normalize, resize_frames, resize_masks
+
+
+@dataclass(frozen=True)
+class TrackerOptions:
+    """The conventions of tracking; the defaults are those of upstream's predictor.
+
+    Attributes:
+        max_cond_frames: conditioning frames kept of those that tracking has passed: the first of
+            all and the nearest. None: all, as upstream; memory then grows with every prompt.
+        history: frames kept beyond what attention reads. A prompt corrects a frame that is still
+            kept; on a forgotten one it is a new conditioning frame. None: all, as upstream.
+        object_chunk: at most so many objects in one call of the model.
+        autocast: compute in bfloat16; None: where the device is a GPU that does it well.
+        zero_memory: zero all that the bank keeps (ablation).
+        memory_in_bfloat16: keep spatial memories in bfloat16.
+        reencode_prompted: encode a prompted frame's memory from its low-resolution mask, enlarged;
+            otherwise from the mask at full size.
+        binarize_prompted: cut the mask of a prompted frame at 0 before its memory is encoded.
+        binarize_mask_prompts: that of a mask prompt too.
+        choose_by_stability: where the decoder gives one mask and it is unstable, take the best of
+            three.
+        pointer_positions_by_length: in a video shorter than the number of object pointers,
+            normalise their positions by its length.
+        corrected_frames_condition: a prompt on a tracked frame makes it a conditioning frame.
+        previous_logits: clicks on a frame that has a mask are given to the decoder with that mask,
+        previous_logits_limit: clamped to plus and minus this.
+        fill_hole_area: fill holes of at most so many pixels of the low-resolution mask,
+        fill_without_extension: even without upstream's compiled extension, which it needs;
+        fill_before_prompted_memory, fill_before_tracked_memory: before or after the memory of a
+            prompted or of another frame is encoded.
+        track_before_prompt: track objects on frames before their first prompt.
+        read_other_direction: a backward pass reads memories of the forward pass, and vice versa.
+        pil_bicubic: resize frames by PIL's bicubic filter; otherwise as in training.
+        antialias_masks: resize mask prompts with antialiasing, cut at 0.5; otherwise nearest.
+        non_overlapping: give each pixel to one object, that with the highest logit.
+    """
+
+    max_cond_frames: int | None = 8
+    history: int | None = 0
+    object_chunk: int = 16
+    autocast: bool | None = None
+    zero_memory: bool = False
+    memory_in_bfloat16: bool = True
+    reencode_prompted: bool = True
+    binarize_prompted: bool = True
+    binarize_mask_prompts: bool = True
+    choose_by_stability: bool = True
+    pointer_positions_by_length: bool = True
+    corrected_frames_condition: bool = False
+    previous_logits: bool = True
+    previous_logits_limit: float = 32.0
+    fill_hole_area: int = 8
+    fill_without_extension: bool = False
+    fill_before_prompted_memory: bool = True
+    fill_before_tracked_memory: bool = False
+    track_before_prompt: bool = True
+    read_other_direction: bool = True
+    pil_bicubic: bool = True
+    antialias_masks: bool = True
+    non_overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_cond_frames", "object_chunk"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("history", "fill_hole_area", "previous_logits_limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+class Call(NamedTuple):
+    """One object's part in a call of the model: a prompt, or nothing but its memories."""
+
+    bank: ObjectBank
+    read: Read | None  # None: an initial conditioning frame, which reads no memory
+    reverse: bool | None
+    points: dict[str, Tensor] | None = None  # upstream's form, [1,P,2] and [1,P]
+    mask: Tensor | None = None  # [1,1,S,S]
+    previous: Tensor | None = None  # [1,1,h,w]
+
+    @property
+    def key(self) -> tuple:
+        """What objects must agree on to share a call."""
+        count = None if self.points is None else self.points["point_labels"].shape[1]
+        return self.read, self.reverse, count, self.mask is None, self.previous is None
+
+
+class Answer(NamedTuple):
+    """What became of one object in a call."""
+
+    memory: Memory
+    candidates: Tensor | None  # [1,3,h,w], if its mask was chosen among them
+
+
+class FrameModel:
+    """A model that is run by :class:`TrackerOptions`; it keeps nothing of any video."""
+
+    def __init__(
+        self, model: SAM2Base, options: TrackerOptions, device: torch.device | str | None = None
+    ) -> None:
+        self.model = model.to(device or model.device).eval()
+        self.options = options
+        self.device = self.model.device
+        on = options.autocast
+        if on is None:
+            on = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+        self._autocast = on
+        self._position: list[Tensor] = []  # maskmem_pos_enc, the same for all memories
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Run the model by these conventions, and leave it as it was."""
+        decoder = self.model.sam_mask_decoder
+        wanted = [
+            (self.model, "binarize_mask_from_pts_for_mem_enc", True),  # each call says whether
+            (self.model, "non_overlap_masks_for_mem_enc", False),  # upstream has objects apart
+            (decoder, "dynamic_multimask_via_stability", self.options.choose_by_stability),
+            (decoder, "dynamic_multimask_stability_delta", 0.05),  # of build_sam2_video_predictor
+            (decoder, "dynamic_multimask_stability_thresh", 0.98),
+        ]
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+        for owner, name, value in wanted:
+            setattr(owner, name, value)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
+        try:
+            with torch.inference_mode(), autocast:
+                yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
+
+    def encode(self, frame: np.ndarray) -> FrameFeatures:
+        """The features of a frame ``[H,W,3]`` uint8 RGB of any size."""
+        side = self.model.image_size
+        if self.options.pil_bicubic:
+            frame = np.array(Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC))
+        image = torch.from_numpy(frame).permute(2, 0, 1)[None].to(self.device)
+        backbone = self.model.forward_image(normalize(resize_frames(image, (side, side))))
+        return FrameFeatures(*self.model._prepare_backbone_features(backbone)[1:])
+
+    def resize_masks(self, masks: Tensor) -> Tensor:
+        """``[N,1,H,W]`` bool to the model's size, bool."""
+        side = (self.model.image_size, self.model.image_size)
+        if self.options.antialias_masks:
+            return resize_masks(masks, side)
+        return F.interpolate(masks.float(), side) > 0
+
+    def run(
+        self, t: int, features: FrameFeatures, calls: Sequence[Call], num_frames: int
+    ) -> list[Answer]:
+        """Run the model once, for n objects that may share the call.
+
+        Args:
+            features: of frame ``t``, as :meth:`encode` gives them.
+            num_frames: the video's length.
+        """
+        model, options = self.model, self.options
+        _, read, reverse, points, mask, _ = calls[0]
+        vision, position = (
+            [x.expand(-1, len(calls), -1) for x in levels]  # the same memory seen n times
+            for levels in (features.vision, features.position)
+        )
+        if points is not None:
+            points = {k: torch.cat([c.points[k] for c in calls if c.points]) for k in points}
+        shortest = 0 if options.pointer_positions_by_length else model.max_obj_ptrs_in_encoder
+        _, outputs, _, _ = model._track_step(
+            t,
+            read is None,
+            vision,
+            position,
+            features.sizes,
+            points,
+            _together([call.mask for call in calls]),
+            upstream_bank([call.bank for call in calls], read or Read((), ()), self._position),
+            max(num_frames, shortest),
+            bool(reverse),
+            _together([call.previous for call in calls]),
+        )
+        candidates, _, iou, logits, high_res, pointer, score = outputs
+        filled = self._fill_holes(logits)
+        memory = self._encode_memory(
+            (vision, features.sizes), (logits, filled, high_res), score, points, mask
+        )
+        if options.zero_memory:
+            memory, pointer = torch.zeros_like(memory), torch.zeros_like(pointer)
+        rows = (pointer, score[:, 0].float(), iou.amax(1).float(), memory, filled)
+        several = candidates.shape[1] > 1
+        return [
+            Answer(
+                # Cloned, or one object's row would keep those of all others alive.
+                Memory(*(x[i : i + 1].clone() for x in rows), reverse=reverse),
+                candidates[i : i + 1] if several else None,
+            )
+            for i in range(len(calls))
+        ]
+
+    def _encode_memory(
+        self,
+        features: tuple[list[Tensor], list[tuple[int, int]]],
+        masks: tuple[Tensor, Tensor, Tensor],
+        score: Tensor,
+        points: dict[str, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """The spatial memory ``[n,C,h,w]`` of a frame's masks: low, low and filled, full size."""
+        options, side = self.options, (self.model.image_size, self.model.image_size)
+        low, filled, full = masks
+        prompted = points is not None or mask is not None
+        if prompted and not options.fill_before_prompted_memory:
+            filled = low
+        if not prompted and not options.fill_before_tracked_memory:
+            filled = low
+        if filled is not low or (prompted and options.reencode_prompted):
+            full = F.interpolate(filled, side, mode="bilinear")
+        binarize = options.binarize_prompted and (
+            points is not None or (mask is not None and options.binarize_mask_prompts)
+        )
+        memory, position = self.model._encode_new_memory(*features, full, score, binarize)
+        self._position = self._position or [x[:1].clone() for x in position]
+        return memory.to(torch.bfloat16) if options.memory_in_bfloat16 else memory
+
+    def _fill_holes(self, logits: Tensor) -> Tensor:
+        """Low-resolution masks with small holes filled; the same tensor where nothing is done."""
+        area = self.options.fill_hole_area
+        if area and logits.is_cuda and find_spec("sam2._C") is not None:
+            return fill_holes_in_mask_scores(logits, area)
+        if not area or not self.options.fill_without_extension:
+            return logits
+        labels, areas = connected_components(logits <= 0)
+        return torch.where((labels > 0) & (areas <= area), 0.1, logits)  # upstream's constant
+
+
+def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """What upstream's compiled extension computes, by OpenCV.
+
+    Args:
+        masks: ``[N,1,H,W]`` bool.
+
+    Returns:
+        labels, 0 outside the masks, and each pixel's component's area, both ``[N,1,H,W]`` int32;
+        components are joined across corners.
+    """
+    labels, areas = [], []
+    for mask in masks[:, 0].cpu().numpy().astype(np.uint8):
+        _, label, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        labels.append(label)
+        areas.append(statistics[label, cv2.CC_STAT_AREA])
+    shape = masks.shape
+    return tuple(
+        torch.from_numpy(np.stack(x)).view(shape).to(masks.device) for x in (labels, areas)
+    )
+
+
+def _together(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
