@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sam2kit.charts import curves, markdown_table
 from sam2kit.checkpoints import create_sam2_model, find_checkpoint
 from sam2kit.compose import compose, override
 from sam2kit.config import Config
@@ -29,7 +30,6 @@ from sam2kit.evaluate import COPY, evaluate
 from sam2kit.metrics import after_first_visible
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
-from sam2kit.charts import curves, markdown_table
 
 ROOT = Path(__file__).parent.parent
 SEED = 7

@@ -29,7 +29,8 @@ from sam2kit.metrics import copy_first_mask, mean_tracked_iou
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
 from sam2kit.run_dir import file_name, open_run_dir
-from sam2kit.viz import frames_to_images, save_gif, tracking_figure, tracking_frames
+from sam2kit.video_files import save_gif
+from sam2kit.viz import frames_to_images, tracking_figure, tracking_frames
 
 SCHEMA_VERSION = 1
 COPY = "first mask copied"

@@ -1,19 +1,18 @@
-"""Pictures: overlays, contact sheets, curves and GIFs.
+"""Pictures of frames and masks: overlays, prompts, contact sheets.
 
 Functions return RGB arrays or matplotlib figures and never show anything; a notebook displays what
-it gets. Figures are made without pyplot, which keeps a list of every figure in global state.
+it gets. Numbers as lines and tables are in :mod:`sam2kit.charts`, files of moving pictures in
+:mod:`sam2kit.video_files`. Figures are made without pyplot, which keeps a list of every figure in
+global state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from torch import Tensor
 
 from sam2kit.clip import ClipBatch
@@ -34,7 +33,6 @@ PALETTE = np.array(
     ],
     dtype=np.uint8,
 )
-LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # those that can be told from white paper
 POSITIVE, NEGATIVE, BOX = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 WHITE = (255, 255, 255)
 
@@ -281,7 +279,7 @@ def tracking_figure(
 def tracking_frames(
     frames: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """The truth and the trackers side by side under their names, for :func:`save_gif`.
+    """The truth and the trackers side by side under their names, to be animated.
 
     Arguments as for :func:`tracking_figure`.
 
@@ -313,66 +311,3 @@ def _count(number: int, noun: str) -> str:
 def _columns(count: int, most: int) -> list[int]:
     """At most ``most`` different positions, evenly spread over ``count`` with both ends."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
-
-
-def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 5.0) -> None:
-    """Write images ``[H,W,3]`` uint8 as an endless GIF, whose clock ticks every 10 ms.
-
-    Raises:
-        ValueError: no frames, or ``fps`` outside 0 to 50.
-    """
-    if not len(frames) or not 0 < fps <= 50:
-        raise ValueError(f"a GIF needs frames and fps in (0, 50], got {len(frames)} and {fps}")
-    pages = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
-    duration = round(100 / fps) * 10
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=duration, loop=0)
-
-
-def curves(
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
-    x_label: str = "step",
-) -> Figure:
-    """Line plots beside each other.
-
-    Args:
-        panels: title of a panel to the lines in it: name of the line to its x and y values. A
-            value that is not a number leaves a gap.
-
-    Raises:
-        ValueError: no panels.
-    """
-    if not panels:
-        raise ValueError("curves needs at least one panel")
-    figure = Figure((4.2 * len(panels), 3.0), dpi=120, layout="constrained")
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        for number, (name, (x, y)) in enumerate(lines.items()):
-            style = ("-", "--", ":")[number // len(LINE_COLORS) % 3]
-            color = LINE_COLORS[number % len(LINE_COLORS)] / 255
-            marker = "o" if len(x) <= 20 else None
-            axes.plot(x, y, style, color=color, label=name, marker=marker, markersize=3)
-        axes.set(title=title, xlabel=x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if lines:
-            axes.legend(fontsize=7, frameon=False)
-    return figure
-
-
-def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a Markdown table; fractional numbers get three digits.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if not rows:
-        raise ValueError("a table needs at least one row")
-
-    def line(cells: Iterable[object]) -> str:
-        texts = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
-
-    head = [line(rows[0]), line("---" for _ in rows[0])]
-    return "\n".join(head + [line(row[key] for key in rows[0]) for row in rows])

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "sam2kit"
 LEVELS = {
     0: ("", "checks", "clip", "compose", "config", "errors", "run_dir"),
     1: (
+        "charts",
         "corrections",
         "losses",
         "metrics",
@@ -24,6 +25,7 @@ LEVELS = {
         "prompt_files",
         "prompt_shapes",
         "transforms",
+        "video_files",
         "viz",
     ),
     2: (

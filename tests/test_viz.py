@@ -9,19 +9,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sam2kit.charts import curves, markdown_table
 from sam2kit.clip import VideoClip, collate
 from sam2kit.prompts import PromptGenerator
+from sam2kit.video_files import save_gif
 from sam2kit.viz import (
     PALETTE,
     clip_sheet,
     contact_sheet,
-    curves,
     draw_prompts,
     frames_to_images,
-    markdown_table,
     overlay,
     prompt_sheet,
-    save_gif,
     tracking_figure,
     tracking_frames,
 )
@@ -194,7 +193,7 @@ def test_curves():
 
 
 def test_pyplot_is_never_imported():
-    code = "import sys, sam2kit.viz; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, sam2kit.charts, sam2kit.viz; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
