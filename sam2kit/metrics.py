@@ -1,8 +1,13 @@
-"""How well predicted masks match true ones. NumPy only; masks are bool and end in the axes H, W."""
+"""How well predicted masks match true ones; masks are bool and end in the axes H, W. No torch."""
 
 from __future__ import annotations
 
+import math
+
+import cv2
 import numpy as np
+
+BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal, as DAVIS has it
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -33,14 +38,130 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels in both masks, and the sum of their areas."""
-    if prediction.shape != truth.shape:
-        raise ValueError(f"masks of different shapes: {prediction.shape} and {truth.shape}")
-    if prediction.dtype != bool or truth.dtype != bool:
-        raise ValueError(f"masks must be bool, got {prediction.dtype} and {truth.dtype}")
+    _check(prediction, truth)
     axes = (-2, -1)
     intersection = np.count_nonzero(prediction & truth, axis=axes)
     total = np.count_nonzero(prediction, axis=axes) + np.count_nonzero(truth, axis=axes)
     return np.asarray(intersection), np.asarray(total)
+
+
+def _check(prediction: np.ndarray, truth: np.ndarray) -> None:
+    if prediction.shape != truth.shape:
+        raise ValueError(f"masks of different shapes: {prediction.shape} and {truth.shape}")
+    if prediction.dtype != bool or truth.dtype != bool:
+        raise ValueError(f"masks must be bool, got {prediction.dtype} and {truth.dtype}")
+
+
+def boundary_f(
+    prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE
+) -> float:
+    """Contour accuracy F of one mask: the second of :func:`region_and_boundary`."""
+    return region_and_boundary(prediction, truth, tolerance)[1]
+
+
+def region_and_boundary(
+    prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE
+) -> tuple[float, float]:
+    """Region similarity J and contour accuracy F of one mask (Perazzi et al., CVPR 2016).
+
+    A boundary pixel is one that differs from its right, lower or lower right neighbour (neighbours
+    outside the image count as equal). Precision is the share of the prediction's boundary pixels
+    that have one of the truth's within a disk of radius ``ceil(tolerance * diagonal)`` pixels,
+    recall the share of the truth's with one of the prediction's; F is their harmonic mean. A mask
+    without a boundary (empty, or filling the image) has precision and recall of 0 and 1 against one
+    with a boundary, so F = 0, and of 1 and 1 against another without.
+
+    J and F equal those of the official ``davis2017`` package bit for bit. They are fast because
+    masks are cropped to their union and 64 pixels go into one number.
+
+    Args:
+        prediction, truth: bool ``[H,W]``.
+        tolerance: a share of the diagonal; from 1 on it is the radius in pixels.
+
+    Raises:
+        ValueError: the shapes differ or the masks are not bool ``[H,W]``.
+    """
+    _check(prediction, truth)
+    if truth.ndim != 2:
+        raise ValueError(f"one mask [H,W] at a time, got the shape {truth.shape}")
+    radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))
+    x, y, width, height = cv2.boundingRect((prediction | truth).view(np.uint8))
+    if width == 0:
+        return 1.0, 1.0
+    # One more row and column all round: there the masks differ from their neighbours.
+    crop = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
+    rows, columns = truth[crop].shape
+    masks = np.zeros((2, rows, (columns + radius + 63) // 64 * 8), np.uint8)
+    for packed, mask in zip(masks, (prediction, truth), strict=True):
+        packed[:, : (columns + 7) // 8] = np.packbits(mask[crop], axis=1, bitorder="little")
+    words = masks.view("<u8")
+    union = _count(words[0] | words[1])
+    edges = _boundaries(words, columns, radius)
+    (precision, recall), has_boundary = _matched(edges, radius)
+    if not all(has_boundary):
+        return _count(words[0] & words[1]) / union, float(not any(has_boundary))
+    total = precision + recall
+    return (
+        _count(words[0] & words[1]) / union,
+        2 * precision * recall / total if total > 0 else 0.0,
+    )
+
+
+def _boundaries(masks: np.ndarray, columns: int, padding: int) -> np.ndarray:
+    """Boundary pixels of packed masks ``[2,R,N]``, with ``padding`` empty rows below each mask."""
+    right = masks >> 1
+    right[..., :-1] |= masks[..., 1:] << 63
+    word, bit = divmod(columns - 1, 64)
+    right[..., word] |= masks[..., word] & np.uint64(1 << bit)  # the last column is its own
+    edges = np.zeros((2, masks.shape[1] + padding, masks.shape[2]), masks.dtype)
+    inner = edges[:, : masks.shape[1]]
+    np.bitwise_xor(masks, right, out=inner)
+    inner[:, :-1] |= masks[:, :-1] ^ masks[:, 1:]
+    inner[:, :-1] |= masks[:, :-1] ^ right[:, 1:]
+    return edges
+
+
+def _matched(edges: np.ndarray, radius: int) -> tuple[list[float], list[bool]]:
+    """For each of two packed pictures: the share of its pixels that lie near one of the other's,
+    and whether it has any."""
+    near = _dilate(edges, radius)
+    counts = [_count(edge) for edge in edges]
+    matched = [_count(edges[k] & near[1 - k]) for k in (0, 1)]
+    return [m / max(n, 1) for m, n in zip(matched, counts, strict=True)], [n > 0 for n in counts]
+
+
+def _dilate(pictures: np.ndarray, radius: int) -> np.ndarray:
+    """Packed pictures ``[2,R,N]`` widened by a disk, which is a stack of lines.
+
+    The lines are laid from the outermost, shortest pair inwards, growing on the way. What is
+    shifted out of a row or picture falls into the empty columns and rows beside it.
+    """
+    line, half = pictures.reshape(-1), 0
+    out, spare = np.zeros_like(line), np.empty_like(line)
+    for offset in range(radius, -1, -1):
+        target = math.isqrt(radius**2 - offset**2)
+        while half < target:
+            step = min(2 * half + 1, target - half, 63)
+            line, half = _widen(line, step, spare), half + step
+        shift = offset * pictures.shape[2]
+        out[shift:] |= line[: len(line) - shift]
+        out[: len(line) - shift] |= line[shift:]
+    return out.reshape(pictures.shape)
+
+
+def _widen(line: np.ndarray, step: int, spare: np.ndarray) -> np.ndarray:
+    """``line`` together with itself moved by ``step`` (1 to 63) pixels to the left and right."""
+    out = line << step
+    out |= line
+    out |= np.right_shift(line, step, out=spare)
+    out[1:] |= np.right_shift(line[:-1], 64 - step, out=spare[1:])
+    out[:-1] |= np.left_shift(line[1:], 64 - step, out=spare[1:])
+    return out
+
+
+def _count(words: np.ndarray) -> int:
+    """How many bits are set."""
+    return int(cv2.norm(words.reshape(-1).view(np.uint8), cv2.NORM_HAMMING))
 
 
 def after_first_visible(visible: np.ndarray) -> np.ndarray:
