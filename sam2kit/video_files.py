@@ -1,10 +1,13 @@
-"""Moving pictures as files: GIF."""
+"""Moving pictures as files: GIF, and MP4 written frame by frame."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -20,3 +23,49 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: f
     pages = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
     duration = round(100 / fps) * 10
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=duration, loop=0)
+
+
+@contextmanager
+def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an MP4 that browsers play (H.264, 4:2:0), one image at a time.
+
+    ``with mp4_writer(path, 25) as write:`` gives a function that takes images ``[H,W,3]`` uint8,
+    all of one size; a last odd row or column is doubled, since 4:2:0 needs even sizes. The file
+    appears when the block ends, and not at all when it fails or without any image.
+
+    Raises:
+        ValueError: an image of another size than the first.
+    """
+    path, unfinished = Path(path), Path(f"{path}.unfinished")
+    shape: tuple[int, ...] | None = None
+    try:
+        with av.open(str(unfinished), "w", "mp4", options={"movflags": "faststart"}) as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate, options={"crf": "20"})
+            stream.pix_fmt = "yuv420p"
+
+            def write(image: np.ndarray) -> None:
+                nonlocal shape
+                if shape is None:
+                    stream.height, stream.width = (n + n % 2 for n in image.shape[:2])
+                    shape = image.shape
+                if image.shape != shape:
+                    raise ValueError(f"images of one size make a video, got {shape}, {image.shape}")
+                odd = [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)]
+                frame = av.VideoFrame.from_ndarray(np.pad(image, odd, "edge"), format="rgb24")
+                container.mux(stream.encode(frame))
+
+            yield write
+            if shape is not None:
+                container.mux(stream.encode())
+        if shape is not None:
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10.0) -> None:
+    """Write images, which may be generated one by one; see :func:`mp4_writer`."""
+    with mp4_writer(path, fps) as write:
+        for frame in frames:
+            write(frame)
