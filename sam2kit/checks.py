@@ -15,18 +15,22 @@ from pathlib import Path
 from sam2kit.config import (
     ACCELERATORS,
     AUDITS,
+    CONVENTIONS,
     DATASET_TYPES,
     LOG_LEVELS,
     LOGGERS,
     LOSSES,
+    NOISE_KINDS,
     OPTIMIZERS,
     PRECISIONS,
     PROMPT_TYPES,
+    PROTOCOLS,
     RECIPES,
     SCHEDULERS,
     SIZES,
     Config,
     DatasetConfig,
+    EvaluationConfig,
     OptimizerConfig,
     get,
 )
@@ -116,6 +120,7 @@ def _problems(config: Config) -> Iterator[str]:
     if config.loss.type == "steps" and config.loss.temporal > 0:
         yield "loss.temporal is above 0, but loss.type=steps has no such term; set it to 0"
     yield from _optimizer_problems(config.optimizer)
+    yield from _evaluation_problems(config.evaluation)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         yield f"optimizer.betas is {betas}; give two numbers from 0 to below 1"
@@ -144,6 +149,19 @@ def _optimizer_problems(optimizer: OptimizerConfig) -> Iterator[str]:
         yield f"optimizer.layer_decay is {optimizer.layer_decay}; give above 0, and at most 1"
 
 
+def _evaluation_problems(evaluation: EvaluationConfig) -> Iterator[str]:
+    kinds, levels = evaluation.noise_kinds, evaluation.noise_levels
+    if not set(kinds) <= set(NOISE_KINDS):
+        yield f"evaluation.noise_kinds is {kinds}; give any of {', '.join(NOISE_KINDS)}"
+    if not all(0 <= level <= 1 for level in levels) or len(set(levels)) < len(levels):
+        yield f"evaluation.noise_levels is {levels}; give different shares from 0 to 1"
+    if evaluation.clicks > 1 and evaluation.protocol != "clicks":
+        yield (
+            f"evaluation.clicks is {evaluation.clicks}, but evaluation.protocol is "
+            f"{evaluation.protocol}; give evaluation.protocol=clicks too"
+        )
+
+
 def _choice_problems(config: Config) -> Iterator[str]:
     choices = {
         "model.size": SIZES,
@@ -156,6 +174,8 @@ def _choice_problems(config: Config) -> Iterator[str]:
         "trainer.logger": LOGGERS,
         "trainer.audit": AUDITS,
         "log_level": LOG_LEVELS,
+        "evaluation.protocol": PROTOCOLS,
+        "evaluation.convention": CONVENTIONS,
     }
     for key, known in choices.items():
         value = get(config, key)
@@ -186,6 +206,10 @@ _RANGES = {
     "trainer.limit_val_batches": (1, math.inf),
     "trainer.early_stopping_patience": (1, math.inf),
     "model.lora_rank": (1, math.inf),
+    "evaluation.clicks": (1, math.inf),
+    "evaluation.reprompt_every": (1, math.inf),
+    "evaluation.noise": (0, 1),
+    "evaluation.calibration_videos": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }
 

@@ -281,8 +281,10 @@ def _strictly(value: Any, type_name: str) -> bool:
 def _words(type_name: str) -> str:
     """A dataclass field's type in words: ``list[float] | None`` is a list of numbers or null."""
     base, _, optional = type_name.partition(" | ")
-    if base.startswith("dict"):
+    if base.startswith("dict[str, float"):
         return "names with a number each, such as {image_encoder: 1e-5}"
+    if base.startswith("dict"):
+        return "names with a value each, such as {other: other.ckpt}"
     words = _WORDS.get(base) or f"a list, each item {_WORDS[base[5:-1]]}"
     return f"{words}, or null" if optional else words
 

@@ -20,6 +20,9 @@ SCHEDULERS = ("cosine", "constant")
 LOSSES = ("frames", "steps")
 RECIPES = ("memory", "official")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PROTOCOLS = ("mask", "box", "clicks")
+CONVENTIONS = ("prompted", "davis2017", "sav", "all_frames")
+NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -240,6 +243,40 @@ class TrainerConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How whole videos are prompted, tracked and scored (docs/evaluation.md)."""
+
+    protocol: str = option(
+        "mask", "prompt of each object on the first frame it is seen on: mask, box or clicks"
+    )
+    clicks: int = option(
+        1, "protocol clicks: the object's centre, then each where the error is deepest"
+    )
+    reprompt_every: int | None = option(
+        None, "prompt an object again after so many frames, once it is seen; null: never"
+    )
+    noise: float = option(0.0, "prompts are off by up to this share of the object's size")
+    noise_kinds: list[str] = option(
+        list(NOISE_KINDS), "any of shift, scale, dilate, erode, jitter; each prompt takes its own"
+    )
+    noise_levels: list[float] = option(
+        [], "track again at each of these in place of noise, for curves of robustness"
+    )
+    convention: str = option(
+        "prompted", "which frames count, and how: prompted, davis2017, sav, all_frames"
+    )
+    compare: dict[str, str] = option(
+        {}, "further models on the same prompts: the name to show, and a checkpoint or its name"
+    )
+    calibration_videos: int = option(
+        0, "choose thresholds on this many training videos and show them as one more tracker"
+    )
+    tracker: dict[str, Any] = option(
+        {}, "conventions of tracking that differ from upstream's (docs/tracking.md)"
+    )
+
+
+@dataclass
 class Config:
     """Everything a run needs."""
 
@@ -250,6 +287,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     recipe: str = option("memory", "the recipe this began from: memory or official")
     seed: int = option(42, "seed of weights, sampling, augmentation and prompts")
     use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger")

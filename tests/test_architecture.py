@@ -17,6 +17,7 @@ LEVELS = {
     0: ("", "checks", "clip", "compose", "config", "errors", "run_dir"),
     1: (
         "charts",
+        "comparison",
         "corrections",
         "losses",
         "metrics",
