@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
 
 BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal, as DAVIS has it
+RECOVERED_IOU = 0.5
+RECOVERY_FRAMES = 10
+PRESENCE_COUNTS = ("absent", "called_absent", "rightly_absent", "present")
+RECOVERY_COUNTS = ("reentries", "recovered", "recovery_frames_sum")
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -217,3 +222,70 @@ def mean_tracked_iou(
     per_object = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     has_score = counts > 0
     return per_object, float(per_object[has_score].mean()) if has_score.any() else float("nan")
+
+
+def decay(values: np.ndarray) -> float | None:
+    """The mean of the first quarter of ``[N]`` values less that of the last; None of no values.
+
+    As DAVIS reports it (Perazzi et al., 2016); neighbouring quarters share their border frame, as
+    in the official package.
+    """
+    if not len(values):
+        return None
+    edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    first, last = values[edges[0] : edges[1] + 1], values[edges[3] : edges[4] + 1]
+    return float(first.mean() - last.mean())
+
+
+def presence_counts(present: np.ndarray, found: np.ndarray) -> dict[str, int]:
+    """On how many frames an object was absent, was called absent, rightly so, and was present.
+
+    Args:
+        present, found: bool ``[N]``: truth and prediction show it.
+    """
+    counts = (~present, ~found, ~present & ~found, present)
+    return {k: int(v.sum()) for k, v in zip(PRESENCE_COUNTS, counts, strict=True)}
+
+
+def recovery_counts(present: np.ndarray, j: np.ndarray, scored: np.ndarray) -> dict[str, int]:
+    """How often an object came back, was found again, and after how many frames in sum.
+
+    A re-entry is a scored frame with the object, after a frame without it, after one with it. It is
+    recovered when J passes 0.5 on one of its first 10 frames, after 1 to 10 frames; a prompt or the
+    object's leaving again ends them early. (Long-term tracking calls this re-detection: Lukezic et
+    al., "Now you see me", 2018, count the frames until a target is found again.)
+
+    Args:
+        present: bool ``[N]``, on the annotated frames in order.
+        j: ``[N]``.
+        scored: bool ``[N]``.
+    """
+    waits = []
+    for t in np.flatnonzero(present[1:] & ~present[:-1]) + 1:
+        if scored[t] and present[:t].any():
+            stay = np.logical_and.accumulate((present & scored)[t : t + RECOVERY_FRAMES])
+            again = np.flatnonzero(stay & (j[t : t + RECOVERY_FRAMES] > RECOVERED_IOU))
+            waits.append(int(again[0]) + 1 if len(again) else 0)
+    counts = (len(waits), sum(w > 0 for w in waits), sum(waits))
+    return dict(zip(RECOVERY_COUNTS, counts, strict=True))
+
+
+def presence_and_recovery(counts: Mapping[str, int]) -> dict[str, float | None]:
+    """The rates that follow from the counts of the two functions above, or from sums of them.
+
+    Returns:
+        Precision and recall of "absent", the share of frames with the object that are called
+        absent, the share of re-entries that are recovered, and the mean number of frames that took.
+        None where there is nothing to divide by.
+    """
+
+    def ratio(part: str, whole: str, less: int = 0) -> float | None:
+        return (counts[part] - less) / counts[whole] if counts[whole] else None
+
+    return {
+        "absent_precision": ratio("rightly_absent", "called_absent"),
+        "absent_recall": ratio("rightly_absent", "absent"),
+        "false_absence": ratio("called_absent", "present", less=counts["rightly_absent"]),
+        "recovery": ratio("recovered", "reentries"),
+        "recovery_frames": ratio("recovery_frames_sum", "recovered"),
+    }

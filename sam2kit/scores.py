@@ -15,12 +15,20 @@ import numpy as np
 
 import sam2kit
 from sam2kit.errors import DataError
-from sam2kit.metrics import BOUNDARY_TOLERANCE, region_and_boundary
+from sam2kit.metrics import (
+    BOUNDARY_TOLERANCE,
+    PRESENCE_COUNTS,
+    RECOVERED_IOU,
+    RECOVERY_COUNTS,
+    decay,
+    presence_and_recovery,
+    presence_counts,
+    recovery_counts,
+    region_and_boundary,
+)
 
 ObjectId = int | str
 SCHEMA_VERSION = 2
-RECOVERED_IOU = 0.5
-RECOVERY_FRAMES = 10
 SCORES = ("J", "F", "J&F", "dice")
 
 
@@ -35,6 +43,7 @@ class Convention:
         late_objects: objects that are not on the first annotated frame count too.
         unseen_frames: frames count before truth or prediction have shown the object for the first
             time (J and F are 1 on them).
+        foreground: all objects together are one, number 1.
         tolerance: of the boundary F, as in :func:`sam2kit.metrics.region_and_boundary`.
         extra_ids: ids that only the prediction has are an ``error``, or ``ignore``.
         void: pixels that nobody decided on are left out of both masks (``ignore``), or are
@@ -47,6 +56,7 @@ class Convention:
     after_prompt: bool = False
     late_objects: bool = True
     unseen_frames: bool = True
+    foreground: bool = False
     tolerance: float = BOUNDARY_TOLERANCE
     extra_ids: str = "error"
     void: str = "ignore"
@@ -56,6 +66,7 @@ CONVENTIONS = {
     c.name: c
     for c in (
         Convention("prompted", after_prompt=True),
+        Convention("davis2016", skip_first=True, skip_last=True, foreground=True),
         # The package looks for void (255) only after its reader has made it background.
         Convention(
             "davis2017", skip_first=True, skip_last=True, late_objects=False, void="background"
@@ -128,8 +139,8 @@ class VideoScores:
         seen = self.annotated[:, o]
         counts = {
             "frames": int(scored.sum()),
-            **_presence(self.truth_present[scored, o], self.predicted_present[scored, o]),
-            **_recovery(self.truth_present[seen, o], self.J[seen, o], scored[seen]),
+            **presence_counts(self.truth_present[scored, o], self.predicted_present[scored, o]),
+            **recovery_counts(self.truth_present[seen, o], self.J[seen, o], scored[seen]),
         }
         return {
             "J": _mean(j),
@@ -138,10 +149,10 @@ class VideoScores:
             "dice": _mean(self.dice[scored, o]),
             "J_recall": _mean(j > RECOVERED_IOU),
             "F_recall": _mean(f > RECOVERED_IOU),
-            "J_decay": _decay(j),
-            "F_decay": _decay(f),
+            "J_decay": decay(j),
+            "F_decay": decay(f),
             **counts,
-            **_rates(counts),
+            **presence_and_recovery(counts),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +196,10 @@ class VideoScorer:
     """
 
     def __init__(self, name: str, convention: Convention, object_ids: Sequence[ObjectId]) -> None:
-        self.name, self.convention, self.object_ids = name, convention, list(object_ids)
+        self.name, self.convention = name, convention
+        self.object_ids = list(object_ids)
+        if convention.foreground:
+            self.object_ids = [1] if self.object_ids else []
         self._rows: dict[str, list[np.ndarray]] = {f: [] for f in _ROWS}
 
     def add(
@@ -214,6 +228,10 @@ class VideoScorer:
         """
         if t != len(self._rows["J"]):
             raise ValueError(f"{self.name}: frame {t} after {len(self._rows['J'])} frames")
+        if self.convention.foreground:
+            truth = truth if truth is None else _together(truth)
+            prediction, prompted = _together(prediction), [1] if prompted else []
+            object_scores = {1: max(object_scores.values())} if object_scores else None
         self._check_ids(t, truth or {}, prediction)
         ids = self.object_ids
         row = {f: np.zeros(len(ids), bool) for f in _ROWS} | {
@@ -263,6 +281,10 @@ class VideoScorer:
         shape = (len(self._rows["J"]), len(self.object_ids))
         arrays = {name: np.array(rows).reshape(shape) for name, rows in self._rows.items()}
         return VideoScores(self.name, self.convention, self.object_ids, **arrays)
+
+
+def _together(masks: Mapping[ObjectId, np.ndarray]) -> dict[ObjectId, np.ndarray]:
+    return {1: np.logical_or.reduce(list(masks.values()))} if masks else {}
 
 
 _ROWS = (
@@ -331,66 +353,15 @@ def summary(videos: Sequence[VideoScores]) -> dict[str, Any]:
     """Means over the objects of some videos, and presence and recovery over their pooled frames."""
     objects = [scores for video in videos for scores in video.objects().values()]
     means = [*SCORES, "J_recall", "F_recall", "J_decay", "F_decay"]
-    counts = ["frames", *_PRESENCE_COUNTS, *_RECOVERY_COUNTS]
+    counts = ["frames", *PRESENCE_COUNTS, *RECOVERY_COUNTS]
     total = {k: sum(o[k] for o in objects) for k in counts}
     return {
         **{k: _mean([o[k] for o in objects if o[k] is not None]) for k in means},
         "scored_objects": sum(o["frames"] > 0 for o in objects),
         **total,
-        **_rates(total),
+        **presence_and_recovery(total),
     }
-
-
-_PRESENCE_COUNTS = ("absent", "called_absent", "rightly_absent", "present")
-_RECOVERY_COUNTS = ("reentries", "recovered", "recovery_frames_sum")
-
-
-def _rates(n: Mapping[str, Any]) -> dict[str, float | None]:
-    """Presence and recovery as shares of counts."""
-    return {
-        "absent_precision": _ratio(n["rightly_absent"], n["called_absent"]),
-        "absent_recall": _ratio(n["rightly_absent"], n["absent"]),
-        "false_absence": _ratio(n["called_absent"] - n["rightly_absent"], n["present"]),
-        "recovery": _ratio(n["recovered"], n["reentries"]),
-        "recovery_frames": _ratio(n["recovery_frames_sum"], n["recovered"]),
-    }
-
-
-def _presence(truth: np.ndarray, found: np.ndarray) -> dict[str, int]:
-    """How often an object was absent, was called absent, rightly so, and was there; ``[N]``."""
-    counts = (~truth, ~found, ~truth & ~found, truth)
-    return {k: int(v.sum()) for k, v in zip(_PRESENCE_COUNTS, counts, strict=True)}
-
-
-def _recovery(present: np.ndarray, j: np.ndarray, scored: np.ndarray) -> dict[str, int]:
-    """How often an object came back, was found again, and after how many frames in sum.
-
-    A re-entry is a scored frame with the object, after a frame without it, after one with it. It is
-    recovered when J passes 0.5 on one of its first RECOVERY_FRAMES frames; a prompt ends them, and
-    so does the object when it leaves again. Over the annotated frames, ``[N]``.
-    """
-    waits = []
-    for t in np.flatnonzero(present[1:] & ~present[:-1]) + 1:
-        if scored[t] and present[:t].any():
-            stay = np.logical_and.accumulate((present & scored)[t : t + RECOVERY_FRAMES])
-            found = np.flatnonzero(stay & (j[t : t + RECOVERY_FRAMES] > RECOVERED_IOU))
-            waits.append(int(found[0]) + 1 if len(found) else 0)
-    counts = (len(waits), sum(w > 0 for w in waits), sum(waits))
-    return dict(zip(_RECOVERY_COUNTS, counts, strict=True))
 
 
 def _mean(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
-def _decay(values: np.ndarray) -> float | None:
-    """The mean of the first quarter less that of the last, quarters sharing their borders."""
-    if not len(values):
-        return None
-    edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
-    first, last = values[edges[0] : edges[1] + 1], values[edges[3] : edges[4] + 1]
-    return float(first.mean() - last.mean())

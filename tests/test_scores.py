@@ -11,7 +11,6 @@ from data_helpers import square
 from sam2kit.errors import DataError
 from sam2kit.scores import CONVENTIONS, DataSetScores, VideoScorer, VideoScores, metrics
 
-
 HERE, MISSED = square(4, 4), square(4, 20)
 GONE = np.zeros_like(HERE)
 

@@ -159,6 +159,15 @@ class VideoDataset(VideoSource):
             )
         return {int(n): ids == n for n in np.unique(ids) if n != 0}
 
+    def read_void(self, i: int, t: int) -> np.ndarray | None:
+        path = self._masks[i].get(self._frames[i][t].stem)
+        if path is None:
+            return None
+        mode, pixels = _read_pixels(path)
+        # In grey masks of 0 and 255 alone the latter is the object.
+        named = mode == "P" or (mode == "L" and bool(((pixels > 0) & (pixels < VOID)).any()))
+        return pixels == VOID if named else None
+
 
 def read_image(path: Path) -> np.ndarray:
     """``[H,W,3]`` uint8 RGB.
@@ -192,11 +201,7 @@ def read_id_mask(path: Path) -> np.ndarray:
     Raises:
         DataError: damaged, in colour, or a grey picture that is no mask.
     """
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a mask: {error}; replace the file") from error
+    mode, pixels = _read_pixels(path)
     if mode == "1":
         return pixels.astype(np.uint8)
     if mode not in ("P", "L"):
@@ -215,6 +220,14 @@ def read_id_mask(path: Path) -> np.ndarray:
                 f"0 and 255 for one object, or numbers up to {_LARGEST_GREY_ID}"
             )
     return np.where(pixels == VOID, 0, pixels).astype(np.uint8)
+
+
+def _read_pixels(path: Path) -> tuple[str, np.ndarray]:
+    try:
+        with Image.open(path) as image:
+            return image.mode, np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a mask: {error}; replace the file") from error
 
 
 def list_frames(folder: Path) -> list[Path]:

@@ -50,6 +50,10 @@ class VideoSource(ABC):
         absent there: its mask is empty, and known to be.
         """
 
+    def read_void(self, i: int, t: int) -> np.ndarray | None:
+        """``[H,W]`` bool: pixels of frame ``t`` that nobody decided on; None: there are none."""
+        return None
+
     def frame_name(self, i: int, t: int) -> str:
         """The frame's file name without ending, under which results are exported."""
         return f"{t:05d}"
@@ -83,6 +87,9 @@ class SelectedVideos(VideoSource):
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         return self.source.read_masks(self.indices[i], t)
+
+    def read_void(self, i: int, t: int) -> np.ndarray | None:
+        return self.source.read_void(self.indices[i], t)
 
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(self.indices[i], t)

@@ -1,0 +1,229 @@
+"""Masks on disk: official results scored, what is written read back, what is wrong told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import SIZE, make_davis, save_frame, save_palette, square
+from PIL import Image
+
+from sam2kit.data.coco import COCODataset
+from sam2kit.data.frames import VideoDataset, read_id_mask
+from sam2kit.errors import DataError
+from sam2kit.metrics import iou
+from sam2kit.predictions import MaskWriter, coco_json, davis_palette, score_predictions, write_csv
+from sam2kit.scores import CONVENTIONS
+
+SHARED = Path(__file__).parents[2] / "shared"
+DAVIS2017 = CONVENTIONS["davis2017"]
+
+
+@pytest.fixture
+def truth(tmp_path):
+    return VideoDataset(make_davis(tmp_path / "data"))
+
+
+@pytest.fixture
+def results(truth, tmp_path):
+    """The truth itself as a result."""
+    return write_results(truth, tmp_path / "results")
+
+
+def write_results(source, folder):
+    for i, name in enumerate(source.names):
+        writer = MaskWriter(folder / name, name, [1, 2])
+        for t in range(source.num_frames(i)):
+            writer.add(source.frame_name(i, t), source.read_masks(i, t) or {}, SIZE)
+    return folder
+
+
+@pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="needs ../shared/davis")
+def test_equal_to_the_official_package_on_every_frame():
+    folder = SHARED / "davis"
+    reference = json.loads((folder / "osvos_reference.json").read_text())["sequences"]
+    scores = score_predictions(VideoDataset(folder), folder / "Predictions" / "osvos")
+    assert {v.name for v in scores.videos} == set(reference) and len(reference) == 9
+    videos = scores.metrics()["videos"]
+    assert scores.metrics()["convention"]["name"] == "davis2016"
+    for video in scores.videos:
+        official = reference[video.name]
+        for score in ("J", "F"):
+            ours = getattr(video, score)[:, 0]
+            assert len(ours) == len(official[score])
+            assert np.abs(ours - official[score]).max() < 5.001e-7
+            assert abs(videos[video.name][score] - official[f"{score}_mean"]) < 5.001e-7
+
+
+def test_the_truth_as_result_is_perfect(truth, results):
+    scores = score_predictions(truth, results)
+    found = scores.metrics()
+    assert found["convention"]["name"] == "davis2017" and found["tracker"] == "results"
+    assert found["videos"]["a"]["J"] == found["videos"]["a"]["objects"]["2"]["F"] == 1.0
+    assert found["videos"]["b"]["frames"] == 2 * 4
+    own = score_predictions(truth, results, CONVENTIONS["prompted"])
+    assert own.metrics()["videos"]["b"]["frames"] == 2 * 5
+
+
+def test_scores_of_a_shifted_object(truth, results):
+    ids = np.zeros(SIZE, np.uint8)
+    ids[square(12, 16)] = 2
+    for t in range(6):
+        save_palette(results / "a" / f"{t:05d}.png", ids)
+    objects = score_predictions(truth, results).metrics()["videos"]["a"]["objects"]
+    assert objects["1"]["J"] == 0 and objects["1"]["false_absence"] == 1
+    assert objects["2"]["J"] == iou(square(12, 16), square(12, 20))
+
+
+def test_a_result_that_cannot_be_scored(truth, results):
+    path = results / "a" / "00003.png"
+    whole = path.read_bytes()
+
+    def expect(match, convention=DAVIS2017):
+        with pytest.raises(DataError, match=match):
+            score_predictions(truth, results, convention)
+
+    path.unlink()
+    expect(r"a.00003\.png is missing, one of 1")
+    path.write_bytes(whole[: len(whole) // 2])
+    expect(r"00003\.png cannot be read as a mask")
+    save_palette(path, np.zeros((24, 16), np.uint8))
+    expect(r"00003\.png has 24 rows and 16 columns, its frame 24 and 32")
+    save_palette(path, np.full(SIZE, 3, np.uint8))
+    expect(r"a, frame 3: the prediction has objects \[3\]")
+    ignoring = replace(DAVIS2017, extra_ids="ignore")
+    assert score_predictions(truth, results, ignoring).metrics()["videos"]["a"]["J"] == 0.75
+    (results / "b").rename(results / "c")
+    expect(r"no folder for 1 of 2 videos, such as 'b'")
+    with pytest.raises(DataError, match="nowhere"):
+        score_predictions(truth, results / "nowhere", DAVIS2017)
+
+
+def test_frames_nobody_annotated_need_no_result(tmp_path):
+    source = VideoDataset(make_davis(tmp_path / "data", annotated=lambda t: t != 2))
+    results = write_results(source, tmp_path / "results")
+    for name in "ab":
+        (results / name / "00002.png").unlink()
+    scores = score_predictions(source, results)
+    assert scores.videos[0].annotated[:, 0].sum() == 5
+    assert np.isnan(scores.videos[0].J[2]).all() and scores.videos[0].scored[:, 0].sum() == 3
+
+
+def test_empty_truth(tmp_path):
+    root = make_davis(tmp_path / "data")
+    for path in (root / "Annotations" / "a").iterdir():
+        save_palette(path, np.zeros(SIZE, np.uint8))
+    source = VideoDataset(root)
+    results = write_results(source, tmp_path / "results")
+    videos = score_predictions(source, results).metrics()["videos"]
+    assert videos["a"]["J"] is None and videos["a"]["objects"] == {} and videos["b"]["J"] == 1
+    for path in (root / "Annotations" / "b").iterdir():
+        save_palette(path, np.zeros(SIZE, np.uint8))
+    with pytest.raises(DataError, match="no object in any video"):
+        score_predictions(source, results)
+
+
+def test_void_pixels_count_as_the_convention_says(tmp_path):
+    root = make_davis(tmp_path / "data", {"a": 4})
+    ids = np.zeros(SIZE, np.uint8)
+    ids[square(0, 0)] = 1
+    found = ids.copy()
+    found[square(0, 8)] = 1
+    ids[square(0, 8)] = 255
+    for t in range(4):
+        save_palette(root / "Annotations" / "a" / f"{t:05d}.png", ids)
+        save_palette(tmp_path / "results" / "a" / f"{t:05d}.png", found)
+    source = VideoDataset(root)
+    kept = score_predictions(source, tmp_path / "results", DAVIS2017).metrics()
+    left_out = replace(DAVIS2017, void="ignore")
+    assert kept["videos"]["a"]["J"] == 0.5 and kept["convention"]["void"] == "background"
+    scores = score_predictions(source, tmp_path / "results", left_out).metrics()
+    assert scores["videos"]["a"]["J"] == scores["videos"]["a"]["F"] == 1.0
+
+
+def test_grey_255_is_the_object_and_not_void(tmp_path):
+    """DAVIS 2016 has masks of 0 and 255; results on it may number parts."""
+    root = make_davis(tmp_path / "data", {"a": 3})
+    for t in range(3):
+        ids = np.zeros(SIZE, np.uint8)
+        ids[square(0, 0)], ids[square(0, 8)] = 1, 2
+        grey = Image.fromarray((ids > 0).astype(np.uint8) * 255)
+        grey.save(root / "Annotations" / "a" / f"{t:05d}.png")
+        save_palette(tmp_path / "results" / "a" / f"{t:05d}.png", ids)
+    source = VideoDataset(root)
+    assert source.read_void(0, 0) is None
+    found = score_predictions(source, tmp_path / "results").metrics()
+    assert found["convention"]["foreground"] and found["videos"]["a"]["J"] == 1.0
+
+
+def test_overlapping_masks_go_to_the_higher_logit(tmp_path):
+    low, high = np.full(SIZE, -1.0), np.full(SIZE, -1.0)
+    low[square(0, 0)], high[square(0, 4)] = 1.0, 2.0
+    writer = MaskWriter(tmp_path / "v", "v", [3, 7])
+    writer.add("00000", {7: high, 3: low}, SIZE)
+    writer.add("00001", {}, SIZE)
+    expected = np.where(square(0, 4), 7, np.where(square(0, 0), 3, 0))
+    path = tmp_path / "v" / "00000.png"
+    np.testing.assert_array_equal(read_id_mask(path), expected)
+    palette = np.array(Image.open(path).getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(palette, davis_palette()[: len(palette)])
+    assert davis_palette()[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert not read_id_mask(tmp_path / "v" / "00001.png").any()
+    assert not (tmp_path / "v" / "objects.json").exists()
+
+
+def test_names_of_objects_that_are_no_palette_numbers(tmp_path):
+    writer = MaskWriter(tmp_path / "v", "v", ["cat", 300])
+    writer.add("00000", {"cat": square(0, 0), 300: square(12, 0)}, SIZE)
+    assert json.loads((tmp_path / "v" / "objects.json").read_text()) == {"1": "cat", "2": 300}
+    assert np.unique(read_id_mask(tmp_path / "v" / "00000.png")).tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="300 objects"):
+        MaskWriter(tmp_path / "w", "w", list(range(300)))
+    MaskWriter(None, "w", list(range(300)))
+
+
+def test_sav_and_coco_read_back_with_overlaps_whole(tmp_path):
+    masks = [{1: square(0, 0), 5: square(4, 4)}, {5: square(4, 6)}]
+    writer = MaskWriter(None, "v", [1, 5])
+    for t, row in enumerate(masks):
+        writer.add(f"{t:05d}", row, SIZE)
+        save_frame(tmp_path / "images" / "v" / f"{t:05d}.jpg", 0)
+    sav = json.loads(json.dumps(writer.sav()))
+    assert sav["masklet_id"] == [1, 5] and sav["masklet_first_appeared_frame"] == [0, 0]
+    assert (sav["video_height"], sav["video_width"]) == SIZE and sav["video_frame_count"] == 2
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(coco_json([sav])))
+    source = COCODataset(path, tmp_path / "images")
+    assert source.names == ["v"]
+    for t, row in enumerate(masks):
+        read = source.read_masks(0, t)
+        assert set(read) == set(row)
+        for identity, mask in row.items():
+            np.testing.assert_array_equal(read[identity], mask)
+
+
+@pytest.mark.skipif(not (SHARED / "sav").is_dir(), reason="needs ../shared/sav")
+def test_sav_has_the_keys_and_shapes_of_the_published_one():
+    published = json.loads(next((SHARED / "sav").glob("*.json")).read_text())
+    writer = MaskWriter(None, "v", [1])
+    writer.add("00000", {1: square(0, 0)}, SIZE)
+    ours = writer.sav()
+    assert set(ours) - set(published) == {"frame_names"}
+    assert set(ours["masklet"][0][0]) == set(published["masklet"][0][0])
+    for key in ("masklet_id", "masklet_frame_count", "masklet_first_appeared_frame"):
+        assert len(ours[key]) == 1 and len(published[key]) == published["masklet_num"]
+
+
+def test_table_of_objects(truth, results, tmp_path):
+    write_csv(tmp_path / "objects.csv", [score_predictions(truth, results)])
+    with (tmp_path / "objects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["tracker"], r["video"], r["object"]) for r in rows][:2] == [
+        ("results", "a", "1"),
+        ("results", "a", "2"),
+    ]
+    assert rows[0]["J&F"] == "1.0" and rows[0]["absent_recall"] == ""
