@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from sam2kit.data.frames import VOID, read_id_mask
+from sam2kit.data.frames import VOID, read_id_mask, values_in
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.scores import CONVENTIONS, Convention, DataSetScores, VideoScorer, VideoScores
@@ -92,7 +92,7 @@ def _score_video(
                     f"{files[t]} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame "
                     f"{size[0]} and {size[1]}; results must have the frames' size"
                 )
-            found = {names.get(int(n), int(n)): ids == n for n in np.unique(ids) if n}
+            found = {names.get(n, n): ids == n for n in values_in(ids) if n}
         void = source.read_void(i, t) if convention.void == "ignore" else None
         prompted = [o for o, first in first_seen.items() if first == t]
         scorer.add(t, truth, found, void, prompted if convention.after_prompt else ())
