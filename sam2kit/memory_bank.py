@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Memory:
     """What one object keeps of one frame; of frames farther back, the pointer alone.
 
@@ -32,8 +32,20 @@ class Memory:
     reverse: bool | None = None
 
     def tensors(self) -> Iterator[Tensor]:
-        values = (getattr(self, f.name) for f in fields(self))
-        return (value for value in values if isinstance(value, Tensor))
+        return (value for value in vars(self).values() if isinstance(value, Tensor))
+
+    def empty(self) -> Memory:
+        """A place for another memory of this shape."""
+        return replace(
+            self, **{k: torch.empty_like(v) for k, v in vars(self).items() if k != "reverse"}
+        )
+
+    def hold(self, other: Memory) -> Memory:
+        """Take over what ``other`` holds, in this one's place."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
+        self.reverse = other.reverse
+        return self
 
 
 @dataclass
@@ -46,20 +58,30 @@ class ObjectBank:
         pending: (whether it conditions, frame) -> the answer to a prompt; it is read by others from
             the next tracked frame on.
         clicks: the points given on a frame, in upstream's form.
+        places: free ones for conditioning memories. From an object's second on they are all
+            reserved, so that an object that is prompted again and again needs no more later on.
     """
 
     conditioning: dict[int, Memory] = field(default_factory=dict)
     others: dict[int, Memory] = field(default_factory=dict)
     pending: dict[tuple[bool, int], Memory] = field(default_factory=dict)
     clicks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    places: list[Memory] | None = None
 
     def get(self, t: int) -> Memory | None:
         return self.conditioning.get(t) or self.others.get(t)
 
-    def settle(self) -> None:
+    def settle(self, max_conditioning: float) -> None:
         """Take the pending answers in; a conditioning memory rules out another one of its frame."""
         for (conditioning, t), memory in self.pending.items():
-            (self.conditioning if conditioning else self.others)[t] = memory
+            if conditioning and t in self.conditioning:
+                self.conditioning[t].hold(memory)
+            elif conditioning:
+                if self.places is None and self.conditioning and max_conditioning < math.inf:
+                    self.places = [memory.empty() for _ in range(int(max_conditioning) - 1)]
+                self.conditioning[t] = self.places.pop().hold(memory) if self.places else memory
+            else:
+                self.others[t] = memory
         self.pending.clear()
         for t in self.conditioning:
             self.others.pop(t, None)
@@ -68,6 +90,8 @@ class ObjectBank:
         for memories in (self.conditioning, self.others, self.pending):
             for memory in memories.values():
                 yield from memory.tensors()
+        for place in self.places or ():
+            yield from place.tensors()
         for clicks in self.clicks.values():
             yield from clicks.values()
 
@@ -140,7 +164,12 @@ class Horizon:
         passed = [f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)]
         if len(passed) >= self.max_conditioning:
             for frame in sorted(passed, key=lambda f: abs(f - t))[int(self.max_conditioning) - 1 :]:
-                del bank.conditioning[frame]
+                place = bank.conditioning.pop(frame)
+                if (
+                    bank.places is not None
+                    and len(bank.places) + len(bank.conditioning) < self.max_conditioning
+                ):
+                    bank.places.append(place)
         for frame in [f for f in bank.clicks if bank.get(f) is None]:
             del bank.clicks[frame]
 
@@ -156,9 +185,12 @@ def upstream_bank(
 
     def together(memories: list[Memory]) -> dict:
         features = [m.features for m in memories if m.features is not None]
+        pointers = torch.cat([m.pointer for m in memories])
         return {
-            "obj_ptr": torch.cat([m.pointer for m in memories]),
-            "maskmem_features": torch.cat(features) if features else None,
+            "obj_ptr": pointers,
+            # Without a pointer beside them upstream leaves bfloat16 memories as they are, and then
+            # fails on float32 weights: an object before its first prompt may have no pointer.
+            "maskmem_features": torch.cat(features).to(pointers.dtype) if features else None,
             "maskmem_pos_enc": [x.expand(len(memories), -1, -1, -1) for x in position],
         }
 

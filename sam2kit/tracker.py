@@ -195,27 +195,27 @@ class TrackingSession:
 
     def _track(self, t: int, reverse: bool) -> FrameTracks:
         options, horizon = self._options, self._horizon
-        for bank in self.banks.values():
-            bank.settle()
         answers, calls = {}, {}
-        for number, bank in self.banks.items():
-            if t in bank.conditioning:
-                answers[number] = Answer(bank.conditioning[t], None)
-            elif options.track_before_prompt or any(
-                (f > t if reverse else f < t) for f in bank.conditioning
-            ):
-                read = horizon.read(bank, t, reverse, options.read_other_direction)
-                calls[number] = Call(bank, read, reverse)
         with self._frame_model.applied():
+            for number, bank in self.banks.items():
+                bank.settle(horizon.max_conditioning)
+                if t in bank.conditioning:
+                    answers[number] = Answer(bank.conditioning[t], None)
+                elif options.track_before_prompt or any(
+                    (f > t if reverse else f < t) for f in bank.conditioning
+                ):
+                    read = horizon.read(bank, t, reverse, options.read_other_direction)
+                    calls[number] = Call(bank, read, reverse)
             answers |= self._run(t, calls)
-        for number, call in calls.items():
-            call.bank.others[t] = answers[number].memory
-        for memory, _ in answers.values():
-            memory.reverse = reverse
-        anchor = self._first_prompted() if options.read_other_direction else None
-        for bank in self.banks.values():
-            horizon.forget(bank, t, reverse, anchor)
-        return self._tracks(t, {o: answers[o] for o in self.banks if o in answers})
+            tracks = self._tracks(t, {o: answers[o] for o in self.banks if o in answers})
+            for number, call in calls.items():
+                call.bank.others[t] = answers[number].memory
+            for answer in answers.values():
+                answer.memory.reverse = reverse
+            anchor = self._first_prompted() if options.read_other_direction else None
+            for bank in self.banks.values():
+                horizon.forget(bank, t, reverse, anchor)
+        return tracks
 
     def _prompt_call(
         self, number: int, t: int, points: dict[str, Tensor] | None, mask: Tensor | None

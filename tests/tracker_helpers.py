@@ -1,0 +1,183 @@
+"""The kit's tracker and upstream's video predictor on the same weights, frames and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
+
+from sam2kit.config import Config
+from sam2kit.model import SAM2Model, describe_model
+from sam2kit.prompts import Prompt
+from sam2kit.tracker import TrackerOptions, VideoTracker
+
+SIZE = (72, 104)  # rows and columns of the test video: neither square nor the model's
+
+
+def read_frame(folder: Path, t: int) -> np.ndarray:
+    return np.array(Image.open(folder / f"{t:05d}.jpg").convert("RGB"))
+
+
+def write_video(folder: Path, num_frames: int) -> np.ndarray:
+    """JPEG frames of moving bars with holes over a changing texture; the masks ``[T,3,H,W]``."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(num_frames, 3, SIZE[0] // 8, SIZE[1] // 8, generator=generator)
+    frames = torch.nn.functional.interpolate(noise, SIZE, mode="bicubic").clamp(0, 1) * 255
+    masks = torch.zeros(num_frames, 3, *SIZE, dtype=torch.bool)
+    for t in range(num_frames):
+        for o in range(3):
+            top, left = 4 + o * 23, 5 + 2 * t + 11 * o
+            masks[t, o, top : top + 19, left : left + 25] = True
+            masks[t, o, top + 5 : top + 10, left + 6 : left + 11] = False
+            frames[t, :, masks[t, o]] *= torch.rand(3, 1, generator=generator)
+    for t, frame in enumerate(frames):
+        image = Image.fromarray(frame.permute(1, 2, 0).to(torch.uint8).numpy())
+        image.save(folder / f"{t:05d}.jpg", quality=95)
+    return masks.numpy()
+
+
+def predictor_of(model: SAM2Model, config: Config, folder: Path) -> SAM2VideoPredictor:
+    """Upstream's predictor as its users build it, from files with the model's YAML and weights."""
+    tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
+    (folder / "model.yaml").write_text(f"# @package _global_\n{tree}")
+    torch.save({"model": model.state_dict()}, folder / "model.pt")
+    predictor = build_sam2_video_predictor(
+        "/" + str(folder / "model.yaml"), str(folder / "model.pt"), device="cpu"
+    )
+    # Without autocast upstream raises where an object has memories and no pointer yet (before its
+    # first prompt): bfloat16 on float32 weights. Everywhere else the two are joined in float32.
+    predictor.memory_attention.register_forward_pre_hook(
+        lambda _, args, named: (args, named | {"memory": named["memory"].float()}), with_kwargs=True
+    )
+    return predictor
+
+
+@dataclass(frozen=True)
+class Give:
+    """A prompt for objects on a frame: ``mask``, ``box``, or clicks as (x, y, label), all alike."""
+
+    kind: str
+    t: int
+    objects: tuple[int, ...] = (0,)
+    clicks: tuple[tuple[float, float, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Go:
+    """A pass; ``stop`` is exclusive as in the kit."""
+
+    start: int | None = None
+    stop: int | None = None
+    reverse: bool = False
+
+
+@dataclass(eq=False)
+class Scene:
+    """A video on disk with its true masks."""
+
+    folder: Path
+    masks: np.ndarray
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.masks)
+
+    def box(self, t: int, o: int) -> list[float]:
+        y, x = self.masks[t, o].nonzero()
+        return [float(v) for v in (x.min(), y.min(), x.max(), y.max())]
+
+    def clicks(self, give: Give, o: int) -> np.ndarray:
+        """``[P,2]``: a script's clicks count from the middle of the object's box."""
+        x0, y0, x1, y1 = self.box(give.t, o)
+        middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2], dtype=np.float32)
+        return middle + np.array([c[:2] for c in give.clicks], dtype=np.float32)
+
+
+Found = list[tuple[int, Tensor]]
+"""What came out in turn: frame and logits ``[O,H,W]``, of a prompt those of its objects."""
+
+
+@torch.inference_mode()
+def upstream(predictor: SAM2VideoPredictor, scene: Scene, script: Iterable[Give | Go]) -> Found:
+    state = predictor.init_state(str(scene.folder))
+    found: Found = []
+    for step in script:
+        if isinstance(step, Go):
+            start = step.start
+            count = None
+            if step.stop is not None:
+                assert start is not None
+                count = start - step.stop - 1 if step.reverse else step.stop - 1 - start
+            for t, _, logits in predictor.propagate_in_video(state, start, count, step.reverse):
+                found.append((t, logits[:, 0].clone()))
+            continue
+        for o in step.objects:
+            if step.kind == "mask":
+                _, ids, logits = predictor.add_new_mask(state, step.t, o, scene.masks[step.t, o])
+            elif step.kind == "box":
+                _, ids, logits = predictor.add_new_points_or_box(
+                    state, step.t, o, box=scene.box(step.t, o)
+                )
+            else:
+                labels = np.array([c[2] for c in step.clicks], dtype=np.int32)
+                _, ids, logits = predictor.add_new_points_or_box(
+                    *(state, step.t, o, scene.clicks(step, o), labels), clear_old_points=False
+                )
+        rows = [ids.index(o) for o in step.objects]
+        found.append((step.t, logits[rows, 0].clone()))
+    return found
+
+
+def ours(
+    model: SAM2Model,
+    scene: Scene,
+    script: Iterable[Give | Go],
+    options: TrackerOptions | None = None,
+) -> Found:
+    session = VideoTracker(model, options).open(
+        lambda t: read_frame(scene.folder, t), scene.num_frames, SIZE
+    )
+    found: Found = []
+    for step in script:
+        if isinstance(step, Go):
+            tracks = session.propagate(step.start, step.stop, step.reverse)
+            found += [(frame.frame, frame.logits(SIZE)) for frame in tracks]
+        else:
+            answer = session.add_prompt(prompt(scene, step, model.image_size))
+            found.append((answer.frame, answer.logits(SIZE)))
+    return found
+
+
+def prompt(scene: Scene, give: Give, side: int) -> Prompt:
+    objects = torch.tensor(give.objects)
+    if give.kind == "mask":
+        masks = torch.from_numpy(scene.masks[give.t, list(give.objects)])
+        return Prompt(give.t, objects, masks=masks)
+    if give.kind == "box":
+        points = [np.array(scene.box(give.t, o)).reshape(2, 2) for o in give.objects]
+        labels = [2, 3]
+    else:
+        points = [scene.clicks(give, o) for o in give.objects]
+        labels = [c[2] for c in give.clicks]
+    scale = np.array([side / SIZE[1], side / SIZE[0]])
+    return Prompt(
+        give.t,
+        objects,
+        points=torch.from_numpy(np.stack(points) * scale).float(),
+        labels=torch.tensor([labels] * len(objects), dtype=torch.int32),
+    )
+
+
+def difference(found: Found, expected: Found) -> float:
+    """The largest difference of any logit; infinite where frames or objects differ."""
+    if [(t, x.shape) for t, x in found] != [(t, x.shape) for t, x in expected]:
+        return float("inf")
+    return max((a - b).abs().max().item() for (_, a), (_, b) in zip(found, expected, strict=True))
