@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -488,3 +488,9 @@ def test_components_are_those_of_the_extension():
     assert labels[0, 0, 0, 0] == labels[0, 0, 1, 1] != labels[0, 0, 3, 3] > 0  # across corners
     assert areas[0, 0][mask[0, 0]].tolist() == [2, 2, 2, 2]
     assert not labels[1].any() and not labels[~mask].any()
+
+
+def test_the_docs_list_every_option():
+    text = (Path(__file__).parent.parent / "docs" / "tracking.md").read_text(encoding="utf-8")
+    told = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(told) == sorted(field.name for field in fields(TrackerOptions))
