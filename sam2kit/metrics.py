@@ -90,56 +90,61 @@ def region_and_boundary(
     if truth.ndim != 2:
         raise ValueError(f"one mask [H,W] at a time, got the shape {truth.shape}")
     radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))
-    x, y, width, height = cv2.boundingRect((prediction | truth).view(np.uint8))
-    if width == 0:
+    crop = _around(prediction | truth)
+    if crop is None:
         return 1.0, 1.0
-    # One more row and column all round: there the masks differ from their neighbours.
-    crop = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
     rows, columns = truth[crop].shape
-    masks = np.zeros((2, rows, (columns + radius + 63) // 64 * 8), np.uint8)
-    for packed, mask in zip(masks, (prediction, truth), strict=True):
-        packed[:, : (columns + 7) // 8] = np.packbits(mask[crop], axis=1, bitorder="little")
-    words = masks.view("<u8")
-    union = _count(words[0] | words[1])
-    edges = _boundaries(words, columns, radius)
-    (precision, recall), has_boundary = _matched(edges, radius)
-    if not all(has_boundary):
-        return _count(words[0] & words[1]) / union, float(not any(has_boundary))
+    # Below and beside each mask stand empty pixels, which take what shifting moves out of it.
+    padded = (2, rows + max(radius, 1), (columns + max(radius, 1) + 63) // 64 * 8)
+    packed = np.zeros(padded, np.uint8)
+    for bits, mask in zip(packed, (prediction, truth), strict=True):
+        bits[:rows, : (columns + 7) // 8] = np.packbits(mask[crop], axis=1, bitorder="little")
+    masks = packed.view("<u8")
+    j = _count(masks[0] & masks[1]) / _count(masks[0] | masks[1])
+    edges = _boundaries(masks, rows, columns)
+    counts = _count(edges[0]), _count(edges[1])
+    if not all(counts):
+        return j, float(not any(counts))
+    near = _dilate(edges, radius)
+    precision = _count(edges[0] & near[1]) / counts[0]
+    recall = _count(edges[1] & near[0]) / counts[1]
     total = precision + recall
-    return (
-        _count(words[0] & words[1]) / union,
-        2 * precision * recall / total if total > 0 else 0.0,
-    )
+    return j, 2 * precision * recall / total if total > 0 else 0.0
 
 
-def _boundaries(masks: np.ndarray, columns: int, padding: int) -> np.ndarray:
-    """Boundary pixels of packed masks ``[2,R,N]``, with ``padding`` empty rows below each mask."""
-    right = masks >> 1
-    right[..., :-1] |= masks[..., 1:] << 63
+def _around(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns of the pixels of ``[H,W]``, and one more on each side; None: it is empty."""
+    pixels, width = mask.tobytes(), mask.shape[1]  # bytes find the first and last the fastest
+    first = pixels.find(1)
+    if first < 0:
+        return None
+    rows = slice(max(first // width - 1, 0), pixels.rfind(1) // width + 2)
+    filled = mask[rows].any(0)
+    left, right = int(filled.argmax()), width - int(filled[::-1].argmax())
+    return rows, slice(max(left - 1, 0), right + 1)
+
+
+def _boundaries(masks: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Boundary pixels of packed, padded masks ``[2,R,N]``; changes the masks' padding."""
+    line, below = masks.reshape(-1), masks.shape[2]
+    masks[:, rows] = masks[:, rows - 1]  # pixels beyond the image are as those at its border
+    right = line >> 1
+    right[:-1] |= line[1:] << 63
     word, bit = divmod(columns - 1, 64)
-    right[..., word] |= masks[..., word] & np.uint64(1 << bit)  # the last column is its own
-    edges = np.zeros((2, masks.shape[1] + padding, masks.shape[2]), masks.dtype)
-    inner = edges[:, : masks.shape[1]]
-    np.bitwise_xor(masks, right, out=inner)
-    inner[:, :-1] |= masks[:, :-1] ^ masks[:, 1:]
-    inner[:, :-1] |= masks[:, :-1] ^ right[:, 1:]
+    right.reshape(masks.shape)[..., word] |= masks[..., word] & np.uint64(1 << bit)
+    edges = line ^ right
+    edges[:-below] |= line[:-below] ^ line[below:]
+    edges[:-below] |= line[:-below] ^ right[below:]
+    edges = edges.reshape(masks.shape)
+    edges[:, rows:] = 0
+    edges[..., -1] &= np.uint64((1 << 63) - 1)  # where the next row's first pixel was moved to
     return edges
 
 
-def _matched(edges: np.ndarray, radius: int) -> tuple[list[float], list[bool]]:
-    """For each of two packed pictures: the share of its pixels that lie near one of the other's,
-    and whether it has any."""
-    near = _dilate(edges, radius)
-    counts = [_count(edge) for edge in edges]
-    matched = [_count(edges[k] & near[1 - k]) for k in (0, 1)]
-    return [m / max(n, 1) for m, n in zip(matched, counts, strict=True)], [n > 0 for n in counts]
-
-
 def _dilate(pictures: np.ndarray, radius: int) -> np.ndarray:
-    """Packed pictures ``[2,R,N]`` widened by a disk, which is a stack of lines.
+    """Packed, padded pictures ``[2,R,N]`` widened by a disk, which is a stack of lines.
 
-    The lines are laid from the outermost, shortest pair inwards, growing on the way. What is
-    shifted out of a row or picture falls into the empty columns and rows beside it.
+    The lines are laid from the outermost, shortest pair inwards, growing on the way.
     """
     line, half = pictures.reshape(-1), 0
     out, spare = np.zeros_like(line), np.empty_like(line)
@@ -150,7 +155,8 @@ def _dilate(pictures: np.ndarray, radius: int) -> np.ndarray:
             line, half = _widen(line, step, spare), half + step
         shift = offset * pictures.shape[2]
         out[shift:] |= line[: len(line) - shift]
-        out[: len(line) - shift] |= line[shift:]
+        if offset:
+            out[:-shift] |= line[shift:]
     return out.reshape(pictures.shape)
 
 

@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from sam2kit.metrics import after_first_visible, copy_first_mask, dice, iou, mean_tracked_iou
+from sam2kit.metrics import (
+    after_first_visible,
+    boundary_f,
+    copy_first_mask,
+    decay,
+    dice,
+    iou,
+    mean_tracked_iou,
+    presence_and_recovery,
+    presence_counts,
+    recovery_counts,
+    region_and_boundary,
+)
 
 
 def rectangle(x0, y0, x1, y1, size=8):
@@ -86,3 +98,113 @@ def test_the_copied_mask_starts_where_the_object_does():
     copied = copy_first_mask(truth, truth.any((2, 3)))
     expected = [[SQUARE, EMPTY, EMPTY], [SQUARE, SHIFTED, EMPTY], [SQUARE, SHIFTED, EMPTY]]
     assert (copied == np.stack(expected)).all()
+
+
+def boundary(mask):
+    """The pixels that differ from their right, lower or lower right neighbour within the image."""
+    near = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    neighbours = (near[:-1, 1:], near[1:, :-1], near[1:, 1:])
+    return np.logical_or.reduce([mask != other for other in neighbours])
+
+
+def f_by_definition(prediction, truth, radius):
+    """F from all distances between boundary pixels."""
+    a, b = np.argwhere(boundary(prediction)), np.argwhere(boundary(truth))
+    if not len(a) or not len(b):
+        return float(len(a) == len(b))
+    near = ((a[:, None] - b[None]) ** 2).sum(-1) <= radius**2
+    precision, recall = near.any(1).sum() / len(a), near.any(0).sum() / len(b)
+    both = precision + recall
+    return 2 * precision * recall / both if both > 0 else 0.0
+
+
+def any_mask(generator, shape):
+    """Empty, full, noise, one pixel, a line or a rectangle, which may touch the border."""
+    mask = np.zeros(shape, bool)
+    kind = generator.integers(6)
+    y, x = generator.integers(shape[0]), generator.integers(shape[1])
+    tall, wide = (1, 1) if kind == 3 else generator.integers(1, 40, 2)
+    if kind == 4:
+        tall = 1
+    if kind == 1:
+        mask[:] = True
+    elif kind == 2:
+        mask[:] = generator.random(shape) < generator.choice([0.02, 0.5, 0.98])
+    elif kind > 2:
+        mask[y : y + tall, x : x + wide] = True
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_boundary_f_is_the_definition(seed):
+    generator = np.random.default_rng(seed)
+    for _ in range(30):
+        shape = tuple(generator.integers(1, 80, 2))
+        a, b = any_mask(generator, shape), any_mask(generator, shape)
+        tolerance = generator.choice([0.008, 0.05, 0.4, 3.0, 70.0])
+        radius = int(np.ceil(tolerance if tolerance >= 1 else tolerance * np.hypot(*shape)))
+        j, f = region_and_boundary(a, b, tolerance)
+        assert f == f_by_definition(a, b, radius) == boundary_f(a, b, tolerance)
+        assert j == iou(a, b)
+
+
+def test_boundary_f_by_hand():
+    # Boundaries of masks 3 columns apart, on a picture where the radius is 2, then 3.
+    a, b = rectangle(0, 0, 4, 250, 250), rectangle(0, 0, 7, 250, 250)
+    assert boundary_f(a, b, 2) == 0.0 and boundary_f(a, b, 3) == 1.0
+    assert boundary_f(a, b) == 1.0  # ceil(0.008 * 353.6) = 3
+    assert boundary_f(a, b, 0.005) == 0.0  # ceil(1.8) = 2
+    full = np.ones((8, 8), bool)
+    assert boundary_f(full, EMPTY) == 1.0, "neither has a boundary, as in the official package"
+    assert boundary_f(SQUARE, EMPTY) == boundary_f(EMPTY, SQUARE) == 0.0
+
+
+def test_boundary_f_takes_one_bool_mask():
+    with pytest.raises(ValueError, match="shapes"):
+        boundary_f(SQUARE, SQUARE[:4])
+    with pytest.raises(ValueError, match="bool"):
+        boundary_f(SQUARE.astype(np.uint8), SQUARE.astype(np.uint8))
+    with pytest.raises(ValueError, match="one mask"):
+        boundary_f(SQUARE[None], SQUARE[None])
+
+
+def test_masks_need_not_be_contiguous():
+    a = rectangle(3, 5, 40, 30, 64)
+    assert region_and_boundary(a.T, a.T.copy()) == (1.0, 1.0)
+    assert region_and_boundary(a[::2, ::3], a[::2, ::3].copy()) == (1.0, 1.0)
+
+
+def test_decay_is_the_first_quarter_less_the_last():
+    # Of eight frames the borders are 0, 2, 4, 5 and 7, each in both of its quarters.
+    values = np.array([1.0, 1, 0.7, 0.9, 0.9, 0.8, 0.5, 0.5])
+    assert decay(values) == pytest.approx(2.7 / 3 - 1.8 / 3)
+    assert decay(np.array([0.7])) == 0 and decay(np.zeros(0)) is None
+
+
+def test_presence_by_hand():
+    present = np.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
+    found = np.array([1, 1, 1, 0, 0, 0, 1, 0], bool)
+    counts = presence_counts(present, found) | recovery_counts(present, found * 1.0, present)
+    rates = presence_and_recovery(counts)
+    assert rates["absent_precision"] == 3 / 4 and rates["absent_recall"] == 3 / 4
+    assert rates["false_absence"] == 1 / 4 and rates["recovery"] is None
+
+
+def recovery(present, j, scored=None):
+    present = np.array(present, bool)
+    scored = np.ones_like(present) if scored is None else np.array(scored, bool)
+    counts = recovery_counts(present, np.array(j, float), scored)
+    return tuple(counts.values())
+
+
+def test_recovery_by_hand():
+    assert recovery([0, 1, 1], [1, 0.9, 0.9]) == (0, 0, 0), "entering late is no return"
+    assert recovery([1, 0, 1, 1], [1, 1, 0.9, 0.9]) == (1, 1, 1), "found at once"
+    assert recovery([1, 0, 1, 1], [1, 1, 0.5, 0.6]) == (1, 1, 2), "above 0.5 on the second frame"
+    assert recovery([1, 0, 1, 0, 1], [1, 1, 0.1, 1, 0.9]) == (2, 1, 1), "left before it was found"
+    late = [1, 0] + [1] * 12
+    assert recovery(late, [1, 1] + [0] * 9 + [1] * 3) == (1, 1, 10)
+    assert recovery(late, [1, 1] + [0] * 10 + [1] * 2) == (1, 0, 0)
+    shown = [1, 0, 1, 1, 1], [1, 1, 0, 1, 1]
+    assert recovery(*shown, scored=[0, 1, 1, 0, 1]) == (1, 0, 0), "a prompt is no recovery"
+    assert recovery(*shown, scored=[0, 1, 0, 1, 1]) == (0, 0, 0), "shown when it came back"
