@@ -62,7 +62,7 @@ def check_paths(config: Config) -> None:
                 f"{section}.data_path is not set, and type {dataset.type} reads videos from it; "
                 f"give --data-path DIR, or {section}.type=synthetic to train on generated clips"
             )
-        for key in ("data_path", "annotation_file"):
+        for key in ("data_path", "annotation_file", "synthetic_photos"):
             path = getattr(dataset, key)
             if path is not None and not Path(path).exists():
                 raise ConfigError(f"{section}.{key}: {missing(path)}")

@@ -111,6 +111,11 @@ class DatasetConfig:
         "blur, changing light, shadows, limbs, objects that leave or are wholly hidden and come "
         "back, speeds from slow to twice the mean",
     )
+    synthetic_photos: str | None = option(
+        None,
+        "folder of pictures from which lifelike videos take most of their surfaces; null: all "
+        "surfaces are generated",
+    )
     augment: bool = option(False, "flip, crop, reverse and recolour training clips")
     prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")
     prompt_probabilities: list[float] | None = option(

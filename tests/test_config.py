@@ -296,6 +296,7 @@ def test_paths_are_checked_with_what_lies_near(tmp_path):
         ([override("dataset.data_path", str(tmp_path / "davs"))], ["dataset.data_path", "davis"]),
         ([data, f"valdataset.data_path={tmp_path}/val"], ["valdataset.data_path", "val"]),
         ([data, "dataset.type=coco", "dataset.annotation_file=no.json"], ["annotation_file"]),
+        (["dataset.type=synthetic", "dataset.synthetic_photos=no_photos"], ["synthetic_photos"]),
         ([data, f"model.checkpoint={tmp_path}/tinny.pt"], ["model.checkpoint", "tiny.pt"]),
         ([data, "model.checkpoint=best.ckpt"], ["model.checkpoint", "best.ckpt does not exist"]),
         ([data, "trainer.resume_from=last.ckpt"], ["trainer.resume_from", "last.ckpt"]),

@@ -5,11 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sam2kit.data.samples import begins_well, copied_mask_iou
 from sam2kit.data.scene import Scene
 from sam2kit.data.source import VideoSource
 from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
+from sam2kit.data.textures import Photos
 from sam2kit.errors import DataError
 
 
@@ -261,6 +263,37 @@ def test_a_share_of_the_videos_is_lifelike_and_the_share_changes_none_of_them():
     for i in range(8):
         same = lifelike if kinds[i] else plain
         assert np.array_equal(half.read_frame(i, 1), same.read_frame(i, 1))
+
+
+def test_photos_are_the_surfaces_of_lifelike_videos(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name, colour in (("a.jpg", (250, 0, 0)), ("deep/b.png", (0, 250, 0))):
+        Image.new("RGB", (90, 60), colour).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    photos = Photos(tmp_path)
+    crops = [photos.crop(np.random.default_rng(k), (40, 50)) for k in range(20)]
+    means = {tuple((crop.mean((0, 1)) > 125).tolist()) for crop in crops}
+    assert means == {(True, False, False), (False, True, False)}
+    assert {crop.shape for crop in crops} == {(40, 50, 3)}
+    generated, photographed = (
+        SyntheticDataset(6, 2, 64, seed=1, lifelike=1.0, photos=folder)
+        for folder in (None, tmp_path)
+    )
+    changed = [
+        (generated.read_frame(i, 0) != photographed.read_frame(i, 0)).any() for i in range(6)
+    ]
+    assert not any(np.array_equal(*pair) for pair in pairs)
+    frames = [photographed.read_frame(i, 1) for i in range(6)]
+    again = pickle.loads(pickle.dumps(photographed))
+    assert all(np.array_equal(again.read_frame(i, 1), frames[i]) for i in range(6))
+
+
+def test_photos_that_cannot_serve_are_named(tmp_path):
+    with pytest.raises(DataError, match="synthetic_photos.*holds no picture"):
+        Photos(tmp_path)
+    (tmp_path / "torn.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="torn.jpg"):
+        Photos(tmp_path).crop(np.random.default_rng(0), (8, 8))
 
 
 @pytest.mark.parametrize("lifelike", [False, True])

@@ -119,6 +119,7 @@ def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             seed,
             config.synthetic_motion,
             lifelike=config.synthetic_lifelike,
+            photos=config.synthetic_photos,
         )
     if config.type == "coco":
         if config.annotation_file is None:

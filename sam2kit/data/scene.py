@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 
 from sam2kit.data.shapes import Shape, draw_cover, draw_figure, draw_shape, waves
-from sam2kit.data.textures import SHIFT, draw_backdrop, draw_scenery
+from sam2kit.data.textures import SHIFT, Photos, draw_backdrop, draw_scenery
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Scene:
             and relief, shapes have limbs, turn away, come nearer, leave the frame and come back,
             are hidden wholly for some frames, and often look alike; sizes and speeds vary widely
             around ``motion``. Shadows are no part of a mask, what shows through an object is.
+        photos: the surfaces of most things in a lifelike scene; None: all are generated.
     """
 
     def __init__(
@@ -54,12 +56,16 @@ class Scene:
         motion: float = 0.14,
         background: bool = True,
         lifelike: bool = False,
+        photos: Photos | None = None,
     ) -> None:
         self.size = size
         self.lifelike = lifelike
+        self.photos = photos
         self.backdrop = None
-        if background:
-            self.backdrop = (draw_scenery if lifelike else draw_backdrop)(generator, size)
+        if background and lifelike:
+            self.backdrop = draw_scenery(generator, size, photos)
+        elif background:
+            self.backdrop = draw_backdrop(generator, size)
         if lifelike:
             motion *= np.exp(generator.uniform(np.log(0.2), np.log(2.0)))
         self.camera = _camera_path(generator, num_frames, size, motion)
@@ -89,7 +95,7 @@ class Scene:
         is_object = generator.permutation([True] * objects + [False] * distractors)
         avoid = [] if self.backdrop is None else [self.backdrop.mean((0, 1))]
         shapes: list[Shape] = []
-        draw = draw_figure if self.lifelike else draw_shape
+        draw = partial(draw_figure, photos=self.photos) if self.lifelike else draw_shape
         for k in range(len(is_object)):
             shape = draw(generator, num_frames, self.size, motion, avoid, bool(is_object[k]))
             if shapes and generator.random() < 0.15:  # a look-alike: only its place tells it apart
@@ -106,7 +112,7 @@ class Scene:
         h, w = self.size
         if generator.random() < 0.4:
             hidden = self.shapes[int(generator.integers(len(self.shapes)))]
-            self.shapes.append(draw_cover(generator, num_frames, self.size, hidden))
+            self.shapes.append(draw_cover(generator, num_frames, self.size, hidden, self.photos))
         if moves:
             reach = motion * min(h, w)
             sway = np.stack([waves(generator, num_frames) for _ in range(2)], 1)

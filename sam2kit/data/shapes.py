@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam2kit.data.textures import draw_skin, draw_texture
+from sam2kit.data.textures import Photos, draw_skin, draw_texture
 
 # Angles at which contours are evaluated: enough that the polygon's corners do not show.
 _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -135,6 +135,7 @@ def draw_figure(
     motion: float,
     avoid: list[np.ndarray],
     is_object: bool,
+    photos: Photos | None = None,
 ) -> Shape:
     """A shape of a lifelike scene: like :func:`draw_shape`, but with limbs and a skin of parts.
 
@@ -158,7 +159,7 @@ def draw_figure(
     shape.scales = np.exp(
         generator.uniform(0.1, 0.35) * waves(generator, num_frames) + np.clip(nearer, -0.7, 0.7)
     )
-    shape.texture = draw_skin(generator, (max(16, round(3.2 * radius)),) * 2, avoid)
+    shape.texture = draw_skin(generator, (max(16, round(3.2 * radius)),) * 2, avoid, photos)
     if generator.random() < 0.1:
         shape.opacity = generator.uniform(0.55, 0.85)
     for _ in range(int(generator.integers(1, 6)) if generator.random() < 0.5 else 0):
@@ -177,14 +178,19 @@ def draw_figure(
 
 
 def draw_cover(
-    generator: np.random.Generator, num_frames: int, size: tuple[int, int], hidden: Shape
+    generator: np.random.Generator,
+    num_frames: int,
+    size: tuple[int, int],
+    hidden: Shape,
+    photos: Photos | None = None,
 ) -> Shape:
     """A shape without a mask that passes before ``hidden`` and covers it for a frame or a few."""
     cover = draw_shape(generator, num_frames, size, 0.1, [hidden.texture.mean((0, 1))], False)
     cover.radius = hidden.radius * generator.uniform(1.6, 2.2)
     cover.amplitudes = cover.amplitudes / 2
     cover.scales = hidden.scales * np.exp(0.1 * waves(generator, num_frames))
-    cover.texture = draw_skin(generator, (max(16, round(3.2 * cover.radius)),) * 2)
+    side = max(16, round(3.2 * cover.radius))
+    cover.texture = draw_skin(generator, (side, side), photos=photos)
     heading = generator.uniform(0, 2 * np.pi)
     step = generator.uniform(0.3, 1.2) * cover.radius
     middle = generator.uniform(0.25, 0.9) * num_frames

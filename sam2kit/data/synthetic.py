@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from sam2kit.data.scene import Scene
 from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.data.textures import Photos
 from sam2kit.errors import DataError
 
 
@@ -26,6 +29,7 @@ class SyntheticDataset(VideoSource):
         max_distractors: at most this many moving shapes without a mask.
         lifelike: share of the videos that are closer to filmed video, 0 to 1; see
             :class:`sam2kit.data.scene.Scene`.
+        photos: folder of pictures that lifelike videos take most surfaces from; None: none.
 
     Raises:
         DataError: a number that is too small.
@@ -41,6 +45,7 @@ class SyntheticDataset(VideoSource):
         motion: float = 0.14,
         max_distractors: int = 2,
         lifelike: float = 0.0,
+        photos: str | Path | None = None,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         _check_at_least(1, num_videos=num_videos, num_frames=num_frames, max_objects=max_objects)
@@ -51,6 +56,7 @@ class SyntheticDataset(VideoSource):
         self.max_distractors = max_distractors
         self.motion = motion
         self.lifelike = lifelike
+        self.photos = None if photos is None else Photos(photos)
         self.seed = seed
         self.names = [f"synthetic_{seed}_{i:05d}" for i in range(num_videos)]
         self._recent: tuple[int, Scene] | None = None
@@ -85,6 +91,7 @@ class SyntheticDataset(VideoSource):
             self.max_distractors,
             self.motion,
             lifelike=self._is_lifelike(i),
+            photos=self.photos,
         )
 
     def _is_lifelike(self, i: int) -> bool:

@@ -2,11 +2,60 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 import cv2
 import numpy as np
 
+from sam2kit.errors import DataError
+
 # fillPoly takes fixed-point coordinates: four binary digits are a sixteenth of a pixel.
 SHIFT = 4
+
+
+class Photos:
+    """Pictures of any kind, of which crops serve as the surfaces of lifelike scenes.
+
+    Args:
+        folder: searched with its subfolders for JPEG, PNG and WebP files.
+
+    Raises:
+        DataError: no such folder, no picture in it, or, on reading, one that cannot be read.
+    """
+
+    ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in self.ENDINGS)
+        if not self.files:
+            raise DataError(
+                f"dataset.synthetic_photos: {folder} holds no picture ({', '.join(self.ENDINGS)})"
+            )
+
+    def crop(self, generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """``size + [3]`` uint8 RGB: a part of a picture, as often mirrored as not."""
+        picture = _read_photo(self.files[int(generator.integers(len(self.files)))])
+        h, w = picture.shape[:2]
+        scale = generator.uniform(0.3, 1.0) * min(h / size[0], w / size[1])
+        rows, columns = (max(1, round(scale * n)) for n in size)
+        y, x = generator.integers(h - rows + 1), generator.integers(w - columns + 1)
+        part = picture[y : y + rows, x : x + columns]
+        part = part[:, :: int(generator.choice([-1, 1]))]
+        way = cv2.INTER_AREA if rows > size[0] else cv2.INTER_LINEAR
+        return cv2.resize(np.ascontiguousarray(part), size[::-1], interpolation=way)
+
+
+@lru_cache(maxsize=256)
+def _read_photo(path: Path) -> np.ndarray:
+    """RGB, its shorter side at most 512 pixels."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DataError(f"{path}: cannot be read as a picture; replace or delete the file")
+    scale = min(1.0, 512 / min(picture.shape[:2]))
+    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def draw_texture(
@@ -45,11 +94,15 @@ def draw_backdrop(generator: np.random.Generator, size: tuple[int, int]) -> np.n
 
 
 def draw_skin(
-    generator: np.random.Generator, size: tuple[int, int], avoid: list[np.ndarray] | None = None
+    generator: np.random.Generator,
+    size: tuple[int, int],
+    avoid: list[np.ndarray] | None = None,
+    photos: Photos | None = None,
 ) -> np.ndarray:
     """``size + [3]`` uint8: one to four parts of different colours over one relief, lit aslant.
 
-    Parts are the cells of a few points, with borders that the relief frays.
+    Parts are the cells of a few points, with borders that the relief frays. With ``photos``, two
+    in three skins are a crop of one instead, lit in the same way.
     """
     h, w = size
     relief = _noise(generator, size)
@@ -58,6 +111,8 @@ def draw_skin(
     tables = [_color_table(generator, avoid or []) for _ in range(parts)]
     index = np.clip(mix * 255, 0, 255).astype(np.uint8)
     colours = np.stack(tables)[_cells(generator, relief, parts), index]
+    if photos is not None and generator.random() < 2 / 3:
+        colours = photos.crop(generator, size).astype(np.float32)
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, w, dtype=np.float32)
     light = generator.uniform(0, 2 * np.pi)
@@ -95,11 +150,13 @@ def _color_table(generator: np.random.Generator, avoid: list[np.ndarray]) -> np.
     return cv2.resize(palette[:, None], (1, 256), interpolation=cv2.INTER_LINEAR)[:, 0]
 
 
-def draw_scenery(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+def draw_scenery(
+    generator: np.random.Generator, size: tuple[int, int], photos: Photos | None = None
+) -> np.ndarray:
     """A skin half as large again as the frame, with still things of other skins standing on it."""
     h, w = (round(1.5 * n) for n in size)
-    picture = draw_skin(generator, (h, w))
-    donors = [draw_skin(generator, (h // 2, w // 2)) for _ in range(2)]
+    picture = draw_skin(generator, (h, w), photos=photos)
+    donors = [draw_skin(generator, (h // 2, w // 2), photos=photos) for _ in range(2)]
     donors = [cv2.resize(donor, (w, h)) for donor in donors]
     for _ in range(int(generator.integers(2, 12))):
         angles = np.sort(generator.uniform(0, 2 * np.pi, int(generator.integers(3, 12))))
