@@ -228,12 +228,12 @@ class FrameModel:
         options, side = self.options, (self.model.image_size, self.model.image_size)
         low, filled, full = masks
         prompted = points is not None or mask is not None
-        if prompted and not options.fill_before_prompted_memory:
-            filled = low
-        if not prompted and not options.fill_before_tracked_memory:
-            filled = low
-        if filled is not low or (prompted and options.reencode_prompted):
-            full = F.interpolate(filled, side, mode="bilinear")
+        fill_first = (
+            options.fill_before_prompted_memory if prompted else options.fill_before_tracked_memory
+        )
+        seen = filled if fill_first else low
+        if seen is not low or (prompted and options.reencode_prompted):
+            full = F.interpolate(seen, side, mode="bilinear")
         binarize = options.binarize_prompted and (
             points is not None or (mask is not None and options.binarize_mask_prompts)
         )
@@ -267,10 +267,8 @@ def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
         _, label, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         labels.append(label)
         areas.append(statistics[label, cv2.CC_STAT_AREA])
-    shape = masks.shape
-    return tuple(
-        torch.from_numpy(np.stack(x)).view(shape).to(masks.device) for x in (labels, areas)
-    )
+    both = torch.from_numpy(np.stack([labels, areas])).to(masks.device)
+    return both[0].view(masks.shape), both[1].view(masks.shape)
 
 
 def _together(parts: list[Tensor | None]) -> Tensor | None:

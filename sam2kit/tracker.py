@@ -195,7 +195,8 @@ class TrackingSession:
 
     def _track(self, t: int, reverse: bool) -> FrameTracks:
         options, horizon = self._options, self._horizon
-        answers, calls = {}, {}
+        answers: dict[int, Answer] = {}
+        calls: dict[int, Call] = {}
         with self._frame_model.applied():
             for number, bank in self.banks.items():
                 bank.settle(horizon.max_conditioning)
@@ -251,7 +252,7 @@ class TrackingSession:
         groups: dict[tuple, list[int]] = defaultdict(list)
         for number, call in calls.items():
             groups[call.key].append(number)
-        answers = {}
+        answers: dict[int, Answer] = {}
         for group in groups.values():
             for i in range(0, len(group), self._options.object_chunk):
                 part = group[i : i + self._options.object_chunk]
