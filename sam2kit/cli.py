@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import sam2kit
 from sam2kit.checks import check_paths, looks_like_path, missing, nearest
 from sam2kit.config import Config, options
-from sam2kit.errors import CheckpointError, ConfigError, SAM2KitError
+from sam2kit.errors import CheckpointError, ConfigError, DataError, SAM2KitError
 
 OVERRIDES_HELP = "key=value and group=choice, as many as needed (Hydra's grammar)"
 DEBUG_OVERRIDES = (
@@ -164,6 +164,32 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         )
 
 
+def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="a video file, or a folder of frames")
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="prompts.json, which says what to follow"
+    )
+    parser.add_argument(
+        "--model-checkpoint", required=True, metavar="FILE", help="a run, a .ckpt, a .pt or a name"
+    )
+    parser.add_argument("--output-dir", metavar="DIR", help="new; default: a dated folder")
+    _add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
+    arguments = parser.parse_args(argv)
+    for flag, path in {"VIDEO": arguments.video, "--prompts": arguments.prompts}.items():
+        if not Path(path).exists():
+            raise DataError(f"{flag}: {missing(path)}")
+    _log_to_console("INFO")
+    from sam2kit.track import track
+
+    track(
+        arguments.video,
+        arguments.prompts,
+        arguments.model_checkpoint,
+        arguments.output_dir,
+        arguments.accelerator or "auto",
+    )
+
+
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "-p",
@@ -209,6 +235,7 @@ COMMANDS = {
     "evaluate": Command(
         evaluate, "track the validation clips with a checkpoint and score the masks"
     ),
+    "track": Command(track, "follow objects through a video of yours; writes masks and an overlay"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
 }
 

@@ -7,6 +7,8 @@ batch that it was made from.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,41 +95,100 @@ def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
         DataError: a missing or unreadable file, a field that is missing or of the wrong form, or
             an entry whose frame, object or frame size the batch does not have.
     """
+    size, entries = _read_file(path, batch.names)
+    if size != tuple(batch.masks.shape[-2:]):
+        raise DataError(
+            f"{path}: field 'image_size' is {list(size)}, but the frames are "
+            f"{list(batch.masks.shape[-2:])}; make the prompts at this dataset.image_size"
+        )
+    positions = _positions(batch)
+    prompts = []
+    for where, entry in entries:
+        position = positions.get((entry["video"], entry["object_id"]))
+        if position is None:
+            raise DataError(
+                f"{where}: field 'object_id' is {entry['object_id']!r}, which {entry['video']!r} "
+                "lacks"
+            )
+        clip = int(batch.clip_of_object[position])
+        frames = [video_frame(batch, clip, frame) for frame in range(batch.num_frames)]
+        if entry["frame_index"] not in frames:
+            raise DataError(
+                f"{where}: field 'frame_index' is {entry['frame_index']!r}, but the clip of "
+                f"{entry['video']!r} holds the frames {frames}"
+            )
+        frame = frames.index(entry["frame_index"])
+        prompts.append(_read_entry(where, entry, frame, position, size))
+    return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
+
+
+def load_video_prompts(
+    path: str | Path, video: str, num_frames: int, image_size: int
+) -> tuple[list[Prompt], list[int | str]]:
+    """Read the prompts of a whole video, written by :func:`save_prompts` or by hand.
+
+    The file's ``image_size`` may be that of the video's own frames (or any other): points and boxes
+    are scaled to frames of ``image_size`` by ``image_size``.
+
+    Returns:
+        The prompts, grouped, with positions in the video for frames and positions in the second
+        list for objects; and the objects' identities in the order of the file.
+
+    Raises:
+        DataError: as :func:`load_prompts`; or the file has no prompts for ``video``.
+    """
+    size, entries = _read_file(path, [video])
+    if not entries:
+        raise DataError(f"{path}: no prompt of the field 'video' {video!r}; write that name there")
+    identities = list(dict.fromkeys(entry["object_id"] for _, entry in entries))
+    scale = torch.tensor([image_size / size[1], image_size / size[0]])
+    prompts = []
+    for where, entry in entries:
+        frame = entry["frame_index"]
+        if type(frame) is not int or not 0 <= frame < num_frames:
+            raise DataError(
+                f"{where}: field 'frame_index' is {frame!r}, but {video!r} has the frames 0 to "
+                f"{num_frames - 1}"
+            )
+        prompt = _read_entry(where, entry, frame, identities.index(entry["object_id"]), size)
+        if prompt.points is not None:
+            prompt = replace(prompt, points=prompt.points * scale)
+        prompts.append(prompt)
+    return group_prompts(prompts), identities
+
+
+def _read_file(
+    path: str | Path, videos: Collection[str]
+) -> tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
+    """``image_size``, and the entries of some videos with where each stands, for messages."""
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; save_prompts writes it") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a JSON file ({error}); write it with save_prompts") from None
     if not isinstance(document, dict) or document.get("version") != SCHEMA_VERSION:
         raise DataError(f"{path}: field 'version' must be {SCHEMA_VERSION}; write the file anew")
-    if document.get("image_size") != list(batch.masks.shape[-2:]):
-        raise DataError(
-            f"{path}: field 'image_size' is {document.get('image_size')}, but the frames are "
-            f"{list(batch.masks.shape[-2:])}; make the prompts at this dataset.image_size"
-        )
+    size = document.get("image_size")
+    if not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
+        raise DataError(f"{path}: field 'image_size' is {size!r}; it must be [rows, columns]")
     if not isinstance(document.get("prompts"), list):
         raise DataError(f"{path}: field 'prompts' must be a list")
-    positions = _positions(batch)
-    prompts = []
+    entries = []
     for number, entry in enumerate(document["prompts"]):
         where = f"{path}: prompts[{number}]"
         if not isinstance(entry, dict):
             raise DataError(f"{where} must be an object with the fields of a prompt")
-        if entry.get("video") in batch.names:
-            prompts.append(_read_entry(where, entry, batch, positions))
-        elif "video" not in entry:
+        if "video" not in entry:
             raise DataError(f"{where}: field 'video' is missing")
-    return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
+        if entry["video"] in videos:
+            entries.append((where, entry))
+            _check_fields(where, entry)
+    return (size[0], size[1]), entries
 
 
-def _read_entry(
-    where: str,
-    entry: dict[str, Any],
-    batch: ClipBatch,
-    positions: dict[tuple[str, int | str], int],
-) -> Prompt:
+def _check_fields(where: str, entry: dict[str, Any]) -> None:
     kind = entry.get("kind")
     if kind not in PROMPT_TYPES:
         raise DataError(f"{where}: field 'kind' must be one of {', '.join(PROMPT_TYPES)}")
@@ -135,31 +196,27 @@ def _read_entry(
     for field in ["object_id", "frame_index", *contents]:
         if field not in entry:
             raise DataError(f"{where}: field {field!r} is missing")
-    identity = entry["object_id"]
-    known = isinstance(identity, (int, str))
-    position = positions.get((entry["video"], identity)) if known else None
-    if position is None:
+    if not isinstance(entry["object_id"], (int, str)):
         raise DataError(
-            f"{where}: field 'object_id' is {identity!r}, which {entry['video']!r} lacks"
+            f"{where}: field 'object_id' is {entry['object_id']!r}; it must be a number or a name"
         )
-    clip = int(batch.clip_of_object[position])
-    frames = [video_frame(batch, clip, frame) for frame in range(batch.num_frames)]
-    if entry["frame_index"] not in frames:
-        raise DataError(
-            f"{where}: field 'frame_index' is {entry['frame_index']!r}, but the clip of "
-            f"{entry['video']!r} holds the frames {frames}"
-        )
-    frame, objects = frames.index(entry["frame_index"]), torch.tensor([position])
-    field = contents[0]
+
+
+def _read_entry(
+    where: str, entry: dict[str, Any], frame: int, position: int, size: tuple[int, int]
+) -> Prompt:
+    objects = torch.tensor([position])
+    kind = entry["kind"]
+    field = {"mask": "mask", "box": "box", "point": "points"}[kind]
     try:
         if kind == "mask":
-            return Prompt(frame, objects, masks=_decode(entry["mask"], batch.masks.shape[-2:]))
+            return Prompt(frame, objects, masks=_decode(entry["mask"], size))
         if kind == "box":
             points, labels = box_to_points(torch.tensor([entry["box"]], dtype=torch.float32))
-            _check_inside(points, batch)
+            _check_inside(points, size)
             return Prompt(frame, objects, points=points, labels=labels)
         points = torch.tensor([entry["points"]], dtype=torch.float32)
-        _check_inside(points, batch)
+        _check_inside(points, size)
         field = "labels"
         labels = torch.tensor([entry["labels"]], dtype=torch.int32)
         return Prompt(frame, objects, points=points, labels=labels)
@@ -167,14 +224,14 @@ def _read_entry(
         raise DataError(f"{where}: field {field!r} cannot be read ({error})") from None
 
 
-def _check_inside(points: Tensor, batch: ClipBatch) -> None:
-    rows, columns = batch.masks.shape[-2:]
+def _check_inside(points: Tensor, size: tuple[int, int]) -> None:
+    rows, columns = size
     last = torch.tensor([columns - 1, rows - 1])
     if not ((points >= 0) & (points <= last)).all():
         raise ValueError(f"it holds points outside the frame of {columns} by {rows} pixels")
 
 
-def _decode(encoded: dict[str, Any], size: torch.Size) -> Tensor:
+def _decode(encoded: dict[str, Any], size: tuple[int, int]) -> Tensor:
     """COCO's run lengths as ``[1,H,W]`` bool."""
     if list(encoded["size"]) != list(size):
         raise ValueError(f"its size is {encoded['size']}, not {list(size)}")

@@ -253,7 +253,7 @@ def test_help_is_fast_and_loads_neither_torch_nor_hydra():
 def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    flag = "SOURCE" if command == "export" else "--config"
+    flag = {"export": "SOURCE", "track": "--prompts"}.get(command, "--config")
     assert stop.value.code == 0 and flag in capsys.readouterr().out
 
 

@@ -65,7 +65,7 @@ class FrameFolder(OneVideo):
 
 
 class VideoFile(OneVideo):
-    """A video file of any kind that FFmpeg decodes (MP4, MOV, MKV, AVI), upright as players show it.
+    """A video file that FFmpeg decodes (MP4, MOV, MKV, AVI), upright as players show it.
 
     One frame is held at a time. The next frame costs one decoding, any other one those since the
     last key frame. Frames are numbered by their time, so a number is the same frame in any order
