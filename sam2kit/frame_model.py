@@ -154,9 +154,10 @@ class FrameModel:
     def encode(self, frame: np.ndarray) -> FrameFeatures:
         """The features of a frame ``[H,W,3]`` uint8 RGB of any size."""
         side = self.model.image_size
+        picture = Image.fromarray(frame)
         if self.options.pil_bicubic:
-            frame = np.array(Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC))
-        image = torch.from_numpy(frame).permute(2, 0, 1)[None].to(self.device)
+            picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(self.device)
         backbone = self.model.forward_image(normalize(resize_frames(image, (side, side))))
         return FrameFeatures(*self.model._prepare_backbone_features(backbone)[1:])
 
