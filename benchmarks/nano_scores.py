@@ -26,8 +26,8 @@ from sam2kit.config import Config
 from sam2kit.data.build import build_validation
 from sam2kit.data.clips import create_dataloader
 from sam2kit.engine import step_generator
-from sam2kit.evaluate import COPY, evaluate
-from sam2kit.metrics import after_first_visible
+from sam2kit.evaluate import COPY
+from sam2kit.metrics import after_first_visible, copy_first_mask, mean_tracked_iou
 from sam2kit.model import SAM2Model
 from sam2kit.prompts import PromptGenerator
 
@@ -40,7 +40,7 @@ GENERATED = {
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=0",
 }
 PROMPTS = ("mask", "box", "point")
-STAGES = ("1_masks", "2_long", "3_images", "4_clips")
+STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike")
 
 
 def interval(per_video: Sequence[np.ndarray], statistic: Callable = np.mean) -> dict[str, float]:
@@ -67,10 +67,23 @@ def interval(per_video: Sequence[np.ndarray], statistic: Callable = np.mean) -> 
     }
 
 
+@torch.inference_mode()
 def iou_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
     """Mean IoU over the frames after the prompted one, of the model and of the copied mask."""
-    clips = evaluate(config, {"nano": (model, False)}).clips
-    return {name: interval([clip.iou[name] for clip in clips]) for name in ("nano", COPY)}
+    prompts = PromptGenerator.from_config(config.validation_dataset())
+    found: dict[str, list[np.ndarray]] = {"nano": [], COPY: []}
+    loader = create_dataloader(
+        build_validation(config), config.validation_dataset(), training=False, seed=config.seed
+    )
+    for number, batch in enumerate(loader):
+        output = model.eval()(batch, prompts(batch, step_generator(config.seed, number)))
+        scored = (output.tracked & ~output.prompted & batch.annotated).numpy()
+        truth = batch.masks.numpy()
+        copied = copy_first_mask(truth, batch.visible.numpy())
+        tracked = output.masks(truth.shape[-2:]).numpy()
+        for name, masks in {"nano": tracked, COPY: copied}.items():
+            found[name].append(mean_tracked_iou(masks, truth, scored)[0])
+    return {name: interval(values) for name, values in found.items()}
 
 
 @torch.inference_mode()

@@ -179,7 +179,7 @@ def _choice_problems(config: Config) -> Iterator[str]:
     }
     for key, known in choices.items():
         value = get(config, key)
-        if value not in known:
+        if value not in known and (key != "evaluation.convention" or value is not None):
             yield f"{key} is {value!r}; choose from {', '.join(known)}"
 
 

@@ -7,50 +7,28 @@ refused before torch is imported. Exit codes: 0 done, 2 input that cannot be use
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sam2kit
 from sam2kit.checks import check_paths, looks_like_path, missing, nearest
-from sam2kit.config import Config, options
+from sam2kit.config import Config
 from sam2kit.errors import CheckpointError, ConfigError, DataError, SAM2KitError
-
-OVERRIDES_HELP = "key=value and group=choice, as many as needed (Hydra's grammar)"
-DEBUG_OVERRIDES = (
-    "debug=true",
-    "log_level=DEBUG",
-    "dataset.num_workers=0",
-    "trainer.max_epochs=1",
-    "trainer.limit_train_batches=2",
-    "trainer.limit_val_batches=2",
+from sam2kit.flags import (
+    EVALUATE_FLAGS,
+    OVERRIDES_HELP,
+    Flag,
+    add_flags,
+    add_train_flags,
+    given_overrides,
+    named_file,
+    parameter,
+    stages,
+    train_config,
 )
-
-
-class Flag(NamedTuple):
-    """A flag that sets one key of the configuration; its help is the key's own."""
-
-    name: str
-    key: str
-    type: Callable[[str], Any] = str
-
-
-TRAIN_FLAGS = (
-    Flag("--lr", "optimizer.lr", float),
-    Flag("--max-epochs", "trainer.max_epochs", int),
-    Flag("--batch-size", "dataset.batch_size", int),
-    Flag("--seed", "seed", int),
-    Flag("--output-dir", "output_dir"),
-    Flag("--model-checkpoint", "model.checkpoint"),
-    Flag("--data-path", "dataset.data_path"),
-    Flag("--accelerator", "trainer.accelerator"),
-    Flag("--devices", "trainer.devices"),
-    Flag("--precision", "trainer.precision"),
-)
-EVALUATE_FLAGS = (Flag("--data-path", "valdataset.data_path"),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,9 +67,9 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         help="write the whole configuration, commented, to FILE (a new .yaml) or the screen; stop",
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
-    _add_train_flags(parser)
+    add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
-    config, _ = _train_config(arguments)
+    config, _ = train_config(arguments)
     if arguments.create_config is not None:
         _create_config(arguments.create_config, config)
         return
@@ -112,8 +90,8 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    _add_train_flags(parser)
-    config, _ = _train_config(parser.parse_intermixed_args(argv))
+    add_train_flags(parser)
+    config, _ = train_config(parser.parse_intermixed_args(argv))
     check_paths(config)
     _log_to_console(config.log_level)
     from sam2kit.audit import audit_config
@@ -135,33 +113,59 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--model-checkpoint", metavar="FILE", help="a run's .ckpt, or a .pt")
+    group.add_argument(
+        "--predictions", type=Path, metavar="DIR", help="masks of any tracker, DIR/VIDEO/FRAME.png"
+    )
     parser.add_argument(
-        "--model-checkpoint", required=True, metavar="FILE", help="a run's .ckpt, or a .pt"
+        "--compare",
+        action="append",
+        default=[],
+        type=named_file,
+        metavar="NAME=FILE",
+        help="another checkpoint (or its name) to show beside it; may be repeated",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="a YAML file; default: the checkpoint's own configuration"
     )
-    _add_flags(parser, EVALUATE_FLAGS)
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where the results go")
+    add_flags(parser, EVALUATE_FLAGS)
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the results go; an interrupted evaluation there goes on",
+    )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
     arguments = parser.parse_intermixed_args(argv)
     checkpoint = arguments.model_checkpoint
-    if looks_like_path(checkpoint) and not Path(checkpoint).is_file():
+    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).is_file():
         raise CheckpointError(f"--model-checkpoint: {missing(checkpoint)}")
-    if arguments.data_path is not None and not Path(arguments.data_path).exists():
-        raise ConfigError(f"--data-path: {missing(arguments.data_path)}")
-    overrides = _overrides(arguments, EVALUATE_FLAGS)
+    for name, file in arguments.compare:
+        if looks_like_path(file) and not Path(file).exists():
+            raise CheckpointError(f"--compare {name}: {missing(file)}")
+    for flag in ("data_path", "predictions"):
+        path = getattr(arguments, flag)
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"--{flag.replace('_', '-')}: {missing(path)}")
+    overrides = given_overrides(arguments, EVALUATE_FLAGS)
+    if arguments.compare:
+        from sam2kit.compose import override
+
+        pairs = ", ".join(f"{name}: {override('', file)[1:]}" for name, file in arguments.compare)
+        overrides.append(f"evaluation.compare={{{pairs}}}")
     if arguments.config is not None:
         from sam2kit.compose import compose
 
         compose(arguments.config, overrides)
     with _kept_under(arguments.output_dir or "outputs"):
         _log_to_console("INFO")
-        from sam2kit.evaluate import evaluate_checkpoint
-
-        evaluate_checkpoint(
-            checkpoint, overrides, arguments.output_dir, config_file=arguments.config
-        )
+        if checkpoint:
+            from sam2kit.evaluate import evaluate_checkpoint as judge
+        else:
+            from sam2kit.evaluate import evaluate_predictions as judge
+        what = checkpoint or arguments.predictions
+        judge(what, overrides, arguments.output_dir, config_file=arguments.config)
 
 
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -173,7 +177,7 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--model-checkpoint", required=True, metavar="FILE", help="a run, a .ckpt, a .pt or a name"
     )
     parser.add_argument("--output-dir", metavar="DIR", help="new; default: a dated folder")
-    _add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
+    add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
     arguments = parser.parse_args(argv)
     for flag, path in {"VIDEO": arguments.video, "--prompts": arguments.prompts}.items():
         if not Path(path).exists():
@@ -196,20 +200,20 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--parameter",
         action="append",
         default=[],
-        type=_parameter,
+        type=parameter,
         metavar="NAME=VALUE",
         help="a notebook parameter; the value is JSON, else text; may be repeated",
     )
     parser.add_argument(
-        "--stages", type=_stages, default=_stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
+        "--stages", type=stages, default=stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
-    _add_train_flags(parser)
+    add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     from sam2kit.compose import config_dir
 
     parameters = dict(arguments.parameter)
-    config, overrides = _train_config(arguments, parameters.get("overrides", []))
+    config, overrides = train_config(arguments, parameters.get("overrides", []))
     if overrides:
         parameters["overrides"] = overrides
     check_paths(config)
@@ -253,69 +257,6 @@ def _parser(prog: str, help: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog, description=help.capitalize() + ".", allow_abbrev=False)
 
 
-def _add_train_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file; default: configs/config.yaml"
-    )
-    _add_flags(parser, TRAIN_FLAGS)
-    parser.add_argument(
-        "--wandb",
-        action=argparse.BooleanOptionalAction,
-        help="log to Weights & Biases (use_wandb); --no-wandb also overrules trainer.logger=wandb",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="one epoch of two batches, no loader workers, debug log; the run is marked as such",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
-
-
-def _add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
-    known = options()
-    for flag in flags:
-        help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
-        metavar = {int: "N", float: "X"}.get(flag.type, "VALUE")
-        parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
-
-
-def _overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
-    """The overrides that the flags stand for, then those that were written out.
-
-    Raises:
-        ConfigError: a key is given both ways.
-    """
-    from sam2kit.compose import override, override_key
-
-    given: dict[str, tuple[str, Any]] = {}
-    for flag in flags:
-        value = getattr(arguments, flag.name.strip("-").replace("-", "_"))
-        if value is not None:
-            given[flag.key] = (flag.name, value)
-    if getattr(arguments, "wandb", None) is not None:
-        given["use_wandb"] = ("--wandb" if arguments.wandb else "--no-wandb", arguments.wandb)
-    for text in arguments.overrides:
-        if override_key(text) in given:
-            name = given[override_key(text)][0]
-            raise ConfigError(f"{name} and {text} both set {override_key(text)}; drop one of them")
-    return [override(key, value) for key, (_, value) in given.items()] + arguments.overrides
-
-
-def _train_config(
-    arguments: argparse.Namespace, before: Sequence[str] = ()
-) -> tuple[Config, list[str]]:
-    """The configuration that training's flags describe, and the overrides that make it."""
-    from sam2kit.compose import compose
-
-    debug = DEBUG_OVERRIDES if arguments.debug else ()
-    overrides = [*debug, *before, *_overrides(arguments, TRAIN_FLAGS)]
-    config = compose(arguments.config, overrides)
-    if arguments.wandb is False and config.trainer.logger == "wandb":
-        overrides.append("trainer.logger=tensorboard")
-        config = compose(arguments.config, overrides)
-    return config, overrides
-
-
 def _log_to_console(level: str) -> None:
     """Time and message alone; whose code speaks is of no use to somebody who watches a run."""
     from loguru import logger
@@ -350,25 +291,3 @@ def _kept_under(folder: str | Path) -> Iterator[None]:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt(f"what was written so far is kept under {folder}") from stop
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _stages(text: str) -> list[int]:
-    stages: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{text!r} is not such as 1-4, 3 or 1,4")
-        stages.extend(range(int(first), int(last or first) + 1))
-    if not stages or sorted(set(stages)) != stages:
-        raise argparse.ArgumentTypeError(f"{text!r} does not name stages in rising order")
-    return stages

@@ -21,7 +21,7 @@ LOSSES = ("frames", "steps")
 RECIPES = ("memory", "official")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PROTOCOLS = ("mask", "box", "clicks")
-CONVENTIONS = ("prompted", "davis2017", "sav", "all_frames")
+CONVENTIONS = ("prompted", "davis2016", "davis2017", "sav", "all_frames")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -267,8 +267,10 @@ class EvaluationConfig:
     noise_levels: list[float] = option(
         [], "track again at each of these in place of noise, for curves of robustness"
     )
-    convention: str = option(
-        "prompted", "which frames count, and how: prompted, davis2017, sav, all_frames"
+    convention: str | None = option(
+        None,
+        "which frames count, and how: prompted, davis2016, davis2017, sav, all_frames; null: "
+        "prompted, or that of the data where results of others are scored",
     )
     compare: dict[str, str] = option(
         {}, "further models on the same prompts: the name to show, and a checkpoint or its name"

@@ -1,209 +1,238 @@
-"""Scoring trackers side by side on validation clips, for ``sam2kit evaluate`` and ``04_evaluate``.
+"""Scoring trackers side by side on whole videos, for ``sam2kit evaluate`` and ``04_evaluate``.
 
-Every tracker gets the same prompts on the same clips. Beside the tuned model stand the model before
-training, the tuned one with its memory zeroed (a model that does not track loses nothing by that),
-and the copied first mask (which loses nothing where objects stand still).
+Every tracker gets the same prompts on the same videos. Beside the tuned model stand the model
+before training, the tuned one with its memory zeroed (a model that does not track loses nothing by
+that), the copied first mask (which loses nothing where objects stand still), and any number of
+other checkpoints. docs/evaluation.md has the protocols and the scores.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from loguru import logger
 
-import sam2kit
-from sam2kit.checkpoints import create_sam2_model, load_weights, read_run_config
-from sam2kit.clip import ClipBatch
+from sam2kit.checkpoints import create_sam2_model, load_source, load_weights, read_run_config
+from sam2kit.comparison import paired_differences, score_interval
 from sam2kit.compose import compose, recompose, save_config
 from sam2kit.config import Config
-from sam2kit.data.build import build_validation
-from sam2kit.data.clips import create_dataloader
-from sam2kit.engine import step_generator
+from sam2kit.contenders import Contender, ResultFiles, calibrate, tracker_options
+from sam2kit.data.build import build_datasets, build_validation_source
+from sam2kit.data.source import VideoSource
 from sam2kit.errors import CheckpointError, ConfigError, DataError
-from sam2kit.metrics import copy_first_mask, mean_tracked_iou
-from sam2kit.model import SAM2Model
-from sam2kit.prompts import PromptGenerator
+from sam2kit.predictions import coco_json, first_visible_frames, score_predictions, write_csv
 from sam2kit.run_dir import file_name, open_run_dir
+from sam2kit.scores import CONVENTIONS, DataSetScores, metrics, summary
 from sam2kit.video_files import save_gif
-from sam2kit.viz import frames_to_images, tracking_figure, tracking_frames
+from sam2kit.viz import tracking_figure, tracking_frames
 
-SCHEMA_VERSION = 1
 COPY = "first mask copied"
 BEFORE = "before training"
 AFTER = "after training"
 ZEROED = "after, memory zeroed"
+CALIBRATED = "after, calibrated"
 MAX_PICTURES = 4
-
-
-@dataclass
-class ClipResult:
-    """One clip with what every tracker made of it.
-
-    Attributes:
-        name: the video's name.
-        frames: ``[T,H,W,3]`` uint8.
-        truth: bool ``[T,O,H,W]``.
-        predictions: tracker -> bool ``[T,O,H,W]``.
-        scored: bool ``[T,O]``: tracked, annotated and not prompted.
-        iou: tracker -> ``[O]`` mean IoU over an object's scored frames; NaN for one without any.
-        object_ids: O identities.
-    """
-
-    name: str
-    frames: np.ndarray
-    truth: np.ndarray
-    predictions: dict[str, np.ndarray]
-    scored: np.ndarray
-    iou: dict[str, np.ndarray]
-    object_ids: list[int | str]
+MAX_PICTURE_FRAMES = 40
 
 
 @dataclass
 class Evaluation:
-    """Scores and pictures' material of all clips.
+    """What :func:`evaluate` found.
 
     Attributes:
-        clips: one result a clip, in the data set's order.
-        output_dir: where :func:`evaluate_checkpoint` wrote its files.
+        config: of the evaluation.
+        source: the videos.
+        trackers: one result each on the same videos; the first is the one it is about.
+        files: the masks; None where they are somebody's own.
+        robustness: tracker -> level of prompt noise -> mean J&F.
+        calibration: the thresholds of :data:`CALIBRATED` and the videos they were chosen on.
+        output_dir: where the results are.
     """
 
-    clips: list[ClipResult] = field(default_factory=list)
+    config: Config
+    source: VideoSource
+    trackers: list[DataSetScores]
+    files: ResultFiles | None = None
+    robustness: dict[str, dict[float, float | None]] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
     output_dir: Path | None = None
 
-    @property
-    def trackers(self) -> list[str]:
-        return list(self.clips[0].iou) if self.clips else []
-
     def scores(self) -> dict[str, float]:
-        """Tracker -> mean IoU over all objects that have a scored frame, 0 to 1."""
-        return {
-            tracker: float(np.nanmean(np.concatenate([clip.iou[tracker] for clip in self.clips])))
-            for tracker in self.trackers
+        """Tracker -> mean J&F over all objects, 0 to 1; NaN where nothing counts."""
+        means = {t.tracker: summary(t.videos)["J&F"] for t in self.trackers}
+        return {name: float("nan") if v is None else v for name, v in means.items()}
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds; docs/evaluation.md lists it."""
+        main, *others = self.trackers
+        evaluation = asdict(self.config.evaluation)
+        chosen = ("protocol", "clicks", "reprompt_every", "noise", "noise_kinds", "tracker")
+        content = metrics(self.trackers)
+        for tracker in self.trackers:
+            interval = score_interval(tracker, self._generator())
+            content["trackers"][tracker.tracker]["J&F_interval"] = [
+                interval["low"],
+                interval["high"],
+            ]
+        differences = {
+            other.tracker: paired_differences(main, other, self._generator()) for other in others
+        }
+        for difference in differences.values():
+            del difference["differences"]
+        return content | {
+            "protocol": {k: evaluation[k] for k in chosen} if self.files else None,
+            "seed": self.config.seed,
+            "differences": differences,
+            "robustness": {
+                name: {"noise": list(curve), "J&F": list(curve.values())}
+                for name, curve in self.robustness.items()
+            },
+            "calibration": self.calibration,
         }
 
-    def metrics(self) -> dict:
-        """Everything but the pixels, for ``metrics.json``."""
-        objects = np.concatenate([c.iou[self.trackers[0]] for c in self.clips])
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "sam2kit_version": sam2kit.__version__,
-            "score": "mean IoU over tracked, annotated and unprompted frames, mean over objects",
-            "objects": int(np.isfinite(objects).sum()),
-            "mean_iou": self.scores(),
-            "videos": {
-                clip.name: {
-                    "frames": len(clip.frames),
-                    "objects": {
-                        str(identity): {
-                            t: None if np.isnan(clip.iou[t][o]) else float(clip.iou[t][o])
-                            for t in self.trackers
-                        }
-                        for o, identity in enumerate(clip.object_ids)
-                    },
-                }
-                for clip in self.clips
-            },
-        }
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.config.seed)
 
     def save(self, output_dir: Path) -> None:
-        """Write ``metrics.json``, ``overlay.png``, ``overlay.gif`` and ``overlays/VIDEO.png``.
+        """Write ``metrics.json``, ``objects.csv``, ``coco/``, overlays and GIF.
 
-        The first picture and the GIF show the clips around the tracker's median, none picked by
-        hand; at most :data:`MAX_PICTURES` clips are drawn.
+        The first picture and the GIF show the videos around the tracker's median, none picked by
+        hand; at most :data:`MAX_PICTURES` of them, of each :data:`MAX_PICTURE_FRAMES` frames.
         """
-        output_dir = open_run_dir(output_dir, output_dir)
+        self.output_dir = output_dir = open_run_dir(output_dir, output_dir)
         (output_dir / "metrics.json").write_text(json.dumps(self.metrics(), indent=1))
-        shown = self._around_the_median()
-        for clip in shown:
-            figure = tracking_figure(
-                clip.frames, clip.truth, clip.predictions, clip.scored, title=clip.name
-            )
-            path = output_dir / "overlays" / f"{file_name(clip.name)}.png"
+        write_csv(output_dir / "objects.csv", self.trackers)
+        if self.files is None:
+            return
+        (output_dir / "coco").mkdir(exist_ok=True)
+        for tracker in self.trackers:
+            videos = [v.name for v in tracker.videos]
+            content = coco_json(self.files.sav(tracker.tracker, videos))
+            path = output_dir / "coco" / f"{file_name(tracker.tracker)}.json"
+            path.write_text(json.dumps(content))
+        self._draw(output_dir)
+
+    def _draw(self, output_dir: Path) -> None:
+        animations = []
+        for name in self._around_the_median():
+            frames, truth, predictions, scored = self._pixels(name)
+            figure = tracking_figure(frames, truth, predictions, scored, title=name)
+            path = output_dir / "overlays" / f"{file_name(name)}.png"
             path.parent.mkdir(exist_ok=True)
             figure.savefig(path)
-            if clip is shown[0]:
+            if not animations:
                 figure.savefig(output_dir / "overlay.png")
-        animations = [tracking_frames(c.frames, c.truth, c.predictions) for c in shown]
-        size = animations[0].shape[1:]
-        same = [a for a in animations if a.shape[1:] == size]
+            animations.append(tracking_frames(frames, truth, predictions))
+        same = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
         save_gif(output_dir / "overlay.gif", np.concatenate(same), fps=4)
-        self.output_dir = output_dir
 
-    def _around_the_median(self) -> list[ClipResult]:
-        last = self.trackers[-1] if AFTER not in self.trackers else AFTER
-        means = [
-            (float(np.nanmean(clip.iou[last])), clip)
-            for clip in self.clips
-            if np.isfinite(clip.iou[last]).any()
-        ]
-        middle = float(np.median([score for score, _ in means]))
-        means.sort(key=lambda item: abs(item[0] - middle))
-        return [clip for _, clip in means[:MAX_PICTURES]]
+    def _pixels(self, name: str) -> tuple[np.ndarray, np.ndarray, dict, np.ndarray]:
+        """Frames, truth, predictions by tracker and what counts, of frames spread over a video."""
+        assert self.files is not None
+        i = self.source.names.index(name)
+        video = next(v for v in self.trackers[0].videos if v.name == name)
+        count = min(len(video.J), MAX_PICTURE_FRAMES)
+        steps = np.linspace(0, len(video.J) - 1, count).round().astype(int).tolist()
+        frames = np.stack([self.source.read_frame(i, t) for t in steps])
+        empty = np.zeros(frames.shape[1:3], bool)
+
+        def stacked(masks: list) -> np.ndarray:
+            return np.stack([[m.get(o, empty) for o in video.object_ids] for m in masks])
+
+        truth = stacked([self.source.read_masks(i, t) or {} for t in steps])
+        predictions = {
+            t.tracker: stacked([self.files.masks(t.tracker, name, step) for step in steps])
+            for t in self.trackers
+        }
+        return frames, truth, predictions, video.scored[steps]
+
+    def _around_the_median(self) -> list[str]:
+        means = {v.name: summary([v])["J&F"] for v in self.trackers[0].videos}
+        means = {name: score for name, score in means.items() if score is not None}
+        middle = float(np.median(list(means.values())))
+        return sorted(means, key=lambda name: abs(means[name] - middle))[:MAX_PICTURES]
 
 
-def evaluate(config: Config, models: Mapping[str, tuple[SAM2Model, bool]]) -> Evaluation:
-    """Track the validation clips of ``config`` with every model, and with the copied first mask.
+def evaluate(config: Config, contenders: Sequence[Contender], output_dir: Path) -> Evaluation:
+    """Track the validation videos of ``config`` with every contender.
+
+    Each video's scores and masks are kept in ``output_dir`` as soon as it is done, and what is
+    there already is not tracked again: an evaluation that was interrupted goes on.
 
     Args:
-        config: the validation data, their prompts, ``seed`` and ``trainer.accelerator`` are read.
-        models: name -> (model, whether its memory is zeroed).
+        config: the validation data, ``evaluation`` and ``seed`` are read.
+        contenders: of different names; the first is the one the evaluation is about.
 
     Raises:
-        ConfigError, DataError: about the validation data; or no object is left to score.
+        ConfigError, DataError: about the validation data or ``evaluation``; or no object is left
+            to score.
     """
-    clips = build_validation(config)
-    val = config.validation_dataset()
-    prompts = PromptGenerator.from_config(val)
-    device = pick_device(config.trainer.accelerator)
-    evaluation = Evaluation()
-    loader = create_dataloader(clips, val, training=False, seed=config.seed)
-    for number, batch in enumerate(loader):
-        drawn = [p.to(device) for p in prompts(batch, step_generator(config.seed, number))]
-        predictions, scored = {}, None
-        for name, (model, zero_memory) in models.items():
-            model = model.to(device).eval()
-            with torch.inference_mode():
-                output = model(batch.to(device), drawn, zero_memory=zero_memory)
-            predictions[name] = output.masks(batch.masks.shape[-2:]).cpu().numpy()
-            scored = (output.tracked & ~output.prompted).cpu() & batch.annotated
-        assert scored is not None, "no models to evaluate"
-        evaluation.clips += _split(batch, predictions, scored.numpy())
-        logger.info("evaluated {} of {} batches", number + 1, len(loader))
-    if not any(clip.scored.any() for clip in evaluation.clips):
-        raise DataError("the validation clips hold no frame to score: no object is seen twice")
+    tracker_options(config)
+    source = build_validation_source(config)
+    files = ResultFiles(output_dir, config)
+    calibration = None
+    if config.evaluation.calibration_videos:
+        calibrated, calibration = _calibrated(config, contenders[0], source)
+        contenders = [*contenders, calibrated]
+    results = {c.name: DataSetScores(c.name) for c in contenders}
+    curves: dict[str, dict[float, DataSetScores]] = {
+        c.name: {level: DataSetScores(c.name) for level in config.evaluation.noise_levels}
+        for c in contenders
+        if c.model is not None and not c.zero_memory
+    }
+    for i, video in enumerate(source.names):
+        if not first_visible_frames(source, i)[0]:
+            logger.warning("{} shows no object and is left out", video)
+            continue
+        for contender in contenders:
+            scores = files.scores(contender, source, i)
+            results[contender.name].videos.append(scores)
+            score = summary([scores])["J&F"]
+            logger.info(
+                "{} ({} of {}), {}: J&F {}",
+                *(video, i + 1, len(source), contender.name),
+                "of no frame" if score is None else f"{score:.3f}",
+            )
+            for level, curve in curves.get(contender.name, {}).items():
+                curve.videos.append(files.scores(contender, source, i, level))
+    evaluation = Evaluation(config, source, list(results.values()), files, calibration=calibration)
+    if np.isnan(evaluation.scores()[contenders[0].name]):
+        raise DataError("the validation videos hold no frame to score: no object is seen twice")
+    evaluation.robustness = {
+        name: {level: summary(s.videos)["J&F"] for level, s in sorted(curve.items())}
+        for name, curve in curves.items()
+        if curve
+    }
     return evaluation
 
 
-def _split(
-    batch: ClipBatch, predictions: Mapping[str, np.ndarray], scored: np.ndarray
-) -> list[ClipResult]:
-    """The batch's clips apart, with the copied mask beside the models and all IoUs."""
-    truth, visible = batch.masks.numpy(), batch.visible.numpy()
-    predictions = {COPY: copy_first_mask(truth, visible), **predictions}
-    results = []
-    for b, name in enumerate(batch.names):
-        own = (batch.clip_of_object == b).numpy()
-        masks = {t: p[:, own] for t, p in predictions.items()}
-        results.append(
-            ClipResult(
-                name=name,
-                frames=frames_to_images(batch.frames[b]),
-                truth=truth[:, own],
-                predictions=masks,
-                scored=scored[:, own],
-                iou={
-                    t: mean_tracked_iou(p, truth[:, own], scored[:, own])[0]
-                    for t, p in masks.items()
-                },
-                object_ids=[i for i, mine in zip(batch.object_ids, own, strict=True) if mine],
-            )
+def _calibrated(
+    config: Config, contender: Contender, source: VideoSource
+) -> tuple[Contender, dict[str, Any]]:
+    """The contender with thresholds chosen on training videos.
+
+    Raises:
+        ConfigError: a training video is among the validation videos, too.
+    """
+    training = build_datasets(config)[0].source
+    count = min(config.evaluation.calibration_videos, len(training))
+    videos = np.linspace(0, len(training) - 1, count).round().astype(int).tolist()
+    names = [training.names[i] for i in videos]
+    if shared := set(names) & set(source.names):
+        raise ConfigError(
+            f"evaluation.calibration_videos: {sorted(shared)[0]!r} is among the videos to report "
+            "on; give dataset.split and valdataset.split different videos"
         )
-    return results
+    logger.info("thresholds are chosen on {}", ", ".join(names))
+    mask, present = calibrate(contender, training, videos, config)
+    chosen = {"mask_threshold": mask, "object_score_threshold": present, "videos": names}
+    return Contender(CALIBRATED, contender.model, False, mask, present), chosen
 
 
 def evaluate_checkpoint(
@@ -212,14 +241,14 @@ def evaluate_checkpoint(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score a checkpoint on validation clips, beside the copied mask and the model it came from.
+    """Score a checkpoint on validation videos, beside the copied mask and the model it came from.
 
     Args:
         checkpoint: a run's ``.ckpt``, which brings its configuration along; or, with
             ``config_file``, weights in the official format or a name.
         overrides: on top of the configuration, such as ``valdataset.data_path=DIR``.
-        output_dir: for ``metrics.json``, ``config.yaml``, ``overlay.png``, ``overlay.gif`` and
-            ``overlays/``; by default a dated folder under ``config.output_dir``.
+        output_dir: for all that is written; by default a dated folder under
+            ``config.output_dir``. One that holds an interrupted evaluation goes on with it.
         config_file: the configuration to use in place of the checkpoint's own.
 
     Raises:
@@ -230,31 +259,68 @@ def evaluate_checkpoint(
         config = recompose(read_run_config(checkpoint), overrides, source=checkpoint)
     else:
         config = compose(config_file, overrides)
-    if config_file is None or config.model.checkpoint not in (None, checkpoint):
-        models = _before(config)
-    else:
-        models = {}
-    tuned = create_sam2_model(config, load=False)
-    load_weights(tuned, checkpoint)
-    models |= {AFTER: (tuned, False), ZEROED: (tuned, True)}
+    has_start = config_file is None or config.model.checkpoint not in (None, checkpoint)
+    contenders = _contenders(config, checkpoint, has_start)
     output_dir = open_run_dir(output_dir, config.output_dir)
-    evaluation = evaluate(config, models)
-    evaluation.save(output_dir)
     if output_dir.resolve() != Path(checkpoint).parent.resolve():
         save_config(config, output_dir / "config.yaml")
+    evaluation = evaluate(config, contenders, output_dir)
+    return _finish(evaluation, output_dir)
+
+
+def evaluate_predictions(
+    folder: str | Path,
+    overrides: Sequence[str] = (),
+    output_dir: Path | None = None,
+    config_file: str | Path | None = None,
+) -> Evaluation:
+    """Score anybody's masks in DAVIS layout on the validation videos.
+
+    Args:
+        folder: see :func:`sam2kit.predictions.score_predictions`.
+        overrides, output_dir, config_file: as for :func:`evaluate_checkpoint`.
+
+    Raises:
+        ConfigError, DataError: naming the key or file.
+    """
+    config = compose(config_file, overrides)
+    source = build_validation_source(config)
+    named = config.evaluation.convention
+    scores = score_predictions(source, folder, CONVENTIONS[named] if named else None)
+    output_dir = open_run_dir(output_dir, config.output_dir)
+    save_config(config, output_dir / "config.yaml")
+    return _finish(Evaluation(config, source, [scores]), output_dir)
+
+
+def _finish(evaluation: Evaluation, output_dir: Path) -> Evaluation:
+    evaluation.save(output_dir)
     for name, score in evaluation.scores().items():
-        logger.info("{:22} mean IoU {:.3f}", name, score)
+        logger.info("{:22} J&F {:.3f}", name, score)
     logger.info("results in {}", output_dir)
     return evaluation
 
 
-def _before(config: Config) -> dict[str, tuple[SAM2Model, bool]]:
-    """The model that the run started from; left out, with a warning, where its file has gone."""
-    try:
-        return {BEFORE: (create_sam2_model(config), False)}
-    except CheckpointError as error:
-        logger.warning("the model before training is left out: {}", error)
-        return {}
+def _contenders(config: Config, checkpoint: str, has_start: bool) -> list[Contender]:
+    """The tuned model, the one before training, the memory zeroed, the copied mask, and others.
+
+    The model before training is left out, with a warning, where its file has gone.
+    """
+    device = pick_device(config.trainer.accelerator)
+    tuned = create_sam2_model(config, load=False)
+    load_weights(tuned, checkpoint)
+    tuned.to(device)
+    found = [Contender(AFTER, tuned)]
+    if has_start:
+        try:
+            found.append(Contender(BEFORE, create_sam2_model(config).to(device)))
+        except CheckpointError as error:
+            logger.warning("the model before training is left out: {}", error)
+    found += [Contender(ZEROED, tuned, zero_memory=True), Contender(COPY, None)]
+    for name, other in config.evaluation.compare.items():
+        if name in {CALIBRATED, BEFORE, *(c.name for c in found)}:
+            raise ConfigError(f"evaluation.compare: {name!r} is a tracker's name; take another")
+        found.append(Contender(name, load_source(other)[1].to(device)))
+    return found
 
 
 def pick_device(accelerator: str) -> torch.device:

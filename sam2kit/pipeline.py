@@ -44,7 +44,7 @@ class PipelineResult:
         notebooks: the executed notebooks, in order.
         results: the files that hand over between stages and that exist: checkpoint, pictures,
             ``metrics.json``, by a name to show.
-        scores: mean IoU of each tracker on the validation clips; empty before stage 4.
+        scores: mean J&F of each tracker on the validation videos; empty before stage 4.
     """
 
     run_dir: Path
@@ -59,7 +59,7 @@ class PipelineResult:
         lines += [f"{name:{width}} {path}" for name, path in self.results.items()]
         if self.scores:
             width = max(map(len, self.scores)) + 1
-            lines += ["", "mean IoU on the validation clips, prompted frames left out"]
+            lines += ["", "J&F on the validation videos, prompted frames left out"]
             lines += [f"  {name:{width}} {score:.3f}" for name, score in self.scores.items()]
         return "\n".join(lines)
 
@@ -267,4 +267,5 @@ def _read_scores(run_dir: Path) -> dict[str, float]:
     path = run_dir / "metrics.json"
     if not path.exists():
         return {}
-    return dict(json.loads(path.read_text())["mean_iou"])
+    trackers = json.loads(path.read_text())["trackers"]
+    return {name: scores["J&F"] for name, scores in trackers.items()}

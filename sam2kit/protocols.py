@@ -44,9 +44,11 @@ class PromptedFrame:
     objects: list[ObjectId]
     tracks: FrameTracks | None
 
-    def masks(self, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
-        """The predictions, bool ``[H,W]`` at ``size`` (rows, columns)."""
-        return {} if self.tracks is None else self._by_object(self.tracks.masks(size))
+    def logits(self, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
+        """The predictions, float32 ``[H,W]`` at ``size`` (rows, columns), above 0 inside."""
+        return (
+            {} if self.tracks is None else self._by_object(self.tracks.logits(size).cpu().numpy())
+        )
 
     def object_scores(self) -> dict[ObjectId, float]:
         """Logits, above 0 where the tracker sees the object."""
@@ -102,7 +104,7 @@ class PromptProtocol:
 
     def prompt(
         self,
-        session: TrackingSession,
+        session: TrackingSession | CopiedMasks,
         t: int,
         truth: Masks,
         numbers: Mapping[ObjectId, int],
@@ -162,8 +164,32 @@ def to_resized(points: np.ndarray, size: tuple[int, ...], image_size: int) -> to
     return torch.from_numpy(((points + 0.5) * scale - 0.5).astype(np.float32))
 
 
+class CopiedMasks:
+    """A session that never moves: each object's latest mask prompt is its mask on every frame.
+
+    Its score says how little the objects move, and is what a tracker has to beat.
+    """
+
+    def __init__(self, num_frames: int) -> None:
+        self.num_frames = num_frames
+        self._masks: dict[int, torch.Tensor] = {}
+
+    def add_prompt(self, prompt: Prompt) -> FrameTracks:
+        assert prompt.masks is not None, "masks alone can be copied"
+        self._masks |= dict(zip(prompt.objects.tolist(), prompt.masks, strict=True))
+        return self._tracks(prompt.frame)
+
+    def propagate(self, start: int, stop: int) -> Iterator[FrameTracks]:
+        return (self._tracks(t) for t in range(start, stop))
+
+    def _tracks(self, t: int) -> FrameTracks:
+        logits = torch.stack(list(self._masks.values())) * 20.0 - 10.0
+        unknown = torch.full((len(logits),), torch.nan)
+        return FrameTracks(t, list(self._masks), logits, unknown, unknown)
+
+
 def follow(
-    session: TrackingSession,
+    session: TrackingSession | CopiedMasks,
     read_masks: Callable[[int], Masks | None],
     protocol: PromptProtocol,
     video: str,

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sam2kit"
 # A package (data, widgets) stands for all of its modules. "" is sam2kit/__init__.py.
 LEVELS = {
-    0: ("", "checks", "clip", "compose", "config", "errors", "run_dir"),
+    0: ("", "checks", "clip", "compose", "config", "errors", "flags", "run_dir"),
     1: (
         "charts",
         "comparison",
@@ -43,7 +43,7 @@ LEVELS = {
         "predictions",
         "tracking",
     ),
-    3: ("audit", "engine", "protocols", "resume", "tracker"),
+    3: ("audit", "contenders", "engine", "protocols", "resume", "tracker"),
     4: ("evaluate", "export", "pipeline", "report", "track", "train", "widgets"),
     5: ("__main__", "cli"),
 }

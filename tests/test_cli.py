@@ -22,18 +22,25 @@ ROOT = Path(__file__).parent.parent
 SYNTHETIC = ["dataset=synthetic"]
 
 
+class Fake(types.ModuleType):
+    """A module that is not there."""
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """The library's functions replaced by ones that note how they are called; no torch needed."""
     noted = []
 
     def stand_in(module, name, result=None):
-        fake = types.ModuleType(f"sam2kit.{module}")
+        fake = sys.modules.get(f"sam2kit.{module}")
+        if not isinstance(fake, Fake):
+            fake = Fake(f"sam2kit.{module}")
         setattr(fake, name, lambda *a, **k: noted.append((name, a, k)) or result)
         monkeypatch.setitem(sys.modules, f"sam2kit.{module}", fake)
 
     stand_in("train", "fit", types.SimpleNamespace(interrupted=False, run_dir=Path("run")))
     stand_in("evaluate", "evaluate_checkpoint")
+    stand_in("evaluate", "evaluate_predictions")
     stand_in("pipeline", "run_stages")
     return noted
 
@@ -143,6 +150,8 @@ def test_create_config_refuses(capsys, file):
         (["train", "--precision", "8"], ["trainer.precision", "'8'"]),
         (["train", "--lr", "-1"], ["optimizer.lr", "-1"]),
         (["evaluate", "--model-checkpoint", "no.ckpt"], ["--model-checkpoint", "no.ckpt"]),
+        (["evaluate", "--predictions", "no masks"], ["--predictions", "no masks"]),
+        (["evaluate", "--model-checkpoint", "x", "--compare", "b=no.pt"], ["--compare b", "no.pt"]),
         (["run", "--config", "no.yaml"], ["--config", "no.yaml"]),
         (["trian"], ["'trian'", "train"]),
     ],
@@ -163,6 +172,9 @@ def test_bad_input_is_one_message_before_torch(capsys, monkeypatch, argv, words)
         ["train", "--learning-rate", "1"],
         ["train", "--max-epoch", "1"],
         ["evaluate"],
+        ["evaluate", "--model-checkpoint", "a.ckpt", "--predictions", "masks"],
+        ["evaluate", "--model-checkpoint", "a.ckpt", "--compare", "a.pt"],
+        ["evaluate", "--model-checkpoint", "a.ckpt", "--noise-levels", "much"],
         ["run", "--config", "a.yaml", "--stages", "one"],
         ["run", "--config", "a.yaml", "--stages", "3-1"],
         ["run", "--config", "a.yaml", "-p", "novalue"],
@@ -189,6 +201,14 @@ def test_evaluate_calls_the_library(calls, tmp_path):
     overrides = [f"valdataset.data_path='{tmp_path}'", "seed=1"]
     assert name == "evaluate_checkpoint"
     assert args == (str(file), overrides, tmp_path / "out") and keywords == {"config_file": None}
+    flags = ["--compare", "shipped nano=nano", "--compare", f"mine={file}", "--protocol", "box"]
+    argv = ["evaluate", "--model-checkpoint", str(file), *flags, "--noise-levels", "0.1,0.2"]
+    assert main(argv) == 0
+    evaluation = compose(None, calls[-1][1][1]).evaluation
+    assert evaluation.compare == {"shipped nano": "nano", "mine": str(file)}
+    assert evaluation.protocol == "box" and evaluation.noise_levels == [0.1, 0.2]
+    assert main(["evaluate", "--predictions", str(tmp_path)]) == 0
+    assert calls[-1][0] == "evaluate_predictions" and calls[-1][1][0] == tmp_path
 
 
 def test_run_calls_the_library(calls, tmp_path):

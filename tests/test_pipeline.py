@@ -72,7 +72,7 @@ def test_stages_hand_over_and_run_on_this_interpreter(stage, capsys, monkeypatch
         """
         from pathlib import Path
         assert Path(run_dir, "first.json").exists() and extra == 3
-        score = {"mean_iou": {"copy": 0.25, "tuned": 0.75}}
+        score = {"trackers": {"copy": {"J&F": 0.25}, "tuned": {"J&F": 0.75}}}
         Path(run_dir, "metrics.json").write_text(__import__("json").dumps(score))
         """,
         parameters=PARAMETERS + "extra = 1",

@@ -85,15 +85,28 @@ def test_a_checkpoint_alone_rebuilds_its_model(run, config):
 
 def test_evaluate_scores_trackers_side_by_side(run, tmp_path):
     evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
-    assert evaluation.trackers == [COPY, BEFORE, AFTER, ZEROED]
+    assert list(evaluation.scores()) == [AFTER, BEFORE, ZEROED, COPY]
     files = {p.name for p in (tmp_path / "evaluation").iterdir()}
     assert {"metrics.json", "overlay.png", "overlay.gif", "config.yaml", "overlays"} <= files
-    # The same clips, prompts and weights as in the validation of the run: the same score.
-    assert evaluation.scores()[AFTER] == pytest.approx(run.metrics["val_iou"], abs=1e-5)
     metrics = evaluation.metrics()
-    per_object = [o[COPY] for v in metrics["videos"].values() for o in v["objects"].values()]
-    assert metrics["objects"] == len(per_object)
-    assert metrics["mean_iou"][COPY] == pytest.approx(sum(per_object) / len(per_object))
+    videos = [v["trackers"][COPY] for v in metrics["videos"].values()]
+    per_object = [o["J"] for v in videos for o in v["objects"].values()]
+    assert metrics["trackers"][COPY]["scored_objects"] == len(per_object)
+    assert metrics["trackers"][COPY]["J"] == pytest.approx(sum(per_object) / len(per_object))
+
+
+def test_tracking_as_in_training_gives_the_score_of_validation(run, tmp_path):
+    """The same videos, prompts and weights, once as clips and once frame by frame."""
+    as_trained = dict.fromkeys(
+        ("pil_bicubic", "memory_in_bfloat16", "reencode_prompted", "binarize_prompted")
+        + ("choose_by_stability",),
+        False,
+    )
+    options = "{" + ", ".join(f"{k}: {str(v).lower()}" for k, v in as_trained.items()) + "}"
+    overrides = [f"evaluation.tracker={options}"]
+    evaluation = evaluate_checkpoint(run.best_checkpoint, overrides, tmp_path / "evaluation")
+    found = evaluation.metrics()["trackers"][AFTER]["J"]
+    assert found == pytest.approx(run.metrics["val_iou"], abs=1e-3)
 
 
 def test_evaluation_does_without_a_start_that_is_gone(config, tmp_path, run):
@@ -101,7 +114,7 @@ def test_evaluation_does_without_a_start_that_is_gone(config, tmp_path, run):
     second = fit(config, tmp_path / "second")
     run.best_checkpoint.unlink()
     evaluation = evaluate_checkpoint(second.best_checkpoint, [], tmp_path / "evaluation")
-    assert evaluation.trackers == [COPY, AFTER, ZEROED]
+    assert list(evaluation.scores()) == [AFTER, ZEROED, COPY]
 
 
 def test_a_run_of_another_size_is_refused(run, config):

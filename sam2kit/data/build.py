@@ -65,10 +65,25 @@ def build_validation(config: Config) -> ClipDataset:
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
     """
+    return ClipDataset(
+        build_validation_source(config),
+        config.validation_dataset(),
+        training=False,
+        seed=config.seed,
+    )
+
+
+def build_validation_source(config: Config) -> VideoSource:
+    """The whole videos that :func:`build_validation` draws its clips from.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_datasets`.
+    """
     if _shares(config):
-        return build_datasets(config)[1]
+        return build_datasets(config)[1].source
     seed = config.seed + VALIDATION_SEED_OFFSET
-    return _validation_clips(_open(config.validation_dataset(), seed, "valdataset"), config)
+    val_config = config.validation_dataset()
+    return _with_objects(_open(val_config, seed, "valdataset"), val_config, seed)
 
 
 def _shares(config: Config) -> bool:

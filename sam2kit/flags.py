@@ -1,0 +1,157 @@
+"""The table of flags, and the texts of the command line as values.
+
+A flag is a row: it sets one key of the configuration, whose help is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from sam2kit.config import Config, options
+from sam2kit.errors import ConfigError
+
+OVERRIDES_HELP = "key=value and group=choice, as many as needed (Hydra's grammar)"
+
+
+DEBUG_OVERRIDES = (
+    "debug=true",
+    "log_level=DEBUG",
+    "dataset.num_workers=0",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=2",
+)
+
+
+class Flag(NamedTuple):
+    """A flag that sets one key of the configuration; its help is the key's own."""
+
+    name: str
+    key: str
+    type: Callable[[str], Any] = str
+
+
+def named_file(text: str) -> tuple[str, str]:
+    name, _, file = text.partition("=")
+    if not file or not re.fullmatch(r"[\w.+-][\w .+-]*", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, file
+
+
+def numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not such as 0.05,0.1,0.2") from None
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def stages(text: str) -> list[int]:
+    stages: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not such as 1-4, 3 or 1,4")
+        stages.extend(range(int(first), int(last or first) + 1))
+    if not stages or sorted(set(stages)) != stages:
+        raise argparse.ArgumentTypeError(f"{text!r} does not name stages in rising order")
+    return stages
+
+
+TRAIN_FLAGS = (
+    Flag("--lr", "optimizer.lr", float),
+    Flag("--max-epochs", "trainer.max_epochs", int),
+    Flag("--batch-size", "dataset.batch_size", int),
+    Flag("--seed", "seed", int),
+    Flag("--output-dir", "output_dir"),
+    Flag("--model-checkpoint", "model.checkpoint"),
+    Flag("--data-path", "dataset.data_path"),
+    Flag("--accelerator", "trainer.accelerator"),
+    Flag("--devices", "trainer.devices"),
+    Flag("--precision", "trainer.precision"),
+)
+
+
+EVALUATE_FLAGS = (
+    Flag("--data-path", "valdataset.data_path"),
+    Flag("--protocol", "evaluation.protocol"),
+    Flag("--noise-levels", "evaluation.noise_levels", numbers),
+    Flag("--seed", "seed", int),
+    Flag("--accelerator", "trainer.accelerator"),
+)
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file; default: configs/config.yaml"
+    )
+    add_flags(parser, TRAIN_FLAGS)
+    parser.add_argument(
+        "--wandb",
+        action=argparse.BooleanOptionalAction,
+        help="log to Weights & Biases (use_wandb); --no-wandb also overrules trainer.logger=wandb",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="one epoch of two batches, no loader workers, debug log; the run is marked as such",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+
+
+def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
+    known = options()
+    for flag in flags:
+        help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
+        metavar = {int: "N", float: "X"}.get(flag.type, "VALUE")
+        parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
+
+
+def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
+    """The overrides that the flags stand for, then those that were written out.
+
+    Raises:
+        ConfigError: a key is given both ways.
+    """
+    from sam2kit.compose import override, override_key
+
+    given: dict[str, tuple[str, Any]] = {}
+    for flag in flags:
+        value = getattr(arguments, flag.name.strip("-").replace("-", "_"))
+        if value is not None:
+            given[flag.key] = (flag.name, value)
+    if getattr(arguments, "wandb", None) is not None:
+        given["use_wandb"] = ("--wandb" if arguments.wandb else "--no-wandb", arguments.wandb)
+    for text in arguments.overrides:
+        if override_key(text) in given:
+            name = given[override_key(text)][0]
+            raise ConfigError(f"{name} and {text} both set {override_key(text)}; drop one of them")
+    return [override(key, value) for key, (_, value) in given.items()] + arguments.overrides
+
+
+def train_config(
+    arguments: argparse.Namespace, before: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
+    """The configuration that training's flags describe, and the overrides that make it."""
+    from sam2kit.compose import compose
+
+    debug = DEBUG_OVERRIDES if arguments.debug else ()
+    overrides = [*debug, *before, *given_overrides(arguments, TRAIN_FLAGS)]
+    config = compose(arguments.config, overrides)
+    if arguments.wandb is False and config.trainer.logger == "wandb":
+        overrides.append("trainer.logger=tensorboard")
+        config = compose(arguments.config, overrides)
+    return config, overrides
