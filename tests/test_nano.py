@@ -18,7 +18,7 @@ from sam2kit.errors import CheckpointError
 from sam2kit.train import fit
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("1_masks", "2_long", "3_images", "4_clips")
+STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike")
 SCORES = ROOT / "benchmarks" / "nano_scores.py"
 
 
@@ -102,8 +102,9 @@ def test_each_stage_starts_from_the_one_before():
     for before, config in zip(STAGES, configs[1:], strict=False):
         assert config.model.checkpoint == f"outputs/nano/{before}/best.ckpt"
     assert configs[0].dataset.prompt_types == ["mask"]
-    assert configs[2].dataset.video_clip_length == 1
-    assert set(configs[3].dataset.prompt_types) == {"mask", "box", "point"}
+    assert configs[1].dataset.video_clip_length == configs[2].dataset.video_clip_length == 1
+    assert all(set(c.dataset.prompt_types) == {"mask", "box", "point"} for c in configs[3:])
+    assert [c.dataset.synthetic_lifelike for c in configs] == [0, 0, 0, 0.3, 0.8]
     assert all(c.dataset.type == "synthetic" for c in configs)
     assert all(c.loss.object_score > 0 and c.loss.iou_head > 0 for c in configs)
 
