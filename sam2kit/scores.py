@@ -233,41 +233,47 @@ class VideoScorer:
             prediction, prompted = _together(prediction), [1] if prompted else []
             object_scores = {1: max(object_scores.values())} if object_scores else None
         self._check_ids(t, truth or {}, prediction)
-        ids = self.object_ids
+        ids, tolerance = self.object_ids, self.convention.tolerance
         row = {f: np.zeros(len(ids), bool) for f in _ROWS} | {
             f: np.full(len(ids), np.nan) for f in _NUMBERS
         }
         for o, identity in enumerate(ids):
             row["prompted"][o] = identity in prompted
             row["object_score"][o] = (object_scores or {}).get(identity, np.nan)
-            pair = (truth or {}).get(identity), prediction.get(identity)
-            if truth is not None and void is not None and self.convention.void == "ignore":
-                pair = tuple(mask if mask is None else mask & ~void for mask in pair)
-            there = [mask is not None and bool(mask.any()) for mask in pair]
-            row["truth_present"][o], row["predicted_present"][o] = there
+            mask, found = (truth or {}).get(identity), prediction.get(identity)
             if truth is not None:
                 row["annotated"][o] = True
-                row["J"][o], row["F"][o] = self._pair(t, identity, *pair)
+                mask, found = self._pair(f"frame {t}, object {identity!r}", mask, found, void)
+                row["J"][o] = row["F"][o] = 1.0
+                if mask is not None and found is not None:
+                    row["J"][o], row["F"][o] = region_and_boundary(found, mask, tolerance)
+            row["truth_present"][o] = mask is not None and mask.any()
+            row["predicted_present"][o] = found is not None and found.any()
         for name, values in row.items():
             self._rows[name].append(values)
 
-    def _pair(self, t: int, identity: ObjectId, truth: Any, found: Any) -> tuple[float, float]:
-        if truth is None and found is None:
-            return 1.0, 1.0
-        truth = np.zeros_like(found) if truth is None else truth
-        found = np.zeros_like(truth) if found is None else found
-        if found.shape != truth.shape:
+    def _pair(
+        self, where: str, mask: np.ndarray | None, found: np.ndarray | None, void: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Truth and prediction of one size, without void pixels; Nones where both are missing."""
+        if mask is None and found is None:
+            return None, None
+        mask = np.zeros_like(found) if mask is None else mask
+        found = np.zeros_like(mask) if found is None else found
+        if found.shape != mask.shape:
             raise DataError(
-                f"{self.name}, frame {t}, object {identity!r}: the prediction has "
-                f"{found.shape[0]} rows and {found.shape[1]} columns, the truth {truth.shape[0]} "
-                f"and {truth.shape[1]}; give masks of the truth's size"
+                f"{self.name}, {where}: the prediction has {found.shape[0]} rows and "
+                f"{found.shape[1]} columns, the truth {mask.shape[0]} and {mask.shape[1]}; give "
+                "masks of the truth's size"
             )
-        return region_and_boundary(found, truth, self.convention.tolerance)
+        if void is None or self.convention.void != "ignore":
+            return mask, found
+        return mask & ~void, found & ~void
 
     def _check_ids(self, t: int, truth: Mapping, prediction: Mapping) -> None:
         where = f"{self.name}, frame {t}"
         known = set(self.object_ids)
-        if unknown := [i for i in truth if i not in known]:
+        if unknown := [i for i, m in truth.items() if i not in known and m.any()]:
             raise DataError(f"{where}: the truth has objects {unknown}, not in {self.object_ids}")
         extra = [i for i, mask in prediction.items() if i not in known and mask.any()]
         if extra and self.convention.extra_ids == "error":
