@@ -162,7 +162,8 @@ def check_scores_of_the_trackers(result):
     summary = json.loads((result.run_dir / "data_summary.json").read_text())
     copied = summary["sets"]["validation"]["copied mask"]
     metrics = json.loads((result.run_dir / "metrics.json").read_text())
-    assert metrics["trackers"]["first mask copied"]["J"] == pytest.approx(copied)
+    # Once at the model's size, once at the video's.
+    assert metrics["trackers"]["first mask copied"]["J"] == pytest.approx(copied, abs=0.005)
     assert list(result.results) == ["checkpoint", "overlay picture", "overlay GIF", "metrics"]
 
 
