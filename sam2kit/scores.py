@@ -169,11 +169,8 @@ class VideoScores:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoScores:
         """Undo :meth:`to_dict`."""
-        shape = (-1, len(content["object_ids"]))
         arrays = {
-            f.name: np.array(content[f.name], float if f.name in _NUMBERS else bool).reshape(shape)
-            for f in fields(cls)
-            if f.type == "np.ndarray"
+            name: np.array(content[name], float if name in _NUMBERS else bool) for name in _ROWS
         }
         return cls(
             name=content["name"],
@@ -184,6 +181,7 @@ class VideoScores:
 
 
 _NUMBERS = ("J", "F", "object_score")
+_ROWS = tuple(f.name for f in fields(VideoScores) if f.type == "np.ndarray")
 
 
 class VideoScorer:
@@ -291,17 +289,6 @@ class VideoScorer:
 
 def _together(masks: Mapping[ObjectId, np.ndarray]) -> dict[ObjectId, np.ndarray]:
     return {1: np.logical_or.reduce(list(masks.values()))} if masks else {}
-
-
-_ROWS = (
-    "J",
-    "F",
-    "truth_present",
-    "predicted_present",
-    "annotated",
-    "prompted",
-    "object_score",
-)
 
 
 @dataclass

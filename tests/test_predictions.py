@@ -227,3 +227,18 @@ def test_table_of_objects(truth, results, tmp_path):
         ("results", "a", "2"),
     ]
     assert rows[0]["J&F"] == "1.0" and rows[0]["absent_recall"] == ""
+
+
+def test_results_with_named_objects_are_scored(tmp_path):
+    masks = [{"cat": square(0, t), 300: square(12, t)} for t in range(4)]
+    writer = MaskWriter(tmp_path / "results" / "v", "v", ["cat", 300])
+    for t, row in enumerate(masks):
+        writer.add(f"{t:05d}", row, SIZE)
+        save_frame(tmp_path / "images" / "v" / f"{t:05d}.jpg", 0)
+    (tmp_path / "truth.json").write_text(json.dumps(coco_json([writer.sav()])))
+    source = COCODataset(tmp_path / "truth.json", tmp_path / "images")
+    found = score_predictions(source, tmp_path / "results").metrics()["videos"]["v"]
+    assert found["J"] == 1.0 and set(found["objects"]) == {"cat", "300"}
+    (tmp_path / "results" / "v" / "objects.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"objects\.json cannot be read"):
+        score_predictions(source, tmp_path / "results")

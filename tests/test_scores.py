@@ -46,6 +46,16 @@ def test_json_gives_back_the_same_bits():
     assert metrics([DataSetScores("a", [again])]) == metrics([DataSetScores("a", [result])])
 
 
+def test_a_video_without_objects_goes_through_json():
+    scorer = VideoScorer("v", CONVENTIONS["davis2017"], [])
+    for t in range(3):
+        scorer.add(t, {}, {})
+    result = scorer.result()
+    again = VideoScores.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again.J.shape == result.J.shape == (3, 0)
+    assert metrics([DataSetScores("a", [again])])["trackers"]["a"]["J"] is None
+
+
 def test_ids_and_sizes_that_do_not_match():
     scorer = VideoScorer("v", CONVENTIONS["davis2017"], [1])
     with pytest.raises(DataError, match=r"v, frame 0.*objects \[2\]"):
