@@ -78,13 +78,18 @@ def davis_pairs(davis: Path, step: int) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def generated_pairs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blobs of DAVIS's size, and the same blobs a little off."""
+    """Blobs about as large as DAVIS's objects, and the same blobs a little off."""
     generator = np.random.default_rng(0)
+    rows, columns = np.ogrid[:480, :854]
+
+    def waves(scale: float) -> np.ndarray:
+        noise = cv2.GaussianBlur(generator.normal(size=(480, 854)), (0, 0), scale)
+        return noise / noise.std()
+
     for _ in range(count):
-        noise = cv2.GaussianBlur(generator.normal(size=(480, 854)), (0, 0), 40)
-        truth = noise > np.quantile(noise, 0.85)
-        wobble = cv2.GaussianBlur(generator.normal(size=(480, 854)), (0, 0), 10)
-        yield noise + 0.3 * noise.std() * wobble / wobble.std() > np.quantile(noise, 0.85), truth
+        y, x, size = generator.uniform((140, 180, 80), (340, 670, 180))
+        blob = 1 - ((rows - y) ** 2 + (columns - x) ** 2) / size**2 + 0.15 * waves(25)
+        yield blob + 0.05 * waves(8) > 0, blob > 0
 
 
 def milliseconds(score: Callable, pair: tuple[np.ndarray, np.ndarray]) -> float:
