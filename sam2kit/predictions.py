@@ -57,29 +57,31 @@ def score_predictions(
         raise DataError("the truth shows no object in any video; there is nothing to score")
     if convention is None:
         convention = CONVENTIONS["davis2017" if max(objects) > 1 else "davis2016"]
-    videos = [
-        _score_video(source, i, folder / name, convention, *seen[i])
+    paths = [
+        {t: folder / name / f"{source.frame_name(i, t)}.png" for t in seen[i][1]}
         for i, name in enumerate(source.names)
     ]
-    return DataSetScores(folder.name, videos)
+    absent = [path for files in paths for path in files.values() if not path.is_file()]
+    if absent:
+        raise DataError(
+            f"{absent[0]} is missing, one of {len(absent)}: every annotated frame needs a mask "
+            "of its name (an empty one where nothing was found)"
+        )
+    videos = [
+        _score_video(source, i, paths[i], convention, seen[i][0], _object_names(folder / name))
+        for i, name in enumerate(source.names)
+    ]
+    return DataSetScores(folder.resolve().name, videos)
 
 
 def _score_video(
     source: VideoSource,
     i: int,
-    folder: Path,
+    files: Mapping[int, Path],
     convention: Convention,
     first_seen: dict[ObjectId, int],
-    annotated: list[int],
+    names: Mapping[int, ObjectId],
 ) -> VideoScores:
-    files = {t: folder / f"{source.frame_name(i, t)}.png" for t in annotated}
-    missing = [path for path in files.values() if not path.is_file()]
-    if missing:
-        raise DataError(
-            f"{missing[0]} is missing, one of {len(missing)}: every annotated frame needs a mask "
-            "of its name (an empty one where nothing was found)"
-        )
-    names = _object_names(folder)
     scorer = VideoScorer(source.names[i], convention, list(first_seen))
     for t in range(source.num_frames(i)):
         truth = source.read_masks(i, t)
