@@ -114,7 +114,7 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--model-checkpoint", metavar="FILE", help="a run's .ckpt, or a .pt")
+    group.add_argument("--model-checkpoint", metavar="FILE", help="a run, a .ckpt, a .pt or a name")
     group.add_argument(
         "--predictions", type=Path, metavar="DIR", help="masks of any tracker, DIR/VIDEO/FRAME.png"
     )
@@ -139,7 +139,7 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
     arguments = parser.parse_intermixed_args(argv)
     checkpoint = arguments.model_checkpoint
-    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).is_file():
+    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).exists():
         raise CheckpointError(f"--model-checkpoint: {missing(checkpoint)}")
     for name, file in arguments.compare:
         if looks_like_path(file) and not Path(file).exists():

@@ -77,6 +77,7 @@ class Contender:
         self,
         source: VideoSource,
         i: int,
+        objects: Sequence[ObjectId],
         config: Config,
         noise: float | None = None,
         on_frame: Callable[[PromptedFrame, dict[ObjectId, np.ndarray]], None] | None = None,
@@ -84,6 +85,8 @@ class Contender:
         """Track and score video ``i``.
 
         Args:
+            objects: all that the truth shows; see
+                :func:`sam2kit.predictions.first_visible_frames`.
             on_frame: called with each frame and its logits ``[H,W]`` by object, thresholds applied.
 
         Raises:
@@ -93,7 +96,7 @@ class Contender:
         scorer = VideoScorer(
             source.names[i],
             CONVENTIONS[config.evaluation.convention or "prompted"],
-            list(first_visible_frames(source, i)[0]),
+            objects,
         )
         for frame in self.track(source, i, config, noise):
             scores = frame.object_scores()
@@ -175,11 +178,17 @@ class ResultFiles:
         return self.folder / kind / file_name(tracker) / f"{file_name(video)}{ending}"
 
     def scores(
-        self, contender: Contender, source: VideoSource, i: int, noise: float | None = None
+        self,
+        contender: Contender,
+        source: VideoSource,
+        i: int,
+        objects: Sequence[ObjectId],
+        noise: float | None = None,
     ) -> VideoScores:
         """The scores of a video: read if they are there, else tracked, and then kept.
 
         Args:
+            objects: as for :meth:`Contender.score`.
             noise: a level of the curves of robustness, of which no masks are kept; None: the
                 evaluation itself.
         """
@@ -198,25 +207,25 @@ class ResultFiles:
             logger.info("{}, {}: scored in another way before, so it is tracked anew", video, name)
             path.unlink()
         if noise is None:
-            scores = self._score_and_keep_masks(contender, source, i)
+            scores = self._score_and_keep_masks(contender, source, i, objects)
         else:
-            scores = contender.score(source, i, self.config, noise)
+            scores = contender.score(source, i, objects, self.config, noise)
         _write_json(path, {"made_of": made_of, "scores": scores.to_dict()})
         return scores
 
     def _score_and_keep_masks(
-        self, contender: Contender, source: VideoSource, i: int
+        self, contender: Contender, source: VideoSource, i: int, objects: Sequence[ObjectId]
     ) -> VideoScores:
         video, size = source.names[i], source.read_frame(i, 0).shape[:2]
         folder = self.path("masks", contender.name, video)
         for stale in folder.glob("*.png"):
             stale.unlink()
-        writer = MaskWriter(folder, video, list(first_visible_frames(source, i)[0]))
+        writer = MaskWriter(folder, video, objects)
 
         def write(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:
             writer.add(source.frame_name(i, frame.t), logits, size)
 
-        scores = contender.score(source, i, self.config, on_frame=write)
+        scores = contender.score(source, i, objects, self.config, on_frame=write)
         _write_json(self.path("sav", contender.name, video, ".json"), writer.sav())
         return scores
 
@@ -259,7 +268,8 @@ def calibrate(
     ious, scored = [], []
     for i in videos:
         found.clear()
-        scores = contender.score(source, i, config, on_frame=compare)
+        objects = list(first_visible_frames(source, i)[0])
+        scores = contender.score(source, i, objects, config, on_frame=compare)
         counts = dict(zip(scores.object_ids, scores.scored.T, strict=True))
         ious += [x for (t, o), x in found.items() if o in counts and counts[o][t]]
         scored.append(scores)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from loguru import logger
 
-from sam2kit.checkpoints import create_sam2_model, load_source, load_weights, read_run_config
+from sam2kit.checkpoints import create_sam2_model, find_checkpoint, load_source, load_weights
 from sam2kit.comparison import paired_differences, score_interval
 from sam2kit.compose import compose, recompose, save_config
 from sam2kit.config import Config
@@ -187,11 +187,12 @@ def evaluate(config: Config, contenders: Sequence[Contender], output_dir: Path) 
         if c.model is not None and not c.zero_memory
     }
     for i, video in enumerate(source.names):
-        if not first_visible_frames(source, i)[0]:
+        objects = list(first_visible_frames(source, i)[0])
+        if not objects:
             logger.warning("{} shows no object and is left out", video)
             continue
         for contender in contenders:
-            scores = files.scores(contender, source, i)
+            scores = files.scores(contender, source, i, objects)
             results[contender.name].videos.append(scores)
             score = summary([scores])["J&F"]
             logger.info(
@@ -200,7 +201,7 @@ def evaluate(config: Config, contenders: Sequence[Contender], output_dir: Path) 
                 "of no frame" if score is None else f"{score:.3f}",
             )
             for level, curve in curves.get(contender.name, {}).items():
-                curve.videos.append(files.scores(contender, source, i, level))
+                curve.videos.append(files.scores(contender, source, i, objects, level))
     evaluation = Evaluation(config, source, list(results.values()), files, calibration=calibration)
     if np.isnan(evaluation.scores()[contenders[0].name]):
         raise DataError("the validation videos hold no frame to score: no object is seen twice")
@@ -244,25 +245,27 @@ def evaluate_checkpoint(
     """Score a checkpoint on validation videos, beside the copied mask and the model it came from.
 
     Args:
-        checkpoint: a run's ``.ckpt``, which brings its configuration along; or, with
-            ``config_file``, weights in the official format or a name.
+        checkpoint: a run's folder or ``.ckpt``, which brings its configuration along; or weights
+            in the official format, or a name.
         overrides: on top of the configuration, such as ``valdataset.data_path=DIR``.
         output_dir: for all that is written; by default a dated folder under
             ``config.output_dir``. One that holds an interrupted evaluation goes on with it.
-        config_file: the configuration to use in place of the checkpoint's own.
+        config_file: the configuration to use in place of the checkpoint's own (weights without
+            one get that of their size).
 
     Raises:
         ConfigError, DataError, CheckpointError: naming the key or file.
     """
     checkpoint = str(checkpoint)
     if config_file is None:
-        config = recompose(read_run_config(checkpoint), overrides, source=checkpoint)
+        config = recompose(load_source(checkpoint)[0], overrides, source=checkpoint)
     else:
         config = compose(config_file, overrides)
-    has_start = config_file is None or config.model.checkpoint not in (None, checkpoint)
+    file, start = find_checkpoint(checkpoint), config.model.checkpoint
+    has_start = config_file is None if start is None else start not in (checkpoint, str(file))
     contenders = _contenders(config, checkpoint, has_start)
     output_dir = open_run_dir(output_dir, config.output_dir)
-    if output_dir.resolve() != Path(checkpoint).parent.resolve():
+    if output_dir.resolve() != file.parent.resolve():
         save_config(config, output_dir / "config.yaml")
     evaluation = evaluate(config, contenders, output_dir)
     return _finish(evaluation, output_dir)
