@@ -277,7 +277,8 @@ class VideoScorer:
         if extra and self.convention.extra_ids == "error":
             raise DataError(
                 f"{where}: the prediction has objects {extra}, the truth {self.object_ids}; number "
-                "objects as the truth does, or take a convention with extra_ids=ignore"
+                "objects as the truth does, or choose evaluation.convention=sav, which ignores "
+                "such ids, or davis2016, which takes all objects as one"
             )
 
     def result(self) -> VideoScores:
