@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sam2kit.scores import VideoScores
 from sam2kit.viz import PALETTE
 
 LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # those that can be told from white paper
+WIDTH = 5.6  # inches, at which text can be read on a phone, too
 
 
 def curves(
@@ -60,3 +64,80 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 
     head = [line(rows[0]), line("---" for _ in rows[0])]
     return "\n".join(head + [line(row[key] for key in rows[0]) for row in rows])
+
+
+def over_time(trackers: Mapping[str, VideoScores]) -> Figure:
+    """J over the frames of one video, the mean over the objects that count, for each tracker.
+
+    Triangles mark the frames on which an object was prompted (the first tracker's). A frame that
+    counts for no object leaves a gap.
+
+    Raises:
+        ValueError: no trackers.
+    """
+    lines = {}
+    for name, video in trackers.items():
+        counts = video.scored.sum(1)
+        sums = np.where(video.scored, video.J, 0).sum(1)
+        mean = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        lines[name] = list(range(len(mean))), mean.tolist()
+    figure = curves({"": lines}, "frame")
+    figure.set_size_inches(WIDTH, 2.5)
+    (axes,) = figure.axes
+    prompted = np.flatnonzero(next(iter(trackers.values())).prompted.any(1))
+    axes.plot(prompted, [1.06] * len(prompted), "v", color="black", markersize=5, label="prompted")
+    axes.set(ylabel="J", ylim=(-0.02, 1.12), title="")
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return figure
+
+
+def difference_chart(found: Mapping[str, Any]) -> Figure:
+    """What :func:`sam2kit.comparison.paired_differences` found: a bar an object, sorted.
+
+    The line is the mean, the band its interval.
+    """
+    values = [row["difference"] for row in found["differences"]]
+    figure = Figure((WIDTH, 2.3), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    better, worse = LINE_COLORS[0] / 255, LINE_COLORS[1] / 255
+    axes.bar(range(len(values)), values, color=[better if v > 0 else worse for v in values])
+    axes.axhline(0, color="black", linewidth=0.8)
+    if found["mean"] is not None:
+        axes.axhline(found["mean"], color="black", linestyle="--", linewidth=1)
+    if found["low"] is not None:
+        axes.axhspan(found["low"], found["high"], color="grey", alpha=0.25)
+    axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {found['score']}")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def interval_chart(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], x_label: str) -> Figure:
+    """Means with their intervals, a row for each name of each group.
+
+    Args:
+        groups: title of a group -> name -> ``mean`` and, where there are any, ``low``, ``high``.
+
+    Raises:
+        ValueError: no groups.
+    """
+    rows = [
+        (group, name, value) for group, found in groups.items() for name, value in found.items()
+    ]
+    if not rows:
+        raise ValueError("a chart of intervals needs at least one group")
+    names = list(dict.fromkeys(name for _, name, _ in rows))
+    figure = Figure((WIDTH, 0.6 + 0.26 * len(rows)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for y, (_, name, value) in enumerate(rows):
+        if value["mean"] is not None:
+            color = LINE_COLORS[names.index(name) % len(LINE_COLORS)] / 255
+            axes.plot(value["mean"], y, "o", color=color, markersize=5)
+            if value.get("low") is not None:
+                axes.plot([value["low"], value["high"]], [y, y], color=color, linewidth=2)
+    axes.set_yticks(range(len(rows)), [f"{g}: {n}" if len(groups) > 1 else n for g, n, _ in rows])
+    axes.tick_params(labelsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel=x_label)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

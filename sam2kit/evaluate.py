@@ -9,7 +9,7 @@ other checkpoints. docs/evaluation.md has the protocols and the scores.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from sam2kit.data.build import build_datasets, build_validation_source
 from sam2kit.data.source import VideoSource
 from sam2kit.errors import CheckpointError, ConfigError, DataError
 from sam2kit.predictions import coco_json, first_visible_frames, score_predictions, write_csv
+from sam2kit.report import write_report
 from sam2kit.run_dir import file_name, open_run_dir
 from sam2kit.scores import CONVENTIONS, DataSetScores, metrics, summary
-from sam2kit.video_files import save_gif
-from sam2kit.viz import tracking_figure, tracking_frames
+from sam2kit.video_files import save_gif, save_mp4
+from sam2kit.viz import overlay, tracking_figure, tracking_frames
 
 COPY = "first mask copied"
 BEFORE = "before training"
@@ -100,14 +101,18 @@ class Evaluation:
         return np.random.default_rng(self.config.seed)
 
     def save(self, output_dir: Path) -> None:
-        """Write ``metrics.json``, ``objects.csv``, ``coco/``, overlays and GIF.
+        """Write ``metrics.json``, ``objects.csv``, ``report.html``, ``coco/``, overlays and GIF.
 
-        The first picture and the GIF show the videos around the tracker's median, none picked by
-        hand; at most :data:`MAX_PICTURES` of them, of each :data:`MAX_PICTURE_FRAMES` frames.
+        The overlays show the videos around the tracker's median, none picked by hand; at most
+        :data:`MAX_PICTURES` of them, of each :data:`MAX_PICTURE_FRAMES` frames. The MP4 files
+        show all frames: the truth at the left, the first tracker at the right.
         """
         self.output_dir = output_dir = open_run_dir(output_dir, output_dir)
         (output_dir / "metrics.json").write_text(json.dumps(self.metrics(), indent=1))
         write_csv(output_dir / "objects.csv", self.trackers)
+        masks = None if self.files is None else self.files.masks
+        parts = (output_dir, self.trackers, self.source, masks, self.config, self.robustness)
+        write_report(*parts)
         if self.files is None:
             return
         (output_dir / "coco").mkdir(exist_ok=True)
@@ -126,6 +131,7 @@ class Evaluation:
             path = output_dir / "overlays" / f"{file_name(name)}.png"
             path.parent.mkdir(exist_ok=True)
             figure.savefig(path)
+            save_mp4(path.with_suffix(".mp4"), self._moving(name))
             if not animations:
                 figure.savefig(output_dir / "overlay.png")
             animations.append(tracking_frames(frames, truth, predictions))
@@ -151,6 +157,18 @@ class Evaluation:
             for t in self.trackers
         }
         return frames, truth, predictions, video.scored[steps]
+
+    def _moving(self, name: str) -> Iterator[np.ndarray]:
+        """All frames of a video with the truth and with the first tracker's masks, ``[H,2W,3]``."""
+        assert self.files is not None
+        i, main = self.source.names.index(name), self.trackers[0].tracker
+        ids = next(v.object_ids for v in self.trackers[0].videos if v.name == name)
+        for t in range(self.source.num_frames(i)):
+            frame = self.source.read_frame(i, t)
+            empty = np.zeros(frame.shape[:2], bool)
+            both = self.source.read_masks(i, t) or {}, self.files.masks(main, name, t)
+            stacks = [[m.get(o, empty) for o in ids] for m in both]
+            yield np.concatenate([overlay(frame, np.stack(stack)) for stack in stacks], axis=1)
 
     def _around_the_median(self) -> list[str]:
         means = {v.name: summary([v])["J&F"] for v in self.trackers[0].videos}

@@ -35,6 +35,12 @@ PALETTE = np.array(
 )
 POSITIVE, NEGATIVE, BOX = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 WHITE = (255, 255, 255)
+# Of the same eight colours three that differ in lightness too, whatever the colour vision.
+ERROR_COLORS = {
+    "hit": (0, 114, 178),  # blue
+    "missed": (240, 228, 66),  # yellow
+    "false alarm": (213, 94, 0),  # vermilion
+}
 
 
 def frames_to_images(frames: Tensor) -> np.ndarray:
@@ -87,6 +93,21 @@ def overlay(
             )
             cv2.drawContours(picture, outlines, -1, tuple(int(c) for c in color), 1)
     return picture
+
+
+def error_overlay(frame: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Where a mask is right and wrong, in :data:`ERROR_COLORS` on the frame without its colours.
+
+    Args:
+        frame: ``[H,W,3]`` uint8.
+        prediction, truth: bool ``[H,W]``.
+
+    Returns:
+        A new ``[H,W,3]`` uint8.
+    """
+    grey = np.repeat(frame.mean(2, keepdims=True) * 0.7, 3, axis=2).astype(np.uint8)
+    masks = np.stack([prediction & truth, truth & ~prediction, prediction & ~truth])
+    return overlay(grey, masks, np.array(list(ERROR_COLORS.values())), 0.75, contours=False)
 
 
 def draw_prompts(
@@ -284,11 +305,12 @@ def tracking_frames(
     Arguments as for :func:`tracking_figure`.
 
     Returns:
-        ``[T,H',W',3]`` uint8, each panel at least 192 pixels wide so that its name can be read.
+        ``[T,H',W',3]`` uint8, each panel 192 to 256 pixels wide or so: its name can be read, and
+        the whole is not too large for a GIF.
     """
     panels = {"truth": truth, **predictions}
-    factor = max(1, -(-192 // frames.shape[2]))
-    height, width = frames.shape[1] * factor, frames.shape[2] * factor
+    factor = min(max(1, -(-192 // frames.shape[2])), 256 / frames.shape[2])
+    height, width = round(frames.shape[1] * factor), round(frames.shape[2] * factor)
     pictures = []
     for t, frame in enumerate(frames):
         row = []

@@ -1,0 +1,150 @@
+"""The report: one file with everything in it, and pictures that show what they say."""
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from sam2kit.charts import difference_chart, interval_chart, over_time
+from sam2kit.comparison import paired_differences
+from sam2kit.config import Config
+from sam2kit.data.synthetic import SyntheticDataset
+from sam2kit.report import (
+    comparisons,
+    examples,
+    ranked_objects,
+    score_rows,
+    spread_videos,
+    write_report,
+)
+from sam2kit.scores import CONVENTIONS, DataSetScores, VideoScorer
+from sam2kit.viz import ERROR_COLORS, error_overlay
+
+SHIFTS = {"tuned <b>": 1, "start": 4}
+VIDEOS, FRAMES = 3, 6
+
+
+@pytest.fixture(scope="module")
+def source():
+    return SyntheticDataset(VIDEOS, FRAMES, 64, 2, 0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def read_masks(source):
+    """Trackers that lag behind, the more the later; the second loses an object."""
+
+    def read(tracker, video, t):
+        i = source.names.index(video)
+        masks = source.read_masks(i, t) or {}
+        moved = {o: np.roll(m, SHIFTS[tracker] * t // 2, 1) for o, m in masks.items()}
+        return {o: m for o, m in moved.items() if not (tracker == "start" and i == 0 and o == 2)}
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def trackers(source, read_masks):
+    found = []
+    for name in SHIFTS:
+        found.append(DataSetScores(name))
+        for i, video in enumerate(source.names):
+            masks = [source.read_masks(i, t) for t in range(FRAMES)]
+            ids = sorted({o for m in masks for o in m})
+            scorer = VideoScorer(video, CONVENTIONS["prompted"], ids)
+            for t in range(FRAMES):
+                scorer.add(t, masks[t], read_masks(name, video, t), prompted=ids if t == 0 else ())
+            found[-1].videos.append(scorer.result())
+    return found
+
+
+def test_the_page_needs_nothing_beside_it(tmp_path, trackers, source, read_masks):
+    robustness = {"start": {0.0: 0.5, 0.2: None}}
+    path = write_report(tmp_path, trackers, source, read_masks, Config(seed=5), robustness)
+    page = path.read_text()
+    assert path == tmp_path / "report.html" and len(list(tmp_path.iterdir())) == 1
+    links = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert links and all(link.startswith("data:image/") for link in links)
+    assert "<script" not in page and "tuned <b>" not in page and "tuned &lt;b&gt;" in page
+    rows = score_rows(trackers, seed=5)
+    for row in rows:
+        assert f"{row['J&F']:.3f}" in page and f"{row['low']:.3f} to {row['high']:.3f}" in page
+    for text in ("prompted", "seed: 5", "torch", "Worst objects", "Noisy prompts", *ERROR_COLORS):
+        assert text in page
+    assert all(f"<h3>{name}</h3>" in page for name in source.names)
+
+
+def test_results_without_masks_or_rivals(tmp_path, trackers, source):
+    page = write_report(tmp_path, trackers[:1], source, None, Config()).read_text()
+    assert "Worst objects" not in page and "against the others" not in page
+    assert "data:image/svg+xml" in page and "data:image/jpeg" not in page
+
+
+def test_errors_have_their_colours():
+    truth, prediction = np.zeros((2, 4, 4), dtype=bool)
+    truth[0, :2] = prediction[0, 1:3] = True
+    frame = np.full((4, 4, 3), (200, 0, 100), dtype=np.uint8)
+    picture = error_overlay(frame, prediction, truth)
+    expected = ["missed", "hit", "false alarm"]
+    for x, kind in enumerate(expected):
+        assert picture[0, x].tolist() == [round(0.25 * 70 + 0.75 * c) for c in ERROR_COLORS[kind]]
+    assert picture[3, 3].tolist() == [70, 70, 70]
+
+
+def test_the_worst_and_the_best_are_ranked(trackers):
+    worst, best = ranked_objects(trackers[1], most=2)
+    means = [list(v.objects().values())[o]["J&F"] for v, o in [*worst, *reversed(best)]]
+    assert len(means) == 4 and means == sorted(means)
+    everything = [s["J&F"] for v in trackers[1].videos for s in v.objects().values()]
+    assert means[0] == min(everything) and means[-1] == max(everything)
+    videos = [np.mean([s["J&F"] for s in v.objects().values()]) for v in spread_videos(trackers[1])]
+    assert videos == sorted(videos)
+    assert len(spread_videos(trackers[1], most=2)) == 2
+
+
+def test_examples_show_the_frames_that_they_name(trackers, source, read_masks):
+    (worst, *_), _ = ranked_objects(trackers[1])
+    median, lowest = examples(trackers[1], [worst], source, read_masks)
+    video, o = worst
+    t = int(re.search(r"worst frame, (\d+)", lowest.caption)[1])
+    assert video.J[t, o] == video.J[1:, o].min()
+    assert list(median.images) == ["frame", "truth", "prediction", "error"]
+    i = source.names.index(video.name)
+    assert (lowest.images["frame"] == source.read_frame(i, t)).all()
+    assert median.title == f"{video.name}, object {video.object_ids[o]}"
+
+
+def test_the_largest_differences_are_shown_on_the_frame_that_makes_them(
+    trackers, source, read_masks
+):
+    found = paired_differences(*trackers, np.random.default_rng(0))
+    first = comparisons(*trackers, found, source, read_masks)[0]
+    row = found["differences"][0]
+    assert first.title == f"{row['video']}, object {row['object']}"
+    assert list(first.images) == ["frame", "truth", "start", "tuned <b>"]
+    t = int(re.search(r"frame (\d+)", first.caption)[1])
+    pair = [next(v for v in s.videos if v.name == row["video"]) for s in trackers]
+    gain = [v.J[1:, v.object_ids.index(row["object"])] for v in pair]
+    assert (gain[0] - gain[1]).argmax() + 1 == t
+
+
+def test_j_over_time_leaves_gaps_and_marks_prompts(trackers):
+    figure = over_time({t.tracker: t.videos[0] for t in trackers})
+    (axes,) = figure.axes
+    first, second, prompts = axes.lines
+    assert prompts.get_xdata().tolist() == [0]
+    assert np.isnan(first.get_ydata()[0])  # the prompted frame does not count
+    video = trackers[1].videos[0]
+    assert np.allclose(second.get_ydata()[1:], video.J[1:].mean(1))
+
+
+def test_charts_of_differences_and_intervals(trackers):
+    found = paired_differences(*trackers, np.random.default_rng(0))
+    bars = [bar.get_height() for bar in difference_chart(found).axes[0].patches[: found["objects"]]]
+    assert bars == [row["difference"] for row in found["differences"]]
+    nothing = {"differences": [], "mean": None, "low": None, "high": None, "score": "J"}
+    assert isinstance(difference_chart(nothing), Figure)
+    values = {"a": {"mean": 0.5, "low": 0.4, "high": 0.6}, "b": {"mean": 0.3}, "c": {"mean": None}}
+    assert len(interval_chart({"run": values}, "J").axes[0].lines) == 3
+    with pytest.raises(ValueError, match="group"):
+        interval_chart({}, "J")
