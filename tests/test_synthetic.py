@@ -279,9 +279,7 @@ def test_photos_are_the_surfaces_of_lifelike_videos(tmp_path):
         SyntheticDataset(6, 2, 64, seed=1, lifelike=1.0, photos=folder)
         for folder in (None, tmp_path)
     )
-    changed = [
-        (generated.read_frame(i, 0) != photographed.read_frame(i, 0)).any() for i in range(6)
-    ]
+    pairs = [(generated.read_frame(i, 0), photographed.read_frame(i, 0)) for i in range(6)]
     assert not any(np.array_equal(*pair) for pair in pairs)
     frames = [photographed.read_frame(i, 1) for i in range(6)]
     again = pickle.loads(pickle.dumps(photographed))
