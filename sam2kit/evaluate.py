@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from loguru import logger
@@ -40,6 +41,7 @@ ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"
 MAX_PICTURES = 4
 MAX_PICTURE_FRAMES = 40
+PICTURE_WIDTH = 240  # pixels; the MP4 files have the whole frames
 
 
 @dataclass
@@ -126,8 +128,17 @@ class Evaluation:
     def _draw(self, output_dir: Path) -> None:
         animations = []
         for name in self._around_the_median():
-            frames, truth, predictions, scored = self._pixels(name)
-            figure = tracking_figure(frames, truth, predictions, scored, title=name)
+            steps, frames, truth, predictions = self._pixels(name)
+            found = {
+                t.tracker: summary([v])["J&F"]
+                for t in self.trackers
+                for v in t.videos
+                if v.name == name
+            }
+            scores = {k: "no score" if v is None else f"J&F {v:.2f}" for k, v in found.items()}
+            figure = tracking_figure(
+                frames, truth, predictions, title=name, numbers=steps, scores=scores
+            )
             path = output_dir / "overlays" / f"{file_name(name)}.png"
             path.parent.mkdir(exist_ok=True)
             figure.savefig(path)
@@ -138,25 +149,38 @@ class Evaluation:
         same = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
         save_gif(output_dir / "overlay.gif", np.concatenate(same), fps=4)
 
-    def _pixels(self, name: str) -> tuple[np.ndarray, np.ndarray, dict, np.ndarray]:
-        """Frames, truth, predictions by tracker and what counts, of frames spread over a video."""
+    def _pixels(self, name: str) -> tuple[list[int], np.ndarray, np.ndarray, dict]:
+        """Frame numbers spread over a video, and small frames, truth, predictions by tracker."""
         assert self.files is not None
         i = self.source.names.index(name)
         video = next(v for v in self.trackers[0].videos if v.name == name)
         count = min(len(video.J), MAX_PICTURE_FRAMES)
         steps = np.linspace(0, len(video.J) - 1, count).round().astype(int).tolist()
-        frames = np.stack([self.source.read_frame(i, t) for t in steps])
-        empty = np.zeros(frames.shape[1:3], bool)
+        whole = self.source.read_frame(i, 0).shape
+        size = (
+            min(PICTURE_WIDTH, whole[1]),
+            max(1, round(whole[0] * min(PICTURE_WIDTH / whole[1], 1))),
+        )
+        frames = np.stack(
+            [
+                cv2.resize(self.source.read_frame(i, t), size, interpolation=cv2.INTER_AREA)
+                for t in steps
+            ]
+        )
+        empty = np.zeros(whole[:2], bool)
+
+        def small(mask: np.ndarray) -> np.ndarray:
+            return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
 
         def stacked(masks: list) -> np.ndarray:
-            return np.stack([[m.get(o, empty) for o in video.object_ids] for m in masks])
+            return np.stack([[small(m.get(o, empty)) for o in video.object_ids] for m in masks])
 
         truth = stacked([self.source.read_masks(i, t) or {} for t in steps])
         predictions = {
             t.tracker: stacked([self.files.masks(t.tracker, name, step) for step in steps])
             for t in self.trackers
         }
-        return frames, truth, predictions, video.scored[steps]
+        return steps, frames, truth, predictions
 
     def _moving(self, name: str) -> Iterator[np.ndarray]:
         """All frames of a video with the truth and with the first tracker's masks, ``[H,2W,3]``."""

@@ -276,6 +276,8 @@ def tracking_figure(
     scored: np.ndarray | None = None,
     max_columns: int = 8,
     title: str | None = None,
+    numbers: Sequence[int] | None = None,
+    scores: Mapping[str, str] | None = None,
 ) -> Figure:
     """Trackers below each other, the truth on top, with each one's mean IoU beside its row.
 
@@ -285,6 +287,8 @@ def tracking_figure(
         predictions: name of the tracker to bool ``[T,O,H,W]``.
         scored: bool ``[T,O]``; None: the frames after each object's first.
         max_columns: at most so many frames are shown, evenly spread from the first to the last.
+        numbers: T frame numbers to show; None: from 0.
+        scores: what to show in place of the mean IoU, by tracker.
     """
     if scored is None:
         scored = after_first_visible(np.asarray(truth.any((2, 3))))
@@ -293,8 +297,9 @@ def tracking_figure(
     for name, prediction in predictions.items():
         _, mean = mean_tracked_iou(prediction, truth, scored)
         rows.append([overlay(frames[t], prediction[t]) for t in steps])
-        labels.append(f"{name}\nmean IoU {mean:.2f}")
-    return contact_sheet(rows, labels, [f"frame {t}" for t in steps], title)
+        labels.append(f"{name}\n{scores[name] if scores else f'mean IoU {mean:.2f}'}")
+    numbers = range(len(frames)) if numbers is None else numbers
+    return contact_sheet(rows, labels, [f"frame {numbers[t]}" for t in steps], title)
 
 
 def tracking_frames(

@@ -154,6 +154,15 @@ def test_tracking_figure_scores_each_row():
     ]
 
 
+def test_tracking_figure_shows_the_numbers_and_scores_it_is_told():
+    frames, truth, predictions = tracked()
+    numbers = [10 * t for t in range(len(frames))]
+    scores = {name: "J&F 0.12" for name in predictions}
+    found = texts(tracking_figure(frames, truth, predictions, numbers=numbers, scores=scores))
+    assert f"{next(iter(predictions))}\nJ&F 0.12" in found and "frame 10" in found
+    assert not any("IoU" in text for text in found)
+
+
 def test_tracking_figure_scores_the_frames_it_is_told():
     frames, truth, _ = tracked()
     half = truth.copy()
