@@ -50,7 +50,7 @@ def curves(
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a Markdown table; fractional numbers get three digits.
+    """Rows with the same keys as a Markdown table; floats get three digits, None a dash.
 
     Raises:
         ValueError: no rows.
@@ -59,7 +59,10 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
         raise ValueError("a table needs at least one row")
 
     def line(cells: Iterable[object]) -> str:
-        texts = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        texts = (
+            f"{cell:.3f}" if isinstance(cell, float) else "–" if cell is None else str(cell)
+            for cell in cells
+        )
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
     head = [line(rows[0]), line("---" for _ in rows[0])]

@@ -128,7 +128,7 @@ def load_video_prompts(
     """Read the prompts of a whole video, written by :func:`save_prompts` or by hand.
 
     The file's ``image_size`` may be that of the video's own frames (or any other): points and boxes
-    are scaled to frames of ``image_size`` by ``image_size``.
+    are scaled to frames of ``image_size`` by ``image_size``, pixel centres keeping their place.
 
     Returns:
         The prompts, grouped, with positions in the video for frames and positions in the second
@@ -152,7 +152,7 @@ def load_video_prompts(
             )
         prompt = _read_entry(where, entry, frame, identities.index(entry["object_id"]), size)
         if prompt.points is not None:
-            prompt = replace(prompt, points=prompt.points * scale)
+            prompt = replace(prompt, points=(prompt.points + 0.5) * scale - 0.5)
         prompts.append(prompt)
     return group_prompts(prompts), identities
 

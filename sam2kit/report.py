@@ -26,7 +26,7 @@ from sam2kit.compose import to_yaml
 from sam2kit.config import Config
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.scores import DataSetScores, VideoScores, summary
-from sam2kit.viz import ERROR_COLORS, error_overlay, overlay
+from sam2kit.viz import ERROR_COLORS, contact_sheet, error_overlay, overlay
 
 ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
 """Tracker, video, frame -> the tracker's masks, bool ``[H,W]`` by object."""
@@ -75,7 +75,7 @@ def write_report(
         The page.
     """
     main, *others = trackers
-    found = [paired_differences(main, o, np.random.default_rng(config.seed)) for o in others]
+    found = differences(trackers, config.seed)
     extremes = {}
     if read_masks is not None:
         worst, best = ranked_objects(main)
@@ -131,6 +131,12 @@ def score_rows(trackers: Sequence[DataSetScores], seed: int = 0) -> list[dict[st
             }
         )
     return rows
+
+
+def differences(trackers: Sequence[DataSetScores], seed: int = 0) -> list[dict[str, Any]]:
+    """The first tracker against each of the others: their paired differences in J&F."""
+    main, *others = trackers
+    return [paired_differences(main, o, np.random.default_rng(seed)) for o in others]
 
 
 def interval_figure(trackers: Sequence[DataSetScores], seed: int = 0) -> Figure:
@@ -234,6 +240,13 @@ def comparisons(
         caption += f"{mine.J[t, o]:.2f}"
         made.append(Example(f"{row['video']}, object {row['object']}", caption, images))
     return made
+
+
+def example_sheet(shown: Sequence[Example]) -> Figure:
+    """Examples with the same kinds of images below each other."""
+    rows = [list(example.images.values()) for example in shown]
+    labels = [f"{e.title}\n" + e.caption.replace(": ", "\n").replace("; ", "\n") for e in shown]
+    return contact_sheet(rows, labels, list(shown[0].images), cell_inches=2.2)
 
 
 def _frame_and_truth(

@@ -145,7 +145,8 @@ def _drawer(prompts: list[Prompt], image_size: int) -> Callable[[np.ndarray, int
         height, width = picture.shape[:2]
         for prompt in prompts:
             if prompt.frame == t and prompt.points is not None and prompt.labels is not None:
-                points = prompt.points.numpy() * [width / image_size, height / image_size]
+                scale = np.array([width, height]) / image_size
+                points = (prompt.points.numpy() + 0.5) * scale - 0.5
                 for own, labels in zip(points, prompt.labels.numpy(), strict=True):
                     picture = draw_prompts(picture, own, labels)
         return picture

@@ -44,7 +44,7 @@ LEVELS = {
         "tracking",
     ),
     3: ("audit", "contenders", "engine", "protocols", "resume", "tracker"),
-    4: ("evaluate", "export", "pipeline", "report", "track", "train", "widgets"),
+    4: ("compare", "evaluate", "export", "pipeline", "report", "track", "train", "widgets"),
     5: ("__main__", "cli"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

@@ -14,6 +14,9 @@ from sam2kit.pipeline import run_stages
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = [1, 2, 3, 4]
+OWN = {path.stem: {"run_dir", "overrides"} for path in NOTEBOOKS} | {
+    "05_compare_runs": {"run_dir", "runs"}
+}
 QUICK = [
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
@@ -40,7 +43,7 @@ def python_of(source):
 
 
 def test_every_stage_has_its_notebook():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{stage:02d}" for stage in STAGES]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{stage:02d}" for stage in [*STAGES, 5]]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -59,13 +62,13 @@ class TestRules:
             assert isinstance(statement, ast.Assign), ast.unparse(statement)
             ast.literal_eval(statement.value)
             names += [target.id for target in statement.targets]
-        assert {"run_dir", "overrides"} <= set(names)
+        assert OWN[path.stem] <= set(names)
 
     def test_papermill_can_read_the_parameters(self, path, caplog):
         import papermill
 
         found = papermill.inspect_notebook(str(path))
-        assert {"run_dir", "overrides"} <= set(found)
+        assert OWN[path.stem] <= set(found)
         assert "Unable to parse" not in caplog.text
 
     def test_cells_are_short_and_define_nothing(self, path):
@@ -90,7 +93,7 @@ class TestRules:
 
 
 def run_on_a_few_samples(data, run_dir):
-    """All four notebooks on a few clips of the sample data, two steps of training."""
+    """The four stages, and the comparison, on a few sample clips and two steps of training."""
     for kind in ("JPEGImages", "Annotations"):
         for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
             shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
@@ -104,7 +107,8 @@ def run_on_a_few_samples(data, run_dir):
         f"valdataset.split='{data / 'val.txt'}'",
     ]
     parameters = {"overrides": overrides, "max_videos": 2, "shown_videos": 2, "max_clips": 2}
-    return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, STAGES, run_dir)
+    parameters["runs"] = [str(run_dir)]
+    return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, [*STAGES, 5], run_dir)
 
 
 def check_no_cell_failed_and_the_copies_are_kept(result):
@@ -147,6 +151,7 @@ def check_pictures(result):
         "prompts_point",
         "training",
         "overlay",
+        "comparison",
     ):
         with Image.open(result.run_dir / f"{name}.png") as image:
             assert min(image.size) > 100

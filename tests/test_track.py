@@ -120,10 +120,8 @@ def test_coordinates_are_of_the_size_that_the_file_names(tmp_path):
     (box, click), identities = load_video_prompts(own, "clip", 5, image_size=128)
     assert identities == ["first", 7] and (box.frame, click.frame) == (0, 2)
     assert box.objects.tolist() == [0] and click.objects.tolist() == [1]
-    assert torch.allclose(
-        box.points[0], torch.tensor([[4.0, 8], [23, 27]]) * torch.tensor([2, 8 / 3])
-    )
-    moved = LATE | {"points": [[100, 80]]}
+    assert torch.allclose(box.points[0], torch.tensor([[8.5, 22 + 1 / 6], [46.5, 72 + 5 / 6]]))
+    moved = LATE | {"points": [[100.5, 80 + 5 / 6]]}
     same = write_prompts(tmp_path / "b.json", moved, size=(128, 128))
     assert torch.allclose(load_video_prompts(same, "clip", 5, 128)[0][0].points, click.points)
 

@@ -1,0 +1,71 @@
+"""Runs side by side: which are found, what the table says, and what may not be compared."""
+
+import json
+
+import pytest
+
+from sam2kit.compare import (
+    comparison_figure,
+    comparison_rows,
+    comparison_warnings,
+    find_runs,
+)
+from sam2kit.errors import DataError
+
+
+def write_run(folder, score, videos=("a", "b"), version=2, convention="prompted"):
+    folder.mkdir(parents=True)
+    means = {k: score for k in ("J", "F", "J&F")} | {"false_absence": 0.0, "recovery": None}
+    means |= {"scored_objects": 3, "J&F_interval": [score - 0.1, score + 0.1]}
+    copied = means | {"J&F_interval": [None, None]}
+    document = {
+        "schema_version": version,
+        "convention": {"name": convention},
+        "protocol": {"protocol": "mask"},
+        "trackers": {"after training": means, "first mask copied": copied},
+        "videos": {video: {} for video in videos},
+    }
+    (folder / "metrics.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_runs_are_found_below_and_named_apart(tmp_path):
+    write_run(tmp_path / "one" / "eval", 0.5)
+    write_run(tmp_path / "two" / "eval", 0.25)
+    runs = find_runs([tmp_path, tmp_path / "one"])
+    assert [run.name for run in runs] == ["one/eval", "two/eval"]
+    assert [run.name for run in find_runs([tmp_path / "two"])] == ["eval"]
+
+
+def test_one_table_and_one_picture(tmp_path):
+    runs = find_runs([write_run(tmp_path / "x", 0.5), write_run(tmp_path / "y", 0.25)])
+    rows = comparison_rows(runs)
+    assert [(r["run"], r["tracker"]) for r in rows][1:3] == [
+        ("x", "first mask copied"),
+        ("y", "after training"),
+    ]
+    assert rows[2]["J&F"] == 0.25 and rows[2]["95% interval"] == "0.150 to 0.350"
+    assert rows[1]["95% interval"] is None and rows[0]["scored_objects"] == 3
+    (axes,) = comparison_figure(runs).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[0] == "x: after training" and len(labels) == 4
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    folders = [write_run(tmp_path / "x", 0.5), write_run(tmp_path / "y", 0.5)]
+    assert comparison_warnings(find_runs(folders)) == []
+    folders.append(write_run(tmp_path / "z", 0.5, videos=("a",), convention="davis2017"))
+    assert comparison_warnings(find_runs(folders)) == ["z and x differ in convention, videos"]
+
+
+def test_folders_without_an_evaluation_are_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no metrics.json"):
+        find_runs([tmp_path])
+    with pytest.raises(DataError, match="at least one"):
+        find_runs([])
+    write_run(tmp_path / "old", 0.5, version=1)
+    with pytest.raises(DataError, match="schema_version"):
+        find_runs([tmp_path])
+    (tmp_path / "old" / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        find_runs([tmp_path])
