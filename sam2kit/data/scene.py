@@ -111,7 +111,8 @@ class Scene:
         """What only lifelike scenes have: a passing cover, the camera's view, blur, side light."""
         h, w = self.size
         if generator.random() < 0.4:
-            hidden = self.shapes[int(generator.integers(len(self.shapes)))]
+            objects = [shape for shape in self.shapes if shape.is_object]
+            hidden = objects[int(generator.integers(len(objects)))]
             self.shapes.append(draw_cover(generator, num_frames, self.size, hidden, self.photos))
         if moves:
             reach = motion * min(h, w)
