@@ -109,6 +109,7 @@ def difference_chart(found: Mapping[str, Any]) -> Figure:
         axes.axhline(found["mean"], color="black", linestyle="--", linewidth=1)
     if found["low"] is not None:
         axes.axhspan(found["low"], found["high"], color="grey", alpha=0.25)
+    axes.set_xlim(-0.6, max(len(values), 8) - 0.4)  # a few bars stay bars
     axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {found['score']}")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
