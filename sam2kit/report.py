@@ -26,7 +26,7 @@ from sam2kit.compose import to_yaml
 from sam2kit.config import Config
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.scores import DataSetScores, VideoScores, summary
-from sam2kit.viz import ERROR_COLORS, contact_sheet, error_overlay, overlay
+from sam2kit.viz import ERROR_COLORS, WHITE, contact_sheet, error_overlay, overlay
 
 ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
 """Tracker, video, frame -> the tracker's masks, bool ``[H,W]`` by object."""
@@ -202,8 +202,8 @@ def examples(
             prediction = _mask(read_masks(main.tracker, video.name, int(t)), identity, truth)
             images = {
                 "frame": frame,
-                "truth": overlay(frame, truth[None]),
-                "prediction": overlay(frame, prediction[None]),
+                "truth": _lit(frame, truth),
+                "prediction": _lit(frame, prediction),
                 "error": error_overlay(frame, prediction, truth),
             }
             caption = f"{word} frame, {t}: J {video.J[t, o]:.2f}, F {video.F[t, o]:.2f}"
@@ -232,7 +232,7 @@ def comparisons(
         gain = np.where(mine.scored[:, o], mine.J[:, o] - theirs.J[:, n], np.nan)
         t = int(np.nanargmax(gain if row["difference"] > 0 else -gain))
         frame, truth = _frame_and_truth(source, row["video"], t, row["object"])
-        images = {"frame": frame, "truth": overlay(frame, truth[None])}
+        images = {"frame": frame, "truth": _lit(frame, truth)}
         for tracker in (other, main):
             mask = _mask(read_masks(tracker.tracker, row["video"], t), row["object"], truth)
             images[tracker.tracker] = error_overlay(frame, mask, truth)
@@ -247,6 +247,12 @@ def example_sheet(shown: Sequence[Example]) -> Figure:
     rows = [list(example.images.values()) for example in shown]
     labels = [f"{e.title}\n" + e.caption.replace(": ", "\n").replace("; ", "\n") for e in shown]
     return contact_sheet(rows, labels, list(shown[0].images), cell_inches=2.2)
+
+
+def _lit(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The frame, dark outside the mask: a colour laid over it can be lost in a scene of its own."""
+    dark = np.where(mask[..., None], frame, frame // 3)
+    return overlay(dark, mask[None], np.array([WHITE]), alpha=0)
 
 
 def _frame_and_truth(

@@ -111,6 +111,9 @@ def test_examples_show_the_frames_that_they_name(trackers, source, read_masks):
     assert list(median.images) == ["frame", "truth", "prediction", "error"]
     i = source.names.index(video.name)
     assert (lowest.images["frame"] == source.read_frame(i, t)).all()
+    mask = source.read_masks(i, t)[video.object_ids[o]]
+    dark = lowest.images["truth"][~mask]
+    assert (dark == source.read_frame(i, t)[~mask] // 3).all() and mask.any()
     assert median.title == f"{video.name}, object {video.object_ids[o]}"
 
 
