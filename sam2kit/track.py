@@ -118,11 +118,11 @@ def _write_frames(
                         table.writerow([t, ids[n], area, *(f"{v:.4f}" for v in values)])
                 by_object = dict(zip(ids, found, strict=True))
                 masks.add(source.frame_name(0, t), by_object, frame.shape[:2])
+                done = t + 1
                 picture = draw(overlay(frame, found > 0), t)
                 write(picture)
                 if t % every == 0:
                     pages.append(_shrink(picture))
-                done = t + 1
                 if time.monotonic() - told > LOG_SECONDS:
                     told = time.monotonic()
                     logger.info("tracked {} of {} frames", done, count)
