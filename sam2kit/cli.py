@@ -144,6 +144,13 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     for name, file in arguments.compare:
         if looks_like_path(file) and not Path(file).exists():
             raise CheckpointError(f"--compare {name}: {missing(file)}")
+    if arguments.predictions and (
+        arguments.compare or arguments.protocol or arguments.noise_levels
+    ):
+        raise ConfigError(
+            "--predictions scores masks that are there; --compare, --protocol and --noise-levels "
+            "need --model-checkpoint"
+        )
     for flag in ("data_path", "predictions"):
         path = getattr(arguments, flag)
         if path is not None and not Path(path).exists():

@@ -151,6 +151,7 @@ def test_create_config_refuses(capsys, file):
         (["train", "--lr", "-1"], ["optimizer.lr", "-1"]),
         (["evaluate", "--model-checkpoint", "no.ckpt"], ["--model-checkpoint", "no.ckpt"]),
         (["evaluate", "--predictions", "no masks"], ["--predictions", "no masks"]),
+        (["evaluate", "--predictions", ".", "--protocol", "box"], ["--predictions", "--protocol"]),
         (["evaluate", "--model-checkpoint", "x", "--compare", "b=no.pt"], ["--compare b", "no.pt"]),
         (["run", "--config", "no.yaml"], ["--config", "no.yaml"]),
         (["trian"], ["'trian'", "train"]),
