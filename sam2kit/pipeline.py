@@ -259,6 +259,7 @@ def _existing_results(run_dir: Path) -> dict[str, Path]:
         "overlay picture": "overlay.png",
         "overlay GIF": "overlay.gif",
         "metrics": "metrics.json",
+        "report": "report.html",
     }
     return {name: run_dir / file for name, file in names.items() if (run_dir / file).exists()}
 

@@ -169,7 +169,8 @@ def check_scores_of_the_trackers(result):
     metrics = json.loads((result.run_dir / "metrics.json").read_text())
     # Once at the model's size, once at the video's.
     assert metrics["trackers"]["first mask copied"]["J"] == pytest.approx(copied, abs=0.005)
-    assert list(result.results) == ["checkpoint", "overlay picture", "overlay GIF", "metrics"]
+    results = ["checkpoint", "overlay picture", "overlay GIF", "metrics", "report"]
+    assert list(result.results) == results
 
 
 def test_all_four_run_and_hand_over(tmp_path):
