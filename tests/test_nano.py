@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sam2.build_sam import build_sam2_video_predictor
 
 from sam2kit import checkpoints
 from sam2kit.checkpoints import create_sam2_model, find_checkpoint, load_weights, save_weights
@@ -180,6 +181,18 @@ def test_shipped_model_follows_masks_better_than_the_copied_mask_does(scores):
     config = compose(None, [*overrides, "dataset.num_workers=0"])
     row = scores["iou_row"](config, create_sam2_model(config))
     assert row["nano"]["mean"] > row["first mask copied"]["mean"] + 0.03
+
+
+def test_shipped_model_loads_in_the_plain_package(tmp_path, capsys):
+    assert main(["export", "nano", str(tmp_path / "nano.pt")]) == 0
+    predictor = build_sam2_video_predictor(
+        f"/{tmp_path / 'nano.yaml'}", str(tmp_path / "nano.pt"), "cpu"
+    )
+    config = compose(None, ["model=nano", "model.checkpoint=nano", "dataset.image_size=128"])
+    ours = create_sam2_model(config).state_dict()
+    theirs = predictor.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_model_card_shows_the_committed_scores():
