@@ -214,13 +214,17 @@ def _read_entry(
         if kind == "box":
             points, labels = box_to_points(torch.tensor([entry["box"]], dtype=torch.float32))
             _check_inside(points, size)
+            if (points[:, 0] > points[:, 1]).any():
+                raise ValueError("it must be [left, top, right, bottom]")
             return Prompt(frame, objects, points=points, labels=labels)
         points = torch.tensor([entry["points"]], dtype=torch.float32)
         _check_inside(points, size)
         field = "labels"
+        if any(label not in (0, 1) for label in entry["labels"]):
+            raise ValueError("labels are 1 on the object and 0 beside it")
         labels = torch.tensor([entry["labels"]], dtype=torch.int32)
         return Prompt(frame, objects, points=points, labels=labels)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise DataError(f"{where}: field {field!r} cannot be read ({error})") from None
 
 

@@ -134,6 +134,9 @@ def test_coordinates_are_of_the_size_that_the_file_names(tmp_path):
         ({"frame_index": True}, "'frame_index' is True"),
         ({"object_id": [1]}, "'object_id'"),
         ({"box": [0, 0, 64, 10]}, "outside the frame of 64 by 48"),
+        ({"box": [30, 20, 12, 10]}, "'box'.*left, top, right, bottom"),
+        ({"kind": "point", "points": [[1, 2]], "labels": [2]}, "'labels'.*1 on the object"),
+        ({"kind": "mask", "mask": {"size": [48, 64], "counts": [0, 9]}}, "'mask' cannot be read"),
         ({"kind": "scribble"}, "'kind' must be one of"),
     ],
 )
