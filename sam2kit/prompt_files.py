@@ -152,6 +152,10 @@ def load_video_prompts(
             )
         prompt = _read_entry(where, entry, frame, identities.index(entry["object_id"]), size)
         if prompt.points is not None:
+            if entry["kind"] == "box" and (prompt.points.diff(dim=1) < 0).any():
+                raise DataError(
+                    f"{where}: field 'box' is {entry['box']}; it must be [left, top, right, bottom]"
+                )
             prompt = replace(prompt, points=(prompt.points + 0.5) * scale - 0.5)
         prompts.append(prompt)
     return group_prompts(prompts), identities
@@ -214,8 +218,6 @@ def _read_entry(
         if kind == "box":
             points, labels = box_to_points(torch.tensor([entry["box"]], dtype=torch.float32))
             _check_inside(points, size)
-            if (points[:, 0] > points[:, 1]).any():
-                raise ValueError("it must be [left, top, right, bottom]")
             return Prompt(frame, objects, points=points, labels=labels)
         points = torch.tensor([entry["points"]], dtype=torch.float32)
         _check_inside(points, size)
