@@ -200,7 +200,8 @@ class ResultFiles:
             "frames": source.num_frames(i),
         }
         path = self.path("scores", name, video, ".json")
-        if path.is_file():
+        masks_are_there = noise is not None or self.path("sav", name, video, ".json").is_file()
+        if path.is_file() and masks_are_there:
             kept = json.loads(path.read_text())
             if kept["made_of"] == json.loads(json.dumps(made_of)):
                 return VideoScores.from_dict(kept["scores"])

@@ -88,7 +88,8 @@ def _score_video(
         found: dict[ObjectId, np.ndarray] = {}
         if t in files:
             ids = read_id_mask(files[t])
-            size = next((mask.shape for mask in (truth or {}).values()), ids.shape)
+            size = next((mask.shape for mask in (truth or {}).values()), None)
+            size = size or source.read_frame(i, t).shape[:2]
             if ids.shape != size:
                 raise DataError(
                     f"{files[t]} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame "

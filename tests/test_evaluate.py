@@ -154,6 +154,15 @@ def test_what_was_done_in_another_way_is_not_mixed_in(config, tmp_path, monkeypa
     assert bool(tracked) == bool(change)
 
 
+def test_a_video_whose_masks_were_deleted_is_tracked_again(config, contenders, tmp_path):
+    evaluate(config, contenders[:1], tmp_path)
+    (file,) = (tmp_path / "sav").rglob("a.json")
+    content = file.read_bytes()
+    file.unlink()
+    evaluate(config, contenders[:1], tmp_path)
+    assert file.read_bytes() == content
+
+
 def test_other_weights_are_another_contender(config):
     model = build_sam2_model(config)
     before = Contender("x", model).identity

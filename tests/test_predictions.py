@@ -113,6 +113,16 @@ def test_frames_nobody_annotated_need_no_result(tmp_path):
     assert np.isnan(scores.videos[0].J[2]).all() and scores.videos[0].scored[:, 0].sum() == 3
 
 
+def test_a_result_of_another_size_is_refused_where_no_object_is_seen(tmp_path):
+    root = make_davis(tmp_path / "data")
+    save_palette(root / "Annotations" / "a" / "00002.png", np.zeros(SIZE, np.uint8))
+    source = VideoDataset(root)
+    results = write_results(source, tmp_path / "results")
+    save_palette(results / "a" / "00002.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(DataError, match="00002.png has 8 rows"):
+        score_predictions(source, results)
+
+
 def test_empty_truth(tmp_path):
     root = make_davis(tmp_path / "data")
     for path in (root / "Annotations" / "a").iterdir():
