@@ -40,7 +40,7 @@ GENERATED = {
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=0",
 }
 PROMPTS = ("mask", "box", "point")
-STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike")
+STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 
 
 def interval(per_video: Sequence[np.ndarray], statistic: Callable = np.mean) -> dict[str, float]:

@@ -19,7 +19,7 @@ from sam2kit.errors import CheckpointError
 from sam2kit.train import fit
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike")
+STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 SCORES = ROOT / "benchmarks" / "nano_scores.py"
 
 
@@ -105,7 +105,7 @@ def test_each_stage_starts_from_the_one_before():
     assert configs[0].dataset.prompt_types == ["mask"]
     assert configs[1].dataset.video_clip_length == configs[2].dataset.video_clip_length == 1
     assert all(set(c.dataset.prompt_types) == {"mask", "box", "point"} for c in configs[3:])
-    assert [c.dataset.synthetic_lifelike for c in configs] == [0, 0, 0, 0.3, 0.8]
+    assert [c.dataset.synthetic_lifelike for c in configs] == [0, 0, 0, 0.3, 0.8, 0.9]
     assert all(c.dataset.type == "synthetic" for c in configs)
     assert all(c.loss.object_score > 0 and c.loss.iou_head > 0 for c in configs)
 
@@ -180,7 +180,7 @@ def test_shipped_model_follows_masks_better_than_the_copied_mask_does(scores):
     overrides += ["valdataset.video_clip_length=8", "trainer.accelerator=cpu"]
     config = compose(None, [*overrides, "dataset.num_workers=0"])
     row = scores["iou_row"](config, create_sam2_model(config))
-    assert row["nano"]["mean"] > row["first mask copied"]["mean"] + 0.03
+    assert row["nano"]["mean"] > max(0.62, row["first mask copied"]["mean"] + 0.2)
 
 
 def test_shipped_model_loads_in_the_plain_package(tmp_path, capsys):
