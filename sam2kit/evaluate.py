@@ -245,8 +245,7 @@ def evaluate(config: Config, contenders: Sequence[Contender], output_dir: Path) 
             for level, curve in curves.get(contender.name, {}).items():
                 curve.videos.append(files.scores(contender, source, i, objects, level))
     evaluation = Evaluation(config, source, list(results.values()), files, calibration=calibration)
-    if np.isnan(evaluation.scores()[contenders[0].name]):
-        raise DataError("the validation videos hold no frame to score: no object is seen twice")
+    _check_scored(evaluation)
     evaluation.robustness = {
         name: {level: summary(s.videos)["J&F"] for level, s in sorted(curve.items())}
         for name, curve in curves.items()
@@ -334,7 +333,18 @@ def evaluate_predictions(
     scores = score_predictions(source, folder, CONVENTIONS[named] if named else None)
     output_dir = open_run_dir(output_dir, config.output_dir)
     save_config(config, output_dir / "config.yaml")
-    return _finish(Evaluation(config, source, [scores]), output_dir)
+    evaluation = Evaluation(config, source, [scores])
+    _check_scored(evaluation)
+    return _finish(evaluation, output_dir)
+
+
+def _check_scored(evaluation: Evaluation) -> None:
+    """Refuse an evaluation in which no frame counts."""
+    if np.isnan(evaluation.scores()[evaluation.trackers[0].tracker]):
+        raise DataError(
+            "the validation videos hold no frame to score: none shows an object on enough frames "
+            "for the convention (evaluation.convention chooses another)"
+        )
 
 
 def _finish(evaluation: Evaluation, output_dir: Path) -> Evaluation:

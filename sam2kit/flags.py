@@ -37,8 +37,8 @@ class Flag(NamedTuple):
 
 def named_file(text: str) -> tuple[str, str]:
     name, _, file = text.partition("=")
-    if not file or not re.fullmatch(r"[\w.+-][\w .+-]*", name):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    if not file or not re.fullmatch(r"(?=.*[A-Za-z])[\w.+-][\w .+-]*", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, with a letter in NAME")
     return name, file
 
 

@@ -297,6 +297,21 @@ def test_predictions_are_scored_under_a_named_convention(config, tmp_path):
     assert evaluation.metrics()["protocol"] is None
 
 
+def test_predictions_of_which_no_frame_counts_are_refused(tmp_path):
+    root = tmp_path / "stills"
+    save_frame(root / "JPEGImages" / "v" / "0.jpg", 10)
+    save_palette(root / "Annotations" / "v" / "0.png", np.eye(*SIZE, dtype=np.uint8))
+    overrides = [f"valdataset.data_path='{root}'", "dataset.type=video"]
+    with pytest.raises(DataError, match="no frame to score.*evaluation.convention"):
+        evaluate_predictions(root / "Annotations", overrides, tmp_path / "out")
+
+
+def test_a_name_to_compare_holds_a_letter(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model-checkpoint", "nano", "--compare", "1=nano"])
+    assert "with a letter in NAME" in capsys.readouterr().err
+
+
 def test_the_protocol_is_the_configurations(config, monkeypatch):
     seen = []
     draw = PromptProtocol._draw

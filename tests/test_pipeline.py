@@ -187,8 +187,10 @@ def test_stopping_leaves_no_process_behind(stage, number):
         """,
     )
     code = f"""
+        import signal
         from pathlib import Path
         from sam2kit import pipeline
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         root = Path({str(root)!r})
         pipeline.notebooks_dir = lambda: root / "notebooks"
         pipeline.run_stages(root / "config.yaml", {{}}, [1], root / "run")

@@ -95,17 +95,28 @@ def prompts(kind: str, objects: tuple[int, ...], t: int = 0) -> Give:
 # Parity
 
 
-@pytest.mark.parametrize(
-    ("weights", "objects"),
-    [("loud", (0,)), ("loud", ALL), pytest.param("shipped", ALL, marks=SHIPPED.marks)],
-)
+@pytest.mark.parametrize("objects", [(0,), ALL])
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
-def test_twenty_frames(weights, kind, objects, scene):
-    models, video = pair(weights), scene(20)
+def test_twenty_frames(kind, objects, scene):
+    models, video = pair("loud"), scene(20)
     script = [prompts(kind, objects), Go()]
     expected = upstream(models.theirs, video, script)
     assert difference(ours(models.ours, video, script), expected) < TOLERANCE
     assert torch.stack([x for _, x in expected]).std() > 0.5, "nothing to compare"
+
+
+@pytest.mark.parametrize("kind", ["mask", "box", "click"])
+def test_twenty_frames_of_the_shipped_model(kind, scene):
+    """Object by object, as upstream computes, nothing differs. In a batch rounding adds up over the
+    frames: with these weights to 0.025 of a logit at worst, so there the masks are compared."""
+    models, video = pair("shipped"), scene(20)
+    script = [prompts(kind, ALL), Go()]
+    expected = upstream(models.theirs, video, script)
+    alone = ours(models.ours, video, script, TrackerOptions(object_chunk=1))
+    assert difference(alone, expected) < 1e-5
+    batched = ours(models.ours, video, script)
+    changed = [((a > 0) != (b > 0)).sum() for (_, a), (_, b) in zip(batched, expected, strict=True)]
+    assert sum(changed) <= 1e-3 * sum((x > 0).sum() for _, x in expected)
 
 
 SCRIPTS = {
