@@ -1,7 +1,10 @@
 """Generated videos: true masks, motion, determinism."""
 
+import json
 import multiprocessing
 import pickle
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,3 +301,12 @@ def test_photos_that_cannot_serve_are_named(tmp_path):
 def test_every_video_shows_an_object_even_of_one_frame(lifelike):
     source = SyntheticDataset(120, 1, 64, max_objects=1, seed=42, lifelike=lifelike)
     assert all(source.read_masks(i, 0) for i in range(len(source)))
+
+
+def test_the_benchmark_of_the_generator_runs(tmp_path):
+    file = Path(__file__).parent.parent / "benchmarks" / "generator.py"
+    few = ["--sizes", "64", "--workers", "0", "--batches", "1", "--repeats", "1"]
+    runpy.run_path(str(file))["main"]([*few, "--out", str(tmp_path / "rates.json")])
+    rows = json.loads((tmp_path / "rates.json").read_text())["clips_per_second"]
+    assert [row["clips"] for row in rows] == ["plain", "lifelike"]
+    assert all(row["0 workers"] > 0 for row in rows)
