@@ -13,7 +13,7 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ import torch
 
 from sam2kit.charts import curves, markdown_table
 from sam2kit.checkpoints import create_sam2_model, find_checkpoint
+from sam2kit.clip import ClipBatch, TrackOutput
+from sam2kit.comparison import bootstrap_interval
 from sam2kit.compose import compose, override
 from sam2kit.config import Config
 from sam2kit.data.build import build_validation
@@ -43,40 +45,39 @@ PROMPTS = ("mask", "box", "point")
 STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 
 
-def interval(per_video: Sequence[np.ndarray], statistic: Callable = np.mean) -> dict[str, float]:
-    """``statistic`` over all objects, and the bounds of its 95% interval over resampled videos.
+def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
+    """The mean over all objects, and the bounds of its 95% interval over resampled videos.
 
     Args:
         per_video: a video's values each, ``[O]``, NaN where an object has none.
-        statistic: of ``[N]`` values.
     """
     kept = [v[np.isfinite(v)] for v in per_video]
     kept = [v for v in kept if len(v)]
-    generator = np.random.default_rng(0)
-    draws = [
-        statistic(np.concatenate([kept[k] for k in generator.integers(len(kept), size=len(kept))]))
-        for _ in range(BOOTSTRAPS)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
+    mean = float(np.concatenate(kept).mean())
+    low, high = bootstrap_interval(kept, np.random.default_rng(0), BOOTSTRAPS) or (mean, mean)
     return {
-        "mean": round(float(statistic(np.concatenate(kept))), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
+        "mean": round(mean, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
         "objects": int(sum(map(len, kept))),
         "videos": len(kept),
     }
 
 
-@torch.inference_mode()
+def track(config: Config, model: SAM2Model) -> Iterator[tuple[ClipBatch, TrackOutput]]:
+    """The validation clips of a configuration, and what the model makes of them."""
+    val = config.validation_dataset()
+    prompts = PromptGenerator.from_config(val)
+    loader = create_dataloader(build_validation(config), val, training=False, seed=config.seed)
+    for number, batch in enumerate(loader):
+        with torch.inference_mode():
+            yield batch, model.eval()(batch, prompts(batch, step_generator(config.seed, number)))
+
+
 def iou_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
     """Mean IoU over the frames after the prompted one, of the model and of the copied mask."""
-    prompts = PromptGenerator.from_config(config.validation_dataset())
     found: dict[str, list[np.ndarray]] = {"nano": [], COPY: []}
-    loader = create_dataloader(
-        build_validation(config), config.validation_dataset(), training=False, seed=config.seed
-    )
-    for number, batch in enumerate(loader):
-        output = model.eval()(batch, prompts(batch, step_generator(config.seed, number)))
+    for batch, output in track(config, model):
         scored = (output.tracked & ~output.prompted & batch.annotated).numpy()
         truth = batch.masks.numpy()
         copied = copy_first_mask(truth, batch.visible.numpy())
@@ -86,21 +87,15 @@ def iou_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
     return {name: interval(values) for name, values in found.items()}
 
 
-@torch.inference_mode()
 def absence_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
     """Share of absent object-frames after the prompt that are called absent (a recall).
 
     Once with the threshold 0 that tracking uses, beside the share of visible frames that it calls
     absent too; once with the threshold that calls 5% of the visible frames absent.
     """
-    prompts = PromptGenerator.from_config(config.validation_dataset())
     gone: list[np.ndarray] = []
     seen: list[np.ndarray] = []
-    loader = create_dataloader(
-        build_validation(config), config.validation_dataset(), training=False, seed=config.seed
-    )
-    for number, batch in enumerate(loader):
-        output = model.eval()(batch, prompts(batch, step_generator(config.seed, number)))
+    for batch, output in track(config, model):
         scores, visible = output.object_score.numpy(), batch.visible.numpy()
         scored = after_first_visible(visible)
         gone.append(scores[scored & ~visible])

@@ -51,7 +51,8 @@ class ModelConfig:
     memory_attention_bias: float = option(
         0.0,
         "start value of the memory cross-attention's rotary query and key biases; 3 lets a model "
-        "from random weights attend to the same place in the memory (ignored with a checkpoint)",
+        "from random weights attend to the same place in the memory (of no effect on what a "
+        "checkpoint brings)",
     )
     object_score_bias: float = option(
         0.0,
