@@ -20,6 +20,7 @@ _HOMES = {
     "create_dataloader": "clips",
     "build_source": "build",
     "build_datasets": "build",
+    "open_source": "build",
 }
 __all__ = sorted(_HOMES)
 

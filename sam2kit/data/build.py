@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from loguru import logger
 
+from sam2kit.checks import missing
 from sam2kit.config import Config, DatasetConfig
 from sam2kit.data.clips import ClipDataset
 from sam2kit.data.coco import COCODataset
-from sam2kit.data.frames import VideoDataset
+from sam2kit.data.frames import VideoDataset, list_frames
 from sam2kit.data.source import SelectedVideos, VideoSource
 from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
+from sam2kit.data.video_file import open_video
 from sam2kit.errors import ConfigError, DataError
 
 # Generated validation videos are those of another seed, so that training never sees them.
@@ -32,6 +34,33 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
         DataError: a file or folder is missing or not as it should be.
     """
     return _with_objects(_open(config, seed, section), config, seed)
+
+
+def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
+    """Whatever holds videos as a source; the first of these that fits:
+
+    * a source: itself;
+    * a configuration: the videos of its ``dataset`` with those that a run would hold out, as
+      training sees them (:func:`build_validation_source` gives those of ``valdataset``);
+    * a ``.json`` file: COCO JSON, its files looked for from its own folder;
+    * another file: one video;
+    * a folder of pictures: one video, the pictures its frames;
+    * a folder in DAVIS layout, or one of folders of frames.
+
+    Raises:
+        DataError: nothing of the kind; the message lists what is understood.
+        ConfigError: as :func:`build_source`.
+    """
+    if isinstance(what, VideoSource):
+        return what
+    if isinstance(what, Config):
+        return build_source(what.dataset, what.seed)
+    path = Path(what)
+    if not path.exists():
+        raise DataError(missing(path))
+    if path.is_file():
+        return COCODataset(path) if path.suffix.lower() == ".json" else open_video(path)
+    return open_video(path) if list_frames(path) else VideoDataset(path)
 
 
 def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 
@@ -58,6 +59,10 @@ class VideoSource(ABC):
         """The frame's file name without ending, under which results are exported."""
         return f"{t:05d}"
 
+    def frame_path(self, i: int, t: int) -> Path | None:
+        """The picture file that is frame ``t`` of video ``i``; None where no file is just that."""
+        return None
+
     def index_in_epoch(self, i: int, epoch: int) -> int:
         """The video that stands at ``i`` in this epoch of training.
 
@@ -93,3 +98,6 @@ class SelectedVideos(VideoSource):
 
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(self.indices[i], t)
+
+    def frame_path(self, i: int, t: int) -> Path | None:
+        return self.source.frame_path(self.indices[i], t)
