@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 
 from sam2kit.charts import markdown_table
-from sam2kit.data.frames import VideoDataset, read_id_mask
+from sam2kit.data.frames import VideoDataset
+from sam2kit.data.masks import read_id_mask
 from sam2kit.metrics import BOUNDARY_TOLERANCE, region_and_boundary
 
 ROOT = Path(__file__).parent.parent

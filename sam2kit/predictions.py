@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from sam2kit.data.frames import VOID, read_id_mask, values_in
+from sam2kit.data.masks import VOID, read_id_mask, values_in
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.scores import CONVENTIONS, Convention, DataSetScores, VideoScorer, VideoScores

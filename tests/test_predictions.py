@@ -13,7 +13,8 @@ from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 from PIL import Image
 
 from sam2kit.data.coco import COCODataset
-from sam2kit.data.frames import VideoDataset, read_id_mask
+from sam2kit.data.frames import VideoDataset
+from sam2kit.data.masks import read_id_mask
 from sam2kit.errors import DataError
 from sam2kit.metrics import iou
 from sam2kit.predictions import MaskWriter, coco_json, davis_palette, score_predictions, write_csv

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from sam2kit.data.frames import image_size, natural_key, read_image, read_split
+from sam2kit.data.frames import image_size, read_image
+from sam2kit.data.listing import natural_key, read_split
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 

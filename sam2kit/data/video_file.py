@@ -9,7 +9,8 @@ from typing import Any
 import av
 import numpy as np
 
-from sam2kit.data.frames import FRAME_ENDINGS, list_frames, read_image
+from sam2kit.data.frames import list_frames, read_image
+from sam2kit.data.listing import FRAME_ENDINGS
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 
