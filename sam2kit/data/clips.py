@@ -211,23 +211,33 @@ class EpochSampler(Sampler[int]):
         shuffle: by (seed, epoch).
         seed: 0 or more.
         done: an epoch and the number of its clips that an earlier run has had, which are left out.
+        share: a rank and how many there are; each takes every so many-th clip. So that all have
+            equally many, the last ones may take one from the beginning, which counts twice then.
     """
 
     def __init__(
-        self, dataset: ClipDataset, shuffle: bool, seed: int, done: tuple[int, int] = (0, 0)
+        self,
+        dataset: ClipDataset,
+        shuffle: bool,
+        seed: int,
+        done: tuple[int, int] = (0, 0),
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = seed
         self.done = done
+        self.share = share
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return -(-len(self.dataset) // self.share[1])
 
     def __iter__(self) -> Iterator[int]:
-        order = np.arange(len(self))
+        order = np.arange(len(self.dataset))
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(len(self))
+            order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(order)
+        rank, ranks = self.share
+        order = np.resize(order, len(self) * ranks)[rank::ranks]
         epoch, clips = self.done
         return iter(order[clips if epoch == self.dataset.epoch else 0 :].tolist())
 
@@ -241,13 +251,14 @@ def create_dataloader(
     training: bool,
     seed: int,
     done: tuple[int, int] = (0, 0),
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[ClipBatch]:
     """A loader of :class:`~sam2kit.clip.ClipBatch` es; the last one may be smaller.
 
     Training shuffles by (seed, epoch); call ``dataset.set_epoch`` (or the sampler's) before each.
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
     loader process arrives as a DataError with its own message. With loader processes, OpenCV is
-    set to one thread in this one too. ``done`` is :class:`EpochSampler`'s.
+    set to one thread in this one too. ``done`` and ``share`` are :class:`EpochSampler`'s.
     """
     if config.num_workers:
         # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
@@ -256,7 +267,7 @@ def create_dataloader(
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=EpochSampler(dataset, training, seed, done),
+        sampler=EpochSampler(dataset, training, seed, done, share),
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         collate_fn=collate,
