@@ -23,6 +23,7 @@ from sam2kit.data.clips import ClipDataset, create_dataloader
 from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule, step_generator
 from sam2kit.errors import ConfigError
 from sam2kit.losses import NO_OBJ_SCORE
+from sam2kit.memory import StepMemory, StepMeter
 from sam2kit.model import LOOSE_GROUP, SAM2Model, match_parameters, module_path, parameter_report
 
 MAX_BATCHES = 8
@@ -67,10 +68,12 @@ class Audit:
         batches: how many were needed or tried.
         faults: modules that are meant to train and get no gradient; a sentence for each reason.
         notes: what is worth knowing but stops nothing.
+        memory: what a step of training takes.
     """
 
     rows: list[ModuleAudit]
     batches: int
+    memory: StepMemory
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -97,6 +100,11 @@ class Audit:
         """
         for note in self.notes:
             logger.warning("audit: {}", note)
+        if self.memory.tight:
+            logger.warning(
+                "audit: a step may not fit into memory; lower dataset.batch_size, "
+                "dataset.video_clip_length or dataset.image_size"
+            )
         if self.faults and stop:
             raise ConfigError(
                 "the gradient audit found what would not train:\n"
@@ -115,6 +123,7 @@ class AuditBeforeTraining(Callback):
         assert isinstance(module, SAM2LightningModule)
         audit = audit_gradients(module, trainer.datamodule.train_clips)  # type: ignore[attr-defined]
         logger.info(audit.table())
+        logger.info(audit.memory)
         audit.report(stop=module.config.trainer.audit == "stop")
 
 
@@ -140,14 +149,18 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     squares = dict.fromkeys(trained, 0.0)
     alive: set[str] = set()
     seen = _Seen()
+    meter = StepMeter(model, averaged=config.trainer.ema_decay is not None)
     units = list(_units(model, config))
     was_training = module.training
     module.train()
     for batch in islice(_batches(clips, config), MAX_BATCHES):
-        for name, gradient in _gradients(module, batch.to(module.device), trained, seen).items():
+        with meter.measure():
+            gradients = _gradients(module, batch.to(module.device), trained, seen)
+        for name, gradient in gradients.items():
             squares[name] += float(gradient.float().square().sum())
             if gradient.any():
                 alive.add(name)
+        del gradients  # not to be measured with the next batch's
         if all(unit.names & alive for unit in units):
             break
         if seen.batches >= ENOUGH_BATCHES and seen.answers and not seen.undrawn(config):
@@ -158,7 +171,7 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     certain = seen.answers and not seen.undrawn(config)
     faults = _told((u for u in dead if certain and not u.excused), config, seen)
     notes = _told((u for u in dead if not certain or u.excused), config, seen)
-    return Audit(rows, seen.batches, faults, seen.notes(config) + notes)
+    return Audit(rows, seen.batches, meter.result(), faults, seen.notes(config) + notes)
 
 
 def _batches(clips: ClipDataset, config: Config) -> Iterator[ClipBatch]:

@@ -97,7 +97,7 @@ def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     from sam2kit.audit import audit_config
 
     found = audit_config(config)
-    print(found.table())
+    print(f"{found.table()}\n{found.memory}")
     found.report(stop=config.trainer.audit == "stop")
 
 

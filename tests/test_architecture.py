@@ -20,6 +20,7 @@ LEVELS = {
         "comparison",
         "corrections",
         "losses",
+        "memory",
         "metrics",
         "plain_sam2",
         "prompts",

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from loguru import logger
 
-from sam2kit.audit import audit_config
+from sam2kit.audit import Audit, audit_config
 from sam2kit.checks import check
 from sam2kit.cli import main
 from sam2kit.config import Config
 from sam2kit.data import clips as clips_module
+from sam2kit.engine import SAM2LightningModule
 from sam2kit.errors import ConfigError
+from sam2kit.memory import StepMemory, StepMeter
 from sam2kit.train import fit
 
 ROOT = Path(__file__).parent.parent
@@ -247,3 +250,40 @@ def test_bad_value(config):
     config.trainer.audit = "loud"
     with pytest.raises(ConfigError, match="trainer.audit is 'loud'; choose from stop, warn, off"):
         check(config)
+
+
+class TestMemory:
+    def test_the_parts_are_counted(self, config):
+        memory = audit_config(config).memory
+        model = SAM2LightningModule(config).model
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert memory.weights == 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
+        assert memory.optimizer == 8 * trained
+        assert memory.total == memory.weights + memory.optimizer + memory.step
+        assert memory.available > 1e9 and not memory.tight
+
+    def test_what_the_forward_pass_keeps_is_measured(self):
+        """Of y = (w x)^2, the product needs x and w (a weight, no activation), the square w x."""
+        model = torch.nn.Linear(3, 5, bias=False)
+        meter = StepMeter(model, averaged=True)
+        x = torch.ones(7, 3)
+        with meter.measure():
+            (gradient,) = torch.autograd.grad(model(x).square().sum(), [model.weight])
+        found = meter.result()
+        assert found.step == 4 * (15 + 7 * 3 + 7 * 5) and found.optimizer == 4 * (2 * 15 + 15)
+        torch.testing.assert_close(gradient, 14 * model(x)[:1].T.expand(5, 3).detach())
+
+    def test_it_grows_with_the_clip(self, config):
+        short = audit_config(config).memory
+        config.dataset.video_clip_length *= 2
+        longer = audit_config(config).memory
+        assert 1.6 < longer.step / short.step < 2.4 and longer.weights == short.weights
+
+    def test_too_much_is_warned_of(self):
+        memory = StepMemory(weights=500, optimizer=300, step=150, device="cuda:0", available=1000)
+        assert memory.tight and "cuda:0" in str(memory)
+        lines = []
+        sink = logger.add(lines.append, format="{message}")
+        Audit([], 1, memory).report(stop=True)
+        logger.remove(sink)
+        assert "dataset.batch_size" in "".join(lines)
