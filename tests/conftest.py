@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from browser_helpers import lab  # noqa: F401
 
 from sam2kit.clip import ClipBatch, VideoClip, collate
 from sam2kit.config import Config
