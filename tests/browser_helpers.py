@@ -51,7 +51,7 @@ class Notebook:
         self.page, self._client = page, client
 
     def kernel(self, expression: str) -> Any:
-        """The value of an expression in the kernel, which must be JSON: ``{"n": len(widget.x)}``."""
+        """The value of an expression in the kernel, such as ``[widget.x]``; it must be JSON."""
         asked = {"value": f"__import__('json').dumps({expression})"}
         reply = self._client.execute(
             "", silent=True, user_expressions=asked, reply=True, timeout=SECONDS
@@ -102,7 +102,7 @@ class Lab:
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(book, self.root / f"{name}.ipynb")
-        page = self.browser.new_page(viewport={"width": 1400, "height": 1100})
+        page = self.browser.new_page()
         page.goto(f"{self.url}lab/tree/{name}.ipynb?token={self.token}&reset")
         page.wait_for_function(f"{SESSION}?.kernel?.status === 'idle'", timeout=SECONDS * 1000)
         if dark:
@@ -190,7 +190,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                 executable_path=chromium,
                 headless=True,
                 args=CHROMIUM_ARGS,
-                accept_downloads=False,
+                viewport={"width": 1400, "height": 1100},
             )
             yield Lab(folder / "root", url, token, runtime, browser)
             browser.close()

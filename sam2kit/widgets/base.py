@@ -22,8 +22,8 @@ DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720
 class PictureWidget(anywidget.AnyWidget):
     """A widget that answers messages with pictures and shows its errors itself.
 
-    The view sends ``{"type": NAME, ...}``, and the method ``on_NAME`` of the subclass is called with
-    the other fields as arguments (and ``buffers``, where there are any), one message at a time.
+    The view sends ``{"type": NAME, ...}``, and the subclass's method ``on_NAME`` is called with the
+    other fields as arguments (and ``buffers``, where there are any), one message at a time.
     JupyterLab delivers messages on threads of its own, so ``inference_mode`` and ``autocast``,
     which belong to a thread, have to be entered by the methods; pyplot must not be touched there.
 
