@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,25 @@ def curves(
         if lines:
             axes.legend(fontsize=7, frameon=False)
     return figure
+
+
+def training_curves(file: str | Path) -> Figure | None:
+    """A run's ``metrics.csv``: losses in training and validation, and the validation IoU.
+
+    None where there is nothing to draw yet. The learning rate is left out.
+    """
+    panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {
+        title: {} for title in ("training loss", "validation loss", "validation IoU")
+    }
+    whole_lines = Path(file).read_text().rpartition("\n")[0]  # it may be in the middle of a line
+    for row in csv.DictReader(whole_lines.splitlines()):
+        for key in [k for k in row if row[k] and k not in ("epoch", "step", "learning_rate")]:
+            title = list(panels)[key.startswith("val_") + (key == "val_iou")]
+            x, y = panels[title].setdefault(key, ([], []))
+            x.append(int(row["step"]))
+            y.append(float(row[key]))
+    shown = {title: dict(sorted(lines.items())) for title, lines in panels.items() if lines}
+    return curves(shown) if shown else None
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -14,7 +14,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sam2kit"
 # A package (data, widgets) stands for all of its modules. "" is sam2kit/__init__.py.
 LEVELS = {
-    0: ("", "checks", "clip", "compose", "config", "errors", "flags", "run_dir"),
+    0: (
+        "",
+        "checks",
+        "clip",
+        "compose",
+        "config",
+        "errors",
+        "flags",
+        "processes",
+        "run_dir",
+        "status",
+    ),
     1: (
         "charts",
         "comparison",
@@ -38,14 +49,26 @@ LEVELS = {
         "data",
         "features",
         "frame_model",
+        "live",
         "memory_bank",
         "model",
         "optim",
         "predictions",
         "tracking",
     ),
-    3: ("audit", "contenders", "engine", "protocols", "resume", "tracker"),
-    4: ("compare", "evaluate", "export", "pipeline", "report", "track", "train", "widgets"),
+    3: ("audit", "contenders", "engine", "protocols", "ranks", "resume", "tracker"),
+    4: (
+        "compare",
+        "evaluate",
+        "export",
+        "kernels",
+        "pipeline",
+        "report",
+        "sweep",
+        "track",
+        "train",
+        "widgets",
+    ),
     5: ("__main__", "cli"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

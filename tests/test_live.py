@@ -1,0 +1,88 @@
+"""Curves of a training that are renewed while it goes on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from matplotlib.figure import Figure
+
+from sam2kit import live
+from sam2kit.charts import training_curves
+
+HEAD = "epoch,step,loss,learning_rate,loss_iou,val_iou,val_loss\r\n"
+
+
+def lines(figure: Figure) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    return {
+        axes.get_title(): {
+            line.get_label(): list(zip(*map(list, line.get_data()), strict=True))
+            for line in axes.lines
+        }
+        for axes in figure.axes
+    }
+
+
+def test_training_curves(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n0,2,2.5,0.01,0.8,,\r\n0,2,,,,0.25,3.0\r\n")
+    assert lines(training_curves(file)) == {
+        "training loss": {"loss": [(1, 3.5), (2, 2.5)], "loss_iou": [(1, 0.9), (2, 0.8)]},
+        "validation loss": {"val_loss": [(2, 3.0)]},
+        "validation IoU": {"val_iou": [(2, 0.25)]},
+    }
+
+
+@pytest.mark.parametrize("text", ["", HEAD, f"{HEAD}0,1,3."])
+def test_a_file_that_is_being_written_has_only_its_whole_lines(tmp_path, text):
+    file = tmp_path / "metrics.csv"
+    file.write_text(text)
+    assert training_curves(file) is None
+
+
+class Shown:
+    """Stands for the front end: what was displayed, and what replaced it."""
+
+    def __init__(self):
+        self.figures, self.new = [], threading.Event()
+
+    def display(self, figure, display_id):
+        assert display_id is True
+        self.update(figure)
+        return self
+
+    def update(self, figure):
+        self.figures.append(lines(figure)["training loss"]["loss"])
+        self.new.set()
+
+    def wait(self):
+        assert self.new.wait(60)
+        self.new.clear()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(live, "display", shown.display)
+    return shown
+
+
+def test_one_picture_is_renewed_and_drawn_a_last_time(tmp_path, shown):
+    file = tmp_path / "metrics.csv"
+    with pytest.raises(RuntimeError, match="as training may"), live.live_curves(tmp_path, 0.01):
+        file.write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
+        shown.wait()
+        with file.open("a") as opened:
+            opened.write("0,2,2.5,0.01,0.8,,\r\n")
+        shown.wait()
+        raise RuntimeError("as training may")
+    assert shown.figures == [[(1, 3.5)], [(1, 3.5), (2, 2.5)]]
+    assert "live curves" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_training_that_is_over_at_once_is_drawn(tmp_path, shown):
+    with live.live_curves(tmp_path, seconds=1000):
+        (tmp_path / "metrics.csv").write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
+    with live.live_curves(tmp_path / "nothing", seconds=1000):
+        pass
+    assert shown.figures == [[(1, 3.5)]]
