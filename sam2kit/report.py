@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cv2
-import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
-from PIL import Image
 
 import sam2kit
 from sam2kit.charts import WIDTH, curves, difference_chart, interval_chart, over_time
@@ -25,6 +19,7 @@ from sam2kit.comparison import paired_differences, score_interval
 from sam2kit.compose import to_yaml
 from sam2kit.config import Config
 from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.pages import render
 from sam2kit.scores import DataSetScores, VideoScores, summary
 from sam2kit.viz import ERROR_COLORS, WHITE, contact_sheet, error_overlay, overlay
 
@@ -35,7 +30,6 @@ Robustness = Mapping[str, Mapping[float, float | None]]
 
 EXAMPLES = 3  # objects at either end
 VIDEOS_OVER_TIME = 12
-IMAGE_WIDTH = 360
 PACKAGES = ("torch", "sam2", "numpy", "opencv-python-headless")
 
 
@@ -85,25 +79,22 @@ def write_report(
             title = f"Most gained and most lost: {main.tracker} against {others[0].tracker}"
             extremes[title] = comparisons(main, others[0], found[0], source, read_masks)
     pictured = spread_videos(main)
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            main=main.tracker,
-            videos=len(main.videos),
-            convention=asdict(main.videos[0].convention),
-            evaluation=asdict(config.evaluation),
-            rows=score_rows(trackers, config.seed),
-            intervals=interval_figure(trackers, config.seed),
-            differences=[(d, difference_chart(d)) for d in found if d["objects"]],
-            over_time=[(v.name, over_time_figure(trackers, v.name)) for v in pictured],
-            robustness=robustness_figure(robustness) if robustness else None,
-            extremes=extremes,
-            error_colors=ERROR_COLORS,
-            config=to_yaml(config),
-            versions={"sam2kit": sam2kit.__version__, "Python": platform.python_version()}
-            | {name: version(name) for name in PACKAGES},
-        )
+    page = render(
+        "report.html",
+        main=main.tracker,
+        videos=len(main.videos),
+        convention=asdict(main.videos[0].convention),
+        evaluation=asdict(config.evaluation),
+        rows=score_rows(trackers, config.seed),
+        intervals=interval_figure(trackers, config.seed),
+        differences=[(d, difference_chart(d)) for d in found if d["objects"]],
+        over_time=[(v.name, over_time_figure(trackers, v.name)) for v in pictured],
+        robustness=robustness_figure(robustness) if robustness else None,
+        extremes=extremes,
+        error_colors=ERROR_COLORS,
+        config=to_yaml(config),
+        versions={"sam2kit": sam2kit.__version__, "Python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
     )
     path = Path(output_dir) / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -265,30 +256,3 @@ def _frame_and_truth(
 
 def _mask(masks: Mapping[ObjectId, np.ndarray], identity: ObjectId, like: np.ndarray) -> np.ndarray:
     return masks.get(identity, np.zeros(like.shape, bool))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("sam2kit"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"score": _score, "uri": _uri}
-    return environment
-
-
-def _score(value: float | None, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
-
-
-def _uri(picture: Figure | np.ndarray) -> str:
-    """A picture inside the page: a figure as SVG, an image as JPEG of at most IMAGE_WIDTH."""
-    file = io.BytesIO()
-    if isinstance(picture, Figure):
-        with matplotlib.rc_context({"svg.hashsalt": "sam2kit"}):  # the same numbers, the same page
-            picture.savefig(file, format="svg", metadata={"Date": None})
-        kind = "svg+xml"
-    else:
-        scale = min(1, IMAGE_WIDTH / picture.shape[1])
-        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        Image.fromarray(small).save(file, "JPEG", quality=88)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -33,6 +33,7 @@ LEVELS = {
         "losses",
         "memory",
         "metrics",
+        "pages",
         "plain_sam2",
         "prompts",
         "prompt_files",
