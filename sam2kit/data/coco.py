@@ -1,263 +1,256 @@
-"""COCO JSON with videos: images that say which video they belong to, and where in it."""
+"""COCO JSON with videos: images that say which video they belong to, or videos with tracks."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import defaultdict
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
+from loguru import logger
 
+from sam2kit.data.coco_index import CocoIndex
+from sam2kit.data.coco_masks import decode
 from sam2kit.data.frames import image_size, read_image
-from sam2kit.data.listing import natural_key, read_split
+from sam2kit.data.listing import read_split, stem
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 
-_IDENTITIES = ("track_id", "instance_id")
-
 
 class COCODataset(VideoSource):
-    """Videos of a COCO JSON whose images have ``video_id`` and ``order_in_video``.
+    """Videos of one or more COCO JSONs.
 
-    *Videos* are named by ``video_id`` (number or text) and stand in natural order; their frames are
-    in the order of ``order_in_video``, which may have gaps.
+    *Two forms.* Image by image: ``images`` have ``video_id`` and ``order_in_video``, which gives
+    their order and may have gaps. Track by track, as YouTube-VIS and OVIS have it: ``videos`` have
+    ``file_names`` in order, and an annotation has ``video_id`` and ``segmentations``, one for each
+    frame, null where its object is not seen. Videos are named by their ids (numbers or texts) and
+    stand in natural order.
 
     *Files.* ``file_name``, or ``path`` where there is none, is looked for under the root; then,
     because such paths are often those of another computer, ever shorter tails of ``file_name`` and
     of ``path`` are; at last ``path`` itself as it stands. Two images that would share a file are an
     error, so a tail never matches the wrong video.
 
-    *Objects.* An annotation's ``track_id`` or ``instance_id`` says which object it is, if the
-    annotations have one (then all must). Else the category does: the objects of one category in
-    one frame are merged into one. Several annotations of one object in one frame are merged too.
+    *Objects.* ``identity`` says what makes one, frame by frame; annotations of one object on one
+    frame are merged:
+
+    * ``track``: ``track_id``, ``instance_id`` or ``object_id``, the first that any annotation has
+      (itself or in its ``attributes``); then all must. Track by track without these, the
+      annotation's ``id``;
+    * ``category``: the category, all of whose objects are one;
+    * ``auto``: track where that is possible, else category.
+
     Category ids may start at 0. ``iscrowd`` makes no difference.
 
     *Masks* are polygons, or run lengths compressed or not. A frame without annotations shows no
-    object, and is known not to, unless the image has ``"annotated": false``: then nobody looked.
+    object, and is known not to. Nobody looked at one whose image has ``"annotated": false``, or, as
+    interpolated masks are not true ones, on which ``keyframe``, ``is_keyframe`` (of the image or of
+    any of its annotations, also in their ``attributes``) or ``is_det_keyframe`` (of the image) is
+    false.
+
+    *Several files* keep their ids apart. Videos of one name in several files get the name of the
+    file before theirs: ``FILE-VIDEO``.
 
     Args:
-        annotation_file: the JSON.
-        root: where the files are; None: the JSON's folder.
+        annotation_file: the JSON; or several, as a list or a pattern such as ``labels/*.json``.
+        root: where the files are; None: each JSON's folder.
         split: a text file with a video on each line, or its name under ``ROOT/ImageSets``.
+        identity: as above.
+        files: False looks for no files: masks alone can be read, and are as large as the JSON says.
+        keyframes_only: False takes interpolated masks for true ones.
 
     Raises:
         DataError: a damaged JSON, a missing key, an order given twice, an annotation of an unknown
-            image, a file that is nowhere; on reading, run lengths that are damaged or not of the
-            frame's size. The message names the file, the image or annotation, and the key.
+            image, a track that is not as long as its video, a file that is nowhere; on reading, run
+            lengths that are damaged or not of the frame's size, polygons on a file whose size is
+            not what the JSON says. The message names the file, the image or annotation, and the
+            key.
     """
 
     def __init__(
-        self, annotation_file: str | Path, root: str | Path | None = None, split: str | None = None
+        self,
+        annotation_file: str | Path | Sequence[str | Path],
+        root: str | Path | None = None,
+        split: str | None = None,
+        identity: str = "auto",
+        files: bool = True,
+        keyframes_only: bool = True,
     ) -> None:
-        self.file = Path(annotation_file)
-        self.root = Path(root) if root is not None else self.file.parent
-        if not self.root.is_dir():
-            raise DataError(f"{self.root} (root of {self.file}) is not a folder")
-        content = _load(self.file)
-        videos = self._sort_images(content["images"])
-        found = sorted(videos, key=natural_key)
-        self.names = read_split(split, self.root, found) if split is not None else found
-        self._images = [videos[name] for name in self.names]
-        self._paths = self._find_files()
-        self._annotations = self._sort_annotations(content["annotations"], content["images"])
+        found = list_files(annotation_file)
+        for file in found:
+            folder = Path(root) if root is not None else file.parent
+            if not folder.is_dir():
+                raise DataError(f"{folder} (root of {file}) is not a folder")
+        self._indices = [CocoIndex(file, identity, keyframes_only) for file in found]
+        places = _names(self._indices)
+        self.root = Path(root) if root is not None else found[0].parent
+        self.names = read_split(split, self.root, places) if split is not None else list(places)
+        self._places = [places[name] for name in self.names]
+        self._roots = [Path(root) if root is not None else file.parent for file in found]
+        self._paths = self._find_files() if files else None
+        if left := sum(index.between_keyframes for index in self._indices):
+            logger.info(
+                "{}: {} of {} frames are no key frames; their masks are not used",
+                annotation_file,
+                left,
+                sum(len(index.order) for index in self._indices),
+            )
 
-    def _sort_images(self, images: list[Any]) -> dict[str, list[dict[str, Any]]]:
-        """The images of each video in order."""
-        by_video: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
-        ids = set()
-        for n, image in enumerate(images):
-            where = f"{self.file}: image {image.get('id', f'number {n}')!r}"
-            for key in ("id", "video_id", "order_in_video"):
-                if image.get(key) is None:
-                    raise DataError(f"{where} has no {key!r}; every image needs one")
-            if not (image.get("file_name") or image.get("path")):
-                raise DataError(f"{where} has neither 'file_name' nor 'path'; give one")
-            if str(image["id"]) in ids:
-                raise DataError(f"{where}: another image has the same 'id'; ids must be unique")
-            ids.add(str(image["id"]))
-            order = image["order_in_video"]
-            number = isinstance(order, (int, float)) and not isinstance(order, bool)
-            if not number or not math.isfinite(order):
-                raise DataError(f"{where}: 'order_in_video' is {order!r}; it must be a number")
-            video = by_video[str(image["video_id"])]
-            if order in video:
-                raise DataError(
-                    f"{where}: 'order_in_video' {order} of video {image['video_id']!r} is taken by "
-                    f"image {video[order]['id']!r}; number the frames of a video differently"
-                )
-            video[order] = image
-        if not by_video:
-            raise DataError(f"{self.file}: 'images' is empty; there is nothing to train on")
-        return {name: [video[k] for k in sorted(video)] for name, video in by_video.items()}
-
-    def _find_files(self) -> list[list[Path]]:
-        owner: dict[Path, Any] = {}
+    def _find_files(self) -> list[str]:
+        """The files of each video as one text, relative to the root."""
+        finders = [_finder(root) for root in self._roots]
+        owner: set[str] = set()
         paths = []
-        for images in self._images:
-            paths.append([self._find_file(image) for image in images])
-            for image, path in zip(images, paths[-1], strict=True):
-                if path in owner:
+        for i, (k, v) in enumerate(self._places):
+            found = []
+            for t, stated in enumerate(self._indices[k].files(v)):
+                if not stated:
                     raise DataError(
-                        f"{self.file}: images {owner[path]!r} and {image['id']!r} would both be "
-                        f"{path}; give each its own 'file_name' under {self.root}"
+                        f"{self._where(i, t)} has neither 'file_name' nor 'path'; give one"
                     )
-                owner[path] = image["id"]
+                path, tried = finders[k](stated)
+                if path is None:
+                    raise DataError(
+                        f"{self._indices[k].file}: the file of {self._indices[k].frame(v, t)} is "
+                        f"nowhere; tried {', '.join(dict.fromkeys(tried))}. Give the folder that "
+                        "its 'file_name' starts from as dataset.data_path"
+                    )
+                found.append(path)
+            paths.append("\0".join(found))
+            full = {os.path.join(self._roots[k], path) for path in found}
+            if len(full) < len(found) or full & owner:
+                self._refuse_shared(paths)
+            owner |= full
         return paths
 
-    def _find_file(self, image: dict[str, Any]) -> Path:
-        stated = [str(image[k]).replace("\\", "/") for k in ("file_name", "path") if image.get(k)]
-        tried = []
-        for name in stated:
-            parts = [p for p in name.split("/") if p not in ("", ".", "..")]
-            tried += [self.root.joinpath(*parts[k:]) for k in range(len(parts))]
-        tried += [Path(name) for name in stated if Path(name).is_absolute()]
-        for path in tried:
-            if path.is_file():
-                return path
-        raise DataError(
-            f"{self.file}: the file of image {image['id']!r} is nowhere; tried "
-            f"{', '.join(map(str, dict.fromkeys(tried)))}. Give the folder that its 'file_name' "
-            "starts from as dataset.data_path"
-        )
+    def _refuse_shared(self, paths: list[str]) -> None:
+        owner: dict[str, str] = {}
+        for i, (texts, (k, v)) in enumerate(zip(paths, self._places, strict=False)):
+            for t, path in enumerate(texts.split("\0")):
+                full = os.path.join(self._roots[k], path)
+                frame = self._indices[k].frame(v, t)
+                if full in owner:
+                    raise DataError(
+                        f"{self._where(i, t)}: it and {owner[full]} would both be {full}; give "
+                        f"each its own 'file_name' under {self._roots[k]}"
+                    )
+                owner[full] = frame
 
-    def _sort_annotations(
-        self, annotations: list[Any], images: list[Any]
-    ) -> dict[str, list[tuple[ObjectId, dict[str, Any]]]]:
-        """Object and annotation, by image id."""
-        unlooked = {str(im["id"]): im.get("annotated") is False for im in images}
-        identity = next((k for k in _IDENTITIES if any(k in a for a in annotations)), "category_id")
-        by_image: dict[str, list[tuple[ObjectId, dict[str, Any]]]] = defaultdict(list)
-        for n, annotation in enumerate(annotations):
-            where = f"{self.file}: annotation {annotation.get('id', f'number {n}')!r}"
-            for key in ("image_id", "segmentation", identity):
-                if annotation.get(key) is None:
-                    because = " (other annotations have it)" if key in _IDENTITIES else ""
-                    raise DataError(f"{where} has no {key!r}{because}; every annotation needs one")
-            image = str(annotation["image_id"])
-            if image not in unlooked:
-                raise DataError(f"{where}: 'image_id' {image!r} is not the id of any image")
-            if unlooked[image]:
-                raise DataError(
-                    f"{where}: its image {image!r} says 'annotated': false; remove that"
-                )
-            by_image[image].append((_object_id(annotation[identity], where, identity), annotation))
-        return by_image
+    def _where(self, i: int, t: int) -> str:
+        k, v = self._places[i]
+        return f"{self._indices[k].file}: {self._indices[k].frame(v, t)}"
 
     def num_frames(self, i: int) -> int:
-        return len(self._images[i])
+        k, v = self._places[i]
+        begin, end = self._indices[k].first[v : v + 2].tolist()
+        return end - begin
+
+    def order(self, i: int, t: int) -> float:
+        """``order_in_video`` of frame ``t`` of video ``i``, or its place in ``file_names``."""
+        index, f = self._frame(i, t)
+        return float(index.order[f])
 
     def frame_name(self, i: int, t: int) -> str:
-        return self._paths[i][t].stem
+        return stem(self._path(i, t).name) if self._paths else f"{t:05d}"
 
-    def frame_path(self, i: int, t: int) -> Path:
-        """The file of frame ``t`` of video ``i``."""
-        return self._paths[i][t]
+    def frame_path(self, i: int, t: int) -> Path | None:
+        return self._path(i, t) if self._paths else None
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._paths[i][t])
+        return read_image(self._path(i, t))
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        image = self._images[i][t]
-        if image.get("annotated") is False:
+        index, f = self._frame(i, t)
+        if not index.annotated[f]:
             return None
-        annotations = self._annotations.get(str(image["id"]), [])
+        stored = index.masks(self._places[i][1], t)
+        if not stored:
+            return {}
+        stated = tuple(index.sizes[f].tolist())
+        size = image_size(self._path(i, t)) if self._paths else stated if all(stated) else None
         masks: dict[ObjectId, np.ndarray] = {}
-        size = image_size(self._paths[i][t]) if annotations else (0, 0)
-        for who, annotation in annotations:
-            where = f"{self.file}: annotation {annotation.get('id')!r} (image {image['id']!r})"
-            mask = decode(annotation["segmentation"], size, where)
-            masks[who] = masks[who] | mask if who in masks else mask
+        for owner, segmentation, where in stored:
+            if isinstance(segmentation, list) and all(stated) and size != stated:
+                raise DataError(
+                    f"{where}: its image has 'height' and 'width' {list(stated)}, the file "
+                    f"{self._path(i, t)} {list(size or ())}, and polygons do not say which they "
+                    "mean; correct one of the two"
+                )
+            mask = decode(segmentation, size, where)
+            masks[owner] = masks[owner] | mask if owner in masks else mask
         return masks
 
+    def _frame(self, i: int, t: int) -> tuple[CocoIndex, int]:
+        k, v = self._places[i]
+        return self._indices[k], int(self._indices[k].first[v]) + t
 
-def decode(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """``[H,W]`` bool from COCO polygons or run lengths.
-
-    Args:
-        segmentation: a list of polygons ``[x0, y0, x1, y1, ...]``, or ``{"size": [H, W], "counts":
-            ...}`` with a list of run lengths (down the columns) or COCO's compressed text.
-        size: rows and columns of the frame.
-        where: begins the message of an error.
-
-    Raises:
-        DataError: not of these forms, damaged, or not of the frame's size.
-    """
-    try:
-        if isinstance(segmentation, list):
-            if not segmentation or any(len(p) < 6 or len(p) % 2 for p in segmentation):
-                raise ValueError("polygons need three points or more, as x0, y0, x1, y1, ...")
-            return mask_utils.decode(
-                mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))
-            ).astype(bool)
-        stated, counts = tuple(segmentation["size"]), segmentation["counts"]
-        if stated != size:
-            raise ValueError(f"its size {list(stated)} is not the frame's {list(size)}")
-        if not isinstance(counts, (list, str)):
-            raise TypeError(f"its counts are {counts!r}, neither a list nor a text")
-        lengths = counts if isinstance(counts, list) else run_lengths(counts)
-        # pycocotools fills what the runs leave open with whatever the memory holds.
-        if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
-            raise ValueError(
-                f"its runs must be 0 or more and add up to {size[0] * size[1]} pixels, not "
-                f"{sum(lengths)}"
-            )
-        runs = mask_utils.frPyObjects({"size": list(size), "counts": lengths}, *size)
-        return mask_utils.decode(runs).astype(bool)
-    except KeyError as error:
-        raise DataError(f"{where}: 'segmentation' has no {error}; export it again") from error
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{where}: 'segmentation' cannot be used: {error}; export it again"
-        ) from error
+    def _path(self, i: int, t: int) -> Path:
+        if self._paths is None:
+            raise DataError(f"{self._where(i, t)} was opened without its files (files=False)")
+        return self._roots[self._places[i][0]] / self._paths[i].split("\0")[t]
 
 
-def run_lengths(text: str) -> list[int]:
-    """The run lengths in COCO's compressed text.
-
-    Each number is written in groups of five bits, lowest first, as characters from "0" on; bit 5
-    says that another group follows, bit 4 of the last is the sign. From the fourth number on it is
-    the difference from the number two places before (the format of pycocotools' ``maskApi.c``).
+def list_files(annotation_file: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One file, a list of them, or those that fit a pattern, in order of their names.
 
     Raises:
-        ValueError: the text ends within a number or has other characters.
+        DataError: no file fits the pattern.
     """
-    lengths: list[int] = []
-    value, shift = 0, 0
-    for character in text.encode():
-        group = character - 48
-        if not 0 <= group < 64:
-            raise ValueError(f"its counts have the character {chr(character)!r}")
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            value -= 1 << shift
-        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
-        value, shift = 0, 0
-    if shift:
-        raise ValueError("its counts end within a number")
-    return lengths
+    if isinstance(annotation_file, (str, Path)):
+        if os.path.exists(annotation_file) or not glob.has_magic(str(annotation_file)):
+            return [Path(annotation_file)]
+        annotation_file = sorted(glob.glob(str(annotation_file), recursive=True))
+    if not annotation_file:
+        raise DataError("no file fits the pattern in dataset.annotation_file; check it")
+    return [Path(file) for file in annotation_file]
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}; check dataset.annotation_file") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not a JSON file: {error}; export it again") from error
-    for key in ("images", "annotations"):
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path} has no list {key!r} of objects; is it a COCO JSON?")
-    return content
+def _names(indices: list[CocoIndex]) -> dict[str, tuple[int, int]]:
+    """Number of the file and number of the video in it, by name."""
+    common = Counter(name for index in indices for name in index.names)
+    above = os.path.commonpath([index.file.parent.absolute() for index in indices])
+    places: dict[str, tuple[int, int]] = {}
+    for k, index in enumerate(indices):
+        below = index.file.absolute().relative_to(above).with_suffix("")
+        for v, name in enumerate(index.names):
+            name = name if common[name] == 1 else "-".join([*below.parts, name])
+            if name in places:
+                other = indices[places[name][0]].file
+                raise DataError(
+                    f"{index.file} and {other} both have a video {name!r}; give each its own id"
+                )
+            places[name] = k, v
+    return places
 
 
-def _object_id(value: Any, where: str, key: str) -> ObjectId:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise DataError(f"{where}: {key!r} is {value!r}; it must be a whole number or a text")
-    return value
+def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
+    """A function from the names of a file to where it is under the root, and what was tried.
+
+    It lists folders, each once, instead of asking for each of a million files.
+    """
+
+    @lru_cache(1024)
+    def listing(folder: str) -> frozenset[str]:
+        try:
+            return frozenset(os.listdir(root / folder))
+        except OSError:
+            return frozenset()
+
+    @lru_cache(1024)
+    def tails(folder: str) -> list[str]:
+        parts = [part for part in folder.split("/") if part not in ("", ".", "..")]
+        return ["/".join(parts[k:]) for k in range(len(parts) + 1)]
+
+    def find(stated: list[str]) -> tuple[str | None, list[str]]:
+        split = [name.replace("\\", "/").rpartition("/") for name in stated]
+        tried = [(below, name) for folder, _, name in split for below in tails(folder)]
+        tried += [(folder, name) for folder, _, name in split if os.path.isabs(folder)]
+        for folder, name in tried:
+            if name in listing(folder):
+                return os.path.join(folder, name), []
+        return None, [str(root / folder / name) for folder, name in tried]
+
+    return find
