@@ -74,8 +74,7 @@ def _entry(prompt: Prompt, n: int, batch: ClipBatch) -> dict[str, Any]:
         "kind": prompt.kind,
     }
     if prompt.masks is not None:
-        encoded = coco_mask.encode(np.asfortranarray(prompt.masks[n].numpy().astype(np.uint8)))
-        entry["mask"] = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+        entry["mask"] = encode_mask(prompt.masks[n].numpy())
     elif prompt.points is not None and prompt.labels is not None:
         if prompt.kind == "box":
             entry["box"] = prompt.points[n].flatten().tolist()
@@ -95,7 +94,7 @@ def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
         DataError: a missing or unreadable file, a field that is missing or of the wrong form, or
             an entry whose frame, object or frame size the batch does not have.
     """
-    size, entries = _read_file(path, batch.names)
+    size, entries = check_document(read_document(path), str(path), batch.names)
     if size != tuple(batch.masks.shape[-2:]):
         raise DataError(
             f"{path}: field 'image_size' is {list(size)}, but the frames are "
@@ -137,9 +136,20 @@ def load_video_prompts(
     Raises:
         DataError: as :func:`load_prompts`; or the file has no prompts for ``video``.
     """
-    size, entries = _read_file(path, [video])
+    return video_prompts(read_document(path), str(path), video, num_frames, image_size)
+
+
+def video_prompts(
+    document: Any, where: str, video: str, num_frames: int, image_size: int
+) -> tuple[list[Prompt], list[int | str]]:
+    """:func:`load_video_prompts` of what such a file holds; ``where`` opens each error's message.
+
+    Raises:
+        DataError: as :func:`load_video_prompts`.
+    """
+    size, entries = check_document(document, where, [video])
     if not entries:
-        raise DataError(f"{path}: no prompt of the field 'video' {video!r}; write that name there")
+        raise DataError(f"{where}: no prompt of the field 'video' {video!r}; write that name there")
     identities = list(dict.fromkeys(entry["object_id"] for _, entry in entries))
     scale = torch.tensor([image_size / size[1], image_size / size[0]])
     prompts = []
@@ -161,17 +171,32 @@ def load_video_prompts(
     return group_prompts(prompts), identities
 
 
-def _read_file(
-    path: str | Path, videos: Collection[str]
-) -> tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
-    """``image_size``, and the entries of some videos with where each stands, for messages."""
+def read_document(path: str | Path) -> Any:
+    """What a file of prompts holds, unchecked.
+
+    Raises:
+        DataError: a missing or unreadable file.
+    """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; save_prompts writes it") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a JSON file ({error}); write it with save_prompts") from None
+
+
+def check_document(
+    document: Any, path: str, videos: Collection[str]
+) -> tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
+    """``image_size``, and the entries of some videos with where each stands, for messages.
+
+    Args:
+        path: where the document stands, for messages.
+
+    Raises:
+        DataError: a field that is missing or of the wrong form.
+    """
     if not isinstance(document, dict) or document.get("version") != SCHEMA_VERSION:
         raise DataError(f"{path}: field 'version' must be {SCHEMA_VERSION}; write the file anew")
     size = document.get("image_size")
@@ -214,7 +239,8 @@ def _read_entry(
     field = {"mask": "mask", "box": "box", "point": "points"}[kind]
     try:
         if kind == "mask":
-            return Prompt(frame, objects, masks=_decode(entry["mask"], size))
+            masks = torch.from_numpy(decode_mask(entry["mask"], size))[None]
+            return Prompt(frame, objects, masks=masks)
         if kind == "box":
             points, labels = box_to_points(torch.tensor([entry["box"]], dtype=torch.float32))
             _check_inside(points, size)
@@ -237,8 +263,18 @@ def _check_inside(points: Tensor, size: tuple[int, int]) -> None:
         raise ValueError(f"it holds points outside the frame of {columns} by {rows} pixels")
 
 
-def _decode(encoded: dict[str, Any], size: tuple[int, int]) -> Tensor:
-    """COCO's run lengths as ``[1,H,W]`` bool."""
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """``[H,W]`` bool as COCO's run lengths: ``size`` and ``counts``."""
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(encoded: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """COCO's run lengths as ``[H,W]`` bool.
+
+    Raises:
+        ValueError: of another size, or they do not fill it.
+    """
     if list(encoded["size"]) != list(size):
         raise ValueError(f"its size is {encoded['size']}, not {list(size)}")
     counts = encoded["counts"].encode("ascii")
@@ -246,4 +282,4 @@ def _decode(encoded: dict[str, Any], size: tuple[int, int]) -> Tensor:
     # Runs that end too early leave the rest of the decoder's memory as it was, without an error.
     if coco_mask.encode(np.asfortranarray(decoded))["counts"] != counts:
         raise ValueError("its run lengths do not fill the frame")
-    return torch.from_numpy(decoded.astype(bool))[None]
+    return decoded.astype(bool)
