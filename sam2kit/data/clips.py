@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sam2kit.clip import ClipBatch, VideoClip, collate
 from sam2kit.config import DatasetConfig
+from sam2kit.data.faults import nothing_visible, unlike_frames
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.transforms import augment, resize_frames, resize_masks
@@ -120,10 +121,7 @@ class ClipDataset(Dataset[VideoClip]):
         for t in starts.tolist():
             if any(bool(mask.any()) for mask in (self._masks(i, t) or {}).values()):
                 return t
-        raise DataError(
-            f"video {self.source.name(i)!r}: none of its {n} frames shows an object at "
-            f"{self.config.image_size} pixels; leave the video out of the split or annotate it"
-        )
+        raise DataError(nothing_visible(self.source.name(i), n, self.config.image_size))
 
     def _window(self, i: int, start: int) -> list[int]:
         """T frame numbers from ``start`` on, turning back at the ends of the video."""
@@ -154,10 +152,7 @@ class ClipDataset(Dataset[VideoClip]):
             frames[t] = resize_frames(torch.from_numpy(frame).permute(2, 0, 1), size)
             masks[t] = self._masks(i, t)
         if len(unlike) > 1:
-            raise DataError(
-                f"video {self.source.name(i)!r}: its frames differ in size, {sorted(unlike)}; "
-                "make all frames of a video the same size"
-            )
+            raise DataError(unlike_frames(self.source.name(i), unlike))
         seen = {o for m in masks.values() for o, mask in (m or {}).items() if bool(mask.any())}
         objects = sorted(seen, key=lambda o: (isinstance(o, str), o))
         empty = torch.zeros(size, dtype=torch.bool)
