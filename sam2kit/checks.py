@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sam2kit.config import (
     ACCELERATORS,
@@ -26,8 +27,10 @@ from sam2kit.config import (
     PROMPT_TYPES,
     PROTOCOLS,
     RECIPES,
+    SAV_MASKLETS,
     SCHEDULERS,
     SIZES,
+    SOURCE_KEYS,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -57,15 +60,23 @@ def check_paths(config: Config) -> None:
     """
     validation = config.validation_dataset()
     for section, dataset in (("dataset", config.dataset), ("valdataset", validation)):
-        if dataset.type != "synthetic" and dataset.data_path is None:
-            raise ConfigError(
-                f"{section}.data_path is not set, and type {dataset.type} reads videos from it; "
-                f"give --data-path DIR, or {section}.type=synthetic to train on generated clips"
-            )
-        for key in ("data_path", "annotation_file", "synthetic_photos"):
-            path = getattr(dataset, key)
-            if path is not None and not Path(path).exists():
-                raise ConfigError(f"{section}.{key}: {missing(path)}")
+        for n, part in enumerate(dataset.parts()):
+            where = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
+            if part.type != "synthetic" and part.data_path is None:
+                raise ConfigError(
+                    f"{where}.data_path is not set, and type {part.type} reads videos from it; "
+                    f"give --data-path DIR, or {where}.type=synthetic to train on generated clips"
+                )
+            for key in (
+                "data_path",
+                "masks_path",
+                "annotation_file",
+                "corrections",
+                "synthetic_photos",
+            ):
+                path = getattr(part, key)
+                if path is not None and not Path(path).exists():
+                    raise ConfigError(f"{where}.{key}: {missing(path)}")
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     if resume_from is not None and not Path(resume_from).is_file():
         is_folder = Path(resume_from).is_dir()
@@ -205,6 +216,7 @@ _RANGES = {
     "trainer.limit_train_batches": (1, math.inf),
     "trainer.limit_val_batches": (1, math.inf),
     "trainer.early_stopping_patience": (1, math.inf),
+    "trainer.checkpoint_minutes": (0, math.inf),
     "model.lora_rank": (1, math.inf),
     "evaluation.clicks": (1, math.inf),
     "evaluation.reprompt_every": (1, math.inf),
@@ -241,10 +253,7 @@ def _number_problems(config: Config) -> Iterator[str]:
 
 
 def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
-    if dataset.type not in DATASET_TYPES:
-        yield f"{section}.type is {dataset.type!r}; choose from {', '.join(DATASET_TYPES)}"
-    if dataset.type == "coco" and dataset.annotation_file is None:
-        yield f"{section}.annotation_file is not set, and type coco needs it; name the COCO JSON"
+    yield from _source_problems(section, dataset)
     if dataset.image_size < 32 or dataset.image_size % 32:
         size = max(32, round(dataset.image_size / 32) * 32)
         yield f"{section}.image_size is {dataset.image_size}; give a multiple of 32, such as {size}"
@@ -255,8 +264,6 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
         "batch_size": 1,
         "num_workers": 0,
         "max_objects": 1,
-        "synthetic_objects": 1,
-        "synthetic_videos": 1,
         "num_positive_points": 1,
         "num_negative_points": 0,
         "box_noise": 0,
@@ -267,14 +274,75 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
         value = getattr(dataset, key)
         if value is not None and value < least:
             yield f"{section}.{key} is {value}; give at least {least}"
-    if not (dataset.synthetic_motion >= 0 and math.isfinite(dataset.synthetic_motion)):
-        yield f"{section}.synthetic_motion is {dataset.synthetic_motion}; give at least 0"
-    if not 0 <= dataset.synthetic_lifelike <= 1:
-        yield f"{section}.synthetic_lifelike is {dataset.synthetic_lifelike}; give 0 to 1"
+    if dataset.corrections is not None and dataset.type == "synthetic":
+        yield f"{section}.corrections is set, but generated videos (type synthetic) keep no frame"
     share = dataset.correction_from_truth
     if not 0 <= share <= 1:
         yield f"{section}.correction_from_truth is {share}; give a probability from 0 to 1"
     yield from _prompt_problems(section, dataset)
+
+
+def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
+    """About the keys that the sources of a mixture have too."""
+    if dataset.type not in DATASET_TYPES:
+        yield f"{section}.type is {dataset.type!r}; choose from {', '.join(DATASET_TYPES)}"
+    if dataset.type == "coco" and dataset.annotation_file is None:
+        yield f"{section}.annotation_file is not set, and type coco needs it; name the COCO JSON"
+    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
+        yield f"{section}.masks_path is given, but type {dataset.type} has its own masks; drop it"
+    if dataset.sav_masklets not in SAV_MASKLETS:
+        yield (
+            f"{section}.sav_masklets is {dataset.sav_masklets!r}; choose from "
+            f"{', '.join(SAV_MASKLETS)}"
+        )
+    for key in ("synthetic_objects", "synthetic_videos"):
+        if getattr(dataset, key) < 1:
+            yield f"{section}.{key} is {getattr(dataset, key)}; give at least 1"
+    if not (dataset.synthetic_motion >= 0 and math.isfinite(dataset.synthetic_motion)):
+        yield f"{section}.synthetic_motion is {dataset.synthetic_motion}; give at least 0"
+    if not 0 <= dataset.synthetic_lifelike <= 1:
+        yield f"{section}.synthetic_lifelike is {dataset.synthetic_lifelike}; give 0 to 1"
+    if dataset.type == "mixture":
+        yield from _mixture_problems(section, dataset)
+
+
+def _mixture_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
+    if not dataset.mixture:
+        yield f"{section}.mixture is [], and type mixture needs its sources; give one or more"
+    for key in ("data_path", "masks_path", "annotation_file", "split"):
+        if getattr(dataset, key) is not None:
+            yield (
+                f"{section}.{key} is given, and type mixture has it in each source; put it there, "
+                f"or choose another {section}.type"
+            )
+    for n, entry in enumerate(dataset.mixture):
+        where = f"{section}.mixture[{n}]"
+        problems = list(_entry_problems(where, entry))
+        yield from problems or _source_problems(where, dataset.part(entry))
+
+
+def _entry_problems(where: str, entry: dict[str, Any]) -> Iterator[str]:
+    if entry.get("type") == "mixture":
+        yield f"{where}.type is mixture; name its sources beside the others"
+    for key, value in entry.items():
+        if key not in (*SOURCE_KEYS, "weight"):
+            near = nearest(str(key), (*SOURCE_KEYS, "weight"))
+            yield f"{where}.{key} is no key of a source; {near}"
+            continue
+        default = 1.0 if key == "weight" else getattr(DatasetConfig(), key)
+        if not _alike(value, default):
+            example = "a text" if default is None else f"a value such as {default!r}"
+            yield f"{where}.{key} is {value!r}; give {example}"
+        elif key == "weight" and not (value > 0 and math.isfinite(value)):
+            yield f"{where}.weight is {value}; give a number above 0"
+
+
+def _alike(value: object, default: object) -> bool:
+    """Whether a value has the type of its key's default; null stands for a text."""
+    if isinstance(default, (int, float)):
+        kinds = (int,) if isinstance(default, int) else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, str) or (default is None and value is None)
 
 
 def _prompt_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:

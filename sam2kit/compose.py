@@ -86,8 +86,10 @@ def override_key(text: str) -> str:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the resolved configuration; :func:`compose` reads it back equal."""
-    Path(path).write_text(to_yaml(config, comments=False), encoding="utf-8")
+    """Write the resolved configuration, whole or not; :func:`compose` reads it back equal."""
+    part = Path(f"{path}.part")
+    part.write_text(to_yaml(config, comments=False), encoding="utf-8")
+    part.replace(path)
 
 
 def to_yaml(config: Config, comments: bool = True) -> str:
@@ -285,7 +287,7 @@ def _words(type_name: str) -> str:
         return "names with a number each, such as {image_encoder: 1e-5}"
     if base.startswith("dict"):
         return "names with a value each, such as {other: other.ckpt}"
-    words = _WORDS.get(base) or f"a list, each item {_WORDS[base[5:-1]]}"
+    words = _WORDS.get(base) or f"a list, each item {_WORDS.get(base[5:-1], 'keys with values')}"
     return f"{words}, or null" if optional else words
 
 

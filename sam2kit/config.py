@@ -11,7 +11,9 @@ from typing import Any  # OmegaConf reads the annotations at run time, in Python
 
 SIZES = ("nano", "t", "s", "b+", "l")
 PROMPT_TYPES = ("mask", "box", "point")
-DATASET_TYPES = ("video", "coco", "synthetic")
+DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
+IDENTITIES = ("auto", "track", "category", "components")
+SAV_MASKLETS = ("manual", "auto", "both")
 LOGGERS = ("tensorboard", "wandb", "swanlab")
 AUDITS = ("stop", "warn", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -82,15 +84,62 @@ class ModelConfig:
     drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk")
 
 
+# What says where videos come from, and may differ between the sources of a mixture.
+SOURCE_KEYS = (
+    "type",
+    "data_path",
+    "masks_path",
+    "annotation_file",
+    "identity",
+    "split",
+    "sav_masklets",
+    "synthetic_objects",
+    "synthetic_videos",
+    "synthetic_motion",
+    "synthetic_lifelike",
+    "synthetic_photos",
+)
+
+
 @dataclass
 class DatasetConfig:
     """Where training clips come from and how they are prompted."""
 
-    type: str = option("video", "video (frame folders), coco (COCO JSON) or synthetic (generated)")
+    type: str = option(
+        "video",
+        "video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), images (single "
+        "pictures), synthetic (generated) or mixture (docs/data.md)",
+    )
     data_path: str | None = option(None, "folder of the videos; for coco the root of file_name")
-    annotation_file: str | None = option(None, "the COCO JSON (type coco only)")
+    masks_path: str | None = option(
+        None,
+        "where masks are that do not lie beside their frames: a folder with one for each video, or "
+        "for type files a COCO JSON",
+    )
+    annotation_file: str | None = option(
+        None, "the COCO JSON (type coco only), or several as a pattern: labels/*.json"
+    )
+    identity: str = option(
+        "auto",
+        "what is one object of type coco: track (by track, instance or object ids), category, auto "
+        "(track where there are ids, else category); components, of any type with masks: each "
+        "connected component, followed from frame to frame",
+    )
+    keyframes_only: bool = option(
+        True, "leave out masks of frames that a COCO JSON flags as no key frames (interpolated)"
+    )
     split: str | None = option(
         None, "list of video names: a text file, or its name under ImageSets (2016/train)"
+    )
+    corrections: str | None = option(
+        None,
+        "corrections.jsonl of the prompt debugger: its masks replace the data set's",
+    )
+    sav_masklets: str = option("manual", "which masklets of SA-V: manual, auto or both")
+    mixture: list[dict[str, Any]] = option(
+        [],
+        "the sources of type mixture: each type, data_path and so on, and weight (1), its share of "
+        "the clips in an epoch",
     )
     video_clip_length: int = option(5, "frames in a clip, at least 1")
     frame_stride: int = option(1, "take every n-th frame")
@@ -144,6 +193,17 @@ class DatasetConfig:
         0.0, "probability that a correction click falls anywhere on the object instead"
     )
 
+    def parts(self) -> list[DatasetConfig]:
+        """The sources of a mixture as configurations; without one, this configuration alone."""
+        if self.type != "mixture":
+            return [self]
+        return [self.part(entry) for entry in self.mixture]
+
+    def part(self, entry: dict[str, Any]) -> DatasetConfig:
+        """One source of a mixture; what its entry does not say is as it is here."""
+        own = {key: value for key, value in entry.items() if key != "weight"}
+        return replace(self, **({"type": "video", "mixture": []} | own))
+
 
 @dataclass
 class ValDatasetConfig:
@@ -151,6 +211,9 @@ class ValDatasetConfig:
 
     type: str | None = option(None, "as dataset.type")
     data_path: str | None = option(None, "as dataset.data_path")
+    masks_path: str | None = option(
+        None, "as dataset.masks_path, which counts where type and data_path are null too"
+    )
     annotation_file: str | None = option(None, "as dataset.annotation_file")
     split: str | None = option(None, "as dataset.split, of the validation videos")
     fraction: float = option(
@@ -245,6 +308,11 @@ class TrainerConfig:
         "before the first step, a module that is to train and gets no gradient: stop, warn or off",
     )
     logger: str = option("tensorboard", "tensorboard, wandb or swanlab")
+    checkpoint_minutes: float | None = option(
+        10.0,
+        "write last.ckpt after so many minutes within an epoch too, for a run that is killed; "
+        "null: at an epoch's end alone",
+    )
     resume_from: str | None = option(None, "a run's last.ckpt to continue from")
 
 
@@ -321,7 +389,10 @@ class Config:
             for f in fields(ValDatasetConfig)
             if f.name != "fraction"
         }
-        own = {k: v for k, v in own.items() if v is not None or k == "max_objects"}
+        # Masks that lie elsewhere are those of the training videos' own folder.
+        elsewhere = self.valdataset.type is not None or self.valdataset.data_path is not None
+        kept = ("max_objects", "masks_path") if elsewhere else ("max_objects",)
+        own = {k: v for k, v in own.items() if v is not None or k in kept}
         return replace(
             self.dataset,
             **own,

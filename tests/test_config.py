@@ -177,7 +177,7 @@ def test_missing_file_names_near_ones(tmp_path):
 IMPOSSIBLE = [
     "model.size=xl",
     "model.trainable_modules=[]",
-    "dataset.type=images",
+    "dataset.type=pictures",
     "dataset.image_size=500",
     "dataset.image_size=0",
     "dataset.video_clip_length=0",
@@ -194,7 +194,7 @@ IMPOSSIBLE = [
     "dataset.prompt_probabilities=[0.5]",
     "dataset.num_positive_points=0",
     "dataset.num_negative_points=-1",
-    "valdataset.type=images",
+    "valdataset.type=pictures",
     "valdataset.fraction=0",
     "valdataset.fraction=1",
     "valdataset.video_clip_length=0",

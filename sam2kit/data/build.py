@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from loguru import logger
 
 from sam2kit.checks import missing
-from sam2kit.config import Config, DatasetConfig
+from sam2kit.config import DATASET_TYPES, Config, DatasetConfig
 from sam2kit.data.clips import ClipDataset
 from sam2kit.data.coco import COCODataset
-from sam2kit.data.frames import VideoDataset, list_frames
+from sam2kit.data.files import VideoFileDataset
+from sam2kit.data.frames import VideoDataset
+from sam2kit.data.images import ImageDataset, picture_folders
+from sam2kit.data.listing import FRAME_ENDINGS, VIDEO_ENDINGS, list_folder
+from sam2kit.data.mixture import MixtureDataset
+from sam2kit.data.sav import SAVDataset
 from sam2kit.data.source import SelectedVideos, VideoSource
 from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
 from sam2kit.data.video_file import open_video
@@ -19,13 +25,14 @@ from sam2kit.errors import ConfigError, DataError
 
 # Generated validation videos are those of another seed, so that training never sees them.
 VALIDATION_SEED_OFFSET = 1_000_003
+_SAV = ("manual", "auto")
 
 
 def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
     """The source that ``config.type`` names; generated objects are laid over videos without masks.
 
     Args:
-        config: ``type``, ``data_path``, ``annotation_file``, ``split``, ``synthetic_*`` are read.
+        config: the keys of :data:`sam2kit.config.SOURCE_KEYS` and ``mixture`` are read.
         seed: of what is generated.
         section: ``dataset`` or ``valdataset``, for the messages of errors.
 
@@ -43,9 +50,14 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     * a configuration: the videos of its ``dataset`` with those that a run would hold out, as
       training sees them (:func:`build_validation_source` gives those of ``valdataset``);
     * a ``.json`` file: COCO JSON, its files looked for from its own folder;
-    * another file: one video;
+    * another file: a video, with the masks of SA-V if their JSON lies beside it;
     * a folder of pictures: one video, the pictures its frames;
+    * a folder of video files, or of folders of such: SA-V if JSON of its lies beside them;
+    * ``images`` with ``masks``, or ``JPEGImages`` that holds pictures: single pictures;
     * a folder in DAVIS layout, or one of folders of frames.
+
+    Endings and folders decide, no file is opened for it. What this takes for another thing, a
+    configuration names with ``dataset.type``.
 
     Raises:
         DataError: nothing of the kind; the message lists what is understood.
@@ -59,8 +71,29 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     if not path.exists():
         raise DataError(missing(path))
     if path.is_file():
-        return COCODataset(path) if path.suffix.lower() == ".json" else open_video(path)
-    return open_video(path) if list_frames(path) else VideoDataset(path)
+        if path.suffix.lower() == ".json":
+            return COCODataset(path)
+        return SAVDataset(path, masklets="both") if _sav_beside([path]) else open_video(path)
+    here = list_folder(path, FRAME_ENDINGS)
+    if here.files:
+        return open_video(path)
+    if films := [p for p in [*path.iterdir(), *path.glob("*/*")] if _is_film(p)]:
+        return SAVDataset(path, masklets="both") if _sav_beside(films) else VideoFileDataset(path)
+    pictures, _ = picture_folders(path)
+    if pictures != path and list_folder(pictures, FRAME_ENDINGS).files:
+        return ImageDataset(path)
+    beside = sorted(p.name for p in path.glob("*.json"))
+    if beside and not (path / "Annotations").is_dir():
+        logger.info("{}: {} are not read; name one of them to open COCO JSON", path, beside[:3])
+    return VideoDataset(path)
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".")
+
+
+def _sav_beside(films: list[Path]) -> bool:
+    return any(film.with_name(f"{film.stem}_{k}.json").is_file() for film in films for k in _SAV)
 
 
 def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
@@ -75,16 +108,17 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
         DataError: a file or folder is missing or not as it should be.
     """
     train_config, val_config = config.dataset, config.validation_dataset()
-    train = _open(train_config, config.seed, "dataset")
     if _shares(config):
-        train, val = hold_out(train, config.valdataset.fraction, config.seed)
+        train, val = _share_out(train_config, config, "dataset")
     else:
+        train = _open(train_config, config.seed, "dataset")
         val = _open(val_config, config.seed + VALIDATION_SEED_OFFSET, "valdataset")
         _warn_of_shared_videos(train, train_config, val, val_config)
-    train = _with_objects(train, train_config, config.seed)
+        train = _with_objects(train, train_config, config.seed)
+        val = _with_objects(val, val_config, config.seed + VALIDATION_SEED_OFFSET)
     return (
         ClipDataset(train, train_config, training=True, seed=config.seed),
-        _validation_clips(val, config),
+        ClipDataset(val, val_config, training=False, seed=config.seed),
     )
 
 
@@ -121,13 +155,30 @@ def _shares(config: Config) -> bool:
     return config.holds_out_validation and same_type and config.dataset.type != "synthetic"
 
 
-def _validation_clips(source: VideoSource, config: Config) -> ClipDataset:
-    val_config = config.validation_dataset()
-    source = _with_objects(source, val_config, config.seed + VALIDATION_SEED_OFFSET)
-    return ClipDataset(source, val_config, training=False, seed=config.seed)
+def _share_out(
+    config: DatasetConfig, whole: Config, section: str
+) -> tuple[VideoSource, VideoSource]:
+    """The videos to train on and those held out, with objects; of a mixture, from each source."""
+    seed, val_seed = whole.seed, whole.seed + VALIDATION_SEED_OFFSET
+    if config.type == "mixture":
+        parts = [
+            _share_out(part, whole, f"{section}.mixture[{n}]")
+            for n, part in enumerate(config.parts())
+        ]
+        train, val = ([pair[k] for pair in parts] for k in (0, 1))
+        weights = _weights(config)
+        return MixtureDataset(train, weights, seed), MixtureDataset(val, weights, val_seed)
+    train = _open(config, seed, section)
+    if config.type == "synthetic":
+        config = replace(config, synthetic_videos=whole.valdataset.synthetic_videos)
+        return train, _open(config, val_seed, section)
+    train, val = hold_out(train, whole.valdataset.fraction, seed, section)
+    return _with_objects(train, config, seed), _with_objects(val, config, val_seed)
 
 
-def hold_out(source: VideoSource, fraction: float, seed: int) -> tuple[VideoSource, VideoSource]:
+def hold_out(
+    source: VideoSource, fraction: float, seed: int, section: str = "dataset"
+) -> tuple[VideoSource, VideoSource]:
     """Share out the videos of a source: those to train on, and ``fraction`` of them held out.
 
     Each part gets one at least and keeps the source's order. Who is held out depends on the seed
@@ -139,9 +190,9 @@ def hold_out(source: VideoSource, fraction: float, seed: int) -> tuple[VideoSour
     n = len(source)
     if n < 2:
         raise ConfigError(
-            f"dataset.data_path holds one video, {source.names[0]!r}, and none can be held out for "
-            "validation; name validation videos in valdataset.data_path or valdataset.split, or "
-            "add a video"
+            f"{section}.data_path holds one video, {source.names[0]!r}, and none can be held out "
+            "for validation; name validation videos in valdataset.data_path or valdataset.split, "
+            "or add a video"
         )
     by_name = sorted(range(n), key=lambda i: source.names[i])
     shuffled = np.random.default_rng((seed, 0)).permutation(n)
@@ -154,6 +205,9 @@ def hold_out(source: VideoSource, fraction: float, seed: int) -> tuple[VideoSour
 
 
 def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    if config.type not in DATASET_TYPES:
+        known = ", ".join(DATASET_TYPES)
+        raise ConfigError(f"{section}.type is {config.type!r}; it must be one of {known}")
     if config.type == "synthetic":
         return SyntheticDataset(
             config.synthetic_videos,
@@ -165,6 +219,12 @@ def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             lifelike=config.synthetic_lifelike,
             photos=config.synthetic_photos,
         )
+    if config.type == "mixture":
+        parts = [
+            _with_objects(_open(part, seed, f"{section}.mixture[{n}]"), part, seed)
+            for n, part in enumerate(config.parts())
+        ]
+        return MixtureDataset(parts, _weights(config), seed)
     if config.type == "coco":
         if config.annotation_file is None:
             raise ConfigError(
@@ -172,21 +232,29 @@ def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
                 f"{section}.annotation_file=FILE"
             )
         if config.data_path is not None:
-            _check_folder(config.data_path, section)
+            _check_path(config.data_path, section, folder=True)
         return COCODataset(config.annotation_file, config.data_path, config.split)
+    if config.data_path is None:
+        raise ConfigError(
+            f"{section}.data_path is not given; name the folder of your videos: "
+            f"{section}.data_path=FOLDER (or dataset.type=synthetic for generated ones)"
+        )
+    _check_path(config.data_path, section, folder=config.type in ("video", "images"))
     if config.type == "video":
-        if config.data_path is None:
-            raise ConfigError(
-                f"{section}.data_path is not given; name the folder of your videos: "
-                f"{section}.data_path=FOLDER (or dataset.type=synthetic for generated ones)"
-            )
-        _check_folder(config.data_path, section)
-        return VideoDataset(config.data_path, config.split)
-    raise ConfigError(f"{section}.type is {config.type!r}; it must be video, coco or synthetic")
+        return VideoDataset(config.data_path, config.split, masks_path=config.masks_path)
+    if config.type == "files":
+        return VideoFileDataset(config.data_path, config.split, config.masks_path)
+    if config.type == "images":
+        return ImageDataset(config.data_path, config.split, config.masks_path)
+    return SAVDataset(config.data_path, config.split, config.sav_masklets)
 
 
-def _check_folder(path: str, section: str) -> None:
-    if not Path(path).is_dir():
+def _weights(config: DatasetConfig) -> list[float]:
+    return [float(entry.get("weight", 1)) for entry in config.mixture]
+
+
+def _check_path(path: str, section: str, folder: bool) -> None:
+    if not (Path(path).is_dir() if folder else Path(path).exists()):
         what = "is not a folder" if Path(path).exists() else "does not exist"
         raise DataError(f"{section}.data_path: {path} {what}; give the folder of your videos")
 
