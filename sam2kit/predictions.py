@@ -68,7 +68,7 @@ def score_predictions(
             "of its name (an empty one where nothing was found)"
         )
     videos = [
-        _score_video(source, i, paths[i], convention, seen[i][0], _object_names(folder / name))
+        _score_video(source, i, paths[i], convention, seen[i][0], object_names(folder / name))
         for i, name in enumerate(source.names)
     ]
     return DataSetScores(folder.resolve().name, videos)
@@ -87,15 +87,8 @@ def _score_video(
         truth = source.read_masks(i, t)
         found: dict[ObjectId, np.ndarray] = {}
         if t in files:
-            ids = read_id_mask(files[t])
             size = next((mask.shape for mask in (truth or {}).values()), None)
-            size = size or source.read_frame(i, t).shape[:2]
-            if ids.shape != size:
-                raise DataError(
-                    f"{files[t]} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame "
-                    f"{size[0]} and {size[1]}; results must have the frames' size"
-                )
-            found = {names.get(n, n): ids == n for n in values_in(ids) if n}
+            found = read_result(files[t], names, size or source.read_frame(i, t).shape[:2])
         void = source.read_void(i, t) if convention.void == "ignore" else None
         prompted = [o for o, first in first_seen.items() if first == t]
         scorer.add(t, truth, found, void, prompted if convention.after_prompt else ())
@@ -115,8 +108,35 @@ def first_visible_frames(source: VideoSource, i: int) -> tuple[dict[ObjectId, in
     return first, annotated
 
 
-def _object_names(folder: Path) -> dict[int, ObjectId]:
-    """The objects by their numbers in the masks, where :class:`MaskWriter` had to number them."""
+def read_result(
+    path: Path, names: Mapping[int, ObjectId], size: tuple[int, ...]
+) -> dict[ObjectId, np.ndarray]:
+    """One PNG of a tracker's masks, bool ``[H,W]`` by object.
+
+    Args:
+        names: see :func:`object_names`.
+        size: H and W of the frame.
+
+    Raises:
+        DataError: unreadable, or of another size.
+    """
+    ids = read_id_mask(path)
+    if ids.shape != size:
+        raise DataError(
+            f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame "
+            f"{size[0]} and {size[1]}; results must have the frames' size"
+        )
+    return {names.get(n, n): ids == n for n in values_in(ids) if n}
+
+
+def object_names(folder: Path) -> dict[int, ObjectId]:
+    """The objects by their numbers in the masks of a video, where they had to be numbered.
+
+    :class:`MaskWriter` does so and says it in ``objects.json``; without one the names are {}.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     path = folder / OBJECTS_FILE
     if not path.is_file():
         return {}
