@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class SAM2LightningModule(LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         _, terms = self.track_and_score(batch, self.trainer.fit_loop.total_batch_idx)
-        self.log_dict(terms, batch_size=batch.num_clips)
+        self.log_dict(terms, batch_size=batch.num_clips, sync_dist=True)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
         if not terms["loss"].requires_grad:
             raise ConfigError(
@@ -87,10 +88,12 @@ class SAM2LightningModule(LightningModule):
         # Weighted by object-frames, so that the mean over batches is the loss of the whole set.
         count = int((output.tracked & batch.annotated).sum())
         if count:
-            self.log_dict({f"val_{k}": v for k, v in terms.items()}, batch_size=count)
+            named = {f"val_{k}": v for k, v in terms.items()}
+            self.log_dict(named, batch_size=count, sync_dist=True)
         per_object = tracked_iou(output, batch)
         if len(per_object):
-            self.log("val_iou", float(per_object.mean()), batch_size=len(per_object))
+            mean = float(per_object.mean())
+            self.log("val_iou", mean, batch_size=len(per_object), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.model, self.config.optimizer)
@@ -104,6 +107,8 @@ class SAM2LightningModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
         rewind(checkpoint["loops"], self.trainer)
+        for log in self.trainer.loggers:  # the rows of the steps that a resumed run will not repeat
+            log.save()
 
 
 def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
@@ -121,17 +126,22 @@ def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
 
 
 class SAM2LightningDataModule(LightningDataModule):
-    """The training and validation clips of a configuration."""
+    """The training and validation clips of a configuration.
 
-    def __init__(self, config: Config) -> None:
+    Of ``devices`` each trains on a share of an epoch's clips, and each validates on all clips, so
+    that a validation's values are those of one device.
+    """
+
+    def __init__(self, config: Config, devices: int = 1) -> None:
         super().__init__()
         self.config = config
+        self.devices = devices
         self.train_clips, self.val_clips = build_datasets(config)
         self._done = (0, 0)  # an epoch, and how many of its clips are done
 
     def state_dict(self) -> dict[str, Any]:
         """How far training is in the data, and a text that stands for the videos."""
-        state: dict[str, Any] = {"videos": self.train_clips.videos}
+        state: dict[str, Any] = {"videos": self.train_clips.videos, "devices": self.devices}
         if self.trainer is not None:
             epoch, batches = position(self.trainer)
             epoch_over = batches == self.trainer.num_training_batches
@@ -145,8 +155,9 @@ class SAM2LightningDataModule(LightningDataModule):
         self.train_clips.set_epoch(state_dict["epoch"])  # loader processes start before Lightning
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
+        share = (self.trainer.global_rank if self.trainer else 0, self.devices)
         return create_dataloader(
-            self.train_clips, self.config.dataset, True, self.config.seed, self._done
+            self.train_clips, self.config.dataset, True, self.config.seed, self._done, share
         )
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
@@ -204,6 +215,27 @@ class ValidateLastStep(Callback):
             trainer.should_stop = True
 
 
+class SaveWithinEpoch(Callback):
+    """Writes ``last.ckpt`` every so many minutes, for a run that is killed.
+
+    Before a step rather than after one, for only then has what the last step logged been logged.
+    """
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path, self.seconds = path, 60 * minutes
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._saved = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        due = batch_idx > 0 and time.monotonic() - self._saved >= self.seconds
+        if trainer.strategy.reduce_boolean_decision(due, all=False):  # all processes, or none
+            trainer.save_checkpoint(self.path)
+            self._saved = time.monotonic()
+
+
 class StopOnInterrupt(Callback):
     """An interrupt ends training after the step in progress; a second one ends it at once.
 
@@ -221,10 +253,18 @@ class StopOnInterrupt(Callback):
 
             def stop(number: int, frame: Any) -> None:
                 signal.signal(signal.SIGINT, self._previous)
-                self.interrupted = trainer.should_stop = True
+                self.interrupted = True
+                trainer.should_stop = trainer.should_stop or trainer.world_size == 1
                 logger.warning("interrupted: stopping after this step; interrupt again to quit")
 
             signal.signal(signal.SIGINT, stop)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size > 1:  # all processes stop after the same step
+            stop = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+            self.interrupted, trainer.should_stop = stop, trainer.should_stop or stop
 
     def _restore(self) -> None:
         if self._previous is not None:

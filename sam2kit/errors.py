@@ -21,5 +21,9 @@ class CheckpointError(SAM2KitError):
     """A checkpoint that is missing, unsafe, truncated or made for another model."""
 
 
+class TrainingError(SAM2KitError):
+    """A training on several devices of which a process failed."""
+
+
 class PipelineError(SAM2KitError):
     """A staged notebook that failed or was called with parameters it does not have."""

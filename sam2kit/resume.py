@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from sam2kit.checkpoints import read_run_config
 from sam2kit.config import Config, get, options
@@ -31,6 +32,10 @@ _FIXED = (
 )
 # The videos themselves are compared, so that a data set may have moved.
 _FREE = ("dataset.data_path", "dataset.annotation_file", "dataset.num_workers")
+
+
+class TrainingOver(ConfigError):
+    """There is nothing left to train of the run that is to go on."""
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
@@ -60,6 +65,7 @@ def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
     undone = progress["current"]["processed"] - batches
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(counts, counts["processed"] - undone))
+    progress["is_last_batch"] = batches == trainer.num_training_batches
     # The step number of the loggers. On resuming at either end of an epoch, Lightning passes over a
     # validation that would be due there, and adds a step.
     every = trainer.check_val_every_n_epoch or 1
@@ -79,7 +85,7 @@ def check_resume(config: Config, data: LightningDataModule) -> int:
 
     Raises:
         CheckpointError: unreadable, or not a run's checkpoint.
-        ConfigError: keys that must not change have changed, or the run is over.
+        ConfigError: keys that must not change have changed; :class:`TrainingOver`: the run is over.
         DataError: the videos to train on are others.
     """
     path = config.trainer.resume_from
@@ -102,16 +108,38 @@ def check_resume(config: Config, data: LightningDataModule) -> int:
             f"dataset and valdataset.fraction give now ({data.state_dict()['videos']}); give the "
             f"same ones, or start a new run from its weights with --model-checkpoint {path}"
         )
+    if state.get("devices", 1) != data.devices:
+        raise ConfigError(
+            f"trainer.devices: the run of {path} shares its clips among {state.get('devices', 1)} "
+            f"devices, and trainer.devices gives {data.devices}; give the same number, or start a "
+            f"new run from its weights with --model-checkpoint {path}"
+        )
+    _check_left(config, content, state["epoch"], path)
+    return content["global_step"]
+
+
+def _check_left(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:
+    """Refuse to go on with a run that has reached one of its ends.
+
+    Raises:
+        TrainingOver: names the key that ended it.
+    """
     epoch_over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    epochs, steps = state["epoch"] + int(epoch_over), content["global_step"]
+    epochs, steps = epoch + int(epoch_over), content["global_step"]
     limits = {"max_epochs": config.trainer.max_epochs, "max_steps": config.trainer.max_steps}
     for (key, limit), done in zip(limits.items(), (epochs, steps), strict=True):
         if 0 < limit <= done:
-            raise ConfigError(
+            raise TrainingOver(
                 f"trainer.resume_from: the run of {path} is over after {epochs} epochs and {steps} "
                 f"steps, and trainer.{key} is {limit}; raise it to go on"
             )
-    return steps
+    patience = config.trainer.early_stopping_patience
+    for name, state in content["callbacks"].items():
+        if patience and name.startswith("EarlyStopping") and state["wait_count"] >= patience:
+            raise TrainingOver(
+                f"trainer.resume_from: the run of {path} was stopped early after {epochs} epochs, "
+                f"and trainer.early_stopping_patience is {patience}; raise it to go on"
+            )
 
 
 def _check_keys(config: Config, stored: Config, path: str) -> None:
@@ -141,6 +169,7 @@ class RunMetrics(CSVLogger):
         self.steps = steps
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
             file = Path(self.log_dir) / "metrics.csv"
@@ -152,3 +181,13 @@ class RunMetrics(CSVLogger):
             writer.metrics = rows
             writer.save()
         return super().experiment
+
+
+def last_values(run_dir: Path) -> dict[str, float]:
+    """The last value of each metric in a run's ``metrics.csv``; empty where there is none."""
+    values: dict[str, float] = {}
+    if (run_dir / "metrics.csv").is_file():
+        with (run_dir / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                values |= {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
+    return values

@@ -10,13 +10,17 @@ if __name__ == "__main__":  # up here, so that a bad flag is told before torch i
     raise SystemExit(main(["train", *sys.argv[1:]]))
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import (
     Callback,
@@ -25,6 +29,8 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 
@@ -37,12 +43,14 @@ from sam2kit.engine import (
     LogProgress,
     SAM2LightningDataModule,
     SAM2LightningModule,
+    SaveWithinEpoch,
     StopOnInterrupt,
     ValidateLastStep,
 )
 from sam2kit.errors import ConfigError
 from sam2kit.model import format_report, parameter_report
-from sam2kit.resume import RunMetrics, check_resume
+from sam2kit.ranks import device_count, in_rank, train_on_devices
+from sam2kit.resume import RunMetrics, TrainingOver, check_resume, last_values
 from sam2kit.run_dir import open_run_dir
 
 
@@ -67,25 +75,47 @@ class FitResult:
     interrupted: bool = False
 
 
-def fit(config: Config, run_dir: Path | None = None) -> FitResult:
-    """Train as ``config`` says.
+def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> FitResult:
+    """Train as ``config`` says, with ``trainer.devices`` above 1 in a process for each device.
 
     Args:
         config: a checked configuration.
         run_dir: where everything goes; by default a dated folder under ``config.output_dir``.
+        resume: go on from ``last.ckpt`` in ``run_dir`` where there is one, whatever
+            ``trainer.resume_from`` says; a run that is over is left as it is.
 
     Raises:
         ConfigError, DataError, CheckpointError: before the first step, naming the key or file.
+        TrainingError: one of several processes failed.
     """
     check(config)
     log = _make_logger_class(config)
-    data = SAM2LightningDataModule(config)
-    steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
+    devices = device_count(config)
+    data = SAM2LightningDataModule(config, devices)
+    if resume and run_dir is not None and (last := Path(run_dir) / "last.ckpt").exists():
+        config = replace(config, trainer=replace(config.trainer, resume_from=str(last)))
+    try:
+        steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
+    except TrainingOver as over:
+        if not resume or run_dir is None:
+            raise
+        logger.info("nothing left to train. {}", over)
+        return _found(config, Path(run_dir))
+    if in_rank() and run_dir is None:
+        raise ConfigError(
+            "the processes of torchrun need one folder; name it with --run-dir, or let "
+            f"trainer.devices={devices} start them"
+        )
     run_dir = open_run_dir(run_dir, config.output_dir)
-    sink = logger.add(run_dir / "train.log", level=config.log_level)
+    if devices > 1 and not in_rank():
+        _make_trainer(config, run_dir, [], [])  # which refuses devices that are not there
+        return _found(config, run_dir, train_on_devices(config, run_dir, devices))
+    first = rank_zero_only.rank == 0  # of several processes
+    sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
         logger.info("run folder {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
-        save_config(config, run_dir / "config.yaml")
+        if first:
+            save_config(config, run_dir / "config.yaml")
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config)
@@ -97,6 +127,15 @@ def fit(config: Config, run_dir: Path | None = None) -> FitResult:
             return _run(config, run_dir, module, data, [run_log, metrics])
     finally:
         logger.remove(sink)
+
+
+def _found(config: Config, run_dir: Path, interrupted: bool = False) -> FitResult:
+    """The result of a training that another process did."""
+    best, last = run_dir / "best.ckpt", run_dir / "last.ckpt"
+    best = best if best.exists() else last
+    if config.model.lora_modules and not (run_dir / "adapter.pt").exists():
+        save_adapter(*load_run(best), run_dir / "adapter.pt")
+    return FitResult(run_dir, best, last, last_values(run_dir), interrupted)
 
 
 def _warn_of_random_weights(config: Config, module: SAM2LightningModule) -> None:
@@ -138,6 +177,8 @@ def _run(
         ValidateLastStep(),
         LogProgress(config.trainer.log_every_n_steps),
     ]
+    if config.trainer.checkpoint_minutes is not None:
+        callbacks.append(SaveWithinEpoch(run_dir / "last.ckpt", config.trainer.checkpoint_minutes))
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
     if config.trainer.early_stopping_patience is not None:
@@ -153,10 +194,10 @@ def _run(
         resume_from = config.trainer.resume_from
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     last_path = run_dir / "last.ckpt"
-    if not last_path.exists():  # stopped before the first optimizer step
+    if not trainer.strategy.broadcast(last_path.exists()):  # stopped before the first step
         trainer.save_checkpoint(last_path)
     best_path = Path(best.best_model_path) if best.best_model_path else last_path
-    if config.model.lora_modules:
+    if config.model.lora_modules and trainer.is_global_zero:
         save_adapter(*load_run(best_path), run_dir / "adapter.pt")
     logger.info("best checkpoint {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -172,9 +213,15 @@ def _make_trainer(
         ConfigError: devices or a precision that this machine does not have.
     """
     t = config.trainer
+    strategy: str | Strategy = "auto"
+    if in_rank():
+        # Some batches leave parameters without gradient; the only buffers are constants.
+        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return Trainer(
             accelerator=t.accelerator,
+            strategy=strategy,
+            plugins=[WholeCheckpoints()],
             devices=int(t.devices) if t.devices.isdigit() else t.devices,
             precision=t.precision,  # type: ignore[arg-type]
             max_epochs=t.max_epochs,
@@ -199,6 +246,22 @@ def _make_trainer(
             f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices} and "
             f"trainer.precision={t.precision} cannot be used here: {error}"
         ) from error
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside and renames, so that a run that is killed leaves the old file or the new one.
+
+    Lightning writes to the system's temporary folder, from where another file system gets a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        torch.save(checkpoint, part)
+        os.replace(part, path)
 
 
 @contextmanager

@@ -155,6 +155,75 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert rows(whole) == [r for r in rows(first) if r[0] < done] + rows(second)
 
 
+class Killed(Exception):
+    """Stands in for a kill: nothing is saved on the way out."""
+
+
+@pytest.mark.parametrize(
+    "killed_in, overrides",
+    [
+        (2, []),
+        (4, []),  # the first step of the second epoch
+        (6, ["dataset.num_workers=2", "trainer.ema_decay=0.9"]),
+        (7, []),  # the last step of all
+        (7, ["trainer.accumulate_grad_batches=2"]),
+    ],
+)
+def test_a_killed_run_goes_on_from_within_its_epoch(
+    config, steps, runs, tmp_path, monkeypatch, killed_in, overrides
+):
+    whole, undisturbed = runs(config, steps, overrides)
+    config = recompose(config, [*overrides, "trainer.checkpoint_minutes=0"])
+    seen, forward = [], engine.SAM2LightningModule.forward
+
+    def dies(self, *given):
+        if self.training:
+            seen.append(1)
+            if len(seen) == killed_in + 1:
+                raise Killed
+        return forward(self, *given)
+
+    monkeypatch.setattr(engine.SAM2LightningModule, "forward", dies)
+    with pytest.raises(Killed):
+        fit(config, tmp_path / "run")
+    assert not list(tmp_path.rglob("*.part"))
+    steps.clear()
+    second = fit(config, tmp_path / "run", resume=True)
+    every = config.trainer.accumulate_grad_batches
+    assert steps == undisturbed[killed_in - killed_in % every :]
+    assert_same(state(whole), state(second))
+    for key in ("loss", "val_loss", "val_iou"):
+        assert rows(second, key) == rows(whole, key)
+
+
+def test_to_go_on_with_a_run_that_is_over_leaves_it(config, steps, tmp_path):
+    config.trainer.max_epochs = 1
+    first = fit(config, tmp_path / "run", resume=True)  # nothing there to go on from
+    before = first.last_checkpoint.read_bytes()
+    steps.clear()
+    again = fit(config, tmp_path / "run", resume=True)
+    assert not steps and again.last_checkpoint.read_bytes() == before
+    assert again.best_checkpoint == first.best_checkpoint and not again.interrupted
+    assert again.metrics["val_iou"] == pytest.approx(first.metrics["val_iou"])
+
+
+def test_a_run_that_stopped_early_is_over(config, steps, tmp_path):
+    config = recompose(
+        config, ["trainer.early_stopping_patience=1", "trainer.max_epochs=9", "optimizer.lr=1e-12"]
+    )
+    first = fit(config, tmp_path / "run")
+    assert len(steps) < 36
+    steps.clear()
+    with pytest.raises(ConfigError, match="stopped early after .*early_stopping_patience is 1"):
+        resume(config, first, tmp_path)
+    assert fit(config, tmp_path / "run", resume=True).run_dir == first.run_dir and not steps
+
+
+def test_another_number_of_devices_is_refused(config, tmp_path, stopped):
+    with pytest.raises(ConfigError, match="among 1 devices, and trainer.devices gives 2"):
+        resume(config, stopped, tmp_path, overrides=["trainer.devices=2"])
+
+
 def test_a_run_may_stop_often_and_its_loaders_may_change(config, steps, runs, tmp_path):
     whole, undisturbed = runs(config, steps)
     for stop_in, workers in ((0, 2), (2, 0), (5, 2), (None, 0)):

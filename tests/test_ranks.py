@@ -1,0 +1,149 @@
+"""Several devices: who trains on which clips, and two processes on this CPU."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from sam2kit.compose import save_config
+from sam2kit.data.build import build_datasets
+from sam2kit.data.clips import EpochSampler
+from sam2kit.errors import ConfigError, TrainingError
+from sam2kit.ranks import device_count
+from sam2kit.train import fit
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Two processes on the CPU; two epochs of two steps, of two clips each (of seven)."""
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.synthetic_videos = 7
+    tiny_config.dataset.batch_size = 2
+    tiny_config.dataset.image_size = 32
+    tiny_config.dataset.video_clip_length = 2
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.devices = "2"
+    tiny_config.trainer.max_epochs = 2
+    tiny_config.trainer.log_every_n_steps = 1
+    tiny_config.trainer.checkpoint_minutes = 0
+    return tiny_config
+
+
+def test_every_rank_has_a_share_and_all_have_as_many(config):
+    clips, _ = build_datasets(config)
+    clips.set_epoch(3)
+    whole = list(EpochSampler(clips, True, 5))
+    shares = [EpochSampler(clips, True, 5, share=(rank, 3)) for rank in range(3)]
+    assert {len(share) for share in shares} == {len(list(share)) for share in shares} == {3}
+    together = [clip for clips in zip(*shares, strict=True) for clip in clips]
+    assert together[:7] == whole and together[7:] == whole[:2]
+    assert list(EpochSampler(clips, True, 5, (3, 2), (1, 3))) == list(shares[1])[2:]
+
+
+@pytest.mark.parametrize(
+    "devices, accelerator, count",
+    [("1", "auto", 1), ("3", "gpu", 3), ("0,2", "gpu", 2), ("4,", "gpu", 1), ("auto", "cpu", 1)],
+)
+def test_number_of_devices(config, devices, accelerator, count):
+    config.trainer.devices, config.trainer.accelerator = devices, accelerator
+    assert device_count(config) == count
+
+
+def test_auto_takes_all_gpus(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    config.trainer.devices = config.trainer.accelerator = "auto"
+    assert device_count(config) == 4
+
+
+def test_under_somebody_elses_torchrun_the_folder_must_be_named(config, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with pytest.raises(ConfigError, match="--run-dir"):
+        fit(config)
+
+
+def steps_in(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row.get("loss")]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_go_on(config, tmp_path, capfd):
+    result = fit(config, tmp_path / "run")
+    assert steps_in(result.run_dir) == [0, 1, 2, 3] and "val_iou" in result.metrics
+    assert (tmp_path / "run" / "train.log").read_text().count("run folder") == 1
+    assert "epoch 1 step 4/4" in capfd.readouterr().out
+    whole = torch.load(result.last_checkpoint, weights_only=True)
+    assert whole["SAM2LightningDataModule"]["devices"] == 2
+    config.trainer.max_steps = 3  # within the second epoch
+    fit(config, tmp_path / "parts")
+    config.trainer.max_steps = -1
+    parts = fit(config, tmp_path / "parts", resume=True)
+    again = torch.load(parts.last_checkpoint, weights_only=True)
+    for name, tensor in whole["state_dict"].items():
+        torch.testing.assert_close(again["state_dict"][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_told(config, tmp_path):
+    config.optimizer.lr = 1e-3
+    config.model.checkpoint = str(tmp_path / "none.pt")
+    with pytest.raises(TrainingError, match="2 devices failed .*none.pt"):
+        fit(config, tmp_path / "run")
+
+
+def processes_of(folder):
+    """Those with the folder in their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder) in " ".join(process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+@pytest.fixture
+def started(config, tmp_path):
+    """A process that trains on two devices for long, after its first steps."""
+    config.trainer.max_epochs = 10000
+    save_config(config, tmp_path / "config.yaml")
+    code = (
+        "import signal, sys; from pathlib import Path; from sam2kit.compose import compose\n"
+        "from sam2kit.train import fit\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "folder = Path(sys.argv[1])\n"
+        "print(fit(compose(folder / 'config.yaml'), folder / 'run').interrupted)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(600):
+        if (tmp_path / "run" / "last.ckpt").exists():
+            break
+        time.sleep(0.1)
+    assert len(processes_of(tmp_path)) >= 4  # it, torchrun and two ranks
+    return process
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_after_the_same_step(started, tmp_path):
+    started.send_signal(signal.SIGINT)
+    told, _ = started.communicate(timeout=120)
+    assert told.strip().endswith("True") and started.returncode == 0
+    assert (tmp_path / "run" / "last.ckpt").exists() and not processes_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_killing_it_leaves_no_process(started, tmp_path):
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    for _ in range(100):
+        if not processes_of(tmp_path):
+            return
+        time.sleep(0.1)
+    raise AssertionError(processes_of(tmp_path))
