@@ -112,6 +112,7 @@ class Answer(NamedTuple):
 
     memory: Memory
     candidates: Tensor | None  # [1,3,h,w], if its mask was chosen among them
+    candidate_iou: Tensor | None = None  # [1,3], predicted
 
 
 class FrameModel:
@@ -213,6 +214,7 @@ class FrameModel:
                 # Cloned, or one object's row would keep those of all others alive.
                 Memory(*(x[i : i + 1].clone() for x in rows), reverse=reverse),
                 candidates[i : i + 1] if several else None,
+                iou[i : i + 1].float() if several else None,
             )
             for i in range(len(calls))
         ]

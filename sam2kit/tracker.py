@@ -40,6 +40,7 @@ class FrameTracks:
         iou: ``[O]`` predicted, 0 to 1; 1 for a mask prompt.
         object_score: ``[O]`` logits, above 0 where the object is seen.
         candidates: ``[O,3,h,w]`` where every object's mask was chosen among three, else None.
+        candidate_iou: ``[O,3]`` predicted, for these.
         non_overlapping: see :class:`TrackerOptions`.
     """
 
@@ -49,6 +50,7 @@ class FrameTracks:
     iou: Tensor
     object_score: Tensor
     candidates: Tensor | None = None
+    candidate_iou: Tensor | None = None
     non_overlapping: bool = False
 
     def logits(self, size: tuple[int, int]) -> Tensor:
@@ -124,12 +126,16 @@ class TrackingSession:
             kept += [*self._encoded[1].vision, *self._encoded[1].position]
         return sum(t.numel() * t.element_size() for t in kept)
 
-    def add_prompt(self, prompt: Prompt) -> FrameTracks:
+    def add_prompt(self, prompt: Prompt, previous: Tensor | None = None) -> FrameTracks:
         """Prompt objects on a frame, new ones or known ones, and answer with their masks there.
 
         Clicks add up with those that were given on the frame before; a box or a mask replaces them.
         A frame that was tracked and is still kept is corrected; any other becomes a conditioning
         frame. Tracking reads the answer from the next frame on that it tracks.
+
+        Args:
+            previous: ``[N,1,h,w]`` logits at a quarter of the model's size, the masks that clicks
+                refine; None: those that the objects have on the frame, if any.
 
         Raises:
             ValueError: the frame is not in the video.
@@ -153,7 +159,10 @@ class TrackingSession:
             for row, number in enumerate(prompt.objects.tolist()):
                 own = None if points is None else {k: v[row : row + 1] for k, v in points.items()}
                 mask = None if masks is None else masks[row : row + 1].float()
-                calls[number] = self._prompt_call(number, prompt.frame, own, mask)
+                call = self._prompt_call(number, prompt.frame, own, mask)
+                if previous is not None:
+                    call = call._replace(previous=previous[row : row + 1])
+                calls[number] = call
             answers = self._run(prompt.frame, calls)
         for number, call in calls.items():
             conditions = call.read is None or self._options.corrected_frames_condition
@@ -275,8 +284,9 @@ class TrackingSession:
         return self._encoded[1]
 
     def _tracks(self, t: int, answers: dict[int, Answer]) -> FrameTracks:
-        memories = [memory for memory, _ in answers.values()]
-        candidates = [c for _, c in answers.values() if c is not None]
+        memories = [answer.memory for answer in answers.values()]
+        chosen = [a for a in answers.values() if a.candidates is not None]
+        several = len(chosen) == len(memories) > 0
         side, device = self._frame_model.model.image_size // 4, self._frame_model.device
         none = torch.zeros(0, device=device)
         return FrameTracks(
@@ -285,6 +295,7 @@ class TrackingSession:
             torch.cat([none.view(0, side, side), *(m.mask_logits[:, 0] for m in memories)]),
             torch.cat([none, *(m.iou for m in memories)]),
             torch.cat([none, *(m.object_score for m in memories)]),
-            torch.cat(candidates) if len(candidates) == len(memories) > 0 else None,
+            torch.cat([a.candidates for a in chosen]) if several else None,
+            torch.cat([a.candidate_iou for a in chosen]) if several else None,
             self._options.non_overlapping,
         )
