@@ -17,25 +17,27 @@ from sam2kit.config import (
     ACCELERATORS,
     AUDITS,
     CONVENTIONS,
-    DATASET_TYPES,
     LOG_LEVELS,
     LOGGERS,
     LOSSES,
     NOISE_KINDS,
     OPTIMIZERS,
     PRECISIONS,
-    PROMPT_TYPES,
     PROTOCOLS,
     RECIPES,
-    SAV_MASKLETS,
     SCHEDULERS,
     SIZES,
-    SOURCE_KEYS,
     Config,
     DatasetConfig,
     EvaluationConfig,
     OptimizerConfig,
     get,
+)
+from sam2kit.data_config import (
+    DATASET_TYPES,
+    PROMPT_TYPES,
+    SAV_MASKLETS,
+    SOURCE_KEYS,
 )
 from sam2kit.errors import ConfigError
 

@@ -20,6 +20,7 @@ LEVELS = {
         "clip",
         "compose",
         "config",
+        "data_config",
         "errors",
         "flags",
         "processes",

@@ -9,7 +9,7 @@ import numpy as np
 from loguru import logger
 
 from sam2kit.checks import missing
-from sam2kit.config import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.config import Config, DatasetConfig
 from sam2kit.data.clips import ClipDataset
 from sam2kit.data.coco import COCODataset
 from sam2kit.data.files import VideoFileDataset
@@ -21,6 +21,7 @@ from sam2kit.data.sav import SAVDataset
 from sam2kit.data.source import SelectedVideos, VideoSource
 from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
 from sam2kit.data.video_file import open_video
+from sam2kit.data_config import DATASET_TYPES
 from sam2kit.errors import ConfigError, DataError
 
 # Generated validation videos are those of another seed, so that training never sees them.
@@ -32,7 +33,7 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
     """The source that ``config.type`` names; generated objects are laid over videos without masks.
 
     Args:
-        config: the keys of :data:`sam2kit.config.SOURCE_KEYS` and ``mixture`` are read.
+        config: the keys of :data:`sam2kit.data_config.SOURCE_KEYS` and ``mixture`` are read.
         seed: of what is generated.
         section: ``dataset`` or ``valdataset``, for the messages of errors.
 
