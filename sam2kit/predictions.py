@@ -16,12 +16,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from sam2kit.data.masks import VOID, read_id_mask, values_in
+from sam2kit.data.masks import OBJECTS_FILE, VOID, object_names, read_id_mask, values_in
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.scores import CONVENTIONS, Convention, DataSetScores, VideoScorer, VideoScores
-
-OBJECTS_FILE = "objects.json"
 
 
 def score_predictions(
@@ -127,23 +125,6 @@ def read_result(
             f"{size[0]} and {size[1]}; results must have the frames' size"
         )
     return {names.get(n, n): ids == n for n in values_in(ids) if n}
-
-
-def object_names(folder: Path) -> dict[int, ObjectId]:
-    """The objects by their numbers in the masks of a video, where they had to be numbered.
-
-    :class:`MaskWriter` does so and says it in ``objects.json``; without one the names are {}.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    path = folder / OBJECTS_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return {int(n): identity for n, identity in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; write the results again") from error
 
 
 class MaskWriter:

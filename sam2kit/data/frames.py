@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,8 @@ class VideoDataset(VideoSource):
         resolution: which folder, where there are several; None takes 480p if it is among them.
         masks_path: the folder in which each video's masks have a folder, where it is not
             ``ROOT/Annotations``.
+        refused: is told of each video that cannot be used, which is then left out; None: the first
+            one is an error.
 
     Raises:
         DataError: no videos, an empty folder, a mask without its frame, two frames of one name, a
@@ -67,6 +70,7 @@ class VideoDataset(VideoSource):
         split: str | None = None,
         resolution: str | None = None,
         masks_path: str | Path | None = None,
+        refused: Callable[[DataError], None] | None = None,
     ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
@@ -80,25 +84,36 @@ class VideoDataset(VideoSource):
         found = sorted((name for name in listings if name not in no_videos), key=natural_key)
         if not any(listings[name].files for name in found):
             raise DataError(f"{self.root}: no videos found. {self._hint(folder)}")
-        self.names = found if split is None else read_split(split, self.root, found)
         self._folder = folder
+        self.names: list[str] = []
         self._frames: list[str] = []
         self._masks: list[MaskFiles] = []
         self.has_masks = masks is not None
         others: list[str] = []
-        for name in self.names:
-            files = in_order(listings[name].files, folder / name)
-            if not files:
-                raise DataError(
-                    f"{folder / name} holds no frames ({', '.join(FRAME_ENDINGS)}); remove "
-                    "the folder or list the videos to use in dataset.split"
-                )
-            others += listings[name].others
-            self._frames.append("/".join(files))  # no name of a file holds a "/"
-            if masks is not None:
-                self._masks.append(_masks_of(masks / name, files))
-                others += self._masks[-1].others
+        for name in found if split is None else read_split(split, self.root, found):
+            try:
+                others += self._add(name, listings[name], masks)
+            except DataError as error:
+                if refused is None:
+                    raise
+                refused(error)
+        if not self.names:
+            raise DataError(f"{self.root}: none of its videos can be used")
         tell_others(self.root, others)
+
+    def _add(self, name: str, listing: Listing, masks: Path | None) -> list[str]:
+        """Take a video in; the names in its folders that are no part of it."""
+        files = in_order(listing.files, self._folder / name)
+        if not files:
+            raise DataError(
+                f"{self._folder / name} holds no frames ({', '.join(FRAME_ENDINGS)}); remove "
+                "the folder or list the videos to use in dataset.split"
+            )
+        own = [] if masks is None else [_masks_of(masks / name, files)]
+        self.names.append(name)
+        self._frames.append("/".join(files))  # no name of a file holds a "/"
+        self._masks += own
+        return listing.others + [other for files in own for other in files.others]
 
     def _find_folders(self, resolution: str | None) -> tuple[Path, dict[str, Listing], Path | None]:
         """The folder of the videos' frames, what each video's folder holds, the masks' folder."""

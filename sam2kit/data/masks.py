@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sam2kit.errors import DataError
 
 # In palette masks, and in grey ones beside other ids, 255 marks pixels that nobody decided on.
 VOID = 255
+OBJECTS_FILE = "objects.json"
 # Grey values above this are shades of a picture or of a soft edge, not numbers of objects.
 _LARGEST_GREY_ID = 64
 
@@ -21,7 +23,8 @@ _LARGEST_GREY_ID = 64
 class MaskFiles:
     """The mask files of one video: ``FOLDER/FRAME.png``, or ``FOLDER/OBJECT/FRAME.png``.
 
-    In the first layout the pixels say which object they show (:func:`read_id_mask`). In the second
+    In the first layout the pixels say which object they show (:func:`read_id_mask`), by number or,
+    where ``FOLDER/objects.json`` names that number, by name (:func:`object_names`). In the second
     each object has a folder, which names it (a number where the name is one: ``002`` is object 2),
     and the pixels that are not 0 are the object; objects may overlap. A frame is annotated where
     there is a file for it, of any object; an object without one there is absent.
@@ -50,7 +53,11 @@ class MaskFiles:
         # One text for each object, the names of its files parted by "/", "" where there is none:
         # a list of names for each video of a large data set would fill the memory.
         self._files: dict[ObjectId | None, tuple[str, str]] = {}
+        self._names: dict[int, ObjectId] = {}
         if found.files:
+            if OBJECTS_FILE in found.others:
+                self._names = object_names(folder)
+                self.others.remove(OBJECTS_FILE)
             self.others += found.folders
             self._files[None] = "", self._pack(folder, found, num_frames, place, expected)
             return
@@ -117,7 +124,11 @@ class MaskFiles:
                     f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame {frame} "
                     f"{size[0]} and {size[1]}; masks must have their frame's size"
                 )
-            found = {n if owner is None else owner: ids == n for n in values_in(ids) if n != 0}
+            found = {
+                self._names.get(n, n) if owner is None else owner: ids == n
+                for n in values_in(ids)
+                if n != 0
+            }
             masks = (masks or {}) | found
         return masks
 
@@ -130,6 +141,29 @@ class MaskFiles:
                 grey = mode == "L" and bool(((pixels > 0) & (pixels < VOID)).any())
                 return pixels == VOID if mode == "P" or grey else None
         return None
+
+
+def object_names(folder: Path) -> dict[int, ObjectId]:
+    """The objects by their numbers in the masks of a video, where they had to be numbered.
+
+    That is so where an id is a text, or a number that no pixel can have; ``objects.json`` beside
+    the masks then says which is which (``{"1": "cat"}``). Without one the names are {}.
+
+    Raises:
+        DataError: the file cannot be read, or gives one id two numbers.
+    """
+    path = folder / OBJECTS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        names = {int(n): identity for n, identity in json.loads(path.read_text()).items()}
+        if not all(type(who) in (int, str) for who in names.values()):
+            raise ValueError("an object is neither a number nor a text")
+        if len(set(names.values())) < len(names):
+            raise ValueError("two numbers stand for one object")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; write the masks again") from error
+    return names
 
 
 def read_id_mask(path: Path) -> np.ndarray:
