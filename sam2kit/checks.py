@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from sam2kit.config import (
 )
 from sam2kit.data_config import (
     DATASET_TYPES,
+    IDENTITIES,
     PROMPT_TYPES,
     SAV_MASKLETS,
     SOURCE_KEYS,
@@ -77,7 +79,8 @@ def check_paths(config: Config) -> None:
                 "synthetic_photos",
             ):
                 path = getattr(part, key)
-                if path is not None and not Path(path).exists():
+                several = key == "annotation_file" and path is not None and glob(path)
+                if path is not None and not Path(path).exists() and not several:
                     raise ConfigError(f"{where}.{key}: {missing(path)}")
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     if resume_from is not None and not Path(resume_from).is_file():
@@ -290,6 +293,15 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
         yield f"{section}.type is {dataset.type!r}; choose from {', '.join(DATASET_TYPES)}"
     if dataset.type == "coco" and dataset.annotation_file is None:
         yield f"{section}.annotation_file is not set, and type coco needs it; name the COCO JSON"
+    if dataset.identity not in IDENTITIES:
+        yield f"{section}.identity is {dataset.identity!r}; choose from {', '.join(IDENTITIES)}"
+    elif dataset.identity in ("track", "category") and not (
+        section == "valdataset" or dataset.type in ("coco", "mixture")
+    ):
+        yield (
+            f"{section}.identity is {dataset.identity}, which type coco alone can be asked for; "
+            "give auto or components"
+        )
     if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
         yield f"{section}.masks_path is given, but type {dataset.type} has its own masks; drop it"
     if dataset.sav_masklets not in SAV_MASKLETS:

@@ -12,6 +12,7 @@ from sam2kit.checks import missing
 from sam2kit.config import Config, DatasetConfig
 from sam2kit.data.clips import ClipDataset
 from sam2kit.data.coco import COCODataset
+from sam2kit.data.components import ConnectedObjects
 from sam2kit.data.files import VideoFileDataset
 from sam2kit.data.frames import VideoDataset
 from sam2kit.data.images import ImageDataset, picture_folders
@@ -206,6 +207,12 @@ def hold_out(
 
 
 def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    source = _open_type(config, seed, section)
+    stored = config.type not in ("synthetic", "mixture") and source.has_masks
+    return ConnectedObjects(source) if stored and config.identity == "components" else source
+
+
+def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
     if config.type not in DATASET_TYPES:
         known = ", ".join(DATASET_TYPES)
         raise ConfigError(f"{section}.type is {config.type!r}; it must be one of {known}")
@@ -234,7 +241,13 @@ def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             )
         if config.data_path is not None:
             _check_path(config.data_path, section, folder=True)
-        return COCODataset(config.annotation_file, config.data_path, config.split)
+        return COCODataset(
+            config.annotation_file,
+            config.data_path,
+            config.split,
+            "category" if config.identity == "components" else config.identity,
+            keyframes_only=config.keyframes_only,
+        )
     if config.data_path is None:
         raise ConfigError(
             f"{section}.data_path is not given; name the folder of your videos: "
