@@ -56,6 +56,8 @@ def training_curves(file: str | Path) -> Figure | None:
 
     None where there is nothing to draw yet. The learning rate is left out.
     """
+    if not Path(file).exists():
+        return None
     panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {
         title: {} for title in ("training loss", "validation loss", "validation IoU")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -23,6 +24,19 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: f
     pages = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
     duration = round(100 / fps) * 10
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=duration, loop=0)
+
+
+def gif_html(path: str | Path, width: int | None = None) -> str:
+    """A GIF as HTML that holds it, for a notebook's output.
+
+    A display of the type ``image/gif`` is lost where a notebook is converted to HTML.
+
+    Args:
+        width: pixels on the screen; None: its own.
+    """
+    content = base64.b64encode(Path(path).read_bytes()).decode("ascii")
+    size = "" if width is None else f' width="{width}"'
+    return f'<img alt="{Path(path).name}"{size} src="data:image/gif;base64,{content}">'
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,9 +14,10 @@ from sam2kit.pipeline import run_stages
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGES = [1, 2, 3, 4]
+STAGES = [0, 1, 2, 3, 4, 5]
 OWN = {path.stem: {"run_dir", "overrides"} for path in NOTEBOOKS} | {
-    "05_compare_runs": {"run_dir", "runs"}
+    "00_quickstart": {"run_dir", "video", "clicks", "checkpoint"},
+    "05_compare_runs": {"run_dir", "runs"},
 }
 QUICK = [
     "trainer.max_epochs=1",
@@ -43,7 +45,7 @@ def python_of(source):
 
 
 def test_every_stage_has_its_notebook():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{stage:02d}" for stage in [*STAGES, 5]]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{stage:02d}" for stage in STAGES]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -93,7 +95,7 @@ class TestRules:
 
 
 def run_on_a_few_samples(data, run_dir):
-    """The four stages, and the comparison, on a few sample clips and two steps of training."""
+    """All notebooks on a few sample clips, with two steps of training."""
     for kind in ("JPEGImages", "Annotations"):
         for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
             shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
@@ -108,7 +110,7 @@ def run_on_a_few_samples(data, run_dir):
     ]
     parameters = {"overrides": overrides, "max_videos": 2, "shown_videos": 2, "max_clips": 2}
     parameters["runs"] = [str(run_dir)]
-    return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, [*STAGES, 5], run_dir)
+    return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, STAGES, run_dir)
 
 
 def check_no_cell_failed_and_the_copies_are_kept(result):
@@ -118,6 +120,34 @@ def check_no_cell_failed_and_the_copies_are_kept(result):
         assert outputs and not [o for o in outputs if o.output_type == "error"]
     status = json.loads((result.run_dir / "status.json").read_text())["stages"]
     assert {entry["state"] for entry in status.values()} == {"done"}
+
+
+def check_two_clicks_follow_their_objects(result):
+    (folder,) = (result.run_dir / "tracked").glob("*/*")
+    truth_folder = ROOT / "data_samples" / "Annotations" / "val_004"
+    names = sorted(path.name for path in truth_folder.glob("*.png"))
+    found, truth = (
+        np.stack([np.array(Image.open(masks / name)) for name in names])
+        for masks in (folder / "masks" / "val_004", truth_folder)
+    )
+    for number in (1, 2):
+        both, either = (
+            f(found == number, truth == number) for f in (np.logical_and, np.logical_or)
+        )
+        assert both.sum() / either.sum() > 0.75
+    with Image.open(folder / "overlay.gif") as gif:
+        assert gif.n_frames == len(names) == 8
+    assert json.loads((folder / "track.json").read_text())["objects"] == ["stripes", "ball"]
+
+
+def check_moving_pictures_survive_a_conversion(result):
+    from nbconvert import HTMLExporter
+
+    for name in ("00_quickstart", "04_evaluate"):
+        page, _ = HTMLExporter(template_name="basic").from_filename(
+            result.run_dir / f"{name}.ipynb"
+        )
+        assert "data:image/gif;base64," in page, name
 
 
 def check_data_summary(result):
@@ -173,10 +203,12 @@ def check_scores_of_the_trackers(result):
     assert list(result.results) == results
 
 
-def test_all_four_run_and_hand_over(tmp_path):
+def test_all_run_and_hand_over(tmp_path):
     # One test, so that parallel workers do not each run the notebooks.
     result = run_on_a_few_samples(tmp_path / "data", tmp_path / "run")
     check_no_cell_failed_and_the_copies_are_kept(result)
+    check_two_clicks_follow_their_objects(result)
+    check_moving_pictures_survive_a_conversion(result)
     check_data_summary(result)
     check_prompts(result)
     check_training(result)

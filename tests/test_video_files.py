@@ -1,5 +1,6 @@
 """Moving pictures: what is written can be played, what is read is the right frame."""
 
+import base64
 import pickle
 import struct
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from sam2kit.data.video_file import open_video
 from sam2kit.errors import DataError
-from sam2kit.video_files import mp4_writer, save_mp4
+from sam2kit.video_files import gif_html, mp4_writer, save_gif, save_mp4
 
 
 def ramp(count=30, size=(48, 64)):
@@ -109,3 +110,11 @@ def test_a_file_that_was_cut_off_is_told(tmp_path):
     (tmp_path / "a.mkv").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="a.mkv: frame 29"):
         source.read_frame(0, 29)
+
+
+def test_a_gif_as_html_holds_the_file(tmp_path):
+    save_gif(tmp_path / "a.gif", ramp(3))
+    html = gif_html(tmp_path / "a.gif", width=480)
+    head, _, content = html.rpartition("base64,")
+    assert 'width="480"' in head and "data:image/gif" in head and str(tmp_path) not in html
+    assert base64.b64decode(content.split('"')[0]) == (tmp_path / "a.gif").read_bytes()
