@@ -13,6 +13,7 @@ from sam2kit.config import Config, DatasetConfig
 from sam2kit.data.clips import ClipDataset
 from sam2kit.data.coco import COCODataset
 from sam2kit.data.components import ConnectedObjects
+from sam2kit.data.corrected import with_corrections
 from sam2kit.data.files import VideoFileDataset
 from sam2kit.data.frames import VideoDataset
 from sam2kit.data.images import ImageDataset, picture_folders
@@ -119,7 +120,7 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
         train = _with_objects(train, train_config, config.seed)
         val = _with_objects(val, val_config, config.seed + VALIDATION_SEED_OFFSET)
     return (
-        ClipDataset(train, train_config, training=True, seed=config.seed),
+        ClipDataset(train, train_config, True, config.seed, config.augmentation),
         ClipDataset(val, val_config, training=False, seed=config.seed),
     )
 
@@ -167,9 +168,13 @@ def _share_out(
             _share_out(part, whole, f"{section}.mixture[{n}]")
             for n, part in enumerate(config.parts())
         ]
-        train, val = ([pair[k] for pair in parts] for k in (0, 1))
-        weights = _weights(config)
-        return MixtureDataset(train, weights, seed), MixtureDataset(val, weights, val_seed)
+        names = [name for pair in parts for source in pair for name in source.names]
+        twice = len(set(names)) < len(names)  # as in the mixture of all of them
+        train, val = (
+            MixtureDataset([pair[k] for pair in parts], _weights(config), s, numbered=twice)
+            for k, s in enumerate((seed, val_seed))
+        )
+        return _corrected(train, config), _corrected(val, config)
     train = _open(config, seed, section)
     if config.type == "synthetic":
         config = replace(config, synthetic_videos=whole.valdataset.synthetic_videos)
@@ -199,17 +204,23 @@ def hold_out(
     by_name = sorted(range(n), key=lambda i: source.names[i])
     shuffled = np.random.default_rng((seed, 0)).permutation(n)
     count = min(max(round(n * fraction), 1), n - 1)
-    held_out = sorted(by_name[k] for k in shuffled[:count].tolist())
+    held_out = {by_name[k] for k in shuffled[:count].tolist()}
     return (
-        SelectedVideos(source, [i for i in range(n) if i not in set(held_out)]),
-        SelectedVideos(source, held_out),
+        SelectedVideos(source, [i for i in range(n) if i not in held_out]),
+        SelectedVideos(source, sorted(held_out)),
     )
 
 
 def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
     source = _open_type(config, seed, section)
     stored = config.type not in ("synthetic", "mixture") and source.has_masks
-    return ConnectedObjects(source) if stored and config.identity == "components" else source
+    if stored and config.identity == "components":
+        source = ConnectedObjects(source)
+    return _corrected(source, config)
+
+
+def _corrected(source: VideoSource, config: DatasetConfig) -> VideoSource:
+    return source if config.corrections is None else with_corrections(source, config.corrections)
 
 
 def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:

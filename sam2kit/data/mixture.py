@@ -25,19 +25,26 @@ class MixtureDataset(VideoSource):
         sources: at least one, each with masks.
         weights: one above 0 for each source.
         seed: 0 or more.
+        numbered: whether names get numbers; None: as stated above.
 
     Raises:
         DataError: no sources, weights that do not fit, or so small a weight that a source would
             have no place in an epoch.
     """
 
-    def __init__(self, sources: list[VideoSource], weights: list[float], seed: int = 0) -> None:
+    def __init__(
+        self,
+        sources: list[VideoSource],
+        weights: list[float],
+        seed: int = 0,
+        numbered: bool | None = None,
+    ) -> None:
         if not sources or len(weights) != len(sources) or not all(w > 0 for w in weights):
             raise DataError(f"a mixture of {len(sources)} sources has weights {weights}")
         self.sources, self.weights, self.seed = list(sources), list(weights), seed
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
         names = [name for source in sources for name in source.names]
-        self._prefix = len(set(names)) < len(names)
+        self._prefix = len(set(names)) < len(names) if numbered is None else numbered
         self.names = [self._name(p, n) for p, source in enumerate(sources) for n in source.names]
         self.has_masks = all(source.has_masks for source in sources)
         self._places = np.cumsum([0, *shares(weights, len(names))])
