@@ -2,37 +2,34 @@
 
 The notebooks do the work and hand over through files in one run folder; this module only starts
 them, passes parameters, keeps the executed copies and a ``status.json``, and stops at the first
-that fails.
+that fails. A second call on the same folder goes on from there.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
-import os
-import re
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
-from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from loguru import logger
-from papermill.exceptions import PapermillExecutionError
 
-from sam2kit.compose import compose
+from sam2kit.compose import compose, to_yaml
+from sam2kit.config import Config
 from sam2kit.errors import PipelineError
+from sam2kit.kernels import execute
 from sam2kit.run_dir import open_run_dir
+from sam2kit.status import Status, locked
 
-OWN_PARAMETERS = ("run_dir", "config_file")
+OWN_PARAMETERS = ("run_dir", "config_file", "resume")
 
 
 @dataclass(frozen=True)
@@ -87,35 +84,46 @@ def run_stages(
 ) -> PipelineResult:
     """Execute notebooks in order, all in one run folder, with this interpreter as their kernel.
 
+    Stages that were done before in the same folder, with the same notebook, parameters and
+    configuration, are left as they are, up to the first that is not; a training goes on from its
+    last checkpoint.
+
     Args:
         config_file: the configuration that the stages compose, up to the one that trains.
         parameters: further notebook parameters, each passed to the stages that have it.
         stages: the numbers that the notebooks' names begin with, in the order to run.
-        run_dir: by default a new dated folder under the configuration's ``output_dir``. Stages
-            that were run before in the same folder need not be run again.
+        run_dir: by default a new dated folder under the configuration's ``output_dir``.
 
     Raises:
         ConfigError: the configuration cannot be composed.
-        PipelineError: an unknown stage or parameter, before anything runs; or a notebook that
-            failed. Its executed copy is kept, with the error in it.
+        CheckpointError: a checkpoint is missing or cannot be fetched.
+        PipelineError: an unknown stage or parameter, or a folder in use, before anything runs; or
+            a notebook that failed. Its executed copy is kept, with the error in it.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the kernel has been ended.
     """
     config = compose(config_file, parameters.get("overrides", ()))
     sources = _find_notebooks(stages)
     accepted = _accepted_parameters(sources, parameters)
+    _find_checkpoints(config, set().union(*accepted.values()))
     # A kernel's own working folder may differ, so that it is told absolute paths.
     run_dir = open_run_dir(run_dir, config.output_dir).absolute()
     config_file = Path(config_file).absolute()
-    status = _Status(run_dir / "status.json", [source.stem for source in sources])
-    executed = []
-    for source in sources:
-        values = {k: v for k, v in parameters.items() if k in accepted[source]}
-        own = {"run_dir": str(run_dir), "config_file": str(config_file)}
-        values |= {k: v for k, v in own.items() if k in accepted[source]}
-        executed.append(run_dir / source.name)
-        logger.info("stage {}", source.stem)
-        with status.of(source.stem), _sigterm_interrupts():
-            _execute(source, executed[-1], values)
+    own = {"run_dir": str(run_dir), "config_file": str(config_file), "resume": True}
+    given = {**parameters, **own}
+    with locked(run_dir) as lock, _sigterm_interrupts():
+        status = Status(run_dir, [s.stem for s in sources], {"config_file": str(config_file)})
+        with status.kept():
+            for n, source in enumerate(sources):
+                values = {k: v for k, v in given.items() if k in accepted[source]}
+                inputs = _inputs(source, values, config)
+                target = run_dir / source.name
+                if _is_done(source.stem, inputs, target, status):
+                    continue
+                _keep_failed(target, status.before.get(source.stem, {}))
+                logger.info("stage {} ({} of {})", source.stem, n + 1, len(sources))
+                with status.of(source.stem, inputs=inputs):
+                    execute(source, target, values, lock)
+    executed = [run_dir / source.name for source in sources]
     result = PipelineResult(run_dir, executed, _existing_results(run_dir), _read_scores(run_dir))
     print(result, flush=True)
     return result
@@ -134,77 +142,96 @@ def _find_notebooks(stages: Sequence[int]) -> list[Path]:
 def _accepted_parameters(
     sources: Sequence[Path], parameters: Mapping[str, Any]
 ) -> dict[Path, set[str]]:
-    """The parameters of each notebook; papermill itself would only warn of an unknown one."""
-    accepted = {source: set(papermill.inspect_notebook(str(source))) for source in sources}
-    for source, names in accepted.items():
+    """The parameters of each notebook; papermill itself would only warn of an unknown one.
+
+    Raises:
+        PipelineError: a parameter that no notebook has, or of another type than its default.
+    """
+    found = {source: papermill.inspect_notebook(str(source)) for source in sources}
+    for source, names in found.items():
         if "run_dir" not in names:
             raise PipelineError(f"{source}: its cell tagged 'parameters' must set run_dir")
-    known = sorted(set().union(*accepted.values()) - set(OWN_PARAMETERS))
-    for name in parameters:
+    known = sorted(set().union(*found.values()) - set(OWN_PARAMETERS))
+    for name, value in parameters.items():
         if name in OWN_PARAMETERS:
             raise PipelineError(f"parameter {name!r} is the pipeline's own; pass it as an argument")
         if name not in known:
             raise PipelineError(
                 f"unknown parameter {name!r}: the chosen notebooks have {', '.join(known)}"
             )
-    return accepted
+        for source, names in found.items():
+            if name in names and not _alike(value, _literal(names[name]["default"])):
+                raise PipelineError(
+                    f"parameter {name!r} is {value!r}, and {source.stem} has "
+                    f"{names[name]['default']} for it; give a value of that kind (as JSON)"
+                )
+    return {source: set(names) for source, names in found.items()}
 
 
-def _execute(source: Path, target: Path, values: Mapping[str, Any]) -> None:
+def _literal(text: str) -> Any:
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            parameters=dict(values),
-            progress_bar=False,
-            stdout_file=sys.stdout,  # what the cells print appears as they print it
-            stderr_file=sys.stderr,
-            store_widget_state=False,
-            kernel_manager_class=OwnKernelManager,
-        )
-    except PapermillExecutionError as error:
-        raise PipelineError(
-            f"notebook {source.stem} failed in cell {error.cell_index}: {error.ename}: "
-            f"{_plain(error.evalue)}; the executed copy with the traceback is {target}"
-        ) from error
-    except Exception as error:  # a kernel that died or did not start: papermill has no common base
-        raise PipelineError(
-            f"notebook {source.stem} failed: {type(error).__name__}: {_plain(str(error))}; what "
-            f"was executed is in {target}"
-        ) from error
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return None  # which takes any value
 
 
-def _plain(text: str) -> str:
-    """Without the colours that IPython puts into messages."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+def _alike(value: Any, default: Any) -> bool:
+    if default is None or isinstance(value, type(default)):
+        return not isinstance(value, bool) or default is None or isinstance(default, bool)
+    return isinstance(default, float) and isinstance(value, int)
 
 
-class OwnKernelManager(AsyncKernelManager):
-    """Starts the running interpreter, and ends the kernel together with the processes it started.
+def _find_checkpoints(config: Config, parameters: set[str]) -> None:
+    """Find, and fetch if need be, what the chosen stages will load.
 
-    A kernel specification named ``python3`` may belong to another interpreter, and a kernel that is
-    ended leaves its children (loader workers, launched training) behind.
+    Raises:
+        CheckpointError: names the key, and what is missing or cannot be fetched.
     """
+    wanted = {"model.checkpoint": config.model.checkpoint} if "resume" in parameters else {}
+    if "checkpoint" in parameters:
+        wanted |= {f"evaluation.compare.{k}": v for k, v in config.evaluation.compare.items()}
+    for key, checkpoint in wanted.items():
+        if checkpoint is not None:
+            from sam2kit.checkpoints import find_checkpoint
 
-    _group: int | None = None
+            find_checkpoint(checkpoint, key)
 
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(resource_dir=str(RESOURCES), **get_kernel_dict())
 
-    async def start_kernel(self, **arguments: Any) -> None:
-        if self.has_trait("transport_encryption"):  # newer kernels warn of unencrypted messages
-            self.transport_encryption = "auto"
-        await super().start_kernel(**arguments)
-        self._group = getattr(self.provisioner, "pgid", None)
+def _inputs(source: Path, values: Mapping[str, Any], config: Config) -> dict[str, str]:
+    """A digest of each thing that a stage's results depend on, files in the run folder apart."""
+    cells = [cell.source for cell in nbformat.read(source, as_version=4).cells]
+    own = {name: value for name, value in values.items() if name not in OWN_PARAMETERS}
+    inputs = {"notebook": json.dumps(cells), "parameters": json.dumps(own, sort_keys=True)}
+    if "config_file" in values:
+        inputs["configuration"] = to_yaml(config, comments=False)
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in inputs.items()}
 
-    async def cleanup_resources(self, restart: bool = False) -> None:
-        await super().cleanup_resources(restart)
-        if self._group is not None and not restart and self._group != os.getpgrp():
-            try:
-                os.killpg(self._group, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # all of them have ended, as they should
+
+def _is_done(name: str, inputs: dict[str, str], target: Path, status: Status) -> bool:
+    """Whether a stage need not run; what it is that is new, if not, is logged."""
+    before, now = status.before.get(name), status.stages[name]
+    if before is None:
+        return False
+    if before["state"] != "done":
+        logger.info("stage {} was {}: it runs again", name, before["state"])
+    elif now["state"] != "done":
+        logger.info("stage {} was done, but an earlier one has run since: it runs again", name)
+    elif not target.exists():
+        logger.info("stage {} was done, but {} is gone: it runs again", name, target.name)
+    elif changed := [k for k in inputs if inputs[k] != before["inputs"].get(k)]:
+        logger.info("stage {} was done, but its {} changed: it runs again", name, changed)
+    else:
+        logger.info("stage {} was done with the same inputs: skipped", name)
+        return True
+    return False
+
+
+def _keep_failed(target: Path, before: Mapping[str, Any]) -> None:
+    """Move the notebook of a stage that did not end aside, so that it is not written over."""
+    if target.exists() and before.get("state") in ("failed", "interrupted"):
+        kept = f"{target.stem}.{before['state']}"
+        count = len(list(target.parent.glob(f"{kept}-*.ipynb")))
+        target.rename(target.with_name(f"{kept}-{count + 1}.ipynb"))
 
 
 @contextmanager
@@ -222,35 +249,6 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-class _Status:
-    """``status.json``: which stage is in which state, since when, and why it failed."""
-
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self.path = path
-        self.stages: dict[str, dict[str, Any]] = {name: {"state": "waiting"} for name in names}
-        self._write()
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Follow one stage; an exception sets its state and goes on."""
-        stage, start = self.stages[name], time.monotonic()
-        stage |= {"state": "running", "started": datetime.now().isoformat(timespec="seconds")}
-        self._write()
-        try:
-            yield
-            stage["state"] = "done"
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            stage |= {"state": "stopped" if stopped else "failed", "error": str(error)}
-            raise
-        finally:
-            stage["seconds"] = round(time.monotonic() - start, 1)
-            self._write()
-
-    def _write(self) -> None:
-        self.path.write_text(json.dumps({"stages": self.stages}, indent=1) + "\n")
 
 
 def _existing_results(run_dir: Path) -> dict[str, Path]:

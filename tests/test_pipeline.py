@@ -207,4 +207,4 @@ def test_stopping_leaves_no_process_behind(stage, number):
     _, told = driver.communicate(timeout=60)
     assert driver.returncode != 0 and "KeyboardInterrupt" in told
     assert all(ended(pid) for pid in pids)
-    assert status(stage)["01_first"]["state"] == "stopped"
+    assert status(stage)["01_first"]["state"] == "interrupted"
