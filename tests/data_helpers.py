@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,70 @@ def save_json(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def make_ytvis(root: Path, num_frames: int = 4, videos: tuple[Any, ...] = (2, 10)) -> dict:
+    """The content of a JSON as YouTube-VIS has it: the squares of :func:`make_coco`, by track.
+
+    The first object of each video is not seen on frame 1. Every fifth frame has a file.
+    """
+    content: dict[str, list[Any]] = {"videos": [], "annotations": [], "categories": []}
+    for v in videos:
+        names = [f"{v}/{5 * t}.png" for t in range(num_frames)]
+        for t, name in enumerate(names):
+            save_frame(root / name, 10 * t)
+        content["videos"].append({"id": v, "file_names": names, "length": num_frames})
+        moving = [compressed(square(0, 2 * t)) if t != 1 else None for t in range(num_frames)]
+        for masks in (moving, [compressed(square(12, 20))] * num_frames):
+            n = len(content["annotations"])
+            row = {"id": n, "video_id": v, "category_id": 0, "segmentations": masks}
+            content["annotations"].append(row)
+    return content
+
+
+def save_video(path: Path, values: list[int], codec: str = "libx264", **options: Any) -> Path:
+    """A video file of frames of one grey value each; ``options`` are the encoder's.
+
+    ``times``: when each frame is shown, in thousandths of a second.
+    """
+    import av
+
+    times = options.pop("times", None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        if times is not None:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.options = {"crf": "10"} if codec == "libx264" else {}
+        for key, value in options.items():
+            setattr(stream.codec_context, key, value)
+        for t, value in enumerate(values):
+            pixels = np.full((*SIZE, 3), value, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[t], stream.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def make_sav(
+    root: Path, num_frames: int = 6, names: tuple[str, ...] = ("a", "b"), kind: str = "manual"
+) -> Path:
+    """Videos as SA-V has them; the squares of :func:`make_davis` are objects 0 and 3."""
+    for name in names:
+        save_video(root / f"{name}.mp4", [10 * t for t in range(num_frames)])
+        masklet = [
+            [compressed(square(0, 2 * t % 24)), compressed(square(12, 20))]
+            for t in range(0, num_frames, 4)
+        ]
+        content = {
+            "video_id": name,
+            "video_frame_count": float(num_frames),
+            "masklet": masklet,
+            "masklet_id": [0, 3],
+        }
+        save_json(root / f"{name}_{kind}.json", content)
+    return root

@@ -175,6 +175,7 @@ def test_missing_file_names_near_ones(tmp_path):
 
 
 IMPOSSIBLE = [
+    "dataset.identity=class",
     "model.size=xl",
     "model.trainable_modules=[]",
     "dataset.type=pictures",
@@ -256,6 +257,7 @@ def test_impossible_value_is_named_with_a_remedy(text):
     [
         (["dataset.type=coco"], ["dataset.annotation_file", "coco"]),
         (["valdataset.type=coco"], ["valdataset.annotation_file", "coco"]),
+        (["dataset.identity=track"], ["dataset.identity", "type coco alone", "components"]),
         (["use_wandb=true", "trainer.logger=swanlab"], ["use_wandb", "swanlab", "--no-wandb"]),
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["loss={bce:0,dice:0,iou:0,temporal:0}"], ["loss", "all of", "above 0"]),

@@ -14,6 +14,7 @@ _HOMES = {
     "SelectedVideos": "source",
     "VideoDataset": "frames",
     "COCODataset": "coco",
+    "ConnectedObjects": "components",
     "SyntheticDataset": "synthetic",
     "CompositedDataset": "synthetic",
     "ClipDataset": "clips",

@@ -1,0 +1,415 @@
+"""COCO JSON: tracks, identity, key frames, several files, what is refused; connected components."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from data_helpers import (
+    SIZE,
+    compressed,
+    make_coco,
+    make_davis,
+    make_ytvis,
+    save_frame,
+    save_json,
+    square,
+    uncompressed,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loguru import logger
+from pycocotools import mask as mask_utils
+
+from sam2kit.config import Config, DatasetConfig
+from sam2kit.data import COCODataset, ConnectedObjects, build_source
+from sam2kit.data.coco_masks import decode, run_lengths
+from sam2kit.data.components import components
+from sam2kit.data.source import VideoSource
+from sam2kit.errors import DataError
+
+
+def by_image(tmp_path, change=lambda content: None, **arguments) -> COCODataset:
+    content = make_coco(tmp_path)
+    change(content)
+    return COCODataset(save_json(tmp_path / "labels.json", content), **arguments)
+
+
+def by_track(tmp_path, change=lambda content: None, **arguments) -> COCODataset:
+    content = make_ytvis(tmp_path)
+    change(content)
+    return COCODataset(save_json(tmp_path / "tracks.json", content), **arguments)
+
+
+def for_all(rows: str, **values):
+    return lambda content: [row.update(values) for row in content[rows]]
+
+
+def without_tracks(content):
+    for row in content["annotations"]:
+        del row["track_id"]
+
+
+# --- track by track -----------------------------------------------------------------------------
+
+
+def test_tracks(tmp_path):
+    source = by_track(tmp_path)
+    assert source.names == ["2", "10"] and [source.num_frames(i) for i in (0, 1)] == [4, 4]
+    assert [round(source.read_frame(1, t).mean()) for t in range(4)] == [0, 10, 20, 30]
+    assert [source.frame_name(0, t) for t in (0, 3)] == ["0", "15"]
+    assert [source.order(0, t) for t in range(4)] == [0, 1, 2, 3]
+    for t in range(4):
+        masks = source.read_masks(1, t)
+        assert list(masks) == ([2, 3] if t != 1 else [3])  # the annotation is the object
+        assert np.array_equal(masks[3], square(12, 20))
+        assert t == 1 or np.array_equal(masks[2], square(0, 2 * t))
+
+
+def test_tracks_forms_of_masks(tmp_path):
+    mask = square(2, 3)
+    corners = [3, 2, 11, 2, 11, 10, 3, 10]
+
+    def change(content):
+        forms = [uncompressed(mask), compressed(mask), [corners], None]
+        content["annotations"][2]["segmentations"] = forms
+
+    source = by_track(tmp_path, change)
+    assert all(np.array_equal(source.read_masks(1, t)[2], mask) for t in range(3))
+    assert 2 not in source.read_masks(1, 3)
+
+
+def test_tracks_by_category_and_by_id(tmp_path):
+    masks = by_track(tmp_path, identity="category").read_masks(0, 2)
+    assert list(masks) == [0] and np.array_equal(masks[0], square(0, 4) | square(12, 20))
+    named = by_track(tmp_path, for_all("annotations", instance_id="whole"))
+    assert list(named.read_masks(0, 2)) == ["whole"]
+    empty = by_track(tmp_path, lambda content: content.update(annotations=[]))
+    assert empty.read_masks(0, 0) == {}
+
+
+def set_row(rows, **values):
+    return lambda content: content[rows][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][0]["segmentations"].pop(), "3 'segmentations', its video '10'"),
+        (set_row("annotations", video_id=7), "annotation 2: 'video_id' '7' is not the id of any"),
+        (set_row("annotations", video_id=None), "annotation 2 has no 'video_id'"),
+        (set_row("annotations", segmentations=None), "annotation 2 has no 'segmentations'"),
+        (set_row("annotations", segmentations={}), r"no list 'annotations'.*annotations\[0\]"),
+        (set_row("annotations", id=None), "annotation number 0 has no 'id'"),
+        (set_row("videos", id=None), "video number 0 has no 'id'"),
+        (set_row("videos", id=2), "two videos have the 'id' '2'"),
+        (set_row("videos", file_names=[], length=None), "video 10 has no 'file_names'"),
+        (set_row("videos", length=5), "4 'file_names' and a 'length' of 5"),
+        (set_row("videos", file_names=["a.png"] * 4), "frame 0 of video '10' is nowhere"),
+        (lambda c: c["videos"][0]["file_names"].__setitem__(0, ""), "neither 'file_name' nor"),
+        (lambda c: c.pop("videos"), "no list 'images'"),
+    ],
+)
+def test_tracks_refused(tmp_path, change, message):
+    def renumber(content):  # so that ids and places in the list differ
+        content["videos"].reverse()
+        content["annotations"] = content["annotations"][2:] + content["annotations"][:2]
+        change(content)
+
+    with pytest.raises(DataError, match=message) as caught:
+        by_track(tmp_path, renumber)
+    assert "tracks.json" in str(caught.value)
+
+
+def test_damaged_track(tmp_path):
+    def change(content):
+        content["annotations"][0]["segmentations"][2] = {"size": [1, 1], "counts": [1]}
+
+    with pytest.raises(DataError, match=r"annotation 0 \(frame 2 of video '2'\).*size \[1, 1\]"):
+        by_track(tmp_path, change).read_masks(0, 2)
+
+
+# --- what is one object -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["track_id", "instance_id", "object_id", "attributes"])
+def test_keys_of_identity(tmp_path, key):
+    def change(content):
+        for row in content["annotations"]:
+            track = row.pop("track_id")
+            row[key] = {"occluded": False, "track_id": track} if key == "attributes" else track
+
+    assert list(by_image(tmp_path, change).read_masks(0, 0)) == [3, "cat"]
+    assert list(by_image(tmp_path, change, identity="track").read_masks(0, 0)) == [3, "cat"]
+    assert list(by_image(tmp_path, change, identity="category").read_masks(0, 0)) == [0]
+
+
+def test_tracks_that_are_asked_for_must_be_there(tmp_path):
+    with pytest.raises(
+        DataError, match=r"labels.json: no annotation has any of track_id.*category"
+    ):
+        by_image(tmp_path, without_tracks, identity="track")
+    with pytest.raises(DataError, match="annotation 0 has no 'category_id'"):
+        by_image(tmp_path, set_row("annotations", category_id=None), identity="category")
+
+
+# --- key frames ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["keyframe", "is_keyframe", "is_det_keyframe"])
+def test_key_frames_of_images(tmp_path, key):
+    messages = []
+    sink = logger.add(messages.append, format="{message}")
+
+    def change(content):
+        for image in content["images"]:
+            image[key] = image["order_in_video"] in (0, 4)
+
+    source = by_image(tmp_path, change)
+    logger.remove(sink)
+    assert [source.read_masks(0, t) is None for t in range(4)] == [False, True, False, True]
+    assert any("4 of 8 frames are no key frames" in m for m in messages)
+    every = by_image(tmp_path, change, keyframes_only=False)
+    assert all(len(every.read_masks(0, t)) == 2 for t in range(4))
+
+
+@pytest.mark.parametrize("flag", [{"keyframe": False}, {"attributes": {"keyframe": False}}])
+def test_one_interpolated_mask_leaves_its_frame_unknown(tmp_path, flag):
+    source = by_image(tmp_path, set_row("annotations", **flag))  # of the last frame
+    assert source.read_masks(1, 3) is None and len(source.read_masks(1, 2)) == 2
+
+
+# --- several files ------------------------------------------------------------------------------
+
+
+def test_several_files(tmp_path):
+    one, two = make_coco(tmp_path, videos=("a", "b")), make_coco(tmp_path, videos=("c",))
+    first = save_json(tmp_path / "one.json", one)
+    second = save_json(tmp_path / "two.json", two)  # its annotations' ids are those of the first
+    for files in ([first, second], tmp_path / "*.json", str(tmp_path / "[ot]*.json")):
+        source = COCODataset(files)
+        assert source.names == ["a", "b", "c"]
+        for i in range(3):
+            masks = source.read_masks(i, 2)
+            assert list(masks) == [3, "cat"] and np.array_equal(masks[3], square(0, 4))
+            assert source.frame_path(i, 1) == tmp_path / f"images/{'abc'[i]}/1.png"
+    with pytest.raises(DataError, match="no file fits the pattern"):
+        COCODataset(tmp_path / "*.jsonl")
+
+
+def test_videos_of_one_name_in_several_files(tmp_path):
+    for name in ("x", "y"):
+        content = make_coco(tmp_path / name, videos=(1,))
+        save_json(tmp_path / name / "labels.json", content)
+    source = COCODataset(tmp_path / "*" / "labels.json")
+    assert source.names == ["x-labels-1", "y-labels-1"]
+    assert source.frame_path(1, 0) == tmp_path / "y/images/1/0.png"
+    shutil.copy(tmp_path / "x" / "labels.json", tmp_path / "x" / "copy.json")
+    with pytest.raises(DataError, match=r"labels.json: image '1-0'.*would both be.*x/images/1/0"):
+        COCODataset(tmp_path / "x" / "*.json")
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_what_pythons_json_writes_is_read(tmp_path):
+    expected = by_image(tmp_path / "plain").read_masks(0, 2)
+
+    def change(content):
+        for row in content["annotations"]:
+            row["score"] = float("nan")
+
+    source = by_image(tmp_path / "nan", change)
+    found = source.read_masks(0, 2)
+    assert list(found) == list(expected) and np.array_equal(found[3], expected[3])
+    assert list(pickle.loads(pickle.dumps(source)).read_masks(0, 2)) == list(expected)
+    path = tmp_path / "plain" / "labels.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert np.array_equal(COCODataset(path).read_masks(0, 2)[3], expected[3])
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="labels.json is not a JSON"):
+        COCODataset(path)
+
+
+def test_a_file_that_changes_is_refused(tmp_path):
+    source = by_image(tmp_path)
+    path = tmp_path / "labels.json"
+    path.write_text(" " + path.read_text())
+    with pytest.raises(DataError, match="labels.json was changed since it was opened"):
+        source.read_masks(0, 0)
+    path.unlink()
+    with pytest.raises(DataError, match="labels.json cannot be read"):
+        source.read_masks(0, 0)
+
+
+def test_masks_without_files(tmp_path):
+    content = make_coco(tmp_path)
+    content["images"][0].update(height=SIZE[0], width=SIZE[1])
+    for row in content["annotations"][:3]:
+        row["segmentation"] = [[3, 2, 11, 2, 11, 10, 3, 10]]
+    shutil.rmtree(tmp_path / "images")
+    source = COCODataset(save_json(tmp_path / "labels.json", content), files=False)
+    assert np.array_equal(source.read_masks(1, 3)[3], square(2, 3))
+    assert np.array_equal(source.read_masks(1, 1)[3], square(0, 2))  # the size of the run lengths
+    assert source.order(1, 3) == 6 and source.num_frames(1) == 4
+    assert source.frame_path(1, 3) is None and source.frame_name(1, 3) == "00003"
+    with pytest.raises(DataError, match="polygons need a frame's size"):
+        source.read_masks(1, 2)
+    with pytest.raises(DataError, match="opened without its files"):
+        source.read_frame(1, 2)
+
+
+def test_polygons_of_another_size_than_the_file(tmp_path):
+    def change(content):
+        content["images"][0].update(height=48, width=64)
+        content["annotations"][0]["segmentation"] = [[6, 4, 22, 4, 22, 20, 6, 20]]
+
+    with pytest.raises(DataError, match=r"annotation 0 \(image 'a-3'\).*\[48, 64\].*\[24, 32\]"):
+        by_image(tmp_path, change).read_masks(1, 3)
+
+
+def test_the_index_holds_no_object_for_each_annotation(tmp_path):
+    count = 20_000
+    save_frame(tmp_path / "0.png", 0)
+    runs = compressed(square(0, 0))
+    content = {
+        "images": [{"id": 1, "video_id": 1, "order_in_video": 0, "file_name": "0.png"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": n % 3, "segmentation": runs, "area": 64.0}
+            for n in range(count)
+        ],
+    }
+    source = COCODataset(save_json(tmp_path / "labels.json", content))
+    assert len(pickle.dumps(source)) < 40 * count
+    assert list(source.read_masks(0, 0)) == [0, 1, 2]
+
+
+# --- masks --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 70), st.floats(0, 1))
+def test_compressed_run_lengths(seed, height, width, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    text = mask_utils.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    assert run_lengths(text).tolist() == uncompressed(mask)["counts"]
+    assert np.array_equal(decode({"size": [height, width], "counts": text}, None, ""), mask)
+
+
+def test_a_long_number_and_a_far_corner_are_refused():
+    with pytest.raises(DataError, match="too many characters"):
+        decode({"size": [2, 2], "counts": "o" * 40 + "0"}, None, "here")
+    for corner in (1e9, float("nan")):
+        with pytest.raises(DataError, match="far outside"):
+            decode([[0, 0, 5, 0, 5, corner]], SIZE, "here")
+
+
+def test_polygons_of_several_parts(tmp_path):
+    parts = [[3, 2, 11, 2, 11, 10, 3, 10], [20, 12, 28, 12, 28, 20, 20, 20]]
+    assert np.array_equal(decode(parts, SIZE, ""), square(2, 3) | square(12, 20))
+
+
+# --- connected components -----------------------------------------------------------------------
+
+
+class Pictures(VideoSource):
+    """One video of the given masks by category; None: a frame that nobody annotated."""
+
+    def __init__(self, frames):
+        self.frames = frames
+        self.names = ["video"]
+        self.read = []
+
+    def num_frames(self, i):
+        return len(self.frames)
+
+    def read_frame(self, i, t):
+        return np.zeros((*SIZE, 3), np.uint8)
+
+    def read_masks(self, i, t):
+        self.read.append(t)
+        return self.frames[t]
+
+
+def test_components_are_numbered_from_the_top_left():
+    mask = square(10, 0, 4) | square(3, 20, 4) | square(3, 10, 4) | square(7, 14, 4)
+    labels, count = components(mask)  # the last two touch at a corner
+    assert count == 3
+    assert [int(labels[p]) for p in ((3, 10), (7, 14), (3, 20), (10, 0), (0, 0))] == [1, 1, 2, 3, 0]
+
+
+def test_components_keep_their_identity():
+    frames = [
+        {5: square(0, 0) | square(12, 20)},
+        None,
+        {5: square(12, 18) | square(0, 3)},  # both move
+        {},
+        {5: square(12, 17)},  # one is away
+        {5: square(12, 17) | square(1, 3) | square(12, 2), "b": square(0, 20)},  # and comes back
+    ]
+    source = ConnectedObjects(Pictures(frames))
+    found = [source.read_masks(0, t) for t in range(6)]
+    assert [m and list(m) for m in found] == [
+        ["5-1", "5-2"],
+        None,
+        ["5-1", "5-2"],
+        {},
+        ["5-2"],
+        ["5-1", "5-3", "5-2", "b-1"],
+    ]
+    assert np.array_equal(found[0]["5-2"], square(12, 20))
+    assert np.array_equal(found[2]["5-2"], square(12, 18))
+    assert np.array_equal(found[5]["5-1"], square(1, 3))
+    assert np.array_equal(found[5]["5-3"], square(12, 2))
+
+
+def test_components_do_not_depend_on_what_is_read_first():
+    generator = np.random.default_rng(0)
+    frames = [{1: generator.random(SIZE) < 0.08} for _ in range(5)]
+    forwards, backwards = ConnectedObjects(Pictures(frames)), ConnectedObjects(Pictures(frames))
+    one = [forwards.read_masks(0, t) for t in range(5)]
+    other = [backwards.read_masks(0, t) for t in reversed(range(5))][::-1]
+    copied = pickle.loads(pickle.dumps(backwards)).read_masks(0, 3)
+    for t in range(5):
+        assert list(one[t]) == list(other[t])
+        assert all(np.array_equal(one[t][o], other[t][o]) for o in one[t])
+        assert np.array_equal(np.any(list(one[t].values()), 0), frames[t][1])
+    assert list(copied) == list(one[3])
+    assert forwards.source.read.count(2) == 2  # once to follow, once to read
+
+
+def test_of_two_that_merge_the_one_that_is_more_alike_goes_on():
+    frames = [{1: square(0, 0, 6) | square(0, 8, 12)}, {1: square(0, 0, 6) | square(0, 5, 15)}]
+    assert list(ConnectedObjects(Pictures(frames)).read_masks(0, 1)) == ["1-2"]
+
+
+def test_components_of_frames_of_different_sizes():
+    frames = [{1: square(0, 0)}, {1: square(0, 0, size=(40, 40))}]
+    with pytest.raises(DataError, match="'video'.*frame '00001'.*same size"):
+        ConnectedObjects(Pictures(frames)).read_masks(0, 0)
+
+
+def test_identity_by_configuration(tmp_path):
+    content = make_coco(tmp_path)
+    without_tracks(content)
+    coco = DatasetConfig(
+        type="coco",
+        data_path=str(tmp_path),
+        annotation_file=str(save_json(tmp_path / "labels.json", content)),
+    )
+    assert list(build_source(coco, 0).read_masks(0, 2)) == [0]
+    coco.identity = "components"
+    source = build_source(coco, 0)
+    assert [list(source.read_masks(0, t)) for t in (0, 3)] == [["0-1", "0-2"]] * 2
+    assert np.array_equal(source.read_masks(0, 3)["0-1"], square(0, 6))
+    coco.annotation_file = str(tmp_path / "l*.json")
+    assert build_source(coco, 0).names == source.names
+    for image in content["images"]:
+        image["keyframe"] = False
+    save_json(tmp_path / "labels.json", content)
+    assert build_source(coco, 0).read_masks(0, 0) is None
+    coco.keyframes_only = False
+    assert len(build_source(coco, 0).read_masks(0, 0)) == 2
+    davis = Config().dataset
+    davis.data_path, davis.identity = str(make_davis(tmp_path / "davis")), "components"
+    assert list(build_source(davis, 0).read_masks(0, 0)) == ["1-1", "2-1"]
