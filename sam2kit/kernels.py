@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,11 +64,12 @@ class OwnKernelManager(AsyncKernelManager):
 
     A kernel specification named ``python3`` may belong to another interpreter, and a kernel that is
     ended leaves its children (loader workers, launched training) behind. Where this process is
-    killed, the kernel notices within a second and ends, and its children notice that.
+    killed, a shell that waits for that ends them all.
     """
 
     lock: int
     _group: int | None = None
+    _guard: subprocess.Popen[bytes] | None = None
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -78,9 +80,19 @@ class OwnKernelManager(AsyncKernelManager):
             self.transport_encryption = "auto"
         await super().start_kernel(pass_fds=(self.lock,), **arguments)
         self._group = getattr(self.provisioner, "pgid", None)
+        if self._group is not None and self._guard is None:
+            end = (
+                f"cat; kill -s KILL -- -{self._group}"  # at the end of input, thus of this process
+            )
+            self._guard = subprocess.Popen(
+                ["sh", "-c", end], stdin=subprocess.PIPE, start_new_session=True
+            )
 
     async def cleanup_resources(self, restart: bool = False) -> None:
         await super().cleanup_resources(restart)
+        if self._guard is not None and not restart:
+            self._guard.kill()
+            self._guard.communicate()
         if self._group is not None and not restart and self._group != os.getpgrp():
             try:
                 os.killpg(self._group, signal.SIGKILL)

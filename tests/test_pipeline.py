@@ -13,7 +13,8 @@ import nbformat
 import pytest
 
 from sam2kit import pipeline
-from sam2kit.errors import ConfigError, PipelineError
+from sam2kit.errors import CheckpointError, ConfigError, PipelineError
+from sam2kit.status import is_locked, locked, read_status
 
 PARAMETERS = 'run_dir = "."\nconfig_file = ""\noverrides = []\n'
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
@@ -105,6 +106,139 @@ def test_a_failure_stops_the_pipeline_and_names_the_notebook(stage):
     assert "no such swan" in kept and not (stage.parent / "run" / "02_second.ipynb").exists()
 
 
+def counted(name):
+    """A cell that writes down that its notebook ran."""
+    return f"open(run_dir + '/ran', 'a').write('{name} ')"
+
+
+def test_a_second_call_goes_on_at_the_stage_that_failed(stage, tmp_path):
+    write_notebook(stage, "01_first", counted("1"))
+    write_notebook(stage, "02_second", counted("2"), "open(config_file + '.ready')")
+    write_notebook(stage, "03_third", counted("3"))
+    with pytest.raises(PipelineError, match="02_second failed"):
+        run(stage, stages=(1, 2, 3))
+    (tmp_path / "config.yaml.ready").touch()
+    run(stage, stages=(1, 2, 3))
+    assert (tmp_path / "run" / "ran").read_text() == "1 2 2 3 "
+    assert "FileNotFoundError" in (tmp_path / "run" / "02_second.failed-1.ipynb").read_text()
+    assert {entry["state"] for entry in status(stage).values()} == {"done"}
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The stages that ran, of which nothing is really executed."""
+    names = []
+
+    def execute(source, target, values, lock):
+        names.append(source.stem)
+        target.touch()
+
+    monkeypatch.setattr(pipeline, "execute", execute)
+    return names
+
+
+def test_what_is_done_is_skipped_until_something_changes(stage, tmp_path, ran):
+    def again(*given, stages=(1, 2, 3)):
+        ran.clear()
+        run(stage, *given, stages=stages)
+        return [int(name[:2]) for name in ran]
+
+    write_notebook(stage, "01_first", "a = 1")
+    write_notebook(stage, "02_second", "a = 1", parameters=PARAMETERS + "extra = 1")
+    write_notebook(stage, "03_third", "a = 1")
+    assert again() == [1, 2, 3]
+    assert again() == []
+    assert again({"extra": 2}) == [2, 3]  # what comes after it may have read its files
+    assert again({"extra": 2, "overrides": ["seed=7"]}) == [1, 2, 3]
+    (tmp_path / "config.yaml").write_text(CONFIG + "seed: 3\n")
+    assert again(stages=(2,)) == [2]
+    assert status(stage)["03_third"] == {"state": "outdated"}
+    assert again(stages=(3,)) == [3]
+    write_notebook(stage, "03_third", "a = 2")
+    assert again(stages=(3,)) == [3]
+    (tmp_path / "run" / "03_third.ipynb").unlink()
+    assert again(stages=(3,)) == [3]
+
+
+@pytest.mark.parametrize(
+    "value, default, fits",
+    [
+        (3, "1", True),
+        ("abc", "1", False),
+        (True, "1", False),
+        (2, "0.5", True),
+        (0.5, "2", False),
+        (1, '"text"', False),
+        (["a"], "[]", True),
+        ("a", "[]", False),
+        ("a", "None", True),
+    ],
+)
+def test_a_parameter_is_of_its_defaults_kind(stage, value, default, fits):
+    write_notebook(stage, "01_first", parameters=PARAMETERS + f"extra = {default}  # told")
+    if fits:
+        pipeline._accepted_parameters([stage / "01_first.ipynb"], {"extra": value})
+        return
+    with pytest.raises(PipelineError, match="'extra' is .*01_first has"):
+        run(stage, {"extra": value})
+
+
+def test_checkpoints_are_looked_for_first(stage, tmp_path, ran):
+    write_notebook(stage, "01_first", parameters=PARAMETERS + "resume = False")
+    write_notebook(stage, "02_second", parameters=PARAMETERS + "checkpoint = ''")
+    missing = {"overrides": ["model.checkpoint=sam3_tiny"]}
+    with pytest.raises(CheckpointError, match="model.checkpoint: sam3_tiny is neither"):
+        run(stage, missing, (1, 2))
+    with pytest.raises(CheckpointError, match="evaluation.compare.other: .*no.pt"):
+        run(stage, {"overrides": ["evaluation.compare={other: no.pt}"]}, (2,))
+    assert not (tmp_path / "run").exists()
+    write_notebook(stage, "03_third", "a = 1")
+    run(stage, missing, (3,))  # loads none
+
+
+def test_a_folder_in_use_is_refused(stage, tmp_path, ran):
+    write_notebook(stage, "01_first", "a = 1")
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"):
+        assert is_locked(tmp_path / "run")
+        with pytest.raises(PipelineError, match=f"in use by process {os.getpid()} on "):
+            run(stage)
+    assert not is_locked(tmp_path / "run")
+    run(stage)  # the file that is left locks nothing
+    assert (tmp_path / "run" / "run.lock").exists()
+
+
+@pytest.mark.parametrize(
+    "text, told", [("{", "cannot be read"), ('{"stages": {}}', "schema_version must be 1")]
+)
+def test_another_status_is_refused(stage, tmp_path, text, told):
+    write_notebook(stage, "01_first", "a = 1")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text(text)
+    with pytest.raises(PipelineError, match=told):
+        run(stage)
+
+
+def test_the_status_beats(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr("sam2kit.status.HEARTBEAT_SECONDS", 0.05)
+    write_notebook(
+        stage,
+        "01_first",
+        """
+        import json, time
+        def beat():
+            return json.load(open(run_dir + "/status.json"))["heartbeat"]
+        first = beat()
+        while beat() == first:
+            time.sleep(0.05)
+        """,
+    )
+    run(stage)
+    found = read_status(tmp_path / "run")
+    assert found["state"] == "done" and found["pid"] == os.getpid()
+    assert found["ended"] >= found["started"]
+
+
 def test_a_kernel_that_dies_is_a_failure_and_takes_its_children_along(stage):
     child = stage.parent / "child"
     write_notebook(
@@ -172,7 +306,7 @@ def ended(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopping_leaves_no_process_behind(stage, number):
     root = stage.parent
     write_notebook(
@@ -203,8 +337,11 @@ def test_stopping_leaves_no_process_behind(stage, number):
             break
         time.sleep(0.1)
     pids = [int(pid) for pid in (root / "pids").read_text().split()]
+    assert read_status(root / "run")["state"] == "running"
     driver.send_signal(number)
     _, told = driver.communicate(timeout=60)
-    assert driver.returncode != 0 and "KeyboardInterrupt" in told
+    assert driver.returncode != 0 and ("KeyboardInterrupt" in told) == (number != signal.SIGKILL)
     assert all(ended(pid) for pid in pids)
-    assert status(stage)["01_first"]["state"] == "interrupted"
+    assert not is_locked(root / "run")
+    found = read_status(root / "run")
+    assert found["state"] == found["stages"]["01_first"]["state"] == "interrupted"
