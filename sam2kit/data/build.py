@@ -125,6 +125,30 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
     )
 
 
+def sets_to_inspect(
+    config: Config, what: str | Path | VideoSource | None = None
+) -> dict[str, ClipDataset]:
+    """The first clip of each video by the name of its set, as validation would take it.
+
+    Args:
+        what: ``data``, in place of the ``training`` and ``validation`` videos of ``config``, whose
+            sizes hold for it; see :func:`open_source`.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_datasets` and :func:`open_source`.
+    """
+    if what is None:
+        train, val = build_datasets(config)
+        found = {"training": (train.source, train.config), "validation": (val.source, val.config)}
+    else:
+        own = replace(config.dataset, data_path=str(what))
+        found = {"data": (_with_objects(open_source(what), own, config.seed), own)}
+    return {
+        name: ClipDataset(*of_set, training=False, seed=config.seed)
+        for name, of_set in found.items()
+    }
+
+
 def build_validation(config: Config) -> ClipDataset:
     """The second of :func:`build_datasets`, without touching training data that it does not need.
 
