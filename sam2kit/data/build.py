@@ -131,7 +131,7 @@ def sets_to_inspect(
     """The first clip of each video by the name of its set, as validation would take it.
 
     Args:
-        what: ``data``, in place of the ``training`` and ``validation`` videos of ``config``, whose
+        what: ``data``, in place of the ``train`` and ``validation`` videos of ``config``, whose
             sizes hold for it; see :func:`open_source`.
 
     Raises:
@@ -139,7 +139,7 @@ def sets_to_inspect(
     """
     if what is None:
         train, val = build_datasets(config)
-        found = {"training": (train.source, train.config), "validation": (val.source, val.config)}
+        found = {"train": (train.source, train.config), "validation": (val.source, val.config)}
     else:
         own = replace(config.dataset, data_path=str(what))
         found = {"data": (_with_objects(open_source(what), own, config.seed), own)}
