@@ -1,0 +1,132 @@
+"""What was pointed at by hand, as prompts in a file and as training would draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sam2kit.clip import VideoClip, collate
+from sam2kit.config import DatasetConfig
+from sam2kit.data.source import ObjectId
+from sam2kit.errors import DataError
+from sam2kit.prompt_files import (
+    SCHEMA_VERSION,
+    check_document,
+    decode_mask,
+    encode_mask,
+    read_document,
+    video_prompts,
+)
+from sam2kit.prompts import PromptGenerator
+from sam2kit.transforms import resize_masks
+
+Point = tuple[int, int]
+Box = tuple[int, int, int, int]
+Place = tuple[ObjectId, int]
+"""An object and a frame."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """What was pointed at for one object on one frame, in pixels of the video's frames.
+
+    Attributes:
+        points: x and y.
+        labels: 1 on the object, 0 beside it.
+        box: x0, y0, x1, y1, inclusive.
+        base: ``[H,W]`` bool that the clicks refine.
+        mask: ``[H,W]`` bool that is the prompt in place of the rest.
+    """
+
+    points: tuple[Point, ...] = ()
+    labels: tuple[int, ...] = ()
+    box: Box | None = None
+    base: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def clicked(self) -> bool:
+        return bool(self.points) or self.box is not None
+
+
+def to_document(marks: Mapping[Place, Mark], video: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The content of ``prompts.json``, in pixels of the video's frames, which have ``size``."""
+    entries: list[dict[str, Any]] = []
+    for (o, t), mark in marks.items():
+        place = {"video": video, "object_id": o, "frame_index": t}
+        if mark.mask is not None:
+            entries.append(place | {"kind": "mask", "mask": encode_mask(mark.mask)})
+            continue
+        if mark.box is not None:
+            entries.append(place | {"kind": "box", "box": list(mark.box)})
+        if mark.points:
+            points = {"points": [list(p) for p in mark.points], "labels": list(mark.labels)}
+            entries.append(place | {"kind": "point"} | points)
+    return {"version": SCHEMA_VERSION, "image_size": list(size), "prompts": entries}
+
+
+def read_marks(
+    path: str | Path, video: str, num_frames: int, size: tuple[int, int]
+) -> dict[Place, Mark]:
+    """What :func:`to_document` made, from a file.
+
+    Raises:
+        DataError: as :func:`~sam2kit.prompt_files.load_video_prompts`; or the file is in pixels of
+            other frames than the video's.
+    """
+    document = read_document(path)
+    video_prompts(document, str(path), video, num_frames, image_size=32)  # all of its checks
+    written, entries = check_document(document, str(path), [video])
+    if written != tuple(size):
+        raise DataError(
+            f"{path}: field 'image_size' is {list(written)}, but the frames of {video!r} are "
+            f"{list(size)}; only a file that was saved by this widget can be opened in it"
+        )
+    marks: dict[Place, Mark] = {}
+    for _, entry in entries:
+        place = (entry["object_id"], entry["frame_index"])
+        old = marks.get(place, Mark())
+        if entry["kind"] == "mask":
+            marks[place] = Mark(mask=decode_mask(entry["mask"], written))
+        elif entry["kind"] == "box":
+            x0, y0, x1, y1 = entry["box"]
+            marks[place] = replace(old, box=(x0, y0, x1, y1))
+        else:
+            points = tuple((x, y) for x, y in entry["points"])
+            marks[place] = replace(old, points=points, labels=tuple(entry["labels"]))
+    return marks
+
+
+def draw_mark(
+    place: Place, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
+) -> Mark:
+    """What :class:`~sam2kit.prompts.PromptGenerator` gives for an object on a frame.
+
+    Args:
+        mask: ``[H,W]`` bool, of the object.
+        side: rows and columns of the model's frames, in whose pixels training draws.
+
+    Raises:
+        DataError: nothing of the object is left at that size.
+    """
+    o, t = place
+    shown = resize_masks(torch.from_numpy(mask)[None, None], (side, side))
+    if not shown.any():
+        raise DataError(f"object {o} is not seen on frame {t} at {side} pixels a side")
+    frames, annotated = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, 1).bool()
+    batch = collate([VideoClip(frames, shown, annotated, video, [t], [o])])
+    generator = torch.Generator().manual_seed(seed)
+    (prompt,) = PromptGenerator.from_config(recipe)(batch, generator)
+    if prompt.points is None or prompt.labels is None:
+        return Mark(mask=mask)
+    size = np.array(mask.shape[::-1])
+    places = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
+    points = tuple((int(x), int(y)) for x, y in places.clip(0, size - 1))
+    if prompt.kind == "box":
+        return Mark(box=(*points[0], *points[1]))
+    return Mark(points, tuple(prompt.labels[0].tolist()))
