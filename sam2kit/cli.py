@@ -1,7 +1,8 @@
 """The command line: a table of commands, a table of flags, and no logic of its own.
 
 ``sam2kit --help`` answers without importing torch or Hydra, and a configuration that cannot work is
-refused before torch is imported. Exit codes: 0 done, 2 input that cannot be used, 130 interrupted.
+refused before torch is imported. Exit codes: 0 done, 1 data that would stop training (doctor),
+2 input that cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from sam2kit.checks import check_paths, looks_like_path, missing, nearest
 from sam2kit.config import Config
 from sam2kit.errors import CheckpointError, ConfigError, DataError, SAM2KitError
 from sam2kit.flags import (
+    DOCTOR_FLAGS,
     EVALUATE_FLAGS,
     OVERRIDES_HELP,
     Flag,
+    add_data_flags,
     add_flags,
     add_train_flags,
     given_overrides,
     named_file,
     parameter,
+    paths_and_overrides,
     stages,
     train_config,
 )
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
         command = COMMANDS[name]
-        command.run(_parser(f"sam2kit {name}", command.help), argv[1:])
+        return command.run(_parser(f"sam2kit {name}", command.help), argv[1:]) or 0
     except SAM2KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    return 0
 
 
 def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -232,10 +235,53 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         run_stages(config_file, parameters, arguments.stages, arguments.run_dir)
 
 
-class Command(NamedTuple):
-    """A function that adds its flags to a parser, parses and calls the library; and one line."""
+def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    add_data_flags(parser, "DATA", "[DATA] [OVERRIDE ...]")
+    add_flags(parser, DOCTOR_FLAGS)
+    parser.add_argument("--val", metavar="DATA", help="validation data, which may share no video")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as one page")
+    arguments = parser.parse_intermixed_args(argv)
+    paths, arguments.overrides = paths_and_overrides(arguments.words, "DATA")
+    for flag in ("json", "html"):
+        path = getattr(arguments, flag)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"--{flag}: {missing(path.parent)}")
+    from sam2kit.compose import compose
 
-    run: Callable[[argparse.ArgumentParser, list[str]], None]
+    config = compose(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
+    _log_to_console("INFO")
+    from sam2kit.data.diagnosis import examine
+
+    found = examine(*paths or [config], config.dataset, arguments.val, arguments.workers)
+    for path, make in ((arguments.json, found.to_json), (arguments.html, found.page)):
+        if path is not None:
+            path.write_text(make(), encoding="utf-8")
+    print(found.text())
+    return int(found.broken)
+
+
+def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    add_data_flags(parser, "SRC", "[SRC] DST [OVERRIDE ...]")
+    parser.add_argument("--to", required=True, metavar="FORM", help="davis or coco-video")
+    arguments = parser.parse_intermixed_args(argv)
+    (*given, out), overrides = paths_and_overrides(arguments.words, "SRC", "DST")
+    from sam2kit.compose import compose
+
+    config = compose(arguments.config, overrides)
+    _log_to_console("INFO")
+    from sam2kit.data.convert import convert
+
+    print(f"wrote {convert(*given or [config], out, arguments.to, arguments.workers)}")
+
+
+class Command(NamedTuple):
+    """A function that adds its flags to a parser, parses and calls the library; and one line.
+
+    What it returns is the exit code, None 0.
+    """
+
+    run: Callable[[argparse.ArgumentParser, list[str]], int | None]
     help: str
 
 
@@ -247,6 +293,8 @@ COMMANDS = {
         evaluate, "track the validation clips with a checkpoint and score the masks"
     ),
     "track": Command(track, "follow objects through a video of yours; writes masks and an overlay"),
+    "doctor": Command(doctor, "read a data set once, and tell what is wrong with it"),
+    "convert": Command(convert, "write a data set in another layout, without loss"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
 }
 

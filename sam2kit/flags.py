@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam2kit.config import Config, options
 from sam2kit.errors import ConfigError
 
 OVERRIDES_HELP = "key=value and group=choice, as many as needed (Hydra's grammar)"
-
+MOST_WORKERS = 8
 
 DEBUG_OVERRIDES = (
     "debug=true",
@@ -92,6 +94,47 @@ EVALUATE_FLAGS = (
     Flag("--seed", "seed", int),
     Flag("--accelerator", "trainer.accelerator"),
 )
+
+
+DOCTOR_FLAGS = (
+    Flag("--image-size", "dataset.image_size", int),
+    Flag("--clip-length", "dataset.video_clip_length", int),
+)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> None:
+    """What says which data to read, and how many processes do it."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar=words,
+        help=f"{name}: a folder, a video file or a COCO JSON, read as it is; without one, the "
+        f"configuration's data. {OVERRIDES_HELP}",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file that says how to read data")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, MOST_WORKERS),
+        metavar="N",
+        help="at most so many processes (default: %(default)s)",
+    )
+
+
+def paths_and_overrides(
+    words: Sequence[str], optional: str, required: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Positional arguments: paths, one of which may be left out, and overrides with their "=".
+
+    Raises:
+        ConfigError: too few or too many paths.
+    """
+    paths = [word for word in words if "=" not in word or Path(word).exists()]
+    least = 0 if required is None else 1
+    if not least <= len(paths) <= least + 1:
+        names = f"{optional} and {required}, or {required} alone" if required else f"one {optional}"
+        raise ConfigError(f"{len(paths)} paths given, {paths}; give {names} with --config")
+    return paths, [word for word in words if word not in paths]
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:

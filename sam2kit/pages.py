@@ -19,18 +19,22 @@ IMAGE_WIDTH = 360
 def render(template: str, **values: Any) -> str:
     """A page from a file of ``sam2kit/templates``.
 
-    Templates have two filters of the kit: ``score`` (three digits, a dash for None) and ``uri`` (a
-    figure or an RGB image as part of the page).
+    Templates have three filters of the kit: ``score`` (three digits, a dash for None), ``percent``
+    (of a share) and ``uri`` (a figure or an RGB image as part of the page).
     """
     environment = Environment(
         loader=PackageLoader("sam2kit"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"score": _score, "uri": _uri}
+    environment.filters |= {"score": _score, "percent": _percent, "uri": _uri}
     return environment.get_template(template).render(values)
 
 
 def _score(value: float | None, sign: bool = False) -> str:
     return "–" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _percent(share: float | None, digits: int = 0) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f}%"
 
 
 def _uri(picture: Figure | np.ndarray) -> str:
