@@ -151,7 +151,7 @@ class Examination:
 
 
 def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:
-    """A histogram for each title, two beside each other: of shares (``..., %``) or of any numbers."""
+    """A histogram for each title, two beside each other; of shares where it ends in ``, %``."""
     rows = -(-len(panels) // 2)
     figure = Figure((WIDTH, 1.7 * rows), dpi=120, layout="constrained")
     for axes, (title, given) in zip(figure.subplots(rows, 2).flat, panels.items(), strict=False):
