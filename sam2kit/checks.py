@@ -37,9 +37,12 @@ from sam2kit.config import (
 from sam2kit.data_config import (
     DATASET_TYPES,
     IDENTITIES,
+    NEGATIVE_KINDS,
     PROMPT_TYPES,
     SAV_MASKLETS,
+    SHORT_VIDEOS,
     SOURCE_KEYS,
+    AugmentationConfig,
 )
 from sam2kit.errors import ConfigError
 
@@ -228,6 +231,11 @@ _RANGES = {
     "evaluation.noise": (0, 1),
     "evaluation.calibration_videos": (0, math.inf),
     "seed": (0, 2**32 - 1),
+    **{f"augmentation.{f.name}": (0, 1) for f in fields(AugmentationConfig)},
+    "augmentation.degrees": (0, 180),
+    "augmentation.shear": (0, 60),
+    "augmentation.crop": (0, 0.9),
+    "augmentation.scale": (0, 0.9),
 }
 
 
@@ -269,9 +277,12 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
         "batch_size": 1,
         "num_workers": 0,
         "max_objects": 1,
+        "min_objects": 1,
+        "max_gap": 0,
         "num_positive_points": 1,
         "num_negative_points": 0,
         "box_noise": 0,
+        "mask_noise": 0,
         "max_conditioning_frames": 1,
         "correction_clicks": 0,
         "max_correction_frames": 1,
@@ -281,9 +292,12 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
             yield f"{section}.{key} is {value}; give at least {least}"
     if dataset.corrections is not None and dataset.type == "synthetic":
         yield f"{section}.corrections is set, but generated videos (type synthetic) keep no frame"
-    share = dataset.correction_from_truth
-    if not 0 <= share <= 1:
+    if not 0 <= (share := dataset.correction_from_truth) <= 1:
         yield f"{section}.correction_from_truth is {share}; give a probability from 0 to 1"
+    if 0 < (dataset.max_objects or 0) < dataset.min_objects:
+        yield f"{section}.min_objects is above {section}.max_objects; raise the latter"
+    if (short := dataset.short_videos) not in SHORT_VIDEOS:
+        yield f"{section}.short_videos is {short!r}; choose from {', '.join(SHORT_VIDEOS)}"
     yield from _prompt_problems(section, dataset)
 
 
@@ -364,6 +378,9 @@ def _prompt_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
     known = f"any of {', '.join(PROMPT_TYPES)}, each at most once"
     if not types or len(set(types)) < len(types) or not set(types) <= set(PROMPT_TYPES):
         yield f"{section}.prompt_types is {types}; give {known}"
+    kinds = dataset.negative_kinds
+    if not kinds or not set(kinds) <= set(NEGATIVE_KINDS):
+        yield f"{section}.negative_kinds is {kinds}; give any of {', '.join(NEGATIVE_KINDS)}"
     if probabilities is None:
         return
     if len(probabilities) != len(types):

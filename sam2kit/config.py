@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any  # OmegaConf reads the annotations at run time, in Python 3.10 too
 
 from sam2kit.data_config import PROMPT_TYPES as PROMPT_TYPES
-from sam2kit.data_config import DatasetConfig, ValDatasetConfig, option
+from sam2kit.data_config import AugmentationConfig, DatasetConfig, ValDatasetConfig, option
 
 SIZES = ("nano", "t", "s", "b+", "l")
 LOGGERS = ("tensorboard", "wandb", "swanlab")
@@ -205,6 +205,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     valdataset: ValDatasetConfig = field(default_factory=ValDatasetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -244,9 +245,12 @@ class Config:
             self.dataset,
             **own,
             clips_per_video=1,
+            max_gap=0,
+            min_objects=1,
             augment=False,
             prompt_probabilities=None,
             box_noise=0.0,
+            mask_noise=0.0,
             max_conditioning_frames=1,
             correction_clicks=0,
         )

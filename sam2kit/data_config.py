@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any  # OmegaConf reads the annotations at run time, in Python 3.10 too
 
 PROMPT_TYPES = ("mask", "box", "point")
+NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
+SHORT_VIDEOS = ("turn_back", "error")
 DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
 IDENTITIES = ("auto", "track", "category", "components")
 SAV_MASKLETS = ("manual", "auto", "both")
@@ -80,11 +82,21 @@ class DatasetConfig:
     )
     video_clip_length: int = option(5, "frames in a clip, at least 1")
     frame_stride: int = option(1, "take every n-th frame")
+    max_gap: int = option(
+        0, "between two frames of a training clip leave out up to so many more (of every n-th)"
+    )
+    short_videos: str = option(
+        "turn_back",
+        "videos shorter than a clip: turn_back (played forwards and backwards) or error",
+    )
     clips_per_video: int = option(1, "clips drawn from each video in an epoch")
     image_size: int = option(512, "frames are squashed to this square; a multiple of 32")
     batch_size: int = option(1, "clips in a batch")
     num_workers: int = option(2, "processes that load clips; 0 loads in the main process")
     max_objects: int | None = option(3, "at most this many objects a clip; null: all")
+    min_objects: int = option(
+        1, "begin training clips where so many objects are visible, if such a frame is soon found"
+    )
     synthetic_objects: int = option(
         3, "at most this many generated objects a clip, for videos without masks and type synthetic"
     )
@@ -103,7 +115,9 @@ class DatasetConfig:
         "folder of pictures from which lifelike videos take most of their surfaces; null: all "
         "surfaces are generated",
     )
-    augment: bool = option(False, "flip, crop, reverse and recolour training clips")
+    augment: bool = option(
+        False, "flip, crop, reverse and recolour training clips, by the strengths in augmentation"
+    )
     prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")
     prompt_probabilities: list[float] | None = option(
         None, "one probability for each of prompt_types; null: equal"
@@ -113,9 +127,17 @@ class DatasetConfig:
     )
     num_positive_points: int = option(1, "positive clicks of a point prompt")
     num_negative_points: int = option(0, "negative clicks of a point prompt")
+    negative_kinds: list[str] = option(
+        ["near"],
+        "where negative clicks fall, each click draws one: near (around the object), border (just "
+        "outside it), object (on another object of the clip, else border) or anywhere",
+    )
     include_center: bool = option(True, "the first positive click is the object's centre")
     box_noise: float = option(
         0.0, "move a box's sides at random by up to this share of its size, and up to 20 pixels"
+    )
+    mask_noise: float = option(
+        0.0, "move, grow or shrink masks of prompts by up to this share of the object's size"
     )
     max_conditioning_frames: int = option(
         1, "prompt each object on 1 to this many frames: the first it is visible on, and others"
@@ -139,7 +161,28 @@ class DatasetConfig:
     def part(self, entry: dict[str, Any]) -> DatasetConfig:
         """One source of a mixture; what its entry does not say is as it is here."""
         own = {key: value for key, value in entry.items() if key != "weight"}
-        return replace(self, **({"type": "video", "mixture": []} | own))
+        return replace(self, **({"type": "video", "mixture": [], "corrections": None} | own))
+
+
+@dataclass
+class AugmentationConfig:
+    """What dataset.augment does to a training clip; all at 0 leaves it as it is."""
+
+    reverse: float = option(0.5, "probability that a clip is played backwards")
+    flip: float = option(0.5, "probability that it is mirrored left to right")
+    crop: float = option(0.3, "cut away up to this share of the frame's area; blow up the rest")
+    stretch: float = option(0.1, "the cut part is up to this share wider or higher than the frame")
+    degrees: float = option(0.0, "turn by up to so many degrees, either way")
+    shear: float = option(0.0, "slant by up to so many degrees, either way")
+    scale: float = option(0.0, "shrink or enlarge by up to this share")
+    translate: float = option(0.0, "move by up to this share of the frame's width and height")
+    brightness: float = option(0.2, "change brightness by up to this share, alike on all frames")
+    contrast: float = option(0.2, "as brightness, of the contrast")
+    saturation: float = option(0.2, "as brightness, of the saturation")
+    grayscale: float = option(0.0, "probability that a clip loses its colours")
+    frame_brightness: float = option(0.0, "as brightness, on top of it, each frame by itself")
+    frame_contrast: float = option(0.0, "as frame_brightness, of the contrast")
+    frame_saturation: float = option(0.0, "as frame_brightness, of the saturation")
 
 
 @dataclass

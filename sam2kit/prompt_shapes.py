@@ -6,12 +6,15 @@ Coordinates are x before y, in pixel indices of the mask; labels are upstream's,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 NEGATIVE_MARGIN = 0.25  # of the box's longer side: near misses teach more than far background
+BORDER = 0.05  # of the box's longer side: about where annotators disagree
 BOX_LABELS = (2, 3)
 BOX_NOISE_LIMIT = 20  # pixels, upstream's
 
@@ -111,16 +114,56 @@ def sample_positive_points(
 
 
 def sample_negative_points(
-    mask: np.ndarray, count: int, generator: np.random.Generator
+    mask: np.ndarray,
+    count: int,
+    generator: np.random.Generator,
+    kinds: Sequence[str] = ("near",),
+    others: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Up to ``count`` different pixels off ``mask``, near it where there is room: ``[P,2]``.
+    """Up to ``count`` different pixels off ``mask``: ``[P,2]``.
 
-    They are drawn from the background inside the mask's box grown on all sides by a quarter of its
-    longer side (at least one pixel); from the whole background if that holds fewer than ``count``.
+    Args:
+        mask: the object, bool ``[H,W]``.
+        count: 0 or more.
+        generator: where they fall.
+        kinds: from which region; each pixel draws one of these, if there are several.
+
+            * ``near``: the mask's box grown on all sides by a quarter of its longer side (at least
+              one pixel);
+            * ``border``: within :data:`BORDER` of the mask's longer side (at least two pixels) of
+              it, where an object is easily taken for larger than it is;
+            * ``object``: on other objects, with which it is easily confused; as ``border`` where
+              there are none;
+            * ``anywhere``: off the mask.
+
+            A region without room for its pixels is left for the whole background.
+        others: the other objects, bool ``[H,W]``; None: there are none.
     """
+    drawn = list(kinds) * count
+    if len(kinds) > 1:
+        drawn = generator.choice(np.array(kinds), count).tolist()
+    free, points = ~mask, []
+    for kind in dict.fromkeys(drawn[:count]):
+        region = _around(mask, kind, others) & free
+        wanted = drawn[:count].count(kind)
+        points.append(sample_points(region if region.sum() >= wanted else free, wanted, generator))
+        x, y = points[-1].astype(int).T
+        free[y, x] = False
+    return np.concatenate([np.empty((0, 2), np.float32), *points])
+
+
+def _around(mask: np.ndarray, kind: str, others: np.ndarray | None) -> np.ndarray:
+    """The region of one of :data:`sam2kit.config.NEGATIVE_KINDS`, the mask itself with it."""
+    if kind == "anywhere":
+        return np.ones_like(mask)
+    if kind == "object" and others is not None and (others & ~mask).any():
+        return others
     x0, y0, x1, y1 = mask_to_box(torch.from_numpy(mask)[None])[0].tolist()
-    margin = max(1, round(NEGATIVE_MARGIN * max(x1 - x0 + 1, y1 - y0 + 1)))
-    near = np.zeros_like(mask)
-    near[max(0, y0 - margin) : y1 + margin + 1, max(0, x0 - margin) : x1 + margin + 1] = True
-    near &= ~mask
-    return sample_points(near if near.sum() >= count else ~mask, count, generator)
+    side = max(x1 - x0 + 1, y1 - y0 + 1)
+    if kind == "near":
+        margin = max(1, round(NEGATIVE_MARGIN * side))
+        near = np.zeros_like(mask)
+        near[max(0, y0 - margin) : y1 + margin + 1, max(0, x0 - margin) : x1 + margin + 1] = True
+        return near
+    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return away <= max(2, BORDER * side)

@@ -9,6 +9,7 @@ corners of a box, both inside it. :mod:`sam2kit.prompt_shapes` draws them from m
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sam2kit.clip import ClipBatch
-from sam2kit.config import PROMPT_TYPES, DatasetConfig
+from sam2kit.data_config import NEGATIVE_KINDS, PROMPT_TYPES, DatasetConfig
 from sam2kit.errors import ConfigError
+from sam2kit.prompt_noise import PromptNoise
 from sam2kit.prompt_shapes import (
     BOX_LABELS,
     box_to_points,
@@ -146,7 +148,7 @@ class PromptGenerator:
     Every object that is visible somewhere gets a prompt on the first frame on which it is, and may
     get more on later ones; an object that is never visible gets none. Each object draws its kind
     of prompt and its points from its own generator, so the other objects of the batch change
-    nothing about them.
+    nothing about them, but for negative clicks of the kind ``object``.
 
     Args:
         prompt_types: any of ``mask``, ``box``, ``point``.
@@ -156,6 +158,9 @@ class PromptGenerator:
         include_center: whether the first positive click is :func:`mask_center`.
         per_batch: all objects of a batch draw the same kind; they then share upstream's calls.
         box_noise: see :func:`jitter_box`; 0 leaves boxes tight.
+        mask_noise: the level of :class:`~sam2kit.prompt_noise.PromptNoise` that masks are degraded
+            with; 0 leaves them as they are.
+        negative_kinds: see :func:`sample_negative_points`; the other objects are those of the clip.
         max_frames: an object is prompted on 1 to this many frames, in the same way on each. Number
             and frames are drawn once a clip, so that its objects share them while visible.
 
@@ -173,6 +178,8 @@ class PromptGenerator:
         per_batch: bool = False,
         box_noise: float = 0.0,
         max_frames: int = 1,
+        mask_noise: float = 0.0,
+        negative_kinds: Sequence[str] = ("near",),
     ) -> None:
         unknown = [kind for kind in prompt_types if kind not in PROMPT_TYPES]
         if unknown or not prompt_types:
@@ -200,6 +207,11 @@ class PromptGenerator:
                 "box_noise must be at least 0 and max_conditioning_frames at least 1, got "
                 f"{box_noise} and {max_frames}"
             )
+        if not negative_kinds or not set(negative_kinds) <= set(NEGATIVE_KINDS):
+            raise ConfigError(
+                f"negative_kinds must name some of {', '.join(NEGATIVE_KINDS)}, got "
+                f"{list(negative_kinds)}"
+            )
         self.prompt_types = list(prompt_types)
         self.probabilities = list(probabilities)
         self.num_positive_points = num_positive_points
@@ -208,6 +220,8 @@ class PromptGenerator:
         self.per_batch = per_batch
         self.box_noise = box_noise
         self.max_frames = max_frames
+        self.noise = PromptNoise(mask_noise)
+        self.negative_kinds = list(negative_kinds)
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> PromptGenerator:
@@ -221,6 +235,8 @@ class PromptGenerator:
             per_batch=config.prompt_per_batch,
             box_noise=config.box_noise,
             max_frames=config.max_conditioning_frames,
+            mask_noise=config.mask_noise,
+            negative_kinds=config.negative_kinds,
         )
 
     def __call__(self, batch: ClipBatch, generator: torch.Generator) -> list[Prompt]:
@@ -244,8 +260,7 @@ class PromptGenerator:
                 )
                 drawn = kind or own.choice(self.prompt_types, p=self.probabilities)
                 for t in [frame, *self._later_frames(batch, visible, position, frame, seed)]:
-                    mask = batch.masks[t, position]
-                    prompts.append(self._prompt(mask, position, t, own, drawn))
+                    prompts.append(self._prompt(batch, position, t, own, drawn))
         return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
 
     def _later_frames(
@@ -263,14 +278,16 @@ class PromptGenerator:
 
     def _prompt(
         self,
-        mask: Tensor,
+        batch: ClipBatch,
         position: int,
         frame: int,
         generator: np.random.Generator,
         kind: str,
     ) -> Prompt:
-        objects, mask = torch.tensor([position]), mask.cpu()
+        objects, mask = torch.tensor([position]), batch.masks[frame, position].cpu()
         if kind == "mask":
+            if self.noise.level > 0:
+                mask = torch.from_numpy(self.noise.mask(mask.numpy(), generator))
             return Prompt(frame, objects, masks=mask[None].clone())
         if kind == "box":
             box = mask_to_box(mask[None])[0]
@@ -278,15 +295,17 @@ class PromptGenerator:
                 box = jitter_box(box, self.box_noise, (mask.shape[0], mask.shape[1]), generator)
             points, labels = box_to_points(box[None])
             return Prompt(frame, objects, points=points, labels=labels)
-        on, off = self._clicks(mask.numpy(), generator)
+        others = None
+        if "object" in self.negative_kinds:
+            beside = batch.clip_of_object == batch.clip_of_object[position]
+            beside[position] = False
+            others = batch.masks[frame, beside].any(0).cpu().numpy()
+        on = sample_positive_points(
+            mask.numpy(), self.num_positive_points, generator, self.include_center
+        )
+        off = sample_negative_points(
+            mask.numpy(), self.num_negative_points, generator, self.negative_kinds, others
+        )
         labels = torch.tensor([[1] * len(on) + [0] * len(off)], dtype=torch.int32)
         points = torch.from_numpy(np.concatenate([on, off]))[None]
         return Prompt(frame, objects, points=points, labels=labels)
-
-    def _clicks(
-        self, mask: np.ndarray, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            sample_positive_points(mask, self.num_positive_points, generator, self.include_center),
-            sample_negative_points(mask, self.num_negative_points, generator),
-        )

@@ -23,7 +23,7 @@ from sam2kit.errors import CheckpointError, ConfigError, DataError
 
 # What may not change within a run: the model, the order of the clips, and the optimizer, whose
 # state holds its settings too, so that others would be ignored.
-_FIXED_SECTIONS = ("model", "dataset", "optimizer")
+_FIXED_SECTIONS = ("model", "dataset", "augmentation", "optimizer")
 _FIXED = (
     "seed",
     "trainer.accumulate_grad_batches",

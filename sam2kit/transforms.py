@@ -1,12 +1,13 @@
 """Changes of a whole clip: every frame and its masks in the same way.
 
-The pixel work is torchvision's; what is random is drawn from the generator that is passed in.
+Resizing is torchvision's; what is random is drawn from the generator that is passed in.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from sam2kit.clip import VideoClip
+from sam2kit.data_config import AugmentationConfig
 
 # ImageNet's mean and deviation of RGB in 0 to 1, which SAM 2's encoder was trained with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
+_GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue in a grey picture (ITU-R 601)
 
 
 def normalize(frames: Tensor) -> Tensor:
@@ -64,38 +67,57 @@ def resize(clip: VideoClip, image_size: int) -> VideoClip:
     )
 
 
-def augment(clip: VideoClip, generator: np.random.Generator) -> VideoClip:
-    """A training clip flipped, played backwards, cropped and recoloured, each at random.
+def augment(
+    clip: VideoClip,
+    generator: np.random.Generator,
+    strengths: AugmentationConfig | None = None,
+    objects: int = 1,
+) -> VideoClip:
+    """A training clip changed at random, in this order; every frame of it in the same way.
 
-    Half of the clips are mirrored left to right and half are reversed in time; a box of 70 to 100
-    percent of the frame's area, somewhat stretched, is blown up to the frame; brightness,
-    contrast and saturation change by up to 20 percent. Every frame of the clip gets the same.
-    A reversal or a crop after which no object would be visible on the first frame is left out,
-    because a clip must begin with something to track.
+    It is played backwards; a part of the frame is blown up to the frame; it is turned, slanted,
+    scaled and moved about its centre, in the proportions of the stored frames, what comes in from
+    outside being ImageNet's mean colour; it is mirrored; its brightness, contrast and saturation
+    change, or all its colours go. Brightness, contrast and saturation may change further on each
+    frame by itself, as light and cameras do. Which of this happens, and how much, is for
+    ``strengths``.
+
+    The clip's first frame must still show ``objects`` objects, or all if it shows fewer: a
+    reversal, crop or affine change after which it would not is left out. An object that a change
+    takes off the first frame is prompted where it comes in; one that it takes off all frames is
+    visible on none, which leaves it out of the clip
+    (:class:`~sam2kit.data.clips.ClipDataset`).
 
     Args:
         clip: uint8 frames.
         generator: advanced by the same number of draws whatever the clip holds.
+        strengths: None: the defaults.
+        objects: at least 1.
     """
-    mirrored, backwards = generator.random(2) < 0.5
-    box = _crop_box(generator, clip.frames.shape[-2], clip.frames.shape[-1])
-    brightness, contrast, saturation = generator.uniform(0.8, 1.2, 3)
+    s = AugmentationConfig() if strengths is None else strengths
+    mirrored, backwards = generator.random(2) < (s.flip, s.reverse)
+    box = _crop_box(generator, s, clip.frames.shape[-2], clip.frames.shape[-1])
+    most = np.array([s.brightness, s.contrast, s.saturation])
+    alike = generator.uniform(1 - most, 1 + most)
+    own = generator.spawn(1)[0]  # of parts that are off by default: it leaves the draws above alone
+    affine = _affine_matrix(own, s, clip)
+    grey = own.random() < s.grayscale
+    most = np.array([s.frame_brightness, s.frame_contrast, s.frame_saturation])
+    by_frame = own.uniform(1 - most, 1 + most, (len(clip.frames), 3))
     if backwards:
-        clip = _if_it_begins_with_an_object(_reverse(clip), clip)
-    clip = _if_it_begins_with_an_object(_crop(clip, *box), clip)
-    frames, masks = clip.frames, clip.masks
+        clip = _if_it_shows(objects, _reverse(clip), clip)
+    clip = _if_it_shows(objects, _crop(clip, *box), clip)
+    if s.degrees or s.shear or s.scale or s.translate:
+        clip = _if_it_shows(objects, _warp(clip, affine), clip)
     if mirrored:
-        frames, masks = frames.flip(-1), masks.flip(-1)
-    frames = F.adjust_brightness(frames, brightness)
-    # Contrast about the mean of the whole clip: a mean of each frame would make the clip flicker.
-    middle = F.rgb_to_grayscale(frames).float().mean()
-    frames = ((frames.float() - middle) * float(contrast) + middle).round().clamp(0, 255)
-    frames = F.adjust_saturation(frames.to(torch.uint8), saturation)
-    return replace(clip, frames=frames, masks=masks)
+        clip = replace(clip, frames=clip.frames.flip(-1), masks=clip.masks.flip(-1))
+    return replace(clip, frames=_recolour(clip.frames, alike, grey, by_frame))
 
 
-def _if_it_begins_with_an_object(changed: VideoClip, clip: VideoClip) -> VideoClip:
-    return changed if bool(changed.visible[0].any()) else clip
+def _if_it_shows(objects: int, changed: VideoClip, clip: VideoClip) -> VideoClip:
+    """``changed``, if its first frame shows so many objects, or as many as that of ``clip``."""
+    now, before = (int(c.visible[0].sum()) for c in (changed, clip))
+    return changed if now >= min(objects, before) else clip
 
 
 def _reverse(clip: VideoClip) -> VideoClip:
@@ -108,9 +130,12 @@ def _reverse(clip: VideoClip) -> VideoClip:
     )
 
 
-def _crop_box(generator: np.random.Generator, h: int, w: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of 70 to 100 percent of the area, sides' ratio off by 10%."""
-    side, stretch = np.sqrt(generator.uniform(0.7, 1.0)), np.exp(generator.uniform(-0.1, 0.1) / 2)
+def _crop_box(
+    generator: np.random.Generator, s: AugmentationConfig, h: int, w: int
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the part of the frame that is kept."""
+    side = np.sqrt(generator.uniform(1 - s.crop, 1.0))
+    stretch = np.exp(generator.uniform(-s.stretch, s.stretch) / 2)
     rows = max(1, min(h, round(h * side * stretch)))
     columns = max(1, min(w, round(w * side / stretch)))
     top, left = generator.random(2) * (h - rows + 1, w - columns + 1)
@@ -122,3 +147,73 @@ def _crop(clip: VideoClip, top: int, left: int, rows: int, columns: int) -> Vide
     frames = clip.frames[..., top : top + rows, left : left + columns]
     masks = clip.masks[..., top : top + rows, left : left + columns]
     return replace(clip, frames=resize_frames(frames, size), masks=resize_masks(masks, size))
+
+
+def _affine_matrix(
+    generator: np.random.Generator, s: AugmentationConfig, clip: VideoClip
+) -> np.ndarray:
+    """``[2,3]``: from pixels (x, y, 1) to pixels, as torchvision's ``F.affine`` has its angles."""
+    most = (s.degrees, s.shear, s.scale, s.translate, s.translate)
+    degrees, slant, growth, *way = generator.uniform(-1, 1, 5) * most
+    turn, slant = np.deg2rad([degrees, slant])
+    linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    linear = (1 + growth) * linear @ [[1, -np.tan(slant)], [0, 1]]
+    side = np.array(clip.frames.shape[:-3:-1], float)  # width, height
+    squashed = side / clip.size[::-1]  # a circle of the stored frame has to turn into itself
+    linear = linear * squashed[:, None] / squashed
+    middle = (side - 1) / 2
+    return np.column_stack([linear, middle + np.multiply(way, side) - linear @ middle])
+
+
+def _warp(clip: VideoClip, matrix: np.ndarray) -> VideoClip:
+    """OpenCV does here what ``F.affine`` does, in a tenth of its time."""
+    size = (clip.frames.shape[-1], clip.frames.shape[-2])
+    outside = tuple(255 * c for c in IMAGE_MEAN)
+    frames = [
+        cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_LINEAR, borderValue=outside)
+        for frame in _pixels(clip.frames)
+    ]
+    masks = clip.masks.flatten(0, 1).to(torch.uint8).numpy()
+    warped = [cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST) for mask in masks]
+    stacked = torch.from_numpy(np.stack(warped)) if warped else clip.masks
+    return replace(clip, frames=_frames(frames), masks=stacked.bool().view_as(clip.masks))
+
+
+def _recolour(frames: Tensor, alike: np.ndarray, grey: bool, by_frame: np.ndarray) -> Tensor:
+    """Brightness, contrast and saturation times ``alike`` ``[3]``, then ``by_frame`` ``[T,3]``.
+
+    Each of these steps takes a pixel's colour to an affine function of it, so all of them together
+    are one: a matrix, and one rounding, in place of a pass over the pixels for every step. Contrast
+    turns about the mean of the whole clip: a mean of each frame would make the clip flicker.
+    """
+    pixels = _pixels(frames)
+    middle = float(np.mean([cv2.mean(frame)[:3] for frame in pixels], axis=0) @ _GREY)
+    common = _colour_matrix(alike, middle)
+    if grey:
+        common = _colour_matrix(np.array([1, 1, 0]), 0) @ common
+    middle *= alike[0]
+    changed = []
+    for frame, factors in zip(pixels, by_frame, strict=True):
+        matrix = _colour_matrix(factors, middle) @ common
+        unchanged = np.array_equal(matrix, np.eye(4))
+        changed.append(frame if unchanged else cv2.transform(frame, matrix[:3]))
+    return _frames(changed)
+
+
+def _colour_matrix(factors: np.ndarray, middle: float) -> np.ndarray:
+    """``[4,4]``, of a colour (red, green, blue, 1); the factors mean what torchvision's do."""
+    brightness, contrast, saturation = factors
+    matrix = np.eye(4)
+    linear = saturation * np.eye(3) + (1 - saturation) * np.tile(_GREY, (3, 1))
+    matrix[:3, :3] = brightness * contrast * linear
+    matrix[:3, 3] = brightness * (1 - contrast) * middle
+    return matrix
+
+
+def _pixels(frames: Tensor) -> np.ndarray:
+    """``[T,3,H,W]`` as OpenCV's ``[T,H,W,3]``, without a copy where they lie so in memory."""
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
+
+
+def _frames(pixels: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)

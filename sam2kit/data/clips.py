@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -12,11 +13,16 @@ from loguru import logger
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sam2kit.clip import ClipBatch, VideoClip, collate
-from sam2kit.config import DatasetConfig
-from sam2kit.data.faults import nothing_visible, unlike_frames
+from sam2kit.data.faults import nothing_visible, unlike_frames, unlike_mask
 from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.data_config import AugmentationConfig, DatasetConfig
 from sam2kit.errors import DataError
 from sam2kit.transforms import augment, resize_frames, resize_masks
+
+# So many first frames are tried for one that shows as many objects as asked for.
+TRIES = 8
+Masks = dict[ObjectId, np.ndarray] | None
+ReadMasks = Callable[[int], Masks]
 
 
 class ClipDataset(Dataset[VideoClip]):
@@ -24,32 +30,45 @@ class ClipDataset(Dataset[VideoClip]):
 
     *Where a clip begins.* On a frame that shows an object (at the clip's size). In training such a
     frame is drawn: the possible first frames are tried in random order, those first from which a
-    whole clip fits into the video. In validation it is the video's first frame with an object.
+    whole clip fits into the video. Of the first :data:`TRIES` of them it is the first that shows
+    ``config.min_objects``; where none does, the one of them that shows most; where these show
+    nothing, the next that shows an object. In validation it is the video's first frame with an
+    object.
 
-    *Frames.* Every ``config.frame_stride``-th from there on. Where the video ends too soon the
-    clip turns back at its last frame (0 1 2 1 0 ... of a video of three frames).
+    *Frames.* Every ``config.frame_stride``-th from there on; between two of a training clip up to
+    ``config.max_gap`` more of these are left out, as far as the video's length allows. Where the
+    video ends too soon, as one shorter than a clip does, the clip turns back at its last frame
+    (0 1 2 1 0 ... of a video of three frames); ``config.short_videos`` may be ``error``, which
+    refuses videos shorter than a clip.
 
     *Objects.* All that are visible on some frame of the clip, except those first seen on its last
     frame, of which nothing is left to track (with one frame, all that are visible on it). Of more
     than ``config.max_objects``, training draws that many and validation keeps the largest on their
-    first visible frame.
+    first visible frame. What augmentation takes out of the picture counts as not visible.
 
     A training clip depends on (seed, epoch, index) alone, a validation clip on its index alone.
 
     Args:
         source: the videos.
-        config: ``video_clip_length``, ``frame_stride``, ``clips_per_video``, ``image_size``,
-            ``max_objects`` and ``augment`` are read.
+        config: the keys named above, ``video_clip_length``, ``clips_per_video``, ``image_size``
+            and ``augment`` are read.
         training: draw at random (``clips_per_video`` from each video in an epoch) and augment if
             the configuration says so; else one fixed clip from each video.
         seed: 0 or more.
+        augmentation: how strongly to augment; None: the defaults.
 
     Raises:
-        DataError: the source is empty; on reading, a video without any object.
+        DataError: the source is empty, or holds short videos that are to be refused; on reading, a
+            video without any object.
     """
 
     def __init__(
-        self, source: VideoSource, config: DatasetConfig, training: bool, seed: int
+        self,
+        source: VideoSource,
+        config: DatasetConfig,
+        training: bool,
+        seed: int,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         if len(source) == 0:
             raise DataError("the source of clips holds no videos; give one with at least one")
@@ -57,18 +76,27 @@ class ClipDataset(Dataset[VideoClip]):
         self.config = config
         self.training = training
         self.seed = seed
+        self.augmentation = augmentation
         # In shared memory, so that loader processes that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        needed = (config.video_clip_length - 1) * config.frame_stride + 1
-        for i in range(len(source)):
-            if source.num_frames(i) < needed:
-                logger.info(
-                    "video {!r} has {} frames and a clip spans {}: it is played forwards and "
-                    "backwards",
-                    source.name(i),
-                    source.num_frames(i),
-                    needed,
-                )
+        self._tell_short_videos()
+
+    def _tell_short_videos(self) -> None:
+        """One line for all of them, or the error that was asked for."""
+        needed = (self.config.video_clip_length - 1) * self.config.frame_stride + 1
+        short = [i for i in range(len(self.source)) if self.source.num_frames(i) < needed]
+        if not short:
+            return
+        first = f"video {self.source.name(short[0])!r} has {self.source.num_frames(short[0])}"
+        what = f"{len(short)} of {len(self.source)} videos are shorter than a clip: {first} frames"
+        what += f" and a clip spans {needed}"
+        if self.config.short_videos == "error":
+            raise DataError(
+                f"{what}; leave them out of the split, ask for shorter clips "
+                "(dataset.video_clip_length, dataset.frame_stride), or have them played back and "
+                "forth (dataset.short_videos=turn_back)"
+            )
+        logger.info("{}; they are played forwards and backwards", what)
 
     def __len__(self) -> int:
         return len(self.source) * (self.config.clips_per_video if self.training else 1)
@@ -104,63 +132,94 @@ class ClipDataset(Dataset[VideoClip]):
         if self.training:
             i = self.source.index_in_epoch(i, self.epoch)
             generator = np.random.default_rng((self.seed, self.epoch, index))
-        clip = self._read(i, self._window(i, self._first_frame(i, generator)))
+        stored = cache(partial(self.source.read_masks, i))  # both once for a clip
+        masks = cache(lambda t: self._resized(stored(t)))
+        steps = self._steps(i, generator)
+        start = self._first_frame(i, steps, masks, generator)
+        clip = self._read(i, self._window(i, start, steps), stored, masks)
         if generator is not None and self.config.augment:
-            clip = augment(clip, generator)
+            clip = augment(clip, generator, self.augmentation, self.config.min_objects)
         return self._select(clip, generator)
 
-    def _first_frame(self, i: int, generator: np.random.Generator | None) -> int:
+    def _steps(self, i: int, generator: np.random.Generator | None) -> np.ndarray:
+        """``[T]`` from 0: how many strides from its first each frame of a clip of video i lies."""
+        steps = np.arange(self.config.video_clip_length)
+        if generator is not None and self.config.max_gap:
+            left_out = generator.integers(0, self.config.max_gap + 1, len(steps) - 1).cumsum()
+            room = max((self.source.num_frames(i) - 1) // self.config.frame_stride - steps[-1], 0)
+            steps[1:] += np.minimum(left_out, room)
+        return steps
+
+    def _first_frame(
+        self,
+        i: int,
+        steps: np.ndarray,
+        masks: ReadMasks,
+        generator: np.random.Generator | None,
+    ) -> int:
         """The first frame of a clip of video i; see the class for the rule."""
         n = self.source.num_frames(i)
-        starts = np.arange(n)
+        starts, wanted = np.arange(n), 1
         if generator is not None:
-            fitting = max(n - (self.config.video_clip_length - 1) * self.config.frame_stride, 0)
+            wanted = self.config.min_objects
+            fitting = max(n - int(steps[-1]) * self.config.frame_stride, 0)
             starts = np.concatenate(
                 [generator.permutation(fitting), fitting + generator.permutation(n - fitting)]
             )
-        for t in starts.tolist():
-            if any(bool(mask.any()) for mask in (self._masks(i, t) or {}).values()):
-                return t
+        best, most = 0, 0
+        for tried, t in enumerate(starts.tolist(), 1):
+            shown = sum(bool(mask.any()) for mask in (masks(t) or {}).values())
+            if shown > most:
+                best, most = t, shown
+            if most >= wanted or (most and tried >= TRIES):
+                return best
+        if most:
+            return best
         raise DataError(nothing_visible(self.source.name(i), n, self.config.image_size))
 
-    def _window(self, i: int, start: int) -> list[int]:
+    def _window(self, i: int, start: int, steps: np.ndarray) -> list[int]:
         """T frame numbers from ``start`` on, turning back at the ends of the video."""
         stride = self.config.frame_stride
         usable = range(start % stride, self.source.num_frames(i), stride)
         last = len(usable) - 1
-        steps = start // stride + np.arange(self.config.video_clip_length)
-        turned = last - np.abs(steps % max(2 * last, 1) - last)
+        places = start // stride + steps
+        turned = last - np.abs(places % max(2 * last, 1) - last)
         return [usable[k] for k in turned.tolist()]
 
-    def _masks(self, i: int, t: int) -> dict[ObjectId, torch.Tensor] | None:
-        """Masks of one frame at the clip's size."""
-        masks = self.source.read_masks(i, t)
-        if not masks:
-            return None if masks is None else {}
+    def _resized(self, masks: Masks) -> Masks:
         size = (self.config.image_size,) * 2
-        resized = resize_masks(torch.from_numpy(np.stack(list(masks.values()))), size)
-        return dict(zip(masks, resized, strict=True))
+        if masks is None:
+            return None
+        return {o: resize_masks(torch.from_numpy(m), size).numpy() for o, m in masks.items()}
 
-    def _read(self, i: int, window: list[int]) -> VideoClip:
+    def _read(self, i: int, window: list[int], stored: ReadMasks, masks: ReadMasks) -> VideoClip:
         """The clip with every object that is visible on one of its frames."""
-        size = (self.config.image_size,) * 2
-        unlike = set()
-        frames, masks = {}, {}
+        side = self.config.image_size
+        unlike, faults, frames = set(), [], {}
         for t in dict.fromkeys(window):  # a frame that stands twice in the clip is read once
             frame = self.source.read_frame(i, t)
+            place = f"video {self.source.name(i)!r}, frame {self.source.frame_name(i, t)}"
+            faults.append(unlike_mask(place, frame.shape[:2], stored(t)))
             unlike.add(frame.shape[:2])
-            frames[t] = resize_frames(torch.from_numpy(frame).permute(2, 0, 1), size)
-            masks[t] = self._masks(i, t)
+            resized = resize_frames(torch.from_numpy(frame).permute(2, 0, 1), (side, side))
+            frames[t] = resized.permute(1, 2, 0)
         if len(unlike) > 1:
             raise DataError(unlike_frames(self.source.name(i), unlike))
-        seen = {o for m in masks.values() for o, mask in (m or {}).items() if bool(mask.any())}
+        for fault in filter(None, faults):
+            raise DataError(fault)
+        by_frame = [masks(t) for t in window]
+        seen = {o for shown in by_frame for o, mask in (shown or {}).items() if mask.any()}
         objects = sorted(seen, key=lambda o: (isinstance(o, str), o))
-        empty = torch.zeros(size, dtype=torch.bool)
-        stacked = [torch.stack([(masks[t] or {}).get(o, empty) for o in objects]) for t in window]
-        annotated = torch.tensor([masks[t] is not None for t in window])
+        stacked = torch.zeros(len(window), len(objects), side, side, dtype=torch.bool)
+        for k, shown in enumerate(by_frame):
+            for n, o in enumerate(objects):
+                if shown and o in shown:
+                    stacked[k, n] = torch.from_numpy(shown[o])
+        annotated = torch.tensor([shown is not None for shown in by_frame])
         return VideoClip(
-            frames=torch.stack([frames[t] for t in window]),
-            masks=torch.stack(stacked),
+            # Colours lie side by side in memory, as decoded and as OpenCV and resizing want them.
+            frames=torch.stack([frames[t] for t in window]).permute(0, 3, 1, 2),
+            masks=stacked,
             annotated=annotated[:, None].expand(-1, len(objects)).clone(),
             name=self.source.name(i),
             frame_indices=list(window),
