@@ -1,6 +1,7 @@
 # make demo   the four notebooks on the sample clips, with the nano model, on two CPU cores
-# make lab    JupyterLab in notebooks/
+# make lab    JupyterLab in notebooks/, with 00_quickstart open
 # make test   lint, type check and the default tests
+# make docs   the notebooks, run on the sample clips, as pages in docs/notebooks/
 # Each of them sets up .venv first; a second call installs nothing.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo lab test lint setup clean
+.PHONY: demo lab docs test lint setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -41,7 +42,11 @@ demo: $(STAMP)
 	$(BIN)/python -m sam2kit run --config configs/quickstart.yaml
 
 lab: $(STAMP)
-	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks \
+	--LabApp.default_url=/lab/tree/00_quickstart.ipynb
+
+docs: $(STAMP)
+	$(BIN)/python docs/render_notebooks.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
