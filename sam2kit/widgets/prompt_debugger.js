@@ -5,6 +5,7 @@ const TOOLS = [
   ["brush", "Brush", "Paint onto the object's mask"],
   ["erase", "Erase", "Paint off the object's mask"],
 ];
+const SMALLEST = 600; // pixels that a frame is wide at least: smaller ones are enlarged
 const DRAG = 5; // pixels from which on a click is a box
 const COLORS = { positive: "#009e73", negative: "#d55e00", box: "#f0e442", halo: "#ffffff" };
 
@@ -131,14 +132,16 @@ function render({ model, el }) {
     const { picture, masks } = bitmaps;
     const state = model.get("state");
     const context = canvas.getContext("2d");
-    if (canvas.width !== picture.bitmap.width || canvas.height !== picture.bitmap.height) {
-      canvas.width = picture.bitmap.width;
-      canvas.height = picture.bitmap.height;
+    const zoom = Math.ceil(SMALLEST / picture.bitmap.width);
+    if (canvas.width !== picture.bitmap.width * zoom || canvas.height !== picture.bitmap.height * zoom) {
+      canvas.width = picture.bitmap.width * zoom;
+      canvas.height = picture.bitmap.height * zoom;
     }
+    context.imageSmoothingEnabled = false;
     context.globalAlpha = 1;
-    context.drawImage(picture.bitmap, 0, 0);
+    context.drawImage(picture.bitmap, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = opacity.value / 100;
-    context.drawImage(masks.bitmap, 0, 0);
+    context.drawImage(masks.bitmap, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;
     const scale = canvas.width / state.size[1];
     const at = (v) => (v + 0.5) * scale; // the centre of a pixel
