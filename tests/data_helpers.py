@@ -116,29 +116,35 @@ def make_ytvis(root: Path, num_frames: int = 4, videos: tuple[Any, ...] = (2, 10
     return content
 
 
-def save_video(path: Path, values: list[int], codec: str = "libx264", **options: Any) -> Path:
+def save_video(
+    path: Path,
+    values: list[int],
+    codec: str = "libx264",
+    size: tuple[int, int] = SIZE,
+    **options: Any,
+) -> Path:
     """A video file of frames of one grey value each; ``options`` are the encoder's.
 
     ``times``: when each frame is shown, in thousandths of a second.
     """
     import av
 
-    times = options.pop("times", None)
+    times, encoder = options.pop("times", None), options.pop("options", {})
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
-        stream.height, stream.width = SIZE
+        stream.height, stream.width = size
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         if times is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        stream.options = {"crf": "10"} if codec == "libx264" else {}
+        stream.options = encoder | ({"crf": "10"} if codec == "libx264" else {})
         for key, value in options.items():
             setattr(stream.codec_context, key, value)
         for t, value in enumerate(values):
-            pixels = np.full((*SIZE, 3), value, np.uint8)
+            pixels = np.full((*size, 3), value, np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if times is not None:
-                frame.pts, frame.time_base = times[t], stream.time_base
+                frame.pts, frame.time_base = times[t], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -162,3 +168,16 @@ def make_sav(
         }
         save_json(root / f"{name}_{kind}.json", content)
     return root
+
+
+def everything(source: Any) -> list[Any]:
+    """All that a source says, as values that can be compared."""
+    said: list[Any] = [source.names]
+    for i in range(len(source)):
+        for t in range(source.num_frames(i)):
+            masks, void = source.read_masks(i, t), source.read_void(i, t)
+            told = None if masks is None else {k: m.tobytes() for k, m in masks.items()}
+            void_told = None if void is None else void.tobytes()
+            said.append((source.frame_name(i, t), source.read_frame(i, t).tobytes()))
+            said.append((told, void_told))
+    return said

@@ -94,7 +94,9 @@ class VideoFileDataset(FilmedVideos):
         self._masks: list[MaskFiles | _COCOMasks] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
-            self._masks = [_COCOMasks(content, n, self.num_frames(i)) for i, n in enumerate(names)]
+            self._masks = [
+                _COCOMasks(content, masks, n, self.num_frames(i)) for i, n in enumerate(names)
+            ]
         elif masks is not None:
             self._masks = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
 
@@ -110,6 +112,8 @@ class VideoFileDataset(FilmedVideos):
         return [path for _, path in masks.paths(t)] if isinstance(masks, MaskFiles) else []
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        if not 0 <= t < self.num_frames(i):
+            raise IndexError(f"frame {t} of {self._paths[i]}, which has {self.num_frames(i)}")
         if not self.has_masks:
             return None
         return self._masks[i].read(t, f"{t} of {self._paths[i]}", self.video(i).size)
@@ -122,11 +126,11 @@ class VideoFileDataset(FilmedVideos):
 class _COCOMasks:
     """The masks that a COCO JSON has of one video file."""
 
-    def __init__(self, content: COCODataset, name: str, num_frames: int) -> None:
-        self.content = content
+    def __init__(self, content: COCODataset, file: Path, name: str, num_frames: int) -> None:
+        self.content, self.file = content, file
         if name not in content.names:
             raise DataError(
-                f"{content.file} has no video {name!r}, and the folder has a file of that name; "
+                f"{file} has no video {name!r}, and the folder has a file of that name; "
                 "add it, or leave it out of the split"
             )
         self.video = content.names.index(name)
@@ -135,7 +139,7 @@ class _COCOMasks:
         outside = [t for t in orders if t not in range(num_frames)]
         if outside:
             raise DataError(
-                f"{content.file}: 'order_in_video' {outside[0]} of video {name!r}, whose file has "
+                f"{file}: 'order_in_video' {outside[0]:g} of video {name!r}, whose file has "
                 f"{num_frames} frames; for a video file it is the number of the frame, from 0"
             )
 
@@ -146,7 +150,7 @@ class _COCOMasks:
         for who, mask in (masks or {}).items():
             if mask.shape != size:
                 raise DataError(
-                    f"{self.content.file}: object {who!r} has a mask of {list(mask.shape)}, its "
+                    f"{self.file}: object {who!r} has a mask of {list(mask.shape)}, its "
                     f"frame {frame} is {list(size)}; masks must have their frame's size"
                 )
         return masks

@@ -59,11 +59,12 @@ class MixtureDataset(VideoSource):
 
     def locate(self, i: int) -> tuple[int, int]:
         """The source of video ``i``, by its place in ``sources``, and the video's number there."""
-        if i < 0:
-            raise IndexError(f"video {i}")
         if i >= len(self):  # one that a source generates beyond its length
             local, part = divmod(i - len(self), len(self.sources))
-            return part, local
+            if local >= len(self.sources[part]):
+                return part, local
+        if not 0 <= i < len(self):
+            raise IndexError(f"video {i} of {len(self)}")
         part = int(np.searchsorted(self._starts, i, side="right")) - 1
         return part, i - int(self._starts[part])
 

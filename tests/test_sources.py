@@ -1,0 +1,778 @@
+"""One contract for every source, on data in its own format; and what each refuses."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import (
+    SIZE,
+    compressed,
+    everything,
+    make_coco,
+    make_davis,
+    make_sav,
+    make_ytvis,
+    save_frame,
+    save_json,
+    save_palette,
+    save_video,
+    square,
+)
+from loguru import logger
+from PIL import Image
+
+from sam2kit.checks import check, check_paths
+from sam2kit.clip import collate
+from sam2kit.compose import compose
+from sam2kit.config import Config, DatasetConfig
+from sam2kit.data import (
+    ClipDataset,
+    SAVDataset,
+    VideoDataset,
+    VideoFileDataset,
+    build_datasets,
+    build_source,
+    open_source,
+)
+from sam2kit.data.corrected import append_correction
+from sam2kit.data.masks import MaskFiles
+from sam2kit.data.mixture import MixtureDataset, shares
+from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.data.video_file import VideoFile
+from sam2kit.data_config import DATASET_TYPES
+from sam2kit.engine import SAM2LightningModule
+from sam2kit.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+# --- the contract -------------------------------------------------------------------------------
+# Every data set tells the same story: videos in which frame t is of grey value 10 t, one object
+# moves to the right and one stays. A row of FORMATS writes it in a format of its own.
+
+
+@dataclass
+class Told:
+    """How a source is chosen, and what it then has to say."""
+
+    keys: dict[str, Any]
+    names: tuple[str, ...] = ("a", "b")
+    num_frames: int = 6
+    objects: tuple[ObjectId, ...] | None = (1, 2)  # the one that moves, the one that stays
+    annotated: Callable[[int], bool] = lambda t: True
+    frame_names: Callable[[int], str] = "{:05d}".format
+    story: bool = True  # False: pixels are generated
+
+    def masks(self, t: int) -> dict[ObjectId, np.ndarray] | None:
+        if self.objects is None or not self.annotated(t):
+            return None
+        both = (square(0, 2 * t % 24), square(12, 20))
+        return dict(zip(self.objects, both, strict=False))
+
+
+def folders(root: Path, **changes: Any) -> Told:
+    return Told({"data_path": str(make_davis(root, **changes))})
+
+
+def one_object(root: Path) -> Told:
+    """DAVIS 2016: grey, 0 and 255, under a resolution."""
+    for name in "ab":
+        for t in range(6):
+            save_frame(root / "JPEGImages" / "480p" / name / f"{t:05d}.jpg", 10 * t)
+            mask = root / "Annotations" / "480p" / name / f"{t:05d}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((255 * square(0, 2 * t)).astype(np.uint8)).save(mask)
+    return Told({"data_path": str(root)}, objects=(1,))
+
+
+def folder_an_object(root: Path) -> Told:
+    """As SA-V's validation set: 24 frames a second, masks on every fourth, a folder an object."""
+    for name in "ab":
+        for t in range(6):
+            save_frame(root / "JPEGImages_24fps" / name / f"{t:05d}.jpg", 10 * t)
+            for n, mask in enumerate((square(0, 2 * t % 24), square(12, 20))):
+                file = root / "Annotations_6fps" / name / f"{n:03d}" / f"{t:05d}.png"
+                if t % 4 == 0:
+                    save_palette(file, mask * 1)
+    return Told({"data_path": str(root)}, objects=(0, 1), annotated=lambda t: t % 4 == 0)
+
+
+def sparse(root: Path) -> Told:
+    """As YouTube-VOS: names with gaps, masks on some frames."""
+    make_davis(root, annotated=lambda t: t % 2 == 0)
+    for file in sorted(root.glob("*/*/*"), reverse=True):
+        file.rename(file.with_stem(f"{5 * int(file.stem):05d}"))
+    keys = {"data_path": str(root)}
+    return Told(keys, annotated=lambda t: t % 2 == 0, frame_names=lambda t: f"{5 * t:05d}")
+
+
+def masks_elsewhere(root: Path) -> Told:
+    make_davis(root)
+    (root / "JPEGImages").rename(root / "videos")
+    (root / "Annotations").rename(root / "labels")
+    for file in sorted(root.glob("*/*/*"), reverse=True):
+        file.rename(file.with_stem(f"shot {int(file.stem) + 8}"))
+    keys = {"data_path": str(root / "videos"), "masks_path": str(root / "labels")}
+    return Told(keys, frame_names=lambda t: f"shot {t + 8}")
+
+
+def coco(root: Path, **keys: Any) -> Told:
+    file = save_json(root / "labels.json", make_coco(root, 6, ("a", "b")))
+    keys = {"type": "coco", "annotation_file": str(file), **keys}
+    return Told(keys, objects=(3, "cat"), frame_names=str)
+
+
+def ytvis(root: Path) -> Told:
+    content = make_ytvis(root, 6)
+    for row in content["annotations"][::2]:
+        row["segmentations"][1] = compressed(square(0, 2))
+    keys = {"type": "coco", "annotation_file": str(save_json(root / "tracks.json", content))}
+    return Told(keys, names=("2", "10"), objects=None, frame_names=lambda t: f"{5 * t}")
+
+
+def components(root: Path) -> Told:
+    told = coco(root, identity="components")
+    return replace(told, objects=("0-1", "0-2"))
+
+
+def corrected(root: Path) -> Told:
+    """One frame without masks, and its truth among the corrections."""
+    make_davis(root, annotated=lambda t: t != 3)
+    masks: dict[ObjectId, np.ndarray] = {1: square(0, 6), 2: square(12, 20)}
+    for name in "ab":
+        append_correction(root / "corrections.jsonl", name, 3, masks, SIZE)
+    return Told({"data_path": str(root), "corrections": str(root / "corrections.jsonl")})
+
+
+def files(root: Path, ending: str = ".mp4", codec: str = "libx264") -> Told:
+    """Video files with masks in DAVIS layout, on even frames."""
+    make_davis(root, annotated=lambda t: t % 2 == 0)
+    shutil.rmtree(root / "JPEGImages")
+    for name in "ab":
+        save_video(root / f"{name}{ending}", [10 * t for t in range(6)], codec, gop_size=3)
+    return Told({"type": "files", "data_path": str(root)}, annotated=lambda t: t % 2 == 0)
+
+
+def files_with_coco(root: Path) -> Told:
+    content = make_coco(root / "unused", 6, ("a", "b"))
+    shutil.rmtree(root / "unused")
+    for image in content["images"]:
+        image["order_in_video"] //= 2
+        image["height"], image["width"] = SIZE
+    for name in "ab":
+        save_video(root / "videos" / f"{name}.mp4", [10 * t for t in range(6)])
+    path = save_json(root / "labels.json", content)
+    keys = {"type": "files", "data_path": str(root / "videos"), "masks_path": str(path)}
+    return Told(keys, objects=(3, "cat"))
+
+
+def sav(root: Path) -> Told:
+    keys = {"type": "sav", "data_path": str(make_sav(root))}
+    return Told(keys, objects=(0, 3), annotated=lambda t: t % 4 == 0)
+
+
+def images(root: Path) -> Told:
+    """The first frames of the story as pictures."""
+    for name in "ab":
+        save_frame(root / "images" / f"{name}.webp", 0)
+        ids = square(0, 0) * 1 + square(12, 20) * 2
+        save_palette(root / "masks" / f"{name}.png", ids)
+    keys = {"type": "images", "data_path": str(root)}
+    return Told(keys, num_frames=1, frame_names="ab".__getitem__)
+
+
+def mixture(root: Path) -> Told:
+    """Two sources that both have a video "a"."""
+    one, two = make_davis(root / "1", {"a": 6}), make_davis(root / "2", {"a": 6, "b": 6})
+    parts = [{"data_path": str(one), "weight": 2}, {"type": "video", "data_path": str(two)}]
+    return Told({"type": "mixture", "mixture": parts}, names=("1_a", "2_a", "2_b"))
+
+
+def composited(root: Path) -> Told:
+    make_davis(root)
+    shutil.rmtree(root / "Annotations")
+    return Told({"data_path": str(root)}, story=False)
+
+
+def synthetic(root: Path) -> Told:
+    keys = {"type": "synthetic", "synthetic_videos": 2, "image_size": 32, "video_clip_length": 6}
+    return Told(keys, names=("synthetic_0_00000", "synthetic_0_00001"), story=False)
+
+
+FORMATS: dict[str, Callable[[Path], Told]] = {
+    "folders": folders,
+    "resolution and tiff": lambda root: folders(root, below="480p", ending=".tif"),
+    "one object": one_object,
+    "a folder an object": folder_an_object,
+    "sparse": sparse,
+    "masks elsewhere": masks_elsewhere,
+    "coco": coco,
+    "ytvis": ytvis,
+    "components": components,
+    "corrected": corrected,
+    "files": files,
+    "files, avi": lambda root: files(root, ".AVI", "mpeg4"),
+    "files, mov": lambda root: files(root, ".mov"),
+    "files with coco": files_with_coco,
+    "sav": sav,
+    "images": images,
+    "mixture": mixture,
+    "composited": composited,
+    "synthetic": synthetic,
+}
+
+
+def config_of(told: Told) -> DatasetConfig:
+    return replace(DatasetConfig(image_size=32, num_workers=0), **told.keys)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Callable[[str], Told]:
+    made: dict[str, Told] = {}
+
+    def tell(name: str) -> Told:
+        if name not in made:
+            made[name] = FORMATS[name](tmp_path_factory.mktemp("data"))
+        return made[name]
+
+    return tell
+
+
+@pytest.fixture(scope="module")
+def other_process():
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_contract(name, story, other_process):
+    told = story(name)
+    source = build_source(config_of(told), seed=0)
+    assert source.names == list(told.names) and len(source) == len(told.names)
+    assert [source.name(i) for i in range(len(source))] == source.names
+    assert source.has_masks
+    for i in range(len(source)):
+        assert source.num_frames(i) == told.num_frames
+        for t in range(told.num_frames):
+            check_frame(source, told, i, t)
+    whole = everything(source)
+    assert everything(source) == whole  # what was read before makes no difference
+    assert everything(pickle.loads(pickle.dumps(source))) == whole
+    assert other_process.submit(everything, source).result(timeout=120) == whole
+    assert everything(build_source(config_of(told), seed=0)) == whole
+    read_backwards(source, whole)
+    if told.story:
+        refuses_bad_numbers(source)
+
+
+def check_frame(source: VideoSource, told: Told, i: int, t: int) -> None:
+    frame, masks = source.read_frame(i, t), source.read_masks(i, t)
+    assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+    for mask in (masks or {}).values():
+        assert mask.dtype == bool and mask.shape == frame.shape[:2]
+    frame[:] = 255  # an array that is read is the reader's own
+    assert (source.read_frame(i, t) != 255).any()
+    path = source.frame_path(i, t)
+    if path is not None:
+        with Image.open(path) as image:
+            assert np.array_equal(np.array(image.convert("RGB")), source.read_frame(i, t))
+    if not told.story:
+        return
+    assert abs(float(source.read_frame(i, t).mean()) - 10 * t) < 3
+    assert source.frame_name(i, t) == told.frame_names(i if told.num_frames == 1 else t)
+    expected = told.masks(t)
+    if told.objects is None:  # ids that differ from video to video
+        expected = dict(
+            zip(masks or {}, replace(told, objects=(0, 1)).masks(t).values(), strict=True)
+        )
+    assert (masks is None) == (expected is None)
+    assert set(masks or {}) == set(expected or {})
+    for who, mask in (expected or {}).items():
+        assert np.array_equal(masks[who], mask), (who, t)
+
+
+def read_backwards(source: VideoSource, whole: list[Any]) -> None:
+    places = [(i, t) for i in range(len(source)) for t in range(source.num_frames(i))]
+    frames = whole[1::2]
+    for k in reversed(range(len(places))):
+        assert source.read_frame(*places[k]).tobytes() == frames[k][1]
+
+
+def refuses_bad_numbers(source: VideoSource) -> None:
+    for i, t in ((0, source.num_frames(0)), (len(source), 0)):
+        for read in (source.read_frame, source.read_masks):
+            with pytest.raises(IndexError):
+                read(i, t)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_opening_decodes_no_pixels(name, story, monkeypatch):
+    told = story(name)
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(Image, "open", decode)
+    monkeypatch.setattr(VideoFile, "read_frame", decode)
+    assert len(build_source(config_of(told), seed=0)) == len(told.names)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_clips_of_every_source(name, story):
+    told = story(name)
+    config = replace(config_of(told), video_clip_length=2, clips_per_video=2)
+    clips = ClipDataset(build_source(config, seed=0), config, training=True, seed=3)
+    clip = clips[1]
+    assert clip.frames.shape == (2, 3, 32, 32) and clip.masks.shape[1] >= 1
+    again = ClipDataset(build_source(config, seed=0), config, training=True, seed=3)[1]
+    assert torch.equal(clip.frames, again.frames) and torch.equal(clip.masks, again.masks)
+    if told.story and told.num_frames > 1:
+        looked = [told.annotated(t) for t in clip.frame_indices]
+        assert clip.annotated.tolist() == [[there] * clip.masks.shape[1] for there in looked]
+
+
+def test_all_types_are_tried(story):
+    types = {story(name).keys.get("type", "video") for name in FORMATS}
+    assert types == set(DATASET_TYPES)
+
+
+# --- folders of frames --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def messages():
+    told: list[str] = []
+    sink = logger.add(told.append, format="{level} {message}")
+    yield told
+    logger.remove(sink)
+
+
+def test_stray_files_are_left_out_and_told(tmp_path, messages):
+    root = make_davis(tmp_path, {"a": 3}, ending=".JPG")
+    for place in ("JPEGImages", "Annotations"):
+        for name in (".DS_Store", "._00000.jpg", "._00000.png", "notes.txt"):
+            (root / place / "a" / name).write_text("no picture")
+    (root / "JPEGImages" / ".hidden").mkdir()
+    source = VideoDataset(root)
+    assert source.names == ["a"] and source.num_frames(0) == 3
+    assert [m for m in messages if "8 names are no part of the data" in m and ".DS_Store" in m]
+
+
+def test_links_are_followed(tmp_path):
+    make_davis(tmp_path / "real", {"a": 2, "b": 2})
+    (tmp_path / "data").mkdir()
+    for name in ("JPEGImages", "Annotations"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "real" / name)
+    assert VideoDataset(tmp_path / "data").names == ["a", "b"]
+    (tmp_path / "real" / "JPEGImages" / "a" / "00002.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match=r"a/00002.jpg is a link to nothing"):
+        VideoDataset(tmp_path / "data")
+
+
+def test_where_the_data_sets_lie_deeper(tmp_path):
+    for name in ("train", "valid"):
+        make_davis(tmp_path / name, {"a": 2})
+    with pytest.raises(DataError, match=r"data sets \['train', 'valid'\]; name one"):
+        VideoDataset(tmp_path)
+
+
+def test_two_kinds_of_masks_must_be_told_apart(tmp_path):
+    make_davis(tmp_path, {"a": 2})
+    (tmp_path / "Annotations").rename(tmp_path / "Annotations_6fps")
+    assert VideoDataset(tmp_path).has_masks
+    (tmp_path / "Annotations_all").mkdir()
+    with pytest.raises(DataError, match="rename the one to use to Annotations"):
+        VideoDataset(tmp_path)
+    (tmp_path / "Annotations").mkdir()
+    other = VideoDataset(tmp_path, masks_path=tmp_path / "Annotations_6fps")
+    assert set(other.read_masks(0, 1) or {}) == {1, 2}
+
+
+def mask_files(folder: Path, num_frames: int = 2) -> MaskFiles:
+    place = {f"{t:05d}": t for t in range(num_frames)}
+    return MaskFiles(folder, num_frames, place.get, "name them so")
+
+
+def test_a_folder_for_each_object(tmp_path):
+    save_palette(tmp_path / "000" / "00000.png", square(0, 0) * 7)
+    save_palette(tmp_path / "cat" / "00001.png", square(0, 0) * 1)
+    save_palette(tmp_path / "cat" / "00000.png", square(2, 2) * 255)
+    files = mask_files(tmp_path)
+    first = files.read(0, "frame", SIZE)
+    assert set(first) == {0, "cat"}
+    assert np.array_equal(first["cat"], square(2, 2)) and (first[0] & first["cat"]).any()
+    assert set(files.read(1, "frame", SIZE)) == {"cat"}  # the other is absent there
+    assert files.read_void(0) is None
+    assert (
+        files.read(0, "frame", SIZE) is not None
+        and mask_files(tmp_path, 3).read(2, "frame", SIZE) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("0/00000.png", "two folders are of object 0"),
+        ("dog/00007.png", "1 masks without a frame .* 00007.png; name them so"),
+        ("dog/00000.txt", "dog holds no PNG masks"),
+    ],
+)
+def test_folders_of_objects_refused(tmp_path, file, message):
+    save_palette(tmp_path / "000" / "00000.png", square(0, 0) * 1)
+    if file.endswith("png"):
+        save_palette(tmp_path / file, square(0, 0) * 1)
+    else:
+        (tmp_path / "dog").mkdir()
+    with pytest.raises(DataError, match=message):
+        mask_files(tmp_path)
+
+
+def test_files_that_are_no_masks_or_frames(tmp_path):
+    save_palette(tmp_path / "1" / "00000.png", square(0, 0) * 1 + square(12, 12) * 2)
+    with pytest.raises(DataError, match=r"00000.png shows one object and has the values \[1, 2\]"):
+        mask_files(tmp_path).read(0, "frame", SIZE)
+    root = make_davis(tmp_path / "d", {"a": 2}, ending=".tif")
+    Image.fromarray(np.zeros(SIZE, np.uint16)).save(root / "Annotations" / "a" / "00000.png")
+    with pytest.raises(DataError, match="00000.png has 16 bits a pixel"):
+        VideoDataset(root).read_masks(0, 0)
+    pages = [Image.new("RGB", SIZE[::-1])] * 2
+    pages[0].save(root / "JPEGImages" / "a" / "00001.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match="00001.tif holds 2 pictures"):
+        VideoDataset(root).read_frame(0, 1)
+
+
+# --- video files --------------------------------------------------------------------------------
+
+OPEN = {"options": {"x264-params": "open-gop=1:keyint=8:min-keyint=8:bframes=3"}}
+UNEVEN = {"times": [170 * (t // 3) + (0, 20, 70)[t % 3] for t in range(24)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("short.mp4", "libx264", {"gop_size": 4, "max_b_frames": 3}),
+        ("open.mp4", "libx264", OPEN),
+        ("open.mkv", "libx264", OPEN),
+        ("uneven.mp4", "libx264", {"gop_size": 6, "max_b_frames": 2, **UNEVEN}),
+        ("uneven.mkv", "libx264", {"gop_size": 6, "max_b_frames": 2, **UNEVEN}),
+        ("leaning.mov", "mpeg4", {"gop_size": 6, "max_b_frames": 2}),
+        ("leaning.avi", "mpeg4", {"gop_size": 6, "max_b_frames": 2}),
+        ("leaning2.avi", "libx264", {"gop_size": 6, "max_b_frames": 2}),
+        ("plain.avi", "mpeg4", {"gop_size": 6, "max_b_frames": 0}),
+    ],
+)
+def test_a_number_is_one_frame_in_any_order(tmp_path, name, codec, options):
+    file = VideoFile(save_video(tmp_path / name, [10 * t for t in range(24)], codec, **options))
+    assert file.num_frames(0) == 24 and file.size == SIZE
+
+    def shown(t: int) -> int:
+        return round(float(file.read_frame(0, t).mean()) / 10)
+
+    for order in (range(24), range(23, -1, -1), range(0, 24, 3), [20, 2, 7, 7, 6, 21, 0, 23]):
+        assert [shown(t) for t in order] == [*order]
+
+
+@pytest.mark.parametrize(("turn", "corner"), [(180, (1, 1)), (270, (1, 0)), (90, (0, 1))])
+def test_turned_videos_stand_upright(tmp_path, turn, corner):
+    path = save_video(tmp_path / "a.mp4", [0])
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:24, :32] = 220  # bright at the top left
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # of the track, in its header
+    one = 1 << 16
+    a, b = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[turn]  # clockwise
+    content[matrix : matrix + 20] = struct.pack(">5i", a, b, 0, -b, a)
+    path.write_bytes(content)
+    file = VideoFile(path)
+    upright = file.read_frame(0, 0)
+    assert upright.shape[:2] == file.size == ((48, 64) if turn == 180 else (64, 48))
+    rows, columns = (
+        np.array_split(np.arange(n), 2)[c] for n, c in zip(file.size, corner, strict=True)
+    )
+    assert upright[np.ix_(rows, columns)].mean() > 200
+
+
+def test_a_process_that_is_forked_reads_the_open_file(tmp_path):
+    save_video(tmp_path / "a.mp4", [10 * t for t in range(12)], gop_size=4)
+    source = VideoFileDataset(tmp_path)
+    source.read_frame(0, 5)  # its decoder has threads, which a fork does not take along
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        frames = [pool.submit(source.read_frame, 0, t) for t in (6, 7, 2)]
+        seen = [round(f.result(timeout=60).mean() / 10) for f in frames]
+    assert seen == [6, 7, 2] and round(source.read_frame(0, 6).mean() / 10) == 6
+
+
+def test_names_of_video_files(tmp_path):
+    for name in ("b2.mp4", "b10.MP4", "cam 1/a.mkv", "cam 1/.a.mkv"):
+        save_video(tmp_path / "data" / name.replace("/.", "/"), [0, 10])
+    (tmp_path / "data" / "._b2.mp4").write_text("no video")
+    source = VideoFileDataset(tmp_path / "data")
+    assert source.names == ["b2", "b10", "cam 1/a"] and not source.has_masks
+    assert source.read_masks(0, 1) is None
+    save_video(tmp_path / "data" / "b2.avi", [0], "mpeg4")
+    with pytest.raises(DataError, match="several frames are called 'b2'"):
+        VideoFileDataset(tmp_path / "data")
+    with pytest.raises(DataError, match="holds no video files"):
+        VideoFileDataset(make_davis(tmp_path / "other"))
+
+
+def test_masks_that_do_not_fit_their_video_file(tmp_path):
+    for name in "ab":
+        save_video(tmp_path / f"{name}.mp4", [0, 10])
+        save_palette(tmp_path / "Annotations" / name / "1.png", square(0, 0) * 1)
+    assert set(VideoFileDataset(tmp_path).read_masks(0, 1)) == {1}
+    save_palette(tmp_path / "Annotations" / "a" / "2.png", square(0, 0) * 1)
+    with pytest.raises(DataError, match="2.png; name masks by the number of their frame, 0 to 1"):
+        VideoFileDataset(tmp_path)
+    (tmp_path / "Annotations" / "a" / "2.png").rename(tmp_path / "Annotations" / "a" / "01.png")
+    with pytest.raises(DataError, match="are masks of one frame"):
+        VideoFileDataset(tmp_path)
+    shutil.rmtree(tmp_path / "Annotations" / "a")
+    with pytest.raises(DataError, match="Annotations/a is missing"):
+        VideoFileDataset(tmp_path)
+    save_palette(tmp_path / "Annotations" / "a" / "0.png", np.zeros((5, 6)))
+    with pytest.raises(DataError, match="0.png has 5 rows and 6 columns, its frame 0 of .*a.mp4"):
+        VideoFileDataset(tmp_path).read_masks(0, 0)
+
+
+def test_coco_json_that_does_not_fit_its_video_files(tmp_path):
+    told = files_with_coco(tmp_path)
+    save_video(tmp_path / "videos" / "c.mp4", [0])
+    with pytest.raises(DataError, match="labels.json has no video 'c'"):
+        build_source(config_of(told), seed=0)
+    (tmp_path / "videos" / "c.mp4").unlink()
+    save_video(tmp_path / "videos" / "a.mp4", [0, 10, 20])
+    with pytest.raises(DataError, match="'order_in_video' 3 of video 'a', whose file has 3"):
+        build_source(config_of(told), seed=0)
+
+
+# --- SA-V ---------------------------------------------------------------------------------------
+
+
+def test_both_kinds_of_masklets(tmp_path):
+    make_sav(tmp_path / "sav_000")
+    make_sav(tmp_path / "sav_000", names=("b",), kind="auto")
+    with pytest.raises(DataError, match="a.mp4 has no a_auto.json .* choose dataset.sav_masklets"):
+        SAVDataset(tmp_path, masklets="auto")
+    source = SAVDataset(tmp_path, masklets="both")
+    assert source.names == ["a", "b"]
+    assert set(source.read_masks(0, 4)) == {"manual_0", "manual_3"}
+    assert set(source.read_masks(1, 4)) == {"manual_0", "manual_3", "auto_0", "auto_3"}
+    assert open_source(tmp_path).names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video_frame_count": 9.0}, "a.mp4 has 6 frames, and a_manual.json says 9"),
+        ({"masklet_id": [0]}, "not one mask for each 'masklet_id'"),
+        ({"masklet": None}, "no annotation of SA-V"),
+        ({"masklet": [[], [], []], "masklet_id": []}, "masklets of 3 frames, one for every 4th"),
+        ({"masklet": [[compressed(np.ones((4, 4), bool))]], "masklet_id": [5]}, "masklet 5 on fra"),
+        ({"video_frame_count": "many"}, "'video_frame_count' cannot be read"),
+    ],
+)
+def test_masklets_that_do_not_fit_are_told(tmp_path, change, message):
+    import json
+
+    make_sav(tmp_path, names=("a",))
+    file = tmp_path / "a_manual.json"
+    save_json(file, json.loads(file.read_text()) | change)
+    with pytest.raises(DataError, match=message):
+        source = SAVDataset(tmp_path)
+        source.read_masks(0, 0)
+
+
+# --- mixtures -----------------------------------------------------------------------------------
+
+
+def drawn(source: MixtureDataset, epoch: int) -> list[str]:
+    return [source.name(source.index_in_epoch(i, epoch)) for i in range(len(source))]
+
+
+def test_weights_are_shares_of_an_epoch(tmp_path):
+    parts = [
+        {"data_path": str(make_davis(tmp_path / "1", {n: 2 for n in "abcdef"})), "weight": 1},
+        {"data_path": str(make_davis(tmp_path / "2", {"g": 2, "h": 2})), "weight": 2},
+        {"type": "synthetic", "synthetic_videos": 1, "weight": 3.0},
+    ]
+    keys = {"type": "mixture", "mixture": parts, "video_clip_length": 2}
+    source = build_source(config_of(Told(keys)), seed=5)
+    assert len(source) == 9 and isinstance(source, MixtureDataset)
+    epochs = [drawn(source, e) for e in range(4)]
+    for names in epochs:  # of 9 places: 1.5, 3 and 4.5
+        counts = [len([n for n in names if n in part]) for part in ("abcdef", "gh")]
+        assert counts == [2, 3] and len({n for n in names if "synthetic" in n}) == 4
+    assert sorted(n for names in epochs[:3] for n in names if n in "abcdef") == [*"abcdef"]
+    generated = [n for names in epochs for n in names if "synthetic" in n]
+    assert len(set(generated)) == len(generated)  # new ones in every epoch
+    assert epochs == [drawn(build_source(config_of(Told(keys)), seed=5), e) for e in range(4)]
+    assert epochs != [drawn(build_source(config_of(Told(keys)), seed=6), e) for e in range(4)]
+    beyond = source.index_in_epoch(8, 3)
+    assert beyond >= len(source) and source.read_frame(beyond, 1).shape == (32, 32, 3)
+    assert source.read_masks(beyond, 0) is not None
+
+
+def test_shares_add_up():
+    assert shares([1, 1, 1], 10) == [4, 3, 3]
+    assert shares([0.5, 2], 5) == [1, 4]
+    with pytest.raises(DataError, match="raise the smallest weight"):
+        MixtureDataset([build_source(config_of(synthetic(Path())), 0)] * 2, [1, 1e-6])
+
+
+def test_a_mixture_holds_out_of_each_source(tmp_path):
+    one, two = make_davis(tmp_path / "1", {"a": 2, "b": 2}), make_davis(tmp_path / "2")
+    parts = [{"data_path": str(one)}, {"data_path": str(two)}]
+    parts += [{"type": "synthetic", "synthetic_videos": 3}]
+    config = Config(dataset=config_of(Told({"type": "mixture", "mixture": parts})))
+    config.valdataset.synthetic_videos = 2
+    train, val = build_datasets(config)
+    names = train.source.names + val.source.names
+    stored = sorted(n for n in names if "synthetic" not in n)
+    assert stored == ["1_a", "1_b", "2_a", "2_b"]
+    assert sorted(n[0] for n in val.source.names) == ["1", "2", "3", "3"]
+    assert not set(train.source.names) & set(val.source.names)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"data_pat": "x"}, r"mixture\[1\].data_pat is no key of a source; did you mean data_path"),
+        ({"weight": 0}, r"mixture\[1\].weight is 0; give a number above 0"),
+        ({"weight": "2"}, r"mixture\[1\].weight is '2'; give a value such as 1.0"),
+        ({"type": "mixture"}, r"mixture\[1\].type is mixture"),
+        ({"type": "film"}, r"mixture\[1\].type is 'film'; choose from video, coco"),
+        ({"type": "coco"}, r"mixture\[1\].annotation_file is not set"),
+        ({"data_path": 5}, r"mixture\[1\].data_path is 5; give a text"),
+        ({"synthetic_motion": -1}, r"mixture\[1\].synthetic_motion is -1; give at least 0"),
+    ],
+)
+def test_mixtures_that_cannot_work(entry, message):
+    config = Config()
+    config.dataset.type, config.dataset.mixture = "mixture", [{"data_path": "here"}, entry]
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_keys_of_sources_that_cannot_work(tmp_path):
+    for overrides, message in (
+        (["dataset.type=mixture"], r"dataset.mixture is \[\]"),
+        (["dataset.type=sav", "dataset.sav_masklets=all"], "sav_masklets is 'all'"),
+        (["dataset.type=sav", "dataset.masks_path=x"], "masks_path is given, but type sav"),
+        (
+            ["dataset.type=mixture", "dataset.mixture=[{type: files}]", "dataset.data_path=x"],
+            "dataset.data_path is given, and type mixture has it in each source",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compose(overrides=overrides)
+    config = compose(
+        overrides=["dataset.type=mixture", "dataset.mixture=[{type: files, data_path: nowhere}]"]
+    )
+    with pytest.raises(ConfigError, match=r"dataset.mixture\[0\].data_path: nowhere does not exi"):
+        check_paths(config)
+
+
+def test_masks_elsewhere_are_those_of_the_training_videos():
+    config = Config()
+    config.dataset.masks_path = "labels"
+    assert config.validation_dataset().masks_path == "labels"
+    config.valdataset.data_path = "other"
+    assert config.validation_dataset().masks_path is None
+
+
+# --- whatever holds videos ----------------------------------------------------------------------
+
+
+def test_open_source_finds_out_what_it_is(tmp_path, story):
+    def kind(path: Any) -> str:
+        return type(open_source(path)).__name__
+
+    paths = {name: Path(story(name).keys.get("data_path", ".")) for name in FORMATS}
+    label = story("coco").keys["annotation_file"]
+    assert kind(paths["folders"]) == "VideoDataset"
+    assert kind(str(paths["masks elsewhere"])) == "VideoDataset"
+    assert kind(paths["folders"] / "JPEGImages" / "a") == "FrameFolder"
+    assert kind(paths["files"]) == kind(paths["files, avi"]) == "VideoFileDataset"
+    assert kind(paths["files"] / "a.mp4") == "VideoFile"
+    assert kind(paths["sav"]) == kind(paths["sav"] / "a.mp4") == "SAVDataset"
+    assert kind(paths["images"]) == "ImageDataset"
+    assert kind(label) == "COCODataset"
+    source = open_source(label)
+    assert open_source(source) is source
+    config = Config(dataset=config_of(story("composited")))
+    assert kind(config) == "CompositedDataset"
+    with pytest.raises(DataError, match=r"nothing does not exist; .* holds"):
+        open_source(tmp_path / "nothing")
+    with pytest.raises(DataError, match="no videos found. Expected ROOT/JPEGImages"):
+        open_source(tmp_path)
+    (tmp_path / "notes.txt").write_text("no video")
+    with pytest.raises(DataError, match="notes.txt cannot be read as a video"):
+        open_source(tmp_path / "notes.txt")
+
+
+# --- the real data ------------------------------------------------------------------------------
+
+
+def real(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"../shared/{name} is not there")
+    return SHARED / name
+
+
+def one_step(config: Config) -> None:
+    """Clips are drawn, a step is trained."""
+    train, _ = build_datasets(config)
+    module = SAM2LightningModule(config)
+    _, terms = module.track_and_score(collate([train[0]]), step=0)
+    terms["loss"].backward()
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert torch.isfinite(terms["loss"]) and any(bool(g.any()) for g in gradients)
+
+
+def test_davis_trains(tiny_config):
+    tiny_config.dataset.data_path = str(real("davis"))
+    one_step(tiny_config)
+
+
+def test_a_film_without_masks_trains(tiny_config):
+    tiny_config.dataset.type = "files"
+    tiny_config.dataset.data_path = str(real("video"))
+    tiny_config.valdataset.type = "synthetic"
+    one_step(tiny_config)
+
+
+def test_sav_trains(tiny_config, tmp_path):
+    """The real masklets, over frames that are made here."""
+    file = next(real("sav").glob("*_manual.json"))
+    shutil.copy(file, tmp_path)
+    name = file.stem.removesuffix("_manual")
+    save_video(tmp_path / f"{name}.mp4", [t % 250 for t in range(483)], size=(848, 480))
+    tiny_config.dataset.type = "sav"
+    tiny_config.dataset.data_path = str(tmp_path)
+    tiny_config.dataset.frame_stride = 4
+    tiny_config.valdataset.type = "synthetic"
+    source = build_source(tiny_config.dataset, 0)
+    annotated = [source.read_masks(0, t) is not None for t in range(0, 483, 2)]
+    assert annotated == [t % 4 == 0 for t in range(0, 483, 2)]
+    assert source.read_masks(0, 0)[1].shape == source.read_frame(0, 0).shape[:2] == (848, 480)
+    one_step(tiny_config)
