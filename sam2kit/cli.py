@@ -1,8 +1,8 @@
 """The command line: a table of commands, a table of flags, and no logic of its own.
 
 ``sam2kit --help`` answers without importing torch or Hydra, and a configuration that cannot work is
-refused before torch is imported. Exit codes: 0 done, 1 data that would stop training (doctor),
-2 input that cannot be used, 130 interrupted.
+refused before torch is imported. Exit codes: 0 done, 1 data that would stop training (doctor) or
+trials that failed (sweep), 2 input that cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from sam2kit.flags import (
     Flag,
     add_data_flags,
     add_flags,
+    add_pipeline_flags,
     add_train_flags,
     given_overrides,
     named_file,
-    parameter,
     paths_and_overrides,
-    stages,
+    positive,
     train_config,
+    train_overrides,
 )
 
 
@@ -206,19 +207,9 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
-        "-p",
-        "--parameter",
-        action="append",
-        default=[],
-        type=parameter,
-        metavar="NAME=VALUE",
-        help="a notebook parameter; the value is JSON, else text; may be repeated",
+        "--run-dir", type=Path, metavar="DIR", help="a run there goes on; default: a dated folder"
     )
-    parser.add_argument(
-        "--stages", type=stages, default=stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
-    )
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
-    add_train_flags(parser)
+    add_pipeline_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     from sam2kit.compose import config_dir
 
@@ -233,6 +224,35 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
         config_file = arguments.config or str(config_dir() / "config.yaml")
         run_stages(config_file, parameters, arguments.stages, arguments.run_dir)
+
+
+def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    parser.add_argument(
+        "--sweep-dir",
+        type=Path,
+        metavar="DIR",
+        help="a sweep there goes on (alone: as it was begun); default: a dated folder",
+    )
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="trials at once; default: one for each GPU, or 1"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again too")
+    add_pipeline_flags(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    from sam2kit.run_dir import open_run_dir
+    from sam2kit.sweep import plan, run_sweep
+
+    parameters = dict(arguments.parameter)
+    overrides = train_overrides(arguments, parameters.pop("overrides", []))
+    folder, trials, level = arguments.sweep_dir, None, "INFO"
+    if folder is None or overrides or parameters or arguments.config:
+        trials = plan(arguments.config, overrides)
+        level = trials[0].config.log_level
+        folder = open_run_dir(folder, trials[0].config.output_dir)
+    _log_to_console(level)
+    stages, retry = arguments.stages, arguments.retry_failed
+    rows = run_sweep(folder, trials, parameters, stages, arguments.jobs, retry)
+    return int(any(row["state"] == "failed" for row in rows))
 
 
 def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -296,6 +316,7 @@ COMMANDS = {
     "doctor": Command(doctor, "read a data set once, and tell what is wrong with it"),
     "convert": Command(convert, "write a data set in another layout, without loss"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
+    "sweep": Command(sweep, "run the notebooks for each point of a grid; one table of all"),
 }
 
 

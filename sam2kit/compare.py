@@ -14,6 +14,8 @@ from sam2kit.charts import interval_chart
 from sam2kit.errors import DataError
 from sam2kit.scores import SCHEMA_VERSION
 
+LEADERBOARD = "leaderboard.json"
+
 
 @dataclass(frozen=True)
 class EvaluatedRun:
@@ -46,15 +48,15 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
     return [EvaluatedRun(name, found[path]) for path, name in names.items()]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(
+    file: Path, version: int = SCHEMA_VERSION, remedy: str = "evaluate the run again"
+) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}); evaluate the run again") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{file}: field 'schema_version' must be {SCHEMA_VERSION}; evaluate the run again"
-        )
+        raise DataError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict) or content.get("schema_version") != version:
+        raise DataError(f"{file}: field 'schema_version' must be {version}; {remedy}")
     return content
 
 
@@ -66,6 +68,32 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
         count += 1
         names = {path: "/".join(path.parts[-count:]) for path in paths}
     return names
+
+
+def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The leaderboards of the sweeps in some folders and below them: a row for each trial.
+
+    The best of a sweep first, then those without a score. No rows where there is no sweep.
+
+    Raises:
+        DataError: a leaderboard that cannot be read.
+    """
+    files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
+    names = _names(sorted(file.parent for file in files))
+    rows = []
+    for folder, name in names.items():
+        for trial in _read(folder / LEADERBOARD, 1, "run the sweep again")["trials"]:
+            low, high = trial["J&F_interval"] or (None, None)
+            row = {"sweep": name, "rank": trial["rank"], "trial": trial["name"]}
+            row |= {"J&F": trial["J&F"]}
+            row["95% interval"] = None if low is None else f"{low:.3f} to {high:.3f}"
+            rows.append(row | {"state": trial["state"], "error": _short(trial["error"])})
+    return rows
+
+
+def _short(text: str | None) -> str | None:
+    line = " ".join(text.split()) if text else ""
+    return line if len(line) <= 160 else f"{line[:159]}…"
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:

@@ -61,6 +61,12 @@ def parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def stages(text: str) -> list[int]:
     stages: list[int] = []
     for part in text.split(","):
@@ -155,6 +161,22 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
 
 
+def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        type=parameter,
+        metavar="NAME=VALUE",
+        help="a notebook parameter; the value is JSON, else text; may be repeated",
+    )
+    parser.add_argument(
+        "--stages", type=stages, default=stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
+    )
+    add_train_flags(parser)
+
+
 def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
     known = options()
     for flag in flags:
@@ -185,14 +207,19 @@ def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> lis
     return [override(key, value) for key, (_, value) in given.items()] + arguments.overrides
 
 
+def train_overrides(arguments: argparse.Namespace, before: Sequence[str] = ()) -> list[str]:
+    """The overrides that training's flags stand for, after ``before``."""
+    debug = DEBUG_OVERRIDES if arguments.debug else ()
+    return [*debug, *before, *given_overrides(arguments, TRAIN_FLAGS)]
+
+
 def train_config(
     arguments: argparse.Namespace, before: Sequence[str] = ()
 ) -> tuple[Config, list[str]]:
     """The configuration that training's flags describe, and the overrides that make it."""
     from sam2kit.compose import compose
 
-    debug = DEBUG_OVERRIDES if arguments.debug else ()
-    overrides = [*debug, *before, *given_overrides(arguments, TRAIN_FLAGS)]
+    overrides = train_overrides(arguments, before)
     config = compose(arguments.config, overrides)
     if arguments.wandb is False and config.trainer.logger == "wandb":
         overrides.append("trainer.logger=tensorboard")

@@ -10,10 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from sam2kit.compose import compose, to_yaml
 from sam2kit.config import Config
 from sam2kit.errors import PipelineError
 from sam2kit.kernels import execute
+from sam2kit.processes import sigterm_interrupts
 from sam2kit.run_dir import open_run_dir
 from sam2kit.status import Status, locked
 
@@ -110,7 +108,7 @@ def run_stages(
     config_file = Path(config_file).absolute()
     own = {"run_dir": str(run_dir), "config_file": str(config_file), "resume": True}
     given = {**parameters, **own}
-    with locked(run_dir) as lock, _sigterm_interrupts():
+    with locked(run_dir) as lock, sigterm_interrupts():
         status = Status(run_dir, [s.stem for s in sources], {"config_file": str(config_file)})
         with status.kept():
             for n, source in enumerate(sources):
@@ -232,23 +230,6 @@ def _keep_failed(target: Path, before: Mapping[str, Any]) -> None:
         kept = f"{target.stem}.{before['state']}"
         count = len(list(target.parent.glob(f"{kept}-*.ipynb")))
         target.rename(target.with_name(f"{kept}-{count + 1}.ipynb"))
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C, which papermill unwinds from in good order, ending the kernel."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt("ended by SIGTERM")
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _existing_results(run_dir: Path) -> dict[str, Path]:

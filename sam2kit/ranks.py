@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 from loguru import logger
-from torch.distributed import is_torchelastic_launched
+from torch.distributed import destroy_process_group, is_torchelastic_launched
 
 from sam2kit.compose import compose, save_config
 from sam2kit.config import Config
@@ -94,3 +94,7 @@ if __name__ == "__main__":
     except SAM2KitError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written, and threads of libraries that wake while Python ends abort it

@@ -122,7 +122,7 @@ def started(config, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
-    for _ in range(600):
+    for _ in range(1200):
         if (tmp_path / "run" / "last.ckpt").exists():
             break
         time.sleep(0.1)

@@ -1,0 +1,238 @@
+"""Sweeps: the grid, what is refused, trials that fail, going on, the leaderboard, the GPUs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from sam2kit import sweep
+from sam2kit.cli import main
+from sam2kit.compare import find_runs, leaderboard_rows
+from sam2kit.errors import ConfigError, DataError, PipelineError
+from sam2kit.status import Status, is_locked, locked, read_status, write_whole
+from sam2kit.sweep import plan, run_sweep
+
+CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
+
+# Stands in for `sam2kit run`: a score out of the learning rate, and failures on purpose.
+TRIAL = """
+    import json, os, sys, time
+    from pathlib import Path
+    import yaml
+    from sam2kit.status import Status, locked
+    given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+    folder = Path(given["--run-dir"])
+    config = yaml.safe_load(Path(given["--config"]).read_text())
+    lr, seed = config["optimizer"]["lr"], config["seed"]
+    print("argv", sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    if seed == 13:
+        sys.exit("error: no such swan")
+    if seed == 14:
+        os.kill(os.getpid(), 9)
+    with locked(folder):
+        status = Status(folder, ["03_train"], {})
+        with status.kept(), status.of("03_train"):
+            while seed == 15 and not (folder / "go").exists():
+                time.sleep(0.05)
+            if lr > 0.5:
+                raise ValueError("too fast")
+            scores = {"J": lr, "F": lr, "J&F": lr, "J&F_interval": [lr / 2, lr * 2]}
+            text = json.dumps({"schema_version": 2, "trackers": {"after training": scores}})
+            (folder / "metrics.json").write_text(text)
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Trials that take a second, in place of the pipeline."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "standin.py").write_text(textwrap.dedent(TRIAL))
+    path = os.pathsep.join([str(tmp_path / "code"), os.getcwd()])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+    def start(module, *arguments, real=sweep.start, **options):
+        options["env"] = options.get("env", dict(os.environ)) | {"PYTHONPATH": path}
+        return real("standin", *arguments, **options)
+
+    monkeypatch.setattr(sweep, "start", start)
+
+
+def test_the_grid(config_file):
+    grid = ["seed=7", "model.trainable_modules=[memory_attention],[memory_encoder,'*']"]
+    trials = plan(config_file, [*grid, "optimizer.lr=1e-5,1e-4", "loss.dice=range(1,3)"])
+    assert len(trials) == 8
+    assert trials[0].overrides == [
+        "model.trainable_modules=[memory_attention]",
+        "optimizer.lr=1e-05",
+        "loss.dice=1",
+    ]
+    assert trials[0].name == "001_trainable_modules-_memory_attention_lr-1e-05_dice-1"
+    assert [t.config.loss.dice for t in trials[:2]] == [1, 2]
+    assert trials[7].config.model.trainable_modules == ["memory_encoder", "*"]
+    assert trials[7].config.optimizer.lr == 1e-4 and trials[7].config.seed == 7
+    assert len({t.name for t in trials}) == 8 and max(len(t.name) for t in trials) <= 64
+    assert [t.config.model.size for t in plan(config_file, ["model=nano,tiny"])] == ["nano", "t"]
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["seed=7"], "no override has several values"),
+        ([], "no override has several values"),
+        (["seed=1,2", "optimizer.lr=1e-4,0"], "trial 002_seed-1_lr-0: optimizer.lr is 0"),
+        (["optimizer.rl=1,2"], "trial 001_rl-1: .*unknown key optimizer.rl"),
+        (["model=glob(*)"], "cannot read 'model=glob.*write out the values"),
+        (["seed=interval(1,2)"], "cannot read 'seed=interval"),
+        (["seed=1,2", "trainer.devices=2"], "each trial of a sweep has one device"),
+        (["dataset.type=synthetic,video"], "trial 002_type-video: dataset.data_path is not set"),
+    ],
+)
+def test_refused_before_anything_starts(config_file, tmp_path, overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        plan(config_file, overrides)
+    assert main(["sweep", "--config", str(config_file), "--sweep-dir", "s", *overrides]) == 2
+    assert list(tmp_path.iterdir()) == [config_file]
+
+
+def trial(folder, name):
+    return json.loads((folder / "leaderboard.json").read_text())["trials"][name]
+
+
+def test_a_failure_is_recorded_and_the_sweep_goes_on(config_file, tmp_path, stand_in, capsys):
+    folder = tmp_path / "sweep"
+    given = ["sweep", "--config", str(config_file), "--sweep-dir", str(folder)]
+    grid = ["seed=1,13", "optimizer.lr=0.25,0.75"]
+    assert main([*given, "-p", "max_videos=3", "--stages", "3-4", *grid]) == 1
+    board = json.loads((folder / "leaderboard.json").read_text())
+    assert board["higher_is_better"] and "after training" in board["metric"]
+    states = {row["name"]: (row["state"], row["error"]) for row in board["trials"]}
+    assert states == {
+        "001_seed-1_lr-0.25": ("done", None),
+        "002_seed-1_lr-0.75": ("failed", "too fast"),
+        "003_seed-13_lr-0.25": ("failed", "error: no such swan"),
+        "004_seed-13_lr-0.75": ("failed", "error: no such swan"),
+    }
+    best = board["trials"][0]
+    assert best["rank"] == 1 and best["J&F"] == 0.25 and best["J&F_interval"] == [0.125, 0.5]
+    assert best["overrides"] == ["seed=1", "optimizer.lr=0.25"]
+    log = (folder / best["run_dir"] / "output.log").read_text()
+    assert "'--stages', '3,4'" in log and "'-p', 'max_videos=3'" in log
+    printed = capsys.readouterr().out
+    assert "higher is better" in printed and "0.125 to 0.500" in printed and "too fast" in printed
+    assert printed.strip() == (folder / "leaderboard.md").read_text().strip()
+
+    # Again: what failed stays as it is, unless it is to be tried again.
+    assert main(["sweep", "--sweep-dir", str(folder)]) == 1
+    assert "0 of 4 trials to run" in capsys.readouterr().err
+    assert main(["sweep", "--sweep-dir", str(folder), "--retry-failed", "--jobs", "2"]) == 1
+    assert "3 of 4 trials to run" in capsys.readouterr().err
+    assert [run.name for run in find_runs([folder])] == ["001_seed-1_lr-0.25"]
+
+
+def test_a_trial_that_is_killed_has_failed(config_file, tmp_path, stand_in):
+    rows = run_sweep(tmp_path / "sweep", plan(config_file, ["seed=14,1"]))
+    assert {r["name"]: r["error"] for r in rows} == {
+        "002_seed-1": None,
+        "001_seed-14": "killed by signal 9",
+    }
+
+
+def test_another_sweep_in_the_folder_is_refused(config_file, tmp_path, stand_in):
+    folder = tmp_path / "sweep"
+    with pytest.raises(PipelineError, match="holds no sweep"):
+        run_sweep(folder)
+    assert not folder.exists()
+    trials = plan(config_file, ["seed=1,2"])
+    run_sweep(folder, trials)
+    for other in (
+        (plan(config_file, ["seed=1,3"]),),
+        (plan(config_file, ["seed=1,2", "optimizer.lr=1"]),),
+        (trials, {"max_videos": 3}),
+        (trials, {}, (3,)),
+    ):
+        with pytest.raises(PipelineError, match="holds another sweep"):
+            run_sweep(folder, *other)
+    assert len(run_sweep(folder, trials)) == 2
+    with locked(folder), pytest.raises(PipelineError, match="in use by process"):
+        run_sweep(folder, trials)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_goes_on(config_file, tmp_path, stand_in, number):
+    folder = tmp_path / "sweep"
+    code = """
+        import sys
+        from pathlib import Path
+        from sam2kit import sweep
+        start = sweep.start
+        sweep.start = lambda module, *arguments, **options: start("standin", *arguments, **options)
+        sweep.run_sweep(Path(sys.argv[1]), sweep.plan(sys.argv[2], ["seed=1,15", "loss.dice=1,2"]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(folder), str(config_file)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    third = folder / "trials" / "003_seed-15_dice-1"
+    for _ in range(600):
+        if (third / "status.json").exists():
+            break
+        time.sleep(0.1)
+    rows = {row["trial"][:3]: row["state"] for row in leaderboard_rows([tmp_path])}
+    assert rows == {"001": "done", "002": "done", "003": "running", "004": "waiting"}
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert ("--sweep-dir" in told) == (number == signal.SIGTERM)
+    for _ in range(100):
+        if not is_locked(third):
+            break
+        time.sleep(0.1)
+    assert read_status(third)["state"] == "interrupted"
+    for name in ("003_seed-15_dice-1", "004_seed-15_dice-2"):
+        (folder / "trials" / name / "go").touch()
+    before = (folder / "trials" / "001_seed-1_dice-1" / "output.log").read_text()
+    assert {row["state"] for row in run_sweep(folder)} == {"done"}
+    assert (folder / "trials" / "001_seed-1_dice-1" / "output.log").read_text() == before
+
+
+def test_one_trial_for_each_gpu(config_file, tmp_path, stand_in, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-x")
+    run_sweep(tmp_path / "sweep", plan(config_file, ["seed=1,2,3"]))
+    logs = [f.read_text() for f in sorted((tmp_path / "sweep").glob("trials/*/output.log"))]
+    assert {log.split()[-1] for log in logs} == {"3", "GPU-x"}
+    run_sweep(tmp_path / "cpu", plan(config_file, ["seed=1,2", "trainer.accelerator=cpu"]), jobs=2)
+    logs = [f.read_text() for f in (tmp_path / "cpu").glob("trials/*/output.log")]
+    assert {log.split()[-1] for log in logs} == {"3,GPU-x"}  # as it was
+
+
+def test_a_broken_leaderboard_is_told(tmp_path):
+    assert leaderboard_rows([tmp_path]) == []
+    (tmp_path / "leaderboard.json").write_text("{}")
+    with pytest.raises(DataError, match="leaderboard.json: field 'schema_version' must be 1"):
+        leaderboard_rows([tmp_path])
+
+
+def test_state_of_a_trial_without_score(tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    with locked(folder):
+        with Status(folder, [], {}).kept():
+            assert read_status(folder)["state"] == "running"
+    write_whole(folder / "x", "y")
+    assert not (folder / "x.part").exists()
