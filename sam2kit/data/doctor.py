@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import cv2
@@ -110,19 +111,19 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     """
     count = source.num_frames(i)
     record = VideoRecord(source.name(i), part, count, hashes=np.zeros(count, np.uint64))
-    watch = IdentityWatch(record, lambda t: place(source, i, t))
+    watch = IdentityWatch(record, lambda t: mask_place(source, i, t))
     sizes: Counter[tuple[int, int]] = Counter()
     soft: list[int] = []
     for t in range(count):
-        frame = _attempt(record, source, i, t, source.read_frame)
+        where = place(source, i, t)
+        frame = _attempt(record, where, partial(source.read_frame, i, t))
         if frame is not None:
             sizes[frame.shape[:2]] += 1
             record.size = record.size or frame.shape[:2]
             record.hashes[t] = _hash(frame)
-        masks = _attempt(record, source, i, t, source.read_masks)
+        masks = _attempt(record, mask_place(source, i, t), partial(source.read_masks, i, t))
         if masks is None:
             continue
-        where = place(source, i, t)
         if frame is not None and (fault := unlike_mask(where, frame.shape[:2], masks)):
             record.add("error", "sizes", where, fault)
         masks = {o: mask for o, mask in masks.items() if _note(record, o, mask, settings)}
@@ -137,11 +138,11 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
         record.add(
             "warning",
             "colours",
-            place(source, i, soft[0]),
+            mask_place(source, i, soft[0]),
             f"on {len(soft)} frames most objects are thin seams, as where a colour or JPEG picture "
             "or a smoothed mask became object numbers; write masks without smoothing, as PNG",
         )
-    _judge_objects(record, source.has_masks, settings)
+    _judge_objects(record, source.has_masks, settings, bool(soft))
     _judge_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
     record.findings = _shortened(record.findings)
     return record
@@ -153,18 +154,18 @@ def place(source: VideoSource, i: int, t: int) -> str:
     return str(path) if path else f"video {source.name(i)!r}, frame {source.frame_name(i, t)}"
 
 
-def _attempt(
-    record: VideoRecord,
-    source: VideoSource,
-    i: int,
-    t: int,
-    read: Callable[[int, int], T],
-) -> T | None:
+def mask_place(source: VideoSource, i: int, t: int) -> str:
+    """What to call the masks of a frame: their file, or the frame."""
+    paths = source.mask_paths(i, t)
+    return str(paths[0]) if len(paths) == 1 else place(source, i, t)
+
+
+def _attempt(record: VideoRecord, where: str, read: Callable[[], T]) -> T | None:
     try:
-        return read(i, t)
+        return read()
     except DataError as error:
         if not record.findings or record.findings[-1].message != str(error):
-            record.add("error", "refused", place(source, i, t), str(error))
+            record.add("error", "refused", where, str(error))
         return None
 
 
@@ -243,23 +244,22 @@ class IdentityWatch:
                     continue
                 told.add((a, b))
                 swapped = a in now and b in before and _iou(before[b], now[a]) >= SAME_PLACE
+                where = self.place(earlier[0])
                 what = (
-                    f"objects {a!r} and {b!r} change places"
+                    f"objects {a!r} and {b!r} change places after {where}"
                     if swapped
-                    else f"object {b!r} is where object {a!r} was"
+                    else f"object {b!r} is where object {a!r} was on {where}"
                 )
-                self.record.add(
-                    "warning",
-                    "identity",
-                    self.place(t),
-                    f"{what} on the annotated frame before ({self.place(earlier[0])}); where it is "
-                    "one object, give it one id",
-                )
+                what += "; where it is one object, give it one id"
+                self.record.add("warning", "identity", self.place(t), what)
 
     def _find_flicker(self, now: dict[ObjectId, np.ndarray]) -> None:
         (_, before), (t, between) = self._seen
         for o in sorted(set(before) & set(now) - set(between), key=str):
-            hidden = any((before[o] & m).sum() * 10 >= before[o].sum() for m in between.values())
+            own = before[o]
+            hidden = any(
+                m.shape != own.shape or (own & m).sum() * 10 >= own.sum() for m in between.values()
+            )
             if not hidden and _iou(before[o], now[o]) >= UNMOVED:
                 self.record.add(
                     "warning",
@@ -282,11 +282,14 @@ def _iou(a: np.ndarray | None, b: np.ndarray | None) -> float:
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def _judge_objects(record: VideoRecord, has_masks: bool, settings: DatasetConfig) -> None:
+def _judge_objects(
+    record: VideoRecord, has_masks: bool, settings: DatasetConfig, soft: bool
+) -> None:
     size = settings.image_size
     if has_masks and not any(o.survives for o in record.objects.values()):
-        fault = nothing_visible(record.name, record.frames, size)
-        record.add("error", "empty", record.name, fault)
+        if not any(f.kind == "refused" for f in record.findings):  # which is why there is none
+            fault = nothing_visible(record.name, record.frames, size)
+            record.add("error", "empty", record.name, fault)
         return
     for who, own in record.objects.items():
         where = f"video {record.name!r}, object {who!r}"
@@ -299,7 +302,7 @@ def _judge_objects(record: VideoRecord, has_masks: bool, settings: DatasetConfig
             )
             continue
         grid = float(np.median(own.areas)) * (size / 4) ** 2
-        if not own.survives or grid < LEAST_GRID_AREA:
+        if not soft and (not own.survives or grid < LEAST_GRID_AREA):
             what = (
                 f"it covers {grid:.1f} cells of the {size // 4} x {size // 4} that masks are "
                 "predicted on"
@@ -342,29 +345,26 @@ def _judge_frames(record: VideoRecord, names: Sequence[str], settings: DatasetCo
 def order_fault(names: Sequence[str]) -> str | None:
     """What the numbers at the ends of the frames' names say against their order.
 
-    Names that count in steps of one size (most of the steps) but for some larger ones have gaps;
-    names without numbers, and irregular ones such as times, say nothing.
+    Numbers that fall (most rise) contradict it; where most rise by the same step, larger steps are
+    gaps. Names that differ in more than a number, and irregular ones such as times, say nothing.
     """
-    found = [re.search(r"(\d+)\D*$", name) for name in names]
-    if len(names) < 3 or None in found:
+    found = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
+    if len(names) < 3 or len({m and (m[1].rstrip("0"), m[3]) for m in found}) > 1 or not found[0]:
         return None
-    numbers = [int(match.group(1)) for match in found if match]
-    steps = np.diff(numbers)
+    steps = np.diff([int(match[2]) for match in found if match])
     usual, times = Counter(steps.tolist()).most_common(1)[0]
-    if 2 * times <= len(steps):
-        return None
-    odd = np.flatnonzero((steps > usual) if usual > 0 else (steps != usual))
     back = np.flatnonzero(steps <= 0)
-    if usual <= 0 or len(back):
+    if 0 < 2 * len(back) < len(steps):
         t = int(back[0])
         return (
             f"frame {names[t + 1]} stands after {names[t]}, against the numbers in their names; "
             "number the frames in their order"
         )
-    if not len(odd):
+    gaps = np.flatnonzero(steps > usual)
+    if 2 * times <= len(steps) or usual <= 0 or not len(gaps):
         return None
-    t = int(odd[0])
-    more = f", and at {len(odd) - 1} more places" if len(odd) > 1 else ""
+    t = int(gaps[0])
+    more = f", and at {len(gaps) - 1} more places" if len(gaps) > 1 else ""
     return (
         f"frames are missing between {names[t]} and {names[t + 1]}{more}, where the others count "
         f"in steps of {usual}; add them, or cut the video there"

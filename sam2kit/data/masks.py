@@ -118,17 +118,15 @@ class MaskFiles:
         """
         masks: dict[ObjectId, np.ndarray] | None = None
         for owner, path in self.paths(t):
-            ids = read_id_mask(path) if owner is None else _read_object(path).astype(np.uint8)
+            ids = read_id_mask(path) if owner is None else _read_object(path)
             if ids.shape != size:
                 raise DataError(
                     f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame {frame} "
                     f"{size[0]} and {size[1]}; masks must have their frame's size"
                 )
-            found = {
-                self._names.get(n, n) if owner is None else owner: ids == n
-                for n in values_in(ids)
-                if n != 0
-            }
+            found = {owner: ids}
+            if owner is None:
+                found = {self._names.get(n, n): ids == n for n in values_in(ids) if n != 0}
             masks = (masks or {}) | found
         return masks
 

@@ -63,6 +63,10 @@ class VideoSource(ABC):
         """The picture file that is frame ``t`` of video ``i``; None where no file is just that."""
         return None
 
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        """The files that hold nothing but masks of frame ``t``: none, one, or one an object."""
+        return []
+
     def index_in_epoch(self, i: int, epoch: int) -> int:
         """The video that stands at ``i`` in this epoch of training.
 
@@ -101,3 +105,6 @@ class SelectedVideos(VideoSource):
 
     def frame_path(self, i: int, t: int) -> Path | None:
         return self.source.frame_path(self.indices[i], t)
+
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        return self.source.mask_paths(self.indices[i], t)

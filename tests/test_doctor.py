@@ -1,0 +1,505 @@
+"""The doctor finds each planted fault, by its file, and none in healthy data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import compressed, save_json, save_palette, square
+from PIL import Image
+
+from sam2kit.cli import main
+from sam2kit.compose import compose
+from sam2kit.config import DatasetConfig
+from sam2kit.data import SelectedVideos, VideoDataset, build_datasets, open_source
+from sam2kit.data.diagnosis import Examination, examine
+from sam2kit.data.doctor import IdentityWatch, VideoRecord, has_soft_edges, order_fault
+from sam2kit.errors import DataError
+
+SHARED = Path(__file__).parents[2] / "shared"
+SIZE = (48, 64)
+FRAMES = 6
+SETTINGS = DatasetConfig(image_size=64, video_clip_length=4)
+
+
+def write_frame(path: Path, seed: object, size: tuple[int, int] = SIZE) -> None:
+    """Noise, another for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(list(str(seed).encode()))
+    Image.fromarray(generator.integers(0, 255, (*size, 3), np.uint8)).save(path)
+
+
+def ids_of(t: int) -> np.ndarray:
+    """Object 1 moves to the right, object 2 stays."""
+    ids = np.zeros(SIZE, np.uint8)
+    ids[square(4, 4 + 4 * t, 14, SIZE)] = 1
+    ids[square(28, 40, 12, SIZE)] = 2
+    return ids
+
+
+def healthy(root: Path, videos: str = "abc") -> Path:
+    for name in videos:
+        for t in range(FRAMES):
+            write_frame(root / f"JPEGImages/{name}/{t:05d}.png", f"{root.name}{name}{t}")
+            save_palette(root / f"Annotations/{name}/{t:05d}.png", ids_of(t))
+    return root
+
+
+def change_ids(path: Path, change: Callable[[np.ndarray], None]) -> None:
+    ids = np.array(Image.open(path))
+    change(ids)
+    save_palette(path, ids)
+
+
+def look(root: Path, **more: object) -> Examination:
+    return examine(root, SETTINGS, **more)
+
+
+def found(examination: Examination) -> list[tuple[str, str]]:
+    return [(f.severity, f.kind) for f in examination.findings]
+
+
+# --- planted faults ------------------------------------------------------------------------------
+# A fault is planted in video b of a healthy data set; it says what is to be found of it.
+
+FRAME, MASK = "JPEGImages/b/00003.png", "Annotations/b/00003.png"
+Planted = tuple[str, str, tuple[str, ...]]
+"""Severity, kind, and texts that the finding holds."""
+FAULTS: dict[str, Callable[[Path], Planted]] = {}
+
+
+def fault(plant: Callable[[Path], Planted]) -> Callable[[Path], Planted]:
+    FAULTS[plant.__name__] = plant
+    return plant
+
+
+@fault
+def unreadable_frame(root: Path) -> Planted:
+    (root / FRAME).write_bytes(b"no picture")
+    return "error", "refused", (FRAME, "replace the file")
+
+
+@fault
+def empty_frame_file(root: Path) -> Planted:
+    (root / FRAME).write_bytes(b"")
+    return "error", "refused", (FRAME, "replace the file")
+
+
+@fault
+def truncated_frame(root: Path) -> Planted:
+    (root / FRAME).write_bytes((root / FRAME).read_bytes()[:-3000])
+    return "error", "refused", (FRAME, "replace the file")
+
+
+@fault
+def truncated_jpeg(root: Path) -> Planted:
+    path = (root / FRAME).with_suffix(".jpg")
+    Image.open(root / FRAME).save(path, quality=95)
+    (root / FRAME).unlink()
+    path.write_bytes(path.read_bytes()[:-2000])
+    return "error", "refused", ("JPEGImages/b/00003.jpg", "replace the file")
+
+
+@fault
+def truncated_mask(root: Path) -> Planted:
+    (root / MASK).write_bytes((root / MASK).read_bytes()[:-60])
+    return "error", "refused", (MASK, "replace the file")
+
+
+@fault
+def mask_of_another_size(root: Path) -> Planted:
+    save_palette(root / MASK, ids_of(3)[:40])
+    return "error", "refused", (MASK, "40 rows", FRAME, "48")
+
+
+@fault
+def frame_of_another_size(root: Path) -> Planted:
+    write_frame(root / FRAME, "larger", (60, 80))
+    save_palette(root / MASK, np.kron(ids_of(3), np.ones((2, 2), int))[:60, :80])
+    return "error", "sizes", ("'b'", "(48, 64), (60, 80)")
+
+
+@fault
+def colours(root: Path) -> Planted:
+    Image.open(root / MASK).convert("RGB").save(root / MASK)
+    return "error", "refused", (MASK, "colours are not object numbers")
+
+
+@fault
+def jpeg_masks(root: Path) -> Planted:
+    for path in sorted((root / "Annotations/b").iterdir()):
+        Image.open(path).convert("RGB").save(path.with_suffix(".jpg"))
+        path.unlink()
+    return "error", "refused", ("Annotations/b", "no PNG masks")
+
+
+@fault
+def masks_that_were_jpeg(root: Path) -> Planted:
+    for t in range(FRAMES):
+        path = root / f"Annotations/b/{t:05d}"
+        Image.fromarray(100 * ids_of(t)).save(path.with_suffix(".jpg"), quality=60)
+        Image.open(path.with_suffix(".jpg")).save(path.with_suffix(".png"))
+        path.with_suffix(".jpg").unlink()
+    return "error", "refused", ("Annotations/b/00000.png", "shades")
+
+
+@fault
+def smoothed_palette_masks(root: Path) -> Planted:
+    for t in range(FRAMES):
+        smooth = Image.fromarray(100 * ids_of(t)).resize((32, 24)).resize((64, 48))
+        save_palette(root / f"Annotations/b/{t:05d}.png", np.array(smooth))
+    return "warning", "colours", ("Annotations/b/00000.png", "on 6 frames", "seams")
+
+
+@fault
+def swapped_ids(root: Path) -> Planted:
+    for t in range(3, FRAMES):
+        change_ids(
+            root / f"Annotations/b/{t:05d}.png", lambda ids: np.putmask(ids, ids > 0, 3 - ids)
+        )
+    return "warning", "identity", (MASK, "1 and 2 change places", "00002.png")
+
+
+@fault
+def id_for_one_frame(root: Path) -> Planted:
+    change_ids(root / MASK, lambda ids: np.putmask(ids, ids == 2, 9))
+    return "warning", "identity", (MASK, "object 9 is where object 2 was")
+
+
+@fault
+def mask_missing_on_one_frame(root: Path) -> Planted:
+    change_ids(root / MASK, lambda ids: np.putmask(ids, ids == 2, 0))
+    return "warning", "identity", (MASK, "object 2 is gone on this frame alone")
+
+
+@fault
+def frame_missing(root: Path) -> Planted:
+    (root / FRAME).unlink(), (root / MASK).unlink()
+    return "warning", "order", ("'b'", "between 00002 and 00004")
+
+
+@fault
+def frame_twice(root: Path) -> Planted:
+    shutil.copy(root / FRAME, root / "JPEGImages/b/00004.png")
+    return "warning", "duplicates", ("'b'", "00003 and 00004 are the same picture")
+
+
+@fault
+def video_twice(root: Path) -> Planted:
+    for part in ("JPEGImages", "Annotations"):
+        shutil.rmtree(root / part / "b")
+        shutil.copytree(root / part / "a", root / part / "b")
+    return "warning", "duplicates", ("'a'", "'b'", "6 frames with the same pixels")
+
+
+@fault
+def object_never_seen(root: Path) -> Planted:
+    shutil.rmtree(root / "Annotations/b")
+    for t in range(FRAMES):
+        save_palette(root / f"Annotations/b/1/{t:05d}.png", ids_of(t) == 1)
+        save_palette(root / f"Annotations/b/spoon/{t:05d}.png", np.zeros(SIZE))
+    return "warning", "absent", ("'b'", "'spoon'", "never appears")
+
+
+@fault
+def tiny_object(root: Path) -> Planted:
+    for t in range(FRAMES):
+        change_ids(root / f"Annotations/b/{t:05d}.png", lambda ids: ids[44:47, 2:5].fill(7))
+    return "warning", "tiny", ("'b'", "object 7", "0.8 cells of the 16 x 16")
+
+
+@fault
+def object_lost_at_training_size(root: Path) -> Planted:
+    for t in range(FRAMES):
+        write_frame(root / f"JPEGImages/b/{t:05d}.png", f"large{t}", (192, 256))
+        ids = np.kron(ids_of(t), np.ones((4, 4), int))
+        ids[185, 2:120] = 7
+        save_palette(root / f"Annotations/b/{t:05d}.png", ids)
+    return "warning", "tiny", ("'b'", "object 7", "nothing of it is left at 64 pixels")
+
+
+@fault
+def short_video(root: Path) -> Planted:
+    for t in range(3, FRAMES):
+        (root / f"JPEGImages/b/{t:05d}.png").unlink()
+        (root / f"Annotations/b/{t:05d}.png").unlink()
+    return "warning", "short", ("'b'", "3 frames", "4")
+
+
+@fault
+def video_without_an_object(root: Path) -> Planted:
+    for t in range(FRAMES):
+        save_palette(root / f"Annotations/b/{t:05d}.png", np.zeros(SIZE))
+    return "error", "empty", ("'b'", "none of its 6 frames shows an object at 64 pixels")
+
+
+@fault
+def mask_without_a_frame(root: Path) -> Planted:
+    (root / FRAME).unlink()
+    return "error", "refused", ("Annotations/b", "00003.png")
+
+
+@fault
+def folder_without_masks(root: Path) -> Planted:
+    shutil.rmtree(root / "Annotations/b")
+    return "error", "refused", ("Annotations/b", "is missing")
+
+
+@fault
+def folder_without_frames(root: Path) -> Planted:
+    shutil.rmtree(root / "JPEGImages/b")
+    (root / "JPEGImages/b").mkdir()
+    return "error", "refused", ("JPEGImages/b", "holds no frames")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(tmp_path, name):
+    severity, kind, texts = FAULTS[name](healthy(tmp_path))
+    examination = look(tmp_path)
+    assert set(found(examination)) == {(severity, kind)}, examination.text()
+    told = f"{examination.findings[0].where}: {examination.findings[0].message}"
+    assert all(text in told for text in texts), told
+    assert examination.broken == (severity == "error")
+    assert {"a", "c"} <= {video.name for video in examination.videos}  # the rest is read
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_training_refuses_what_is_called_broken_with_the_same_words(tmp_path, name):
+    severity, *_ = FAULTS[name](healthy(tmp_path))
+    keys = (f"dataset.data_path={tmp_path}", "dataset.image_size=64", "dataset.clips_per_video=6")
+    config = compose(None, [*keys, "dataset.video_clip_length=4"])
+    messages = {f.message.partition(" (and")[0] for f in look(tmp_path).findings}
+    try:
+        train, val = build_datasets(config)
+        for clips in (train, val):
+            for n in range(len(clips)):
+                _ = clips[n]
+    except DataError as error:
+        assert severity == "error" and any(m in str(error) for m in messages), messages
+    else:
+        assert severity == "warning"
+
+
+def test_all_faults_are_told_and_what_is_left_is_read(tmp_path):
+    healthy(tmp_path, "abcdef")
+    shutil.rmtree(tmp_path / "Annotations/b")
+    (tmp_path / "JPEGImages/c/00000.png").unlink()
+    (tmp_path / "JPEGImages/d/00001.png").write_bytes(b"")
+    (tmp_path / "JPEGImages/e/00005.png").write_bytes(b"")
+    examination = look(tmp_path)
+    assert [v.name for v in examination.videos] == ["a", "d", "e", "f"]
+    assert found(examination) == [("error", "refused")] * 4
+    assert [Path(f.where).name for f in examination.findings[2:]] == ["00001.png", "00005.png"]
+
+
+@pytest.mark.parametrize("what", ["nowhere", "labels.json", "film.mp4"])
+def test_data_that_cannot_be_opened_are_told(tmp_path, what):
+    if what != "nowhere":
+        (tmp_path / what).write_text("{")
+    examination = look(tmp_path / what)
+    assert examination.broken and what in examination.text() and not examination.videos
+    assert what in examination.page() and json.loads(examination.to_json())["broken"]
+
+
+def test_names_against_the_order(tmp_path):
+    healthy(tmp_path, "a")
+    images = [
+        {"id": t, "video_id": "a", "order_in_video": t, "file_name": f"JPEGImages/a/{n:05d}.png"}
+        for t, n in enumerate([0, 1, 3, 2, 4, 5])
+    ]
+    rows = [
+        {"id": t, "image_id": t, "track_id": 1, "category_id": 1}
+        | {"segmentation": compressed(ids_of(t) == 1)}
+        for t in range(FRAMES)
+    ]
+    content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "x"}]}
+    (finding,) = look(save_json(tmp_path / "labels.json", content)).findings
+    assert finding.kind == "order" and "00002 stands after 00003" in finding.message
+
+
+# --- training and validation ---------------------------------------------------------------------
+
+
+def test_validation_that_shares_frames_under_another_name(tmp_path):
+    train, val = healthy(tmp_path / "train"), healthy(tmp_path / "val", "xy")
+    for t in (1, 2):
+        shutil.copy(train / f"JPEGImages/c/{t:05d}.png", val / f"JPEGImages/y/{t + 2:05d}.png")
+    examination = look(train, val=val)
+    assert found(examination) == [("warning", "shared")] and not examination.broken
+    told = examination.findings[0]
+    assert told.where == "training video 'c' and validation video 'y'"
+    assert told.message.startswith("2 frames with the same pixels")
+
+
+def test_validation_that_shares_a_name(tmp_path):
+    train, val = healthy(tmp_path / "train"), healthy(tmp_path / "val", "cd")
+    examination = look(train, val=val)
+    assert [(f.kind, f.where) for f in examination.findings] == [("shared", "video 'c'")]
+    assert [row["part"] for row in examination.summary()] == ["training", "validation"]
+
+
+def test_a_configuration_is_read_as_its_run_would(tmp_path):
+    healthy(tmp_path, "abcde")
+    keys = ("dataset.image_size=64", "dataset.video_clip_length=4", "valdataset.fraction=0.4")
+    config = compose(None, [f"dataset.data_path={tmp_path}", *keys])
+    examination = examine(config)
+    assert examination.findings == [] and examination.settings["image_size"] == 64
+    train, val = build_datasets(config)
+    parts = [(v.name, v.part) for v in examination.videos]
+    wanted = [(n, "training") for n in train.source.names]
+    assert parts == wanted + [(n, "validation") for n in val.source.names]
+    (tmp_path / "JPEGImages/a/00000.png").unlink()  # a mask without its frame
+    examination = examine(config)
+    assert [v.name for v in examination.videos] == list("bcde") and examination.broken
+
+
+# --- no false alarms -----------------------------------------------------------------------------
+
+
+def test_healthy_data_give_no_finding_in_any_number_of_processes(tmp_path):
+    healthy(tmp_path, "abcdefghij")
+    alone, together = look(tmp_path), look(tmp_path, workers=2)
+    assert alone.findings == together.findings == []
+    assert alone.to_json() == together.to_json()
+    assert alone.verdict() == "no problems found"
+
+
+def test_the_samples_are_healthy():
+    root = Path(__file__).parent.parent / "data_samples"
+    source = open_source(root)
+    some = SelectedVideos(source, list(range(0, len(source), 4)))
+    assert examine(some, DatasetConfig(image_size=128)).findings == []
+    assert examine(root / "val.json", DatasetConfig(image_size=128)).findings == []
+
+
+@pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="needs ../shared/davis")
+def test_davis_is_healthy():
+    source = VideoDataset(SHARED / "davis", split="2016/val")
+    assert examine(source).findings == []
+
+
+@pytest.mark.skipif(not (SHARED / "video").is_dir(), reason="needs ../shared/video")
+def test_a_filmed_video_is_healthy():
+    examination = examine(SHARED / "video" / "juggle.mp4")
+    assert examination.findings == [] and examination.videos[0].annotated == 0
+
+
+def seen(*frames: dict[int, np.ndarray]) -> list[str]:
+    record = VideoRecord("a", "training", len(frames))
+    watch = IdentityWatch(record, str)
+    for t, masks in enumerate(frames):
+        watch.see(t, masks)
+    return [f.message for f in record.findings]
+
+
+def at(column: int, side: int = 10) -> np.ndarray:
+    return square(4, column, side, SIZE)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [{1: at(0), 2: at(20)}, {1: at(5), 2: at(15)}, {1: at(15), 2: at(5)}],  # they pass
+        [{1: at(0)}, {2: at(30)}],  # one leaves, one comes, elsewhere
+        [{1: at(0), 2: at(30)}, {2: at(0)}, {1: at(0), 2: at(30)}],  # 2 hides 1, and goes
+        [{1: at(0)}, {}, {1: at(20)}],  # gone, and back elsewhere
+        [{1: at(0)}, {}, {}, {1: at(0)}],  # longer away
+        [{1: at(0), 2: at(0)}, {1: at(2), 2: at(2)}],  # two masks of one thing
+        [{1: at(0, 20), 2: at(5)}, {1: at(0, 20)}, {1: at(0, 20), 2: at(5)}],  # a part of another
+    ],
+)
+def test_motion_and_occlusion_are_no_jumps(frames):
+    if len(frames) == 3 and 1 in frames[2] and frames[0].keys() == {1, 2} == frames[1].keys():
+        frames = [frames[0], {1: at(10), 2: at(12)}, frames[2]]
+    assert not [m for m in seen(*frames) if "change places" in m or "gone" in m]
+
+
+def test_a_swap_is_told_once():
+    (message,) = seen({1: at(0), 2: at(30)}, {1: at(30), 2: at(1)})
+    assert message.startswith("objects 1 and 2 change places")
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["00000", "00005", "00010", "00015"], None),
+        (["00000", "00005", "00010", "00020"], "between 00010 and 00020"),
+        (["1", "2", "3"], None),
+        (["img_1a", "img_2a", "img_4a", "img_5a"], "between img_2a and img_4a"),
+        (["0.13", "0.57", "1.02", "1.31"], None),
+        (["a", "b", "d"], None),
+        (["1", "2", "3", "5", "6", "8"], "and at 1 more places"),
+        (["f1", "f2", "f4", "f3", "f5"], "f3 stands after f4"),
+        (["x3", "y1", "z2", "x9"], None),
+        (["f098", "f099", "f100", "f102"], "between f100 and f102"),
+        (["7"], None),
+    ],
+)
+def test_numbers_of_names_show_gaps(names, fault):
+    told = order_fault(names)
+    assert told is None if fault is None else fault in (told or "")
+
+
+def test_many_small_objects_are_no_seams():
+    cells = [square(4 * r, 4 * c, 3, SIZE) for r in range(8) for c in range(8)]
+    assert not has_soft_edges(cells)
+    assert has_soft_edges([square(4 * r, 0, 2, SIZE) for r in range(5)] + [at(30)])
+
+
+# --- what is told, and the command ---------------------------------------------------------------
+
+
+def test_numbers_of_the_record(tmp_path):
+    healthy(tmp_path, "a")
+    for t in (1, 4):
+        (tmp_path / f"Annotations/a/{t:05d}.png").unlink()
+    change_ids(tmp_path / "Annotations/a/00003.png", lambda ids: np.putmask(ids, ids == 1, 0))
+    examination = look(tmp_path)
+    (row,) = examination.rows()
+    assert (row["frames"], row["size"], row["objects"]) == (6, "64x48", 2)
+    assert row["annotated"] == 4 / 6 and row["visible"] == 7 / 8
+    assert row["smallest"] == 144 / (48 * 64) and row["largest"] == 196 / (48 * 64)
+    (summary,) = examination.summary()
+    assert (summary["videos"], summary["annotated"], summary["masks"]) == (1, 4, 7)
+    content = json.loads(examination.to_json())
+    (video,) = content["videos"]
+    assert video["object_areas"]["1"] == {"visible": 3, "area": [196 / 3072] * 3}
+    assert content["findings"] == [] and content["schema_version"] == 1
+
+
+def test_the_command_writes_text_json_and_a_page(tmp_path, capsys):
+    healthy(tmp_path / "data", "ab")
+    assert main(["doctor", str(tmp_path / "data"), "--image-size", "64", "--workers", "0"]) == 0
+    assert capsys.readouterr().out.endswith("no problems found\n")
+    (tmp_path / "data" / FRAME).write_bytes(b"")
+    (tmp_path / "data/JPEGImages/<i>x").mkdir()
+    given = ["doctor", str(tmp_path / "data"), "dataset.image_size=64", "--clip-length", "9"]
+    files = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
+    assert main([*given, *files, "--workers", "0"]) == 1
+    text = capsys.readouterr().out
+    assert FRAME in text and "4 problems; 2 of them would stop training" in text
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["broken"] and content["settings"]["video_clip_length"] == 9
+    page = (tmp_path / "out.html").read_text()
+    assert FRAME in page and "&lt;i&gt;x" in page and "<i>x" not in page
+    assert page.count('<li class="error">') == 2 and 'src="data:image/svg' in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["a", "b"], "one DATA"),
+        ([], "dataset.data_path is not given"),
+        (["a", "--image-size", "50"], "dataset.image_size"),
+        (["a", "--json", "nowhere/out.json"], "--json"),
+        (["a", "dataset.nothing=1"], "dataset.nothing"),
+    ],
+)
+def test_what_the_command_refuses(argv, told, capsys):
+    assert main(["doctor", *argv]) == 2
+    assert told in capsys.readouterr().err
