@@ -140,8 +140,10 @@ class PromptDebugger(PictureWidget):
         """Paint onto the object's mask, or off it, along a line of pixels."""
         o = self._object()
         mask = self.session.mask(o, self.frame)
-        painted = np.zeros(self.session.size, np.uint8) if mask is None else mask.astype(np.uint8)
-        line = np.array(points, np.int32).reshape(-1, 1, 2)
+        painted = np.zeros(self.session.size, np.uint8)
+        if mask is not None:
+            painted[mask] = 1
+        line = np.array([*points, points[-1]], np.int32)[:, None]  # of one pixel a dot
         cv2.polylines(painted, [line], False, int(not erase), 2 * radius + 1)
         self.session.paint(o, self.frame, painted.astype(bool))
         self._show()

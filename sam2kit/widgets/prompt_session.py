@@ -6,7 +6,8 @@ gives the same masks to ``sam2kit track``:
 
 * clicks and a box on a frame go to the model together, as on a frame that nobody tracked;
 * clicks on a mask that did not come from clicks (tracked, painted or imported) refine it, and what
-  comes out is a mask prompt, as is a candidate that is chosen over the model's own choice.
+  comes out is a mask prompt (clicks beside the object alone go with one on it: without memory a
+  model forgets the mask over them), as is a candidate that is chosen over the model's own choice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -28,6 +30,7 @@ from sam2kit.errors import DataError
 from sam2kit.metrics import iou
 from sam2kit.model import SAM2Model
 from sam2kit.prompt_files import decode_mask, encode_mask, video_prompts
+from sam2kit.prompt_shapes import mask_center
 from sam2kit.track import OPTIONS
 from sam2kit.tracker import FrameTracks, TrackingSession, VideoTracker
 from sam2kit.widgets.marks import Box, Mark, Place, Point, draw_mark, read_marks, to_document
@@ -265,6 +268,7 @@ class PromptSession:
             logits = torch.from_numpy(mark.base)[None, None].float() * 2 * LOGIT - LOGIT
             previous = F.interpolate(logits, (side, side), mode="area")
             previous = previous.to(self._tracker.frame_model.device)
+            mark = _with_centre(mark)
         prompts, _ = video_prompts(
             to_document({place: mark}, self.video, self.size),
             "prompts",
@@ -290,7 +294,10 @@ class PromptSession:
         """
         if not self.marks:
             raise DataError("no object is prompted yet; click on one")
-        session, marks = self._open(), dict(self.marks)
+        return self._track(dict(self.marks), start)
+
+    def _track(self, marks: dict[Place, Mark], start: int | None) -> Iterator[int]:
+        session = self._open()
         document = to_document(marks, self.video, self.size)
         prompts, identities = video_prompts(
             document, "prompts", self.video, self.num_frames, self.image_size
@@ -374,3 +381,16 @@ class PromptSession:
             raise DataError(f"no object was prompted or tracked on frame {t}: nothing to correct")
         append_correction(path, self.video, t, (self.truth(t) or {}) | own, self.size)
         return list(own)
+
+
+def _with_centre(mark: Mark) -> Mark:
+    """Clicks beside a mask that is refined, with one at its centre where they leave some of it."""
+    if mark.base is None or any(mark.labels):
+        return mark
+    left = np.array(mark.base, np.uint8, order="C")
+    radius = int(np.sqrt(left.sum()) / 4)
+    for point in mark.points:
+        cv2.circle(left, point, radius, 0, -1)
+    if not left.any():
+        return mark
+    return replace(mark, points=(mask_center(left > 0), *mark.points), labels=(1, *mark.labels))

@@ -1,0 +1,435 @@
+"""Prompting by hand: each click in the kernel, in files that replay, and in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import SIZE, make_davis, save_frame
+from PIL import Image
+
+from sam2kit.checkpoints import load_source
+from sam2kit.config import DatasetConfig
+from sam2kit.data.build import open_source
+from sam2kit.data.frames import VideoDataset
+from sam2kit.data.source import VideoSource
+from sam2kit.errors import DataError
+from sam2kit.metrics import iou
+from sam2kit.prompt_shapes import mask_center
+from sam2kit.prompts import PromptGenerator
+from sam2kit.track import track
+from sam2kit.viz import ERROR_COLORS, PALETTE
+from sam2kit.widgets.prompt_debugger import PromptDebugger
+from sam2kit.widgets.prompt_session import PromptSession
+
+SAMPLES = Path(__file__).parent.parent / "data_samples"
+
+
+class FirstFrames(VideoSource):
+    """The first frames of a source."""
+
+    def __init__(self, source: VideoSource, count: int) -> None:
+        self.source, self.count, self.names = source, count, source.names
+
+    def num_frames(self, i: int) -> int:
+        return self.count
+
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        return self.source.read_frame(i, t)
+
+    def read_masks(self, i: int, t: int):
+        return self.source.read_masks(i, t)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_source("nano")[1]
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return FirstFrames(VideoDataset(SAMPLES), 4)
+
+
+@pytest.fixture
+def session(samples, model):
+    return PromptSession(samples, 0, model)
+
+
+@pytest.fixture
+def widget(samples, model, tmp_path):
+    return PromptDebugger(samples, model, run_dir=tmp_path)
+
+
+def centre(session, o=1, t=0):
+    return mask_center(session.truth(t)[o])
+
+
+def message(widget, kind, buffers=(), **fields):
+    """What a view sends."""
+    widget._handle_custom_msg({"type": kind, **fields}, list(buffers))
+
+
+def test_clicks_find_the_object(session):
+    assert session.objects == [1, 2] and session.size == (128, 160)
+    assert session.mask(1, 0) is None and session.guess(1, 0) is None
+    session.click(1, 0, *centre(session))
+    guess = session.guess(1, 0)
+    assert session.j_of(1, 0, guess.mask) > 0.7
+    assert guess.candidates.shape == (3, *session.size) and len(guess.ious) == 3
+    best = guess.candidates[int(np.argmax(guess.ious))]
+    assert (guess.mask == best).all() and (session.mask(1, 0) == best).all()
+    session.click(1, 0, *centre(session, 2), positive=False)
+    mark = session.marks[1, 0]
+    assert mark.labels == (1, 0) and not session.mask(1, 0)[centre(session, 2)[::-1]]
+    assert len(session.guess(1, 0).candidates) == 3  # all three, though the model gives one
+
+
+def test_the_same_clicks_give_the_same_masks_whatever_came_between(session, samples, model):
+    session.click(1, 0, *centre(session))
+    session.box(2, 1, (10, 10, 60, 60))
+    session.click(1, 0, 5, 5, positive=False)
+    other = PromptSession(samples, 0, model)
+    other.click(1, 0, *centre(session))
+    other.click(1, 0, 5, 5, positive=False)
+    assert (other.mask(1, 0) == session.mask(1, 0)).all()
+
+
+def test_a_box_replaces_clicks_and_clicks_add_to_it(session):
+    session.click(1, 0, 3, 3)
+    x, y = centre(session)
+    session.box(1, 0, (x + 20, y + 15, x - 20, y - 15))  # drawn from any corner
+    assert session.marks[1, 0].box == (x - 20, y - 15, x + 20, y + 15)
+    assert session.marks[1, 0].points == ()
+    alone = session.mask(1, 0)
+    session.click(1, 0, 1, 1, positive=False)
+    mark = session.marks[1, 0]
+    assert mark.box is not None and mark.points == ((1, 1),)
+    assert mark.mask is None and len(session.guess(1, 0).ious) == 3 and alone.any()
+
+
+def test_undo_goes_back_step_by_step(session):
+    session.undo()
+    session.click(1, 0, *centre(session))
+    one = session.mask(1, 0)
+    session.click(1, 0, 1, 1, positive=False)
+    session.clear()
+    assert not session.marks and session.mask(1, 0) is None
+    session.undo()
+    assert session.marks[1, 0].labels == (1, 0)
+    session.undo()
+    assert (session.mask(1, 0) == one).all()
+    session.undo()
+    assert not session.marks
+    session.click(1, 0, 5, 5)
+    session.click(2, 0, 6, 6)
+    session.click(1, 2, 7, 7)
+    session.clear(1, 0)
+    assert list(session.marks) == [(2, 0), (1, 2)]
+
+
+def test_what_is_shown_replays_without_a_front_end(session, tmp_path):
+    """Clicks, a box with a click, a chosen candidate and a correction, in sam2kit track."""
+    folder = tmp_path / session.video
+    folder.mkdir()
+    for t in range(session.num_frames):
+        Image.fromarray(session.frame(t)).save(folder / f"{t:05d}.png")
+    session.click(1, 0, *centre(session))
+    x, y = centre(session, 2)
+    session.box(2, 0, (x - 20, y - 20, x + 20, y + 20))
+    session.click(2, 0, x, y)
+    list(session.propagate())
+    session.choose(1, 0, 2)
+    session.click(1, 2, *centre(session, 2, 2), positive=False)
+    session.add_object("third")
+    session.click("third", 1, 20, 20)
+    assert session.stale
+    assert list(session.propagate()) == [0, 1, 2, 3] and not session.stale
+    prompts = session.save(tmp_path / "prompts.json")
+    out = track(folder, prompts, "nano", tmp_path / "out", "cpu")
+    numbers = json.loads((out / "track.json").read_text())["objects"]
+    shown = json.loads((out / "masks.json").read_text())
+    areas = {(a["image_id"] - 1, a["track_id"]): a["area"] for a in shown["annotations"]}
+    assert set(numbers) == {1, 2, "third"}
+    for (o, t), runs in session.tracked.items():
+        from sam2kit.prompt_files import decode_mask
+
+        mask = decode_mask(runs, session.size)
+        assert areas.get((t, o), 0) == mask.sum()
+        with Image.open(out / "masks" / session.video / f"{t:05d}.png") as labels:
+            here = np.array(labels)
+        assert not (here[~mask] == numbers.index(o) + 1).any() or isinstance(o, int)
+
+
+def test_prompts_come_back_from_their_file(session, samples, model, tmp_path):
+    session.click(1, 0, 5, 6)
+    session.click(1, 0, 7, 8, positive=False)
+    session.box("b", 1, (1, 2, 30, 40))
+    session.click("b", 1, 9, 9)
+    session.paint(2, 3, session.truth(3)[2])
+    path = session.save(tmp_path / "new" / "prompts.json")
+    again = PromptSession(samples, 0, model)
+    again.load(path)
+    assert again.marks.keys() == session.marks.keys() and "b" in again.objects
+    for place, mark in session.marks.items():
+        other = again.marks[place]
+        assert (other.points, other.labels, other.box) == (mark.points, mark.labels, mark.box)
+        assert (again.mask(*place) == session.mask(*place)).all()
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(content | {"image_size": [256, 320], "prompts": content["prompts"][:1]})
+    )
+    with pytest.raises(DataError, match=r"'image_size' is \[256, 320\]"):
+        again.load(path)
+
+
+def test_a_click_refines_what_was_tracked(session):
+    session.click(1, 0, *centre(session))
+    list(session.propagate())
+    before = session.mask(1, 2)
+    wrong = before & ~session.truth(2)[1]
+    x, y = mask_center(wrong)
+    session.click(1, 2, x, y, positive=False)
+    mark, after = session.marks[1, 2], session.mask(1, 2)
+    assert (mark.base == before).all() and (mark.mask == after).all()
+    assert iou(after, before) > 0.3  # refined, rather than begun anew from a click beside it
+    session.click(1, 2, x, y, positive=False)
+    assert (session.marks[1, 2].base == before).all()  # not what the first click made of it
+
+
+def test_tracking_from_here_keeps_what_lies_before(session):
+    session.click(1, 0, *centre(session))
+    list(session.propagate())
+    runs = dict(session.tracked)
+    assert list(session.propagate(2)) == [2, 3]
+    assert all(session.tracked[1, t] == runs[1, t] for t in (0, 1))
+    assert set(session.j) == {(1, t) for t in range(4)}
+
+
+def test_painted_masks_are_exact_and_empty_ones_refused(session):
+    mask = session.truth(1)[2]
+    session.paint(2, 1, mask)
+    assert (session.mask(2, 1) == mask).all() and session.j_of(2, 1, mask) == 1
+    for bad, text in ((mask & False, "empty mask"), (mask[:9], "a mask of")):
+        with pytest.raises(DataError, match=text):
+            session.paint(2, 1, bad)
+    with pytest.raises(DataError, match="outside the frame of 160 by 128"):
+        session.click(1, 0, 160, 0)
+    with pytest.raises(DataError, match="no candidate"):
+        session.choose(2, 1, 0)
+    assert list(session.marks) == [(2, 1)]
+
+
+def test_what_training_would_draw(session):
+    side = session.image_size
+    for kind in ("mask", "box", "point"):
+        recipe = DatasetConfig(prompt_types=[kind], num_positive_points=2, num_negative_points=1)
+        session.draw(1, 0, recipe, seed=3)
+        mark, truth = session.marks[1, 0], session.truth(0)[1]
+        if kind == "mask":
+            assert (mark.mask == truth).all()
+        elif kind == "box":
+            ys, xs = np.nonzero(truth)
+            tight = (xs.min(), ys.min(), xs.max(), ys.max())
+            assert np.abs(np.subtract(mark.box, tight)).max() <= 160 / side + 1
+        else:
+            assert mark.labels == (1, 1, 0)
+            inside = [truth[y, x] for x, y in mark.points]
+            assert inside[0] and not inside[2]
+    drawn = []
+    for seed in (1, 1, 2):
+        session.draw(1, 0, replace(recipe, include_center=False), seed)
+        drawn.append(session.marks[1, 0].points)
+    assert drawn[0] == drawn[1] != drawn[2]
+    session.add_object("new")
+    with pytest.raises(DataError, match="object new is not seen on frame 0"):
+        session.draw("new", 0, recipe, 0)
+
+
+def test_drawing_is_the_generators(session, monkeypatch):
+    seen = []
+    call = PromptGenerator.__call__
+    monkeypatch.setattr(
+        PromptGenerator, "__call__", lambda self, *a: seen.append(self.box_noise) or call(self, *a)
+    )
+    session.draw(1, 0, DatasetConfig(prompt_types=["box"], box_noise=0.3), 0)
+    assert seen == [0.3]
+
+
+def test_a_corrected_frame_goes_to_the_data_set(session, tmp_path):
+    path = tmp_path / "corrections.jsonl"
+    with pytest.raises(DataError, match="nothing to correct"):
+        session.append(path, 2)
+    session.click(1, 2, *centre(session, 1, 2))
+    assert session.append(path, 2) == [1]
+    corrected = open_source(session.source)
+    from sam2kit.data.corrected import CorrectedSource
+
+    masks = CorrectedSource(corrected, path).read_masks(0, 2)
+    assert (masks[1] == session.mask(1, 2)).all()
+    assert (masks[2] == session.truth(2)[2]).all()  # which nobody touched
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_videos_without_truth_and_of_one_frame(tmp_path, model, count):
+    for t in range(count):
+        save_frame(tmp_path / "clip" / f"{t}.png", 40 + t)
+    widget = PromptDebugger(tmp_path / "clip", model)
+    assert widget.state["objects"] == [] and not widget.state["annotated"]
+    with pytest.raises(DataError, match="no object is prompted"):
+        widget.propagate()
+    widget.click(3, 4)
+    assert [o["name"] for o in widget.state["objects"]] == ["1"] and widget.state["j"] is None
+    widget.propagate()
+    assert len(widget.session.tracked) == count and widget.state["mean_j"] is None
+    with pytest.raises(DataError, match="run_dir"):
+        widget.save()
+    with pytest.raises(DataError, match="run_dir"):
+        widget.append()
+    widget.append(tmp_path / "c.jsonl")
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
+
+
+def test_large_frames_and_many_objects(tmp_path, model):
+    save_frame(tmp_path / "clip" / "0.png", 90, (1080, 1920))
+    widget = PromptDebugger(tmp_path / "clip", model)
+    with Image.open(io.BytesIO(widget.picture)) as picture:
+        assert picture.size == (960, 540)
+    for n in range(12):
+        widget.add_object(f"object {n}")
+        widget.click(1919 - n, 1079)
+    assert len(widget.state["objects"]) == 12 and len(widget.state["marks"]) == 12
+    assert widget.session.marks["object 0", 0].points == ((1919, 1079),)
+    assert widget.session.mask("object 3", 0).shape == (1080, 1920)
+
+
+def test_messages_of_a_view_change_the_state(widget):
+    seq = widget.seq
+    x, y = centre(widget.session)
+    message(widget, "ready")
+    message(widget, "click", x=x, y=y, positive=True)
+    assert widget.views == 1 and widget.error == "" and widget.seq > seq
+    assert widget.state["marks"][0]["points"] == ((x, y),) and len(widget.candidates) == 3
+    assert widget.state["j"] > 0.7 and widget.state["chosen"] is not None
+    with Image.open(io.BytesIO(widget.masks)) as masks:
+        assert masks.mode == "P" and np.array(masks)[y, x] == 1
+        assert masks.getpalette()[3:6] == PALETTE[0].tolist()
+    message(widget, "view", mode="errors")
+    with Image.open(io.BytesIO(widget.masks)) as masks:
+        assert masks.getpalette()[3:12] == [v for c in ERROR_COLORS.values() for v in c]
+    message(widget, "choose", candidate=0)
+    assert widget.state["chosen"] == 0
+    message(widget, "undo")
+    message(widget, "select", index=1)
+    message(widget, "take_truth")
+    assert widget.session.mask(2, 0).sum() == widget.session.truth(0)[2].sum()
+    message(widget, "brush", points=[[2, 2], [20, 2]], radius=2, erase=False)
+    assert widget.session.mask(2, 0)[:4, 2:20].all()
+    message(widget, "brush", points=[[10, 2]], radius=1, erase=True)
+    assert not widget.session.mask(2, 0)[1:4, 9:12].any()
+    message(widget, "dice", recipe="box")
+    first = widget.state["marks"][-1]["box"]
+    assert first is not None and widget.state["seed"] == 1
+    message(widget, "go", frame=99)
+    assert widget.state["frame"] == 3 and widget.state["marks"] == []
+    message(widget, "open_video", video=1)
+    assert widget.state["video"] == 1 and not widget.session.marks
+
+
+def test_what_goes_wrong_is_shown_in_the_widget(widget):
+    message(widget, "click", x=999, y=0, positive=True)
+    assert "outside the frame" in widget.error
+    message(widget, "import", buffers=[b"no picture"])
+    assert "cannot be read as a picture" in widget.error
+    message(widget, "no_such_thing")
+    assert "no_such_thing" in widget.error
+    message(widget, "click", x=5, y=5, positive=True)
+    assert widget.error == ""
+
+
+def test_masks_are_imported(widget, tmp_path):
+    mask = widget.session.truth(0)[1]
+    file = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
+    message(widget, "import", buffers=[memoryview(file.getvalue())])
+    assert (widget.session.mask(1, 0) == mask).all()
+    (tmp_path / "mask.png").write_bytes(file.getvalue())
+    widget.go(1)
+    widget.import_mask(tmp_path / "mask.png")
+    assert (widget.session.mask(1, 1) == mask).all()
+
+
+def test_propagation_goes_on_beside_clicks_and_stops(widget, monkeypatch):
+    widget.click(*centre(widget.session))
+    read, steps = FirstFrames.read_frame, []
+
+    def slow(self, i, t):
+        steps.append(t)
+        if len(steps) == 3:
+            widget.cancel()
+        return read(self, i, t)
+
+    monkeypatch.setattr(FirstFrames, "read_frame", slow)
+    message(widget, "propagate")
+    widget.wait()
+    assert not widget.state["running"] and 0 < widget.state["done"] < 4
+    assert "stopped after" in widget.state["message"] and widget.session.tracked
+    monkeypatch.setattr(FirstFrames, "read_frame", read)
+    message(widget, "propagate")
+    message(widget, "click", x=5, y=5, positive=False)
+    widget.wait()
+    assert widget.state["done"] == 4 and widget.state["stale"]
+    assert widget.error == "" and len(widget.session.marks[1, 0].points) == 2
+
+
+def test_a_frame_that_cannot_be_tracked_is_told(widget, monkeypatch):
+    widget.click(*centre(widget.session))
+
+    def broken(self, i, t):
+        if t == 2:
+            raise DataError("frame 2 is damaged")
+        return VideoDataset.read_frame(self.source, i, t)
+
+    monkeypatch.setattr(FirstFrames, "read_frame", broken)
+    with pytest.raises(DataError, match="frame 2 is damaged"):
+        widget.propagate()
+    assert not widget.state["running"] and (1, 1) in widget.session.tracked
+
+
+def test_a_static_picture_where_there_is_no_front_end(widget):
+    widget.click(*centre(widget.session))
+    widget.box(5, 5, 60, 60)
+    data, _ = widget._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
+        pixels = np.array(picture.convert("RGB")).astype(int)
+    plain = widget.session.frame(0).astype(int)
+    assert pixels.shape == plain.shape and np.abs(pixels - plain).max() > 50
+
+
+def test_what_it_takes(samples, model, tmp_path, tiny_config):
+    tiny_config.dataset.data_path = str(make_davis(tmp_path / "davis"))
+    tiny_config.dataset.corrections = str(tmp_path / "c.jsonl")
+    Path(tiny_config.dataset.corrections).touch()
+    widget = PromptDebugger(tiny_config, video="b")
+    assert widget.session.size == SIZE and "this configuration" in widget.recipes
+    assert (
+        widget.corrections == tiny_config.dataset.corrections and widget.session.image_size == 128
+    )
+    for video, text in ((9, "no video 9"), ("z", "no video 'z'")):
+        with pytest.raises(DataError, match=text):
+            widget.open_video(video)
+    with pytest.raises(DataError, match="no recipe 'other'"):
+        PromptDebugger(samples, model, recipes={"a": DatasetConfig()}).dice("other")
+
+
+def test_nothing_is_left_on_the_model(session, model):
+    asked = model.multimask_max_pt_num
+    session.box(1, 0, (3, 3, 40, 40))
+    assert model.multimask_max_pt_num == asked and not torch.is_inference_mode_enabled()
