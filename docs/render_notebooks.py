@@ -24,7 +24,8 @@ OUT = ROOT / "docs" / "notebooks"
 RUN_DIR = ROOT / "outputs" / "docs"
 STAGES = [0, 1, 2, 3, 4, 5]
 LARGE = 150_000  # bytes of a PNG; beyond it, small spots of colour are given up
-COLORS, GIF_WIDTH = 128, 720
+SMALL, GIF_WIDTH = 400, 720  # pixels
+COLORS = 128  # of a GIF
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a static picture follows
 OF_THIS_MACHINE = {
     f"{ROOT}/": "",
@@ -83,6 +84,9 @@ def shown(data: dict, pictures: Path) -> dict:
         path = pictures / f"{number}.png"
         content = base64.b64decode(data["image/png"])
         image = Image.open(io.BytesIO(content)).convert("RGB")
+        if image.width < SMALL:
+            scale = -(-SMALL // image.width)
+            image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BOX)
         if len(content) > LARGE:
             image = image.quantize(256, dither=Image.Dither.NONE)
         image.save(path, optimize=True)

@@ -159,6 +159,41 @@ def check_data_summary(result):
     assert [row["video"] for row in summary["videos"]][2:] == ["val_000", "val_001"]
 
 
+def check_the_doctor_read_everything(result):
+    report = json.loads((result.run_dir / "doctor.json").read_text())
+    assert [row["videos"] for row in report["summary"]] == [3, 2]
+    assert [row["frames"] for row in report["summary"]] == [24, 16]
+    assert not report["broken"] and not report["findings"]
+    assert "<html" in (result.run_dir / "doctor.html").read_text()
+
+
+def check_each_widget_has_a_picture(result):
+    """Without a front end, and when a notebook is opened again: a cell that shows a PNG follows."""
+    shown = {"00_quickstart": 1, "01_inspect_data": 1, "02_debug_prompts": 1, "04_evaluate": 1}
+    widget = "application/vnd.jupyter.widget-view+json"
+    found = dict.fromkeys(shown, 0)
+    for path in result.notebooks:
+        cells = code_cells(path)
+        assert "widgets" not in read(path).metadata
+        for cell, after in zip(cells, cells[1:], strict=False):
+            if any(widget in output.get("data", {}) for output in cell.outputs):
+                assert any("image/png" in output.get("data", {}) for output in after.outputs)
+                found[path.stem] += 1
+    assert found == shown
+
+
+def check_the_debugger_tracked(result):
+    printed = [
+        output.text
+        for cell in code_cells(result.run_dir / "02_debug_prompts.ipynb")
+        for output in cell.outputs
+        if output.output_type == "stream" and "J, frame by frame:" in output.text
+    ]
+    scores = [float(word) for word in printed[0].partition("J, frame by frame:")[2].split()]
+    assert len(scores) == 8 and np.mean(scores) > 0.5
+    assert not (result.run_dir / "corrections.jsonl").exists()
+
+
 def check_prompts(result):
     document = json.loads((result.run_dir / "prompts.json").read_text())
     assert document["image_size"] == [128, 128]
@@ -210,7 +245,10 @@ def test_all_run_and_hand_over(tmp_path):
     check_two_clicks_follow_their_objects(result)
     check_moving_pictures_survive_a_conversion(result)
     check_data_summary(result)
+    check_the_doctor_read_everything(result)
     check_prompts(result)
+    check_the_debugger_tracked(result)
+    check_each_widget_has_a_picture(result)
     check_training(result)
     check_pictures(result)
     check_scores_of_the_trackers(result)
