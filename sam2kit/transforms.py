@@ -36,7 +36,7 @@ def normalize(frames: Tensor) -> Tensor:
         raise ValueError(f"normalize takes frames [...,3,H,W], got {tuple(frames.shape)}")
     mean = torch.tensor(IMAGE_MEAN, device=frames.device).view(3, 1, 1)
     deviation = torch.tensor(IMAGE_DEVIATION, device=frames.device).view(3, 1, 1)
-    return (frames.float() / 255 - mean) / deviation
+    return frames.float().div_(255).sub_(mean).div_(deviation)  # in place: a clip is large
 
 
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -35,6 +35,7 @@ from sam2kit.data import (
     build_source,
     create_dataloader,
 )
+from sam2kit.data.frames import read_image
 from sam2kit.data.samples import make_samples
 from sam2kit.errors import ConfigError, DataError
 
@@ -146,6 +147,25 @@ def test_masks_that_are_none(tmp_path):
     small = mask_file(tmp_path / "3", np.zeros((5, 6), np.uint8), "P")
     with pytest.raises(DataError, match=r"5 rows and 6 columns, its frame .* 24 and 32"):
         small.read_masks(0, 0)
+
+
+def test_jpeg_pixels_are_pillows(tmp_path):
+    """They are decoded by another library, which is faster."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    picture, path = Image.fromarray(noise), tmp_path / "a.jpg"
+    kinds = [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 20}]
+    for kind in kinds:
+        picture.save(path, **kind)
+        with Image.open(path) as opened:
+            assert np.array_equal(read_image(path), np.array(opened)), kind
+    for other in (picture.convert("L"), picture.convert("CMYK")):
+        other.save(path)
+        with Image.open(path) as opened:
+            assert np.array_equal(read_image(path), np.array(opened.convert("RGB")))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="a.jpg cannot be read as a picture: .*truncated"):
+        read_image(path)
 
 
 def test_damaged_files_are_named(tmp_path):

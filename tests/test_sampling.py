@@ -1,0 +1,230 @@
+"""How clips are drawn: where they begin, gaps, objects, short videos, and that an epoch repeats."""
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import SIZE, square
+from loguru import logger
+
+from sam2kit.config import AugmentationConfig, Config, DatasetConfig
+from sam2kit.data import ClipDataset, VideoSource, create_dataloader
+from sam2kit.data.build import build_datasets
+from sam2kit.errors import DataError
+
+
+class Squares(VideoSource):
+    """Videos of noise with bright squares, given by their first and last frame, that move right."""
+
+    def __init__(self, *videos: tuple[int, list[tuple[int, int]]]):
+        self.videos = videos
+        self.names = [f"video{i}" for i in range(len(videos))]
+        self.reads: list[int] = []
+
+    def num_frames(self, i):
+        return self.videos[i][0]
+
+    def read_frame(self, i, t):
+        frame = np.random.default_rng((i, t)).integers(60, 120, (*SIZE, 3), dtype=np.uint8)
+        for mask in (self._masks(i, t)).values():
+            frame[mask] += 90
+        return frame
+
+    def read_masks(self, i, t):
+        self.reads.append(t)
+        return self._masks(i, t)
+
+    def _masks(self, i, t):
+        return {
+            n: square(8 * (n - 1), min(t, 20) + n)
+            for n, (first, last) in enumerate(self.videos[i][1], 1)
+            if first <= t <= last
+        }
+
+
+LONG = Squares((40, [(0, 39)]), (40, [(5, 30), (0, 39)]))
+
+
+def clips(source, training=True, seed=0, augmentation=None, **changes) -> ClipDataset:
+    defaults = {"video_clip_length": 4, "image_size": 32, "num_workers": 0, "max_objects": None}
+    config = DatasetConfig(**(defaults | changes))
+    return ClipDataset(source, config, training, seed, augmentation)
+
+
+def facts(clip):
+    """What a clip is made of, small enough to write down."""
+    areas = clip.masks.sum((2, 3)).sum(0).tolist()
+    return clip.frame_indices, clip.object_ids, areas, round(float(clip.frames.float().mean()), 1)
+
+
+def test_steps_between_frames():
+    dataset = clips(LONG, clips_per_video=30, max_gap=2, frame_stride=2)
+    seen = set()
+    for k in range(60):
+        indices = dataset[k].frame_indices
+        steps = np.diff(indices)
+        assert set(steps.tolist()) <= {2, 4, 6} and len(indices) == 4
+        seen.add(tuple(steps.tolist()))
+    assert len(seen) > 10
+    fixed = clips(LONG, training=False, max_gap=2, frame_stride=2)
+    assert fixed[0].frame_indices == [0, 2, 4, 6]
+
+
+def test_gaps_are_no_longer_than_the_video():
+    source = Squares((6, [(0, 5)]))
+    dataset = clips(source, clips_per_video=40, max_gap=5)
+    drawn = [dataset[k].frame_indices for k in range(40)]
+    assert all(np.all(np.diff(d) >= 1) for d in drawn)  # none turns back
+    assert {4, 5} <= {d[-1] - d[0] for d in drawn} <= {3, 4, 5}
+    exact = clips(Squares((4, [(0, 3)])), max_gap=5)
+    assert exact[0].frame_indices == [0, 1, 2, 3]
+
+
+def test_a_clip_begins_with_as_many_objects_as_asked_for():
+    source = Squares((30, [(0, 29), (10, 29)]), (30, [(0, 29)]))
+    dataset = clips(source, clips_per_video=30, min_objects=2, max_objects=2)
+    assert all(dataset[k].frame_indices[0] >= 10 for k in range(0, 60, 2))
+    source.reads.clear()
+    alone = dataset[1]  # the second video never shows two: eight frames are tried, not thirty
+    assert alone.visible[0].sum() == 1 and len(set(source.reads)) <= 8 + 4
+    without = clips(source, clips_per_video=30)
+    assert any(without[k].frame_indices[0] < 10 for k in range(0, 60, 2))
+
+
+def test_masks_are_read_once_a_clip():
+    source = Squares((9, [(0, 8)]))
+    dataset = clips(source, clips_per_video=5)
+    for k in range(5):
+        source.reads.clear()
+        assert sorted(dataset[k].frame_indices) == sorted(source.reads)
+
+
+def test_short_videos():
+    source = Squares(*[(3, [(0, 2)])] * 50, (9, [(0, 8)]))
+    lines = []
+    sink = logger.add(lambda m: lines.append(m.record["message"]))
+    assert clips(source)[0].frame_indices in ([0, 1, 2, 1], [1, 2, 1, 0], [2, 1, 0, 1])
+    logger.remove(sink)
+    assert lines == [
+        "50 of 51 videos are shorter than a clip: video 'video0' has 3 frames and a clip spans 4; "
+        "they are played forwards and backwards"
+    ]
+    with pytest.raises(DataError, match="50 of 51 .*'video0' has 3 frames.*short_videos=turn_back"):
+        clips(source, short_videos="error")
+    assert len(clips(Squares((4, [(0, 3)])), short_videos="error")) == 1
+
+
+def test_masks_of_another_size_than_their_frame():
+    class Wrong(Squares):
+        def read_masks(self, i, t):
+            return {1: square(0, 0), 2: np.ones((9, 9), bool)} if t == 2 else {1: square(0, 0)}
+
+    message = "video 'video0', frame 00002: the mask of object 2 has 9 rows and 9 columns"
+    with pytest.raises(DataError, match=message):
+        clips(Wrong((4, [(0, 3)])), training=False)[0]
+
+
+# --- an epoch can be repeated ------------------------------------------------------------------
+
+
+def epoch(epoch: int, workers: int, share=(0, 1)) -> dict[str, torch.Tensor]:
+    """The frames of each clip of an epoch, by what tells them apart."""
+    dataset = clips(
+        LONG, clips_per_video=4, augment=True, max_gap=1, num_workers=workers, batch_size=1
+    )
+    dataset.set_epoch(epoch)
+    loader = create_dataloader(dataset, dataset.config, True, seed=7, share=share)
+    return {f"{b.names} {b.frame_indices} {b.object_ids}": b.frames for b in loader}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_an_epoch_is_the_same_in_any_number_of_processes_and_ranks():
+    alone = epoch(1, workers=0)
+    halves = [epoch(1, 0, share=(rank, 2)) for rank in (0, 1)]
+    for other in (epoch(1, workers=1), epoch(1, workers=3)):
+        assert list(other) == list(alone)
+        assert all(torch.equal(other[key], frames) for key, frames in alone.items())
+    assert [list(half) for half in halves] == [list(alone)[0::2], list(alone)[1::2]]
+    for half in halves:
+        assert all(torch.equal(alone[key], frames) for key, frames in half.items())
+    assert set(epoch(2, workers=0)) != set(alone)
+
+
+def test_validation_clips_are_fixed():
+    plain = clips(LONG, training=False)
+    keys = {"augment": True, "max_gap": 3, "min_objects": 2, "clips_per_video": 9}
+    for seed in (0, 1):
+        other = clips(LONG, training=False, seed=seed, **keys)
+        other.set_epoch(seed)
+        assert [facts(c) for c in other] == [facts(c) for c in plain]
+
+
+EARLIER_DRAWS = [
+    ([29, 30, 31, 32], [1]),
+    ([7, 8, 9, 10], [2]),
+    ([35, 34, 33, 32], [1]),
+    ([34, 33, 32, 31], [2]),
+    ([4, 5, 6, 7], [1]),
+    ([33, 34, 35, 36], [2]),
+]
+EARLIER_PIXELS = [
+    ([432], 92.4),
+    ([320], 101.3),
+    ([352], 114.9),
+    ([308], 81.4),
+    ([322], 102.7),
+    ([320], 115.8),
+]
+EARLIER_PLAIN = [
+    ([29, 30, 31, 32], [1], [352], 97.0),
+    ([7, 8, 9, 10], [1, 2], [352, 320], 104.4),
+    ([32, 33, 34, 35], [1], [352], 96.7),
+    ([31, 32, 33, 34], [2], [320], 97.1),
+    ([4, 5, 6, 7], [1], [352], 97.3),
+    ([33, 34, 35, 36], [2], [320], 97.0),
+]
+
+
+def test_clips_of_earlier_versions_are_drawn_again():
+    """Facts written down before gaps, strengths and the number of objects could be chosen."""
+    dataset = clips(LONG, seed=3, clips_per_video=3, augment=True, max_objects=1)
+    assert [facts(dataset[k])[:2] for k in range(6)] == EARLIER_DRAWS
+    for k, (areas, mean) in enumerate(EARLIER_PIXELS):
+        _, _, own_areas, own_mean = facts(dataset[k])
+        # Brightness, contrast and saturation were steps, two of which cut fractions off.
+        assert own_areas == areas and 0 < own_mean - mean < 1.1
+    plain = clips(LONG, seed=3, clips_per_video=3)
+    assert [facts(plain[k]) for k in range(6)] == EARLIER_PLAIN
+
+
+# --- augmentation within the data set ----------------------------------------------------------
+
+
+def test_objects_that_augmentation_takes_out_of_the_picture():
+    strong = AugmentationConfig(crop=0.9, degrees=90, translate=0.3)
+    source = Squares((12, [(0, 11), (0, 11), (0, 11)]))
+    dataset = clips(source, augment=True, augmentation=strong, clips_per_video=60)
+    counts = set()
+    for k in range(60):
+        clip = dataset[k]
+        first = clip.visible.to(torch.uint8).argmax(0)
+        assert clip.visible[0].any()  # something to track from the start
+        assert clip.visible.any(0).all() and (first < 3).all()  # the others are left out
+        counts.add(len(clip.object_ids))
+    assert counts == {1, 2, 3}
+    three = clips(
+        source, augment=True, augmentation=strong, clips_per_video=20, min_objects=3, max_objects=3
+    )
+    assert all(three[k].visible[0].all() and len(three[k].object_ids) == 3 for k in range(20))
+
+
+def test_the_configuration_reaches_the_clips():
+    config = Config()
+    config.dataset = DatasetConfig(
+        type="synthetic", synthetic_videos=2, image_size=32, augment=True, max_objects=None
+    )
+    config.valdataset.type, config.valdataset.synthetic_videos = "synthetic", 1
+    config.augmentation = AugmentationConfig(grayscale=1.0)
+    train, val = build_datasets(config)
+    frames = train[0].frames
+    assert torch.equal(frames[:, 0], frames[:, 1]) and torch.equal(frames[:, 0], frames[:, 2])
+    assert not torch.equal(val[0].frames[:, 0], val[0].frames[:, 1])
