@@ -433,3 +433,100 @@ def test_nothing_is_left_on_the_model(session, model):
     asked = model.multimask_max_pt_num
     session.box(1, 0, (3, 3, 40, 40))
     assert model.multimask_max_pt_num == asked and not torch.is_inference_mode_enabled()
+
+
+NOTEBOOK = """
+import torch
+torch.set_num_threads(1)
+from sam2kit.data.build import open_source
+from sam2kit.widgets.prompt_debugger import PromptDebugger
+debugger = PromptDebugger({samples!r}, run_dir={run_dir!r})
+debugger
+"""
+
+
+@pytest.mark.browser
+def test_clicks_in_a_real_notebook(lab, tmp_path):
+    notebook = lab.open(
+        "prompt_debugger", NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))
+    )
+    root = notebook.wait(".sam2kit-debugger[data-ready='true']")
+    canvas = root.locator("canvas")
+    places = notebook.kernel(
+        "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
+        "debugger.session, __import__('sam2kit.prompt_shapes', fromlist=['']).mask_center)"
+    )
+    (x, y), (u, v) = places
+    size = {"width": 160, "height": 128}
+    box = canvas.bounding_box()
+
+    def at(column, row):
+        shares = (column + 0.5) / size["width"], (row + 0.5) / size["height"]
+        return {"x": shares[0] * box["width"], "y": shares[1] * box["height"]}
+
+    def colored(column, row):
+        """Whether the canvas differs from the frame there, well beside the drawn click."""
+        shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
+        plain = notebook.kernel(f"debugger.session.frame(0)[{row}, {column}].tolist()")
+        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
+
+    def act(action):
+        notebook.after(root, action)
+        return notebook.kernel(
+            "[debugger.error, [[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
+            "for m in debugger.session.marks.values()]]"
+        )
+
+    def button(name):
+        return act(lambda: root.locator(f"[data-name='{name}']").click())
+
+    aside = (x + 6, y + 5)
+    assert not colored(*aside)
+    # A click on the object, then one beside it.
+    assert act(lambda: canvas.click(position=at(x, y))) == ["", [[[[x, y]], [1], None]]]
+    assert colored(*aside) and root.locator(".candidates img").count() == 3
+    error, ((points, labels, _),) = act(lambda: canvas.click(position=at(u, v), button="right"))
+    assert (error, points, labels) == ("", [[x, y], [u, v]], [1, 0])
+    assert notebook.page.locator(".lm-Menu:visible").count() == 0  # Lab's own menu stays away
+    red, _, blue = notebook.pixel(canvas, (u + 0.5) / 160, (v + 0.5) / 128 + 4 / 512)
+    assert red > 150 > blue  # the negative click's disc
+    # Undo, twice: the frame as it was.
+    assert button("undo")[1] == [[[[x, y]], [1], None]]
+    assert button("undo")[1] == [] and not colored(*aside)
+    # A box, dragged.
+    corners = at(x - 20, y - 15), at(x + 20, y + 15)
+    mouse = notebook.page.mouse
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    mouse.move(box["x"] + corners[0]["x"], box["y"] + corners[0]["y"])
+    mouse.down()
+    mouse.move(box["x"] + corners[1]["x"], box["y"] + corners[1]["y"], steps=3)
+    assert act(mouse.up) == ["", [[[], [], [x - 20, y - 15, x + 20, y + 15]]]]
+    assert colored(*aside)
+    # Propagate, and look at another frame; keys go to the widget, not to Lab.
+    root.locator("[data-name='propagate']").click()
+    notebook.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'", root)
+    assert notebook.kernel("len(debugger.session.tracked)") == 8
+    act(lambda: root.press("ArrowRight"))
+    assert notebook.kernel("debugger.frame") == 1
+    row, column = notebook.kernel(
+        "[int(v[len(v) // 2]) for v in debugger.session.mask(1, 1).nonzero()]"
+    )
+    plain = notebook.kernel(f"debugger.session.frame(1)[{row}, {column}].tolist()")
+    shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
+    assert max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
+    assert notebook.page.locator(".jp-Cell").count() == 1
+    # Save, and append.
+    button("save")
+    saved = json.loads((tmp_path / "prompts.json").read_text())["prompts"]
+    assert [entry["box"] for entry in saved] == [[x - 20, y - 15, x + 20, y + 15]]
+    button("append")
+    line = json.loads((tmp_path / "corrections.jsonl").read_text())
+    assert (line["frame_index"], [o["id"] for o in line["objects"]]) == (1, [1, 2])
+    # An error is shown where the user looks.
+    root.locator("[data-name='add']").click()
+    button("propagate")
+    notebook.until("e => !e.querySelector('[data-name=propagate]').disabled", root)
+    act(lambda: root.press("ArrowLeft"))
+    error, _ = button("truth")
+    assert "shows no object 3" in error and "shows no object 3" in root.inner_text()
