@@ -69,7 +69,7 @@ def check_paths(config: Config) -> None:
     for section, dataset in (("dataset", config.dataset), ("valdataset", validation)):
         for n, part in enumerate(dataset.parts()):
             where = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
-            if part.type != "synthetic" and part.data_path is None:
+            if part.type not in ("synthetic", "coco") and part.data_path is None:
                 raise ConfigError(
                     f"{where}.data_path is not set, and type {part.type} reads videos from it; "
                     f"give --data-path DIR, or {where}.type=synthetic to train on generated clips"

@@ -388,6 +388,13 @@ def test_where_the_data_sets_lie_deeper(tmp_path):
         VideoDataset(tmp_path)
 
 
+def test_a_folder_beside_the_videos_is_no_resolution(tmp_path):
+    make_davis(tmp_path, {"a": 2})
+    (tmp_path / "JPEGImages" / "@eaDir" / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match="@eaDir holds no frames .* remove the folder"):
+        VideoDataset(tmp_path)
+
+
 def test_two_kinds_of_masks_must_be_told_apart(tmp_path):
     make_davis(tmp_path, {"a": 2})
     (tmp_path / "Annotations").rename(tmp_path / "Annotations_6fps")
@@ -531,8 +538,13 @@ def test_names_of_video_files(tmp_path):
     save_video(tmp_path / "data" / "b2.avi", [0], "mpeg4")
     with pytest.raises(DataError, match="several frames are called 'b2'"):
         VideoFileDataset(tmp_path / "data")
-    with pytest.raises(DataError, match="holds no video files"):
+    with pytest.raises(DataError, match="holds no video files .* dataset.type=video"):
         VideoFileDataset(make_davis(tmp_path / "other"))
+    with pytest.raises(DataError, match="holds video files such as b10.MP4: give .*type=files"):
+        VideoDataset(tmp_path / "data")
+    (tmp_path / "data" / "Annotations").mkdir()
+    with pytest.raises(DataError, match="holds video files such as b10.MP4: give .*type=files"):
+        VideoDataset(tmp_path / "data")
 
 
 def test_masks_that_do_not_fit_their_video_file(tmp_path):
@@ -578,6 +590,11 @@ def test_both_kinds_of_masklets(tmp_path):
     assert set(source.read_masks(0, 4)) == {"manual_0", "manual_3"}
     assert set(source.read_masks(1, 4)) == {"manual_0", "manual_3", "auto_0", "auto_3"}
     assert open_source(tmp_path).names == ["a", "b"]
+
+
+def test_annotations_beside_films_are_no_stray_files(tmp_path, messages):
+    SAVDataset(make_sav(tmp_path))
+    assert not messages
 
 
 @pytest.mark.parametrize(

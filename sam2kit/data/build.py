@@ -77,10 +77,9 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
         if path.suffix.lower() == ".json":
             return COCODataset(path)
         return SAVDataset(path, masklets="both") if _sav_beside([path]) else open_video(path)
-    here = list_folder(path, FRAME_ENDINGS)
-    if here.files:
+    if list_folder(path, FRAME_ENDINGS).files:
         return open_video(path)
-    if films := [p for p in [*path.iterdir(), *path.glob("*/*")] if _is_film(p)]:
+    if films := _films(path):
         return SAVDataset(path, masklets="both") if _sav_beside(films) else VideoFileDataset(path)
     pictures, _ = picture_folders(path)
     if pictures != path and list_folder(pictures, FRAME_ENDINGS).files:
@@ -91,8 +90,18 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     return VideoDataset(path)
 
 
-def _is_film(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".")
+def _films(root: Path) -> list[Path]:
+    """The video files of the first folder that has any, up to the first that has pictures."""
+    here = list_folder(root, VIDEO_ENDINGS)
+    if here.files:
+        return [root / name for name in here.files]
+    for folder in sorted(here.folders):
+        files = list_folder(root / folder, VIDEO_ENDINGS + FRAME_ENDINGS).files
+        if films := [root / folder / f for f in files if f.lower().endswith(VIDEO_ENDINGS)]:
+            return films
+        if files:
+            return []
+    return []
 
 
 def _sav_beside(films: list[Path]) -> bool:

@@ -94,11 +94,14 @@ class VideoFileDataset(FilmedVideos):
         self._masks: list[MaskFiles | _COCOMasks] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
-            self._masks = [
-                _COCOMasks(content, masks, n, self.num_frames(i)) for i, n in enumerate(names)
-            ]
+            place = {name: k for k, name in enumerate(content.names)}
+            for i, name in enumerate(names):
+                count = self.num_frames(i)
+                self._masks.append(_COCOMasks(content, masks, place.get(name), name, count))
         elif masks is not None:
-            self._masks = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
+            own = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
+            tell_others(masks, [other for files in own for other in files.others])
+            self._masks += own
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]
@@ -126,14 +129,15 @@ class VideoFileDataset(FilmedVideos):
 class _COCOMasks:
     """The masks that a COCO JSON has of one video file."""
 
-    def __init__(self, content: COCODataset, file: Path, name: str, num_frames: int) -> None:
-        self.content, self.file = content, file
-        if name not in content.names:
+    def __init__(
+        self, content: COCODataset, file: Path, video: int | None, name: str, num_frames: int
+    ) -> None:
+        if video is None:
             raise DataError(
                 f"{file} has no video {name!r}, and the folder has a file of that name; "
                 "add it, or leave it out of the split"
             )
-        self.video = content.names.index(name)
+        self.content, self.file, self.video = content, file, video
         orders = [content.order(self.video, k) for k in range(content.num_frames(self.video))]
         self.place = {t: k for k, t in enumerate(orders)}
         outside = [t for t in orders if t not in range(num_frames)]
@@ -170,8 +174,11 @@ def find_videos(root: Path) -> dict[str, Path]:
         files = in_order(list_folder(root / folder, VIDEO_ENDINGS).files, root / folder)
         found |= {f"{folder}/{stem(name)}": root / folder / name for name in files}
     if not found:
-        raise DataError(f"{root} holds no video files ({', '.join(VIDEO_ENDINGS)}); name a folder")
-    tell_others(root, here.others)
+        raise DataError(
+            f"{root} holds no video files ({', '.join(VIDEO_ENDINGS)}); name another folder, or "
+            "for folders of frames give dataset.type=video"
+        )
+    tell_others(root, [name for name in here.others if not name.lower().endswith(".json")])
     return found
 
 
