@@ -224,7 +224,7 @@ def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
 def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str], list[Path]]:
     """The files of the frames, copied or drawn, and how many of which there were."""
     video, count = source.name(i), source.num_frames(i)
-    if file_name(video) != video:
+    if not video or file_name(video) != video:
         raise DataError(f"video {video!r}: no folder can be called so; rename the video")
     (out / video).mkdir(parents=True)
     names = [source.frame_name(i, t) for t in range(count)]
