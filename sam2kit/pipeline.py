@@ -208,7 +208,7 @@ def _inputs(source: Path, values: Mapping[str, Any], config: Config) -> dict[str
 def _is_done(name: str, inputs: dict[str, str], target: Path, status: Status) -> bool:
     """Whether a stage need not run; what it is that is new, if not, is logged."""
     before, now = status.before.get(name), status.stages[name]
-    if before is None:
+    if before is None or before["state"] == "waiting":
         return False
     if before["state"] != "done":
         logger.info("stage {} was {}: it runs again", name, before["state"])

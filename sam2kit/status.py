@@ -93,8 +93,11 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def read_status(run_dir: Path) -> dict[str, Any] | None:
+def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
     """What ``status.json`` says (docs/pipeline.md), with what was killed as ``interrupted``.
+
+    Args:
+        held: by the caller itself, so that nobody else can be running.
 
     Returns:
         None where there is no such file.
@@ -114,7 +117,7 @@ def read_status(run_dir: Path) -> dict[str, Any] | None:
             f"{path}: schema_version must be {SCHEMA_VERSION}; delete the file to run anew, or "
             "name another folder"
         )
-    if content["state"] == "running" and not is_locked(run_dir):
+    if content["state"] == "running" and (held or not is_locked(run_dir)):
         content["state"] = "interrupted"
         for stage in content["stages"].values():
             if stage["state"] == "running":
@@ -133,7 +136,7 @@ class Status:
 
     def __init__(self, run_dir: Path, names: Sequence[str], about: dict[str, Any]) -> None:
         self.path = run_dir / "status.json"
-        self.before = (read_status(run_dir) or {"stages": {}})["stages"]
+        self.before = (read_status(run_dir, held=True) or {"stages": {}})["stages"]
         done = {n: stage for n, stage in self.before.items() if stage["state"] == "done"}
         self.stages = self.before | {n: {"state": "waiting"} for n in names} | done
         self.names = names

@@ -1,0 +1,177 @@
+"""`sam2kit run` killed in the middle of its training, and called again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import torch
+
+from sam2kit import pipeline
+from sam2kit.compose import compose
+from sam2kit.evaluate import evaluate_checkpoint
+from sam2kit.status import is_locked, read_status
+from sam2kit.train import fit
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+model: {size: nano, memory_attention_bias: 3.0, object_score_bias: 3.0}
+dataset:
+  type: synthetic
+  image_size: 32
+  video_clip_length: 2
+  synthetic_videos: 8
+  batch_size: 2
+  num_workers: 1
+valdataset: {synthetic_videos: 1}
+trainer:
+  accelerator: cpu
+  max_epochs: 3
+  log_every_n_steps: 1
+  checkpoint_minutes: 0
+  audit: "off"
+optimizer: {lr: 1.0e-3}
+"""
+TRAIN = """
+from pathlib import Path
+from sam2kit.compose import compose
+from sam2kit.train import fit
+result = fit(compose(config_file, overrides), Path(run_dir), resume)
+"""
+EVALUATE = """
+from pathlib import Path
+from sam2kit.evaluate import evaluate_checkpoint
+evaluation = evaluate_checkpoint(Path(run_dir) / checkpoint, overrides, Path(run_dir))
+"""
+DRIVER = """
+import signal, sys
+from pathlib import Path
+from sam2kit import pipeline
+config, run, notebooks, stages = sys.argv[1:]
+if notebooks:
+    pipeline.notebooks_dir = lambda: Path(notebooks)
+pipeline.run_stages(config, {}, [int(s) for s in stages.split(",")], Path(run))
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread_in_kernels(monkeypatch):
+    """On which a run that goes on equals an undisturbed one bit for bit."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    """Training and evaluation, and nothing else."""
+    (tmp_path / "notebooks").mkdir()
+    for name, parameters, cell in (
+        ("03_train", "config_file = ''\nresume = False", TRAIN),
+        ("04_evaluate", "checkpoint = 'best.ckpt'", EVALUATE),
+    ):
+        cells = [f"run_dir = ''\noverrides = []\n{parameters}", cell]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
+        notebook.metadata.kernelspec["display_name"] = "x"
+        notebook.cells[0].metadata["tags"] = ["parameters"]
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    return tmp_path / "notebooks"
+
+
+def start(config_file, run, notebooks, stages):
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(config_file), str(run)]
+    return subprocess.Popen([*command, str(notebooks or ""), stages], cwd=ROOT)
+
+
+def wait_for(condition, seconds=240):
+    for _ in range(50 * seconds):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come")
+
+
+def descendants(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def kill_in_stage_3(driver, run, number):
+    """Kill it once its training has left a checkpoint; returns the steps of that checkpoint."""
+    wait_for(lambda: (run / "last.ckpt").exists())
+    found = read_status(run)
+    assert found["state"] == found["stages"]["03_train"]["state"] == "running"
+    assert found["pid"] == driver.pid
+    below = descendants(driver)
+    assert below
+    os.kill(driver.pid, number)
+    assert driver.wait(60) != 0
+    wait_for(lambda: all(gone(process) for process in below), 15)
+    wait_for(lambda: not is_locked(run), 15)
+    found = read_status(run)
+    assert found["state"] == found["stages"]["03_train"]["state"] == "interrupted"
+    assert found["stages"]["04_evaluate"]["state"] == "waiting"
+    return torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+
+
+def scores(run):
+    """What training and evaluation measured, without times and folders."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    with open(run / "metrics.csv", newline="") as file:
+        return metrics["trackers"], metrics["videos"], list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_killed_in_stage_3_it_goes_on_to_the_same_metrics(
+    config_file, notebooks, tmp_path, monkeypatch, number
+):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    driver = start(config_file, killed, notebooks, "3,4")
+    steps = kill_in_stage_3(driver, killed, number)
+    assert 0 < steps < 12
+    monkeypatch.setattr(pipeline, "notebooks_dir", lambda: notebooks)
+    result = pipeline.run_stages(config_file, {}, [3, 4], killed)
+    assert read_status(killed)["state"] == "done"
+    assert (killed / "03_train.interrupted-1.ipynb").exists()
+    fit(compose(config_file), whole)
+    evaluate_checkpoint(whole / "best.ckpt", (), whole)
+    assert scores(killed) == scores(whole)
+    assert list(result.scores)[0] == "after training"
+
+
+@pytest.mark.slow
+def test_the_notebooks_themselves_go_on(tmp_path):
+    """The repository's four stages, killed twice in the third."""
+    config_file = tmp_path / "quick.yaml"
+    config_file.write_text(
+        "defaults: [quickstart, _self_]\n"
+        "trainer: {max_epochs: 2, limit_train_batches: 6, checkpoint_minutes: 0}\n"
+        "dataset: {clips_per_video: 1}\nscheduler: {warmup_steps: 2}\n"
+    )
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for _ in range(2):
+        (killed / "last.ckpt").unlink(missing_ok=True)
+        kill_in_stage_3(start(config_file, killed, None, "1,2,3,4"), killed, signal.SIGKILL)
+    for run in (killed, whole):
+        assert start(config_file, run, None, "1,2,3,4").wait(600) == 0
+    assert scores(killed) == scores(whole)
