@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam2kit.clip import VideoClip, collate
-from sam2kit.config import DatasetConfig
+from sam2kit.config import Config, DatasetConfig
 from sam2kit.errors import ConfigError, DataError
 from sam2kit.prompt_files import load_prompts, save_prompts
 from sam2kit.prompt_shapes import (
@@ -146,6 +146,46 @@ def test_negatives_stay_near_the_object_where_there_is_room():
     assert points[:, 1].min() >= 15 and points[:, 1].max() <= 44
 
 
+def test_hard_negatives_lie_where_mistakes_are_made():
+    mask, other = disc(10, 16, 6), disc(20, 16, 5)
+    free = disc(10, 16, 8.5) & ~mask  # within two pixels
+    for kind, region in (("border", free), ("object", other & ~mask), ("anywhere", ~mask)):
+        points = [
+            sample_negative_points(mask, 3, np.random.default_rng(k), [kind], other)
+            for k in range(60)
+        ]
+        x, y = np.concatenate(points).astype(int).T
+        assert region[y, x].all(), kind
+        assert len(set(zip(x.tolist(), y.tolist(), strict=True))) > min(60, region.sum() // 2)
+    assert other[y, x].any() and not other[y, x].all()
+
+
+def test_kinds_of_negatives_are_drawn_and_never_the_same_pixel():
+    mask, other = disc(10, 16, 6), disc(22, 16, 3)
+    drawn = []
+    for k in range(40):
+        points = sample_negative_points(
+            mask, 6, np.random.default_rng(k), ["border", "object"], other
+        )
+        assert len(np.unique(points, axis=0)) == 6
+        x, y = points.astype(int).T
+        drawn.append(int(other[y, x].sum()))
+        assert (other[y, x] | disc(10, 16, 8.5)[y, x]).all() and not mask[y, x].any()
+    assert min(drawn) < 3 < max(drawn)
+
+
+def test_without_other_objects_or_room_negatives_fall_back():
+    mask = disc(10, 16, 6)
+    near = sample_negative_points(mask, 5, np.random.default_rng(0), ["border"])
+    for others in (None, np.zeros_like(mask), mask):
+        points = sample_negative_points(mask, 5, np.random.default_rng(0), ["object"], others)
+        assert np.array_equal(points, near)
+    speck = np.zeros_like(mask)
+    speck[0, 31] = True
+    points = sample_negative_points(mask, 5, np.random.default_rng(0), ["object"], speck)
+    assert len(points) == 5 and len(np.unique(points, axis=0)) == 5
+
+
 def test_negatives_fall_back_to_the_whole_background():
     mask = np.zeros((40, 8), dtype=bool)
     mask[:20] = True  # the grown box holds 5 background rows of 8 pixels
@@ -243,6 +283,38 @@ def test_object_that_fills_the_frame_gets_no_negative_points():
     assert prompt.labels.tolist() == [[1]]
 
 
+def test_negatives_on_other_objects_of_the_same_clip():
+    left, right = make_clip("a", 1, objects=2), make_clip("b", 2, objects=1)
+    batch = collate([left, right])
+    generator = PromptGenerator(["point"], num_negative_points=2, negative_kinds=["object"])
+    clicks = {
+        int(o): points[1:].long().tolist()
+        for prompt in generator(batch, seeded())
+        for o, points in zip(prompt.objects, prompt.points, strict=True)
+    }
+    for position, other in ((0, 1), (1, 0)):
+        assert all(batch.masks[0, other, y, x] for x, y in clicks[position])
+    assert not any(batch.masks[0, 2, y, x] for x, y in clicks[2])  # alone in its clip
+
+
+def test_degraded_masks():
+    clip = make_clip(objects=2)
+    batch = collate([clip])
+    (exact,) = PromptGenerator(["mask"])(batch, seeded())
+    assert torch.equal(exact.masks, clip.masks[0])
+    overlaps = []
+    for seed in range(10):
+        (prompt,) = PromptGenerator(["mask"], mask_noise=0.3)(batch, seeded(seed))
+        (again,) = PromptGenerator(["mask"], mask_noise=0.3)(batch, seeded(seed))
+        assert prompt == again and prompt.masks.flatten(1).any(1).all()
+        both, either = prompt.masks & exact.masks, prompt.masks | exact.masks
+        overlaps += (both.sum((1, 2)) / either.sum((1, 2))).tolist()
+    assert 0.3 < np.mean(overlaps) < 0.95 and torch.equal(batch.masks, clip.masks)
+    config = Config(dataset=DatasetConfig(mask_noise=0.3))
+    assert PromptGenerator.from_config(config.dataset).noise.level == 0.3
+    assert PromptGenerator.from_config(config.validation_dataset()).noise.level == 0
+
+
 def test_from_config():
     config = DatasetConfig(
         prompt_types=["point", "box"],
@@ -265,6 +337,8 @@ def test_from_config():
         ({"prompt_types": ["box", "mask"], "probabilities": [1.5, -0.5]}, "add up to 1"),
         ({"prompt_types": ["point"], "num_positive_points": 0}, "num_positive_points"),
         ({"prompt_types": ["point"], "num_negative_points": -1}, "num_negative_points"),
+        ({"prompt_types": ["point"], "negative_kinds": ["far"]}, "negative_kinds"),
+        ({"prompt_types": ["mask"], "mask_noise": -0.1}, "noise"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import sam2
 import torch
 from conftest import moving_clip
+from omegaconf import OmegaConf
 
 from sam2kit.checkpoints import create_sam2_model
 from sam2kit.clip import collate
@@ -43,6 +47,40 @@ def test_the_official_recipe():
     assert config.scheduler.warmup_steps == 0
     assert (config.trainer.gradient_clip_val, config.trainer.precision) == (0.1, "bf16-mixed")
     assert config.model.drop_path_rate == 0.1
+
+
+def test_official_augmentation_is_upstreams():
+    """As the YAML file says that SAM 2.1 was fine-tuned on MOSE with."""
+    name = "sam2.1_training/sam2.1_hiera_b+_MOSE_finetune.yaml"
+    file = OmegaConf.load(Path(sam2.__file__).parent / "configs" / name)
+    (steps,) = file.vos.train_transforms
+    steps = [(s["_target_"].rpartition(".")[2], s) for s in steps.transforms]
+    assert [name for name, _ in steps][:6] == [
+        "RandomHorizontalFlip",
+        "RandomAffine",
+        "RandomResizeAPI",
+        "ColorJitter",
+        "RandomGrayscale",
+        "ColorJitter",
+    ]
+    affine, clip, grey, frame = (steps[k][1] for k in (1, 3, 4, 5))
+    config = compose(None, ["recipe=official", "augmentation=official"])
+    assert config.dataset.augment and not compose(None, ["recipe=official"]).dataset.augment
+    assert not config.validation_dataset().augment
+    own = config.augmentation
+    assert (own.flip, own.degrees, own.shear) == (0.5, affine.degrees, affine.shear)
+    assert (own.brightness, own.contrast, own.saturation) == (
+        clip.brightness,
+        clip.contrast,
+        clip.saturation,
+    )
+    assert (own.frame_brightness, own.frame_contrast, own.frame_saturation) == (
+        frame.brightness,
+        frame.contrast,
+        frame.saturation,
+    )
+    assert own.grayscale == grey.p and clip.hue is frame.hue is None
+    assert own.reverse == own.crop == own.stretch == own.scale == own.translate == 0
 
 
 def test_validation_is_the_same_under_both():

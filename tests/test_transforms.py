@@ -5,8 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from sam2kit.clip import VideoClip
+from sam2kit.config import AugmentationConfig
 from sam2kit.transforms import augment, normalize, resize, resize_masks
 
 
@@ -114,3 +119,148 @@ def test_colours_change_alike_on_all_frames():
     changed = augment(clip, np.random.default_rng(3))
     assert (changed.frames == changed.frames[:1]).all()
     assert not torch.equal(changed.frames, clip.frames)
+
+
+# --- strengths -----------------------------------------------------------------------------------
+
+NOTHING = dict.fromkeys(AugmentationConfig.__dataclass_fields__, 0.0)
+shares = st.floats(0, 0.5)
+
+
+def only(**strengths: float) -> AugmentationConfig:
+    return AugmentationConfig(**(NOTHING | strengths))
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    strengths=st.builds(
+        AugmentationConfig,
+        degrees=st.floats(0, 180),
+        shear=st.floats(0, 40),
+        crop=shares,
+        stretch=shares,
+        scale=st.floats(0, 0.3),
+        translate=st.floats(0, 0.2),
+        brightness=st.floats(0, 0.2),
+        contrast=shares,
+        frame_brightness=st.floats(0, 0.1),
+        frame_contrast=shares,
+    ),
+    stored=st.sampled_from([(64, 96), (64, 64), (200, 96)]),
+)
+def test_a_frame_painted_with_its_mask_still_matches_it(seed, strengths, stored):
+    clip = bright_square_clip()
+    painted = (clip.masks * 255).to(torch.uint8).expand(-1, 3, -1, -1).clone()
+    clip = replace(clip, frames=painted, size=stored)
+    changed = augment(clip, np.random.default_rng(seed), strengths)
+    assert changed.frames.shape == clip.frames.shape and changed.frames.dtype == torch.uint8
+    assert changed.masks.shape == clip.masks.shape and changed.masks.dtype == torch.bool
+    for frame, mask in zip(changed.frames[:, 2].float(), changed.masks[:, 0], strict=True):
+        if mask.sum() < 100:  # moved out of the picture, or cut down to its edge
+            continue
+        low, high = float(frame.min()), float(frame[mask].max())
+        assert iou(frame > low + 0.6 * (high - low), mask) > 0.8
+
+
+def test_nothing_changes_at_strength_zero():
+    clip = bright_square_clip()
+    changed = augment(clip, np.random.default_rng(0), only())
+    assert torch.equal(changed.frames, clip.frames) and torch.equal(changed.masks, clip.masks)
+    assert changed.frame_indices == clip.frame_indices
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_affine_changes_are_torchvisions(seed):
+    clip = replace(bright_square_clip(1), size=(64, 96))
+    own = np.random.default_rng(seed).spawn(1)[0]  # by hand from the same numbers
+    turn, shear, growth, x, y = own.uniform(-1, 1, 5) * (60, 30, 0.3, 0.1, 0.1)
+    changed = augment(
+        clip, np.random.default_rng(seed), only(degrees=60, shear=30, scale=0.3, translate=0.1)
+    )
+    way = [round(x * 96), round(y * 64)]  # torchvision moves by whole pixels
+    masks = F.affine(clip.masks, turn, way, 1 + growth, [shear, 0.0])
+    frames = F.affine(
+        clip.frames, turn, way, 1 + growth, [shear, 0.0], interpolation=InterpolationMode.BILINEAR
+    )
+    assert iou(changed.masks, masks) > 0.93
+    mask = changed.masks[0, 0] & masks[0, 0]
+    difference = (changed.frames[0, 2].float() - frames[0, 2].float()).abs()
+    assert float((difference[mask] < 3).float().mean()) > 0.9
+
+
+def test_turning_keeps_the_proportions_of_the_stored_frame():
+    """A disc of the stored frame is an ellipse of the squashed one, and the same after a turn."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    disc = torch.from_numpy((x / 15) ** 2 + (y / 30) ** 2 <= 1)[None, None]
+    frames = (disc * 255).to(torch.uint8).expand(1, 3, -1, -1)
+    clip = VideoClip(frames, disc, torch.ones(1, 1, dtype=torch.bool), size=(100, 200))
+    for seed in range(5):
+        turned = augment(clip, np.random.default_rng(seed), only(degrees=180))
+        assert iou(turned.masks, clip.masks) > 0.95
+        assert not torch.equal(turned.frames, clip.frames)
+
+
+def test_colours_are_torchvisions():
+    pixels = np.random.default_rng(0).integers(90, 160, (1, 3, 24, 32), dtype=np.uint8)
+    frames = torch.from_numpy(pixels)
+    clip = VideoClip(frames, torch.ones(1, 1, 24, 32, dtype=torch.bool), torch.ones(1, 1) > 0)
+    for seed in range(4):
+        factors = np.random.default_rng(seed)
+        factors.random(2), factors.uniform(size=2), factors.random(2)  # flips, and the crop
+        brightness, contrast, saturation = factors.uniform(0.8, 1.2, 3)
+        expected = F.adjust_brightness(frames.float() / 255, brightness)
+        expected = F.adjust_contrast(expected, contrast)
+        expected = F.adjust_saturation(expected, saturation) * 255
+        colours = only(brightness=0.2, contrast=0.2, saturation=0.2)
+        changed = augment(clip, np.random.default_rng(seed), colours)
+        assert (changed.frames.float() - expected).abs().max() < 1.5
+
+
+def test_each_frame_by_itself():
+    clip = bright_square_clip()
+    clip = replace(clip, frames=clip.frames[:1].expand(4, -1, -1, -1).clone())
+    for part in ("frame_brightness", "frame_contrast", "frame_saturation"):
+        changed = augment(clip, np.random.default_rng(1), only(**{part: 0.5}))
+        assert len({int(frame.long().sum()) for frame in changed.frames}) == 4, part
+        assert torch.equal(changed.masks, clip.masks)
+
+
+def test_grey_clips():
+    clip = bright_square_clip()
+    grey = [augment(clip, np.random.default_rng(k), only(grayscale=0.5)).frames for k in range(20)]
+    lost = [torch.equal(f[:, 0], f[:, 1]) and torch.equal(f[:, 0], f[:, 2]) for f in grey]
+    assert 3 < sum(lost) < 17
+    expected = F.rgb_to_grayscale(clip.frames, 3).float()
+    assert (grey[lost.index(True)].float() - expected).abs().max() <= 1
+    assert torch.equal(grey[lost.index(False)], clip.frames)
+
+
+def test_changes_that_would_take_objects_off_the_first_frame_are_left_out():
+    clip = bright_square_clip()
+    corner = torch.zeros_like(clip.masks)
+    corner[:, :, :6, :6] = True
+    clip = replace(
+        clip,
+        masks=torch.cat([clip.masks, corner], 1),
+        annotated=clip.annotated.expand(-1, 2).clone(),
+        object_ids=[1, 2],
+    )
+    strengths = only(crop=0.8, degrees=90, translate=0.2)
+    one = [augment(clip, np.random.default_rng(k), strengths) for k in range(30)]
+    two = [augment(clip, np.random.default_rng(k), strengths, objects=2) for k in range(30)]
+    assert {int(c.visible[0].sum()) for c in one} == {1, 2}
+    assert {int(c.visible[0].sum()) for c in two} == {2}
+    assert any(not torch.equal(c.masks, clip.masks) for c in two)
+    # A third is asked for and was never there: as many as there are is enough.
+    assert augment(clip, np.random.default_rng(0), strengths, objects=3).visible[0].all()
+
+
+def test_clips_without_objects_can_be_changed():
+    clip = bright_square_clip().select_objects([])
+    changed = augment(clip, np.random.default_rng(0), AugmentationConfig(degrees=20))
+    assert changed.masks.shape == (4, 0, 64, 96)
