@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from sam2kit.pipeline import run_stages
+from sam2kit.video_files import save_mp4
 
 ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+DAVIS, FILM = SHARED / "davis", SHARED / "video" / "juggle.mp4"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = [0, 1, 2, 3, 4, 5]
 OWN = {path.stem: {"run_dir", "overrides"} for path in NOTEBOOKS} | {
@@ -252,3 +255,51 @@ def test_all_run_and_hand_over(tmp_path):
     check_training(result)
     check_pictures(result)
     check_scores_of_the_trackers(result)
+
+
+class TestOtherData:
+    """`01_inspect_data` on what a path names; the other stages on frames that were filmed."""
+
+    def inspect(self, data, run_dir):
+        parameters = {"data": str(data), "max_videos": 2, "shown_videos": 2}
+        return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, [1], run_dir)
+
+    def summary(self, run_dir):
+        return json.loads((run_dir / "data_summary.json").read_text())["sets"]["data"]
+
+    def test_a_video_file_without_masks(self, tmp_path):
+        frames = [np.full((48, 64, 3), 20 * t, dtype=np.uint8) for t in range(8)]
+        save_mp4(tmp_path / "film.mp4", frames)
+        result = self.inspect(tmp_path / "film.mp4", tmp_path / "run")
+        summary = self.summary(result.run_dir)
+        assert summary["videos"] == 1 and summary["objects"] >= 1  # generated ones, as in training
+        (row,) = json.loads((result.run_dir / "doctor.json").read_text())["summary"]
+        assert (row["frames"], row["masks"], row["sizes"]) == (8, 0, "64x48")
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not FILM.exists(), reason=f"{FILM} is not there")
+    def test_a_filmed_video(self, tmp_path):
+        summary = self.summary(self.inspect(FILM, tmp_path / "run").run_dir)
+        assert summary["videos"] == 1 and 0 < summary["copied mask"] < 1
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not DAVIS.exists(), reason=f"{DAVIS} is not there")
+    def test_davis(self, tmp_path):
+        overrides = [
+            *QUICK,
+            f"dataset.data_path='{DAVIS}'",
+            "dataset.split=2016/train",
+            "valdataset.split=2016/val",
+            "model=nano",
+            "model.checkpoint=nano",
+            "dataset.image_size=128",
+            "dataset.batch_size=1",
+        ]
+        parameters = {"overrides": overrides, "max_videos": 3, "runs": [str(tmp_path / "run")]}
+        config = ROOT / "configs" / "davis.yaml"
+        result = run_stages(config, parameters, STAGES, tmp_path / "run")
+        check_no_cell_failed_and_the_copies_are_kept(result)
+        check_training(result)
+        check_pictures(result)
+        assert not json.loads((result.run_dir / "doctor.json").read_text())["broken"]
+        assert result.scores["after training"] > result.scores["first mask copied"]
