@@ -127,6 +127,7 @@ class ClipBrowser {
     this.legend = make("div", { className: "bar legend" }, root);
     this.chips = make("div", { className: "bar chips" }, root);
     const tools = make("div", { className: "bar" }, root);
+    this.tools = tools;
     const check = (text) => {
       const label = make("label", {}, tools);
       const box = make("input", { type: "checkbox" }, label);
@@ -191,8 +192,10 @@ class ClipBrowser {
   }
 
   key(event) {
-    const typing = event.target.matches("select, input:not([type=checkbox])");
-    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const { target } = event;
+    const slides = target.type === "range" && /^(Arrow|Home|End)/.test(event.key);
+    const types = target.matches("select, input[type=number]");
+    if (types || slides || event.ctrlKey || event.metaKey || event.altKey) return;
     const step = event.shiftKey ? 10 : 1;
     const t = this.model.get("frame");
     const toggle = (name) => this.set(name, !this.model.get(name));
@@ -209,7 +212,7 @@ class ClipBrowser {
     for (let n = 1; n <= 9; n++) actions[n] = () => this.toggleObject(n - 1);
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     // Space on a button or a check box presses that.
-    if (!action || (event.key === " " && event.target !== this.root)) return;
+    if (!action || (event.key === " " && target.matches("button, [type=checkbox]"))) return;
     event.preventDefault();
     event.stopPropagation();
     action();
@@ -381,6 +384,8 @@ class ClipBrowser {
     this.masks.checked = model.get("show_masks");
     this.prompts.checked = model.get("show_prompts");
     this.prompts.parentElement.hidden = !model.get("marks").length;
+    this.tools.hidden = !model.get("layers").length && !model.get("marks").length;
+    this.each.parentElement.hidden = !Object.keys(this.measured.counted).length;
     this.opacity.value = model.get("opacity");
     this.fillObjects();
     this.fillLegend();
@@ -400,7 +405,7 @@ class ClipBrowser {
       const chip = make("button", { title: `object ${name}${key}` }, this.chips);
       chip.onclick = () => this.toggleObject(n);
       make("i", {}, chip).style.background = rgb(this.color(n));
-      chip.append(n < 9 ? `${n + 1}: ${name}` : name);
+      chip.append(n < 9 && name !== `${n + 1}` ? `${n + 1}: ${name}` : name);
     }));
     const hidden = this.model.get("hidden");
     [...this.chips.children].forEach((chip, n) =>
@@ -561,39 +566,42 @@ class ClipBrowser {
 
   // Clicks on the object are discs, those beside it crosses, as in the package's pictures.
   drawPrompts(context, scale) {
-    const unit = Math.max(3, context.canvas.width / 160);
+    const unit = Math.max(4, context.canvas.width / 120);
+    const { positive, negative, box } = this.model.get("colors");
     const at = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
+    const stroke = (color, path, close = false) => {
+      for (const [style, width] of [["white", unit], [rgb(color), unit / 2]]) {
+        Object.assign(context, { strokeStyle: style, lineWidth: width });
+        context.beginPath();
+        path.map(at).forEach(([x, y], n) => (n ? context.lineTo(x, y) : context.moveTo(x, y)));
+        if (close) context.closePath();
+        context.stroke();
+      }
+    };
+    const disc = (point) => {
+      for (const [style, radius] of [["white", unit], [rgb(positive), 0.65 * unit]]) {
+        context.fillStyle = style;
+        context.beginPath();
+        context.arc(...at(point), radius, 0, 2 * Math.PI);
+        context.fill();
+      }
+    };
     const visible = new Set(this.visible());
     const now = this.model.get("marks").filter((mark) => mark.frame === this.shown.t);
     for (const mark of now.filter((m) => visible.has(m.object))) {
-      const color = rgb(this.color(mark.object));
-      const stroke = (path, close) => {
-        for (const [style, width] of [["white", unit], [color, unit / 2]]) {
-          Object.assign(context, { strokeStyle: style, lineWidth: width });
-          context.beginPath();
-          path.map(at).forEach(([x, y], n) => (n ? context.lineTo(x, y) : context.moveTo(x, y)));
-          if (close) context.closePath();
-          context.stroke();
-        }
-      };
-      for (const outline of mark.outline ?? []) stroke(outline, true);
+      for (const outline of mark.outline ?? []) stroke(this.color(mark.object), outline, true);
       const { points = [], labels = [] } = mark;
       const corner = labels.indexOf(2);
       if (corner >= 0) {
         const [[x0, y0], [x1, y1]] = [points[corner], points[labels.indexOf(3)]];
-        stroke([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], true);
+        stroke(box, [[x0, y0], [x1, y0], [x1, y1], [x0, y1]], true);
       }
+      const d = (0.8 * unit) / scale;
       points.forEach(([x, y], n) => {
-        const d = (0.7 * unit) / scale;
-        if (labels[n] === 0)
-          stroke([[x - d, y - d], [x + d, y + d]]), stroke([[x - d, y + d], [x + d, y - d]]);
-        if (labels[n] !== 1) return;
-        for (const [style, radius] of [["white", unit], [color, 0.65 * unit]]) {
-          context.fillStyle = style;
-          context.beginPath();
-          context.arc(...at([x, y]), radius, 0, 2 * Math.PI);
-          context.fill();
-        }
+        if (labels[n] === 1) disc([x, y]);
+        if (labels[n] !== 0) return;
+        stroke(negative, [[x - d, y - d], [x + d, y + d]]);
+        stroke(negative, [[x - d, y + d], [x + d, y - d]]);
       });
     }
   }

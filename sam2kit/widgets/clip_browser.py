@@ -19,7 +19,7 @@ from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.prompt_files import check_document, read_document, video_prompts
 from sam2kit.prompts import Prompt
-from sam2kit.viz import PALETTE, contact_sheet, draw_prompts, overlay
+from sam2kit.viz import BOX, NEGATIVE, PALETTE, POSITIVE, contact_sheet, draw_prompts, overlay
 from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg, encode_png
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
@@ -102,8 +102,9 @@ class ClipBrowser(PictureWidget):
         super().__init__(
             videos=self.source.names, fps=fps or getattr(self.source, "fps", 10.0), frame=0
         )
-        lines = LINE_COLORS.tolist()
-        self.set_trait("colors", {"objects": PALETTE.tolist(), "lines": lines})
+        colors = {"positive": POSITIVE, "negative": NEGATIVE, "box": BOX}
+        lists = {"objects": PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
+        self.set_trait("colors", colors | lists)
         self.show_video(self._first)
 
     def _number(self, video: int | str) -> int:
