@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -120,7 +120,7 @@ class COCODataset(VideoSource):
                     )
                 found.append(path)
             paths.append("\0".join(found))
-            full = {os.path.join(self._roots[k], path) for path in found}
+            full = {f"{self._roots[k]}/{path}" for path in found}
             if len(full) < len(found) or full & owner:
                 self._refuse_shared(paths)
             owner |= full
@@ -185,6 +185,8 @@ class COCODataset(VideoSource):
 
     def _frame(self, i: int, t: int) -> tuple[CocoIndex, int]:
         k, v = self._places[i]
+        if not 0 <= t < self.num_frames(i):
+            raise IndexError(f"frame {t} of {self.num_frames(i)}")
         return self._indices[k], int(self._indices[k].first[v]) + t
 
     def _path(self, i: int, t: int) -> Path:
@@ -244,13 +246,17 @@ def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
         parts = [part for part in folder.split("/") if part not in ("", ".", "..")]
         return ["/".join(parts[k:]) for k in range(len(parts) + 1)]
 
-    def find(stated: list[str]) -> tuple[str | None, list[str]]:
+    def places(stated: list[str]) -> Iterator[tuple[str, str]]:
         split = [name.replace("\\", "/").rpartition("/") for name in stated]
-        tried = [(below, name) for folder, _, name in split for below in tails(folder)]
-        tried += [(folder, name) for folder, _, name in split if os.path.isabs(folder)]
-        for folder, name in tried:
+        for folder, _, name in split:
+            for below in tails(folder):
+                yield below, name
+        yield from ((folder, name) for folder, _, name in split if os.path.isabs(folder))
+
+    def find(stated: list[str]) -> tuple[str | None, list[str]]:
+        for folder, name in places(stated):
             if name in listing(folder):
-                return os.path.join(folder, name), []
-        return None, [str(root / folder / name) for folder, name in tried]
+                return f"{folder}/{name}" if folder else name, []
+        return None, [str(root / folder / name) for folder, name in places(stated)]
 
     return find

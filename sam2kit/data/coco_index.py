@@ -56,7 +56,7 @@ class CocoIndex:
 
     def __init__(self, file: Path, identity: str = "auto", keyframes_only: bool = True) -> None:
         self.file = file
-        content, _ = coco_json.read_rows(file, coco_json.FrameRows, "images")
+        content = coco_json.read_rows(file, coco_json.FrameRows, "images")[0]
         self._stamp = self._state()
         if content.images is None and content.videos is None:
             raise DataError(f"{file} has no list 'images' of objects; is it a COCO JSON?")
@@ -74,19 +74,20 @@ class CocoIndex:
         self.annotated &= ~self._flagged
         self.between_keyframes = int(self._flagged.sum())
         codes: dict[ObjectId, int] = {}
-        owners = [
+        owners = (
             codes.setdefault(o, len(codes)) for o in self._identify(rows.annotations, identity)
-        ]
+        )
+        owner = np.fromiter(owners, np.int32, len(rows.annotations))
         self._owners = list(codes)
+        ids = _texts(rows.annotations)
+        del rows, position  # what follows needs as much memory
         kept = np.argsort(frames, kind="stable")
         kept = kept[self.annotated[frames[kept]]]
         self._start = np.searchsorted(frames[kept], np.arange(len(self.order) + 1))
-        self._owner = np.array(owners, np.int32)[numbers[kept]]
         offset, length = coco_json.places(raws, text)
         self._offset, self._length = offset[kept], length[kept]
         self._text = b"".join(map(bytes, raws)) if text is None else None
-        ids = [str(n) if row.id is None else repr(row.id) for n, row in enumerate(rows.annotations)]
-        self._id = np.array([i[:64].encode() for i in ids], np.bytes_)[numbers[kept]]
+        self._owner, self._id = owner[numbers[kept]], ids[numbers[kept]]
 
     def _place_images(self, images: list[ImageRow]) -> dict[str, int]:
         """Frame numbers by image id."""
@@ -163,26 +164,26 @@ class CocoIndex:
     ) -> tuple[np.ndarray, np.ndarray, list[Raw]]:
         """Frames, numbers of annotations, and what stands in the file, of all masks."""
         frames = [position.get(str(row.image_id), -1) for row in rows]
-        for n, row in enumerate(rows):
-            required(self.file, "annotation", row, n, "image_id", "segmentation")
-            where = named(self.file, "annotation", row, n)
-            if frames[n] < 0:
-                raise DataError(
-                    f"{where}: 'image_id' {str(row.image_id)!r} is not the id of any image"
-                )
-            if not self.annotated[frames[n]]:
-                raise DataError(
-                    f"{where}: its image {row.image_id!r} says 'annotated': false; remove that"
-                )
+        for n, (row, f) in enumerate(zip(rows, frames, strict=True)):
+            if f < 0 or coco_json.is_null(row.segmentation) or not self.annotated[f]:
+                required(self.file, "annotation", row, n, "image_id", "segmentation")
+                fault = "is not the id of any image"
+                if f >= 0:
+                    fault = "is that of an image that says 'annotated': false; remove that"
+                where = named(self.file, "annotation", row, n)
+                raise DataError(f"{where}: 'image_id' {str(row.image_id)!r} {fault}")
             if coco_json.between_keyframes(row):
-                self._flagged[frames[n]] = True
-        return np.array(frames, int), np.arange(len(rows)), [row.segmentation for row in rows]
+                self._flagged[f] = True
+        numbers = np.arange(len(rows), dtype=np.int32)
+        return np.array(frames, np.int32), numbers, [row.segmentation for row in rows]
 
     def _masks_of_tracks(
         self, rows: list[AnnotationRow], position: dict[str, int]
     ) -> tuple[np.ndarray, np.ndarray, list[Raw]]:
         """As :meth:`_masks_of_images`."""
-        seen: list[tuple[int, int, Raw]] = []
+        seen: list[Raw] = []
+        frames: list[int] = []
+        numbers: list[int] = []
         for n, row in enumerate(rows):
             required(self.file, "annotation", row, n, "video_id", "segmentations")
             where, given = named(self.file, "annotation", row, n), row.segmentations or []
@@ -197,11 +198,11 @@ class CocoIndex:
                     f"{where} has {len(given)} 'segmentations', its video {self.names[v]!r} "
                     f"{end - begin} frames; give one for each, null where the object is not seen"
                 )
-            seen += [
-                (f, n, raw) for f, raw in enumerate(given, begin) if not coco_json.is_null(raw)
-            ]
-        frames, numbers, raws = zip(*seen, strict=True) if seen else ((), (), ())
-        return np.array(frames, int), np.array(numbers, int), list(raws)
+            shown = [f for f, raw in enumerate(given) if not coco_json.is_null(raw)]
+            seen += [given[f] for f in shown]
+            frames += [begin + f for f in shown]
+            numbers += [n] * len(shown)
+        return np.array(frames, np.int32), np.array(numbers, np.int32), seen
 
     def _identify(self, rows: list[AnnotationRow], identity: str) -> Iterator[ObjectId]:
         """The object of each annotation."""
@@ -267,6 +268,16 @@ class CocoIndex:
         except OSError as error:
             raise DataError(f"{self.file} cannot be read: {error}; put it back") from error
         return stored
+
+
+def _texts(rows: list[AnnotationRow]) -> np.ndarray:
+    """The ids of annotations, or their numbers, as texts of one length."""
+
+    def texts() -> Iterator[bytes]:
+        for n, row in enumerate(rows):
+            yield (f"number {n}" if row.id is None else repr(row.id))[:64].encode()
+
+    return np.fromiter(texts(), f"S{max(map(len, texts()), default=1)}", len(rows))
 
 
 def _sizes(rows: list[ImageRow] | list[VideoRow]) -> np.ndarray:

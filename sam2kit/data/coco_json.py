@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,8 +127,10 @@ def between_keyframes(row: ImageRow | AnnotationRow) -> bool:
     """Whether a flag says that this is no key frame; there need be none."""
     if isinstance(row, ImageRow):
         return False in (row.is_keyframe, row.keyframe, row.is_det_keyframe)
-    attributes = row.attributes if isinstance(row.attributes, dict) else {}
-    return False in (row.is_keyframe, row.keyframe, attributes.get("keyframe"))
+    attributes = row.attributes
+    if isinstance(attributes, dict) and attributes.get("keyframe") is not None:
+        return not attributes["keyframe"]
+    return False in (row.is_keyframe, row.keyframe)
 
 
 def is_null(raw: Raw) -> bool:
@@ -139,13 +141,17 @@ def is_null(raw: Raw) -> bool:
 def places(raws: Sequence[Raw], text: mmap.mmap | None) -> tuple[np.ndarray, np.ndarray]:
     """``[N]`` int64 and int32: where each part begins in ``text`` and how long it is, in bytes.
 
-    Without a text they stand one after another.
+    Parts follow each other as they do in the text. Without a text they stand end to end.
     """
     lengths = np.fromiter((memoryview(raw).nbytes for raw in raws), np.int32, len(raws))
     if text is None:
         return np.cumsum(lengths, dtype=np.int64) - lengths, lengths
-    return np.fromiter(map(_address, raws), np.int64, len(raws)) - _address(text), lengths
 
+    def found(at: int = 0) -> Iterator[int]:
+        for raw, length in zip(raws, lengths.tolist(), strict=True):
+            # The first such bytes from here on: if they are not the part itself, they are its like.
+            at = text.find(raw, at)
+            yield at
+            at += length
 
-def _address(buffer: Any) -> int:
-    return np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return np.fromiter(found(), np.int64, len(raws)), lengths

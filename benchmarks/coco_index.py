@@ -1,0 +1,204 @@
+"""Opening a large COCO JSON: ``python benchmarks/coco_index.py [--videos 10000 --masks 1000000]``.
+
+Writes ``benchmarks/results/coco_index.{json,md}``. Generates one JSON image by image and one track
+by track, with empty files for the frames, and opens each in a process of its own: with
+``sam2kit.data.COCODataset``, and (image by image) with ``pycocotools.coco.COCO``, which reads no
+video. Seconds are from the call to its return, files looked for; peak memory is the process's
+largest resident set less that before the call, of which the file itself, mapped into memory, is a
+part; held is private memory afterwards. Then another process is forked, as a loader's are, and
+reads the masks of 2,000 frames at random: its own memory is what each loader process would add.
+Needs 4 GB of disk in TMPDIR, 6 GB of memory and about three minutes. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+from sam2kit.charts import markdown_table
+from sam2kit.data.coco import COCODataset
+
+RESULTS = Path(__file__).parent / "results"
+SIZE = (480, 854)
+FRAMES = 30
+READS = 2000
+
+
+def masks(generator: np.random.Generator) -> list[dict[str, Any]]:
+    """Ellipses as compressed run lengths."""
+    texts = []
+    for _ in range(100):
+        picture = np.zeros(SIZE, np.uint8)
+        centre = generator.integers((200, 150), (650, 330)).tolist()
+        axes = generator.integers(25, 100, 2).tolist()
+        cv2.ellipse(picture, centre, axes, float(generator.uniform(0, 180)), 0, 360, 1, -1)
+        runs = mask_utils.encode(np.asfortranarray(picture))
+        texts.append({"size": list(SIZE), "counts": runs["counts"].decode()})
+    return texts
+
+
+def generate(folder: Path, videos: int, count: int) -> None:
+    generator = np.random.default_rng(0)
+    segmentations = [json.dumps(mask) for mask in masks(generator)]
+    drawn = generator.integers(0, len(segmentations), count).tolist()
+    images = videos * FRAMES
+    with (folder / "images.json").open("w") as file:
+        file.write('{"images": [')
+        for n in range(images):
+            v, t = divmod(n, FRAMES)
+            row = {"id": n + 1, "video_id": v, "order_in_video": t, "height": 480, "width": 854}
+            row["file_name"] = f"video_{v:05d}/{t:05d}.jpg"
+            file.write("," * bool(n) + json.dumps(row))
+        file.write('], "categories": [{"id": 1, "name": "object"}], "annotations": [')
+        for n in range(count):
+            row = {"id": n + 1, "image_id": n % images + 1, "category_id": 1, "area": 5000.0}
+            row |= {"track_id": n // images, "bbox": [10.0, 20.0, 80.0, 60.0], "iscrowd": 0}
+            text = json.dumps(row)[:-1]
+            file.write("," * bool(n) + text + f', "segmentation": {segmentations[drawn[n]]}}}')
+        file.write("]}")
+    with (folder / "tracks.json").open("w") as file:
+        rows = [
+            {"id": v, "file_names": [f"video_{v:05d}/{t:05d}.jpg" for t in range(FRAMES)]}
+            for v in range(videos)
+        ]
+        file.write(f'{{"videos": {json.dumps(rows)}, "annotations": [')
+        for n in range(count // FRAMES):
+            part = ", ".join(segmentations[d] for d in drawn[n * FRAMES : (n + 1) * FRAMES])
+            text = json.dumps({"id": n, "video_id": n % videos, "category_id": 1})[:-1]
+            file.write("," * bool(n) + text + f', "segmentations": [{part}]}}')
+        file.write("]}")
+    for v in range(videos):
+        (folder / f"video_{v:05d}").mkdir()
+        for t in range(FRAMES):
+            (folder / f"video_{v:05d}" / f"{t:05d}.jpg").touch()
+
+
+def own_memory() -> float:
+    """Private memory of this process in MB: what it shares with none."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
+
+
+def sam2kit_reads(file: Path) -> Callable[[], None]:
+    opened = COCODataset(file)
+    places = np.random.default_rng(1).integers((0, 0), (len(opened), FRAMES), (READS, 2)).tolist()
+
+    def read() -> None:
+        for i, t in places:  # the JSON's part of read_masks, which also asks for the file's size
+            opened._indices[0].masks(i, t)
+
+    return read
+
+
+def pycocotools_reads(file: Path) -> Callable[[], None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        opened = COCO(str(file))
+    places = np.random.default_rng(1).integers(1, len(opened.imgs), READS).tolist()
+
+    def read() -> None:
+        for n in places:
+            opened.loadAnns(opened.getAnnIds(imgIds=[n]))
+
+    return read
+
+
+def measure(package: str, file: Path) -> dict[str, float]:
+    """Open a file and read from it in a fork, in this process."""
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    at_rest = own_memory()
+    begin, own = time.perf_counter(), time.process_time()
+    read = {"sam2kit": sam2kit_reads, "pycocotools": pycocotools_reads}[package](file)
+    seconds, own = time.perf_counter() - begin, time.process_time() - own
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    gc.collect()
+    held = own_memory() - at_rest
+    out, into = os.pipe()
+    if os.fork() == 0:
+        fresh = own_memory()
+        begin = time.perf_counter()
+        read()
+        took = 1000 * (time.perf_counter() - begin) / READS
+        os.write(into, json.dumps([own_memory() - fresh, took]).encode())
+        os._exit(0)
+    grown, took = json.loads(os.read(out, 1000))
+    return {
+        "seconds": seconds,
+        "of a core": own,
+        "peak MB": round(peak),
+        "held MB": round(held),
+        "added by a loader process, MB": round(grown, 1),
+        "ms a frame": took,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--videos", type=int, default=10_000)
+    parser.add_argument("--masks", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, default=RESULTS / "coco_index.json")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure[0], Path(args.measure[1]))))
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        generate(Path(name), args.videos, args.masks)
+        megabytes = {p.stem: p.stat().st_size / 2**20 for p in Path(name).glob("*.json")}
+        for package, form in (
+            ("sam2kit", "images"),
+            ("pycocotools", "images"),
+            ("sam2kit", "tracks"),
+        ):
+            file = str(Path(name) / f"{form}.json")
+            command = [sys.executable, __file__, "--measure", package, file]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append({"package": package, "JSON": form, **json.loads(answer)})
+            print(rows[-1], flush=True)
+    kit, other = rows[:2]
+    ratio = {key: other[key] / kit[key] for key in ("seconds", "of a core", "peak MB", "held MB")}
+    document = {
+        "videos": args.videos,
+        "images": args.videos * FRAMES,
+        "masks": args.masks,
+        "MB": megabytes,
+        "rows": rows,
+        "ratio": ratio,
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    text = (
+        f"# Opening a COCO JSON\n\n{args.videos:,} videos, {args.videos * FRAMES:,} frames, "
+        f"{args.masks:,} masks; {megabytes['images']:.0f} MB image by image, "
+        f"{megabytes['tracks']:.0f} MB track by track.\n\n{markdown_table(rows)}\n"
+        f"pycocotools takes {ratio['seconds']:.1f} times as long ({ratio['of a core']:.1f} times "
+        f"the seconds of a core), {ratio['peak MB']:.1f} times the memory while opening and "
+        f"{ratio['held MB']:.0f} times afterwards, and looks for no files.\n"
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(document, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
