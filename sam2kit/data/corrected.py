@@ -22,7 +22,7 @@ import numpy as np
 from loguru import logger
 
 from sam2kit.data.frames import image_size
-from sam2kit.data.source import ObjectId, SelectedVideos, VideoSource
+from sam2kit.data.source import DerivedSource, ObjectId, SelectedVideos, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.prompt_files import decode_mask, encode_mask
 
@@ -69,7 +69,7 @@ def append_correction(
         raise DataError(f"{path}: cannot be written ({error.strerror}); name another") from error
 
 
-class CorrectedSource(VideoSource):
+class CorrectedSource(DerivedSource):
     """A source whose masks are those of a file of corrections where it has any.
 
     Of a source without masks the other frames stay as unannotated as they were.
@@ -107,11 +107,8 @@ class CorrectedSource(VideoSource):
         """The names of those with a corrected frame."""
         return {video for video, _ in self._lines}
 
-    def num_frames(self, i: int) -> int:
-        return self.source.num_frames(i)
-
-    def read_frame(self, i: int, t: int) -> np.ndarray:
-        return self.source.read_frame(i, t)
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        return self.source, i
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         where, line = self._lines.get((self.name(i), t), ("", None))
@@ -137,14 +134,8 @@ class CorrectedSource(VideoSource):
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         return None if (self.name(i), t) in self._lines else self.source.read_void(i, t)
 
-    def name(self, i: int) -> str:
-        return self.source.name(i)
-
-    def frame_name(self, i: int, t: int) -> str:
-        return self.source.frame_name(i, t)
-
-    def frame_path(self, i: int, t: int) -> Path | None:
-        return self.source.frame_path(i, t)
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        return [] if (self.name(i), t) in self._lines else self.source.mask_paths(i, t)
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
         return self.source.index_in_epoch(i, epoch)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from sam2kit.data.source import ObjectId, VideoSource
+from sam2kit.data.source import DerivedSource, VideoSource
 from sam2kit.errors import DataError
 
 
-class MixtureDataset(VideoSource):
+class MixtureDataset(DerivedSource):
     """The videos of several sources, one after the other; in training, by weight.
 
     An epoch of training has as many places as there are videos, and each source as many of them as
@@ -57,8 +55,12 @@ class MixtureDataset(VideoSource):
     def _name(self, part: int, name: str) -> str:
         return f"{part + 1}_{name}" if self._prefix else name
 
-    def locate(self, i: int) -> tuple[int, int]:
-        """The source of video ``i``, by its place in ``sources``, and the video's number there."""
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        part, local = self._place(i)
+        return self.sources[part], local
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """The place in ``sources`` of the one that holds video ``i``, and its number there."""
         if i >= len(self):  # one that a source generates beyond its length
             local, part = divmod(i - len(self), len(self.sources))
             if local >= len(self.sources[part]):
@@ -80,32 +82,8 @@ class MixtureDataset(VideoSource):
         return len(self) + local * len(self.sources) + part
 
     def name(self, i: int) -> str:
-        part, local = self.locate(i)
+        part, local = self._place(i)
         return self._name(part, self.sources[part].name(local))
-
-    def num_frames(self, i: int) -> int:
-        part, local = self.locate(i)
-        return self.sources[part].num_frames(local)
-
-    def read_frame(self, i: int, t: int) -> np.ndarray:
-        part, local = self.locate(i)
-        return self.sources[part].read_frame(local, t)
-
-    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        part, local = self.locate(i)
-        return self.sources[part].read_masks(local, t)
-
-    def read_void(self, i: int, t: int) -> np.ndarray | None:
-        part, local = self.locate(i)
-        return self.sources[part].read_void(local, t)
-
-    def frame_name(self, i: int, t: int) -> str:
-        part, local = self.locate(i)
-        return self.sources[part].frame_name(local, t)
-
-    def frame_path(self, i: int, t: int) -> Path | None:
-        part, local = self.locate(i)
-        return self.sources[part].frame_path(local, t)
 
 
 def shares(weights: list[float], places: int) -> list[int]:

@@ -76,7 +76,47 @@ class VideoSource(ABC):
         return i
 
 
-class SelectedVideos(VideoSource):
+class DerivedSource(VideoSource):
+    """Videos that other sources hold; what a subclass does not change is read from these."""
+
+    @abstractmethod
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        """The source that holds video ``i``, and its number there."""
+
+    def name(self, i: int) -> str:
+        source, k = self.locate(i)
+        return source.name(k)
+
+    def num_frames(self, i: int) -> int:
+        source, k = self.locate(i)
+        return source.num_frames(k)
+
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        source, k = self.locate(i)
+        return source.read_frame(k, t)
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        source, k = self.locate(i)
+        return source.read_masks(k, t)
+
+    def read_void(self, i: int, t: int) -> np.ndarray | None:
+        source, k = self.locate(i)
+        return source.read_void(k, t)
+
+    def frame_name(self, i: int, t: int) -> str:
+        source, k = self.locate(i)
+        return source.frame_name(k, t)
+
+    def frame_path(self, i: int, t: int) -> Path | None:
+        source, k = self.locate(i)
+        return source.frame_path(k, t)
+
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        source, k = self.locate(i)
+        return source.mask_paths(k, t)
+
+
+class SelectedVideos(DerivedSource):
     """Some videos of another source, in the given order."""
 
     def __init__(self, source: VideoSource, indices: list[int]) -> None:
@@ -88,23 +128,5 @@ class SelectedVideos(VideoSource):
         self.names = [source.names[i] for i in indices]
         self.has_masks = source.has_masks
 
-    def num_frames(self, i: int) -> int:
-        return self.source.num_frames(self.indices[i])
-
-    def read_frame(self, i: int, t: int) -> np.ndarray:
-        return self.source.read_frame(self.indices[i], t)
-
-    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        return self.source.read_masks(self.indices[i], t)
-
-    def read_void(self, i: int, t: int) -> np.ndarray | None:
-        return self.source.read_void(self.indices[i], t)
-
-    def frame_name(self, i: int, t: int) -> str:
-        return self.source.frame_name(self.indices[i], t)
-
-    def frame_path(self, i: int, t: int) -> Path | None:
-        return self.source.frame_path(self.indices[i], t)
-
-    def mask_paths(self, i: int, t: int) -> list[Path]:
-        return self.source.mask_paths(self.indices[i], t)
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        return self.source, self.indices[i]
