@@ -139,6 +139,11 @@ class SAM2LightningDataModule(LightningDataModule):
         self.train_clips, self.val_clips = build_datasets(config)
         self._done = (0, 0)  # an epoch, and how many of its clips are done
 
+    def check_videos(self) -> None:
+        """Raise now what would stop training later; see :meth:`ClipDataset.check_videos`."""
+        self.train_clips.check_videos()
+        self.val_clips.check_videos()
+
     def state_dict(self) -> dict[str, Any]:
         """How far training is in the data, and a text that stands for the videos."""
         state: dict[str, Any] = {"videos": self.train_clips.videos, "devices": self.devices}

@@ -101,6 +101,8 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
             raise
         logger.info("nothing left to train. {}", over)
         return _found(config, Path(run_dir))
+    if not in_rank():
+        data.check_videos()
     if in_rank() and run_dir is None:
         raise ConfigError(
             "the processes of torchrun need one folder; name it with --run-dir, or let "

@@ -19,6 +19,7 @@ from sam2kit.data import SelectedVideos, VideoDataset, build_datasets, open_sour
 from sam2kit.data.diagnosis import Examination, examine
 from sam2kit.data.doctor import IdentityWatch, VideoRecord, has_soft_edges, order_fault
 from sam2kit.errors import DataError
+from sam2kit.train import fit
 
 SHARED = Path(__file__).parents[2] / "shared"
 SIZE = (48, 64)
@@ -227,7 +228,7 @@ def short_video(root: Path) -> Planted:
     for t in range(3, FRAMES):
         (root / f"JPEGImages/b/{t:05d}.png").unlink()
         (root / f"Annotations/b/{t:05d}.png").unlink()
-    return "warning", "short", ("'b'", "3 frames", "4")
+    return "warning", "short", ("'b'", "3 frames and a clip spans 4")
 
 
 @fault
@@ -282,6 +283,29 @@ def test_training_refuses_what_is_called_broken_with_the_same_words(tmp_path, na
         assert severity == "error" and any(m in str(error) for m in messages), messages
     else:
         assert severity == "warning"
+
+
+@pytest.mark.parametrize("name", ["video_without_an_object", "colours", "folder_without_masks"])
+def test_training_refuses_before_it_makes_a_folder(tmp_path, name):
+    FAULTS[name](healthy(tmp_path / "data"))
+    if name == "colours":  # masks are read up to the first object
+        (tmp_path / "data" / MASK).replace(tmp_path / "data/Annotations/b/00000.png")
+    keys = [f"dataset.data_path={tmp_path / 'data'}", "dataset.image_size=64", "model=nano"]
+    (finding,) = look(tmp_path / "data").findings
+    with pytest.raises(DataError) as error:
+        fit(compose(None, keys), tmp_path / "run")
+    assert finding.message in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_short_videos_that_are_to_be_refused(tmp_path):
+    short_video(healthy(tmp_path))
+    keys = (f"dataset.data_path={tmp_path}", "dataset.image_size=64", "dataset.short_videos=error")
+    examination = examine(compose(None, [*keys, "dataset.video_clip_length=4"]))
+    assert found(examination) == [("error", "short")] and len(examination.videos) == 3
+    assert examination.findings[0].message.startswith("video 'b' has 3 frames and a clip spans 4")
+    (tmp_path / "list.txt").write_text("a\nnobody\n")
+    examination = examine(compose(None, [keys[0], f"dataset.split={tmp_path / 'list.txt'}"]))
+    assert found(examination) == [("error", "refused")] and "'nobody'" in examination.text()
 
 
 def test_all_faults_are_told_and_what_is_left_is_read(tmp_path):

@@ -13,13 +13,20 @@ from loguru import logger
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sam2kit.clip import ClipBatch, VideoClip, collate
-from sam2kit.data.faults import nothing_visible, unlike_frames, unlike_mask
+from sam2kit.data.faults import (
+    nothing_visible,
+    place,
+    too_short,
+    unlike_frames,
+    unlike_mask,
+)
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.data_config import AugmentationConfig, DatasetConfig
 from sam2kit.errors import DataError
 from sam2kit.transforms import augment, resize_frames, resize_masks
 
 # So many first frames are tried for one that shows as many objects as asked for.
+MOST_CHECKED = 256  # videos, before training; a mask of 480p takes some milliseconds
 TRIES = 8
 Masks = dict[ObjectId, np.ndarray] | None
 ReadMasks = Callable[[int], Masks]
@@ -87,9 +94,8 @@ class ClipDataset(Dataset[VideoClip]):
         short = [i for i in range(len(self.source)) if self.source.num_frames(i) < needed]
         if not short:
             return
-        first = f"video {self.source.name(short[0])!r} has {self.source.num_frames(short[0])}"
-        what = f"{len(short)} of {len(self.source)} videos are shorter than a clip: {first} frames"
-        what += f" and a clip spans {needed}"
+        first = too_short(self.source.name(short[0]), self.source.num_frames(short[0]), needed)
+        what = f"{len(short)} of {len(self.source)} videos are shorter than a clip: {first}"
         if self.config.short_videos == "error":
             raise DataError(
                 f"{what}; leave them out of the split, ask for shorter clips "
@@ -97,6 +103,22 @@ class ClipDataset(Dataset[VideoClip]):
                 "forth (dataset.short_videos=turn_back)"
             )
         logger.info("{}; they are played forwards and backwards", what)
+
+    def check_videos(self) -> None:
+        """Read masks of each video up to its first object, so that training need not stop at it.
+
+        Of more than ``MOST_CHECKED`` videos so many are read, evenly spread; of generated ones,
+        which always show an object, none.
+
+        Raises:
+            DataError: what reading a clip would raise.
+        """
+        count = len(self.source)
+        if self.source.index_in_epoch(0, 1) >= count:
+            return
+        for i in np.linspace(0, count - 1, min(count, MOST_CHECKED)).round().astype(int).tolist():
+            masks = cache(lambda t, i=i: self._resized(self.source.read_masks(i, t)))
+            self._first_frame(i, np.zeros(1, int), masks, None)
 
     def __len__(self) -> int:
         return len(self.source) * (self.config.clips_per_video if self.training else 1)
@@ -198,8 +220,7 @@ class ClipDataset(Dataset[VideoClip]):
         unlike, faults, frames = set(), [], {}
         for t in dict.fromkeys(window):  # a frame that stands twice in the clip is read once
             frame = self.source.read_frame(i, t)
-            place = f"video {self.source.name(i)!r}, frame {self.source.frame_name(i, t)}"
-            faults.append(unlike_mask(place, frame.shape[:2], stored(t)))
+            faults.append(unlike_mask(place(self.source, i, t), frame.shape[:2], stored(t)))
             unlike.add(frame.shape[:2])
             resized = resize_frames(torch.from_numpy(frame).permute(2, 0, 1), (side, side))
             frames[t] = resized.permute(1, 2, 0)

@@ -18,7 +18,7 @@ from pycocotools import mask as mask_utils
 
 from sam2kit.config import Config
 from sam2kit.data.build import open_source
-from sam2kit.data.doctor import place
+from sam2kit.data.faults import place
 from sam2kit.data.frames import image_size
 from sam2kit.data.listing import FRAME_ENDINGS, natural_key
 from sam2kit.data.masks import OBJECTS_FILE, VOID

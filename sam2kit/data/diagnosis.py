@@ -200,13 +200,14 @@ def examine(
         settings = what.dataset if isinstance(what, Config) else DatasetConfig()
     sources: dict[str, VideoSource | None] = {}
     data = {"training": _called(what)}
+    refused = None
     if isinstance(what, Config) and val is None:
         try:
             train_clips, val_clips = build_datasets(what)
             sources = {"training": train_clips.source, "validation": val_clips.source}
             data["validation"] = "as the configuration says"
-        except DataError:
-            pass  # said by what follows
+        except DataError as error:
+            refused = error  # said below, unless reading what can be read says it too
     if not sources:
         sources["training"] = _open(what, findings)
         if val is not None:
@@ -217,6 +218,8 @@ def examine(
             work = partial(read_video, settings=settings, part=part)
             videos += each_video(work, source, workers, f"{part}: read")
     findings += [f for video in videos for f in video.findings]
+    if refused is not None and not any(f.severity == "error" for f in findings):
+        findings.insert(0, Finding("error", "refused", data["training"], str(refused)))
     findings += same_names(videos) + same_frames(videos)
     judged_by = {
         k: getattr(settings, k) for k in ("image_size", "video_clip_length", "frame_stride")

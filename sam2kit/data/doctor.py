@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from sam2kit.config import DatasetConfig
-from sam2kit.data.faults import nothing_visible, unlike_frames, unlike_mask
+from sam2kit.data.faults import nothing_visible, place, too_short, unlike_frames, unlike_mask
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 
@@ -146,12 +146,6 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     _judge_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
     record.findings = _shortened(record.findings)
     return record
-
-
-def place(source: VideoSource, i: int, t: int) -> str:
-    """What to call a frame: its file, or its video and name."""
-    path = source.frame_path(i, t)
-    return str(path) if path else f"video {source.name(i)!r}, frame {source.frame_name(i, t)}"
 
 
 def mask_place(source: VideoSource, i: int, t: int) -> str:
@@ -321,8 +315,10 @@ def _judge_frames(record: VideoRecord, names: Sequence[str], settings: DatasetCo
     span = (settings.video_clip_length - 1) * settings.frame_stride + 1
     where = f"video {record.name!r}"
     if record.frames < span:
-        fault = f"it has {record.frames} frames and a clip spans {span}: it is played to and fro"
-        record.add("warning", "short", where, fault)
+        stops = settings.short_videos == "error"
+        fault = too_short(record.name, record.frames, span)
+        more = "leave it out" if stops else "it is played back and forth (dataset.short_videos)"
+        record.add("error" if stops else "warning", "short", where, f"{fault}; {more}")
     if fault := order_fault(names):
         record.add("warning", "order", where, fault)
     first: dict[int, int] = {}

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sam2kit.data.source import ObjectId
+from sam2kit.data.source import ObjectId, VideoSource
+
+
+def place(source: VideoSource, i: int, t: int) -> str:
+    """What to call a frame: its file, or its video and name."""
+    path = source.frame_path(i, t)
+    return str(path) if path else f"video {source.name(i)!r}, frame {source.frame_name(i, t)}"
+
+
+def too_short(name: str, count: int, span: int) -> str:
+    """A video of ``count`` frames where a clip spans more."""
+    return f"video {name!r} has {count} frames and a clip spans {span}"
 
 
 def nothing_visible(name: str, count: int, image_size: int) -> str:
