@@ -31,6 +31,7 @@ from sam2kit.flags import (
     named_file,
     paths_and_overrides,
     positive,
+    stages,
     train_config,
     train_overrides,
 )
@@ -245,13 +246,14 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parameters = dict(arguments.parameter)
     overrides = train_overrides(arguments, parameters.pop("overrides", []))
     folder, trials, level = arguments.sweep_dir, None, "INFO"
-    if folder is None or overrides or parameters or arguments.config:
+    given = overrides or parameters or arguments.config or arguments.stages != stages("1-4")
+    if folder is None or given:
         trials = plan(arguments.config, overrides)
         level = trials[0].config.log_level
         folder = open_run_dir(folder, trials[0].config.output_dir)
     _log_to_console(level)
-    stages, retry = arguments.stages, arguments.retry_failed
-    rows = run_sweep(folder, trials, parameters, stages, arguments.jobs, retry)
+    chosen, retry = arguments.stages, arguments.retry_failed
+    rows = run_sweep(folder, trials, parameters, chosen, arguments.jobs, retry)
     return int(any(row["state"] == "failed" for row in rows))
 
 
