@@ -169,7 +169,9 @@ def test_another_sweep_in_the_folder_is_refused(config_file, tmp_path, stand_in)
         run_sweep(folder, trials)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_sweep_that_is_stopped_goes_on(config_file, tmp_path, stand_in, number):
     folder = tmp_path / "sweep"
     code = """
