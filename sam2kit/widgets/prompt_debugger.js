@@ -139,7 +139,9 @@ function render({ model, el }) {
     }
     context.imageSmoothingEnabled = false;
     context.globalAlpha = 1;
+    context.filter = state.mode === "errors" && state.annotated ? "grayscale(1) brightness(0.8)" : "none";
     context.drawImage(picture.bitmap, 0, 0, canvas.width, canvas.height);
+    context.filter = "none";
     context.globalAlpha = opacity.value / 100;
     context.drawImage(masks.bitmap, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;

@@ -1,0 +1,54 @@
+"""How long a click in the prompt debugger takes to be answered: in the kernel alone.
+
+    OMP_NUM_THREADS=2 python benchmarks/click.py [FOLDER] [--clicks 30]
+
+FOLDER is anything that holds videos, by default 480p frames of noise. The first click of a frame
+runs the image encoder; the others find the frame's features kept. What the widget sends is included
+(three candidates, pictures, scores), the way to the browser and its repaint are not: about 60 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sam2kit.widgets.prompt_debugger import PromptDebugger
+
+
+def noise(folder: Path, frames: int = 5) -> Path:
+    for t in range(frames):
+        pixels = np.random.default_rng(t).integers(0, 256, (480, 854, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{t:05d}.jpg")
+    return folder
+
+
+def measure(what: Path, clicks: int) -> None:
+    widget = PromptDebugger(what, "nano", accelerator="cpu")
+    height, width = widget.session.size
+    times: dict[str, list[float]] = {"first on a frame": [], "further": [], "box": []}
+    generator = np.random.default_rng(0)
+    for n in range(clicks):
+        widget.go(n % widget.session.num_frames)
+        widget.clear()
+        for name in times:
+            x, y = (int(v) for v in generator.uniform(0.3, 0.6, 2) * (width, height))
+            start = time.perf_counter()
+            widget.box(x, y, x + 99, y + 99) if name == "box" else widget.click(x, y)
+            times[name].append(1000 * (time.perf_counter() - start))
+    print(f"{width}x{height}, nano, CPU; milliseconds, of {clicks}")
+    for name, values in times.items():
+        print(f"{name:17} median {np.median(values):6.1f}   worst {max(values):6.1f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--clicks", type=int, default=30)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        measure(options.folder or noise(Path(made)), options.clicks)
