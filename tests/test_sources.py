@@ -288,6 +288,8 @@ def check_frame(source: VideoSource, told: Told, i: int, t: int) -> None:
     if path is not None:
         with Image.open(path) as image:
             assert np.array_equal(np.array(image.convert("RGB")), source.read_frame(i, t))
+    for path in source.mask_paths(i, t):
+        assert path.suffix == ".png" and path.is_file() and masks is not None
     if not told.story:
         return
     assert abs(float(source.read_frame(i, t).mean()) - 10 * t) < 3
@@ -341,6 +343,13 @@ def test_clips_of_every_source(name, story):
     if told.story and told.num_frames > 1:
         looked = [told.annotated(t) for t in clip.frame_indices]
         assert clip.annotated.tolist() == [[there] * clip.masks.shape[1] for there in looked]
+
+
+def test_files_of_masks_are_named(story):
+    """The doctor tells them: one a frame, one an object, none of a frame that nobody annotated."""
+    for name, number in (("folders", 1), ("a folder an object", 2), ("images", 1), ("coco", 0)):
+        assert len(build_source(config_of(story(name)), 0).mask_paths(1, 0)) == number
+    assert build_source(config_of(story("files")), 0).mask_paths(0, 1) == []
 
 
 def test_all_types_are_tried(story):

@@ -74,12 +74,16 @@ class ImageDataset(VideoSource):
             raise IndexError(f"frame {t} of the picture {self.names[i]!r}, which is one frame")
         return self._folder / self._files[i][1]
 
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        masks = self._masks
+        return [path for _, path in masks.paths(self._files[i][0])] if masks is not None else []
+
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self.frame_path(i, t))
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         path = self.frame_path(i, t)
-        if self._masks is None or not [*self._masks.paths(self._files[i][0])]:
+        if self._masks is None:
             return None
         return self._masks.read(self._files[i][0], str(path), image_size(path))
 

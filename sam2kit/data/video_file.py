@@ -72,8 +72,9 @@ class FrameFolder(OneVideo):
 class VideoFile(OneVideo):
     """A video file that FFmpeg decodes (MP4, MOV, MKV, AVI), upright as players show it.
 
-    Opening reads the packets and decodes nothing. One frame is held at a time: the next frame costs
-    one decoding, one further on those between, any other one those since the last key frame.
+    Opening reads the packets and decodes nothing, unless frames must be counted. One frame is held
+    at a time: the next frame costs one decoding, one further on those between, any other one those
+    since the last key frame.
 
     Frames are numbered in the order they are shown, so a number is the same frame in any order of
     reading; how long each is shown (variable frame rates) makes no difference. They are found by
@@ -88,9 +89,9 @@ class VideoFile(OneVideo):
         super().__init__(Path(path))
         try:
             with av.open(str(path)) as container:
-                if not container.streams.video:
+                stream = container.streams.best("video")  # which is no cover picture
+                if stream is None:
                     raise DataError(f"{path} holds no video stream; name a video file")
-                stream = container.streams.video[0]
                 self.fps = float(stream.average_rate or OneVideo.fps)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 times = [packet.pts for packet in packets]
@@ -173,7 +174,7 @@ class VideoFile(OneVideo):
     def _frames_from(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Times and decoded frames from a key frame on; nothing where it cannot be sought."""
         with av.open(str(self.path)) as container:
-            stream = container.streams.video[0]
+            stream = container.streams.best("video")
             stream.thread_type = "AUTO"
             if not self._timed:
                 yield from enumerate(container.decode(stream))
