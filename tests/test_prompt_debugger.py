@@ -167,26 +167,16 @@ def test_what_is_shown_replays_without_a_front_end(session, tmp_path):
         assert not (here[~mask] == numbers.index(o) + 1).any() or isinstance(o, int)
 
 
-def test_prompts_come_back_from_their_file(session, samples, model, tmp_path):
-    session.click(1, 0, 5, 6)
-    session.click(1, 0, 7, 8, positive=False)
-    session.box("b", 1, (1, 2, 30, 40))
-    session.click("b", 1, 9, 9)
-    session.paint(2, 3, session.truth(3)[2])
-    path = session.save(tmp_path / "new" / "prompts.json")
-    again = PromptSession(samples, 0, model)
-    again.load(path)
-    assert again.marks.keys() == session.marks.keys() and "b" in again.objects
-    for place, mark in session.marks.items():
-        other = again.marks[place]
-        assert (other.points, other.labels, other.box) == (mark.points, mark.labels, mark.box)
-        assert (again.mask(*place) == session.mask(*place)).all()
-    content = json.loads(path.read_text())
-    path.write_text(
-        json.dumps(content | {"image_size": [256, 320], "prompts": content["prompts"][:1]})
-    )
-    with pytest.raises(DataError, match=r"'image_size' is \[256, 320\]"):
-        again.load(path)
+def test_many_steps_are_kept_but_not_all(session, monkeypatch):
+    monkeypatch.setattr("sam2kit.widgets.prompt_session.UNDO_STEPS", 3)
+    for n in range(5):
+        session.click(1, 0, 5 + n, 6)
+    for _ in range(9):
+        session.undo()
+    assert len(session.marks[1, 0].points) == 2
+    session.click(2, 0, 3, 3)
+    session.click(2, 1, 3, 3)
+    assert len(session._guesses) == 1 and session.mask(1, 0) is not None  # made again
 
 
 def test_a_click_refines_what_was_tracked(session):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,7 @@ from sam2kit.clip import VideoClip, collate
 from sam2kit.config import DatasetConfig
 from sam2kit.data.source import ObjectId
 from sam2kit.errors import DataError
-from sam2kit.prompt_files import (
-    SCHEMA_VERSION,
-    check_document,
-    decode_mask,
-    encode_mask,
-    read_document,
-    video_prompts,
-)
+from sam2kit.prompt_files import SCHEMA_VERSION, encode_mask
 from sam2kit.prompts import PromptGenerator
 from sam2kit.transforms import resize_masks
 
@@ -68,38 +60,6 @@ def to_document(marks: Mapping[Place, Mark], video: str, size: tuple[int, int]) 
             points = {"points": [list(p) for p in mark.points], "labels": list(mark.labels)}
             entries.append(place | {"kind": "point"} | points)
     return {"version": SCHEMA_VERSION, "image_size": list(size), "prompts": entries}
-
-
-def read_marks(
-    path: str | Path, video: str, num_frames: int, size: tuple[int, int]
-) -> dict[Place, Mark]:
-    """What :func:`to_document` made, from a file.
-
-    Raises:
-        DataError: as :func:`~sam2kit.prompt_files.load_video_prompts`; or the file is in pixels of
-            other frames than the video's.
-    """
-    document = read_document(path)
-    video_prompts(document, str(path), video, num_frames, image_size=32)  # all of its checks
-    written, entries = check_document(document, str(path), [video])
-    if written != tuple(size):
-        raise DataError(
-            f"{path}: field 'image_size' is {list(written)}, but the frames of {video!r} are "
-            f"{list(size)}; only a file that was saved by this widget can be opened in it"
-        )
-    marks: dict[Place, Mark] = {}
-    for _, entry in entries:
-        place = (entry["object_id"], entry["frame_index"])
-        old = marks.get(place, Mark())
-        if entry["kind"] == "mask":
-            marks[place] = Mark(mask=decode_mask(entry["mask"], written))
-        elif entry["kind"] == "box":
-            x0, y0, x1, y1 = entry["box"]
-            marks[place] = replace(old, box=(x0, y0, x1, y1))
-        else:
-            points = tuple((x, y) for x, y in entry["points"])
-            marks[place] = replace(old, points=points, labels=tuple(entry["labels"]))
-    return marks
 
 
 def draw_mark(

@@ -33,8 +33,9 @@ from sam2kit.prompt_files import decode_mask, encode_mask, video_prompts
 from sam2kit.prompt_shapes import mask_center
 from sam2kit.track import OPTIONS
 from sam2kit.tracker import FrameTracks, TrackingSession, VideoTracker
-from sam2kit.widgets.marks import Box, Mark, Place, Point, draw_mark, read_marks, to_document
+from sam2kit.widgets.marks import Box, Mark, Place, Point, draw_mark, to_document
 
+UNDO_STEPS = 100
 LOGIT = 10.0  # of a mask given as logits: what upstream makes of mask prompts
 
 
@@ -86,7 +87,9 @@ class PromptSession:
         self.j: dict[Place, float] = {}
         self._tracked_marks: dict[Place, Mark] = {}
         self._history: list[dict[Place, Mark]] = []
-        self._guesses: dict[Mark, Guess] = {}
+        self._guesses: dict[Mark, Guess] = {}  # of the prompts of one frame
+        self._guessed = 0
+        self._truth: tuple[int, tuple] | None = None
         self._model = model
         self._tracker = VideoTracker(model, OPTIONS, device)
         self._desk = self._open()  # answers prompts, one frame at a time; keeps its features
@@ -103,10 +106,16 @@ class PromptSession:
 
     def truth(self, t: int) -> dict[ObjectId, np.ndarray] | None:
         """The source's masks of a frame, whose objects become known; None: not annotated."""
-        masks = self.source.read_masks(self.i, t)
-        for identity in masks or ():
-            self.add_object(identity)
-        return masks
+        return self._read_truth(t)[0]
+
+    def _read_truth(self, t: int) -> tuple[dict[ObjectId, np.ndarray] | None, np.ndarray | None]:
+        """Masks and void pixels of a frame; those of the last one are kept."""
+        if self._truth is None or self._truth[0] != t:
+            masks, void = self.source.read_masks(self.i, t), self.source.read_void(self.i, t)
+            self._truth = t, (masks, void)
+            for identity in masks or ():
+                self.add_object(identity)
+        return self._truth[1]
 
     def add_object(self, identity: ObjectId | None = None) -> ObjectId:
         """A further object; None gives it the first number that is free."""
@@ -161,8 +170,8 @@ class PromptSession:
         if not mask.any():
             raise DataError(f"candidate {candidate} is empty; choose another one")
         chosen = replace(mark, mask=mask)
-        self._set((o, t), chosen)
-        self._guesses[chosen] = replace(guess, mask=mask)
+        self._change(self.marks | {(o, t): chosen})
+        self._keep(t, chosen, guess)
 
     def draw(self, o: ObjectId, t: int, recipe: DatasetConfig, seed: int) -> None:
         """Prompt an object as :class:`~sam2kit.prompts.PromptGenerator` does in training.
@@ -206,13 +215,13 @@ class PromptSession:
             if not guess.mask.any():
                 raise DataError("the model finds no object there; paint the mask instead")
             mark = replace(mark, mask=guess.mask)
-        self._guesses[mark] = guess
         self.add_object(place[0])
         self._change(self.marks | {place: mark})
+        self._keep(place[1], mark, guess)
 
     def _change(self, marks: dict[Place, Mark]) -> None:
         if marks != self.marks:
-            self._history.append(self.marks)
+            self._history = [*self._history[1 - UNDO_STEPS :], self.marks]
             self.marks = marks
 
     # What the model says.
@@ -223,8 +232,14 @@ class PromptSession:
         if mark is None:
             return None
         if mark not in self._guesses:
-            self._guesses[mark] = self._ask((o, t), mark)
+            self._keep(t, mark, self._ask((o, t), mark))
         return self._guesses[mark]
+
+    def _keep(self, t: int, mark: Mark, guess: Guess) -> None:
+        kept = self._guesses if t == self._guessed else {}
+        current = set(self.marks.values())
+        self._guesses = {m: g for m, g in kept.items() if m in current} | {mark: guess}
+        self._guessed = t
 
     def mask(self, o: ObjectId, t: int) -> np.ndarray | None:
         """``[H,W]`` bool: what was painted or chosen, or answered, or tracked; or None."""
@@ -322,10 +337,9 @@ class PromptSession:
 
     def j_of(self, o: ObjectId, t: int, mask: np.ndarray) -> float | None:
         """J of a mask against the truth, undecided pixels left out; None: not annotated."""
-        truth = self.truth(t)
+        truth, void = self._read_truth(t)
         if truth is None:
             return None
-        void = self.source.read_void(self.i, t)
         counted = np.ones(self.size, bool) if void is None else ~void
         return float(iou(mask & counted, truth.get(o, np.zeros(self.size, bool)) & counted))
 
@@ -355,18 +369,6 @@ class PromptSession:
                 f"{path}: cannot be written ({error.strerror}); name another"
             ) from error
         return path
-
-    def load(self, path: str | Path) -> None:
-        """Take the prompts of a file that :meth:`save` wrote in place of those here.
-
-        Raises:
-            DataError: as :func:`~sam2kit.prompt_files.load_video_prompts`; or the file is in pixels
-                of other frames than the video's.
-        """
-        marks = read_marks(path, self.video, self.num_frames, self.size)
-        for o, _ in marks:
-            self.add_object(o)
-        self._change(marks)
 
     def append(self, path: str | Path, t: int) -> list[ObjectId]:
         """Append the masks of a frame to a file of corrections; whose they are.
