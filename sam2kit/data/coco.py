@@ -102,7 +102,7 @@ class COCODataset(VideoSource):
     def _find_files(self) -> list[str]:
         """The files of each video as one text, relative to the root."""
         finders = [_finder(root) for root in self._roots]
-        owner: set[str] = set()
+        owner: dict[str, tuple[int, int]] = {}
         paths = []
         for i, (k, v) in enumerate(self._places):
             found = []
@@ -114,30 +114,19 @@ class COCODataset(VideoSource):
                 path, tried = finders[k](stated)
                 if path is None:
                     raise DataError(
-                        f"{self._indices[k].file}: the file of {self._indices[k].frame(v, t)} is "
-                        f"nowhere; tried {', '.join(dict.fromkeys(tried))}. Give the folder that "
-                        "its 'file_name' starts from as dataset.data_path"
+                        f"{self._where(i, t)} is nowhere; tried "
+                        f"{', '.join(dict.fromkeys(tried))}. Give the folder that its 'file_name' "
+                        "starts from as dataset.data_path"
                     )
                 found.append(path)
-            paths.append("\0".join(found))
-            full = {f"{self._roots[k]}/{path}" for path in found}
-            if len(full) < len(found) or full & owner:
-                self._refuse_shared(paths)
-            owner |= full
-        return paths
-
-    def _refuse_shared(self, paths: list[str]) -> None:
-        owner: dict[str, str] = {}
-        for i, (texts, (k, v)) in enumerate(zip(paths, self._places, strict=False)):
-            for t, path in enumerate(texts.split("\0")):
-                full = os.path.join(self._roots[k], path)
-                frame = self._indices[k].frame(v, t)
-                if full in owner:
+                full = f"{self._roots[k]}/{path}"
+                if owner.setdefault(full, (i, t)) != (i, t):
                     raise DataError(
-                        f"{self._where(i, t)}: it and {owner[full]} would both be {full}; give "
-                        f"each its own 'file_name' under {self._roots[k]}"
+                        f"{self._where(i, t)} and {self._where(*owner[full])} would both be "
+                        f"{full}; give each its own 'file_name' under {self._roots[k]}"
                     )
-                owner[full] = frame
+            paths.append("\0".join(found))
+        return paths
 
     def _where(self, i: int, t: int) -> str:
         k, v = self._places[i]

@@ -17,12 +17,10 @@ import numpy as np
 from msgspec import Raw
 
 from sam2kit.data import coco_json
-from sam2kit.data.coco_json import AnnotationRow, ImageRow, VideoRow, named, required
+from sam2kit.data.coco_json import TRACKS, AnnotationRow, ImageRow, VideoRow, named, required
 from sam2kit.data.listing import natural_key
 from sam2kit.data.source import ObjectId
 from sam2kit.errors import DataError
-
-TRACKS = coco_json.TRACKS
 
 
 class StoredMask(NamedTuple):
