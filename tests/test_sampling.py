@@ -1,9 +1,13 @@
 """How clips are drawn: where they begin, gaps, objects, short videos, and that an epoch repeats."""
 
+import json
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from data_helpers import SIZE, square
+from data_helpers import SIZE, make_davis, square
 from loguru import logger
 
 from sam2kit.config import AugmentationConfig, Config, DatasetConfig
@@ -228,3 +232,18 @@ def test_the_configuration_reaches_the_clips():
     frames = train[0].frames
     assert torch.equal(frames[:, 0], frames[:, 1]) and torch.equal(frames[:, 0], frames[:, 2])
     assert not torch.equal(val[0].frames[:, 0], val[0].frames[:, 1])
+
+
+def test_benchmark_against_upstreams_data_set(tmp_path):
+    """On frames so small that the figures mean nothing."""
+    pytest.importorskip("pandas", reason="upstream's data set needs pandas")
+    pytest.importorskip("training", reason="upstream's training package is not installed")
+    make_davis(tmp_path / "davis", {"a": 9, "b": 9})
+    file = Path(__file__).parent.parent / "benchmarks" / "data.py"
+    out = tmp_path / "out.json"
+    few = ["--data", str(tmp_path / "davis"), "--sizes", "32", "--rounds", "1", "--out", str(out)]
+    runpy.run_path(str(file))["main"](few)
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["size"], row["augmented"]) for row in rows] == [(32, "no"), (32, "yes")]
+    assert all(row["upstream"] > 0 and row["ratio"] > 0 for row in rows)
+    assert "| size | augmented |" in out.with_suffix(".md").read_text()

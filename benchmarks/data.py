@@ -1,0 +1,162 @@
+"""Clips a second against upstream's data set: ``python benchmarks/data.py [--data DAVIS]``.
+
+Both draw clips of the same videos in turns, in one process and one thread: upstream's
+``VOSDataset`` with the transforms of its MOSE fine-tuning, and the kit's ``ClipDataset`` with
+``augmentation=official``, which asks for the same. Processor time counts, which other work on the
+machine disturbs least. Upstream's clips leave normalised (float); the kit's leave as bytes and are
+normalised where the model is, so each is also timed with that done here. Without DAVIS, 480p videos
+are generated. Upstream's data set needs pandas. Writes ``benchmarks/results/data.{json,md}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from sam2kit.charts import markdown_table
+from sam2kit.compose import compose
+from sam2kit.data import ClipDataset, SyntheticDataset, VideoDataset
+from sam2kit.transforms import IMAGE_DEVIATION, IMAGE_MEAN, normalize
+
+RESULTS = Path(__file__).parent / "results"
+DAVIS = Path(__file__).parents[2] / "shared" / "davis"
+FRAMES, OBJECTS = 8, 3  # upstream's
+
+
+def kit_clips(root: Path, size: int, augment: bool) -> ClipDataset:
+    overrides = [
+        f"dataset.image_size={size}",
+        f"dataset.video_clip_length={FRAMES}",
+        f"dataset.max_objects={OBJECTS}",
+    ]
+    config = compose(None, overrides + ["augmentation=official"] * augment)
+    return ClipDataset(
+        VideoDataset(root), config.dataset, training=True, seed=0, augmentation=config.augmentation
+    )
+
+
+def upstream_clips(root: Path, size: int, augment: bool):  # type: ignore[no-untyped-def]
+    """``VOSDataset`` over the same folder, as upstream's MOSE fine-tuning configures it."""
+    from training.dataset import transforms as T
+    from training.dataset.vos_dataset import VOSDataset
+    from training.dataset.vos_raw_dataset import PNGRawDataset
+    from training.dataset.vos_sampler import RandomUniformSampler
+
+    source = VideoDataset(root)
+    frame = source.frame_path(0, 0)
+    assert frame is not None
+    raw = PNGRawDataset(
+        str(frame.parents[1]), str(source.mask_paths(0, 0)[0].parents[1]), is_palette=True
+    )
+    resize = T.RandomResizeAPI(sizes=size, square=True, consistent_transform=True)
+    end = [T.ToTensorAPI(), T.NormalizeAPI(mean=IMAGE_MEAN, std=IMAGE_DEVIATION)]
+    steps = [resize, *end]
+    if augment:
+        steps = [
+            T.RandomHorizontalFlip(consistent_transform=True),
+            T.RandomAffine(
+                degrees=25, shear=20, image_interpolation="bilinear", consistent_transform=True
+            ),
+            resize,
+            T.ColorJitter(True, brightness=0.1, contrast=0.03, saturation=0.03, hue=None),
+            T.RandomGrayscale(p=0.05, consistent_transform=True),
+            T.ColorJitter(False, brightness=0.1, contrast=0.05, saturation=0.05, hue=None),
+            *end,
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return VOSDataset(
+            [T.ComposeAPI(steps)], True, raw, RandomUniformSampler(FRAMES, OBJECTS), multiplier=1
+        )
+
+
+def generated_davis(root: Path) -> Path:
+    """Three generated videos of 480p in DAVIS layout."""
+    videos = SyntheticDataset(3, 2 * FRAMES, (480, 854), OBJECTS, seed=0)
+    for i, name in enumerate(videos.names):
+        for kind in ("JPEGImages", "Annotations"):
+            (root / kind / "480p" / name).mkdir(parents=True)
+        for t in range(videos.num_frames(i)):
+            stem = f"480p/{name}/{t:05d}"
+            Image.fromarray(videos.read_frame(i, t)).save(root / f"JPEGImages/{stem}.jpg")
+            ids = np.zeros((480, 854), np.uint8)
+            for number, mask in (videos.read_masks(i, t) or {}).items():
+                ids[mask] = int(number)
+            mask_image = Image.fromarray(ids, "P")
+            mask_image.putpalette(list(range(256)) * 3)
+            mask_image.save(root / f"Annotations/{stem}.png")
+    return root
+
+
+def compare(root: Path, size: int, augment: bool, rounds: int) -> dict[str, object]:
+    """Clips a second, medians over all clips of ``rounds`` turns over the videos."""
+    theirs, ours = upstream_clips(root, size, augment), kit_clips(root, size, augment)
+    sides: dict[str, Callable[[int], object]] = {
+        "upstream": theirs.__getitem__,
+        "sam2kit": ours.__getitem__,
+        "sam2kit, normalised": lambda k: [normalize(frame) for frame in ours[k].frames],
+    }
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for read in sides.values():
+        read(0)
+    for r in range(rounds):
+        ours.set_epoch(r)
+        for k in range(len(ours.source)):
+            for side, read in sides.items():
+                begin = time.process_time()
+                read(k)
+                times[side].append(time.process_time() - begin)
+    rates = {side: 1 / statistics.median(taken) for side, taken in times.items()}
+    return {
+        "size": size,
+        "augmented": "yes" if augment else "no",
+        **{side: round(rate, 2) for side, rate in rates.items()},
+        "ratio": round(rates["sam2kit"] / rates["upstream"], 2),
+        "ratio, normalised": round(rates["sam2kit, normalised"] / rates["upstream"], 2),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DAVIS, help="a folder in DAVIS layout")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--rounds", type=int, default=3, help="turns over the videos")
+    parser.add_argument("--out", type=Path, default=RESULTS / "data.json")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as folder:
+        given = arguments.data.is_dir()
+        root = arguments.data if given else generated_davis(Path(folder))
+        rows = [
+            compare(root, size, augment, arguments.rounds)
+            for size in arguments.sizes
+            for augment in (False, True)
+        ]
+    what = "DAVIS" if given else "generated"
+    head = (
+        f"Clips of {FRAMES} frames a second from {what} videos of 480p (one process, one thread, "
+        f"medians of processor time; load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores).\n\n"
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"frames": FRAMES, "videos": what, "cpu_cores": os.cpu_count(), "rows": rows}
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    arguments.out.with_suffix(".md").write_text(head + markdown_table(rows))
+    sys.stdout.write(head + markdown_table(rows))
+
+
+if __name__ == "__main__":
+    main()
