@@ -4,7 +4,7 @@
 
 FOLDER is anything that holds videos, by default 480p frames of noise. The first click of a frame
 runs the image encoder; the others find the frame's features kept. What the widget sends is included
-(three candidates, pictures, scores), the way to the browser and its repaint are not: about 60 ms.
+(three candidates, pictures, scores), the way to the browser and its repaint are not.
 """
 
 from __future__ import annotations
