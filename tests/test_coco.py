@@ -144,6 +144,17 @@ def test_keys_of_identity(tmp_path, key):
     assert list(by_image(tmp_path, change, identity="category").read_masks(0, 0)) == [0]
 
 
+@pytest.mark.parametrize("identity", ["components", "tracks"])
+def test_an_unknown_identity(tmp_path, identity):
+    with pytest.raises(DataError, match=f"identity is '{identity}'; choose from.*Connected"):
+        by_image(tmp_path, identity=identity)
+
+
+def test_an_order_beyond_all_numbers(tmp_path):
+    with pytest.raises(DataError, match="image 'a-3': 'order_in_video' is 1000"):
+        by_image(tmp_path, set_row("images", order_in_video=10**400))
+
+
 def test_tracks_that_are_asked_for_must_be_there(tmp_path):
     with pytest.raises(
         DataError, match=r"labels.json: no annotation has any of track_id.*category"
@@ -302,6 +313,12 @@ def test_a_long_number_and_a_far_corner_are_refused():
     for corner in (1e9, float("nan")):
         with pytest.raises(DataError, match="far outside"):
             decode([[0, 0, 5, 0, 5, corner]], SIZE, "here")
+
+
+@pytest.mark.parametrize("counts", [[760.5, 7.5], [2**63 - 1, 2**63 - 1, 770], [], [2**64]])
+def test_runs_that_only_seem_to_add_up(counts):
+    with pytest.raises(DataError, match="whole numbers"):
+        decode({"size": list(SIZE), "counts": counts}, SIZE, "here")
 
 
 def test_polygons_of_several_parts(tmp_path):

@@ -79,6 +79,11 @@ class COCODataset(VideoSource):
         files: bool = True,
         keyframes_only: bool = True,
     ) -> None:
+        if identity not in ("auto", "track", "category"):
+            raise DataError(
+                f"identity is {identity!r}; choose from auto, track, category (and for components "
+                "put sam2kit.data.ConnectedObjects around category)"
+            )
         found = list_files(annotation_file)
         for file in found:
             folder = Path(root) if root is not None else file.parent

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +93,7 @@ class CocoIndex:
         for n, image in enumerate(images):
             required(self.file, "image", image, n, "id", "video_id", "order_in_video")
             place = image.order_in_video
-            if type(place) not in (int, float) or not math.isfinite(place):
+            if type(place) not in (int, float) or not abs(place) < 2**53:
                 raise DataError(
                     f"{named(self.file, 'image', image, n)}: 'order_in_video' is {place!r}; it "
                     "must be a number"

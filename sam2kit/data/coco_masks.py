@@ -34,12 +34,14 @@ def decode(segmentation: Any, size: tuple[int, int] | None, where: str) -> np.nd
         if not isinstance(counts, (list, str)):
             raise TypeError(f"its counts are {counts!r}, neither a list nor a text")
         height, width = stated
+        pixels = height * width
         lengths = np.asarray(run_lengths(counts) if isinstance(counts, str) else counts)
+        whole = lengths.dtype.kind == "i" and ((lengths >= 0) & (lengths <= pixels)).all()
         # pycocotools fills what the runs leave open with whatever the memory holds.
-        if lengths.min(initial=0) < 0 or lengths.sum() != height * width:
+        if not whole or lengths.sum() != pixels:
             raise ValueError(
-                f"its runs must be 0 or more and add up to {height * width} pixels, not "
-                f"{lengths.sum()}"
+                "its runs must be whole numbers, 0 or more, and add up to "
+                f"{pixels} pixels, not {sum(lengths.tolist())}"
             )
         if isinstance(counts, list):
             segmentation = mask_utils.frPyObjects(segmentation, height, width)
