@@ -94,7 +94,7 @@ def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
         DataError: a missing or unreadable file, a field that is missing or of the wrong form, or
             an entry whose frame, object or frame size the batch does not have.
     """
-    size, entries = _check_document(_read_document(path), str(path), batch.names)
+    size, entries = check_document(read_document(path), str(path), batch.names)
     if size != tuple(batch.masks.shape[-2:]):
         raise DataError(
             f"{path}: field 'image_size' is {list(size)}, but the frames are "
@@ -136,7 +136,7 @@ def load_video_prompts(
     Raises:
         DataError: as :func:`load_prompts`; or the file has no prompts for ``video``.
     """
-    return video_prompts(_read_document(path), str(path), video, num_frames, image_size)
+    return video_prompts(read_document(path), str(path), video, num_frames, image_size)
 
 
 def video_prompts(
@@ -147,7 +147,7 @@ def video_prompts(
     Raises:
         DataError: as :func:`load_video_prompts`.
     """
-    size, entries = _check_document(document, where, [video])
+    size, entries = check_document(document, where, [video])
     if not entries:
         raise DataError(f"{where}: no prompt of the field 'video' {video!r}; write that name there")
     identities = list(dict.fromkeys(entry["object_id"] for _, entry in entries))
@@ -171,7 +171,12 @@ def video_prompts(
     return group_prompts(prompts), identities
 
 
-def _read_document(path: str | Path) -> Any:
+def read_document(path: str | Path) -> Any:
+    """What a file of prompts holds, unchecked.
+
+    Raises:
+        DataError: a missing or unreadable file.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -181,10 +186,17 @@ def _read_document(path: str | Path) -> Any:
         raise DataError(f"{path}: not a JSON file ({error}); write it with save_prompts") from None
 
 
-def _check_document(
+def check_document(
     document: Any, path: str, videos: Collection[str]
 ) -> tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
-    """``image_size``, and the entries of some videos with where each stands, for messages."""
+    """``image_size``, and the entries of some videos with where each stands, for messages.
+
+    Args:
+        path: where the document stands, for messages.
+
+    Raises:
+        DataError: a field that is missing or of the wrong form.
+    """
     if not isinstance(document, dict) or document.get("version") != SCHEMA_VERSION:
         raise DataError(f"{path}: field 'version' must be {SCHEMA_VERSION}; write the file anew")
     size = document.get("image_size")

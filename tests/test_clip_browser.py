@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import traitlets
-from data_helpers import SIZE, compressed, make_davis, save_palette, square
+from data_helpers import SIZE, compressed, make_davis, save_json, save_palette, square
 from PIL import Image
 
 from sam2kit.data.source import VideoSource
 from sam2kit.data.video_file import FrameFolder
 from sam2kit.errors import DataError
+from sam2kit.predictions import MaskWriter
 from sam2kit.prompts import Prompt
 from sam2kit.run_dir import file_name
 from sam2kit.scores import CONVENTIONS, VideoScorer
@@ -205,32 +206,36 @@ def test_results_that_are_missing_or_named_twice(tmp_path):
 def evaluated(tmp_path) -> Path:
     """What an evaluation leaves of two trackers on a video with a name that is no file's."""
     run, video = tmp_path / "run", "one/ünï"
+    masks = [{1: square(0, 2 * t), "two": square(2, 0, 20)} for t in range(2)]
     for tracker in ("after training", "copy, first"):
-        write_results(run / "masks" / file_name(tracker), 2, file_name(video))
+        writer = MaskWriter(None, video, [1, "two"])
         scorer = VideoScorer(video, CONVENTIONS["prompted"], [1, "two"])
-        for t in range(2):
-            truth = {1: square(0, 2 * t), "two": square(12, 20)}
-            scorer.add(t, truth, {1: truth[1]} if tracker == "after training" else {})
-        path = run / "scores" / file_name(tracker) / f"{file_name(video)}.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"made_of": {}, "scores": scorer.result().to_dict()}))
-        names = json.dumps({"1": 1, "2": "two"})
-        (run / "masks" / file_name(tracker) / file_name(video) / "objects.json").write_text(names)
-    (run / "sav").mkdir()
+        for t, truth in enumerate(masks):
+            found = truth if tracker == "copy, first" else {1: truth[1]}
+            scorer.add(t, truth, found)
+            writer.add(f"{t:05d}", found, SIZE)
+        scores = {"made_of": {}, "scores": scorer.result().to_dict()}
+        for kind, kept in (("scores", scores), ("sav", writer.sav())):
+            save_json(run / kind / file_name(tracker) / f"{file_name(video)}.json", kept)
     content = {"trackers": {"after training": {}, "copy, first": {}, "not kept": {}}}
-    (run / "metrics.json").write_text(json.dumps(content))
+    save_json(run / "metrics.json", content)
     return run
 
 
 def test_an_evaluation_brings_its_trackers_and_the_scores_it_kept(evaluated, monkeypatch):
-    masks = [{1: square(0, 2 * t), "two": square(12, 20)} for t in range(2)]
-    source = Drawn(**{"one/ünï": [(grey(), m) for m in masks]})
+    masks = {1: square(0, 0), "two": square(2, 0, 20)}
+    source = Drawn(**{"one/ünï": [(grey(), masks)] * 2})
     browser = ClipBrowser(source, predictions={"run": evaluated})
     assert browser.layers == ["truth", "run, after training", "run, copy, first"]
-    assert list(ask_frame(browser, 1, "run, copy, first")[2][0][[0, 19], [2, 20]]) == [1, 2]
+    planes = ask_frame(browser, 1, "run, copy, first")[2]  # two, since the masks overlap
+    assert np.array_equal(planes[0] == 1, square(0, 2))
+    assert np.array_equal(planes[1] == 2, square(2, 0, 20))
     monkeypatch.setattr(VideoLayers, "measure", lambda *_: pytest.fail("they are kept"))
     found = browser.scores("run, after training")
     assert {o: row.tolist() for o, row in found.items()} == {1: [1, 1], "two": [0, 0]}
+    (evaluated / "metrics.json").unlink()  # of one that was interrupted
+    names = [r.name for r in open_results({"run": evaluated})]
+    assert names == ["run, after training", f"run, {file_name('copy, first')}"]
     with pytest.raises(DataError, match="of 2 frames, 'one/ünï' has 1"):
         ClipBrowser(Drawn(**{"one/ünï": [(grey(), {})]}), predictions={"run": evaluated})
 

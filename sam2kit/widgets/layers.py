@@ -17,6 +17,7 @@ from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.metrics import iou
 from sam2kit.predictions import read_result
+from sam2kit.prompt_files import decode_mask
 from sam2kit.prompts import Prompt
 from sam2kit.run_dir import file_name
 from sam2kit.scores import VideoScores
@@ -30,8 +31,9 @@ class Results:
 
     Attributes:
         name: under which they are shown.
-        folder: ``FOLDER/VIDEO/FRAME.png`` or ``FOLDER/masks/VIDEO/FRAME.png``.
-        scores: the folder in which an evaluation has kept the videos' scores; None: there is none.
+        folder: ``FOLDER/VIDEO/FRAME.png`` or ``FOLDER/masks/VIDEO/FRAME.png``; with ``scores``
+            SA-V's form, ``FOLDER/VIDEO.json``, where masks are whole that overlap others.
+        scores: the folder in which an evaluation has kept the videos' scores.
     """
 
     name: str
@@ -39,29 +41,36 @@ class Results:
     scores: Path | None = None
 
     def of_video(self, video: str) -> Path:
-        """The folder with the masks of a video.
+        """The folder or file with the masks of a video.
 
         Raises:
             DataError: there is none.
         """
-        for base in (self.folder, self.folder / "masks"):
-            for name in (file_name(video), video):
-                if (base / name).is_dir():
-                    return base / name
-        raise DataError(
-            f"predictions {self.name!r}: {self.folder} has no masks of the video {video!r}; they "
-            "lie in FOLDER/VIDEO/FRAME.png. Name other masks, or a video that has some"
-        )
+        names = dict.fromkeys([file_name(video), video])
+        places = [base / name for base in (self.folder, self.folder / "masks") for name in names]
+        if self.scores is not None:
+            places = [self.folder / f"{file_name(video)}.json"]
+        found = [p for p in places if p.is_file() == (self.scores is not None) and p.exists()]
+        if not found:
+            raise DataError(
+                f"predictions {self.name!r}: {self.folder} has no masks of the video {video!r}, no "
+                f"{places[0].name}; name other masks, or a video that has some"
+            )
+        return found[0]
 
     def kept(self, video: str) -> VideoScores | None:
         """What an evaluation has measured on a video; None where nothing is kept."""
         path = self.scores and self.scores / f"{file_name(video)}.json"
         if path is None or not path.is_file():
             return None
-        try:
-            return VideoScores.from_dict(json.loads(path.read_text(encoding="utf-8"))["scores"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} cannot be read ({error!r}); evaluate the run again") from error
+        return VideoScores.from_dict(_read_json(path, "scores"))
+
+
+def _read_json(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}); evaluate the run again") from error
 
 
 def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
@@ -83,7 +92,7 @@ def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
         trackers = _trackers(folder)
         for tracker in trackers:
             label = f"{name}, {tracker}" if len(trackers) > 1 else name
-            kinds = (folder / kind / file_name(tracker) for kind in ("masks", "scores"))
+            kinds = (folder / kind / file_name(tracker) for kind in ("sav", "scores"))
             found.append(Results(label, *kinds))
     names = [TRUTH, *(results.name for results in found)]
     if twice := [name for name in names if not name or names.count(name) > 1]:
@@ -95,12 +104,8 @@ def _trackers(folder: Path) -> list[str]:
     """The trackers of an evaluation; one that was interrupted has said them by folders alone."""
     path = folder / "metrics.json"
     if not path.is_file():
-        return sorted(p.name for p in (folder / "masks").iterdir() if p.is_dir())
-    try:
-        names = list(json.loads(path.read_text(encoding="utf-8"))["trackers"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}); evaluate the run again") from error
-    return [name for name in names if (folder / "masks" / file_name(name)).is_dir()]
+        return sorted(p.name for p in (folder / "sav").iterdir() if p.is_dir())
+    return [t for t in _read_json(path, "trackers") if (folder / "sav" / file_name(t)).is_dir()]
 
 
 class VideoLayers:
@@ -134,8 +139,14 @@ class VideoLayers:
         self.J: dict[str, dict[ObjectId, np.ndarray]] = {}
         self.counted: dict[str, np.ndarray] = {}
         self.done = 0 if source.has_masks else self.num_frames
-        self._folders = {r.name: r.of_video(video) for r in results}
-        self._names = {name: object_names(folder) for name, folder in self._folders.items()}
+        self._places = {r.name: r.of_video(video) for r in results}
+        self._names, self._runs = {}, {}
+        for name, place in self._places.items():
+            if place.is_dir():
+                self._names[name] = object_names(place)
+            else:
+                ids, runs = (_read_json(place, key) for key in ("masklet_id", "masklet"))
+                self._runs[name] = [dict(zip(ids, frame, strict=True)) for frame in runs]
         self._kept = set()
         for r in results:
             self.J[r.name], self.counted[r.name] = {}, np.zeros(self.num_frames, bool)
@@ -152,13 +163,13 @@ class VideoLayers:
         self.meet(kept.object_ids)
         self.J[results.name] = dict(zip(kept.object_ids, kept.J.T, strict=True))
         self.counted[results.name] = kept.annotated.any(1)
-        if len(self._kept) == len(self._folders):  # nothing is left to be measured
+        if len(self._kept) == len(self._places):  # nothing is left to be measured
             self.annotated, self.done = kept.annotated.any(1), self.num_frames
 
     @property
     def names(self) -> list[str]:
         """Of the layers: the truth, where there is one, and the trackers."""
-        return [TRUTH] * self.source.has_masks + list(self._folders)
+        return [TRUTH] * self.source.has_masks + list(self._places)
 
     def meet(self, objects: Sequence[ObjectId]) -> None:
         """Put objects that are new into the list."""
@@ -172,11 +183,21 @@ class VideoLayers:
         """
         if layer == TRUTH:
             found = self.source.read_masks(self.i, t)
+        elif layer in self._runs:
+            found = self._decode(layer, t, size)
         else:
-            path = self._folders[layer] / f"{self.source.frame_name(self.i, t)}.png"
+            path = self._places[layer] / f"{self.source.frame_name(self.i, t)}.png"
             found = read_result(path, self._names[layer], size) if path.is_file() else None
         self.meet(list(found or ()))
         return found
+
+    def _decode(self, layer: str, t: int, size: tuple[int, ...]) -> dict | None:
+        if t >= len(self._runs[layer]):
+            return None
+        try:
+            return {o: decode_mask(runs, size) for o, runs in self._runs[layer][t].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{self._places[layer]}: frame {t} cannot be read ({error})") from error
 
     def advance(self, seconds: float) -> None:
         """Measure J on frames after ``done`` for about so long, on one at least.
@@ -186,7 +207,7 @@ class VideoLayers:
         """
         until = time.monotonic() + seconds
         while self.done < self.num_frames:
-            self.measure(self.done, self._folders)
+            self.measure(self.done, self._places)
             self.done += 1
             if time.monotonic() >= until:
                 break
@@ -204,7 +225,7 @@ class VideoLayers:
         self.meet(list(truth))
         size = next((m.shape for m in truth.values()), None)
         void = None
-        for name in [name for name in self._folders if name in names and name not in self._kept]:
+        for name in [name for name in self._places if name in names and name not in self._kept]:
             if size is None:
                 size = self.source.read_frame(self.i, t).shape[:2]
             found = self.masks(name, t, size)
