@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -193,7 +194,7 @@ def read_id_mask(path: Path) -> np.ndarray:
 def values_in(pixels: np.ndarray) -> list[int]:
     """The values of a uint8 picture in order; ``np.unique`` sorts all pixels, which takes longer
     than reading the file."""
-    return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()
+    return np.flatnonzero(cv2.calcHist([pixels], [0], None, [256], [0, 256])).tolist()
 
 
 def _read_object(path: Path) -> np.ndarray:
