@@ -24,8 +24,8 @@ OUT = ROOT / "docs" / "notebooks"
 RUN_DIR = ROOT / "outputs" / "docs"
 STAGES = [0, 1, 2, 3, 4, 5]
 LARGE = 150_000  # bytes of a PNG; beyond it, small spots of colour are given up
-SMALL, GIF_WIDTH = 400, 720  # pixels
-COLORS = 128  # of a GIF
+SMALL, WIDEST, GIF_WIDTH = 400, 1100, 640  # pixels
+COLORS = 64  # of a GIF
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a static picture follows
 OF_THIS_MACHINE = {
     f"{ROOT}/": "",
@@ -87,6 +87,7 @@ def shown(data: dict, pictures: Path) -> dict:
         if image.width < SMALL:
             scale = -(-SMALL // image.width)
             image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BOX)
+        image.thumbnail((WIDEST, 10 * WIDEST))
         if len(content) > LARGE:
             image = image.quantize(256, dither=Image.Dither.NONE)
         image.save(path, optimize=True)
