@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -314,12 +313,16 @@ def test_an_empty_folder_may_be_the_target(tmp_path):
 
 
 def test_a_killed_conversion_is_not_taken_for_whole(tmp_path):
-    make_davis(tmp_path / "data", {f"v{n}": 25 for n in range(20)})
-    argv = ["convert", str(tmp_path / "data"), str(tmp_path / "out"), "--to", "davis"]
-    process = subprocess.Popen([sys.executable, "-m", "sam2kit", *argv], cwd=ROOT)
-    while process.poll() is None and not list(tmp_path.glob("out.unfinished-*/JPEGImages/v0/*")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
-    assert not (tmp_path / "out").exists()
-    assert len(open_source(convert(tmp_path / "data", tmp_path / "out", "davis"))) == 20
+    make_davis(tmp_path / "data")
+    code = (
+        "import os, shutil, signal, sys; from sam2kit.data.convert import convert\n"
+        "copy = shutil.copyfile\n"
+        "def killed(source, target):\n"
+        "    if 'b' in target.parts: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    copy(source, target)\n"
+        "shutil.copyfile = killed; convert(*sys.argv[1:], 'davis')"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "out")]
+    assert subprocess.run(argv, cwd=ROOT).returncode == -signal.SIGKILL
+    assert list(tmp_path.glob("out.unfinished-*")) and not (tmp_path / "out").exists()
+    same(open_source(tmp_path / "data"), open_source(convert(*argv[3:], "davis")))

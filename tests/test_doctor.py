@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import compressed, save_json, save_palette, square
+from data_helpers import compressed, save_json, save_palette, save_video, square
 from PIL import Image
 
 from sam2kit.cli import main
 from sam2kit.compose import compose
 from sam2kit.config import DatasetConfig
-from sam2kit.data import SelectedVideos, VideoDataset, build_datasets, open_source
+from sam2kit.data import (
+    ClipDataset,
+    SelectedVideos,
+    build_datasets,
+    build_source,
+    open_source,
+)
 from sam2kit.data.diagnosis import Examination, examine
 from sam2kit.data.doctor import IdentityWatch, VideoRecord, has_soft_edges, order_fault
 from sam2kit.errors import DataError
@@ -271,14 +278,11 @@ def test_a_planted_fault_is_found(tmp_path, name):
 @pytest.mark.parametrize("name", FAULTS)
 def test_training_refuses_what_is_called_broken_with_the_same_words(tmp_path, name):
     severity, *_ = FAULTS[name](healthy(tmp_path))
-    keys = (f"dataset.data_path={tmp_path}", "dataset.image_size=64", "dataset.clips_per_video=6")
-    config = compose(None, [*keys, "dataset.video_clip_length=4"])
+    settings = replace(SETTINGS, data_path=str(tmp_path), video_clip_length=6)
     messages = {f.message.partition(" (and")[0] for f in look(tmp_path).findings}
     try:
-        train, val = build_datasets(config)
-        for clips in (train, val):
-            for n in range(len(clips)):
-                _ = clips[n]
+        clips = ClipDataset(build_source(settings, 0), settings, training=False, seed=0)
+        _ = [clips[n] for n in range(len(clips))]
     except DataError as error:
         assert severity == "error" and any(m in str(error) for m in messages), messages
     else:
@@ -401,11 +405,28 @@ def test_the_samples_are_healthy():
 
 
 @pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="needs ../shared/davis")
-def test_davis_is_healthy():
-    source = VideoDataset(SHARED / "davis", split="2016/val")
-    assert examine(source).findings == []
+@pytest.mark.parametrize(
+    "names", [("libby",), pytest.param(None, marks=pytest.mark.slow)], ids=["one", "all"]
+)
+def test_davis_is_healthy(names):
+    source = open_source(SHARED / "davis")
+    some = SelectedVideos(source, [source.names.index(n) for n in names or source.names])
+    assert examine(some).findings == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "sav").is_dir(), reason="needs ../shared/sav")
+def test_sav_is_healthy(tmp_path):
+    """The real masklets, over frames that are made here."""
+    file = next((SHARED / "sav").glob("*_manual.json"))
+    shutil.copyfile(file, tmp_path / file.name)
+    name = file.stem.removesuffix("_manual")
+    save_video(tmp_path / f"{name}.mp4", [t % 250 for t in range(483)], size=(848, 480))
+    examination = examine(tmp_path)
+    assert examination.findings == [] and examination.summary()[0]["objects"] == 5
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "video").is_dir(), reason="needs ../shared/video")
 def test_a_filmed_video_is_healthy():
     examination = examine(SHARED / "video" / "juggle.mp4")

@@ -161,7 +161,7 @@ def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:
         bins: Any = np.linspace(0, 100, 21) if share else 20
         if whole:
             bins = np.arange(values.min() - 0.5, values.max() + 1)
-            axes.set_xlim(values.min() - 2, values.max() + 2)
+            axes.set_xlim(max(values.min() - 2, -0.7), values.max() + 2)
         axes.hist(values, bins, color=LINE_COLORS[0] / 255, rwidth=0.9)
         axes.set_title(title, fontsize=8)
         axes.tick_params(labelsize=7)
