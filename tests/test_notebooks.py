@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -303,3 +304,16 @@ class TestOtherData:
         check_pictures(result)
         assert not json.loads((result.run_dir / "doctor.json").read_text())["broken"]
         assert result.scores["after training"] > result.scores["first mask copied"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_has_a_page_with_its_pictures(path):
+    """As `make docs` leaves them: of the cells as they are now, and small."""
+    folder = ROOT / "docs" / "notebooks"
+    page = (folder / f"{path.stem}.md").read_text(encoding="utf-8")
+    for cell in read(path).cells:
+        assert cell.source.strip() in page, f"make docs: {path.stem} has changed since"
+    pictures = re.findall(r"!\[\]\((.+?)\)", page)
+    assert pictures and all((folder / picture).stat().st_size < 1_000_000 for picture in pictures)
+    assert not re.search(r"/(home|root|tmp|Users)/|\d\d:\d\d:\d\d ", page)
+    assert f"docs/notebooks/{path.stem}.md" in (ROOT / "README.md").read_text(encoding="utf-8")
