@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam2kit.kernels import execute
 from sam2kit.pipeline import run_stages
 from sam2kit.video_files import save_mp4
 
@@ -256,6 +257,25 @@ def test_all_run_and_hand_over(tmp_path):
     check_training(result)
     check_pictures(result)
     check_scores_of_the_trackers(result)
+
+
+def test_training_by_hand(tmp_path, monkeypatch):
+    """Opened in ``notebooks/``, with paths that are relative to the repository."""
+    for name in ("configs", "data_samples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    overrides = [*QUICK, "dataset=synthetic", "valdataset=synthetic", "dataset.image_size=64"]
+    overrides += ["dataset.synthetic_videos=4", "valdataset.synthetic_videos=2"]
+    source, done = ROOT / "notebooks" / "03_train.ipynb", tmp_path / "done.ipynb"
+    with (tmp_path / "lock").open("w") as lock:
+        execute(source, done, {"overrides": overrides}, lock.fileno())
+    run_dir = tmp_path / "outputs" / "notebooks"
+    assert (run_dir / "best.ckpt").is_file() and (run_dir / "training.png").is_file()
+    shown = [o for cell in code_cells(done) for o in cell.outputs]
+    # The live curves are one picture, however often they were drawn.
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 1
+    assert "memory of a step" in "".join(o.text for o in shown if o.output_type == "stream")
 
 
 class TestOtherData:
