@@ -1,7 +1,11 @@
 """COCO JSON: tracks, identity, key frames, several files, what is refused; connected components."""
 
+import json
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -430,3 +434,14 @@ def test_identity_by_configuration(tmp_path):
     davis = Config().dataset
     davis.data_path, davis.identity = str(make_davis(tmp_path / "davis")), "components"
     assert list(build_source(davis, 0).read_masks(0, 0)) == ["1-1", "2-1"]
+
+
+@pytest.mark.slow
+def test_the_benchmark(tmp_path, monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    command = [sys.executable, str(root / "benchmarks" / "coco_index.py"), "--videos", "3"]
+    subprocess.run([*command, "--masks", "200", "--out", str(tmp_path / "o.json")], check=True)
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert [row["JSON"] for row in result["rows"]] == ["images", "images", "tracks"]
+    assert "pycocotools takes" in (tmp_path / "o.md").read_text()

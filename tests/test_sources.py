@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import shutil
 import struct
@@ -46,6 +47,7 @@ from sam2kit.data import (
     open_source,
 )
 from sam2kit.data.corrected import append_correction
+from sam2kit.data.diagnosis import examine
 from sam2kit.data.masks import MaskFiles
 from sam2kit.data.mixture import MixtureDataset, shares
 from sam2kit.data.source import ObjectId, VideoSource
@@ -345,6 +347,12 @@ def test_clips_of_every_source(name, story):
         assert clip.annotated.tolist() == [[there] * clip.masks.shape[1] for there in looked]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_doctor_finds_nothing_wrong_with_any(name, story):
+    found = examine(build_source(config_of(story(name)), seed=0)).findings
+    assert {finding.kind for finding in found} <= ({"short"} if name == "images" else set())
+
+
 def test_files_of_masks_are_named(story):
     """The doctor tells them: one a frame, one an object, none of a frame that nobody annotated."""
     for name, number in (("folders", 1), ("a folder an object", 2), ("images", 1), ("coco", 0)):
@@ -530,8 +538,12 @@ def test_turned_videos_stand_upright(tmp_path, turn, corner):
 def test_a_process_that_is_forked_reads_the_open_file(tmp_path):
     save_video(tmp_path / "a.mp4", [10 * t for t in range(12)], gop_size=4)
     source = VideoFileDataset(tmp_path)
-    source.read_frame(0, 5)  # its decoder has threads, which a fork does not take along
+    source.read_frame(0, 5)
+    forgotten = VideoFileDataset(tmp_path)
+    forgotten.read_frame(0, 5)
+    del forgotten  # what it had open goes when the garbage is collected, there too
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        pool.submit(gc.collect).result(timeout=60)
         frames = [pool.submit(source.read_frame, 0, t) for t in (6, 7, 2)]
         seen = [round(f.result(timeout=60).mean() / 10) for f in frames]
     assert seen == [6, 7, 2] and round(source.read_frame(0, 6).mean() / 10) == 6

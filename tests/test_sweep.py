@@ -238,3 +238,28 @@ def test_state_of_a_trial_without_score(tmp_path):
             assert read_status(folder)["state"] == "running"
     write_whole(folder / "x", "y")
     assert not (folder / "x.part").exists()
+
+
+@pytest.mark.slow
+def test_four_trials_of_the_pipeline_itself(tmp_path, monkeypatch):
+    """Three results, one failure on purpose; then it goes on with that one alone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(
+        "model: {size: nano, checkpoint: nano}\n"
+        "dataset: {type: synthetic, image_size: 64, video_clip_length: 2, synthetic_videos: 4,\n"
+        "  num_workers: 0}\nvaldataset: {synthetic_videos: 2}\n"
+        "trainer: {accelerator: cpu, max_epochs: 1, log_every_n_steps: 1}\n"
+    )
+    grid = ["optimizer.lr=1e-4,1e-3", "model.trainable_modules=[memory_attention],[memory_encoder]"]
+    trials = plan(config_file, grid)
+    broken = trials[2].config.model
+    broken.trainable_modules = ["no_such_module"]
+    rows = run_sweep(tmp_path / "sweep", trials, {}, [3, 4])
+    assert [row["rank"] for row in rows] == [1, 2, 3, None]
+    assert rows[3]["name"].startswith("003_") and "no_such_module" in rows[3]["error"]
+    assert all(0 < row["J&F"] < 1 for row in rows[:3])
+    assert len(find_runs([tmp_path / "sweep"])) == 3
+    again = run_sweep(tmp_path / "sweep", retry_failed=True)
+    assert [row["name"] for row in again] == [row["name"] for row in rows]
+    assert list((tmp_path / "sweep").glob("trials/*/03_train.failed-1.ipynb"))

@@ -16,8 +16,6 @@ from sam2kit.data.listing import FRAME_ENDINGS
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 
-_LEFT_ALONE: list[Any] = []
-
 
 def open_video(path: str | Path) -> VideoSource:
     """A video file or a folder of frames as a source of one video, without masks.
@@ -127,10 +125,6 @@ class VideoFile(OneVideo):
 
     def close(self) -> None:
         """Let go of the open file and the frame that is held; reading opens it again."""
-        if self._decoder is not None and self._decoder[0] != os.getpid():
-            # Its threads stayed in the process that this one was forked from: to end it would be
-            # to wait for them.
-            _LEFT_ALONE.append(self._decoder)
         self._decoder = self._last = None
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
@@ -175,7 +169,9 @@ class VideoFile(OneVideo):
         """Times and decoded frames from a key frame on; nothing where it cannot be sought."""
         with av.open(str(self.path)) as container:
             stream = container.streams.best("video")
-            stream.thread_type = "AUTO"
+            # Threads would not survive a fork, and a decoder that is let go of in a process forked
+            # from this one, be it by the garbage collector, would wait for them for ever.
+            stream.codec_context.thread_count = 1
             if not self._timed:
                 yield from enumerate(container.decode(stream))
                 return
