@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_helpers import make_sav
 from PIL import Image
 
 from sam2kit.cli import COMMANDS, main
@@ -144,7 +146,10 @@ def test_create_config_refuses(capsys, file):
         (["train", "dataset.image_size=100"], ["dataset.image_size", "100", "32"]),
         (["train", "--data-path", "davs"], ["dataset.data_path", "davs does not exist"]),
         (["train", *SYNTHETIC, "--model-checkpoint", "a/b.pt"], ["model.checkpoint", "a/b.pt"]),
-        (["train", "dataset=coco", "dataset.annotation_file=a.json"], ["dataset.data_path"]),
+        (
+            ["train", "dataset=coco", "dataset.annotation_file=a.json"],
+            ["a.json"],
+        ),
         (["train", "--wandb", "trainer.logger=swanlab"], ["use_wandb", "swanlab"]),
         (["train", "--accelerator", "abacus"], ["trainer.accelerator", "abacus"]),
         (["train", "--precision", "8"], ["trainer.precision", "'8'"]),
@@ -388,6 +393,10 @@ DATASETS = {
     "samples": ["valdataset=samples"],
     "coco": ["valdataset=synthetic"],
     "synthetic": ["valdataset=synthetic"],
+    "files": ["valdataset=synthetic"],
+    "images": ["valdataset=synthetic"],
+    "mixture": ["valdataset=synthetic"],
+    "sav": ["valdataset=synthetic"],
 }
 VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
 
@@ -406,11 +415,22 @@ def test_every_data_choice_is_in_the_tables():
     + [[f"valdataset={name}", *rest] for name, rest in VALDATASETS.items()],
     ids=lambda argv: argv[0],
 )
-def test_every_data_choice_trains(tmp_path, data, argv):
-    argv = ["model=nano", "--data-path", str(data), *argv]
-    if "dataset=coco" in argv:
+def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
+    kind = argv[0].removeprefix("dataset=")
+    if kind in ("files", "sav"):
+        make_sav(tmp_path / kind)
+        data = tmp_path / kind
+    if kind == "images":
+        for folder, taken in (("images", "JPEGImages"), ("masks", "Annotations")):
+            shutil.copytree(data / taken / "a", tmp_path / kind / folder)
+        data = tmp_path / kind
+    if kind == "mixture":  # its parts say where they lie, data_samples in the repository's root
+        monkeypatch.chdir(ROOT)
+    else:
+        argv = ["--data-path", str(data), *argv]
+    if kind == "coco":
         argv.append(f"dataset.annotation_file={data}/annotations.json")
-    train_tiny(tmp_path, *argv)
+    train_tiny(tmp_path / "runs", "model=nano", *argv)
 
 
 @pytest.mark.parametrize(
