@@ -5,6 +5,7 @@ const CACHE_BYTES = 48 * 2 ** 20; // of encoded frames; one is about 0.1 MB
 const AHEAD = 12; // frames fetched in advance when playing
 const IN_FLIGHT = 2; // requests at a time: a slider that is dragged leaves none waiting in line
 const SMALLEST_WIDTH = 640; // of the canvas; smaller frames are magnified
+const DASHES = ["", "7 3", "2 3", "10 3 2 3", "1 6"]; // of trackers, where colours are objects
 const KEYS =
   "Keys: ← → a frame (with Shift ten), Home End, Space play, 1–9 an object on or off, 0 all, " +
   "M masks, P prompts. Drag on the picture to swipe, click on the curve to jump.";
@@ -433,9 +434,15 @@ class ClipBrowser {
     const trackers = Object.keys(this.measured.counted);
     trackers.forEach((layer, k) => {
       const entry = make("span", {}, this.legend);
-      const line = make("i", { className: "line" }, entry);
-      line.style.borderColor = rgb(this.lineColor(k));
-      line.style.borderTopStyle = this.each.checked ? ["solid", "dashed", "dotted"][k % 3] : "solid";
+      // With a line for each object the colours are the objects', and the dashes tell trackers apart.
+      const each = this.each.checked;
+      const style = {
+        stroke: each ? "currentColor" : rgb(this.lineColor(k)),
+        "stroke-dasharray": each ? DASHES[k % DASHES.length] : "",
+      };
+      const line = svg("svg", { class: "line", viewBox: "0 0 30 4" });
+      line.append(svg("path", { d: "M0 2h30", "stroke-width": 3, ...style }));
+      entry.append(line);
       const J = this.mean(layer, this.model.get("frame"));
       entry.append(J === null ? layer : `${layer}: J ${J.toFixed(2)}`);
     });
@@ -479,7 +486,7 @@ class ClipBrowser {
       if (path) this.curves.append(svg("path", { d: `${path}h0`, ...style }));
     };
     trackers.forEach((layer, k) => {
-      const dash = ["", "6 3", "1.5 3"][k % 3];
+      const dash = DASHES[k % DASHES.length];
       if (!this.each.checked) line(this.lineColor(k), "", (t) => this.mean(layer, t, objects));
       else for (const n of objects) line(this.color(n), dash, (t) => this.value(layer, n, t));
     });
