@@ -297,6 +297,30 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     print(f"wrote {convert(*given or [config], out, arguments.to, arguments.workers)}")
 
 
+def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("--list", action="store_true", help="the folders, their sizes and encoders")
+    parser.add_argument("--clear", action="store_true", help="delete what no process uses")
+    add_train_flags(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    config, _ = train_config(arguments)
+    looking = arguments.list or arguments.clear
+    if not looking:
+        check_paths(config)
+    _log_to_console(config.log_level)
+    from sam2kit.features import clear, describe, find_folder
+
+    folder = find_folder(config)
+    if arguments.clear:
+        print("{} deleted, {} in use".format(*clear(folder)))
+    if looking:
+        print(describe(folder))
+        return
+    from sam2kit.fill_features import fill
+
+    with _kept_under(folder):
+        print(fill(config).report())
+
+
 class Command(NamedTuple):
     """A function that adds its flags to a parser, parses and calls the library; and one line.
 
@@ -310,6 +334,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
     "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
+    "features": Command(features, "keep the frozen encoder's features ahead of training"),
     "export": Command(export, "write weights for the plain sam2 package, and prove them"),
     "evaluate": Command(
         evaluate, "track the validation clips with a checkpoint and score the masks"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -78,6 +79,7 @@ class ClipBatch:
         frame_indices: B lists of T positions.
         object_ids: O identities.
         sizes: B pairs (rows, columns) of the frames as stored.
+        frame_keys: B*T names, clip-major, by which features are kept; None: not asked for.
     """
 
     frames: Tensor
@@ -88,6 +90,7 @@ class ClipBatch:
     frame_indices: list[list[int]]
     object_ids: list[int | str]
     sizes: list[tuple[int, int]]
+    frame_keys: list[str] | None = None
 
     @property
     def num_clips(self) -> int:
@@ -130,8 +133,24 @@ class ClipBatch:
         return replace(self, **pinned)
 
 
-def collate(clips: list[VideoClip]) -> ClipBatch:
+def frame_keys(frames: Tensor) -> list[str]:
+    """A name for each frame: a hash of its pixels.
+
+    Args:
+        frames: ``[...,3,H,W]`` uint8, in any order in memory.
+
+    Returns:
+        as many names as there are frames, in their order.
+    """
+    pixels = frames.reshape(-1, *frames.shape[-3:]).cpu()
+    return [blake2b(frame.contiguous().numpy(), digest_size=20).hexdigest() for frame in pixels]
+
+
+def collate(clips: list[VideoClip], with_keys: bool = False) -> ClipBatch:
     """Put clips of equal length and size into one batch.
+
+    Args:
+        with_keys: name the frames, by :func:`frame_keys`.
 
     Raises:
         ValueError: no clips, or clips whose frames differ in shape.
@@ -145,8 +164,9 @@ def collate(clips: list[VideoClip]) -> ClipBatch:
             + ", ".join(f"{clip.name!r} {tuple(clip.frames.shape)}" for clip in clips)
         )
     counts = torch.tensor([clip.masks.shape[1] for clip in clips])
+    frames = torch.stack([clip.frames for clip in clips])
     return ClipBatch(
-        frames=torch.stack([clip.frames for clip in clips]),
+        frames=frames,
         masks=torch.cat([clip.masks for clip in clips], dim=1),
         annotated=torch.cat([clip.annotated for clip in clips], dim=1),
         clip_of_object=torch.repeat_interleave(torch.arange(len(clips)), counts),
@@ -158,6 +178,7 @@ def collate(clips: list[VideoClip]) -> ClipBatch:
             for i in (clip.object_ids or list(range(1, clip.masks.shape[1] + 1)))
         ],
         sizes=[clip.size for clip in clips],
+        frame_keys=frame_keys(frames) if with_keys else None,
     )
 
 

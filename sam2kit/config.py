@@ -14,6 +14,8 @@ from sam2kit.data_config import AugmentationConfig, DatasetConfig, ValDatasetCon
 
 SIZES = ("nano", "t", "s", "b+", "l")
 LOGGERS = ("tensorboard", "wandb", "swanlab")
+FEATURE_CACHES = ("auto", "on", "off")
+FEATURE_DTYPES = ("exact", "bfloat16")
 AUDITS = ("stop", "warn", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 OPTIMIZERS = ("adamw",)
@@ -164,6 +166,24 @@ class TrainerConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    """The cache of the frozen image encoder's features (docs/speed.md)."""
+
+    cache: str = option(
+        "auto",
+        "auto: read a frame's features from disk where the encoder is frozen and frames come "
+        "again as they were; on: refuse to train where that is not so; off: encode every time",
+    )
+    folder: str | None = option(
+        None, "where they lie; null: features in $SAM2KIT_CACHE, by default ~/.cache/sam2kit"
+    )
+    budget_gb: float = option(50.0, "at most so many gigabytes in that folder")
+    dtype: str = option(
+        "exact", "exact: as they are computed; bfloat16: rounded for training, half of the disk"
+    )
+
+
+@dataclass
 class EvaluationConfig:
     """How whole videos are prompted, tracked and scored (docs/evaluation.md)."""
 
@@ -211,6 +231,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     recipe: str = option("memory", "the recipe this began from: memory or official")
     seed: int = option(42, "seed of weights, sampling, augmentation and prompts")

@@ -22,6 +22,7 @@ from sam2kit.corrections import CorrectionGenerator, Corrections
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clips import create_dataloader
 from sam2kit.errors import ConfigError
+from sam2kit.features import FeatureCache, create_cache, obstacle
 from sam2kit.losses import SAM2TrainingLoss
 from sam2kit.metrics import mean_tracked_iou
 from sam2kit.model import SAM2Model
@@ -52,6 +53,29 @@ class SAM2LightningModule(LightningModule):
         self.prompts = PromptGenerator.from_config(config.dataset)
         self.corrections = CorrectionGenerator.from_config(config.dataset)
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
+        self._cache: FeatureCache | None = None
+        self._train_cache: FeatureCache | None = None
+
+    def use_features(self, data: SAM2LightningDataModule) -> None:
+        """Read the frozen encoder's features from the cache where the configuration allows it.
+
+        A log line says whether training does, and why not.
+
+        Raises:
+            ConfigError: ``features.cache`` is ``on``, and training cannot.
+        """
+        self._cache = create_cache(self.config)
+        if self._cache is None:
+            return
+        source = data.train_clips.source
+        if why := obstacle(self.config, self.model, source):
+            if self.config.features.cache == "on":
+                raise ConfigError(f"features.cache is on, but {why}")
+            logger.info("every frame is encoded in every step: {}", why)
+        else:
+            self._train_cache = self._cache
+            logger.info("the encoder is frozen: its features are kept in {}", self._cache.folder)
+        data.with_keys = (self._train_cache is not None, self.model.encoder_is_frozen)
 
     def forward(
         self, batch: ClipBatch, prompts: list[Prompt], corrections: Corrections | None = None
@@ -64,6 +88,7 @@ class SAM2LightningModule(LightningModule):
         Random numbers are a function of (seed, step, rank); dropout's too, for which torch's global
         generator is seeded.
         """
+        self.model.feature_cache = self._train_cache
         generator = step_generator(self.config.seed, step, self.global_rank)
         torch.manual_seed(generator.initial_seed())
         prompts = self.prompts(batch, generator)
@@ -82,6 +107,7 @@ class SAM2LightningModule(LightningModule):
         return terms["loss"]
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        self.model.feature_cache = self._cache
         generator = step_generator(self.config.seed, batch_idx)
         output = self(batch, self.val_prompts(batch, generator))
         terms = self.loss(output, batch)
@@ -137,6 +163,7 @@ class SAM2LightningDataModule(LightningDataModule):
         self.config = config
         self.devices = devices
         self.train_clips, self.val_clips = build_datasets(config)
+        self.with_keys = (False, False)  # whether training and validation frames are named
         self._done = (0, 0)  # an epoch, and how many of its clips are done
 
     def check_videos(self) -> None:
@@ -162,12 +189,22 @@ class SAM2LightningDataModule(LightningDataModule):
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         share = (self.trainer.global_rank if self.trainer else 0, self.devices)
         return create_dataloader(
-            self.train_clips, self.config.dataset, True, self.config.seed, self._done, share
+            self.train_clips,
+            self.config.dataset,
+            True,
+            self.config.seed,
+            self._done,
+            share,
+            self.with_keys[0],
         )
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         return create_dataloader(
-            self.val_clips, self.config.validation_dataset(), training=False, seed=self.config.seed
+            self.val_clips,
+            self.config.validation_dataset(),
+            training=False,
+            seed=self.config.seed,
+            with_keys=self.with_keys[1],
         )
 
 

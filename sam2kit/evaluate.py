@@ -27,6 +27,7 @@ from sam2kit.contenders import Contender, ResultFiles, calibrate, tracker_option
 from sam2kit.data.build import build_datasets, build_validation_source
 from sam2kit.data.source import VideoSource
 from sam2kit.errors import CheckpointError, ConfigError, DataError
+from sam2kit.features import create_cache
 from sam2kit.predictions import coco_json, first_visible_frames, score_predictions, write_csv
 from sam2kit.report import write_report
 from sam2kit.run_dir import file_name, open_run_dir
@@ -375,6 +376,10 @@ def _contenders(config: Config, checkpoint: str, has_start: bool) -> list[Conten
         if name in {CALIBRATED, BEFORE, *(c.name for c in found)}:
             raise ConfigError(f"evaluation.compare: {name!r} is a tracker's name; take another")
         found.append(Contender(name, load_source(other)[1].to(device)))
+    if tuned.encoder_is_frozen:  # trackers share its features
+        cache = create_cache(config, exact=True)
+        for model in (c.model for c in found if c.model is not None):
+            model.feature_cache = cache
     return found
 
 

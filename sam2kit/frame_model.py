@@ -159,7 +159,13 @@ class FrameModel:
         if self.options.pil_bicubic:
             picture = picture.resize((side, side), Image.Resampling.BICUBIC)
         image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(self.device)
-        backbone = self.model.forward_image(normalize(resize_frames(image, (side, side))))
+        image = resize_frames(image, (side, side))
+        cache = getattr(self.model, "feature_cache", None)
+        backbone = (
+            self.model.forward_image(normalize(image))
+            if cache is None
+            else cache.encode(self.model, image)
+        )
         return FrameFeatures(*self.model._prepare_backbone_features(backbone)[1:])
 
     def resize_masks(self, masks: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -41,10 +42,13 @@ class SAM2Model(SAM2Base):
             through its memories. None: gradients flow from every frame to every earlier one.
         activation_checkpointing: keep little of each frame and compute it again when gradients are
             taken; the same gradients for less memory and more time.
+        feature_cache: a :class:`~sam2kit.features.FeatureCache` that a frozen encoder's features
+            are read from; None: every frame is encoded.
     """
 
     detach_memory_every: int | None = None
     activation_checkpointing: bool = False
+    feature_cache: Any = None
 
     def forward(
         self,
@@ -84,7 +88,9 @@ class SAM2Model(SAM2Base):
         if corrections is not None:
             _check_corrections(corrections, prompts, tracked)
             prompted = prompted | corrections.frames
-        encoded = self._prepare_backbone_features(self.encode_frames(batch.frames))
+        encoded = self._prepare_backbone_features(
+            self.encode_frames(batch.frames, batch.frame_keys)
+        )
         features = FrameFeatures(*encoded[1:])
         groups = group_objects(prompts, corrections)
         parts = [
@@ -112,17 +118,20 @@ class SAM2Model(SAM2Base):
             if module_path(n)[0] == "image_encoder"
         )
 
-    def encode_frames(self, frames: Tensor) -> dict:
+    def encode_frames(self, frames: Tensor, keys: list[str] | None = None) -> dict:
         """Features of all frames of all clips, as upstream's ``forward_image`` gives them.
 
         Args:
             frames: ``[B,T,3,H,W]`` uint8, or float32 already normalised.
+            keys: their :func:`~sam2kit.clip.frame_keys`, if they are known.
 
         Returns:
             upstream's dictionary with B*T images, clip-major: frame t of clip b is image b*T + t.
         """
         images = frames.flatten(0, 1)
         if images.dtype == torch.uint8:
+            if self.feature_cache is not None and self.encoder_is_frozen:
+                return self.feature_cache.encode(self, images, keys)
             images = normalize(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             return self.forward_image(images)

@@ -29,6 +29,7 @@ _FIXED = (
     "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches",
     "trainer.ema_decay",
+    "features.dtype",
 )
 # The videos themselves are compared, so that a data set may have moved.
 _FREE = ("dataset.data_path", "dataset.annotation_file", "dataset.num_workers")

@@ -121,6 +121,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config)
+        module.use_features(data)
         _warn_of_random_weights(config, module)
         if config.trainer.audit == "off":  # else the audit shows these columns and more
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))

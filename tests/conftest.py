@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from browser_helpers import lab  # noqa: F401
 
 from sam2kit.clip import ClipBatch, VideoClip, collate
 from sam2kit.config import Config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Features go to a folder of the tests, in the processes that they start too."""
+    os.environ["SAM2KIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -327,13 +327,15 @@ def create_dataloader(
     seed: int,
     done: tuple[int, int] = (0, 0),
     share: tuple[int, int] = (0, 1),
+    with_keys: bool = False,
 ) -> DataLoader[ClipBatch]:
     """A loader of :class:`~sam2kit.clip.ClipBatch` es; the last one may be smaller.
 
     Training shuffles by (seed, epoch); call ``dataset.set_epoch`` (or the sampler's) before each.
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
     loader process arrives as a DataError with its own message. With loader processes, OpenCV is
-    set to one thread in this one too. ``done`` and ``share`` are :class:`EpochSampler`'s.
+    set to one thread in this one too. ``done`` and ``share`` are :class:`EpochSampler`'s,
+    ``with_keys`` is :func:`~sam2kit.clip.collate`'s.
     """
     if config.num_workers:
         # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
@@ -345,6 +347,6 @@ def create_dataloader(
         sampler=EpochSampler(dataset, training, seed, done, share),
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
-        collate_fn=collate,
+        collate_fn=partial(collate, with_keys=with_keys),
         pin_memory=torch.cuda.is_available(),
     )

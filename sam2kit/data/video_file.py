@@ -160,7 +160,8 @@ class VideoFile(OneVideo):
         for time, frame in frames:
             if time == self._times[t]:
                 self._decoder = os.getpid(), min(t + 1, len(self._times) - 1), frames
-                return np.rot90(frame.to_ndarray(format="rgb24", threads=1), round(frame.rotation / 90))
+                pixels = frame.to_ndarray(format="rgb24", threads=1)
+                return np.rot90(pixels, round(frame.rotation / 90))
             if time > self._times[t]:
                 break
         return None

@@ -23,6 +23,7 @@ from sam2kit.data.corrected import FILE_NAME
 from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.evaluate import pick_device
+from sam2kit.features import create_cache
 from sam2kit.model import SAM2Model
 from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg
 from sam2kit.widgets.prompt_picture import describe, draw_masks, picture_of, thumbnails
@@ -75,6 +76,7 @@ class PromptDebugger(PictureWidget):
         self.source = open_source(what)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.model = _model(model, config, self.run_dir)
+        self.model.feature_cache = create_cache(config or Config(), exact=True)
         self.device = pick_device(accelerator)
         self.recipes = dict(_recipes(config) if recipes is None else recipes)
         if corrections is None and config is not None:

@@ -1,0 +1,449 @@
+"""The frozen encoder's features on disk: found, never stale, shared, bounded, safe when killed."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import make_davis
+
+from sam2kit import features
+from sam2kit.checkpoints import create_sam2_model
+from sam2kit.cli import main
+from sam2kit.clip import collate, frame_keys
+from sam2kit.compose import compose
+from sam2kit.data import SyntheticDataset, open_source
+from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule
+from sam2kit.errors import ConfigError
+from sam2kit.features import FeatureCache, clear, describe, folder_sizes, obstacle
+from sam2kit.fill_features import fill
+from sam2kit.frame_model import FrameModel, TrackerOptions
+from sam2kit.train import fit
+
+TINY = {"video_clip_length": 3, "image_size": 64, "num_workers": 0}
+
+
+@pytest.fixture
+def model(tiny_config):
+    return create_sam2_model(tiny_config).eval()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return FeatureCache(tmp_path / "cache")
+
+
+def images(seed: int = 0, count: int = 2, size: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator).to(torch.uint8)
+
+
+def files(cache: FeatureCache) -> list[Path]:
+    return sorted(cache.folder.glob("*/??/*"))
+
+
+def counts(cache: FeatureCache) -> tuple[int, int]:
+    return cache.read, cache.encoded
+
+
+def everything(encoded: dict) -> list[torch.Tensor]:
+    return [encoded["vision_features"], *encoded["vision_pos_enc"], *encoded["backbone_fpn"]]
+
+
+def test_what_is_read_is_what_upstream_computes(model, cache):
+    from sam2kit.transforms import normalize
+
+    asked = images()
+    with torch.no_grad():
+        computed = model.forward_image(normalize(asked))
+    missed, found = cache.encode(model, asked), FeatureCache(cache.folder).encode(model, asked)
+    for a, b, c in zip(*map(everything, (computed, missed, found)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        assert torch.equal(b, c) and b.dtype == a.dtype
+    assert counts(cache) == (0, 2) and len(files(cache)) == 2
+
+
+def test_a_frame_is_encoded_by_itself_and_once(model, cache):
+    """So its features do not depend on which others were missing, and a batch may repeat it."""
+    asked = images(count=3)
+    alone = cache.encode(model, asked[1:2])["backbone_fpn"][0]
+    repeated = cache.encode(model, asked[[0, 1, 1, 2, 0]])["backbone_fpn"][0]
+    assert counts(cache) == (1, 3)
+    assert torch.equal(repeated[1], alone[0]) and torch.equal(repeated[0], repeated[4])
+
+
+def test_a_mirrored_frame_is_another(model, cache):
+    asked = images()
+    cache.encode(model, asked)
+    flipped = cache.encode(model, asked.flip(-1))["backbone_fpn"][0]
+    assert counts(cache) == (0, 4)
+    assert torch.equal(cache.encode(model, asked.flip(-1))["backbone_fpn"][0], flipped)
+    assert counts(cache) == (2, 4)
+
+
+def test_keys_are_of_pixels_alone():
+    frames = images(count=4).view(2, 2, 3, 64, 64)
+    turned = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert frame_keys(frames) == frame_keys(turned) and len(set(frame_keys(frames))) == 4
+    assert frame_keys(frames[0, 1]) == frame_keys(frames)[1:2]
+
+
+@pytest.mark.parametrize("name", ["image_encoder.trunk.patch_embed.proj.bias", "conv_s1.bias"])
+def test_one_weight_of_the_encoder(model, cache, name):
+    cache.encode(model, images())
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        next(p for n, p in weights.items() if n.endswith(name))[0] += 1e-3
+    cache.encode(model, images())
+    assert counts(cache) == (0, 4) and len(folder_sizes(cache.folder)) == 2
+
+
+def test_a_weight_of_the_memory_changes_nothing(model, cache):
+    cache.encode(model, images())
+    with torch.no_grad():
+        model.maskmem_tpos_enc += 1
+        model.sam_mask_decoder.iou_token.weight += 1
+    cache.encode(model, images())
+    assert counts(cache) == (2, 2)
+
+
+def test_size_and_content(tiny_config, model, cache):
+    cache.encode(model, images())
+    tiny_config.dataset.image_size = 96
+    other = create_sam2_model(tiny_config).eval()  # the same weights
+    cache.encode(other, images(size=96))
+    changed = images()
+    changed[0, 0, 0, 0] ^= 1
+    cache.encode(model, changed)
+    assert counts(cache) == (1, 5)
+    assert len(folder_sizes(cache.folder)) == 2
+
+
+def test_content_of_a_file(tmp_path, tiny_config):
+    """A frame that is replaced under its name, with its old time, is another frame."""
+    source = open_source(make_davis(tmp_path / "data"))
+    model = create_sam2_model(tiny_config).eval()
+    model.feature_cache = cache = FeatureCache(tmp_path / "cache")
+    tracker = FrameModel(model, TrackerOptions())
+    with tracker.applied():
+        before = tracker.encode(source.read_frame(0, 0)).vision[-1]
+        file = source.frame_path(0, 0)
+        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+        file.write_bytes(source.frame_path(0, 1).read_bytes())
+        os.utime(file, ns=times)
+        after = tracker.encode(source.read_frame(0, 0)).vision[-1]
+    assert counts(cache) == (0, 2) and not torch.equal(before, after)
+
+
+def test_preprocessing(tmp_path, model):
+    """Frames that are resized in another way are other frames; the same way they are the same."""
+    model.feature_cache = cache = FeatureCache(tmp_path / "cache")
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    for bicubic, found in ((True, 0), (False, 0), (True, 1)):
+        tracker = FrameModel(model, TrackerOptions(pil_bicubic=bicubic))
+        with tracker.applied():
+            tracker.encode(frame)
+        assert cache.read == found
+    assert cache.encoded == 2
+
+
+def test_arithmetic(tmp_path, model):
+    exact = FeatureCache(tmp_path / "cache")
+    rounded = FeatureCache(tmp_path / "cache", rounded=True)
+    exact.encode(model, images())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = exact.encode(model, images())["backbone_fpn"]
+    halved = rounded.encode(model, images())["backbone_fpn"]
+    again = FeatureCache(tmp_path / "cache", rounded=True).encode(model, images())["backbone_fpn"]
+    assert len(folder_sizes(tmp_path / "cache")) == 3
+    assert mixed[0].dtype == torch.bfloat16 and halved[0].dtype == torch.float32
+    assert all(map(torch.equal, halved, again))
+    sizes = sorted(f.stat().st_size for f in files(exact))
+    assert sizes[0] < 0.55 * sizes[-1]
+
+
+@pytest.mark.parametrize("length", [0, 7, 1000])
+def test_a_file_that_is_not_whole_is_written_anew(model, cache, length):
+    right = cache.encode(model, images())["backbone_fpn"]
+    file = files(cache)[0]
+    file.write_bytes(file.read_bytes()[:length])
+    again = cache.encode(model, images())["backbone_fpn"]
+    assert counts(cache) == (1, 3) and all(map(torch.equal, right, again))
+    cache.encode(model, images())
+    assert counts(cache) == (3, 3)
+
+
+WRITER = """
+import sys, torch
+from sam2kit.checkpoints import create_sam2_model
+from sam2kit.config import Config
+from sam2kit.features import FeatureCache
+torch.set_num_threads(1)
+config = Config()
+config.model.size, config.dataset.image_size = "nano", 64
+config.model.memory_attention_bias = config.model.object_score_bias = 3.0
+model = create_sam2_model(config).eval()
+cache = FeatureCache(sys.argv[1])
+print("ready", flush=True)
+for seed in range(int(sys.argv[2])):
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (2, 3, 64, 64), generator=generator).to(torch.uint8)
+    cache.encode(model, frames)
+print(cache.encoded)
+"""
+
+
+def start_writer(folder: Path, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(folder), str(count)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once_and_one_that_is_killed(model, tmp_path):
+    cache = FeatureCache(tmp_path)
+    killed, whole = start_writer(tmp_path, 10_000), start_writer(tmp_path, 40)
+    with killed, whole:
+        assert killed.stdout.readline() == whole.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 60
+        while len(files(cache)) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+        assert 0 < int(whole.communicate(timeout=120)[0]) <= 80
+    for seed in range(40):
+        asked = images(seed)
+        found = cache.encode(model, asked)
+        right = FeatureCache(tmp_path / "elsewhere").encode(model, asked)
+        assert all(map(torch.equal, found["backbone_fpn"], right["backbone_fpn"]))
+    assert counts(cache) == (80, 0)
+
+
+def test_leftovers_of_a_killed_process_go(model, tmp_path):
+    first = FeatureCache(tmp_path)
+    first.encode(model, images())
+    left = files(first)[0].parent / ".tmpabc"
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - 7200,) * 2)
+    FeatureCache(tmp_path).encode(model, images())
+    assert not left.exists()
+
+
+def test_disk_full(model, cache, monkeypatch, caplog_warnings):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features, "save_file", full)
+    first = cache.encode(model, images())["backbone_fpn"]
+    cache.encode(model, images(1))
+    assert all(map(torch.equal, first, cache.encode(model, images())["backbone_fpn"]))
+    assert not files(cache) and not list(cache.folder.glob("*/??/.*"))
+    assert len(caplog_warnings) == 1 and "No space left" in caplog_warnings[0]
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_others(model, cache, monkeypatch, caplog_warnings):
+    monkeypatch.setattr(features, "FREE_BYTES", 1 << 62)
+    cache.encode(model, images())
+    assert not files(cache) and "GB left" in caplog_warnings[0]
+
+
+def test_a_folder_that_cannot_be_made(model, tmp_path, caplog_warnings):
+    (tmp_path / "cache").write_text("a file")
+    cache = FeatureCache(tmp_path / "cache")
+    cache.encode(model, images())
+    cache.encode(model, images())
+    assert counts(cache) == (0, 4) and len(caplog_warnings) == 1
+
+
+@pytest.fixture
+def caplog_warnings():
+    from loguru import logger
+
+    told: list[str] = []
+    sink = logger.add(lambda m: told.append(str(m)), level="WARNING", format="{message}")
+    yield told
+    logger.remove(sink)
+
+
+def frame_bytes(model, folder: Path) -> int:
+    cache = FeatureCache(folder)
+    cache.encode(model, images(count=1))
+    return files(cache)[0].stat().st_size
+
+
+def test_budget(model, tmp_path, caplog_warnings):
+    one = frame_bytes(model, tmp_path / "measure")
+    cache = FeatureCache(tmp_path / "cache", budget_gb=5.5 * one / 1e9)
+    for seed in range(4):
+        cache.encode(model, images(seed))
+    assert 4 <= len(files(cache)) <= 5  # beside them the files of the folder
+    assert "features.budget_gb" in caplog_warnings[0] and len(caplog_warnings) == 1
+    assert sum(folder_sizes(cache.folder).values()) <= cache.budget
+    cache.encode(model, images(0))
+    assert counts(cache) == (2, 8)  # what is there is still read
+
+
+def test_the_budget_takes_from_encoders_that_nobody_uses(model, tmp_path):
+    one = frame_bytes(model, tmp_path / "measure")
+    cache = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
+    cache.encode(model, images())
+    for lock in cache._locks:  # as when its process has ended
+        os.close(lock)
+    old = next(iter(folder_sizes(cache.folder)))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.sam_mask_decoder.conv_s0.bias += 1
+    used = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
+    used.encode(other, images(1, count=3))
+    assert not old.exists() and len(files(used)) == 3
+    third = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
+    third.encode(model, images(2))  # what is in use stays
+    assert len(files(used)) == 3
+    assert clear(tmp_path / "cache") == (0, 2)
+
+
+def test_it_can_be_copied_and_pickled(model, cache):
+    cache.encode(model, images())
+    assert copy.deepcopy(cache) is cache
+    assert pickle.loads(pickle.dumps(cache)).encode(model, images()) is not None
+
+
+def training(tiny_config, tmp_path, **changes):
+    config = replace(
+        tiny_config, features=replace(tiny_config.features, folder=str(tmp_path / "f"))
+    )
+    config.dataset.data_path = str(make_davis(tmp_path / "data"))
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        setattr(getattr(config, section), name, value)
+    return config
+
+
+def test_losses_and_gradients_are_those_without(tiny_config, tmp_path):
+    config = training(tiny_config, tmp_path)
+    data = SAM2LightningDataModule(config)
+    batch = collate([data.train_clips[0]], with_keys=True)
+    found = {}
+    for name in ("without", "miss", "hit"):
+        module = SAM2LightningModule(config)
+        if name != "without":
+            module.use_features(data)
+        _, terms = module.track_and_score(batch, 0)
+        terms["loss"].backward()
+        gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+        found[name] = terms["loss"].item(), torch.cat(gradients)
+        if name != "without":
+            expected = (0, 4) if name == "miss" else (4, 0)
+            assert counts(module._cache) == expected
+    assert found["miss"][0] == found["hit"][0]
+    assert torch.equal(found["miss"][1], found["hit"][1])
+    assert found["without"][0] == pytest.approx(found["hit"][0], rel=1e-6)
+    error = (found["without"][1] - found["hit"][1]).norm() / found["hit"][1].norm()
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, None),
+        ({"model__trainable_modules": ["*"]}, "model.trainable_modules"),
+        ({"model__trainable_modules": ["image_encoder.neck"]}, "model.trainable_modules"),
+        ({"model__drop_path_rate": 0.1}, "model.drop_path_rate"),
+        ({"dataset__augment": True}, "augmentation.crop"),
+        ({"augmentation__grayscale": 0.1}, None),  # dataset.augment is off
+    ],
+)
+def test_when_training_uses_it(tiny_config, tmp_path, changes, word):
+    config = training(tiny_config, tmp_path, **changes)
+    data = SAM2LightningDataModule(config)
+    module = SAM2LightningModule(config)
+    why = obstacle(config, module.model, data.train_clips.source)
+    assert (why is None) == (word is None) and (word or "") in (why or "")
+    config.features.cache = "on"
+    if word is None:
+        module.use_features(data)
+        assert data.with_keys == (True, True)
+    else:
+        with pytest.raises(ConfigError, match=f"features.cache is on, but {word}"):
+            module.use_features(data)
+
+
+def test_flips_and_reversal_alone_are_cached(tiny_config, tmp_path):
+    config = training(tiny_config, tmp_path, dataset__augment=True)
+    for name in vars(config.augmentation):
+        setattr(config.augmentation, name, 0.5 if name in ("reverse", "flip") else 0.0)
+    data = SAM2LightningDataModule(config)
+    assert obstacle(config, SAM2LightningModule(config).model, data.train_clips.source) is None
+
+
+def test_generated_videos_are_not_kept(tiny_config):
+    model = create_sam2_model(tiny_config)
+    source = SyntheticDataset(2, 4, 64, seed=0)
+    assert "generated anew" in obstacle(tiny_config, model, source)
+
+
+def test_a_run_and_a_resumed_run(tiny_config, tmp_path):
+    """The weights of a run that went on are those of one that did not stop, bit for bit."""
+    config = training(tiny_config, tmp_path)
+    config.scheduler.name = "constant"  # whose length max_steps does not change
+    config.trainer = replace(config.trainer, accelerator="cpu", max_epochs=2)
+    whole = fit(config, tmp_path / "whole")
+    log = (tmp_path / "whole" / "train.log").read_text()
+    assert "the encoder is frozen: its features are kept in" in log
+    config.features = replace(config.features, folder=str(tmp_path / "g"))
+    config.trainer = replace(config.trainer, max_steps=1)
+    fit(config, tmp_path / "begun")
+    config.trainer = replace(config.trainer, max_steps=-1)
+    config.trainer.resume_from = str(tmp_path / "begun" / "last.ckpt")
+    resumed = fit(config, tmp_path / "resumed")
+    one, two = (torch.load(r.last_checkpoint)["state_dict"] for r in (whole, resumed))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_filling_ahead(tiny_config, tmp_path, monkeypatch):
+    config = training(tiny_config, tmp_path)
+    config.trainer = replace(config.trainer, accelerator="cpu", max_epochs=1)
+    cache = fill(config)
+    assert cache.encoded and not fill(config).encoded
+    encoded: list[int] = []
+    monkeypatch.setattr(FeatureCache, "_keep", lambda *_: encoded.append(1))
+    fit(config, tmp_path / "run")
+    assert not encoded
+
+
+def test_the_command(tiny_config, tmp_path, capsys):
+    data = make_davis(tmp_path / "data")
+    argv = ["features", "--data-path", str(data), "model=nano", "dataset.image_size=64"]
+    argv += [f"features.folder={tmp_path / 'f'}", "trainer=cpu", "dataset.num_workers=0"]
+    assert main(argv) == 0 and "computed" in capsys.readouterr().out
+    assert main([*argv, "--list"]) == 0
+    assert "64 px, float32 on cpu" in capsys.readouterr().out
+    assert main([*argv, "model.trainable_modules=['*']"]) == 2
+    assert "model.trainable_modules" in capsys.readouterr().err
+    assert main([*argv, "features.cache=off"]) == 2
+    assert "holds no features" in describe(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change", ["features.cache=maybe", "features.dtype=int8", "features.budget_gb=-1"]
+)
+def test_wrong_values(change):
+    with pytest.raises(ConfigError, match=change.partition("=")[0]):
+        compose(None, [change])
+
+
+def test_it_survives_averaged_weights(tiny_config, tmp_path):
+    config = training(tiny_config, tmp_path)
+    config.trainer = replace(
+        config.trainer, accelerator="cpu", max_epochs=1, ema_decay=0.9, log_every_n_steps=1
+    )
+    assert isinstance(fit(config, tmp_path / "run").metrics["val_loss"], float)
