@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,8 @@ from sam2kit.data.frames import VideoDataset
 from sam2kit.data.masks import read_id_mask
 from sam2kit.metrics import BOUNDARY_TOLERANCE, region_and_boundary
 
-ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+DAVIS = Path(__file__).parents[2] / "shared" / "davis"
 OFFICIAL_MS = 5.7  # what the official package took a frame where it was measured
 REPEATS = 5
 
@@ -103,15 +105,15 @@ def milliseconds(score: Callable, pair: tuple[np.ndarray, np.ndarray]) -> float:
     return min(taken)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--davis", type=Path, default=ROOT.parent / "shared" / "davis")
-    parser.add_argument("--step", type=int, default=4, help="take every STEP-th frame")
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmarks" / "results")
-    args = parser.parse_args()
+def compare(davis: Path, step: int) -> dict[str, Any]:
+    """Both sides on every ``step``-th frame of ``davis``, or on generated ones.
+
+    Raises:
+        SystemExit: their values differ.
+    """
     cv2.setNumThreads(1)
-    real = (args.davis / "Predictions").is_dir()
-    pairs = davis_pairs(args.davis, args.step) if real else generated_pairs(480 // args.step)
+    real = (davis / "Predictions").is_dir()
+    pairs = davis_pairs(davis, step) if real else generated_pairs(max(480 // step, 2))
     times: dict[str, list[float]] = {"definition": [], "sam2kit": []}
     for pair in pairs:
         if by_definition(*pair) != region_and_boundary(*pair):
@@ -122,7 +124,7 @@ def main() -> None:
         times["sam2kit"].append(milliseconds(region_and_boundary, pair))
     medians = {name: float(np.median(values)) for name, values in times.items()}
     ratios = np.array(times["definition"]) / np.array(times["sam2kit"])
-    result = {
+    return {
         "frames": len(ratios),
         "data": "OSVOS on DAVIS, 480x854" if real else "generated, 480x854",
         "ms": medians,
@@ -133,6 +135,16 @@ def main() -> None:
         "numpy": np.__version__,
         "opencv": cv2.__version__,
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--davis", type=Path, default=DAVIS)
+    parser.add_argument("--step", type=int, default=4, help="take every STEP-th frame")
+    parser.add_argument("--output-dir", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    result = compare(args.davis, args.step)
+    medians = result["ms"]
     low, middle, high = result["ratio_by_frame_5_50_95"]
     names = {
         "definition": "on whole pictures, `cv2.dilate` with a disk",
@@ -144,8 +156,8 @@ def main() -> None:
     text = (
         f"# J and F\n\n{table}\n\n{result['ratio_of_medians']:.1f} times as fast; by frame "
         f"{middle:.1f} times in the median, {low:.1f} to {high:.1f} times in 90% of the frames. "
-        f"Equal values on all {len(ratios)} frames ({result['data']}), one thread, one run. The "
-        f"official package took {OFFICIAL_MS} ms a frame on another machine.\n"
+        f"Equal values on all {result['frames']} frames ({result['data']}), one thread, one run. "
+        f"The official package took {OFFICIAL_MS} ms a frame on another machine.\n"
     )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "jf.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,21 +158,26 @@ def table(results: dict) -> str:
     return f"{head}\n{markdown_table(rows)}\n"
 
 
+def compare(frames: int, every: int) -> dict[str, Any]:
+    """Both trackers, each in a process of its own."""
+    at = sorted({min(200, frames), frames // 2, frames})
+    results: dict[str, Any] = {"frames": frames, "every": every, "trackers": {}}
+    for name, track in {"sam2kit": track_by_kit, "SAM2VideoPredictor": track_by_upstream}.items():
+        fresh = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, fresh) as pool:
+            results["trackers"][name] = pool.submit(measure, track, frames, every, at).result()
+    return results
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both trackers, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--every", type=int, default=50)
     arguments = parser.parse_args(argv)
-    at = sorted({min(200, arguments.frames), arguments.frames // 2, arguments.frames})
-    results = {"frames": arguments.frames, "every": arguments.every, "trackers": {}}
-    for name, track in {"sam2kit": track_by_kit, "SAM2VideoPredictor": track_by_upstream}.items():
-        fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, fresh) as pool:
-            job = pool.submit(measure, track, arguments.frames, arguments.every, at)
-            results["trackers"][name] = job.result()
-    kit = results["trackers"]["sam2kit"]
-    first, last = kit[str(at[0])], kit[str(at[-1])]
+    results = compare(arguments.frames, arguments.every)
+    counts = results["trackers"]["sam2kit"]
+    first, last = counts[min(counts, key=int)], counts[max(counts, key=int)]
     assert first["state_bytes"] == last["state_bytes"], "the tracker's state has grown"
     growth = abs(last["resident_bytes"] / first["resident_bytes"] - 1)
     assert growth < 0.05, f"resident memory changed by {growth:.1%}"

@@ -1,0 +1,294 @@
+"""What the benchmarks share: runs in turns, peaks of memory, the machine, findings and their table.
+
+A benchmark compares two sides in one process, in turns, so that whatever else the machine does
+falls on both; medians count.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sam2kit.charts import LINE_COLORS, markdown_table
+from sam2kit.data import SyntheticDataset
+from sam2kit.data.source import VideoSource
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "torchvision", "sam2", "transformers", "lightning", "numpy")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How large the benchmarks of the suite are, and what they run on.
+
+    Attributes:
+        model, image_size, frames: of the training steps and of tracking (``video_frames``).
+        repeats: runs of each side, of which the median counts.
+    """
+
+    model: str = "t"
+    image_size: int = 512
+    frames: int = 5
+    video_frames: int = 20
+    threads: int = 1
+    repeats: int = 5
+    device: str = "cpu"
+    quick: bool = False
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Options:
+        """So small that the figures mean nothing."""
+        small = {"model": "nano", "image_size": 64, "frames": 3, "video_frames": 4, "repeats": 1}
+        return cls(**(small | {"quick": True} | changes))
+
+
+@dataclass
+class Finding:
+    """A line of the suite's table.
+
+    Attributes:
+        what, against: what was measured, and what it is compared with.
+        theirs, ours: both sides as text, with their units.
+        value: what was reached, as ``form`` shows it; None: it could not be measured here.
+        form: a format such as ``{:.2f}x``.
+        bound: what was to be reached, if anything; ``at_most`` says on which side.
+        note: what a reader must know to believe it.
+    """
+
+    what: str
+    against: str
+    theirs: str
+    ours: str
+    value: float | None
+    form: str
+    bound: float | None = None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        if self.bound is None or self.value is None:
+            return None
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def row(self) -> dict[str, str]:
+        asked = None if self.bound is None else self.form.format(self.bound)
+        side = "at most " if self.at_most else "at least "
+        return {
+            "what": self.what,
+            "against": self.against,
+            "theirs": self.theirs,
+            "sam2kit": self.ours,
+            "reached": "–" if self.value is None else self.form.format(self.value),
+            "to reach": "–" if asked is None else side + asked,
+            "": {None: "", True: "yes", False: "**no**"}[self.holds],
+        }
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 10 else f"{value:.3g} s"
+
+
+def ratio(
+    what: str,
+    against: str,
+    theirs: float,
+    ours: float,
+    bound: float | None = None,
+    note: str = "",
+) -> Finding:
+    """How many times as fast: a finding from both sides' seconds."""
+    both = seconds(theirs), seconds(ours)
+    return Finding(what, against, *both, theirs / ours, "{:.2f}x", bound, note=note)
+
+
+def share(what: str, against: str, theirs: int, ours: int, bound: float | None = None) -> Finding:
+    """What share of their memory: a finding from both sides' bytes."""
+    both = f"{theirs / MIB:,.0f} MiB", f"{ours / MIB:,.0f} MiB"
+    return Finding(what, against, *both, ours / theirs, "{:.0%}", bound, at_most=True)
+
+
+def use_threads(count: int) -> None:
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count if count > 1 else 0)
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
+) -> dict[str, float]:
+    """The median of each side's seconds; the sides take turns. They have been warmed up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            gc.collect()
+            _wait(device)
+            begin = time.perf_counter()
+            run()
+            _wait(device)
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+    """The most that ``run`` holds at once in tensors, beyond what there was before it.
+
+    On a GPU what its allocator counts. Elsewhere every allocation and release of torch's allocator
+    is recorded by its profiler; so work space counts, too.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    activity = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+        run()
+    result = profile.profiler.kineto_results  # the public tables do not tell the order in time
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in result.events()
+        if event.name() == "[memory]"
+    )
+    return int(np.cumsum([size for _, size in changes]).max(initial=0))
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine() -> dict[str, object]:
+    """What a figure depends on besides the code."""
+    found: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def machine_line(found: Mapping[str, object]) -> str:
+    """The machine as a line of text."""
+    return ", ".join(f"{key} {value}" for key, value in found.items())
+
+
+def write(stem: Path, document: Mapping[str, Any], text: str) -> None:
+    """``STEM.json`` and ``STEM.md``, each whole or not at all."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, content in ((".json", json.dumps(document, indent=1) + "\n"), (".md", text)):
+        part = stem.with_suffix(suffix + ".part")
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, stem.with_suffix(suffix))
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """The findings as Markdown, their notes below."""
+    notes = list(dict.fromkeys(f"- {f.what}: {f.note}" for f in findings if f.note))
+    text = markdown_table([finding.row() for finding in findings]) + "\n"
+    return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
+
+
+def ratio_chart(findings: Sequence[Finding]) -> Figure | None:
+    """A bar for each ratio of seconds, with a mark where it was to be; None: there is none."""
+    shown = [f for f in findings if f.form.endswith("x") and f.value is not None]
+    if not shown:
+        return None
+    figure = Figure((8, 0.9 + 0.34 * len(shown)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    good, bad = LINE_COLORS[0] / 255, LINE_COLORS[1] / 255
+    colors = [bad if f.holds is False else good for f in shown]
+    axes.barh(range(len(shown)), [f.value for f in shown], color=colors, height=0.65)
+    for y, finding in enumerate(shown):
+        axes.text(finding.value * 1.04, y, finding.form.format(finding.value), va="center", size=8)
+        if finding.bound is not None:
+            axes.plot([finding.bound] * 2, [y - 0.42, y + 0.42], color="black", linewidth=2)
+    axes.plot([], [], color="black", linewidth=2, label="to reach")
+    axes.axvline(1, color="grey", linewidth=1, linestyle="--", label="as fast")
+    axes.set_yticks(range(len(shown)), [f"{f.what}\nagainst {f.against}" for f in shown], size=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, 1.6 * max(f.value for f in shown))
+    ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 20, 50) if t <= 1.6 * max(f.value for f in shown)]
+    axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("times as fast")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", fontsize=8, frameon=False, ncols=2)
+    return figure
+
+
+def as_documents(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [asdict(finding) for finding in findings]
+
+
+def crowded_videos(
+    count: int, frames: int, objects: int, size: tuple[int, int] = (480, 854)
+) -> SyntheticDataset:
+    """Generated videos of exactly so many objects, all of them in view on the first frame."""
+    for seed in range(1000):
+        videos = SyntheticDataset(count, frames, size, objects, seed=seed)
+        first = [videos.read_masks(i, 0) or {} for i in range(count)]
+        if all(len(masks) == objects for masks in first) and all(
+            mask.sum() > 0.002 * mask.size for masks in first for mask in masks.values()
+        ):
+            return videos
+    raise RuntimeError(f"no generated videos show {objects} objects on their first frame")
+
+
+def write_davis(videos: VideoSource, root: Path) -> Path:
+    """The videos as JPEGs and palette PNGs in DAVIS layout."""
+    for i, name in enumerate(videos.names):
+        for kind in ("JPEGImages", "Annotations"):
+            (root / kind / "480p" / name).mkdir(parents=True)
+        for t in range(videos.num_frames(i)):
+            stem, frame = f"480p/{name}/{t:05d}", videos.read_frame(i, t)
+            Image.fromarray(frame).save(root / f"JPEGImages/{stem}.jpg")
+            ids = np.zeros(frame.shape[:2], np.uint8)
+            for number, mask in (videos.read_masks(i, t) or {}).items():
+                ids[mask] = int(number)
+            image = Image.fromarray(ids, "P")
+            image.putpalette(list(range(256)) * 3)
+            image.save(root / f"Annotations/{stem}.png")
+    return root
+
+
+@contextmanager
+def autocast(device: str, on: bool) -> Iterator[None]:
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on):
+        yield

@@ -1,0 +1,175 @@
+"""Whole videos tracked from each object's mask on the first frame, by three packages.
+
+Each side reads the same JPEGs and answers with masks of the video's size. Upstream's predictor and
+the kit's tracker have the same (random) weights; transformers' model is of the same architecture
+and has random weights of its own, on which its time does not depend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from benchmarks.measure import (
+    Finding,
+    Options,
+    autocast,
+    crowded_videos,
+    in_turns,
+    ratio,
+    write_davis,
+)
+from sam2kit.checkpoints import create_sam2_model, save_weights
+from sam2kit.compose import compose
+from sam2kit.config import Config
+from sam2kit.data import VideoDataset
+from sam2kit.frame_model import TrackerOptions
+from sam2kit.model import SAM2Model, describe_model
+from sam2kit.prompts import Prompt
+from sam2kit.tracker import VideoTracker
+
+Track = Callable[[], np.ndarray]
+"""Masks ``[T,O,H,W]`` bool of the video."""
+
+
+def by_kit(model: SAM2Model, video: VideoDataset, mixed: bool) -> Track:
+    tracker = VideoTracker(model, TrackerOptions(autocast=mixed))
+    first = np.stack(list((video.read_masks(0, 0) or {}).values()))
+    size = first.shape[1], first.shape[2]
+
+    def track() -> np.ndarray:
+        session = tracker.open(lambda t: video.read_frame(0, t), video.num_frames(0), size)
+        session.add_prompt(Prompt(0, torch.arange(len(first)), masks=torch.from_numpy(first)))
+        return np.stack([tracks.masks(size) for tracks in session.propagate()])
+
+    return track
+
+
+def by_predictor(
+    config: Config, model: SAM2Model, video: VideoDataset, folder: Path, device: str, mixed: bool
+) -> Track:
+    from sam2.build_sam import build_sam2_video_predictor
+
+    tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
+    (folder / "model.yaml").write_text(f"# @package _global_\n{tree}")
+    save_weights(model, folder / "model.pt")
+    predictor = build_sam2_video_predictor(
+        f"/{folder}/model.yaml", str(folder / "model.pt"), device=device
+    )
+    frame = video.frame_path(0, 0)
+    assert frame is not None
+    masks = video.read_masks(0, 0) or {}
+
+    def track() -> np.ndarray:
+        found = []
+        with torch.inference_mode(), autocast(device, mixed), redirect_stderr(StringIO()):
+            state = predictor.init_state(str(frame.parent))
+            for number, mask in enumerate(masks.values()):
+                predictor.add_new_mask(state, 0, number, mask)
+            for _, _, logits in predictor.propagate_in_video(state):
+                found.append((logits[:, 0] > 0).cpu().numpy())
+        return np.stack(found)
+
+    return track
+
+
+def by_transformers(image_size: int, video: VideoDataset, device: str) -> Track:
+    """The tiny model, which is transformers' default."""
+    from transformers import (
+        Sam2HieraDetConfig,
+        Sam2VideoConfig,
+        Sam2VideoModel,
+        Sam2VideoProcessor,
+        Sam2VideoPromptEncoderConfig,
+        Sam2VideoVideoProcessor,
+        Sam2VisionConfig,
+    )
+    from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor
+
+    side, grid = image_size, [[image_size // k] * 2 for k in (4, 8, 16)]
+    vision = Sam2VisionConfig(
+        backbone_config=Sam2HieraDetConfig(image_size=[side, side]), backbone_feature_sizes=grid
+    )
+    config = Sam2VideoConfig(
+        vision_config=vision,
+        prompt_encoder_config=Sam2VideoPromptEncoderConfig(image_size=side),
+        image_size=side,
+        memory_attention_rope_feat_sizes=grid[-1],
+    )
+    model = Sam2VideoModel(config).to(device).eval()
+    size = {"height": side, "width": side}
+    processor = Sam2VideoProcessor(
+        Sam2ImageProcessor(size=size), Sam2VideoVideoProcessor(size=size), target_size=side
+    )
+    masks = video.read_masks(0, 0) or {}
+    height, width = next(iter(masks.values())).shape
+    paths = [video.frame_path(0, t) for t in range(video.num_frames(0))]
+
+    @torch.inference_mode()
+    def track() -> np.ndarray:
+        frames = [np.asarray(Image.open(path).convert("RGB")) for path in paths if path]
+        session = processor.init_video_session(video=frames, inference_device=device)
+        processor.add_inputs_to_inference_session(
+            session, 0, list(range(len(masks))), input_masks=list(masks.values())
+        )
+        found = []
+        for output in model.propagate_in_video_iterator(session, start_frame_idx=0):
+            (logits,) = processor.post_process_masks(
+                [output.pred_masks], [[height, width]], binarize=False
+            )
+            found.append((logits[:, 0] > 0).cpu().numpy())
+        return np.stack(found)
+
+    return track
+
+
+def whole_videos(options: Options, objects: int) -> list[Finding]:
+    """Seconds for a whole video: reading, tracking, masks at the video's size."""
+    has_transformers = find_spec("transformers") is not None and options.model == "t"
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        davis = write_davis(crowded_videos(1, options.video_frames, objects), folder / "davis")
+        video = VideoDataset(davis)
+        sizes = [f"model.size={options.model}", f"dataset.image_size={options.image_size}"]
+        config = compose(None, [*sizes, "model.object_score_bias=5", "features.cache=off"])
+        model = create_sam2_model(config).to(options.device)
+        device = options.device
+        sides = {
+            "predictor": by_predictor(config, model, video, folder, device, False),
+            "predictor, bf16": by_predictor(config, model, video, folder, device, True),
+            "kit": by_kit(model, video, False),
+            "kit, bf16": by_kit(model, video, True),
+        }
+        if has_transformers:
+            sides["transformers"] = by_transformers(options.image_size, video, device)
+        masks = {name: track() for name, track in sides.items()}
+        times = in_turns(sides, options.repeats, device)
+    agree = (masks["kit"] == masks["predictor"]).mean()
+    named = f"{objects} object{'s' * (objects > 1)}"
+    what, predictor = f"tracking {options.video_frames} frames, {named}", "`SAM2VideoPredictor`"
+    bound = 2.0 if objects == 3 else None
+    note = f"bf16; in float32 {agree:.4%} of the pixels are the predictor's"
+    findings = [
+        ratio(what, predictor, times["predictor"], times["kit, bf16"], bound, note),
+        ratio(f"{what}, float32", predictor, times["predictor"], times["kit"]),
+        ratio(f"{what}, both bf16", predictor, times["predictor, bf16"], times["kit, bf16"]),
+    ]
+    theirs = "transformers' `Sam2VideoModel`"
+    if has_transformers:
+        findings += [
+            ratio(what, theirs, times["transformers"], times["kit, bf16"], bound),
+            ratio(f"{what}, float32", theirs, times["transformers"], times["kit"]),
+        ]
+    else:
+        why = "not installed" if options.model == "t" else f"has no model of size {options.model}"
+        findings.append(Finding(what, theirs, why, "", None, ""))
+    return findings
