@@ -160,7 +160,9 @@ def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
         run()
         return torch.cuda.max_memory_allocated() - before
     activity = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[activity], profile_memory=True, acc_events=True
+    ) as profile:
         run()
     result = profile.profiler.kineto_results  # the public tables do not tell the order in time
     changes = sorted(

@@ -79,6 +79,7 @@ def test_unknown_rows_and_toy_figures_among_the_results_are_refused(capsys):
         main(["--quick"])
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_told_and_others_are_kept(tmp_path, capfd):
     command = ["jf", "step1", "--quick", "--out", str(tmp_path), "--device", "cdua"]
     assert main(command) == 1
