@@ -8,6 +8,7 @@ as multiples of the smallest. Writes ``growth.{json,md,png}``. Ten minutes on a 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -65,7 +67,11 @@ def start(videos: int) -> dict[str, float]:
 
 
 def measured(values: Sequence[int], point: Callable[[int], dict[str, float]]) -> Panel:
-    return [{"number": value, **point(value)} for value in values]
+    points = []
+    for value in values:
+        points.append({"number": value, **point(value)})
+        print(points[-1], file=sys.stderr, flush=True)
+    return points
 
 
 def panels(options: Options) -> dict[str, Panel]:
@@ -148,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="toy sizes")
     given = parser.parse_args(argv)
     use_threads(given.threads)
+    logger.disable("sam2kit")  # progress is told here
     changes = {"threads": given.threads, "device": given.device, "repeats": given.repeats}
     options = Options.tiny(**changes) if given.quick else Options(image_size=256, **changes)
     found, where = panels(options), machine()

@@ -22,6 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from loguru import logger
+
 from benchmarks.measure import RESULTS, machine, machine_line, use_threads, write
 from sam2kit.charts import markdown_table
 from sam2kit.checkpoints import load_run
@@ -124,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     davis = given.davis.absolute()
     os.chdir(ROOT)  # where the quick start's sample clips are
     use_threads(given.threads)
+    logger.disable("sam2kit")  # progress is told here
     done = out.with_suffix(".json")
     runs = json.loads(done.read_text())["runs"] if done.exists() else []
     where, report = machine(), ""

@@ -231,27 +231,30 @@ def ratio_chart(findings: Sequence[Finding]) -> Figure | None:
     shown = [f for f in findings if f.form.endswith("x") and f.value is not None]
     if not shown:
         return None
-    figure = Figure((8, 0.9 + 0.34 * len(shown)), dpi=120, layout="constrained")
+    figure = Figure((7, 0.9 + 0.34 * len(shown)), dpi=120, layout="constrained")
     axes = figure.subplots()
     good, bad = LINE_COLORS[0] / 255, LINE_COLORS[1] / 255
     colors = [bad if f.holds is False else good for f in shown]
-    axes.barh(range(len(shown)), [f.value for f in shown], color=colors, height=0.65)
+    values = [float(f.value or 0) for f in shown]
+    axes.barh(range(len(shown)), [v - 1 for v in values], left=1, color=colors, height=0.65)
     for y, finding in enumerate(shown):
-        axes.text(finding.value * 1.04, y, finding.form.format(finding.value), va="center", size=8)
         if finding.bound is not None:
             axes.plot([finding.bound] * 2, [y - 0.42, y + 0.42], color="black", linewidth=2)
     axes.plot([], [], color="black", linewidth=2, label="to reach")
-    axes.axvline(1, color="grey", linewidth=1, linestyle="--", label="as fast")
-    axes.set_yticks(range(len(shown)), [f"{f.what}\nagainst {f.against}" for f in shown], size=7)
+    axes.plot([], [], color=bad, linewidth=6, label="not reached")
+    axes.axvline(1, color="grey", linewidth=1, label="as fast")
+    labels = [f"{f.what}: {f.form.format(f.value)}\nagainst {f.against}" for f in shown]
+    axes.set_yticks(range(len(shown)), [text.replace("`", "") for text in labels], size=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(0.5, 1.6 * max(f.value for f in shown))
-    ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 20, 50) if t <= 1.6 * max(f.value for f in shown)]
+    low, high = min([*values, 0.9]) * 0.95, 1.1 * max([*values, 4.0])
+    axes.set_xlim(low, high)
+    ticks = [t for t in (0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low <= t <= high]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("times as fast")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", fontsize=8, frameon=False, ncols=2)
+    figure.legend(loc="outside upper right", fontsize=8, frameon=False, ncols=3)
     return figure
 
 
