@@ -20,7 +20,12 @@ from torch import Tensor
 from sam2kit.clip import ClipBatch, TrackOutput
 from sam2kit.config import Config
 from sam2kit.data.clips import ClipDataset, create_dataloader
-from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule, step_generator
+from sam2kit.engine import (
+    SAM2LightningDataModule,
+    SAM2LightningModule,
+    settle_precision,
+    step_generator,
+)
 from sam2kit.errors import ConfigError
 from sam2kit.losses import NO_OBJ_SCORE
 from sam2kit.memory import StepMemory, StepMeter
@@ -133,6 +138,7 @@ def audit_config(config: Config) -> Audit:
     Raises:
         ConfigError, DataError, CheckpointError: as :func:`sam2kit.train.fit`.
     """
+    config = settle_precision(config)
     data = SAM2LightningDataModule(config)
     module = SAM2LightningModule(config)
     module.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)

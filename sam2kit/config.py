@@ -26,7 +26,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PROTOCOLS = ("mask", "box", "clicks")
 CONVENTIONS = ("prompted", "davis2016", "davis2017", "sav", "all_frames")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass
@@ -70,10 +70,13 @@ class ModelConfig:
     activation_checkpointing: bool = option(
         False, "compute each frame again in the backward pass: less memory, the same gradients"
     )
-    attention_dropout: float | None = option(
+    memory_dropout: float | None = option(
         None,
-        "dropout of the memory attention's weights; 0 lets the fused attention run; null: the "
+        "dropout everywhere in the memory attention; 0 is faster and takes less memory; null: the "
         "size's own (0.1, nano 0)",
+    )
+    attention_dropout: float | None = option(
+        None, "that of the attention's weights, where it is to differ from memory_dropout"
     )
     drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk")
 
@@ -137,7 +140,9 @@ class TrainerConfig:
     )
     accelerator: str = option("auto", "auto, cpu, gpu, mps")
     devices: str = option("1", "number of devices, a list such as 0,1, or auto")
-    precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+    precision: str = option(
+        "auto", "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that has it, else 32"
+    )
     gradient_clip_val: float | None = option(1.0, "largest gradient norm; null: no clipping")
     accumulate_grad_batches: int = option(1, "batches in an optimizer step")
     log_every_n_steps: int = option(10, "steps between two log lines")

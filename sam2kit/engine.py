@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ from sam2kit.model import SAM2Model
 from sam2kit.optim import build_optimizer, build_scheduler
 from sam2kit.prompts import Prompt, PromptGenerator
 from sam2kit.resume import position, rewind
+
+
+def settle_precision(config: Config) -> Config:
+    """The configuration with ``trainer.precision`` ``auto`` replaced by what it means here.
+
+    On CPUs it is full precision: whether bfloat16 is faster there depends on the model's size.
+    """
+    if config.trainer.precision != "auto":
+        return config
+    gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    native = gpu and torch.cuda.is_bf16_supported(False)
+    precision = "bf16-mixed" if native else "32-true"
+    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -120,6 +134,12 @@ class SAM2LightningModule(LightningModule):
         if len(per_object):
             mean = float(per_object.mean())
             self.log("val_iou", mean, batch_size=len(per_object), sync_dist=True)
+
+    def transfer_batch_to_device(
+        self, batch: ClipBatch, device: torch.device, dataloader_idx: int
+    ) -> ClipBatch:
+        """From pinned memory while the device works; Lightning waits for what is no tensor."""
+        return batch.to(device, non_blocking=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.model, self.config.optimizer)

@@ -17,6 +17,7 @@ from sam2kit.config import Config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clips import ClipDataset
 from sam2kit.data.workers import LOG_SECONDS
+from sam2kit.engine import settle_precision
 from sam2kit.errors import ConfigError, SAM2KitError
 from sam2kit.evaluate import pick_device
 from sam2kit.features import FeatureCache, create_cache, obstacle
@@ -37,6 +38,7 @@ def fill(config: Config) -> FeatureCache:
         ConfigError: the configuration does not allow a cache; the key in the way is named.
         DataError: a frame that cannot be read.
     """
+    config = settle_precision(config)
     cache = create_cache(config)
     if cache is None:
         raise ConfigError("features.cache is off; set it to auto")

@@ -166,7 +166,7 @@ class FrameModel:
             if cache is None
             else cache.encode(self.model, image)
         )
-        return FrameFeatures(*self.model._prepare_backbone_features(backbone)[1:])
+        return FrameFeatures.of_backbone(self.model, backbone)
 
     def resize_masks(self, masks: Tensor) -> Tensor:
         """``[N,1,H,W]`` bool to the model's size, bool."""
@@ -186,10 +186,7 @@ class FrameModel:
         """
         model, options = self.model, self.options
         _, read, reverse, points, mask, _ = calls[0]
-        vision, position = (
-            [x.expand(-1, len(calls), -1) for x in levels]  # the same memory seen n times
-            for levels in (features.vision, features.position)
-        )
+        vision, position, _ = features.of([0] * len(calls))
         if points is not None:
             points = {k: torch.cat([c.points[k] for c in calls if c.points]) for k in points}
         shortest = 0 if options.pointer_positions_by_length else model.max_obj_ptrs_in_encoder

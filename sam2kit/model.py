@@ -88,17 +88,16 @@ class SAM2Model(SAM2Base):
         if corrections is not None:
             _check_corrections(corrections, prompts, tracked)
             prompted = prompted | corrections.frames
-        encoded = self._prepare_backbone_features(
-            self.encode_frames(batch.frames, batch.frame_keys)
+        features = FrameFeatures.of_backbone(
+            self, self.encode_frames(batch.frames, batch.frame_keys)
         )
-        features = FrameFeatures(*encoded[1:])
         groups = group_objects(prompts, corrections)
         parts = [
             track_group(
                 self,
                 group,
                 features,
-                batch.clip_of_object[group.objects] * batch.num_frames,
+                (batch.clip_of_object[group.objects] * batch.num_frames).tolist(),
                 batch.num_frames,
                 corrections,
                 zero_memory=zero_memory,
@@ -204,10 +203,14 @@ def describe_model(config: Config) -> DictConfig:
         raise ConfigError(f"dataset.image_size: {image_size} is not a multiple of 32")
     tree = read_model_yaml(config.model.size).model
     tree["image_size"] = image_size
-    for attention in ("self_attention", "cross_attention"):
-        tree.memory_attention.layer[attention].feat_sizes = [image_size // 16] * 2
-        if config.model.attention_dropout is not None:
-            tree.memory_attention.layer[attention].dropout = config.model.attention_dropout
+    layer, m = tree.memory_attention.layer, config.model
+    if m.memory_dropout is not None:
+        layer.dropout = m.memory_dropout
+    for attention in (layer.self_attention, layer.cross_attention):
+        attention.feat_sizes = [image_size // 16] * 2
+        dropout = m.memory_dropout if m.attention_dropout is None else m.attention_dropout
+        if dropout is not None:
+            attention.dropout = dropout
     tree.image_encoder.trunk.drop_path_rate = config.model.drop_path_rate
     return tree
 
@@ -222,6 +225,9 @@ def build_sam2_model(config: Config) -> SAM2Model:
     """
     tree = describe_model(config)
     tree["_target_"] = "sam2kit.model.SAM2Model"
+    tree.memory_attention["_target_"] = "sam2kit.attention.MemoryAttention"
+    for attention in ("self_attention", "cross_attention"):
+        tree.memory_attention.layer[attention]["_target_"] = "sam2kit.attention.RotaryAttention"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = instantiate(tree, _recursive_=True)

@@ -59,6 +59,7 @@ def choice_problems(config: Config) -> Iterator[str]:
 _RANGES = {
     "model.detach_memory_every": (1, math.inf),
     "model.attention_dropout": (0, 1),
+    "model.memory_dropout": (0, 1),
     "loss.focal": (0, math.inf),
     "loss.bce": (0, math.inf),
     "loss.dice": (0, math.inf),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,14 +38,29 @@ class FrameFeatures(NamedTuple):
     """What upstream's ``_prepare_backbone_features`` makes of all frames of all clips."""
 
     vision: list[Tensor]  # each level [h*w, B*T, C]
-    position: list[Tensor]
+    position: list[Tensor]  # of the last level, which alone is read
     sizes: list[tuple[int, int]]
 
-    def of(self, images: Tensor) -> FrameFeatures:
-        """The features of the images at the n positions of ``images``."""
-        return FrameFeatures(
-            [x[:, images] for x in self.vision], [x[:, images] for x in self.position], self.sizes
-        )
+    @staticmethod
+    def of_backbone(model: SAM2Base, backbone: dict) -> FrameFeatures:
+        """From what upstream's ``forward_image`` gives."""
+        _, vision, position, sizes = model._prepare_backbone_features(backbone)
+        return FrameFeatures(vision, position[-1:], sizes)
+
+    def of(self, images: Sequence[int]) -> FrameFeatures:
+        """The features of the n images at ``images``: a view where it is n times the same one."""
+        first, n = images[0], len(images)
+        if all(image == first for image in images):
+            vision, position = (
+                [x[:, first : first + 1].expand(-1, n, -1) for x in levels]
+                for levels in (self.vision, self.position)
+            )
+        else:
+            chosen = torch.tensor(images, device=self.vision[-1].device)
+            vision, position = (
+                [x[:, chosen] for x in levels] for levels in (self.vision, self.position)
+            )
+        return FrameFeatures(vision, position, self.sizes)
 
 
 class FrameResult(NamedTuple):
@@ -60,7 +75,7 @@ def track_group(
     model: SAM2Base,
     group: PromptGroup,
     features: FrameFeatures,
-    first_image: Tensor,
+    first_image: Sequence[int],
     num_frames: int,
     corrections: Corrections | None = None,
     *,
@@ -74,7 +89,7 @@ def track_group(
     conditioning frames. All of it as upstream's ``SAM2Train`` does.
 
     Args:
-        first_image: ``[n]``, where in ``features`` each object's clip begins.
+        first_image: where in ``features`` the clip of each of the n objects begins.
         zero_memory: see :meth:`sam2kit.model.SAM2Model.forward`.
         detach_memory_every: after every so many frames, all memories lose their history.
         activation_checkpointing: compute each frame again in the backward pass.
@@ -93,7 +108,7 @@ def track_group(
             model,
             t,
             group,
-            lambda t=t: features.of(first_image + t),
+            lambda t=t: features.of([first + t for first in first_image]),
             snapshot,
             num_frames,
             clicks,

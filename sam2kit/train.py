@@ -46,6 +46,7 @@ from sam2kit.engine import (
     SaveWithinEpoch,
     StopOnInterrupt,
     ValidateLastStep,
+    settle_precision,
 )
 from sam2kit.errors import ConfigError
 from sam2kit.model import format_report, parameter_report
@@ -89,6 +90,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         TrainingError: one of several processes failed.
     """
     check(config)
+    config = settle_precision(config)
     log = _make_logger_class(config)
     devices = device_count(config)
     data = SAM2LightningDataModule(config, devices)

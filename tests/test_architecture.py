@@ -29,6 +29,7 @@ LEVELS = {
         "status",
     ),
     1: (
+        "attention",
         "charts",
         "comparison",
         "corrections",

@@ -1,0 +1,201 @@
+"""What is computed with less is what upstream computes: gradients, attention, precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from parity_helpers import (
+    join,
+    no_dropout,
+    parity_batch,
+    parity_config,
+    parity_prompts,
+    run_upstream,
+    sharpen,
+    upstream_model,
+)
+from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
+from torch.nn import functional as F
+
+from sam2kit.attention import MemoryAttention, RotaryAttention, attend
+from sam2kit.checkpoints import create_sam2_model
+from sam2kit.clip import TrackOutput
+from sam2kit.config import Config
+from sam2kit.engine import SAM2LightningModule, settle_precision
+from sam2kit.losses import SAM2TrainingLoss
+from sam2kit.model import describe_model
+from sam2kit.tracking import FrameFeatures
+
+
+def loss_of_upstream(frames, output: TrackOutput, batch, config):
+    """The kit's loss of what upstream's model answers."""
+    logits = torch.stack([frame["multistep_pred_masks"][:, 0] for frame in frames])
+    return SAM2TrainingLoss(config.loss)(replace(output, mask_logits=logits), batch)["loss"]
+
+
+def gradient(model) -> torch.Tensor:
+    flat = [
+        (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+        for _, p in sorted(model.named_parameters())
+    ]
+    return torch.cat(flat).double()
+
+
+@pytest.mark.parametrize("kind", ["mask", "box", "click"])
+@pytest.mark.parametrize("objects", [(1,), (3,), (1, 3)], ids=str)
+def test_gradients_are_upstreams(kind, objects):
+    """All trained, the same loss on both sides; (1, 3) are two clips in a batch."""
+    config = parity_config("nano")
+    ours = create_sam2_model(config)
+    for parameter in ours.parameters():
+        parameter.requires_grad_(True)
+    sharpen(ours)
+    no_dropout(ours)
+    ours.train()
+    theirs = upstream_model(ours, config)
+    assert type(theirs.memory_attention) is UpstreamMemoryAttention
+    assert type(ours.memory_attention) is MemoryAttention
+    batch = join([parity_batch(config, n, 5) for n in objects])
+    prompts = parity_prompts(batch, kind, (0,))
+    output = ours(batch, prompts)
+    SAM2TrainingLoss(config.loss)(output, batch)["loss"].backward()
+    frames, _ = run_upstream(theirs, batch, prompts, [])
+    loss_of_upstream(frames, output, batch, config).backward()
+    mine, other = gradient(ours), gradient(theirs)
+    assert other.norm() > 0
+    assert (mine - other).norm() < 1e-5 * other.norm()
+
+
+def attentions(**changes):
+    config = parity_config("nano")
+    for key, value in changes.items():
+        setattr(config.model, key, value)
+    ours = create_sam2_model(config)
+    theirs = upstream_model(ours, config)
+    return ours.memory_attention.train(), theirs.memory_attention.train()
+
+
+def seen(n: int, side: int = 8, pointers: int = 8):
+    """A frame's features for n objects as a view, its positions, memories and theirs."""
+    generator = torch.Generator().manual_seed(n)
+    width = create_sam2_model(parity_config("nano")).hidden_dim
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    frame, place = draw(side**2, 1, width), draw(side**2, 1, width)
+    keys = 2 * side**2 + pointers
+    memory, position = draw(keys, n, 64), draw(keys, n, 64)
+    return [frame.expand(-1, n, -1)], memory, [place.expand(-1, n, -1)], position, pointers
+
+
+def test_the_frame_is_looked_at_once_for_all_objects(monkeypatch):
+    ours, theirs = attentions()
+    rows = []
+    forward = RotaryAttention.forward
+
+    def counted(self, q, *arguments, **named):
+        rows.append(len(q))
+        return forward(self, q, *arguments, **named)
+
+    monkeypatch.setattr(RotaryAttention, "forward", counted)
+    asked = seen(3)
+    torch.testing.assert_close(ours(*asked), theirs(*asked), rtol=1e-5, atol=1e-5)
+    assert rows[:2] == [1, 1] and rows[-1] == 3
+    rows.clear()
+    apart = [[x[0].contiguous()] if isinstance(x, list) else x for x in asked]
+    torch.testing.assert_close(ours(*apart), theirs(*asked), rtol=1e-5, atol=1e-5)
+    assert set(rows) == {3}
+
+
+@pytest.mark.parametrize("key", ["attention_dropout", "memory_dropout"])
+def test_with_dropout_every_object_is_on_its_own(key):
+    """Each object's features are dropped by themselves, and the draws are upstream's."""
+    ours, theirs = attentions(**{key: 0.2})
+    asked = seen(3)
+    torch.manual_seed(0)
+    mine = ours(*asked)
+    torch.manual_seed(0)
+    torch.testing.assert_close(mine, theirs(*asked), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(mine, ours.eval()(*asked), atol=1e-3)
+
+
+def test_dropout_keys():
+    config = Config()
+    layer = describe_model(config).memory_attention.layer
+    assert (layer.dropout, layer.self_attention.dropout) == (0.1, 0.1)
+    config.model.memory_dropout = 0.0
+    layer = describe_model(config).memory_attention.layer
+    assert layer.dropout == layer.self_attention.dropout == layer.cross_attention.dropout == 0.0
+    config.model.attention_dropout = 0.2
+    layer = describe_model(config).memory_attention.layer
+    assert layer.dropout == 0.0
+    assert layer.self_attention.dropout == layer.cross_attention.dropout == 0.2
+
+
+def test_bfloat16_attention_on_a_cpu():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 1, n, 64, generator=generator) for n in (50, 90, 90))
+    exact = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attend(q, k, v), exact)
+    rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.02)
+
+
+def test_features_of_one_image_are_views():
+    levels = [torch.rand(16, 4, 8), torch.rand(4, 4, 8)]
+    features = FrameFeatures(levels, levels[-1:], [(4, 4), (2, 2)])
+    same, others = features.of([2, 2, 2]), features.of([2, 3])
+    assert all(x.stride(1) == 0 and x.shape[1] == 3 for x in same.vision + same.position)
+    assert same.vision[0].data_ptr() == levels[0][:, 2:].data_ptr()
+    assert torch.equal(others.vision[1], levels[1][:, [2, 3]])
+
+
+def test_what_auto_precision_means(monkeypatch):
+    config = Config()
+    assert config.trainer.precision == "auto"
+    assert settle_precision(config).trainer.precision == "32-true"  # no GPU here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    assert settle_precision(config).trainer.precision == "bf16-mixed"
+    config.trainer.accelerator = "cpu"
+    assert settle_precision(config).trainer.precision == "32-true"
+    config.trainer.precision = "16-mixed"
+    assert settle_precision(config) is config
+
+
+def test_mixed_precision_learns(tiny_config, batch):
+    """Losses and gradients near those in full precision; every module that trains gets some."""
+    found = {}
+    for mixed in (False, True):
+        module = SAM2LightningModule(tiny_config)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            _, terms = module.track_and_score(batch, 0)
+        terms["loss"].backward()
+        found[mixed] = terms["loss"].item(), gradient(module.model)
+        for name in ("memory_attention", "memory_encoder"):
+            own = getattr(module.model, name).parameters()
+            assert sum(float(p.grad.norm()) for p in own if p.grad is not None) > 0
+    assert found[True][0] == pytest.approx(found[False][0], rel=0.02)
+    angle = F.cosine_similarity(found[True][1], found[False][1], dim=0)
+    assert angle > 0.95 and torch.isfinite(found[True][1]).all()
+
+
+def test_bfloat16_trains_as_full_precision_does(tiny_config, batch):
+    losses: dict[bool, list[float]] = {}
+    for mixed in (False, True):
+        module = SAM2LightningModule(tiny_config)
+        optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 3e-3)
+        losses[mixed] = []
+        for step in range(15):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                _, terms = module.track_and_score(batch, step)
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+            losses[mixed].append(terms["loss"].item())
+    fell = {mixed: found[0] - found[-1] for mixed, found in losses.items()}
+    assert fell[False] > 0.05 and fell[True] == pytest.approx(fell[False], rel=0.3)
