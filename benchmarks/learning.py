@@ -29,7 +29,6 @@ from sam2kit.charts import markdown_table
 from sam2kit.checkpoints import load_run
 from sam2kit.compose import compose
 from sam2kit.config import Config
-from sam2kit.config import options as config_options
 from sam2kit.contenders import Contender
 from sam2kit.data_config import AugmentationConfig
 from sam2kit.evaluate import evaluate
@@ -38,11 +37,9 @@ from sam2kit.train import fit
 ROOT = Path(__file__).parent.parent
 DAVIS = ROOT.parent / "shared" / "davis"
 SEEDS = (1, 2, 3)
-_KNOWN = "model.memory_dropout" in config_options(Config())  # TEMPORARY
-_DROPOUT = f"model.{'memory' if _KNOWN else 'attention'}_dropout"
 SETTINGS = {
-    "official": [f"{_DROPOUT}=0.1", "trainer.precision=32-true", "features.cache=off"],
-    "fast": [f"{_DROPOUT}=0", "trainer.precision=bf16-mixed", "features.cache=on"],
+    "official": ["model.memory_dropout=0.1", "trainer.precision=32-true", "features.cache=off"],
+    "fast": ["model.memory_dropout=0", "trainer.precision=bf16-mixed", "features.cache=on"],
 }
 KEPT = ("flip", "reverse")  # what augmentation may do without making new pixels
 

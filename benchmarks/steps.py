@@ -33,16 +33,13 @@ from benchmarks.measure import (
 from sam2kit.clip import ClipBatch, frame_keys
 from sam2kit.compose import compose
 from sam2kit.config import Config
-from sam2kit.config import options as config_options
 from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule
 from sam2kit.model import describe_model, set_trainable
 from sam2kit.transforms import normalize
 
-_KNOWN = "model.memory_dropout" in config_options(Config())  # TEMPORARY
-_OFF = "model.memory_dropout=0" if _KNOWN else "model.attention_dropout=0"
-EXACT = [_OFF, "trainer.precision=32-true"]
+EXACT = ["model.memory_dropout=0", "trainer.precision=32-true"]
 """Nothing that changes a gradient but dropout, which is off."""
-FAST = [_OFF, "trainer.precision=bf16-mixed", "features.dtype=bfloat16"]
+FAST = ["model.memory_dropout=0", "trainer.precision=bf16-mixed", "features.dtype=bfloat16"]
 COMMON = [
     "loss=official",
     "model.object_score_bias=5",  # random weights call objects absent, which cuts gradients off
@@ -59,8 +56,6 @@ class KitStep:
         data = SAM2LightningDataModule(config)
         self.module = SAM2LightningModule(config).to(device)
         self.module.use_features(data)
-        if not _KNOWN:
-            remove_dropout(self.module.model)
         self.module.train()
         self.batch: ClipBatch = next(iter(data.train_dataloader())).to(device)
 
@@ -257,11 +252,10 @@ def full_fine_tuning(options: Options, objects: int) -> list[Finding]:
 
 
 def on_gpu(options: Options, objects: int) -> list[Finding]:
-    """Both sides in bf16, as upstream trains on GPUs; the kit's model compiled and not."""
+    """Both sides in bf16, as upstream trains on GPUs."""
     with clip_config(options, objects, FAST) as config:
         fast = KitStep(config, options.device)
-        compiled = KitStep(changed(config, [*FAST, "model.compile=true"]), options.device)
-        sides = {"shipped": OfficialStep(fast, mixed=True), "fast": fast, "compiled": compiled}
+        sides = {"shipped": OfficialStep(fast, mixed=True), "fast": fast}
         for side in sides.values():
             side()
         memory = {name: peak_bytes(side, options.device) for name, side in sides.items()}
@@ -274,8 +268,6 @@ def on_gpu(options: Options, objects: int) -> list[Finding]:
     return [
         ratio(what, official, times["shipped"], times["fast"]),
         share(f"{what}: memory", official, memory["shipped"], memory["fast"]),
-        ratio(f"{what}, compiled", official, times["shipped"], times["compiled"]),
-        share(f"{what}, compiled: memory", official, memory["shipped"], memory["compiled"]),
     ]
 
 
