@@ -107,8 +107,13 @@ def _turned(x: Tensor, turns: Tensor, places: int | None = None) -> Tensor:
     """The first ``places`` of ``x`` ``[N,heads,K,C]`` turned by their place, frame after frame."""
     rest = None if places is None else x[:, :, places:]
     x = x if places is None else x[:, :, :places]
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:2], -1, *turns.shape, 2))
-    turned = torch.view_as_real(pairs * turns).reshape(x.shape).to(x.dtype)
+    pairs = x.float().reshape(*x.shape[:2], -1, *turns.shape, 2)
+    if torch.compiler.is_compiling():  # which knows no complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), torch.view_as_real(turns).unbind(-1)
+        product = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    else:
+        product = torch.view_as_real(torch.view_as_complex(pairs) * turns)
+    turned = product.reshape(x.shape).to(x.dtype)
     return turned if rest is None or not rest.shape[2] else torch.cat([turned, rest], dim=2)
 
 

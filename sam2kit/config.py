@@ -78,6 +78,11 @@ class ModelConfig:
     attention_dropout: float | None = option(
         None, "that of the attention's weights, where it is to differ from memory_dropout"
     )
+    compile: bool = option(
+        False,
+        "compile the image encoder and the memory attention (torch.compile): minutes at the start, "
+        "for runs of hours; needs a C++ compiler on a CPU",
+    )
     drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk")
 
 

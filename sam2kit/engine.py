@@ -135,12 +135,6 @@ class SAM2LightningModule(LightningModule):
             mean = float(per_object.mean())
             self.log("val_iou", mean, batch_size=len(per_object), sync_dist=True)
 
-    def transfer_batch_to_device(
-        self, batch: ClipBatch, device: torch.device, dataloader_idx: int
-    ) -> ClipBatch:
-        """From pinned memory while the device works; Lightning waits for what is no tensor."""
-        return batch.to(device, non_blocking=True)
-
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.model, self.config.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -201,6 +195,12 @@ class SAM2LightningDataModule(LightningDataModule):
             clips = len(self.train_clips) if epoch_over else batches * size
             state |= {"epoch": epoch, "clips": clips}
         return state
+
+    def transfer_batch_to_device(
+        self, batch: ClipBatch, device: torch.device, dataloader_idx: int
+    ) -> ClipBatch:
+        """From pinned memory while the device works; Lightning waits for what is no tensor."""
+        return batch.to(device, non_blocking=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done = (state_dict["epoch"], state_dict["clips"])

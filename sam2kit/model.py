@@ -6,6 +6,8 @@ Parameter names and shapes are upstream's, so that checkpoints travel both ways.
 from __future__ import annotations
 
 import fnmatch
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -221,7 +223,7 @@ def build_sam2_model(config: Config) -> SAM2Model:
     The weights are a function of ``config.seed``; global random state is left as it was.
 
     Raises:
-        ConfigError: as :func:`describe_model`.
+        ConfigError: as :func:`describe_model`; ``model.compile`` without a compiler.
     """
     tree = describe_model(config)
     tree["_target_"] = "sam2kit.model.SAM2Model"
@@ -234,7 +236,18 @@ def build_sam2_model(config: Config) -> SAM2Model:
     model.detach_memory_every = config.model.detach_memory_every
     model.activation_checkpointing = config.model.activation_checkpointing
     _set_start_values(model, config)
+    if config.model.compile:
+        _compile(model)
     return model
+
+
+def _compile(model: SAM2Model) -> None:
+    """In place, when they are first called; names of parameters stay as they are."""
+    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    if not torch.cuda.is_available() and not any(shutil.which(c) for c in compilers if c):
+        raise ConfigError("model.compile needs a C++ compiler, and there is none; install g++")
+    model.image_encoder.compile(dynamic=False)
+    model.memory_attention.compile(dynamic=True)  # the memories of a frame grow in number
 
 
 @torch.no_grad()

@@ -32,7 +32,12 @@ _FIXED = (
     "features.dtype",
 )
 # The videos themselves are compared, so that a data set may have moved.
-_FREE = ("dataset.data_path", "dataset.annotation_file", "dataset.num_workers")
+_FREE = (
+    "dataset.data_path",
+    "dataset.annotation_file",
+    "dataset.num_workers",
+    "model.compile",
+)
 
 
 class TrainingOver(ConfigError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,7 @@ from sam2kit.checkpoints import create_sam2_model
 from sam2kit.clip import TrackOutput
 from sam2kit.config import Config
 from sam2kit.engine import SAM2LightningModule, settle_precision
+from sam2kit.errors import ConfigError
 from sam2kit.losses import SAM2TrainingLoss
 from sam2kit.model import describe_model
 from sam2kit.tracking import FrameFeatures
@@ -120,6 +122,33 @@ def test_with_dropout_every_object_is_on_its_own(key):
     torch.manual_seed(0)
     torch.testing.assert_close(mine, theirs(*asked), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(mine, ours.eval()(*asked), atol=1e-3)
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    config = parity_config("nano")
+    config.model.compile = True
+    monkeypatch.setattr("shutil.which", lambda *_: None)
+    with pytest.raises(ConfigError, match="model.compile needs a C"):
+        create_sam2_model(config)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_compiled_is_what_it_was():
+    config = parity_config("nano")
+    plain = create_sam2_model(config)
+    config.model.compile = True
+    compiled = create_sam2_model(config)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    batch = parity_batch(config, 2, 4)
+    prompts = parity_prompts(batch, "mask", (0,))
+    found = []
+    for model in (plain, compiled):
+        output = model.train()(batch, prompts)
+        output.mask_logits.sum().backward()
+        found.append((output.mask_logits.detach(), gradient(model)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-4)
+    assert (found[0][1] - found[1][1]).norm() < 1e-4 * found[0][1].norm()
 
 
 def test_dropout_keys():
