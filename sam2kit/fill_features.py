@@ -64,7 +64,6 @@ def fill(config: Config) -> FeatureCache:
                     told = time.monotonic()
                     left = (total - done) * (told - started) / done
                     logger.info("{} of {} parts, {:.0f} s left", done, total, left)
-    logger.info("{}", cache.report())
     return cache
 
 

@@ -814,3 +814,11 @@ def test_sav_trains(tiny_config, tmp_path):
     assert annotated == [t % 4 == 0 for t in range(0, 483, 2)]
     assert source.read_masks(0, 0)[1].shape == source.read_frame(0, 0).shape[:2] == (848, 480)
     one_step(tiny_config)
+
+
+def test_masklets_without_their_videos(tmp_path):
+    make_sav(tmp_path)
+    for film in tmp_path.glob("*.mp4"):
+        film.unlink()
+    with pytest.raises(DataError, match=r"a_manual.json is SA-V's, and a.mp4 does not lie beside"):
+        open_source(tmp_path)

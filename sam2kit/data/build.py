@@ -85,6 +85,9 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     if pictures != path and list_folder(pictures, FRAME_ENDINGS).files:
         return ImageDataset(path)
     beside = sorted(p.name for p in path.glob("*.json"))
+    if masklets := [name for name in beside if name.endswith(("_manual.json", "_auto.json"))]:
+        film = f"{masklets[0].rpartition('_')[0]}.mp4"
+        raise DataError(f"{path / masklets[0]} is SA-V's, and {film} does not lie beside it")
     if beside and not (path / "Annotations").is_dir():
         logger.info("{}: {} are not read; name one of them to open COCO JSON", path, beside[:3])
     return VideoDataset(path)
