@@ -252,10 +252,11 @@ def full_fine_tuning(options: Options, objects: int) -> list[Finding]:
 
 
 def on_gpu(options: Options, objects: int) -> list[Finding]:
-    """Both sides in bf16, as upstream trains on GPUs."""
+    """Both sides in bf16, as upstream trains on GPUs; the kit's model compiled and not."""
     with clip_config(options, objects, FAST) as config:
         fast = KitStep(config, options.device)
-        sides = {"shipped": OfficialStep(fast, mixed=True), "fast": fast}
+        compiled = KitStep(changed(config, [*FAST, "model.compile=true"]), options.device)
+        sides = {"shipped": OfficialStep(fast, mixed=True), "fast": fast, "compiled": compiled}
         for side in sides.values():
             side()
         memory = {name: peak_bytes(side, options.device) for name, side in sides.items()}
@@ -266,8 +267,12 @@ def on_gpu(options: Options, objects: int) -> list[Finding]:
         f"{objects} objects"
     )
     return [
-        ratio(what, official, times["shipped"], times["fast"]),
-        share(f"{what}: memory", official, memory["shipped"], memory["fast"]),
+        finding
+        for name, named in (("fast", what), ("compiled", f"{what}, compiled"))
+        for finding in (
+            ratio(named, official, times["shipped"], times[name]),
+            share(f"{named}: memory", official, memory["shipped"], memory[name]),
+        )
     ]
 
 
