@@ -6,6 +6,9 @@ upstream's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
 from sam2.modeling.sam.transformer import RoPEAttention
@@ -45,10 +48,23 @@ class MemoryAttention(UpstreamMemoryAttention):
             curr, curr_pos = _once(curr), _once(curr_pos)
         output = (curr + 0.1 * curr_pos).transpose(0, 1)
         place = curr_pos.transpose(0, 1)
-        memory = memory.transpose(0, 1)
-        memory_pos = None if memory_pos is None else memory_pos.transpose(0, 1)
+        keys = memory if memory_pos is None else memory + memory_pos
+        memory, keys = (_rounded(x.transpose(0, 1)) for x in (memory, keys))
         for layer in self.layers:
-            output = layer(output, memory, memory_pos, place, num_obj_ptr_tokens)
+            seen = layer.norm1(output)
+            own = _rounded(seen + place if layer.pos_enc_at_attn else seen)
+            seen = layer.self_attn(own, own, _rounded(seen) if layer.pos_enc_at_attn else own)
+            output = output + layer.dropout1(seen)
+            seen = layer.norm2(output)
+            seen = layer.cross_attn_image(
+                q=seen + place if layer.pos_enc_at_cross_attn_queries else seen,
+                k=keys if layer.pos_enc_at_cross_attn_keys else memory,
+                v=memory,
+                num_k_exclude_rope=num_obj_ptr_tokens,
+            )
+            output = output + layer.dropout2(seen)
+            wide = layer.dropout(layer.activation(layer.linear1(layer.norm3(output))))
+            output = output + layer.dropout3(layer.linear2(wide))
         return self.norm(output).transpose(0, 1)
 
     def _drops(self) -> bool:
@@ -71,24 +87,15 @@ class RotaryAttention(RoPEAttention):
         q = self._separate_heads(self.q_proj(q), self.num_heads)
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
-        turns = self._turns(q)
-        places = k.shape[-2] - num_k_exclude_rope
-        if places != q.shape[-2]:
-            assert self.rope_k_repeat
+        places = q.shape[-2]
+        frames, left = divmod(k.shape[-2] - num_k_exclude_rope, places)
+        assert not left and (frames == 1 or self.rope_k_repeat)
+        turns = _turns(self.compute_cis, places, q.device)
         q = _turned(q, turns)
-        k = _turned(k, turns, places)
+        k = _turned(k, _repeated(turns, frames, num_k_exclude_rope))
         q = q.expand(k.shape[0], -1, -1, -1)
         out = attend(q, k, v, self.dropout_p if self.training else 0.0)
         return self.out_proj(self._recombine_heads(out))
-
-    def _turns(self, q: Tensor) -> Tensor:
-        """``[Q,C/2]`` complex, by place in a square frame of Q places."""
-        if self.freqs_cis.shape[0] != q.shape[-2]:
-            side = round(q.shape[-2] ** 0.5)
-            self.freqs_cis = self.compute_cis(end_x=side, end_y=side)
-        if self.freqs_cis.device != q.device:
-            self.freqs_cis = self.freqs_cis.to(q.device)
-        return self.freqs_cis
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -98,23 +105,42 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     which torch's fused attention does not (torch 2.12: half the time, forwards and backwards).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and dropout == 0:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return torch.softmax(scores, -1) @ v
+        rows = zip((q * q.shape[-1] ** -0.5).unbind(), k.unbind(), v.unbind(), strict=True)
+        return torch.stack([torch.softmax(a @ b.mT, -1) @ c for a, b, c in rows])
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
-def _turned(x: Tensor, turns: Tensor, places: int | None = None) -> Tensor:
-    """The first ``places`` of ``x`` ``[N,heads,K,C]`` turned by their place, frame after frame."""
-    rest = None if places is None else x[:, :, places:]
-    x = x if places is None else x[:, :, :places]
-    pairs = x.float().reshape(*x.shape[:2], -1, *turns.shape, 2)
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """``x`` ``[N,heads,K,C]`` turned by ``turns`` ``[K,C/2]``, complex."""
+    pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # which knows no complex numbers
         (a, b), (cos, sin) = pairs.unbind(-1), torch.view_as_real(turns).unbind(-1)
         product = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
     else:
         product = torch.view_as_real(torch.view_as_complex(pairs) * turns)
-    turned = product.reshape(x.shape).to(x.dtype)
-    return turned if rest is None or not rest.shape[2] else torch.cat([turned, rest], dim=2)
+    return product.flatten(-2).to(x.dtype)
+
+
+@lru_cache(maxsize=16)
+def _turns(compute_cis: Callable[..., Tensor], places: int, device: torch.device) -> Tensor:
+    """``[places,C/2]`` complex, by place in a square frame."""
+    side = round(places**0.5)
+    with torch.inference_mode(False):  # training reads what a tracker may have made
+        return compute_cis(end_x=side, end_y=side).to(device)
+
+
+@lru_cache(maxsize=4)
+def _repeated(turns: Tensor, frames: int, pointers: int) -> Tensor:
+    """The turns of the keys of several frames, and of pointers, which have no place."""
+    with torch.inference_mode(False):
+        still = turns.new_ones(pointers, turns.shape[1])
+        return torch.cat([turns.repeat(frames, 1), still])
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """In the precision that autocast would bring it to, layer after layer."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _once(x: Tensor) -> Tensor:
