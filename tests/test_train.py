@@ -16,7 +16,7 @@ from sam2kit import train as train_module
 from sam2kit.checkpoints import create_sam2_model, load_run, load_weights
 from sam2kit.compose import compose, recompose
 from sam2kit.config import Config, OptimizerConfig, SchedulerConfig
-from sam2kit.engine import step_generator
+from sam2kit.engine import settle_precision, step_generator
 from sam2kit.errors import CheckpointError, ConfigError
 from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint, pick_device
 from sam2kit.optim import build_optimizer, learning_rate_factor, parameter_groups
@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_in_a_dated_folder(run, config):
     assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "train.log"} <= names
     assert any((run.run_dir / "tensorboard").glob("events.*"))
     assert run.best_checkpoint == run.run_dir / "best.ckpt" and not run.interrupted
-    assert compose(run.run_dir / "config.yaml") == config
+    assert compose(run.run_dir / "config.yaml") == settle_precision(config)
     log = (run.run_dir / "train.log").read_text()
     assert "step 2/2" in log and "memory_attention" in log
 
@@ -67,7 +67,7 @@ def test_every_term_is_logged(run):
 
 def test_a_checkpoint_alone_rebuilds_its_model(run, config):
     stored, model = load_run(run.best_checkpoint)
-    assert stored == config
+    assert stored == settle_precision(config)
     start = create_sam2_model(config).state_dict()
     tuned = model.state_dict()
     moved = {k.split(".")[0] for k in tuned if not torch.equal(tuned[k], start[k])}
