@@ -175,7 +175,8 @@ def main() -> None:
             rows.append({"package": package, "JSON": form, **json.loads(answer)})
             print(rows[-1], flush=True)
     kit, other = rows[:2]
-    ratio = {key: other[key] / kit[key] for key in ("seconds", "of a core", "peak MB", "held MB")}
+    named = ("seconds", "of a core", "peak MB", "held MB")
+    ratio = {key: other[key] / max(kit[key], 0.01) for key in named}  # 0 where files are tiny
     document = {
         "videos": args.videos,
         "images": args.videos * FRAMES,

@@ -29,6 +29,7 @@ from PIL import Image
 from sam2kit.charts import LINE_COLORS, markdown_table
 from sam2kit.data import SyntheticDataset
 from sam2kit.data.source import VideoSource
+from sam2kit.memory import peak_bytes as peak_bytes  # the benchmarks import it from here
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "sam2", "transformers", "lightning", "numpy")
@@ -145,32 +146,6 @@ def in_turns(
             _wait(device)
             times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(taken) for name, taken in times.items()}
-
-
-def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
-    """The most that ``run`` holds at once in tensors, beyond what there was before it.
-
-    On a GPU what its allocator counts. Elsewhere every allocation and release of torch's allocator
-    is recorded by its profiler; so work space counts, too.
-    """
-    gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    activity = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(
-        activities=[activity], profile_memory=True, acc_events=True
-    ) as profile:
-        run()
-    result = profile.profiler.kineto_results  # the public tables do not tell the order in time
-    changes = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in result.events()
-        if event.name() == "[memory]"
-    )
-    return int(np.cumsum([size for _, size in changes]).max(initial=0))
 
 
 def _wait(device: str) -> None:

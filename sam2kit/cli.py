@@ -1,8 +1,9 @@
 """The command line: a table of commands, a table of flags, and no logic of its own.
 
 ``sam2kit --help`` answers without importing torch or Hydra, and a configuration that cannot work is
-refused before torch is imported. Exit codes: 0 done, 1 data that would stop training (doctor) or
-trials that failed (sweep), 2 input that cannot be used, 130 interrupted.
+refused before torch is imported. Exit codes: 0 done, 1 data that would stop training (doctor), a
+step that does not fit (plan) or trials that failed (sweep), 2 input that cannot be used, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import NamedTuple
 
 import sam2kit
 from sam2kit.checks import check_paths, looks_like_path, missing, nearest
-from sam2kit.config import Config
 from sam2kit.errors import CheckpointError, ConfigError, DataError, SAM2KitError
 from sam2kit.flags import (
     DOCTOR_FLAGS,
@@ -76,7 +76,9 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
     if arguments.create_config is not None:
-        _create_config(arguments.create_config, config)
+        from sam2kit.compose import create_config
+
+        create_config(arguments.create_config, config)
         return
     check_paths(config)
     folder = arguments.run_dir
@@ -297,6 +299,18 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     print(f"wrote {convert(*given or [config], out, arguments.to, arguments.workers)}")
 
 
+def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    add_train_flags(parser)
+    config, _ = train_config(parser.parse_intermixed_args(argv))
+    check_paths(config)
+    _log_to_console(config.log_level)
+    from sam2kit.plan import report
+
+    text, fits = report(config)
+    print(text)
+    return int(not fits)
+
+
 def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--list", action="store_true", help="the folders, their sizes and encoders")
     parser.add_argument("--clear", action="store_true", help="delete what no process uses")
@@ -334,6 +348,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
     "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
+    "plan": Command(plan, "tell what memory and time a step will take, with train's flags"),
     "features": Command(features, "keep the frozen encoder's features ahead of training"),
     "export": Command(export, "write weights for the plain sam2 package, and prove them"),
     "evaluate": Command(
@@ -366,23 +381,6 @@ def _log_to_console(level: str) -> None:
 
     form = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
     logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
-
-
-def _create_config(file: str, config: Config) -> None:
-    from sam2kit.compose import to_yaml
-
-    if file == "-":
-        print(to_yaml(config), end="")
-        return
-    path = Path(file)
-    if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--create-config {file}: the file's name must end in .yaml")
-    if path.exists():
-        raise ConfigError(f"--create-config: {file} exists already; name another file or delete it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--create-config: {missing(path.parent)}")
-    path.write_text(to_yaml(config), encoding="utf-8")
-    print(f"wrote {path}; train with: sam2kit train --config {path}")
 
 
 @contextmanager

@@ -308,3 +308,23 @@ def _told(error: BaseException) -> str:
     cause = error.__cause__
     text = str(error) if cause is None or str(cause) in str(error) else f"{error} ({cause})"
     return " ".join(text.split())
+
+
+def create_config(file: str, config: Config) -> None:
+    """Write the whole configuration, commented, to a new YAML file, or to the screen for ``-``.
+
+    Raises:
+        ConfigError: the file exists, its folder does not, or its name does not end in ``.yaml``.
+    """
+    if file == "-":
+        print(to_yaml(config), end="")
+        return
+    path = Path(file)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--create-config {file}: the file's name must end in .yaml")
+    if path.exists():
+        raise ConfigError(f"--create-config: {file} exists already; name another file or delete it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--create-config: {missing(path.parent)}")
+    path.write_text(to_yaml(config), encoding="utf-8")
+    print(f"wrote {path}; train with: sam2kit train --config {path}")

@@ -57,6 +57,9 @@ class SAM2LightningModule(LightningModule):
     Args:
         config: the run's configuration.
         model: a model to train; by default the one that ``config`` describes.
+
+    Attributes:
+        train_cache: what training reads the frozen encoder's features from; None: it encodes.
     """
 
     def __init__(self, config: Config, model: SAM2Model | None = None) -> None:
@@ -68,7 +71,7 @@ class SAM2LightningModule(LightningModule):
         self.corrections = CorrectionGenerator.from_config(config.dataset)
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
         self._cache: FeatureCache | None = None
-        self._train_cache: FeatureCache | None = None
+        self.train_cache: FeatureCache | None = None
 
     def use_features(self, data: SAM2LightningDataModule) -> None:
         """Read the frozen encoder's features from the cache where the configuration allows it.
@@ -87,9 +90,9 @@ class SAM2LightningModule(LightningModule):
                 raise ConfigError(f"features.cache is on, but {why}")
             logger.info("every frame is encoded in every step: {}", why)
         else:
-            self._train_cache = self._cache
+            self.train_cache = self._cache
             logger.info("the encoder is frozen: its features are kept in {}", self._cache.folder)
-        data.with_keys = (self._train_cache is not None, self.model.encoder_is_frozen)
+        data.with_keys = (self.train_cache is not None, self.model.encoder_is_frozen)
 
     def forward(
         self, batch: ClipBatch, prompts: list[Prompt], corrections: Corrections | None = None
@@ -102,7 +105,7 @@ class SAM2LightningModule(LightningModule):
         Random numbers are a function of (seed, step, rank); dropout's too, for which torch's global
         generator is seeded.
         """
-        self.model.feature_cache = self._train_cache
+        self.model.feature_cache = self.train_cache
         generator = step_generator(self.config.seed, step, self.global_rank)
         torch.manual_seed(generator.initial_seed())
         prompts = self.prompts(batch, generator)

@@ -153,9 +153,15 @@ class FeatureCache:
             else:
                 self.read += 1
             rows[name] = found
+        return self._together(model, images, [rows[name] for name in names])
+
+    def _together(
+        self, model: SAM2Model, images: Tensor, frames: Sequence[list[Tensor]]
+    ) -> dict[str, Any]:
+        """Each frame's levels as upstream's dictionary of all of them."""
         together = [
             torch.cat([x.to(images.device, non_blocking=True) for x in level])
-            for level in zip(*(rows[name] for name in names), strict=True)
+            for level in zip(*frames, strict=True)
         ]
         if self.rounded and not torch.is_autocast_enabled(images.device.type):
             together = [x.float() for x in together]

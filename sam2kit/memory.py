@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -98,6 +101,37 @@ class StepMeter:
         )
         name = "the machine" if self._device.type == "cpu" else str(self._device)
         return StepMemory(_bytes(self._own), self._copies, self._step, name, available)
+
+
+def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """The most that ``run`` holds at once in tensors, beyond what there was before it.
+
+    On a GPU what its allocator counts. Elsewhere every allocation and release of torch's allocator
+    is recorded by its profiler; so work space counts, too.
+
+    Args:
+        run: what is called once.
+        device: where its tensors are.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print when it starts and stops
+    activity = torch.profiler.ProfilerActivity.CPU
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events")  # none are wanted
+        with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+            run()
+    result = profile.profiler.kineto_results  # the public tables do not tell the order in time
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in result.events()
+        if event.name() == "[memory]"
+    )
+    return int(np.cumsum([size for _, size in changes]).max(initial=0))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -68,6 +68,7 @@ LEVELS = {
         "fill_features",
         "kernels",
         "pipeline",
+        "plan",
         "report",
         "sweep",
         "track",

@@ -1,0 +1,196 @@
+"""What a step will take is told from smaller ones."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import moving_clip
+
+from sam2kit import plan as planning
+from sam2kit.cli import main
+from sam2kit.clip import collate
+from sam2kit.compose import recompose
+from sam2kit.engine import SAM2LightningModule
+from sam2kit.memory import StepMemory, peak_bytes
+from sam2kit.plan import Plan, plan, propose
+
+
+class Clips(list):
+    """Clips of which only the objects are looked at."""
+
+    source = None
+
+
+class Source:
+    def index_in_epoch(self, index, epoch):
+        return index
+
+    def __len__(self):
+        return 2
+
+
+@pytest.fixture
+def clips(monkeypatch):
+    def show(*counts):
+        shown = Clips(SimpleNamespace(object_ids=list(range(n))) for n in counts)
+        shown.source = Source()
+        monkeypatch.setattr(planning, "build_datasets", lambda config: (shown, shown))
+
+    return show
+
+
+def measured(config, frames, objects) -> int:
+    """Bytes of a real step of real clips, features read as the plan has them."""
+    module = SAM2LightningModule(config).train()
+    if module.model.encoder_is_frozen:
+        module.train_cache = planning._OneFrame(False)
+    clips = [
+        moving_clip(objects, frames, config.dataset.image_size, seed)
+        for seed in range(config.dataset.batch_size)
+    ]
+    batch = collate(clips)
+
+    def step():
+        _, terms = module.track_and_score(batch, 0)
+        terms["loss"].backward()
+        module.zero_grad(set_to_none=True)
+
+    step()
+    return peak_bytes(step)
+
+
+@pytest.mark.parametrize(
+    ("frames", "objects", "overrides"),
+    [
+        (9, 3, []),
+        (10, 2, ["model.activation_checkpointing=true"]),
+        (8, 3, ["model.memory_dropout=0.1"]),
+        (6, 2, ['model.trainable_modules=["*"]']),
+        (6, 2, ["dataset.batch_size=3"]),
+        (3, 4, []),
+        (1, 1, ['model.trainable_modules=["*"]', "dataset.prompt_types=[box]"]),
+    ],
+    ids=str,
+)
+def test_memory_is_that_of_the_step(tiny_config, clips, frames, objects, overrides):
+    config = recompose(tiny_config, [f"dataset.video_clip_length={frames}", *overrides])
+    clips(objects, 1)
+    found = plan(config)
+    assert found.memory.step == pytest.approx(measured(config, frames, objects), rel=0.2)
+    assert found.objects == objects and found.mean_objects == (objects + 1) / 2
+
+
+def test_what_a_step_takes_follows_its_size(tiny_config, clips):
+    clips(1)
+    config = recompose(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
+    once = plan(config)
+    assert not once.cached and once.filling == 0 and once.device == "cpu"
+    cached = plan(recompose(config, ["features.cache=auto"]))
+    assert cached.cached and cached.filling > 0
+    assert "encoder from the cache" in str(cached) and "while features are filled in" in str(cached)
+    longer = plan(recompose(config, ["dataset.video_clip_length=12"]))
+    assert longer.memory.step > 1.8 * once.memory.step
+    assert longer.memory.weights == once.memory.weights
+    averaged = plan(recompose(config, ["trainer.ema_decay=0.9"]))
+    assert averaged.memory.optimizer > once.memory.optimizer
+
+
+def test_the_steps_of_the_training_are_counted(tiny_config, clips):
+    clips(1, 1, 1)
+    assert plan(recompose(tiny_config, ["trainer.max_epochs=4"])).steps == 12
+    assert plan(recompose(tiny_config, ["trainer.max_epochs=4", "trainer.max_steps=5"])).steps == 5
+    half = ["trainer.max_epochs=4", "dataset.batch_size=2"]
+    assert plan(recompose(tiny_config, half)).steps == 8
+
+
+def test_neither_gradients_nor_random_numbers_are_left_behind(tiny_config, clips):
+    clips(1)
+    before = torch.get_rng_state()
+    plan(tiny_config)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def arithmetic(monkeypatch):
+    """Plans that take a byte for each object-frame, and 4 with dropout, on a device of so many."""
+
+    def on(available):
+        def planned(config, clips, objects, mean_objects):
+            d, m = config.dataset, config.model
+            share = (4 if m.memory_dropout else 1) * (0.5 if m.activation_checkpointing else 1)
+            step = int(share * d.batch_size * d.video_clip_length * objects)
+            memory = StepMemory(0, 0, step, "the machine", available)
+            return Plan(config, "cpu", objects, mean_objects, True, memory, 1.0, 0.0, 10)
+
+        monkeypatch.setattr(planning, "_plan", planned)
+
+    return on
+
+
+EXACT = ["model.memory_dropout=0", "model.activation_checkpointing=true"]
+SMALLEST = [
+    "dataset.batch_size=1",
+    "dataset.max_objects=1",
+    "dataset.video_clip_length=2",
+]
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [
+        (1000, []),
+        (60, EXACT[:1]),
+        (30, EXACT),
+        (20, [*EXACT, "dataset.batch_size=2"]),
+        (5, [*EXACT, "dataset.batch_size=1", "dataset.max_objects=1"]),
+        (2, [*EXACT, *SMALLEST]),
+    ],
+)
+def test_settings_that_fit_are_proposed(tiny_config, clips, arithmetic, available, expected):
+    clips(3, 3)
+    arithmetic(available)
+    sizes = ["dataset.video_clip_length=4", "dataset.batch_size=4", "model.memory_dropout=0.1"]
+    found = plan(recompose(tiny_config, sizes))
+    overrides, then = propose(found)
+    assert overrides == expected and not then.memory.tight
+    assert then.config == recompose(found.config, overrides)
+
+
+def test_where_nothing_fits_it_says_so(tiny_config, clips, arithmetic):
+    clips(1)
+    arithmetic(0)
+    assert propose(plan(tiny_config)) is None
+
+
+COMMAND = ["plan", "--config", "configs/quickstart.yaml", "--accelerator", "cpu"]
+
+
+def test_the_command(capsys):
+    assert main([*COMMAND, "dataset.image_size=64", "dataset.video_clip_length=2"]) == 0
+    out = capsys.readouterr().out
+    assert "memory of a step: about" in out and "time of a step: about" in out
+    assert "training: " in out
+
+
+def test_the_command_says_what_would_fit(arithmetic, capsys):
+    sizes = ["dataset.image_size=64", "dataset.video_clip_length=8", "model.memory_dropout=0.1"]
+    arithmetic(20)
+    assert main([*COMMAND, *sizes]) == 1
+    assert "it does not fit; it would with: model.memory_dropout=0" in capsys.readouterr().out
+    arithmetic(0)
+    assert main([*COMMAND, *sizes]) == 1
+    assert "nothing that was tried makes it fit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_benchmark(tmp_path):
+    pytest.importorskip("training", reason="upstream's training package is not installed")
+    from benchmarks import plan as benchmark
+
+    benchmark.main(["--quick", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert len(rows) == len(benchmark.CASES)
+    assert all(abs(row["memory"] - 1) <= benchmark.MEMORY for row in rows)
