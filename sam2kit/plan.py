@@ -1,10 +1,10 @@
 """What a training step will take, before a run: memory, time, and what to change where it is much.
 
 Small steps are run and the one that is asked for is extrapolated from them. Everything that a step
-does grows with one of five numbers (nothing, frames, objects, object-frames, and pairs of an
-object-frame with a memory that it reads), so a few steps of two to four frames and one or two
-objects tell all five shares, of bytes and of floating-point operations. Time is operations times
-the seconds that one takes in the largest of those steps.
+does grows with one of five numbers (one, frames, objects, object-frames, and pairs of an
+object-frame with a memory that it reads), so a few steps of few frames and one or two objects tell
+all five shares, of bytes and of floating-point operations. Time is operations times the seconds
+that one takes in the last of those steps.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from sam2kit.optim import build_optimizer
 from sam2kit.transforms import normalize
 
 CLIPS_LOOKED_AT = 20
-SMALL_FRAMES, SMALL_OBJECTS = 4, 2
-"""The largest step that is run."""
+SMALL_FRAMES, SMALL_OBJECTS = (2, 3, 4), 2
+"""The frames of the steps that are run, and the most objects of a clip in them."""
 REPEATS = 3
 
 
@@ -171,7 +171,7 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     d = config.dataset
     length, clips_at_once = d.video_clip_length, min(d.batch_size, 2)
     small = _Small(module, clips_at_once, gradients)
-    for frames, count in _small_steps(length, objects):
+    for frames, count in _small_steps(module, objects):
         logger.info("a step of {} frames and {} objects is run", frames, count)
         small.run(frames, count)
     more = d.batch_size / clips_at_once
@@ -194,12 +194,20 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     return Plan(config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps)
 
 
-def _small_steps(length: int, objects: int) -> list[tuple[int, int]]:
-    """(frames, objects) of the steps to run; the largest comes last."""
-    most = min(objects, SMALL_OBJECTS)
-    if length <= SMALL_FRAMES:
+def _small_steps(module: SAM2LightningModule, objects: int) -> list[tuple[int, int]]:
+    """(frames, objects) of the steps to run; the largest comes last.
+
+    With activation checkpointing the peak is now in a frame, now in the loss, and no sum of shares;
+    but then a step holds little, so that it can be run as it is.
+    """
+    length, most = module.config.dataset.video_clip_length, min(objects, SMALL_OBJECTS)
+    if module.config.model.activation_checkpointing:
+        return [(length, objects)]
+    few, some, many = SMALL_FRAMES
+    if length <= many:
         return [(length, count) for count in range(1 if objects > most else most, most + 1)]
-    return [(2, 1), (3, 1), (4, 1), (2, 2), (4, 2)][: 3 if most == 1 else 5]
+    alone = [(few, 1), (some, 1), (many, 1)]
+    return alone if most == 1 else [*alone, (few, most), (many, most)]
 
 
 class _Small:
@@ -211,7 +219,7 @@ class _Small:
         d = module.config.dataset
         random = len(d.prompt_types) > 1 or d.max_conditioning_frames > 1 or d.correction_clicks
         self.draws = range(REPEATS if random else 1)
-        self._rows: list[list[float]] = []
+        self._sizes: list[tuple[int, int]] = []
         self._bytes: list[float] = []
         self._operations: list[float] = []
         self._last: ClipBatch | None = None
@@ -225,7 +233,7 @@ class _Small:
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 self._step(batch, draw)
             operations.append(counter.get_total_flops())
-        self._rows.append(self._row(frames, objects))
+        self._sizes.append((frames, objects))
         self._bytes.append(max(max(peaks) - self.gradients, 0))
         self._operations.append(statistics.fmean(operations))
         self._last = batch
@@ -266,8 +274,9 @@ class _Small:
         return [1, frames, objects, objects * frames, objects * pairs]
 
     def _extrapolated(self, values: list[float], frames: int, objects: float) -> float:
-        shares, *_ = np.linalg.lstsq(np.array(self._rows), np.array(values), rcond=None)
-        return max(float(np.dot(self._row(frames, objects), shares)), max(values) * 0.1)
+        rows = np.array([self._row(*size) for size in self._sizes])
+        shares, *_ = np.linalg.lstsq(rows, np.array(values), rcond=None)
+        return max(float(np.dot(self._row(frames, objects), shares)), 0.0)
 
 
 class _OneFrame(FeatureCache):

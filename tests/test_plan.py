@@ -67,6 +67,7 @@ def measured(config, frames, objects) -> int:
     [
         (9, 3, []),
         (10, 2, ["model.activation_checkpointing=true"]),
+        (14, 3, ["model.activation_checkpointing=true"]),
         (8, 3, ["model.memory_dropout=0.1"]),
         (6, 2, ['model.trainable_modules=["*"]']),
         (6, 2, ["dataset.batch_size=3"]),
