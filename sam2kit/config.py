@@ -70,6 +70,11 @@ class ModelConfig:
     activation_checkpointing: bool = option(
         False, "compute each frame again in the backward pass: less memory, the same gradients"
     )
+    objects_together: int | None = option(
+        None,
+        "track at most so many objects in one call: the same result, and with "
+        "activation_checkpointing less memory; null: all",
+    )
     memory_dropout: float | None = option(
         None,
         "dropout everywhere in the memory attention; 0 is faster and takes less memory; null: the "

@@ -44,12 +44,14 @@ class SAM2Model(SAM2Base):
             through its memories. None: gradients flow from every frame to every earlier one.
         activation_checkpointing: keep little of each frame and compute it again when gradients are
             taken; the same gradients for less memory and more time.
+        objects_together: track at most so many objects in one call. None: all that go together.
         feature_cache: a :class:`~sam2kit.features.FeatureCache` that a frozen encoder's features
             are read from; None: every frame is encoded.
     """
 
     detach_memory_every: int | None = None
     activation_checkpointing: bool = False
+    objects_together: int | None = None
     feature_cache: Any = None
 
     def forward(
@@ -93,7 +95,7 @@ class SAM2Model(SAM2Base):
         features = FrameFeatures.of_backbone(
             self, self.encode_frames(batch.frames, batch.frame_keys)
         )
-        groups = group_objects(prompts, corrections)
+        groups = group_objects(prompts, corrections, self.objects_together)
         parts = [
             track_group(
                 self,
@@ -235,6 +237,7 @@ def build_sam2_model(config: Config) -> SAM2Model:
         model = instantiate(tree, _recursive_=True)
     model.detach_memory_every = config.model.detach_memory_every
     model.activation_checkpointing = config.model.activation_checkpointing
+    model.objects_together = config.model.objects_together
     _set_start_values(model, config)
     if config.model.compile:
         _compile(model)

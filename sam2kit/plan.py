@@ -144,7 +144,9 @@ def _ladder(found: Plan) -> Iterator[tuple[str, str]]:
         yield "model.activation_checkpointing", "true"
     if found.device != "cpu" and found.config.trainer.precision == "32-true":
         yield "trainer.precision", "bf16-mixed"
+    together = found.objects * d.batch_size
     for key, now, least in (
+        ("model.objects_together", min(model.objects_together or together, together), 1),
         ("dataset.batch_size", d.batch_size, 1),
         ("dataset.max_objects", found.objects, 1),
         ("dataset.video_clip_length", d.video_clip_length, 2),

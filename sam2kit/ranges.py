@@ -58,6 +58,7 @@ def choice_problems(config: Config) -> Iterator[str]:
 # The range of every number outside the two data sets; null passes where the schema allows it.
 _RANGES = {
     "model.detach_memory_every": (1, math.inf),
+    "model.objects_together": (1, math.inf),
     "model.attention_dropout": (0, 1),
     "model.memory_dropout": (0, 1),
     "loss.focal": (0, math.inf),

@@ -214,9 +214,13 @@ def upstream_inputs(prompt: Prompt | None) -> tuple[dict | None, Tensor | None]:
 
 
 def group_objects(
-    prompts: list[Prompt], corrections: Corrections | None = None
+    prompts: list[Prompt], corrections: Corrections | None = None, most: int | None = None
 ) -> list[PromptGroup]:
-    """Objects with prompts on the same frames, of the same kind and number of points, together."""
+    """Objects with prompts on the same frames, of the same kind and number of points, together.
+
+    Args:
+        most: objects in a group, 1 or more; None: all that go together.
+    """
     of_object: dict[int, dict[int, tuple[Prompt, int]]] = defaultdict(dict)
     for prompt in prompts:
         for row, index in enumerate(prompt.objects.tolist()):
@@ -233,8 +237,13 @@ def group_objects(
         members[signature, corrected].append(index)
     return [
         _merge([of_object[i] for i in indices], [t for t, _ in signature], corrected)
-        for (signature, corrected), indices in members.items()
+        for (signature, corrected), together in members.items()
+        for indices in _chunks(together, most or len(together))
     ]
+
+
+def _chunks(values: list[int], size: int) -> list[list[int]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def _merge(

@@ -68,6 +68,7 @@ def measured(config, frames, objects) -> int:
         (9, 3, []),
         (10, 2, ["model.activation_checkpointing=true"]),
         (14, 3, ["model.activation_checkpointing=true"]),
+        (6, 4, ["model.activation_checkpointing=true", "model.objects_together=1"]),
         (8, 3, ["model.memory_dropout=0.1"]),
         (6, 2, ['model.trainable_modules=["*"]']),
         (6, 2, ["dataset.batch_size=3"]),
@@ -116,13 +117,14 @@ def test_neither_gradients_nor_random_numbers_are_left_behind(tiny_config, clips
 
 @pytest.fixture
 def arithmetic(monkeypatch):
-    """Plans that take a byte for each object-frame, and 4 with dropout, on a device of so many."""
+    """Plans of about a byte for each object-frame, 4 with dropout, on a device of so many."""
 
     def on(available):
         def planned(config, clips, objects, mean_objects):
             d, m = config.dataset, config.model
             share = (4 if m.memory_dropout else 1) * (0.5 if m.activation_checkpointing else 1)
-            step = int(share * d.batch_size * d.video_clip_length * objects)
+            share *= 0.9 if m.objects_together == 1 else 1
+            step = round(share * d.batch_size * d.video_clip_length * objects)
             memory = StepMemory(0, 0, step, "the machine", available)
             return Plan(config, "cpu", objects, mean_objects, True, memory, 1.0, 0.0, 10)
 
@@ -132,6 +134,7 @@ def arithmetic(monkeypatch):
 
 
 EXACT = ["model.memory_dropout=0", "model.activation_checkpointing=true"]
+CHUNKS = "model.objects_together=1"
 SMALLEST = [
     "dataset.batch_size=1",
     "dataset.max_objects=1",
@@ -145,9 +148,10 @@ SMALLEST = [
         (1000, []),
         (60, EXACT[:1]),
         (30, EXACT),
-        (20, [*EXACT, "dataset.batch_size=2"]),
-        (5, [*EXACT, "dataset.batch_size=1", "dataset.max_objects=1"]),
-        (2, [*EXACT, *SMALLEST]),
+        (25, [*EXACT, CHUNKS]),
+        (20, [*EXACT, CHUNKS, "dataset.batch_size=2"]),
+        (5, [*EXACT, CHUNKS, "dataset.batch_size=1", "dataset.max_objects=1"]),
+        (2, [*EXACT, CHUNKS, *SMALLEST]),
     ],
 )
 def test_settings_that_fit_are_proposed(tiny_config, clips, arithmetic, available, expected):

@@ -18,6 +18,7 @@ from sam2kit.corrections import CorrectionGenerator
 from sam2kit.engine import SAM2LightningModule
 from sam2kit.errors import ConfigError
 from sam2kit.losses import SAM2TrainingLoss
+from sam2kit.memory import peak_bytes
 from sam2kit.prompts import PromptGenerator
 
 
@@ -221,6 +222,47 @@ def test_activation_checkpointing_gives_the_same_gradients(tiny_config, kind, cl
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], rtol=1e-5, atol=1e-7), name
+
+
+@pytest.mark.parametrize("kind", ["mask", "point"])
+def test_objects_in_chunks_give_the_same_masks_and_gradients(tiny_config, kind):
+    tiny_config.model.trainable_modules = ["*"]
+    model = create_sam2_model(tiny_config).train()
+    found, calls = [], []
+    model.memory_attention.register_forward_hook(lambda *a: calls.append(a[2].shape[1]))
+    for together in (None, 2):
+        model.objects_together = together
+        model.zero_grad()
+        batch = collate([moving_clip(3)])
+        prompts = PromptGenerator([kind])(batch, torch.Generator().manual_seed(0))
+        output = model(batch, prompts)
+        SAM2TrainingLoss(LossConfig())(output, batch)["loss"].backward()
+        found.append((output.mask_logits.detach(), gradients(model)))
+    assert set(calls[:3]) == {3} and sorted(set(calls[3:])) == [1, 2]
+    (masks, whole), (chunked_masks, chunked) = found
+    torch.testing.assert_close(chunked_masks, masks, rtol=1e-4, atol=1e-4)
+    both = [torch.cat([g[n].flatten() for n in whole]) for g in (whole, chunked)]
+    assert (both[1] - both[0]).norm() < 1e-5 * both[0].norm()
+
+
+def test_objects_in_chunks_take_less_memory_when_frames_are_computed_again(tiny_config):
+    tiny_config.model.activation_checkpointing = True
+    model = create_sam2_model(tiny_config).train()
+    model.requires_grad_(True)
+    model.image_encoder.requires_grad_(False)
+    batch = collate([moving_clip(8)])
+    prompts = PromptGenerator(["mask"])(batch, torch.Generator().manual_seed(0))
+
+    def step():
+        SAM2TrainingLoss(LossConfig())(model(batch, prompts), batch)["loss"].backward()
+        model.zero_grad(set_to_none=True)
+
+    peaks = []
+    for together in (None, 1):
+        model.objects_together = together
+        step()
+        peaks.append(peak_bytes(step))
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 def test_activation_checkpointing_keeps_less(tiny_config):
