@@ -7,6 +7,8 @@ shapes are compared before the first tensor is copied.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def load_weights(model: SAM2Model, source: str | Path) -> None:
             keys or shapes that differ from the model's. Nothing is loaded then.
     """
     path = find_checkpoint(source)
-    content = _read(path)
+    content = read_checkpoint(path)
     state = {} if ADAPTER_KEY in content else _weights_in(content, path)
     own = model.state_dict()
     if ADAPTER_KEY in content or (any(map(is_lora, state)) and state.keys() != own.keys()):
@@ -189,7 +191,7 @@ def load_adapter(model: SAM2Model, path: str | Path) -> None:
         CheckpointError: unreadable, no adapter, or one of other modules or shapes. Nothing is
             loaded then.
     """
-    state = _read(Path(path)).get(ADAPTER_KEY)
+    state = read_checkpoint(Path(path)).get(ADAPTER_KEY)
     if not _is_tensors(state):
         raise CheckpointError(f"{path}: holds no adapter; sam2kit train writes one as adapter.pt")
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -203,7 +205,7 @@ def read_run_config(path: str | Path) -> Config:
     Raises:
         CheckpointError: unreadable, not a run of sam2kit, or a configuration of another version.
     """
-    return _config_in(_read(Path(path)), path)
+    return _config_in(read_checkpoint(Path(path)), path)
 
 
 def _config_in(content: dict[str, Any], path: str | Path) -> Config:
@@ -229,7 +231,7 @@ def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     Raises:
         CheckpointError: see :func:`read_run_config`, :func:`load_weights`, :func:`load_adapter`.
     """
-    content = _read(Path(path))
+    content = read_checkpoint(Path(path))
     config, is_adapter = _config_in(content, path), ADAPTER_KEY in content
     model = create_sam2_model(config, load=is_adapter)
     if is_adapter:
@@ -248,7 +250,7 @@ def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
         CheckpointError: see :func:`find_checkpoint`, :func:`load_run` and :func:`load_weights`.
     """
     path = find_checkpoint(source, key="SOURCE")
-    content = _read(path)
+    content = read_checkpoint(path)
     if CONFIG_KEY in content:
         return load_run(path)
     size = guess_size(_weights_in(content, path))
@@ -265,7 +267,39 @@ def config_to_store(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a file of tensors so that whoever is killed leaves the old one or the new one.
+
+    It is written beside and on the disk before it gets its name, so a full disk or a machine that
+    goes down leaves the old one too.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is as it was.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns the system's errors into those
+        part.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 1e9
+        kept = "; the one that was there is kept" if path.exists() else ""
+        raise CheckpointError(
+            f"{path}: cannot be written ({' '.join(str(error).split())[:200]}; {free:.1f} GB free)"
+            f"{kept}. Make room and go on with --resume auto"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a file of tensors holds, read without ever running code from it.
+
+    Raises:
+        CheckpointError: missing, truncated, or something else than plain tensors.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import sam2kit
 from sam2kit.checks import check_paths, looks_like_path, missing, nearest
+from sam2kit.console import kept_under, log_to_console
 from sam2kit.errors import CheckpointError, ConfigError, DataError, SAM2KitError
 from sam2kit.flags import (
     DOCTOR_FLAGS,
@@ -72,6 +72,9 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         help="write the whole configuration, commented, to FILE (a new .yaml) or the screen; stop",
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
+    parser.add_argument(
+        "--resume", choices=["auto"], help="go on with the run in --run-dir, or begin it"
+    )
     add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
@@ -81,17 +84,24 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         create_config(arguments.create_config, config)
         return
     check_paths(config)
-    folder = arguments.run_dir
-    if folder and config.trainer.resume_from is None and (folder / "last.ckpt").exists():
+    folder, resume = arguments.run_dir, arguments.resume is not None
+    if resume and folder is None:
+        raise ConfigError("--resume auto goes on with the run in --run-dir; name that folder too")
+    if (
+        folder
+        and not resume
+        and config.trainer.resume_from is None
+        and (folder / "last.ckpt").exists()
+    ):
         raise ConfigError(
             f"--run-dir: {folder} holds a run; name another folder, or go on with that run: "
-            f"--config {folder / 'config.yaml'} trainer.resume_from={folder / 'last.ckpt'}"
+            f"--config {folder / 'config.yaml'} --run-dir {folder} --resume auto"
         )
-    with _kept_under(folder or config.output_dir):
-        _log_to_console(config.log_level)
+    with kept_under(folder or config.output_dir):
+        log_to_console(config.log_level)
         from sam2kit.train import fit
 
-        result = fit(config, arguments.run_dir)
+        result = fit(config, folder, resume)
     if result.interrupted:
         raise KeyboardInterrupt(f"what was trained so far is kept in {result.run_dir}")
 
@@ -100,7 +110,7 @@ def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     add_train_flags(parser)
     config, _ = train_config(parser.parse_intermixed_args(argv))
     check_paths(config)
-    _log_to_console(config.log_level)
+    log_to_console(config.log_level)
     from sam2kit.audit import audit_config
 
     found = audit_config(config)
@@ -172,8 +182,8 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         from sam2kit.compose import compose
 
         compose(arguments.config, overrides)
-    with _kept_under(arguments.output_dir or "outputs"):
-        _log_to_console("INFO")
+    with kept_under(arguments.output_dir or "outputs"):
+        log_to_console("INFO")
         if checkpoint:
             from sam2kit.evaluate import evaluate_checkpoint as judge
         else:
@@ -196,7 +206,7 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     for flag, path in {"VIDEO": arguments.video, "--prompts": arguments.prompts}.items():
         if not Path(path).exists():
             raise DataError(f"{flag}: {missing(path)}")
-    _log_to_console("INFO")
+    log_to_console("INFO")
     from sam2kit.track import track
 
     track(
@@ -221,8 +231,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     if overrides:
         parameters["overrides"] = overrides
     check_paths(config)
-    with _kept_under(arguments.run_dir or config.output_dir):
-        _log_to_console(config.log_level)
+    with kept_under(arguments.run_dir or config.output_dir):
+        log_to_console(config.log_level)
         from sam2kit.pipeline import run_stages
 
         config_file = arguments.config or str(config_dir() / "config.yaml")
@@ -253,7 +263,7 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         trials = plan(arguments.config, overrides)
         level = trials[0].config.log_level
         folder = open_run_dir(folder, trials[0].config.output_dir)
-    _log_to_console(level)
+    log_to_console(level)
     chosen, retry = arguments.stages, arguments.retry_failed
     rows = run_sweep(folder, trials, parameters, chosen, arguments.jobs, retry)
     return int(any(row["state"] == "failed" for row in rows))
@@ -274,7 +284,7 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from sam2kit.compose import compose
 
     config = compose(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
-    _log_to_console("INFO")
+    log_to_console("INFO")
     from sam2kit.data.diagnosis import examine
 
     found = examine(*paths or [config], config.dataset, arguments.val, arguments.workers)
@@ -293,7 +303,7 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     from sam2kit.compose import compose
 
     config = compose(arguments.config, overrides)
-    _log_to_console("INFO")
+    log_to_console("INFO")
     from sam2kit.data.convert import convert
 
     print(f"wrote {convert(*given or [config], out, arguments.to, arguments.workers)}")
@@ -303,12 +313,20 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     add_train_flags(parser)
     config, _ = train_config(parser.parse_intermixed_args(argv))
     check_paths(config)
-    _log_to_console(config.log_level)
+    log_to_console(config.log_level)
     from sam2kit.plan import report
 
     text, fits = report(config)
     print(text)
     return int(not fits)
+
+
+def replay(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("file", metavar="FILE", help="replay.pt of a run that stopped")
+    file = parser.parse_args(argv).file
+    from sam2kit.replay import replay
+
+    print(replay(file))
 
 
 def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -320,7 +338,7 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     looking = arguments.list or arguments.clear
     if not looking:
         check_paths(config)
-    _log_to_console(config.log_level)
+    log_to_console(config.log_level)
     from sam2kit.features import clear, describe, find_folder
 
     folder = find_folder(config)
@@ -331,7 +349,7 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         return
     from sam2kit.fill_features import fill
 
-    with _kept_under(folder):
+    with kept_under(folder):
         print(fill(config).report())
 
 
@@ -349,6 +367,7 @@ COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
     "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
     "plan": Command(plan, "tell what memory and time a step will take, with train's flags"),
+    "replay": Command(replay, "run a step again whose loss or gradient was not finite"),
     "features": Command(features, "keep the frozen encoder's features ahead of training"),
     "export": Command(export, "write weights for the plain sam2 package, and prove them"),
     "evaluate": Command(
@@ -373,22 +392,3 @@ def _overview() -> str:
 
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog, description=help.capitalize() + ".", allow_abbrev=False)
-
-
-def _log_to_console(level: str) -> None:
-    """Time and message alone; whose code speaks is of no use to somebody who watches a run."""
-    from loguru import logger
-
-    form = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
-    logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
-
-
-@contextmanager
-def _kept_under(folder: str | Path) -> Iterator[None]:
-    """Tell an interruption what stays. Lightning turns Ctrl-C into ``SystemExit``: turn it back."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        raise KeyboardInterrupt(f"what was written so far is kept under {folder}") from stop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -99,14 +98,18 @@ class SAM2LightningModule(LightningModule):
     ) -> TrackOutput:
         return self.model(batch, prompts, corrections)
 
-    def track_and_score(self, batch: ClipBatch, step: int) -> tuple[TrackOutput, dict[str, Tensor]]:
+    def track_and_score(
+        self, batch: ClipBatch, step: int, rank: int | None = None
+    ) -> tuple[TrackOutput, dict[str, Tensor]]:
         """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
 
-        Random numbers are a function of (seed, step, rank); dropout's too, for which torch's global
-        generator is seeded.
+        Random numbers are a function of (seed, step, rank), by default this process's rank;
+        dropout's too, for which torch's global generator is seeded.
         """
         self.model.feature_cache = self.train_cache
-        generator = step_generator(self.config.seed, step, self.global_rank)
+        generator = step_generator(
+            self.config.seed, step, self.global_rank if rank is None else rank
+        )
         torch.manual_seed(generator.initial_seed())
         prompts = self.prompts(batch, generator)
         output = self(batch, prompts, self.corrections(batch, prompts, generator))
@@ -247,8 +250,6 @@ class LogProgress(Callback):
         if step % self.every_n_steps and step != total:
             return
         loss = float(trainer.callback_metrics["loss"])
-        if not math.isfinite(loss):
-            logger.warning("the loss is {}; optimizer.lr or a weight of loss is too high", loss)
         seconds = (time.monotonic() - self._started) / max(step - self._first_step, 1)
         logger.info(
             "epoch {} step {}/{} loss {:.4f} lr {:.2e} {:.2f} s/step, {:.0f} s left",

@@ -22,7 +22,7 @@ class CheckpointError(SAM2KitError):
 
 
 class TrainingError(SAM2KitError):
-    """A training on several devices of which a process failed."""
+    """A training that cannot go on: a process failed, or a loss or gradient is not finite."""
 
 
 class PipelineError(SAM2KitError):

@@ -9,6 +9,7 @@ loops, in a form that depends on the hook that saved, and not every form goes on
 from __future__ import annotations
 
 import csv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from loguru import logger
 
 from sam2kit.checkpoints import read_run_config
 from sam2kit.config import Config, get, options
@@ -42,6 +44,37 @@ _FREE = (
 
 class TrainingOver(ConfigError):
     """There is nothing left to train of the run that is to go on."""
+
+
+def whole_checkpoint(run_dir: Path) -> Path | None:
+    """``last.ckpt`` of a run, or, with a warning, ``best.ckpt`` where that is broken.
+
+    Every byte is compared with the checksums that torch keeps in the file.
+
+    Returns:
+        None where there is neither.
+
+    Raises:
+        CheckpointError: there are some, and all of them are broken.
+    """
+    found = [path for name in ("last.ckpt", "best.ckpt") if (path := run_dir / name).is_file()]
+    faults = []
+    for path in found:
+        try:
+            with zipfile.ZipFile(path) as file:
+                fault = file.testzip()
+        except (zipfile.BadZipFile, OSError) as error:
+            fault = str(error)
+        if fault is None:
+            return path
+        faults.append(f"{path} is broken ({fault})")
+        logger.warning("{}; looking for an older checkpoint", faults[-1])
+    if faults:
+        raise CheckpointError(
+            f"{'; '.join(faults)}. Nothing in this folder can be gone on from: begin a new run in "
+            "another one"
+        )
+    return None
 
 
 def position(trainer: Trainer) -> tuple[int, int]:

@@ -10,7 +10,6 @@ if __name__ == "__main__":  # up here, so that a bad flag is told before torch i
     raise SystemExit(main(["train", *sys.argv[1:]]))
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import (
@@ -35,7 +33,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 
 from sam2kit.audit import AuditBeforeTraining
-from sam2kit.checkpoints import load_run, save_adapter
+from sam2kit.checkpoints import load_run, save_adapter, write_checkpoint
 from sam2kit.checks import check
 from sam2kit.compose import save_config, to_yaml
 from sam2kit.config import Config
@@ -51,7 +49,8 @@ from sam2kit.engine import (
 from sam2kit.errors import ConfigError
 from sam2kit.model import format_report, parameter_report
 from sam2kit.ranks import device_count, in_rank, train_on_devices
-from sam2kit.resume import RunMetrics, TrainingOver, check_resume, last_values
+from sam2kit.replay import StopAtNonFinite
+from sam2kit.resume import RunMetrics, TrainingOver, check_resume, last_values, whole_checkpoint
 from sam2kit.run_dir import open_run_dir
 
 
@@ -82,20 +81,20 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     Args:
         config: a checked configuration.
         run_dir: where everything goes; by default a dated folder under ``config.output_dir``.
-        resume: go on from ``last.ckpt`` in ``run_dir`` where there is one, whatever
-            ``trainer.resume_from`` says; a run that is over is left as it is.
+        resume: go on from ``last.ckpt`` in ``run_dir`` where there is one (from ``best.ckpt`` where
+            that is broken), whatever ``trainer.resume_from`` says; a run that is over is left.
 
     Raises:
         ConfigError, DataError, CheckpointError: before the first step, naming the key or file.
-        TrainingError: one of several processes failed.
+        TrainingError: one of several processes failed, or the loss or a gradient is not finite.
     """
     check(config)
     config = settle_precision(config)
     log = _make_logger_class(config)
     devices = device_count(config)
     data = SAM2LightningDataModule(config, devices)
-    if resume and run_dir is not None and (last := Path(run_dir) / "last.ckpt").exists():
-        config = replace(config, trainer=replace(config.trainer, resume_from=str(last)))
+    if resume and run_dir is not None and (whole := whole_checkpoint(Path(run_dir))):
+        config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
     try:
         steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
     except TrainingOver as over:
@@ -179,6 +178,7 @@ def _run(
         best,
         last,
         stopper,
+        StopAtNonFinite(run_dir),
         ValidateLastStep(),
         LogProgress(config.trainer.log_every_n_steps),
     ]
@@ -262,11 +262,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        torch.save(checkpoint, part)
-        os.replace(part, path)
+        write_checkpoint(checkpoint, Path(path))
 
 
 @contextmanager

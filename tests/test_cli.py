@@ -236,7 +236,7 @@ def test_run_calls_the_library(calls, tmp_path):
 
 @pytest.mark.parametrize("how", ["raised", "lightning", "told"])
 def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how):
-    def fit(config, run_dir):
+    def fit(config, run_dir, resume):
         if how == "told":
             return types.SimpleNamespace(interrupted=True, run_dir=Path("here"))
         try:
@@ -256,7 +256,7 @@ def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how
 
 def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
     fake = types.ModuleType("sam2kit.train")
-    fake.fit = lambda config, run_dir: 1 / 0
+    fake.fit = lambda config, run_dir, resume: 1 / 0
     monkeypatch.setitem(sys.modules, "sam2kit.train", fake)
     with pytest.raises(ZeroDivisionError):
         main(["train", *SYNTHETIC])
@@ -279,7 +279,7 @@ def test_help_is_fast_and_loads_neither_torch_nor_hydra():
 def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    flag = {"export": "SOURCE", "track": "--prompts"}.get(command, "--config")
+    flag = {"export": "SOURCE", "track": "--prompts", "replay": "FILE"}.get(command, "--config")
     assert stop.value.code == 0 and flag in capsys.readouterr().out
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import shutil
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from loguru import logger
 
 from sam2kit import engine
-from sam2kit.checkpoints import create_sam2_model
+from sam2kit.checkpoints import create_sam2_model, write_checkpoint
 from sam2kit.cli import main
-from sam2kit.compose import recompose
+from sam2kit.compose import recompose, save_config
 from sam2kit.data.clips import ClipDataset
 from sam2kit.errors import CheckpointError, ConfigError, DataError
 from sam2kit.train import fit
@@ -359,7 +361,7 @@ def test_a_run_that_is_over_is_told(config, tmp_path):
 def test_a_run_is_not_trained_over_but_goes_on(config, tmp_path, stopped, capsys):
     again = ["train", "--config", str(stopped.run_dir / "config.yaml"), "--run-dir"]
     assert main([*again, str(stopped.run_dir)]) == 2
-    assert f"resume_from={stopped.run_dir / 'last.ckpt'}" in capsys.readouterr().err
+    assert f"--run-dir {stopped.run_dir} --resume auto" in capsys.readouterr().err
     assert main([*again, str(tmp_path / "b"), f"trainer.resume_from={stopped.run_dir}"]) == 2
     assert "is a folder; name its last.ckpt" in capsys.readouterr().err
     goes_on = f"trainer.resume_from={stopped.last_checkpoint}"
@@ -376,3 +378,66 @@ def test_what_is_not_a_run_is_refused(config, tmp_path, stopped):
     torch.save({"model": {}}, stopped.last_checkpoint)
     with pytest.raises(CheckpointError, match="trainer.resume_from.*holds no sam2kit config"):
         resume(config, stopped, tmp_path)
+
+
+def broken(path):
+    """One bit in the middle of its tensors turned."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_where_the_last_checkpoint_is_broken_it_goes_on_from_the_best(
+    config, tmp_path, runs, steps
+):
+    constant = ["scheduler.name=constant"]  # another end makes a cosine another one
+    whole, _ = runs(config, steps, constant)
+    folder = tmp_path / "run"
+    config = recompose(config, constant)
+    fit(recompose(config, ["trainer.max_epochs=1"]), folder)
+    broken(folder / "last.ckpt")
+    log = []
+    sink = logger.add(log.append, level="WARNING")
+    again = fit(config, folder, resume=True)
+    logger.remove(sink)
+    assert any("last.ckpt is broken" in line for line in log)
+    assert_same(state(whole), state(again))
+    assert rows(again) == rows(whole)
+
+
+def test_with_no_whole_checkpoint_nothing_is_begun_anew(config, tmp_path):
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / name).write_bytes(b"PK" + bytes(100))
+    with pytest.raises(CheckpointError, match=r"last.ckpt is broken .*best.ckpt is broken"):
+        fit(config, tmp_path, resume=True)
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(tiny_config, tmp_path, capsys):
+    save_config(tiny_config, tmp_path / "mine.yaml")
+    command = ["train", "--config", str(tmp_path / "mine.yaml"), "--resume", "auto"]
+    small = ["dataset.type=synthetic", "dataset.synthetic_videos=2", "dataset.image_size=32"]
+    command += [*small, "valdataset.synthetic_videos=1", "--accelerator", "cpu"]
+    assert main([*command, "--max-epochs", "1"]) == 2
+    assert "name that folder too" in capsys.readouterr().err
+    command += ["--run-dir", str(tmp_path / "run")]
+    for epochs in (1, 2, 2):  # begins, goes on, has nothing left to do
+        assert main([*command, "--max-epochs", str(epochs)]) == 0
+        content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+        assert content["SAM2LightningDataModule"]["epoch"] == epochs - 1
+    assert "nothing left to train" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"x": torch.zeros(10)}, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="last.ckpt: cannot be written .* is kept"):
+            write_checkpoint({"x": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]

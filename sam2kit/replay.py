@@ -1,0 +1,180 @@
+"""A step whose loss or gradients are not finite: stopped at, kept in a file, and run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from sam2kit.charts import markdown_table
+from sam2kit.checkpoints import (
+    CONFIG_KEY,
+    config_to_store,
+    create_sam2_model,
+    load_weights,
+    read_checkpoint,
+    read_run_config,
+    write_checkpoint,
+)
+from sam2kit.clip import ClipBatch
+from sam2kit.engine import SAM2LightningModule
+from sam2kit.errors import CheckpointError, TrainingError
+from sam2kit.model import module_path
+
+STEP_KEY = "step_to_replay"
+
+
+class StopAtNonFinite(Callback):
+    """Ends training before a step that would spoil the weights, and keeps what it was made of.
+
+    The file ``replay.pt`` (of rank r above 0 ``replay-r.pt``) holds the configuration, the weights
+    before the step, the batch, and what the random numbers of the step are a function of. Gradients
+    are not looked at in ``16-mixed``, where the loss's scale makes some overflow on purpose.
+
+    Raises:
+        TrainingError: names the term or the modules, the clips and the file.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: ClipBatch, batch_idx: int
+    ) -> None:
+        self._batch, self._index = batch, trainer.fit_loop.total_batch_idx
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            self._stop(module, f"the loss is {float(loss)}")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if module.config.trainer.precision == "16-mixed":
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
+            self._stop(module, f"the gradient of {', '.join(_broken(module.model))} is not finite")
+
+    def _stop(self, module: SAM2LightningModule, fault: str) -> None:
+        batch, rank = self._batch.to("cpu"), module.global_rank
+        path = self.run_dir / (f"replay-{rank}.pt" if rank else "replay.pt")
+        content = {
+            "state_dict": {f"model.{k}": v.cpu() for k, v in module.model.state_dict().items()},
+            CONFIG_KEY: config_to_store(module.config),
+            STEP_KEY: {
+                "batch": {f.name: getattr(batch, f.name) for f in fields(batch)},
+                "index": self._index,
+                "rank": rank,
+                "fault": fault,
+            },
+        }
+        write_checkpoint(content, path)
+        raise TrainingError(
+            f"{fault} in step {module.trainer.global_step}, on clips of "
+            f"{', '.join(batch.names)}; the weights are those before it. Look at it with: sam2kit "
+            f"replay {path}. Usual causes: optimizer.lr or a weight of loss too high, or "
+            "trainer.precision=16-mixed; go on from last.ckpt with lower ones as a new run"
+        )
+
+
+def _broken(model: nn.Module) -> list[str]:
+    """The top modules that hold a parameter whose gradient is not finite."""
+    return list(
+        dict.fromkeys(
+            module_path(n)[0]
+            for n, p in model.named_parameters()
+            if p.grad is not None and not torch.isfinite(p.grad).all()
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a kept step does when it is run again.
+
+    Attributes:
+        fault: what stopped the training.
+        videos: the names of the clips' videos.
+        terms: the loss and its terms, unweighted.
+        first: the first module, in the order of computing, that answers with a value that is not
+            finite, though what it was given is; None where there is none.
+        gradients: the norm of each top module's gradient.
+    """
+
+    fault: str
+    videos: list[str]
+    terms: dict[str, float]
+    first: str | None
+    gradients: dict[str, float]
+
+    def __str__(self) -> str:
+        terms = markdown_table([{"term": k, "value": f"{v:.6g}"} for k, v in self.terms.items()])
+        norms = markdown_table(
+            [{"module": k, "norm of its gradient": f"{v:.6g}"} for k, v in self.gradients.items()]
+        )
+        where = self.first or "none; what is not finite arises in the loss or in the gradients"
+        return (
+            f"stopped because {self.fault}\nclips of {', '.join(self.videos)}\n\n{terms}\n\n"
+            f"first module whose answer is not finite: {where}\n\n{norms}"
+        )
+
+
+def replay(path: str | Path) -> Replay:
+    """Run the step of a ``replay.pt`` again, on the CPU and in full precision; nothing is trained.
+
+    Raises:
+        CheckpointError: unreadable, or not such a file.
+    """
+    content = read_checkpoint(Path(path))
+    try:
+        step = content[STEP_KEY]
+        batch = ClipBatch(**step["batch"])
+        index, rank, fault = int(step["index"]), int(step["rank"]), str(step["fault"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: holds no step to replay; training writes one as replay.pt when the loss or a "
+            "gradient is not finite"
+        ) from error
+    config = read_run_config(path)
+    model = create_sam2_model(config, load=False)
+    load_weights(model, path)
+    module = SAM2LightningModule(config, model).train()
+    found: list[str] = []
+    for name, part in model.named_modules():
+        part.register_forward_hook(_watch(name, found))
+    _, terms = module.track_and_score(batch, index, rank)
+    if terms["loss"].requires_grad:
+        terms["loss"].backward()
+    squares: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            key = module_path(name)[0]
+            squares[key] = squares.get(key, torch.zeros(())) + p.grad.square().sum()
+    return Replay(
+        fault,
+        batch.names,
+        {k: float(v.detach()) for k, v in terms.items()},
+        found[0] if found else None,
+        {k: float(v.sqrt()) for k, v in squares.items()},
+    )
+
+
+def _watch(name: str, found: list[str]) -> Any:
+    def look(part: nn.Module, given: Any, answer: Any) -> None:
+        if not found and _finite(given) and not _finite(answer):
+            found.append(name)
+
+    return look
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        value = list(value.values())
+    return all(map(_finite, value)) if isinstance(value, list | tuple) else True

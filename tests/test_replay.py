@@ -1,0 +1,93 @@
+"""A training that stops at a step that is not finite, and that step run again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sam2kit import engine
+from sam2kit.checkpoints import create_sam2_model, load_run
+from sam2kit.cli import main
+from sam2kit.errors import CheckpointError, TrainingError
+from sam2kit.replay import replay
+from sam2kit.train import fit
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.synthetic_videos = 6
+    tiny_config.dataset.batch_size = 2
+    tiny_config.dataset.image_size = 32
+    tiny_config.dataset.video_clip_length = 3
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.max_epochs = 2
+    tiny_config.trainer.audit = "off"
+    tiny_config.scheduler.name = "constant"
+    return tiny_config
+
+
+def test_a_rate_far_too_high_stops_and_its_step_can_be_run_again(config, tmp_path, capsys):
+    config.optimizer.lr = 1e30
+    with pytest.raises(TrainingError, match=r"in step 1, on clips of .*replay.pt.*optimizer.lr"):
+        fit(config, tmp_path)
+    found = replay(tmp_path / "replay.pt")
+    assert len(found.videos) == 2 and not math.isfinite(found.gradients["memory_attention"])
+    assert found.first is not None and found.first.startswith("memory_")
+    assert main(["replay", str(tmp_path / "replay.pt")]) == 0
+    told = capsys.readouterr().out
+    assert (
+        found.first in told and "| loss_dice" in told and f"stopped because {found.fault}" in told
+    )
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(config, tmp_path, monkeypatch):
+    """The loss is finite; replayed without what broke its gradient, the step is sound."""
+    calls = []
+
+    def with_a_fault(config):
+        model = create_sam2_model(config)
+        calls.append({k: v.clone() for k, v in model.state_dict().items()})
+        weight = next(model.memory_encoder.parameters())
+        weight.register_hook(lambda gradient: gradient * float("inf"))
+        return model
+
+    monkeypatch.setattr(engine, "create_sam2_model", with_a_fault)
+    with pytest.raises(TrainingError, match="the gradient of memory_encoder is not finite"):
+        fit(config, tmp_path)
+    found = replay(tmp_path / "replay.pt")
+    assert found.first is None and found.gradients["memory_encoder"] > 0
+    assert 0 < found.terms["loss"] < 100 and "none; what is not finite" in str(found)
+    _, model = load_run(tmp_path / "replay.pt")
+    assert all(torch.equal(v, calls[0][k]) for k, v in model.state_dict().items())
+
+
+def test_the_step_is_the_one_that_was_stopped(config, tmp_path, monkeypatch):
+    """Same prompts, dropout and weights: the same loss to the last bit."""
+    config.dataset.prompt_types = ["point", "box"]
+    config.model.memory_dropout = 0.3
+    losses = []
+    score = engine.SAM2LightningModule.track_and_score
+
+    def watched(self, batch, step, rank=None):
+        output, terms = score(self, batch, step, rank)
+        losses.append(float(terms["loss"].detach()))
+        if rank is None and step == 2:
+            terms["loss"] = terms["loss"] * float("inf")
+        return output, terms
+
+    monkeypatch.setattr(engine.SAM2LightningModule, "track_and_score", watched)
+    with pytest.raises(TrainingError, match="the loss is inf in step 2"):
+        fit(config, tmp_path)
+    assert replay(tmp_path / "replay.pt").terms["loss"] == losses[2] == losses[-1]
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no step to replay"):
+        replay(tmp_path / "a.pt")
+    assert main(["replay", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt: no such file" in capsys.readouterr().err
