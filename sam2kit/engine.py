@@ -99,12 +99,12 @@ class SAM2LightningModule(LightningModule):
         return self.model(batch, prompts, corrections)
 
     def track_and_score(
-        self, batch: ClipBatch, step: int, rank: int | None = None
+        self, batch: ClipBatch, step: int, rank: int | None = None, all_devices: bool = False
     ) -> tuple[TrackOutput, dict[str, Tensor]]:
         """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
 
         Random numbers are a function of (seed, step, rank), by default this process's rank;
-        dropout's too, for which torch's global generator is seeded.
+        dropout's too, for which torch's global generator is seeded. ``all_devices`` is the loss's.
         """
         self.model.feature_cache = self.train_cache
         generator = step_generator(
@@ -113,10 +113,11 @@ class SAM2LightningModule(LightningModule):
         torch.manual_seed(generator.initial_seed())
         prompts = self.prompts(batch, generator)
         output = self(batch, prompts, self.corrections(batch, prompts, generator))
-        return output, self.loss(output, batch)
+        return output, self.loss(output, batch, all_devices)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        _, terms = self.track_and_score(batch, self.trainer.fit_loop.total_batch_idx)
+        step = self.trainer.fit_loop.total_batch_idx
+        _, terms = self.track_and_score(batch, step, all_devices=True)
         self.log_dict(terms, batch_size=batch.num_clips, sync_dist=True)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
         if not terms["loss"].requires_grad:
@@ -303,27 +304,30 @@ class SaveWithinEpoch(Callback):
 
 
 class StopOnInterrupt(Callback):
-    """An interrupt ends training after the step in progress; a second one ends it at once.
+    """An interrupt or SIGTERM ends training after the step in progress; a second one at once.
 
-    Lightning's own handling leaves the process with ``sys.exit`` and interrupts switched off, which
-    a notebook's kernel does not survive in good order.
+    SIGTERM is what SLURM and others send before they take a machine away. Lightning's own handling
+    leaves the process with ``sys.exit`` and interrupts switched off, which a notebook's kernel does
+    not survive in good order.
     """
 
     interrupted = False
-    _previous: Any = None  # set when training begins, which an early failure never reaches
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._previous = None
+    def __init__(self) -> None:
+        self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Not before: Lightning takes SIGTERM after on_fit_start.
+        def stop(number: int, frame: Any) -> None:
+            self.restore()
+            self.interrupted = True
+            trainer.should_stop = trainer.should_stop or trainer.world_size == 1
+            what = "interrupted" if number == signal.SIGINT else "asked to end (SIGTERM)"
+            logger.warning("{}: stopping after this step; once more to quit at once", what)
+
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.getsignal(signal.SIGINT)
-
-            def stop(number: int, frame: Any) -> None:
-                signal.signal(signal.SIGINT, self._previous)
-                self.interrupted = True
-                trainer.should_stop = trainer.should_stop or trainer.world_size == 1
-                logger.warning("interrupted: stopping after this step; interrupt again to quit")
-
-            signal.signal(signal.SIGINT, stop)
+            for number in self._before:
+                signal.signal(number, stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -332,14 +336,8 @@ class StopOnInterrupt(Callback):
             stop = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
             self.interrupted, trainer.should_stop = stop, trainer.should_stop or stop
 
-    def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._restore()
-
-    def on_exception(
-        self, trainer: Trainer, module: LightningModule, exception: BaseException
-    ) -> None:
-        self._restore()
+    def restore(self) -> None:
+        """Bring back what answered before this object was made; to be called after training."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import all_reduce, get_world_size, is_initialized
 from torch.nn import functional as F
 
 from sam2kit.clip import ClipBatch, TrackOutput, upsample
@@ -164,8 +165,14 @@ class SAM2TrainingLoss(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, output: TrackOutput, batch: ClipBatch) -> dict[str, Tensor]:
+    def forward(
+        self, output: TrackOutput, batch: ClipBatch, all_devices: bool = False
+    ) -> dict[str, Tensor]:
         """Scalars: the terms, unweighted (``loss_bce``, ``loss_dice``, …), and their sum ``loss``.
+
+        With ``all_devices`` the number that terms are divided by is the mean of all processes', so
+        that the mean of their losses, and of their gradients, is that of all their clips in one
+        batch. All processes must call it then.
 
         A term of weight 0 is left out. All are 0 when the batch has no supervised object-frame.
         """
@@ -174,7 +181,8 @@ class SAM2TrainingLoss(nn.Module):
             if self.config.type == "steps"
             else self._of_frames(output, batch)
         )
-        terms = {f"loss_{name}": value.sum() / max(count, 1) for name, value in values.items()}
+        divisor = _mean_count(count, batch.masks.device) if all_devices else max(count, 1)
+        terms = {f"loss_{name}": value.sum() / divisor for name, value in values.items()}
         weights = vars(self.config)
         total = sum(weights[name] * terms[f"loss_{name}"] for name in values)
         # An empty batch still has to give a tensor that can be differentiated.
@@ -250,3 +258,12 @@ class SAM2TrainingLoss(nn.Module):
         if c.iou > 0:
             terms["iou"] = iou_loss(logits, truth)
         return terms
+
+
+def _mean_count(count: int, device: torch.device) -> float:
+    """The mean of all processes' counts, of which there is at least 1 in all."""
+    if not is_initialized():
+        return max(count, 1)
+    total = torch.tensor(count, device=device)
+    all_reduce(total)
+    return max(int(total), 1) / get_world_size()

@@ -197,7 +197,10 @@ def _run(
     with _quiet_lightning():
         trainer = _make_trainer(config, run_dir, loggers, callbacks)
         resume_from = config.trainer.resume_from
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        finally:
+            stopper.restore()
     last_path = run_dir / "last.ckpt"
     if not trainer.strategy.broadcast(last_path.exists()):  # stopped before the first step
         trainer.save_checkpoint(last_path)

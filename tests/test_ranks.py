@@ -91,6 +91,53 @@ def test_two_processes_train_one_model_and_go_on(config, tmp_path, capfd):
         torch.testing.assert_close(again["state_dict"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def losses_in(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row.get("loss")]
+
+
+def validations_in(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val_loss")]
+    return [{k: v for k, v in row.items() if k.startswith("val_")} for row in rows]
+
+
+@pytest.mark.parametrize("launcher", ["fit", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, launcher):
+    """Clips differ in their number of objects, so a mean of the processes' means would be off."""
+    config.dataset.synthetic_videos = 8
+    config.dataset.video_clip_length = 3
+    config.dataset.prompt_types = ["mask"]
+    config.trainer.audit = "off"
+    config.optimizer.lr = 1e-3
+    clips, _ = build_datasets(config)
+    assert len({len(clips[i].object_ids) for i in range(8)}) > 1
+    config.dataset.batch_size = 2
+    save_config(config, tmp_path / "two.yaml")
+    if launcher == "fit":
+        fit(config, tmp_path / "two")
+    else:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = ["sam2kit", "train", "--config", str(tmp_path / "two.yaml")]
+        command += ["--run-dir", str(tmp_path / "two")]
+        subprocess.run([sys.executable, "-m", *torchrun, "-m", *command], check=True)
+    config.dataset.batch_size, config.trainer.devices = 4, "1"
+    fit(config, tmp_path / "one")
+    assert losses_in(tmp_path / "two") == pytest.approx(losses_in(tmp_path / "one"), rel=1e-4)
+    one, two = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    )
+    whole = [torch.cat([v.flatten() for v in state.values()]) for state in (one, two)]
+    assert (whole[1] - whole[0]).norm() < 1e-5 * whole[0].norm()
+    ones, twos = (validations_in(tmp_path / name) for name in ("one", "two"))
+    assert len(ones) == len(twos) == 2
+    for a, b in zip(ones, twos, strict=True):
+        assert {k: float(v) for k, v in b.items()} == pytest.approx(
+            {k: float(v) for k, v in a.items()}, rel=1e-4
+        )
+
+
 @pytest.mark.slow
 def test_a_process_that_fails_is_told(config, tmp_path):
     config.optimizer.lr = 1e-3

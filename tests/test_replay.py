@@ -72,9 +72,9 @@ def test_the_step_is_the_one_that_was_stopped(config, tmp_path, monkeypatch):
     losses = []
     score = engine.SAM2LightningModule.track_and_score
 
-    def watched(self, batch, step, rank=None):
+    def watched(self, batch, step, rank=None, all_devices=False):
         output, terms = score(self, batch, step, rank)
-        losses.append(float(terms["loss"].detach()))
+        losses.append(terms["loss"].item())
         if rank is None and step == 2:
             terms["loss"] = terms["loss"] * float("inf")
         return output, terms

@@ -59,6 +59,7 @@ def steps(monkeypatch):
 
     class Steps(list):
         stop_in = None  # interrupt in this batch, counted from 0 over all epochs
+        signal = signal.SIGINT
 
     seen = Steps()
     step = engine.SAM2LightningModule.training_step
@@ -68,7 +69,7 @@ def steps(monkeypatch):
         seen.append((number, int(batch.frames.sum())))
         if number == seen.stop_in:
             seen.stop_in = None
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), seen.signal)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(engine.SAM2LightningModule, "training_step", watched)
@@ -403,6 +404,17 @@ def test_where_the_last_checkpoint_is_broken_it_goes_on_from_the_best(
     assert any("last.ckpt is broken" in line for line in log)
     assert_same(state(whole), state(again))
     assert rows(again) == rows(whole)
+
+
+def test_sigterm_ends_after_the_step_and_the_run_goes_on(config, tmp_path, runs, steps):
+    """As before a machine is taken away; Python's own answer to it is back afterwards."""
+    whole, _ = runs(config, steps)
+    steps.stop_in, steps.signal = 2, signal.SIGTERM
+    first = fit(config, tmp_path / "run")
+    assert first.interrupted and state(first)["global_step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_same(state(whole), state(fit(config, tmp_path / "run", resume=True)))
 
 
 def test_with_no_whole_checkpoint_nothing_is_begun_anew(config, tmp_path):
