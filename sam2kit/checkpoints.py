@@ -167,7 +167,7 @@ def save_weights(model: SAM2Model, path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file({k: v.half().contiguous() for k, v in merged_state(model).items()}, path)
         return
-    torch.save({"model": merged_state(model)}, path)
+    write_checkpoint({"model": merged_state(model)}, path)
 
 
 def save_adapter(config: Config, model: SAM2Model, path: str | Path) -> None:
@@ -177,7 +177,7 @@ def save_adapter(config: Config, model: SAM2Model, path: str | Path) -> None:
     started from, which must still be there. Much smaller than a run's ``.ckpt``.
     """
     trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
-    torch.save({ADAPTER_KEY: trained, CONFIG_KEY: config_to_store(config)}, path)
+    write_checkpoint({ADAPTER_KEY: trained, CONFIG_KEY: config_to_store(config)}, Path(path))
 
 
 def load_adapter(model: SAM2Model, path: str | Path) -> None:
@@ -277,8 +277,8 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         CheckpointError: it cannot be written; what was there is as it was.
     """
     part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             torch.save(content, file)
             file.flush()
@@ -290,7 +290,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         kept = "; the one that was there is kept" if path.exists() else ""
         raise CheckpointError(
             f"{path}: cannot be written ({' '.join(str(error).split())[:200]}; {free:.1f} GB free)"
-            f"{kept}. Make room and go on with --resume auto"
+            f"{kept}. Make room and try again; a training goes on with --resume auto"
         ) from error
 
 

@@ -14,10 +14,8 @@ from sam2kit.charts import markdown_table
 from sam2kit.checkpoints import (
     CONFIG_KEY,
     config_to_store,
-    create_sam2_model,
-    load_weights,
+    load_run,
     read_checkpoint,
-    read_run_config,
     write_checkpoint,
 )
 from sam2kit.clip import ClipBatch
@@ -32,7 +30,8 @@ class StopAtNonFinite(Callback):
     """Ends training before a step that would spoil the weights, and keeps what it was made of.
 
     The file ``replay.pt`` (of rank r above 0 ``replay-r.pt``) holds the configuration, the weights
-    before the step, the batch, and what the random numbers of the step are a function of. Gradients
+    before the step, the batch (the last one, where gradients of several are accumulated), and what
+    the random numbers of the step are a function of. Gradients
     are not looked at in ``16-mixed``, where the loss's scale makes some overflow on purpose.
 
     Raises:
@@ -56,9 +55,10 @@ class StopAtNonFinite(Callback):
     ) -> None:
         if module.config.trainer.precision == "16-mixed":
             return
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
-            self._stop(module, f"the gradient of {', '.join(_broken(module.model))} is not finite")
+        norm, gradients = nn.utils.get_total_norm, _gradients(module.model)
+        if not torch.isfinite(norm([g for part in gradients.values() for g in part])):
+            broken = [name for name, part in gradients.items() if not torch.isfinite(norm(part))]
+            self._stop(module, f"the gradient of {', '.join(broken)} is not finite")
 
     def _stop(self, module: SAM2LightningModule, fault: str) -> None:
         batch, rank = self._batch.to("cpu"), module.global_rank
@@ -82,15 +82,13 @@ class StopAtNonFinite(Callback):
         )
 
 
-def _broken(model: nn.Module) -> list[str]:
-    """The top modules that hold a parameter whose gradient is not finite."""
-    return list(
-        dict.fromkeys(
-            module_path(n)[0]
-            for n, p in model.named_parameters()
-            if p.grad is not None and not torch.isfinite(p.grad).all()
-        )
-    )
+def _gradients(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Those of each top module that has any."""
+    found: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found.setdefault(module_path(name)[0], []).append(parameter.grad)
+    return found
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,8 @@ class Replay:
 def replay(path: str | Path) -> Replay:
     """Run the step of a ``replay.pt`` again, on the CPU and in full precision; nothing is trained.
 
+    Of several devices the one that wrote the file is run alone, its loss divided by its own count.
+
     Raises:
         CheckpointError: unreadable, or not such a file.
     """
@@ -140,9 +140,7 @@ def replay(path: str | Path) -> Replay:
             f"{path}: holds no step to replay; training writes one as replay.pt when the loss or a "
             "gradient is not finite"
         ) from error
-    config = read_run_config(path)
-    model = create_sam2_model(config, load=False)
-    load_weights(model, path)
+    config, model = load_run(path)
     module = SAM2LightningModule(config, model).train()
     found: list[str] = []
     for name, part in model.named_modules():
@@ -150,17 +148,12 @@ def replay(path: str | Path) -> Replay:
     _, terms = module.track_and_score(batch, index, rank)
     if terms["loss"].requires_grad:
         terms["loss"].backward()
-    squares: dict[str, Tensor] = {}
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            key = module_path(name)[0]
-            squares[key] = squares.get(key, torch.zeros(())) + p.grad.square().sum()
     return Replay(
         fault,
         batch.names,
         {k: float(v.detach()) for k, v in terms.items()},
         found[0] if found else None,
-        {k: float(v.sqrt()) for k, v in squares.items()},
+        {k: float(nn.utils.get_total_norm(g)) for k, g in _gradients(model).items()},
     )
 
 
