@@ -23,6 +23,7 @@ SCHEDULERS = ("cosine", "constant")
 LOSSES = ("frames", "steps")
 RECIPES = ("memory", "official")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+STRATEGIES = ("auto", "ddp")
 PROTOCOLS = ("mask", "box", "clicks")
 CONVENTIONS = ("prompted", "davis2016", "davis2017", "sav", "all_frames")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
@@ -149,7 +150,9 @@ class TrainerConfig:
         "stop after this time, DD:HH:MM:SS, whatever the schedule has left; null: no limit",
     )
     accelerator: str = option("auto", "auto, cpu, gpu, mps")
-    devices: str = option("1", "number of devices, a list such as 0,1, or auto")
+    devices: str = option("1", "number of devices of a machine, a list such as 0,1, or auto")
+    num_nodes: int = option(1, "number of machines, each with that many devices (docs/scale.md)")
+    strategy: str = option("auto", "how several devices train: ddp, which is also what auto means")
     precision: str = option(
         "auto", "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that has it, else 32"
     )

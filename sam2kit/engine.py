@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from loguru import logger
 from torch import Tensor
+from torch.distributed import all_gather_object
 
 from sam2kit.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model
 from sam2kit.clip import ClipBatch, TrackOutput
@@ -45,7 +46,10 @@ def settle_precision(config: Config) -> Config:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The random numbers of one step: a function of (seed, step, rank) and of nothing else."""
+    """The random numbers of one step: a function of (seed, step, rank) and of nothing else.
+
+    Prompts are drawn from rank 0's by all, and so do not depend on the number of devices.
+    """
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
@@ -103,14 +107,14 @@ class SAM2LightningModule(LightningModule):
     ) -> tuple[TrackOutput, dict[str, Tensor]]:
         """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
 
-        Random numbers are a function of (seed, step, rank), by default this process's rank;
-        dropout's too, for which torch's global generator is seeded. ``all_devices`` is the loss's.
+        Prompts and corrections are a function of (seed, step) and of the object. Dropout is one of
+        (seed, step, rank), by default this process's rank, with which torch's global generator is
+        seeded. ``all_devices`` is the loss's.
         """
         self.model.feature_cache = self.train_cache
-        generator = step_generator(
-            self.config.seed, step, self.global_rank if rank is None else rank
-        )
-        torch.manual_seed(generator.initial_seed())
+        rank = self.global_rank if rank is None else rank
+        torch.manual_seed(step_generator(self.config.seed, step, rank).initial_seed())
+        generator = step_generator(self.config.seed, step)
         prompts = self.prompts(batch, generator)
         output = self(batch, prompts, self.corrections(batch, prompts, generator))
         return output, self.loss(output, batch, all_devices)
@@ -127,20 +131,36 @@ class SAM2LightningModule(LightningModule):
             )
         return terms["loss"]
 
+    def on_validation_epoch_start(self) -> None:
+        self._validated: dict[int, dict[str, tuple[float, int]]] = {}
+
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        if number >= len(self.trainer.datamodule.val_batches):
+            return
         self.model.feature_cache = self._cache
-        generator = step_generator(self.config.seed, batch_idx)
-        output = self(batch, self.val_prompts(batch, generator))
-        terms = self.loss(output, batch)
+        output = self(batch, self.val_prompts(batch, step_generator(self.config.seed, number)))
         # Weighted by object-frames, so that the mean over batches is the loss of the whole set.
         count = int((output.tracked & batch.annotated).sum())
-        if count:
-            named = {f"val_{k}": v for k, v in terms.items()}
-            self.log_dict(named, batch_size=count, sync_dist=True)
-        per_object = tracked_iou(output, batch)
-        if len(per_object):
-            mean = float(per_object.mean())
-            self.log("val_iou", mean, batch_size=len(per_object), sync_dist=True)
+        terms = self.loss(output, batch) if count else {}
+        values = {f"val_{name}": (float(value), count) for name, value in terms.items()}
+        if len(per_object := tracked_iou(output, batch)):
+            values["val_iou"] = (float(per_object.mean()), len(per_object))
+        self._validated[number] = values
+
+    def on_validation_epoch_end(self) -> None:
+        """The means over all batches of all devices, summed in one order by any number of them."""
+        found = [self._validated]
+        if self.trainer.world_size > 1:
+            found = [{} for _ in range(self.trainer.world_size)]
+            all_gather_object(found, self._validated)
+        batches = {number: values for part in found for number, values in part.items()}
+        sums: dict[str, tuple[float, int]] = {}
+        for number in sorted(batches):
+            for name, (value, count) in batches[number].items():
+                total, counted = sums.get(name, (0.0, 0))
+                sums[name] = (total + value * count, counted + count)
+        self.log_dict({name: total / counted for name, (total, counted) in sums.items()})
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.model, self.config.optimizer)
@@ -175,8 +195,7 @@ def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
 class SAM2LightningDataModule(LightningDataModule):
     """The training and validation clips of a configuration.
 
-    Of ``devices`` each trains on a share of an epoch's clips, and each validates on all clips, so
-    that a validation's values are those of one device.
+    Each of ``devices`` has a share of an epoch's clips, and of the batches of a validation.
     """
 
     def __init__(self, config: Config, devices: int = 1) -> None:
@@ -225,13 +244,25 @@ class SAM2LightningDataModule(LightningDataModule):
             self.with_keys[0],
         )
 
+    @property
+    def val_batches(self) -> list[list[int]]:
+        """The clips of each batch of a validation, the same for any number of devices."""
+        clips, size = range(len(self.val_clips)), self.config.validation_dataset().batch_size
+        batches = [list(clips[i : i + size]) for i in range(0, len(clips), size)]
+        return batches[: self.config.trainer.limit_val_batches]
+
     def val_dataloader(self) -> torch.utils.data.DataLoader:
+        """This device's batches; the last one comes again where others have one more."""
+        batches = self.val_batches
+        batches += batches[-1:] * (-len(batches) % self.devices)
+        rank = self.trainer.global_rank if self.trainer else 0
         return create_dataloader(
             self.val_clips,
             self.config.validation_dataset(),
             training=False,
             seed=self.config.seed,
             with_keys=self.with_keys[1],
+            batches=batches[rank :: self.devices],
         )
 
 
@@ -312,6 +343,7 @@ class StopOnInterrupt(Callback):
     """
 
     interrupted = False
+    _until = 0.0  # before then another one is the same request, of one who signals all processes
 
     def __init__(self) -> None:
         self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -319,8 +351,12 @@ class StopOnInterrupt(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Not before: Lightning takes SIGTERM after on_fit_start.
         def stop(number: int, frame: Any) -> None:
-            self.restore()
-            self.interrupted = True
+            if self.interrupted:
+                if time.monotonic() > self._until:
+                    self.restore()
+                    signal.raise_signal(number)
+                return
+            self.interrupted, self._until = True, time.monotonic() + 1
             trainer.should_stop = trainer.should_stop or trainer.world_size == 1
             what = "interrupted" if number == signal.SIGINT else "asked to end (SIGTERM)"
             logger.warning("{}: stopping after this step; once more to quit at once", what)

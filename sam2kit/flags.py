@@ -89,6 +89,7 @@ TRAIN_FLAGS = (
     Flag("--data-path", "dataset.data_path"),
     Flag("--accelerator", "trainer.accelerator"),
     Flag("--devices", "trainer.devices"),
+    Flag("--strategy", "trainer.strategy"),
     Flag("--precision", "trainer.precision"),
 )
 

@@ -25,6 +25,7 @@ from sam2kit.config import (
     RECIPES,
     SCHEDULERS,
     SIZES,
+    STRATEGIES,
     Config,
     get,
 )
@@ -41,6 +42,7 @@ def choice_problems(config: Config) -> Iterator[str]:
         "recipe": RECIPES,
         "trainer.accelerator": ACCELERATORS,
         "trainer.precision": PRECISIONS,
+        "trainer.strategy": STRATEGIES,
         "trainer.logger": LOGGERS,
         "trainer.audit": AUDITS,
         "log_level": LOG_LEVELS,
@@ -74,6 +76,7 @@ _RANGES = {
     "scheduler.min_lr_ratio": (0, 1),
     "trainer.max_epochs": (1, math.inf),
     "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.num_nodes": (1, math.inf),
     "trainer.log_every_n_steps": (1, math.inf),
     "trainer.check_val_every_n_epoch": (1, math.inf),
     "trainer.limit_train_batches": (1, math.inf),

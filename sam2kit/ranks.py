@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from torch.distributed import destroy_process_group, is_torchelastic_launched
 
 from sam2kit.compose import compose, save_config
 from sam2kit.config import Config
-from sam2kit.errors import SAM2KitError, TrainingError
-from sam2kit.processes import end_with_parent, start
+from sam2kit.errors import ConfigError, SAM2KitError, TrainingError
+from sam2kit.processes import end_with_parent, sigterm_interrupts, start
 
 
 def device_count(config: Config) -> int:
@@ -35,10 +36,38 @@ def in_rank() -> bool:
     return is_torchelastic_launched()
 
 
+def check_ranks(config: Config, devices: int, run_dir: Path | None) -> None:
+    """Refuse to train in processes that do not fit together.
+
+    Args:
+        devices: of all machines.
+        run_dir: where results go, if that was said.
+
+    Raises:
+        ConfigError: names the flag or key and what torchrun started.
+    """
+    if in_rank() and run_dir is None:
+        raise ConfigError(
+            "the processes of torchrun need one folder; name it with --run-dir, or let "
+            f"trainer.devices={devices} start them"
+        )
+    started = int(os.environ["WORLD_SIZE"]) if in_rank() else devices
+    if started != devices:
+        raise ConfigError(
+            f"torchrun started {started} processes, and trainer.devices={config.trainer.devices} "
+            f"with trainer.num_nodes={config.trainer.num_nodes} asks for {devices}; make them equal"
+        )
+    if not in_rank() and config.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: each machine's processes are started "
+            "by torchrun there, or on a cluster by sam2kit submit (docs/scale.md)"
+        )
+
+
 def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
     """Run ``fit`` in a process for each device, and print their lines as they come.
 
-    An interrupt ends the training after the step in progress, a second one at once.
+    An interrupt or SIGTERM ends the training after the step in progress, a second one at once.
 
     Returns:
         whether it was interrupted.
@@ -55,18 +84,19 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
     assert process.stdin is not None and process.stdout is not None
     interrupted, told = False, ""
     try:
-        while True:
-            try:
-                for line in process.stdout:
-                    print(line, end="", flush=True)
-                    told = told or (line if line.startswith("error: ") else "")
-                break
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                for rank in psutil.Process(process.pid).children():
-                    rank.send_signal(signal.SIGINT)
+        with sigterm_interrupts():
+            while True:
+                try:
+                    for line in process.stdout:
+                        print(line, end="", flush=True)
+                        told = told or (line if line.startswith("error: ") else "")
+                    break
+                except KeyboardInterrupt:
+                    if interrupted:
+                        raise
+                    interrupted = True
+                    for rank in psutil.Process(process.pid).children():
+                        rank.send_signal(signal.SIGINT)
     finally:
         process.stdin.close()  # at which all of them end
         code = process.wait()
@@ -79,8 +109,6 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
 
 
 if __name__ == "__main__":
-    import os
-
     from sam2kit.train import fit
 
     end_with_parent()

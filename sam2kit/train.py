@@ -48,7 +48,7 @@ from sam2kit.engine import (
 )
 from sam2kit.errors import ConfigError
 from sam2kit.model import format_report, parameter_report
-from sam2kit.ranks import device_count, in_rank, train_on_devices
+from sam2kit.ranks import check_ranks, device_count, in_rank, train_on_devices
 from sam2kit.replay import StopAtNonFinite
 from sam2kit.resume import RunMetrics, TrainingOver, check_resume, last_values, whole_checkpoint
 from sam2kit.run_dir import open_run_dir
@@ -92,7 +92,8 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     config = settle_precision(config)
     log = _make_logger_class(config)
     devices = device_count(config)
-    data = SAM2LightningDataModule(config, devices)
+    everywhere = devices * config.trainer.num_nodes
+    data = SAM2LightningDataModule(config, everywhere)
     if resume and run_dir is not None and (whole := whole_checkpoint(Path(run_dir))):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
     try:
@@ -104,13 +105,9 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         return _found(config, Path(run_dir))
     if not in_rank():
         data.check_videos()
-    if in_rank() and run_dir is None:
-        raise ConfigError(
-            "the processes of torchrun need one folder; name it with --run-dir, or let "
-            f"trainer.devices={devices} start them"
-        )
+    check_ranks(config, everywhere, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
-    if devices > 1 and not in_rank():
+    if everywhere > 1 and not in_rank():
         _make_trainer(config, run_dir, [], [])  # which refuses devices that are not there
         return _found(config, run_dir, train_on_devices(config, run_dir, devices))
     first = rank_zero_only.rank == 0  # of several processes
@@ -232,6 +229,7 @@ def _make_trainer(
             plugins=[WholeCheckpoints()],
             devices=int(t.devices) if t.devices.isdigit() else t.devices,
             precision=t.precision,  # type: ignore[arg-type]
+            num_nodes=t.num_nodes,
             max_epochs=t.max_epochs,
             max_steps=t.max_steps,
             max_time=t.max_time,
@@ -240,7 +238,6 @@ def _make_trainer(
             log_every_n_steps=t.log_every_n_steps,
             check_val_every_n_epoch=t.check_val_every_n_epoch,
             limit_train_batches=t.limit_train_batches,
-            limit_val_batches=t.limit_val_batches,
             num_sanity_val_steps=0,
             logger=loggers,
             callbacks=callbacks,
@@ -285,6 +282,8 @@ def _quiet_lightning() -> Iterator[None]:
             # It takes the folder that already holds train.log and config.yaml for another run's.
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # All processes log the same value of a validation.
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             yield
     finally:
         log.setLevel(level)

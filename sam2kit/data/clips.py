@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -328,6 +329,7 @@ def create_dataloader(
     done: tuple[int, int] = (0, 0),
     share: tuple[int, int] = (0, 1),
     with_keys: bool = False,
+    batches: Sequence[list[int]] | None = None,
 ) -> DataLoader[ClipBatch]:
     """A loader of :class:`~sam2kit.clip.ClipBatch` es; the last one may be smaller.
 
@@ -335,16 +337,20 @@ def create_dataloader(
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
     loader process arrives as a DataError with its own message. With loader processes, OpenCV is
     set to one thread in this one too. ``done`` and ``share`` are :class:`EpochSampler`'s,
-    ``with_keys`` is :func:`~sam2kit.clip.collate`'s.
+    ``with_keys`` is :func:`~sam2kit.clip.collate`'s; ``batches`` names the clips of each batch in
+    place of all that.
     """
     if config.num_workers:
         # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
         # them off, waits for ever. So they go here, before there is one.
         cv2.setNumThreads(0)
+    order: dict[str, Any] = {"batch_sampler": batches}
+    if batches is None:
+        sampler = EpochSampler(dataset, training, seed, done, share)
+        order = {"sampler": sampler, "batch_size": config.batch_size}
     return DataLoader(
         dataset,
-        batch_size=config.batch_size,
-        sampler=EpochSampler(dataset, training, seed, done, share),
+        **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         collate_fn=partial(collate, with_keys=with_keys),
