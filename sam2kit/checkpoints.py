@@ -7,8 +7,6 @@ shapes are compared before the first tensor is copied.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ import torch
 from loguru import logger
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sam2kit.adapters import add_lora, base_names, has_lora, is_lora, merged_state
+from sam2kit.checkpoint_files import read_checkpoint, write_checkpoint
 from sam2kit.config import Config
 from sam2kit.errors import CheckpointError
 from sam2kit.model import (
@@ -265,56 +264,6 @@ def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
 def config_to_store(config: Config) -> dict[str, Any]:
     """``config`` as plain containers, for a checkpoint that safe loading accepts."""
     return dataclasses.asdict(config)
-
-
-def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a file of tensors so that whoever is killed leaves the old one or the new one.
-
-    It is written beside and on the disk before it gets its name, so a full disk or a machine that
-    goes down leaves the old one too.
-
-    Raises:
-        CheckpointError: it cannot be written; what was there is as it was.
-    """
-    part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns the system's errors into those
-        part.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free / 1e9
-        kept = "; the one that was there is kept" if path.exists() else ""
-        raise CheckpointError(
-            f"{path}: cannot be written ({' '.join(str(error).split())[:200]}; {free:.1f} GB free)"
-            f"{kept}. Make room and try again; a training goes on with --resume auto"
-        ) from error
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a file of tensors holds, read without ever running code from it.
-
-    Raises:
-        CheckpointError: missing, truncated, or something else than plain tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return {"model": {k: v.float() for k, v in load_file(path).items()}}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated zips, pickles of code and foreign formats all differ
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read safely as a checkpoint ({reason}). The file is truncated, no "
-            "checkpoint, or holds code; fetch it anew or have it saved as plain tensors"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary")
-    return content
 
 
 def guess_size(state: Mapping[str, Tensor]) -> str | None:

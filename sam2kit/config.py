@@ -180,6 +180,12 @@ class TrainerConfig:
         "write last.ckpt after so many minutes within an epoch too, for a run that is killed; "
         "null: at an epoch's end alone",
     )
+    checkpoint_steps: int | None = option(
+        None, "write last.ckpt after so many steps within an epoch too; null: as the minutes say"
+    )
+    keep_checkpoints: int = option(
+        0, "keep so many of the last.ckpt written, older ones too, as step-N.ckpt"
+    )
     resume_from: str | None = option(None, "a run's last.ckpt to continue from")
 
 

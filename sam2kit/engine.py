@@ -314,24 +314,26 @@ class ValidateLastStep(Callback):
 
 
 class SaveWithinEpoch(Callback):
-    """Writes ``last.ckpt`` every so many minutes, for a run that is killed.
+    """Writes ``last.ckpt`` every so many minutes and steps, for a run that is killed.
 
     Before a step rather than after one, for only then has what the last step logged been logged.
     """
 
-    def __init__(self, path: Path, minutes: float) -> None:
-        self.path, self.seconds = path, 60 * minutes
+    def __init__(self, path: Path, minutes: float | None, steps: int | None) -> None:
+        self.path, self.minutes, self.steps = path, minutes, steps
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._saved = time.monotonic()
+        self._saved, self._step = time.monotonic(), trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        due = batch_idx > 0 and time.monotonic() - self._saved >= self.seconds
+        minutes, steps = (time.monotonic() - self._saved) / 60, trainer.global_step - self._step
+        due = self.minutes is not None and minutes >= self.minutes
+        due = batch_idx > 0 and (due or (self.steps is not None and steps >= self.steps))
         if trainer.strategy.reduce_boolean_decision(due, all=False):  # all processes, or none
             trainer.save_checkpoint(self.path)
-            self._saved = time.monotonic()
+            self._saved, self._step = time.monotonic(), trainer.global_step
 
 
 class StopOnInterrupt(Callback):

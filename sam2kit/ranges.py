@@ -83,6 +83,8 @@ _RANGES = {
     "trainer.limit_val_batches": (1, math.inf),
     "trainer.early_stopping_patience": (1, math.inf),
     "trainer.checkpoint_minutes": (0, math.inf),
+    "trainer.checkpoint_steps": (1, math.inf),
+    "trainer.keep_checkpoints": (0, math.inf),
     "features.budget_gb": (0, math.inf),
     "model.lora_rank": (1, math.inf),
     "evaluation.clicks": (1, math.inf),

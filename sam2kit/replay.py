@@ -11,13 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from sam2kit.charts import markdown_table
-from sam2kit.checkpoints import (
-    CONFIG_KEY,
-    config_to_store,
-    load_run,
-    read_checkpoint,
-    write_checkpoint,
-)
+from sam2kit.checkpoint_files import read_checkpoint, write_checkpoint
+from sam2kit.checkpoints import CONFIG_KEY, config_to_store, load_run
 from sam2kit.clip import ClipBatch
 from sam2kit.engine import SAM2LightningModule
 from sam2kit.errors import CheckpointError, TrainingError

@@ -9,7 +9,6 @@ loops, in a form that depends on the hook that saved, and not every form goes on
 from __future__ import annotations
 
 import csv
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from loguru import logger
 
+from sam2kit.checkpoint_files import fault_in, kept_copies
 from sam2kit.checkpoints import read_run_config
 from sam2kit.config import Config, get, options
 from sam2kit.errors import CheckpointError, ConfigError, DataError
@@ -47,7 +47,7 @@ class TrainingOver(ConfigError):
 
 
 def whole_checkpoint(run_dir: Path) -> Path | None:
-    """``last.ckpt`` of a run, or, with a warning, ``best.ckpt`` where that is broken.
+    """``last.ckpt`` of a run, or, with a warning, the newest ``step-N.ckpt``, or ``best.ckpt``.
 
     Every byte is compared with the checksums that torch keeps in the file.
 
@@ -57,22 +57,19 @@ def whole_checkpoint(run_dir: Path) -> Path | None:
     Raises:
         CheckpointError: there are some, and all of them are broken.
     """
-    found = [path for name in ("last.ckpt", "best.ckpt") if (path := run_dir / name).is_file()]
+    candidates = [run_dir / "last.ckpt", *kept_copies(run_dir), run_dir / "best.ckpt"]
     faults = []
-    for path in found:
-        try:
-            with zipfile.ZipFile(path) as file:
-                fault = file.testzip()
-        except (zipfile.BadZipFile, OSError) as error:
-            fault = str(error)
-        if fault is None:
+    for path in candidates:
+        if not path.is_file():
+            continue
+        if (fault := fault_in(path)) is None:
             return path
         faults.append(f"{path} is broken ({fault})")
         logger.warning("{}; looking for an older checkpoint", faults[-1])
     if faults:
         raise CheckpointError(
             f"{'; '.join(faults)}. Nothing in this folder can be gone on from: begin a new run in "
-            "another one"
+            "another one, or delete these files to begin it here anew"
         )
     return None
 

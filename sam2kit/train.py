@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 
 from sam2kit.audit import AuditBeforeTraining
-from sam2kit.checkpoints import load_run, save_adapter, write_checkpoint
+from sam2kit.checkpoint_files import keep_copy, write_checkpoint
+from sam2kit.checkpoints import load_run, save_adapter
 from sam2kit.checks import check
 from sam2kit.compose import save_config, to_yaml
 from sam2kit.config import Config
+from sam2kit.defence import started, told_plainly
 from sam2kit.engine import (
     LogProgress,
     SAM2LightningDataModule,
@@ -124,7 +125,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         if config.trainer.audit == "off":  # else the audit shows these columns and more
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
-        with _started(log, config, run_dir) as run_log:
+        with started(log, config, run_dir) as run_log, told_plainly(config, data, run_dir):
             return _run(config, run_dir, module, data, [run_log, metrics])
     finally:
         logger.remove(sink)
@@ -179,8 +180,9 @@ def _run(
         ValidateLastStep(),
         LogProgress(config.trainer.log_every_n_steps),
     ]
-    if config.trainer.checkpoint_minutes is not None:
-        callbacks.append(SaveWithinEpoch(run_dir / "last.ckpt", config.trainer.checkpoint_minutes))
+    minutes, steps = config.trainer.checkpoint_minutes, config.trainer.checkpoint_steps
+    if minutes is not None or steps is not None:
+        callbacks.append(SaveWithinEpoch(run_dir / "last.ckpt", minutes, steps))
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
     if config.trainer.early_stopping_patience is not None:
@@ -226,7 +228,7 @@ def _make_trainer(
         return Trainer(
             accelerator=t.accelerator,
             strategy=strategy,
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints(t.keep_checkpoints)],
             devices=int(t.devices) if t.devices.isdigit() else t.devices,
             precision=t.precision,  # type: ignore[arg-type]
             num_nodes=t.num_nodes,
@@ -257,12 +259,19 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside and renames, so that a run that is killed leaves the old file or the new one.
 
     Lightning writes to the system's temporary folder, from where another file system gets a copy.
+    Of ``last.ckpt`` so many copies are kept.
     """
+
+    def __init__(self, kept: int = 0) -> None:
+        super().__init__()
+        self.kept = kept
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         write_checkpoint(checkpoint, Path(path))
+        if self.kept and Path(path).name == "last.ckpt":
+            keep_copy(Path(path), checkpoint["global_step"], self.kept)
 
 
 @contextmanager
@@ -313,35 +322,3 @@ def _make_logger_class(config: Config) -> type[Logger]:
             f"trainer.logger: {config.logger} is not installed ({error}); install it with: "
             f"pip install 'sam2kit[{config.logger}]'"
         ) from error
-
-
-@contextmanager
-def _started(cls: type[Logger], config: Config, run_dir: Path) -> Iterator[Logger]:
-    """The logger, started now, so that a missing login is told before training, and ended after.
-
-    Left open, it would swallow the next run of the same process, such as a notebook's.
-
-    Raises:
-        ConfigError: it cannot be started.
-    """
-    name = "-".join(run_dir.parts[-2:]) + ("-debug" if config.debug else "")
-    if config.logger == "tensorboard":
-        yield cls(run_dir, name="tensorboard", version="")
-        return
-    try:
-        if config.logger == "wandb":
-            started = cls(project="sam2kit", name=name, save_dir=run_dir)
-        else:
-            log_dir = str(run_dir / "swanlog")
-            started = cls(project="sam2kit", experiment_name=name, log_dir=log_dir)
-        started.experiment  # noqa: B018 - made on first use
-    except Exception as error:  # each service has errors of its own
-        mode = f"{config.logger.upper()}_MODE=offline"
-        raise ConfigError(
-            f"trainer.logger: {config.logger} cannot be started ({' '.join(str(error).split())}); "
-            f"log in ({config.logger} login), or set {mode} to keep the log in the run folder"
-        ) from error
-    try:
-        yield started
-    finally:
-        import_module(config.logger).finish()

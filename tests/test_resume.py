@@ -13,12 +13,14 @@ import pytest
 import torch
 from loguru import logger
 
-from sam2kit import engine
-from sam2kit.checkpoints import create_sam2_model, write_checkpoint
+from sam2kit import checkpoint_files, engine
+from sam2kit.checkpoint_files import fault_in, keep_copy, kept_copies, write_checkpoint
+from sam2kit.checkpoints import create_sam2_model
 from sam2kit.cli import main
 from sam2kit.compose import recompose, save_config
 from sam2kit.data.clips import ClipDataset
 from sam2kit.errors import CheckpointError, ConfigError, DataError
+from sam2kit.resume import whole_checkpoint
 from sam2kit.train import fit
 
 
@@ -415,6 +417,45 @@ def test_sigterm_ends_after_the_step_and_the_run_goes_on(config, tmp_path, runs,
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same(state(whole), state(fit(config, tmp_path / "run", resume=True)))
+
+
+def test_kept_checkpoints_are_pruned_and_serve_where_the_last_one_is_broken(config, tmp_path):
+    """One is written before the third step of an epoch of four (clips of 2), one at its end."""
+    settings = ["trainer.checkpoint_steps=2", "trainer.keep_checkpoints=2"]
+    config = recompose(config, [*settings, "trainer.checkpoint_minutes=null"])
+    result = fit(config, tmp_path / "run")
+    whole = torch.load(result.last_checkpoint, weights_only=True)
+    last, older = kept_copies(tmp_path / "run")
+    steps = [torch.load(p, weights_only=True)["global_step"] for p in (last, older)]
+    assert steps == [int(p.stem.partition("-")[2]) for p in (last, older)]
+    assert steps[0] == whole["global_step"] > steps[1]
+    with open(result.last_checkpoint, "r+b") as file:  # and so the newest copy, the same file
+        file.seek(os.path.getsize(result.last_checkpoint) // 2)
+        file.write(b"\0" * 100 + b"\1" * 100)
+    assert whole_checkpoint(tmp_path / "run") == older
+    fit(config, tmp_path / "run", resume=True)
+    again = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert again["global_step"] == whole["global_step"]
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, again["state_dict"][name]), name
+    assert kept_copies(tmp_path / "run") == [last, older] and fault_in(last) is None
+
+
+def test_copies_of_a_run_that_was_given_up_go(tmp_path):
+    for step in (1, 2, 3, 2):
+        write_checkpoint({"step": step}, tmp_path / "last.ckpt")
+        keep_copy(tmp_path / "last.ckpt", step, 2)
+    assert [p.name for p in kept_copies(tmp_path)] == ["step-00000002.ckpt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "step-00000002.ckpt"]
+
+
+def test_what_reads_otherwise_than_it_was_written_does_not_replace(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"step": 1}, path)
+    monkeypatch.setattr(checkpoint_files, "fault_in", lambda path: "data/0")
+    with pytest.raises(CheckpointError, match="reads otherwise: data/0.*is kept"):
+        write_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1} and len([*tmp_path.iterdir()]) == 1
 
 
 def test_with_no_whole_checkpoint_nothing_is_begun_anew(config, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -87,6 +88,9 @@ class ClipDataset(Dataset[VideoClip]):
         self.augmentation = augmentation
         # In shared memory, so that loader processes that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # What each loader process reads: its pid, and a video and frame, or -1.
+        reading = torch.full((max(config.num_workers, 1), 3), -1)
+        self._reading = reading.share_memory_()
         self._tell_short_videos()
 
     def _tell_short_videos(self) -> None:
@@ -143,7 +147,9 @@ class ClipDataset(Dataset[VideoClip]):
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         try:
-            return self._clip(index)
+            clip = self._clip(index)
+            self._note(-1, -1)
+            return clip
         except DataError as error:
             if get_worker_info() is None:
                 raise
@@ -155,7 +161,7 @@ class ClipDataset(Dataset[VideoClip]):
         if self.training:
             i = self.source.index_in_epoch(i, self.epoch)
             generator = np.random.default_rng((self.seed, self.epoch, index))
-        stored = cache(partial(self.source.read_masks, i))  # both once for a clip
+        stored = cache(partial(self._stored, i))  # both once for a clip
         masks = cache(lambda t: self._resized(stored(t)))
         steps = self._steps(i, generator)
         start = self._first_frame(i, steps, masks, generator)
@@ -163,6 +169,21 @@ class ClipDataset(Dataset[VideoClip]):
         if generator is not None and self.config.augment:
             clip = augment(clip, generator, self.augmentation, self.config.min_objects)
         return self._select(clip, generator)
+
+    def _stored(self, i: int, t: int) -> Masks:
+        self._note(i, t)
+        return self.source.read_masks(i, t)
+
+    def _note(self, i: int, t: int) -> None:
+        if (info := get_worker_info()) is not None and info.id < len(self._reading):
+            self._reading[info.id] = torch.tensor([os.getpid(), i, t])
+
+    def being_read(self, pid: int) -> str | None:
+        """The frame that a loader process was at, with its files; None: it was between clips."""
+        for reader, i, t in self._reading.tolist():
+            if reader == pid and i >= 0:
+                return place(self.source, i, t)
+        return None
 
     def _steps(self, i: int, generator: np.random.Generator | None) -> np.ndarray:
         """``[T]`` from 0: how many strides from its first each frame of a clip of video i lies."""
@@ -220,6 +241,7 @@ class ClipDataset(Dataset[VideoClip]):
         side = self.config.image_size
         unlike, faults, frames = set(), [], {}
         for t in dict.fromkeys(window):  # a frame that stands twice in the clip is read once
+            self._note(i, t)
             frame = self.source.read_frame(i, t)
             faults.append(unlike_mask(place(self.source, i, t), frame.shape[:2], stored(t)))
             unlike.add(frame.shape[:2])
