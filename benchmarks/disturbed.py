@@ -131,7 +131,8 @@ def break_checkpoint(process: psutil.Process, run: Path, chance: random.Random) 
     while len(list(run.glob("step-*.ckpt"))) < 2 and process.is_running():
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    while process.status() != psutil.STATUS_ZOMBIE:  # waiting would take its exit code away
+        time.sleep(0.02)
     size = (run / "last.ckpt").stat().st_size
     place = chance.randrange(size)
     with (run / "last.ckpt").open("r+b") as file:

@@ -359,7 +359,6 @@ class StopOnInterrupt(Callback):
                     signal.raise_signal(number)
                 return
             self.interrupted, self._until = True, time.monotonic() + 1
-            trainer.should_stop = trainer.should_stop or trainer.world_size == 1
             what = "interrupted" if number == signal.SIGINT else "asked to end (SIGTERM)"
             logger.warning("{}: stopping after this step; once more to quit at once", what)
 
@@ -370,9 +369,12 @@ class StopOnInterrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.world_size > 1:  # all processes stop after the same step
-            stop = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
-            self.interrupted, trainer.should_stop = stop, trainer.should_stop or stop
+        # All processes stop after the same step.
+        if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
+            self.interrupted = trainer.should_stop = True
+            if batch_idx + 1 < trainer.num_training_batches:
+                # No time for a validation, nor is it one of the undisturbed run's.
+                trainer.limit_val_batches = 0
 
     def restore(self) -> None:
         """Bring back what answered before this object was made; to be called after training."""
