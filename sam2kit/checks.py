@@ -82,6 +82,19 @@ def check_paths(config: Config) -> None:
         raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
 
 
+def check_new(run_dir: Path) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        ConfigError: tells how to go on with that run.
+    """
+    if (run_dir / "last.ckpt").exists():
+        raise ConfigError(
+            f"--run-dir: {run_dir} holds a run; name another folder, or go on with that run: "
+            f"--config {run_dir / 'config.yaml'} --run-dir {run_dir} --resume auto"
+        )
+
+
 def looks_like_path(checkpoint: str) -> bool:
     """Whether ``model.checkpoint`` is a file rather than the name of a released model."""
     return "/" in checkpoint or "\\" in checkpoint or checkpoint.endswith(CHECKPOINT_SUFFIXES)

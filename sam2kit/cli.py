@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sam2kit
-from sam2kit.checks import check_paths, looks_like_path, missing, nearest
+from sam2kit.checks import check_new, check_paths, looks_like_path, missing, nearest
 from sam2kit.console import kept_under, log_to_console
 from sam2kit.errors import CheckpointError, ConfigError, DataError, SAM2KitError
 from sam2kit.flags import (
@@ -26,6 +26,7 @@ from sam2kit.flags import (
     add_data_flags,
     add_flags,
     add_pipeline_flags,
+    add_submit_flags,
     add_train_flags,
     given_overrides,
     named_file,
@@ -87,16 +88,8 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     folder, resume = arguments.run_dir, arguments.resume is not None
     if resume and folder is None:
         raise ConfigError("--resume auto goes on with the run in --run-dir; name that folder too")
-    if (
-        folder
-        and not resume
-        and config.trainer.resume_from is None
-        and (folder / "last.ckpt").exists()
-    ):
-        raise ConfigError(
-            f"--run-dir: {folder} holds a run; name another folder, or go on with that run: "
-            f"--config {folder / 'config.yaml'} --run-dir {folder} --resume auto"
-        )
+    if folder and not resume and config.trainer.resume_from is None:
+        check_new(folder)
     with kept_under(folder or config.output_dir):
         log_to_console(config.log_level)
         from sam2kit.train import fit
@@ -104,6 +97,20 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         result = fit(config, folder, resume)
     if result.interrupted:
         raise KeyboardInterrupt(f"what was trained so far is kept in {result.run_dir}")
+
+
+def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    add_submit_flags(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    config, _ = train_config(arguments)
+    check_paths(config)
+    from sam2kit.slurm import submit
+
+    folder, cluster = arguments.run_dir, arguments.cluster
+    job = submit(config, folder, arguments.hours, arguments.partition, cluster)
+    print(f"job {job.job_id}; its log: {job.paths.stderr}")
+    if cluster == "local":
+        job.result()
 
 
 def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -323,10 +330,10 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def replay(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("file", metavar="FILE", help="replay.pt of a run that stopped")
-    file = parser.parse_args(argv).file
+    arguments = parser.parse_args(argv)
     from sam2kit.replay import replay
 
-    print(replay(file))
+    print(replay(arguments.file))
 
 
 def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -365,6 +372,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
+    "submit": Command(submit, "train as a job of SLURM that goes on after it was taken away"),
     "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
     "plan": Command(plan, "tell what memory and time a step will take, with train's flags"),
     "replay": Command(replay, "run a step again whose loss or gradient was not finite"),

@@ -162,6 +162,19 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
 
 
+def add_submit_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of a job, and training's."""
+    parser.add_argument(
+        "--run-dir", type=Path, required=True, metavar="DIR", help="a run there goes on"
+    )
+    parser.add_argument("--hours", type=float, default=24.0, help="of a job; then it queues again")
+    parser.add_argument("--partition", metavar="NAME", help="SLURM's; default: its own default")
+    parser.add_argument(
+        "--cluster", choices=["slurm", "local"], default="slurm", help="local: on this machine"
+    )
+    add_train_flags(parser)
+
+
 def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p",

@@ -72,6 +72,7 @@ LEVELS = {
         "pipeline",
         "plan",
         "report",
+        "slurm",
         "sweep",
         "track",
         "train",

@@ -1,0 +1,104 @@
+"""Training as a cluster's job: submitit's local executor, and the script that SLURM would get."""
+
+import os
+import signal
+import stat
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+pytest.importorskip("submitit")
+
+from sam2kit.cli import main
+from sam2kit.compose import save_config
+from sam2kit.errors import ConfigError
+from sam2kit.slurm import TrainingJob, submit
+from sam2kit.train import fit
+
+
+@pytest.fixture
+def config(tiny_config, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.synthetic_videos = 8
+    tiny_config.dataset.image_size = 32
+    tiny_config.dataset.video_clip_length = 2
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.audit = "off"
+    tiny_config.trainer.max_epochs = 12
+    tiny_config.trainer.checkpoint_minutes = None
+    return tiny_config
+
+
+def test_a_job_that_is_taken_away_queues_up_and_ends_as_the_undisturbed(config, tmp_path):
+    job = submit(config, tmp_path / "run", cluster="local")
+    for _ in range(600):
+        if (tmp_path / "run" / "last.ckpt").exists():  # its first epoch is over
+            break
+        time.sleep(0.1)
+    (task,) = psutil.Process(int(job.job_id)).children()  # below submitit's own controller
+    task.send_signal(signal.SIGUSR2)  # as SLURM does some time before it takes the machine away
+    assert job.result() == str(tmp_path / "run")
+    assert job.stdout().count("Caught signal SIGUSR2") == job.stdout().count("Requeued job") == 1
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("asked to end (SIGTERM)") == 1 and log.count("run folder") == 2
+    torch.set_num_threads(1)
+    fit(config, tmp_path / "whole")
+    here, there = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("run", "whole")
+    )
+    assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+def test_a_job_that_fails_says_so(config, tmp_path):
+    config.dataset.type, config.dataset.data_path = "davis", str(tmp_path / "none")
+    job = submit(config, tmp_path / "run", cluster="local")
+    with pytest.raises(Exception, match="ended with exit code 2"):
+        job.result()
+
+
+def test_what_slurm_is_asked_for(config, tmp_path, monkeypatch, capsys):
+    """A stand-in for sbatch keeps the script."""
+    for name in ("sbatch", "srun"):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\ncp $1 {tmp_path}/script\necho Submitted batch job 12\n")
+        script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    config.trainer.accelerator, config.trainer.num_nodes = "auto", 2
+    config.trainer.devices = "4"
+    save_config(config, tmp_path / "c.yaml")
+    command = ["submit", "--config", str(tmp_path / "c.yaml"), "--hours", "2", "--partition", "gpu"]
+    assert main([*command, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "job 12; its log" in capsys.readouterr().out
+    script = (tmp_path / "script").read_text()
+    asked = ("--gpus-per-node=4", "--nodes=2", "--time=120", "--partition=gpu", "USR2@120")
+    assert all(line in script for line in asked), script
+    assert sys.executable in script
+
+
+def test_the_command_of_a_machine():
+    one = TrainingJob("c.yaml", "run", "4")
+    train = "sam2kit train --config c.yaml --run-dir run --resume auto".split()
+    assert one.command(0, "a") == train
+    several = TrainingJob("c.yaml", "run", "4", 2).command(1, "a")
+    assert several[0] == "torch.distributed.run" and several[-len(train) :] == train
+    assert {"--nnodes=2", "--nproc-per-node=4", "--node-rank=1", "--master-addr=a"} <= set(several)
+
+
+def test_what_cannot_be_submitted_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no SLURM here.*--cluster local"):
+        submit(config, tmp_path / "run")
+    config.trainer.devices = "auto"
+    with pytest.raises(ConfigError, match="trainer.devices is 'auto'"):
+        submit(config, tmp_path / "run", cluster="local")
+    config.trainer.devices, config.trainer.num_nodes = "1", 2
+    with pytest.raises(ConfigError, match="trainer.num_nodes is 2"):
+        submit(config, tmp_path / "run", cluster="local")
