@@ -57,10 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(
-            f"interrupted; {stop}" if stop.args else "interrupted; nothing was written",
-            file=sys.stderr,
-        )
+        told = f"{stop}" if stop.args else "nothing was written"
+        print(f"interrupted; {told}", file=sys.stderr)
         return 130
 
 
@@ -210,7 +208,7 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--output-dir", metavar="DIR", help="new; default: a dated folder")
     add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
     arguments = parser.parse_args(argv)
-    for flag, path in {"VIDEO": arguments.video, "--prompts": arguments.prompts}.items():
+    for flag, path in (("VIDEO", arguments.video), ("--prompts", arguments.prompts)):
         if not Path(path).exists():
             raise DataError(f"{flag}: {missing(path)}")
     log_to_console("INFO")

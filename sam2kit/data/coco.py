@@ -245,7 +245,6 @@ def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
         for folder, _, name in split:
             for below in tails(folder):
                 yield below, name
-        yield from ((folder, name) for folder, _, name in split if os.path.isabs(folder))
 
     def find(stated: list[str]) -> tuple[str | None, list[str]]:
         for folder, name in places(stated):

@@ -246,7 +246,7 @@ class CocoIndex:
         """The masks on frame ``t`` of video ``v``, as they follow each other in the file.
 
         Raises:
-            DataError: the file is gone or was changed since.
+            DataError: the file is gone or was changed since, or a mask cannot be read.
         """
         f = int(self.first[v]) + t
         found = range(self._start[f], self._start[f + 1])
@@ -259,8 +259,11 @@ class CocoIndex:
             with io.BytesIO(self._text) if self._text else self.file.open("rb") as stream:
                 for k in found:
                     stream.seek(self._offset[k])
-                    segmentation = json.loads(stream.read(self._length[k]))
                     where = f"{self.file}: annotation {self._id[k].decode()} ({self.frame(v, t)})"
+                    try:
+                        segmentation = json.loads(stream.read(self._length[k]))
+                    except (ValueError, RecursionError) as error:
+                        raise DataError(f"{where}: its mask is not JSON ({error})") from error
                     stored.append(StoredMask(self._owners[self._owner[k]], segmentation, where))
         except OSError as error:
             raise DataError(f"{self.file} cannot be read: {error}; put it back") from error
