@@ -270,13 +270,16 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
 
 
 def _strictly(value: Any, type_name: str) -> bool:
-    """What OmegaConf lets pass: a truth value as text, anything within a list of text, and ???."""
+    """What OmegaConf lets pass: a truth value as text, anything within a list of text, lists
+    within a list of numbers, and ???."""
     if value == "???":
         return False
     if type_name.startswith("str"):
         return not isinstance(value, bool)
     if type_name.startswith("list[str]") and isinstance(value, list):
         return all(isinstance(item, str) for item in value)
+    if type_name.startswith("list[float]") and isinstance(value, list):
+        return not any(isinstance(item, list | dict) for item in value)
     return True
 
 

@@ -98,6 +98,8 @@ def assert_same(first, second):
 
 
 def rows(result, key="loss"):
+    if not (result.run_dir / "metrics.csv").exists():  # stopped before there was a value
+        return []
     with open(result.run_dir / "metrics.csv", newline="") as file:
         return [(int(row["step"]), row[key]) for row in csv.DictReader(file) if row.get(key)]
 
@@ -272,7 +274,7 @@ def test_the_same_folder_goes_on(config, steps, runs, tmp_path):
     second = resume(config, first, tmp_path, "run")
     assert rows(second) == rows(whole)
     validations = rows(second, "val_loss")
-    assert len(validations) == 3 and set(rows(whole, "val_loss")) <= set(validations)
+    assert validations == rows(whole, "val_loss")  # none in the middle of an epoch
     lowest = min(float(loss) for _, loss in validations)
     kept = torch.load(second.run_dir / "best.ckpt", weights_only=True)
     assert float(best_score(kept)["best_model_score"]) == pytest.approx(lowest)
@@ -292,7 +294,7 @@ def best_score(content):
 
 
 def test_a_better_checkpoint_of_before_is_kept(config, steps, tmp_path):
-    steps.stop_in = 2
+    steps.stop_in = 5
     first = fit(config, tmp_path / "run")
     content = state(first)
     best = best_score(content)

@@ -72,7 +72,7 @@ def stem(name: str) -> str:
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorts numbers within names by value: frame2 before frame10."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts if p]
+    return [(0, int(p), p) if p.isdecimal() and len(p) < 1000 else (1, 0, p) for p in parts if p]
 
 
 def in_order(files: list[str], folder: str | Path) -> list[str]:
