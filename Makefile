@@ -42,7 +42,7 @@ demo: $(STAMP)
 	$(BIN)/python -m sam2kit run --config configs/quickstart.yaml
 
 lab: $(STAMP)
-	$(BIN)/python -m jupyterlab --notebook-dir=notebooks \
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks --ServerApp.ip=127.0.0.1 \
 	--LabApp.default_url=/lab/tree/00_quickstart.ipynb
 
 docs: $(STAMP)
