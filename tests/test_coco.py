@@ -445,3 +445,14 @@ def test_the_benchmark(tmp_path, monkeypatch):
     result = json.loads((tmp_path / "o.json").read_text())
     assert [row["JSON"] for row in result["rows"]] == ["images", "images", "tracks"]
     assert "pycocotools takes" in (tmp_path / "o.md").read_text()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_no_path_leaves_the_root(tmp_path, absolute):
+    content = make_coco(tmp_path / "root")
+    outside = tmp_path / "secret.png"
+    save_frame(outside, 200)
+    content["images"][0]["file_name"] = str(outside) if absolute else "../secret.png"
+    file = save_json(tmp_path / "a.json", content)
+    with pytest.raises(DataError, match=r"secret\.png"):
+        everything(COCODataset(file, tmp_path / "root"))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -23,6 +28,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+import psutil
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -177,3 +183,45 @@ def test_installed_wheel_trains_two_steps_elsewhere(wheel, tmp_path):
     assert (run / "best.ckpt").is_file() and (run / "config.yaml").is_file()
     steps = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     assert {row[steps[0].index("step")] for row in steps[1:]} >= {"0", "1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="who listens is asked of Linux")
+def test_lab_answers_on_loopback_alone_and_to_its_token(tmp_path):
+    told = subprocess.run(
+        ["make", "-n", "lab", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.replace("\\\n", " ")
+    (line,) = [line for line in told.splitlines() if "-m jupyterlab" in line]
+    arguments = shlex.split(line)[1:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--no-browser", "--allow-root", f"--ServerApp.port={port}"],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=5)
+            except urllib.error.HTTPError as answer:
+                assert answer.code == 403
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+            else:
+                pytest.fail("files are shown to whoever asks")
+        listening = psutil.Process(process.pid).net_connections("tcp")
+        found = {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}
+        assert found == {"127.0.0.1"}
+    finally:
+        process.terminate()
+        process.wait(30)
