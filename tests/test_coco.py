@@ -12,6 +12,7 @@ import pytest
 from data_helpers import (
     SIZE,
     compressed,
+    everything,
     make_coco,
     make_davis,
     make_ytvis,

@@ -1,4 +1,4 @@
-"""Trainings that are disturbed at random moments end as undisturbed ones; many steps take no more."""
+"""Disturbed trainings end as undisturbed ones; what the runs hold is taken stock of."""
 
 import json
 import sys
