@@ -132,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     figure = curves(panels)
     for axes in figure.axes:
         axes.set_ylim(0)
-        axes.get_legend().remove()
     figure.savefig(given.out / "endurance.png")
     print(report)
 

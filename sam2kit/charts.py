@@ -46,7 +46,7 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if lines:
+        if any(lines):  # one without a name needs no legend
             axes.legend(fontsize=7, frameon=False)
     return figure
 
