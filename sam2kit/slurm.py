@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from sam2kit.processes import start
 if TYPE_CHECKING:
     from submitit import Job
 
-NOTICE_SECONDS = (
-    120  # before a job's end, in which the step in progress ends and last.ckpt is written
-)
+# Before a job's end; in them the step in progress ends and last.ckpt is written, and what has not
+# ended by then is killed in time to queue up again.
+NOTICE_SECONDS = 120
+SAVING_SECONDS = NOTICE_SECONDS - 20
 MASTER_PORT = 29411
 
 
@@ -73,14 +74,18 @@ class TrainingJob:
         return self.run_dir
 
     def checkpoint(self) -> Any:
-        """End after the step in progress; the job that is put into the queue again."""
+        """End after the step in progress; the job that is put into the queue again.
+
+        A training that does not end in time is killed, and goes on from the ``last.ckpt`` before.
+        """
         from submitit.helpers import DelayedSubmission
 
-        for pid in _running:
-            process = psutil.Process(pid)
+        running = [psutil.Process(pid) for pid in _running if psutil.pid_exists(pid)]
+        for process in running:
             process.terminate()
-            process.wait(NOTICE_SECONDS)
-        return DelayedSubmission(replace(self))
+        for process in psutil.wait_procs(running, SAVING_SECONDS)[1]:
+            process.kill()
+        return DelayedSubmission(self)
 
 
 _running: list[int] = []  # the training of this process; beside the job, which is pickled

@@ -36,6 +36,18 @@ def tiny_config() -> Config:
     return config
 
 
+@pytest.fixture
+def toy_config(tiny_config) -> Config:
+    """A training of seconds on generated clips of two frames of 32 px."""
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.image_size = 32
+    tiny_config.dataset.video_clip_length = 2
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.trainer.accelerator = "cpu"
+    tiny_config.trainer.audit = "off"
+    return tiny_config
+
+
 def moving_clip(
     num_objects: int = 1, num_frames: int = 4, size: int = 64, seed: int = 0, name: str = "clip"
 ) -> VideoClip:

@@ -15,16 +15,19 @@ from sam2kit.train import fit
 
 
 @pytest.fixture
-def config(tiny_config):
-    tiny_config.dataset.type = "synthetic"
-    tiny_config.dataset.synthetic_videos = 6
-    tiny_config.dataset.image_size = 32
-    tiny_config.dataset.video_clip_length = 2
-    tiny_config.valdataset.synthetic_videos = 1
-    tiny_config.trainer.accelerator = "cpu"
-    tiny_config.trainer.audit = "off"
-    tiny_config.trainer.max_epochs = 1
-    return tiny_config
+def config(toy_config):
+    toy_config.dataset.synthetic_videos = 6
+    toy_config.trainer.max_epochs = 1
+    return toy_config
+
+
+def fail_with(monkeypatch, error):
+    """In the first step."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(SAM2LightningModule, "training_step", fail)
 
 
 @pytest.mark.parametrize(
@@ -36,10 +39,7 @@ def config(tiny_config):
     ],
 )
 def test_out_of_memory_tells_what_a_step_takes(config, tmp_path, monkeypatch, error):
-    def fail(*args):
-        raise error
-
-    monkeypatch.setattr(SAM2LightningModule, "training_step", fail)
+    fail_with(monkeypatch, error)
     with pytest.raises(TrainingError, match=r"(?s)out of memory.*[MG]B.*--resume auto"):
         fit(config, tmp_path / "run")
 
@@ -60,24 +60,18 @@ def test_a_loader_process_that_dies_names_the_frame(config, tmp_path, monkeypatc
 
 
 def test_a_full_disk_is_told(config, tmp_path, monkeypatch):
-    def fail(*args):
-        raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
-
-    monkeypatch.setattr(SAM2LightningModule, "training_step", fail)
+    fail_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "metrics.csv"))
     with pytest.raises(TrainingError, match="metrics.csv: the disk is full"):
         fit(config, tmp_path / "run")
 
 
 def test_other_errors_stay_what_they_are(config, tmp_path, monkeypatch):
-    def fail(*args):
-        raise OSError(errno.EIO, "Input/output error", "x.png")
-
-    monkeypatch.setattr(SAM2LightningModule, "training_step", fail)
+    fail_with(monkeypatch, OSError(errno.EIO, "Input/output error", "x.png"))
     with pytest.raises(OSError, match="x.png"):
         fit(config, tmp_path / "run")
 
 
-def test_an_unreachable_wandb_stops_nothing(config, tmp_path, monkeypatch, caplog):
+def test_an_unreachable_wandb_stops_nothing(config, tmp_path, monkeypatch):
     """Nothing listens there; the log is kept offline."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -16,18 +16,13 @@ from sam2kit.train import fit
 
 
 @pytest.fixture
-def config(tiny_config):
-    tiny_config.dataset.type = "synthetic"
-    tiny_config.dataset.synthetic_videos = 6
-    tiny_config.dataset.batch_size = 2
-    tiny_config.dataset.image_size = 32
-    tiny_config.dataset.video_clip_length = 3
-    tiny_config.valdataset.synthetic_videos = 1
-    tiny_config.trainer.accelerator = "cpu"
-    tiny_config.trainer.max_epochs = 2
-    tiny_config.trainer.audit = "off"
-    tiny_config.scheduler.name = "constant"
-    return tiny_config
+def config(toy_config):
+    toy_config.dataset.synthetic_videos = 6
+    toy_config.dataset.batch_size = 2
+    toy_config.dataset.video_clip_length = 3
+    toy_config.trainer.max_epochs = 2
+    toy_config.scheduler.name = "constant"
+    return toy_config
 
 
 def test_a_rate_far_too_high_stops_and_its_step_can_be_run_again(config, tmp_path, capsys):

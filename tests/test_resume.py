@@ -25,24 +25,18 @@ from sam2kit.train import fit
 
 
 @pytest.fixture
-def config(tiny_config, tmp_path, monkeypatch):
+def config(toy_config, tmp_path, monkeypatch):
     """Two epochs of four batches, the last one smaller, with dropout and every kind of prompt."""
-    tiny_config.dataset.type = "synthetic"
-    tiny_config.dataset.synthetic_videos = 7
-    tiny_config.dataset.batch_size = 2
-    tiny_config.dataset.image_size = 32
-    tiny_config.dataset.video_clip_length = 2
-    tiny_config.dataset.augment = True
-    tiny_config.dataset.prompt_types = ["mask", "box", "point"]
-    tiny_config.valdataset.synthetic_videos = 1
-    tiny_config.trainer.accelerator = "cpu"
-    tiny_config.trainer.max_epochs = 2
-    tiny_config.trainer.early_stopping_patience = 9
-    tiny_config.trainer.audit = "off"
-    tiny_config.trainer.log_every_n_steps = 1
-    tiny_config.scheduler.warmup_steps = 3
-    tiny_config.optimizer.lr = 1e-3
-    tiny_config.output_dir = str(tmp_path / "outputs")
+    toy_config.dataset.synthetic_videos = 7
+    toy_config.dataset.batch_size = 2
+    toy_config.dataset.augment = True
+    toy_config.dataset.prompt_types = ["mask", "box", "point"]
+    toy_config.trainer.max_epochs = 2
+    toy_config.trainer.early_stopping_patience = 9
+    toy_config.trainer.log_every_n_steps = 1
+    toy_config.scheduler.warmup_steps = 3
+    toy_config.optimizer.lr = 1e-3
+    toy_config.output_dir = str(tmp_path / "outputs")
 
     def with_dropout(config):
         model = create_sam2_model(config)
@@ -52,7 +46,7 @@ def config(tiny_config, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(engine, "create_sam2_model", with_dropout)
-    return tiny_config
+    return toy_config
 
 
 @pytest.fixture

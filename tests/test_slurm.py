@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 
@@ -12,6 +13,7 @@ import torch
 
 pytest.importorskip("submitit")
 
+from sam2kit import slurm
 from sam2kit.cli import main
 from sam2kit.compose import save_config
 from sam2kit.errors import ConfigError
@@ -20,19 +22,13 @@ from sam2kit.train import fit
 
 
 @pytest.fixture
-def config(tiny_config, monkeypatch):
+def config(toy_config, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
-    tiny_config.dataset.type = "synthetic"
-    tiny_config.dataset.synthetic_videos = 8
-    tiny_config.dataset.image_size = 32
-    tiny_config.dataset.video_clip_length = 2
-    tiny_config.valdataset.synthetic_videos = 1
-    tiny_config.trainer.accelerator = "cpu"
-    tiny_config.trainer.audit = "off"
-    tiny_config.trainer.max_epochs = 12
-    tiny_config.trainer.checkpoint_minutes = None
-    return tiny_config
+    toy_config.dataset.synthetic_videos = 8
+    toy_config.trainer.max_epochs = 12
+    toy_config.trainer.checkpoint_minutes = None
+    return toy_config
 
 
 def test_a_job_that_is_taken_away_queues_up_and_ends_as_the_undisturbed(config, tmp_path):
@@ -54,6 +50,19 @@ def test_a_job_that_is_taken_away_queues_up_and_ends_as_the_undisturbed(config, 
         for name in ("run", "whole")
     )
     assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+def test_a_training_that_does_not_end_in_time_is_killed_and_queues_up(monkeypatch):
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=1); time.sleep(99)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setattr(slurm, "_running", [gone.pid, process.pid])
+    monkeypatch.setattr(slurm, "SAVING_SECONDS", 0.2)
+    job = TrainingJob("c.yaml", "run", "1")
+    assert job.checkpoint().function == job
+    assert process.wait(10) is not None
 
 
 def test_a_job_that_fails_says_so(config, tmp_path):
