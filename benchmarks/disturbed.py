@@ -102,10 +102,9 @@ def begin(run: Path, *overrides: str, **variables: str) -> subprocess.Popen[byte
     command = [sys.executable, "-m", "sam2kit", "train", "--config", str(run.parent / "toy.yaml")]
     command += ["--run-dir", str(run), "--resume", "auto", *overrides]
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    log = (run.parent / f"{run.name}.log").open("ab")
-    return subprocess.Popen(
-        command, env={**os.environ, **threads, **variables}, stdout=log, stderr=log
-    )
+    env = {**os.environ, **threads, **variables}
+    with (run.parent / f"{run.name}.log").open("ab") as log:
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
 
 def loaders(process: psutil.Process) -> list[psutil.Process]:

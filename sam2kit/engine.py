@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ class SAM2LightningDataModule(LightningDataModule):
             self.with_keys[0],
         )
 
-    @property
+    @cached_property
     def val_batches(self) -> list[list[int]]:
         """The clips of each batch of a validation, the same for any number of devices."""
         clips, size = range(len(self.val_clips)), self.config.validation_dataset().batch_size
@@ -254,7 +255,7 @@ class SAM2LightningDataModule(LightningDataModule):
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         """This device's batches; the last one comes again where others have one more."""
         batches = self.val_batches
-        batches += batches[-1:] * (-len(batches) % self.devices)
+        batches = batches + batches[-1:] * (-len(batches) % self.devices)
         rank = self.trainer.global_rank if self.trainer else 0
         return create_dataloader(
             self.val_clips,
@@ -329,8 +330,10 @@ class SaveWithinEpoch(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         minutes, steps = (time.monotonic() - self._saved) / 60, trainer.global_step - self._step
-        due = self.minutes is not None and minutes >= self.minutes
-        due = batch_idx > 0 and (due or (self.steps is not None and steps >= self.steps))
+        due = batch_idx > 0 and (
+            (self.minutes is not None and minutes >= self.minutes)
+            or (self.steps is not None and steps >= self.steps)
+        )
         if trainer.strategy.reduce_boolean_decision(due, all=False):  # all processes, or none
             trainer.save_checkpoint(self.path)
             self._saved, self._step = time.monotonic(), trainer.global_step
