@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
+from count_code import PACKAGE, lines_of_code
 
-PACKAGE = Path(__file__).parent.parent / "sam2kit"
 # A package (data, widgets) stands for all of its modules. "" is sam2kit/__init__.py.
 LEVELS = {
     0: (
@@ -202,22 +200,6 @@ def test_modules_stay_short():
         if (lines := len(file.read_text(encoding="utf-8").splitlines())) > LONGEST
     }
     assert not long, f"split along a seam that has a name: {long}"
-
-
-def lines_of_code(text: str) -> int:
-    """Lines that hold code: no blank ones, comments or docstrings, which are no thickness."""
-    layout = {
-        getattr(tokenize, kind)
-        for kind in ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")
-    }
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in layout:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len(lines)
 
 
 def test_the_package_stays_thin():
