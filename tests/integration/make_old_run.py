@@ -1,0 +1,138 @@
+"""Make ``old_run.tar.xz`` and ``old_run.json``: a small run folder and what must follow from it.
+
+Run as ``python tests/integration/make_old_run.py`` in the repository's root. The archive holds a
+work folder: ``start.pt`` (the nano weights with short mantissas, which compress well), the lists of
+videos, and ``run/``, all that ``fit`` leaves behind. The run was stopped within its second epoch.
+The JSON file holds the checksums of its weights, the scores of its evaluation, and the losses of
+the same run when it is not stopped.
+
+Both files show that runs of older versions still resume and evaluate, so make them again only when
+a change to the format of runs is meant to end that.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2kit.checkpoints import create_sam2_model, load_run, save_weights
+from sam2kit.compose import compose
+from sam2kit.evaluate import evaluate_checkpoint
+from sam2kit.train import fit
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+ARCHIVE = HERE / "old_run.tar.xz"
+EXPECTED = HERE / "old_run.json"
+WORK = Path("/tmp/old_run")  # Lightning stores absolute paths, so the folder has a neutral name
+MANTISSA_BITS = 3
+STOP, END = 3, 5  # optimizer steps of the archived run and of the whole one; an epoch has two
+SETTINGS = [
+    *("model=nano", "model.checkpoint=start.pt"),
+    "model.trainable_modules=[memory_encoder.pix_feat_proj]",
+    *(
+        "dataset=samples",
+        "valdataset=samples",
+        "dataset.split=train.txt",
+        "valdataset.split=val.txt",
+    ),
+    *("dataset.image_size=64", "dataset.video_clip_length=3", "valdataset.video_clip_length=4"),
+    *("dataset.batch_size=2", "dataset.num_workers=0", "optimizer.lr=1e-3"),
+    *("scheduler.name=constant", "trainer=cpu", "trainer.log_every_n_steps=1"),
+    "trainer.early_stopping_patience=9",
+]
+EVALUATION = ["evaluation.noise_levels=[0.1]", "evaluation.calibration_videos=1"]
+
+
+def rows(run_dir: Path, first_step: int) -> list[dict[str, float]]:
+    """Read the rows of ``metrics.csv`` from a step on, without empty fields."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        found = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in found if row["step"] >= first_step]
+
+
+def checksums(checkpoint: Path) -> dict[str, str]:
+    """Load a run's checkpoint and compute a CRC-32 of each tensor of its model."""
+    state = load_run(checkpoint)[1].state_dict()
+    return {name: f"{zlib.crc32(t.numpy().tobytes()):08x}" for name, t in sorted(state.items())}
+
+
+def shorten(tensor: Tensor) -> Tensor:
+    """Round mantissas to :data:`MANTISSA_BITS` bits."""
+    mantissa, exponent = torch.frexp(tensor)
+    steps = 2.0 ** (MANTISSA_BITS + 1)
+    return torch.ldexp(torch.round(mantissa * steps) / steps, exponent)
+
+
+def make() -> dict[str, Any]:
+    """Fill the current folder; return what must follow from it."""
+    Path("data_samples").symlink_to(ROOT / "data_samples")
+    Path("train.txt").write_text("train_000\ntrain_001\ntrain_002\ntrain_003\n")
+    Path("val.txt").write_text("val_000\nval_001\n")
+    model = create_sam2_model(compose(None, ["model=nano", "model.checkpoint=nano"]))
+    model.load_state_dict({name: shorten(t) for name, t in model.state_dict().items()})
+    save_weights(model, Path("start.pt"))
+    fit(compose(None, [*SETTINGS, f"trainer.max_steps={STOP}"]), Path("run"))
+    fit(compose(None, [*SETTINGS, f"trainer.max_steps={END}"]), Path("whole"))
+    assert checksums(Path("run", "best.ckpt")) == checksums(Path("run", "last.ckpt"))
+    scores = evaluate_checkpoint("run", EVALUATION, Path("evaluation")).scores()
+    return {
+        "stopped_after": STOP,
+        "whole_run": rows(Path("whole"), STOP),
+        "scores": scores,
+        "weights": checksums(Path("run", "last.ckpt")),
+    }
+
+
+def check_private(folder: Path, host: str) -> None:
+    """Make sure that no file names this machine or a folder of it other than :data:`WORK`."""
+    for file in filter(Path.is_file, folder.rglob("*")):
+        assert host not in file.name.split("."), f"{file} names the host"
+        for name in (str(ROOT), str(Path.home())):
+            assert name.encode() not in file.read_bytes(), f"{file} holds {name}"
+
+
+def pack() -> None:
+    """Write the archive from the current folder, without names of users."""
+    with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
+        for entry in ("start.pt", "train.txt", "val.txt", "run"):
+            archive.add(entry, filter=without_user)
+
+
+def without_user(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Drop the user from an entry of the archive."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
+
+
+def main() -> None:
+    """Make both files."""
+    torch.set_num_threads(1)
+    host = socket.gethostname()
+    socket.gethostname = lambda: "host"  # TensorBoard writes it into its files and their names
+    WORK.mkdir()
+    os.chdir(WORK)
+    try:
+        os.environ["SAM2KIT_CACHE"] = "cache"
+        expected = make()
+        check_private(WORK / "run", host)
+        pack()
+    finally:
+        shutil.rmtree(WORK)
+    EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
+    print(f"{ARCHIVE.name}: {ARCHIVE.stat().st_size / 1e6:.2f} MB; J&F {expected['scores']}")
+
+
+if __name__ == "__main__":
+    main()
