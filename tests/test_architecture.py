@@ -28,6 +28,7 @@ LEVELS = {
         "ranges",
         "run_dir",
         "status",
+        "text",
     ),
     1: (
         "attention",
@@ -45,6 +46,7 @@ LEVELS = {
         "prompt_noise",
         "prompt_shapes",
         "scores",
+        "tables",
         "transforms",
         "video_files",
         "viz",
