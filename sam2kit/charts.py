@@ -18,6 +18,7 @@ from sam2kit.viz import PALETTE
 
 LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # those that can be told from white paper
 WIDTH = 5.6  # inches, at which text can be read on a phone, too
+LEGEND_LABEL = 30  # letters, of which three labels fit beside each other
 
 
 def curves(
@@ -105,7 +106,8 @@ def over_time(trackers: Mapping[str, VideoScores]) -> Figure:
     prompted = np.flatnonzero(next(iter(trackers.values())).prompted.any(1))
     axes.plot(prompted, [1.06] * len(prompted), "v", color="black", markersize=5, label="prompted")
     axes.set(ylabel="J", ylim=(-0.02, 1.12), title="")
-    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    columns = 3 if max(map(len, lines)) <= LEGEND_LABEL else 1
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return figure
 
 

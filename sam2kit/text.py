@@ -12,7 +12,7 @@ import re
 
 MAX_LENGTH = 1000  # of a cell or a message: what still fits on a screen
 MAX_WORD = 200  # a word is not wrapped; longer than most paths
-MAX_LABEL = 60  # in figures and lists to choose from, where a line has to fit
+MAX_LABEL = 48  # in figures and lists to choose from, where a line has to fit
 MAX_LABEL_LINES = 4
 
 # Control characters; invisible ones; those that change the direction of the text around them
