@@ -18,7 +18,6 @@ from sam2kit.evaluate import evaluate
 from sam2kit.text import label_text, visible_text
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-TRACKERS = (*NAMES, "__proto__")
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"
 # In place of training: every tracker copies the prompted mask.
 COPY = """
@@ -48,9 +47,8 @@ RAN = """() => ({
     ran: window.ran ?? null,
     made: document.querySelectorAll(
         "img[src='x'], a[href^='javascript'], [onmouseover], [onfocus], mjx-container").length,
-    polluted: 0 in {},
 })"""
-NOTHING = {"ran": None, "made": 0, "polluted": False}
+NOTHING = {"ran": None, "made": 0}
 
 
 def cells(stem: str, **parameters: object) -> list[str]:
@@ -71,7 +69,7 @@ def evaluated(tmp_path_factory):
     config.dataset.image_size, config.dataset.video_clip_length = 32, 2
     config.dataset.num_workers = 0
     logger.disable("sam2kit")  # or a failure prints each long name a hundred times
-    evaluation = evaluate(config, [Contender(name, None) for name in TRACKERS], run)
+    evaluation = evaluate(config, [Contender(name, None) for name in NAMES], run)
     evaluation.save(run)
     (run / "config.yaml").write_text(to_yaml(config))
     yield data, run

@@ -234,8 +234,7 @@ class ClipBrowser {
   // Another video: nothing that was kept is of use.
   reset() {
     this.count = this.model.get("num_frames");
-    const byLayer = () => Object.create(null); // a layer may be called __proto__
-    this.measured = { done: 0, J: byLayer(), counted: byLayer(), annotated: [], fault: "" };
+    this.measured = { done: 0, J: {}, counted: {}, annotated: [], fault: "" };
     this.askedCurves = false;
     this.refetch();
   }
