@@ -76,7 +76,7 @@ class Caption:
         return f"<p {LITERAL}><strong>{html_text(self.text)}</strong></p>"
 
     def _repr_markdown_(self) -> str:
-        return f"<strong>{markdown_text(self.text)}</strong>"
+        return f"**{markdown_text(self.text.strip())}**"
 
     def __repr__(self) -> str:
         return visible_text(self.text)
