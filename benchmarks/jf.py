@@ -27,6 +27,7 @@ from sam2kit.charts import markdown_table
 from sam2kit.data.frames import VideoDataset
 from sam2kit.data.masks import read_id_mask
 from sam2kit.metrics import BOUNDARY_TOLERANCE, region_and_boundary
+from sam2kit.tables import TrustedMarkdown
 
 RESULTS = Path(__file__).parent / "results"
 DAVIS = Path(__file__).parents[2] / "shared" / "davis"
@@ -147,8 +148,8 @@ def main() -> None:
     medians = result["ms"]
     low, middle, high = result["ratio_by_frame_5_50_95"]
     names = {
-        "definition": "on whole pictures, `cv2.dilate` with a disk",
-        "sam2kit": "`sam2kit.metrics.region_and_boundary`",
+        "definition": TrustedMarkdown("on whole pictures, `cv2.dilate` with a disk"),
+        "sam2kit": TrustedMarkdown("`sam2kit.metrics.region_and_boundary`"),
     }
     table = markdown_table(
         [{"J and F of one mask": names[k], "ms, median": value} for k, value in medians.items()]

@@ -30,6 +30,7 @@ from sam2kit.charts import LINE_COLORS, markdown_table
 from sam2kit.data import SyntheticDataset
 from sam2kit.data.source import VideoSource
 from sam2kit.memory import peak_bytes as peak_bytes  # the benchmarks import it from here
+from sam2kit.tables import TrustedMarkdown
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "sam2", "transformers", "lightning", "numpy")
@@ -94,13 +95,13 @@ class Finding:
         asked = None if self.bound is None else self.form.format(self.bound)
         side = "at most " if self.at_most else "at least "
         return {
-            "what": self.what,
-            "against": self.against,
+            "what": TrustedMarkdown(self.what),
+            "against": TrustedMarkdown(self.against),
             "theirs": self.theirs,
             "sam2kit": self.ours,
             "reached": "–" if self.value is None else self.form.format(self.value),
             "to reach": "–" if asked is None else side + asked,
-            "": {None: "", True: "yes", False: "**no**"}[self.holds],
+            "": {None: "", True: "yes", False: TrustedMarkdown("**no**")}[self.holds],
         }
 
 

@@ -92,7 +92,10 @@ def shown(data: dict, pictures: Path) -> dict:
             image = image.quantize(256, dither=Image.Dither.NONE)
         image.save(path, optimize=True)
     else:
-        return {key: plain(text) for key, text in data.items() if isinstance(text, str)}
+        texts = {key: plain(text) for key, text in data.items() if isinstance(text, str)}
+        if "text/markdown" in texts:  # a table, which reads better so than as HTML
+            texts.pop("text/html", None)
+        return texts
     return {"text/markdown": f"![]({pictures.name}/{path.name})"}
 
 

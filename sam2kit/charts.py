@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sam2kit.scores import VideoScores
+from sam2kit.tables import Table
+from sam2kit.text import figure_text
 from sam2kit.viz import PALETTE
 
 LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # those that can be told from white paper
 WIDTH = 5.6  # inches, at which text can be read on a phone, too
+LEGEND_LABEL = 30  # letters, of which three labels fit beside each other
 
 
 def curves(
@@ -41,8 +44,9 @@ def curves(
             style = ("-", "--", ":")[number // len(LINE_COLORS) % 3]
             color = LINE_COLORS[number % len(LINE_COLORS)] / 255
             marker = "o" if len(x) <= 20 else None
-            axes.plot(x, y, style, color=color, label=name, marker=marker, markersize=3)
-        axes.set(title=title, xlabel=x_label)
+            label = figure_text(name)
+            axes.plot(x, y, style, color=color, label=label, marker=marker, markersize=3)
+        axes.set(title=figure_text(title), xlabel=figure_text(x_label))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -73,23 +77,12 @@ def training_curves(file: str | Path) -> Figure | None:
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a Markdown table; floats get three digits, None a dash.
+    """Format rows as Markdown; see :class:`~sam2kit.tables.Table`.
 
     Raises:
         ValueError: no rows.
     """
-    if not rows:
-        raise ValueError("a table needs at least one row")
-
-    def line(cells: Iterable[object]) -> str:
-        texts = (
-            f"{cell:.3f}" if isinstance(cell, float) else "–" if cell is None else str(cell)
-            for cell in cells
-        )
-        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
-
-    head = [line(rows[0]), line("---" for _ in rows[0])]
-    return "\n".join(head + [line(row[key] for key in rows[0]) for row in rows])
+    return Table(rows).markdown()
 
 
 def over_time(trackers: Mapping[str, VideoScores]) -> Figure:
@@ -113,7 +106,8 @@ def over_time(trackers: Mapping[str, VideoScores]) -> Figure:
     prompted = np.flatnonzero(next(iter(trackers.values())).prompted.any(1))
     axes.plot(prompted, [1.06] * len(prompted), "v", color="black", markersize=5, label="prompted")
     axes.set(ylabel="J", ylim=(-0.02, 1.12), title="")
-    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    columns = 3 if max(map(len, lines)) <= LEGEND_LABEL else 1
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return figure
 
 
@@ -161,10 +155,11 @@ def interval_chart(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], x_labe
             axes.plot(value["mean"], y, "o", color=color, markersize=5)
             if value.get("low") is not None:
                 axes.plot([value["low"], value["high"]], [y, y], color=color, linewidth=2)
-    axes.set_yticks(range(len(rows)), [f"{g}: {n}" if len(groups) > 1 else n for g, n, _ in rows])
+    labels = [f"{g}: {n}" if len(groups) > 1 else n for g, n, _ in rows]
+    axes.set_yticks(range(len(rows)), list(map(figure_text, labels)))
     axes.tick_params(labelsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=x_label)
+    axes.set(xlabel=figure_text(x_label))
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

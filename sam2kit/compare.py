@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sam2kit.charts import interval_chart
 from sam2kit.errors import DataError
 from sam2kit.scores import SCHEMA_VERSION
+from sam2kit.text import visible_text
 
 LEADERBOARD = "leaderboard.json"
 
@@ -91,9 +92,8 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _short(text: str | None) -> str | None:
-    line = " ".join(text.split()) if text else ""
-    return line if len(line) <= 160 else f"{line[:159]}…"
+def _short(text: str | None) -> str:
+    return visible_text(" ".join((text or "").split()), 160)
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:

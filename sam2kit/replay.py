@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from sam2kit.charts import markdown_table
 from sam2kit.checkpoint_files import read_checkpoint, write_checkpoint
 from sam2kit.checkpoints import CONFIG_KEY, config_to_store, load_run
 from sam2kit.clip import ClipBatch
 from sam2kit.engine import SAM2LightningModule
 from sam2kit.errors import CheckpointError, TrainingError
 from sam2kit.model import module_path
+from sam2kit.tables import Table
 
 STEP_KEY = "step_to_replay"
 
@@ -106,8 +106,8 @@ class Replay:
     gradients: dict[str, float]
 
     def __str__(self) -> str:
-        terms = markdown_table([{"term": k, "value": f"{v:.6g}"} for k, v in self.terms.items()])
-        norms = markdown_table(
+        terms = Table([{"term": k, "value": f"{v:.6g}"} for k, v in self.terms.items()])
+        norms = Table(
             [{"module": k, "norm of its gradient": f"{v:.6g}"} for k, v in self.gradients.items()]
         )
         where = self.first or "none; what is not finite arises in the loss or in the gradients"

@@ -253,8 +253,8 @@ class _Sweep:
 
     def write_leaderboard(self) -> list[dict[str, Any]]:
         """``leaderboard.json`` and ``.md``; the rows are those of the former."""
-        from sam2kit.charts import markdown_table
         from sam2kit.compare import leaderboard_rows
+        from sam2kit.tables import Table
 
         rows = [self._row(name) for name in self.trials]
         rows.sort(key=lambda row: (row["J&F"] is None, -(row["J&F"] or 0)))
@@ -263,7 +263,7 @@ class _Sweep:
         content = {"schema_version": SCHEMA_VERSION, "metric": METRIC, "higher_is_better": True}
         text = json.dumps(content | {"trials": rows}, indent=1) + "\n"
         write_whole(self.folder / "leaderboard.json", text)
-        table = markdown_table(leaderboard_rows([self.folder]))
+        table = Table(leaderboard_rows([self.folder])).markdown()
         write_whole(self.folder / "leaderboard.md", f"{METRIC}.\n\n{table}\n")
         return rows
 

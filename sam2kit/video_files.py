@@ -12,6 +12,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from sam2kit.text import html_text
+
 
 def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 5.0) -> None:
     """Write images ``[H,W,3]`` uint8 as an endless GIF, whose clock ticks every 10 ms.
@@ -36,7 +38,7 @@ def gif_html(path: str | Path, width: int | None = None) -> str:
     """
     content = base64.b64encode(Path(path).read_bytes()).decode("ascii")
     size = "" if width is None else f' width="{width}"'
-    return f'<img alt="{Path(path).name}"{size} src="data:image/gif;base64,{content}">'
+    return f'<img alt="{html_text(Path(path).name)}"{size} src="data:image/gif;base64,{content}">'
 
 
 @contextmanager

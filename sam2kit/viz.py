@@ -18,6 +18,7 @@ from torch import Tensor
 from sam2kit.clip import ClipBatch
 from sam2kit.metrics import after_first_visible, mean_tracked_iou
 from sam2kit.prompts import Prompt
+from sam2kit.text import figure_text, label_text
 
 # Okabe and Ito's eight colours (Color Universal Design, 2008) without black, which dark frames
 # swallow, in an order that sets the first few apart best on photographs.
@@ -181,6 +182,9 @@ def contact_sheet(
             f"a sheet of {count} rows and {columns} columns got {given[0]} row labels, {given[1]} "
             f"column labels and {given[2]} captions"
         )
+    row_labels, column_labels, captions = (
+        list(map(figure_text, texts)) for texts in (row_labels, column_labels, captions)
+    )
     figure, grid = _grid(rows, row_labels, column_labels, title, captions, cell_inches)
     for row, label in zip(grid, row_labels, strict=False):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
@@ -222,7 +226,7 @@ def _grid(
         if c < len(rows[r]):
             grid[r, c].imshow(rows[r][c])
     if title:
-        figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=11)
+        figure.text(0.5, 1 - 0.1 / height, figure_text(title), ha="center", va="top", fontsize=11)
     return figure, grid
 
 
@@ -323,9 +327,9 @@ def tracking_frames(
             image = overlay(frame, masks[t])
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
             caption = np.full((20, width, 3), 255, dtype=np.uint8)
-            cv2.putText(
-                caption, name, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA
-            )
+            font = cv2.FONT_HERSHEY_SIMPLEX
+            text = label_text(name)
+            cv2.putText(caption, text, (4, 14), font, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
             row.append(np.concatenate([caption, image]))
         pictures.append(np.concatenate(row, axis=1))
     return np.stack(pictures)

@@ -135,6 +135,10 @@ def _start_lab(folder: Path) -> tuple[subprocess.Popen, dict[str, str], str]:
     settings = Path(places["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    notebook = Path(places["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "notebook-extension"
+    notebook.mkdir(parents=True)
+    # Outputs out of sight are part of the page, too.
+    (notebook / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     (folder / "root").mkdir()
     token = secrets.token_hex(8)
     options = [

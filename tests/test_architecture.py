@@ -26,6 +26,7 @@ LEVELS = {
         "ranges",
         "run_dir",
         "status",
+        "text",
     ),
     1: (
         "attention",
@@ -43,6 +44,7 @@ LEVELS = {
         "prompt_noise",
         "prompt_shapes",
         "scores",
+        "tables",
         "transforms",
         "video_files",
         "viz",

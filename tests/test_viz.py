@@ -211,7 +211,7 @@ def test_table():
     assert markdown_table(rows).splitlines() == [
         "| video | IoU | frames |",
         "| --- | --- | --- |",
-        "| a\\|b | 0.123 | 8 |",
+        "| a&#124;b | 0.123 | 8 |",
         "| c | 1.000 | 9 |",
     ]
     with pytest.raises(ValueError, match="row"):

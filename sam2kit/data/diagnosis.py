@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sam2kit.charts import LINE_COLORS, WIDTH, markdown_table
+from sam2kit.charts import LINE_COLORS, WIDTH
 from sam2kit.config import Config, DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
 from sam2kit.data.doctor import Finding, VideoRecord, read_video
@@ -22,6 +22,8 @@ from sam2kit.data.source import VideoSource
 from sam2kit.data.workers import each_video
 from sam2kit.errors import DataError
 from sam2kit.pages import render
+from sam2kit.tables import Table
+from sam2kit.text import figure_text, visible_text
 
 ROWS_OF_TEXT = 40
 ROWS_OF_PAGE = 500
@@ -84,10 +86,10 @@ class Examination:
 
     def text(self) -> str:
         """Tables, then a line for each problem."""
-        lines = [f"{part}: {where}" for part, where in self.data.items()]
-        lines += ["", markdown_table(self.summary())]
+        lines = [f"{part}: {visible_text(where)}" for part, where in self.data.items()]
+        lines += ["", str(Table(self.summary()))]
         if rows := self.rows():
-            lines += ["", markdown_table(rows[:ROWS_OF_TEXT])]
+            lines += ["", str(Table(rows[:ROWS_OF_TEXT]))]
         if len(rows) > ROWS_OF_TEXT:
             lines += [f"and {len(rows) - ROWS_OF_TEXT} more videos"]
         lines += ["", *(_told(row) for row in self.finding_rows())]
@@ -163,7 +165,7 @@ def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:
             bins = np.arange(values.min() - 0.5, values.max() + 1)
             axes.set_xlim(max(values.min() - 2, -0.7), values.max() + 2)
         axes.hist(values, bins, color=LINE_COLORS[0] / 255, rwidth=0.9)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(figure_text(title), fontsize=8)
         axes.tick_params(labelsize=7)
         axes.yaxis.get_major_locator().set_params(integer=True)
         if whole:
@@ -304,4 +306,4 @@ def same_frames(videos: Sequence[VideoRecord]) -> list[Finding]:
 
 def _told(row: Mapping[str, str]) -> str:
     where = "" if row["where"] in row["message"] else f"{row['where']}: "
-    return f"{row['severity']} ({row['kind']}): {where}{row['message']}"
+    return visible_text(f"{row['severity']} ({row['kind']}): {where}{row['message']}")

@@ -16,6 +16,8 @@ import traitlets
 from loguru import logger
 from PIL import Image
 
+from sam2kit.text import visible_text
+
 DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720
 
 
@@ -52,7 +54,7 @@ class PictureWidget(anywidget.AnyWidget):
                 yield
             except Exception as error:  # a traceback in a callback goes nowhere a user looks
                 logger.opt(exception=error).debug("in a widget")
-                self.error = str(error) or type(error).__name__
+                self.error = error_text(error)
             self.seq += 1
 
     def _received(self, _: Any, content: dict[str, Any], buffers: list[memoryview]) -> None:
@@ -76,6 +78,11 @@ class PictureWidget(anywidget.AnyWidget):
         if bundle is not None:
             bundle[0]["image/png"] = base64.b64encode(self.snapshot()).decode("ascii")
         return bundle
+
+
+def error_text(error: Exception) -> str:
+    """Return the message of an exception, or its type where it has none."""
+    return visible_text(error, multiline=True) or type(error).__name__
 
 
 def display_size(size: tuple[int, int]) -> tuple[int, int]:

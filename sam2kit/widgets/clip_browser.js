@@ -367,6 +367,12 @@ class ClipBrowser {
     return colors[n % colors.length];
   }
 
+  // A layer's name as the kernel has made it safe to show.
+  label(name) {
+    const n = this.model.get("layers").indexOf(name);
+    return n < 0 ? "frame alone" : this.model.get("layer_labels")[n];
+  }
+
   // What the elements beside the picture say.
   fill() {
     const { model } = this;
@@ -375,7 +381,7 @@ class ClipBrowser {
     for (const [side, choice] of Object.entries(this.sides)) {
       const names = [...model.get("layers"), ""];
       refill(choice, names, () => names.forEach((name) =>
-        make("option", { value: name, textContent: name || "frame alone" }, choice)));
+        make("option", { value: name, textContent: this.label(name) }, choice)));
       choice.value = model.get(side);
       choice.parentElement.hidden = !model.get("layers").length;
     }
@@ -394,7 +400,7 @@ class ClipBrowser {
     const say = (text) => make("span", { textContent: text }, this.badges);
     this.badges.replaceChildren();
     for (const name of shown?.missing ?? [])
-      say(name === "truth" ? "not annotated" : `${name}: no masks of this frame`);
+      say(name === "truth" ? "not annotated" : `${this.label(name)}: no masks of this frame`);
     const faults = [...(shown?.faults ?? []), measured.fault, model.get("error")];
     this.error.textContent = [...new Set(faults)].filter((text) => text).join("\n");
   }
@@ -444,7 +450,7 @@ class ClipBrowser {
       line.append(svg("path", { d: "M0 2h30", "stroke-width": 3, ...style }));
       entry.append(line);
       const J = this.mean(layer, this.model.get("frame"));
-      entry.append(J === null ? layer : `${layer}: J ${J.toFixed(2)}`);
+      entry.append(J === null ? this.label(layer) : `${this.label(layer)}: J ${J.toFixed(2)}`);
     });
     const { done } = this.measured;
     if (trackers.length && done < this.count)
@@ -566,8 +572,8 @@ class ClipBrowser {
     context.lineWidth = 3;
     for (const [name, align, x] of [["left", "right", border - 8], ["right", "left", border + 8]]) {
       context.textAlign = align;
-      context.strokeText(this.model.get(name) || "frame alone", x, height - 6);
-      context.fillText(this.model.get(name) || "frame alone", x, height - 6);
+      context.strokeText(this.label(this.model.get(name)), x, height - 6);
+      context.fillText(this.label(this.model.get(name)), x, height - 6);
     }
   }
 

@@ -19,8 +19,15 @@ from sam2kit.data.source import ObjectId, VideoSource
 from sam2kit.errors import DataError
 from sam2kit.prompt_files import check_document, read_document, video_prompts
 from sam2kit.prompts import Prompt
+from sam2kit.text import label_text
 from sam2kit.viz import BOX, NEGATIVE, PALETTE, POSITIVE, contact_sheet, draw_prompts, overlay
-from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg, encode_png
+from sam2kit.widgets.base import (
+    PictureWidget,
+    display_size,
+    encode_jpeg,
+    encode_png,
+    error_text,
+)
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
 CURVE_SECONDS = 0.1  # of measuring J between two frames that are asked for
@@ -54,7 +61,8 @@ class ClipBrowser(PictureWidget):
         swipe: where they meet, from 0 to 1.
         opacity: of the masks, from 0 to 1.
         hidden: positions in ``objects`` that are not shown.
-        objects: what the objects are called, in the order in which they were met.
+        objects: what the objects are called, in the order in which they were met; like ``videos``
+            and ``layer_labels`` shortened and free of characters that cannot be seen.
 
     Raises:
         DataError: nothing to show; a video that is not there, or of which a prediction or the
@@ -67,6 +75,7 @@ class ClipBrowser(PictureWidget):
     video = traitlets.Int(-1, read_only=True).tag(sync=True)
     num_frames = traitlets.Int(1, read_only=True).tag(sync=True)
     layers = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    layer_labels = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     objects = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     marks = traitlets.List(read_only=True).tag(sync=True)
     colors = traitlets.Dict(read_only=True).tag(sync=True)
@@ -100,7 +109,9 @@ class ClipBrowser(PictureWidget):
                 raise DataError(f"{prompts} has prompts for none of {self.source.names[:5]} ...")
         self._first = self._number(video)
         super().__init__(
-            videos=self.source.names, fps=fps or getattr(self.source, "fps", 10.0), frame=0
+            videos=list(map(label_text, self.source.names)),
+            fps=fps or getattr(self.source, "fps", 10.0),
+            frame=0,
         )
         colors = {"positive": POSITIVE, "negative": NEGATIVE, "box": BOX}
         lists = {"objects": PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
@@ -132,6 +143,7 @@ class ClipBrowser(PictureWidget):
             self.shown = shown
             with self.hold_sync():
                 count = {"num_frames": shown.num_frames, "layers": shown.names, "marks": marks}
+                count["layer_labels"] = list(map(label_text, shown.names))
                 for name, value in (count | {"video": i}).items():
                     self.set_trait(name, value)
                 self.frame, self.hidden = 0, []
@@ -181,7 +193,7 @@ class ClipBrowser(PictureWidget):
         return proposal["value"]
 
     def _tell_objects(self) -> None:
-        self.set_trait("objects", [str(o) for o in self.shown.objects])
+        self.set_trait("objects", [label_text(o) for o in self.shown.objects])
 
     def on_open(self, video: int) -> None:
         """The view asks for another video."""
@@ -215,13 +227,13 @@ class ClipBrowser(PictureWidget):
         try:
             frame = self.source.read_frame(self.video, t)
         except DataError as error:
-            return np.full((240, 320, 3), 128, np.uint8), masks, [str(error)]
+            return np.full((240, 320, 3), 128, np.uint8), masks, [error_text(error)]
         faults = []
         for layer in layers:
             try:
                 masks[layer] = self.shown.masks(layer, t, frame.shape[:2])
             except DataError as error:
-                faults.append(str(error))
+                faults.append(error_text(error))
         return frame, masks, faults
 
     def on_curves(self, video: int, first: int) -> None:
@@ -234,7 +246,7 @@ class ClipBrowser(PictureWidget):
             try:
                 shown.advance(CURVE_SECONDS)
             except DataError as error:
-                fault = str(error)  # the view stops asking
+                fault = error_text(error)  # the view stops asking
         part = slice(first, shown.done)
         curves = {
             name: {

@@ -25,7 +25,8 @@ from sam2kit.errors import DataError
 from sam2kit.evaluate import pick_device
 from sam2kit.features import create_cache
 from sam2kit.model import SAM2Model
-from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg
+from sam2kit.text import label_text, visible_text
+from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg, error_text
 from sam2kit.widgets.prompt_picture import describe, draw_masks, picture_of, thumbnails
 from sam2kit.widgets.prompt_session import PromptSession
 
@@ -283,7 +284,7 @@ class PromptDebugger(PictureWidget):
                 time.sleep(0.001)  # or nobody else gets the lock
         except Exception as error:  # a thread's traceback goes nowhere a user looks
             with self.lock:
-                self.error = str(error) or type(error).__name__
+                self.error = error_text(error)
         with self.lock:
             if self._stop is stop:  # else another one has begun
                 self._running = False
@@ -316,7 +317,7 @@ class PromptDebugger(PictureWidget):
 
     def _controls(self, message: str) -> dict[str, Any]:
         return {
-            "videos": self.source.names[:MOST_NAMES],
+            "videos": list(map(label_text, self.source.names[:MOST_NAMES])),
             "mode": self.mode,
             "recipes": list(self.recipes),
             "recipe": self.recipe,
@@ -324,7 +325,7 @@ class PromptDebugger(PictureWidget):
             "running": self._running,
             "done": self.done,
             "total": self.total,
-            "message": message,
+            "message": visible_text(message),
         }
 
     def snapshot(self) -> bytes:

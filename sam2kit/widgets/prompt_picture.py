@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from sam2kit.data.source import ObjectId
+from sam2kit.text import label_text
 from sam2kit.viz import ERROR_COLORS, PALETTE, draw_prompts, overlay
 from sam2kit.widgets.base import (
     display_size,
@@ -74,7 +75,7 @@ def describe(
         "frames": session.num_frames,
         "size": list(session.size),
         "objects": [
-            {"name": str(who), "color": color, "mask": found[who] is not None}
+            {"name": label_text(who), "color": color, "mask": found[who] is not None}
             for who, color in zip(session.objects, colors, strict=True)
         ],
         "object": None if o is None else session.objects.index(o),
