@@ -28,6 +28,7 @@ LEVELS = {
         "ranges",
         "run_dir",
         "status",
+        "stored_config",
     ),
     1: (
         "attention",
