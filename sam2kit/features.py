@@ -90,8 +90,7 @@ def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
     if f.cache == "off":
         return None
     folder = find_folder(config)
-    with suppress(OSError):  # said when something is to be written
-        check_folder(folder)
+    check_folder(folder)
     return FeatureCache(folder, f.budget_gb, not exact and f.dtype == "bfloat16")
 
 
@@ -301,7 +300,7 @@ def check_folder(folder: Path, with_others: bool = False) -> None:
     """
     # Read before the marker: another process may be making the cache.
     entries = [(path.name, kind) for path, kind in _entries(folder) if path.parent == folder]
-    marked = (folder / MARKER).is_file()
+    marked = os.path.isfile(folder / MARKER)
     others = [n for n, kind in entries if not marked or (kind == "foreign" and n[0] != ".")]
     if others and not (marked and with_others):
         what = "beside a feature cache" if marked else f"and no {MARKER}, so it is no feature cache"
@@ -378,8 +377,8 @@ def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
     """
     try:
         found = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:  # never made, or cleared by another process
-        return
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # never made, cleared by another process, or another user's
     folders, files = _LAYOUT[depth]
     for entry in found:
         path, kind = Path(entry.path), "foreign"

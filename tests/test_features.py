@@ -558,7 +558,10 @@ def test_the_command(tiny_config, tmp_path, capsys):
     assert main([*argv, "model.trainable_modules=['*']"]) == 2
     assert "model.trainable_modules" in capsys.readouterr().err
     assert main([*argv, "features.cache=off"]) == 2
-    assert "holds no features" in describe(tmp_path / "nowhere")
+    (tmp_path / "a file").touch()
+    for folder in ("nowhere", "a file"):
+        assert "holds no features" in describe(tmp_path / folder)
+        assert clear(tmp_path / folder) == (0, [])
 
 
 @pytest.mark.parametrize(
