@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -76,8 +77,9 @@ def keep_copy(path: Path, step: int, most: int) -> None:
 
 
 def kept_copies(run_dir: Path) -> list[Path]:
-    """The ``step-N.ckpt`` of a run, newest first."""
-    return sorted(run_dir.glob("step-*.ckpt"), reverse=True)
+    """The ``step-N.ckpt`` of a run that :func:`keep_copy` named, newest first."""
+    copies = (p for p in run_dir.glob("step-*.ckpt") if re.fullmatch(r"step-\d{8,}", p.stem))
+    return sorted(copies, reverse=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

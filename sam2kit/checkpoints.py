@@ -2,6 +2,7 @@
 
 Nothing pickled is ever executed (``weights_only=True``), and nothing is loaded halfway: keys and
 shapes are compared before the first tensor is copied.
+Of the configuration in a checkpoint :mod:`sam2kit.stored_config` takes what it may decide.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any
 
 import torch
 from loguru import logger
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from sam2kit.model import (
     read_model_yaml,
     set_trainable,
 )
+from sam2kit.stored_config import read_allowed, read_stored
 
 HUB_CHECKPOINTS = {
     "sam2.1_hiera_tiny": ("facebook/sam2.1-hiera-tiny", "t"),
@@ -199,39 +199,61 @@ def load_adapter(model: SAM2Model, path: str | Path) -> None:
 
 
 def read_run_config(path: str | Path) -> Config:
-    """The configuration stored inside a run's checkpoint.
+    """The whole configuration stored inside a run's checkpoint, to compare with, not to obey.
 
     Raises:
         CheckpointError: unreadable, not a run of sam2kit, or a configuration of another version.
     """
-    return _config_in(read_checkpoint(Path(path)), path)
+    return read_stored(_stored(read_checkpoint(Path(path)), path), path)
 
 
-def _config_in(content: dict[str, Any], path: str | Path) -> Config:
+def source_config(source: str | Path) -> tuple[Config, list[str]]:
+    """The configuration of :func:`load_source`, without its model.
+
+    Returns:
+        as :func:`sam2kit.stored_config.read_allowed`.
+
+    Raises:
+        CheckpointError: see :func:`load_source`.
+    """
+    path = find_checkpoint(source, key="SOURCE")
+    content = read_checkpoint(path)
+    if CONFIG_KEY in content:
+        return _allowed(content, path)
+    return _config_of_weights(content, path), []
+
+
+def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
+    return read_allowed(_stored(content, path), path, {*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS})
+
+
+def _stored(content: dict[str, Any], path: str | Path) -> Any:
     if CONFIG_KEY not in content:
         raise CheckpointError(
             f"{path}: holds no sam2kit configuration, so it is not a run's checkpoint; give the "
             "model with --config and load this file with --model-checkpoint"
         )
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), content[CONFIG_KEY])
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise CheckpointError(
-            f"{path}: its configuration does not fit this version: {error}"
-        ) from error
+    return content[CONFIG_KEY]
 
 
 def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     """The configuration and the model of a run's checkpoint, which need nothing else.
 
-    Of an ``adapter.pt`` the weights that the run started from are loaded first.
+    Of an ``adapter.pt`` the weights that the run started from are loaded first: by their name, or
+    from where ``config.yaml`` beside it says.
 
     Raises:
         CheckpointError: see :func:`read_run_config`, :func:`load_weights`, :func:`load_adapter`.
     """
-    content = read_checkpoint(Path(path))
-    config, is_adapter = _config_in(content, path), ADAPTER_KEY in content
+    path = Path(path)
+    content = read_checkpoint(path)
+    (config, ignored), is_adapter = _allowed(content, path), ADAPTER_KEY in content
+    if is_adapter and "model.checkpoint" in ignored:
+        raise CheckpointError(
+            f"{path}: needs the weights that its run started from, and paths stored in a "
+            "checkpoint are not used; put the run's config.yaml beside it, in which "
+            "model.checkpoint says where they are"
+        )
     model = create_sam2_model(config, load=is_adapter)
     if is_adapter:
         load_adapter(model, path)
@@ -252,13 +274,18 @@ def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
     content = read_checkpoint(path)
     if CONFIG_KEY in content:
         return load_run(path)
+    config = _config_of_weights(content, path)
+    return config, create_sam2_model(config)
+
+
+def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
     size = guess_size(_weights_in(content, path))
     if size is None:
         raise CheckpointError(f"{path}: its weights are of no size that the kit knows")
     config = Config()
     config.model.size, config.model.checkpoint = size, str(path)
     config.dataset.image_size = read_model_yaml(size).model.image_size
-    return config, create_sam2_model(config)
+    return config
 
 
 def config_to_store(config: Config) -> dict[str, Any]:

@@ -53,24 +53,7 @@ def check_paths(config: Config) -> None:
     """
     validation = config.validation_dataset()
     for section, dataset in (("dataset", config.dataset), ("valdataset", validation)):
-        for n, part in enumerate(dataset.parts()):
-            where = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
-            if part.type not in ("synthetic", "coco") and part.data_path is None:
-                raise ConfigError(
-                    f"{where}.data_path is not set, and type {part.type} reads videos from it; "
-                    f"give --data-path DIR, or {where}.type=synthetic to train on generated clips"
-                )
-            for key in (
-                "data_path",
-                "masks_path",
-                "annotation_file",
-                "corrections",
-                "synthetic_photos",
-            ):
-                path = getattr(part, key)
-                several = key == "annotation_file" and path is not None and glob(path)
-                if path is not None and not Path(path).exists() and not several:
-                    raise ConfigError(f"{where}.{key}: {missing(path)}")
+        check_data(section, dataset)
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     if resume_from is not None and not Path(resume_from).is_file():
         is_folder = Path(resume_from).is_dir()
@@ -80,6 +63,32 @@ def check_paths(config: Config) -> None:
         raise ConfigError(f"trainer.resume_from: {hint}")
     if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).exists():
         raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
+
+
+def check_data(section: str, dataset: DatasetConfig) -> None:
+    """Refuse data that are not named or not there.
+
+    Raises:
+        ConfigError: names the key, the path and what lies near it.
+    """
+    for n, part in enumerate(dataset.parts()):
+        where = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
+        if part.type not in ("synthetic", "coco") and part.data_path is None:
+            raise ConfigError(
+                f"{where}.data_path is not set, and type {part.type} reads videos from it; "
+                f"give --data-path DIR, or {where}.type=synthetic to train on generated clips"
+            )
+        for key in (
+            "data_path",
+            "masks_path",
+            "annotation_file",
+            "corrections",
+            "synthetic_photos",
+        ):
+            path = getattr(part, key)
+            several = key == "annotation_file" and path is not None and glob(path)
+            if path is not None and not Path(path).exists() and not several:
+                raise ConfigError(f"{where}.{key}: {missing(path)}")
 
 
 def check_new(run_dir: Path) -> None:

@@ -328,15 +328,14 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def replay(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("file", metavar="FILE", help="replay.pt of a run that stopped")
-    arguments = parser.parse_args(argv)
     from sam2kit.replay import replay
 
-    print(replay(arguments.file))
+    print(replay(parser.parse_args(argv).file))
 
 
 def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--list", action="store_true", help="the folders, their sizes and encoders")
-    parser.add_argument("--clear", action="store_true", help="delete what no process uses")
+    parser.add_argument("--clear", action="store_true", help="delete them; nothing else is deleted")
     add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
@@ -348,7 +347,8 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
     folder = find_folder(config)
     if arguments.clear:
-        print("{} deleted, {} in use".format(*clear(folder)))
+        deleted, left = clear(folder)
+        print(f"{deleted} files deleted", *(f"left: {path}" for path in left), sep="\n")
     if looking:
         print(describe(folder))
         return

@@ -49,7 +49,7 @@ def compose(config_file: str | Path | None = None, overrides: Sequence[str] = ()
             :func:`sam2kit.checks.check_paths`.
     """
     path = config_dir() / "config.yaml" if config_file is None else Path(config_file)
-    return _assemble(_read(path), str(path), [path.absolute().parent, config_dir()], overrides)
+    return _assemble(read_yaml(path), str(path), [path.absolute().parent, config_dir()], overrides)
 
 
 def recompose(
@@ -86,10 +86,24 @@ def override_key(text: str) -> str:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the resolved configuration, whole or not; :func:`compose` reads it back equal."""
+    """Write the resolved configuration atomically; :func:`compose` reads it back equal.
+
+    Raises:
+        ConfigError: the file exists, and it is not a saved configuration.
+    """
+    if Path(path).exists() and not is_saved(read_yaml(Path(path))):
+        raise ConfigError(
+            f"{path} exists and is not a run's saved configuration; name another folder, so that "
+            "it is not overwritten"
+        )
     part = Path(f"{path}.part")
     part.write_text(to_yaml(config, comments=False), encoding="utf-8")
     part.replace(path)
+
+
+def is_saved(content: Mapping[str, Any]) -> bool:
+    """Whether a YAML file holds a whole configuration, as :func:`save_config` writes it."""
+    return "defaults" not in content and {"model", "dataset", "trainer"} <= content.keys()
 
 
 def to_yaml(config: Config, comments: bool = True) -> str:
@@ -168,7 +182,12 @@ def _own_hydra(folder: Path) -> Iterator[None]:
         Singleton.set_state(state)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, interpolations as they are written.
+
+    Raises:
+        ConfigError: missing, not YAML, or no keys in it.
+    """
     import yaml
     from omegaconf import OmegaConf
 
@@ -194,7 +213,7 @@ def _groups_of(content: Mapping[str, Any], folders: list[Path]) -> set[str]:
         for folder in folders:
             file = folder / f"{item}.yaml"
             if file.is_file():
-                groups |= _groups_of(_read(file), folders)
+                groups |= _groups_of(read_yaml(file), folders)
                 break
     return groups
 

@@ -9,8 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any  # OmegaConf reads the annotations at run time, in Python 3.10 too
 
+from sam2kit.data_config import (
+    MACHINE,
+    PATH,
+    AugmentationConfig,
+    DatasetConfig,
+    ValDatasetConfig,
+    option,
+)
 from sam2kit.data_config import PROMPT_TYPES as PROMPT_TYPES
-from sam2kit.data_config import AugmentationConfig, DatasetConfig, ValDatasetConfig, option
 
 SIZES = ("nano", "t", "s", "b+", "l")
 LOGGERS = ("tensorboard", "wandb", "swanlab")
@@ -39,6 +46,7 @@ class ModelConfig:
         None,
         "official-format .pt, a run's folder, .ckpt or adapter.pt, or a name such as "
         "sam2.1_hiera_tiny; null: random",
+        PATH,
     )
     trainable_modules: list[str] = option(
         ["memory_attention", "memory_encoder"],
@@ -88,6 +96,7 @@ class ModelConfig:
         False,
         "compile the image encoder and the memory attention (torch.compile): minutes at the start, "
         "for runs of hours; needs a C++ compiler on a CPU",
+        MACHINE,
     )
     drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk")
 
@@ -149,12 +158,20 @@ class TrainerConfig:
         None,
         "stop after this time, DD:HH:MM:SS, whatever the schedule has left; null: no limit",
     )
-    accelerator: str = option("auto", "auto, cpu, gpu, mps")
-    devices: str = option("1", "number of devices of a machine, a list such as 0,1, or auto")
-    num_nodes: int = option(1, "number of machines, each with that many devices (docs/scale.md)")
-    strategy: str = option("auto", "how several devices train: ddp, which is also what auto means")
+    accelerator: str = option("auto", "auto, cpu, gpu, mps", MACHINE)
+    devices: str = option(
+        "1", "number of devices of a machine, a list such as 0,1, or auto", MACHINE
+    )
+    num_nodes: int = option(
+        1, "number of machines, each with that many devices (docs/scale.md)", MACHINE
+    )
+    strategy: str = option(
+        "auto", "how several devices train: ddp, which is also what auto means", MACHINE
+    )
     precision: str = option(
-        "auto", "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that has it, else 32"
+        "auto",
+        "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that has it, else 32",
+        MACHINE,
     )
     gradient_clip_val: float | None = option(1.0, "largest gradient norm; null: no clipping")
     accumulate_grad_batches: int = option(1, "batches in an optimizer step")
@@ -174,19 +191,22 @@ class TrainerConfig:
         "stop",
         "before the first step, a module that is to train and gets no gradient: stop, warn or off",
     )
-    logger: str = option("tensorboard", "tensorboard, wandb or swanlab")
+    logger: str = option("tensorboard", "tensorboard, wandb or swanlab", MACHINE)
     checkpoint_minutes: float | None = option(
         10.0,
         "write last.ckpt after so many minutes within an epoch too, for a run that is killed; "
         "null: at an epoch's end alone",
+        MACHINE,
     )
     checkpoint_steps: int | None = option(
-        None, "write last.ckpt after so many steps within an epoch too; null: as the minutes say"
+        None,
+        "write last.ckpt after so many steps within an epoch too; null: as the minutes say",
+        MACHINE,
     )
     keep_checkpoints: int = option(
-        0, "keep so many of the last.ckpt written, older ones too, as step-N.ckpt"
+        0, "keep so many of the last.ckpt written, older ones too, as step-N.ckpt", MACHINE
     )
-    resume_from: str | None = option(None, "a run's last.ckpt to continue from")
+    resume_from: str | None = option(None, "a run's last.ckpt to continue from", MACHINE)
 
 
 @dataclass
@@ -197,13 +217,20 @@ class FeaturesConfig:
         "auto",
         "auto: read a frame's features from disk where the encoder is frozen and frames come "
         "again as they were; on: refuse to train where that is not so; off: encode every time",
+        MACHINE,
     )
     folder: str | None = option(
-        None, "where they lie; null: features in $SAM2KIT_CACHE, by default ~/.cache/sam2kit"
+        None,
+        "a folder for them alone; null: features in $SAM2KIT_CACHE, by default ~/.cache/sam2kit",
+        MACHINE,
     )
-    budget_gb: float = option(50.0, "at most so many gigabytes in that folder")
+    budget_gb: float = option(
+        50.0, "gigabytes in that folder at which nothing more is written to it", MACHINE
+    )
     dtype: str = option(
-        "exact", "exact: as they are computed; bfloat16: rounded for training, half of the disk"
+        "exact",
+        "exact: as they are computed; bfloat16: rounded for training, half of the disk",
+        MACHINE,
     )
 
 
@@ -233,7 +260,9 @@ class EvaluationConfig:
         "prompted, or that of the data where results of others are scored",
     )
     compare: dict[str, str] = option(
-        {}, "further models on the same prompts: the name to show, and a checkpoint or its name"
+        {},
+        "further models on the same prompts: the name to show, and a checkpoint or its name",
+        PATH,
     )
     calibration_videos: int = option(
         0, "choose thresholds on this many training videos and show them as one more tracker"
@@ -259,9 +288,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     recipe: str = option("memory", "the recipe this began from: memory or official")
     seed: int = option(42, "seed of weights, sampling, augmentation and prompts")
-    use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger")
-    output_dir: str = option("outputs", "runs go to a dated folder under this one")
-    log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR")
+    use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger", MACHINE)
+    output_dir: str = option("outputs", "runs go to a dated folder under this one", MACHINE)
+    log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR", MACHINE)
     debug: bool = option(False, "set by --debug: the run is marked as such")
 
     @property
@@ -307,6 +336,12 @@ def get(config: Config, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def put(config: Config, key: str, value: Any) -> None:
+    """Set a dotted key."""
+    section, _, name = key.rpartition(".")
+    setattr(get(config, section) if section else config, name, value)
 
 
 def options(config: Any = None, prefix: str = "") -> dict[str, Any]:

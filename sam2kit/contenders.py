@@ -219,8 +219,9 @@ class ResultFiles:
     ) -> VideoScores:
         video, size = source.names[i], source.read_frame(i, 0).shape[:2]
         folder = self.path("masks", contender.name, video)
-        for stale in folder.glob("*.png"):
-            stale.unlink()
+        if self.path("sav", contender.name, video, ".json").is_file():  # they are an evaluation's
+            for stale in folder.glob("*.png"):
+                stale.unlink()
         writer = MaskWriter(folder, video, objects)
 
         def write(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:

@@ -16,11 +16,23 @@ IDENTITIES = ("auto", "track", "category", "components")
 SAV_MASKLETS = ("manual", "auto", "both")
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with the line that documents it (``--create-config`` writes it out)."""
+RUN, PATH, MACHINE = "run", "path", "machine"
+"""Who decides a key: what a run is (its checkpoint says so too), where files are, or how this
+machine is used. Of a checkpoint the keys of RUN alone are obeyed: it may be a stranger's file."""
+
+
+def option(default: Any, help: str, scope: str = RUN) -> Any:
+    """Declare a configuration key.
+
+    Args:
+        default: a value; a list or dictionary is copied for each configuration.
+        help: the line that documents it (``--create-config`` writes it out).
+        scope: :data:`RUN`, :data:`PATH` or :data:`MACHINE`.
+    """
+    metadata = {"help": help, "scope": scope}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 # What says where videos come from, and may differ between the sources of a mixture.
@@ -49,14 +61,17 @@ class DatasetConfig:
         "video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), images (single "
         "pictures), synthetic (generated) or mixture (docs/data.md)",
     )
-    data_path: str | None = option(None, "folder of the videos; for coco the root of file_name")
+    data_path: str | None = option(
+        None, "folder of the videos; for coco the root of file_name", PATH
+    )
     masks_path: str | None = option(
         None,
         "where masks are that do not lie beside their frames: a folder with one for each video, or "
         "for type files a COCO JSON",
+        PATH,
     )
     annotation_file: str | None = option(
-        None, "the COCO JSON (type coco only), or several as a pattern: labels/*.json"
+        None, "the COCO JSON (type coco only), or several as a pattern: labels/*.json", PATH
     )
     identity: str = option(
         "auto",
@@ -68,17 +83,19 @@ class DatasetConfig:
         True, "leave out masks of frames that a COCO JSON flags as no key frames (interpolated)"
     )
     split: str | None = option(
-        None, "list of video names: a text file, or its name under ImageSets (2016/train)"
+        None, "list of video names: a text file, or its name under ImageSets (2016/train)", PATH
     )
     corrections: str | None = option(
         None,
         "corrections.jsonl of the prompt debugger: its masks replace the data set's",
+        PATH,
     )
     sav_masklets: str = option("manual", "which masklets of SA-V: manual, auto or both")
     mixture: list[dict[str, Any]] = option(
         [],
         "the sources of type mixture: each type, data_path and so on, and weight (1), its share of "
         "the clips in an epoch",
+        PATH,
     )
     video_clip_length: int = option(5, "frames in a clip, at least 1")
     frame_stride: int = option(1, "take every n-th frame")
@@ -92,7 +109,7 @@ class DatasetConfig:
     clips_per_video: int = option(1, "clips drawn from each video in an epoch")
     image_size: int = option(512, "frames are squashed to this square; a multiple of 32")
     batch_size: int = option(1, "clips in a batch")
-    num_workers: int = option(2, "processes that load clips; 0 loads in the main process")
+    num_workers: int = option(2, "processes that load clips; 0 loads in the main process", MACHINE)
     max_objects: int | None = option(3, "at most this many objects a clip; null: all")
     min_objects: int = option(
         1, "begin training clips where so many objects are visible, if such a frame is soon found"
@@ -114,6 +131,7 @@ class DatasetConfig:
         None,
         "folder of pictures from which lifelike videos take most of their surfaces; null: all "
         "surfaces are generated",
+        PATH,
     )
     augment: bool = option(
         False, "flip, crop, reverse and recolour training clips, by the strengths in augmentation"
@@ -190,12 +208,12 @@ class ValDatasetConfig:
     """Where validation clips come from. A null key is taken from ``dataset``."""
 
     type: str | None = option(None, "as dataset.type")
-    data_path: str | None = option(None, "as dataset.data_path")
+    data_path: str | None = option(None, "as dataset.data_path", PATH)
     masks_path: str | None = option(
-        None, "as dataset.masks_path, which counts where type and data_path are null too"
+        None, "as dataset.masks_path, which counts where type and data_path are null too", PATH
     )
-    annotation_file: str | None = option(None, "as dataset.annotation_file")
-    split: str | None = option(None, "as dataset.split, of the validation videos")
+    annotation_file: str | None = option(None, "as dataset.annotation_file", PATH)
+    split: str | None = option(None, "as dataset.split, of the validation videos", PATH)
     fraction: float = option(
         0.2,
         "share of the training videos held out when neither data_path, annotation_file nor split "

@@ -19,9 +19,15 @@ import numpy as np
 import torch
 from loguru import logger
 
-from sam2kit.checkpoints import create_sam2_model, find_checkpoint, load_source, load_weights
+from sam2kit.checkpoints import (
+    create_sam2_model,
+    find_checkpoint,
+    load_source,
+    load_weights,
+    source_config,
+)
 from sam2kit.comparison import paired_differences, score_interval
-from sam2kit.compose import compose, recompose, save_config
+from sam2kit.compose import compose, save_config
 from sam2kit.config import Config
 from sam2kit.contenders import Contender, ResultFiles, calibrate, tracker_options
 from sam2kit.data.build import build_datasets, build_validation_source
@@ -32,6 +38,7 @@ from sam2kit.predictions import coco_json, first_visible_frames, score_predictio
 from sam2kit.report import write_report
 from sam2kit.run_dir import file_name, open_run_dir
 from sam2kit.scores import CONVENTIONS, DataSetScores, metrics, summary
+from sam2kit.stored_config import recompose_allowed
 from sam2kit.video_files import save_gif, save_mp4
 from sam2kit.viz import overlay, tracking_figure, tracking_frames
 
@@ -80,10 +87,8 @@ class Evaluation:
         content = metrics(self.trackers)
         for tracker in self.trackers:
             interval = score_interval(tracker, self._generator())
-            content["trackers"][tracker.tracker]["J&F_interval"] = [
-                interval["low"],
-                interval["high"],
-            ]
+            bounds = [interval["low"], interval["high"]]
+            content["trackers"][tracker.tracker]["J&F_interval"] = bounds
         differences = {
             other.tracker: paired_differences(main, other, self._generator()) for other in others
         }
@@ -158,16 +163,10 @@ class Evaluation:
         count = min(len(video.J), MAX_PICTURE_FRAMES)
         steps = np.linspace(0, len(video.J) - 1, count).round().astype(int).tolist()
         whole = self.source.read_frame(i, 0).shape
-        size = (
-            min(PICTURE_WIDTH, whole[1]),
-            max(1, round(whole[0] * min(PICTURE_WIDTH / whole[1], 1))),
-        )
-        frames = np.stack(
-            [
-                cv2.resize(self.source.read_frame(i, t), size, interpolation=cv2.INTER_AREA)
-                for t in steps
-            ]
-        )
+        scale = min(PICTURE_WIDTH / whole[1], 1)
+        size = min(PICTURE_WIDTH, whole[1]), max(1, round(whole[0] * scale))
+        read = (self.source.read_frame(i, t) for t in steps)
+        frames = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in read])
         empty = np.zeros(whole[:2], bool)
 
         def small(mask: np.ndarray) -> np.ndarray:
@@ -287,8 +286,8 @@ def evaluate_checkpoint(
     """Score a checkpoint on validation videos, beside the copied mask and the model it came from.
 
     Args:
-        checkpoint: a run's folder or ``.ckpt``, which brings its configuration along; or weights
-            in the official format, or a name.
+        checkpoint: a run's folder or ``.ckpt``, which brings its configuration along (paths only if
+            the run's ``config.yaml`` is beside it); or weights in the official format, or a name.
         overrides: on top of the configuration, such as ``valdataset.data_path=DIR``.
         output_dir: for all that is written; by default a dated folder under
             ``config.output_dir``. One that holds an interrupted evaluation goes on with it.
@@ -300,12 +299,12 @@ def evaluate_checkpoint(
     """
     checkpoint = str(checkpoint)
     if config_file is None:
-        config = recompose(load_source(checkpoint)[0], overrides, source=checkpoint)
+        config, ignored = recompose_allowed(*source_config(checkpoint), overrides, checkpoint)
     else:
-        config = compose(config_file, overrides)
+        config, ignored = compose(config_file, overrides), ["model.checkpoint"]
     file, start = find_checkpoint(checkpoint), config.model.checkpoint
-    has_start = config_file is None if start is None else start not in (checkpoint, str(file))
-    contenders = _contenders(config, checkpoint, has_start)
+    no_start = "model.checkpoint" in ignored if start is None else start in (checkpoint, str(file))
+    contenders = _contenders(config, checkpoint, not no_start)
     output_dir = open_run_dir(output_dir, config.output_dir)
     if output_dir.resolve() != file.parent.resolve():
         save_config(config, output_dir / "config.yaml")

@@ -1,24 +1,32 @@
-"""The frozen image encoder's features, computed once a frame and kept on disk.
+"""The frozen image encoder's features, computed once per frame and kept on disk.
 
 A frame's features are found by the very pixels that the encoder would see, in a folder for the
-encoder's very weights. So they cannot be stale: another frame, size, way of resizing or encoder has
-another name. The same frame is found again by whoever asks: another epoch, run, sweep, process, a
-validation, an evaluation, a widget; a mirrored frame is a frame of its own.
+encoder's very weights. So they cannot be stale: another frame (a mirrored one too), size, way of
+resizing or encoder has another name. Epochs, runs, processes, evaluations and widgets share them.
 
 One file holds one frame (safetensors, memory-mapped), written beside and renamed, so that a process
-that is killed leaves the whole file or none.
+that is killed leaves the whole file or none. Nothing is evicted: at the budget, writing stops.
+
+A cache is a folder that was empty when the kit put :data:`MARKER` into it. Any other folder is
+rejected, and :func:`clear` deletes only regular files whose place and name the kit gives::
+
+    sam2kit-features-2               the marker
+    0123456789abcdef/encoder.json    one encoder: its weights' hash, image size and arithmetic
+    0123456789abcdef/01/0123...      one frame, named by its key
+    0123456789abcdef/01/.part-...    not yet renamed, or left by a process that was killed
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +42,7 @@ from sam2kit.clip import frame_keys
 from sam2kit.config import Config
 from sam2kit.data.source import VideoSource
 from sam2kit.data_config import AugmentationConfig
+from sam2kit.errors import ConfigError
 from sam2kit.model import SAM2Model, module_path
 from sam2kit.transforms import normalize
 
@@ -41,9 +50,16 @@ GB = 1e9
 FREE_BYTES = int(2e9)
 """The cache leaves so much of the disk to others."""
 SHARE_BETWEEN_LOOKS = 8
-"""A process looks at the folder's size again after writing this part of what the budget has left,
-so that as many processes do not exceed it together."""
-_FORM = 1  # of the files; a new form gets new folders
+"""A process measures the folder again after writing this part of what the budget has left, so that
+as many processes do not exceed it together."""
+MARKER = "sam2kit-features-2"
+"""The empty file that makes a folder a feature cache; it ends in the version of the format."""
+_LAYOUT = (  # by depth: names of folders, names of files
+    (r"[0-9a-f]{16}", re.escape(MARKER)),
+    (r"[0-9a-f]{2}", r"encoder\.json"),
+    (r"(?!)", r"[0-9a-f]{40}|\.part-[0-9a-f]{32}"),
+)
+UNFINISHED_SECONDS = 3600  # a file that is older was left by a process that was killed
 _UNCHANGED = ("reverse", "flip")  # what augmentation does without making new pixels
 
 
@@ -66,11 +82,16 @@ def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
 
     Args:
         exact: keep features as they are computed, whatever ``features.dtype`` says.
+
+    Raises:
+        ConfigError: the folder holds something else than a feature cache.
     """
     f = config.features
     if f.cache == "off":
         return None
-    return FeatureCache(find_folder(config), f.budget_gb, not exact and f.dtype == "bfloat16")
+    folder = find_folder(config)
+    check_folder(folder)
+    return FeatureCache(folder, f.budget_gb, not exact and f.dtype == "bfloat16")
 
 
 def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | None:
@@ -91,17 +112,15 @@ def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | Non
 class FeatureCache:
     """Features of single frames in a folder that any number of processes share.
 
-    When ``budget_gb`` is reached, folders of encoders that no process has open are deleted, the one
-    that was used longest ago first; then nothing more is written, and what is missing is computed
-    each time: a training reads its frames in turns, so that deleting some of them for others would
-    help nobody. The same where the disk is full or the folder cannot be written to. Either is said
-    once.
+    When ``budget_gb`` is reached, the disk is full or the folder cannot be written to, nothing more
+    is written, and what is missing is computed every time; a warning says so once. Nothing is
+    evicted: a training reads its frames in turns, so deleting some for others would not help it.
 
     A missing frame is encoded by itself, so that its features do not depend on which others were
     missing too, and what is used is what is kept: hit and miss give the same bits.
 
     Args:
-        folder: made when it is first needed.
+        folder: new, empty or a feature cache already; made when it is first needed.
         budget_gb: gigabytes (1e9 bytes), of all encoders together.
         rounded: keep features in bfloat16.
 
@@ -113,8 +132,7 @@ class FeatureCache:
         self.folder, self.budget, self.rounded = Path(folder), int(budget_gb * GB), rounded
         self.read = self.encoded = 0
         self._open: dict[tuple, Path] = {}
-        self._locks: list[int] = []  # held as long as this process lives
-        self._known: WeakKeyDictionary[SAM2Model, tuple[tuple, str]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[SAM2Model, tuple] = WeakKeyDictionary()
         self._writing = True
         self._left = 0  # bytes to write before the next look at the folder
 
@@ -136,6 +154,9 @@ class FeatureCache:
         Args:
             images: ``[N,3,S,S]`` uint8, on the model's device.
             keys: their :func:`frame_keys`, if they are known.
+
+        Raises:
+            ConfigError: the folder holds something else than a feature cache.
         """
         place = self._place(model, images)
         names = frame_keys(images) if keys is None else list(keys)
@@ -191,157 +212,182 @@ class FeatureCache:
         return self._open[encoder]
 
     def _digest(self, model: SAM2Model) -> str:
-        """A hash of the encoder's weights, made anew when one of them was written to."""
-        tensors = sorted(_encoder_tensors(model))
-        state = tuple((n, t.data_ptr(), t._version) for n, t in tensors)
-        if model not in self._known or self._known[model][0] != state:
-            digest = hashlib.blake2b(digest_size=20)
-            for name, tensor in tensors:
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._known[model] = state, digest.hexdigest()
-        return self._known[model][1]
+        """A hash of the encoder's weights, made again where one was written to or replaced."""
+        if model not in self._known:
+            names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
+            names = sorted(n for n in names if module_path(n)[0] == "image_encoder")
+            # The modules, not their tensors: one tensor may take the place of another.
+            parts = (name.rpartition(".") for name in names)
+            self._known[model] = [(model.get_submodule(m), n) for m, _, n in parts], (), ""
+        places, state, digest = self._known[model]
+        tensors = [getattr(module, name) for module, name in places]
+        now = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if now != state:
+            hashed = hashlib.blake2b(digest_size=20)
+            for (_, name), tensor in zip(places, tensors, strict=True):
+                hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest = hashed.hexdigest()
+            self._known[model] = places, now, digest
+        return digest
 
     def _enter(self, encoder: tuple) -> Path:
-        """Open an encoder's folder: from now on nobody deletes it."""
-        text = json.dumps({"form": _FORM, "encoder": encoder})
+        """Open the folder of an encoder, made where there is none."""
+        text = json.dumps({"encoder": encoder})
         place = self.folder / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         try:
-            while True:
-                place.mkdir(parents=True, exist_ok=True)
-                lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(lock, fcntl.LOCK_SH)
-                if _is_file(place / "lock", lock):
-                    break
-                os.close(lock)  # deleted while this process waited
-            self._locks.append(lock)
-            os.utime(place / "lock")
+            check_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / MARKER).touch()
+            place.mkdir(exist_ok=True)
             (place / "encoder.json").write_text(text, encoding="utf-8")
-            for left in place.glob("*/.*"):  # by a process that was killed
-                if time.time() - left.stat().st_mtime > 3600:
-                    left.unlink(missing_ok=True)
+            for path, kind in _entries(place, depth=1):
+                if kind == "file" and path.name.startswith(".part-"):
+                    with suppress(FileNotFoundError):  # renamed by another process
+                        if path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                            path.unlink()
         except OSError as error:
-            self._stop(f"{place} cannot be written to ({error.strerror})")
+            self._stop(f"{place} cannot be written to", str(error.strerror))
         return place
 
     def _keep(self, file: Path, levels: list[Tensor]) -> None:
         if not self._writing:
             return
         size = sum(x.numel() * x.element_size() for x in levels)
-        if self._left < size and not self._make_room(size):
-            return
-        unfinished = ""
+        part = file.with_name(f".part-{uuid.uuid4().hex}")
         try:
+            if not self._has_room(size):
+                return
+            file.parent.parent.mkdir(exist_ok=True)  # gone where another process cleared
             file.parent.mkdir(exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(prefix=".", dir=file.parent)
-            os.close(handle)
-            save_file({str(k): x.cpu().contiguous() for k, x in enumerate(levels)}, unfinished)
-            os.replace(unfinished, file)
+            save_file({str(k): x.cpu().contiguous() for k, x in enumerate(levels)}, part)
+            os.replace(part, file)
             self._left -= size
-        except (
-            OSError,
-            SafetensorError,
-        ) as error:  # the latter is how safetensors tells the former
-            if unfinished:
-                Path(unfinished).unlink(missing_ok=True)
-            self._stop(f"{file.parent} cannot be written to ({error})")
+        except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors
+            with suppress(OSError):
+                part.unlink()
+            self._stop(f"{file.parent} cannot be written to", str(error))
 
-    def _make_room(self, size: int) -> bool:
-        """Whether so many bytes fit, after deleting what nobody uses."""
-        sizes = folder_sizes(self.folder)
-        for place in sorted(sizes, key=lambda p: (p / "lock").stat().st_mtime):
-            if self._room(sizes) >= size:
-                break
-            if place not in self._open.values() and _delete(place):
-                logger.info("{} deleted: the features of an encoder that nobody uses", place)
-                del sizes[place]
-        room = self._room(sizes)
+    def _has_room(self, size: int) -> bool:
+        """Whether ``size`` more bytes may be written; a warning where not."""
+        if self._left >= size:
+            return True
+        room = self.budget - sum(folder_sizes(self.folder).values())
+        free = shutil.disk_usage(self.folder).free
         if room < size:
-            self._stop(
-                f"{self.folder} holds {sum(sizes.values()) / GB:.1f} GB of "
-                f"{self.budget / GB:g} (features.budget_gb), and the disk has "
-                f"{shutil.disk_usage(self.folder).free / GB:.1f} GB left"
-            )
-            return False
-        self._left = max(size, room // SHARE_BETWEEN_LOOKS)
-        return True
+            self._stop("Cache budget reached", f"features.budget_gb={self.budget / GB:g}")
+        elif free - FREE_BYTES < size:
+            self._stop("The disk is nearly full", f"{free / GB:.1f} GB left")
+        else:
+            self._left = max(size, min(room, free - FREE_BYTES) // SHARE_BETWEEN_LOOKS)
+        return self._writing
 
-    def _room(self, sizes: dict[Path, int]) -> int:
-        free = shutil.disk_usage(self.folder).free - FREE_BYTES
-        return min(self.budget - sum(sizes.values()), free)
-
-    def _stop(self, why: str) -> None:
+    def _stop(self, why: str, details: str) -> None:
         self._writing = False
-        logger.warning("{}; features of further frames are computed each time", why)
+        then = "features of the remaining frames are computed every time"
+        logger.warning("{}; {} ({}, {})", why, then, details, self.folder)
+
+
+def check_folder(folder: Path, with_others: bool = False) -> None:
+    """Reject a folder that is neither a feature cache of this version nor empty nor missing.
+
+    Args:
+        with_others: accept a cache that has other content beside it. Hidden files, which systems
+            leave anywhere, are always accepted there.
+
+    Raises:
+        ConfigError: names the folder and what to do.
+    """
+    # Read before the marker: another process may be making the cache.
+    entries = [(path.name, kind) for path, kind in _entries(folder) if path.parent == folder]
+    marked = os.path.isfile(folder / MARKER)
+    others = [n for n, kind in entries if not marked or (kind == "foreign" and n[0] != ".")]
+    if others and not (marked and with_others):
+        what = "beside a feature cache" if marked else f"and no {MARKER}, so it is no feature cache"
+        raise ConfigError(
+            f"features.folder: {folder} holds {', '.join(others[:3])} {what}; name a new or empty "
+            "folder with features.folder=DIR, or delete this one if it is an older version's cache"
+        )
 
 
 def folder_sizes(folder: str | Path) -> dict[Path, int]:
     """The bytes of each encoder's folder in a cache; empty where there is no cache."""
-    places = (Path(folder).glob("*/lock")) if Path(folder).is_dir() else ()
-    return {lock.parent: sum(_sizes(lock.parent)) for lock in places}
+    sizes: dict[Path, int] = {}
+    for path, kind in _entries(Path(folder)):
+        if kind == "file" and path.parent != Path(folder):
+            place = Path(folder) / path.relative_to(folder).parts[0]
+            with suppress(FileNotFoundError):  # renamed by another process
+                sizes[place] = sizes.get(place, 0) + path.lstat().st_size
+    return sizes
 
 
 def describe(folder: str | Path) -> str:
-    """A line for each encoder's folder: its size, and what its encoder is."""
+    """A line for each encoder's folder: its size, and what its encoder is.
+
+    Raises:
+        ConfigError: the folder is not a feature cache.
+    """
+    check_folder(Path(folder), with_others=True)
     lines = []
     for place, size in folder_sizes(folder).items():
-        digest, side, arithmetic, device, _, kept = json.loads(
-            (place / "encoder.json").read_text(encoding="utf-8")
-        )["encoder"]
-        files = sum(1 for _ in place.glob("??/*"))
-        lines.append(
-            f"{place}  {size / GB:.3f} GB  {files} frames  {side} px, {arithmetic} on {device}, "
-            f"kept {kept}, weights {digest[:8]}"
-        )
+        count = sum(kind == "file" and p.parent != place for p, kind in _entries(place, depth=1))
+        try:
+            content = json.loads((place / "encoder.json").read_text(encoding="utf-8"))
+            digest, side, arithmetic, device, _, kept = content["encoder"]
+            encoder = f"{side} px, {arithmetic} on {device}, kept {kept}, weights {digest[:8]}"
+        except (OSError, ValueError, KeyError, TypeError):
+            encoder = "unknown encoder (encoder.json is missing or damaged)"
+        lines.append(f"{place}  {size / GB:.3f} GB  {count} frames  {encoder}")
     return "\n".join(lines) or f"{folder} holds no features"
 
 
-def clear(folder: str | Path) -> tuple[int, int]:
-    """Delete the features of all encoders that no process has open.
+def clear(folder: str | Path) -> tuple[int, list[Path]]:
+    """Delete the features of all encoders; the marker stays, for processes that write just now.
+
+    Only what has its place in the layout at the top of this module is deleted. Symbolic links are
+    neither followed nor deleted.
 
     Returns:
-        how many folders were deleted, and how many are in use.
+        how many files were deleted, and the paths that were left because they are not the kit's.
+
+    Raises:
+        ConfigError: the folder is not a feature cache; nothing was deleted.
     """
-    deleted = [_delete(place) for place in folder_sizes(folder)]
-    return sum(deleted), len(deleted) - sum(deleted)
+    check_folder(Path(folder), with_others=True)
+    deleted, left = 0, []
+    for path, kind in _entries(Path(folder)):
+        if kind == "foreign":
+            left.append(path)
+        elif path.name != MARKER:
+            with suppress(OSError):  # a folder that something is left in, or no right to delete
+                path.rmdir() if kind == "folder" else path.unlink()
+                deleted += kind == "file"
+    return deleted, left
 
 
-def _sizes(place: Path) -> Iterator[int]:
-    for entry in os.scandir(place):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _sizes(Path(entry.path))
-        else:
-            try:
-                yield entry.stat(follow_symlinks=False).st_size
-            except FileNotFoundError:  # renamed by another process
-                continue
+def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
+    """What a cache's folder holds at any depth, a folder after its content.
 
+    Args:
+        depth: of ``folder``: 0 for the cache, 1 for an encoder's.
 
-def _delete(place: Path) -> bool:
-    """Delete an encoder's folder unless a process has it open."""
+    Returns:
+        paths, each with ``file`` or ``folder`` where it has its place in the layout, else
+        ``foreign``, which is not looked into. A symbolic link is foreign.
+    """
     try:
-        lock = os.open(place / "lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_file(place / "lock", lock):
-            return False
-        away = place.with_name(f".{place.name}.{os.getpid()}")
-        place.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
-
-
-def _is_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # never made, cleared by another process, or another user's
+    folders, files = _LAYOUT[depth]
+    for entry in found:
+        path, kind = Path(entry.path), "foreign"
+        if entry.is_dir(follow_symlinks=False) and re.fullmatch(folders, entry.name):
+            kind = "folder"
+            yield from _entries(path, depth + 1)
+        elif entry.is_file(follow_symlinks=False) and re.fullmatch(files, entry.name):
+            kind = "file"
+        yield path, kind
 
 
 def _load(file: Path) -> list[Tensor] | None:
@@ -351,9 +397,3 @@ def _load(file: Path) -> list[Tensor] | None:
             return [content.get_tensor(name) for name in sorted(content.keys())]
     except (OSError, SafetensorError):
         return None
-
-
-def _encoder_tensors(model: SAM2Model) -> Iterable[tuple[str, Tensor]]:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if module_path(name)[0] == "image_encoder":
-            yield name, tensor

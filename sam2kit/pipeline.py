@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,8 @@ def _keep_failed(target: Path, before: Mapping[str, Any]) -> None:
     """Move the notebook of a stage that did not end aside, so that it is not written over."""
     if target.exists() and before.get("state") in ("failed", "interrupted"):
         kept = f"{target.stem}.{before['state']}"
-        count = len(list(target.parent.glob(f"{kept}-*.ipynb")))
-        target.rename(target.with_name(f"{kept}-{count + 1}.ipynb"))
+        names = (target.with_name(f"{kept}-{number}.ipynb") for number in count(1))
+        target.rename(next(name for name in names if not name.exists()))
 
 
 def _existing_results(run_dir: Path) -> dict[str, Path]:

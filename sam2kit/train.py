@@ -273,6 +273,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         if self.kept and Path(path).name == "last.ckpt":
             keep_copy(Path(path), checkpoint["global_step"], self.kept)
 
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete nothing: ``best.ckpt`` and ``last.ckpt`` are replaced, never left behind.
+
+        Lightning would ask for it with a path from the state of a resumed checkpoint.
+        """
+
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:

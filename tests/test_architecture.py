@@ -27,6 +27,7 @@ LEVELS = {
         "run_dir",
         "status",
         "text",
+        "stored_config",
     ),
     1: (
         "attention",

@@ -326,3 +326,12 @@ def test_a_killed_conversion_is_not_taken_for_whole(tmp_path):
     assert subprocess.run(argv, cwd=ROOT).returncode == -signal.SIGKILL
     assert list(tmp_path.glob("out.unfinished-*")) and not (tmp_path / "out").exists()
     same(open_source(tmp_path / "data"), open_source(convert(*argv[3:], "davis")))
+
+
+def test_a_folder_that_has_the_name_of_the_unfinished_one_stays(tmp_path):
+    data, mine = make_davis(tmp_path / "data", {"a": 2}), tmp_path / f"out.unfinished-{os.getpid()}"
+    mine.mkdir()
+    (mine / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        convert(data, tmp_path / "out", "davis")
+    assert (mine / "thesis.tex").is_file()

@@ -154,6 +154,14 @@ def test_what_was_done_in_another_way_is_not_mixed_in(config, tmp_path, monkeypa
     assert bool(tracked) == bool(change)
 
 
+def test_masks_that_no_evaluation_wrote_are_not_deleted(config, contenders, tmp_path):
+    mine = tmp_path / "out" / "masks" / AFTER / "a" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    evaluate(config, contenders, tmp_path / "out")
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_video_whose_masks_were_deleted_is_tracked_again(config, contenders, tmp_path):
     evaluate(config, contenders[:1], tmp_path)
     (file,) = (tmp_path / "sav").rglob("a.json")

@@ -26,7 +26,15 @@ from sam2kit.compose import compose
 from sam2kit.data import SyntheticDataset, open_source
 from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule
 from sam2kit.errors import ConfigError
-from sam2kit.features import FeatureCache, clear, describe, folder_sizes, obstacle
+from sam2kit.features import (
+    MARKER,
+    FeatureCache,
+    clear,
+    create_cache,
+    describe,
+    folder_sizes,
+    obstacle,
+)
 from sam2kit.fill_features import fill
 from sam2kit.frame_model import FrameModel, TrackerOptions
 from sam2kit.train import fit
@@ -231,11 +239,38 @@ def test_two_processes_at_once_and_one_that_is_killed(model, tmp_path):
 def test_leftovers_of_a_killed_process_go(model, tmp_path):
     first = FeatureCache(tmp_path)
     first.encode(model, images())
-    left = files(first)[0].parent / ".tmpabc"
+    left = files(first)[0].parent / f".part-{'0' * 32}"
     left.write_bytes(b"half")
     os.utime(left, (time.time() - 7200,) * 2)
     FeatureCache(tmp_path).encode(model, images())
     assert not left.exists()
+
+
+def test_the_encoder_is_walked_and_hashed_once_for_each_model(model, cache, monkeypatch):
+    calls = {"walk": 0, "hash": 0}
+    walk, hash_of = type(model).named_parameters, features.hashlib.blake2b
+
+    def walked(self, *args, **kwargs):
+        calls["walk"] += 1
+        return walk(self, *args, **kwargs)
+
+    def hashed(*args, **kwargs):
+        calls["hash"] += kwargs.get("digest_size") == 20
+        return hash_of(*args, **kwargs)
+
+    monkeypatch.setattr(type(model), "named_parameters", walked)
+    monkeypatch.setattr(features.hashlib, "blake2b", hashed)
+    for seed in range(8):
+        cache.encode(model, images(seed, count=1))
+    assert calls == {"walk": 1, "hash": 1}
+
+
+def test_a_weight_that_takes_the_place_of_another(model, cache):
+    cache.encode(model, images())
+    norm = model.image_encoder.trunk.blocks[0].norm1
+    norm.weight = torch.nn.Parameter(norm.weight.detach() + 1e-3)
+    cache.encode(model, images())
+    assert counts(cache) == (0, 4)
 
 
 def test_disk_full(model, cache, monkeypatch, caplog_warnings):
@@ -254,6 +289,7 @@ def test_a_disk_that_is_nearly_full_is_left_to_others(model, cache, monkeypatch,
     monkeypatch.setattr(features, "FREE_BYTES", 1 << 62)
     cache.encode(model, images())
     assert not files(cache) and "GB left" in caplog_warnings[0]
+    assert "features of the remaining frames are computed every time" in caplog_warnings[0]
 
 
 def test_a_folder_that_cannot_be_made(model, tmp_path, caplog_warnings):
@@ -286,29 +322,121 @@ def test_budget(model, tmp_path, caplog_warnings):
     for seed in range(4):
         cache.encode(model, images(seed))
     assert 4 <= len(files(cache)) <= 5  # beside them the files of the folder
-    assert "features.budget_gb" in caplog_warnings[0] and len(caplog_warnings) == 1
+    expected = "Cache budget reached; features of the remaining frames are computed every time"
+    assert expected in caplog_warnings[0] and len(caplog_warnings) == 1
     assert sum(folder_sizes(cache.folder).values()) <= cache.budget
     cache.encode(model, images(0))
     assert counts(cache) == (2, 8)  # what is there is still read
 
 
-def test_the_budget_takes_from_encoders_that_nobody_uses(model, tmp_path):
+def test_at_the_budget_other_encoders_keep_theirs(model, tmp_path, caplog_warnings):
     one = frame_bytes(model, tmp_path / "measure")
-    cache = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
-    cache.encode(model, images())
-    for lock in cache._locks:  # as when its process has ended
-        os.close(lock)
-    old = next(iter(folder_sizes(cache.folder)))
+    first = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
+    first.encode(model, images())
+    before = files(first)
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.sam_mask_decoder.conv_s0.bias += 1
-    used = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
-    used.encode(other, images(1, count=3))
-    assert not old.exists() and len(files(used)) == 3
-    third = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
-    third.encode(model, images(2))  # what is in use stays
-    assert len(files(used)) == 3
-    assert clear(tmp_path / "cache") == (0, 2)
+    second = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
+    for _ in range(2):
+        second.encode(other, images(1, count=3))
+    assert set(before) < set(files(first)) and len(files(first)) == 3
+    assert counts(second) == (1, 5) and len(caplog_warnings) == 1
+
+
+def test_two_caches_together_stay_within_the_budget(model, tmp_path):
+    one = frame_bytes(model, tmp_path / "measure")
+    caches = [FeatureCache(tmp_path / "cache", budget_gb=6.5 * one / 1e9) for _ in range(2)]
+    for seed in range(8):
+        caches[seed % 2].encode(model, images(seed, count=1))
+    assert len(files(caches[0])) == 6
+
+
+def someones_folder(root: Path) -> dict[Path, bytes]:
+    """A folder with the shape of an old cache, and what it holds."""
+    for name in ("photos/lock", "photos/ab/IMG_1.jpg", "0123456789abcdef/lock", "thesis.tex"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_folder_with_other_content_is_no_cache(tiny_config, model, tmp_path, capsys):
+    content = someones_folder(tmp_path / "home")
+    tiny_config.features.folder = str(tmp_path / "home")
+    with pytest.raises(ConfigError, match="features.folder: .*home holds .*features.folder=DIR"):
+        create_cache(tiny_config)
+    with pytest.raises(ConfigError, match="features.folder"):
+        FeatureCache(tmp_path / "home", budget_gb=0).encode(model, images())
+    argv = ["features", f"features.folder={tmp_path / 'home'}", "dataset.type=synthetic"]
+    for flag in ("--clear", "--list"):
+        assert main([*argv, flag]) == 2
+        assert "features.folder" in capsys.readouterr().err
+    assert content == {p: p.read_bytes() for p in (tmp_path / "home").rglob("*") if p.is_file()}
+
+
+def test_a_cache_beside_other_content_is_rejected(model, tmp_path):
+    FeatureCache(tmp_path).encode(model, images())
+    (tmp_path / ".DS_Store").touch()
+    assert FeatureCache(tmp_path).encode(model, images()) is not None
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="holds notes.txt beside a feature cache"):
+        FeatureCache(tmp_path).encode(model, images())
+
+
+def test_clear_deletes_what_is_the_kits_and_lists_the_rest(model, tmp_path, capsys):
+    folder, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    first = FeatureCache(folder)
+    first.encode(model, images())
+    encoder, key = files(first)[0].parent.parent, "a" * 40
+    (files(first)[0].parent / f".part-{'0' * 32}").write_bytes(b"half")
+    # Targets of links have names like the kit's own, so that following one would delete them.
+    linked = [elsewhere / "0123456789abcdef" / "ab" / key, elsewhere / "ab" / key, elsewhere / key]
+    for path in linked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    left = {
+        folder / "0123456789abcdef": elsewhere / "0123456789abcdef",
+        encoder / "ab": elsewhere / "ab",
+        files(first)[0].parent / key: elsewhere / key,
+    }
+    for link, target in left.items():
+        link.symlink_to(target)
+    foreign = [folder / "photos" / "lock", encoder / "lock", encoder / "cd" / "notes.txt"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    argv = ["features", f"features.folder={folder}", "dataset.type=synthetic", "--clear"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "4 files deleted" in said  # two frames, one half frame, and what says which encoder
+    assert all(str(path) in said for path in (folder / "photos", *foreign[1:], *left))
+    assert {p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()} == {
+        folder / MARKER,
+        *foreign,
+        *left,
+    }
+    assert all(path.read_text() == "mine" for path in (*linked, *foreign))
+
+
+def test_clear_leaves_an_empty_cache_that_others_go_on_with(model, cache):
+    cache.encode(model, images())
+    assert clear(cache.folder) == (3, [])
+    assert [p.name for p in cache.folder.iterdir()] == [MARKER]
+    cache.encode(model, images())
+    assert counts(cache) == (0, 4) and len(files(cache)) == 2
+    assert "2 frames  unknown encoder" in describe(cache.folder)
+    assert FeatureCache(cache.folder).encode(model, images()) is not None
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"encoder": [1]}'])
+def test_leftovers_of_a_killed_process_are_listed(model, cache, text):
+    cache.encode(model, images())
+    (encoder,) = folder_sizes(cache.folder)
+    (encoder / "encoder.json").unlink() if text is None else (encoder / "encoder.json").write_text(
+        text
+    )
+    (cache.folder / "fedcba9876543210").mkdir()
+    assert "2 frames  unknown encoder" in describe(cache.folder)
 
 
 def test_it_can_be_copied_and_pickled(model, cache):
@@ -430,7 +558,10 @@ def test_the_command(tiny_config, tmp_path, capsys):
     assert main([*argv, "model.trainable_modules=['*']"]) == 2
     assert "model.trainable_modules" in capsys.readouterr().err
     assert main([*argv, "features.cache=off"]) == 2
-    assert "holds no features" in describe(tmp_path / "nowhere")
+    (tmp_path / "a file").touch()
+    for folder in ("nowhere", "a file"):
+        assert "holds no features" in describe(tmp_path / folder)
+        assert clear(tmp_path / folder) == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,16 @@ def test_a_failure_stops_the_pipeline_and_names_the_notebook(stage):
     assert "no such swan" in kept and not (stage.parent / "run" / "02_second.ipynb").exists()
 
 
+def test_notebooks_that_failed_before_are_not_overwritten(tmp_path):
+    for name in ("a.ipynb", "a.failed-2.ipynb"):  # the first of them was deleted by hand
+        (tmp_path / name).write_text(name)
+    for _ in range(2):
+        (tmp_path / "a.ipynb").write_text("again")
+        pipeline._keep_failed(tmp_path / "a.ipynb", {"state": "failed"})
+    assert (tmp_path / "a.failed-2.ipynb").read_text() == "a.failed-2.ipynb"
+    assert (tmp_path / "a.failed-3.ipynb").read_text() == "again"
+
+
 def counted(name):
     """A cell that writes down that its notebook ran."""
     return f"open(run_dir + '/ran', 'a').write('{name} ')"

@@ -437,6 +437,20 @@ def test_kept_checkpoints_are_pruned_and_serve_where_the_last_one_is_broken(conf
     assert kept_copies(tmp_path / "run") == [last, older] and fault_in(last) is None
 
 
+def test_only_copies_that_the_kit_named_are_pruned(tmp_path):
+    for name in ("step-final.ckpt", "step-3.ckpt", "step-99999999-mine.ckpt"):
+        (tmp_path / name).write_text("mine")
+    write_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    for step in (1, 2):
+        keep_copy(tmp_path / "last.ckpt", step, 1)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [
+        "step-00000002.ckpt",
+        "step-3.ckpt",
+        "step-99999999-mine.ckpt",
+        "step-final.ckpt",
+    ]
+
+
 def test_copies_of_a_run_that_was_given_up_go(tmp_path):
     for step in (1, 2, 3, 2):
         write_checkpoint({"step": step}, tmp_path / "last.ckpt")

@@ -75,6 +75,9 @@ def convert(
     part = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     try:
         part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}") from error
+    try:
         work = partial(_write_davis if to == "davis" else _write_coco, out=part)
         written = each_video(work, source, workers, "wrote")
         told = _gather(written, None if to == "davis" else part / COCO_FILE)
