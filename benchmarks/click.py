@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sam2kit.widgets.prompt_debugger import PromptDebugger
+from sam2kit.widgets.annotator import PromptDebugger
 
 
 def noise(folder: Path, frames: int = 5) -> Path:

@@ -33,8 +33,8 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from sam2kit.charts import markdown_table
-from sam2kit.data.coco import COCODataset
+from sam2kit.data.sources.coco import COCODataset
+from sam2kit.viz.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = (480, 854)

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sam2kit.charts import markdown_table
-from sam2kit.compose import compose
+from sam2kit.config.loading import compose
 from sam2kit.data import ClipDataset, SyntheticDataset, VideoDataset
-from sam2kit.transforms import IMAGE_DEVIATION, IMAGE_MEAN, normalize
+from sam2kit.data.transforms import IMAGE_DEVIATION, IMAGE_MEAN, normalize
+from sam2kit.viz.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 DAVIS = Path(__file__).parents[2] / "shared" / "davis"

@@ -36,8 +36,7 @@ import torch
 import yaml
 
 from benchmarks.measure import RESULTS, machine, machine_line, write
-from sam2kit.charts import markdown_table
-from sam2kit.tables import TrustedMarkdown
+from sam2kit.viz.tables import TrustedMarkdown, markdown_table
 
 SETTINGS: dict[str, Any] = {
     "model": {"size": "nano", "memory_attention_bias": 3.0, "object_score_bias": 3.0},

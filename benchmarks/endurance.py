@@ -21,8 +21,9 @@ import psutil
 import yaml
 
 from benchmarks.measure import MIB, RESULTS, machine, machine_line, write
-from sam2kit.charts import curves, markdown_table
-from sam2kit.processes import start
+from sam2kit.utils.processes import start
+from sam2kit.viz.plots import curves
+from sam2kit.viz.tables import markdown_table
 
 STEPS_AN_EPOCH = 500
 Sample = dict[str, float]

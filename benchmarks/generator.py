@@ -15,10 +15,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam2kit.charts import markdown_table
-from sam2kit.compose import compose
+from sam2kit.config.loading import compose
 from sam2kit.data.build import build_datasets
-from sam2kit.data.clips import create_dataloader
+from sam2kit.data.loader import create_dataloader
+from sam2kit.viz.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 FRAMES, BATCH = 4, 4

@@ -33,8 +33,9 @@ from benchmarks.measure import (
     write,
 )
 from benchmarks.steps import FAST, KitStep, clip_config, step_config
-from sam2kit.charts import LINE_COLORS, markdown_table
-from sam2kit.engine import SAM2LightningDataModule
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.viz.plots import LINE_COLORS
+from sam2kit.viz.tables import markdown_table
 
 Panel = list[dict[str, Any]]  # a row for each point: its number, seconds, MiB if any
 

@@ -1,7 +1,7 @@
 """Time J and F of a mask: ``python benchmarks/jf.py [--davis DAVIS]``.
 
 Writes ``benchmarks/results/jf.json`` and ``jf.md``. One run times both sides on the same frames, in
-turns: ``sam2kit.metrics.region_and_boundary``, and J and F as the official DAVIS 2017 package
+turns: ``sam2kit.evaluation.boundary.region_and_boundary``, and J and F as the official DAVIS 2017 package
 computes them, on whole pictures with ``cv2.dilate`` and a disk (without its void masks, which
 would make that side slower). Their values must be equal. A
 frame's time is the shortest of five, a side's the median over the frames. The frames are those of
@@ -23,11 +23,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sam2kit.charts import markdown_table
-from sam2kit.data.frames import VideoDataset
-from sam2kit.data.masks import read_id_mask
-from sam2kit.metrics import BOUNDARY_TOLERANCE, region_and_boundary
-from sam2kit.tables import TrustedMarkdown
+from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.sources.mask_files import read_id_mask
+from sam2kit.evaluation.boundary import BOUNDARY_TOLERANCE, region_and_boundary
+from sam2kit.viz.tables import TrustedMarkdown, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 DAVIS = Path(__file__).parents[2] / "shared" / "davis"
@@ -149,7 +148,7 @@ def main() -> None:
     low, middle, high = result["ratio_by_frame_5_50_95"]
     names = {
         "definition": TrustedMarkdown("on whole pictures, `cv2.dilate` with a disk"),
-        "sam2kit": TrustedMarkdown("`sam2kit.metrics.region_and_boundary`"),
+        "sam2kit": TrustedMarkdown("`sam2kit.evaluation.boundary.region_and_boundary`"),
     }
     table = markdown_table(
         [{"J and F of one mask": names[k], "ms, median": value} for k, value in medians.items()]

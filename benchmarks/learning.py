@@ -25,14 +25,13 @@ from typing import Any
 from loguru import logger
 
 from benchmarks.measure import RESULTS, machine, machine_line, use_threads, write
-from sam2kit.charts import markdown_table
-from sam2kit.checkpoints import load_run
-from sam2kit.compose import compose
-from sam2kit.config import Config
-from sam2kit.contenders import Contender
-from sam2kit.data_config import AugmentationConfig
-from sam2kit.evaluate import evaluate
-from sam2kit.train import fit
+from sam2kit.config.loading import compose
+from sam2kit.config.schema import AugmentationConfig, Config
+from sam2kit.evaluation.evaluate import evaluate
+from sam2kit.evaluation.tracker_runs import Contender
+from sam2kit.models.checkpoints import load_run
+from sam2kit.training.trainer import fit
+from sam2kit.viz.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 DAVIS = ROOT.parent / "shared" / "davis"

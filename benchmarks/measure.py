@@ -26,11 +26,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sam2kit.charts import LINE_COLORS, markdown_table
 from sam2kit.data import SyntheticDataset
-from sam2kit.data.source import VideoSource
-from sam2kit.memory import peak_bytes as peak_bytes  # the benchmarks import it from here
-from sam2kit.tables import TrustedMarkdown
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.training.memory_profile import (
+    peak_bytes as peak_bytes,  # the benchmarks import it from here
+)
+from sam2kit.viz.plots import LINE_COLORS
+from sam2kit.viz.tables import TrustedMarkdown, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "sam2", "transformers", "lightning", "numpy")

@@ -19,19 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sam2kit.charts import curves, markdown_table
-from sam2kit.checkpoints import create_sam2_model, find_checkpoint
-from sam2kit.clip import ClipBatch, TrackOutput
-from sam2kit.comparison import bootstrap_interval
-from sam2kit.compose import compose, override
-from sam2kit.config import Config
+from sam2kit.config.loading import compose, override
+from sam2kit.config.schema import Config
 from sam2kit.data.build import build_validation
-from sam2kit.data.clips import create_dataloader
-from sam2kit.engine import step_generator
-from sam2kit.evaluate import COPY
-from sam2kit.metrics import after_first_visible, copy_first_mask, mean_tracked_iou
-from sam2kit.model import SAM2Model
-from sam2kit.prompts import PromptGenerator
+from sam2kit.data.clip import ClipBatch
+from sam2kit.data.loader import create_dataloader
+from sam2kit.evaluation.evaluate import COPY
+from sam2kit.evaluation.metrics import after_first_visible, copy_first_mask, mean_tracked_iou
+from sam2kit.evaluation.statistics import bootstrap_interval
+from sam2kit.models.checkpoints import create_sam2_model, find_checkpoint
+from sam2kit.models.outputs import TrackOutput
+from sam2kit.models.sam2 import SAM2Model
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.training.module import step_generator
+from sam2kit.viz.plots import curves
+from sam2kit.viz.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 SEED = 7

@@ -26,9 +26,9 @@ from benchmarks.measure import (
     write,
 )
 from benchmarks.steps import EVERYTHING, EXACT, FAST, KitStep, clip_config
-from sam2kit.charts import markdown_table
-from sam2kit.optim import build_optimizer
-from sam2kit.plan import plan
+from sam2kit.training.optim import build_optimizer
+from sam2kit.training.planner import plan
+from sam2kit.viz.tables import markdown_table
 
 MEMORY, TIME = 0.2, 0.4
 """How far off the plan may be."""

@@ -30,12 +30,13 @@ from benchmarks.measure import (
     share,
     write_davis,
 )
-from sam2kit.clip import ClipBatch, frame_keys
-from sam2kit.compose import compose
-from sam2kit.config import Config
-from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule
-from sam2kit.model import describe_model, set_trainable
-from sam2kit.transforms import normalize
+from sam2kit.config.loading import compose
+from sam2kit.config.schema import Config
+from sam2kit.data.clip import ClipBatch, frame_keys
+from sam2kit.data.transforms import normalize
+from sam2kit.models.sam2 import describe_model, set_trainable
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.module import SAM2LightningModule
 
 EXACT = ["model.memory_dropout=0", "trainer.precision=32-true"]
 """Nothing that changes a gradient but dropout, which is off."""

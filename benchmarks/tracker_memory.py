@@ -27,12 +27,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from sam2kit.charts import markdown_table
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.config import Config
-from sam2kit.model import describe_model
-from sam2kit.prompts import Prompt
-from sam2kit.tracker import VideoTracker
+from sam2kit.config.schema import Config
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.sam2 import describe_model
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.video_tracker import VideoTracker
+from sam2kit.viz.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 128

@@ -29,14 +29,14 @@ from benchmarks.measure import (
     ratio,
     write_davis,
 )
-from sam2kit.checkpoints import create_sam2_model, save_weights
-from sam2kit.compose import compose
-from sam2kit.config import Config
+from sam2kit.config.loading import compose
+from sam2kit.config.schema import Config
 from sam2kit.data import VideoDataset
-from sam2kit.frame_model import TrackerOptions
-from sam2kit.model import SAM2Model, describe_model
-from sam2kit.prompts import Prompt
-from sam2kit.tracker import VideoTracker
+from sam2kit.models.checkpoints import create_sam2_model, save_weights
+from sam2kit.models.sam2 import SAM2Model, describe_model
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.options import TrackerOptions
+from sam2kit.tracking.video_tracker import VideoTracker
 
 Track = Callable[[], np.ndarray]
 """Masks ``[T,O,H,W]`` bool of the video."""

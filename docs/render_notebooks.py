@@ -17,7 +17,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from PIL import Image
 
-from sam2kit.pipeline import run_stages
+from sam2kit.pipeline.runner import run_stages
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "notebooks"

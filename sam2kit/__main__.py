@@ -1,6 +1,6 @@
 """``python -m sam2kit COMMAND``."""
 
-from sam2kit.cli import main
+from sam2kit.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from browser_helpers import lab  # noqa: F401
 
-from sam2kit.clip import ClipBatch, VideoClip, collate
-from sam2kit.config import Config
+from sam2kit.config.schema import Config
+from sam2kit.data.clip import ClipBatch, VideoClip, collate
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,14 +14,14 @@ from hydra.utils import instantiate
 from torch import Tensor
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
-from sam2kit.clip import ClipBatch, VideoClip, collate
-from sam2kit.config import Config
-from sam2kit.corrections import Corrections
-from sam2kit.model import SAM2Model, describe_model
-from sam2kit.prompt_shapes import box_to_points, mask_to_box
-from sam2kit.prompts import Prompt
-from sam2kit.tracking import upstream_inputs
-from sam2kit.transforms import normalize
+from sam2kit.config.schema import Config
+from sam2kit.data.clip import ClipBatch, VideoClip, collate
+from sam2kit.data.transforms import normalize
+from sam2kit.models.clip_tracking import upstream_inputs
+from sam2kit.models.sam2 import SAM2Model, describe_model
+from sam2kit.prompts.corrections import Corrections
+from sam2kit.prompts.geometry import box_to_points, mask_to_box
+from sam2kit.prompts.prompt import Prompt
 
 
 class ReplaySAM2Train(upstream.SAM2Train):

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from sam2kit.adapters import has_lora, merged_state
-from sam2kit.checkpoints import (
+from sam2kit.config.schema import Config
+from sam2kit.config.validation import check
+from sam2kit.models.checkpoints import (
     create_sam2_model,
     load_adapter,
     load_run,
@@ -16,13 +17,12 @@ from sam2kit.checkpoints import (
     save_adapter,
     save_weights,
 )
-from sam2kit.checks import check
-from sam2kit.config import Config
-from sam2kit.engine import settle_precision
-from sam2kit.errors import CheckpointError, ConfigError
-from sam2kit.model import build_sam2_model, parameter_report
-from sam2kit.prompts import PromptGenerator
-from sam2kit.train import fit
+from sam2kit.models.lora import has_lora, merged_state
+from sam2kit.models.sam2 import build_sam2_model, parameter_report
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.training.module import settle_precision
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import CheckpointError, ConfigError
 
 pytest.importorskip("peft")
 

@@ -172,11 +172,13 @@ def test_no_arrow_runs_round():
     assert not cycle(arrows())
 
 
-@pytest.mark.parametrize("line", ["import sam2kit.cli", "from sam2kit import cli"])
+@pytest.mark.parametrize("line", ["import sam2kit.cli.commands", "from sam2kit import cli"])
 def test_an_arrow_that_runs_up_or_round_is_found(tmp_path, line):
-    (tmp_path / "cli.py").write_text("from sam2kit.model import build\n")
+    (tmp_path / "cli.py").write_text("from sam2kit.models.sam2 import build\n")
     (tmp_path / "model.py").write_text(f"def f():\n    {line}\n")
-    (tmp_path / "train.py").write_text("if __name__ == '__main__':\n    import sam2kit.cli\n")
+    (tmp_path / "train.py").write_text(
+        "if __name__ == '__main__':\n    import sam2kit.cli.commands\n"
+    )
     (tmp_path / "__init__.py").write_text("")
     graph = arrows(tmp_path)
     assert upward(graph) == ["model -> cli"] and cycle(graph) == ["cli", "model"]

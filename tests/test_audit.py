@@ -8,15 +8,15 @@ import pytest
 import torch
 from loguru import logger
 
-from sam2kit.audit import Audit, audit_config
-from sam2kit.checks import check
-from sam2kit.cli import main
-from sam2kit.config import Config
-from sam2kit.data import clips as clips_module
-from sam2kit.engine import SAM2LightningModule
-from sam2kit.errors import ConfigError
-from sam2kit.memory import StepMemory, StepMeter
-from sam2kit.train import fit
+from sam2kit.cli.main import main
+from sam2kit.config.schema import Config
+from sam2kit.config.validation import check
+from sam2kit.data import clip_dataset as clips_module
+from sam2kit.training.gradient_audit import Audit, audit_config
+from sam2kit.training.memory_profile import StepMemory, StepMeter
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +70,7 @@ def test_norms_are_those_of_the_first_step(config):
             return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sam2kit.optim.AdamW", Spy)
+        patch.setattr("sam2kit.training.optim.AdamW", Spy)
         config.trainer.gradient_clip_val = None
         fit(config)
     assert rows(audit_config(config))["total"].gradient_norm == pytest.approx(seen["norm"], 1e-4)
@@ -174,8 +174,9 @@ def test_a_fit_is_the_same_with_and_without(config):
 
 
 def test_random_state_and_gradients_are_left_alone(config):
-    from sam2kit.audit import audit_gradients
-    from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule
+    from sam2kit.training.datamodule import SAM2LightningDataModule
+    from sam2kit.training.gradient_audit import audit_gradients
+    from sam2kit.training.module import SAM2LightningModule
 
     module = SAM2LightningModule(config).eval()
     before = torch.get_rng_state()

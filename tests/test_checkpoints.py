@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import sam2kit.checkpoints as checkpoints
-from sam2kit.checkpoints import create_sam2_model, guess_size, load_weights, save_weights
-from sam2kit.errors import CheckpointError
-from sam2kit.model import build_sam2_model, module_path
+import sam2kit.models.checkpoints as checkpoints
+from sam2kit.models.checkpoints import create_sam2_model, guess_size, load_weights, save_weights
+from sam2kit.models.sam2 import build_sam2_model, module_path
+from sam2kit.utils.errors import CheckpointError
 
 
 @pytest.fixture

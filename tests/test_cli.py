@@ -16,9 +16,9 @@ import pytest
 from data_helpers import make_sav
 from PIL import Image
 
-from sam2kit.cli import COMMANDS, main
-from sam2kit.compose import compose, config_dir, save_config
-from sam2kit.config import Config, get
+from sam2kit.cli.main import COMMANDS, main
+from sam2kit.config.loading import compose, config_dir, save_config
+from sam2kit.config.schema import Config, get
 
 ROOT = Path(__file__).parent.parent
 SYNTHETIC = ["dataset=synthetic"]
@@ -165,8 +165,8 @@ def test_create_config_refuses(capsys, file):
 def test_bad_input_is_one_message_before_torch(capsys, monkeypatch, argv, words):
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(sys.modules, "sam2kit.train", None)  # importing it would raise ImportError
-    monkeypatch.setitem(sys.modules, "sam2kit.evaluate", None)
-    monkeypatch.setitem(sys.modules, "sam2kit.pipeline", None)
+    monkeypatch.setitem(sys.modules, "sam2kit.evaluation.evaluate", None)
+    monkeypatch.setitem(sys.modules, "sam2kit.pipeline.runner", None)
     message = refused(capsys, *argv)
     assert all(word in message for word in words), message
 
@@ -265,7 +265,7 @@ def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
 def test_help_is_fast_and_loads_neither_torch_nor_hydra():
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "from sam2kit.cli import main\n"
+        "from sam2kit.cli.commands import main\n"
         "assert main(['--help']) == 0\n"
         "assert time.perf_counter() - start < 1\n"
         "assert not {'torch', 'hydra', 'omegaconf', 'lightning'} & set(sys.modules)"

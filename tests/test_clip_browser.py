@@ -15,13 +15,13 @@ import traitlets
 from data_helpers import SIZE, compressed, make_davis, save_json, save_palette, square
 from PIL import Image
 
-from sam2kit.data.source import VideoSource
-from sam2kit.data.video_file import FrameFolder
-from sam2kit.errors import DataError
-from sam2kit.predictions import MaskWriter
-from sam2kit.prompts import Prompt
-from sam2kit.run_dir import file_name
-from sam2kit.scores import CONVENTIONS, VideoScorer
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.video_decoder import FrameFolder
+from sam2kit.data.writers import MaskWriter
+from sam2kit.evaluation.scores import CONVENTIONS, VideoScorer
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 from sam2kit.widgets.clip_browser import ClipBrowser
 from sam2kit.widgets.layers import VideoLayers, label_planes, open_results
 

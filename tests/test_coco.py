@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from loguru import logger
 from pycocotools import mask as mask_utils
 
-from sam2kit.config import Config, DatasetConfig
+from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data import COCODataset, ConnectedObjects, build_source
-from sam2kit.data.coco_masks import decode, run_lengths
-from sam2kit.data.components import components
-from sam2kit.data.source import VideoSource
-from sam2kit.errors import DataError
+from sam2kit.data.rle import decode, run_lengths
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.components import components
+from sam2kit.utils.errors import DataError
 
 
 def by_image(tmp_path, change=lambda content: None, **arguments) -> COCODataset:

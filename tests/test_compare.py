@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from sam2kit.compare import (
+from sam2kit.evaluation.compare_runs import (
     comparison_figure,
     comparison_rows,
     comparison_warnings,
     find_runs,
 )
-from sam2kit.errors import DataError
+from sam2kit.utils.errors import DataError
 
 
 def write_run(folder, score, videos=("a", "b"), version=2, convention="prompted"):

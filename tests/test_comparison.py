@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from data_helpers import square
 
-from sam2kit.comparison import (
+from sam2kit.evaluation.metrics import iou
+from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScorer
+from sam2kit.evaluation.statistics import (
     best_threshold,
     bootstrap_interval,
     iou_by_threshold,
@@ -14,8 +16,6 @@ from sam2kit.comparison import (
     presence_by_threshold,
     score_interval,
 )
-from sam2kit.metrics import iou
-from sam2kit.scores import CONVENTIONS, DataSetScores, VideoScorer
 
 HERE, MISSED = square(4, 4), square(4, 20)
 

@@ -8,10 +8,11 @@ from dataclasses import fields
 
 import pytest
 
-from sam2kit.checks import check, check_paths, missing
-from sam2kit.compose import compose, config_dir, override, recompose, save_config, to_yaml
-from sam2kit.config import Config, ModelConfig, options
-from sam2kit.errors import ConfigError
+from sam2kit.config.loading import compose, config_dir, override, recompose, save_config, to_yaml
+from sam2kit.config.schema import Config, ModelConfig, options
+from sam2kit.config.validation import check, check_paths
+from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.paths import missing
 
 CHANGED = [
     "model.size=b+",
@@ -359,7 +360,7 @@ def test_hydra_is_restored_after_an_error():
 
 def test_modules_of_the_configuration_are_light():
     code = (
-        "import sys, sam2kit.config, sam2kit.checks, sam2kit.compose\n"
+        "import sys, sam2kit.config.schema, sam2kit.config.validation, sam2kit.config.loading\n"
         "heavy = {'torch', 'hydra', 'omegaconf', 'lightning', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

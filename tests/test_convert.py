@@ -20,12 +20,12 @@ from loguru import logger
 from PIL import Image
 from test_sources import FORMATS, config_of
 
-import sam2kit.data.convert
-from sam2kit.cli import main
+import sam2kit.data.conversion
+from sam2kit.cli.main import main
 from sam2kit.data import SelectedVideos, build_source, open_source
-from sam2kit.data.convert import convert
-from sam2kit.data.source import ObjectId, VideoSource
-from sam2kit.errors import ConfigError, DataError
+from sam2kit.data.conversion import convert
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, to):
             raise OSError(errno.ENOSPC, "No space left on device")
         copy(source, target)
 
-    monkeypatch.setattr(sam2kit.data.convert.shutil, "copyfile", full)
+    monkeypatch.setattr(sam2kit.data.conversion.shutil, "copyfile", full)
     with pytest.raises(ConfigError, match="No space left on device; nothing was kept"):
         convert(tmp_path / "data", tmp_path / "out", to)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
@@ -242,7 +242,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         copy(source, target)
 
-    monkeypatch.setattr(sam2kit.data.convert.shutil, "copyfile", interrupted)
+    monkeypatch.setattr(sam2kit.data.conversion.shutil, "copyfile", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path / "data", tmp_path / "out", "davis")
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
@@ -315,7 +315,7 @@ def test_an_empty_folder_may_be_the_target(tmp_path):
 def test_a_killed_conversion_is_not_taken_for_whole(tmp_path):
     make_davis(tmp_path / "data")
     code = (
-        "import os, shutil, signal, sys; from sam2kit.data.convert import convert\n"
+        "import os, shutil, signal, sys; from sam2kit.data.conversion import convert\n"
         "copy = shutil.copyfile\n"
         "def killed(source, target):\n"
         "    if 'b' in target.parts: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from data_helpers import SIZE, make_davis, save_frame, square
 
-from sam2kit.compose import compose
-from sam2kit.config import DatasetConfig
+from sam2kit.config.loading import compose
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
-from sam2kit.data.clips import ClipDataset
-from sam2kit.data.corrected import CorrectedSource, append_correction, with_corrections
-from sam2kit.data.frames import VideoDataset
-from sam2kit.errors import ConfigError, DataError
+from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.sources.corrected import CorrectedSource, append_correction, with_corrections
+from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import moving_clip
 
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.clip import collate
-from sam2kit.corrections import CorrectionGenerator, Corrections, correction_click
-from sam2kit.errors import ConfigError
-from sam2kit.prompt_shapes import jitter_box, mask_to_box
-from sam2kit.prompts import Prompt, PromptGenerator
+from sam2kit.data.clip import collate
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.prompts.corrections import CorrectionGenerator, Corrections, correction_click
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.prompts.geometry import jitter_box, mask_to_box
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.utils.errors import ConfigError
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -23,7 +23,7 @@ from data_helpers import (
 from loguru import logger
 from PIL import Image
 
-from sam2kit.config import Config, DatasetConfig
+from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data import (
     ClipDataset,
     COCODataset,
@@ -35,9 +35,9 @@ from sam2kit.data import (
     build_source,
     create_dataloader,
 )
-from sam2kit.data.frames import read_image
 from sam2kit.data.samples import make_samples
-from sam2kit.errors import ConfigError, DataError
+from sam2kit.data.sources.frame_folders import read_image
+from sam2kit.utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 DAVIS = ROOT.parent / "shared" / "davis"

@@ -7,11 +7,11 @@ import signal
 import pytest
 import torch
 
-from sam2kit.compose import recompose
-from sam2kit.data.clips import ClipDataset
-from sam2kit.engine import SAM2LightningModule
-from sam2kit.errors import TrainingError
-from sam2kit.train import fit
+from sam2kit.config.loading import recompose
+from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import TrainingError
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from data_helpers import compressed, save_json, save_palette, save_video, square
 from PIL import Image
 
-from sam2kit.cli import main
-from sam2kit.compose import compose
-from sam2kit.config import DatasetConfig
+from sam2kit.cli.main import main
+from sam2kit.config.loading import compose
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import (
     ClipDataset,
     SelectedVideos,
@@ -23,10 +23,10 @@ from sam2kit.data import (
     build_source,
     open_source,
 )
-from sam2kit.data.diagnosis import Examination, examine
-from sam2kit.data.doctor import IdentityWatch, VideoRecord, has_soft_edges, order_fault
-from sam2kit.errors import DataError
-from sam2kit.train import fit
+from sam2kit.data.doctor.report import Examination, examine
+from sam2kit.data.doctor.video_checks import IdentityWatch, VideoRecord, has_soft_edges, order_fault
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared"
 SIZE = (48, 64)

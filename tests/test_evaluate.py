@@ -11,12 +11,10 @@ import pytest
 import torch
 from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 
-from sam2kit.cli import main
-from sam2kit.compose import compose
-from sam2kit.contenders import Contender, ResultFiles, calibrate
-from sam2kit.data.frames import VideoDataset
-from sam2kit.errors import ConfigError, DataError
-from sam2kit.evaluate import (
+from sam2kit.cli.main import main
+from sam2kit.config.loading import compose
+from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.evaluation.evaluate import (
     AFTER,
     BEFORE,
     CALIBRATED,
@@ -28,11 +26,13 @@ from sam2kit.evaluate import (
     evaluate_checkpoint,
     evaluate_predictions,
 )
-from sam2kit.metrics import iou
-from sam2kit.model import build_sam2_model
-from sam2kit.predictions import score_predictions
-from sam2kit.protocols import PromptProtocol
-from sam2kit.scores import CONVENTIONS
+from sam2kit.evaluation.metrics import iou
+from sam2kit.evaluation.predictions import score_predictions
+from sam2kit.evaluation.prompt_protocols import PromptProtocol
+from sam2kit.evaluation.scores import CONVENTIONS
+from sam2kit.evaluation.tracker_runs import Contender, ResultFiles, calibrate
+from sam2kit.models.sam2 import build_sam2_model
+from sam2kit.utils.errors import ConfigError, DataError
 
 DAVIS = Path(__file__).parent.parent.parent / "shared" / "davis"
 
@@ -235,7 +235,7 @@ def test_bad_names_and_options_are_told_before_tracking(config, contenders, tmp_
 
 
 def test_other_checkpoints_stand_beside_the_tuned_one(config, tmp_path):
-    from sam2kit.checkpoints import save_weights
+    from sam2kit.models.checkpoints import save_weights
 
     save_weights(build_sam2_model(config), tmp_path / "mine.pt")
     config.evaluation.compare = {"shipped nano": "nano"}

@@ -10,19 +10,19 @@ import torch
 import yaml
 from sam2.build_sam import build_sam2, build_sam2_video_predictor
 
-from sam2kit import checkpoints
-from sam2kit import export as export_module
-from sam2kit.adapters import merged_state
-from sam2kit.checkpoints import (
+from sam2kit.cli.main import main
+from sam2kit.models import checkpoints
+from sam2kit.models import exporter as export_module
+from sam2kit.models.checkpoints import (
     config_to_store,
     create_sam2_model,
     load_run,
     save_adapter,
     save_weights,
 )
-from sam2kit.cli import main
-from sam2kit.errors import CheckpointError, ConfigError
-from sam2kit.export import export
+from sam2kit.models.exporter import export
+from sam2kit.models.lora import merged_state
+from sam2kit.utils.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_wrong_merge_is_found_by_the_comparison_with_the_tuned_model(run, tmp_
         return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
     monkeypatch.setattr(export_module, "merged_state", unmerged)
-    monkeypatch.setattr("sam2kit.checkpoints.merged_state", unmerged)
+    monkeypatch.setattr("sam2kit.models.lora.merged_state", unmerged)
     with pytest.raises(CheckpointError, match=r"differ by 0.0e\+00 .video predictor. and [1-9]"):
         export(run, tmp_path / "out.pt")
 

@@ -18,15 +18,13 @@ import pytest
 import torch
 from data_helpers import make_davis
 
-from sam2kit import features
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.cli import main
-from sam2kit.clip import collate, frame_keys
-from sam2kit.compose import compose
+from sam2kit.cli.main import main
+from sam2kit.config.loading import compose
 from sam2kit.data import SyntheticDataset, open_source
-from sam2kit.engine import SAM2LightningDataModule, SAM2LightningModule
-from sam2kit.errors import ConfigError
-from sam2kit.features import (
+from sam2kit.data.clip import collate, frame_keys
+from sam2kit.models import feature_cache as features
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.feature_cache import (
     MARKER,
     FeatureCache,
     clear,
@@ -35,9 +33,13 @@ from sam2kit.features import (
     folder_sizes,
     obstacle,
 )
-from sam2kit.fill_features import fill
-from sam2kit.frame_model import FrameModel, TrackerOptions
-from sam2kit.train import fit
+from sam2kit.models.feature_precompute import fill
+from sam2kit.tracking.frame_step import FrameModel
+from sam2kit.tracking.options import TrackerOptions
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import ConfigError
 
 TINY = {"video_clip_length": 3, "image_size": 64, "num_workers": 0}
 
@@ -70,7 +72,7 @@ def everything(encoded: dict) -> list[torch.Tensor]:
 
 
 def test_what_is_read_is_what_upstream_computes(model, cache):
-    from sam2kit.transforms import normalize
+    from sam2kit.data.transforms import normalize
 
     asked = images()
     with torch.no_grad():

@@ -16,13 +16,13 @@ from data_helpers import everything, make_coco, make_davis, save_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sam2kit.checkpoint_files import write_checkpoint
-from sam2kit.checkpoints import load_source
-from sam2kit.compose import compose, to_yaml
-from sam2kit.config import Config
+from sam2kit.config.loading import compose, to_yaml
+from sam2kit.config.schema import Config
 from sam2kit.data import COCODataset, VideoDataset
-from sam2kit.errors import SAM2KitError
-from sam2kit.prompt_files import load_video_prompts
+from sam2kit.models.checkpoint_io import write_checkpoint
+from sam2kit.models.checkpoints import load_source
+from sam2kit.prompts.io import load_video_prompts
+from sam2kit.utils.errors import SAM2KitError
 
 CASES = int(os.environ.get("SAM2KIT_FUZZ_CASES", "40"))
 MOST_MEMORY = 2**30  # that all cases of a kind may add

@@ -10,12 +10,12 @@ import pytest
 from hostile import IMAGE, NAMES, SHOWN, write_runs, write_videos
 from loguru import logger
 
-from sam2kit.compose import to_yaml
-from sam2kit.config import Config
-from sam2kit.contenders import Contender
-from sam2kit.data.diagnosis import examine
-from sam2kit.evaluate import evaluate
-from sam2kit.text import label_text, visible_text
+from sam2kit.config.loading import to_yaml
+from sam2kit.config.schema import Config
+from sam2kit.data.doctor.report import examine
+from sam2kit.evaluation.evaluate import evaluate
+from sam2kit.evaluation.tracker_runs import Contender
+from sam2kit.utils.text import label_text, visible_text
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"

@@ -15,11 +15,11 @@ import psutil
 import pytest
 import torch
 
-from sam2kit import pipeline
-from sam2kit.compose import compose
-from sam2kit.evaluate import evaluate_checkpoint
-from sam2kit.status import is_locked, read_status
-from sam2kit.train import fit
+from sam2kit.config.loading import compose
+from sam2kit.evaluation.evaluate import evaluate_checkpoint
+from sam2kit.pipeline import runner as pipeline
+from sam2kit.pipeline.status import is_locked, read_status
+from sam2kit.training.trainer import fit
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

@@ -7,8 +7,8 @@ import threading
 import pytest
 from matplotlib.figure import Figure
 
-from sam2kit import live
-from sam2kit.charts import training_curves
+from sam2kit.viz import live_curves as live
+from sam2kit.viz.plots import training_curves
 
 HEAD = "epoch,step,loss,learning_rate,loss_iou,val_iou,val_loss\r\n"
 

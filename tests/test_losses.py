@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sam2kit.clip import ClipBatch, DecoderStep, TrackOutput
-from sam2kit.config import LossConfig
-from sam2kit.losses import (
+from sam2kit.config.schema import LossConfig
+from sam2kit.data.clip import ClipBatch
+from sam2kit.models.outputs import DecoderStep, TrackOutput
+from sam2kit.training.losses import (
     SAM2TrainingLoss,
     bce_loss,
     dice_loss,
@@ -177,7 +178,7 @@ def test_nothing_to_supervise_gives_a_zero_that_can_be_differentiated(scene):
 def test_a_withheld_mask_costs_a_bounded_amount(scene):
     from sam2.modeling import sam2_base
 
-    from sam2kit.losses import ABSENT_LOGIT, NO_OBJ_SCORE
+    from sam2kit.training.losses import ABSENT_LOGIT, NO_OBJ_SCORE
 
     assert NO_OBJ_SCORE == sam2_base.NO_OBJ_SCORE
     output, batch = scene

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sam2kit.metrics import (
+from sam2kit.evaluation.boundary import boundary_f, region_and_boundary
+from sam2kit.evaluation.metrics import (
     after_first_visible,
-    boundary_f,
     copy_first_mask,
     decay,
     dice,
@@ -14,7 +14,6 @@ from sam2kit.metrics import (
     presence_and_recovery,
     presence_counts,
     recovery_counts,
-    region_and_boundary,
 )
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import moving_clip
 
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.clip import collate
-from sam2kit.config import LossConfig
-from sam2kit.errors import ConfigError
-from sam2kit.losses import SAM2TrainingLoss
-from sam2kit.model import module_path, parameter_report, set_trainable
-from sam2kit.prompts import Prompt, PromptGenerator
+from sam2kit.config.schema import LossConfig
+from sam2kit.data.clip import collate
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.sam2 import module_path, parameter_report, set_trainable
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.training.losses import SAM2TrainingLoss
+from sam2kit.utils.errors import ConfigError
 
 
 def generator(seed: int = 0) -> torch.Generator:

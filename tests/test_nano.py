@@ -11,12 +11,17 @@ import pytest
 import torch
 from sam2.build_sam import build_sam2_video_predictor
 
-from sam2kit import checkpoints
-from sam2kit.checkpoints import create_sam2_model, find_checkpoint, load_weights, save_weights
-from sam2kit.cli import main
-from sam2kit.compose import compose, config_dir
-from sam2kit.errors import CheckpointError
-from sam2kit.train import fit
+from sam2kit.cli.main import main
+from sam2kit.config.loading import compose, config_dir
+from sam2kit.models import checkpoints
+from sam2kit.models.checkpoints import (
+    create_sam2_model,
+    find_checkpoint,
+    load_weights,
+    save_weights,
+)
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")

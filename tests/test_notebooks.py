@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2kit.kernels import execute
-from sam2kit.pipeline import run_stages
-from sam2kit.video_files import save_mp4
+from sam2kit.pipeline.kernel import execute
+from sam2kit.pipeline.runner import run_stages
+from sam2kit.viz.video_writer import save_mp4
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from training.optimizer import layer_decay_param_modifier
 
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.config import OptimizerConfig
-from sam2kit.errors import ConfigError
-from sam2kit.optim import parameter_groups
+from sam2kit.config.schema import OptimizerConfig
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.training.optim import parameter_groups
+from sam2kit.utils.errors import ConfigError
 
 
 def of_parameters(model, groups, key) -> dict[str, float]:

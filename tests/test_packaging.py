@@ -166,7 +166,7 @@ def test_installed_wheel_trains_two_steps_elsewhere(wheel, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = "from sam2kit.compose import config_dir; print(config_dir())"
+    where = "from sam2kit.config.loading import config_dir; print(config_dir())"
     assert Path(python("-c", where).strip()) == target / "sam2kit" / "configs"
     assert (target / "bin" / "sam2kit").is_file()
     tiny = [

@@ -19,11 +19,11 @@ from parity_helpers import (
 )
 from training.loss_fns import MultiStepMultiMasksAndIous
 
-from sam2kit import tracking
-from sam2kit.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
-from sam2kit.config import LossConfig
-from sam2kit.losses import SAM2TrainingLoss
-from sam2kit.model import build_sam2_model
+from sam2kit.config.schema import LossConfig
+from sam2kit.models import clip_tracking as tracking
+from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
+from sam2kit.models.sam2 import build_sam2_model
+from sam2kit.training.losses import SAM2TrainingLoss
 
 TOLERANCE = 1e-3  # of the standard deviation of the logits behind the prompted frames
 

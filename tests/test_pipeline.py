@@ -12,9 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sam2kit import pipeline
-from sam2kit.errors import CheckpointError, ConfigError, PipelineError
-from sam2kit.status import is_locked, locked, read_status
+from sam2kit.pipeline import runner as pipeline
+from sam2kit.pipeline.status import is_locked, locked, read_status
+from sam2kit.utils.errors import CheckpointError, ConfigError, PipelineError
 
 PARAMETERS = 'run_dir = "."\nconfig_file = ""\noverrides = []\n'
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
@@ -230,7 +230,7 @@ def test_another_status_is_refused(stage, tmp_path, text, told):
 
 
 def test_the_status_beats(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr("sam2kit.status.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("sam2kit.pipeline.status.HEARTBEAT_SECONDS", 0.05)
     write_notebook(
         stage,
         "01_first",

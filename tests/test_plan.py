@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import moving_clip
 
-from sam2kit import plan as planning
-from sam2kit.cli import main
-from sam2kit.clip import collate
-from sam2kit.compose import recompose
-from sam2kit.engine import SAM2LightningModule
-from sam2kit.memory import StepMemory, peak_bytes
-from sam2kit.plan import Plan, plan, propose
+from sam2kit.cli.main import main
+from sam2kit.config.loading import recompose
+from sam2kit.data.clip import collate
+from sam2kit.training import planner as planning
+from sam2kit.training.memory_profile import StepMemory, peak_bytes
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.planner import Plan, plan, propose
 
 
 class Clips(list):

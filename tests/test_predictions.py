@@ -12,13 +12,14 @@ import pytest
 from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 from PIL import Image
 
-from sam2kit.data.coco import COCODataset
-from sam2kit.data.frames import VideoDataset
-from sam2kit.data.masks import read_id_mask
-from sam2kit.errors import DataError
-from sam2kit.metrics import iou
-from sam2kit.predictions import MaskWriter, coco_json, davis_palette, score_predictions, write_csv
-from sam2kit.scores import CONVENTIONS
+from sam2kit.data.sources.coco import COCODataset
+from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.sources.mask_files import read_id_mask
+from sam2kit.data.writers import MaskWriter, coco_json, davis_palette
+from sam2kit.evaluation.metrics import iou
+from sam2kit.evaluation.predictions import score_predictions, write_csv
+from sam2kit.evaluation.scores import CONVENTIONS
+from sam2kit.utils.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared"
 DAVIS2017 = CONVENTIONS["davis2017"]

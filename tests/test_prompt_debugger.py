@@ -14,18 +14,18 @@ import torch
 from data_helpers import SIZE, make_davis, save_frame
 from PIL import Image
 
-from sam2kit.checkpoints import load_source
-from sam2kit.config import DatasetConfig
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import open_source
-from sam2kit.data.frames import VideoDataset
-from sam2kit.data.source import VideoSource
-from sam2kit.errors import DataError
-from sam2kit.metrics import iou
-from sam2kit.prompt_shapes import mask_center
-from sam2kit.prompts import PromptGenerator
-from sam2kit.track import track
-from sam2kit.viz import ERROR_COLORS, PALETTE
-from sam2kit.widgets.prompt_debugger import PromptDebugger
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.evaluation.metrics import iou
+from sam2kit.models.checkpoints import load_source
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.prompts.geometry import mask_center
+from sam2kit.tracking.tracking_job import track
+from sam2kit.utils.errors import DataError
+from sam2kit.viz.overlays import ERROR_COLORS, PALETTE
+from sam2kit.widgets.annotator import PromptDebugger
 from sam2kit.widgets.prompt_session import PromptSession
 
 SAMPLES = Path(__file__).parent.parent / "data_samples"
@@ -158,7 +158,7 @@ def test_what_is_shown_replays_without_a_front_end(session, tmp_path):
     areas = {(a["image_id"] - 1, a["track_id"]): a["area"] for a in shown["annotations"]}
     assert set(numbers) == {1, 2, "third"}
     for (o, t), runs in session.tracked.items():
-        from sam2kit.prompt_files import decode_mask
+        from sam2kit.data.rle import decode_mask
 
         mask = decode_mask(runs, session.size)
         assert areas.get((t, o), 0) == mask.sum()
@@ -259,7 +259,7 @@ def test_a_corrected_frame_goes_to_the_data_set(session, tmp_path):
     session.click(1, 2, *centre(session, 1, 2))
     assert session.append(path, 2) == [1]
     corrected = open_source(session.source)
-    from sam2kit.data.corrected import CorrectedSource
+    from sam2kit.data.sources.corrected import CorrectedSource
 
     masks = CorrectedSource(corrected, path).read_masks(0, 2)
     assert (masks[1] == session.mask(1, 2)).all()
@@ -444,7 +444,7 @@ def test_clicks_in_a_real_notebook(lab, tmp_path):
     canvas = root.locator("canvas")
     places = notebook.kernel(
         "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
-        "debugger.session, __import__('sam2kit.prompt_shapes', fromlist=['']).mask_center)"
+        "debugger.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
     )
     (x, y), (u, v) = places
     size = {"width": 160, "height": 128}

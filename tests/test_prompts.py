@@ -8,18 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam2kit.clip import VideoClip, collate
-from sam2kit.config import Config, DatasetConfig
-from sam2kit.errors import ConfigError, DataError
-from sam2kit.prompt_files import load_prompts, save_prompts
-from sam2kit.prompt_shapes import (
+from sam2kit.config.schema import Config, DatasetConfig
+from sam2kit.data.clip import VideoClip, collate
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.prompts.geometry import (
     box_to_points,
     mask_center,
     mask_to_box,
     sample_negative_points,
     sample_points,
 )
-from sam2kit.prompts import Prompt, PromptGenerator, group_prompts
+from sam2kit.prompts.io import load_prompts, save_prompts
+from sam2kit.prompts.prompt import Prompt, group_prompts
+from sam2kit.utils.errors import ConfigError, DataError
 
 SIZE = 32
 

@@ -9,13 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2kit import config, scores
-from sam2kit.config import NOISE_KINDS, EvaluationConfig
-from sam2kit.errors import ConfigError
-from sam2kit.model import build_sam2_model
-from sam2kit.prompt_noise import PromptNoise, grow_mask, move_mask
-from sam2kit.protocols import PromptProtocol, follow, to_resized
-from sam2kit.tracker import FrameTracks, TrackerOptions, VideoTracker
+from sam2kit.config import schema as config
+from sam2kit.config.schema import NOISE_KINDS, EvaluationConfig
+from sam2kit.evaluation import scores
+from sam2kit.evaluation.prompt_protocols import PromptProtocol, follow, to_resized
+from sam2kit.models.sam2 import build_sam2_model
+from sam2kit.prompts.noise import PromptNoise, grow_mask, move_mask
+from sam2kit.tracking.options import TrackerOptions
+from sam2kit.tracking.video_tracker import FrameTracks, VideoTracker
+from sam2kit.utils.errors import ConfigError
 
 SIZE = (24, 40)
 

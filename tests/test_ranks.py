@@ -13,13 +13,13 @@ import psutil
 import pytest
 import torch
 
-from sam2kit.compose import compose, save_config
+from sam2kit.config.loading import compose, save_config
 from sam2kit.data.build import build_datasets
-from sam2kit.data.clips import EpochSampler
-from sam2kit.engine import SAM2LightningDataModule
-from sam2kit.errors import ConfigError, TrainingError
-from sam2kit.ranks import device_count
-from sam2kit.train import fit
+from sam2kit.data.loader import EpochSampler
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.launch import device_count
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import ConfigError, TrainingError
 
 ROOT = Path(__file__).parent.parent
 
@@ -237,7 +237,7 @@ def started(config, tmp_path):
     config.trainer.max_epochs = 10000
     save_config(config, tmp_path / "config.yaml")
     code = (
-        "import signal, sys; from pathlib import Path; from sam2kit.compose import compose\n"
+        "import signal, sys; from pathlib import Path; from sam2kit.config.loading import compose\n"
         "from sam2kit.train import fit\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "folder = Path(sys.argv[1])\n"

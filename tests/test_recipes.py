@@ -10,16 +10,16 @@ import torch
 from conftest import moving_clip
 from omegaconf import OmegaConf
 
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.clip import collate
-from sam2kit.compose import compose, save_config
-from sam2kit.config import Config, LossConfig
-from sam2kit.corrections import CorrectionGenerator
-from sam2kit.engine import SAM2LightningModule
-from sam2kit.errors import ConfigError
-from sam2kit.losses import SAM2TrainingLoss
-from sam2kit.memory import peak_bytes
-from sam2kit.prompts import PromptGenerator
+from sam2kit.config.loading import compose, save_config
+from sam2kit.config.schema import Config, LossConfig
+from sam2kit.data.clip import collate
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.prompts.corrections import CorrectionGenerator
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.training.losses import SAM2TrainingLoss
+from sam2kit.training.memory_profile import peak_bytes
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.utils.errors import ConfigError
 
 
 def test_the_memory_recipe_is_the_defaults():

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from sam2kit import engine
-from sam2kit.checkpoints import create_sam2_model, load_run
-from sam2kit.cli import main
-from sam2kit.errors import CheckpointError, TrainingError
-from sam2kit.replay import replay
-from sam2kit.train import fit
+from sam2kit.cli.main import main
+from sam2kit.models.checkpoints import create_sam2_model, load_run
+from sam2kit.training import module as engine
+from sam2kit.training.nonfinite_replay import replay
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import CheckpointError, TrainingError
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sam2kit.charts import difference_chart, interval_chart, over_time
-from sam2kit.comparison import paired_differences
-from sam2kit.config import Config
-from sam2kit.data.synthetic import SyntheticDataset
-from sam2kit.report import (
+from sam2kit.config.schema import Config
+from sam2kit.data.synthetic.dataset import SyntheticDataset
+from sam2kit.evaluation.plots import difference_chart, over_time
+from sam2kit.evaluation.report import (
     comparisons,
     examples,
     ranked_objects,
@@ -18,8 +17,10 @@ from sam2kit.report import (
     spread_videos,
     write_report,
 )
-from sam2kit.scores import CONVENTIONS, DataSetScores, VideoScorer
-from sam2kit.viz import ERROR_COLORS, error_overlay
+from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScorer
+from sam2kit.evaluation.statistics import paired_differences
+from sam2kit.viz.overlays import ERROR_COLORS, error_overlay
+from sam2kit.viz.plots import interval_chart
 
 SHIFTS = {"tuned <b>": 1, "start": 4}
 VIDEOS, FRAMES = 3, 6

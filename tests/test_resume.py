@@ -13,15 +13,16 @@ import pytest
 import torch
 from loguru import logger
 
-from sam2kit import checkpoint_files, engine
-from sam2kit.checkpoint_files import fault_in, keep_copy, kept_copies, write_checkpoint
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.cli import main
-from sam2kit.compose import recompose, save_config
-from sam2kit.data.clips import ClipDataset
-from sam2kit.errors import CheckpointError, ConfigError, DataError
-from sam2kit.resume import whole_checkpoint
-from sam2kit.train import fit
+from sam2kit.cli.main import main
+from sam2kit.config.loading import recompose, save_config
+from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.models import checkpoint_io as checkpoint_files
+from sam2kit.models.checkpoint_io import fault_in, keep_copy, kept_copies, write_checkpoint
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.training import module as engine
+from sam2kit.training.resume import whole_checkpoint
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture

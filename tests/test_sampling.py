@@ -10,10 +10,10 @@ import torch
 from data_helpers import SIZE, make_davis, square
 from loguru import logger
 
-from sam2kit.config import AugmentationConfig, Config, DatasetConfig
+from sam2kit.config.schema import AugmentationConfig, Config, DatasetConfig
 from sam2kit.data import ClipDataset, VideoSource, create_dataloader
 from sam2kit.data.build import build_datasets
-from sam2kit.errors import DataError
+from sam2kit.utils.errors import DataError
 
 
 class Squares(VideoSource):

@@ -20,15 +20,15 @@ from parity_helpers import (
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
 from torch.nn import functional as F
 
-from sam2kit.attention import MemoryAttention, RotaryAttention, attend
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.clip import TrackOutput
-from sam2kit.config import Config
-from sam2kit.engine import SAM2LightningModule, settle_precision
-from sam2kit.errors import ConfigError
-from sam2kit.losses import SAM2TrainingLoss
-from sam2kit.model import describe_model
-from sam2kit.tracking import FrameFeatures
+from sam2kit.config.schema import Config
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.clip_tracking import FrameFeatures
+from sam2kit.models.memory_attention import MemoryAttention, RotaryAttention, attend
+from sam2kit.models.outputs import TrackOutput
+from sam2kit.models.sam2 import describe_model
+from sam2kit.training.losses import SAM2TrainingLoss
+from sam2kit.training.module import SAM2LightningModule, settle_precision
+from sam2kit.utils.errors import ConfigError
 
 
 def loss_of_upstream(frames, output: TrackOutput, batch, config):

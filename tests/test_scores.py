@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from data_helpers import square
 
-from sam2kit.errors import DataError
-from sam2kit.scores import CONVENTIONS, DataSetScores, VideoScorer, VideoScores, metrics
+from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScorer, VideoScores, metrics
+from sam2kit.utils.errors import DataError
 
 HERE, MISSED = square(4, 4), square(4, 20)
 GONE = np.zeros_like(HERE)

@@ -13,12 +13,12 @@ import torch
 
 pytest.importorskip("submitit")
 
-from sam2kit import slurm
-from sam2kit.cli import main
-from sam2kit.compose import save_config
-from sam2kit.errors import ConfigError
-from sam2kit.slurm import TrainingJob, submit
-from sam2kit.train import fit
+from sam2kit.cli.main import main
+from sam2kit.config.loading import save_config
+from sam2kit.training import slurm
+from sam2kit.training.slurm import TrainingJob, submit
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import ConfigError
 
 
 @pytest.fixture

@@ -33,10 +33,9 @@ from data_helpers import (
 from loguru import logger
 from PIL import Image
 
-from sam2kit.checks import check, check_paths
-from sam2kit.clip import collate
-from sam2kit.compose import compose
-from sam2kit.config import Config, DatasetConfig
+from sam2kit.config.loading import compose
+from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.config.validation import check, check_paths
 from sam2kit.data import (
     ClipDataset,
     SAVDataset,
@@ -46,15 +45,15 @@ from sam2kit.data import (
     build_source,
     open_source,
 )
-from sam2kit.data.corrected import append_correction
-from sam2kit.data.diagnosis import examine
-from sam2kit.data.masks import MaskFiles
-from sam2kit.data.mixture import MixtureDataset, shares
-from sam2kit.data.source import ObjectId, VideoSource
-from sam2kit.data.video_file import VideoFile
-from sam2kit.data_config import DATASET_TYPES
-from sam2kit.engine import SAM2LightningModule
-from sam2kit.errors import ConfigError, DataError
+from sam2kit.data.clip import collate
+from sam2kit.data.doctor.report import examine
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.corrected import append_correction
+from sam2kit.data.sources.mask_files import MaskFiles
+from sam2kit.data.sources.mixture import MixtureDataset, shares
+from sam2kit.data.sources.video_decoder import VideoFile
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -10,7 +10,12 @@ import pytest
 import torch
 from data_helpers import make_davis
 
-from sam2kit.checkpoints import (
+from sam2kit.cli.main import main
+from sam2kit.config.loading import compose, save_config
+from sam2kit.config.schema import MACHINE, PATH, RUN, Config, get, options
+from sam2kit.config.stored import MAX_DEPTH, MAX_TEXT, MAX_VALUES, read_stored
+from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
+from sam2kit.models.checkpoints import (
     CONFIG_KEY,
     config_to_store,
     create_sam2_model,
@@ -21,16 +26,10 @@ from sam2kit.checkpoints import (
     save_adapter,
     source_config,
 )
-from sam2kit.cli import main
-from sam2kit.compose import compose, save_config
-from sam2kit.config import Config, get, options
-from sam2kit.data_config import MACHINE, PATH, RUN
-from sam2kit.errors import CheckpointError, ConfigError
-from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
-from sam2kit.model import build_sam2_model
-from sam2kit.replay import STEP_KEY, replay
-from sam2kit.stored_config import MAX_DEPTH, MAX_TEXT, MAX_VALUES, read_stored
-from sam2kit.train import WholeCheckpoints, fit
+from sam2kit.models.sam2 import build_sam2_model
+from sam2kit.training.nonfinite_replay import STEP_KEY, replay
+from sam2kit.training.trainer import WholeCheckpoints, fit
+from sam2kit.utils.errors import CheckpointError, ConfigError
 
 SECRET = "correct-horse-battery-staple"
 NAMES_OR_WORDS = {

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from sam2kit import sweep
-from sam2kit.cli import main
-from sam2kit.compare import find_runs, leaderboard_rows
-from sam2kit.errors import ConfigError, DataError, PipelineError
-from sam2kit.status import Status, is_locked, locked, read_status, write_whole
-from sam2kit.sweep import plan, run_sweep
+from sam2kit.cli.main import main
+from sam2kit.evaluation.compare_runs import find_runs, leaderboard_rows
+from sam2kit.pipeline import sweep
+from sam2kit.pipeline.status import Status, is_locked, locked, read_status
+from sam2kit.pipeline.sweep import plan, run_sweep
+from sam2kit.utils.errors import ConfigError, DataError, PipelineError
+from sam2kit.utils.files import write_whole
 
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
 

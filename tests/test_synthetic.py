@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sam2kit.data.samples import begins_well, copied_mask_iou
-from sam2kit.data.scene import Scene
-from sam2kit.data.source import VideoSource
-from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
-from sam2kit.data.textures import Photos
-from sam2kit.errors import DataError
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
+from sam2kit.data.synthetic.scene import Scene
+from sam2kit.data.synthetic.textures import Photos
+from sam2kit.utils.errors import DataError
 
 
 class GreySource(VideoSource):

@@ -11,12 +11,11 @@ from hostile import DIRECTION, IMAGE, LINK, LONG, NAMES, SCRIPT, SHOWN, TEX, wri
 from loguru import logger
 from matplotlib.text import Text
 
-from sam2kit.charts import curves, interval_chart
-from sam2kit.console import log_to_console
-from sam2kit.data.diagnosis import examine
-from sam2kit.errors import DataError
-from sam2kit.tables import Caption, Table, TrustedMarkdown
-from sam2kit.text import (
+from sam2kit.cli.console import log_to_console
+from sam2kit.data.doctor.report import examine
+from sam2kit.evaluation.pictures import tracking_frames
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import (
     MAX_LABEL,
     MAX_LENGTH,
     MAX_WORD,
@@ -26,8 +25,10 @@ from sam2kit.text import (
     markdown_text,
     visible_text,
 )
-from sam2kit.video_files import gif_html
-from sam2kit.viz import contact_sheet, tracking_frames
+from sam2kit.viz.overlays import contact_sheet
+from sam2kit.viz.plots import curves, interval_chart
+from sam2kit.viz.tables import Caption, Table, TrustedMarkdown
+from sam2kit.viz.video_writer import gif_html
 from sam2kit.widgets.base import error_text
 from sam2kit.widgets.clip_browser import ClipBrowser
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sam2kit.cli import main
-from sam2kit.data.video_file import FrameFolder, open_video
-from sam2kit.errors import DataError
-from sam2kit.predictions import davis_palette
-from sam2kit.prompt_files import load_video_prompts
-from sam2kit.video_files import save_mp4
+from sam2kit.cli.main import main
+from sam2kit.data.sources.video_decoder import FrameFolder, open_video
+from sam2kit.data.writers import davis_palette
+from sam2kit.prompts.io import load_video_prompts
+from sam2kit.utils.errors import DataError
+from sam2kit.viz.video_writer import save_mp4
 
 HEIGHT, WIDTH = 48, 64
 BOX = {

@@ -29,13 +29,14 @@ from tracker_helpers import (
     write_video,
 )
 
-from sam2kit import attention
-from sam2kit.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
-from sam2kit.errors import DataError
-from sam2kit.frame_model import connected_components
-from sam2kit.model import SAM2Model, build_sam2_model
-from sam2kit.prompts import Prompt
-from sam2kit.tracker import TrackerOptions, TrackingSession, VideoTracker
+from sam2kit.models import memory_attention as attention
+from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
+from sam2kit.models.sam2 import SAM2Model, build_sam2_model
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.frame_step import connected_components
+from sam2kit.tracking.options import TrackerOptions
+from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
+from sam2kit.utils.errors import DataError
 
 TOLERANCE = 1e-2  # of a logit
 ALL = (0, 1, 2)

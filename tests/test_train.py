@@ -12,16 +12,17 @@ import pytest
 import torch
 import yaml
 
-from sam2kit import train as train_module
-from sam2kit.checkpoints import create_sam2_model, load_run, load_weights
-from sam2kit.compose import compose, recompose
-from sam2kit.config import Config, OptimizerConfig, SchedulerConfig
-from sam2kit.engine import settle_precision, step_generator
-from sam2kit.errors import CheckpointError, ConfigError
-from sam2kit.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint, pick_device
-from sam2kit.optim import build_optimizer, learning_rate_factor, parameter_groups
-from sam2kit.run_dir import file_name, new_run_dir, open_run_dir
-from sam2kit.train import fit
+from sam2kit.config.loading import compose, recompose
+from sam2kit.config.schema import Config, OptimizerConfig, SchedulerConfig
+from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
+from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights
+from sam2kit.training import trainer as train_module
+from sam2kit.training.module import settle_precision, step_generator
+from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
+from sam2kit.training.trainer import fit
+from sam2kit.utils.device import pick_device
+from sam2kit.utils.errors import CheckpointError, ConfigError
+from sam2kit.utils.paths import file_name, new_run_dir, open_run_dir
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from sam2kit.clip import VideoClip
-from sam2kit.config import AugmentationConfig
-from sam2kit.transforms import augment, normalize, resize, resize_masks
+from sam2kit.config.schema import AugmentationConfig
+from sam2kit.data.clip import VideoClip
+from sam2kit.data.transforms import augment, normalize, resize, resize_masks
 
 
 def bright_square_clip(num_frames: int = 4, size: tuple[int, int] = (64, 96)) -> VideoClip:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2kit.data.video_file import open_video
-from sam2kit.errors import DataError
-from sam2kit.video_files import gif_html, mp4_writer, save_gif, save_mp4
+from sam2kit.data.sources.video_decoder import open_video
+from sam2kit.utils.errors import DataError
+from sam2kit.viz.video_writer import gif_html, mp4_writer, save_gif, save_mp4
 
 
 def ramp(count=30, size=(48, 64)):

@@ -9,21 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sam2kit.charts import curves, markdown_table
-from sam2kit.clip import VideoClip, collate
-from sam2kit.prompts import PromptGenerator
-from sam2kit.video_files import save_gif
-from sam2kit.viz import (
-    PALETTE,
-    clip_sheet,
-    contact_sheet,
-    draw_prompts,
-    frames_to_images,
-    overlay,
-    prompt_sheet,
-    tracking_figure,
-    tracking_frames,
-)
+from sam2kit.data.clip import VideoClip, collate
+from sam2kit.data.preview import clip_sheet
+from sam2kit.evaluation.pictures import tracking_figure, tracking_frames
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.prompts.preview import prompt_sheet
+from sam2kit.viz.overlays import PALETTE, contact_sheet, draw_prompts, frames_to_images, overlay
+from sam2kit.viz.plots import curves
+from sam2kit.viz.tables import markdown_table
+from sam2kit.viz.video_writer import save_gif
 
 GREY = np.full((16, 20, 3), 100, dtype=np.uint8)
 
@@ -202,7 +196,7 @@ def test_curves():
 
 
 def test_pyplot_is_never_imported():
-    code = "import sys, sam2kit.charts, sam2kit.viz; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, sam2kit.viz.plots, sam2kit.viz.overlays; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -14,10 +14,11 @@ from sam2.build_sam import build_sam2_video_predictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
-from sam2kit.config import Config
-from sam2kit.model import SAM2Model, describe_model
-from sam2kit.prompts import Prompt
-from sam2kit.tracker import TrackerOptions, VideoTracker
+from sam2kit.config.schema import Config
+from sam2kit.models.sam2 import SAM2Model, describe_model
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.options import TrackerOptions
+from sam2kit.tracking.video_tracker import VideoTracker
 
 SIZE = (72, 104)  # rows and columns of the test video: neither square nor the model's
 

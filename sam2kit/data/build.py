@@ -8,23 +8,22 @@ from pathlib import Path
 import numpy as np
 from loguru import logger
 
-from sam2kit.checks import missing
-from sam2kit.config import Config, DatasetConfig
-from sam2kit.data.clips import ClipDataset
-from sam2kit.data.coco import COCODataset
-from sam2kit.data.components import ConnectedObjects
-from sam2kit.data.corrected import with_corrections
-from sam2kit.data.files import VideoFileDataset
-from sam2kit.data.frames import VideoDataset
-from sam2kit.data.images import ImageDataset, picture_folders
-from sam2kit.data.listing import FRAME_ENDINGS, VIDEO_ENDINGS, list_folder
-from sam2kit.data.mixture import MixtureDataset
-from sam2kit.data.sav import SAVDataset
-from sam2kit.data.source import SelectedVideos, VideoSource
-from sam2kit.data.synthetic import CompositedDataset, SyntheticDataset
-from sam2kit.data.video_file import open_video
-from sam2kit.data_config import DATASET_TYPES
-from sam2kit.errors import ConfigError, DataError
+from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.sources.base import SelectedVideos, VideoSource
+from sam2kit.data.sources.coco import COCODataset
+from sam2kit.data.sources.components import ConnectedObjects
+from sam2kit.data.sources.corrected import with_corrections
+from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.sources.images import ImageDataset, picture_folders
+from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, list_folder
+from sam2kit.data.sources.mixture import MixtureDataset
+from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.video_decoder import open_video
+from sam2kit.data.sources.video_files import VideoFileDataset
+from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
+from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.paths import missing
 
 # Generated validation videos are those of another seed, so that training never sees them.
 VALIDATION_SEED_OFFSET = 1_000_003
@@ -35,7 +34,7 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
     """The source that ``config.type`` names; generated objects are laid over videos without masks.
 
     Args:
-        config: the keys of :data:`sam2kit.data_config.SOURCE_KEYS` and ``mixture`` are read.
+        config: the keys of :data:`sam2kit.config.schema.SOURCE_KEYS` and ``mixture`` are read.
         seed: of what is generated.
         section: ``dataset`` or ``valdataset``, for the messages of errors.
 

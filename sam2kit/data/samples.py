@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from sam2kit.data.synthetic import SyntheticDataset
+from sam2kit.data.synthetic.dataset import SyntheticDataset
 
 SPLITS = {"train": (72, 20250), "val": (12, 20251)}  # number of clips, seed
 NUM_FRAMES = 8

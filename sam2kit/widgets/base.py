@@ -16,7 +16,7 @@ import traitlets
 from loguru import logger
 from PIL import Image
 
-from sam2kit.text import visible_text
+from sam2kit.utils.text import visible_text
 
 DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720
 

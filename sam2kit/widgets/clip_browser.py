@@ -12,22 +12,24 @@ import cv2
 import numpy as np
 import traitlets
 
-from sam2kit.charts import LINE_COLORS
-from sam2kit.config import Config
+from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
-from sam2kit.data.source import ObjectId, VideoSource
-from sam2kit.errors import DataError
-from sam2kit.prompt_files import check_document, read_document, video_prompts
-from sam2kit.prompts import Prompt
-from sam2kit.text import label_text
-from sam2kit.viz import BOX, NEGATIVE, PALETTE, POSITIVE, contact_sheet, draw_prompts, overlay
-from sam2kit.widgets.base import (
-    PictureWidget,
-    display_size,
-    encode_jpeg,
-    encode_png,
-    error_text,
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.prompts.io import check_document, read_document, video_prompts
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import label_text
+from sam2kit.viz.overlays import (
+    BOX,
+    NEGATIVE,
+    PALETTE,
+    POSITIVE,
+    contact_sheet,
+    draw_prompts,
+    overlay,
 )
+from sam2kit.viz.plots import LINE_COLORS
+from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg, encode_png, error_text
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
 CURVE_SECONDS = 0.1  # of measuring J between two frames that are asked for

@@ -12,15 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sam2kit.data.masks import object_names
-from sam2kit.data.source import ObjectId, VideoSource
-from sam2kit.errors import DataError
-from sam2kit.metrics import iou
-from sam2kit.predictions import read_result
-from sam2kit.prompt_files import decode_mask
-from sam2kit.prompts import Prompt
-from sam2kit.run_dir import file_name
-from sam2kit.scores import VideoScores
+from sam2kit.data.rle import decode_mask
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.mask_files import object_names
+from sam2kit.evaluation.metrics import iou
+from sam2kit.evaluation.predictions import read_result
+from sam2kit.evaluation.scores import VideoScores
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 
 TRUTH = "truth"
 
@@ -112,7 +112,7 @@ class VideoLayers:
     """The masks of one video by layer, and J over its frames, measured a few frames at a time.
 
     J of a frame is taken over pixels that somebody decided on, and is 1 where truth and prediction
-    are empty, as in :class:`~sam2kit.scores.VideoScores`; scores that an evaluation has kept are
+    are empty, as in :class:`~sam2kit.evaluation.scores.VideoScores`; scores that an evaluation has kept are
     used as they are.
 
     Args:

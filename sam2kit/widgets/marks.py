@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sam2kit.clip import VideoClip, collate
-from sam2kit.config import DatasetConfig
-from sam2kit.data.source import ObjectId
-from sam2kit.errors import DataError
-from sam2kit.prompt_files import SCHEMA_VERSION, encode_mask
-from sam2kit.prompts import PromptGenerator
-from sam2kit.transforms import resize_masks
+from sam2kit.config.schema import DatasetConfig
+from sam2kit.data.clip import VideoClip, collate
+from sam2kit.data.rle import encode_mask
+from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.transforms import resize_masks
+from sam2kit.prompts.generator import PromptGenerator
+from sam2kit.prompts.io import SCHEMA_VERSION
+from sam2kit.utils.errors import DataError
 
 Point = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -65,7 +66,7 @@ def to_document(marks: Mapping[Place, Mark], video: str, size: tuple[int, int]) 
 def draw_mark(
     place: Place, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
 ) -> Mark:
-    """What :class:`~sam2kit.prompts.PromptGenerator` gives for an object on a frame.
+    """What :class:`~sam2kit.prompts.generator.PromptGenerator` gives for an object on a frame.
 
     Args:
         mask: ``[H,W]`` bool, of the object.

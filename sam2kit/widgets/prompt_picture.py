@@ -8,16 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sam2kit.data.source import ObjectId
-from sam2kit.text import label_text
-from sam2kit.viz import ERROR_COLORS, PALETTE, draw_prompts, overlay
-from sam2kit.widgets.base import (
-    display_size,
-    encode_jpeg,
-    encode_labels,
-    encode_png,
-    merge_labels,
-)
+from sam2kit.data.sources.base import ObjectId
+from sam2kit.utils.text import label_text
+from sam2kit.viz.overlays import ERROR_COLORS, PALETTE, draw_prompts, overlay
+from sam2kit.widgets.base import display_size, encode_jpeg, encode_labels, encode_png, merge_labels
 from sam2kit.widgets.prompt_session import Guess, PromptSession
 
 THUMBNAIL = 160  # pixels, the longer side of a candidate

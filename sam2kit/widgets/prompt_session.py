@@ -1,6 +1,6 @@
 """Prompting one video by hand: what was pointed at, what the model answers, what it tracks.
 
-No widget and no thread: the state behind :class:`~sam2kit.widgets.prompt_debugger.PromptDebugger`,
+No widget and no thread: the state behind :class:`~sam2kit.widgets.annotator.PromptDebugger`,
 for scripts too. What is shown is a function of the prompts alone, so the file they are saved to
 gives the same masks to ``sam2kit track``:
 
@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sam2kit.config import DatasetConfig
-from sam2kit.data.corrected import append_correction
-from sam2kit.data.source import ObjectId, VideoSource
-from sam2kit.errors import DataError
-from sam2kit.metrics import iou
-from sam2kit.model import SAM2Model
-from sam2kit.prompt_files import decode_mask, encode_mask, video_prompts
-from sam2kit.prompt_shapes import mask_center
-from sam2kit.track import OPTIONS
-from sam2kit.tracker import FrameTracks, TrackingSession, VideoTracker
+from sam2kit.config.schema import DatasetConfig
+from sam2kit.data.rle import decode_mask, encode_mask
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.corrected import append_correction
+from sam2kit.evaluation.metrics import iou
+from sam2kit.models.sam2 import SAM2Model
+from sam2kit.prompts.geometry import mask_center
+from sam2kit.prompts.io import video_prompts
+from sam2kit.tracking.tracking_job import OPTIONS
+from sam2kit.tracking.video_tracker import FrameTracks, TrackingSession, VideoTracker
+from sam2kit.utils.errors import DataError
 from sam2kit.widgets.marks import Box, Mark, Place, Point, draw_mark, to_document
 
 UNDO_STEPS = 100
@@ -174,7 +175,7 @@ class PromptSession:
         self._keep(t, chosen, guess)
 
     def draw(self, o: ObjectId, t: int, recipe: DatasetConfig, seed: int) -> None:
-        """Prompt an object as :class:`~sam2kit.prompts.PromptGenerator` does in training.
+        """Prompt an object as :class:`~sam2kit.prompts.generator.PromptGenerator` does in training.
 
         It is drawn from the truth, or from the object's mask where there is none.
 

@@ -11,7 +11,7 @@ import make_old_run
 import pytest
 import torch
 
-from sam2kit.evaluate import evaluate_checkpoint
+from sam2kit.evaluation.evaluate import evaluate_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2kit.checkpoints import create_sam2_model, load_run, save_weights
-from sam2kit.compose import compose
-from sam2kit.evaluate import evaluate_checkpoint
-from sam2kit.train import fit
+from sam2kit.config.loading import compose
+from sam2kit.evaluation.evaluate import evaluate_checkpoint
+from sam2kit.models.checkpoints import create_sam2_model, load_run, save_weights
+from sam2kit.training.trainer import fit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

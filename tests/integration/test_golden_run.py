@@ -12,8 +12,8 @@ import pytest
 from make_old_run import ROOT, rows
 from snapshots import UPDATE
 
-from sam2kit.compose import compose
-from sam2kit.train import fit
+from sam2kit.config.loading import compose
+from sam2kit.training.trainer import fit
 
 GOLDEN = Path(__file__).parent / "golden_run.json"
 SETTINGS = [

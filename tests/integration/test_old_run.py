@@ -7,8 +7,8 @@ import json
 import make_old_run
 import pytest
 
-from sam2kit.compose import compose
-from sam2kit.train import fit
+from sam2kit.config.loading import compose
+from sam2kit.training.trainer import fit
 
 EXPECTED = json.loads(make_old_run.EXPECTED.read_text())
 

@@ -12,13 +12,13 @@ import torch
 from data_helpers import make_coco, save_json
 from snapshots import check_snapshot, key_tree
 
-from sam2kit.cli import COMMANDS, main
-from sam2kit.data.convert import convert
-from sam2kit.data.corrected import append_correction
-from sam2kit.pipeline import run_stages
-from sam2kit.prompt_files import save_prompts
-from sam2kit.prompts import Prompt
-from sam2kit.sweep import plan, run_sweep
+from sam2kit.cli.main import COMMANDS, main
+from sam2kit.data.conversion import convert
+from sam2kit.data.sources.corrected import append_correction
+from sam2kit.pipeline.runner import run_stages
+from sam2kit.pipeline.sweep import plan, run_sweep
+from sam2kit.prompts.io import save_prompts
+from sam2kit.prompts.prompt import Prompt
 
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 64\n"
 

@@ -1,0 +1,1 @@
+"""Examine a data set and report its problems."""

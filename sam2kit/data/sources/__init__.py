@@ -1,0 +1,1 @@
+"""Sources of videos: one module per layout or file format."""

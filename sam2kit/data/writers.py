@@ -1,0 +1,147 @@
+"""Write masks: palette PNG in DAVIS layout, SA-V JSON per video, COCO JSON over all videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.mask_files import (
+    OBJECTS_FILE,
+    VOID,
+)
+from sam2kit.utils.errors import DataError
+
+
+class MaskWriter:
+    """One video's masks as palette PNG while it is tracked, and as SA-V JSON afterwards.
+
+    Objects keep their numbers in the PNG where these are 1 to 254 (255 is void); otherwise they are
+    numbered from 1 and ``objects.json`` in the folder says which is which. A PNG has one object per
+    pixel: where masks overlap, the one with the highest logit gets it, and of equal ones the first.
+    The JSON keeps overlapping masks whole.
+
+    Args:
+        folder: of the PNG files, made if need be; None: no PNG.
+        video: its name.
+        object_ids: the objects in order.
+
+    Raises:
+        DataError: more objects than a palette has colours for.
+    """
+
+    def __init__(self, folder: Path | None, video: str, object_ids: Sequence[ObjectId]) -> None:
+        self.folder, self.video, self.object_ids = folder, video, list(object_ids)
+        self._frames: list[str] = []
+        self._runs: list[list[dict[str, Any]]] = []
+        kept = all(isinstance(i, int) and 0 < i < VOID for i in self.object_ids)
+        self._numbers = [int(i) if kept else n + 1 for n, i in enumerate(self.object_ids)]
+        if folder is None:
+            return
+        if len(self.object_ids) >= VOID:
+            raise DataError(
+                f"{video} has {len(self.object_ids)} objects and a palette PNG holds {VOID - 1}; "
+                "leave the PNG files out and use the JSON"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not kept:
+            named = dict(zip(self._numbers, self.object_ids, strict=True))
+            (folder / OBJECTS_FILE).write_text(json.dumps(named))
+
+    def add(self, frame_name: str, masks: Mapping[ObjectId, np.ndarray], size: Any) -> None:
+        """Write one frame; frames come in order.
+
+        Args:
+            frame_name: the frame's name without ending.
+            masks: ``[H,W]`` logits by object, above 0 inside, or bool; a missing one is empty.
+            size: H and W.
+        """
+        empty = np.zeros(size, bool)
+        stack = np.stack([np.asarray(masks.get(i, empty), np.float32) for i in self.object_ids])
+        inside = np.asfortranarray((stack > 0).transpose(1, 2, 0), np.uint8)
+        runs = mask_utils.encode(inside)
+        self._frames.append(frame_name)
+        self._runs.append([{"size": list(r["size"]), "counts": r["counts"].decode()} for r in runs])
+        if self.folder is not None:
+            ids = np.array(self._numbers, np.uint8)[stack.argmax(0)] * (stack.max(0) > 0)
+            image = Image.fromarray(ids.astype(np.uint8))
+            image.putpalette(davis_palette().tobytes())
+            image.save(self.folder / f"{frame_name}.png")
+
+    def sav(self) -> dict[str, Any]:
+        """The video in SA-V's form: ``masklet[t][o]`` are run lengths, ``masklet_id`` the objects.
+
+        ``frame_names`` is an addition: the file names that the T masks belong to.
+        """
+        areas = np.array([[mask_utils.area(r) for r in row] for row in self._runs])
+        height, width = self._runs[0][0]["size"] if areas.size else (0, 0)
+        return {
+            "video_id": self.video,
+            "video_frame_count": len(self._frames),
+            "video_height": height,
+            "video_width": width,
+            "masklet": self._runs,
+            "masklet_id": self.object_ids,
+            "masklet_num": len(self.object_ids),
+            "masklet_frame_count": [len(self._frames)] * len(self.object_ids),
+            "masklet_first_appeared_frame": [
+                int(np.flatnonzero(a)[0]) if a.any() else None for a in areas.T
+            ],
+            "masklet_type": ["predicted"] * len(self.object_ids),
+            "frame_names": self._frames,
+        }
+
+
+def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict[str, Any]:
+    """Videos in SA-V's form (:meth:`MaskWriter.sav`) as one COCO JSON.
+
+    ``file_name`` is ``VIDEO/FRAME`` with ``ending``; annotations have ``track_id`` and run lengths;
+    a frame on which nothing was found has none. ``type=coco`` data sets read it.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for video in videos:
+        for t, (name, row) in enumerate(zip(video["frame_names"], video["masklet"], strict=True)):
+            images.append(
+                {
+                    "id": len(images) + 1,
+                    "video_id": video["video_id"],
+                    "order_in_video": t,
+                    "file_name": f"{video['video_id']}/{name}{ending}",
+                    "height": video["video_height"],
+                    "width": video["video_width"],
+                }
+            )
+            for identity, runs in zip(video["masklet_id"], row, strict=True):
+                if area := int(mask_utils.area(runs)):
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": len(images),
+                            "category_id": 1,
+                            "track_id": identity,
+                            "segmentation": runs,
+                            "area": area,
+                            "bbox": mask_utils.toBbox(runs).tolist(),
+                            "iscrowd": 0,
+                        }
+                    )
+    categories = [{"id": 1, "name": "object"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def davis_palette() -> np.ndarray:
+    """``[256,3]`` uint8: the colours of DAVIS's PNG files, which are PASCAL VOC's.
+
+    Bits 0, 3 and 6 of a number are the highest bits of its red, 1, 4 and 7 of its green, 2 and 5
+    of its blue.
+    """
+    numbers = np.arange(256)
+    channels = [sum(((numbers >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.uint8)

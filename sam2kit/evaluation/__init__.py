@@ -1,0 +1,1 @@
+"""Score trackers on whole videos: metrics, statistics, reports."""

@@ -1,0 +1,1 @@
+"""SAM 2 as a module that tracks clips; checkpoints, adapters and the feature cache."""

@@ -1,0 +1,360 @@
+"""SAM 2 as a module that tracks a batch of clips, on upstream's own ``SAM2Base``.
+
+Parameter names and shapes are upstream's, so that checkpoints travel both ways.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from sam2kit.config.schema import SIZES, Config
+from sam2kit.data.clip import ClipBatch
+from sam2kit.data.transforms import normalize
+from sam2kit.models.clip_tracking import FrameFeatures, FrameResult, group_objects, track_group
+from sam2kit.models.outputs import TrackOutput
+from sam2kit.prompts.corrections import Corrections
+from sam2kit.prompts.prompt import Prompt
+from sam2kit.utils.errors import ConfigError
+
+LOOSE_GROUP = "memory_embeddings"
+"""The parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``, ``no_mem_pos_enc``,
+``no_obj_ptr``, ``no_obj_embed_spatial``). They follow ``memory_attention``, which reads them all,
+and can be named on their own."""
+
+
+class SAM2Model(SAM2Base):
+    """``SAM2Base`` with a forward pass over a :class:`~sam2kit.data.clip.ClipBatch`.
+
+    Built by :func:`create_sam2_model`.
+
+    Attributes:
+        detach_memory_every: after every so many frames of an object, gradient no longer flows back
+            through its memories. None: gradients flow from every frame to every earlier one.
+        activation_checkpointing: keep little of each frame and compute it again when gradients are
+            taken; the same gradients for less memory and more time.
+        objects_together: track at most so many objects in one call. None: all that go together.
+        feature_cache: a :class:`~sam2kit.models.feature_cache.FeatureCache` that a frozen encoder's features
+            are read from; None: every frame is encoded.
+    """
+
+    detach_memory_every: int | None = None
+    activation_checkpointing: bool = False
+    objects_together: int | None = None
+    feature_cache: Any = None
+
+    def forward(
+        self,
+        batch: ClipBatch,
+        prompts: list[Prompt],
+        corrections: Corrections | None = None,
+        zero_memory: bool = False,
+    ) -> TrackOutput:
+        """Track every prompted object of a batch from its first prompt to the last frame.
+
+        Args:
+            batch: B clips of T frames, ``image_size`` square. Masks are not looked at: ground truth
+                reaches the model through ``prompts`` alone.
+            prompts: at most one for an object on a frame. Prompted frames are conditioning frames
+                and are processed first, as upstream does in training.
+            corrections: clicks to be made on the way; a corrected frame becomes a conditioning
+                frame when its turn has come.
+            zero_memory: zero everything the memory bank keeps (spatial memory and object pointers).
+                An ablation: a model that still tracks did not need its memory.
+
+        Raises:
+            ValueError: frames of another size than ``image_size``, an object prompted twice on one
+                frame, or a correction of a mask prompt or before the first prompt.
+        """
+        if batch.frames.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"frames of {tuple(batch.frames.shape[-2:])}, but this model takes squares of "
+                f"{self.image_size}; set dataset.image_size"
+            )
+        shape = (batch.num_frames, batch.num_objects)
+        prompted = torch.zeros(shape, dtype=torch.bool, device=batch.frames.device)
+        for prompt in prompts:
+            if prompted[prompt.frame, prompt.objects].any():
+                raise ValueError(f"an object has two prompts on frame {prompt.frame}")
+            prompted[prompt.frame, prompt.objects] = True
+        tracked = prompted.cumsum(0) > 0
+        if corrections is not None:
+            _check_corrections(corrections, prompts, tracked)
+            prompted = prompted | corrections.frames
+        features = FrameFeatures.of_backbone(
+            self, self.encode_frames(batch.frames, batch.frame_keys)
+        )
+        groups = group_objects(prompts, corrections, self.objects_together)
+        parts = [
+            track_group(
+                self,
+                group,
+                features,
+                (batch.clip_of_object[group.objects] * batch.num_frames).tolist(),
+                batch.num_frames,
+                corrections,
+                zero_memory=zero_memory,
+                detach_memory_every=self.detach_memory_every,
+                activation_checkpointing=self.activation_checkpointing,
+            )
+            for group in groups
+        ]
+        return self._assemble(parts, [g.objects for g in groups], tracked, prompted)
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether no parameter that shapes the frame features is trained."""
+        return not any(
+            p.requires_grad
+            for n, p in self.named_parameters()
+            if module_path(n)[0] == "image_encoder"
+        )
+
+    def encode_frames(self, frames: Tensor, keys: list[str] | None = None) -> dict:
+        """Features of all frames of all clips, as upstream's ``forward_image`` gives them.
+
+        Args:
+            frames: ``[B,T,3,H,W]`` uint8, or float32 already normalised.
+            keys: their :func:`~sam2kit.data.clip.frame_keys`, if they are known.
+
+        Returns:
+            upstream's dictionary with B*T images, clip-major: frame t of clip b is image b*T + t.
+        """
+        images = frames.flatten(0, 1)
+        if images.dtype == torch.uint8:
+            if self.feature_cache is not None and self.encoder_is_frozen:
+                return self.feature_cache.encode(self, images, keys)
+            images = normalize(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
+            return self.forward_image(images)
+
+    def _assemble(
+        self,
+        parts: list[dict[int, FrameResult]],
+        objects: list[Tensor],
+        tracked: Tensor,
+        prompted: Tensor,
+    ) -> TrackOutput:
+        """The groups' results in the batch's object order, with zeros before the first prompt."""
+        num_frames, num_objects = prompted.shape
+        side = self.image_size // 4
+        untracked = (~tracked.any(0)).nonzero()[:, 0]
+        none = torch.zeros(num_frames, len(untracked), device=prompted.device)
+        columns = [[none[..., None, None].expand(-1, -1, side, side)], [none], [none]]
+        for part in parts:
+            results = [part[t] for t in range(min(part), num_frames)]
+            for column, values in zip(
+                columns,
+                (
+                    [r.mask_logits for r in results],
+                    [r.steps[-1].iou.amax(-1) for r in results],
+                    [r.steps[-1].object_score for r in results],
+                ),
+                strict=True,
+            ):
+                stacked = torch.stack(values).float()
+                before = stacked.new_zeros(min(part), *stacked.shape[1:])
+                column.append(torch.cat([before, stacked]))
+        inverse = torch.cat([untracked, *objects]).argsort()
+        logits, ious, scores = (torch.cat(column, dim=1)[:, inverse] for column in columns)
+        steps = [step for part in parts for t in sorted(part) for step in part[t].steps]
+        return TrackOutput(logits, ious, scores, tracked, prompted, steps)
+
+
+def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked: Tensor) -> None:
+    if (corrections.frames & ~tracked).any():
+        raise ValueError("an object is corrected before its first prompt")
+    for prompt in prompts:
+        if prompt.kind == "mask" and corrections.frames[prompt.frame, prompt.objects].any():
+            raise ValueError(f"an object's mask prompt on frame {prompt.frame} is corrected")
+
+
+def read_model_yaml(size: str) -> DictConfig:
+    """The YAML that describes a size, in upstream's form: upstream's own, or the kit's for nano.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"model.size: {size!r} is none of {', '.join(SIZES)}")
+    if size == "nano":
+        return OmegaConf.load(Path(__file__).parent / "pretrained" / "nano.yaml")
+    text = (
+        resources.files("sam2") / "configs" / "sam2.1" / f"sam2.1_hiera_{size}.yaml"
+    ).read_text()
+    return OmegaConf.create(text)
+
+
+def describe_model(config: Config) -> DictConfig:
+    """The YAML tree, in upstream's form, that builds the model of a configuration in upstream.
+
+    Raises:
+        ConfigError: an unknown size, or an image size that is not a multiple of 32.
+    """
+    image_size = config.dataset.image_size
+    if image_size <= 0 or image_size % 32:
+        raise ConfigError(f"dataset.image_size: {image_size} is not a multiple of 32")
+    tree = read_model_yaml(config.model.size).model
+    tree["image_size"] = image_size
+    layer, m = tree.memory_attention.layer, config.model
+    if m.memory_dropout is not None:
+        layer.dropout = m.memory_dropout
+    for attention in (layer.self_attention, layer.cross_attention):
+        attention.feat_sizes = [image_size // 16] * 2
+        dropout = m.memory_dropout if m.attention_dropout is None else m.attention_dropout
+        if dropout is not None:
+            attention.dropout = dropout
+    tree.image_encoder.trunk.drop_path_rate = config.model.drop_path_rate
+    return tree
+
+
+def build_sam2_model(config: Config) -> SAM2Model:
+    """A model of ``config.model.size`` for frames of ``config.dataset.image_size``, random weights.
+
+    The weights are a function of ``config.seed``; global random state is left as it was.
+
+    Raises:
+        ConfigError: as :func:`describe_model`; ``model.compile`` without a compiler.
+    """
+    tree = describe_model(config)
+    tree["_target_"] = "sam2kit.models.sam2.SAM2Model"
+    tree.memory_attention["_target_"] = "sam2kit.models.memory_attention.MemoryAttention"
+    for attention in ("self_attention", "cross_attention"):
+        tree.memory_attention.layer[attention]["_target_"] = (
+            "sam2kit.models.memory_attention.RotaryAttention"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = instantiate(tree, _recursive_=True)
+    model.detach_memory_every = config.model.detach_memory_every
+    model.activation_checkpointing = config.model.activation_checkpointing
+    model.objects_together = config.model.objects_together
+    _set_start_values(model, config)
+    if config.model.compile:
+        _compile(model)
+    return model
+
+
+def _compile(model: SAM2Model) -> None:
+    """In place, when they are first called; names of parameters stay as they are."""
+    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    if not torch.cuda.is_available() and not any(shutil.which(c) for c in compilers if c):
+        raise ConfigError("model.compile needs a C++ compiler, and there is none; install g++")
+    model.image_encoder.compile(dynamic=False)
+    model.memory_attention.compile(dynamic=True)  # the memories of a frame grow in number
+
+
+@torch.no_grad()
+def _set_start_values(model: SAM2Model, config: Config) -> None:
+    """The start values that decide whether a model learns from random weights at all.
+
+    With ``memory_attention_bias`` b, queries and keys of the memory cross-attention start as
+    (b, 0, b, 0, …) in every rotary pair: their product then is largest where query and key stand in
+    the same place, so attention starts there.
+    """
+    if bias := config.model.memory_attention_bias:
+        for layer in model.memory_attention.layers:
+            for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
+                projection.bias.zero_()
+                projection.bias[0::2] = bias
+    if config.model.object_score_bias:
+        head = model.sam_mask_decoder.pred_obj_score_head
+        last = head.layers[-1] if hasattr(head, "layers") else head
+        last.bias.fill_(config.model.object_score_bias)
+
+
+def module_path(parameter: str) -> tuple[str, ...]:
+    """The modules that a parameter belongs to, outermost first, then its own name.
+
+    This is the path in the model with two exceptions. ``conv_s0`` and ``conv_s1`` stand in the mask
+    decoder but are the last step of the image encoder (they run once a frame, and are frozen and
+    cached with it), so they count as ``image_encoder``. Parameters outside every module count as
+    :data:`LOOSE_GROUP`.
+    """
+    parts = tuple(parameter.split("."))
+    if parts[0] == "sam_mask_decoder" and parts[1] in ("conv_s0", "conv_s1"):
+        return ("image_encoder", *parts[1:])
+    return parts if len(parts) > 1 else (LOOSE_GROUP, *parts)
+
+
+def _names(parameter: str) -> set[str]:
+    """Everything a pattern may say to mean this parameter: each module around it, and itself."""
+    parameter = parameter.replace(".base_layer.", ".")  # where LoRA wraps a layer
+    path = module_path(parameter)
+    names = {".".join(path[:depth]) for depth in range(1, len(path) + 1)} | {parameter}
+    return names | {"memory_attention"} if path[0] == LOOSE_GROUP else names
+
+
+def match_parameters(model: torch.nn.Module, patterns: Iterable[str], key: str) -> set[str]:
+    """Names of the parameters that ``patterns`` (module names, parameter names or globs) mean.
+
+    Raises:
+        ConfigError: a pattern that means nothing; ``key`` is the configuration key to blame.
+    """
+    names = {n: _names(n) for n, _ in model.named_parameters()}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n, known in names.items() if fnmatch.filter(known, pattern)}
+        if not hits:
+            modules = sorted({module_path(n)[0] for n in names})
+            raise ConfigError(
+                f"{key}: {pattern!r} matches no module; this model has {', '.join(modules)} "
+                "(and their submodules, such as memory_attention.layers.0)"
+            )
+        chosen |= hits
+    return chosen
+
+
+def set_trainable(model: torch.nn.Module, patterns: Iterable[str]) -> None:
+    """Let the parameters that ``patterns`` mean be trained, and freeze all others."""
+    chosen = match_parameters(model, patterns, "model.trainable_modules")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """How many of a module's parameters are trained."""
+
+    module: str
+    parameters: int
+    trainable: int
+
+    @property
+    def percentage(self) -> float:
+        """Trainable share in percent, 0 to 100."""
+        return 100.0 * self.trainable / max(self.parameters, 1)
+
+
+def parameter_report(model: torch.nn.Module) -> list[ModuleReport]:
+    """One row a module in the model's order, and ``total`` last."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        row = counts.setdefault(module_path(name)[0], [0, 0])
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() * parameter.requires_grad
+    rows = [ModuleReport(module, *row) for module, row in counts.items()]
+    total = ModuleReport("total", sum(r.parameters for r in rows), sum(r.trainable for r in rows))
+    return [*rows, total]
+
+
+def format_report(rows: list[ModuleReport]) -> str:
+    """The report as a table of plain text."""
+    width = max(len(r.module) for r in rows)
+    lines = [f"{'module':{width}} {'parameters':>12} {'trainable':>12} {'%':>6}"]
+    lines += [
+        f"{r.module:{width}} {r.parameters:12,} {r.trainable:12,} {r.percentage:6.1f}" for r in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Run the staged notebooks unattended, once or for each point of a grid."""

@@ -1,0 +1,1 @@
+"""Prompts: the data structure, its generators, and prompt files."""

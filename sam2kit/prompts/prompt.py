@@ -1,0 +1,130 @@
+"""Define the prompt: what tells the tracker which objects to follow.
+
+Coordinates are x before y, in pixel indices of the resized frame (upstream ``sam2`` adds the half
+pixel itself). Labels are upstream's: 1 positive, 0 negative, 2 and 3 the top-left and bottom-right
+corners of a box, both inside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sam2kit.data.clip import ClipBatch
+from sam2kit.prompts.geometry import (
+    BOX_LABELS,
+)
+
+
+@dataclass(eq=False)
+class Prompt:
+    """The same kind of prompt on one frame for N objects.
+
+    There are no padding points, because upstream gives them an embedding that changes the result:
+    all N objects have P points, and others stand in another ``Prompt``.
+
+    Attributes:
+        frame: position in the clip, from 0.
+        objects: ``[N]`` int64, positions in the batch's O axis.
+        masks: ``[N,H,W]`` bool, none of them empty; or None.
+        points: ``[N,P,2]`` float32, x and y; or None.
+        labels: ``[N,P]`` int32, given exactly when ``points`` is.
+
+    Raises:
+        ValueError: shapes or types that disagree, no objects, or an empty mask.
+    """
+
+    frame: int
+    objects: Tensor
+    masks: Tensor | None = None
+    points: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.objects.dtype != torch.int64 or self.objects.ndim != 1 or not len(self.objects):
+            raise ValueError(f"prompt objects must be int64 [N] with N > 0, got {self.objects}")
+        if self.frame < 0:
+            raise ValueError(f"prompt frame must be at least 0, got {self.frame}")
+        if (self.masks is None) == (self.points is None):
+            raise ValueError("a prompt has either masks or points")
+        if (self.points is None) != (self.labels is None):
+            raise ValueError("a prompt's points and labels come together")
+        n = len(self.objects)
+        if self.masks is not None:
+            if self.masks.ndim != 3 or len(self.masks) != n or self.masks.dtype != torch.bool:
+                raise ValueError(
+                    f"prompt masks must be bool [{n},H,W], got "
+                    f"{self.masks.dtype} {tuple(self.masks.shape)}"
+                )
+            if not self.masks.flatten(1).any(1).all():
+                raise ValueError("an empty mask is not a prompt")
+        if self.points is not None and self.labels is not None:
+            p = self.points.shape[1] if self.points.ndim == 3 else 0
+            if self.points.shape != (n, p, 2) or self.labels.shape != (n, p) or p == 0:
+                raise ValueError(
+                    f"prompt points must be [{n},P,2] and labels [{n},P] with P > 0, got "
+                    f"{tuple(self.points.shape)} and {tuple(self.labels.shape)}"
+                )
+            if self.points.dtype != torch.float32 or self.labels.dtype != torch.int32:
+                raise ValueError("prompt points must be float32 and labels int32")
+
+    @property
+    def kind(self) -> str:
+        """``mask``, ``box`` (nothing but the two corners) or ``point``."""
+        if self.labels is None:
+            return "mask"
+        corners = torch.tensor(BOX_LABELS, device=self.labels.device)
+        is_box = self.labels.shape[1] == 2 and bool((self.labels == corners).all())
+        return "box" if is_box else "point"
+
+    def to(self, device: torch.device | str) -> Prompt:
+        """The same prompt with its tensors on ``device``."""
+        return replace(
+            self,
+            objects=self.objects.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            points=None if self.points is None else self.points.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Prompt):
+            return NotImplemented
+        pairs = [(getattr(self, f), getattr(other, f)) for f in ("masks", "points", "labels")]
+        return (
+            self.frame == other.frame
+            and torch.equal(self.objects, other.objects)
+            and all(
+                torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs
+            )
+        )
+
+
+def group_prompts(prompts: list[Prompt]) -> list[Prompt]:
+    """Join prompts of the same frame, kind and number of points, ordered by these three."""
+    groups: dict[tuple[int, str, int], list[Prompt]] = {}
+    for prompt in prompts:
+        count = 0 if prompt.points is None else prompt.points.shape[1]
+        groups.setdefault((prompt.frame, prompt.kind, count), []).append(prompt)
+    return [_join(groups[key]) for key in sorted(groups)]
+
+
+def _join(prompts: list[Prompt]) -> Prompt:
+    def cat(name: str) -> Tensor | None:
+        parts = [getattr(prompt, name) for prompt in prompts]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return replace(
+        prompts[0],
+        objects=torch.cat([prompt.objects for prompt in prompts]),
+        masks=cat("masks"),
+        points=cat("points"),
+        labels=cat("labels"),
+    )
+
+
+def video_frame(batch: ClipBatch, clip: int, frame: int) -> int:
+    """The position in the video of a frame of clip ``clip``; without positions it is the frame."""
+    return batch.frame_indices[clip][frame] if batch.frame_indices[clip] else frame

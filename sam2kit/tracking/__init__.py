@@ -1,0 +1,1 @@
+"""Track whole videos in memory that does not grow with their length."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: losses, the Lightning module, checkpoints that resume, launchers."""

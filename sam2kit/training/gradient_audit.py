@@ -1,0 +1,378 @@
+"""The gradient audit: whether everything that is meant to train gets gradient, and if not, why.
+
+One batch goes forwards and backwards before the first step. Weights, optimizer, random state and
+the order of the data stay as they are: gradients are taken with ``torch.autograd.grad``, which
+leaves ``.grad`` alone, and the batch comes from a loader of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch import Callback, LightningModule, Trainer
+from loguru import logger
+from torch import Tensor
+
+from sam2kit.config.schema import Config
+from sam2kit.data.clip import ClipBatch
+from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.loader import create_dataloader
+from sam2kit.models.outputs import TrackOutput
+from sam2kit.models.sam2 import (
+    LOOSE_GROUP,
+    SAM2Model,
+    match_parameters,
+    module_path,
+    parameter_report,
+)
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.losses import NO_OBJ_SCORE
+from sam2kit.training.memory_profile import StepMemory, StepMeter
+from sam2kit.training.module import SAM2LightningModule, settle_precision, step_generator
+from sam2kit.utils.errors import ConfigError
+
+MAX_BATCHES = 8
+ENOUGH_BATCHES = 3
+"""So many are tried where the first leaves a module without gradient; up to :data:`MAX_BATCHES`
+where none of them had anything to supervise, or some configured kind of prompt was not drawn."""
+
+READ_MEMORY = {"memory_attention", "obj_ptr_tpos_proj"}
+WRITE_MEMORY = {"memory_encoder", "mask_downsample", "obj_ptr_proj"}
+
+
+@dataclass(frozen=True)
+class ModuleAudit:
+    """One row of the table.
+
+    Attributes:
+        module: as in :func:`sam2kit.models.sam2.parameter_report`; ``total`` is the last.
+        parameters: numbers in it, of which ``trainable`` are trained.
+        tensors: trained tensors, of which ``zero_tensors`` got a gradient of exactly zero, or none.
+        gradient_norm: Euclidean norm over the trained tensors, root mean square over the batches.
+    """
+
+    module: str
+    parameters: int
+    trainable: int
+    tensors: int
+    zero_tensors: int
+    gradient_norm: float
+
+    @property
+    def percentage(self) -> float:
+        """Trainable share in percent, 0 to 100."""
+        return 100.0 * self.trainable / max(self.parameters, 1)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the audit found.
+
+    Attributes:
+        rows: one a module, and the total.
+        batches: how many were needed or tried.
+        faults: modules that are meant to train and get no gradient; a sentence for each reason.
+        notes: what is worth knowing but stops nothing.
+        memory: what a step of training takes.
+    """
+
+    rows: list[ModuleAudit]
+    batches: int
+    memory: StepMemory
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Plain text: how many batches, and a line a module."""
+        width = max(len(r.module) for r in self.rows)
+        head = f"{'module':{width}} {'parameters':>12} {'trainable':>12} {'%':>6}"
+        lines = [
+            "gradients of " + ("one batch" if self.batches == 1 else f"{self.batches} batches")
+        ]
+        lines.append(f"{head} {'gradient norm':>14} {'zero tensors':>13}")
+        for r in self.rows:
+            left = f"{r.module:{width}} {r.parameters:12,} {r.trainable:12,} {r.percentage:6.1f}"
+            zero = f"{r.zero_tensors} of {r.tensors}"
+            right = f"{r.gradient_norm:14.3e} {zero:>13}" if r.tensors else f"{'-':>14} {'-':>13}"
+            lines.append(f"{left} {right}")
+        return "\n".join(lines)
+
+    def report(self, stop: bool) -> None:
+        """Log the notes and the faults.
+
+        Raises:
+            ConfigError: there are faults and ``stop`` is true.
+        """
+        for note in self.notes:
+            logger.warning("audit: {}", note)
+        if self.memory.tight:
+            logger.warning(
+                "audit: a step may not fit into memory; lower dataset.batch_size, "
+                "dataset.video_clip_length or dataset.image_size"
+            )
+        if self.faults and stop:
+            raise ConfigError(
+                "the gradient audit found what would not train:\n"
+                + "\n".join(f"- {fault}" for fault in self.faults)
+                + "\nChange that, leave the module out of what is trained, or train all the same "
+                "with trainer.audit=warn"
+            )
+        for fault in self.faults:
+            logger.warning("audit: {}", fault)
+
+
+class AuditBeforeTraining(Callback):
+    """Audits on the device that trains, once model and checkpoint are in place."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SAM2LightningModule)
+        audit = audit_gradients(module, trainer.datamodule.train_clips)  # type: ignore[attr-defined]
+        logger.info(audit.table())
+        logger.info(audit.memory)
+        audit.report(stop=module.config.trainer.audit == "stop")
+
+
+def audit_config(config: Config) -> Audit:
+    """Audit what a configuration would train, as ``sam2kit audit`` does.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as :func:`sam2kit.training.trainer.fit`.
+    """
+    config = settle_precision(config)
+    data = SAM2LightningDataModule(config)
+    module = SAM2LightningModule(config)
+    module.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
+    return audit_gradients(module, data.train_clips)
+
+
+def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
+    """Audit a module, on its device, on the clips that it would train on first.
+
+    Mixed precision is audited in bfloat16, whose range needs no scaling of the loss.
+    """
+    model, config = module.model, module.config
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    squares = dict.fromkeys(trained, 0.0)
+    alive: set[str] = set()
+    seen = _Seen()
+    meter = StepMeter(model, averaged=config.trainer.ema_decay is not None)
+    units = list(_units(model, config))
+    was_training = module.training
+    module.train()
+    for batch in islice(_batches(clips, config), MAX_BATCHES):
+        with meter.measure():
+            gradients = _gradients(module, batch.to(module.device), trained, seen)
+        for name, gradient in gradients.items():
+            squares[name] += float(gradient.float().square().sum())
+            if gradient.any():
+                alive.add(name)
+        del gradients  # not to be measured with the next batch's
+        if all(unit.names & alive for unit in units):
+            break
+        if seen.batches >= ENOUGH_BATCHES and seen.answers and not seen.undrawn(config):
+            break
+    module.train(was_training)
+    rows = _rows(model, squares, alive, max(seen.batches, 1))
+    dead = [unit for unit in units if not unit.names & alive]
+    certain = seen.answers and not seen.undrawn(config)
+    faults = _told((u for u in dead if certain and not u.excused), config, seen)
+    notes = _told((u for u in dead if not certain or u.excused), config, seen)
+    return Audit(rows, seen.batches, meter.result(), faults, seen.notes(config) + notes)
+
+
+def _batches(clips: ClipDataset, config: Config) -> Iterator[ClipBatch]:
+    loader = create_dataloader(clips, replace(config.dataset, num_workers=0), True, config.seed)
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed when it starts
+        yield from loader
+
+
+def _gradients(
+    module: SAM2LightningModule, batch: ClipBatch, trained: dict[str, Tensor], seen: _Seen
+) -> dict[str, Tensor]:
+    """Name -> gradient, for the parameters that the batch's loss depends on."""
+    device, mixed = module.device, module.config.trainer.precision != "32-true"
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=mixed),
+    ):
+        step = seen.batches
+        output, terms = module.track_and_score(batch, step)
+        prompts = module.prompts(batch, step_generator(module.config.seed, step))
+        seen.add(batch, output, {prompt.kind for prompt in prompts})
+        if not terms["loss"].requires_grad:
+            return {}
+        found = torch.autograd.grad(terms["loss"], list(trained.values()), allow_unused=True)
+    return {n: g for n, g in zip(trained, found, strict=True) if g is not None}
+
+
+def _rows(
+    model: SAM2Model, squares: dict[str, float], alive: set[str], batches: int
+) -> list[ModuleAudit]:
+    rows = []
+    for report in parameter_report(model):
+        own = {n for n in squares if report.module in ("total", module_path(n)[0])}
+        norm = (sum(squares[n] for n in own) / batches) ** 0.5
+        counts = (report.parameters, report.trainable, len(own), len(own - alive))
+        rows.append(ModuleAudit(report.module, *counts, norm))
+    return rows
+
+
+@dataclass
+class _Seen:
+    """What the audited batches held."""
+
+    batches: int = 0
+    longest: int = 0  # frames of a clip
+    supervised: int = 0  # object-frames that are tracked and annotated
+    unprompted: int = 0  # of those, without a prompt
+    withheld: int = 0  # of the supervised, masks that the model withheld
+    shown: int = 0  # of the unprompted, masks that it did not withhold
+    kinds: set[str] = field(default_factory=set)
+
+    def add(self, batch: ClipBatch, output: TrackOutput, kinds: set[str]) -> None:
+        supervised = output.tracked & batch.annotated
+        withheld = (output.mask_logits <= NO_OBJ_SCORE).flatten(2).all(-1)
+        self.batches += 1
+        self.longest = max(self.longest, batch.num_frames)
+        self.supervised += int(supervised.sum())
+        self.withheld += int((withheld & supervised).sum())
+        unprompted = supervised & ~output.prompted
+        self.unprompted += int(unprompted.sum())
+        self.shown += int((unprompted & ~withheld).sum())
+        self.kinds |= kinds
+
+    @property
+    def answers(self) -> bool:
+        """Whether the loss saw masks of the model that it did not withhold."""
+        return bool(self.shown if self.unprompted else self.supervised > self.withheld)
+
+    def undrawn(self, config: Config) -> set[str]:
+        """The kinds of prompt that are configured and were not drawn."""
+        types, shares = config.dataset.prompt_types, config.dataset.prompt_probabilities
+        wanted = {kind for kind, p in zip(types, shares or [1] * len(types), strict=True) if p > 0}
+        return wanted - self.kinds
+
+    def notes(self, config: Config) -> list[str]:
+        notes = []
+        if not self.supervised:
+            notes.append(
+                f"none of {self.batches} batches holds an object that is tracked and annotated, so "
+                "nothing can be said of gradients"
+            )
+        elif self.withheld:
+            notes.append(
+                f"the model calls the object absent in {self.withheld} of {self.supervised} "
+                "object-frames and withholds its mask, which then has no gradient; for random "
+                "weights set model.object_score_bias=3"
+            )
+        if self.supervised and (undrawn := self.undrawn(config)):
+            kinds = " or ".join(sorted(undrawn))
+            notes.append(f"no {kinds} prompt was drawn in {self.batches} batches")
+        return notes
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A module, or the part of it that one entry of the configuration names, and its tensors."""
+
+    label: str
+    module: str
+    names: frozenset[str]
+    excused: bool  # not named, only swept up by '*', and not in use with these prompts
+
+
+def _units(model: SAM2Model, config: Config) -> Iterator[_Unit]:
+    """What is meant to train; never the loose parameters, of which some always lack gradient."""
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    labels = set()
+    for key in ("trainable_modules", "lora_modules"):
+        for entry in getattr(config.model, key):
+            hits = trained & match_parameters(model, [entry], f"model.{key}")
+            for module in dict.fromkeys(module_path(n)[0] for n in sorted(hits)):
+                own = frozenset(n for n in hits if module_path(n)[0] == module)
+                part = entry.startswith(f"{module}.") or entry == module
+                label = entry if part else module
+                if module != LOOSE_GROUP and label not in labels:
+                    labels.add(label)
+                    masks = "mask" in config.dataset.prompt_types
+                    excused = entry == "*" and module == "mask_downsample" and not masks
+                    yield _Unit(label, module, own, excused)
+
+
+def _told(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
+    """A sentence for each reason, with all the units that it explains."""
+    labels: dict[str, list[str]] = {}
+    for unit in units:
+        labels.setdefault(_reason(unit, config, seen), []).append(unit.label)
+    return [
+        f"{', '.join(names)} {'gets' if len(names) == 1 else 'get'} no gradient: {reason}"
+        for reason, names in labels.items()
+    ]
+
+
+def _reason(unit: _Unit, config: Config, seen: _Seen) -> str:
+    """Why a unit got no gradient, and what to do about it; the first cause that holds."""
+    kinds = " and ".join(sorted(seen.kinds))
+    memory = unit.module in READ_MEMORY | WRITE_MEMORY
+    detached = config.model.detach_memory_every == 1
+
+    def within(*parts: str) -> bool:
+        return all(n.startswith(tuple(f"sam_mask_decoder.{p}" for p in parts)) for n in unit.names)
+
+    causes = [
+        (
+            not seen.supervised,
+            "no batch that was tried has an object that is tracked and annotated",
+        ),
+        (
+            not seen.answers,
+            "the object score calls every object absent, and a mask withheld has no gradient",
+        ),
+        (
+            memory and seen.longest == 1,
+            "clips of one frame never touch the memory; set dataset.video_clip_length to 2 or more",
+        ),
+        (
+            memory and not seen.unprompted,
+            "every tracked frame is prompted, and a prompted frame does not read the memory",
+        ),
+        (
+            detached and unit.module in WRITE_MEMORY,
+            "model.detach_memory_every=1 cuts the gradient from each frame to those before it, so "
+            "what is written into the memory does not learn from being read; set it to null, or "
+            "to 2 or more",
+        ),
+        (
+            unit.module == "mask_downsample" and "mask" not in seen.kinds,
+            f"only mask prompts pass through it, and these are {kinds} prompts "
+            "(dataset.prompt_types)",
+        ),
+        (
+            not seen.unprompted and seen.kinds == {"mask"},
+            "a mask prompt is its own output on its frame, with nothing for encoder or decoder to "
+            "learn, and no other frame is tracked; set dataset.video_clip_length to 2 or more, or "
+            "another of dataset.prompt_types",
+        ),
+        (
+            within("iou_prediction_head") and config.loss.iou_head == 0,
+            "loss.iou_head is 0, and nothing else asks for the predicted IoU",
+        ),
+        (
+            within("pred_obj_score_head", "obj_score_token") and config.loss.object_score == 0,
+            "loss.object_score is 0, and nothing else asks for the object score",
+        ),
+        (
+            within(*(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3))),
+            "it makes candidate masks, and with these prompts one mask is asked for and scored",
+        ),
+        (
+            True,
+            f"no path leads from it to the loss under {kinds} prompts on clips of {seen.longest} "
+            "frames; see docs/audit.md for what reaches what",
+        ),
+    ]
+    return next(reason for holds, reason in causes if holds)

@@ -1,0 +1,24 @@
+"""Resolve the names of devices and precisions."""
+
+from __future__ import annotations
+
+import torch
+
+from sam2kit.utils.errors import ConfigError
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The torch device of ``trainer.accelerator``; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    names = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if accelerator != "auto" and not there.get(names[accelerator], lambda: True)():
+        raise ConfigError(
+            f"trainer.accelerator is {accelerator}, and there is none here; take cpu or auto"
+        )
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(names[accelerator])

@@ -1,0 +1,66 @@
+"""Run directories, file names, and errors about paths that do not exist."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import zlib
+from datetime import datetime
+from pathlib import Path
+
+from sam2kit.utils.errors import ConfigError
+
+
+def file_name(name: str) -> str:
+    """A name that a data set gives (of a video, say) as that of a file, different for each.
+
+    It may hold anything: slashes and dots that lead out of the folder, or too many letters.
+    """
+    safe = re.sub(r"[^\w .()+-]", "_", name)[:60].strip(" .")
+    return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
+
+
+def new_run_dir(output_dir: str | Path) -> Path:
+    """Make ``OUTPUT_DIR/YYYY-MM-DD/HH-MM-SS``, with a counter when that second is taken."""
+    now = datetime.now()
+    day = Path(output_dir) / now.strftime("%Y-%m-%d")
+    for attempt in range(1000):
+        run_dir = day / (now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt else ""))
+        try:
+            run_dir.mkdir(parents=True)
+            return run_dir
+        except FileExistsError:
+            continue
+    raise ConfigError(f"output_dir: no free run folder under {day}")
+
+
+def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
+    """``run_dir``, made if need be; where it is None, a new dated folder under ``output_dir``.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    given = output_dir if run_dir is None else run_dir
+    try:
+        folder = new_run_dir(output_dir) if run_dir is None else Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(folder, os.W_OK):
+            return folder
+        reason = "no right to write"
+    raise ConfigError(f"output_dir: nothing can be written under {given} ({reason}); name another")
+
+
+def missing(path: str | Path) -> str:
+    """Say that ``path`` does not exist, where the search ended and which names lie near."""
+    path = Path(path)
+    parent, name = path.absolute().parent, path.name
+    while not parent.is_dir():
+        parent, name = parent.parent, parent.name
+    names = sorted(e.name for e in parent.iterdir() if not e.name.startswith("."))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
+    listing = ", ".join(near) if near else "nothing, it is empty"
+    return f"{path} does not exist; {parent} holds {listing}"

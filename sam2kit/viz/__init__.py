@@ -1,0 +1,1 @@
+"""Overlays, plots, tables, HTML pages and video files. Nothing here knows a model."""
