@@ -1,9 +1,9 @@
 """Time J and F of a mask: ``python benchmarks/jf.py [--davis DAVIS]``.
 
 Writes ``benchmarks/results/jf.json`` and ``jf.md``. One run times both sides on the same frames, in
-turns: ``sam2kit.evaluation.boundary.region_and_boundary``, and J and F as the official DAVIS 2017 package
-computes them, on whole pictures with ``cv2.dilate`` and a disk (without its void masks, which
-would make that side slower). Their values must be equal. A
+turns: ``sam2kit.evaluation.boundary.region_and_boundary``, and J and F as the official DAVIS 2017
+package computes them, on whole pictures with ``cv2.dilate`` and a disk (without its void masks,
+which would make that side slower). Their values must be equal. A
 frame's time is the shortest of five, a side's the median over the frames. The frames are those of
 the OSVOS results on DAVIS, or generated ones of the same size where that data is not there. OpenCV
 has one thread on both sides. Takes a quarter of a minute on one CPU core.

@@ -64,7 +64,7 @@ def loading(options: Options) -> list[Finding]:
 def starting(options: Options) -> list[Finding]:
     """Seconds until the command line answers, and until the package is imported."""
     checks = "; assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
-    helps = "import sys, sam2kit.cli.commands as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    helps = "import sys\nfrom sam2kit.cli.main import main\nmain(['--help'])\n"
     commands = {
         "`sam2kit --help`": ["-c", helps + checks[2:]],
         "`import sam2kit`": ["-c", "import sys, sam2kit" + checks],

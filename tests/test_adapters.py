@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
 from sam2kit.models.checkpoints import (
@@ -20,7 +21,6 @@ from sam2kit.models.checkpoints import (
 from sam2kit.models.lora import has_lora, merged_state
 from sam2kit.models.sam2 import build_sam2_model, parameter_report
 from sam2kit.prompts.generator import PromptGenerator
-from sam2kit.training.module import settle_precision
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError, ConfigError
 

@@ -164,7 +164,8 @@ def test_create_config_refuses(capsys, file):
 )
 def test_bad_input_is_one_message_before_torch(capsys, monkeypatch, argv, words):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(sys.modules, "sam2kit.train", None)  # importing it would raise ImportError
+    # importing it would raise ImportError
+    monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", None)
     monkeypatch.setitem(sys.modules, "sam2kit.evaluation.evaluate", None)
     monkeypatch.setitem(sys.modules, "sam2kit.pipeline.runner", None)
     message = refused(capsys, *argv)
@@ -246,18 +247,18 @@ def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how
                 sys.exit(1)  # what Lightning's trainer does
             raise
 
-    fake = types.ModuleType("sam2kit.train")
+    fake = types.ModuleType("sam2kit.training.trainer")
     fake.fit = fit
-    monkeypatch.setitem(sys.modules, "sam2kit.train", fake)
+    monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", fake)
     assert main(["train", *SYNTHETIC, "--output-dir", "here"]) == 130
     err = capsys.readouterr().err
     assert "interrupted" in err and "kept" in err and "here" in err
 
 
 def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
-    fake = types.ModuleType("sam2kit.train")
+    fake = types.ModuleType("sam2kit.training.trainer")
     fake.fit = lambda config, run_dir, resume: 1 / 0
-    monkeypatch.setitem(sys.modules, "sam2kit.train", fake)
+    monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", fake)
     with pytest.raises(ZeroDivisionError):
         main(["train", *SYNTHETIC])
 

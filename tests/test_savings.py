@@ -20,6 +20,7 @@ from parity_helpers import (
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
 from torch.nn import functional as F
 
+from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.clip_tracking import FrameFeatures
@@ -27,7 +28,7 @@ from sam2kit.models.memory_attention import MemoryAttention, RotaryAttention, at
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import describe_model
 from sam2kit.training.losses import SAM2TrainingLoss
-from sam2kit.training.module import SAM2LightningModule, settle_precision
+from sam2kit.training.module import SAM2LightningModule
 from sam2kit.utils.errors import ConfigError
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from sam2kit.config.loading import compose, recompose
+from sam2kit.config.loading import compose, recompose, settle_precision
 from sam2kit.config.schema import Config, OptimizerConfig, SchedulerConfig
 from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights
 from sam2kit.training import trainer as train_module
-from sam2kit.training.module import settle_precision, step_generator
+from sam2kit.training.module import step_generator
 from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
 from sam2kit.training.trainer import fit
 from sam2kit.utils.device import pick_device

@@ -196,7 +196,10 @@ def test_curves():
 
 
 def test_pyplot_is_never_imported():
-    code = "import sys, sam2kit.viz.plots, sam2kit.viz.overlays; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, sam2kit.viz.plots, sam2kit.viz.overlays; "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

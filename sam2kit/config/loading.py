@@ -1,4 +1,5 @@
-"""Compose a :class:`~sam2kit.config.schema.Config` from YAML files and overrides, and write one as YAML.
+"""Compose a :class:`~sam2kit.config.schema.Config` from YAML files and overrides, and write one as
+YAML.
 
 Hydra composes; the dataclasses are the schema. Precedence, lowest first: the dataclasses' defaults,
 the groups that the file's defaults list names, the file, overrides. A file without a defaults list
@@ -13,7 +14,7 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "
 
 def config_dir() -> Path:
     """The folder of the kit's own YAML files: inside an installed wheel, else the repository's."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
@@ -52,6 +53,16 @@ def compose(config_file: str | Path | None = None, overrides: Sequence[str] = ()
     """
     path = config_dir() / "config.yaml" if config_file is None else Path(config_file)
     return _assemble(read_yaml(path), str(path), [path.absolute().parent, config_dir()], overrides)
+
+
+def settle_precision(config: Config) -> Config:
+    """The configuration with ``trainer.precision`` ``auto`` replaced by what it means here."""
+    from sam2kit.utils.device import resolve_precision  # imports torch
+
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    if precision == config.trainer.precision:
+        return config
+    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def recompose(

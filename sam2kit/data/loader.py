@@ -76,8 +76,8 @@ def create_dataloader(
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
     loader process arrives as a DataError with its own message. With loader processes, OpenCV is
     set to one thread in this one too. ``done`` and ``share`` are :class:`EpochSampler`'s,
-    ``with_keys`` is :func:`~sam2kit.data.clip.collate`'s; ``batches`` names the clips of each batch in
-    place of all that.
+    ``with_keys`` is :func:`~sam2kit.data.clip.collate`'s; ``batches`` names the clips of each batch
+    in place of all that.
     """
     if config.num_workers:
         # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch

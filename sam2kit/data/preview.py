@@ -5,16 +5,17 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from sam2kit.data.clip import ClipBatch
-from sam2kit.viz.overlays import _columns, _count, contact_sheet, frames_to_images, overlay
+from sam2kit.utils.text import plural
+from sam2kit.viz.overlays import contact_sheet, evenly_spaced, frames_to_images, overlay
 
 
 def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:
     """The clips of an unnormalised batch, a row each, with the true masks laid over."""
-    steps = _columns(batch.num_frames, max_columns)
+    steps = evenly_spaced(batch.num_frames, max_columns)
     images, masks = frames_to_images(batch.frames), batch.masks.cpu().numpy()
     rows, labels = [], []
     for clip, name in enumerate(batch.names):
         objects = (batch.clip_of_object == clip).cpu().numpy()
         rows.append([overlay(images[clip, t], masks[t, objects]) for t in steps])
-        labels.append(f"{name}\n{_count(int(objects.sum()), 'object')}")
+        labels.append(f"{name}\n{plural(int(objects.sum()), 'object')}")
     return contact_sheet(rows, labels, [f"frame {t}" for t in steps])

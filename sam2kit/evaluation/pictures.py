@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sam2kit.evaluation.metrics import after_first_visible, mean_tracked_iou
 from sam2kit.utils.text import label_text
-from sam2kit.viz.overlays import _columns, contact_sheet, overlay
+from sam2kit.viz.overlays import contact_sheet, evenly_spaced, overlay
 
 
 def tracking_figure(
@@ -36,7 +36,7 @@ def tracking_figure(
     """
     if scored is None:
         scored = after_first_visible(np.asarray(truth.any((2, 3))))
-    steps = _columns(len(frames), max_columns)
+    steps = evenly_spaced(len(frames), max_columns)
     rows, labels = [[overlay(frames[t], truth[t]) for t in steps]], ["truth"]
     for name, prediction in predictions.items():
         _, mean = mean_tracked_iou(prediction, truth, scored)

@@ -213,7 +213,8 @@ def comparisons(
     """The errors of two trackers beside each other, where they differ most.
 
     Args:
-        found: of :func:`sam2kit.evaluation.statistics.paired_differences`; the objects at both of its ends
+        found: of :func:`sam2kit.evaluation.statistics.paired_differences`; the objects at both of
+        its ends
             are shown, each on the frame on which J differs most in that direction.
     """
     made, rows = [], found["differences"]

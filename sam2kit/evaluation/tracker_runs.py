@@ -91,7 +91,8 @@ class Contender:
             on_frame: called with each frame and its logits ``[H,W]`` by object, thresholds applied.
 
         Raises:
-            ConfigError, DataError: as :meth:`track` and :class:`~sam2kit.evaluation.scores.VideoScorer`.
+            ConfigError, DataError: as :meth:`track` and
+            :class:`~sam2kit.evaluation.scores.VideoScorer`.
         """
         size = source.read_frame(i, 0).shape[:2]
         scorer = VideoScorer(

@@ -38,7 +38,7 @@ HUB_CHECKPOINTS = {
 }
 """Name -> (repository on the Hugging Face Hub, model size)."""
 
-SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent / "pretrained" / "nano.safetensors"}
+SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent.parent / "pretrained" / "nano.safetensors"}
 """Name -> file inside the package; these need no network."""
 
 CONFIG_KEY = "sam2kit_config"

@@ -1,7 +1,8 @@
 """Export: official-format weights and the YAML that builds them, proved by tracking with them.
 
 The proof has two parts, both on a small generated clip and on the CPU. A fresh process builds the
-files with the plain ``sam2`` package (:mod:`sam2kit.models.plain_sam2`) and its logits are compared with
+files with the plain ``sam2`` package (:mod:`sam2kit.models.plain_sam2`) and its logits are compared
+with
 
 - those of the same ``SAM2VideoPredictor``, built in this process around the tuned weights, and
 - those of the tuned :class:`~sam2kit.models.sam2.SAM2Model` itself, with its LoRA still beside the
@@ -174,7 +175,7 @@ def _predictor(config: Config, model: SAM2Model) -> Any:
 
 
 def _in_fresh_process(yaml: Path, weights: Path, clip: dict[str, Any]) -> dict[str, Tensor]:
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parent.parent.parent
     path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         given, results = Path(folder) / "clip.pt", Path(folder) / "results.pt"

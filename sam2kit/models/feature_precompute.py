@@ -11,6 +11,7 @@ from loguru import logger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clip import frame_keys
@@ -19,7 +20,6 @@ from sam2kit.data.parallel import LOG_SECONDS
 from sam2kit.data.transforms import resize_frames
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
-from sam2kit.training.module import settle_precision
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError, SAM2KitError
 

@@ -1,7 +1,7 @@
 """Upstream's memory attention, computed with less: same parameters, same result up to rounding.
 
-Built in the place of upstream's classes by :func:`sam2kit.models.sam2.build_sam2_model`; exports name
-upstream's own.
+Built in the place of upstream's classes by :func:`sam2kit.models.sam2.build_sam2_model`; exports
+name upstream's own.
 """
 
 from __future__ import annotations

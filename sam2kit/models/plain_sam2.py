@@ -1,7 +1,8 @@
 """Tracking a clip with the plain ``sam2`` package: what an export is proved by.
 
-``python -m sam2kit.models.plain_sam2 YAML WEIGHTS CLIP OUT`` builds the model as any user of ``sam2`` does
-and imports nothing else of the kit. :mod:`sam2kit.models.exporter` calls it in a fresh process.
+``python -m sam2kit.models.plain_sam2 YAML WEIGHTS CLIP OUT`` builds the model as any user of
+``sam2`` does and imports nothing else of the kit. :mod:`sam2kit.models.exporter` calls it in a
+fresh process.
 """
 
 from __future__ import annotations

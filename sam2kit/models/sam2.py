@@ -46,8 +46,8 @@ class SAM2Model(SAM2Base):
         activation_checkpointing: keep little of each frame and compute it again when gradients are
             taken; the same gradients for less memory and more time.
         objects_together: track at most so many objects in one call. None: all that go together.
-        feature_cache: a :class:`~sam2kit.models.feature_cache.FeatureCache` that a frozen encoder's features
-            are read from; None: every frame is encoded.
+        feature_cache: a :class:`~sam2kit.models.feature_cache.FeatureCache` that a frozen encoder's
+            features are read from; None: every frame is encoded.
     """
 
     detach_memory_every: int | None = None
@@ -190,7 +190,7 @@ def read_model_yaml(size: str) -> DictConfig:
     if size not in SIZES:
         raise ConfigError(f"model.size: {size!r} is none of {', '.join(SIZES)}")
     if size == "nano":
-        return OmegaConf.load(Path(__file__).parent / "pretrained" / "nano.yaml")
+        return OmegaConf.load(Path(__file__).parent.parent / "pretrained" / "nano.yaml")
     text = (
         resources.files("sam2") / "configs" / "sam2.1" / f"sam2.1_hiera_{size}.yaml"
     ).read_text()

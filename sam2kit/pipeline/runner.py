@@ -66,7 +66,7 @@ def notebooks_dir() -> Path:
     Raises:
         PipelineError: the package is installed without the repository around it.
     """
-    folder = Path(__file__).parent.parent / "notebooks"
+    folder = Path(__file__).parent.parent.parent / "notebooks"
     if not any(folder.glob("[0-9][0-9]_*.ipynb")):
         raise PipelineError(
             f"there are no staged notebooks in {folder}: they come with the repository, not with "

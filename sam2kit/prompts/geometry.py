@@ -153,7 +153,8 @@ def sample_negative_points(
 
 
 def _around(mask: np.ndarray, kind: str, others: np.ndarray | None) -> np.ndarray:
-    """The region of one of :data:`sam2kit.config.schema.NEGATIVE_KINDS`, the mask itself with it."""
+    """The region of one of :data:`sam2kit.config.schema.NEGATIVE_KINDS`, the mask itself with
+    it."""
     if kind == "anywhere":
         return np.ones_like(mask)
     if kind == "object" and others is not None and (others & ~mask).any():

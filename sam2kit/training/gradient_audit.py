@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
 from torch import Tensor
 
+from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
@@ -32,7 +33,7 @@ from sam2kit.models.sam2 import (
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.losses import NO_OBJ_SCORE
 from sam2kit.training.memory_profile import StepMemory, StepMeter
-from sam2kit.training.module import SAM2LightningModule, settle_precision, step_generator
+from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.utils.errors import ConfigError
 
 MAX_BATCHES = 8

@@ -1,6 +1,6 @@
-"""Training on several devices: a process ("rank") for each, started and watched through torchrun.
+"""Train on several devices: start one process ("rank") per device through torchrun and watch them.
 
-``python -m sam2kit.training.launch RUN_DIR`` is one of them; it trains as the folder's ``config.yaml`` says.
+Each rank runs :mod:`sam2kit.training.rank_worker`.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import torch
-from loguru import logger
-from torch.distributed import destroy_process_group, is_torchelastic_launched
+from torch.distributed import is_torchelastic_launched
 
-from sam2kit.config.loading import compose, save_config
+from sam2kit.config.loading import save_config
 from sam2kit.config.schema import Config
-from sam2kit.utils.errors import ConfigError, SAM2KitError, TrainingError
-from sam2kit.utils.processes import end_with_parent, sigterm_interrupts, start
+from sam2kit.utils.errors import ConfigError, TrainingError
+from sam2kit.utils.processes import sigterm_interrupts, start
 
 
 def device_count(config: Config) -> int:
@@ -81,7 +79,7 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
         "--standalone",
         f"--nproc-per-node={devices}",
         "-m",
-        "sam2kit.training.launch",
+        "sam2kit.training.rank_worker",
         str(run_dir),
     ]
     process = start(
@@ -112,23 +110,3 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
         told = told.removeprefix("error: ").strip() or "its last lines tell why"
         raise TrainingError(f"training on {devices} devices failed (exit code {code}): {told}")
     return interrupted
-
-
-if __name__ == "__main__":
-    from sam2kit.training.trainer import fit
-
-    end_with_parent()
-    level = "INFO" if os.environ["RANK"] == "0" else "ERROR"
-    form = "{time:HH:mm:ss} {message}"
-    run_dir = Path(sys.argv[1])
-    config = compose(run_dir / "config.yaml")
-    logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
-    try:
-        fit(config, run_dir)
-    except SAM2KitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # all is written, and threads of libraries that wake while Python ends abort it

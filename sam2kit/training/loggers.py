@@ -13,7 +13,7 @@ from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError
 
 
-def _make_logger_class(config: Config) -> type[Logger]:
+def make_logger_class(config: Config) -> type[Logger]:
     """The logger's class, imported before any long work.
 
     Raises:

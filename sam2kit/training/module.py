@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,19 +26,6 @@ from sam2kit.training.losses import SAM2TrainingLoss
 from sam2kit.training.optim import build_optimizer, build_scheduler
 from sam2kit.training.resume import rewind
 from sam2kit.utils.errors import ConfigError
-
-
-def settle_precision(config: Config) -> Config:
-    """The configuration with ``trainer.precision`` ``auto`` replaced by what it means here.
-
-    On CPUs it is full precision: whether bfloat16 is faster there depends on the model's size.
-    """
-    if config.trainer.precision != "auto":
-        return config
-    gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    native = gpu and torch.cuda.is_bf16_supported(False)
-    precision = "bf16-mixed" if native else "32-true"
-    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:

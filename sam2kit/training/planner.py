@@ -21,7 +21,7 @@ from loguru import logger
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam2kit.config.loading import recompose
+from sam2kit.config.loading import recompose, settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
 from sam2kit.data.build import build_datasets
@@ -31,7 +31,7 @@ from sam2kit.data.transforms import normalize
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.memory_profile import StepMemory, StepMeter, peak_bytes
-from sam2kit.training.module import SAM2LightningModule, settle_precision
+from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
 from sam2kit.utils.device import pick_device
 

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 
-from sam2kit.config.loading import save_config, to_yaml
+from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
@@ -41,17 +41,12 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.failures import started, told_plainly
 from sam2kit.training.gradient_audit import AuditBeforeTraining
 from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on_devices
-from sam2kit.training.loggers import RunMetrics, _make_logger_class, last_values
-from sam2kit.training.module import SAM2LightningModule, settle_precision
+from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class
+from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingOver, check_resume, whole_checkpoint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
-
-if __name__ == "__main__":  # up here, so that a bad flag is told before torch is imported
-    from sam2kit.cli.main import main
-
-    raise SystemExit(main(["train", *sys.argv[1:]]))
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     """
     check(config)
     config = settle_precision(config)
-    log = _make_logger_class(config)
+    log = make_logger_class(config)
     devices = device_count(config)
     everywhere = devices * config.trainer.num_nodes
     data = SAM2LightningDataModule(config, everywhere)

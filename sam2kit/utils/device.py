@@ -22,3 +22,14 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(names[accelerator])
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Replace ``auto`` by ``bf16-mixed`` on a GPU that supports it, else by ``32-true``.
+
+    CPUs get full precision: whether bfloat16 is faster there depends on the size of the model.
+    """
+    if precision != "auto":
+        return precision
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(False) else "32-true"

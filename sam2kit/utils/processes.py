@@ -1,7 +1,7 @@
 """Processes that do not outlive the one that started them.
 
-``python -m sam2kit.utils.processes MODULE ARGUMENT …`` runs a module as ``python -m MODULE`` does, and
-ends as soon as the process that holds the other end of its standard input has gone.
+``python -m sam2kit.utils.processes MODULE ARGUMENT …`` runs a module as ``python -m MODULE`` does,
+and ends as soon as the process that holds the other end of its standard input has gone.
 """
 
 from __future__ import annotations

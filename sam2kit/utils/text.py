@@ -107,3 +107,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """A half sentence with the nearest of ``known``, or with all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return ``number`` with ``noun`` in the matching form: 1 object, 2 objects."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

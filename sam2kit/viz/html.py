@@ -25,15 +25,15 @@ POLICY = (
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a file of ``sam2kit/templates``.
+    """A page from a file of ``sam2kit/viz/templates``.
 
-    Every value passes through :func:`~sam2kit.utils.text.visible_text` and is escaped. Templates have
-    four filters of the kit: ``score`` (three digits, a dash for None), ``percent`` (of a share),
-    ``uri`` (a figure or an RGB image as part of the page) and ``whole`` (a text of any length with
-    its line breaks). ``policy`` is the content security policy.
+    Every value passes through :func:`~sam2kit.utils.text.visible_text` and is escaped. Templates
+    have four filters of the kit: ``score`` (three digits, a dash for None), ``percent`` (of a
+    share), ``uri`` (a figure or an RGB image as part of the page) and ``whole`` (a text of any
+    length with its line breaks). ``policy`` is the content security policy.
     """
     environment = Environment(
-        loader=PackageLoader("sam2kit"),
+        loader=PackageLoader("sam2kit.viz"),
         autoescape=True,
         finalize=_visible,
         trim_blocks=True,

@@ -225,10 +225,6 @@ def _grid(
     return figure, grid
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _columns(count: int, most: int) -> list[int]:
+def evenly_spaced(count: int, most: int) -> list[int]:
     """At most ``most`` different positions, evenly spread over ``count`` with both ends."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

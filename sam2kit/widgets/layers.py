@@ -112,8 +112,8 @@ class VideoLayers:
     """The masks of one video by layer, and J over its frames, measured a few frames at a time.
 
     J of a frame is taken over pixels that somebody decided on, and is 1 where truth and prediction
-    are empty, as in :class:`~sam2kit.evaluation.scores.VideoScores`; scores that an evaluation has kept are
-    used as they are.
+    are empty, as in :class:`~sam2kit.evaluation.scores.VideoScores`; scores that an evaluation has
+    kept are used as they are.
 
     Args:
         source: the truth.

@@ -15,9 +15,9 @@ ObjectId = int | str
 class VideoSource(ABC):
     """Videos by number: their frames, and the masks of their objects where somebody drew them.
 
-    A source only stores: :class:`sam2kit.data.clip_dataset.ClipDataset` draws clips from it. It must be
-    picklable (loader processes get a copy), and reading the same ``(i, t)`` must give the same
-    pixels in any process. Whatever can be checked without decoding pixels is checked when the
+    A source only stores: :class:`sam2kit.data.clip_dataset.ClipDataset` draws clips from it. It
+    must be picklable (loader processes get a copy), and reading the same ``(i, t)`` must give the
+    same pixels in any process. Whatever can be checked without decoding pixels is checked when the
     source is made, with a :class:`~sam2kit.utils.errors.DataError`.
 
     Attributes:

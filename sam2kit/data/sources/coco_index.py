@@ -43,7 +43,8 @@ class CocoIndex:
     Args:
         file: the JSON: ``images`` with ``video_id`` and ``order_in_video``, or ``videos`` with
             ``file_names`` whose annotations have ``segmentations``.
-        identity: auto, track or category; :class:`sam2kit.data.sources.coco.COCODataset` explains them.
+        identity: auto, track or category; :class:`sam2kit.data.sources.coco.COCODataset` explains
+            them.
         keyframes_only: leave out masks on frames that are flagged as no key frames.
 
     Attributes:

@@ -42,9 +42,9 @@ class VideoDataset(VideoSource):
     numbers within them by value (``2.jpg`` before ``10.jpg``). What is neither frame nor mask, and
     names that begin with a dot, are left out, which is logged.
 
-    Masks are those of :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG files that hold object numbers,
-    or a folder of PNG files for each object. A frame without a mask file is one that nobody
-    annotated.
+    Masks are those of :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG files that hold
+    object numbers, or a folder of PNG files for each object. A frame without a mask file is one
+    that nobody annotated.
 
     Folders are listed once and no file is opened. What stays in memory is a text for each video,
     so that a million frames take no more than their names do.

@@ -25,12 +25,13 @@ class ImageDataset(VideoSource):
 
     Understood are ``ROOT/images/a.jpg`` with masks ``ROOT/masks/a.png``, the same in ``JPEGImages``
     and ``Annotations``, and ``ROOT/a.jpg`` without masks. Endings, order and masks are as in
-    :class:`~sam2kit.data.sources.frame_folders.VideoDataset`, so objects of one picture may also be in
-    ``ROOT/masks/OBJECT/a.png``.
+    :class:`~sam2kit.data.sources.frame_folders.VideoDataset`, so objects of one picture may also be
+    in ``ROOT/masks/OBJECT/a.png``.
 
     Args:
         root: the folder.
-        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`, of names without endings.
+        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`, of names without
+            endings.
         masks_path: the folder of the masks, where it is another.
 
     Raises:

@@ -60,8 +60,8 @@ class VideoFileDataset(FilmedVideos):
     Masks are in ``ROOT/Annotations``, or where ``masks_path`` says:
 
     * a folder with one for each video, ``VIDEO/00012.png`` or ``VIDEO/OBJECT/00012.png``, as
-      :class:`~sam2kit.data.sources.mask_files.MaskFiles` has them. The number is the frame's, the first frame
-      is 0. Frames without a file are not annotated;
+      :class:`~sam2kit.data.sources.mask_files.MaskFiles` has them. The number is the frame's, the
+      first frame is 0. Frames without a file are not annotated;
     * a COCO JSON whose videos are named as the files are, and ``order_in_video`` the number of the
       frame. Frames that it does not list are not annotated.
 

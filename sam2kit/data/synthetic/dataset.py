@@ -16,8 +16,9 @@ class SyntheticDataset(VideoSource):
     """Videos generated whole, background included, with true masks on every frame.
 
     One to ``max_objects`` textured objects move, turn, deform and hide one another, between shapes
-    that are no objects and before a drifting background (:class:`sam2kit.data.synthetic.scene.Scene`). The
-    pixels follow from ``(seed, video, frame)`` alone. Every epoch of training sees new videos.
+    that are no objects and before a drifting background
+    (:class:`sam2kit.data.synthetic.scene.Scene`). The pixels follow from ``(seed, video, frame)``
+    alone. Every epoch of training sees new videos.
 
     Args:
         num_videos: the length of the source.

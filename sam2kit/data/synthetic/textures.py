@@ -1,4 +1,5 @@
-"""Generated textures and backdrops: the surfaces of a :class:`sam2kit.data.synthetic.scene.Scene`."""
+"""Generated textures and backdrops: the surfaces of a
+:class:`sam2kit.data.synthetic.scene.Scene`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,8 @@
+"""``python -m sam2kit.train``: the same as ``sam2kit train``."""
+
+import sys
+
+from sam2kit.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train", *sys.argv[1:]]))
