@@ -15,7 +15,7 @@ from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.runner import run_stages
 from sam2kit.viz.video_writer import save_mp4
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 DAVIS, FILM = SHARED / "davis", SHARED / "video" / "juggle.mp4"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -1,6 +1,7 @@
 """Inputs that are broken at random: each loads, or gives one of the kit's errors.
 
-``SAM2KIT_FUZZ_CASES=2000 pytest tests/test_fuzz.py`` tries 2,000 of each of the five kinds.
+``SAM2KIT_FUZZ_CASES=2000 pytest tests/integration/test_fuzz.py`` tries 2,000 of each of the five
+kinds.
 """
 
 import copy

@@ -27,7 +27,7 @@ from sam2kit.data.conversion import convert
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.utils.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 SIZE = (12, 16)
 

@@ -34,7 +34,7 @@ from sam2kit.evaluation.tracker_runs import Contender, ResultFiles, calibrate
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.utils.errors import ConfigError, DataError
 
-DAVIS = Path(__file__).parent.parent.parent / "shared" / "davis"
+DAVIS = Path(__file__).parents[3] / "shared" / "davis"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from sam2kit.models.checkpoints import (
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 SCORES = ROOT / "benchmarks" / "nano_scores.py"
 

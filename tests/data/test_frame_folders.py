@@ -39,7 +39,7 @@ from sam2kit.data.samples import make_samples
 from sam2kit.data.sources.frame_folders import read_image
 from sam2kit.utils.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DAVIS = ROOT.parent / "shared" / "davis"
 SAMPLES = ROOT / "data_samples"
 

@@ -239,7 +239,7 @@ def test_benchmark_against_upstreams_data_set(tmp_path):
     pytest.importorskip("pandas", reason="upstream's data set needs pandas")
     pytest.importorskip("training", reason="upstream's training package is not installed")
     make_davis(tmp_path / "davis", {"a": 9, "b": 9})
-    file = Path(__file__).parent.parent / "benchmarks" / "data.py"
+    file = Path(__file__).parents[2] / "benchmarks" / "data.py"
     out = tmp_path / "out.json"
     few = ["--data", str(tmp_path / "davis"), "--sizes", "32", "--rounds", "1", "--out", str(out)]
     runpy.run_path(str(file))["main"](few)

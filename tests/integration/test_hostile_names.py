@@ -17,7 +17,7 @@ from sam2kit.evaluation.evaluate import evaluate
 from sam2kit.evaluation.tracker_runs import Contender
 from sam2kit.utils.text import label_text, visible_text
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"
 # In place of training: every tracker copies the prompted mask.
 COPY = """

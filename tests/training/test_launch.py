@@ -21,7 +21,7 @@ from sam2kit.training.launch import device_count
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError, TrainingError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -304,7 +304,7 @@ def test_every_video_shows_an_object_even_of_one_frame(lifelike):
 
 
 def test_the_benchmark_of_the_generator_runs(tmp_path):
-    file = Path(__file__).parent.parent / "benchmarks" / "generator.py"
+    file = Path(__file__).parents[2] / "benchmarks" / "generator.py"
     few = ["--sizes", "64", "--workers", "0", "--batches", "1", "--repeats", "1"]
     runpy.run_path(str(file))["main"]([*few, "--out", str(tmp_path / "rates.json")])
     rows = json.loads((tmp_path / "rates.json").read_text())["clips_per_second"]

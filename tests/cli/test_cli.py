@@ -20,7 +20,7 @@ from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import compose, config_dir, save_config
 from sam2kit.config.schema import Config, get
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
 
 

@@ -28,7 +28,7 @@ from sam2kit.viz.overlays import ERROR_COLORS, PALETTE
 from sam2kit.widgets.annotator import PromptDebugger
 from sam2kit.widgets.prompt_session import PromptSession
 
-SAMPLES = Path(__file__).parent.parent / "data_samples"
+SAMPLES = Path(__file__).parents[2] / "data_samples"
 
 
 class FirstFrames(VideoSource):

@@ -25,7 +25,7 @@ from sam2kit.utils.paths import file_name
 from sam2kit.widgets.clip_browser import ClipBrowser
 from sam2kit.widgets.layers import VideoLayers, label_planes, open_results
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 
 
 class Drawn(VideoSource):

@@ -216,7 +216,7 @@ print(cache.encoded)
 
 def start_writer(folder: Path, count: int) -> subprocess.Popen:
     command = [sys.executable, "-c", WRITER, str(folder), str(count)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 

@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import Finding, Options
 from benchmarks.rows import ROWS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def rows_of(out: Path) -> dict:

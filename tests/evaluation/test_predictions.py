@@ -21,7 +21,7 @@ from sam2kit.evaluation.predictions import score_predictions, write_csv
 from sam2kit.evaluation.scores import CONVENTIONS
 from sam2kit.utils.errors import DataError
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 DAVIS2017 = CONVENTIONS["davis2017"]
 
 

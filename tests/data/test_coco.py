@@ -439,7 +439,7 @@ def test_identity_by_configuration(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark(tmp_path, monkeypatch):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", str(root))
     command = [sys.executable, str(root / "benchmarks" / "coco_index.py"), "--videos", "3"]
     subprocess.run([*command, "--masks", "200", "--out", str(tmp_path / "o.json")], check=True)

@@ -18,7 +18,7 @@ from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

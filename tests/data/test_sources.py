@@ -55,7 +55,7 @@ from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.utils.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 
 

@@ -28,7 +28,7 @@ from sam2kit.data.doctor.video_checks import IdentityWatch, VideoRecord, has_sof
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import DataError
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 SIZE = (48, 64)
 FRAMES = 6
 SETTINGS = DatasetConfig(image_size=64, video_clip_length=4)
@@ -397,7 +397,7 @@ def test_healthy_data_give_no_finding_in_any_number_of_processes(tmp_path):
 
 
 def test_the_samples_are_healthy():
-    root = Path(__file__).parent.parent / "data_samples"
+    root = Path(__file__).parents[2] / "data_samples"
     source = open_source(root)
     some = SelectedVideos(source, list(range(0, len(source), 4)))
     assert examine(some, DatasetConfig(image_size=128)).findings == []

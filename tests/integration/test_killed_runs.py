@@ -21,7 +21,7 @@ from sam2kit.pipeline import runner as pipeline
 from sam2kit.pipeline.status import is_locked, read_status
 from sam2kit.training.trainer import fit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 model: {size: nano, memory_attention_bias: 3.0, object_score_bias: 3.0}
 dataset:
