@@ -231,11 +231,11 @@ def train_config(
     arguments: argparse.Namespace, before: Sequence[str] = ()
 ) -> tuple[Config, list[str]]:
     """The configuration that training's flags describe, and the overrides that make it."""
-    from sam2kit.config.loading import compose
+    from sam2kit.config.loading import load_config
 
     overrides = train_overrides(arguments, before)
-    config = compose(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     if arguments.wandb is False and config.trainer.logger == "wandb":
         overrides.append("trainer.logger=tensorboard")
-        config = compose(arguments.config, overrides)
+        config = load_config(arguments.config, overrides)
     return config, overrides

@@ -154,9 +154,9 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         pairs = ", ".join(f"{name}: {override('', file)[1:]}" for name, file in arguments.compare)
         overrides.append(f"evaluation.compare={{{pairs}}}")
     if arguments.config is not None:
-        from sam2kit.config.loading import compose
+        from sam2kit.config.loading import load_config
 
-        compose(arguments.config, overrides)
+        load_config(arguments.config, overrides)
     with kept_under(arguments.output_dir or "outputs"):
         log_to_console("INFO")
         if checkpoint:
@@ -256,9 +256,9 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         path = getattr(arguments, flag)
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"--{flag}: {missing(path.parent)}")
-    from sam2kit.config.loading import compose
+    from sam2kit.config.loading import load_config
 
-    config = compose(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
+    config = load_config(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
     log_to_console("INFO")
     from sam2kit.data.doctor.report import examine
 
@@ -275,9 +275,9 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--to", required=True, metavar="FORM", help="davis or coco-video")
     arguments = parser.parse_intermixed_args(argv)
     (*given, out), overrides = paths_and_overrides(arguments.words, "SRC", "DST")
-    from sam2kit.config.loading import compose
+    from sam2kit.config.loading import load_config
 
-    config = compose(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     log_to_console("INFO")
     from sam2kit.data.conversion import convert
 

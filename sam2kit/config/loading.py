@@ -38,7 +38,7 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def compose(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Compose and check a configuration.
 
     Args:
@@ -65,18 +65,18 @@ def settle_precision(config: Config) -> Config:
     return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
-def recompose(
+def override_config(
     config: Config | Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
 ) -> Config:
     """A configuration, or the plain dictionary of one, with overrides on top, checked anew.
 
     Args:
         config: left as it is.
-        overrides: as in :func:`compose`.
+        overrides: as in :func:`load_config`.
         source: where the dictionary comes from, for messages (a checkpoint's path, say).
 
     Raises:
-        ConfigError: as :func:`compose`.
+        ConfigError: as :func:`load_config`.
     """
     content = asdict(config) if isinstance(config, Config) else dict(config)
     return _assemble(content, source, [config_dir()], overrides)
@@ -99,7 +99,7 @@ def override_key(text: str) -> str:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the resolved configuration atomically; :func:`compose` reads it back equal.
+    """Write the resolved configuration atomically; :func:`load_config` reads it back equal.
 
     Raises:
         ConfigError: the file exists, and it is not a saved configuration.

@@ -19,7 +19,7 @@ from loguru import logger
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam2kit.config.loading import is_saved, read_yaml, recompose
+from sam2kit.config.loading import is_saved, override_config, read_yaml
 from sam2kit.config.schema import PATH, RUN, Config, get, options, put
 from sam2kit.config.validation import check_data
 from sam2kit.utils.errors import CheckpointError, ConfigError
@@ -86,7 +86,7 @@ def read_allowed(
     return config, ignored
 
 
-def recompose_allowed(
+def override_allowed(
     config: Config, ignored: list[str], overrides: Sequence[str], source: str
 ) -> tuple[Config, list[str]]:
     """Put the caller's overrides on what :func:`read_allowed` gave, for an evaluation.
@@ -96,11 +96,12 @@ def recompose_allowed(
 
     Raises:
         CheckpointError: the name of the file itself is an interpolation.
-        ConfigError: see :func:`~sam2kit.config.loading.recompose`; or it lacks validation videos.
+        ConfigError: see :func:`~sam2kit.config.loading.override_config`; or it lacks validation
+            videos.
     """
     _check_plain(asdict(config), source)
     try:
-        config = recompose(config, overrides, source)
+        config = override_config(config, overrides, source)
         ignored = [key for key in ignored if get(config, key) == get(Config(), key)]
         if ignored:
             section = "dataset" if config.holds_out_validation else "valdataset"

@@ -20,7 +20,7 @@ from typing import Any
 
 from loguru import logger
 
-from sam2kit.config.loading import COMMAND_LINE, compose, to_yaml
+from sam2kit.config.loading import COMMAND_LINE, load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check_paths
 from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_status
@@ -50,7 +50,7 @@ def plan(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial
     """The trials of a grid, the values of the last key changing fastest.
 
     Args:
-        config_file: as :func:`sam2kit.config.loading.compose`.
+        config_file: as :func:`sam2kit.config.loading.load_config`.
         overrides: some with several values in Hydra's grammar: ``key=a,b``, ``key=[a],[b]``,
             ``key=range(1,4)``.
 
@@ -84,7 +84,7 @@ def plan(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial
     for number, point in enumerate(product(*axes), start=1):
         name = _name(number, point)
         try:
-            config = compose(config_file, [*fixed, *point])
+            config = load_config(config_file, [*fixed, *point])
             check_paths(config)
         except ConfigError as error:
             raise ConfigError(f"trial {name}: {error}") from error
@@ -202,7 +202,7 @@ class _Sweep:
 
     def _slots(self, jobs: int | None) -> list[str | None]:
         """The GPU of each job, by the name that CUDA_VISIBLE_DEVICES gives it; None without."""
-        config = compose(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
+        config = load_config(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
         gpus = 0
         if config.trainer.accelerator in ("auto", "gpu", "cuda"):
             import torch

@@ -8,7 +8,14 @@ from dataclasses import fields
 
 import pytest
 
-from sam2kit.config.loading import compose, config_dir, override, recompose, save_config, to_yaml
+from sam2kit.config.loading import (
+    config_dir,
+    load_config,
+    override,
+    override_config,
+    save_config,
+    to_yaml,
+)
 from sam2kit.config.schema import Config, ModelConfig, options
 from sam2kit.config.validation import check, check_paths
 from sam2kit.utils.errors import ConfigError
@@ -29,12 +36,12 @@ def write(path, text):
 
 def refusal(*args) -> str:
     with pytest.raises(ConfigError) as caught:
-        compose(*args)
+        load_config(*args)
     return str(caught.value)
 
 
 def test_defaults_are_the_dataclasses_and_the_issue_s():
-    config = compose()
+    config = load_config()
     assert config == Config() and isinstance(config.model, ModelConfig)
     assert config.model.trainable_modules == ["memory_attention", "memory_encoder"]
     assert (config.dataset.video_clip_length, config.dataset.image_size) == (5, 512)
@@ -45,21 +52,23 @@ def test_defaults_are_the_dataclasses_and_the_issue_s():
 
 def test_precedence_is_dataclass_group_file_override(tmp_path):
     text = "defaults: [config, override loss: from_scratch, _self_]\nloss: {bce: 3, dice: 4}\n"
-    config = compose(write(tmp_path / "mine.yaml", text), ["loss.dice=7"])
+    config = load_config(write(tmp_path / "mine.yaml", text), ["loss.dice=7"])
     assert (config.loss.object_score, config.loss.bce, config.loss.dice) == (0.5, 3, 7)
     assert config.loss.temporal == 0.1
 
 
 @pytest.mark.parametrize("to_text", [to_yaml, lambda c: to_yaml(c, comments=False)])
 def test_written_configuration_loads_back_equal(tmp_path, to_text):
-    config = compose(None, CHANGED)
-    assert compose(write(tmp_path / "a.yaml", to_text(config))) == config
+    config = load_config(None, CHANGED)
+    assert load_config(write(tmp_path / "a.yaml", to_text(config))) == config
 
 
 def test_text_that_looks_like_a_number_survives(tmp_path):
-    config = compose(None, [override("output_dir", "1e3"), override("model.checkpoint", "null")])
+    config = load_config(
+        None, [override("output_dir", "1e3"), override("model.checkpoint", "null")]
+    )
     save_config(config, tmp_path / "c.yaml")
-    assert compose(tmp_path / "c.yaml") == config
+    assert load_config(tmp_path / "c.yaml") == config
     assert (config.output_dir, config.model.checkpoint) == ("1e3", "null")
 
 
@@ -74,12 +83,12 @@ def test_every_key_is_commented_and_every_line_fits():
 
 @pytest.mark.parametrize("value", ["it's", "a, b", "x=y", "back\\", "[1", "a 'b' \"c\"", ""])
 def test_override_takes_text_literally(value):
-    assert compose(None, [override("output_dir", value)]).output_dir == value
+    assert load_config(None, [override("output_dir", value)]).output_dir == value
 
 
 def test_file_without_defaults_takes_group_choices(tmp_path):
-    save_config(compose(None, ["model=large", "seed=7"]), tmp_path / "config.yaml")
-    config = compose(tmp_path / "config.yaml", ["model=nano", "dataset=synthetic", "+seed=8"])
+    save_config(load_config(None, ["model=large", "seed=7"]), tmp_path / "config.yaml")
+    config = load_config(tmp_path / "config.yaml", ["model=nano", "dataset=synthetic", "+seed=8"])
     assert (config.model.size, config.dataset.type, config.seed) == ("nano", "synthetic", 8)
 
 
@@ -89,30 +98,32 @@ def test_file_anywhere_finds_its_siblings_then_the_kit(tmp_path):
     write(folder / "dataset" / "mine.yaml", "type: synthetic\n")
     write(folder / "base.yaml", "defaults: [config, override dataset: mine]\n")
     file = write(folder / "top.v2.yaml", "defaults: [base, _self_]\nmodel: {size: s}\n")
-    config = compose(file, ["scheduler=constant", "dataset=coco", "dataset.annotation_file=a.json"])
+    config = load_config(
+        file, ["scheduler=constant", "dataset=coco", "dataset.annotation_file=a.json"]
+    )
     assert (config.model.size, config.dataset.type) == ("s", "coco")
     assert config.scheduler.name == "constant"
-    assert compose(file).dataset.type == "synthetic"
+    assert load_config(file).dataset.type == "synthetic"
 
 
 def test_empty_file_is_the_defaults(tmp_path):
-    assert compose(write(tmp_path / "e.yaml", "# nothing\n")) == Config()
+    assert load_config(write(tmp_path / "e.yaml", "# nothing\n")) == Config()
 
 
 def test_interpolation_is_resolved(tmp_path):
     file = write(tmp_path / "i.yaml", "valdataset: {batch_size: '${dataset.batch_size}'}\n")
-    assert compose(file, ["dataset.batch_size=3"]).valdataset.batch_size == 3
+    assert load_config(file, ["dataset.batch_size=3"]).valdataset.batch_size == 3
     broken = write(tmp_path / "b.yaml", "seed: ${nothing.there}\n")
     assert "nothing.there" in refusal(broken)
 
 
-def test_recompose_puts_overrides_on_a_configuration_or_its_dictionary():
-    config = compose(None, CHANGED)
-    changed = recompose(config, ["optimizer.lr=3", "model=nano"])
+def test_override_config_puts_overrides_on_a_configuration_or_its_dictionary():
+    config = load_config(None, CHANGED)
+    changed = override_config(config, ["optimizer.lr=3", "model=nano"])
     assert (changed.optimizer.lr, changed.model.size, changed.trainer.devices) == (3, "nano", "0,1")
     assert config.optimizer.lr == 1e-5
     with pytest.raises(ConfigError, match="run.ckpt: unknown key model.sise"):
-        recompose({"model": {"sise": "t"}}, source="run.ckpt")
+        override_config({"model": {"sise": "t"}}, source="run.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -295,16 +306,16 @@ def test_all_problems_are_told_at_once_and_each_once():
 
 @pytest.mark.parametrize("devices", ["1", "8", "auto", "-1", "0,", "0,1"])
 def test_known_devices(devices):
-    compose(None, [override("trainer.devices", devices)])
+    load_config(None, [override("trainer.devices", devices)])
 
 
 def test_paths_are_checked_with_what_lies_near(tmp_path):
     (tmp_path / "davis").mkdir()
     write(tmp_path / "tiny.pt", "")
     data = override("dataset.data_path", str(tmp_path / "davis"))
-    check_paths(compose(None, [data]))
-    check_paths(compose(None, [data, "model.checkpoint=sam2.1_hiera_tiny"]))
-    check_paths(compose(None, ["dataset.type=synthetic"]))
+    check_paths(load_config(None, [data]))
+    check_paths(load_config(None, [data, "model.checkpoint=sam2.1_hiera_tiny"]))
+    check_paths(load_config(None, ["dataset.type=synthetic"]))
     for overrides, words in [
         ([], ["dataset.data_path is not set", "--data-path"]),
         ([override("dataset.data_path", str(tmp_path / "davs"))], ["dataset.data_path", "davis"]),
@@ -316,7 +327,7 @@ def test_paths_are_checked_with_what_lies_near(tmp_path):
         ([data, "trainer.resume_from=last.ckpt"], ["trainer.resume_from", "last.ckpt"]),
     ]:
         with pytest.raises(ConfigError) as caught:
-            check_paths(compose(None, overrides))
+            check_paths(load_config(None, overrides))
         assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -331,9 +342,9 @@ ORDERS = {
 HYDRA = """
 from hydra.core.global_hydra import GlobalHydra
 def kit():
-    from sam2kit.compose import compose
+    from sam2kit.load_config import load_config
     before = GlobalHydra.instance().is_initialized()
-    assert compose(None, ["model=nano"]).model.size == "nano"
+    assert load_config(None, ["model=nano"]).model.size == "nano"
     assert GlobalHydra.instance().is_initialized() == before
     from hydra.core.config_store import ConfigStore
     assert not any("sam2kit" in name for name in ConfigStore.instance().repo)

@@ -33,7 +33,7 @@ from data_helpers import (
 from loguru import logger
 from PIL import Image
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
 from sam2kit.config.validation import check, check_paths
 from sam2kit.data import (
@@ -721,8 +721,8 @@ def test_keys_of_sources_that_cannot_work(tmp_path):
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            compose(overrides=overrides)
-    config = compose(
+            load_config(overrides=overrides)
+    config = load_config(
         overrides=["dataset.type=mixture", "dataset.mixture=[{type: files, data_path: nowhere}]"]
     )
     with pytest.raises(ConfigError, match=r"dataset.mixture\[0\].data_path: nowhere does not exi"):
