@@ -16,7 +16,7 @@ from sam2kit.pipeline import sweep
 from sam2kit.pipeline.status import Status, is_locked, locked, read_status
 from sam2kit.pipeline.sweep import plan, run_sweep
 from sam2kit.utils.errors import ConfigError, DataError, PipelineError
-from sam2kit.utils.files import write_whole
+from sam2kit.utils.files import write_text
 
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
 
@@ -237,7 +237,7 @@ def test_state_of_a_trial_without_score(tmp_path):
     with locked(folder):
         with Status(folder, [], {}).kept():
             assert read_status(folder)["state"] == "running"
-    write_whole(folder / "x", "y")
+    write_text(folder / "x", "y")
     assert not (folder / "x.part").exists()
 
 
