@@ -107,11 +107,13 @@ def override_allowed(
             section = "dataset" if config.holds_out_validation else "valdataset"
             check_data(section, config.validation_dataset())
     except ConfigError as error:
-        if not any(key.rpartition(".")[2] in str(error) for key in ignored):
+        names = {key.rpartition(".")[2] for key in ignored}
+        if not any((p.key or "").rpartition(".")[2] in names for p in error.problems):
             raise
         raise ConfigError(
             f"{source}: {error}. Paths stored in a checkpoint are not used (here "
-            f"{', '.join(ignored)}): give --data-path DIR, the keys themselves, or --config FILE"
+            f"{', '.join(ignored)})",
+            hint="give --data-path DIR, the keys themselves, or --config FILE",
         ) from error
     if ignored:
         logger.warning(

@@ -14,8 +14,9 @@ def pick_device(accelerator: str) -> torch.device:
         ConfigError: there is no such device.
     """
     names = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if accelerator != "auto" and not there.get(names[accelerator], lambda: True)():
+    usable = {"cpu": True, "cuda": torch.cuda.is_available()}
+    usable["mps"] = torch.backends.mps.is_available()
+    if accelerator != "auto" and not usable[names[accelerator]]:
         raise ConfigError(
             f"trainer.accelerator is {accelerator}, and there is none here; take cpu or auto"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import zlib
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.text import close_names
 
 
 def file_name(name: str) -> str:
@@ -61,6 +61,6 @@ def missing(path: str | Path) -> str:
     while not parent.is_dir():
         parent, name = parent.parent, parent.name
     names = sorted(e.name for e in parent.iterdir() if not e.name.startswith("."))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
+    near = close_names(name, names) or names[:5]
     listing = ", ".join(near) if near else "nothing, it is empty"
     return f"{path} does not exist; {parent} holds {listing}"

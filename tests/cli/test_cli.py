@@ -139,7 +139,7 @@ def test_create_config_refuses(capsys, file):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train"], ["dataset.data_path is not set"]),
+        (["train"], ["dataset.data_path: not set"]),
         (["train", "--config", "configs/quickstrat.yaml"], ["--config", "quickstart.yaml"]),
         (["train", "optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr"]),
         (["train", "dataset.batch_size=two"], ["dataset.batch_size", "'two'", "whole number"]),
@@ -196,7 +196,7 @@ def test_malformed_flags_exit_2(argv, capsys):
 def test_run_without_a_config_takes_the_kits_own(calls, capsys, tmp_path):
     assert main(["run", *SYNTHETIC]) == 0
     assert calls[-1][1][0] == str(config_dir() / "config.yaml")
-    assert "dataset.data_path is not set" in refused(capsys, "run")
+    assert "dataset.data_path: not set" in refused(capsys, "run")
 
 
 def test_evaluate_calls_the_library(calls, tmp_path):

@@ -252,7 +252,7 @@ def test_a_lone_checkpoint_asks_for_its_data(hostile, tmp_path, data, capsys):
     before = files_below(tmp_path)
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
     said = capsys.readouterr().err
-    for word in (str(hostile), "data_path is not set", "stored in a checkpoint are not used"):
+    for word in (str(hostile), "data_path: not set", "stored in a checkpoint are not used"):
         assert word in said
     assert "--data-path DIR" in said and "--config FILE" in said and "victim" not in said
     assert files_below(tmp_path) == before
@@ -265,7 +265,7 @@ def test_a_lone_checkpoint_of_another_kind_of_data(hostile, kind, capsys):
     rewrite(hostile, "dataset.mixture", [{"data_path": "a"}])
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
     said = capsys.readouterr().err
-    assert "annotation_file is not set" in said if kind == "coco" else "mixture is []" in said
+    assert ("annotation_file=None" if kind == "coco" else "mixture=[]") in said
     assert "stored in a checkpoint are not used" in said and "--config FILE" in said
 
 

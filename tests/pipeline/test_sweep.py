@@ -97,7 +97,7 @@ def test_the_grid(config_file):
         (["model=glob(*)"], "cannot read 'model=glob.*write out the values"),
         (["seed=interval(1,2)"], "cannot read 'seed=interval"),
         (["seed=1,2", "trainer.devices=2"], "each trial of a sweep has one device"),
-        (["dataset.type=synthetic,video"], "trial 002_type-video: dataset.data_path is not set"),
+        (["dataset.type=synthetic,video"], "trial 002_type-video: dataset.data_path: not set"),
     ],
 )
 def test_refused_before_anything_starts(config_file, tmp_path, overrides, told):
