@@ -210,7 +210,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
 
 
 def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
-    """The overrides that the flags stand for, then those that were written out.
+    """Return the overrides that the flags mean, then the explicit ones.
 
     Raises:
         ConfigError: a key is given both ways.
@@ -232,7 +232,7 @@ def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> lis
 
 
 def train_overrides(arguments: argparse.Namespace, before: Sequence[str] = ()) -> list[str]:
-    """The overrides that training's flags stand for, after ``before``."""
+    """Return ``before`` and the overrides that training's flags mean."""
     debug = DEBUG_OVERRIDES if arguments.debug else ()
     return [*debug, *before, *given_overrides(arguments, TRAIN_FLAGS)]
 

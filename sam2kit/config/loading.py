@@ -68,7 +68,7 @@ def settle_precision(config: Config) -> Config:
 def override_config(
     config: Config | Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
 ) -> Config:
-    """A configuration, or the plain dictionary of one, with overrides on top, checked anew.
+    """Put overrides on a configuration, or on the plain dictionary of one, and check the result.
 
     Args:
         config: left as it is.

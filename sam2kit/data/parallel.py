@@ -47,7 +47,7 @@ def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
     """
     if workers:
         cv2.setNumThreads(0)
-    return iter(DataLoader(items, None, num_workers=workers, collate_fn=_as_it_is))
+    yield from DataLoader(items, None, num_workers=workers, collate_fn=_as_it_is)
 
 
 class ErrorFromWorker(Exception):

@@ -17,9 +17,8 @@ def pick_device(accelerator: str) -> torch.device:
     usable = {"cpu": True, "cuda": torch.cuda.is_available()}
     usable["mps"] = torch.backends.mps.is_available()
     if accelerator != "auto" and not usable[names[accelerator]]:
-        raise ConfigError(
-            f"trainer.accelerator is {accelerator}, and there is none here; take cpu or auto"
-        )
+        key, expected = "trainer.accelerator", "a device of this machine"
+        raise ConfigError(key=key, value=accelerator, expected=expected, hint="try cpu or auto")
     if accelerator == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(names[accelerator])

@@ -62,7 +62,7 @@ class ConfigError(SAM2KitError):
 
     @property
     def problems(self) -> list[ConfigError]:
-        """The single errors; this one alone where it does not stand for several."""
+        """The single errors; this one alone unless it combines several."""
         return self._problems or [self]
 
 

@@ -268,7 +268,7 @@ def test_a_device_that_is_not_there_is_told(config, tmp_path):
     config.trainer.accelerator = "gpu"
     with pytest.raises(ConfigError, match="trainer.accelerator=gpu .*trainer.devices=1.*cannot be"):
         fit(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="trainer.accelerator is gpu, and there is none"):
+    with pytest.raises(ConfigError, match="trainer.accelerator='gpu' must be a device of this"):
         pick_device("gpu")
 
 
