@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.data import ClipDataset, SyntheticDataset, VideoDataset
 from sam2kit.data.transforms import IMAGE_DEVIATION, IMAGE_MEAN, normalize
 from sam2kit.viz.tables import markdown_table
@@ -43,7 +43,7 @@ def kit_clips(root: Path, size: int, augment: bool) -> ClipDataset:
         f"dataset.video_clip_length={FRAMES}",
         f"dataset.max_objects={OBJECTS}",
     ]
-    config = compose(None, overrides + ["augmentation=official"] * augment)
+    config = load_config(None, overrides + ["augmentation=official"] * augment)
     return ClipDataset(
         VideoDataset(root), config.dataset, training=True, seed=0, augmentation=config.augmentation
     )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.loader import create_dataloader
 from sam2kit.viz.tables import markdown_table
@@ -26,7 +26,7 @@ FRAMES, BATCH = 4, 4
 
 def clips_per_second(size: int, lifelike: float, workers: int, batches: int, repeats: int) -> float:
     """The median over ``repeats`` epochs of ``batches`` batches, the workers' start left out."""
-    config = compose(
+    config = load_config(
         None,
         [
             "dataset=synthetic",

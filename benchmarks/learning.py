@@ -25,7 +25,7 @@ from typing import Any
 from loguru import logger
 
 from benchmarks.measure import RESULTS, machine, machine_line, use_threads, write
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import AugmentationConfig, Config
 from sam2kit.evaluation.evaluate import evaluate
 from sam2kit.evaluation.tracker_runs import Contender
@@ -71,7 +71,7 @@ def run_config(data: list[str], setting: str, seed: int, cache: Path, quick: boo
         "log_level=WARNING",
         *(["dataset.image_size=64", "trainer.max_steps=1"] if quick else []),
     ]
-    return compose(ROOT / "configs" / "quickstart.yaml", overrides)
+    return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
 
 
 def trained(config: Config, folder: Path) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sam2kit.config.loading import compose, override
+from sam2kit.config.loading import load_config, override
 from sam2kit.config.schema import Config
 from sam2kit.data.build import build_validation
 from sam2kit.data.clip import ClipBatch
@@ -126,7 +126,7 @@ def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> d
             "valdataset.video_clip_length=8",
             "trainer.accelerator=cpu",
         ]
-        return compose(None, [*general, *overrides])
+        return load_config(None, [*general, *overrides])
 
     model = create_sam2_model(config())
     rows: dict[str, dict] = {}

@@ -30,7 +30,7 @@ from benchmarks.measure import (
     share,
     write_davis,
 )
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch, frame_keys
 from sam2kit.data.transforms import normalize
@@ -90,7 +90,7 @@ class OfficialStep:
         from training.loss_fns import MultiStepMultiMasksAndIous
         from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
-        plain = compose(None, [f"model.size={kit.config.model.size}"])
+        plain = load_config(None, [f"model.size={kit.config.model.size}"])
         plain.dataset.image_size = kit.config.dataset.image_size
         tree = describe_model(plain)
         tree["_target_"] = "training.model.sam2.SAM2Train"
@@ -165,7 +165,7 @@ def clip_config(options: Options, objects: int, overrides: Sequence[str]) -> Ite
 
 def step_config(davis: Path, options: Options, overrides: Sequence[str] = ()) -> Config:
     """A configuration that draws clips from ``davis`` and keeps features beside it."""
-    return compose(
+    return load_config(
         None,
         [
             f"model.size={options.model}",

@@ -29,7 +29,7 @@ from benchmarks.measure import (
     ratio,
     write_davis,
 )
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
 from sam2kit.data import VideoDataset
 from sam2kit.models.checkpoints import create_sam2_model, save_weights
@@ -141,7 +141,7 @@ def whole_videos(options: Options, objects: int) -> list[Finding]:
         davis = write_davis(crowded_videos(1, options.video_frames, objects), folder / "davis")
         video = VideoDataset(davis)
         sizes = [f"model.size={options.model}", f"dataset.image_size={options.image_size}"]
-        config = compose(None, [*sizes, "model.object_score_bias=5", "features.cache=off"])
+        config = load_config(None, [*sizes, "model.object_score_bias=5", "features.cache=off"])
         model = create_sam2_model(config).to(options.device)
         device = options.device
         sides = {

@@ -38,6 +38,7 @@ class Flag(NamedTuple):
 
 
 def named_file(text: str) -> tuple[str, str]:
+    """Split ``NAME=FILE``."""
     name, _, file = text.partition("=")
     if not file or not re.fullmatch(r"(?=.*[A-Za-z])[\w.+-][\w .+-]*", name):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, with a letter in NAME")
@@ -110,7 +111,7 @@ DOCTOR_FLAGS = (
 
 
 def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> None:
-    """What says which data to read, and how many processes do it."""
+    """Add the flags that say which data to read, and how many processes do it."""
     parser.add_argument(
         "words",
         nargs="*",
@@ -125,6 +126,15 @@ def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> No
         default=min(os.cpu_count() or 1, MOST_WORKERS),
         metavar="N",
         help="at most so many processes (default: %(default)s)",
+    )
+
+
+def add_checkpoint_flag(parser: argparse._ActionsContainer, required: bool = False) -> None:
+    parser.add_argument(
+        "--model-checkpoint",
+        required=required,
+        metavar="FILE",
+        help="a run, a .ckpt, a .pt or a name",
     )
 
 
@@ -163,7 +173,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_submit_flags(parser: argparse.ArgumentParser) -> None:
-    """Those of a job, and training's."""
+    """Add the flags of a job, and of training."""
     parser.add_argument(
         "--run-dir", type=Path, required=True, metavar="DIR", help="a run there goes on"
     )
@@ -195,12 +205,12 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
     known = options()
     for flag in flags:
         help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
-        metavar = {int: "N", float: "X"}.get(flag.type, "VALUE")
+        metavar = "N" if flag.type is int else "X" if flag.type is float else "VALUE"
         parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
 
 
 def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
-    """The overrides that the flags stand for, then those that were written out.
+    """Return the overrides that the flags mean, then the explicit ones.
 
     Raises:
         ConfigError: a key is given both ways.
@@ -222,7 +232,7 @@ def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> lis
 
 
 def train_overrides(arguments: argparse.Namespace, before: Sequence[str] = ()) -> list[str]:
-    """The overrides that training's flags stand for, after ``before``."""
+    """Return ``before`` and the overrides that training's flags mean."""
     debug = DEBUG_OVERRIDES if arguments.debug else ()
     return [*debug, *before, *given_overrides(arguments, TRAIN_FLAGS)]
 
@@ -231,11 +241,11 @@ def train_config(
     arguments: argparse.Namespace, before: Sequence[str] = ()
 ) -> tuple[Config, list[str]]:
     """The configuration that training's flags describe, and the overrides that make it."""
-    from sam2kit.config.loading import compose
+    from sam2kit.config.loading import load_config
 
     overrides = train_overrides(arguments, before)
-    config = compose(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     if arguments.wandb is False and config.trainer.logger == "wandb":
         overrides.append("trainer.logger=tensorboard")
-        config = compose(arguments.config, overrides)
+        config = load_config(arguments.config, overrides)
     return config, overrides

@@ -6,6 +6,9 @@ A configuration that cannot work is rejected before torch is imported.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sam2kit.cli.arguments import (
@@ -13,6 +16,7 @@ from sam2kit.cli.arguments import (
     EVALUATE_FLAGS,
     OVERRIDES_HELP,
     Flag,
+    add_checkpoint_flag,
     add_data_flags,
     add_flags,
     add_pipeline_flags,
@@ -26,10 +30,8 @@ from sam2kit.cli.arguments import (
     train_config,
     train_overrides,
 )
-from sam2kit.cli.console import kept_under, log_to_console
-from sam2kit.config.validation import check_new, check_paths, looks_like_path
-from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
-from sam2kit.utils.paths import missing
+from sam2kit.config.validation import check_checkpoint, check_exists, check_new, check_paths
+from sam2kit.utils.errors import ConfigError
 
 
 def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -55,7 +57,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     check_paths(config)
     folder, resume = arguments.run_dir, arguments.resume is not None
     if resume and folder is None:
-        raise ConfigError("--resume auto goes on with the run in --run-dir; name that folder too")
+        raise ConfigError("continues the run in --run-dir; name that folder too", key="--resume")
     if folder and not resume and config.trainer.resume_from is None:
         check_new(folder)
     with kept_under(folder or config.output_dir):
@@ -97,8 +99,7 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint or a name")
     parser.add_argument("out", type=Path, metavar="OUT.pt", help="new; OUT.yaml goes beside it")
     arguments = parser.parse_args(argv)
-    if looks_like_path(arguments.source) and not Path(arguments.source).exists():
-        raise CheckpointError(f"SOURCE: {missing(arguments.source)}")
+    check_checkpoint("SOURCE", arguments.source)
     from sam2kit.models.exporter import export
 
     print(export(arguments.source, arguments.out).summary())
@@ -106,7 +107,7 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--model-checkpoint", metavar="FILE", help="a run, a .ckpt, a .pt or a name")
+    add_checkpoint_flag(group)
     group.add_argument(
         "--predictions", type=Path, metavar="DIR", help="masks of any tracker, DIR/VIDEO/FRAME.png"
     )
@@ -130,23 +131,19 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
     arguments = parser.parse_intermixed_args(argv)
-    checkpoint = arguments.model_checkpoint
-    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).exists():
-        raise CheckpointError(f"--model-checkpoint: {missing(checkpoint)}")
+    check_checkpoint("--model-checkpoint", arguments.model_checkpoint)
+    check_exists("--predictions", arguments.predictions)
+    check_exists("--data-path", arguments.data_path)
     for name, file in arguments.compare:
-        if looks_like_path(file) and not Path(file).exists():
-            raise CheckpointError(f"--compare {name}: {missing(file)}")
+        check_checkpoint(f"--compare {name}", file)
     if arguments.predictions and (
         arguments.compare or arguments.protocol or arguments.noise_levels
     ):
         raise ConfigError(
-            "--predictions scores masks that are there; --compare, --protocol and --noise-levels "
-            "need --model-checkpoint"
+            "scores existing masks; --compare, --protocol and --noise-levels need "
+            "--model-checkpoint",
+            key="--predictions",
         )
-    for flag in ("data_path", "predictions"):
-        path = getattr(arguments, flag)
-        if path is not None and not Path(path).exists():
-            raise ConfigError(f"--{flag.replace('_', '-')}: {missing(path)}")
     overrides = given_overrides(arguments, EVALUATE_FLAGS)
     if arguments.compare:
         from sam2kit.config.loading import override
@@ -154,17 +151,16 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         pairs = ", ".join(f"{name}: {override('', file)[1:]}" for name, file in arguments.compare)
         overrides.append(f"evaluation.compare={{{pairs}}}")
     if arguments.config is not None:
-        from sam2kit.config.loading import compose
+        from sam2kit.config.loading import load_config
 
-        compose(arguments.config, overrides)
+        load_config(arguments.config, overrides)
     with kept_under(arguments.output_dir or "outputs"):
         log_to_console("INFO")
-        if checkpoint:
-            from sam2kit.evaluation.evaluate import evaluate_checkpoint as judge
-        else:
-            from sam2kit.evaluation.evaluate import evaluate_predictions as judge
-        what = checkpoint or arguments.predictions
-        judge(what, overrides, arguments.output_dir, config_file=arguments.config)
+        from sam2kit.evaluation.evaluate import evaluate_checkpoint, evaluate_predictions
+
+        evaluate = evaluate_checkpoint if arguments.model_checkpoint else evaluate_predictions
+        source = arguments.model_checkpoint or arguments.predictions
+        evaluate(source, overrides, arguments.output_dir, config_file=arguments.config)
 
 
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -172,15 +168,12 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="prompts.json, which says what to follow"
     )
-    parser.add_argument(
-        "--model-checkpoint", required=True, metavar="FILE", help="a run, a .ckpt, a .pt or a name"
-    )
+    add_checkpoint_flag(parser, required=True)
     parser.add_argument("--output-dir", metavar="DIR", help="new; default: a dated folder")
     add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
     arguments = parser.parse_args(argv)
-    for flag, path in (("VIDEO", arguments.video), ("--prompts", arguments.prompts)):
-        if not Path(path).exists():
-            raise DataError(f"{flag}: {missing(path)}")
+    check_exists("VIDEO", arguments.video)
+    check_exists("--prompts", arguments.prompts)
     log_to_console("INFO")
     from sam2kit.tracking.tracking_job import track
 
@@ -253,16 +246,16 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     paths, arguments.overrides = paths_and_overrides(arguments.words, "DATA")
     for flag in ("json", "html"):
-        path = getattr(arguments, flag)
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"--{flag}: {missing(path.parent)}")
-    from sam2kit.config.loading import compose
+        if path := getattr(arguments, flag):
+            check_exists(f"--{flag}", path.parent)
+    from sam2kit.config.loading import load_config
 
-    config = compose(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
+    config = load_config(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
     log_to_console("INFO")
     from sam2kit.data.doctor.report import examine
 
-    found = examine(*paths or [config], config.dataset, arguments.val, arguments.workers)
+    source = paths[0] if paths else config
+    found = examine(source, config.dataset, arguments.val, arguments.workers)
     for path, make in ((arguments.json, found.to_json), (arguments.html, found.page)):
         if path is not None:
             path.write_text(make(), encoding="utf-8")
@@ -274,14 +267,15 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     add_data_flags(parser, "SRC", "[SRC] DST [OVERRIDE ...]")
     parser.add_argument("--to", required=True, metavar="FORM", help="davis or coco-video")
     arguments = parser.parse_intermixed_args(argv)
-    (*given, out), overrides = paths_and_overrides(arguments.words, "SRC", "DST")
-    from sam2kit.config.loading import compose
+    paths, overrides = paths_and_overrides(arguments.words, "SRC", "DST")
+    from sam2kit.config.loading import load_config
 
-    config = compose(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     log_to_console("INFO")
     from sam2kit.data.conversion import convert
 
-    print(f"wrote {convert(*given or [config], out, arguments.to, arguments.workers)}")
+    source = paths[0] if len(paths) == 2 else config
+    print(f"wrote {convert(source, paths[-1], arguments.to, arguments.workers)}")
 
 
 def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -326,3 +320,22 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
     with kept_under(folder):
         print(fill(config).report())
+
+
+def log_to_console(level: str) -> None:
+    """Log time and message to the screen; the module is of no use to a person who watches a run."""
+    from loguru import logger
+
+    form = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
+    logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
+
+
+@contextmanager
+def kept_under(folder: str | Path) -> Iterator[None]:
+    """Name ``folder`` in an interruption, also where Lightning turned Ctrl-C into SystemExit."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt(f"what was written so far is kept under {folder}") from stop

@@ -29,7 +29,7 @@ from sam2kit.cli.commands import (
     train,
 )
 from sam2kit.utils.errors import ConfigError, SAM2KitError
-from sam2kit.utils.text import nearest
+from sam2kit.utils.text import suggest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = argv[0]
     try:
         if name not in COMMANDS:
-            raise ConfigError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+            raise ConfigError(f"unknown command {name!r}", hint=suggest(name, COMMANDS))
         command = COMMANDS[name]
         return command.run(_parser(f"sam2kit {name}", command.help), argv[1:]) or 0
     except SAM2KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        told = f"{stop}" if stop.args else "nothing was written"
-        print(f"interrupted; {told}", file=sys.stderr)
+        kept = f"{stop}" if stop.args else "nothing was written"
+        print(f"interrupted; {kept}", file=sys.stderr)
         return 130
 
 

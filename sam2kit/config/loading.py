@@ -10,7 +10,6 @@ functions.
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sam2kit.config.schema import Config, options
-from sam2kit.config.validation import check
+from sam2kit.config.validation import check, check_exists
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import missing
-from sam2kit.utils.text import nearest
+from sam2kit.utils.text import close_names, suggest
 
 SECTIONS = tuple(f.name for f in fields(Config) if "help" not in f.metadata)
 GROUPS = (*SECTIONS, "recipe")
@@ -38,7 +38,7 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def compose(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Compose and check a configuration.
 
     Args:
@@ -65,18 +65,18 @@ def settle_precision(config: Config) -> Config:
     return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
-def recompose(
+def override_config(
     config: Config | Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
 ) -> Config:
-    """A configuration, or the plain dictionary of one, with overrides on top, checked anew.
+    """Put overrides on a configuration, or on the plain dictionary of one, and check the result.
 
     Args:
         config: left as it is.
-        overrides: as in :func:`compose`.
+        overrides: as in :func:`load_config`.
         source: where the dictionary comes from, for messages (a checkpoint's path, say).
 
     Raises:
-        ConfigError: as :func:`compose`.
+        ConfigError: as :func:`load_config`.
     """
     content = asdict(config) if isinstance(config, Config) else dict(config)
     return _assemble(content, source, [config_dir()], overrides)
@@ -99,19 +99,17 @@ def override_key(text: str) -> str:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the resolved configuration atomically; :func:`compose` reads it back equal.
+    """Write the resolved configuration atomically; :func:`load_config` reads it back equal.
 
     Raises:
         ConfigError: the file exists, and it is not a saved configuration.
     """
     if Path(path).exists() and not is_saved(read_yaml(Path(path))):
         raise ConfigError(
-            f"{path} exists and is not a run's saved configuration; name another folder, so that "
-            "it is not overwritten"
+            f"{path} exists and is not a run's saved configuration",
+            hint="name another folder, so that it is not overwritten",
         )
-    part = Path(f"{path}.part")
-    part.write_text(to_yaml(config, comments=False), encoding="utf-8")
-    part.replace(path)
+    write_text(path, to_yaml(config, comments=False))
 
 
 def is_saved(content: Mapping[str, Any]) -> bool:
@@ -169,7 +167,7 @@ def _assemble(
             schema = OmegaConf.structured(Config)
             config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"{source}: {_told(error)}") from error
+            raise ConfigError(f"{source}: {_on_one_line(error)}") from error
     assert isinstance(config, Config)
     check(config)
     return config
@@ -205,8 +203,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     if not path.is_file():
-        found = "is a folder, not a file" if path.is_dir() else ""
-        raise ConfigError(f"--config: {path} {found}" if found else f"--config: {missing(path)}")
+        message = f"{path} is a folder, not a file" if path.is_dir() else missing(path)
+        raise ConfigError(message, key="--config", value=str(path))
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -239,29 +237,29 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
     except HydraException as error:
-        raise ConfigError(
-            f"{COMMAND_LINE}: cannot read {text!r}; write key=value, and quote a value with spaces "
-            f"or commas as \"key='a, b'\" ({_told(error)})"
-        ) from error
+        hint = f"quote a value with spaces or commas as \"key='a, b'\" ({_on_one_line(error)})"
+        raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value", hint=hint) from error
     key = parsed.key_or_group
     if parsed.is_delete():
-        raise ConfigError(f"{COMMAND_LINE}: {text!r} removes a key; set it to null instead")
+        hint = f"give {key}=null instead"
+        raise ConfigError(f"{text!r} on the {COMMAND_LINE} removes it", key=key, hint=hint)
     if parsed.is_sweep_override():
-        raise ConfigError(
-            f"{COMMAND_LINE}: {text!r} gives several values; write a list as {key}=[a,b], or one "
-            f"text as \"{key}='a,b'\""
-        )
+        hint = f"write a list as {key}=[a,b], or one text as \"{key}='a,b'\""
+        message = f"{text!r} on the {COMMAND_LINE} gives several values"
+        raise ConfigError(message, key=key, hint=hint)
     value = parsed.value()
     if key in GROUPS and isinstance(value, (str, int, float)):
         choices = {file.stem for folder in folders for file in (folder / key).glob("*.yaml")}
         if str(value) not in choices:
-            hint = nearest(str(value), sorted(choices))
-            raise ConfigError(f"{COMMAND_LINE}: {key} has no choice {str(value)!r}; {hint}")
+            expected, hint = "a group's file name", suggest(str(value), sorted(choices))
+            raise ConfigError(COMMAND_LINE, key=key, value=value, expected=expected, hint=hint)
         if key == "recipe" and key not in groups:
             raise ConfigError(
-                f"{COMMAND_LINE}: {text!r} chooses a loss and an optimizer too, and this file has "
-                "no defaults list to choose them in; give the parts themselves (loss=official "
-                "optimizer=official, …), or start from a file with one, such as configs/config.yaml"
+                f"{text!r} on the {COMMAND_LINE} chooses a loss and an optimizer too, and this "
+                "file has no defaults list to choose them in",
+                key=key,
+                hint="give the parts themselves (loss=official optimizer=official, ...), or start "
+                "from a file with one, such as configs/config.yaml",
             )
         return text.lstrip("+") if key in groups else f"+{text.lstrip('+')}"
     _check_values([(key, value)], COMMAND_LINE)
@@ -270,7 +268,7 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
 
 
 def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
-    """Refuse unknown keys and wrong types.
+    """Reject unknown keys and wrong types.
 
     Raises:
         ConfigError: names the source, the key, the value and what was expected.
@@ -283,22 +281,22 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
     for key, value in items:
         if key in SECTIONS:
             if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{source}: {key} is {value!r}, expected keys under it; to choose a group, put "
-                    f"'{key}: {value}' in the file's defaults list or {key}=... on the command line"
-                )
+                hint = f"to choose a group, put '{key}: {value}' in the file's defaults list or "
+                hint += f"{key}=... on the command line"
+                expected = "a section with keys"
+                raise ConfigError(source, key=key, value=value, expected=expected, hint=hint)
             _check_values(((f"{key}.{name}", inner) for name, inner in value.items()), source)
             continue
         if key not in known:
-            near = _nearest_key(key, known)
-            raise ConfigError(f"{source}: unknown key {key}; the nearest known key is {near}")
+            raise ConfigError(f"unknown key in {source}", key=key, hint=_known_keys(key, known))
         try:
             OmegaConf.update(schema, key, value)
             fits = _strictly(value, known[key].type)
         except OmegaConfBaseException:
             fits = False
         if not fits:
-            raise ConfigError(f"{source}: {key} is {value!r}, expected {_words(known[key].type)}")
+            expected = _words(known[key].type)
+            raise ConfigError(source, key=key, value=value, expected=expected)
 
 
 def _strictly(value: Any, type_name: str) -> bool:
@@ -326,20 +324,21 @@ def _words(type_name: str) -> str:
     return f"{words}, or null" if optional else words
 
 
-def _nearest_key(key: str, known: Iterable[str]) -> str:
-    """The known key nearest to ``key``: within its section, else by its last name anywhere."""
+def _known_keys(key: str, known: Iterable[str]) -> str:
+    """Name the known key closest to ``key``: within its section, else by its last name anywhere."""
     section, _, name = key.rpartition(".")
-    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     anywhere = {k.rpartition(".")[2]: k for k in reversed(list(known))}
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    if not section:
+        siblings |= dict(zip(SECTIONS, SECTIONS, strict=True))
     for pool in (siblings, anywhere):
-        if near := difflib.get_close_matches(name, pool, n=1, cutoff=0.6):
-            return pool[near[0]]
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"{near[0]} ({section} has {', '.join(siblings)})" if section in SECTIONS else near[0]
+        if close := close_names(name, pool, 1):
+            return f"did you mean {pool[close[0]]}?"
+    return f"{section or 'a configuration'} has {', '.join(siblings)}"
 
 
-def _told(error: BaseException) -> str:
-    """Hydra's or OmegaConf's message on one line, with the cause where that says more."""
+def _on_one_line(error: BaseException) -> str:
+    """Return Hydra's or OmegaConf's message, with the cause where that says more."""
     cause = error.__cause__
     text = str(error) if cause is None or str(cause) in str(error) else f"{error} ({cause})"
     return " ".join(text.split())
@@ -354,12 +353,12 @@ def create_config(file: str, config: Config) -> None:
     if file == "-":
         print(to_yaml(config), end="")
         return
-    path = Path(file)
+    path, flag = Path(file), "--create-config"
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--create-config {file}: the file's name must end in .yaml")
+        raise ConfigError(key=flag, value=file, expected="a file name that ends in .yaml")
     if path.exists():
-        raise ConfigError(f"--create-config: {file} exists already; name another file or delete it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--create-config: {missing(path.parent)}")
+        hint = "name another file or delete it"
+        raise ConfigError(f"{file} exists already", key=flag, value=file, hint=hint)
+    check_exists(flag, path.parent)
     path.write_text(to_yaml(config), encoding="utf-8")
     print(f"wrote {path}; train with: sam2kit train --config {path}")

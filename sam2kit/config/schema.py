@@ -6,15 +6,16 @@ combines the two. This module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any  # OmegaConf reads the annotations at run time, in Python 3.10 too
 
 PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
-SHORT_VIDEOS = ("turn_back", "error")
+SIZES = ("nano", "t", "s", "b+", "l")
+NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
-IDENTITIES = ("auto", "track", "category", "components")
-SAV_MASKLETS = ("manual", "auto", "both")
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -22,19 +23,36 @@ RUN, PATH, MACHINE = "run", "path", "machine"
 machine is used. Of a checkpoint the keys of RUN alone are obeyed: it may be a stranger's file."""
 
 
-def option(default: Any, help: str, scope: str = RUN) -> Any:
+def option(
+    default: Any,
+    help: str,
+    scope: str = RUN,
+    *,
+    choices: Sequence[str] | None = None,
+    **limits: float,
+) -> Any:
     """Declare a configuration key.
+
+    Choices and limits hold for the value, or for each item of a list or dictionary; a null that the
+    type allows always passes. :func:`sam2kit.config.validation.check` reads them.
 
     Args:
         default: a value; a list or dictionary is copied for each configuration.
         help: the line that documents it (``--create-config`` writes it out).
         scope: :data:`RUN`, :data:`PATH` or :data:`MACHINE`.
+        choices: the texts that are allowed.
+        limits: ``ge``, ``gt``, ``le`` or ``lt`` (at least, above, at most, below) of a number,
+            which then must be finite.
     """
-    metadata = {"help": help, "scope": scope}
+    metadata = {"help": help, "scope": scope, "choices": choices, "limits": limits}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
+
+amount = partial(option, ge=0)
+count = partial(option, ge=1)
+share = partial(option, ge=0, le=1)
 
 # What says where videos come from, and may differ between the sources of a mixture.
 SOURCE_KEYS = (
@@ -61,6 +79,7 @@ class DatasetConfig:
         "video",
         "video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), images (single "
         "pictures), synthetic (generated) or mixture (docs/data.md)",
+        choices=DATASET_TYPES,
     )
     data_path: str | None = option(
         None, "folder of the videos; for coco the root of file_name", PATH
@@ -79,6 +98,7 @@ class DatasetConfig:
         "what is one object of type coco: track (by track, instance or object ids), category, auto "
         "(track where there are ids, else category); components, of any type with masks: each "
         "connected component, followed from frame to frame",
+        choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
         True, "leave out masks of frames that a COCO JSON flags as no key frames (interpolated)"
@@ -91,38 +111,41 @@ class DatasetConfig:
         "corrections.jsonl of the prompt debugger: its masks replace the data set's",
         PATH,
     )
-    sav_masklets: str = option("manual", "which masklets of SA-V: manual, auto or both")
+    sav_masklets: str = option(
+        "manual", "which masklets of SA-V: manual, auto or both", choices=("manual", "auto", "both")
+    )
     mixture: list[dict[str, Any]] = option(
         [],
         "the sources of type mixture: each type, data_path and so on, and weight (1), its share of "
         "the clips in an epoch",
         PATH,
     )
-    video_clip_length: int = option(5, "frames in a clip, at least 1")
-    frame_stride: int = option(1, "take every n-th frame")
-    max_gap: int = option(
+    video_clip_length: int = count(5, "frames in a clip, at least 1")
+    frame_stride: int = count(1, "take every n-th frame")
+    max_gap: int = amount(
         0, "between two frames of a training clip leave out up to so many more (of every n-th)"
     )
     short_videos: str = option(
         "turn_back",
         "videos shorter than a clip: turn_back (played forwards and backwards) or error",
+        choices=("turn_back", "error"),
     )
-    clips_per_video: int = option(1, "clips drawn from each video in an epoch")
+    clips_per_video: int = count(1, "clips drawn from each video in an epoch")
     image_size: int = option(512, "frames are squashed to this square; a multiple of 32")
-    batch_size: int = option(1, "clips in a batch")
-    num_workers: int = option(2, "processes that load clips; 0 loads in the main process", MACHINE)
-    max_objects: int | None = option(3, "at most this many objects a clip; null: all")
-    min_objects: int = option(
+    batch_size: int = count(1, "clips in a batch")
+    num_workers: int = amount(2, "processes that load clips; 0 loads in the main process", MACHINE)
+    max_objects: int | None = count(3, "at most this many objects a clip; null: all")
+    min_objects: int = count(
         1, "begin training clips where so many objects are visible, if such a frame is soon found"
     )
-    synthetic_objects: int = option(
+    synthetic_objects: int = count(
         3, "at most this many generated objects a clip, for videos without masks and type synthetic"
     )
-    synthetic_videos: int = option(256, "videos in an epoch of type synthetic")
-    synthetic_motion: float = option(
+    synthetic_videos: int = count(256, "videos in an epoch of type synthetic")
+    synthetic_motion: float = amount(
         0.14, "mean way of a generated object on one frame as a share of its diameter"
     )
-    synthetic_lifelike: float = option(
+    synthetic_lifelike: float = share(
         0.0,
         "share of the videos of type synthetic that come closer to filmed video: a moving camera, "
         "blur, changing light, shadows, limbs, objects that leave or are wholly hidden and come "
@@ -137,37 +160,40 @@ class DatasetConfig:
     augment: bool = option(
         False, "flip, crop, reverse and recolour training clips, by the strengths in augmentation"
     )
-    prompt_types: list[str] = option(["mask"], "any of mask, box, point; each object draws one")
-    prompt_probabilities: list[float] | None = option(
+    prompt_types: list[str] = option(
+        ["mask"], "any of mask, box, point; each object draws one", choices=PROMPT_TYPES
+    )
+    prompt_probabilities: list[float] | None = share(
         None, "one probability for each of prompt_types; null: equal"
     )
     prompt_per_batch: bool = option(
         False, "all objects of a batch draw the same of prompt_types, which trains faster"
     )
-    num_positive_points: int = option(1, "positive clicks of a point prompt")
-    num_negative_points: int = option(0, "negative clicks of a point prompt")
+    num_positive_points: int = count(1, "positive clicks of a point prompt")
+    num_negative_points: int = amount(0, "negative clicks of a point prompt")
     negative_kinds: list[str] = option(
         ["near"],
         "where negative clicks fall, each click draws one: near (around the object), border (just "
         "outside it), object (on another object of the clip, else border) or anywhere",
+        choices=NEGATIVE_KINDS,
     )
     include_center: bool = option(True, "the first positive click is the object's centre")
-    box_noise: float = option(
+    box_noise: float = amount(
         0.0, "move a box's sides at random by up to this share of its size, and up to 20 pixels"
     )
-    mask_noise: float = option(
+    mask_noise: float = amount(
         0.0, "move, grow or shrink masks of prompts by up to this share of the object's size"
     )
-    max_conditioning_frames: int = option(
+    max_conditioning_frames: int = count(
         1, "prompt each object on 1 to this many frames: the first it is visible on, and others"
     )
-    correction_clicks: int = option(
+    correction_clicks: int = amount(
         0, "clicks on each corrected frame, where the prediction is wrong (box and point prompts)"
     )
-    max_correction_frames: int = option(
+    max_correction_frames: int = count(
         1, "correct the prompted frames and others, up to this many frames an object"
     )
-    correction_from_truth: float = option(
+    correction_from_truth: float = share(
         0.0, "probability that a correction click falls anywhere on the object instead"
     )
 
@@ -187,21 +213,23 @@ class DatasetConfig:
 class AugmentationConfig:
     """What dataset.augment does to a training clip; all at 0 leaves it as it is."""
 
-    reverse: float = option(0.5, "probability that a clip is played backwards")
-    flip: float = option(0.5, "probability that it is mirrored left to right")
-    crop: float = option(0.3, "cut away up to this share of the frame's area; blow up the rest")
-    stretch: float = option(0.1, "the cut part is up to this share wider or higher than the frame")
-    degrees: float = option(0.0, "turn by up to so many degrees, either way")
-    shear: float = option(0.0, "slant by up to so many degrees, either way")
-    scale: float = option(0.0, "shrink or enlarge by up to this share")
-    translate: float = option(0.0, "move by up to this share of the frame's width and height")
-    brightness: float = option(0.2, "change brightness by up to this share, alike on all frames")
-    contrast: float = option(0.2, "as brightness, of the contrast")
-    saturation: float = option(0.2, "as brightness, of the saturation")
-    grayscale: float = option(0.0, "probability that a clip loses its colours")
-    frame_brightness: float = option(0.0, "as brightness, on top of it, each frame by itself")
-    frame_contrast: float = option(0.0, "as frame_brightness, of the contrast")
-    frame_saturation: float = option(0.0, "as frame_brightness, of the saturation")
+    reverse: float = share(0.5, "probability that a clip is played backwards")
+    flip: float = share(0.5, "probability that it is mirrored left to right")
+    crop: float = option(
+        0.3, "cut away up to this share of the frame's area; blow up the rest", ge=0, le=0.9
+    )
+    stretch: float = share(0.1, "the cut part is up to this share wider or higher than the frame")
+    degrees: float = option(0.0, "turn by up to so many degrees, either way", ge=0, le=180)
+    shear: float = option(0.0, "slant by up to so many degrees, either way", ge=0, le=60)
+    scale: float = option(0.0, "shrink or enlarge by up to this share", ge=0, le=0.9)
+    translate: float = share(0.0, "move by up to this share of the frame's width and height")
+    brightness: float = share(0.2, "change brightness by up to this share, alike on all frames")
+    contrast: float = share(0.2, "as brightness, of the contrast")
+    saturation: float = share(0.2, "as brightness, of the saturation")
+    grayscale: float = share(0.0, "probability that a clip loses its colours")
+    frame_brightness: float = share(0.0, "as brightness, on top of it, each frame by itself")
+    frame_contrast: float = share(0.0, "as frame_brightness, of the contrast")
+    frame_saturation: float = share(0.0, "as frame_brightness, of the saturation")
 
 
 @dataclass
@@ -219,6 +247,8 @@ class ValDatasetConfig:
         0.2,
         "share of the training videos held out when neither data_path, annotation_file nor split "
         "is given here",
+        gt=0,
+        lt=1,
     )
     video_clip_length: int | None = option(None, "frames in a clip; null: as dataset")
     frame_stride: int | None = option(None, "null: as dataset")
@@ -228,29 +258,13 @@ class ValDatasetConfig:
     prompt_types: list[str] = option(["mask"], "as dataset.prompt_types")
 
 
-SIZES = ("nano", "t", "s", "b+", "l")
-LOGGERS = ("tensorboard", "wandb", "swanlab")
-FEATURE_CACHES = ("auto", "on", "off")
-FEATURE_DTYPES = ("exact", "bfloat16")
-AUDITS = ("stop", "warn", "off")
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-OPTIMIZERS = ("adamw",)
-SCHEDULERS = ("cosine", "constant")
-LOSSES = ("frames", "steps")
-RECIPES = ("memory", "official")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-STRATEGIES = ("auto", "ddp")
-PROTOCOLS = ("mask", "box", "clicks")
-CONVENTIONS = ("prompted", "davis2016", "davis2017", "sav", "all_frames")
-NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-
-
 @dataclass
 class ModelConfig:
     """Which SAM 2 is built and which of its modules are trained."""
 
-    size: str = option("t", "nano, t, s, b+ or l (SAM 2.1; nano is the kit's own small one)")
+    size: str = option(
+        "t", "nano, t, s, b+ or l (SAM 2.1; nano is the kit's own small one)", choices=SIZES
+    )
     checkpoint: str | None = option(
         None,
         "official-format .pt, a run's folder, .ckpt or adapter.pt, or a name such as "
@@ -277,10 +291,12 @@ class ModelConfig:
         "module names or globs whose linear layers get LoRA: they are frozen, and small matrices "
         "beside them are trained (needs the extra lora)",
     )
-    lora_rank: int = option(8, "rank of LoRA's matrices")
-    lora_alpha: float = option(16.0, "LoRA's product is scaled by lora_alpha / lora_rank")
-    lora_dropout: float = option(0.0, "share of a LoRA layer's inputs that is dropped in training")
-    detach_memory_every: int | None = option(
+    lora_rank: int = count(8, "rank of LoRA's matrices")
+    lora_alpha: float = option(16.0, "LoRA's product is scaled by lora_alpha / lora_rank", gt=0)
+    lora_dropout: float = option(
+        0.0, "share of a LoRA layer's inputs that is dropped in training", ge=0, lt=1
+    )
+    detach_memory_every: int | None = count(
         None,
         "after every so many frames gradient no longer flows back through the memories; 1 leaves "
         "the memory encoder without any; null: never",
@@ -288,17 +304,17 @@ class ModelConfig:
     activation_checkpointing: bool = option(
         False, "compute each frame again in the backward pass: less memory, the same gradients"
     )
-    objects_together: int | None = option(
+    objects_together: int | None = count(
         None,
         "track at most so many objects in one call: the same result, and with "
         "activation_checkpointing less memory; null: all",
     )
-    memory_dropout: float | None = option(
+    memory_dropout: float | None = share(
         None,
         "dropout everywhere in the memory attention; 0 is faster and takes less memory; null: the "
         "size's own (0.1, nano 0)",
     )
-    attention_dropout: float | None = option(
+    attention_dropout: float | None = share(
         None, "that of the attention's weights, where it is to differ from memory_dropout"
     )
     compile: bool = option(
@@ -307,7 +323,7 @@ class ModelConfig:
         "for runs of hours; needs a C++ compiler on a CPU",
         MACHINE,
     )
-    drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk")
+    drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk", ge=0, lt=1)
 
 
 @dataclass
@@ -319,15 +335,16 @@ class LossConfig:
         "frames",
         "frames: the answer of each frame, mean over frames; steps: every answer of the decoder, "
         "of three masks the best, summed over frames as upstream does",
+        choices=("frames", "steps"),
     )
-    focal: float = option(0.0, "focal loss of the mask, mean over pixels")
-    bce: float = option(1.0, "binary cross-entropy of the mask, mean over pixels")
-    dice: float = option(1.0, "1 - soft Dice of the mask")
-    iou: float = option(0.5, "1 - soft Jaccard index of the mask")
-    temporal: float = option(0.1, "change of probability between frames against the truth's change")
-    iou_head: float = option(0.0, "L1 between the predicted and the reached IoU")
-    object_score: float = option(0.0, "cross-entropy of the score that says an object is visible")
-    bce_positive_weight: float = option(
+    focal: float = amount(0.0, "focal loss of the mask, mean over pixels")
+    bce: float = amount(1.0, "binary cross-entropy of the mask, mean over pixels")
+    dice: float = amount(1.0, "1 - soft Dice of the mask")
+    iou: float = amount(0.5, "1 - soft Jaccard index of the mask")
+    temporal: float = amount(0.1, "change of probability between frames against the truth's change")
+    iou_head: float = amount(0.0, "L1 between the predicted and the reached IoU")
+    object_score: float = amount(0.0, "cross-entropy of the score that says an object is visible")
+    bce_positive_weight: float = count(
         1.0, "largest weight of object pixels in the cross-entropy; 1 counts all pixels alike"
     )
 
@@ -336,16 +353,18 @@ class LossConfig:
 class OptimizerConfig:
     """AdamW."""
 
-    name: str = option("adamw", "adamw")
-    lr: float = option(1e-4, "peak learning rate")
-    weight_decay: float = option(0.01, "not applied to biases, norms and single tokens")
-    betas: list[float] = option([0.9, 0.999], "AdamW's two betas")
+    name: str = option("adamw", "adamw", choices=("adamw",))
+    lr: float = option(1e-4, "peak learning rate", gt=0)
+    weight_decay: float = amount(0.01, "not applied to biases, norms and single tokens")
+    betas: list[float] = option([0.9, 0.999], "AdamW's two betas", ge=0, lt=1)
     module_lr: dict[str, float] = option(
-        {}, "peak learning rates of their own, by module name or glob; the last that fits counts"
+        {},
+        "peak learning rates of their own, by module name or glob; the last that fits counts",
+        gt=0,
     )
-    module_weight_decay: dict[str, float] = option({}, "as module_lr, for the weight decay")
+    module_weight_decay: dict[str, float] = amount({}, "as module_lr, for the weight decay")
     layer_decay: float = option(
-        1.0, "each trunk layer's learning rate is this times that of the layer above it"
+        1.0, "each trunk layer's learning rate is this times that of the layer above it", gt=0, le=1
     )
 
 
@@ -353,67 +372,81 @@ class OptimizerConfig:
 class SchedulerConfig:
     """Linear warm-up, then cosine (or constant), set anew at every step."""
 
-    name: str = option("cosine", "cosine or constant")
-    warmup_steps: int = option(0, "steps of linear warm-up from 0")
-    min_lr_ratio: float = option(0.1, "the cosine ends at this share of optimizer.lr")
+    name: str = option("cosine", "cosine or constant", choices=("cosine", "constant"))
+    warmup_steps: int = amount(0, "steps of linear warm-up from 0")
+    min_lr_ratio: float = share(0.1, "the cosine ends at this share of optimizer.lr")
 
 
 @dataclass
 class TrainerConfig:
     """How Lightning's Trainer runs."""
 
-    max_epochs: int = option(10, "epochs")
+    max_epochs: int = count(10, "epochs")
     max_steps: int = option(-1, "stop after this many optimizer steps; -1: no limit")
     max_time: str | None = option(
         None,
         "stop after this time, DD:HH:MM:SS, whatever the schedule has left; null: no limit",
     )
-    accelerator: str = option("auto", "auto, cpu, gpu, mps", MACHINE)
+    accelerator: str = option(
+        "auto", "auto, cpu, gpu, mps", MACHINE, choices=("auto", "cpu", "gpu", "cuda", "mps")
+    )
     devices: str = option(
         "1", "number of devices of a machine, a list such as 0,1, or auto", MACHINE
     )
-    num_nodes: int = option(
+    num_nodes: int = count(
         1, "number of machines, each with that many devices (docs/scale.md)", MACHINE
     )
     strategy: str = option(
-        "auto", "how several devices train: ddp, which is also what auto means", MACHINE
+        "auto",
+        "how several devices train: ddp, which is also what auto means",
+        MACHINE,
+        choices=("auto", "ddp"),
     )
     precision: str = option(
         "auto",
         "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that has it, else 32",
         MACHINE,
+        choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
-    gradient_clip_val: float | None = option(1.0, "largest gradient norm; null: no clipping")
-    accumulate_grad_batches: int = option(1, "batches in an optimizer step")
-    log_every_n_steps: int = option(10, "steps between two log lines")
-    check_val_every_n_epoch: int = option(1, "epochs between two validations")
-    limit_train_batches: int | None = option(None, "at most this many batches an epoch")
-    limit_val_batches: int | None = option(None, "at most this many validation batches")
-    early_stopping_patience: int | None = option(
+    gradient_clip_val: float | None = option(1.0, "largest gradient norm; null: no clipping", gt=0)
+    accumulate_grad_batches: int = count(1, "batches in an optimizer step")
+    log_every_n_steps: int = count(10, "steps between two log lines")
+    check_val_every_n_epoch: int = count(1, "epochs between two validations")
+    limit_train_batches: int | None = count(None, "at most this many batches an epoch")
+    limit_val_batches: int | None = count(None, "at most this many validation batches")
+    early_stopping_patience: int | None = count(
         None, "stop after this many validations without a lower validation loss; null: never"
     )
     ema_decay: float | None = option(
         None,
         "validate and save the exponential moving average of the weights, which keeps this share "
         "of itself at a step (0.995, say); null: the weights themselves",
+        gt=0,
+        lt=1,
     )
     audit: str = option(
         "stop",
         "before the first step, a module that is to train and gets no gradient: stop, warn or off",
+        choices=("stop", "warn", "off"),
     )
-    logger: str = option("tensorboard", "tensorboard, wandb or swanlab", MACHINE)
-    checkpoint_minutes: float | None = option(
+    logger: str = option(
+        "tensorboard",
+        "tensorboard, wandb or swanlab",
+        MACHINE,
+        choices=("tensorboard", "wandb", "swanlab"),
+    )
+    checkpoint_minutes: float | None = amount(
         10.0,
         "write last.ckpt after so many minutes within an epoch too, for a run that is killed; "
         "null: at an epoch's end alone",
         MACHINE,
     )
-    checkpoint_steps: int | None = option(
+    checkpoint_steps: int | None = count(
         None,
         "write last.ckpt after so many steps within an epoch too; null: as the minutes say",
         MACHINE,
     )
-    keep_checkpoints: int = option(
+    keep_checkpoints: int = amount(
         0, "keep so many of the last.ckpt written, older ones too, as step-N.ckpt", MACHINE
     )
     resume_from: str | None = option(None, "a run's last.ckpt to continue from", MACHINE)
@@ -428,19 +461,21 @@ class FeaturesConfig:
         "auto: read a frame's features from disk where the encoder is frozen and frames come "
         "again as they were; on: refuse to train where that is not so; off: encode every time",
         MACHINE,
+        choices=("auto", "on", "off"),
     )
     folder: str | None = option(
         None,
         "a folder for them alone; null: features in $SAM2KIT_CACHE, by default ~/.cache/sam2kit",
         MACHINE,
     )
-    budget_gb: float = option(
+    budget_gb: float = amount(
         50.0, "gigabytes in that folder at which nothing more is written to it", MACHINE
     )
     dtype: str = option(
         "exact",
         "exact: as they are computed; bfloat16: rounded for training, half of the disk",
         MACHINE,
+        choices=("exact", "bfloat16"),
     )
 
 
@@ -449,32 +484,37 @@ class EvaluationConfig:
     """How whole videos are prompted, tracked and scored (docs/evaluation.md)."""
 
     protocol: str = option(
-        "mask", "prompt of each object on the first frame it is seen on: mask, box or clicks"
+        "mask",
+        "prompt of each object on the first frame it is seen on: mask, box or clicks",
+        choices=("mask", "box", "clicks"),
     )
-    clicks: int = option(
+    clicks: int = count(
         1, "protocol clicks: the object's centre, then each where the error is deepest"
     )
-    reprompt_every: int | None = option(
+    reprompt_every: int | None = count(
         None, "prompt an object again after so many frames, once it is seen; null: never"
     )
-    noise: float = option(0.0, "prompts are off by up to this share of the object's size")
+    noise: float = share(0.0, "prompts are off by up to this share of the object's size")
     noise_kinds: list[str] = option(
-        list(NOISE_KINDS), "any of shift, scale, dilate, erode, jitter; each prompt takes its own"
+        list(NOISE_KINDS),
+        "any of shift, scale, dilate, erode, jitter; each prompt takes its own",
+        choices=NOISE_KINDS,
     )
-    noise_levels: list[float] = option(
+    noise_levels: list[float] = share(
         [], "track again at each of these in place of noise, for curves of robustness"
     )
     convention: str | None = option(
         None,
         "which frames count, and how: prompted, davis2016, davis2017, sav, all_frames; null: "
         "prompted, or that of the data where results of others are scored",
+        choices=("prompted", "davis2016", "davis2017", "sav", "all_frames"),
     )
     compare: dict[str, str] = option(
         {},
         "further models on the same prompts: the name to show, and a checkpoint or its name",
         PATH,
     )
-    calibration_videos: int = option(
+    calibration_videos: int = amount(
         0, "choose thresholds on this many training videos and show them as one more tracker"
     )
     tracker: dict[str, Any] = option(
@@ -496,11 +536,20 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    recipe: str = option("memory", "the recipe this began from: memory or official")
-    seed: int = option(42, "seed of weights, sampling, augmentation and prompts")
+    recipe: str = option(
+        "memory", "the recipe this began from: memory or official", choices=("memory", "official")
+    )
+    seed: int = option(
+        42, "seed of weights, sampling, augmentation and prompts", ge=0, le=2**32 - 1
+    )
     use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger", MACHINE)
     output_dir: str = option("outputs", "runs go to a dated folder under this one", MACHINE)
-    log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR", MACHINE)
+    log_level: str = option(
+        "INFO",
+        "DEBUG, INFO, WARNING or ERROR",
+        MACHINE,
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+    )
     debug: bool = option(False, "set by --debug: the run is marked as such")
 
     @property

@@ -19,7 +19,7 @@ from loguru import logger
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam2kit.config.loading import is_saved, read_yaml, recompose
+from sam2kit.config.loading import is_saved, override_config, read_yaml
 from sam2kit.config.schema import PATH, RUN, Config, get, options, put
 from sam2kit.config.validation import check_data
 from sam2kit.utils.errors import CheckpointError, ConfigError
@@ -86,7 +86,7 @@ def read_allowed(
     return config, ignored
 
 
-def recompose_allowed(
+def override_allowed(
     config: Config, ignored: list[str], overrides: Sequence[str], source: str
 ) -> tuple[Config, list[str]]:
     """Put the caller's overrides on what :func:`read_allowed` gave, for an evaluation.
@@ -96,21 +96,24 @@ def recompose_allowed(
 
     Raises:
         CheckpointError: the name of the file itself is an interpolation.
-        ConfigError: see :func:`~sam2kit.config.loading.recompose`; or it lacks validation videos.
+        ConfigError: see :func:`~sam2kit.config.loading.override_config`; or it lacks validation
+            videos.
     """
     _check_plain(asdict(config), source)
     try:
-        config = recompose(config, overrides, source)
+        config = override_config(config, overrides, source)
         ignored = [key for key in ignored if get(config, key) == get(Config(), key)]
         if ignored:
             section = "dataset" if config.holds_out_validation else "valdataset"
             check_data(section, config.validation_dataset())
     except ConfigError as error:
-        if not any(key.rpartition(".")[2] in str(error) for key in ignored):
+        names = {key.rpartition(".")[2] for key in ignored}
+        if not any((p.key or "").rpartition(".")[2] in names for p in error.problems):
             raise
         raise ConfigError(
             f"{source}: {error}. Paths stored in a checkpoint are not used (here "
-            f"{', '.join(ignored)}): give --data-path DIR, the keys themselves, or --config FILE"
+            f"{', '.join(ignored)})",
+            hint="give --data-path DIR, the keys themselves, or --config FILE",
         ) from error
     if ignored:
         logger.warning(

@@ -1,123 +1,133 @@
 """Reject configurations that cannot work: values, combinations of keys, and missing files.
 
-Types are checked by :mod:`sam2kit.config.loading` against the dataclasses. This module does not
-import torch.
+Choices and limits of single keys are in :mod:`sam2kit.config.schema`; here are the one function
+that checks them, and the rules that combine keys. Types are checked by
+:mod:`sam2kit.config.loading`. This module does not import torch.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Collection, Iterator
+from dataclasses import Field, fields
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from sam2kit.config.schema import (
-    ACCELERATORS,
-    AUDITS,
-    CONVENTIONS,
-    DATASET_TYPES,
-    FEATURE_CACHES,
-    FEATURE_DTYPES,
-    IDENTITIES,
-    LOG_LEVELS,
-    LOGGERS,
-    LOSSES,
-    NEGATIVE_KINDS,
-    NOISE_KINDS,
-    OPTIMIZERS,
-    PRECISIONS,
-    PROMPT_TYPES,
-    PROTOCOLS,
-    RECIPES,
-    SAV_MASKLETS,
-    SCHEDULERS,
-    SHORT_VIDEOS,
-    SIZES,
     SOURCE_KEYS,
-    STRATEGIES,
-    AugmentationConfig,
     Config,
     DatasetConfig,
     EvaluationConfig,
-    OptimizerConfig,
-    get,
+    LossConfig,
+    TrainerConfig,
+    option,
 )
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import missing
-from sam2kit.utils.text import nearest
+from sam2kit.utils.text import close_names, suggest
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+LIMITS = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+WEIGHT: Field[Any] = option(1.0, "share of a source of a mixture in the clips of an epoch", gt=0)
+PATH_KEYS = ("data_path", "masks_path", "annotation_file", "corrections", "synthetic_photos")
 
 
 def check(config: Config) -> None:
-    """Refuse values and combinations that cannot work, before anything is loaded.
+    """Reject values and combinations that cannot work, before anything is loaded.
 
     Raises:
-        ConfigError: names every such key with its value and what to do about it.
+        ConfigError: its ``problems`` name every such key with its value and what to do about it.
     """
-    if problems := list(_problems(config)):
-        raise ConfigError("\n".join(problems))
+    _raise(_problems(config))
+
+
+def check_dataset(dataset: DatasetConfig, section: str = "dataset") -> None:
+    """Reject values of a data set's keys, as :func:`check` does.
+
+    Raises:
+        ConfigError: as :func:`check`.
+    """
+    _raise(_dataset_problems(section, dataset))
 
 
 def check_paths(config: Config) -> None:
-    """Refuse a configuration whose data or checkpoint are not there.
+    """Reject a configuration whose data or checkpoint are missing.
 
     Raises:
-        ConfigError: names the key, the path and what lies near it.
+        ConfigError: names the key, the path and similar names in its folder.
     """
-    validation = config.validation_dataset()
-    for section, dataset in (("dataset", config.dataset), ("valdataset", validation)):
-        check_data(section, dataset)
+    check_data("dataset", config.dataset)
+    check_data("valdataset", config.validation_dataset())
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
-    if resume_from is not None and not Path(resume_from).is_file():
-        is_folder = Path(resume_from).is_dir()
-        hint = (
-            f"{resume_from} is a folder; name its last.ckpt" if is_folder else missing(resume_from)
-        )
-        raise ConfigError(f"trainer.resume_from: {hint}")
-    if checkpoint and looks_like_path(checkpoint) and not Path(checkpoint).exists():
-        raise ConfigError(f"model.checkpoint: {missing(checkpoint)}")
+    check_exists("trainer.resume_from", resume_from)
+    if resume_from is not None and Path(resume_from).is_dir():
+        message = f"{resume_from} is a folder; name its last.ckpt"
+        raise ConfigError(message, key="trainer.resume_from", value=resume_from)
+    check_checkpoint("model.checkpoint", checkpoint)
 
 
 def check_data(section: str, dataset: DatasetConfig) -> None:
-    """Refuse data that are not named or not there.
+    """Reject data that are not named or missing.
 
     Raises:
-        ConfigError: names the key, the path and what lies near it.
+        ConfigError: names the key, the path and similar names in its folder.
     """
     for n, part in enumerate(dataset.parts()):
         where = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
         if part.type not in ("synthetic", "coco") and part.data_path is None:
             raise ConfigError(
-                f"{where}.data_path is not set, and type {part.type} reads videos from it; "
-                f"give --data-path DIR, or {where}.type=synthetic to train on generated clips"
+                f"not set, and type {part.type} reads videos from it",
+                key=f"{where}.data_path",
+                hint=f"give --data-path DIR, or {where}.type=synthetic to train on generated clips",
             )
-        for key in (
-            "data_path",
-            "masks_path",
-            "annotation_file",
-            "corrections",
-            "synthetic_photos",
-        ):
+        for key in PATH_KEYS:
             path = getattr(part, key)
-            several = key == "annotation_file" and path is not None and glob(path)
-            if path is not None and not Path(path).exists() and not several:
-                raise ConfigError(f"{where}.{key}: {missing(path)}")
+            if not (key == "annotation_file" and path and glob(path)):
+                check_exists(f"{where}.{key}", path)
+
+
+def check_exists(key: str, path: str | Path | None) -> None:
+    """Reject a path that does not exist; None passes.
+
+    Raises:
+        ConfigError: names ``key``, the path and similar names in its folder.
+    """
+    if path is not None and not Path(path).exists():
+        raise ConfigError(missing(path), key=key, value=str(path))
+
+
+def check_checkpoint(key: str, checkpoint: str | None) -> None:
+    """Reject a checkpoint's file that does not exist; names of released models and None pass.
+
+    Raises:
+        ConfigError: as :func:`check_exists`.
+    """
+    if checkpoint and looks_like_path(checkpoint):
+        check_exists(key, checkpoint)
 
 
 def check_new(run_dir: Path) -> None:
-    """Refuse a folder that holds a run.
+    """Reject a folder that holds a run.
 
     Raises:
-        ConfigError: tells how to go on with that run.
+        ConfigError: says how to resume that run.
     """
     if (run_dir / "last.ckpt").exists():
         raise ConfigError(
-            f"--run-dir: {run_dir} holds a run; name another folder, or go on with that run: "
-            f"--config {run_dir / 'config.yaml'} --run-dir {run_dir} --resume auto"
+            f"{run_dir} holds a run",
+            key="--run-dir",
+            value=str(run_dir),
+            hint="name another folder, or resume that run: "
+            f"--config {run_dir / 'config.yaml'} --run-dir {run_dir} --resume auto",
         )
 
 
@@ -126,166 +136,181 @@ def looks_like_path(checkpoint: str) -> bool:
     return "/" in checkpoint or "\\" in checkpoint or checkpoint.endswith(CHECKPOINT_SUFFIXES)
 
 
-def _problems(config: Config) -> Iterator[str]:
-    yield from choice_problems(config)
-    yield from number_problems(config)
-    dataset = list(_dataset_problems("dataset", config.dataset))
-    yield from dataset
+def _raise(problems: Iterator[ConfigError]) -> None:
+    """Raise the only problem, or one error for all; nothing where there is none."""
+    found = list(problems)
+    if found:
+        raise found[0] if len(found) == 1 else ConfigError(problems=found)
+
+
+def _problems(config: Config) -> Iterator[ConfigError]:
+    for f in fields(config):
+        if "help" in f.metadata:
+            yield from _value_problems(f.name, getattr(config, f.name), f)
+        elif f.name not in ("dataset", "valdataset"):
+            yield from _section_problems(f.name, getattr(config, f.name))
+    of_training = list(_dataset_problems("dataset", config.dataset))
+    yield from of_training
+    known = {str(problem) for problem in of_training}
     for problem in _dataset_problems("valdataset", config.validation_dataset()):
-        if problem.replace("valdataset.", "dataset.") not in dataset:  # taken over, said above
+        if str(problem).replace("valdataset.", "dataset.") not in known:  # taken over
             yield problem
-    if not config.model.trainable_modules and not config.model.lora_modules:
-        yield "model.trainable_modules is [], so nothing would be trained; name a module or '*'"
-    terms = {
-        f.name: getattr(config.loss, f.name)
-        for f in fields(config.loss)
-        if f.name not in ("type", "bce_positive_weight")
-    }
-    if not any(terms.values()):
-        yield f"loss: all of {', '.join(terms)} are 0; give one term a weight above 0"
-    if config.loss.type == "steps" and config.loss.temporal > 0:
-        yield "loss.temporal is above 0, but loss.type=steps has no such term; set it to 0"
-    yield from _optimizer_problems(config.optimizer)
+    yield from _section_problems("valdataset", config.valdataset, ("fraction",))
+    model, optimizer = config.model, config.optimizer
+    if not model.trainable_modules and not model.lora_modules:
+        expected = "one module at least, or nothing would be trained"
+        yield _must_be("model", model, "trainable_modules", expected, "name a module or '*'")
+    if len(optimizer.betas) != 2:
+        yield _must_be("optimizer", optimizer, "betas", "two numbers")
+    yield from _loss_problems(config.loss)
     yield from _evaluation_problems(config.evaluation)
-    betas = config.optimizer.betas
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        yield f"optimizer.betas is {betas}; give two numbers from 0 to below 1"
-    if not _devices_known(config.trainer.devices):
-        yield (
-            f"trainer.devices is {config.trainer.devices!r}; give a number of devices, "
-            "a list such as 0,1, or auto"
-        )
-    if config.trainer.precision == "16-mixed" and config.trainer.accelerator == "cpu":
-        yield "trainer.precision is 16-mixed, which trainer.accelerator=cpu lacks; use bf16-mixed"
+    yield from _trainer_problems(config.trainer)
     if config.use_wandb and config.trainer.logger == "swanlab":
-        yield (
-            "use_wandb is true and trainer.logger is swanlab; drop one of them "
-            "(--no-wandb, or trainer.logger=tensorboard)"
-        )
+        hint = "drop one of them (--no-wandb, or trainer.logger=tensorboard)"
+        yield ConfigError("contradicts trainer.logger=swanlab", key="use_wandb", hint=hint)
 
 
-def _optimizer_problems(optimizer: OptimizerConfig) -> Iterator[str]:
-    for pattern, lr in optimizer.module_lr.items():
-        if not (lr > 0 and math.isfinite(lr)):
-            yield f"optimizer.module_lr: {pattern} is {lr}; give a number above 0"
-    for pattern, decay in optimizer.module_weight_decay.items():
-        if not (decay >= 0 and math.isfinite(decay)):
-            yield f"optimizer.module_weight_decay: {pattern} is {decay}; give at least 0"
-    if not 0 < optimizer.layer_decay <= 1:
-        yield f"optimizer.layer_decay is {optimizer.layer_decay}; give above 0, and at most 1"
+def _must_be(
+    section: str, config: Any, name: str, expected: str, hint: str | None = None
+) -> ConfigError:
+    """Return the error about a key of a section."""
+    value = getattr(config, name)
+    return ConfigError(key=f"{section}.{name}", value=value, expected=expected, hint=hint)
 
 
-def _evaluation_problems(evaluation: EvaluationConfig) -> Iterator[str]:
-    kinds, levels = evaluation.noise_kinds, evaluation.noise_levels
-    if not set(kinds) <= set(NOISE_KINDS):
-        yield f"evaluation.noise_kinds is {kinds}; give any of {', '.join(NOISE_KINDS)}"
-    if not all(0 <= level <= 1 for level in levels) or len(set(levels)) < len(levels):
-        yield f"evaluation.noise_levels is {levels}; give different shares from 0 to 1"
+def _section_problems(
+    section: str, config: Any, names: Collection[str] = ()
+) -> Iterator[ConfigError]:
+    """Check the values of a section, or of ``names`` in it, against their declarations."""
+    for f in fields(config):
+        if not names or f.name in names:
+            yield from _value_problems(f"{section}.{f.name}", getattr(config, f.name), f)
+
+
+def _value_problems(key: str, value: Any, field: Field[Any]) -> Iterator[ConfigError]:
+    """Check a value, or each item of a list or dictionary, against the key's declaration."""
+    items = {key: value}
+    if isinstance(value, dict):
+        items = {f"{key}.{name}": item for name, item in value.items()}
+    elif isinstance(value, list):
+        items = {f"{key}[{n}]": item for n, item in enumerate(value)}
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
+    for name, item in items.items():
+        if item is None:  # the type allows it
+            continue
+        if choices and item not in choices:
+            close = close_names(str(item), choices, 1)
+            hint = f"did you mean {close[0]}?" if close else None
+            expected = f"one of {', '.join(choices)}"
+            yield ConfigError(key=name, value=item, expected=expected, hint=hint)
+        within = all(LIMITS[k][1](item, limit) for k, limit in limits.items())
+        if limits and not (within and math.isfinite(item)):
+            expected = " and ".join(f"{LIMITS[k][0]} {limit}" for k, limit in limits.items())
+            yield ConfigError(key=name, value=item, expected=expected)
+
+
+def _loss_problems(loss: LossConfig) -> Iterator[ConfigError]:
+    no_terms = ("type", "bce_positive_weight")
+    terms = [f.name for f in fields(loss) if f.name not in no_terms]
+    if not any(getattr(loss, term) for term in terms):
+        yield ConfigError(f"all of {', '.join(terms)} are 0", key="loss", hint="set one above 0")
+    if loss.type == "steps" and loss.temporal > 0:
+        yield _must_be("loss", loss, "temporal", "0 with loss.type=steps")
+
+
+def _evaluation_problems(evaluation: EvaluationConfig) -> Iterator[ConfigError]:
+    if len(set(evaluation.noise_levels)) < len(evaluation.noise_levels):
+        yield _must_be("evaluation", evaluation, "noise_levels", "different numbers")
     if evaluation.clicks > 1 and evaluation.protocol != "clicks":
-        yield (
-            f"evaluation.clicks is {evaluation.clicks}, but evaluation.protocol is "
-            f"{evaluation.protocol}; give evaluation.protocol=clicks too"
-        )
+        expected = f"1 with evaluation.protocol={evaluation.protocol}"
+        hint = "give evaluation.protocol=clicks too"
+        yield _must_be("evaluation", evaluation, "clicks", expected, hint)
 
 
-def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
+def _trainer_problems(trainer: TrainerConfig) -> Iterator[ConfigError]:
+    must_be = partial(_must_be, "trainer", trainer)
+    if trainer.max_steps != -1 and trainer.max_steps < 1:
+        yield must_be("max_steps", "at least 1, or -1 for no limit")
+    if trainer.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", trainer.max_time):
+        yield must_be("max_time", "DD:HH:MM:SS, such as 00:00:20:00, or null")
+    devices = trainer.devices
+    parts = [part.strip() for part in devices.split(",") if part.strip()]
+    counted = bool(parts) and all(part.isdecimal() for part in parts)
+    if devices not in ("auto", "-1") and not (counted and ("," in devices or int(devices) > 0)):
+        yield must_be("devices", "a number of devices, a list such as 0,1, or auto")
+    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
+        expected = "another precision with trainer.accelerator=cpu"
+        yield must_be("precision", expected, "try bf16-mixed")
+
+
+def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
+    must_be = partial(_must_be, section, dataset)
+    yield from _section_problems(section, dataset)
     yield from _source_problems(section, dataset)
-    if dataset.image_size < 32 or dataset.image_size % 32:
-        size = max(32, round(dataset.image_size / 32) * 32)
-        yield f"{section}.image_size is {dataset.image_size}; give a multiple of 32, such as {size}"
-    for key, least in {
-        "video_clip_length": 1,
-        "frame_stride": 1,
-        "clips_per_video": 1,
-        "batch_size": 1,
-        "num_workers": 0,
-        "max_objects": 1,
-        "min_objects": 1,
-        "max_gap": 0,
-        "num_positive_points": 1,
-        "num_negative_points": 0,
-        "box_noise": 0,
-        "mask_noise": 0,
-        "max_conditioning_frames": 1,
-        "correction_clicks": 0,
-        "max_correction_frames": 1,
-    }.items():
-        value = getattr(dataset, key)
-        if value is not None and value < least:
-            yield f"{section}.{key} is {value}; give at least {least}"
-    if dataset.corrections is not None and dataset.type == "synthetic":
-        yield f"{section}.corrections is set, but generated videos (type synthetic) keep no frame"
-    if not 0 <= (share := dataset.correction_from_truth) <= 1:
-        yield f"{section}.correction_from_truth is {share}; give a probability from 0 to 1"
-    if 0 < (dataset.max_objects or 0) < dataset.min_objects:
-        yield f"{section}.min_objects is above {section}.max_objects; raise the latter"
-    if (short := dataset.short_videos) not in SHORT_VIDEOS:
-        yield f"{section}.short_videos is {short!r}; choose from {', '.join(SHORT_VIDEOS)}"
-    yield from _prompt_problems(section, dataset)
-
-
-def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
-    """About the keys that the sources of a mixture have too."""
-    if dataset.type not in DATASET_TYPES:
-        yield f"{section}.type is {dataset.type!r}; choose from {', '.join(DATASET_TYPES)}"
-    if dataset.type == "coco" and dataset.annotation_file is None:
-        yield f"{section}.annotation_file is not set, and type coco needs it; name the COCO JSON"
-    if dataset.identity not in IDENTITIES:
-        yield f"{section}.identity is {dataset.identity!r}; choose from {', '.join(IDENTITIES)}"
-    elif dataset.identity in ("track", "category") and not (
-        section == "valdataset" or dataset.type in ("coco", "mixture")
-    ):
-        yield (
-            f"{section}.identity is {dataset.identity}, which type coco alone can be asked for; "
-            "give auto or components"
-        )
-    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
-        yield f"{section}.masks_path is given, but type {dataset.type} has its own masks; drop it"
-    if dataset.sav_masklets not in SAV_MASKLETS:
-        yield (
-            f"{section}.sav_masklets is {dataset.sav_masklets!r}; choose from "
-            f"{', '.join(SAV_MASKLETS)}"
-        )
-    for key in ("synthetic_objects", "synthetic_videos"):
-        if getattr(dataset, key) < 1:
-            yield f"{section}.{key} is {getattr(dataset, key)}; give at least 1"
-    if not (dataset.synthetic_motion >= 0 and math.isfinite(dataset.synthetic_motion)):
-        yield f"{section}.synthetic_motion is {dataset.synthetic_motion}; give at least 0"
-    if not 0 <= dataset.synthetic_lifelike <= 1:
-        yield f"{section}.synthetic_lifelike is {dataset.synthetic_lifelike}; give 0 to 1"
     if dataset.type == "mixture":
         yield from _mixture_problems(section, dataset)
+    if dataset.image_size < 32 or dataset.image_size % 32:
+        nearest = max(32, round(dataset.image_size / 32) * 32)
+        yield must_be("image_size", "a multiple of 32", f"try {nearest}")
+    if dataset.corrections is not None and dataset.type == "synthetic":
+        yield must_be("corrections", "null with type synthetic, whose frames are generated")
+    if 0 < (dataset.max_objects or 0) < dataset.min_objects:
+        yield must_be("min_objects", f"at most {section}.max_objects={dataset.max_objects}")
+    types, probabilities = dataset.prompt_types, dataset.prompt_probabilities
+    if not types or len(set(types)) < len(types):
+        yield must_be("prompt_types", "one type at least, each at most once")
+    if not dataset.negative_kinds:
+        yield must_be("negative_kinds", "one kind at least")
+    if probabilities is not None and (
+        len(probabilities) != len(types) or not math.isclose(sum(probabilities), 1)
+    ):
+        expected = f"null, or {len(types)} shares that add up to 1, one for each of {types}"
+        yield must_be("prompt_probabilities", expected)
 
 
-def _mixture_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
+def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
+    """Check combinations of the keys that the sources of a mixture have too."""
+    must_be = partial(_must_be, section, dataset)
+    if dataset.type == "coco" and dataset.annotation_file is None:
+        yield must_be("annotation_file", "the COCO JSON with type coco")
+    typed = section == "valdataset" or dataset.type in ("coco", "mixture")
+    if dataset.identity in ("track", "category") and not typed:
+        yield must_be("identity", f"auto or components with type {dataset.type}")
+    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
+        yield must_be("masks_path", f"null with type {dataset.type}, which has its own masks")
+
+
+def _mixture_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
     if not dataset.mixture:
-        yield f"{section}.mixture is [], and type mixture needs its sources; give one or more"
+        yield _must_be(section, dataset, "mixture", "one source or more with type mixture")
     for key in ("data_path", "masks_path", "annotation_file", "split"):
         if getattr(dataset, key) is not None:
-            yield (
-                f"{section}.{key} is given, and type mixture has it in each source; put it there, "
-                f"or choose another {section}.type"
-            )
+            expected = "null with type mixture, whose sources have their own"
+            hint = f"put it there, or choose another {section}.type"
+            yield _must_be(section, dataset, key, expected, hint)
     for n, entry in enumerate(dataset.mixture):
         where = f"{section}.mixture[{n}]"
         problems = list(_entry_problems(where, entry))
         yield from problems or _source_problems(where, dataset.part(entry))
 
 
-def _entry_problems(where: str, entry: dict[str, Any]) -> Iterator[str]:
-    if entry.get("type") == "mixture":
-        yield f"{where}.type is mixture; name its sources beside the others"
-    for key, value in entry.items():
-        if key not in (*SOURCE_KEYS, "weight"):
-            near = nearest(str(key), (*SOURCE_KEYS, "weight"))
-            yield f"{where}.{key} is no key of a source; {near}"
-            continue
-        default = 1.0 if key == "weight" else getattr(DatasetConfig(), key)
-        if not _alike(value, default):
-            example = "a text" if default is None else f"a value such as {default!r}"
-            yield f"{where}.{key} is {value!r}; give {example}"
-        elif key == "weight" and not (value > 0 and math.isfinite(value)):
-            yield f"{where}.weight is {value}; give a number above 0"
+def _entry_problems(where: str, entry: dict[str, Any]) -> Iterator[ConfigError]:
+    """Check the keys, types and values of one source of a mixture."""
+    known = {f.name: f for f in fields(DatasetConfig) if f.name in SOURCE_KEYS} | {"weight": WEIGHT}
+    for name, value in entry.items():
+        key, field = f"{where}.{name}", known.get(name)
+        if field is None:
+            hint = suggest(str(name), known)
+            yield ConfigError("is no key of a source", key=key, value=value, hint=hint)
+        elif not _alike(value, field.default):
+            default = field.default
+            expected = "a text" if default is None else f"a value such as {default!r}"
+            yield ConfigError(key=key, value=value, expected=expected)
+        elif (name, value) == ("type", "mixture"):
+            hint = "name its sources beside the others"
+            yield ConfigError(key=key, value=value, expected="another type", hint=hint)
+        else:
+            yield from _value_problems(key, value, field)
 
 
 def _alike(value: object, default: object) -> bool:
@@ -294,125 +319,3 @@ def _alike(value: object, default: object) -> bool:
         kinds = (int,) if isinstance(default, int) else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool)
     return isinstance(value, str) or (default is None and value is None)
-
-
-def _prompt_problems(section: str, dataset: DatasetConfig) -> Iterator[str]:
-    types, probabilities = dataset.prompt_types, dataset.prompt_probabilities
-    known = f"any of {', '.join(PROMPT_TYPES)}, each at most once"
-    if not types or len(set(types)) < len(types) or not set(types) <= set(PROMPT_TYPES):
-        yield f"{section}.prompt_types is {types}; give {known}"
-    kinds = dataset.negative_kinds
-    if not kinds or not set(kinds) <= set(NEGATIVE_KINDS):
-        yield f"{section}.negative_kinds is {kinds}; give any of {', '.join(NEGATIVE_KINDS)}"
-    if probabilities is None:
-        return
-    if len(probabilities) != len(types):
-        yield (
-            f"{section}.prompt_probabilities is {probabilities}, for prompt_types {types}; "
-            "give one probability for each, or null"
-        )
-    if not all(p >= 0 for p in probabilities) or not math.isclose(sum(probabilities), 1):
-        yield f"{section}.prompt_probabilities is {probabilities}; give shares that add up to 1"
-
-
-def _devices_known(devices: str) -> bool:
-    if devices in ("auto", "-1"):
-        return True
-    parts = [part.strip() for part in devices.split(",") if part.strip()]
-    counted = all(part.isdecimal() for part in parts) and bool(parts)
-    return counted and (len(parts) > 1 or "," in devices or int(parts[0]) > 0)
-
-
-def choice_problems(config: Config) -> Iterator[str]:
-    """A sentence for each key that is none of its choices."""
-    choices = {
-        "model.size": SIZES,
-        "optimizer.name": OPTIMIZERS,
-        "scheduler.name": SCHEDULERS,
-        "loss.type": LOSSES,
-        "recipe": RECIPES,
-        "trainer.accelerator": ACCELERATORS,
-        "trainer.precision": PRECISIONS,
-        "trainer.strategy": STRATEGIES,
-        "trainer.logger": LOGGERS,
-        "trainer.audit": AUDITS,
-        "log_level": LOG_LEVELS,
-        "features.cache": FEATURE_CACHES,
-        "features.dtype": FEATURE_DTYPES,
-        "evaluation.protocol": PROTOCOLS,
-        "evaluation.convention": CONVENTIONS,
-    }
-    for key, known in choices.items():
-        value = get(config, key)
-        if value not in known and (key != "evaluation.convention" or value is not None):
-            yield f"{key} is {value!r}; choose from {', '.join(known)}"
-
-
-# The range of every number outside the two data sets; null passes where the schema allows it.
-_RANGES = {
-    "model.detach_memory_every": (1, math.inf),
-    "model.objects_together": (1, math.inf),
-    "model.attention_dropout": (0, 1),
-    "model.memory_dropout": (0, 1),
-    "loss.focal": (0, math.inf),
-    "loss.bce": (0, math.inf),
-    "loss.dice": (0, math.inf),
-    "loss.iou": (0, math.inf),
-    "loss.temporal": (0, math.inf),
-    "loss.iou_head": (0, math.inf),
-    "loss.object_score": (0, math.inf),
-    "loss.bce_positive_weight": (1, math.inf),
-    "optimizer.weight_decay": (0, math.inf),
-    "scheduler.warmup_steps": (0, math.inf),
-    "scheduler.min_lr_ratio": (0, 1),
-    "trainer.max_epochs": (1, math.inf),
-    "trainer.accumulate_grad_batches": (1, math.inf),
-    "trainer.num_nodes": (1, math.inf),
-    "trainer.log_every_n_steps": (1, math.inf),
-    "trainer.check_val_every_n_epoch": (1, math.inf),
-    "trainer.limit_train_batches": (1, math.inf),
-    "trainer.limit_val_batches": (1, math.inf),
-    "trainer.early_stopping_patience": (1, math.inf),
-    "trainer.checkpoint_minutes": (0, math.inf),
-    "trainer.checkpoint_steps": (1, math.inf),
-    "trainer.keep_checkpoints": (0, math.inf),
-    "features.budget_gb": (0, math.inf),
-    "model.lora_rank": (1, math.inf),
-    "evaluation.clicks": (1, math.inf),
-    "evaluation.reprompt_every": (1, math.inf),
-    "evaluation.noise": (0, 1),
-    "evaluation.calibration_videos": (0, math.inf),
-    "seed": (0, 2**32 - 1),
-    **{f"augmentation.{f.name}": (0, 1) for f in fields(AugmentationConfig)},
-    "augmentation.degrees": (0, 180),
-    "augmentation.shear": (0, 60),
-    "augmentation.crop": (0, 0.9),
-    "augmentation.scale": (0, 0.9),
-}
-
-
-def number_problems(config: Config) -> Iterator[str]:
-    """A sentence for each number outside its range, the two data sets' left out."""
-    for key, (low, high) in _RANGES.items():
-        value = get(config, key)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            above = "" if high == math.inf else f" and at most {high}"
-            yield f"{key} is {value}; give a number of at least {low}{above}"
-    if not 0 <= config.model.lora_dropout < 1:
-        yield f"model.lora_dropout is {config.model.lora_dropout}; give a share from 0 to below 1"
-    for key in ("optimizer.lr", "trainer.gradient_clip_val", "model.lora_alpha"):
-        value = get(config, key)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            yield f"{key} is {value}; give a number above 0"
-    if config.trainer.max_steps != -1 and config.trainer.max_steps < 1:
-        yield f"trainer.max_steps is {config.trainer.max_steps}; give at least 1, or -1: no limit"
-    decay, max_time = config.trainer.ema_decay, config.trainer.max_time
-    if decay is not None and not 0 < decay < 1:
-        yield f"trainer.ema_decay is {decay}; give a share between 0 and 1, or null"
-    if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", max_time):
-        yield f"trainer.max_time is {max_time!r}; give DD:HH:MM:SS, such as 00:00:20:00, or null"
-    rate = config.model.drop_path_rate
-    if not 0 <= rate < 1:
-        yield f"model.drop_path_rate is {rate}; give a probability from 0 to below 1"
-    if not 0 < config.valdataset.fraction < 1:
-        yield f"valdataset.fraction is {config.valdataset.fraction}; give a share between 0 and 1"

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sam2kit.config.schema import AugmentationConfig, DatasetConfig
 from sam2kit.data.clip import VideoClip
+from sam2kit.data.parallel import errors_from_workers
 from sam2kit.data.problems import nothing_visible, place, too_short, unlike_frames, unlike_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.transforms import augment, resize_frames, resize_masks
@@ -138,14 +139,10 @@ class ClipDataset(Dataset[VideoClip]):
     def __getitem__(self, index: int) -> VideoClip:
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        try:
+        with errors_from_workers():
             clip = self._clip(index)
             self._note(-1, -1)
             return clip
-        except DataError as error:
-            if get_worker_info() is None:
-                raise
-            raise _DataErrorInWorker(str(error)) from None
 
     def _clip(self, index: int) -> VideoClip:
         i = index % len(self.source)
@@ -278,14 +275,3 @@ class ClipDataset(Dataset[VideoClip]):
                 by_area = sorted(kept, key=lambda o: (-int(areas[first[o], o]), o))
                 kept = sorted(by_area[:most])
         return clip.select_objects(kept)
-
-
-class _DataErrorInWorker(DataError):
-    """A DataError on its way out of a loader process.
-
-    Torch raises it again with a whole traceback for a message, whose last line is this class's
-    name and the true message. Only that part is kept.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())

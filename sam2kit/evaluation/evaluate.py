@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from loguru import logger
 
-from sam2kit.config.loading import compose, save_config
+from sam2kit.config.loading import load_config, save_config
 from sam2kit.config.schema import Config
-from sam2kit.config.stored import recompose_allowed
+from sam2kit.config.stored import override_allowed
 from sam2kit.data.build import build_datasets, build_validation_source
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.writers import coco_json
@@ -301,9 +301,9 @@ def evaluate_checkpoint(
     """
     checkpoint = str(checkpoint)
     if config_file is None:
-        config, ignored = recompose_allowed(*source_config(checkpoint), overrides, checkpoint)
+        config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
     else:
-        config, ignored = compose(config_file, overrides), ["model.checkpoint"]
+        config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
     file, start = find_checkpoint(checkpoint), config.model.checkpoint
     no_start = "model.checkpoint" in ignored if start is None else start in (checkpoint, str(file))
     contenders = _contenders(config, checkpoint, not no_start)
@@ -329,7 +329,7 @@ def evaluate_predictions(
     Raises:
         ConfigError, DataError: naming the key or file.
     """
-    config = compose(config_file, overrides)
+    config = load_config(config_file, overrides)
     source = build_validation_source(config)
     named = config.evaluation.convention
     scores = score_predictions(source, folder, CONVENTIONS[named] if named else None)

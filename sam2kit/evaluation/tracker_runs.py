@@ -28,6 +28,7 @@ from sam2kit.prompts.noise import PromptNoise
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
@@ -249,9 +250,7 @@ class ResultFiles:
 
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(path)
+    write_text(path, json.dumps(content))
 
 
 def calibrate(

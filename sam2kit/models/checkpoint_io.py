@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from sam2kit.utils.errors import CheckpointError
+from sam2kit.utils.files import atomic_write
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -24,18 +25,14 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: it cannot be written; what was there is as it was.
     """
-    part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if fault := fault_in(part):
-            raise OSError(f"what was written reads otherwise: {fault}")
-        os.replace(part, path)
+        with atomic_write(path, fsync=True) as part:
+            with part.open("wb") as file:
+                torch.save(content, file)
+            if fault := fault_in(part):
+                raise OSError(f"what was written reads otherwise: {fault}")
     except (OSError, RuntimeError) as error:  # torch's writer turns the system's errors into those
-        part.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 1e9
         kept = "; the one that was there is kept" if path.exists() else ""
         raise CheckpointError(
@@ -63,14 +60,11 @@ def keep_copy(path: Path, step: int, most: int) -> None:
     steps after this one are of a run that was given up, and go.
     """
     copy = path.with_name(f"step-{step:08d}.ckpt")
-    part = copy.with_name(f"{copy.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:
-        shutil.copyfile(path, part)
-    os.replace(part, copy)
-    part.unlink(missing_ok=True)  # renaming one name of a file to another of it does nothing
+    with atomic_write(copy) as part:
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copyfile(path, part)
     older = kept_copies(path.parent)
     for old in [*older[most:], *(p for p in older[:most] if p.name > copy.name)]:
         old.unlink()

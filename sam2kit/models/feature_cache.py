@@ -44,6 +44,7 @@ from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.transforms import normalize
 from sam2kit.models.sam2 import SAM2Model, module_path
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import atomic_write
 
 GB = 1e9
 FREE_BYTES = int(2e9)
@@ -253,18 +254,16 @@ class FeatureCache:
         if not self._writing:
             return
         size = sum(x.numel() * x.element_size() for x in levels)
-        part = file.with_name(f".part-{uuid.uuid4().hex}")
         try:
             if not self._has_room(size):
                 return
             file.parent.parent.mkdir(exist_ok=True)  # gone where another process cleared
             file.parent.mkdir(exist_ok=True)
-            save_file({str(k): x.cpu().contiguous() for k, x in enumerate(levels)}, part)
-            os.replace(part, file)
+            own_name = file.with_name(f".part-{uuid.uuid4().hex}")  # other processes write it too
+            with atomic_write(file, temporary=own_name) as part:
+                save_file({str(k): x.cpu().contiguous() for k, x in enumerate(levels)}, part)
             self._left -= size
         except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors
-            with suppress(OSError):
-                part.unlink()
             self._stop(f"{file.parent} cannot be written to", str(error))
 
     def _has_room(self, size: int) -> bool:

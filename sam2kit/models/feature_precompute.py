@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-
-import cv2
 import torch
 from loguru import logger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clip import frame_keys
 from sam2kit.data.clip_dataset import ClipDataset
-from sam2kit.data.parallel import LOG_SECONDS
+from sam2kit.data.parallel import errors_from_workers, load_items
 from sam2kit.data.transforms import resize_frames
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.utils.device import pick_device
-from sam2kit.utils.errors import ConfigError, SAM2KitError
+from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.progress import log_progress
 
 FRAMES_AT_ONCE = 8
 
@@ -52,18 +49,12 @@ def fill(config: Config) -> FeatureCache:
         logger.info("validation frames alone are kept: {}", why)
     else:
         sets.append(_VideoFrames(training))
-    total = sum(len(frames) for frames in sets)  # type: ignore[arg-type]
-    done, told, started = 0, time.monotonic(), time.monotonic()
+    frames = _WithKeys(ConcatDataset(sets))
+    parts = load_items(frames, config.dataset.num_workers)
     mixed = config.trainer.precision == "bf16-mixed"
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        for frames in sets:
-            for images, keys in _loaded(frames, config.dataset.num_workers):
-                cache.encode(model, images.to(device), keys)
-                done += 1
-                if time.monotonic() - told > LOG_SECONDS:
-                    told = time.monotonic()
-                    left = (total - done) * (told - started) / done
-                    logger.info("{} of {} parts, {:.0f} s left", done, total, left)
+        for images, keys in log_progress(parts, len(frames), "encoded", "parts"):
+            cache.encode(model, images.to(device), keys)
     return cache
 
 
@@ -107,31 +98,16 @@ class _ClipFrames(Dataset):
         return self.clips[k].frames
 
 
-class _Named(Dataset):
-    """Frames with their keys; errors as results, which loader processes would make tracebacks."""
+class _WithKeys(Dataset):
+    """Frames with their keys."""
 
-    def __init__(self, frames: Dataset) -> None:
+    def __init__(self, frames: ConcatDataset) -> None:
         self.frames = frames
 
     def __len__(self) -> int:
-        return len(self.frames)  # type: ignore[arg-type]
+        return len(self.frames)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, list[str]] | SAM2KitError | OSError:
-        try:
+    def __getitem__(self, k: int) -> tuple[Tensor, list[str]]:
+        with errors_from_workers():
             frames = self.frames[k]
-        except (SAM2KitError, OSError) as error:
-            return error
-        return frames, frame_keys(frames)
-
-
-def _loaded(frames: Dataset, workers: int) -> Iterator[tuple[Tensor, list[str]]]:
-    if workers:
-        cv2.setNumThreads(0)  # see create_dataloader
-    for part in DataLoader(_Named(frames), None, num_workers=workers, collate_fn=_as_it_is):
-        if isinstance(part, Exception):
-            raise part
-        yield part
-
-
-def _as_it_is(part: tuple) -> tuple:
-    return part
+            return frames, frame_keys(frames)

@@ -20,7 +20,7 @@ import nbformat
 import papermill
 from loguru import logger
 
-from sam2kit.config.loading import compose, to_yaml
+from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.status import Status, locked
@@ -100,7 +100,7 @@ def run_stages(
             a notebook that failed. Its executed copy is kept, with the error in it.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the kernel has been ended.
     """
-    config = compose(config_file, parameters.get("overrides", ()))
+    config = load_config(config_file, parameters.get("overrides", ()))
     sources = _find_notebooks(stages)
     accepted = _accepted_parameters(sources, parameters)
     _find_checkpoints(config, set().union(*accepted.values()))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2kit.utils.errors import PipelineError
-from sam2kit.utils.files import write_whole
+from sam2kit.utils.files import write_text
 
 SCHEMA_VERSION = 1
 HEARTBEAT_SECONDS = 10.0
@@ -183,7 +183,7 @@ class Status:
         with self._turn:
             stages = {name: self.stages[name] for name in sorted(self.stages)}
             content = self.content | {"heartbeat": _now(), "stages": stages}
-            write_whole(self.path, json.dumps(content, indent=1) + "\n")
+            write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def _ended_by(error: BaseException) -> dict[str, str]:

@@ -20,12 +20,12 @@ from typing import Any
 
 from loguru import logger
 
-from sam2kit.config.loading import COMMAND_LINE, compose, to_yaml
+from sam2kit.config.loading import COMMAND_LINE, load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check_paths
 from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_status
 from sam2kit.utils.errors import ConfigError, PipelineError
-from sam2kit.utils.files import write_whole
+from sam2kit.utils.files import write_text
 from sam2kit.utils.processes import sigterm_interrupts, start
 
 METRIC = "J&F of the tracker 'after training' on the validation videos; higher is better"
@@ -50,7 +50,7 @@ def plan(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial
     """The trials of a grid, the values of the last key changing fastest.
 
     Args:
-        config_file: as :func:`sam2kit.config.loading.compose`.
+        config_file: as :func:`sam2kit.config.loading.load_config`.
         overrides: some with several values in Hydra's grammar: ``key=a,b``, ``key=[a],[b]``,
             ``key=range(1,4)``.
 
@@ -84,7 +84,7 @@ def plan(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial
     for number, point in enumerate(product(*axes), start=1):
         name = _name(number, point)
         try:
-            config = compose(config_file, [*fixed, *point])
+            config = load_config(config_file, [*fixed, *point])
             check_paths(config)
         except ConfigError as error:
             raise ConfigError(f"trial {name}: {error}") from error
@@ -168,7 +168,7 @@ def _define(sweep_dir: Path, trials: Sequence[Trial], about: dict[str, Any]) -> 
         return
     for file, new in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, new)
+        write_text(file, new)
 
 
 class _Sweep:
@@ -202,7 +202,7 @@ class _Sweep:
 
     def _slots(self, jobs: int | None) -> list[str | None]:
         """The GPU of each job, by the name that CUDA_VISIBLE_DEVICES gives it; None without."""
-        config = compose(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
+        config = load_config(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
         gpus = 0
         if config.trainer.accelerator in ("auto", "gpu", "cuda"):
             import torch
@@ -242,7 +242,7 @@ class _Sweep:
             lines = (folder / "output.log").read_text("utf-8", "replace").strip().splitlines()
             told = f"killed by signal {-code}" if code < 0 else "".join(lines[-1:])
             status |= {"schema_version": SCHEMA_VERSION, "state": "failed", "error": told}
-            write_whole(folder / "status.json", json.dumps(status, indent=1) + "\n")
+            write_text(folder / "status.json", json.dumps(status, indent=1) + "\n")
         rows = {row["name"]: row for row in self.write_leaderboard()}
         score = rows[name]["J&F"]
         told = rows[name]["error"] if score is None else f"J&F {score:.3f}"
@@ -263,9 +263,9 @@ class _Sweep:
             row["rank"] = None if row["J&F"] is None else rank
         content = {"schema_version": SCHEMA_VERSION, "metric": METRIC, "higher_is_better": True}
         text = json.dumps(content | {"trials": rows}, indent=1) + "\n"
-        write_whole(self.folder / "leaderboard.json", text)
+        write_text(self.folder / "leaderboard.json", text)
         table = Table(leaderboard_rows([self.folder])).markdown()
-        write_whole(self.folder / "leaderboard.md", f"{METRIC}.\n\n{table}\n")
+        write_text(self.folder / "leaderboard.md", f"{METRIC}.\n\n{table}\n")
         return rows
 
     def _row(self, name: str) -> dict[str, Any]:

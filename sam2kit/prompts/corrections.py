@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sam2kit.config.schema import DatasetConfig
+from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip import ClipBatch
 from sam2kit.prompts.geometry import sample_points
 from sam2kit.prompts.prompt import Prompt, video_frame
-from sam2kit.utils.errors import ConfigError
 
 
 @dataclass(eq=False)
@@ -100,11 +100,13 @@ class CorrectionGenerator:
     """
 
     def __init__(self, clicks: int = 0, max_frames: int = 1, from_truth: float = 0.0) -> None:
-        if clicks < 0 or max_frames < 1 or not 0 <= from_truth <= 1:
-            raise ConfigError(
-                "correction_clicks must be at least 0, max_correction_frames at least 1 and "
-                f"correction_from_truth from 0 to 1, got {clicks}, {max_frames} and {from_truth}"
+        check_dataset(
+            DatasetConfig(
+                correction_clicks=clicks,
+                max_correction_frames=max_frames,
+                correction_from_truth=from_truth,
             )
+        )
         self.clicks = clicks
         self.max_frames = max_frames
         self.from_truth = from_truth

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2kit.config.schema import NEGATIVE_KINDS, PROMPT_TYPES, DatasetConfig
+from sam2kit.config.schema import DatasetConfig
+from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip import ClipBatch
 from sam2kit.prompts.geometry import (
     box_to_points,
@@ -24,7 +25,6 @@ from sam2kit.prompts.geometry import (
 )
 from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
-from sam2kit.utils.errors import ConfigError
 
 
 class PromptGenerator:
@@ -66,37 +66,20 @@ class PromptGenerator:
         mask_noise: float = 0.0,
         negative_kinds: Sequence[str] = ("near",),
     ) -> None:
-        unknown = [kind for kind in prompt_types if kind not in PROMPT_TYPES]
-        if unknown or not prompt_types:
-            raise ConfigError(
-                f"prompt_types must name some of {', '.join(PROMPT_TYPES)}, got {prompt_types}"
+        check_dataset(
+            DatasetConfig(
+                prompt_types=list(prompt_types),
+                prompt_probabilities=probabilities,
+                num_positive_points=num_positive_points,
+                num_negative_points=num_negative_points,
+                box_noise=box_noise,
+                mask_noise=mask_noise,
+                max_conditioning_frames=max_frames,
+                negative_kinds=list(negative_kinds),
             )
+        )
         if probabilities is None:
             probabilities = [1 / len(prompt_types)] * len(prompt_types)
-        if (
-            len(probabilities) != len(prompt_types)
-            or min(probabilities) < 0
-            or abs(sum(probabilities) - 1) > 1e-6
-        ):
-            raise ConfigError(
-                f"prompt_probabilities must be {len(prompt_types)} numbers that add up to 1, one "
-                f"for each of prompt_types {prompt_types}, got {probabilities}"
-            )
-        if num_positive_points < 1 or num_negative_points < 0:
-            raise ConfigError(
-                "num_positive_points must be at least 1 and num_negative_points at least 0, got "
-                f"{num_positive_points} and {num_negative_points}"
-            )
-        if box_noise < 0 or max_frames < 1:
-            raise ConfigError(
-                "box_noise must be at least 0 and max_conditioning_frames at least 1, got "
-                f"{box_noise} and {max_frames}"
-            )
-        if not negative_kinds or not set(negative_kinds) <= set(NEGATIVE_KINDS):
-            raise ConfigError(
-                f"negative_kinds must name some of {', '.join(NEGATIVE_KINDS)}, got "
-                f"{list(negative_kinds)}"
-            )
         self.prompt_types = list(prompt_types)
         self.probabilities = list(probabilities)
         self.num_positive_points = num_positive_points

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -25,11 +24,11 @@ from sam2kit.tracking.video_tracker import FrameTracks, VideoTracker
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import file_name, open_run_dir
+from sam2kit.utils.progress import log_progress
 from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
 
 GIF_FRAMES, GIF_WIDTH = 60, 480
-LOG_SECONDS = 10
 # Elsewhere upstream's conventions, under which an object has masks before anybody pointed at it.
 OPTIONS = TrackerOptions(track_before_prompt=False)
 
@@ -100,14 +99,14 @@ def _write_frames(
     draw: Callable[[np.ndarray, int], np.ndarray],
 ) -> int:
     """Track from frame ``first`` to the end or an interruption; how many frames were written."""
-    count, done, told, ids = source.num_frames(0), 0, time.monotonic(), masks.object_ids
+    count, done, ids = source.num_frames(0), 0, masks.object_ids
     pages, every = [], -(-count // GIF_FRAMES)
     with ExitStack() as files:
         write = files.enter_context(mp4_writer(folder / "overlay.mp4", source.fps))
         table = csv.writer(files.enter_context((folder / "objects.csv").open("w", newline="")))
         table.writerow(["frame", "object", "area", "object_score", "predicted_iou"])
         try:
-            for t in range(count):
+            for t in log_progress(range(count), count, "tracked", "frames"):
                 answer = next(tracks) if t >= first else None
                 frame = source.read_frame(0, t)
                 found = np.full((len(ids), *frame.shape[:2]), -np.inf, dtype=np.float32)
@@ -124,9 +123,6 @@ def _write_frames(
                 write(picture)
                 if t % every == 0:
                     pages.append(_shrink(picture))
-                if time.monotonic() - told > LOG_SECONDS:
-                    told = time.monotonic()
-                    logger.info("tracked {} of {} frames", done, count)
         except KeyboardInterrupt:
             logger.warning("interrupted: the files are finished with {} frames", done)
     if pages:

@@ -21,7 +21,7 @@ from loguru import logger
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam2kit.config.loading import recompose, settle_precision
+from sam2kit.config.loading import override_config, settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
 from sam2kit.data.build import build_datasets
@@ -112,7 +112,7 @@ def propose(found: Plan) -> tuple[list[str], Plan] | None:
     for key, value in _ladder(found):
         changes[key] = value
         overrides = [f"{k}={v}" for k, v in changes.items()]
-        config = recompose(found.config, overrides)
+        config = override_config(found.config, overrides)
         most = min(found.objects, config.dataset.max_objects or found.objects)
         better = _plan(config, clips, most, min(found.mean_objects, most))
         if not better.memory.tight:
@@ -161,7 +161,7 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     overrides = ["model.checkpoint=null", "model.compile=false"]
     if config.model.object_score_bias == 0:  # else random weights withhold masks, without gradient
         overrides.append("model.object_score_bias=5")
-    module = SAM2LightningModule(recompose(config, overrides))
+    module = SAM2LightningModule(override_config(config, overrides))
     device = pick_device(config.trainer.accelerator)
     module.to(device).train()
     frozen = module.model.encoder_is_frozen

@@ -12,7 +12,7 @@ from pathlib import Path
 from loguru import logger
 from torch.distributed import destroy_process_group
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import SAM2KitError
 from sam2kit.utils.processes import end_with_parent
@@ -22,7 +22,7 @@ if __name__ == "__main__":
     level = "INFO" if os.environ["RANK"] == "0" else "ERROR"
     form = "{time:HH:mm:ss} {message}"
     run_dir = Path(sys.argv[1])
-    config = compose(run_dir / "config.yaml")
+    config = load_config(run_dir / "config.yaml")
     logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
     try:
         fit(config, run_dir)

@@ -14,11 +14,11 @@ def pick_device(accelerator: str) -> torch.device:
         ConfigError: there is no such device.
     """
     names = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if accelerator != "auto" and not there.get(names[accelerator], lambda: True)():
-        raise ConfigError(
-            f"trainer.accelerator is {accelerator}, and there is none here; take cpu or auto"
-        )
+    usable = {"cpu": True, "cuda": torch.cuda.is_available()}
+    usable["mps"] = torch.backends.mps.is_available()
+    if accelerator != "auto" and not usable[names[accelerator]]:
+        key, expected = "trainer.accelerator", "a device of this machine"
+        raise ConfigError(key=key, value=accelerator, expected=expected, hint="try cpu or auto")
     if accelerator == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(names[accelerator])

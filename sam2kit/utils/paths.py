@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import zlib
@@ -10,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.text import close_names
 
 
 def file_name(name: str) -> str:
-    """A name that a data set gives (of a video, say) as that of a file, different for each.
+    """Turn a name from a data set (a video's, say) into a file name, different for each name.
 
     It may hold anything: slashes and dots that lead out of the folder, or too many letters.
     """
@@ -32,7 +32,7 @@ def new_run_dir(output_dir: str | Path) -> Path:
             return run_dir
         except FileExistsError:
             continue
-    raise ConfigError(f"output_dir: no free run folder under {day}")
+    raise ConfigError(f"no free run folder under {day}", key="output_dir")
 
 
 def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
@@ -51,16 +51,17 @@ def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
         if os.access(folder, os.W_OK):
             return folder
         reason = "no right to write"
-    raise ConfigError(f"output_dir: nothing can be written under {given} ({reason}); name another")
+    message = f"nothing can be written under {given} ({reason})"
+    raise ConfigError(message, key="output_dir", value=str(given), hint="name another")
 
 
 def missing(path: str | Path) -> str:
-    """Say that ``path`` does not exist, where the search ended and which names lie near."""
+    """Say that ``path`` does not exist, and name its nearest folder and similar names there."""
     path = Path(path)
     parent, name = path.absolute().parent, path.name
     while not parent.is_dir():
         parent, name = parent.parent, parent.name
     names = sorted(e.name for e in parent.iterdir() if not e.name.startswith("."))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
+    near = close_names(name, names) or names[:5]
     listing = ", ".join(near) if near else "nothing, it is empty"
     return f"{path} does not exist; {parent} holds {listing}"

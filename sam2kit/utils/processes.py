@@ -20,7 +20,7 @@ from typing import Any
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Run a module in a process of its own, which ends with this one.
 
-    Interrupts from the terminal do not reach it, so that whoever started it decides what to do.
+    Interrupts from the terminal do not reach it, so that the caller decides what to do.
 
     Args:
         module: as for ``python -m``; the same interpreter runs it.

@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 
 MAX_LENGTH = 1000  # of a cell or a message: what still fits on a screen
 MAX_WORD = 200  # a word is not wrapped; longer than most paths
 MAX_LABEL = 48  # in figures and lists to choose from, where a line has to fit
 MAX_LABEL_LINES = 4
+MAX_NAMES = 15  # that a message lists to choose from
 
 # Control characters; invisible ones; those that change the direction of the text around them
 # (Trojan Source, CVE-2021-42574); halves of surrogate pairs, which undecodable file names hold and
@@ -103,10 +104,17 @@ def _shorten(text: str, max_length: int) -> str:
     return f"{text[: max_length - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A half sentence with the nearest of ``known``, or with all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+def close_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` of the ``known`` names that are like ``name``, the closest first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return a half sentence with the names closest to ``name``, or with the first few of all."""
+    if close := close_names(name, known):
+        return f"did you mean {' or '.join(close)}?"
+    more = ", ..." if len(known) > MAX_NAMES else ""
+    return f"choose from {', '.join(list(known)[:MAX_NAMES])}{more}"
 
 
 def plural(number: int, noun: str) -> str:

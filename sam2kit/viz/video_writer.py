@@ -12,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from sam2kit.utils.files import atomic_write
 from sam2kit.utils.text import html_text
 
 
@@ -52,9 +53,8 @@ def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], 
     Raises:
         ValueError: an image of another size than the first.
     """
-    path, unfinished = Path(path), Path(f"{path}.unfinished")
     shape: tuple[int, ...] | None = None
-    try:
+    with atomic_write(path) as unfinished:
         with av.open(str(unfinished), "w", "mp4", options={"movflags": "faststart"}) as container:
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate, options={"crf": "20"})
@@ -74,10 +74,8 @@ def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], 
             yield write
             if shape is not None:
                 container.mux(stream.encode())
-        if shape is not None:
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        if shape is None:
+            unfinished.unlink(missing_ok=True)
 
 
 def save_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10.0) -> None:

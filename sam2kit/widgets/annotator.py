@@ -15,7 +15,7 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import PROMPT_TYPES, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
@@ -349,4 +349,4 @@ def _model(
 def _recipes(config: Config | None) -> dict[str, DatasetConfig]:
     own = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
-    return own | kinds | {"official": compose(overrides=["recipe=official"]).dataset}
+    return own | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}

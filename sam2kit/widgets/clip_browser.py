@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.prompts.io import check_document, read_document, video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.text import label_text
+from sam2kit.utils.text import close_names, label_text
 from sam2kit.viz.overlays import (
     BOX,
     NEGATIVE,
@@ -126,7 +125,7 @@ class ClipBrowser(PictureWidget):
             return names.index(video)
         if isinstance(video, int) and 0 <= video < len(names):
             return video
-        close = get_close_matches(str(video), names, 3) or names[:5]
+        close = close_names(str(video), names) or names[:5]
         raise DataError(
             f"video {video!r} is not among the {len(names)} videos; name one such as {close}, or "
             f"give its number, 0 to {len(names) - 1}"

@@ -17,7 +17,7 @@ from data_helpers import make_sav
 from PIL import Image
 
 from sam2kit.cli.main import COMMANDS, main
-from sam2kit.config.loading import compose, config_dir, save_config
+from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def refused(capsys, *argv) -> str:
     ],
 )
 def test_flag_sets_its_key_and_no_other(calls, argv, key, value):
-    config, plain = trained(calls, *argv), compose(None, SYNTHETIC)
+    config, plain = trained(calls, *argv), load_config(None, SYNTHETIC)
     assert get(config, key) == value
     section, _, name = key.rpartition(".")
     setattr(get(plain, section) if section else plain, name, value)
@@ -121,14 +121,14 @@ def test_create_config_loads_back_equal(calls, tmp_path, capsys):
     assert main(["train", "--create-config", file, *changes]) == 0 and not calls
     assert "--config" in capsys.readouterr().out
     assert main(["train", "--config", file]) == 0
-    assert calls[-1][1][0] == compose(None, ["optimizer.lr=3e-5", *changes[2:]])
+    assert calls[-1][1][0] == load_config(None, ["optimizer.lr=3e-5", *changes[2:]])
     assert "exists already" in refused(capsys, "train", "--create-config", file)
 
 
 def test_create_config_prints(tmp_path, capsys):
     assert main(["train", "seed=5", "--create-config"]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    assert compose(tmp_path / "printed.yaml").seed == 5
+    assert load_config(tmp_path / "printed.yaml").seed == 5
 
 
 @pytest.mark.parametrize("file", ["optimizer.lr=1", "no/such/folder/a.yaml"])
@@ -139,7 +139,7 @@ def test_create_config_refuses(capsys, file):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train"], ["dataset.data_path is not set"]),
+        (["train"], ["dataset.data_path: not set"]),
         (["train", "--config", "configs/quickstrat.yaml"], ["--config", "quickstart.yaml"]),
         (["train", "optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr"]),
         (["train", "dataset.batch_size=two"], ["dataset.batch_size", "'two'", "whole number"]),
@@ -196,7 +196,7 @@ def test_malformed_flags_exit_2(argv, capsys):
 def test_run_without_a_config_takes_the_kits_own(calls, capsys, tmp_path):
     assert main(["run", *SYNTHETIC]) == 0
     assert calls[-1][1][0] == str(config_dir() / "config.yaml")
-    assert "dataset.data_path is not set" in refused(capsys, "run")
+    assert "dataset.data_path: not set" in refused(capsys, "run")
 
 
 def test_evaluate_calls_the_library(calls, tmp_path):
@@ -211,7 +211,7 @@ def test_evaluate_calls_the_library(calls, tmp_path):
     flags = ["--compare", "shipped nano=nano", "--compare", f"mine={file}", "--protocol", "box"]
     argv = ["evaluate", "--model-checkpoint", str(file), *flags, "--noise-levels", "0.1,0.2"]
     assert main(argv) == 0
-    evaluation = compose(None, calls[-1][1][1]).evaluation
+    evaluation = load_config(None, calls[-1][1][1]).evaluation
     assert evaluation.compare == {"shipped nano": "nano", "mine": str(file)}
     assert evaluation.protocol == "box" and evaluation.noise_levels == [0.1, 0.2]
     assert main(["evaluate", "--predictions", str(tmp_path)]) == 0
@@ -219,7 +219,7 @@ def test_evaluate_calls_the_library(calls, tmp_path):
 
 
 def test_run_calls_the_library(calls, tmp_path):
-    save_config(compose(None, SYNTHETIC), tmp_path / "c.yaml")
+    save_config(load_config(None, SYNTHETIC), tmp_path / "c.yaml")
     config = ["run", "--config", str(tmp_path / "c.yaml")]
     assert main(config) == 0
     assert calls[-1][1] == (config[2], {}, [1, 2, 3, 4], None)
@@ -352,7 +352,7 @@ def train_tiny(tmp_path: Path, *argv: str) -> None:
     """Run the command for one batch of each kind and look at what it left."""
     assert main(["train", "--debug", "--output-dir", str(tmp_path), *argv, *TINY]) == 0
     (run,) = tmp_path.glob("*/*")
-    assert (run / "best.ckpt").is_file() and compose(run / "config.yaml").debug
+    assert (run / "best.ckpt").is_file() and load_config(run / "config.yaml").debug
     for file in run.glob("*.ckpt"):  # the large model's take gigabytes, and pytest keeps folders
         file.unlink()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_helpers import SIZE, make_davis, save_frame, square
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
 from sam2kit.data.clip_dataset import ClipDataset
@@ -76,12 +76,12 @@ def test_the_configuration_names_the_file(source, path):
     append_correction(path, "a", 3, {1: square(3, 3)}, SIZE)
     append_correction(path, "b", 3, {1: square(3, 3)}, SIZE)
     keys = [f"dataset.data_path={source.root}", f"dataset.corrections={path}", "model=nano"]
-    config = compose(overrides=[*keys, "dataset.image_size=32"])
+    config = load_config(overrides=[*keys, "dataset.image_size=32"])
     for clips in build_datasets(config):  # one video each; the validation videos are held out
         assert (clips.source.read_masks(0, 3)[1] == square(3, 3)).all()
     assert open_source(config).read_masks(1, 3) is not None
     with pytest.raises(ConfigError, match=r"dataset\.corrections"):
-        compose(overrides=[*keys, "dataset.type=synthetic"])
+        load_config(overrides=[*keys, "dataset.type=synthetic"])
 
 
 def test_of_videos_without_masks_the_corrected_ones_are_left(tmp_path, path):

@@ -14,7 +14,7 @@ from data_helpers import compressed, save_json, save_palette, save_video, square
 from PIL import Image
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import (
     ClipDataset,
@@ -297,18 +297,18 @@ def test_training_refuses_before_it_makes_a_folder(tmp_path, name):
     keys = [f"dataset.data_path={tmp_path / 'data'}", "dataset.image_size=64", "model=nano"]
     (finding,) = look(tmp_path / "data").findings
     with pytest.raises(DataError) as error:
-        fit(compose(None, keys), tmp_path / "run")
+        fit(load_config(None, keys), tmp_path / "run")
     assert finding.message in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_short_videos_that_are_to_be_refused(tmp_path):
     short_video(healthy(tmp_path))
     keys = (f"dataset.data_path={tmp_path}", "dataset.image_size=64", "dataset.short_videos=error")
-    examination = examine(compose(None, [*keys, "dataset.video_clip_length=4"]))
+    examination = examine(load_config(None, [*keys, "dataset.video_clip_length=4"]))
     assert found(examination) == [("error", "short")] and len(examination.videos) == 3
     assert examination.findings[0].message.startswith("video 'b' has 3 frames and a clip spans 4")
     (tmp_path / "list.txt").write_text("a\nnobody\n")
-    examination = examine(compose(None, [keys[0], f"dataset.split={tmp_path / 'list.txt'}"]))
+    examination = examine(load_config(None, [keys[0], f"dataset.split={tmp_path / 'list.txt'}"]))
     assert found(examination) == [("error", "refused")] and "'nobody'" in examination.text()
 
 
@@ -373,7 +373,7 @@ def test_validation_that_shares_a_name(tmp_path):
 def test_a_configuration_is_read_as_its_run_would(tmp_path):
     healthy(tmp_path, "abcde")
     keys = ("dataset.image_size=64", "dataset.video_clip_length=4", "valdataset.fraction=0.4")
-    config = compose(None, [f"dataset.data_path={tmp_path}", *keys])
+    config = load_config(None, [f"dataset.data_path={tmp_path}", *keys])
     examination = examine(config)
     assert examination.findings == [] and examination.settings["image_size"] == 64
     train, val = build_datasets(config)

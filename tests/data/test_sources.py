@@ -33,7 +33,7 @@ from data_helpers import (
 from loguru import logger
 from PIL import Image
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
 from sam2kit.config.validation import check, check_paths
 from sam2kit.data import (
@@ -693,14 +693,17 @@ def test_a_mixture_holds_out_of_each_source(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"data_pat": "x"}, r"mixture\[1\].data_pat is no key of a source; did you mean data_path"),
-        ({"weight": 0}, r"mixture\[1\].weight is 0; give a number above 0"),
-        ({"weight": "2"}, r"mixture\[1\].weight is '2'; give a value such as 1.0"),
-        ({"type": "mixture"}, r"mixture\[1\].type is mixture"),
-        ({"type": "film"}, r"mixture\[1\].type is 'film'; choose from video, coco"),
-        ({"type": "coco"}, r"mixture\[1\].annotation_file is not set"),
-        ({"data_path": 5}, r"mixture\[1\].data_path is 5; give a text"),
-        ({"synthetic_motion": -1}, r"mixture\[1\].synthetic_motion is -1; give at least 0"),
+        (
+            {"data_pat": "x"},
+            r"\[1\].data_pat: is no key of a source; did you mean data_path",
+        ),
+        ({"weight": 0}, r"mixture\[1\].weight=0 must be above 0"),
+        ({"weight": "2"}, r"mixture\[1\].weight='2' must be a value such as 1.0"),
+        ({"type": "mixture"}, r"mixture\[1\].type='mixture' must be another type"),
+        ({"type": "film"}, r"mixture\[1\].type='film' must be one of video, coco"),
+        ({"type": "coco"}, r"mixture\[1\].annotation_file=None must be"),
+        ({"data_path": 5}, r"mixture\[1\].data_path=5 must be a text"),
+        ({"synthetic_motion": -1}, r"mixture\[1\].synthetic_motion=-1 must be at least 0"),
     ],
 )
 def test_mixtures_that_cannot_work(entry, message):
@@ -712,17 +715,20 @@ def test_mixtures_that_cannot_work(entry, message):
 
 def test_keys_of_sources_that_cannot_work(tmp_path):
     for overrides, message in (
-        (["dataset.type=mixture"], r"dataset.mixture is \[\]"),
-        (["dataset.type=sav", "dataset.sav_masklets=all"], "sav_masklets is 'all'"),
-        (["dataset.type=sav", "dataset.masks_path=x"], "masks_path is given, but type sav"),
+        (["dataset.type=mixture"], r"dataset.mixture=\[\] must be"),
+        (
+            ["dataset.type=sav", "dataset.sav_masklets=all"],
+            "sav_masklets='all' must be one of",
+        ),
+        (["dataset.type=sav", "dataset.masks_path=x"], "masks_path='x' must be null with type sav"),
         (
             ["dataset.type=mixture", "dataset.mixture=[{type: files}]", "dataset.data_path=x"],
-            "dataset.data_path is given, and type mixture has it in each source",
+            "dataset.data_path='x' must be null with type mixture",
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            compose(overrides=overrides)
-    config = compose(
+            load_config(overrides=overrides)
+    config = load_config(
         overrides=["dataset.type=mixture", "dataset.mixture=[{type: files, data_path: nowhere}]"]
     )
     with pytest.raises(ConfigError, match=r"dataset.mixture\[0\].data_path: nowhere does not exi"):

@@ -12,7 +12,7 @@ import torch
 from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.evaluation.evaluate import (
     AFTER,
@@ -343,4 +343,4 @@ def test_weights_alone_are_evaluated_too(config, tmp_path):
         "nano", [*overrides, f"valdataset.split='{split}'", "trainer.accelerator=cpu"], out
     )
     assert list(evaluation.scores()) == [AFTER, ZEROED, COPY]
-    assert compose(out / "config.yaml").model.size == "nano"
+    assert load_config(out / "config.yaml").model.size == "nano"

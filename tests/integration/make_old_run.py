@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.evaluation.evaluate import evaluate_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model, load_run, save_weights
 from sam2kit.training.trainer import fit
@@ -79,11 +79,11 @@ def make() -> dict[str, Any]:
     Path("data_samples").symlink_to(ROOT / "data_samples")
     Path("train.txt").write_text("train_000\ntrain_001\ntrain_002\ntrain_003\n")
     Path("val.txt").write_text("val_000\nval_001\n")
-    model = create_sam2_model(compose(None, ["model=nano", "model.checkpoint=nano"]))
+    model = create_sam2_model(load_config(None, ["model=nano", "model.checkpoint=nano"]))
     model.load_state_dict({name: shorten(t) for name, t in model.state_dict().items()})
     save_weights(model, Path("start.pt"))
-    fit(compose(None, [*SETTINGS, f"trainer.max_steps={STOP}"]), Path("run"))
-    fit(compose(None, [*SETTINGS, f"trainer.max_steps={END}"]), Path("whole"))
+    fit(load_config(None, [*SETTINGS, f"trainer.max_steps={STOP}"]), Path("run"))
+    fit(load_config(None, [*SETTINGS, f"trainer.max_steps={END}"]), Path("whole"))
     assert checksums(Path("run", "best.ckpt")) == checksums(Path("run", "last.ckpt"))
     scores = evaluate_checkpoint("run", EVALUATION, Path("evaluation")).scores()
     return {

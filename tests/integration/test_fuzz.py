@@ -17,7 +17,7 @@ from data_helpers import everything, make_coco, make_davis, save_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sam2kit.config.loading import compose, to_yaml
+from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.data import COCODataset, VideoDataset
 from sam2kit.models.checkpoint_io import write_checkpoint
@@ -161,7 +161,7 @@ def test_configurations(tmp_path):
     )
     def run(text):
         file.write_bytes(text)
-        told(compose, file)
+        told(load_config, file)
 
     run()
 
@@ -169,13 +169,13 @@ def test_configurations(tmp_path):
 @pytest.mark.parametrize("line", ["_target_: os.system", "model: {_target_: os.system}"])
 def test_a_configuration_names_no_class(tmp_path, line):
     (tmp_path / "c.yaml").write_text(line)
-    assert not told(compose, tmp_path / "c.yaml")
+    assert not told(load_config, tmp_path / "c.yaml")
 
 
 def test_a_configuration_runs_no_code(tmp_path):
     made = tmp_path / "made"
     (tmp_path / "c.yaml").write_text(f"seed: !!python/object/apply:os.mkdir ['{made}']")
-    assert not told(compose, tmp_path / "c.yaml") and not made.exists()
+    assert not told(load_config, tmp_path / "c.yaml") and not made.exists()
 
 
 def test_checkpoints(tmp_path):

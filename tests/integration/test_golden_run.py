@@ -12,7 +12,7 @@ import pytest
 from make_old_run import ROOT, rows
 from snapshots import UPDATE
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.training.trainer import fit
 
 GOLDEN = Path(__file__).parent / "golden_run.json"
@@ -24,7 +24,7 @@ SETTINGS = [
 
 def test_three_steps_of_the_quick_start(tmp_path, monkeypatch, same_arithmetic):
     monkeypatch.chdir(ROOT)
-    fit(compose("configs/quickstart.yaml", SETTINGS), tmp_path / "run")
+    fit(load_config("configs/quickstart.yaml", SETTINGS), tmp_path / "run")
     found = rows(tmp_path / "run", 0)
     if UPDATE:
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")

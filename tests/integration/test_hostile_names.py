@@ -21,13 +21,13 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"
 # In place of training: every tracker copies the prompted mask.
 COPY = """
-from sam2kit.compose import compose
+from sam2kit.load_config import load_config
 from sam2kit.contenders import Contender
 from sam2kit.evaluate import evaluate
 import json
 names = list(json.loads((run_dir / "metrics.json").read_text())["trackers"])
 contenders = [Contender(name, None) for name in names]
-evaluation = evaluate(compose(run_dir / "config.yaml"), contenders, run_dir)
+evaluation = evaluate(load_config(run_dir / "config.yaml"), contenders, run_dir)
 """
 DEBUGGER = """
 from sam2kit.widgets.prompt_debugger import PromptDebugger

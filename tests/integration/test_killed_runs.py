@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.evaluation.evaluate import evaluate_checkpoint
 from sam2kit.pipeline import runner as pipeline
 from sam2kit.pipeline.status import is_locked, read_status
@@ -42,9 +42,9 @@ optimizer: {lr: 1.0e-3}
 """
 TRAIN = """
 from pathlib import Path
-from sam2kit.compose import compose
+from sam2kit.load_config import load_config
 from sam2kit.train import fit
-result = fit(compose(config_file, overrides), Path(run_dir), resume)
+result = fit(load_config(config_file, overrides), Path(run_dir), resume)
 """
 EVALUATE = """
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_killed_in_stage_3_it_goes_on_to_the_same_metrics(
     result = pipeline.run_stages(config_file, {}, [3, 4], killed)
     assert read_status(killed)["state"] == "done"
     assert (killed / "03_train.interrupted-1.ipynb").exists()
-    fit(compose(config_file), whole)
+    fit(load_config(config_file), whole)
     evaluate_checkpoint(whole / "best.ckpt", (), whole)
     assert scores(killed) == scores(whole)
     assert list(result.scores)[0] == "after training"

@@ -7,7 +7,7 @@ import json
 import make_old_run
 import pytest
 
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.training.trainer import fit
 
 EXPECTED = json.loads(make_old_run.EXPECTED.read_text())
@@ -20,7 +20,7 @@ def test_the_weights_of_an_old_checkpoint_are_read_unchanged(old_run, name):
 
 def test_an_old_run_resumes_within_its_epoch_as_if_never_stopped(old_run, same_arithmetic):
     before = make_old_run.rows(old_run, 0)
-    config = compose(old_run / "config.yaml", [f"trainer.max_steps={make_old_run.END}"])
+    config = load_config(old_run / "config.yaml", [f"trainer.max_steps={make_old_run.END}"])
     result = fit(config, old_run, resume=True)
     rows = make_old_run.rows(old_run, 0)
     assert rows[: len(before)] == before
@@ -30,7 +30,7 @@ def test_an_old_run_resumes_within_its_epoch_as_if_never_stopped(old_run, same_a
 
 def test_an_old_checkpoint_resumes_in_another_folder(old_run, tmp_path, same_arithmetic):
     overrides = [f"trainer.max_steps={make_old_run.END}", "trainer.resume_from=run/last.ckpt"]
-    result = fit(compose(old_run / "config.yaml", overrides), tmp_path / "resumed")
+    result = fit(load_config(old_run / "config.yaml", overrides), tmp_path / "resumed")
     check_rows(make_old_run.rows(result.run_dir, 0), EXPECTED["whole_run"])
     assert result.best_checkpoint.exists() and result.last_checkpoint.exists()
 

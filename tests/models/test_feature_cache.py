@@ -19,7 +19,7 @@ import torch
 from data_helpers import make_davis
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import compose
+from sam2kit.config.loading import load_config
 from sam2kit.data import SyntheticDataset, open_source
 from sam2kit.data.clip import collate, frame_keys
 from sam2kit.models import feature_cache as features
@@ -571,7 +571,7 @@ def test_the_command(tiny_config, tmp_path, capsys):
 )
 def test_wrong_values(change):
     with pytest.raises(ConfigError, match=change.partition("=")[0]):
-        compose(None, [change])
+        load_config(None, [change])
 
 
 def test_it_survives_averaged_weights(tiny_config, tmp_path):

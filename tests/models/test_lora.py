@@ -184,7 +184,7 @@ def test_without_peft(config, monkeypatch):
 )
 def test_bad_values(config, key, value):
     setattr(config.model, key, value)
-    with pytest.raises(ConfigError, match=f"model.{key} is {value}"):
+    with pytest.raises(ConfigError, match=f"model.{key}={value} must be"):
         check(config)
 
 

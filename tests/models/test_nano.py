@@ -12,7 +12,7 @@ import torch
 from sam2.build_sam import build_sam2_video_predictor
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import compose, config_dir
+from sam2kit.config.loading import config_dir, load_config
 from sam2kit.models import checkpoints
 from sam2kit.models.checkpoints import (
     create_sam2_model,
@@ -103,7 +103,7 @@ def test_stages_train_one_after_the_other(tmp_path):
 
 
 def test_each_stage_starts_from_the_one_before():
-    configs = [compose(config_dir() / "nano" / f"{stage}.yaml") for stage in STAGES]
+    configs = [load_config(config_dir() / "nano" / f"{stage}.yaml") for stage in STAGES]
     assert configs[0].model.checkpoint is None
     for before, config in zip(STAGES, configs[1:], strict=False):
         assert config.model.checkpoint == f"outputs/nano/{before}/best.ckpt"
@@ -183,7 +183,7 @@ def test_shipped_model_follows_masks_better_than_the_copied_mask_does(scores):
     overrides = ["model=nano", "model.checkpoint=nano", "dataset=synthetic", "seed=3"]
     overrides += ["dataset.image_size=128", "valdataset.synthetic_videos=12"]
     overrides += ["valdataset.video_clip_length=8", "trainer.accelerator=cpu"]
-    config = compose(None, [*overrides, "dataset.num_workers=0"])
+    config = load_config(None, [*overrides, "dataset.num_workers=0"])
     row = scores["iou_row"](config, create_sam2_model(config))
     assert row["nano"]["mean"] > max(0.62, row["first mask copied"]["mean"] + 0.2)
 
@@ -193,7 +193,7 @@ def test_shipped_model_loads_in_the_plain_package(tmp_path, capsys):
     predictor = build_sam2_video_predictor(
         f"/{tmp_path / 'nano.yaml'}", str(tmp_path / "nano.pt"), "cpu"
     )
-    config = compose(None, ["model=nano", "model.checkpoint=nano", "dataset.image_size=128"])
+    config = load_config(None, ["model=nano", "model.checkpoint=nano", "dataset.image_size=128"])
     ours = create_sam2_model(config).state_dict()
     theirs = predictor.state_dict()
     assert ours.keys() == theirs.keys()

@@ -16,7 +16,7 @@ from sam2kit.pipeline import sweep
 from sam2kit.pipeline.status import Status, is_locked, locked, read_status
 from sam2kit.pipeline.sweep import plan, run_sweep
 from sam2kit.utils.errors import ConfigError, DataError, PipelineError
-from sam2kit.utils.files import write_whole
+from sam2kit.utils.files import write_text
 
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
 
@@ -97,7 +97,7 @@ def test_the_grid(config_file):
         (["model=glob(*)"], "cannot read 'model=glob.*write out the values"),
         (["seed=interval(1,2)"], "cannot read 'seed=interval"),
         (["seed=1,2", "trainer.devices=2"], "each trial of a sweep has one device"),
-        (["dataset.type=synthetic,video"], "trial 002_type-video: dataset.data_path is not set"),
+        (["dataset.type=synthetic,video"], "trial 002_type-video: dataset.data_path: not set"),
     ],
 )
 def test_refused_before_anything_starts(config_file, tmp_path, overrides, told):
@@ -237,7 +237,7 @@ def test_state_of_a_trial_without_score(tmp_path):
     with locked(folder):
         with Status(folder, [], {}).kept():
             assert read_status(folder)["state"] == "running"
-    write_whole(folder / "x", "y")
+    write_text(folder / "x", "y")
     assert not (folder / "x.part").exists()
 
 

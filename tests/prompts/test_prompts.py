@@ -335,7 +335,7 @@ def test_from_config():
         ({"prompt_types": []}, "prompt_types"),
         ({"prompt_types": ["box"], "probabilities": [0.5, 0.5]}, "prompt_probabilities"),
         ({"prompt_types": ["box", "mask"], "probabilities": [0.5, 0.4]}, "add up to 1"),
-        ({"prompt_types": ["box", "mask"], "probabilities": [1.5, -0.5]}, "add up to 1"),
+        ({"prompt_types": ["box", "mask"], "probabilities": [1.5, -0.5]}, "prompt_probabilities"),
         ({"prompt_types": ["point"], "num_positive_points": 0}, "num_positive_points"),
         ({"prompt_types": ["point"], "num_negative_points": -1}, "num_negative_points"),
         ({"prompt_types": ["point"], "negative_kinds": ["far"]}, "negative_kinds"),

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from sam2kit.config.loading import recompose
+from sam2kit.config.loading import override_config
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
@@ -54,7 +54,7 @@ def test_a_loader_process_that_dies_names_the_frame(config, tmp_path, monkeypatc
         return read(self, i, window, stored, masks)
 
     monkeypatch.setattr(ClipDataset, "_read", die)
-    config = recompose(config, ["dataset.num_workers=1"])
+    config = override_config(config, ["dataset.num_workers=1"])
     with pytest.raises(TrainingError, match=r"loader process ended .*it was reading .*3.*frame"):
         fit(config, tmp_path / "run")
 

@@ -249,7 +249,7 @@ def test_the_command(capsys):
 
 def test_bad_value(config):
     config.trainer.audit = "loud"
-    with pytest.raises(ConfigError, match="trainer.audit is 'loud'; choose from stop, warn, off"):
+    with pytest.raises(ConfigError, match="trainer.audit='loud' must be one of stop, warn, off"):
         check(config)
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from sam2kit.config.loading import compose, save_config
+from sam2kit.config.loading import load_config, save_config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.loader import EpochSampler
 from sam2kit.training.datamodule import SAM2LightningDataModule
@@ -171,7 +171,7 @@ def test_the_quick_start_on_two_devices(tmp_path, where):
     overrides = ["trainer.max_epochs=1", "features.cache=off", "trainer.audit=off"]
     whole, half = [*overrides, "dataset.batch_size=10"], [*overrides, "trainer.devices=2"]
     config_file = ROOT / "configs" / "quickstart.yaml"
-    fit(compose(config_file, whole), tmp_path / "one")
+    fit(load_config(config_file, whole), tmp_path / "one")
     train = ["sam2kit", "train", "--config", str(config_file), "--run-dir", str(tmp_path / "two")]
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     if where == "command line":
@@ -237,11 +237,12 @@ def started(config, tmp_path):
     config.trainer.max_epochs = 10000
     save_config(config, tmp_path / "config.yaml")
     code = (
-        "import signal, sys; from pathlib import Path; from sam2kit.config.loading import compose\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from sam2kit.config.loading import load_config\n"
         "from sam2kit.train import fit\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "folder = Path(sys.argv[1])\n"
-        "print(fit(compose(folder / 'config.yaml'), folder / 'run').interrupted)"
+        "print(fit(load_config(folder / 'config.yaml'), folder / 'run').interrupted)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ import torch
 from conftest import moving_clip
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import recompose
+from sam2kit.config.loading import override_config
 from sam2kit.data.clip import collate
 from sam2kit.training import planner as planning
 from sam2kit.training.memory_profile import StepMemory, peak_bytes
@@ -78,7 +78,7 @@ def measured(config, frames, objects) -> int:
     ids=str,
 )
 def test_memory_is_that_of_the_step(tiny_config, clips, frames, objects, overrides):
-    config = recompose(tiny_config, [f"dataset.video_clip_length={frames}", *overrides])
+    config = override_config(tiny_config, [f"dataset.video_clip_length={frames}", *overrides])
     clips(objects, 1)
     found = plan(config)
     assert found.memory.step == pytest.approx(measured(config, frames, objects), rel=0.2)
@@ -87,25 +87,28 @@ def test_memory_is_that_of_the_step(tiny_config, clips, frames, objects, overrid
 
 def test_what_a_step_takes_follows_its_size(tiny_config, clips):
     clips(1)
-    config = recompose(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
+    config = override_config(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
     once = plan(config)
     assert not once.cached and once.filling == 0 and once.device == "cpu"
-    cached = plan(recompose(config, ["features.cache=auto"]))
+    cached = plan(override_config(config, ["features.cache=auto"]))
     assert cached.cached and cached.filling > 0
     assert "encoder from the cache" in str(cached) and "while features are filled in" in str(cached)
-    longer = plan(recompose(config, ["dataset.video_clip_length=12"]))
+    longer = plan(override_config(config, ["dataset.video_clip_length=12"]))
     assert longer.memory.step > 1.8 * once.memory.step
     assert longer.memory.weights == once.memory.weights
-    averaged = plan(recompose(config, ["trainer.ema_decay=0.9"]))
+    averaged = plan(override_config(config, ["trainer.ema_decay=0.9"]))
     assert averaged.memory.optimizer > once.memory.optimizer
 
 
 def test_the_steps_of_the_training_are_counted(tiny_config, clips):
     clips(1, 1, 1)
-    assert plan(recompose(tiny_config, ["trainer.max_epochs=4"])).steps == 12
-    assert plan(recompose(tiny_config, ["trainer.max_epochs=4", "trainer.max_steps=5"])).steps == 5
+    assert plan(override_config(tiny_config, ["trainer.max_epochs=4"])).steps == 12
+    assert (
+        plan(override_config(tiny_config, ["trainer.max_epochs=4", "trainer.max_steps=5"])).steps
+        == 5
+    )
     half = ["trainer.max_epochs=4", "dataset.batch_size=2"]
-    assert plan(recompose(tiny_config, half)).steps == 8
+    assert plan(override_config(tiny_config, half)).steps == 8
 
 
 def test_neither_gradients_nor_random_numbers_are_left_behind(tiny_config, clips):
@@ -158,10 +161,10 @@ def test_settings_that_fit_are_proposed(tiny_config, clips, arithmetic, availabl
     clips(3, 3)
     arithmetic(available)
     sizes = ["dataset.video_clip_length=4", "dataset.batch_size=4", "model.memory_dropout=0.1"]
-    found = plan(recompose(tiny_config, sizes))
+    found = plan(override_config(tiny_config, sizes))
     overrides, then = propose(found)
     assert overrides == expected and not then.memory.tight
-    assert then.config == recompose(found.config, overrides)
+    assert then.config == override_config(found.config, overrides)
 
 
 def test_where_nothing_fits_it_says_so(tiny_config, clips, arithmetic):

@@ -10,7 +10,7 @@ import torch
 from conftest import moving_clip
 from omegaconf import OmegaConf
 
-from sam2kit.config.loading import compose, save_config
+from sam2kit.config.loading import load_config, save_config
 from sam2kit.config.schema import Config, LossConfig
 from sam2kit.data.clip import collate
 from sam2kit.models.checkpoints import create_sam2_model
@@ -23,11 +23,11 @@ from sam2kit.utils.errors import ConfigError
 
 
 def test_the_memory_recipe_is_the_defaults():
-    assert compose(None, ["recipe=memory"]) == compose() == Config()
+    assert load_config(None, ["recipe=memory"]) == load_config() == Config()
 
 
 def test_the_official_recipe():
-    config = compose(None, ["recipe=official"])
+    config = load_config(None, ["recipe=official"])
     assert config.recipe == "official" and config.model.trainable_modules == ["*"]
     data, loss, optimizer = config.dataset, config.loss, config.optimizer
     assert dict(zip(data.prompt_types, data.prompt_probabilities, strict=True)) == {
@@ -65,8 +65,8 @@ def test_official_augmentation_is_upstreams():
         "ColorJitter",
     ]
     affine, clip, grey, frame = (steps[k][1] for k in (1, 3, 4, 5))
-    config = compose(None, ["recipe=official", "augmentation=official"])
-    assert config.dataset.augment and not compose(None, ["recipe=official"]).dataset.augment
+    config = load_config(None, ["recipe=official", "augmentation=official"])
+    assert config.dataset.augment and not load_config(None, ["recipe=official"]).dataset.augment
     assert not config.validation_dataset().augment
     own = config.augmentation
     assert (own.flip, own.degrees, own.shear) == (0.5, affine.degrees, affine.shear)
@@ -85,7 +85,10 @@ def test_official_augmentation_is_upstreams():
 
 
 def test_validation_is_the_same_under_both():
-    memory, official = compose(), compose(None, ["recipe=official", "dataset.video_clip_length=5"])
+    memory, official = (
+        load_config(),
+        load_config(None, ["recipe=official", "dataset.video_clip_length=5"]),
+    )
     prompts = [
         PromptGenerator.from_config(c.validation_dataset()).__dict__ for c in (memory, official)
     ]
@@ -95,31 +98,31 @@ def test_validation_is_the_same_under_both():
 
 
 def test_parts_mix(tmp_path):
-    config = compose(None, ["recipe=official", "loss=default", "trainer=cpu", "model=nano"])
+    config = load_config(None, ["recipe=official", "loss=default", "trainer=cpu", "model=nano"])
     assert config.loss == LossConfig() and config.trainer.precision == "32-true"
     assert config.model.size == "nano" and config.dataset.correction_clicks == 7
-    assert compose(None, ["loss=official"]).recipe == "memory"
+    assert load_config(None, ["loss=official"]).recipe == "memory"
     file = tmp_path / "own.yaml"
     file.write_text(
         "defaults: [config, override recipe: official, override loss: from_scratch, _self_]\n"
         "model: {trainable_modules: [memory_encoder]}\n"
     )
-    config = compose(file)
+    config = load_config(file)
     assert (config.recipe, config.loss.bce) == ("official", 5.0)
     assert config.model.trainable_modules == ["memory_encoder"]
 
 
 def test_a_module_s_learning_rate_is_added_to_the_recipe_s():
-    config = compose(None, ["recipe=official", "optimizer.module_lr={memory_attention:1e-4}"])
+    config = load_config(None, ["recipe=official", "optimizer.module_lr={memory_attention:1e-4}"])
     assert config.optimizer.module_lr == {"image_encoder": 3e-6, "memory_attention": 1e-4}
 
 
 def test_a_resolved_file_reads_back_and_takes_no_recipe_on_top(tmp_path):
-    config = compose(None, ["recipe=official"])
+    config = load_config(None, ["recipe=official"])
     save_config(config, tmp_path / "run.yaml")
-    assert compose(tmp_path / "run.yaml") == config
+    assert load_config(tmp_path / "run.yaml") == config
     with pytest.raises(ConfigError, match="recipe=memory.*loss=official"):
-        compose(tmp_path / "run.yaml", ["recipe=memory"])
+        load_config(tmp_path / "run.yaml", ["recipe=memory"])
 
 
 @pytest.mark.parametrize(
@@ -145,13 +148,13 @@ def test_a_resolved_file_reads_back_and_takes_no_recipe_on_top(tmp_path):
 )
 def test_bad_values_are_refused_with_their_key(override, words):
     with pytest.raises(ConfigError) as caught:
-        compose(None, [override])
+        load_config(None, [override])
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_the_loss_of_steps_has_no_temporal_term():
     with pytest.raises(ConfigError, match="loss.temporal"):
-        compose(None, ["loss=official", "loss.temporal=0.1"])
+        load_config(None, ["loss=official", "loss.temporal=0.1"])
 
 
 def test_recipe_s_parts_reach_the_model(tiny_config):

@@ -14,7 +14,7 @@ import torch
 from loguru import logger
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import recompose, save_config
+from sam2kit.config.loading import override_config, save_config
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.models import checkpoint_io as checkpoint_files
 from sam2kit.models.checkpoint_io import fault_in, keep_copy, kept_copies, write_checkpoint
@@ -100,7 +100,7 @@ def rows(result, key="loss"):
 
 
 def resume(config, first, tmp_path, name="resumed", overrides=()):
-    config = recompose(config, list(overrides))
+    config = override_config(config, list(overrides))
     config.trainer.resume_from = str(first.last_checkpoint)
     return fit(config, tmp_path / name)
 
@@ -114,7 +114,7 @@ def runs(tmp_path_factory):
         same = [o for o in overrides if "num_workers" not in o and "check_val" not in o]
         key = tuple(o for o in same if "audit" not in o)
         if key not in made:
-            result = fit(recompose(config, list(key)), tmp_path_factory.mktemp("whole"))
+            result = fit(override_config(config, list(key)), tmp_path_factory.mktemp("whole"))
             made[key] = (result, list(steps))
             steps.clear()
         return made[key]
@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     config, steps, runs, tmp_path, stop_in, overrides
 ):
     whole, undisturbed = runs(config, steps, overrides)
-    config = recompose(config, overrides)
+    config = override_config(config, overrides)
     steps.stop_in = stop_in
     first = fit(config, tmp_path / "first")
     assert first.interrupted and steps == undisturbed[: stop_in + 1]
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_from_within_its_epoch(
     config, steps, runs, tmp_path, monkeypatch, killed_in, overrides
 ):
     whole, undisturbed = runs(config, steps, overrides)
-    config = recompose(config, [*overrides, "trainer.checkpoint_minutes=0"])
+    config = override_config(config, [*overrides, "trainer.checkpoint_minutes=0"])
     seen, forward = [], engine.SAM2LightningModule.forward
 
     def dies(self, *given):
@@ -210,7 +210,7 @@ def test_to_go_on_with_a_run_that_is_over_leaves_it(config, steps, tmp_path):
 
 
 def test_a_run_that_stopped_early_is_over(config, steps, tmp_path):
-    config = recompose(
+    config = override_config(
         config, ["trainer.early_stopping_patience=1", "trainer.max_epochs=9", "optimizer.lr=1e-12"]
     )
     first = fit(config, tmp_path / "run")
@@ -239,8 +239,8 @@ def test_a_run_may_stop_often_and_its_loaders_may_change(config, steps, runs, tm
 def test_the_best_checkpoint_can_be_gone_on_from(config, steps, runs, tmp_path):
     overrides = ["scheduler.name=constant"]
     whole, _ = runs(config, steps, overrides)
-    first = fit(recompose(config, [*overrides, "trainer.max_epochs=1"]), tmp_path / "first")
-    longer = recompose(config, overrides)
+    first = fit(override_config(config, [*overrides, "trainer.max_epochs=1"]), tmp_path / "first")
+    longer = override_config(config, overrides)
     longer.trainer.resume_from = str(first.best_checkpoint)
     assert_same(state(whole), state(fit(longer, tmp_path / "second")))
 
@@ -393,8 +393,8 @@ def test_where_the_last_checkpoint_is_broken_it_goes_on_from_the_best(
     constant = ["scheduler.name=constant"]  # another end makes a cosine another one
     whole, _ = runs(config, steps, constant)
     folder = tmp_path / "run"
-    config = recompose(config, constant)
-    fit(recompose(config, ["trainer.max_epochs=1"]), folder)
+    config = override_config(config, constant)
+    fit(override_config(config, ["trainer.max_epochs=1"]), folder)
     broken(folder / "last.ckpt")
     log = []
     sink = logger.add(log.append, level="WARNING")
@@ -419,7 +419,7 @@ def test_sigterm_ends_after_the_step_and_the_run_goes_on(config, tmp_path, runs,
 def test_kept_checkpoints_are_pruned_and_serve_where_the_last_one_is_broken(config, tmp_path):
     """One is written before the third step of an epoch of four (clips of 2), one at its end."""
     settings = ["trainer.checkpoint_steps=2", "trainer.keep_checkpoints=2"]
-    config = recompose(config, [*settings, "trainer.checkpoint_minutes=null"])
+    config = override_config(config, [*settings, "trainer.checkpoint_minutes=null"])
     result = fit(config, tmp_path / "run")
     whole = torch.load(result.last_checkpoint, weights_only=True)
     last, older = kept_copies(tmp_path / "run")

@@ -11,7 +11,7 @@ from hostile import DIRECTION, IMAGE, LINK, LONG, NAMES, SCRIPT, SHOWN, TEX, wri
 from loguru import logger
 from matplotlib.text import Text
 
-from sam2kit.cli.console import log_to_console
+from sam2kit.cli.commands import log_to_console
 from sam2kit.data.doctor.report import examine
 from sam2kit.evaluation.pictures import tracking_frames
 from sam2kit.utils.errors import DataError

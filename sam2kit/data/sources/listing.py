@@ -6,13 +6,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from loguru import logger
 
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import suggest
 
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm")
@@ -121,11 +121,9 @@ def read_split(split: str, root: Path, found: Collection[str]) -> list[str]:
         raise DataError(f"{path} lists no videos; write one name on each line")
     missing = [name for name in names if name not in known_names]
     if missing:
-        close = get_close_matches(missing[0], found, 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {[*found][:5]} ..."
         raise DataError(
             f"{path} lists {len(missing)} videos that {root} does not have, such as "
-            f"{missing[0]!r}; {hint}"
+            f"{missing[0]!r}; {suggest(missing[0], found)}"
         )
     return list(names)
 
