@@ -107,7 +107,7 @@ def set_row(rows, **values):
         (set_row("annotations", segmentations={}), r"no list 'annotations'.*annotations\[0\]"),
         (set_row("annotations", id=None), "annotation number 0 has no 'id'"),
         (set_row("videos", id=None), "video number 0 has no 'id'"),
-        (set_row("videos", id=2), "two videos have the 'id' '2'"),
+        (set_row("videos", id=2), "video 2: another video has the same 'id'"),
         (set_row("videos", file_names=[], length=None), "video 10 has no 'file_names'"),
         (set_row("videos", length=5), "4 'file_names' and a 'length' of 5"),
         (set_row("videos", file_names=["a.png"] * 4), "frame 0 of video '10' is nowhere"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -155,12 +156,10 @@ def object_names(folder: Path) -> dict[int, ObjectId]:
     if not path.is_file():
         return {}
     try:
-        names = {int(n): identity for n, identity in json.loads(path.read_text()).items()}
-        if not all(type(who) in (int, str) for who in names.values()):
-            raise ValueError("an object is neither a number nor a text")
+        names = msgspec.convert(json.loads(path.read_text()), dict[int, int | str], str_keys=True)
         if len(set(names.values())) < len(names):
             raise ValueError("two numbers stand for one object")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; write the masks again") from error
     return names
 
