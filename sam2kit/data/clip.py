@@ -8,8 +8,9 @@ batch share one flat axis, so that clips with different numbers of objects need 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,8 +124,9 @@ class ClipBatch:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
+        return replace(self, **changed)
 
 
 def frame_keys(frames: Tensor) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,7 +27,10 @@ from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 from sam2kit.utils.errors import ConfigError
 
+_LEAST = {"num_positive_points": 1, "num_negative_points": 0, "box_noise": 0, "max_frames": 1}
 
+
+@dataclass(eq=False)
 class PromptGenerator:
     """Makes the first prompts of a batch from its masks.
 
@@ -53,60 +57,45 @@ class PromptGenerator:
         ConfigError: an unknown type, or probabilities or counts that make no sense.
     """
 
-    def __init__(
-        self,
-        prompt_types: list[str],
-        probabilities: list[float] | None = None,
-        num_positive_points: int = 1,
-        num_negative_points: int = 0,
-        include_center: bool = True,
-        per_batch: bool = False,
-        box_noise: float = 0.0,
-        max_frames: int = 1,
-        mask_noise: float = 0.0,
-        negative_kinds: Sequence[str] = ("near",),
-    ) -> None:
-        unknown = [kind for kind in prompt_types if kind not in PROMPT_TYPES]
-        if unknown or not prompt_types:
-            raise ConfigError(
-                f"prompt_types must name some of {', '.join(PROMPT_TYPES)}, got {prompt_types}"
-            )
-        if probabilities is None:
-            probabilities = [1 / len(prompt_types)] * len(prompt_types)
-        if (
-            len(probabilities) != len(prompt_types)
-            or min(probabilities) < 0
-            or abs(sum(probabilities) - 1) > 1e-6
-        ):
-            raise ConfigError(
-                f"prompt_probabilities must be {len(prompt_types)} numbers that add up to 1, one "
-                f"for each of prompt_types {prompt_types}, got {probabilities}"
-            )
-        if num_positive_points < 1 or num_negative_points < 0:
-            raise ConfigError(
-                "num_positive_points must be at least 1 and num_negative_points at least 0, got "
-                f"{num_positive_points} and {num_negative_points}"
-            )
-        if box_noise < 0 or max_frames < 1:
-            raise ConfigError(
-                "box_noise must be at least 0 and max_conditioning_frames at least 1, got "
-                f"{box_noise} and {max_frames}"
-            )
-        if not negative_kinds or not set(negative_kinds) <= set(NEGATIVE_KINDS):
-            raise ConfigError(
-                f"negative_kinds must name some of {', '.join(NEGATIVE_KINDS)}, got "
-                f"{list(negative_kinds)}"
-            )
-        self.prompt_types = list(prompt_types)
-        self.probabilities = list(probabilities)
-        self.num_positive_points = num_positive_points
-        self.num_negative_points = num_negative_points
-        self.include_center = include_center
-        self.per_batch = per_batch
-        self.box_noise = box_noise
-        self.max_frames = max_frames
-        self.noise = PromptNoise(mask_noise)
-        self.negative_kinds = list(negative_kinds)
+    prompt_types: Sequence[str]
+    probabilities: Sequence[float] | None = None
+    num_positive_points: int = 1
+    num_negative_points: int = 0
+    include_center: bool = True
+    per_batch: bool = False
+    box_noise: float = 0.0
+    max_frames: int = 1
+    mask_noise: float = 0.0
+    negative_kinds: Sequence[str] = ("near",)
+
+    def __post_init__(self) -> None:
+        count = len(self.prompt_types)
+        if self.probabilities is None:
+            self.probabilities = [1 / max(count, 1)] * count
+        shares, some_of = list(self.probabilities), "must name some of {}, got {}".format
+        add_up = len(shares) == count and min(shares, default=-1) >= 0
+        checks = [
+            (
+                set() < set(self.prompt_types) <= set(PROMPT_TYPES),
+                f"prompt_types {some_of(', '.join(PROMPT_TYPES), self.prompt_types)}",
+            ),
+            (
+                add_up and abs(sum(shares) - 1) <= 1e-6,
+                f"prompt_probabilities must be {count} numbers that add up to 1, one for each of "
+                f"prompt_types {self.prompt_types}, got {shares}",
+            ),
+            (
+                set() < set(self.negative_kinds) <= set(NEGATIVE_KINDS),
+                f"negative_kinds {some_of(', '.join(NEGATIVE_KINDS), self.negative_kinds)}",
+            ),
+        ]
+        for key, least in _LEAST.items():
+            value = getattr(self, key)
+            checks.append((value >= least, f"{key} must be at least {least}, got {value}"))
+        for fits, fault in checks:
+            if not fits:
+                raise ConfigError(fault)
+        self.noise = PromptNoise(self.mask_noise)
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> PromptGenerator:

@@ -242,9 +242,10 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
-            if image.format in ("TIFF", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            pictures = getattr(image, "n_frames", 1)
+            if image.format in ("TIFF", "WEBP") and pictures > 1:
                 raise DataError(
-                    f"{path} holds {image.n_frames} pictures; write each to a file of its own"
+                    f"{path} holds {pictures} pictures; write each to a file of its own"
                 )
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
