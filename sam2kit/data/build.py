@@ -205,11 +205,11 @@ def _share_out(
         ]
         names = [name for pair in parts for source in pair for name in source.names]
         twice = len(set(names)) < len(names)  # as in the mixture of all of them
-        train, val = (
+        mixed_train, mixed_val = (
             MixtureDataset([pair[k] for pair in parts], _weights(config), s, numbered=twice)
             for k, s in enumerate((seed, val_seed))
         )
-        return _corrected(train, config), _corrected(val, config)
+        return _corrected(mixed_train, config), _corrected(mixed_val, config)
     train = _open(config, seed, section)
     if config.type == "synthetic":
         config = replace(config, synthetic_videos=whole.valdataset.synthetic_videos)
@@ -300,13 +300,10 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             f"{section}.data_path=FOLDER (or dataset.type=synthetic for generated ones)"
         )
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
-    if config.type == "video":
-        return VideoDataset(config.data_path, config.split, masks_path=config.masks_path)
-    if config.type == "files":
-        return VideoFileDataset(config.data_path, config.split, config.masks_path)
-    if config.type == "images":
-        return ImageDataset(config.data_path, config.split, config.masks_path)
-    return SAVDataset(config.data_path, config.split, config.sav_masklets)
+    if config.type == "sav":
+        return SAVDataset(config.data_path, config.split, config.sav_masklets)
+    source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
+    return source(config.data_path, config.split, masks_path=config.masks_path)
 
 
 def _weights(config: DatasetConfig) -> list[float]:

@@ -7,8 +7,10 @@ batch share one flat axis, so that clips with different numbers of objects need 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,20 +118,15 @@ class ClipBatch:
         return torch.where(visible.any(0), first, torch.full_like(first, self.num_frames))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ClipBatch:
-        pinned = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
+        return replace(self, **changed)
 
 
 def frame_keys(frames: Tensor) -> list[str]:

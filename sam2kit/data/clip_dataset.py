@@ -192,7 +192,8 @@ class ClipDataset(Dataset[VideoClip]):
     ) -> int:
         """The first frame of a clip of video i; see the class for the rule."""
         n = self.source.num_frames(i)
-        starts, wanted = np.arange(n), 1
+        starts: np.ndarray = np.arange(n)
+        wanted = 1
         if generator is not None:
             wanted = self.config.min_objects
             fitting = max(n - int(steps[-1]) * self.config.frame_stride, 0)

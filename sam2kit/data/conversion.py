@@ -14,17 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from loguru import logger
 from PIL import Image
-from pycocotools import mask as mask_utils
 
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
 from sam2kit.data.parallel import each_video
 from sam2kit.data.problems import place
+from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.data.sources.listing import FRAME_ENDINGS, natural_key
-from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID
-from sam2kit.data.writers import davis_palette
+from sam2kit.data.sources.mask_files import VOID
+from sam2kit.data.writers import (
+    COCO_CATEGORIES,
+    coco_annotation,
+    coco_image,
+    write_id_mask,
+    write_object_names,
+)
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
 
@@ -80,52 +86,51 @@ def convert(
     try:
         work = partial(_write_davis if to == "davis" else _write_coco, out=part)
         written = each_video(work, source, workers, "wrote")
-        told = _gather(written, None if to == "davis" else part / COCO_FILE)
+        counts = _gather(written, None if to == "davis" else part / COCO_FILE)
         part.replace(out)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}; nothing was kept") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    logger.info("{} videos, {} frames: {}", len(source), told["frames"], out)
-    for what_happened in ("renumbered", "written as PNG", "without their void pixels"):
-        if told[what_happened]:
-            logger.warning("{} of the frames were {}", told[what_happened], what_happened)
+    logger.info("{} videos, {} frames: {}", len(source), counts["frames"], out)
+    for change in ("renumbered", "written as PNG", "without their void pixels"):
+        if counts[change]:
+            logger.warning("{} of the frames were {}", counts[change], change)
     return out if to == "davis" else out / COCO_FILE
 
 
 class _Written(NamedTuple):
-    """What was made of a video: counts of frames, and COCO's rows of images and annotations."""
+    """Counts of frames of a video, and COCO's rows of its images and annotations."""
 
-    told: Counter[str]
+    counts: Counter[str]
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
 
 
 def _gather(videos: Iterable[_Written], path: Path | None) -> Counter[str]:
-    """Counts over all videos; the rows are written to ``path`` as they come."""
-    told: Counter[str] = Counter()
+    """Add up the counts of all videos; write COCO's rows to ``path`` as they come."""
     if path is None:
-        return sum((video.told for video in videos), told)
+        return sum((video.counts for video in videos), Counter())
+    counts: Counter[str] = Counter()
     images: list[str] = []
-    count = 0
+    number = 0
     with path.open("w", encoding="utf-8") as file:
-        file.write('{"annotations": [')
+        file.write('{"annotations": [\n')
         for video in videos:
-            told += video.told
-            for row in video.annotations:
-                row |= {"id": count + 1, "image_id": row["image_id"] + len(images)}
-                file.write((",\n" if count else "\n") + json.dumps(row))
-                count += 1
-            images += [
-                json.dumps({"id": len(images) + n} | row) for n, row in enumerate(video.images, 1)
-            ]
+            counts += video.counts
+            for row in video.annotations:  # numbered within their video
+                row |= {"id": row["id"] + number, "image_id": row["image_id"] + len(images)}
+                file.write((",\n" if row["id"] > 1 else "") + json.dumps(row))
+            number += len(video.annotations)
+            first = len(images)
+            images += [json.dumps(row | {"id": row["id"] + first}) for row in video.images]
         file.write('],\n"images": [\n' + ",\n".join(images))
-        file.write('],\n"categories": [{"id": 1, "name": "object"}]}\n')
-    return told
+        file.write(f'],\n"categories": {json.dumps(COCO_CATEGORIES)}}}\n')
+    return counts
 
 
 def _write_davis(source: VideoSource, i: int, out: Path) -> _Written:
-    told, files = _write_frames(source, i, out / "JPEGImages")
+    counts, files = _write_frames(source, i, out / "JPEGImages")
     if source.has_masks:
         folder = out / "Annotations" / source.name(i)
         folder.mkdir(parents=True)
@@ -133,14 +138,13 @@ def _write_davis(source: VideoSource, i: int, out: Path) -> _Written:
         if not _write_palette(source, i, folder, stems, None):
             numbers: dict[ObjectId, int] = {}
             _write_palette(source, i, folder, stems, numbers)
-            named = {n: who for who, n in numbers.items()}
-            (folder / OBJECTS_FILE).write_text(json.dumps(named), encoding="utf-8")
+            write_object_names(folder, {n: identity for identity, n in numbers.items()})
         if not any(folder.iterdir()):
             raise DataError(
                 f"video {source.name(i)!r} has no annotated frame, which DAVIS layout cannot say "
                 "beside videos with masks; leave the video out, or convert to coco-video"
             )
-    return _Written(told, [], [])
+    return _Written(counts, [], [])
 
 
 def _write_palette(
@@ -185,43 +189,26 @@ def _write_palette(
             ids[mask] = of[who]
         if void is not None:
             ids[void & (ids == 0)] = VOID
-        image = Image.fromarray(ids)
-        image.putpalette(davis_palette().tobytes())
-        image.save(folder / f"{name}.png")
+        write_id_mask(folder / f"{name}.png", ids)
     return True
 
 
 def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
-    told, files = _write_frames(source, i, out / "images")
-    images, annotations = [], []
+    counts, files = _write_frames(source, i, out / "images")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for t, path in enumerate(files):
         masks = source.read_masks(i, t)
         size = next((m.shape for m in (masks or {}).values()), None) or image_size(path)
-        image = {
-            "video_id": source.name(i),
-            "order_in_video": t,
-            "file_name": path.relative_to(out).as_posix(),
-            "height": size[0],
-            "width": size[1],
-        }
+        image = coco_image(t + 1, source.name(i), t, path.relative_to(out).as_posix(), size)
         images.append(image if masks is not None else image | {"annotated": False})
         void = source.read_void(i, t)
-        told["without their void pixels"] += void is not None and bool(void.any())
-        for who, mask in (masks or {}).items():
+        counts["without their void pixels"] += void is not None and bool(void.any())
+        for identity, mask in (masks or {}).items():
             if mask.any():
-                runs = mask_utils.encode(np.asfortranarray(mask, np.uint8))
-                annotations.append(
-                    {
-                        "image_id": t + 1,
-                        "category_id": 1,
-                        "track_id": who,
-                        "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
-                        "area": int(mask.sum()),
-                        "bbox": mask_utils.toBbox(runs).tolist(),
-                        "iscrowd": 0,
-                    }
-                )
-    return _Written(told, images, annotations)
+                runs = encode_mask(mask)
+                annotations.append(coco_annotation(len(annotations) + 1, t + 1, identity, runs))
+    return _Written(counts, images, annotations)
 
 
 def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str], list[Path]]:
@@ -232,10 +219,10 @@ def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str],
     (out / video).mkdir(parents=True)
     names = [source.frame_name(i, t) for t in range(count)]
     ordered = names == sorted(set(names), key=natural_key)
-    told = Counter({"frames": count})
+    counts = Counter({"frames": count})
     if not ordered or any(file_name(name) != name for name in names):
         names = [f"{t:05d}" for t in range(count)]
-        told["renumbered"] = count
+        counts["renumbered"] = count
     files = []
     for t, name in enumerate(names):
         path = source.frame_path(i, t)
@@ -245,5 +232,5 @@ def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str],
         else:
             files.append(out / video / f"{name}.png")
             Image.fromarray(source.read_frame(i, t)).save(files[-1])
-            told["written as PNG"] += 1
-    return told, files
+            counts["written as PNG"] += 1
+    return counts, files

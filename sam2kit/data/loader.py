@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from sam2kit.data.clip import ClipBatch, collate
 from sam2kit.data.clip_dataset import ClipDataset
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[int]):
     """Indices in the order of the data set's epoch: shuffled by (seed, epoch), or as they stand.
 
@@ -30,25 +32,17 @@ class EpochSampler(Sampler[int]):
             equally many, the last ones may take one from the beginning, which counts twice then.
     """
 
-    def __init__(
-        self,
-        dataset: ClipDataset,
-        shuffle: bool,
-        seed: int,
-        done: tuple[int, int] = (0, 0),
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.dataset = dataset
-        self.shuffle = shuffle
-        self.seed = seed
-        self.done = done
-        self.share = share
+    dataset: ClipDataset
+    shuffle: bool
+    seed: int
+    done: tuple[int, int] = (0, 0)
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.share[1])
 
     def __iter__(self) -> Iterator[int]:
-        order = np.arange(len(self.dataset))
+        order: np.ndarray = np.arange(len(self.dataset))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(order)
         rank, ranks = self.share
@@ -88,7 +82,7 @@ def create_dataloader(
         sampler = EpochSampler(dataset, training, seed, done, share)
         order = {"sampler": sampler, "batch_size": config.batch_size}
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # of clips, which collate turns into batches
         **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,

@@ -59,14 +59,6 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.reshape(*masks.shape[:-2], *size)
 
 
-def resize(clip: VideoClip, image_size: int) -> VideoClip:
-    """The clip squashed to a square of ``image_size`` pixels; ``clip.size`` stays as stored."""
-    size = (image_size, image_size)
-    return replace(
-        clip, frames=resize_frames(clip.frames, size), masks=resize_masks(clip.masks, size)
-    )
-
-
 def augment(
     clip: VideoClip,
     generator: np.random.Generator,

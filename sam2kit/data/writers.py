@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
+from pycocotools import mask as coco_mask
 
+from sam2kit.data.rle import encode_masks
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.sources.mask_files import (
-    OBJECTS_FILE,
-    VOID,
-)
+from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID
 from sam2kit.utils.errors import DataError
+
+COCO_CATEGORIES = [{"id": 1, "name": "object"}]
 
 
 class MaskWriter:
@@ -51,8 +51,7 @@ class MaskWriter:
             )
         folder.mkdir(parents=True, exist_ok=True)
         if not kept:
-            named = dict(zip(self._numbers, self.object_ids, strict=True))
-            (folder / OBJECTS_FILE).write_text(json.dumps(named))
+            write_object_names(folder, dict(zip(self._numbers, self.object_ids, strict=True)))
 
     def add(self, frame_name: str, masks: Mapping[ObjectId, np.ndarray], size: Any) -> None:
         """Write one frame; frames come in order.
@@ -64,22 +63,18 @@ class MaskWriter:
         """
         empty = np.zeros(size, bool)
         stack = np.stack([np.asarray(masks.get(i, empty), np.float32) for i in self.object_ids])
-        inside = np.asfortranarray((stack > 0).transpose(1, 2, 0), np.uint8)
-        runs = mask_utils.encode(inside)
         self._frames.append(frame_name)
-        self._runs.append([{"size": list(r["size"]), "counts": r["counts"].decode()} for r in runs])
+        self._runs.append(encode_masks(stack > 0))
         if self.folder is not None:
             ids = np.array(self._numbers, np.uint8)[stack.argmax(0)] * (stack.max(0) > 0)
-            image = Image.fromarray(ids.astype(np.uint8))
-            image.putpalette(davis_palette().tobytes())
-            image.save(self.folder / f"{frame_name}.png")
+            write_id_mask(self.folder / f"{frame_name}.png", ids)
 
     def sav(self) -> dict[str, Any]:
         """The video in SA-V's form: ``masklet[t][o]`` are run lengths, ``masklet_id`` the objects.
 
         ``frame_names`` is an addition: the file names that the T masks belong to.
         """
-        areas = np.array([[mask_utils.area(r) for r in row] for row in self._runs])
+        areas = np.array([[coco_mask.area(r) for r in row] for row in self._runs])
         height, width = self._runs[0][0]["size"] if areas.size else (0, 0)
         return {
             "video_id": self.video,
@@ -99,41 +94,63 @@ class MaskWriter:
 
 
 def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict[str, Any]:
-    """Videos in SA-V's form (:meth:`MaskWriter.sav`) as one COCO JSON.
+    """Join videos in SA-V's form (:meth:`MaskWriter.sav`) into one COCO JSON.
 
     ``file_name`` is ``VIDEO/FRAME`` with ``ending``; annotations have ``track_id`` and run lengths;
-    a frame on which nothing was found has none. ``type=coco`` data sets read it.
+    a frame without a mask has none. ``type=coco`` data sets read it.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for video in videos:
-        for t, (name, row) in enumerate(zip(video["frame_names"], video["masklet"], strict=True)):
-            images.append(
-                {
-                    "id": len(images) + 1,
-                    "video_id": video["video_id"],
-                    "order_in_video": t,
-                    "file_name": f"{video['video_id']}/{name}{ending}",
-                    "height": video["video_height"],
-                    "width": video["video_width"],
-                }
-            )
+        name, size = video["video_id"], (video["video_height"], video["video_width"])
+        for t, (frame, row) in enumerate(zip(video["frame_names"], video["masklet"], strict=True)):
+            images.append(coco_image(len(images) + 1, name, t, f"{name}/{frame}{ending}", size))
             for identity, runs in zip(video["masklet_id"], row, strict=True):
-                if area := int(mask_utils.area(runs)):
+                if coco_mask.area(runs):
                     annotations.append(
-                        {
-                            "id": len(annotations) + 1,
-                            "image_id": len(images),
-                            "category_id": 1,
-                            "track_id": identity,
-                            "segmentation": runs,
-                            "area": area,
-                            "bbox": mask_utils.toBbox(runs).tolist(),
-                            "iscrowd": 0,
-                        }
+                        coco_annotation(len(annotations) + 1, len(images), identity, runs)
                     )
-    categories = [{"id": 1, "name": "object"}]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+
+
+def coco_image(number: int, video: str, t: int, file: str, size: tuple[int, ...]) -> dict[str, Any]:
+    """Make COCO's row for frame ``t`` of a video, ``size`` rows and columns."""
+    return {
+        "id": number,
+        "video_id": video,
+        "order_in_video": t,
+        "file_name": file,
+        "height": size[0],
+        "width": size[1],
+    }
+
+
+def coco_annotation(
+    number: int, image: int, identity: ObjectId, runs: dict[str, Any]
+) -> dict[str, Any]:
+    """Make COCO's row for a mask, given as run lengths."""
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "track_id": identity,
+        "segmentation": runs,
+        "area": int(coco_mask.area(runs)),
+        "bbox": coco_mask.toBbox(runs).tolist(),
+        "iscrowd": 0,
+    }
+
+
+def write_id_mask(path: Path, ids: np.ndarray) -> None:
+    """Write ``[H,W]`` object numbers, 0 to 255, as a palette PNG."""
+    image = Image.fromarray(ids.astype(np.uint8))
+    image.putpalette(davis_palette().tobytes())
+    image.save(path)
+
+
+def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:
+    """Write ``objects.json`` beside masks whose objects were numbered."""
+    (folder / OBJECTS_FILE).write_text(json.dumps(names), encoding="utf-8")
 
 
 def davis_palette() -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from loguru import logger
-from pycocotools import mask as mask_utils
 
 import sam2kit
 from sam2kit.config.schema import Config
+from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
 from sam2kit.evaluation.predictions import first_visible_frames
@@ -240,7 +240,7 @@ class ResultFiles:
             self._recent = (tracker, video), next(self.sav(tracker, [video]))
         sav = self._recent[1]
         found = zip(sav["masklet_id"], sav["masklet"][t], strict=True)
-        return {o: mask_utils.decode(runs).astype(bool) for o, runs in found}
+        return {o: decode_mask(runs) for o, runs in found}
 
     def sav(self, tracker: str, videos: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """What :func:`sam2kit.data.writers.coco_json` takes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Corrections:
     frames: Tensor
     clicks: int
     masks: Tensor
-    seeds: list[tuple[int, ...]]
+    seeds: Sequence[tuple[int, ...]]
     from_truth: float = 0.0
 
     def click(
@@ -81,6 +82,7 @@ def correction_click(
     return point, int(truth[int(point[1]), int(point[0])])
 
 
+@dataclass(frozen=True)
 class CorrectionGenerator:
     """Draws the frames that receive correction clicks.
 
@@ -99,17 +101,18 @@ class CorrectionGenerator:
         ConfigError: a number out of its range.
     """
 
-    def __init__(self, clicks: int = 0, max_frames: int = 1, from_truth: float = 0.0) -> None:
+    clicks: int = 0
+    max_frames: int = 1
+    from_truth: float = 0.0
+
+    def __post_init__(self) -> None:
         check_dataset(
             DatasetConfig(
-                correction_clicks=clicks,
-                max_correction_frames=max_frames,
-                correction_from_truth=from_truth,
+                correction_clicks=self.clicks,
+                max_correction_frames=self.max_frames,
+                correction_from_truth=self.from_truth,
             )
         )
-        self.clicks = clicks
-        self.max_frames = max_frames
-        self.from_truth = from_truth
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> CorrectionGenerator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 
 
+@dataclass(eq=False)
 class PromptGenerator:
     """Makes the first prompts of a batch from its masks.
 
@@ -53,43 +55,34 @@ class PromptGenerator:
         ConfigError: an unknown type, or probabilities or counts that make no sense.
     """
 
-    def __init__(
-        self,
-        prompt_types: list[str],
-        probabilities: list[float] | None = None,
-        num_positive_points: int = 1,
-        num_negative_points: int = 0,
-        include_center: bool = True,
-        per_batch: bool = False,
-        box_noise: float = 0.0,
-        max_frames: int = 1,
-        mask_noise: float = 0.0,
-        negative_kinds: Sequence[str] = ("near",),
-    ) -> None:
+    prompt_types: Sequence[str]
+    probabilities: Sequence[float] | None = None
+    num_positive_points: int = 1
+    num_negative_points: int = 0
+    include_center: bool = True
+    per_batch: bool = False
+    box_noise: float = 0.0
+    max_frames: int = 1
+    mask_noise: float = 0.0
+    negative_kinds: Sequence[str] = ("near",)
+
+    def __post_init__(self) -> None:
+        shares = None if self.probabilities is None else list(self.probabilities)
         check_dataset(
             DatasetConfig(
-                prompt_types=list(prompt_types),
-                prompt_probabilities=probabilities,
-                num_positive_points=num_positive_points,
-                num_negative_points=num_negative_points,
-                box_noise=box_noise,
-                mask_noise=mask_noise,
-                max_conditioning_frames=max_frames,
-                negative_kinds=list(negative_kinds),
+                prompt_types=list(self.prompt_types),
+                prompt_probabilities=shares,
+                num_positive_points=self.num_positive_points,
+                num_negative_points=self.num_negative_points,
+                box_noise=self.box_noise,
+                mask_noise=self.mask_noise,
+                max_conditioning_frames=self.max_frames,
+                negative_kinds=list(self.negative_kinds),
             )
         )
-        if probabilities is None:
-            probabilities = [1 / len(prompt_types)] * len(prompt_types)
-        self.prompt_types = list(prompt_types)
-        self.probabilities = list(probabilities)
-        self.num_positive_points = num_positive_points
-        self.num_negative_points = num_negative_points
-        self.include_center = include_center
-        self.per_batch = per_batch
-        self.box_noise = box_noise
-        self.max_frames = max_frames
-        self.noise = PromptNoise(mask_noise)
-        self.negative_kinds = list(negative_kinds)
+        count = len(self.prompt_types)
+        self.probabilities = shares or [1 / count] * count
+        self.noise = PromptNoise(self.mask_noise)
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> PromptGenerator:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sam2kit.config.schema import PROMPT_TYPES
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.prompts.geometry import box_to_points
@@ -23,6 +21,7 @@ from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 from sam2kit.utils.errors import DataError
 
 SCHEMA_VERSION = 1
+CONTENTS = {"mask": ["mask"], "box": ["box"], "point": ["points", "labels"]}
 
 
 def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> None:
@@ -41,11 +40,7 @@ def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> N
     entries = [
         _entry(prompt.to("cpu"), n, batch) for prompt in prompts for n in range(len(prompt.objects))
     ]
-    document = {
-        "version": SCHEMA_VERSION,
-        "image_size": [rows, columns],
-        "prompts": entries,
-    }
+    document = {"version": SCHEMA_VERSION, "image_size": [rows, columns], "prompts": entries}
     Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -218,10 +213,9 @@ def check_document(
 
 def _check_fields(where: str, entry: dict[str, Any]) -> None:
     kind = entry.get("kind")
-    if kind not in PROMPT_TYPES:
-        raise DataError(f"{where}: field 'kind' must be one of {', '.join(PROMPT_TYPES)}")
-    contents = {"mask": ["mask"], "box": ["box"], "point": ["points", "labels"]}[kind]
-    for field in ["object_id", "frame_index", *contents]:
+    if kind not in tuple(CONTENTS):  # a list from the file cannot be looked up in a dict
+        raise DataError(f"{where}: field 'kind' must be one of {', '.join(CONTENTS)}")
+    for field in ["object_id", "frame_index", *CONTENTS[kind]]:
         if field not in entry:
             raise DataError(f"{where}: field {field!r} is missing")
     if not isinstance(entry["object_id"], (int, str)):
@@ -233,30 +227,21 @@ def _check_fields(where: str, entry: dict[str, Any]) -> None:
 def _read_entry(
     where: str, entry: dict[str, Any], frame: int, position: int, size: tuple[int, int]
 ) -> Prompt:
-    objects = torch.tensor([position])
-    kind = entry["kind"]
-    field = {"mask": "mask", "box": "box", "point": "points"}[kind]
+    objects, kind = torch.tensor([position]), entry["kind"]
+    field, last = CONTENTS[kind][0], torch.tensor([size[1] - 1, size[0] - 1])
     try:
         if kind == "mask":
             masks = torch.from_numpy(decode_mask(entry["mask"], size))[None]
             return Prompt(frame, objects, masks=masks)
-        if kind == "box":
-            points, labels = box_to_points(torch.tensor([entry["box"]], dtype=torch.float32))
-            _check_inside(points, size)
-            return Prompt(frame, objects, points=points, labels=labels)
-        points = torch.tensor([entry["points"]], dtype=torch.float32)
-        _check_inside(points, size)
-        field = "labels"
-        if any(label not in (0, 1) for label in entry["labels"]):
-            raise ValueError("labels are 1 on the object and 0 beside it")
-        labels = torch.tensor([entry["labels"]], dtype=torch.int32)
+        values = torch.tensor([entry[field]], dtype=torch.float32)
+        points, labels = box_to_points(values) if kind == "box" else (values, None)
+        if not ((points >= 0) & (points <= last)).all():
+            raise ValueError(f"it holds points outside the frame of {size[1]} by {size[0]} pixels")
+        if labels is None:
+            field = "labels"
+            if any(label not in (0, 1) for label in entry["labels"]):
+                raise ValueError("labels are 1 on the object and 0 beside it")
+            labels = torch.tensor([entry["labels"]], dtype=torch.int32)
         return Prompt(frame, objects, points=points, labels=labels)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
         raise DataError(f"{where}: field {field!r} cannot be read ({error})") from None
-
-
-def _check_inside(points: Tensor, size: tuple[int, int]) -> None:
-    rows, columns = size
-    last = torch.tensor([columns - 1, rows - 1])
-    if not ((points >= 0) & (points <= last)).all():
-        raise ValueError(f"it holds points outside the frame of {columns} by {rows} pixels")

@@ -8,14 +8,13 @@ corners of a box, both inside it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam2kit.data.clip import ClipBatch
-from sam2kit.prompts.geometry import (
-    BOX_LABELS,
-)
+from sam2kit.prompts.geometry import BOX_LABELS
 
 
 @dataclass(eq=False)
@@ -81,24 +80,17 @@ class Prompt:
 
     def to(self, device: torch.device | str) -> Prompt:
         """The same prompt with its tensors on ``device``."""
-        return replace(
-            self,
-            objects=self.objects.to(device),
-            masks=None if self.masks is None else self.masks.to(device),
-            points=None if self.points is None else self.points.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-        )
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items()}
+        return replace(self, **moved)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prompt):
             return NotImplemented
-        pairs = [(getattr(self, f), getattr(other, f)) for f in ("masks", "points", "labels")]
-        return (
-            self.frame == other.frame
-            and torch.equal(self.objects, other.objects)
-            and all(
-                torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs
-            )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return all(
+            torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+            for a, b in pairs
         )
 
 

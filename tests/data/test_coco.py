@@ -28,7 +28,7 @@ from pycocotools import mask as mask_utils
 
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data import COCODataset, ConnectedObjects, build_source
-from sam2kit.data.rle import decode, run_lengths
+from sam2kit.data.rle import decode, decode_mask, encode_mask
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.components import components
 from sam2kit.utils.errors import DataError
@@ -107,7 +107,7 @@ def set_row(rows, **values):
         (set_row("annotations", segmentations={}), r"no list 'annotations'.*annotations\[0\]"),
         (set_row("annotations", id=None), "annotation number 0 has no 'id'"),
         (set_row("videos", id=None), "video number 0 has no 'id'"),
-        (set_row("videos", id=2), "two videos have the 'id' '2'"),
+        (set_row("videos", id=2), "video 2: another video has the same 'id'"),
         (set_row("videos", file_names=[], length=None), "video 10 has no 'file_names'"),
         (set_row("videos", length=5), "4 'file_names' and a 'length' of 5"),
         (set_row("videos", file_names=["a.png"] * 4), "frame 0 of video '10' is nowhere"),
@@ -307,14 +307,21 @@ def test_the_index_holds_no_object_for_each_annotation(tmp_path):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 70), st.floats(0, 1))
 def test_compressed_run_lengths(seed, height, width, share):
     mask = np.random.default_rng(seed).random((height, width)) < share
+    encoded = encode_mask(mask)
     text = mask_utils.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
-    assert run_lengths(text).tolist() == uncompressed(mask)["counts"]
-    assert np.array_equal(decode({"size": [height, width], "counts": text}, None, ""), mask)
+    assert encoded == {"size": [height, width], "counts": text}
+    assert np.array_equal(decode_mask(encoded), mask)
+    assert np.array_equal(decode(uncompressed(mask), (height, width), ""), mask)
 
 
-def test_a_long_number_and_a_far_corner_are_refused():
-    with pytest.raises(DataError, match="too many characters"):
-        decode({"size": [2, 2], "counts": "o" * 40 + "0"}, None, "here")
+@pytest.mark.parametrize("counts", ["o" * 40 + "0", "d", "4o", "é", "4\0", "3", "5", "", None, 4])
+def test_damaged_run_lengths(counts):
+    """A long number, one cut off, foreign characters, runs that end early or late, no runs."""
+    with pytest.raises((ValueError, TypeError), match="its (counts|runs)"):
+        decode_mask({"size": [2, 2], "counts": counts})
+
+
+def test_a_far_corner_is_refused():
     for corner in (1e9, float("nan")):
         with pytest.raises(DataError, match="far outside"):
             decode([[0, 0, 5, 0, 5, corner]], SIZE, "here")

@@ -107,7 +107,7 @@ def test_of_videos_without_masks_the_corrected_ones_are_left(tmp_path, path):
         ({"frame_index": 4}, "line 1.*'frame_index' is 4, but 'a' has the frames 0 to 3"),
         ({"size": [32, 24]}, r"line 1.*'size' is \[32, 24\]"),
         ({"objects": [{"id": 1, "counts": "zz"}]}, "line 1.*'objects' cannot be read"),
-        ({"objects": [{"id": 1}]}, "line 1.*'objects' cannot be read"),
+        ({"objects": [{"id": 1}]}, r"line 1 is no correction.*`counts` - at `\$.objects\[0\]`"),
     ],
 )
 def test_lines_that_do_not_fit_are_refused(source, path, change, message):

@@ -21,6 +21,7 @@ from data_helpers import (
     uncompressed,
 )
 from loguru import logger
+from make_samples import make_samples
 from PIL import Image
 
 from sam2kit.config.schema import Config, DatasetConfig
@@ -35,7 +36,6 @@ from sam2kit.data import (
     build_source,
     create_dataloader,
 )
-from sam2kit.data.samples import make_samples
 from sam2kit.data.sources.frame_folders import read_image
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -377,8 +377,8 @@ def test_coco_refused_when_opened(tmp_path, change, message):
         ({"size": [24, 32], "counts": [-1, 769]}, "0 or more"),
         ({"size": [24, 32], "counts": ""}, "add up to 768 pixels, not 0"),
         ({"size": [24, 32], "counts": "00000"}, "add up to"),
-        ({"size": [24, 32], "counts": "abc"}, "end within a number"),
-        ({"size": [24, 32], "counts": "zz"}, "character 'z'"),
+        ({"size": [24, 32], "counts": "abc"}, "counts 'abc' are not COCO's: cut off"),
+        ({"size": [24, 32], "counts": "zz"}, "counts 'zz' are not COCO's.*characters"),
         ({"size": [24, 32], "counts": 3}, "neither a list nor a text"),
     ],
 )

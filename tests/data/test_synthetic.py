@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_samples import begins_well, copied_mask_iou
 from PIL import Image
 
-from sam2kit.data.samples import begins_well, copied_mask_iou
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.data.synthetic.scene import Scene

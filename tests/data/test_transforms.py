@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sam2kit.config.schema import AugmentationConfig
 from sam2kit.data.clip import VideoClip
-from sam2kit.data.transforms import augment, normalize, resize, resize_masks
+from sam2kit.data.transforms import augment, normalize, resize_frames, resize_masks
 
 
 def bright_square_clip(num_frames: int = 4, size: tuple[int, int] = (64, 96)) -> VideoClip:
@@ -44,7 +44,8 @@ def test_normalize_refuses_what_is_normalised_already():
 
 def test_resize_squashes_and_remembers_the_stored_size():
     clip = bright_square_clip()
-    small = resize(clip, 32)
+    frames, masks = resize_frames(clip.frames, (32, 32)), resize_masks(clip.masks, (32, 32))
+    small = replace(clip, frames=frames, masks=masks)
     assert small.frames.shape == (4, 3, 32, 32) and small.frames.dtype == torch.uint8
     assert small.masks.shape == (4, 1, 32, 32) and small.masks.dtype == torch.bool
     assert small.size == (128, 96)

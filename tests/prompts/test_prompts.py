@@ -467,7 +467,7 @@ def test_the_same_object_twice_cannot_be_saved(tmp_path):
             lambda d: d["prompts"][0].update(
                 kind="mask", mask={"size": [SIZE, SIZE], "counts": "1"}
             ),
-            "'mask' cannot.*run lengths",
+            "'mask' cannot.*its runs must",
         ),
         (lambda d: d["prompts"][0].update(kind="point", points="x", labels=[1]), "'points' cannot"),
         (

@@ -122,8 +122,8 @@ class Examination:
     def histograms(self) -> Figure:
         """How many videos, objects and frames there are of which kind."""
         videos = self.videos
-        areas = [np.median(o.areas) for v in videos for o in v.objects.values() if o.areas]
-        panels = {
+        areas = [float(np.median(o.areas)) for v in videos for o in v.objects.values() if o.areas]
+        panels: dict[str, Sequence[float]] = {
             "frames in a video": [v.frames for v in videos],
             "annotated frames in a video, %": [100 * v.annotated / v.frames for v in videos],
             "objects in a video": [row["objects"] for row in self.rows()],
@@ -243,20 +243,19 @@ def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> V
 
     try:
         return open_source(what)
-    except DataError as refused:
-        root, split = (
-            (what.dataset.data_path, what.dataset.split)
-            if isinstance(what, Config)
-            else (what, None)
-        )
-        folders = isinstance(root, (str, Path)) and Path(root).is_dir()
-        if isinstance(what, Config) and what.dataset.type != "video" or not folders:
-            tell(refused)
+    except DataError as error:
+        root: Any = what
+        split = None
+        if isinstance(what, Config):
+            root = what.dataset.data_path if what.dataset.type == "video" else None
+            split = what.dataset.split
+        if not isinstance(root, (str, Path)) or not Path(root).is_dir():
+            tell(error)
             return None
     try:
         return VideoDataset(root, split, refused=tell)
-    except DataError as refused:
-        tell(refused)
+    except DataError as error:
+        tell(error)
         return None
 
 

@@ -166,7 +166,7 @@ def _attempt(record: VideoRecord, where: str, read: Callable[[], T]) -> T | None
 def _hash(frame: np.ndarray) -> int:
     if (frame == frame[:1, :1]).all():  # black frames are equal everywhere and mean nothing
         return 0
-    digest = hashlib.blake2b(np.ascontiguousarray(frame), digest_size=8)
+    digest = hashlib.blake2b(frame.tobytes(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -319,8 +319,8 @@ def _judge_frames(record: VideoRecord, names: Sequence[str], settings: DatasetCo
         fault = too_short(record.name, record.frames, span)
         more = "leave it out" if stops else "it is played back and forth (dataset.short_videos)"
         record.add("error" if stops else "warning", "short", where, f"{fault}; {more}")
-    if fault := order_fault(names):
-        record.add("warning", "order", where, fault)
+    if order := order_fault(names):
+        record.add("warning", "order", where, order)
     first: dict[int, int] = {}
     pairs = [
         (first[h], t)

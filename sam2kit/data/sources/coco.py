@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -240,16 +240,15 @@ def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
         parts = [part for part in folder.split("/") if part not in ("", ".", "..")]
         return ["/".join(parts[k:]) for k in range(len(parts) + 1)]
 
-    def places(stated: list[str]) -> Iterator[tuple[str, str]]:
-        split = [name.replace("\\", "/").rpartition("/") for name in stated]
-        for folder, _, name in split:
-            for below in tails(folder):
-                yield below, name
-
     def find(stated: list[str]) -> tuple[str | None, list[str]]:
-        for folder, name in places(stated):
-            if name in listing(folder):
-                return f"{folder}/{name}" if folder else name, []
-        return None, [str(root / folder / name) for folder, name in places(stated)]
+        tried = []
+        for path in stated:
+            folder, _, name = path.replace("\\", "/").rpartition("/")
+            for below in tails(folder):
+                tail = f"{below}/{name}" if below else name
+                if name in listing(below):
+                    return tail, []
+                tried.append(f"{root}/{tail}")
+        return None, tried
 
     return find

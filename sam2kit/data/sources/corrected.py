@@ -13,11 +13,12 @@ object that it does not list is absent there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
 from loguru import logger
 
@@ -26,8 +27,25 @@ from sam2kit.data.sources.base import DerivedSource, ObjectId, SelectedVideos, V
 from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.utils.errors import DataError
 
-SCHEMA_VERSION = 1
 FILE_NAME = "corrections.jsonl"
+
+
+class CorrectedObject(msgspec.Struct):
+    """An object on a corrected frame; ``counts`` are COCO's compressed run lengths."""
+
+    id: int | str
+    counts: str
+
+
+class Correction(msgspec.Struct):
+    """A line of the file."""
+
+    version: Literal[1]
+    video: str
+    frame_index: int
+    size: tuple[int, int]
+    objects: list[CorrectedObject]
+    made: str = ""
 
 
 def append_correction(
@@ -51,20 +69,13 @@ def append_correction(
     """
     if wrong := {k: m.shape for k, m in masks.items() if m.shape != tuple(size)}:
         raise ValueError(f"masks {wrong} do not have the frame's size {size}")
-    line = {
-        "version": SCHEMA_VERSION,
-        "video": video,
-        "frame_index": frame,
-        "size": list(size),
-        "objects": [
-            {"id": o, "counts": encode_mask(m)["counts"]} for o, m in masks.items() if m.any()
-        ],
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    objects = [CorrectedObject(o, encode_mask(m)["counts"]) for o, m in masks.items() if m.any()]
+    made = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    line = Correction(1, video, frame, (size[0], size[1]), objects, made)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); name another") from error
 
@@ -89,9 +100,9 @@ class CorrectedSource(DerivedSource):
     def __init__(self, source: VideoSource, path: str | Path) -> None:
         self.source, self.path, self.names = source, Path(path), source.names
         frames = {name: source.num_frames(i) for i, name in enumerate(source.names)}
-        self._lines: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
+        self._lines: dict[tuple[str, int], tuple[str, Correction]] = {}
         for where, line in _read(self.path):
-            video, frame = line["video"], line["frame_index"]
+            video, frame = line.video, line.frame_index
             if video not in frames:
                 continue
             if not 0 <= frame < frames[video]:
@@ -111,22 +122,21 @@ class CorrectedSource(DerivedSource):
         return self.source, i
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        where, line = self._lines.get((self.name(i), t), ("", None))
-        if line is None:
+        if (correction := self._lines.get((self.name(i), t))) is None:
             return self.source.read_masks(i, t)
-        size = (line["size"][0], line["size"][1])
+        where, line = correction
         picture = self.source.frame_path(i, t)
-        if picture is not None and image_size(picture) != size:
+        if picture is not None and image_size(picture) != line.size:
             raise DataError(
-                f"{where}: field 'size' is {line['size']}, but {picture} is of "
+                f"{where}: field 'size' is {list(line.size)}, but {picture} is of "
                 f"{list(image_size(picture))}; remove the line"
             )
         try:
             return {
-                entry["id"]: decode_mask({"size": size, "counts": entry["counts"]}, size)
-                for entry in line["objects"]
+                entry.id: decode_mask({"size": line.size, "counts": entry.counts})
+                for entry in line.objects
             }
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (ValueError, OverflowError) as error:
             raise DataError(
                 f"{where}: field 'objects' cannot be read ({error}); remove the line"
             ) from None
@@ -164,25 +174,17 @@ def with_corrections(source: VideoSource, path: str | Path) -> VideoSource:
     return SelectedVideos(corrected, [i for i, n in enumerate(source.names) if n in videos])
 
 
-def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines, each with where it stands."""
+def _read(path: Path) -> Iterator[tuple[str, Correction]]:
+    """Yield the lines, each with its file and number."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: no readable file of corrections ({error}); the prompt debugger writes it"
         ) from None
-    lines = []
     for number, row in enumerate(text.splitlines(), 1):
         where = f"{path}: line {number}"
         try:
-            line = json.loads(row)
-            fits = line["version"] == SCHEMA_VERSION and isinstance(line["objects"], list)
-            fits = fits and isinstance(line["video"], str) and type(line["frame_index"]) is int
-            fits = fits and [type(n) for n in line["size"]] == [int, int]
-        except (ValueError, TypeError, KeyError):
-            fits = False
-        if not fits:
-            raise DataError(f"{where} is no correction of version {SCHEMA_VERSION}; remove it")
-        lines.append((where, line))
-    return lines
+            yield where, msgspec.convert(json.loads(row), Correction)
+        except ValueError as error:
+            raise DataError(f"{where} is no correction of version 1 ({error}); remove it") from None

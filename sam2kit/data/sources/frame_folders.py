@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,29 @@ LAYOUTS = (
 )
 
 
-class VideoDataset(VideoSource):
+class MaskedFrames(VideoSource):
+    """Read the masks of frames that are picture files, with files of masks beside them."""
+
+    @abstractmethod
+    def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
+        """The mask files of video ``i``, if there are any, and the number of frame ``t`` there."""
+
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        files, k = self.masks_of(i, t)
+        return [path for _, path in files.paths(k)] if files else []
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        path, (files, k) = self.frame_path(i, t), self.masks_of(i, t)
+        if files is None or path is None or next(files.paths(k), None) is None:
+            return None
+        return files.read(k, str(path), image_size(path))
+
+    def read_void(self, i: int, t: int) -> np.ndarray | None:
+        files, k = self.masks_of(i, t)
+        return files.read_void(k) if files else None
+
+
+class VideoDataset(MaskedFrames):
     """A directory of videos, each a folder of frames, with masks beside them.
 
     Understood are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
@@ -169,21 +192,11 @@ class VideoDataset(VideoSource):
         """The file of frame ``t`` of video ``i``."""
         return self._folder / self.names[i] / self._frames[i].split("/")[t]
 
-    def mask_paths(self, i: int, t: int) -> list[Path]:
-        """The files of the masks on frame ``t`` of video ``i``: none, one, or one an object."""
-        return [path for _, path in self._masks[i].paths(t)] if self.has_masks else []
-
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self.frame_path(i, t))
 
-    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        if not self.mask_paths(i, t):
-            return None
-        frame = self.frame_path(i, t)
-        return self._masks[i].read(t, str(frame), image_size(frame))
-
-    def read_void(self, i: int, t: int) -> np.ndarray | None:
-        return self._masks[i].read_void(t) if self.has_masks else None
+    def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
+        return self._masks[i] if self.has_masks else None, t
 
 
 def _masks_of(folder: Path, frames: list[str]) -> MaskFiles:
@@ -242,9 +255,10 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
-            if image.format in ("TIFF", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            pictures = getattr(image, "n_frames", 1)
+            if image.format in ("TIFF", "WEBP") and pictures > 1:
                 raise DataError(
-                    f"{path} holds {image.n_frames} pictures; write each to a file of its own"
+                    f"{path} holds {pictures} pictures; write each to a file of its own"
                 )
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import image_size, read_image
+from sam2kit.data.sources.frame_folders import MaskedFrames, read_image
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     in_order,
@@ -20,7 +19,7 @@ from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.utils.errors import DataError
 
 
-class ImageDataset(VideoSource):
+class ImageDataset(MaskedFrames):
     """A folder of pictures, each a video of one frame that is named as its file.
 
     Understood are ``ROOT/images/a.jpg`` with masks ``ROOT/masks/a.png``, the same in ``JPEGImages``
@@ -75,21 +74,11 @@ class ImageDataset(VideoSource):
             raise IndexError(f"frame {t} of the picture {self.names[i]!r}, which is one frame")
         return self._folder / self._files[i][1]
 
-    def mask_paths(self, i: int, t: int) -> list[Path]:
-        masks = self._masks
-        return [path for _, path in masks.paths(self._files[i][0])] if masks is not None else []
-
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self.frame_path(i, t))
 
-    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        path = self.frame_path(i, t)
-        if self._masks is None:
-            return None
-        return self._masks.read(self._files[i][0], str(path), image_size(path))
-
-    def read_void(self, i: int, t: int) -> np.ndarray | None:
-        return self._masks.read_void(self._files[i][0]) if self._masks else None
+    def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
+        return self._masks, self._files[i][0]
 
 
 def picture_folders(root: Path) -> tuple[Path, Path | None]:

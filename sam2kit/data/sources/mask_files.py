@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -55,12 +56,31 @@ class MaskFiles:
         # a list of names for each video of a large data set would fill the memory.
         self._files: dict[ObjectId | None, tuple[str, str]] = {}
         self._names: dict[int, ObjectId] = {}
+
+        def pack(folder: Path, found: Listing) -> str:
+            slots, orphans = [""] * num_frames, []
+            for name in found.files:
+                if (t := place(stem(name))) is None:
+                    orphans.append(name)
+                elif slots[t]:
+                    raise DataError(
+                        f"{folder}: {slots[t]} and {name} are masks of one frame; keep one"
+                    )
+                else:
+                    slots[t] = name
+            if orphans:
+                raise DataError(
+                    f"{folder}: {len(orphans)} masks without a frame of that name, such as "
+                    f"{min(orphans)}; {expected}"
+                )
+            return "/".join(slots)
+
         if found.files:
             if OBJECTS_FILE in found.others:
                 self._names = object_names(folder)
                 self.others.remove(OBJECTS_FILE)
             self.others += found.folders
-            self._files[None] = "", self._pack(folder, found, num_frames, place, expected)
+            self._files[None] = "", pack(folder, found)
             return
         for name in sorted(found.folders):
             owner: ObjectId = int(name) if name.isdecimal() else name
@@ -70,36 +90,9 @@ class MaskFiles:
             self.others += below.others + below.folders
             if not below.files:
                 raise DataError(f"{folder / name} holds no PNG masks; add them, or remove it")
-            self._files[owner] = (
-                name,
-                self._pack(folder / name, below, num_frames, place, expected),
-            )
+            self._files[owner] = name, pack(folder / name, below)
         if not self._files:
             raise DataError(f"{folder} holds no PNG masks; masks are PNG files named as the frames")
-
-    def _pack(
-        self,
-        folder: Path,
-        found: Listing,
-        num_frames: int,
-        place: Callable[[str], int | None],
-        expected: str,
-    ) -> str:
-        slots, orphans = [""] * num_frames, []
-        for name in found.files:
-            t = place(stem(name))
-            if t is None:
-                orphans.append(name)
-            elif slots[t]:
-                raise DataError(f"{folder}: {slots[t]} and {name} are masks of one frame; keep one")
-            else:
-                slots[t] = name
-        if orphans:
-            raise DataError(
-                f"{folder}: {len(orphans)} masks without a frame of that name, such as "
-                f"{min(orphans)}; {expected}"
-            )
-        return "/".join(slots)
 
     def paths(self, t: int) -> Iterator[tuple[ObjectId | None, Path]]:
         """The files of frame ``t`` with their objects; None: the pixels say which."""
@@ -117,19 +110,20 @@ class MaskFiles:
         Raises:
             DataError: a file that is no mask, or not of the frame's size.
         """
-        masks: dict[ObjectId, np.ndarray] | None = None
-        for owner, path in self.paths(t):
+        masks: dict[ObjectId, np.ndarray] = {}
+        files = list(self.paths(t))
+        for owner, path in files:
             ids = read_id_mask(path) if owner is None else _read_object(path)
             if ids.shape != size:
                 raise DataError(
                     f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame {frame} "
                     f"{size[0]} and {size[1]}; masks must have their frame's size"
                 )
-            found = {owner: ids}
             if owner is None:
-                found = {self._names.get(n, n): ids == n for n in values_in(ids) if n != 0}
-            masks = (masks or {}) | found
-        return masks
+                masks |= {self._names.get(n, n): ids == n for n in values_in(ids) if n != 0}
+            else:
+                masks[owner] = ids
+        return masks if files else None
 
     def read_void(self, t: int) -> np.ndarray | None:
         """Where frame ``t`` has pixels that nobody decided on, as ``[H,W]`` bool."""
@@ -155,12 +149,10 @@ def object_names(folder: Path) -> dict[int, ObjectId]:
     if not path.is_file():
         return {}
     try:
-        names = {int(n): identity for n, identity in json.loads(path.read_text()).items()}
-        if not all(type(who) in (int, str) for who in names.values()):
-            raise ValueError("an object is neither a number nor a text")
+        names = msgspec.convert(json.loads(path.read_text()), dict[int, int | str], str_keys=True)
         if len(set(names.values())) < len(names):
             raise ValueError("two numbers stand for one object")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; write the masks again") from error
     return names
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.frame_folders import list_frames, read_image
@@ -88,7 +89,7 @@ class VideoFile(OneVideo):
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.best("video")  # which is no cover picture
-                if stream is None:
+                if not isinstance(stream, VideoStream):
                     raise DataError(f"{path} holds no video stream; name a video file")
                 self.fps = float(stream.average_rate or OneVideo.fps)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
@@ -170,6 +171,7 @@ class VideoFile(OneVideo):
         """Times and decoded frames from a key frame on; nothing where it cannot be sought."""
         with av.open(str(self.path)) as container:
             stream = container.streams.best("video")
+            assert isinstance(stream, VideoStream)  # checked when the file was opened
             # Threads would not survive a fork, and a decoder that is let go of in a process forked
             # from this one, be it by the garbage collector, would wait for them for ever.
             stream.codec_context.thread_count = 1
@@ -183,5 +185,6 @@ class VideoFile(OneVideo):
                 if key and packet.pts is not None and packet.pts > self._keys[key]:
                     return
                 key = 0
-                for frame in packet.decode():
-                    yield frame.pts, frame
+                for frame in stream.decode(packet):
+                    if frame.pts is not None:
+                        yield frame.pts, frame

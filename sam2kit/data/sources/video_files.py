@@ -9,6 +9,7 @@ import numpy as np
 
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.coco import COCODataset
+from sam2kit.data.sources.frame_folders import MaskedFrames
 from sam2kit.data.sources.listing import (
     VIDEO_ENDINGS,
     in_order,
@@ -50,7 +51,7 @@ class FilmedVideos(VideoSource):
         return self.video(i).read_frame(0, t)
 
 
-class VideoFileDataset(FilmedVideos):
+class VideoFileDataset(FilmedVideos, MaskedFrames):
     """A folder of video files (or one file), read as :class:`VideoFile` does.
 
     Files lie in the folder or in folders in it, ``ROOT/cam1/a.mp4``, and are videos ``a`` and
@@ -109,10 +110,9 @@ class VideoFileDataset(FilmedVideos):
     def num_frames(self, i: int) -> int:
         return self._videos[i].num_frames(0)
 
-    def mask_paths(self, i: int, t: int) -> list[Path]:
-        """The files of the masks on frame ``t`` of video ``i``: none, one, or one an object."""
+    def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
         masks = self._masks[i] if self.has_masks else None
-        return [path for _, path in masks.paths(t)] if isinstance(masks, MaskFiles) else []
+        return masks if isinstance(masks, MaskFiles) else None, t
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         if not 0 <= t < self.num_frames(i):
@@ -120,10 +120,6 @@ class VideoFileDataset(FilmedVideos):
         if not self.has_masks:
             return None
         return self._masks[i].read(t, f"{t} of {self._paths[i]}", self.video(i).size)
-
-    def read_void(self, i: int, t: int) -> np.ndarray | None:
-        masks = self._masks[i] if self.has_masks else None
-        return masks.read_void(t) if isinstance(masks, MaskFiles) else None
 
 
 class _COCOMasks:

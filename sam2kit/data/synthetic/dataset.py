@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,35 @@ from sam2kit.data.synthetic.textures import Photos
 from sam2kit.utils.errors import DataError
 
 
-class SyntheticDataset(VideoSource):
+class _GeneratedSource(VideoSource):
+    """Draw the objects of video ``i`` as a :class:`Scene`, for any number ``i`` from 0 up."""
+
+    def __init__(self, max_objects: int, seed: int, motion: float, max_distractors: int) -> None:
+        _check_at_least(1, max_objects=max_objects)
+        _check_at_least(0, seed=seed, motion=motion, max_distractors=max_distractors)
+        self.max_objects = max_objects
+        self.seed = seed
+        self.motion = motion
+        self.max_distractors = max_distractors
+        self._recent: tuple[int, Scene] | None = None
+
+    def index_in_epoch(self, i: int, epoch: int) -> int:
+        return i + epoch * len(self)
+
+    def scene(self, i: int) -> Scene:
+        """Return the scene of video ``i``; the latest one is kept."""
+        if self._recent is None or self._recent[0] != i:
+            self._recent = i, self._draw(i)
+        return self._recent[1]
+
+    @abstractmethod
+    def _draw(self, i: int) -> Scene: ...
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        return {n: mask for n, mask in self.scene(i).masks(t).items()}
+
+
+class SyntheticDataset(_GeneratedSource):
     """Videos generated whole, background included, with true masks on every frame.
 
     One to ``max_objects`` textured objects move, turn, deform and hide one another, between shapes
@@ -49,18 +78,13 @@ class SyntheticDataset(VideoSource):
         photos: str | Path | None = None,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        _check_at_least(1, num_videos=num_videos, num_frames=num_frames, max_objects=max_objects)
-        _check_at_least(0, seed=seed, motion=motion, max_distractors=max_distractors)
+        super().__init__(max_objects, seed, motion, max_distractors)
+        _check_at_least(1, num_videos=num_videos, num_frames=num_frames)
         _check_at_least(16, size=min(self.size))
         self.frames_per_video = num_frames
-        self.max_objects = max_objects
-        self.max_distractors = max_distractors
-        self.motion = motion
         self.lifelike = lifelike
         self.photos = None if photos is None else Photos(photos)
-        self.seed = seed
-        self.names = [f"synthetic_{seed}_{i:05d}" for i in range(num_videos)]
-        self._recent: tuple[int, Scene] | None = None
+        self.names = [self.name(i) for i in range(num_videos)]
 
     def name(self, i: int) -> str:
         return f"synthetic_{self.seed}_{i:05d}"
@@ -68,32 +92,21 @@ class SyntheticDataset(VideoSource):
     def num_frames(self, i: int) -> int:
         return self.frames_per_video
 
-    def index_in_epoch(self, i: int, epoch: int) -> int:
-        return i + epoch * len(self)
-
-    def scene(self, i: int) -> Scene:
-        """The scene of video ``i``, any number from 0 up."""
-        if self._recent is None or self._recent[0] != i:
-            scene = self._draw(i, 0)
-            for attempt in range(1, 20):  # all objects may be hidden, or out of view
-                if _begins_in_view(scene) if scene.lifelike else _shows_objects(scene):
-                    break
-                scene = self._draw(i, attempt)
-            self._recent = (i, scene)
-        return self._recent[1]
-
-    def _draw(self, i: int, attempt: int) -> Scene:
-        seed = (self.seed, i, attempt) if attempt else (self.seed, i)
-        return Scene(
-            np.random.default_rng(seed),
-            self.frames_per_video,
-            self.size,
-            self.max_objects,
-            self.max_distractors,
-            self.motion,
-            lifelike=self._is_lifelike(i),
-            photos=self.photos,
-        )
+    def _draw(self, i: int) -> Scene:
+        for attempt in range(20):  # all objects may be hidden, or out of view
+            scene = Scene(
+                np.random.default_rng((self.seed, i, attempt) if attempt else (self.seed, i)),
+                self.frames_per_video,
+                self.size,
+                self.max_objects,
+                self.max_distractors,
+                self.motion,
+                lifelike=self._is_lifelike(i),
+                photos=self.photos,
+            )
+            if _begins_in_view(scene) if scene.lifelike else _shows_objects(scene):
+                break
+        return scene
 
     def _is_lifelike(self, i: int) -> bool:
         """Drawn apart from the scene, so that the share changes no video of either kind."""
@@ -102,11 +115,8 @@ class SyntheticDataset(VideoSource):
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return self.scene(i).frame(t)
 
-    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        return {n: mask for n, mask in self.scene(i).masks(t).items()}
 
-
-class CompositedDataset(VideoSource):
+class CompositedDataset(_GeneratedSource):
     """Generated objects laid over the frames of another source, so that their masks are true.
 
     For videos that nobody annotated: the objects are those of :class:`SyntheticDataset`, the world
@@ -134,15 +144,9 @@ class CompositedDataset(VideoSource):
         motion: float = 0.14,
         max_distractors: int = 2,
     ) -> None:
-        _check_at_least(1, max_objects=max_objects)
-        _check_at_least(0, seed=seed, motion=motion, max_distractors=max_distractors)
+        super().__init__(max_objects, seed, motion, max_distractors)
         self.source = source
-        self.max_objects = max_objects
-        self.max_distractors = max_distractors
-        self.motion = motion
-        self.seed = seed
         self.names = list(source.names)
-        self._recent: tuple[int, Scene] | None = None
 
     def name(self, i: int) -> str:
         return self.names[i % len(self)]
@@ -153,25 +157,16 @@ class CompositedDataset(VideoSource):
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(i % len(self), t)
 
-    def index_in_epoch(self, i: int, epoch: int) -> int:
-        return i + epoch * len(self)
-
-    def scene(self, i: int) -> Scene:
-        """The objects of video ``i``, any number from 0 up: frames repeat, objects do not."""
-        if self._recent is None or self._recent[0] != i:
-            size = self.source.read_frame(i % len(self), 0).shape[:2]
-            generator = np.random.default_rng((self.seed, i))
-            scene = Scene(
-                generator,
-                self.num_frames(i),
-                size,
-                self.max_objects,
-                self.max_distractors,
-                self.motion,
-                background=False,
-            )
-            self._recent = (i, scene)
-        return self._recent[1]
+    def _draw(self, i: int) -> Scene:
+        return Scene(
+            np.random.default_rng((self.seed, i)),
+            self.num_frames(i),
+            self.source.read_frame(i % len(self), 0).shape[:2],
+            self.max_objects,
+            self.max_distractors,
+            self.motion,
+            background=False,
+        )
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         behind = self.source.read_frame(i % len(self), t)
@@ -182,9 +177,6 @@ class CompositedDataset(VideoSource):
                 f"{behind.shape[:2]}, the first frame {scene.size}; make all frames the same size"
             )
         return scene.frame(t, behind)
-
-    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        return {n: mask for n, mask in self.scene(i).masks(t).items()}
 
 
 def _begins_in_view(scene: Scene) -> bool:

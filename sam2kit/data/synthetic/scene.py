@@ -71,7 +71,9 @@ class Scene:
         self.camera = _camera_path(generator, num_frames, size, motion)
         self.shapes = self._draw_shapes(generator, num_frames, max_objects, max_distractors, motion)
         self.view = np.tile(np.eye(2, 3), (num_frames, 1, 1))  # from world to pixels of frame t
-        self.shutter, self.shade, self.shadow = 0.0, None, None
+        self.shutter = 0.0
+        self.shade: np.ndarray | None = None
+        self.shadow: _Shadow | None = None
         if lifelike:
             self._enliven(generator, num_frames, motion, moves=background)
         self.object_ids = {

@@ -1,4 +1,4 @@
-"""Make the sample data set: ``python -m sam2kit.data.samples OUT``.
+"""Make the sample data set: ``python data_samples/make_samples.py OUT``.
 
 Generated clips, stored twice over the same frames: in DAVIS layout (palette masks, lists under
 ImageSets) and as COCO JSON. The same call makes the same pictures and masks.
@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
+from pycocotools import mask as coco_mask
 
+from sam2kit.data.rle import encode_mask
 from sam2kit.data.synthetic.dataset import SyntheticDataset
 
 SPLITS = {"train": (72, 20250), "val": (12, 20251)}  # number of clips, seed
@@ -48,8 +49,8 @@ the quick start and the tests; nothing in them was filmed.
 The mask of the first frame, copied to the other frames, has a mean IoU of {copy:.2f} on the
 validation clips.
 
-Made by `python -m sam2kit.data.samples data_samples`; the seeds stand in that module. Dedicated to
-the public domain under CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
+Made by `python data_samples/make_samples.py data_samples`; the seeds stand in that script.
+Dedicated to the public domain under CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
 """
 
 
@@ -148,19 +149,15 @@ def _write_clip(
 
 def _annotation(mask: np.ndarray, polygons: bool) -> dict[str, Any]:
     """``segmentation``, ``area`` and ``bbox`` (x, y, width, height) of a mask."""
-    runs = mask_utils.encode(np.asfortranarray(mask, np.uint8))
-    segmentation: Any = {"size": runs["size"], "counts": runs["counts"].decode()}
+    segmentation: Any = encode_mask(mask)
+    bbox = coco_mask.toBbox(segmentation).tolist()
     if polygons:
         # OpenCV's contours join pixel centres; at twice the size they run close to the true edge.
         double = np.kron(mask, np.ones((2, 2), bool)).astype(np.uint8)
         contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         if (hierarchy[0, :, 3] < 0).all():  # COCO's polygons cannot have holes
             segmentation = [((c.reshape(-1) + 0.5) / 2).tolist() for c in contours]
-    return {
-        "segmentation": segmentation,
-        "area": int(mask.sum()),
-        "bbox": mask_utils.toBbox(runs).tolist(),
-    }
+    return {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
 
 
 def main() -> None:
