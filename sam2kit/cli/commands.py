@@ -182,9 +182,9 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         if not Path(path).exists():
             raise DataError(f"{flag}: {missing(path)}")
     log_to_console("INFO")
-    from sam2kit.tracking.tracking_job import track
+    from sam2kit.tracking.tracking_job import track_video
 
-    track(
+    track_video(
         arguments.video,
         arguments.prompts,
         arguments.model_checkpoint,

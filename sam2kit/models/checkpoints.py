@@ -208,13 +208,13 @@ def read_run_config(path: str | Path) -> Config:
 
 
 def source_config(source: str | Path) -> tuple[Config, list[str]]:
-    """The configuration of :func:`load_source`, without its model.
+    """The configuration of :func:`load_model`, without its model.
 
     Returns:
         as :func:`sam2kit.config.stored.read_allowed`.
 
     Raises:
-        CheckpointError: see :func:`load_source`.
+        CheckpointError: see :func:`load_model`.
     """
     path = find_checkpoint(source, key="SOURCE")
     content = read_checkpoint(path)
@@ -262,7 +262,7 @@ def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     return config, model
 
 
-def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
+def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
     """The model of a run's folder, of any checkpoint file or of a name, and its configuration.
 
     Weights without a configuration get that of the size they are of, at its own image size.

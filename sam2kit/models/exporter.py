@@ -31,7 +31,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.build import build_validation
 from sam2kit.data.clip import ClipBatch, collate
 from sam2kit.data.transforms import normalize
-from sam2kit.models.checkpoints import load_source, save_weights
+from sam2kit.models.checkpoints import load_model, save_weights
 from sam2kit.models.lora import merged_state
 from sam2kit.models.plain_sam2 import track_folder
 from sam2kit.models.sam2 import SAM2Model, describe_model
@@ -98,7 +98,7 @@ def export(source: str | Path, out: str | Path) -> Export:
             raise ConfigError(f"OUT: {path} exists already; name another file or delete it")
     if not out.parent.is_dir():
         raise ConfigError(f"OUT: the folder {out.parent} does not exist; make it first")
-    config, model = load_source(source)
+    config, model = load_model(source)
     with tempfile.TemporaryDirectory(prefix=".sam2kit-export-", dir=out.parent) as folder:
         weights, tree = Path(folder) / out.name, Path(folder) / yaml.name
         save_weights(model, weights)

@@ -17,7 +17,7 @@ from loguru import logger
 import sam2kit
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.writers import MaskWriter, coco_json
-from sam2kit.models.checkpoints import find_checkpoint, load_source
+from sam2kit.models.checkpoints import find_checkpoint, load_model
 from sam2kit.prompts.io import load_video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.options import TrackerOptions
@@ -34,7 +34,7 @@ LOG_SECONDS = 10
 OPTIONS = TrackerOptions(track_before_prompt=False)
 
 
-def track(
+def track_video(
     video: str | Path,
     prompts: str | Path,
     checkpoint: str | Path,
@@ -53,7 +53,7 @@ def track(
     Args:
         video: a video file or a folder of frames.
         prompts: as :func:`~sam2kit.prompts.io.load_video_prompts` reads them.
-        checkpoint: as :func:`~sam2kit.models.checkpoints.load_source` takes it.
+        checkpoint: as :func:`~sam2kit.models.checkpoints.load_model` takes it.
         output_dir: by default a new dated folder under ``outputs``.
 
     Returns:
@@ -68,7 +68,7 @@ def track(
         raise ConfigError(f"--output-dir: {output_dir} holds masks already; name another folder")
     path = find_checkpoint(checkpoint, key="--model-checkpoint")
     source = open_video(video)
-    config, model = load_source(path)
+    config, model = load_model(path)
     image_size, name = config.dataset.image_size, source.names[0]
     given, object_ids = load_video_prompts(prompts, name, source.num_frames(0), image_size)
     folder = open_run_dir(output_dir, "outputs")
