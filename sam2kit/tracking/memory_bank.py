@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -29,23 +29,10 @@ class Memory:
     iou: Tensor
     features: Tensor | None
     mask_logits: Tensor | None
-    reverse: bool | None = None
+    reverse: bool | None = field(default=None, kw_only=True)
 
     def tensors(self) -> Iterator[Tensor]:
         return (value for value in vars(self).values() if isinstance(value, Tensor))
-
-    def empty(self) -> Memory:
-        """A place for another memory of this shape."""
-        return replace(
-            self, **{k: torch.empty_like(v) for k, v in vars(self).items() if k != "reverse"}
-        )
-
-    def hold(self, other: Memory) -> Memory:
-        """Take over what ``other`` holds, in this one's place."""
-        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(theirs)
-        self.reverse = other.reverse
-        return self
 
 
 @dataclass
@@ -58,30 +45,20 @@ class ObjectBank:
         pending: (whether it conditions, frame) -> the answer to a prompt; it is read by others from
             the next tracked frame on.
         clicks: the points given on a frame, in upstream's form.
-        places: free ones for conditioning memories. From an object's second on they are all
-            reserved, so that an object that is prompted again and again needs no more later on.
     """
 
     conditioning: dict[int, Memory] = field(default_factory=dict)
     others: dict[int, Memory] = field(default_factory=dict)
     pending: dict[tuple[bool, int], Memory] = field(default_factory=dict)
     clicks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    places: list[Memory] | None = None
 
     def get(self, t: int) -> Memory | None:
         return self.conditioning.get(t) or self.others.get(t)
 
-    def settle(self, max_conditioning: float) -> None:
+    def settle(self) -> None:
         """Take the pending answers in; a conditioning memory rules out another one of its frame."""
-        for (conditioning, t), memory in self.pending.items():
-            if conditioning and t in self.conditioning:
-                self.conditioning[t].hold(memory)
-            elif conditioning:
-                if self.places is None and self.conditioning and max_conditioning < math.inf:
-                    self.places = [memory.empty() for _ in range(int(max_conditioning) - 1)]
-                self.conditioning[t] = self.places.pop().hold(memory) if self.places else memory
-            else:
-                self.others[t] = memory
+        for (conditions, t), memory in self.pending.items():
+            (self.conditioning if conditions else self.others)[t] = memory
         self.pending.clear()
         for t in self.conditioning:
             self.others.pop(t, None)
@@ -90,8 +67,6 @@ class ObjectBank:
         for memories in (self.conditioning, self.others, self.pending):
             for memory in memories.values():
                 yield from memory.tensors()
-        for place in self.places or ():
-            yield from place.tensors()
         for clicks in self.clicks.values():
             yield from clicks.values()
 
@@ -132,30 +107,26 @@ class Horizon:
             math.inf if max_conditioning is None else max_conditioning,
         )
 
-    def read(self, bank: ObjectBank, t: int, reverse: bool, both_directions: bool) -> Read:
-        """What frame ``t`` reads of a bank when it is tracked in a direction."""
+    def read(self, bank: ObjectBank, t: int, reverse: bool) -> Read:
+        """Choose what frame ``t`` reads of a bank when it is tracked in a direction."""
         others = []
         for frame, memory in bank.others.items():
             distance = frame - t if reverse else t - frame
             # Where a spatial memory is read, upstream takes a pointer without one for an error.
             nearest = 0 if memory.features is not None else self.memories
-            if nearest < distance <= self.pointers and (
-                both_directions or memory.reverse is reverse
-            ):
+            if nearest < distance <= self.pointers:
                 others.append(frame)
         return Read(tuple(sorted(bank.conditioning)), tuple(sorted(others)))
 
-    def forget(self, bank: ObjectBank, t: int, reverse: bool, anchor: int | None) -> None:
+    def forget(self, bank: ObjectBank, t: int, reverse: bool, anchor: int) -> None:
         """Drop what will not be read once frame ``t`` is tracked.
 
         Args:
             anchor: the frame from which a pass in the other direction would set out; what that
-                pass would read is kept. None: there will be none, or it would not read any.
+                pass would read is kept.
         """
         for frame, memory in list(bank.others.items()):
-            distance = abs(frame - t) - self.history
-            if anchor is not None:
-                distance = min(distance, abs(frame - anchor))
+            distance = min(abs(frame - t) - self.history, abs(frame - anchor))
             if distance > self.pointers:
                 del bank.others[frame]
             elif distance > self.memories:
@@ -164,12 +135,7 @@ class Horizon:
         passed = [f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)]
         if len(passed) >= self.max_conditioning:
             for frame in sorted(passed, key=lambda f: abs(f - t))[int(self.max_conditioning) - 1 :]:
-                place = bank.conditioning.pop(frame)
-                if (
-                    bank.places is not None
-                    and len(bank.places) + len(bank.conditioning) < self.max_conditioning
-                ):
-                    bank.places.append(place)
+                del bank.conditioning[frame]
         for frame in [f for f in bank.clicks if bank.get(f) is None]:
             del bank.clicks[frame]
 
