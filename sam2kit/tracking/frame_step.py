@@ -56,18 +56,26 @@ class Answer(NamedTuple):
 
 
 class FrameModel:
-    """A model that is run by :class:`TrackerOptions`; it keeps nothing of any video."""
+    """A model that is run by :class:`TrackerOptions`; it keeps nothing of any video.
+
+    Args:
+        model: set to evaluation mode.
+        device: where it is moved; None: where it is.
+    """
 
     def __init__(
-        self, model: SAM2Base, options: TrackerOptions, device: torch.device | str | None = None
+        self,
+        model: SAM2Base,
+        options: TrackerOptions | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self.model = model.to(device or model.device).eval()
-        self.options = options
+        self.options = options or TrackerOptions()
         self.device = self.model.device
-        on = options.autocast
-        if on is None:
-            on = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
-        self._autocast = on
+        autocast = self.options.autocast
+        if autocast is None:
+            autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+        self._autocast = autocast
         self._position: list[Tensor] = []  # maskmem_pos_enc, the same for all memories
 
     @contextmanager

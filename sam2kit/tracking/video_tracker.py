@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from loguru import logger
-from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.misc import concat_points
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +22,6 @@ from sam2kit.prompts.geometry import BOX_LABELS
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.frame_step import Answer, Call, FrameModel
 from sam2kit.tracking.memory_bank import Horizon, ObjectBank
-from sam2kit.tracking.options import TrackerOptions
 from sam2kit.utils.errors import DataError
 
 PREVIOUS_LOGITS_LIMIT = 32.0  # upstream's clamp of the mask that clicks refine
@@ -70,21 +68,14 @@ class FrameTracks:
         return (self.logits(size) > 0).cpu().numpy()
 
 
-class VideoTracker:
-    """A model and the conventions by which it tracks.
+class VideoTracker(FrameModel):
+    """A model and the options by which it tracks.
 
     Args:
         model: set to evaluation mode.
-        device: where it is moved; None: where it is.
+        options: None: the defaults.
+        device: where the model is moved; None: where it is.
     """
-
-    def __init__(
-        self,
-        model: SAM2Base,
-        options: TrackerOptions | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        self.frame_model = FrameModel(model, options or TrackerOptions(), device)
 
     def open(
         self, read_frame: ReadFrame, num_frames: int, size: tuple[int, int]
@@ -95,7 +86,7 @@ class VideoTracker:
             read_frame: called with 0 to ``num_frames`` - 1; frames ``[H,W,3]`` uint8 RGB.
             size: H and W.
         """
-        return TrackingSession(self.frame_model, read_frame, num_frames, size)
+        return TrackingSession(self, read_frame, num_frames, size)
 
 
 class TrackingSession:
