@@ -110,10 +110,8 @@ def track_group(
             {},
             t != order[-1],  # the last frame's memory is not read
         )
-        if activation_checkpointing and torch.is_grad_enabled():
-            results[t] = checkpoint(frame, use_reentrant=False)
-        else:
-            results[t] = frame()
+        recompute = activation_checkpointing and torch.is_grad_enabled()
+        results[t] = checkpoint(frame, use_reentrant=False) if recompute else frame()
         memory = dict(results[t].memory)
         if zero_memory and memory["maskmem_features"] is not None:
             memory |= {k: torch.zeros_like(memory[k]) for k in ("maskmem_features", "obj_ptr")}

@@ -243,8 +243,6 @@ class FeatureCache:
         return place
 
     def _keep(self, file: Path, levels: list[Tensor]) -> None:
-        if not self._writing:
-            return
         size = sum(x.numel() * x.element_size() for x in levels)
         part = file.with_name(f".part-{uuid.uuid4().hex}")
         try:
@@ -261,9 +259,9 @@ class FeatureCache:
             self._stop(f"{file.parent} cannot be written to", str(error))
 
     def _has_room(self, size: int) -> bool:
-        """Whether ``size`` more bytes may be written; a warning where not."""
-        if self._left >= size:
-            return True
+        """Whether ``size`` more bytes may be written; the first time not, with a warning."""
+        if not self._writing or self._left >= size:
+            return self._writing
         room = self.budget - sum(folder_sizes(self.folder).values())
         free = shutil.disk_usage(self.folder).free
         if room < size:

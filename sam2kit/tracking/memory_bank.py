@@ -11,6 +11,8 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from sam2kit.tracking.options import TrackerOptions
+
 
 @dataclass(eq=False)
 class Memory:
@@ -78,7 +80,6 @@ class Read(NamedTuple):
     others: tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class Horizon:
     """How far memory attention looks, and so what a bank has to keep.
 
@@ -86,26 +87,17 @@ class Horizon:
         memories: frames from the present to the oldest spatial memory that is read.
         pointers: the same for object pointers; not less than ``memories``.
         history: further frames that are kept whole; infinite: all.
-        max_conditioning: conditioning frames that are kept of those that tracking has passed: the
-            first of all and the nearest.
+        max_conditioning: maximum number of conditioning frames that are kept of those that
+            tracking has passed: the first of all and the nearest. None: no limit.
     """
 
-    memories: int
-    pointers: int
-    history: float
-    max_conditioning: float
-
-    @classmethod
-    def of(cls, model: SAM2Base, history: int | None, max_conditioning: int | None) -> Horizon:
-        """What ``model`` reads: the last frame, every stride-th before it, and the pointers."""
-        memories = 1 + max(0, model.num_maskmem - 2) * model.memory_temporal_stride_for_eval
+    def __init__(self, model: SAM2Base, options: TrackerOptions) -> None:
+        # A model reads the last frame, every stride-th before it, and the pointers.
+        self.memories = 1 + max(0, model.num_maskmem - 2) * model.memory_temporal_stride_for_eval
         pointers = model.max_obj_ptrs_in_encoder - 1 if model.use_obj_ptrs_in_encoder else 0
-        return cls(
-            memories,
-            max(memories, pointers),
-            math.inf if history is None else history,
-            math.inf if max_conditioning is None else max_conditioning,
-        )
+        self.pointers = max(self.memories, pointers)
+        self.history = math.inf if options.history is None else options.history
+        self.max_conditioning = options.max_cond_frames
 
     def read(self, bank: ObjectBank, t: int, reverse: bool) -> Read:
         """Choose what frame ``t`` reads of a bank when it is tracked in a direction."""
@@ -131,10 +123,12 @@ class Horizon:
                 del bank.others[frame]
             elif distance > self.memories:
                 memory.features = memory.mask_logits = None
-        first = min(bank.conditioning)
-        passed = [f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)]
-        if len(passed) >= self.max_conditioning:
-            for frame in sorted(passed, key=lambda f: abs(f - t))[int(self.max_conditioning) - 1 :]:
+        if self.max_conditioning is not None:
+            first = min(bank.conditioning)
+            passed = [
+                f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)
+            ]
+            for frame in sorted(passed, key=lambda f: abs(f - t))[self.max_conditioning - 1 :]:
                 del bank.conditioning[frame]
         for frame in [f for f in bank.clicks if bank.get(f) is None]:
             del bank.clicks[frame]

@@ -102,9 +102,7 @@ class TrackingSession:
         self.banks: dict[int, ObjectBank] = {}
         self._frame_model, self._read_frame = frame_model, read_frame
         self._options = frame_model.options
-        self._horizon = Horizon.of(
-            frame_model.model, self._options.history, self._options.max_cond_frames
-        )
+        self._horizon = Horizon(frame_model.model, self._options)
         self._encoded: tuple[int, FrameFeatures] | None = None
 
     @property
