@@ -57,7 +57,7 @@ def create_sam2_model(config: Config, load: bool = True) -> SAM2Model:
             ``model.reset_modules`` keep their random start values.
 
     Raises:
-        ConfigError: a module name that matches nothing, or LoRA without peft.
+        ConfigError: an unknown size, a module name that matches nothing, or LoRA without peft.
         CheckpointError: a checkpoint that is missing, unsafe or made for another model.
     """
     model = build_sam2_model(config)

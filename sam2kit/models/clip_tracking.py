@@ -157,18 +157,19 @@ def _track_frame(
     )
     # A mask prompt is answered by itself, and exactly so at full size only.
     steps = [_step(t, group, answer, answer[0] if mask is None else answer[1])]
-    for number in range(corrections.clicks if corrections and t in group.corrected else 0):
-        if corrections and number not in clicks:
-            clicks[number] = corrections.click(t, number, group.objects, answer[4][:, 0] > 0)
-        points = concat_points(points, *clicks[number])
-        answer = model._forward_sam_heads(
-            backbone_features=fused,
-            point_inputs=points,
-            mask_inputs=answer[3],
-            high_res_features=high_res_features,
-            multimask_output=model._use_multimask(prompt is not None, points),
-        )
-        steps.append(_step(t, group, answer, answer[0]))
+    if corrections is not None and t in group.corrected:
+        for number in range(corrections.clicks):
+            if number not in clicks:
+                clicks[number] = corrections.click(t, number, group.objects, answer[4][:, 0] > 0)
+            points = concat_points(points, *clicks[number])
+            answer = model._forward_sam_heads(
+                backbone_features=fused,
+                point_inputs=points,
+                mask_inputs=answer[3],
+                high_res_features=high_res_features,
+                multimask_output=model._use_multimask(prompt is not None, points),
+            )
+            steps.append(_step(t, group, answer, answer[0]))
     _, _, _, low_res_mask, high_res_mask, pointer, object_score = answer
     memory: dict[str, Any] = {"obj_ptr": pointer}
     model._encode_memory_in_output(

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from sam2kit.config.schema import Config
+from sam2kit.config.schema import SIZES, Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.transforms import normalize
 from sam2kit.models.clip_tracking import FrameFeatures, FrameResult, group_objects, track_group
@@ -175,7 +175,13 @@ def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked:
 
 
 def read_model_yaml(size: str) -> DictConfig:
-    """Read the YAML of a size in upstream's form: the kit's for nano, else upstream's own."""
+    """Read the YAML of a size in upstream's form: the kit's for nano, else upstream's own.
+
+    Raises:
+        ConfigError: no such size, in a configuration that was made without its checker.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"model.size={size!r} is unknown; choose one of {', '.join(SIZES)}")
     if size == "nano":
         file = resources.files("sam2kit") / "pretrained" / "nano.yaml"
     else:
@@ -184,8 +190,14 @@ def read_model_yaml(size: str) -> DictConfig:
 
 
 def describe_model(config: Config) -> DictConfig:
-    """Make the YAML tree, in upstream's form, that builds the model of a configuration."""
+    """Make the YAML tree, in upstream's form, that builds the model of a configuration.
+
+    Raises:
+        ConfigError: an unknown size, or an image size that is not a multiple of 32.
+    """
     image_size = config.dataset.image_size
+    if image_size <= 0 or image_size % 32:
+        raise ConfigError(f"dataset.image_size={image_size} must be a multiple of 32")
     tree = read_model_yaml(config.model.size).model
     tree["image_size"] = image_size
     layer, m = tree.memory_attention.layer, config.model
@@ -206,7 +218,7 @@ def build_sam2_model(config: Config) -> SAM2Model:
     The weights are a function of ``config.seed``; global random state is left as it was.
 
     Raises:
-        ConfigError: ``model.compile`` without a compiler.
+        ConfigError: as :func:`describe_model`; ``model.compile`` without a compiler.
     """
     tree = describe_model(config)
     tree["_target_"] = "sam2kit.models.sam2.SAM2Model"
