@@ -25,7 +25,7 @@ Row = Callable[[Options], list[Finding]]
 def memory_of_tracking(options: Options) -> list[Finding]:
     """What trackers keep of a video when it has become four times as long."""
     frames = 16 if options.quick else 800
-    found = tracker_memory.compare(frames, every=50)["trackers"]
+    found = tracker_memory.compare(frames, every=25)["trackers"]
     counts = found["sam2kit"]
     early, late = min(counts, key=int), max(counts, key=int)
     kept = {name: [c[at]["state_bytes"] for at in (early, late)] for name, c in found.items()}

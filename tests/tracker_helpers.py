@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pytest
+import sam2.utils.misc
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from sam2.build_sam import build_sam2_video_predictor
+from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
+from torch.nn import functional as F
 
 from sam2kit.config.schema import Config
+from sam2kit.data.transforms import resize_frames
 from sam2kit.models.sam2 import SAM2Model, describe_model
 from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking import frame_step, video_tracker
+from sam2kit.tracking.memory_bank import Horizon
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import VideoTracker
 
@@ -182,3 +190,119 @@ def difference(found: Found, expected: Found) -> float:
     if [(t, x.shape) for t, x in found] != [(t, x.shape) for t, x in expected]:
         return float("inf")
     return max((a - b).abs().max().item() for (_, a), (_, b) in zip(found, expected, strict=True))
+
+
+# Conventions of upstream's predictor, which the tracker follows, and how to break each of them
+
+
+def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute what upstream's compiled extension does, by OpenCV.
+
+    Args:
+        masks: ``[N,1,H,W]`` bool.
+
+    Returns:
+        labels, 0 outside the masks, and each pixel's component's area, both ``[N,1,H,W]`` int32;
+        components are joined across corners.
+    """
+    labels, areas = [], []
+    for mask in masks[:, 0].cpu().numpy().astype(np.uint8):
+        _, label, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        labels.append(label)
+        areas.append(statistics[label, cv2.CC_STAT_AREA])
+    both = torch.from_numpy(np.stack([labels, areas])).to(masks.device)
+    return both[0].view(masks.shape), both[1].view(masks.shape)
+
+
+def pretend_extension(patch: pytest.MonkeyPatch) -> None:
+    """Let upstream and the kit fill holes as if upstream's compiled extension were installed."""
+    patch.setattr(sam2.utils.misc, "get_connected_components", connected_components)
+    patch.setattr(frame_step, "can_fill", lambda logits: True)
+
+
+def _change_step(change: Callable[[list], list]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Change the arguments of ``_track_step``."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        step = SAM2Base._track_step
+        patch.setattr(SAM2Base, "_track_step", lambda self, *a: step(self, *change([self, *a])[1:]))
+
+    return apply
+
+
+def _change_memory(
+    choose: Callable[[Tensor, Tensor, Tensor, bool], Tensor] | None = None, binarize: bool = True
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """Encode memories from another mask, or never from one that is cut at 0.
+
+    ``choose`` gets the decoder's mask at low and at full size, the kit's choice, and whether the
+    frame was prompted.
+    """
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        step, encode = SAM2Base._track_step, SAM2Base._encode_new_memory
+        answers: list[tuple] = []
+
+        def track_step(self, *arguments):
+            result = step(self, *arguments)
+            answers[:] = [result[1]]
+            return result
+
+        def encode_memory(self, features, sizes, mask, score, prompted):
+            if choose is not None:
+                mask = choose(answers[0][3], answers[0][4], mask, prompted)
+            return encode(self, features, sizes, mask, score, prompted and binarize)
+
+        patch.setattr(SAM2Base, "_track_step", track_step)
+        patch.setattr(SAM2Base, "_encode_new_memory", encode_memory)
+
+    return apply
+
+
+def _enlarge(low: Tensor, full: Tensor) -> Tensor:
+    return F.interpolate(low, full.shape[-2:], mode="bilinear")
+
+
+def _read_one_direction(patch: pytest.MonkeyPatch) -> None:
+    read = Horizon.read
+
+    def read_own(self, bank, t, reverse):
+        chosen = read(self, bank, t, reverse)
+        others = tuple(f for f in chosen.others if bank.others[f].reverse is reverse)
+        return chosen._replace(others=others)
+
+    patch.setattr(Horizon, "read", read_own)
+
+
+def _as_in_training(frame: np.ndarray, side: int) -> Tensor:
+    return resize_frames(torch.from_numpy(frame).permute(2, 0, 1)[None], (side, side))
+
+
+BREAK_CONVENTION: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "memory_in_bfloat16": lambda p: p.setattr(frame_step, "MEMORY_DTYPE", torch.float32),
+    "reencode_prompted": _change_memory(lambda low, full, mask, prompted: full),
+    "binarize_prompted": _change_memory(binarize=False),
+    "choose_by_stability": lambda p: p.setitem(
+        frame_step.DECODER_SETTINGS, "dynamic_multimask_via_stability", False
+    ),
+    "pointer_positions_by_length": _change_step(
+        lambda a: [*a[:9], max(a[9], a[0].max_obj_ptrs_in_encoder), *a[10:]]
+    ),
+    "previous_logits": _change_step(lambda a: [*a[:-1], None]),
+    "previous_logits_limit": lambda p: p.setattr(video_tracker, "PREVIOUS_LOGITS_LIMIT", 1.0),
+    "fill_with_extension": lambda p: p.setattr(frame_step, "can_fill", lambda logits: False),
+    "fill_before_prompted_memory": _change_memory(
+        lambda low, full, mask, prompted: _enlarge(low, full) if prompted else mask
+    ),
+    "fill_after_tracked_memory": _change_memory(
+        lambda low, full, mask, prompted: (
+            mask if prompted else _enlarge(frame_step.fill_holes_in_mask_scores(low, 8), full)
+        )
+    ),
+    "read_other_direction": _read_one_direction,
+    "pil_bicubic": lambda p: p.setattr(frame_step, "resize_frame", _as_in_training),
+    "antialias_masks": lambda p: p.setattr(
+        video_tracker, "resize_masks", lambda masks, size: F.interpolate(masks.float(), size) > 0
+    ),
+}
+"""What makes the tracker break one convention; each also works on upstream's own tracker."""

@@ -175,9 +175,9 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     check_exists("VIDEO", arguments.video)
     check_exists("--prompts", arguments.prompts)
     log_to_console("INFO")
-    from sam2kit.tracking.tracking_job import track
+    from sam2kit.tracking.tracking_job import track_video
 
-    track(
+    track_video(
         arguments.video,
         arguments.prompts,
         arguments.model_checkpoint,

@@ -33,7 +33,7 @@ from sam2kit.evaluation.tracker_runs import Contender, ResultFiles, calibrate, t
 from sam2kit.models.checkpoints import (
     create_sam2_model,
     find_checkpoint,
-    load_source,
+    load_model,
     load_weights,
     source_config,
 )
@@ -376,7 +376,7 @@ def _contenders(config: Config, checkpoint: str, has_start: bool) -> list[Conten
     for name, other in config.evaluation.compare.items():
         if name in {CALIBRATED, BEFORE, *(c.name for c in found)}:
             raise ConfigError(f"evaluation.compare: {name!r} is a tracker's name; take another")
-        found.append(Contender(name, load_source(other)[1].to(device)))
+        found.append(Contender(name, load_model(other)[1].to(device)))
     if tuned.encoder_is_frozen:  # trackers share its features
         cache = create_cache(config, exact=True)
         for model in (c.model for c in found if c.model is not None):

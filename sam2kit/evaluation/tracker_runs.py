@@ -140,7 +140,7 @@ def tracker_options(config: Config) -> TrackerOptions:
         ConfigError: an unknown name or an impossible value.
     """
     try:
-        return TrackerOptions(**config.evaluation.tracker)
+        return TrackerOptions.from_values(config.evaluation.tracker)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"evaluation.tracker is {config.evaluation.tracker} ({error}); docs/tracking.md has "

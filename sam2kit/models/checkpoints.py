@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from loguru import logger
@@ -83,14 +83,20 @@ def load_weights(model: SAM2Model, source: str | Path) -> None:
             keys or shapes that differ from the model's. Nothing is loaded then.
     """
     path = find_checkpoint(source)
-    content = read_checkpoint(path)
+    _load_content(model, read_checkpoint(path), path, source)
+
+
+def _load_content(
+    model: SAM2Model, content: dict[str, Any], path: Path, source: str | Path
+) -> None:
+    """Load the weights in the file ``path``, whose content was read already."""
     state = {} if ADAPTER_KEY in content else _weights_in(content, path)
     own = model.state_dict()
     if ADAPTER_KEY in content or (any(map(is_lora, state)) and state.keys() != own.keys()):
-        state = merged_state(load_run(path)[1])
+        state = merged_state(_build_run(content, path)[1])
     if has_lora(model) and not any(map(is_lora, state)):
         state = base_names(model, state)
-    _check_fit(own, state, str(source))
+    _check_fit(own, state, source)
     model.load_state_dict(state)
     logger.info("loaded {} tensors from {}", len(state), source)
 
@@ -109,8 +115,8 @@ def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _is_tensors(state: Any) -> bool:
-    """Whether ``state`` is a dictionary of tensors, and not an empty one."""
+def _is_tensors(state: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Check that ``state`` is a dictionary of tensors, and not an empty one."""
     return isinstance(state, dict) and bool(state) and all(map(torch.is_tensor, state.values()))
 
 
@@ -194,7 +200,7 @@ def load_adapter(model: SAM2Model, path: str | Path) -> None:
     if not _is_tensors(state):
         raise CheckpointError(f"{path}: holds no adapter; sam2kit train writes one as adapter.pt")
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    _check_fit(own, state, str(path))
+    _check_fit(own, state, path)
     model.load_state_dict(state, strict=False)
 
 
@@ -208,13 +214,13 @@ def read_run_config(path: str | Path) -> Config:
 
 
 def source_config(source: str | Path) -> tuple[Config, list[str]]:
-    """The configuration of :func:`load_source`, without its model.
+    """The configuration of :func:`load_model`, without its model.
 
     Returns:
         as :func:`sam2kit.config.stored.read_allowed`.
 
     Raises:
-        CheckpointError: see :func:`load_source`.
+        CheckpointError: see :func:`load_model`.
     """
     path = find_checkpoint(source, key="SOURCE")
     content = read_checkpoint(path)
@@ -237,7 +243,7 @@ def _stored(content: dict[str, Any], path: str | Path) -> Any:
 
 
 def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
-    """The configuration and the model of a run's checkpoint, which need nothing else.
+    """Build the model of a run's checkpoint, which needs nothing else.
 
     Of an ``adapter.pt`` the weights that the run started from are loaded first: by their name, or
     from where ``config.yaml`` beside it says.
@@ -245,8 +251,10 @@ def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     Raises:
         CheckpointError: see :func:`read_run_config`, :func:`load_weights`, :func:`load_adapter`.
     """
-    path = Path(path)
-    content = read_checkpoint(path)
+    return _build_run(read_checkpoint(Path(path)), Path(path))
+
+
+def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
     (config, ignored), is_adapter = _allowed(content, path), ADAPTER_KEY in content
     if is_adapter and "model.checkpoint" in ignored:
         raise CheckpointError(
@@ -258,14 +266,20 @@ def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     if is_adapter:
         load_adapter(model, path)
     else:
-        load_weights(model, path)
+        _load_content(model, content, path, path)
     return config, model
 
 
-def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
-    """The model of a run's folder, of any checkpoint file or of a name, and its configuration.
+def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
+    """Load the configuration and the model of a run directory, a checkpoint file or a name.
 
-    Weights without a configuration get that of the size they are of, at its own image size.
+    Weights without a configuration get the configuration of their size, at its own image size.
+
+    Args:
+        source: as for :func:`find_checkpoint`.
+
+    Returns:
+        the configuration, and the model with its weights.
 
     Raises:
         CheckpointError: see :func:`find_checkpoint`, :func:`load_run` and :func:`load_weights`.
@@ -273,7 +287,7 @@ def load_source(source: str | Path) -> tuple[Config, SAM2Model]:
     path = find_checkpoint(source, key="SOURCE")
     content = read_checkpoint(path)
     if CONFIG_KEY in content:
-        return load_run(path)
+        return _build_run(content, path)
     config = _config_of_weights(content, path)
     return config, create_sam2_model(config)
 
@@ -300,27 +314,21 @@ def guess_size(state: Mapping[str, Tensor]) -> str | None:
     return None if patch is None else _WIDTHS.get((patch.shape[0], len(blocks)))
 
 
-def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if state[k].shape != own[k].shape
-    ]
-    if not (missing or foreign or shapes):
-        return
-    faults = [
-        f"{len(rows)} {what} (first: {rows[0]})"
-        for what, rows in (
-            ("missing", missing),
-            ("unknown", foreign),
-            ("of another shape", sorted(shapes)),
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path) -> None:
+    differences = {
+        "missing": own.keys() - state.keys(),
+        "unknown": state.keys() - own.keys(),
+        "of another shape": {
+            f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+            for k in own.keys() & state.keys()
+            if state[k].shape != own[k].shape
+        },
+    }
+    faults = [f"{len(x)} {what} (first: {min(x)})" for what, x in differences.items() if x]
+    if faults:
+        raise CheckpointError(
+            f"{source}: does not fit the model: tensors {', '.join(faults)}. {_hint(own, state)}"
         )
-        if rows
-    ]
-    raise CheckpointError(
-        f"{source}: does not fit the model: tensors {', '.join(faults)}. {_hint(own, state)}"
-    )
 
 
 def _hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

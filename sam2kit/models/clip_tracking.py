@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,16 +50,13 @@ class FrameFeatures(NamedTuple):
     def of(self, images: Sequence[int]) -> FrameFeatures:
         """The features of the n images at ``images``: a view where it is n times the same one."""
         first, n = images[0], len(images)
-        if all(image == first for image in images):
-            vision, position = (
-                [x[:, first : first + 1].expand(-1, n, -1) for x in levels]
-                for levels in (self.vision, self.position)
-            )
-        else:
-            chosen = torch.tensor(images, device=self.vision[-1].device)
-            vision, position = (
-                [x[:, chosen] for x in levels] for levels in (self.vision, self.position)
-            )
+        rows: slice | Tensor = slice(first, first + 1)
+        if any(image != first for image in images):
+            rows = torch.tensor(images, device=self.vision[-1].device)
+        vision, position = (
+            [x[:, rows].expand(-1, n, -1) for x in levels]
+            for levels in (self.vision, self.position)
+        )
         return FrameFeatures(vision, position, self.sizes)
 
 
@@ -100,24 +97,21 @@ def track_group(
     bank: MemoryBank = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     results = {}
     for count, t in enumerate(order, start=1):
-        # A frame that is computed again must find the bank as it was, so it gets a copy.
-        snapshot = {kind: dict(memories) for kind, memories in bank.items()}
-        clicks = _Clicks(corrections, t, group)
         frame = partial(
             _track_frame,
             model,
             t,
             group,
-            lambda t=t: features.of([first + t for first in first_image]),
-            snapshot,
+            (features, [first + t for first in first_image]),
+            # A frame that is computed again must find the bank as it was, so it gets a copy.
+            {kind: dict(memories) for kind, memories in bank.items()},
             num_frames,
-            clicks,
-            t != order[-1],  # nobody reads the last frame's memory
+            corrections,
+            {},
+            t != order[-1],  # the last frame's memory is not read
         )
-        if activation_checkpointing and torch.is_grad_enabled():
-            results[t] = checkpoint(frame, use_reentrant=False)
-        else:
-            results[t] = frame()
+        recompute = activation_checkpointing and torch.is_grad_enabled()
+        results[t] = checkpoint(frame, use_reentrant=False) if recompute else frame()
         memory = dict(results[t].memory)
         if zero_memory and memory["maskmem_features"] is not None:
             memory |= {k: torch.zeros_like(memory[k]) for k in ("maskmem_features", "obj_ptr")}
@@ -137,35 +131,45 @@ def _track_frame(
     model: SAM2Base,
     t: int,
     group: PromptGroup,
-    features: Callable[[], FrameFeatures],
+    images: tuple[FrameFeatures, list[int]],
     bank: MemoryBank,
     num_frames: int,
-    clicks: _Clicks,
+    corrections: Corrections | None,
+    clicks: dict[int, tuple[Tensor, Tensor]],
     encode_memory: bool,
 ) -> FrameResult:
-    """One frame of one group.
+    """Track one frame of one group.
 
     Upstream's ``track_step`` drops the predicted IoU and, in training, the object score, so its
     parts are called here.
+
+    Args:
+        images: the features of all images, and each object's image.
+        clicks: the corrections made on this frame; they are kept, so that the frame gets the same
+            ones when it is computed again.
     """
     prompt = group.prompts.get(t)
-    vision, position, sizes = features()
+    features, rows = images
+    vision, position, sizes = features.of(rows)
     points, mask = upstream_inputs(prompt)
     _, answer, high_res_features, fused = model._track_step(
         t, prompt is not None, vision, position, sizes, points, mask, bank, num_frames, False, None
     )
     # A mask prompt is answered by itself, and exactly so at full size only.
     steps = [_step(t, group, answer, answer[0] if mask is None else answer[1])]
-    for number in range(clicks.count):
-        points = concat_points(points, *clicks(number, answer[4][:, 0] > 0))
-        answer = model._forward_sam_heads(
-            backbone_features=fused,
-            point_inputs=points,
-            mask_inputs=answer[3],
-            high_res_features=high_res_features,
-            multimask_output=model._use_multimask(prompt is not None, points),
-        )
-        steps.append(_step(t, group, answer, answer[0]))
+    if corrections is not None and t in group.corrected:
+        for number in range(corrections.clicks):
+            if number not in clicks:
+                clicks[number] = corrections.click(t, number, group.objects, answer[4][:, 0] > 0)
+            points = concat_points(points, *clicks[number])
+            answer = model._forward_sam_heads(
+                backbone_features=fused,
+                point_inputs=points,
+                mask_inputs=answer[3],
+                high_res_features=high_res_features,
+                multimask_output=model._use_multimask(prompt is not None, points),
+            )
+            steps.append(_step(t, group, answer, answer[0]))
     _, _, _, low_res_mask, high_res_mask, pointer, object_score = answer
     memory: dict[str, Any] = {"obj_ptr": pointer}
     model._encode_memory_in_output(
@@ -178,28 +182,12 @@ def _step(t: int, group: PromptGroup, answer: tuple, logits: Tensor) -> DecoderS
     return DecoderStep(t, group.objects, logits.float(), answer[2].float(), answer[6][:, 0].float())
 
 
-class _Clicks:
-    """The correction clicks of one frame of a group, the same ones when it is computed again."""
-
-    def __init__(self, corrections: Corrections | None, t: int, group: PromptGroup) -> None:
-        self.corrections, self.t, self.objects = corrections, t, group.objects
-        corrected = corrections is not None and t in group.corrected
-        self.count = corrections.clicks if corrections is not None and corrected else 0
-        self._made: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, number: int, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.corrections is not None
-        if number not in self._made:
-            self._made[number] = self.corrections.click(self.t, number, self.objects, predicted)
-        return self._made[number]
-
-
 def _detached(bank: MemoryBank) -> MemoryBank:
-    def cut(value: Any) -> Any:
-        return value.detach() if isinstance(value, Tensor) else value
-
     return {
-        kind: {t: {k: cut(v) for k, v in memory.items()} for t, memory in memories.items()}
+        kind: {
+            t: {k: v.detach() if isinstance(v, Tensor) else v for k, v in memory.items()}
+            for t, memory in memories.items()
+        }
         for kind, memories in bank.items()
     }
 
@@ -235,31 +223,23 @@ def group_objects(
         if corrections is not None:
             corrected = frozenset(corrections.frames[:, index].nonzero()[:, 0].tolist())
         members[signature, corrected].append(index)
-    return [
-        _merge([of_object[i] for i in indices], [t for t, _ in signature], corrected)
-        for (signature, corrected), together in members.items()
-        for indices in _chunks(together, most or len(together))
-    ]
+    groups = []
+    for (_, corrected), together in members.items():
+        size = most or len(together)
+        for i in range(0, len(together), size):
+            groups.append(_merge([of_object[o] for o in together[i : i + size]], corrected))
+    return groups
 
 
-def _chunks(values: list[int], size: int) -> list[list[int]]:
-    return [values[i : i + size] for i in range(0, len(values), size)]
-
-
-def _merge(
-    rows: list[dict[int, tuple[Prompt, int]]], frames: list[int], corrected: frozenset[int]
-) -> PromptGroup:
-    """One group of n objects; ``rows`` gives each one's prompt, and its row there, by frame."""
-    merged = {}
-    for t in frames:
+def _merge(rows: list[dict[int, tuple[Prompt, int]]], corrected: frozenset[int]) -> PromptGroup:
+    """Make a group of n objects; ``rows`` gives each one's prompt, and its row there, by frame."""
+    prompts = {}
+    for t in sorted(rows[0]):
         parts = [row[t] for row in rows]
-        objects = torch.cat([p.objects[r : r + 1] for p, r in parts])
-
-        def stacked(name: str, parts: list[tuple[Prompt, int]] = parts) -> Tensor | None:
-            values = [getattr(p, name) for p, _ in parts]
-            if values[0] is None:
-                return None
-            return torch.stack([v[r] for v, (_, r) in zip(values, parts, strict=True)])
-
-        merged[t] = Prompt(t, objects, stacked("masks"), stacked("points"), stacked("labels"))
-    return PromptGroup(objects, merged, corrected)
+        fields = {
+            name: torch.stack([getattr(prompt, name)[row] for prompt, row in parts])
+            for name in ("objects", "masks", "points", "labels")
+            if getattr(parts[0][0], name) is not None
+        }
+        prompts[t] = Prompt(t, **fields)
+    return PromptGroup(prompts[t].objects, prompts, corrected)

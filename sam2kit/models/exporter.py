@@ -31,9 +31,9 @@ from sam2kit.config.schema import Config
 from sam2kit.data.build import build_validation
 from sam2kit.data.clip import ClipBatch, collate
 from sam2kit.data.transforms import normalize
-from sam2kit.models.checkpoints import load_source, save_weights
+from sam2kit.models import plain_sam2
+from sam2kit.models.checkpoints import load_model, save_weights
 from sam2kit.models.lora import merged_state
-from sam2kit.models.plain_sam2 import track_folder
 from sam2kit.models.sam2 import SAM2Model, describe_model
 from sam2kit.prompts.geometry import mask_to_box
 from sam2kit.prompts.prompt import Prompt
@@ -98,7 +98,7 @@ def export(source: str | Path, out: str | Path) -> Export:
             raise ConfigError(f"OUT: {path} exists already; name another file or delete it")
     if not out.parent.is_dir():
         raise ConfigError(f"OUT: the folder {out.parent} does not exist; make it first")
-    config, model = load_source(source)
+    config, model = load_model(source)
     with tempfile.TemporaryDirectory(prefix=".sam2kit-export-", dir=out.parent) as folder:
         weights, tree = Path(folder) / out.name, Path(folder) / yaml.name
         save_weights(model, weights)
@@ -133,7 +133,7 @@ def prove(config: Config, model: SAM2Model, yaml: Path, weights: Path) -> tuple[
         }
         theirs = _in_fresh_process(yaml, weights, clip)
         with redirect_stderr(StringIO()):  # its progress bars
-            ours = track_folder(_predictor(config, model), clip)
+            ours = plain_sam2.track_folder(_predictor(config, model), clip)
     prompt = Prompt(0, torch.tensor([0]), masks=masks[:1])
     with torch.inference_mode():
         output = model.cpu().eval()(batch, [prompt])
@@ -180,17 +180,10 @@ def _in_fresh_process(yaml: Path, weights: Path, clip: dict[str, Any]) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         given, results = Path(folder) / "clip.pt", Path(folder) / "results.pt"
         torch.save(clip, given)
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "sam2kit.models.plain_sam2",
-                *map(str, (yaml, weights, given, results)),
-            ],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
+        arguments = map(str, (yaml, weights, given, results))
+        command = [sys.executable, "-m", plain_sam2.__name__, *arguments]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise CheckpointError(

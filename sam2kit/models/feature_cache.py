@@ -70,11 +70,8 @@ def find_folder(config: Config) -> Path:
     """
     if config.features.folder is not None:
         return Path(config.features.folder)
-    if own := os.environ.get("SAM2KIT_CACHE"):
-        return Path(own) / "features"
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sam2kit" / "features"
-    )
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(os.environ.get("SAM2KIT_CACHE") or caches / "sam2kit") / "features"
 
 
 def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
@@ -139,11 +136,8 @@ class FeatureCache:
     def __deepcopy__(self, memo: dict) -> FeatureCache:
         return self  # averaged weights copy the module that holds it
 
-    def __getstate__(self) -> tuple:
-        return self.folder, self.budget / GB, self.rounded
-
-    def __setstate__(self, state: tuple) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple:
+        return type(self), (self.folder, self.budget / GB, self.rounded)
 
     @torch.no_grad()
     def encode(
@@ -199,14 +193,13 @@ class FeatureCache:
 
     def _place(self, model: SAM2Model, images: Tensor) -> Path:
         """The folder of this encoder, in the arithmetic of this moment."""
-        mixed = torch.is_autocast_enabled(images.device.type)
-        arithmetic = (
-            str(torch.get_autocast_dtype(images.device.type)) if mixed else "float32",
-            images.device.type,
-            torch.get_float32_matmul_precision(),
-            "bfloat16" if self.rounded else "exact",
+        device = images.device.type
+        mixed = torch.is_autocast_enabled(device)
+        encoder = (
+            *(self._digest(model), model.image_size),
+            *(str(torch.get_autocast_dtype(device)) if mixed else "float32", device),
+            *(torch.get_float32_matmul_precision(), "bfloat16" if self.rounded else "exact"),
         )
-        encoder = (self._digest(model), model.image_size, *arithmetic)
         if encoder not in self._open:
             self._open[encoder] = self._enter(encoder)
         return self._open[encoder]
@@ -219,16 +212,16 @@ class FeatureCache:
             # The modules, not their tensors: one tensor may take the place of another.
             parts = (name.rpartition(".") for name in names)
             self._known[model] = [(model.get_submodule(m), n) for m, _, n in parts], (), ""
-        places, state, digest = self._known[model]
-        tensors = [getattr(module, name) for module, name in places]
-        now = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        owners, state, digest = self._known[model]
+        tensors = [(name, getattr(module, name)) for module, name in owners]
+        now = tuple((tensor.data_ptr(), tensor._version) for _, tensor in tensors)
         if now != state:
             hashed = hashlib.blake2b(digest_size=20)
-            for (_, name), tensor in zip(places, tensors, strict=True):
+            for name, tensor in tensors:
                 hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             digest = hashed.hexdigest()
-            self._known[model] = places, now, digest
+            self._known[model] = owners, now, digest
         return digest
 
     def _enter(self, encoder: tuple) -> Path:
@@ -251,8 +244,6 @@ class FeatureCache:
         return place
 
     def _keep(self, file: Path, levels: list[Tensor]) -> None:
-        if not self._writing:
-            return
         size = sum(x.numel() * x.element_size() for x in levels)
         try:
             if not self._has_room(size):
@@ -267,9 +258,9 @@ class FeatureCache:
             self._stop(f"{file.parent} cannot be written to", str(error))
 
     def _has_room(self, size: int) -> bool:
-        """Whether ``size`` more bytes may be written; a warning where not."""
-        if self._left >= size:
-            return True
+        """Whether ``size`` more bytes may be written; the first time not, with a warning."""
+        if not self._writing or self._left >= size:
+            return self._writing
         room = self.budget - sum(folder_sizes(self.folder).values())
         free = shutil.disk_usage(self.folder).free
         if room < size:
@@ -309,10 +300,10 @@ def check_folder(folder: Path, with_others: bool = False) -> None:
 
 
 def folder_sizes(folder: str | Path) -> dict[Path, int]:
-    """The bytes of each encoder's folder in a cache; empty where there is no cache."""
+    """Measure the bytes of each encoder's folder in a cache; empty where there is no cache."""
     sizes: dict[Path, int] = {}
     for path, kind in _entries(Path(folder)):
-        if kind == "file" and path.parent != Path(folder):
+        if kind == "file" and path.name != MARKER:
             place = Path(folder) / path.relative_to(folder).parts[0]
             with suppress(FileNotFoundError):  # renamed by another process
                 sizes[place] = sizes.get(place, 0) + path.lstat().st_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from loguru import logger
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
@@ -44,12 +44,9 @@ def fill(config: Config) -> FeatureCache:
     model = create_sam2_model(config).to(device).eval()
     if not model.encoder_is_frozen:
         raise ConfigError(f"nothing can be kept: {obstacle(config, model, training.source)}")
-    sets: list[Dataset] = [_ClipFrames(validation)]
     if why := obstacle(config, model, training.source):
         logger.info("validation frames alone are kept: {}", why)
-    else:
-        sets.append(_VideoFrames(training))
-    frames = _WithKeys(ConcatDataset(sets))
+    frames = _WithKeys(_Frames(validation, None if why else training))
     parts = load_items(frames, config.dataset.num_workers)
     mixed = config.trainer.precision == "bf16-mixed"
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
@@ -58,50 +55,41 @@ def fill(config: Config) -> FeatureCache:
     return cache
 
 
-class _VideoFrames(Dataset):
-    """All frames of the training videos, in parts of a few, mirrored ones behind."""
+class _Frames(Dataset):
+    """Read validation clips, and then the training videos, if any, a few frames at a time.
 
-    def __init__(self, clips: ClipDataset) -> None:
-        self.clips = clips
-        counts = [clips.source.num_frames(i) for i in range(len(clips.source))]
-        self.parts = [
-            (i, range(t, min(t + FRAMES_AT_ONCE, count)))
-            for i, count in enumerate(counts)
-            for t in range(0, count, FRAMES_AT_ONCE)
-        ]
-        own = clips.augmentation
-        self.mirrored = clips.config.augment and (own is None or own.flip > 0)
+    Mirrored frames come behind the others where training mirrors.
+    """
 
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, k: int) -> Tensor:
-        i, times = self.parts[k]
-        side = (self.clips.config.image_size,) * 2
-        read = self.clips.source.read_frame
-        frames = torch.stack(
-            [resize_frames(torch.from_numpy(read(i, t)).permute(2, 0, 1), side) for t in times]
+    def __init__(self, validation: ClipDataset, training: ClipDataset | None) -> None:
+        self.validation, self.clips = validation, training or validation
+        self.parts: list[tuple[int, range]] = []
+        for i in range(0 if training is None else len(training.source)):
+            count = self.clips.source.num_frames(i)
+            starts = range(0, count, FRAMES_AT_ONCE)
+            self.parts += [(i, range(t, min(t + FRAMES_AT_ONCE, count))) for t in starts]
+        augmentation = self.clips.augmentation
+        self.mirrored = self.clips.config.augment and (
+            augmentation is None or augmentation.flip > 0
         )
-        return torch.cat([frames, frames.flip(-1)]) if self.mirrored else frames
-
-
-class _ClipFrames(Dataset):
-    """The frames of the validation clips, a clip at a time."""
-
-    def __init__(self, clips: ClipDataset) -> None:
-        self.clips = clips
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.validation) + len(self.parts)
 
     def __getitem__(self, k: int) -> Tensor:
-        return self.clips[k].frames
+        if k < len(self.validation):
+            return self.validation[k].frames
+        i, times = self.parts[k - len(self.validation)]
+        pixels = [torch.from_numpy(self.clips.source.read_frame(i, t)) for t in times]
+        side = (self.clips.config.image_size,) * 2
+        frames = torch.stack([resize_frames(x.permute(2, 0, 1), side) for x in pixels])
+        return torch.cat([frames, frames.flip(-1)]) if self.mirrored else frames
 
 
 class _WithKeys(Dataset):
     """Frames with their keys."""
 
-    def __init__(self, frames: ConcatDataset) -> None:
+    def __init__(self, frames: _Frames) -> None:
         self.frames = frames
 
     def __len__(self) -> int:

@@ -41,7 +41,7 @@ def add_lora(model: nn.Module, config: ModelConfig, seed: int) -> None:
         ) from error
     settings = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=config.lora_dropout,
         target_modules=layers,
     )

@@ -8,10 +8,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,27 +147,21 @@ class SAM2Model(SAM2Base):
         prompted: Tensor,
     ) -> TrackOutput:
         """The groups' results in the batch's object order, with zeros before the first prompt."""
-        num_frames, num_objects = prompted.shape
-        side = self.image_size // 4
         untracked = (~tracked.any(0)).nonzero()[:, 0]
-        none = torch.zeros(num_frames, len(untracked), device=prompted.device)
-        columns = [[none[..., None, None].expand(-1, -1, side, side)], [none], [none]]
-        for part in parts:
-            results = [part[t] for t in range(min(part), num_frames)]
-            for column, values in zip(
-                columns,
-                (
-                    [r.mask_logits for r in results],
-                    [r.steps[-1].iou.amax(-1) for r in results],
-                    [r.steps[-1].object_score for r in results],
-                ),
-                strict=True,
-            ):
-                stacked = torch.stack(values).float()
-                before = stacked.new_zeros(min(part), *stacked.shape[1:])
-                column.append(torch.cat([before, stacked]))
         inverse = torch.cat([untracked, *objects]).argsort()
-        logits, ious, scores = (torch.cat(column, dim=1)[:, inverse] for column in columns)
+
+        def assemble(value: Callable[[FrameResult], Tensor], *shape: int) -> Tensor:
+            columns = [torch.zeros(len(prompted), len(untracked), *shape, device=prompted.device)]
+            for part in parts:
+                stacked = torch.stack([value(part[t]) for t in sorted(part)]).float()
+                before = stacked.new_zeros(min(part), *stacked.shape[1:])
+                columns.append(torch.cat([before, stacked]))
+            return torch.cat(columns, dim=1)[:, inverse]
+
+        side = self.image_size // 4
+        logits = assemble(lambda result: result.mask_logits, side, side)
+        ious = assemble(lambda result: result.steps[-1].iou.amax(-1))
+        scores = assemble(lambda result: result.steps[-1].object_score)
         steps = [step for part in parts for t in sorted(part) for step in part[t].steps]
         return TrackOutput(logits, ious, scores, tracked, prompted, steps)
 
@@ -182,30 +175,29 @@ def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked:
 
 
 def read_model_yaml(size: str) -> DictConfig:
-    """The YAML that describes a size, in upstream's form: upstream's own, or the kit's for nano.
+    """Read the YAML of a size in upstream's form: the kit's for nano, else upstream's own.
 
     Raises:
-        ConfigError: no such size.
+        ConfigError: no such size, in a configuration that was made without its checker.
     """
     if size not in SIZES:
-        raise ConfigError(f"model.size: {size!r} is none of {', '.join(SIZES)}")
+        raise ConfigError(f"model.size={size!r} is unknown; choose one of {', '.join(SIZES)}")
     if size == "nano":
-        return OmegaConf.load(Path(__file__).parent.parent / "pretrained" / "nano.yaml")
-    text = (
-        resources.files("sam2") / "configs" / "sam2.1" / f"sam2.1_hiera_{size}.yaml"
-    ).read_text()
-    return OmegaConf.create(text)
+        file = resources.files("sam2kit") / "pretrained" / "nano.yaml"
+    else:
+        file = resources.files("sam2") / "configs" / "sam2.1" / f"sam2.1_hiera_{size}.yaml"
+    return DictConfig(OmegaConf.create(file.read_text()))
 
 
 def describe_model(config: Config) -> DictConfig:
-    """The YAML tree, in upstream's form, that builds the model of a configuration in upstream.
+    """Make the YAML tree, in upstream's form, that builds the model of a configuration.
 
     Raises:
         ConfigError: an unknown size, or an image size that is not a multiple of 32.
     """
     image_size = config.dataset.image_size
     if image_size <= 0 or image_size % 32:
-        raise ConfigError(f"dataset.image_size: {image_size} is not a multiple of 32")
+        raise ConfigError(f"dataset.image_size={image_size} must be a multiple of 32")
     tree = read_model_yaml(config.model.size).model
     tree["image_size"] = image_size
     layer, m = tree.memory_attention.layer, config.model

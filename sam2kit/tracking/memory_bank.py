@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
+
+from sam2kit.tracking.options import TrackerOptions
 
 
 @dataclass(eq=False)
@@ -29,23 +31,10 @@ class Memory:
     iou: Tensor
     features: Tensor | None
     mask_logits: Tensor | None
-    reverse: bool | None = None
+    reverse: bool | None = field(default=None, kw_only=True)
 
     def tensors(self) -> Iterator[Tensor]:
         return (value for value in vars(self).values() if isinstance(value, Tensor))
-
-    def empty(self) -> Memory:
-        """A place for another memory of this shape."""
-        return replace(
-            self, **{k: torch.empty_like(v) for k, v in vars(self).items() if k != "reverse"}
-        )
-
-    def hold(self, other: Memory) -> Memory:
-        """Take over what ``other`` holds, in this one's place."""
-        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(theirs)
-        self.reverse = other.reverse
-        return self
 
 
 @dataclass
@@ -58,30 +47,20 @@ class ObjectBank:
         pending: (whether it conditions, frame) -> the answer to a prompt; it is read by others from
             the next tracked frame on.
         clicks: the points given on a frame, in upstream's form.
-        places: free ones for conditioning memories. From an object's second on they are all
-            reserved, so that an object that is prompted again and again needs no more later on.
     """
 
     conditioning: dict[int, Memory] = field(default_factory=dict)
     others: dict[int, Memory] = field(default_factory=dict)
     pending: dict[tuple[bool, int], Memory] = field(default_factory=dict)
     clicks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    places: list[Memory] | None = None
 
     def get(self, t: int) -> Memory | None:
         return self.conditioning.get(t) or self.others.get(t)
 
-    def settle(self, max_conditioning: float) -> None:
+    def settle(self) -> None:
         """Take the pending answers in; a conditioning memory rules out another one of its frame."""
-        for (conditioning, t), memory in self.pending.items():
-            if conditioning and t in self.conditioning:
-                self.conditioning[t].hold(memory)
-            elif conditioning:
-                if self.places is None and self.conditioning and max_conditioning < math.inf:
-                    self.places = [memory.empty() for _ in range(int(max_conditioning) - 1)]
-                self.conditioning[t] = self.places.pop().hold(memory) if self.places else memory
-            else:
-                self.others[t] = memory
+        for (conditions, t), memory in self.pending.items():
+            (self.conditioning if conditions else self.others)[t] = memory
         self.pending.clear()
         for t in self.conditioning:
             self.others.pop(t, None)
@@ -90,8 +69,6 @@ class ObjectBank:
         for memories in (self.conditioning, self.others, self.pending):
             for memory in memories.values():
                 yield from memory.tensors()
-        for place in self.places or ():
-            yield from place.tensors()
         for clicks in self.clicks.values():
             yield from clicks.values()
 
@@ -103,7 +80,6 @@ class Read(NamedTuple):
     others: tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class Horizon:
     """How far memory attention looks, and so what a bank has to keep.
 
@@ -111,65 +87,49 @@ class Horizon:
         memories: frames from the present to the oldest spatial memory that is read.
         pointers: the same for object pointers; not less than ``memories``.
         history: further frames that are kept whole; infinite: all.
-        max_conditioning: conditioning frames that are kept of those that tracking has passed: the
-            first of all and the nearest.
+        max_conditioning: maximum number of conditioning frames that are kept of those that
+            tracking has passed: the first of all and the nearest. None: no limit.
     """
 
-    memories: int
-    pointers: int
-    history: float
-    max_conditioning: float
-
-    @classmethod
-    def of(cls, model: SAM2Base, history: int | None, max_conditioning: int | None) -> Horizon:
-        """What ``model`` reads: the last frame, every stride-th before it, and the pointers."""
-        memories = 1 + max(0, model.num_maskmem - 2) * model.memory_temporal_stride_for_eval
+    def __init__(self, model: SAM2Base, options: TrackerOptions) -> None:
+        # A model reads the last frame, every stride-th before it, and the pointers.
+        self.memories = 1 + max(0, model.num_maskmem - 2) * model.memory_temporal_stride_for_eval
         pointers = model.max_obj_ptrs_in_encoder - 1 if model.use_obj_ptrs_in_encoder else 0
-        return cls(
-            memories,
-            max(memories, pointers),
-            math.inf if history is None else history,
-            math.inf if max_conditioning is None else max_conditioning,
-        )
+        self.pointers = max(self.memories, pointers)
+        self.history = math.inf if options.history is None else options.history
+        self.max_conditioning = options.max_cond_frames
 
-    def read(self, bank: ObjectBank, t: int, reverse: bool, both_directions: bool) -> Read:
-        """What frame ``t`` reads of a bank when it is tracked in a direction."""
+    def read(self, bank: ObjectBank, t: int, reverse: bool) -> Read:
+        """Choose what frame ``t`` reads of a bank when it is tracked in a direction."""
         others = []
         for frame, memory in bank.others.items():
             distance = frame - t if reverse else t - frame
             # Where a spatial memory is read, upstream takes a pointer without one for an error.
             nearest = 0 if memory.features is not None else self.memories
-            if nearest < distance <= self.pointers and (
-                both_directions or memory.reverse is reverse
-            ):
+            if nearest < distance <= self.pointers:
                 others.append(frame)
         return Read(tuple(sorted(bank.conditioning)), tuple(sorted(others)))
 
-    def forget(self, bank: ObjectBank, t: int, reverse: bool, anchor: int | None) -> None:
+    def forget(self, bank: ObjectBank, t: int, reverse: bool, anchor: int) -> None:
         """Drop what will not be read once frame ``t`` is tracked.
 
         Args:
             anchor: the frame from which a pass in the other direction would set out; what that
-                pass would read is kept. None: there will be none, or it would not read any.
+                pass would read is kept.
         """
         for frame, memory in list(bank.others.items()):
-            distance = abs(frame - t) - self.history
-            if anchor is not None:
-                distance = min(distance, abs(frame - anchor))
+            distance = min(abs(frame - t) - self.history, abs(frame - anchor))
             if distance > self.pointers:
                 del bank.others[frame]
             elif distance > self.memories:
                 memory.features = memory.mask_logits = None
-        first = min(bank.conditioning)
-        passed = [f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)]
-        if len(passed) >= self.max_conditioning:
-            for frame in sorted(passed, key=lambda f: abs(f - t))[int(self.max_conditioning) - 1 :]:
-                place = bank.conditioning.pop(frame)
-                if (
-                    bank.places is not None
-                    and len(bank.places) + len(bank.conditioning) < self.max_conditioning
-                ):
-                    bank.places.append(place)
+        if self.max_conditioning is not None:
+            first = min(bank.conditioning)
+            passed = [
+                f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)
+            ]
+            for frame in sorted(passed, key=lambda f: abs(f - t))[self.max_conditioning - 1 :]:
+                del bank.conditioning[frame]
         for frame in [f for f in bank.clicks if bank.get(f) is None]:
             del bank.clicks[frame]
 

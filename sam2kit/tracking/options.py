@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+_FIXED_CONVENTIONS = {
+    "memory_in_bfloat16": True,
+    "reencode_prompted": True,
+    "binarize_prompted": True,
+    "binarize_mask_prompts": True,
+    "choose_by_stability": True,
+    "pointer_positions_by_length": True,
+    "previous_logits": True,
+    "previous_logits_limit": 32.0,
+    "fill_without_extension": False,
+    "fill_before_prompted_memory": True,
+    "fill_before_tracked_memory": False,
+    "read_other_direction": True,
+    "pil_bicubic": True,
+    "antialias_masks": True,
+}
+"""Former options, each with the value of upstream's convention, which is now the only one."""
 
 
 @dataclass(frozen=True)
 class TrackerOptions:
-    """The conventions of tracking; the defaults are those of upstream's predictor.
+    """Options of tracking; the defaults are those of upstream's predictor.
 
     Attributes:
-        max_cond_frames: conditioning frames kept of those that tracking has passed: the first of
-            all and the nearest. None: all, as upstream; memory then grows with every prompt.
+        max_cond_frames: maximum number of conditioning frames kept of those that tracking has
+            passed: the first of all and the nearest. None: all, as upstream; memory then grows
+            with every prompt.
         history: frames kept beyond what attention reads. A prompt corrects a frame that is still
             kept; on a forgotten one it is a new conditioning frame. None: all, as upstream.
-        object_chunk: at most so many objects in one call of the model.
+        object_chunk: maximum number of objects per call of the model.
         autocast: compute in bfloat16; None: where the device is a GPU that does it well.
         zero_memory: zero all that the bank keeps (ablation).
-        memory_in_bfloat16: keep spatial memories in bfloat16.
-        reencode_prompted: encode a prompted frame's memory from its low-resolution mask, enlarged;
-            otherwise from the mask at full size.
-        binarize_prompted: cut the mask of a prompted frame at 0 before its memory is encoded.
-        binarize_mask_prompts: that of a mask prompt too.
-        choose_by_stability: where the decoder gives one mask and it is unstable, take the best of
-            three.
-        pointer_positions_by_length: in a video shorter than the number of object pointers,
-            normalise their positions by its length.
-        corrected_frames_condition: a prompt on a tracked frame makes it a conditioning frame.
-        previous_logits: clicks on a frame that has a mask are given to the decoder with that mask,
-        previous_logits_limit: clamped to plus and minus this.
-        fill_hole_area: fill holes of at most so many pixels of the low-resolution mask,
-        fill_without_extension: even without upstream's compiled extension, which it needs;
-        fill_before_prompted_memory, fill_before_tracked_memory: before or after the memory of a
-            prompted or of another frame is encoded.
         track_before_prompt: track objects on frames before their first prompt.
-        read_other_direction: a backward pass reads memories of the forward pass, and vice versa.
-        pil_bicubic: resize frames by PIL's bicubic filter; otherwise as in training.
-        antialias_masks: resize mask prompts with antialiasing, cut at 0.5; otherwise nearest.
-        non_overlapping: give each pixel to one object, that with the highest logit.
+        corrected_frames_condition: a prompt on a tracked frame makes it a conditioning frame.
+        non_overlapping: give each pixel to the object with the highest logit.
+        fill_hole_area: fill holes of up to this many pixels of the low-resolution mask, where
+            upstream's compiled extension is installed and the model is on a GPU.
+
+    Raises:
+        ValueError: a number below its minimum.
     """
 
     max_cond_frames: int | None = 8
@@ -45,29 +53,31 @@ class TrackerOptions:
     object_chunk: int = 16
     autocast: bool | None = None
     zero_memory: bool = False
-    memory_in_bfloat16: bool = True
-    reencode_prompted: bool = True
-    binarize_prompted: bool = True
-    binarize_mask_prompts: bool = True
-    choose_by_stability: bool = True
-    pointer_positions_by_length: bool = True
-    corrected_frames_condition: bool = False
-    previous_logits: bool = True
-    previous_logits_limit: float = 32.0
-    fill_hole_area: int = 8
-    fill_without_extension: bool = False
-    fill_before_prompted_memory: bool = True
-    fill_before_tracked_memory: bool = False
     track_before_prompt: bool = True
-    read_other_direction: bool = True
-    pil_bicubic: bool = True
-    antialias_masks: bool = True
+    corrected_frames_condition: bool = False
     non_overlapping: bool = False
+    fill_hole_area: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("max_cond_frames", "object_chunk"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("history", "fill_hole_area", "previous_logits_limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        minima = {"max_cond_frames": 1, "object_chunk": 1, "history": 0, "fill_hole_area": 0}
+        for name, minimum in minima.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> TrackerOptions:
+        """Read options by name, also those that a configuration of an older version stored.
+
+        Raises:
+            TypeError: an unknown name.
+            ValueError: an impossible value, or a former option that differs from upstream's
+                convention.
+        """
+        for name in values.keys() & _FIXED_CONVENTIONS.keys():
+            if values[name] != _FIXED_CONVENTIONS[name]:
+                raise ValueError(
+                    f"{name}={values[name]} is not supported any more: tracking always follows "
+                    f"upstream's convention, {name}={_FIXED_CONVENTIONS[name]}; remove {name}"
+                )
+        return cls(**{k: v for k, v in values.items() if k not in _FIXED_CONVENTIONS})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from loguru import logger
 import sam2kit
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.writers import MaskWriter, coco_json
-from sam2kit.models.checkpoints import find_checkpoint, load_source
+from sam2kit.models.checkpoints import find_checkpoint, load_model
 from sam2kit.prompts.io import load_video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.options import TrackerOptions
@@ -33,7 +33,7 @@ GIF_FRAMES, GIF_WIDTH = 60, 480
 OPTIONS = TrackerOptions(track_before_prompt=False)
 
 
-def track(
+def track_video(
     video: str | Path,
     prompts: str | Path,
     checkpoint: str | Path,
@@ -52,7 +52,7 @@ def track(
     Args:
         video: a video file or a folder of frames.
         prompts: as :func:`~sam2kit.prompts.io.load_video_prompts` reads them.
-        checkpoint: as :func:`~sam2kit.models.checkpoints.load_source` takes it.
+        checkpoint: as :func:`~sam2kit.models.checkpoints.load_model` takes it.
         output_dir: by default a new dated folder under ``outputs``.
 
     Returns:
@@ -67,7 +67,7 @@ def track(
         raise ConfigError(f"--output-dir: {output_dir} holds masks already; name another folder")
     path = find_checkpoint(checkpoint, key="--model-checkpoint")
     source = open_video(video)
-    config, model = load_source(path)
+    config, model = load_model(path)
     image_size, name = config.dataset.image_size, source.names[0]
     given, object_ids = load_video_prompts(prompts, name, source.num_frames(0), image_size)
     folder = open_run_dir(output_dir, "outputs")
@@ -77,13 +77,12 @@ def track(
     for prompt in given:
         session.add_prompt(prompt)
     masks = MaskWriter(folder / "masks" / file_name(name), name, object_ids)
-    first = min(prompt.frame for prompt in given)
-    draw = _drawer(given, image_size)
-    done = _write_frames(session.propagate(), first, source, folder, masks, draw)
+    done = _write_frames(session.propagate(), source, folder, masks, given, image_size)
     (folder / "masks.json").write_text(json.dumps(coco_json([masks.sav()])))
-    made = {"video": str(video), "prompts": str(prompts), "checkpoint": str(checkpoint)}
-    made |= {"sam2kit_version": sam2kit.__version__, "frames": done, "objects": object_ids}
-    (folder / "track.json").write_text(json.dumps(made | {"options": asdict(options)}, indent=1))
+    inputs = {"video": str(video), "prompts": str(prompts), "checkpoint": str(checkpoint)}
+    results = {"sam2kit_version": sam2kit.__version__, "frames": done, "objects": object_ids}
+    content = {**inputs, **results, "options": asdict(options)}
+    (folder / "track.json").write_text(json.dumps(content, indent=1))
     if done < source.num_frames(0):
         raise KeyboardInterrupt(f"the masks of frames 0 to {done - 1} are in {folder}")
     logger.info("{} frames, {} objects: results in {}", done, len(object_ids), folder)
@@ -92,14 +91,15 @@ def track(
 
 def _write_frames(
     tracks: Iterator[FrameTracks],
-    first: int,
     source: OneVideo,
     folder: Path,
     masks: MaskWriter,
-    draw: Callable[[np.ndarray, int], np.ndarray],
+    prompts: list[Prompt],
+    image_size: int,
 ) -> int:
-    """Track from frame ``first`` to the end or an interruption; how many frames were written."""
+    """Track from the first prompt to the end or an interruption; return the frames written."""
     count, done, ids = source.num_frames(0), 0, masks.object_ids
+    first = min(prompt.frame for prompt in prompts)
     pages, every = [], -(-count // GIF_FRAMES)
     with ExitStack() as files:
         write = files.enter_context(mp4_writer(folder / "overlay.mp4", source.fps))
@@ -119,10 +119,16 @@ def _write_frames(
                 by_object = dict(zip(ids, found, strict=True))
                 masks.add(source.frame_name(0, t), by_object, frame.shape[:2])
                 done = t + 1
-                picture = draw(overlay(frame, found > 0), t)
+                picture = overlay(frame, found > 0)
+                for prompt in prompts:
+                    if prompt.frame == t:
+                        picture = _draw(picture, prompt, image_size)
                 write(picture)
                 if t % every == 0:
-                    pages.append(_shrink(picture))
+                    scale = min(1, GIF_WIDTH / picture.shape[1])
+                    pages.append(
+                        cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                    )
         except KeyboardInterrupt:
             logger.warning("interrupted: the files are finished with {} frames", done)
     if pages:
@@ -130,22 +136,12 @@ def _write_frames(
     return done
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    scale = min(1, GIF_WIDTH / picture.shape[1])
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-
-
-def _drawer(prompts: list[Prompt], image_size: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Draws the clicks and boxes of frame ``t`` on its picture."""
-
-    def draw(picture: np.ndarray, t: int) -> np.ndarray:
-        height, width = picture.shape[:2]
-        for prompt in prompts:
-            if prompt.frame == t and prompt.points is not None and prompt.labels is not None:
-                scale = np.array([width, height]) / image_size
-                points = (prompt.points.numpy() + 0.5) * scale - 0.5
-                for own, labels in zip(points, prompt.labels.numpy(), strict=True):
-                    picture = draw_prompts(picture, own, labels)
+def _draw(picture: np.ndarray, prompt: Prompt, image_size: int) -> np.ndarray:
+    """Draw the clicks and boxes of a prompt on the picture of its frame."""
+    if prompt.points is None or prompt.labels is None:
         return picture
-
-    return draw
+    scale = np.array(picture.shape[1::-1]) / image_size
+    points = (prompt.points.numpy() + 0.5) * scale - 0.5
+    for object_points, labels in zip(points, prompt.labels.numpy(), strict=True):
+        picture = draw_prompts(picture, object_points, labels)
+    return picture

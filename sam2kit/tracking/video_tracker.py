@@ -1,7 +1,6 @@
 """Tracking whole videos, frame by frame, in memory that does not grow with their length.
 
-The masks are those of upstream's ``SAM2VideoPredictor``, whose conventions are the fields of
-:class:`TrackerOptions`; docs/tracking.md says what each of them does.
+The masks are those of upstream's ``SAM2VideoPredictor``; docs/tracking.md has its conventions.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from loguru import logger
-from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.misc import concat_points
 from torch import Tensor
 from torch.nn import functional as F
 
+from sam2kit.data.transforms import resize_masks
 from sam2kit.models.clip_tracking import FrameFeatures, upstream_inputs
 from sam2kit.prompts.geometry import BOX_LABELS
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.frame_step import Answer, Call, FrameModel
 from sam2kit.tracking.memory_bank import Horizon, ObjectBank
-from sam2kit.tracking.options import TrackerOptions
 from sam2kit.utils.errors import DataError
 
+PREVIOUS_LOGITS_LIMIT = 32.0  # upstream's clamp of the mask that clicks refine
 ReadFrame = Callable[[int], np.ndarray]
 """Frame number -> ``[H,W,3]`` uint8 RGB, all frames of one size."""
 
@@ -69,21 +68,14 @@ class FrameTracks:
         return (self.logits(size) > 0).cpu().numpy()
 
 
-class VideoTracker:
-    """A model and the conventions by which it tracks.
+class VideoTracker(FrameModel):
+    """A model and the options by which it tracks.
 
     Args:
         model: set to evaluation mode.
-        device: where it is moved; None: where it is.
+        options: None: the defaults.
+        device: where the model is moved; None: where it is.
     """
-
-    def __init__(
-        self,
-        model: SAM2Base,
-        options: TrackerOptions | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        self.frame_model = FrameModel(model, options or TrackerOptions(), device)
 
     def open(
         self, read_frame: ReadFrame, num_frames: int, size: tuple[int, int]
@@ -94,7 +86,7 @@ class VideoTracker:
             read_frame: called with 0 to ``num_frames`` - 1; frames ``[H,W,3]`` uint8 RGB.
             size: H and W.
         """
-        return TrackingSession(self.frame_model, read_frame, num_frames, size)
+        return TrackingSession(self, read_frame, num_frames, size)
 
 
 class TrackingSession:
@@ -110,9 +102,7 @@ class TrackingSession:
         self.banks: dict[int, ObjectBank] = {}
         self._frame_model, self._read_frame = frame_model, read_frame
         self._options = frame_model.options
-        self._horizon = Horizon.of(
-            frame_model.model, self._options.history, self._options.max_cond_frames
-        )
+        self._horizon = Horizon(frame_model.model, self._options)
         self._encoded: tuple[int, FrameFeatures] | None = None
 
     @property
@@ -148,12 +138,13 @@ class TrackingSession:
         with self._frame_model.applied():
             points, masks = upstream_inputs(prompt.to(self._frame_model.device))
             if masks is not None:
-                masks = self._frame_model.resize_masks(masks)
+                side = self._frame_model.model.image_size
+                masks = resize_masks(masks, (side, side))
                 for row in (~masks.flatten(1).any(1)).nonzero().flatten().tolist():
                     logger.warning(
                         "object {} on frame {} is too small for {} pixels a side: its mask prompt "
                         "says that it is absent",
-                        *(prompt.objects[row].item(), prompt.frame, masks.shape[-1]),
+                        *(prompt.objects[row].item(), prompt.frame, side),
                     )
             self._features(prompt.frame)  # an unreadable frame leaves everything as it was
             calls = {}
@@ -209,21 +200,20 @@ class TrackingSession:
         calls: dict[int, Call] = {}
         with self._frame_model.applied():
             for number, bank in self.banks.items():
-                bank.settle(horizon.max_conditioning)
+                bank.settle()
                 if t in bank.conditioning:
                     answers[number] = Answer(bank.conditioning[t], None)
                 elif options.track_before_prompt or any(
                     (f > t if reverse else f < t) for f in bank.conditioning
                 ):
-                    read = horizon.read(bank, t, reverse, options.read_other_direction)
-                    calls[number] = Call(bank, read, reverse)
+                    calls[number] = Call(bank, horizon.read(bank, t, reverse), reverse)
             answers |= self._run(t, calls)
             tracks = self._tracks(t, {o: answers[o] for o in self.banks if o in answers})
             for number, call in calls.items():
                 call.bank.others[t] = answers[number].memory
             for answer in answers.values():
                 answer.memory.reverse = reverse
-            anchor = self._first_prompted() if options.read_other_direction else None
+            anchor = self._first_prompted()
             for bank in self.banks.values():
                 horizon.forget(bank, t, reverse, anchor)
         return tracks
@@ -231,14 +221,11 @@ class TrackingSession:
     def _prompt_call(
         self, number: int, t: int, points: dict[str, Tensor] | None, mask: Tensor | None
     ) -> Call:
-        options = self._options
         bank = self.banks.setdefault(number, ObjectBank())
         kept = bank.get(t)
         reverse = None if kept is None else kept.reverse
-        read = None
-        if reverse is not None:
-            read = self._horizon.read(bank, t, reverse, options.read_other_direction)
-        conditions = read is None or options.corrected_frames_condition
+        read = None if reverse is None else self._horizon.read(bank, t, reverse)
+        conditions = read is None or self._options.corrected_frames_condition
         if t in bank.conditioning and not conditions:
             logger.warning(
                 "object {} was tracked from its prompt on frame {}: tracking goes on from that "
@@ -253,9 +240,8 @@ class TrackingSession:
         bank.clicks[t] = points
         latest = bank.pending.get((conditions, t)) or kept
         previous = None
-        if options.previous_logits and latest is not None and latest.mask_logits is not None:
-            limit = options.previous_logits_limit
-            previous = latest.mask_logits.clamp(-limit, limit)
+        if latest is not None and latest.mask_logits is not None:
+            previous = latest.mask_logits.clamp(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
         return Call(bank, read, reverse, points, previous=previous)
 
     def _run(self, t: int, calls: dict[int, Call]) -> dict[int, Answer]:
@@ -286,17 +272,18 @@ class TrackingSession:
 
     def _tracks(self, t: int, answers: dict[int, Answer]) -> FrameTracks:
         memories = [answer.memory for answer in answers.values()]
-        chosen = [a for a in answers.values() if a.candidates is not None]
-        several = len(chosen) == len(memories) > 0
+        masks = [m.mask_logits[:, 0] for m in memories if m.mask_logits is not None]
+        candidates = [a.candidates for a in answers.values() if a.candidates is not None]
+        several = len(candidates) == len(memories) > 0
         side, device = self._frame_model.model.image_size // 4, self._frame_model.device
         none = torch.zeros(0, device=device)
         return FrameTracks(
             t,
             list(answers),
-            torch.cat([none.view(0, side, side), *(m.mask_logits[:, 0] for m in memories)]),
+            torch.cat([none.view(0, side, side), *masks]),
             torch.cat([none, *(m.iou for m in memories)]),
             torch.cat([none, *(m.object_score for m in memories)]),
-            torch.cat([a.candidates for a in chosen]) if several else None,
-            torch.cat([a.candidate_iou for a in chosen]) if several else None,
+            torch.cat([masks for masks, _ in candidates]) if several else None,
+            torch.cat([iou for _, iou in candidates]) if several else None,
             self._options.non_overlapping,
         )

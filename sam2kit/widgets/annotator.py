@@ -20,7 +20,7 @@ from sam2kit.config.schema import PROMPT_TYPES, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
-from sam2kit.models.checkpoints import create_sam2_model, load_source
+from sam2kit.models.checkpoints import create_sam2_model, load_model
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.utils.device import pick_device
@@ -343,7 +343,7 @@ def _model(
         model = run_dir / "best.ckpt"
     if model is None and config is not None and config.model.checkpoint is not None:
         return create_sam2_model(config)
-    return load_source(model or "nano")[1]
+    return load_model(model or "nano")[1]
 
 
 def _recipes(config: Config | None) -> dict[str, DatasetConfig]:

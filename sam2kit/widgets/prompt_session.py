@@ -283,7 +283,7 @@ class PromptSession:
             side = self.image_size // 4
             logits = torch.from_numpy(mark.base)[None, None].float() * 2 * LOGIT - LOGIT
             previous = F.interpolate(logits, (side, side), mode="area")
-            previous = previous.to(self._tracker.frame_model.device)
+            previous = previous.to(self._tracker.device)
             mark = _with_centre(mark)
         prompts, _ = video_prompts(
             to_document({place: mark}, self.video, self.size),

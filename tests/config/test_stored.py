@@ -19,8 +19,8 @@ from sam2kit.models.checkpoints import (
     CONFIG_KEY,
     config_to_store,
     create_sam2_model,
+    load_model,
     load_run,
-    load_source,
     load_weights,
     read_run_config,
     save_adapter,
@@ -187,7 +187,7 @@ def test_an_interpolation_is_rejected_and_not_resolved(hostile, tmp_path, data, 
     assert main(argv) == 2
     said = "".join(capsys.readouterr())
     assert str(hostile) in said and key in said and SECRET not in said
-    loaders = [load_run, load_source, read_run_config, source_config]
+    loaders = [load_run, load_model, read_run_config, source_config]
     for load in loaders:
         with pytest.raises(CheckpointError, match=f"{key}.* interpolation") as error:
             load(hostile)
@@ -197,7 +197,7 @@ def test_an_interpolation_is_rejected_and_not_resolved(hostile, tmp_path, data, 
 
 def test_readers_of_a_stored_configuration_take_nothing_of_the_callers(hostile, tmp_path):
     before = files_below(tmp_path)
-    for config in (load_run(hostile)[0], load_source(hostile)[0], source_config(hostile)[0]):
+    for config in (load_run(hostile)[0], load_model(hostile)[0], source_config(hostile)[0]):
         assert config.model.size == "nano" and config.dataset.image_size == 64
         assert config.model.memory_attention_bias == 3.0
         for key, f in options().items():
@@ -294,7 +294,7 @@ def test_a_runs_configuration_that_interpolates(tiny_config, hostile, monkeypatc
     with pytest.raises(CheckpointError, match="config.yaml: dataset.data_path is an interpol"):
         evaluate_checkpoint(hostile)
     with pytest.raises(CheckpointError, match="config.yaml: dataset.data_path is an interpol"):
-        load_source(hostile)
+        load_model(hostile)
 
 
 @pytest.mark.parametrize("text", ["defaults: [x]\nseed: '${oc.env:SECRET}'\n", "name: other\n"])

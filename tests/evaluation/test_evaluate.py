@@ -232,6 +232,9 @@ def test_bad_names_and_options_are_told_before_tracking(config, contenders, tmp_
     config.evaluation.tracker = {"max_cond": 3}
     with pytest.raises(ConfigError, match="max_cond"):
         evaluate(config, contenders, tmp_path)
+    config.evaluation.tracker = {"pil_bicubic": False}
+    with pytest.raises(ConfigError, match="pil_bicubic=False is not supported any more"):
+        evaluate(config, contenders, tmp_path)
 
 
 def test_other_checkpoints_stand_beside_the_tuned_one(config, tmp_path):

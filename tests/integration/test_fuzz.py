@@ -21,7 +21,7 @@ from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.data import COCODataset, VideoDataset
 from sam2kit.models.checkpoint_io import write_checkpoint
-from sam2kit.models.checkpoints import load_source
+from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.io import load_video_prompts
 from sam2kit.utils.errors import SAM2KitError
 
@@ -187,7 +187,7 @@ def test_checkpoints(tmp_path):
     @given(damaged(content))
     def run(found):
         file.write_bytes(found)
-        assert not told(load_source, file)  # it never was a whole model
+        assert not told(load_model, file)  # it never was a whole model
 
     run()
 

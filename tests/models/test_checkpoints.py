@@ -240,5 +240,5 @@ def test_truncated_safetensors(tiny_config, tmp_path):
 
 
 def test_a_source_without_configuration_gets_that_of_its_size(official):
-    config, model = checkpoints.load_source(official)
+    config, model = checkpoints.load_model(official)
     assert (config.model.size, config.dataset.image_size, model.image_size) == ("nano", 128, 128)

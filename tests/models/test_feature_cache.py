@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import make_davis
+from tracker_helpers import BREAK_CONVENTION
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config
@@ -156,13 +157,15 @@ def test_content_of_a_file(tmp_path, tiny_config):
     assert counts(cache) == (0, 2) and not torch.equal(before, after)
 
 
-def test_preprocessing(tmp_path, model):
+def test_preprocessing(tmp_path, model, monkeypatch):
     """Frames that are resized in another way are other frames; the same way they are the same."""
     model.feature_cache = cache = FeatureCache(tmp_path / "cache")
     frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    tracker = FrameModel(model, TrackerOptions())
     for bicubic, found in ((True, 0), (False, 0), (True, 1)):
-        tracker = FrameModel(model, TrackerOptions(pil_bicubic=bicubic))
-        with tracker.applied():
+        with tracker.applied(), monkeypatch.context() as patch:
+            if not bicubic:
+                BREAK_CONVENTION["pil_bicubic"](patch)
             tracker.encode(frame)
         assert cache.read == found
     assert cache.encoded == 2
@@ -196,9 +199,9 @@ def test_a_file_that_is_not_whole_is_written_anew(model, cache, length):
 
 WRITER = """
 import sys, torch
-from sam2kit.checkpoints import create_sam2_model
-from sam2kit.config import Config
-from sam2kit.features import FeatureCache
+from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.config.schema import Config
+from sam2kit.models.feature_cache import FeatureCache
 torch.set_num_threads(1)
 config = Config()
 config.model.size, config.dataset.image_size = "nano", 64

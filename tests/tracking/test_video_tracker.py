@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sam2.utils.misc
 import torch
 from loguru import logger
 from parity_helpers import parity_config, sharpen
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from tracker_helpers import (
+    BREAK_CONVENTION,
     SIZE,
     Found,
     Give,
     Go,
     Scene,
+    connected_components,
     difference,
     ours,
     predictor_of,
+    pretend_extension,
     prompt,
     read_frame,
     upstream,
@@ -33,7 +35,6 @@ from sam2kit.models import memory_attention as attention
 from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
 from sam2kit.models.sam2 import SAM2Model, build_sam2_model
 from sam2kit.prompts.prompt import Prompt
-from sam2kit.tracking.frame_step import connected_components
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import DataError
@@ -201,53 +202,55 @@ IN_TURN = (prompts("click", (0,)), Give("click", 0, (0,), CLICKS[1:2]), Go(0, 4)
 CORRECTED = (*MASKED[:1], Go(0, 4), prompts("mask", (0,), 3), Go(4))
 THERE_AND_BACK = (prompts("mask", (0,), 2), Go(), Go(reverse=True))
 LATE = (prompts("mask", (0,)), prompts("mask", (1,), 3), Go())
-CONVENTIONS = [
-    ("memory_in_bfloat16", False, CLICKED),
-    ("reencode_prompted", False, MASKED),
-    ("binarize_prompted", False, CLICKED),
-    ("binarize_mask_prompts", False, MASKED),
-    ("choose_by_stability", False, CLICKED),
-    ("pointer_positions_by_length", False, CLICKED),
-    ("corrected_frames_condition", True, CORRECTED),
-    ("previous_logits", False, IN_TURN),
-    ("previous_logits_limit", 1.0, ON_MASK),
-    ("fill_hole_area", 0, CLICKED),
-    ("fill_without_extension", False, CLICKED),
-    ("fill_before_prompted_memory", False, MASKED),
-    ("fill_before_tracked_memory", True, CLICKED),
-    ("track_before_prompt", False, LATE),
-    ("read_other_direction", False, THERE_AND_BACK),
-    ("pil_bicubic", False, MASKED),
-    ("antialias_masks", False, MASKED),
+CONVENTIONS = [  # of BREAK_CONVENTION, or options that break one
+    ("memory_in_bfloat16", CLICKED),
+    ("reencode_prompted", MASKED),
+    ("binarize_prompted", CLICKED),
+    ("binarize_prompted", MASKED),
+    ("choose_by_stability", CLICKED),
+    ("pointer_positions_by_length", CLICKED),
+    ({"corrected_frames_condition": True}, CORRECTED),
+    ("previous_logits", IN_TURN),
+    ("previous_logits_limit", ON_MASK),
+    ({"fill_hole_area": 0}, CLICKED),
+    ("fill_with_extension", CLICKED),
+    ("fill_before_prompted_memory", MASKED),
+    ("fill_after_tracked_memory", CLICKED),
+    ({"track_before_prompt": False}, LATE),
+    ("read_other_direction", THERE_AND_BACK),
+    ("pil_bicubic", MASKED),
+    ("antialias_masks", MASKED),
 ]
-
-
-@pytest.fixture
-def with_extension(monkeypatch):
-    monkeypatch.setattr(sam2.utils.misc, "get_connected_components", connected_components)
 
 
 @functools.cache
 def by_convention(weights: str, video: Scene, script: tuple, fill: bool) -> tuple[Found, float]:
-    """What the tracker gives by upstream's conventions, and how far from upstream it is."""
-    found = ours(pair(weights).ours, video, script, TrackerOptions(fill_without_extension=fill))
+    """What the tracker gives by upstream's conventions, and how far from upstream it is.
+
+    ``fill``: whether holes are filled, which is a part of the key of the cache.
+    """
+    found = ours(pair(weights).ours, video, script)
     return found, difference(found, upstream(pair(weights).theirs, video, script))
 
 
 @pytest.mark.parametrize("weights", ["random", SHIPPED])
-@pytest.mark.parametrize(("name", "value", "script"), CONVENTIONS, ids=[c[0] for c in CONVENTIONS])
-def test_a_convention_alone_makes_a_difference(name, value, script, weights, scene, request):
+@pytest.mark.parametrize(("change", "script"), CONVENTIONS, ids=[str(c[0]) for c in CONVENTIONS])
+def test_a_convention_alone_makes_a_difference(change, script, weights, scene, monkeypatch):
+    options = change if isinstance(change, dict) else {}
+    name = next(iter(options), change)
     if weights == "random":  # loud masks are all stable
         weights = "soft" if name == "choose_by_stability" else "loud"
     elif name == "pointer_positions_by_length":
         pytest.skip("the nano hardly looks at how far a pointer is")
     fill = name.startswith("fill")
     if fill:
-        request.getfixturevalue("with_extension")
+        pretend_extension(monkeypatch)
     found, far = by_convention(weights, scene(6), script, fill)
     assert far < TOLERANCE / 10
-    options = replace(TrackerOptions(fill_without_extension=fill), **{name: value})
-    changed = difference(ours(pair(weights).ours, scene(6), script, options), found)
+    if not options:
+        BREAK_CONVENTION[name](monkeypatch)
+    broken = ours(pair(weights).ours, scene(6), script, TrackerOptions(**options))
+    changed = difference(broken, found)
     assert changed > max(4 * far, 1e-3), (changed, far)
 
 
@@ -308,9 +311,10 @@ def track_long(num_frames: int, every: int, condition: bool = True) -> list[int]
 
 @pytest.mark.parametrize("condition", [True, False])
 def test_the_state_does_not_grow(condition):
+    """From the eighth prompt on, when ``max_cond_frames`` are kept, or after the first pointers."""
     state = track_long(61, 4, condition)
-    assert state[18] == state[58]  # as far from a prompt
-    assert max(state[10:]) == max(state[10:20])
+    assert state[38] == state[58]  # as far from a prompt
+    assert max(state[30:]) == max(state[30:40])
 
 
 @pytest.fixture
@@ -486,6 +490,16 @@ def test_what_cannot_be_tracked(session, scene):
         TrackerOptions(object_chunk=0)
     with pytest.raises(ValueError, match="history must be at least 0, got -1"):
         TrackerOptions(history=-1)
+
+
+def test_former_options_are_read_or_named():
+    """Those of older configurations, where they are what the tracker does now."""
+    values = {"pil_bicubic": True, "previous_logits_limit": 32, "history": None}
+    assert TrackerOptions.from_values(values) == TrackerOptions(history=None)
+    with pytest.raises(ValueError, match="read_other_direction=False is not supported any more"):
+        TrackerOptions.from_values({"read_other_direction": False})
+    with pytest.raises(TypeError, match="colour"):
+        TrackerOptions.from_values({"colour": 1})
 
 
 def test_a_frame_of_another_size(scene):

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import yaml
+from tracker_helpers import BREAK_CONVENTION
 
 from sam2kit.config.loading import load_config, override_config, settle_precision
 from sam2kit.config.schema import Config, OptimizerConfig, SchedulerConfig
@@ -96,16 +97,12 @@ def test_evaluate_scores_trackers_side_by_side(run, tmp_path):
     assert metrics["trackers"][COPY]["J"] == pytest.approx(sum(per_object) / len(per_object))
 
 
-def test_tracking_as_in_training_gives_the_score_of_validation(run, tmp_path):
+def test_tracking_as_in_training_gives_the_score_of_validation(run, tmp_path, monkeypatch):
     """The same videos, prompts and weights, once as clips and once frame by frame."""
-    as_trained = dict.fromkeys(
-        ("pil_bicubic", "memory_in_bfloat16", "reencode_prompted", "binarize_prompted")
-        + ("choose_by_stability",),
-        False,
-    )
-    options = "{" + ", ".join(f"{k}: {str(v).lower()}" for k, v in as_trained.items()) + "}"
-    overrides = [f"evaluation.tracker={options}"]
-    evaluation = evaluate_checkpoint(run.best_checkpoint, overrides, tmp_path / "evaluation")
+    names = ("pil_bicubic", "memory_in_bfloat16", "reencode_prompted", "binarize_prompted")
+    for name in (*names, "choose_by_stability"):
+        BREAK_CONVENTION[name](monkeypatch)
+    evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
     found = evaluation.metrics()["trackers"][AFTER]["J"]
     assert found == pytest.approx(run.metrics["val_iou"], abs=1e-3)
 

@@ -19,10 +19,10 @@ from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.evaluation.metrics import iou
-from sam2kit.models.checkpoints import load_source
+from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.geometry import mask_center
-from sam2kit.tracking.tracking_job import track
+from sam2kit.tracking.tracking_job import track_video
 from sam2kit.utils.errors import DataError
 from sam2kit.viz.overlays import ERROR_COLORS, PALETTE
 from sam2kit.widgets.annotator import PromptDebugger
@@ -49,7 +49,7 @@ class FirstFrames(VideoSource):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_source("nano")[1]
+    return load_model("nano")[1]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_what_is_shown_replays_without_a_front_end(session, tmp_path):
     assert session.stale
     assert list(session.propagate()) == [0, 1, 2, 3] and not session.stale
     prompts = session.save(tmp_path / "prompts.json")
-    out = track(folder, prompts, "nano", tmp_path / "out", "cpu")
+    out = track_video(folder, prompts, "nano", tmp_path / "out", "cpu")
     numbers = json.loads((out / "track.json").read_text())["objects"]
     shown = json.loads((out / "masks.json").read_text())
     areas = {(a["image_id"] - 1, a["track_id"]): a["area"] for a in shown["annotations"]}

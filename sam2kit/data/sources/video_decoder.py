@@ -18,7 +18,7 @@ from sam2kit.data.sources.listing import FRAME_ENDINGS
 from sam2kit.utils.errors import DataError
 
 
-def open_video(path: str | Path) -> VideoSource:
+def open_video(path: str | Path) -> OneVideo:
     """A video file or a folder of frames as a source of one video, without masks.
 
     Raises:
