@@ -1,4 +1,4 @@
-"""One tracker on one video: tracked by a protocol, scored frame by frame, kept in small files."""
+"""Run one tracker on one video by a protocol, score it frame by frame, and save the results."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ import sam2kit
 from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
-from sam2kit.evaluation.predictions import first_visible_frames
-from sam2kit.evaluation.prompt_protocols import CopiedMasks, PromptedFrame, PromptProtocol, follow
+from sam2kit.evaluation.prompt_protocols import (
+    CopiedMasks,
+    PromptedFrame,
+    PromptProtocol,
+    first_visible_frames,
+    follow,
+)
 from sam2kit.evaluation.scores import CONVENTIONS, VideoScorer, VideoScores
 from sam2kit.evaluation.statistics import best_threshold, iou_by_threshold, presence_by_threshold
 from sam2kit.models.sam2 import SAM2Model
@@ -36,13 +41,13 @@ PROGRESS_FRAMES = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
-    """What tracks the videos.
+class TrackerRun:
+    """A model, or the copied first mask, with the settings that it tracks the videos with.
 
     Attributes:
-        name: under which results show it.
+        name: the tracker's name in the results.
         model: on its device; None: each object's prompted mask is copied.
-        zero_memory: what the memory bank keeps is zeroed.
+        zero_memory: whether the memories in the bank are zeroed.
         mask_threshold: logits above it are the object.
         object_threshold: where the object's score is not above it, the mask is empty.
     """
@@ -87,7 +92,7 @@ class Contender:
 
         Args:
             objects: all that the truth shows; see
-                :func:`sam2kit.evaluation.predictions.first_visible_frames`.
+                :func:`sam2kit.evaluation.prompt_protocols.first_visible_frames`.
             on_frame: called with each frame and its logits ``[H,W]`` by object, thresholds applied.
 
         Raises:
@@ -117,7 +122,7 @@ class Contender:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that tells this contender from others of the same name."""
+        """Everything that distinguishes this run from others of the same name."""
         content = {k: getattr(self, k) for k in ("zero_memory", "mask_threshold")}
         content["object_threshold"] = str(self.object_threshold)
         if self.model is not None:
@@ -163,7 +168,7 @@ class ResultFiles:
         self.folder, self.config = folder, config
         evaluation = asdict(config.evaluation)
         for key in ("compare", "noise", "noise_levels", "calibration_videos"):
-            del evaluation[key]  # the contender and its noise stand for them
+            del evaluation[key]  # the run and its noise stand for them
         data = asdict(config.validation_dataset())
         for key in ("num_workers", "batch_size", "prompt_types"):
             del data[key]
@@ -181,7 +186,7 @@ class ResultFiles:
 
     def scores(
         self,
-        contender: Contender,
+        run: TrackerRun,
         source: VideoSource,
         i: int,
         objects: Sequence[ObjectId],
@@ -190,14 +195,14 @@ class ResultFiles:
         """The scores of a video: read if they are there, else tracked, and then kept.
 
         Args:
-            objects: as for :meth:`Contender.score`.
+            objects: as for :meth:`TrackerRun.score`.
             noise: a level of the curves of robustness, of which no masks are kept; None: the
                 evaluation itself.
         """
-        name = contender.name if noise is None else f"{contender.name}, noise {noise:g}"
+        name = run.name if noise is None else f"{run.name}, noise {noise:g}"
         video, level = source.names[i], self.config.evaluation.noise if noise is None else noise
         made_of = self._shared | {
-            "tracker": contender.identity,
+            "tracker": run.identity,
             "noise": level,
             "frames": source.num_frames(i),
         }
@@ -210,18 +215,18 @@ class ResultFiles:
             logger.info("{}, {}: scored in another way before, so it is tracked anew", video, name)
             path.unlink()
         if noise is None:
-            scores = self._score_and_keep_masks(contender, source, i, objects)
+            scores = self._score_and_keep_masks(run, source, i, objects)
         else:
-            scores = contender.score(source, i, objects, self.config, noise)
+            scores = run.score(source, i, objects, self.config, noise)
         _write_json(path, {"made_of": made_of, "scores": scores.to_dict()})
         return scores
 
     def _score_and_keep_masks(
-        self, contender: Contender, source: VideoSource, i: int, objects: Sequence[ObjectId]
+        self, run: TrackerRun, source: VideoSource, i: int, objects: Sequence[ObjectId]
     ) -> VideoScores:
         video, size = source.names[i], source.read_frame(i, 0).shape[:2]
-        folder = self.path("masks", contender.name, video)
-        if self.path("sav", contender.name, video, ".json").is_file():  # they are an evaluation's
+        folder = self.path("masks", run.name, video)
+        if self.path("sav", run.name, video, ".json").is_file():  # they are an evaluation's
             for stale in folder.glob("*.png"):
                 stale.unlink()
         writer = MaskWriter(folder, video, objects)
@@ -229,8 +234,8 @@ class ResultFiles:
         def write(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:
             writer.add(source.frame_name(i, frame.t), logits, size)
 
-        scores = contender.score(source, i, objects, self.config, on_frame=write)
-        _write_json(self.path("sav", contender.name, video, ".json"), writer.sav())
+        scores = run.score(source, i, objects, self.config, on_frame=write)
+        _write_json(self.path("sav", run.name, video, ".json"), writer.sav())
         return scores
 
     def masks(self, tracker: str, video: str, t: int) -> dict[ObjectId, np.ndarray]:
@@ -255,7 +260,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def calibrate(
-    contender: Contender, source: VideoSource, videos: Sequence[int], config: Config
+    run: TrackerRun, source: VideoSource, videos: Sequence[int], config: Config
 ) -> tuple[float, float]:
     """Choose the thresholds of masks and of object scores on videos that are not those reported on.
 
@@ -273,7 +278,7 @@ def calibrate(
     for i in videos:
         found.clear()
         objects = list(first_visible_frames(source, i)[0])
-        scores = contender.score(source, i, objects, config, on_frame=compare)
+        scores = run.score(source, i, objects, config, on_frame=compare)
         counts = dict(zip(scores.object_ids, scores.scored.T, strict=True))
         ious += [x for (t, o), x in found.items() if o in counts and counts[o][t]]
         scored.append(scores)

@@ -39,6 +39,11 @@ ERROR_COLORS = {
 }
 
 
+def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the colours ``[N,3]`` uint8 of objects at N positions: :data:`PALETTE`, repeated."""
+    return PALETTE[np.asarray(positions, int) % len(PALETTE)]
+
+
 def frames_to_images(frames: Tensor) -> np.ndarray:
     """Frames ``[...,3,H,W]`` uint8 as images ``[...,H,W,3]`` uint8.
 
@@ -77,7 +82,7 @@ def overlay(
     if masks.ndim != 3 or masks.shape[1:] != frame.shape[:2]:
         raise ValueError(f"masks of shape {masks.shape} do not fit a frame of {frame.shape}")
     if colors is None:
-        colors = PALETTE[np.arange(len(masks)) % len(PALETTE)]
+        colors = object_colors(range(len(masks)))
     picture = frame.astype(np.float32)
     for mask, color in zip(masks, colors, strict=True):
         picture[mask] = (1 - alpha) * picture[mask] + alpha * color
