@@ -38,18 +38,18 @@ def draw_videos(
     (folder / "overlays").mkdir(exist_ok=True)
     animations: list[np.ndarray] = []
     for video in _videos_around_the_median(trackers[0]):
-        numbers, *pixels = _sample_frames(video, trackers, source, read_masks)
+        numbers, frames, truth, masks = _sample_frames(video, trackers, source, read_masks)
         scores = {}
         for tracker in trackers:
             mean = summary([tracker.by_name()[video.name]])["J&F"]
             scores[tracker.tracker] = "no score" if mean is None else f"J&F {mean:.2f}"
-        figure = tracking_figure(*pixels, scores, video.name, numbers)
+        figure = tracking_figure(frames, truth, masks, scores, video.name, numbers)
         path = folder / "overlays" / f"{file_name(video.name)}.png"
         figure.savefig(path)
         save_mp4(path.with_suffix(".mp4"), _side_by_side(video, trackers[0], source, read_masks))
         if not animations:
             figure.savefig(folder / "overlay.png")
-        animations.append(tracking_frames(*pixels))
+        animations.append(tracking_frames(frames, truth, masks))
     same_size = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
     save_gif(folder / "overlay.gif", np.concatenate(same_size), fps=4)
 
@@ -74,8 +74,9 @@ def _sample_frames(
     small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
 
     def shrink(masks: Mapping[ObjectId, np.ndarray]) -> np.ndarray:
-        whole = _stack(masks, video, (height, width)).astype(np.uint8)
-        return np.stack([cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) > 0 for m in whole])
+        whole = _stack(masks, video, (height, width))
+        pixels = (mask.astype(np.uint8) for mask in whole)
+        return np.stack([cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) > 0 for m in pixels])
 
     truth = np.stack([shrink(source.read_masks(i, t) or {}) for t in numbers])
     predictions = {

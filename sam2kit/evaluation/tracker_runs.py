@@ -100,11 +100,8 @@ class TrackerRun:
             :class:`~sam2kit.evaluation.scores.VideoScorer`.
         """
         size = source.read_frame(i, 0).shape[:2]
-        scorer = VideoScorer(
-            source.names[i],
-            CONVENTIONS[config.evaluation.convention or "prompted"],
-            objects,
-        )
+        convention = CONVENTIONS[config.evaluation.convention or "prompted"]
+        scorer = VideoScorer(source.names[i], convention, objects)
         for frame in self.track(source, i, config, noise):
             scores = frame.object_scores()
             logits = {
@@ -126,19 +123,17 @@ class TrackerRun:
         content = {k: getattr(self, k) for k in ("zero_memory", "mask_threshold")}
         content["object_threshold"] = str(self.object_threshold)
         if self.model is not None:
-            state = sorted(self.model.state_dict().items())
             digest = 0
-            for name, tensor in state:
-                digest = zlib.crc32(
-                    tensor.cpu().numpy().tobytes(), zlib.crc32(name.encode(), digest)
-                )
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest = zlib.crc32(name.encode(), digest)
+                digest = zlib.crc32(tensor.cpu().numpy().tobytes(), digest)
             device = next(self.model.parameters()).device.type
             content |= {"weights": digest, "image_size": self.model.image_size, "device": device}
         return content
 
 
 def tracker_options(config: Config) -> TrackerOptions:
-    """Upstream's conventions of tracking but for ``evaluation.tracker``.
+    """Return the options of ``evaluation.tracker`` on top of upstream's conventions.
 
     Raises:
         ConfigError: an unknown name or an impossible value.
@@ -153,15 +148,15 @@ def tracker_options(config: Config) -> TrackerOptions:
 
 
 class ResultFiles:
-    """The files of an evaluation: small ones for each video and tracker, so that it can go on.
+    """The files of an evaluation, one set per video and tracker, from which it can resume.
 
-    ``scores/TRACKER/VIDEO.json`` is written last of a video; beside the scores it holds all that
-    they depend on, and where that has changed the video is tracked anew. ``masks`` has palette PNG
+    ``scores/TRACKER/VIDEO.json`` is written last; it holds the scores and everything that they
+    depend on. Where that has changed, the video is tracked again. ``masks`` has palette PNG files
     in DAVIS layout, ``sav`` the masks in SA-V's form.
 
     Args:
-        folder: of the evaluation.
-        config: the evaluation's.
+        folder: the folder of the evaluation.
+        config: its configuration.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -172,16 +167,12 @@ class ResultFiles:
         data = asdict(config.validation_dataset())
         for key in ("num_workers", "batch_size", "prompt_types"):
             del data[key]
-        self._shared = {
-            "version": sam2kit.__version__,
-            "seed": config.seed,
-            "evaluation": evaluation,
-            "data": data,
-        }
+        self._shared = {"version": sam2kit.__version__, "seed": config.seed}
+        self._shared |= {"evaluation": evaluation, "data": data}
         self._recent: tuple[tuple[str, str], Mapping[str, Any]] | None = None
 
     def path(self, kind: str, tracker: str, video: str, ending: str = "") -> Path:
-        """Of ``kind`` ``scores``, ``masks`` or ``sav``."""
+        """Return the path of a video's ``scores``, ``masks`` or ``sav``, by ``kind``."""
         return self.folder / kind / file_name(tracker) / f"{file_name(video)}{ending}"
 
     def scores(
@@ -192,27 +183,26 @@ class ResultFiles:
         objects: Sequence[ObjectId],
         noise: float | None = None,
     ) -> VideoScores:
-        """The scores of a video: read if they are there, else tracked, and then kept.
+        """Return the scores of a video: read where they exist, otherwise measured and saved.
 
         Args:
             objects: as for :meth:`TrackerRun.score`.
-            noise: a level of the curves of robustness, of which no masks are kept; None: the
-                evaluation itself.
+            noise: a noise level of the robustness curves, for which no masks are saved. None:
+                the noise level of the configuration.
         """
         name = run.name if noise is None else f"{run.name}, noise {noise:g}"
         video, level = source.names[i], self.config.evaluation.noise if noise is None else noise
-        made_of = self._shared | {
-            "tracker": run.identity,
-            "noise": level,
-            "frames": source.num_frames(i),
-        }
+        made_of = self._shared | {"tracker": run.identity, "noise": level}
+        made_of |= {"frames": source.num_frames(i)}
         path = self.path("scores", name, video, ".json")
         masks_are_there = noise is not None or self.path("sav", name, video, ".json").is_file()
         if path.is_file() and masks_are_there:
             kept = json.loads(path.read_text())
             if kept["made_of"] == json.loads(json.dumps(made_of)):
                 return VideoScores.from_dict(kept["scores"])
-            logger.info("{}, {}: scored in another way before, so it is tracked anew", video, name)
+            logger.info(
+                "{}, {}: settings or weights have changed, so it is tracked again", video, name
+            )
             path.unlink()
         if noise is None:
             scores = self._score_and_keep_masks(run, source, i, objects)
@@ -239,15 +229,15 @@ class ResultFiles:
         return scores
 
     def masks(self, tracker: str, video: str, t: int) -> dict[ObjectId, np.ndarray]:
-        """The masks that a tracker gave on frame ``t``, bool ``[H,W]`` by object."""
+        """Return a tracker's masks on frame ``t``, bool ``[H,W]`` by object."""
         if self._recent is None or self._recent[0] != (tracker, video):
             self._recent = (tracker, video), next(self.sav(tracker, [video]))
         sav = self._recent[1]
-        found = zip(sav["masklet_id"], sav["masklet"][t], strict=True)
-        return {o: mask_utils.decode(runs).astype(bool) for o, runs in found}
+        runs_by_object = zip(sav["masklet_id"], sav["masklet"][t], strict=True)
+        return {o: mask_utils.decode(runs).astype(bool) for o, runs in runs_by_object}
 
     def sav(self, tracker: str, videos: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """What :func:`sam2kit.data.writers.coco_json` takes."""
+        """Yield videos in SA-V's form, as :func:`sam2kit.data.writers.coco_json` takes them."""
         for video in videos:
             yield json.loads(self.path("sav", tracker, video, ".json").read_text())
 
@@ -264,23 +254,23 @@ def calibrate(
 ) -> tuple[float, float]:
     """Choose the thresholds of masks and of object scores on videos that are not those reported on.
 
-    The mask's is that of the highest mean IoU over the frames that count; the object score's
-    that of the highest balanced accuracy of "present" (0 where nothing is ever absent).
+    Masks get the threshold with the highest mean IoU over the frames that count; object scores the
+    one with the highest balanced accuracy of "present" (0 where no object is ever absent).
     """
-    found: dict[tuple[int, ObjectId], np.ndarray] = {}
+    frame_ious: dict[tuple[int, ObjectId], np.ndarray] = {}
 
     def compare(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:
         for o, x in logits.items() if frame.truth is not None else ():
             truth = (frame.truth or {}).get(o, np.zeros(x.shape, bool))
-            found[frame.t, o] = iou_by_threshold(x, truth, MASK_THRESHOLDS)
+            frame_ious[frame.t, o] = iou_by_threshold(x, truth, MASK_THRESHOLDS)
 
     ious, scored = [], []
     for i in videos:
-        found.clear()
+        frame_ious.clear()
         objects = list(first_visible_frames(source, i)[0])
         scores = run.score(source, i, objects, config, on_frame=compare)
         counts = dict(zip(scores.object_ids, scores.scored.T, strict=True))
-        ious += [x for (t, o), x in found.items() if o in counts and counts[o][t]]
+        ious += [x for (t, o), x in frame_ious.items() if o in counts and counts[o][t]]
         scored.append(scores)
     presence = presence_by_threshold(scored, OBJECT_THRESHOLDS)
     if not ious:

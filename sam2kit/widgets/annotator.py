@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -321,7 +321,7 @@ class PromptDebugger(PictureWidget):
         """Encode all masks; in the mode ``errors`` where the object's mask is right and wrong."""
         mask = None if self.object is None else masks.get(self.object)
         if self.object is None or self.mode != "errors" or truth is None or mask is None:
-            return _palette_png(list(masks.values()), PALETTE, self.session.size)
+            return _palette_png(masks.values(), PALETTE, self.session.size)
         true = truth.get(self.object)
         true = np.zeros_like(mask) if true is None else true
         colors = np.array(list(ERROR_COLORS.values()), np.uint8)
@@ -389,8 +389,11 @@ class PromptDebugger(PictureWidget):
         """Return PNG bytes of the frame with the masks and prompts of all objects."""
         with self.lock:
             session, t, frame = self.session, self.frame, self._frame
-            masks = {n: session.mask(o, t) for n, o in enumerate(session.objects)}
-            masks = {n: mask for n, mask in masks.items() if mask is not None}
+            masks = {
+                n: mask
+                for n, o in enumerate(session.objects)
+                if (mask := session.mask(o, t)) is not None
+            }
             if masks:
                 frame = overlay(frame, np.stack(list(masks.values())), object_colors([*masks]))
             for (_, number), mark in session.marks.items():
@@ -403,7 +406,7 @@ class PromptDebugger(PictureWidget):
 
 
 def _palette_png(
-    masks: Sequence[np.ndarray | None], colors: np.ndarray, size: tuple[int, int]
+    masks: Iterable[np.ndarray | None], colors: np.ndarray, size: tuple[int, int]
 ) -> bytes:
     """Encode masks ``[H,W]`` as a palette PNG, the later one on top; 0 is transparent.
 
@@ -415,8 +418,8 @@ def _palette_png(
     for n, mask in enumerate(masks):
         if mask is not None:
             labels[mask] = n % len(colors) + 1
-    labels = cv2.resize(labels, display_size(size)[::-1], interpolation=cv2.INTER_NEAREST)
-    image = Image.fromarray(labels)
+    shown = cv2.resize(labels, display_size(size)[::-1], interpolation=cv2.INTER_NEAREST)
+    image = Image.fromarray(shown)
     image.putpalette(bytes(3) + colors.tobytes())
     return encode_png(image, transparency=0, compress_level=1)
 

@@ -138,26 +138,27 @@ class ClipBrowser(PictureWidget):
                 if self.left not in shown.names or self.right not in shown.names:
                     self.left = (shown.names or [""])[0]
                     self.right = (shown.names or [""])[:2][-1]
-                self._tell_objects()
+                self._sync_objects()
 
     def _read_prompts(self, shown: VideoLayers) -> list[dict[str, Any]]:
         """The marks of the prompts, objects as positions in ``shown.objects``."""
-        name, given = self.source.names[shown.i], self._prompts
-        if given is None or (self._document is None and shown.i != self._first):
-            return []
+        name, prompts = self.source.names[shown.i], self._prompts
         size = self.source.read_frame(shown.i, 0).shape[:2]
-        space = self._prompt_size or size
-        if self._document is None:
-            shown.masks(TRUTH, 0, size)
-            identities = shown.objects if self._object_ids is None else self._object_ids
-        elif not check_document(self._document, str(given), [name])[1]:
+        identities: Sequence[ObjectId]
+        if isinstance(prompts, (str, Path)):
+            if not check_document(self._document, str(prompts), [name])[1]:
+                return []
+            document = self._document, str(prompts), name, shown.num_frames, _PROMPT_SPACE
+            prompts, identities = video_prompts(*document)
+            space = (_PROMPT_SPACE, _PROMPT_SPACE)
+        elif prompts is None or shown.i != self._first:
             return []
         else:
-            document = self._document, str(given), name, shown.num_frames, _PROMPT_SPACE
-            given, identities = video_prompts(*document)
-            space = (_PROMPT_SPACE, _PROMPT_SPACE)
+            shown.masks(TRUTH, 0, size)
+            identities = shown.objects if self._object_ids is None else self._object_ids
+            space = self._prompt_size or size
         try:
-            marks = prompt_marks(given, identities, size, space)
+            marks = prompt_marks(prompts, identities, size, space)
         except IndexError:
             raise DataError(
                 f"prompts: they are of more objects than {list(identities)}; give object_ids, the "
@@ -180,7 +181,7 @@ class ClipBrowser(PictureWidget):
             raise traitlets.TraitError(f"{proposal['value']!r} is none of {self.layers}")
         return proposal["value"]
 
-    def _tell_objects(self) -> None:
+    def _sync_objects(self) -> None:
         self.set_trait("objects", [label_text(o) for o in self.shown.objects])
 
     def on_open(self, video: int) -> None:
@@ -190,7 +191,7 @@ class ClipBrowser(PictureWidget):
     def on_frame(self, key: str, video: int, t: int, layers: list[str]) -> None:
         """Send frame ``t`` with the masks of some layers; ``key`` comes back with it.
 
-        What cannot be read is told with the frame, in ``faults``: the others can be looked at.
+        Errors of reading are sent with the frame, in ``faults``; the other layers are shown.
         """
         if video != self.video:
             return
@@ -205,7 +206,7 @@ class ClipBrowser(PictureWidget):
                 planes.append({"layer": layer, "base": base})
                 buffers.append(encode_png(labels, compress_level=1))
         missing = [layer for layer, found in masks.items() if found is None]
-        self._tell_objects()
+        self._sync_objects()
         content = {"key": key, "t": t, "size": frame.shape[:2], "planes": planes}
         self.send({"type": "frame", "missing": missing, "faults": faults} | content, buffers)
 
@@ -245,7 +246,7 @@ class ClipBrowser(PictureWidget):
             for name, rows in shown.J.items()
         }
         counted = {name: rows[part].tolist() for name, rows in shown.counted.items()}
-        self._tell_objects()
+        self._sync_objects()
         content = {"J": curves, "counted": counted, "annotated": shown.annotated[part].tolist()}
         place = {"type": "curves", "video": video, "first": first, "until": shown.done}
         self.send(content | place | {"fault": fault})

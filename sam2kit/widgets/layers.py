@@ -162,9 +162,9 @@ class VideoLayers:
         self._kept.add(results.name)
         self.meet(kept.object_ids)
         self.J[results.name] = dict(zip(kept.object_ids, kept.J.T, strict=True))
-        self.counted[results.name] = kept.annotated.any(1)
+        self.counted[results.name] = np.asarray(kept.annotated.any(1))
         if len(self._kept) == len(self._places):  # nothing is left to be measured
-            self.annotated, self.done = kept.annotated.any(1), self.num_frames
+            self.annotated, self.done = self.counted[results.name].copy(), self.num_frames
 
     @property
     def names(self) -> list[str]:
@@ -195,7 +195,8 @@ class VideoLayers:
         if t >= len(self._runs[layer]):
             return None
         try:
-            return {o: decode_mask(runs, size) for o, runs in self._runs[layer][t].items()}
+            height, width = size
+            return {o: decode_mask(m, (height, width)) for o, m in self._runs[layer][t].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._places[layer]}: frame {t} cannot be read ({error})") from error
 
