@@ -28,7 +28,7 @@ from benchmarks.measure import RESULTS, machine, machine_line, use_threads, writ
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import AugmentationConfig, Config
 from sam2kit.evaluation.evaluate import evaluate
-from sam2kit.evaluation.tracker_runs import Contender
+from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import load_run
 from sam2kit.training.trainer import fit
 from sam2kit.viz.tables import markdown_table
@@ -80,8 +80,8 @@ def trained(config: Config, folder: Path) -> dict[str, float]:
     result = fit(config, folder / "run")
     took = time.perf_counter() - begin
     run_config, model = load_run(result.last_checkpoint)
-    found = evaluate(run_config, [Contender("tuned", model)], folder / "evaluation")
-    return {"J&F": found.scores()["tuned"], "seconds": took}
+    found = evaluate(run_config, [TrackerRun("tuned", model)], folder / "evaluation")
+    return {"J&F": found.scores["tuned"], "seconds": took}
 
 
 def table(runs: list[dict[str, Any]]) -> str:

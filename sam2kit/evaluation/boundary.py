@@ -10,16 +10,14 @@ import math
 import cv2
 import numpy as np
 
-from sam2kit.evaluation.metrics import PREDICTION, TRUTH, _check
+from sam2kit.evaluation.metrics import check_masks
 
 BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal, as DAVIS has it
 
-
-def boundary_f(
-    prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE
-) -> float:
-    """Contour accuracy F of one mask: the second of :func:`region_and_boundary`."""
-    return region_and_boundary(prediction, truth, tolerance)[1]
+# Four blocks of H rows, one below the other, go into the four pairs of bits of one picture [H,W]:
+# bit 2k of byte (y, x) is pixel (k H + y, x) of the prediction, bit 2k + 1 the truth's pixel. So to
+# move a picture is to slice it, and one operation works on four pixels of both masks per byte.
+PREDICTION, TRUTH = np.uint8(0x55), np.uint8(0xAA)
 
 
 def region_and_boundary(
@@ -44,7 +42,7 @@ def region_and_boundary(
     Raises:
         ValueError: the shapes differ or the masks are not bool ``[H,W]``.
     """
-    _check(prediction, truth)
+    check_masks(prediction, truth)
     if truth.ndim != 2:
         raise ValueError(f"one mask [H,W] at a time, got the shape {truth.shape}")
     radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))

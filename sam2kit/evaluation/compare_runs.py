@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,49 +84,52 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     rows = []
     for folder, name in names.items():
         for trial in _read(folder / LEADERBOARD, 1, "run the sweep again")["trials"]:
-            low, high = trial["J&F_interval"] or (None, None)
             row = {"sweep": name, "rank": trial["rank"], "trial": trial["name"]}
-            row |= {"J&F": trial["J&F"]}
-            row["95% interval"] = None if low is None else f"{low:.3f} to {high:.3f}"
-            rows.append(row | {"state": trial["state"], "error": _short(trial["error"])})
+            error = visible_text(" ".join((trial["error"] or "").split()), 160)
+            rows.append(row | _mean_and_interval(trial) | {"state": trial["state"], "error": error})
     return rows
 
 
-def _short(text: str | None) -> str:
-    return visible_text(" ".join((text or "").split()), 160)
+def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two columns of a table; None where there is no score, or no interval."""
+    low, high = scores["J&F_interval"] or (None, None)
+    interval = None if low is None else f"{low:.3f} to {high:.3f}"
+    return {"J&F": scores["J&F"], "95% interval": interval}
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
-    """A row for each tracker of each run: the means over objects, the interval of J&F."""
-    rows = []
-    for run in runs:
-        for tracker, means in run.metrics["trackers"].items():
-            low, high = means["J&F_interval"]
-            row = {"run": run.name, "tracker": tracker, "J&F": means["J&F"]}
-            row["95% interval"] = None if low is None else f"{low:.3f} to {high:.3f}"
-            row |= {k: means[k] for k in ("J", "F", "false_absence", "recovery", "scored_objects")}
-            rows.append(row)
-    return rows
+    """Return a row per tracker of each run: the means over objects, the interval of J&F."""
+    columns = ("J", "F", "false_absence", "recovery", "scored_objects")
+    return [
+        {"run": run.name, "tracker": tracker}
+        | _mean_and_interval(means)
+        | {column: means[column] for column in columns}
+        for run in runs
+        for tracker, means in run.metrics["trackers"].items()
+    ]
 
 
 def comparison_figure(runs: Sequence[EvaluatedRun]) -> Figure:
-    """J&F of every tracker of every run, with its interval."""
-    groups: dict[str, dict[str, Any]] = {run.name: {} for run in runs}
-    for run in runs:
-        for tracker, means in run.metrics["trackers"].items():
-            low, high = means["J&F_interval"]
-            groups[run.name][tracker] = {"mean": means["J&F"], "low": low, "high": high}
+    """Plot J&F of every tracker of every run, with its interval."""
+    groups = {
+        run.name: {
+            tracker: dict(zip(("mean", "low", "high"), (s["J&F"], *s["J&F_interval"]), strict=True))
+            for tracker, s in run.metrics["trackers"].items()
+        }
+        for run in runs
+    }
     return interval_chart(groups, "J&F with 95% interval")
 
 
 def comparison_warnings(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Why the scores of the runs may not be set against each other; none if they may."""
-    first, found = runs[0], []
-    for run in runs[1:]:
-        mine, theirs = run.metrics, first.metrics
-        different = [key for key in ("convention", "protocol") if mine[key] != theirs[key]]
-        if mine["videos"].keys() != theirs["videos"].keys():
+    first, *others = runs
+    warnings = []
+    for run in others:
+        ours, theirs = first.metrics, run.metrics
+        different = [key for key in ("convention", "protocol") if ours[key] != theirs[key]]
+        if ours["videos"].keys() != theirs["videos"].keys():
             different.append("videos")
         if different:
-            found.append(f"{run.name} and {first.name} differ in {', '.join(different)}")
-    return found
+            warnings.append(f"{run.name} and {first.name} differ in {', '.join(different)}")
+    return warnings

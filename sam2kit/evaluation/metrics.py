@@ -1,4 +1,4 @@
-"""Score the masks of one object over time: IoU, Dice, presence and recovery.
+"""Score the masks of one object over time: IoU, presence and recovery.
 
 Masks are bool and end in the axes H, W. This module does not import torch.
 """
@@ -27,40 +27,36 @@ def iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the shapes differ or the masks are not bool.
     """
-    intersection, total = _overlap(prediction, truth)
-    union = total - intersection
+    check_masks(prediction, truth)
+    axes = (-2, -1)
+    intersection = np.count_nonzero(prediction & truth, axis=axes)
+    union = np.count_nonzero(prediction | truth, axis=axes)
     return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
 
 
-def dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Twice the intersection over the sum of both areas, over the last two axes.
+def outside_void(
+    prediction: np.ndarray | None, truth: np.ndarray | None, void: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both masks without void pixels, which count neither for nor against a prediction.
 
-    Arguments, result and errors as for :func:`iou`.
+    Args:
+        prediction, truth: bool ``[H,W]``; None: empty. One of them must be given.
+        void: bool ``[H,W]``, pixels that the annotators did not decide on; None: none.
     """
-    intersection, total = _overlap(prediction, truth)
-    return np.where(total > 0, 2 * intersection / np.maximum(total, 1), 1.0)
+    given = prediction if truth is None else truth
+    if given is None:
+        raise ValueError("outside_void needs a prediction or a truth")
+    prediction = np.zeros_like(given) if prediction is None else prediction
+    truth = np.zeros_like(given) if truth is None else truth
+    return (prediction, truth) if void is None else (prediction & ~void, truth & ~void)
 
 
-def _overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels in both masks, and the sum of their areas."""
-    _check(prediction, truth)
-    axes = (-2, -1)
-    intersection = np.count_nonzero(prediction & truth, axis=axes)
-    total = np.count_nonzero(prediction, axis=axes) + np.count_nonzero(truth, axis=axes)
-    return np.asarray(intersection), np.asarray(total)
-
-
-def _check(prediction: np.ndarray, truth: np.ndarray) -> None:
+def check_masks(prediction: np.ndarray, truth: np.ndarray) -> None:
+    """Raise ValueError where the shapes differ or the masks are not bool."""
     if prediction.shape != truth.shape:
         raise ValueError(f"masks of different shapes: {prediction.shape} and {truth.shape}")
     if prediction.dtype != bool or truth.dtype != bool:
         raise ValueError(f"masks must be bool, got {prediction.dtype} and {truth.dtype}")
-
-
-# Four blocks of H rows, one below the other, go into the four pairs of bits of one picture [H,W]:
-# bit 2k of byte (y, x) is pixel (k H + y, x) of the prediction, bit 2k + 1 that of the truth. So to
-# move a picture is to slice it, and one operation works on eight pixels a byte.
-PREDICTION, TRUTH = np.uint8(0x55), np.uint8(0xAA)
 
 
 def after_first_visible(visible: np.ndarray) -> np.ndarray:

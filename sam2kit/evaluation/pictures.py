@@ -1,75 +1,255 @@
-"""Draw several trackers on one video, as a figure and as an animation."""
+"""Draw trackers on videos: overlays, animations, and objects with their errors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from sam2kit.evaluation.metrics import after_first_visible, mean_tracked_iou
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.evaluation.scores import DataSetScores, VideoScores, summary
+from sam2kit.utils.paths import file_name
 from sam2kit.utils.text import label_text
-from sam2kit.viz.overlays import contact_sheet, evenly_spaced, overlay
+from sam2kit.viz.overlays import WHITE, contact_sheet, error_overlay, evenly_spaced, overlay
+from sam2kit.viz.video_writer import save_gif, save_mp4
+
+ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
+"""Tracker, video, frame -> the tracker's masks, bool ``[H,W]`` by object."""
+
+MAX_PICTURES = 4
+MAX_PICTURE_FRAMES = 40
+PICTURE_WIDTH = 240  # pixels; the MP4 files have the whole frames
+
+
+def draw_videos(
+    trackers: Sequence[DataSetScores], source: VideoSource, read_masks: ReadMasks, folder: Path
+) -> None:
+    """Write ``overlays/`` (a PNG and an MP4 per video), ``overlay.png`` and ``overlay.gif``.
+
+    The videos are those around the first tracker's median, up to :data:`MAX_PICTURES` of them, with
+    up to :data:`MAX_PICTURE_FRAMES` frames in a picture. The MP4 files show all frames: the truth
+    at the left, the first tracker at the right.
+    """
+    (folder / "overlays").mkdir(exist_ok=True)
+    animations: list[np.ndarray] = []
+    for video in _videos_around_the_median(trackers[0]):
+        numbers, frames, truth, masks = _sample_frames(video, trackers, source, read_masks)
+        scores = {}
+        for tracker in trackers:
+            mean = summary([tracker.by_name()[video.name]])["J&F"]
+            scores[tracker.tracker] = "no score" if mean is None else f"J&F {mean:.2f}"
+        figure = tracking_figure(frames, truth, masks, scores, video.name, numbers)
+        path = folder / "overlays" / f"{file_name(video.name)}.png"
+        figure.savefig(path)
+        save_mp4(path.with_suffix(".mp4"), _side_by_side(video, trackers[0], source, read_masks))
+        if not animations:
+            figure.savefig(folder / "overlay.png")
+        animations.append(tracking_frames(frames, truth, masks))
+    same_size = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
+    save_gif(folder / "overlay.gif", np.concatenate(same_size), fps=4)
+
+
+def _videos_around_the_median(main: DataSetScores) -> list[VideoScores]:
+    means = {v.name: summary([v])["J&F"] for v in main.videos}
+    means = {name: mean for name, mean in means.items() if mean is not None}
+    middle = float(np.median(list(means.values())))
+    names = sorted(means, key=lambda name: abs(means[name] - middle))[:MAX_PICTURES]
+    return [main.by_name()[name] for name in names]
+
+
+def _sample_frames(
+    video: VideoScores, trackers: Sequence[DataSetScores], source: VideoSource, read: ReadMasks
+) -> tuple[list[int], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return frame numbers spread over a video, and small frames, truth, predictions by tracker."""
+    i = source.names.index(video.name)
+    numbers = evenly_spaced(len(video.J), MAX_PICTURE_FRAMES)
+    height, width = source.read_frame(i, 0).shape[:2]
+    size = min(PICTURE_WIDTH, width), max(1, round(height * min(PICTURE_WIDTH / width, 1)))
+    frames = (source.read_frame(i, t) for t in numbers)
+    small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
+
+    def shrink(masks: Mapping[ObjectId, np.ndarray]) -> np.ndarray:
+        whole = _stack(masks, video, (height, width))
+        pixels = (mask.astype(np.uint8) for mask in whole)
+        return np.stack([cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) > 0 for m in pixels])
+
+    truth = np.stack([shrink(source.read_masks(i, t) or {}) for t in numbers])
+    predictions = {
+        t.tracker: np.stack([shrink(read(t.tracker, video.name, n)) for n in numbers])
+        for t in trackers
+    }
+    return numbers, small, truth, predictions
+
+
+def _side_by_side(
+    video: VideoScores, main: DataSetScores, source: VideoSource, read_masks: ReadMasks
+) -> Iterator[np.ndarray]:
+    """Yield all frames with the truth and with a tracker's masks, ``[H,2W,3]``."""
+    i = source.names.index(video.name)
+    for t in range(source.num_frames(i)):
+        frame = source.read_frame(i, t)
+        both = source.read_masks(i, t) or {}, read_masks(main.tracker, video.name, t)
+        halves = [overlay(frame, _stack(masks, video, frame.shape[:2])) for masks in both]
+        yield np.concatenate(halves, axis=1)
+
+
+def _stack(
+    masks: Mapping[ObjectId, np.ndarray], video: VideoScores, size: tuple[int, ...]
+) -> np.ndarray:
+    """Return bool ``[O,H,W]`` in the order of the video's objects; missing ones are empty."""
+    return np.stack([masks.get(o, np.zeros(size, bool)) for o in video.object_ids])
 
 
 def tracking_figure(
     frames: np.ndarray,
     truth: np.ndarray,
     predictions: Mapping[str, np.ndarray],
-    scored: np.ndarray | None = None,
+    scores: Mapping[str, str],
+    title: str,
+    numbers: Sequence[int],
     max_columns: int = 8,
-    title: str | None = None,
-    numbers: Sequence[int] | None = None,
-    scores: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Trackers below each other, the truth on top, with each one's mean IoU beside its row.
+    """Draw trackers below each other, the truth on top, with each one's score beside its row.
 
     Args:
         frames: ``[T,H,W,3]`` uint8.
         truth: bool ``[T,O,H,W]``.
-        predictions: name of the tracker to bool ``[T,O,H,W]``.
-        scored: bool ``[T,O]``; None: the frames after each object's first.
-        max_columns: at most so many frames are shown, evenly spread from the first to the last.
-        numbers: T frame numbers to show; None: from 0.
-        scores: what to show in place of the mean IoU, by tracker.
+        predictions: tracker -> bool ``[T,O,H,W]``.
+        scores: tracker -> text beside its row.
+        numbers: T frame numbers to show.
+        max_columns: maximum number of frames, evenly spread from the first to the last.
     """
-    if scored is None:
-        scored = after_first_visible(np.asarray(truth.any((2, 3))))
     steps = evenly_spaced(len(frames), max_columns)
-    rows, labels = [[overlay(frames[t], truth[t]) for t in steps]], ["truth"]
-    for name, prediction in predictions.items():
-        _, mean = mean_tracked_iou(prediction, truth, scored)
-        rows.append([overlay(frames[t], prediction[t]) for t in steps])
-        labels.append(f"{name}\n{scores[name] if scores else f'mean IoU {mean:.2f}'}")
-    numbers = range(len(frames)) if numbers is None else numbers
-    return contact_sheet(rows, labels, [f"frame {numbers[t]}" for t in steps], title)
+    rows = {"truth": truth} | {f"{name}\n{scores[name]}": p for name, p in predictions.items()}
+    images = [[overlay(frames[t], masks[t]) for t in steps] for masks in rows.values()]
+    return contact_sheet(images, list(rows), [f"frame {numbers[t]}" for t in steps], title)
 
 
 def tracking_frames(
     frames: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """The truth and the trackers side by side under their names, to be animated.
+    """Draw the truth and the trackers side by side under their names, to be animated.
 
     Arguments as for :func:`tracking_figure`.
 
     Returns:
-        ``[T,H',W',3]`` uint8, each panel 192 to 256 pixels wide or so: its name can be read, and
+        ``[T,H',W',3]`` uint8, each panel about 192 to 256 pixels wide: its name can be read, and
         the whole is not too large for a GIF.
     """
     panels = {"truth": truth, **predictions}
     factor = min(max(1, -(-192 // frames.shape[2])), 256 / frames.shape[2])
     height, width = round(frames.shape[1] * factor), round(frames.shape[2] * factor)
-    pictures = []
+    captions = []
+    for name in panels:
+        caption, font = np.full((20, width, 3), 255, dtype=np.uint8), cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(caption, label_text(name), (4, 14), font, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        captions.append(caption)
+    header, pictures = np.concatenate(captions, axis=1), []
     for t, frame in enumerate(frames):
-        row = []
-        for name, masks in panels.items():
-            image = overlay(frame, masks[t])
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
-            caption = np.full((20, width, 3), 255, dtype=np.uint8)
-            font = cv2.FONT_HERSHEY_SIMPLEX
-            text = label_text(name)
-            cv2.putText(caption, text, (4, 14), font, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-            row.append(np.concatenate([caption, image]))
-        pictures.append(np.concatenate(row, axis=1))
+        images = [overlay(frame, masks[t]) for masks in panels.values()]
+        images = [cv2.resize(m, (width, height), interpolation=cv2.INTER_NEAREST) for m in images]
+        pictures.append(np.concatenate([header, np.concatenate(images, axis=1)]))
     return np.stack(pictures)
+
+
+@dataclass
+class Example:
+    """One object on one frame.
+
+    Attributes:
+        title: video and object.
+        caption: the frame and its scores.
+        images: ``[H,W,3]`` uint8 by what each shows.
+    """
+
+    title: str
+    caption: str
+    images: dict[str, np.ndarray]
+
+
+def show_objects(
+    main: DataSetScores,
+    objects: Sequence[tuple[VideoScores, int]],
+    source: VideoSource,
+    read_masks: ReadMasks,
+) -> list[Example]:
+    """Draw frame, truth, prediction and error of objects, on their median and worst frames.
+
+    Args:
+        objects: videos and positions of objects in them.
+    """
+    examples = []
+    for video, o in objects:
+        identity, scored = video.object_ids[o], np.flatnonzero(video.scored[:, o])
+        by_score = scored[video.J[scored, o].argsort(kind="stable")]
+        for word, t in (("median", by_score[len(by_score) // 2]), ("worst", by_score[0])):
+            frame, truth = _frame_and_truth(source, video.name, int(t), identity)
+            masks = read_masks(main.tracker, video.name, int(t))
+            prediction = masks.get(identity, np.zeros_like(truth))
+            images = {
+                "frame": frame,
+                "truth": _spotlight(frame, truth),
+                "prediction": _spotlight(frame, prediction),
+                "error": error_overlay(frame, prediction, truth),
+            }
+            caption = f"{word} frame, {t}: J {video.J[t, o]:.2f}, F {video.F[t, o]:.2f}"
+            examples.append(Example(f"{video.name}, object {identity}", caption, images))
+    return examples
+
+
+def compare_errors(
+    main: DataSetScores,
+    other: DataSetScores,
+    rows: Sequence[Mapping[str, Any]],
+    source: VideoSource,
+    read_masks: ReadMasks,
+) -> list[Example]:
+    """Draw the errors of two trackers beside each other, where they differ most.
+
+    Args:
+        rows: ``differences`` of :func:`sam2kit.evaluation.statistics.paired_differences`; each
+            object is shown on the frame on which J differs most in the row's direction.
+    """
+    examples = []
+    for row in rows:
+        name, identity = row["video"], row["object"]
+        mine, theirs = (scores.by_name()[name] for scores in (main, other))
+        o, n = (v.object_ids.index(identity) for v in (mine, theirs))
+        gain = np.where(mine.scored[:, o], mine.J[:, o] - theirs.J[:, n], np.nan)
+        t = int(np.nanargmax(gain if row["difference"] > 0 else -gain))
+        frame, truth = _frame_and_truth(source, name, t, identity)
+        images = {"frame": frame, "truth": _spotlight(frame, truth)}
+        for tracker in (other.tracker, main.tracker):
+            mask = read_masks(tracker, name, t).get(identity, np.zeros_like(truth))
+            images[tracker] = error_overlay(frame, mask, truth)
+        caption = f"J&F {row['difference']:+.2f}; frame {t}: J {theirs.J[t, n]:.2f} and "
+        caption += f"{mine.J[t, o]:.2f}"
+        examples.append(Example(f"{name}, object {identity}", caption, images))
+    return examples
+
+
+def example_sheet(examples: Sequence[Example]) -> Figure:
+    """Lay out examples with the same kinds of images below each other."""
+    rows = [list(example.images.values()) for example in examples]
+    labels = [f"{e.title}\n" + e.caption.replace(": ", "\n").replace("; ", "\n") for e in examples]
+    return contact_sheet(rows, labels, list(examples[0].images), cell_inches=2.2)
+
+
+def _spotlight(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Darken the frame outside the mask: a coloured mask can vanish in a scene of its colour."""
+    dark = np.where(mask[..., None], frame, frame // 3)
+    return overlay(dark, mask[None], np.array([WHITE]), alpha=0)
+
+
+def _frame_and_truth(
+    source: VideoSource, video: str, t: int, identity: ObjectId
+) -> tuple[np.ndarray, np.ndarray]:
+    i = source.names.index(video)
+    frame = source.read_frame(i, t)
+    truth = (source.read_masks(i, t) or {}).get(identity, np.zeros(frame.shape[:2], bool))
+    return frame, truth

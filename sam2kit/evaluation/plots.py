@@ -1,39 +1,38 @@
-"""Plot scores: J over time, paired differences.
+"""Plot scores: J over time, paired differences, J&F under noisy prompts.
 
 Figures are returned, never shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
-from sam2kit.evaluation.scores import VideoScores
+from sam2kit.evaluation.scores import DataSetScores
 from sam2kit.viz.plots import LEGEND_LABEL, LINE_COLORS, WIDTH, curves
 
 
-def over_time(trackers: Mapping[str, VideoScores]) -> Figure:
-    """J over the frames of one video, the mean over the objects that count, for each tracker.
+def over_time(trackers: Sequence[DataSetScores], video: str) -> Figure:
+    """Plot J over the frames of one video, the mean over the objects that count, per tracker.
 
-    Triangles mark the frames on which an object was prompted (the first tracker's). A frame that
+    Triangles mark the frames on which an object was prompted (for the first tracker). A frame that
     counts for no object leaves a gap.
-
-    Raises:
-        ValueError: no trackers.
     """
+    videos = {t.tracker: t.by_name()[video] for t in trackers}
     lines = {}
-    for name, video in trackers.items():
-        counts = video.scored.sum(1)
-        sums = np.where(video.scored, video.J, 0).sum(1)
+    for name, scores in videos.items():
+        counts = scores.scored.sum(1)
+        sums = np.where(scores.scored, scores.J, 0).sum(1)
         mean = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
         lines[name] = list(range(len(mean))), mean.tolist()
     figure = curves({"": lines}, "frame")
     figure.set_size_inches(WIDTH, 2.5)
     (axes,) = figure.axes
-    prompted = np.flatnonzero(next(iter(trackers.values())).prompted.any(1))
+    prompted = np.flatnonzero(videos[trackers[0].tracker].prompted.any(1))
     axes.plot(prompted, [1.06] * len(prompted), "v", color="black", markersize=5, label="prompted")
     axes.set(ylabel="J", ylim=(-0.02, 1.12), title="")
     columns = 3 if max(map(len, lines)) <= LEGEND_LABEL else 1
@@ -41,10 +40,23 @@ def over_time(trackers: Mapping[str, VideoScores]) -> Figure:
     return figure
 
 
-def difference_chart(found: Mapping[str, Any]) -> Figure:
-    """What :func:`sam2kit.evaluation.statistics.paired_differences` found: a bar an object, sorted.
+def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> Figure:
+    """Plot J&F over the level of prompt noise; tracker -> level -> mean J&F."""
+    lines = {
+        name: (list(levels), [np.nan if v is None else v for v in levels.values()])
+        for name, levels in robustness.items()
+    }
+    figure = curves({"": lines}, "prompt noise")
+    figure.set_size_inches(WIDTH, 2.6)
+    figure.axes[0].set(ylabel="J&F")
+    figure.axes[0].xaxis.set_major_locator(AutoLocator())
+    return figure
 
-    The line is the mean, the band its interval.
+
+def difference_chart(found: Mapping[str, Any]) -> Figure:
+    """Plot a result of :func:`sam2kit.evaluation.statistics.paired_differences`, a bar per object.
+
+    Bars are sorted. The line is the mean, the band its interval.
     """
     values = [row["difference"] for row in found["differences"]]
     figure = Figure((WIDTH, 2.3), dpi=120, layout="constrained")

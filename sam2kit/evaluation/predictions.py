@@ -1,19 +1,15 @@
-"""Read masks that any tracker wrote in DAVIS layout, score them, and write score tables."""
+"""Read and score masks in DAVIS layout that any tracker wrote."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.mask_files import (
-    object_names,
-    read_id_mask,
-    values_in,
-)
+from sam2kit.data.sources.mask_files import object_names, read_id_mask, values_in
+from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
     CONVENTIONS,
     Convention,
@@ -27,7 +23,7 @@ from sam2kit.utils.errors import DataError
 def score_predictions(
     source: VideoSource, folder: str | Path, convention: Convention | None = None
 ) -> DataSetScores:
-    """Score anybody's masks in DAVIS layout, ``FOLDER/VIDEO/FRAME.png``.
+    """Score masks in DAVIS layout, ``FOLDER/VIDEO/FRAME.png``, written by any tracker.
 
     Every annotated frame of every video needs a mask of the frame's name and size. Where the
     convention counts frames after a prompt, an object's first visible frame is taken for it.
@@ -95,23 +91,10 @@ def _score_video(
     return scorer.result()
 
 
-def first_visible_frames(source: VideoSource, i: int) -> tuple[dict[ObjectId, int], list[int]]:
-    """The frame on which each object of video ``i`` is first seen, and the annotated frames."""
-    first: dict[ObjectId, int] = {}
-    annotated = []
-    for t in range(source.num_frames(i)):
-        if (masks := source.read_masks(i, t)) is not None:
-            annotated.append(t)
-            for identity, mask in masks.items():
-                if identity not in first and mask.any():
-                    first[identity] = t
-    return first, annotated
-
-
 def read_result(
     path: Path, names: Mapping[int, ObjectId], size: tuple[int, ...]
 ) -> dict[ObjectId, np.ndarray]:
-    """One PNG of a tracker's masks, bool ``[H,W]`` by object.
+    """Read one PNG of a tracker's masks, bool ``[H,W]`` by object.
 
     Args:
         names: see :func:`object_names`.
@@ -127,20 +110,3 @@ def read_result(
             f"{size[0]} and {size[1]}; results must have the frames' size"
         )
     return {names.get(n, n): ids == n for n in values_in(ids) if n}
-
-
-def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
-    """One row for each tracker, video and object, with the columns of :meth:`VideoScores.objects`.
-
-    A score that nothing is there for is empty.
-    """
-    rows = [
-        {"tracker": t.tracker, "video": video.name, "object": identity, **scores}
-        for t in trackers
-        for video in t.videos
-        for identity, scores in video.objects().items()
-    ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["tracker", "video", "object"])
-        writer.writeheader()
-        writer.writerows(rows)

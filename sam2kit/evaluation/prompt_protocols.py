@@ -17,7 +17,7 @@ import torch
 from sam2.modeling.sam2_utils import sample_one_point_from_error_center
 
 from sam2kit.config.schema import EvaluationConfig
-from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.prompts.geometry import box_to_points, mask_center, mask_to_box
 from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt
@@ -46,9 +46,9 @@ class PromptedFrame:
 
     def logits(self, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
         """The predictions, float32 ``[H,W]`` at ``size`` (rows, columns), above 0 inside."""
-        return (
-            {} if self.tracks is None else self._by_object(self.tracks.logits(size).cpu().numpy())
-        )
+        if self.tracks is None:
+            return {}
+        return self._by_object(self.tracks.logits(size).cpu().numpy())
 
     def object_scores(self) -> dict[ObjectId, float]:
         """Logits, above 0 where the tracker sees the object."""
@@ -85,21 +85,18 @@ class PromptProtocol:
     def from_config(
         cls, config: EvaluationConfig, seed: int, noise: float | None = None
     ) -> PromptProtocol:
-        """The protocol of a configuration, ``noise`` in place of its own."""
+        """Return the protocol of a configuration, with ``noise`` in place of its noise level."""
         level = config.noise if noise is None else noise
         errors = PromptNoise(level, tuple(config.noise_kinds))
         return cls(config.protocol, config.clicks, config.reprompt_every, errors, seed)
 
     def due(self, t: int, truth: Masks | None, last: Mapping[ObjectId, int]) -> list[ObjectId]:
         """The objects to prompt on frame ``t``; ``last`` is the frame of each one's last prompt."""
+        pause = float("inf") if self.reprompt_every is None else self.reprompt_every
         return [
             o
             for o, mask in (truth or {}).items()
-            if mask.any()
-            and (
-                o not in last
-                or (self.reprompt_every is not None and t - last[o] >= self.reprompt_every)
-            )
+            if mask.any() and (o not in last or t - last[o] >= pause)
         ]
 
     def prompt(
@@ -119,6 +116,7 @@ class PromptProtocol:
             image_size: side of the model's frames, to which coordinates are scaled.
         """
         masks = np.stack(list(truth.values()))
+        size: tuple[int, int] = (masks.shape[1], masks.shape[2])
         objects = torch.tensor([numbers[o] for o in truth])
         drawn = [
             self._draw(mask, np.random.default_rng((self.seed, zlib.crc32(key.encode()), t)))
@@ -127,14 +125,14 @@ class PromptProtocol:
         if self.kind == "mask":
             session.add_prompt(Prompt(t, objects, masks=torch.from_numpy(np.stack(drawn))))
             return
-        points = to_resized(np.stack(drawn), masks.shape[1:], image_size)
+        points = to_resized(np.stack(drawn), size, image_size)
         if self.kind == "box":
             points, labels = box_to_points(points.flatten(1))
         else:
             labels = torch.ones(points.shape[:2], dtype=torch.int32)
         tracks = session.add_prompt(Prompt(t, objects, points=points, labels=labels))
         for _ in range(1, self.clicks):
-            predicted = tracks.masks(masks.shape[1:])
+            predicted = tracks.masks(size)
             wrong = (predicted != masks).any((1, 2))
             if not wrong.any():
                 return
@@ -142,7 +140,7 @@ class PromptProtocol:
             deepest, labels = sample_one_point_from_error_center(
                 torch.from_numpy(masks)[:, None], torch.from_numpy(predicted)[:, None]
             )
-            points = to_resized(deepest.numpy(), masks.shape[1:], image_size)
+            points = to_resized(deepest.numpy(), size, image_size)
             tracks = session.add_prompt(Prompt(t, objects, points=points, labels=labels))
 
     def _draw(self, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -186,6 +184,19 @@ class CopiedMasks:
         logits = torch.stack(list(self._masks.values())) * 20.0 - 10.0
         unknown = torch.full((len(logits),), torch.nan)
         return FrameTracks(t, list(self._masks), logits, unknown, unknown)
+
+
+def first_visible_frames(source: VideoSource, i: int) -> tuple[dict[ObjectId, int], list[int]]:
+    """Return the first frame that shows each object of video ``i``, and the annotated frames."""
+    first: dict[ObjectId, int] = {}
+    annotated = []
+    for t in range(source.num_frames(i)):
+        if (masks := source.read_masks(i, t)) is not None:
+            annotated.append(t)
+            for identity, mask in masks.items():
+                if identity not in first and mask.any():
+                    first[identity] = t
+    return first, annotated
 
 
 def follow(

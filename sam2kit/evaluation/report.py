@@ -1,172 +1,232 @@
-"""An evaluation as one HTML page that needs nothing beside it, and the figures on it."""
+"""The result of an evaluation, and the files that report it: JSON, CSV, COCO, HTML, pictures."""
 
 from __future__ import annotations
 
+import csv
+import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator
 
 import sam2kit
 from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config
-from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.evaluation.plots import difference_chart, over_time
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.writers import coco_json
+from sam2kit.evaluation.pictures import Example, compare_errors, draw_videos, show_objects
+from sam2kit.evaluation.plots import difference_chart, over_time, robustness_chart
 from sam2kit.evaluation.scores import DataSetScores, VideoScores, summary
+from sam2kit.evaluation.scores import metrics as score_metrics
 from sam2kit.evaluation.statistics import paired_differences, score_interval
+from sam2kit.evaluation.tracker_runs import ResultFiles
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 from sam2kit.viz.html import render
-from sam2kit.viz.overlays import ERROR_COLORS, WHITE, contact_sheet, error_overlay, overlay
-from sam2kit.viz.plots import WIDTH, curves, interval_chart
+from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
+from sam2kit.viz.plots import interval_chart
 
-ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
-"""Tracker, video, frame -> the tracker's masks, bool ``[H,W]`` by object."""
-Robustness = Mapping[str, Mapping[float, float | None]]
-"""Tracker -> level of prompt noise -> mean J&F."""
-
-EXAMPLES = 3  # objects at either end
-VIDEOS_OVER_TIME = 12
+MAX_EXAMPLES = 3  # objects at either end
+MAX_VIDEOS_OVER_TIME = 12
 PACKAGES = ("torch", "sam2", "numpy", "opencv-python-headless")
+PROTOCOL_KEYS = ("protocol", "clicks", "reprompt_every", "noise", "noise_kinds", "tracker")
 
 
-@dataclass
-class Example:
-    """One object on one frame.
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of trackers on the same videos; intervals and differences are computed once.
 
     Attributes:
-        title: video and object.
-        caption: the frame and its scores.
-        images: ``[H,W,3]`` uint8 by what each shows.
-    """
-
-    title: str
-    caption: str
-    images: dict[str, np.ndarray]
-
-
-def write_report(
-    output_dir: str | Path,
-    trackers: Sequence[DataSetScores],
-    source: VideoSource,
-    read_masks: ReadMasks | None,
-    config: Config,
-    robustness: Robustness | None = None,
-) -> Path:
-    """Write ``report.html``.
-
-    Args:
-        trackers: results on the same videos; the first is the one the report is about.
+        config: the configuration of the evaluation.
         source: the videos.
-        read_masks: what the trackers gave; None leaves out the pictures of objects.
-        config: of the evaluation, printed whole; its ``seed`` draws the intervals.
-        robustness: J&F under noise of the prompts, where it was measured.
+        trackers: one result per tracker; the first is the one under evaluation.
+        output_dir: the folder of the results.
+        files: the trackers' masks; None: the masks were predicted elsewhere.
+        robustness: tracker -> level of prompt noise -> mean J&F.
+        calibration: the chosen thresholds and the videos that they were chosen on; None: no
+            calibration.
 
-    Returns:
-        The page.
+    Raises:
+        DataError: no frame of the first tracker counts.
     """
-    main, *others = trackers
-    found = differences(trackers, config.seed)
-    extremes = {}
-    if read_masks is not None:
-        worst, best = ranked_objects(main)
-        extremes["Worst objects"] = examples(main, worst, source, read_masks)
-        extremes["Best objects"] = examples(main, best, source, read_masks)
-        if others:
-            title = f"Most gained and most lost: {main.tracker} against {others[0].tracker}"
-            extremes[title] = comparisons(main, others[0], found[0], source, read_masks)
-    pictured = spread_videos(main)
+
+    config: Config
+    source: VideoSource
+    trackers: Sequence[DataSetScores]
+    output_dir: Path
+    files: ResultFiles | None = None
+    robustness: Mapping[str, Mapping[float, float | None]] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.means[self.trackers[0].tracker]["J&F"] is None:
+            raise DataError(
+                "the validation videos hold no frame to score: none shows an object on enough "
+                "frames for the convention (evaluation.convention chooses another)"
+            )
+
+    @cached_property
+    def means(self) -> dict[str, dict[str, Any]]:
+        """Tracker -> :func:`sam2kit.evaluation.scores.summary` of all its videos."""
+        return {t.tracker: summary(t.videos) for t in self.trackers}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Tracker -> mean J&F over all objects, 0 to 1; NaN where no frame counts."""
+        means = {name: means["J&F"] for name, means in self.means.items()}
+        return {name: float("nan") if mean is None else mean for name, mean in means.items()}
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Any]]:
+        """Tracker -> :func:`sam2kit.evaluation.statistics.score_interval` of J&F."""
+        return {t.tracker: score_interval(t, self._generator()) for t in self.trackers}
+
+    @cached_property
+    def differences(self) -> list[dict[str, Any]]:
+        """:func:`sam2kit.evaluation.statistics.paired_differences` to each of the others."""
+        main, *others = self.trackers
+        return [paired_differences(main, other, self._generator()) for other in others]
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.config.seed)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``metrics.json``; docs/evaluation.md lists it."""
+        content = score_metrics(self.trackers)
+        for name, interval in self.intervals.items():
+            content["trackers"][name]["J&F_interval"] = [interval["low"], interval["high"]]
+        evaluation = asdict(self.config.evaluation)
+        return content | {
+            "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
+            "seed": self.config.seed,
+            "differences": {
+                found["trackers"][1]: {k: v for k, v in found.items() if k != "differences"}
+                for found in self.differences
+            },
+            "robustness": {
+                name: {"noise": list(curve), "J&F": list(curve.values())}
+                for name, curve in self.robustness.items()
+            },
+            "calibration": self.calibration,
+        }
+
+
+def write_results(evaluation: Evaluation) -> None:
+    """Write ``metrics.json``, ``objects.csv`` and ``report.html`` to the evaluation's folder.
+
+    Where trackers ran, also ``coco/`` and the pictures of
+    :func:`sam2kit.evaluation.pictures.draw_videos`.
+    """
+    folder, files = evaluation.output_dir, evaluation.files
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=1))
+    write_csv(folder / "objects.csv", evaluation.trackers)
+    write_report(evaluation)
+    if files is None:
+        return
+    (folder / "coco").mkdir(exist_ok=True)
+    for tracker in evaluation.trackers:
+        content = coco_json(files.sav(tracker.tracker, [v.name for v in tracker.videos]))
+        (folder / "coco" / f"{file_name(tracker.tracker)}.json").write_text(json.dumps(content))
+    draw_videos(evaluation.trackers, evaluation.source, files.masks, folder)
+
+
+def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
+    """Write one row per tracker, video and object, with the columns of ``VideoScores.objects``.
+
+    A score without a frame to measure is empty.
+    """
+    rows = [
+        {"tracker": t.tracker, "video": video.name, "object": identity, **scores}
+        for t in trackers
+        for video in t.videos
+        for identity, scores in video.objects().items()
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["tracker", "video", "object"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_report(evaluation: Evaluation) -> Path:
+    """Write ``report.html``, one page that needs no other file, and return its path."""
+    config, trackers, differences = evaluation.config, evaluation.trackers, evaluation.differences
+    main, robustness = trackers[0], evaluation.robustness
     page = render(
         "report.html",
         main=main.tracker,
         videos=len(main.videos),
         convention=asdict(main.videos[0].convention),
         evaluation=asdict(config.evaluation),
-        rows=score_rows(trackers, config.seed),
-        intervals=interval_figure(trackers, config.seed),
-        differences=[(d, difference_chart(d)) for d in found if d["objects"]],
-        over_time=[(v.name, over_time_figure(trackers, v.name)) for v in pictured],
-        robustness=robustness_figure(robustness) if robustness else None,
-        extremes=extremes,
+        rows=score_rows(evaluation),
+        intervals=interval_chart(
+            {"": evaluation.intervals}, "J&F with 95% interval, videos resampled"
+        ),
+        differences=[(d, difference_chart(d)) for d in differences if d["objects"]],
+        over_time=[(v.name, over_time(trackers, v.name)) for v in spread_videos(main)],
+        robustness=robustness_chart(robustness) if robustness else None,
+        extremes=_extremes(evaluation),
         error_colors=ERROR_COLORS,
         config=to_yaml(config),
         versions={"sam2kit": sam2kit.__version__, "Python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
     )
-    path = Path(output_dir) / "report.html"
+    path = evaluation.output_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def score_rows(trackers: Sequence[DataSetScores], seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each tracker: the means over all objects, J&F with its bootstrap interval.
-
-    None where there is nothing to take a mean of.
-    """
-    rows = []
-    for tracker in trackers:
-        means = summary(tracker.videos)
-        interval = score_interval(tracker, np.random.default_rng(seed))
-        rows.append(
-            {
-                "tracker": tracker.tracker,
-                "J&F": means["J&F"],
-                "low": interval["low"],
-                "high": interval["high"],
-                **{k: means[k] for k in ("J", "F", "dice", "absent_precision", "absent_recall")},
-                **{k: means[k] for k in ("false_absence", "recovery")},
-                "objects": means["scored_objects"],
-            }
-        )
-    return rows
-
-
-def differences(trackers: Sequence[DataSetScores], seed: int = 0) -> list[dict[str, Any]]:
-    """The first tracker against each of the others: their paired differences in J&F."""
-    main, *others = trackers
-    return [paired_differences(main, o, np.random.default_rng(seed)) for o in others]
-
-
-def interval_figure(trackers: Sequence[DataSetScores], seed: int = 0) -> Figure:
-    """J&F of each tracker with its interval."""
-    found = {t.tracker: score_interval(t, np.random.default_rng(seed)) for t in trackers}
-    return interval_chart({"": found}, "J&F with 95% interval, videos resampled")
-
-
-def over_time_figure(trackers: Sequence[DataSetScores], video: str) -> Figure:
-    """J over the frames of a video, one line a tracker."""
-    return over_time({t.tracker: v for t in trackers for v in t.videos if v.name == video})
-
-
-def robustness_figure(robustness: Robustness) -> Figure:
-    """J&F over the level of prompt noise."""
-    lines = {
-        name: (list(levels), [np.nan if v is None else v for v in levels.values()])
-        for name, levels in robustness.items()
+def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
+    """Return the pictures of the objects at either end, by title; none without masks."""
+    if evaluation.files is None:
+        return {}
+    main, *others = evaluation.trackers
+    pixels = evaluation.source, evaluation.files.masks
+    worst, best = ranked_objects(main)
+    extremes = {
+        "Worst objects": show_objects(main, worst, *pixels),
+        "Best objects": show_objects(main, best, *pixels),
     }
-    figure = curves({"": lines}, "prompt noise")
-    figure.set_size_inches(WIDTH, 2.6)
-    figure.axes[0].set(ylabel="J&F")
-    figure.axes[0].xaxis.set_major_locator(AutoLocator())
-    return figure
+    if others:
+        rows = evaluation.differences[0]["differences"]
+        ends = [*rows[:MAX_EXAMPLES], *rows[MAX_EXAMPLES:][-MAX_EXAMPLES:]]
+        title = f"Most gained and most lost: {main.tracker} against {others[0].tracker}"
+        extremes[title] = compare_errors(main, others[0], ends, *pixels)
+    return extremes
 
 
-def spread_videos(main: DataSetScores, most: int = VIDEOS_OVER_TIME) -> list[VideoScores]:
-    """At most so many videos, evenly spread from the worst to the best."""
+def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return a row per tracker: the means over all objects, J&F with its bootstrap interval.
+
+    None where no frame counts.
+    """
+    columns = ("J", "F", "dice", "absent_precision", "absent_recall", "false_absence", "recovery")
+    return [
+        {"tracker": name, "J&F": means["J&F"]}
+        | {bound: evaluation.intervals[name][bound] for bound in ("low", "high")}
+        | {column: means[column] for column in columns}
+        | {"objects": means["scored_objects"]}
+        for name, means in evaluation.means.items()
+    ]
+
+
+def spread_videos(main: DataSetScores, max_videos: int = MAX_VIDEOS_OVER_TIME) -> list[VideoScores]:
+    """Return up to ``max_videos`` videos, evenly spread from the worst to the best."""
     scored = [(summary([v])["J&F"], v) for v in main.videos]
     ordered = [v for _, v in sorted((p for p in scored if p[0] is not None), key=lambda p: p[0])]
-    steps = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
-    return [ordered[i] for i in dict.fromkeys(steps.tolist())]
+    return [ordered[n] for n in evenly_spaced(len(ordered), max_videos)]
 
 
 def ranked_objects(
-    main: DataSetScores, most: int = EXAMPLES
+    main: DataSetScores, max_objects: int = MAX_EXAMPLES
 ) -> tuple[list[tuple[VideoScores, int]], list[tuple[VideoScores, int]]]:
-    """The worst and the best objects by J&F, as videos and positions in them; none is both."""
+    """Return the worst and the best objects by J&F, as videos and positions; none is both."""
     scored = [
         (s["J&F"], video, o)
         for video in main.videos
@@ -174,87 +234,5 @@ def ranked_objects(
         if s["J&F"] is not None
     ]
     ordered = [(video, o) for _, video, o in sorted(scored, key=lambda entry: entry[0])]
-    count = min(most, -(-len(ordered) // 2))
-    return ordered[:count], ordered[count:][::-1][:most]
-
-
-def examples(
-    main: DataSetScores,
-    objects: Sequence[tuple[VideoScores, int]],
-    source: VideoSource,
-    read_masks: ReadMasks,
-) -> list[Example]:
-    """Frame, truth, prediction and error of objects, each on its median and on its worst frame."""
-    made = []
-    for video, o in objects:
-        identity, scored = video.object_ids[o], np.flatnonzero(video.scored[:, o])
-        by_score = scored[video.J[scored, o].argsort(kind="stable")]
-        for word, t in (("median", by_score[len(by_score) // 2]), ("worst", by_score[0])):
-            frame, truth = _frame_and_truth(source, video.name, int(t), identity)
-            prediction = _mask(read_masks(main.tracker, video.name, int(t)), identity, truth)
-            images = {
-                "frame": frame,
-                "truth": _lit(frame, truth),
-                "prediction": _lit(frame, prediction),
-                "error": error_overlay(frame, prediction, truth),
-            }
-            caption = f"{word} frame, {t}: J {video.J[t, o]:.2f}, F {video.F[t, o]:.2f}"
-            made.append(Example(f"{video.name}, object {identity}", caption, images))
-    return made
-
-
-def comparisons(
-    main: DataSetScores,
-    other: DataSetScores,
-    found: Mapping[str, Any],
-    source: VideoSource,
-    read_masks: ReadMasks,
-) -> list[Example]:
-    """The errors of two trackers beside each other, where they differ most.
-
-    Args:
-        found: of :func:`sam2kit.evaluation.statistics.paired_differences`; the objects at both of
-        its ends
-            are shown, each on the frame on which J differs most in that direction.
-    """
-    made, rows = [], found["differences"]
-    pairs = {t.tracker: {v.name: v for v in t.videos} for t in (main, other)}
-    for row in [*rows[:EXAMPLES], *rows[EXAMPLES:][-EXAMPLES:]]:
-        mine, theirs = (pairs[t.tracker][row["video"]] for t in (main, other))
-        o, n = (v.object_ids.index(row["object"]) for v in (mine, theirs))
-        gain = np.where(mine.scored[:, o], mine.J[:, o] - theirs.J[:, n], np.nan)
-        t = int(np.nanargmax(gain if row["difference"] > 0 else -gain))
-        frame, truth = _frame_and_truth(source, row["video"], t, row["object"])
-        images = {"frame": frame, "truth": _lit(frame, truth)}
-        for tracker in (other, main):
-            mask = _mask(read_masks(tracker.tracker, row["video"], t), row["object"], truth)
-            images[tracker.tracker] = error_overlay(frame, mask, truth)
-        caption = f"J&F {row['difference']:+.2f}; frame {t}: J {theirs.J[t, n]:.2f} and "
-        caption += f"{mine.J[t, o]:.2f}"
-        made.append(Example(f"{row['video']}, object {row['object']}", caption, images))
-    return made
-
-
-def example_sheet(shown: Sequence[Example]) -> Figure:
-    """Examples with the same kinds of images below each other."""
-    rows = [list(example.images.values()) for example in shown]
-    labels = [f"{e.title}\n" + e.caption.replace(": ", "\n").replace("; ", "\n") for e in shown]
-    return contact_sheet(rows, labels, list(shown[0].images), cell_inches=2.2)
-
-
-def _lit(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The frame, dark outside the mask: a colour laid over it can be lost in a scene of its own."""
-    dark = np.where(mask[..., None], frame, frame // 3)
-    return overlay(dark, mask[None], np.array([WHITE]), alpha=0)
-
-
-def _frame_and_truth(
-    source: VideoSource, video: str, t: int, identity: ObjectId
-) -> tuple[np.ndarray, np.ndarray]:
-    i = source.names.index(video)
-    frame = source.read_frame(i, t)
-    return frame, _mask(source.read_masks(i, t) or {}, identity, frame[..., 0])
-
-
-def _mask(masks: Mapping[ObjectId, np.ndarray], identity: ObjectId, like: np.ndarray) -> np.ndarray:
-    return masks.get(identity, np.zeros(like.shape, bool))
+    count = min(max_objects, -(-len(ordered) // 2))
+    return ordered[:count], ordered[count:][::-1][:max_objects]

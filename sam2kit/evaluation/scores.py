@@ -20,6 +20,7 @@ from sam2kit.evaluation.metrics import (
     RECOVERED_IOU,
     RECOVERY_COUNTS,
     decay,
+    outside_void,
     presence_and_recovery,
     presence_counts,
     recovery_counts,
@@ -230,6 +231,7 @@ class VideoScorer:
             prediction, prompted = _together(prediction), [1] if prompted else []
             object_scores = {1: max(object_scores.values())} if object_scores else None
         self._check_ids(t, truth or {}, prediction)
+        void = void if self.convention.void == "ignore" else None
         ids, tolerance = self.object_ids, self.convention.tolerance
         row = {f: np.zeros(len(ids), bool) for f in _ROWS} | {
             f: np.full(len(ids), np.nan) for f in _NUMBERS
@@ -240,32 +242,23 @@ class VideoScorer:
             mask, found = (truth or {}).get(identity), prediction.get(identity)
             if truth is not None:
                 row["annotated"][o] = True
-                mask, found = self._pair(f"frame {t}, object {identity!r}", mask, found, void)
-                row["J"][o] = row["F"][o] = 1.0
-                if mask is not None and found is not None:
+                row["J"][o] = row["F"][o] = 1.0  # both are empty
+                if mask is not None or found is not None:
+                    self._check_size(f"frame {t}, object {identity!r}", mask, found)
+                    found, mask = outside_void(found, mask, void)
                     row["J"][o], row["F"][o] = region_and_boundary(found, mask, tolerance)
             row["truth_present"][o] = mask is not None and mask.any()
             row["predicted_present"][o] = found is not None and found.any()
         for name, values in row.items():
             self._rows[name].append(values)
 
-    def _pair(
-        self, where: str, mask: np.ndarray | None, found: np.ndarray | None, void: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-        """Truth and prediction of one size, without void pixels; Nones where both are missing."""
-        if mask is None and found is None:
-            return None, None
-        mask = np.zeros_like(found) if mask is None else mask
-        found = np.zeros_like(mask) if found is None else found
-        if found.shape != mask.shape:
+    def _check_size(self, where: str, mask: np.ndarray | None, found: np.ndarray | None) -> None:
+        if mask is not None and found is not None and found.shape != mask.shape:
             raise DataError(
                 f"{self.name}, {where}: the prediction has {found.shape[0]} rows and "
                 f"{found.shape[1]} columns, the truth {mask.shape[0]} and {mask.shape[1]}; give "
                 "masks of the truth's size"
             )
-        if void is None or self.convention.void != "ignore":
-            return mask, found
-        return mask & ~void, found & ~void
 
     def _check_ids(self, t: int, truth: Mapping, prediction: Mapping) -> None:
         where = f"{self.name}, frame {t}"
@@ -303,19 +296,26 @@ class DataSetScores:
     tracker: str
     videos: list[VideoScores] = field(default_factory=list)
 
+    def by_name(self) -> dict[str, VideoScores]:
+        """Return the results by the video's name."""
+        return {video.name: video for video in self.videos}
+
     def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds for one tracker; see :func:`metrics`."""
+        """Return the content of ``metrics.json`` for one tracker; see :func:`metrics`."""
         return metrics([self])
 
 
 def metrics(trackers: Sequence[DataSetScores]) -> dict[str, Any]:
-    """What ``metrics.json`` holds (schema 2), the first tracker being the one it is about.
+    """Return the content of ``metrics.json`` (schema 2) but for the intervals and differences.
+
+    The first tracker is the one under evaluation.
 
     ``J``, ``F`` and the others are means over all objects. ``videos`` maps each video's name to the
     means over its objects and to ``objects``; its ``trackers`` has the same of the other trackers.
     A score that nothing is there for is None.
     """
     main = trackers[0]
+    others = {t.tracker: t.by_name() for t in trackers[1:]}
     return {
         "schema_version": SCHEMA_VERSION,
         "sam2kit_version": sam2kit.__version__,
@@ -326,10 +326,9 @@ def metrics(trackers: Sequence[DataSetScores]) -> dict[str, Any]:
             video.name: {
                 **_video(video),
                 "trackers": {
-                    t.tracker: _video(other)
-                    for t in trackers[1:]
-                    for other in t.videos
-                    if other.name == video.name
+                    name: _video(videos[video.name])
+                    for name, videos in others.items()
+                    if video.name in videos
                 },
             }
             for video in main.videos

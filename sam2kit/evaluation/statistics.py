@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sam2kit.evaluation.metrics import iou
 from sam2kit.evaluation.scores import DataSetScores, VideoScores
 
 RESAMPLES = 5000
@@ -111,25 +112,18 @@ def _with_interval(groups: list[list[float]], generator: np.random.Generator) ->
 
 
 def iou_by_threshold(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The IoU of ``logits > threshold`` with the truth, for all thresholds in one pass.
+    """Return the IoU of ``logits > threshold`` with the truth for each threshold.
 
     Args:
         logits: float ``[H,W]``.
         truth: bool ``[H,W]``.
-        thresholds: ``[K]``, rising.
+        thresholds: ``[K]``.
 
     Returns:
         ``[K]`` float64; 1 where both masks are empty. Means of it over many frames go into
         :func:`best_threshold`.
     """
-    passed = np.searchsorted(thresholds, logits.ravel(), side="left")
-
-    def above(bins: np.ndarray) -> np.ndarray:  # how many pixels pass each threshold
-        return np.bincount(bins, minlength=len(thresholds) + 1)[::-1].cumsum()[::-1][1:]
-
-    inside = above(passed[truth.ravel()])
-    union = above(passed) + np.count_nonzero(truth) - inside
-    return np.where(union > 0, inside / np.maximum(union, 1), 1.0)
+    return np.array([iou(logits > threshold, truth) for threshold in thresholds])
 
 
 def best_threshold(thresholds: np.ndarray, scores: np.ndarray) -> float:

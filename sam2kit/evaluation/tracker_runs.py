@@ -1,4 +1,4 @@
-"""One tracker on one video: tracked by a protocol, scored frame by frame, kept in small files."""
+"""Run one tracker on one video by a protocol, score it frame by frame, and save the results."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ from sam2kit.config.schema import Config
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
-from sam2kit.evaluation.predictions import first_visible_frames
-from sam2kit.evaluation.prompt_protocols import CopiedMasks, PromptedFrame, PromptProtocol, follow
+from sam2kit.evaluation.prompt_protocols import (
+    CopiedMasks,
+    PromptedFrame,
+    PromptProtocol,
+    first_visible_frames,
+    follow,
+)
 from sam2kit.evaluation.scores import CONVENTIONS, VideoScorer, VideoScores
 from sam2kit.evaluation.statistics import best_threshold, iou_by_threshold, presence_by_threshold
 from sam2kit.models.sam2 import SAM2Model
@@ -37,13 +42,13 @@ PROGRESS_FRAMES = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
-    """What tracks the videos.
+class TrackerRun:
+    """A model, or the copied first mask, with the settings that it tracks the videos with.
 
     Attributes:
-        name: under which results show it.
+        name: the tracker's name in the results.
         model: on its device; None: each object's prompted mask is copied.
-        zero_memory: what the memory bank keeps is zeroed.
+        zero_memory: whether the memories in the bank are zeroed.
         mask_threshold: logits above it are the object.
         object_threshold: where the object's score is not above it, the mask is empty.
     """
@@ -88,7 +93,7 @@ class Contender:
 
         Args:
             objects: all that the truth shows; see
-                :func:`sam2kit.evaluation.predictions.first_visible_frames`.
+                :func:`sam2kit.evaluation.prompt_protocols.first_visible_frames`.
             on_frame: called with each frame and its logits ``[H,W]`` by object, thresholds applied.
 
         Raises:
@@ -96,11 +101,8 @@ class Contender:
             :class:`~sam2kit.evaluation.scores.VideoScorer`.
         """
         size = source.read_frame(i, 0).shape[:2]
-        scorer = VideoScorer(
-            source.names[i],
-            CONVENTIONS[config.evaluation.convention or "prompted"],
-            objects,
-        )
+        convention = CONVENTIONS[config.evaluation.convention or "prompted"]
+        scorer = VideoScorer(source.names[i], convention, objects)
         for frame in self.track(source, i, config, noise):
             scores = frame.object_scores()
             logits = {
@@ -118,23 +120,21 @@ class Contender:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that tells this contender from others of the same name."""
+        """Everything that distinguishes this run from others of the same name."""
         content = {k: getattr(self, k) for k in ("zero_memory", "mask_threshold")}
         content["object_threshold"] = str(self.object_threshold)
         if self.model is not None:
-            state = sorted(self.model.state_dict().items())
             digest = 0
-            for name, tensor in state:
-                digest = zlib.crc32(
-                    tensor.cpu().numpy().tobytes(), zlib.crc32(name.encode(), digest)
-                )
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest = zlib.crc32(name.encode(), digest)
+                digest = zlib.crc32(tensor.cpu().numpy().tobytes(), digest)
             device = next(self.model.parameters()).device.type
             content |= {"weights": digest, "image_size": self.model.image_size, "device": device}
         return content
 
 
 def tracker_options(config: Config) -> TrackerOptions:
-    """Upstream's conventions of tracking but for ``evaluation.tracker``.
+    """Return the options of ``evaluation.tracker`` on top of upstream's conventions.
 
     Raises:
         ConfigError: an unknown name or an impossible value.
@@ -149,80 +149,75 @@ def tracker_options(config: Config) -> TrackerOptions:
 
 
 class ResultFiles:
-    """The files of an evaluation: small ones for each video and tracker, so that it can go on.
+    """The files of an evaluation, one set per video and tracker, from which it can resume.
 
-    ``scores/TRACKER/VIDEO.json`` is written last of a video; beside the scores it holds all that
-    they depend on, and where that has changed the video is tracked anew. ``masks`` has palette PNG
+    ``scores/TRACKER/VIDEO.json`` is written last; it holds the scores and everything that they
+    depend on. Where that has changed, the video is tracked again. ``masks`` has palette PNG files
     in DAVIS layout, ``sav`` the masks in SA-V's form.
 
     Args:
-        folder: of the evaluation.
-        config: the evaluation's.
+        folder: the folder of the evaluation.
+        config: its configuration.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
         evaluation = asdict(config.evaluation)
         for key in ("compare", "noise", "noise_levels", "calibration_videos"):
-            del evaluation[key]  # the contender and its noise stand for them
+            del evaluation[key]  # the run and its noise stand for them
         data = asdict(config.validation_dataset())
         for key in ("num_workers", "batch_size", "prompt_types"):
             del data[key]
-        self._shared = {
-            "version": sam2kit.__version__,
-            "seed": config.seed,
-            "evaluation": evaluation,
-            "data": data,
-        }
+        self._shared = {"version": sam2kit.__version__, "seed": config.seed}
+        self._shared |= {"evaluation": evaluation, "data": data}
         self._recent: tuple[tuple[str, str], Mapping[str, Any]] | None = None
 
     def path(self, kind: str, tracker: str, video: str, ending: str = "") -> Path:
-        """Of ``kind`` ``scores``, ``masks`` or ``sav``."""
+        """Return the path of a video's ``scores``, ``masks`` or ``sav``, by ``kind``."""
         return self.folder / kind / file_name(tracker) / f"{file_name(video)}{ending}"
 
     def scores(
         self,
-        contender: Contender,
+        run: TrackerRun,
         source: VideoSource,
         i: int,
         objects: Sequence[ObjectId],
         noise: float | None = None,
     ) -> VideoScores:
-        """The scores of a video: read if they are there, else tracked, and then kept.
+        """Return the scores of a video: read where they exist, otherwise measured and saved.
 
         Args:
-            objects: as for :meth:`Contender.score`.
-            noise: a level of the curves of robustness, of which no masks are kept; None: the
-                evaluation itself.
+            objects: as for :meth:`TrackerRun.score`.
+            noise: a noise level of the robustness curves, for which no masks are saved. None:
+                the noise level of the configuration.
         """
-        name = contender.name if noise is None else f"{contender.name}, noise {noise:g}"
+        name = run.name if noise is None else f"{run.name}, noise {noise:g}"
         video, level = source.names[i], self.config.evaluation.noise if noise is None else noise
-        made_of = self._shared | {
-            "tracker": contender.identity,
-            "noise": level,
-            "frames": source.num_frames(i),
-        }
+        made_of = self._shared | {"tracker": run.identity, "noise": level}
+        made_of |= {"frames": source.num_frames(i)}
         path = self.path("scores", name, video, ".json")
         masks_are_there = noise is not None or self.path("sav", name, video, ".json").is_file()
         if path.is_file() and masks_are_there:
             kept = json.loads(path.read_text())
             if kept["made_of"] == json.loads(json.dumps(made_of)):
                 return VideoScores.from_dict(kept["scores"])
-            logger.info("{}, {}: scored in another way before, so it is tracked anew", video, name)
+            logger.info(
+                "{}, {}: settings or weights have changed, so it is tracked again", video, name
+            )
             path.unlink()
         if noise is None:
-            scores = self._score_and_keep_masks(contender, source, i, objects)
+            scores = self._score_and_keep_masks(run, source, i, objects)
         else:
-            scores = contender.score(source, i, objects, self.config, noise)
+            scores = run.score(source, i, objects, self.config, noise)
         _write_json(path, {"made_of": made_of, "scores": scores.to_dict()})
         return scores
 
     def _score_and_keep_masks(
-        self, contender: Contender, source: VideoSource, i: int, objects: Sequence[ObjectId]
+        self, run: TrackerRun, source: VideoSource, i: int, objects: Sequence[ObjectId]
     ) -> VideoScores:
         video, size = source.names[i], source.read_frame(i, 0).shape[:2]
-        folder = self.path("masks", contender.name, video)
-        if self.path("sav", contender.name, video, ".json").is_file():  # they are an evaluation's
+        folder = self.path("masks", run.name, video)
+        if self.path("sav", run.name, video, ".json").is_file():  # they are an evaluation's
             for stale in folder.glob("*.png"):
                 stale.unlink()
         writer = MaskWriter(folder, video, objects)
@@ -230,20 +225,20 @@ class ResultFiles:
         def write(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:
             writer.add(source.frame_name(i, frame.t), logits, size)
 
-        scores = contender.score(source, i, objects, self.config, on_frame=write)
-        _write_json(self.path("sav", contender.name, video, ".json"), writer.sav())
+        scores = run.score(source, i, objects, self.config, on_frame=write)
+        _write_json(self.path("sav", run.name, video, ".json"), writer.sav())
         return scores
 
     def masks(self, tracker: str, video: str, t: int) -> dict[ObjectId, np.ndarray]:
-        """The masks that a tracker gave on frame ``t``, bool ``[H,W]`` by object."""
+        """Return a tracker's masks on frame ``t``, bool ``[H,W]`` by object."""
         if self._recent is None or self._recent[0] != (tracker, video):
             self._recent = (tracker, video), next(self.sav(tracker, [video]))
         sav = self._recent[1]
-        found = zip(sav["masklet_id"], sav["masklet"][t], strict=True)
-        return {o: decode_mask(runs) for o, runs in found}
+        runs_by_object = zip(sav["masklet_id"], sav["masklet"][t], strict=True)
+        return {o: decode_mask(runs) for o, runs in runs_by_object}
 
     def sav(self, tracker: str, videos: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """What :func:`sam2kit.data.writers.coco_json` takes."""
+        """Yield videos in SA-V's form, as :func:`sam2kit.data.writers.coco_json` takes them."""
         for video in videos:
             yield json.loads(self.path("sav", tracker, video, ".json").read_text())
 
@@ -254,27 +249,27 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def calibrate(
-    contender: Contender, source: VideoSource, videos: Sequence[int], config: Config
+    run: TrackerRun, source: VideoSource, videos: Sequence[int], config: Config
 ) -> tuple[float, float]:
     """Choose the thresholds of masks and of object scores on videos that are not those reported on.
 
-    The mask's is that of the highest mean IoU over the frames that count; the object score's
-    that of the highest balanced accuracy of "present" (0 where nothing is ever absent).
+    Masks get the threshold with the highest mean IoU over the frames that count; object scores the
+    one with the highest balanced accuracy of "present" (0 where no object is ever absent).
     """
-    found: dict[tuple[int, ObjectId], np.ndarray] = {}
+    frame_ious: dict[tuple[int, ObjectId], np.ndarray] = {}
 
     def compare(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:
         for o, x in logits.items() if frame.truth is not None else ():
             truth = (frame.truth or {}).get(o, np.zeros(x.shape, bool))
-            found[frame.t, o] = iou_by_threshold(x, truth, MASK_THRESHOLDS)
+            frame_ious[frame.t, o] = iou_by_threshold(x, truth, MASK_THRESHOLDS)
 
     ious, scored = [], []
     for i in videos:
-        found.clear()
+        frame_ious.clear()
         objects = list(first_visible_frames(source, i)[0])
-        scores = contender.score(source, i, objects, config, on_frame=compare)
+        scores = run.score(source, i, objects, config, on_frame=compare)
         counts = dict(zip(scores.object_ids, scores.scored.T, strict=True))
-        ious += [x for (t, o), x in found.items() if o in counts and counts[o][t]]
+        ious += [x for (t, o), x in frame_ious.items() if o in counts and counts[o][t]]
         scored.append(scores)
     presence = presence_by_threshold(scored, OBJECT_THRESHOLDS)
     if not ious:

@@ -39,6 +39,11 @@ ERROR_COLORS = {
 }
 
 
+def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the colours ``[N,3]`` uint8 of objects at N positions: :data:`PALETTE`, repeated."""
+    return PALETTE[np.asarray(positions, int) % len(PALETTE)]
+
+
 def frames_to_images(frames: Tensor) -> np.ndarray:
     """Frames ``[...,3,H,W]`` uint8 as images ``[...,H,W,3]`` uint8.
 
@@ -77,7 +82,7 @@ def overlay(
     if masks.ndim != 3 or masks.shape[1:] != frame.shape[:2]:
         raise ValueError(f"masks of shape {masks.shape} do not fit a frame of {frame.shape}")
     if colors is None:
-        colors = PALETTE[np.arange(len(masks)) % len(PALETTE)]
+        colors = object_colors(range(len(masks)))
     picture = frame.astype(np.float32)
     for mask, color in zip(masks, colors, strict=True):
         picture[mask] = (1 - alpha) * picture[mask] + alpha * color
@@ -156,56 +161,34 @@ def contact_sheet(
     captions: Sequence[str] = (),
     cell_inches: float = 1.6,
 ) -> Figure:
-    """A grid of images ``[H,W,3]`` uint8; rows may be of different lengths.
+    """Lay out images ``[H,W,3]`` uint8 in a grid; rows may be of different lengths.
 
     Args:
-        row_labels: one a row, or none; written at its left.
-        column_labels: one a column, or none; written above the first row.
-        captions: one an image in reading order, or none; written above it in up to two lines.
+        row_labels: one per row, or none; written at its left.
+        column_labels: one per column, or none; written above the first row.
+        captions: one per image in reading order, or none; written above it in up to two lines.
         cell_inches: the width of an image; its height follows the first image's shape.
 
     Raises:
         ValueError: no images, or labels that do not match the grid.
     """
-    count, columns = len(rows), max((len(row) for row in rows), default=0)
+    count, columns = len(rows), max(map(len, rows), default=0)
     if not columns:
         raise ValueError("a contact sheet needs at least one image")
-    given = len(row_labels), len(column_labels), len(captions)
-    fitting = (0, count), (0, columns), (0, sum(map(len, rows)))
-    if any(number not in fits for number, fits in zip(given, fitting, strict=True)):
-        raise ValueError(
-            f"a sheet of {count} rows and {columns} columns got {given[0]} row labels, {given[1]} "
-            f"column labels and {given[2]} captions"
-        )
-    row_labels, column_labels, captions = (
-        list(map(figure_text, texts)) for texts in (row_labels, column_labels, captions)
-    )
-    figure, grid = _grid(rows, row_labels, column_labels, title, captions, cell_inches)
-    for row, label in zip(grid, row_labels, strict=False):
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    for axes, label in zip(grid[0], column_labels, strict=False):
-        axes.set_title(label, fontsize=9)
-    shown = [axes for axes in figure.axes if axes.images]
-    for axes, caption in zip(shown, captions, strict=False):
-        axes.set_title(caption, fontsize=8)
-    return figure
-
-
-def _grid(
-    rows: Sequence[Sequence[np.ndarray]],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    title: str | None,
-    captions: Sequence[str],
-    cell_inches: float,
-) -> tuple[Figure, np.ndarray]:
-    """The figure of a contact sheet and its axes ``[rows,columns]``, with the images in them.
-
-    The room for text is reckoned here: matplotlib's own layout engines take seconds for 40 images.
-    """
+    for kind, texts, expected in (
+        ("row labels", row_labels, count),
+        ("column labels", column_labels, columns),
+        ("captions", captions, sum(map(len, rows))),
+    ):
+        if len(texts) not in (0, expected):
+            raise ValueError(
+                f"a sheet of {count} rows and {columns} columns takes {expected} {kind} or none, "
+                f"got {len(texts)}"
+            )
+    # Room for text is computed here: matplotlib's layout engines take seconds for 40 images.
     first = next(image for row in rows for image in row)
     size = np.array([cell_inches, cell_inches * first.shape[0] / first.shape[1]])
-    count, columns = len(rows), max(map(len, rows))
+    row_labels, remaining = list(map(figure_text, row_labels)), iter(captions)
     letters = max((len(line) for label in row_labels for line in label.splitlines()), default=0)
     left, gap = 0.08 * letters + 0.1, 0.05
     top = 0.3 * bool(column_labels) + 0.35 * bool(title) + 0.05
@@ -213,18 +196,24 @@ def _grid(
     step = size + [gap, gap + above]
     width, height = left + columns * step[0], top + count * step[1]
     figure = Figure((width, height), dpi=120)
-    grid = np.empty((count, columns), dtype=object)
     for r, c in np.ndindex(count, columns):
         x, y = left + c * step[0], height - top - (r + 1) * step[1] + gap
         place = (x / width, y / height, size[0] / width, size[1] / height)
-        grid[r, c] = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)
+        axes = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)
+        if row_labels and c == 0:
+            axes.set_ylabel(row_labels[r], rotation=0, ha="right", va="center", fontsize=9)
+        if column_labels and r == 0:
+            axes.set_title(figure_text(column_labels[c]), fontsize=9)
         if c < len(rows[r]):
-            grid[r, c].imshow(rows[r][c])
+            axes.imshow(rows[r][c])
+            if captions:
+                axes.set_title(figure_text(next(remaining)), fontsize=8)
     if title:
         figure.text(0.5, 1 - 0.1 / height, figure_text(title), ha="center", va="top", fontsize=11)
-    return figure, grid
+    return figure
 
 
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most ``most`` different positions, evenly spread over ``count`` with both ends."""
-    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+def evenly_spaced(count: int, max_count: int) -> list[int]:
+    """Return up to ``max_count`` positions, evenly spread over ``count`` with both ends."""
+    steps = np.linspace(0, count - 1, min(count, max_count)).round().astype(int)
+    return sorted(set(steps.tolist()))

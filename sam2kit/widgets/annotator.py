@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,22 @@ from sam2kit.models.sam2 import SAM2Model
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import label_text, visible_text
-from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg, error_text
-from sam2kit.widgets.prompt_picture import describe, draw_masks, picture_of, thumbnails
-from sam2kit.widgets.prompt_session import PromptSession
+from sam2kit.viz.overlays import ERROR_COLORS, PALETTE, draw_prompts, object_colors, overlay
+from sam2kit.widgets.base import (
+    PictureWidget,
+    display_size,
+    encode_jpeg,
+    encode_png,
+    error_text,
+    video_number,
+)
+from sam2kit.widgets.prompt_session import Guess, PromptSession
 
 MOST_NAMES = 1000  # of videos, sent to be chosen from; others are opened by open_video
 REFRESH_SECONDS = 0.2  # between two pictures of a running propagation
+THUMBNAIL = 160  # pixels, the longer side of a candidate
+Masks = Mapping[ObjectId, np.ndarray | None]
+"""``[H,W]`` bool by object; None: it has no mask on the frame."""
 
 
 class PromptDebugger(PictureWidget):
@@ -61,7 +71,7 @@ class PromptDebugger(PictureWidget):
     state = traitlets.Dict().tag(sync=True)
     picture = traitlets.Bytes().tag(sync=True)
     masks = traitlets.Bytes().tag(sync=True)
-    candidates = traitlets.List().tag(sync=True)
+    candidates: traitlets.List = traitlets.List().tag(sync=True)
 
     def __init__(
         self,
@@ -99,14 +109,7 @@ class PromptDebugger(PictureWidget):
         Raises:
             DataError: no such video.
         """
-        if isinstance(video, str):
-            if video not in self.source.names:
-                raise DataError(
-                    f"no video {video!r}; there are {', '.join(self.source.names[:10])}"
-                )
-            video = self.source.names.index(video)
-        if not 0 <= video < len(self.source):
-            raise DataError(f"no video {video}; there are {len(self.source)} (from 0)")
+        video = video_number(self.source, video)
         self.cancel()
         with self.lock:
             self.session = PromptSession(self.source, video, self.model, self.device)
@@ -270,7 +273,7 @@ class PromptDebugger(PictureWidget):
         return self.object
 
     def _propagate(self, frames: Iterator[int], stop: threading.Event) -> None:
-        told = 0.0
+        last_refresh = 0.0
         try:
             while True:
                 with self.lock:  # clicks are answered between two frames
@@ -278,9 +281,9 @@ class PromptDebugger(PictureWidget):
                     if t is None:
                         break
                     self.done += 1
-                    if t == self.frame or time.monotonic() - told > REFRESH_SECONDS:
+                    if t == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
                         self._show(f"tracked {self.done} of {self.total} frames")
-                        told = time.monotonic()
+                        last_refresh = time.monotonic()
                 time.sleep(0.001)  # or nobody else gets the lock
         except Exception as error:  # a thread's traceback goes nowhere a user looks
             with self.lock:
@@ -304,16 +307,70 @@ class PromptDebugger(PictureWidget):
             truth = session.truth(t)
             if self.object is None:
                 self.object = next(iter(session.objects), None)
-            found = {o: session.mask(o, t) for o in session.objects}
-            self.masks = draw_masks(session.size, found, self.object, truth, self.mode)
+            masks = {o: session.mask(o, t) for o in session.objects}
             guess = None if self.object is None else session.guess(self.object, t)
-            self.candidates = (
-                [] if guess is None else thumbnails(session, self.object, self._frame, guess)
-            )
-            self.state = self._controls(message) | describe(session, self.object, t, found, truth)
+            self.masks = self._draw_masks(masks, truth)
+            self.candidates = [] if guess is None else self._thumbnails(guess)
+            controls = self._controls(message)
+            self.state = controls | self._describe(masks, guess) | {"annotated": truth is not None}
             self.seq += 1
 
     _drawn: tuple[Any, int] | None = None
+
+    def _draw_masks(self, masks: Masks, truth: Masks | None) -> bytes:
+        """Encode all masks; in the mode ``errors`` where the object's mask is right and wrong."""
+        mask = None if self.object is None else masks.get(self.object)
+        if self.object is None or self.mode != "errors" or truth is None or mask is None:
+            return _palette_png(masks.values(), PALETTE, self.session.size)
+        true = truth.get(self.object)
+        true = np.zeros_like(mask) if true is None else true
+        colors = np.array(list(ERROR_COLORS.values()), np.uint8)
+        return _palette_png([mask & true, true & ~mask, mask & ~true], colors, self.session.size)
+
+    def _thumbnails(self, guess: Guess) -> list[bytes]:
+        """Encode the candidates of the chosen object as small JPEG pictures."""
+        size = np.array(self._frame.shape[1::-1])
+        small = tuple(int(n) for n in (size * THUMBNAIL / size.max()).round().clip(1))
+        frame = cv2.resize(self._frame, small, interpolation=cv2.INTER_AREA)
+        color = object_colors([self.session.objects.index(self._object())])
+        pictures = []
+        for mask in guess.candidates:
+            shown = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST)
+            pictures.append(encode_jpeg(overlay(frame, shown[None].astype(bool), color, 0.6)))
+        return pictures
+
+    def _describe(self, masks: Masks, guess: Guess | None) -> dict[str, Any]:
+        """Describe the frame and its chosen object, all but the pictures."""
+        session, t, o = self.session, self.frame, self.object
+        mask = None if o is None else masks[o]
+        candidates = () if guess is None or mask is None else guess.candidates
+        chosen = [n for n, candidate in enumerate(candidates) if (candidate == mask).all()]
+        tracked_j = [value for (who, _), value in session.j.items() if who == o]
+        colors = object_colors(range(len(session.objects))).tolist()
+        return {
+            "video": session.i,
+            "frame": t,
+            "frames": session.num_frames,
+            "size": list(session.size),
+            "objects": [
+                {"name": label_text(who), "color": color, "mask": masks[who] is not None}
+                for who, color in zip(session.objects, colors, strict=True)
+            ],
+            "object": None if o is None else session.objects.index(o),
+            "marks": [
+                {"object": session.objects.index(who)}
+                | {"points": mark.points, "labels": mark.labels, "box": mark.box}
+                for (who, frame), mark in session.marks.items()
+                if frame == t
+            ],
+            "prompted": sorted({frame for _, frame in session.marks}),
+            "ious": [] if guess is None else list(guess.ious),
+            "score": None if guess is None else guess.score,
+            "chosen": chosen[0] if chosen else None,
+            "j": None if mask is None or o is None else session.j_of(o, t, mask),
+            "mean_j": float(np.mean(tracked_j)) if tracked_j else None,
+            "stale": session.stale,
+        }
 
     def _controls(self, message: str) -> dict[str, Any]:
         return {
@@ -329,9 +386,42 @@ class PromptDebugger(PictureWidget):
         }
 
     def snapshot(self) -> bytes:
-        """PNG bytes of the frame with the masks and prompts of all objects."""
+        """Return PNG bytes of the frame with the masks and prompts of all objects."""
         with self.lock:
-            return picture_of(self.session, self.frame, self._frame)
+            session, t, frame = self.session, self.frame, self._frame
+            masks = {
+                n: mask
+                for n, o in enumerate(session.objects)
+                if (mask := session.mask(o, t)) is not None
+            }
+            if masks:
+                frame = overlay(frame, np.stack(list(masks.values())), object_colors([*masks]))
+            for (_, number), mark in session.marks.items():
+                if number == t:
+                    box = None if mark.box is None else np.array(mark.box)
+                    points = np.array(mark.points).reshape(-1, 2)
+                    frame = draw_prompts(frame, points, np.array(mark.labels), box)
+            size = display_size(session.size)
+            return encode_png(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA))
+
+
+def _palette_png(
+    masks: Iterable[np.ndarray | None], colors: np.ndarray, size: tuple[int, int]
+) -> bytes:
+    """Encode masks ``[H,W]`` as a palette PNG, the later one on top; 0 is transparent.
+
+    Args:
+        colors: ``[N,3]`` uint8, repeated as needed.
+        size: H and W.
+    """
+    labels = np.zeros(size, np.uint8)
+    for n, mask in enumerate(masks):
+        if mask is not None:
+            labels[mask] = n % len(colors) + 1
+    shown = cv2.resize(labels, display_size(size)[::-1], interpolation=cv2.INTER_NEAREST)
+    image = Image.fromarray(shown)
+    image.putpalette(bytes(3) + colors.tobytes())
+    return encode_png(image, transparency=0, compress_level=1)
 
 
 def _model(
@@ -347,6 +437,6 @@ def _model(
 
 
 def _recipes(config: Config | None) -> dict[str, DatasetConfig]:
-    own = {} if config is None else {"this configuration": config.dataset}
+    configured = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
-    return own | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}
+    return configured | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}

@@ -1,4 +1,4 @@
-"""What the widgets share: pictures as bytes, messages handled one by one, a static picture."""
+"""Share code between widgets: pictures as bytes, messages handled in turn, a static picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import traitlets
 from loguru import logger
 from PIL import Image
 
-from sam2kit.utils.text import visible_text
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import close_names, visible_text
 
 DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720
 
@@ -101,21 +103,6 @@ def encode_jpeg(frame: np.ndarray, size: tuple[int, int] | None = None) -> bytes
     return data.tobytes()
 
 
-def encode_labels(
-    labels: np.ndarray, colors: np.ndarray, size: tuple[int, int] | None = None
-) -> bytes:
-    """Palette PNG of ``[H,W]`` uint8 at ``size``, the cheapest form of masks; 0 is transparent.
-
-    Args:
-        colors: ``[N,3]`` uint8, those of the labels 1 to N.
-    """
-    if size is not None and size != labels.shape:
-        labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-    image = Image.fromarray(labels)
-    image.putpalette(bytes(3) + np.asarray(colors, np.uint8).tobytes())
-    return encode_png(image, transparency=0, compress_level=1)
-
-
 def encode_png(picture: np.ndarray | Image.Image, **options: Any) -> bytes:
     """PNG of an image or of ``[H,W,3]`` uint8."""
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
@@ -124,17 +111,19 @@ def encode_png(picture: np.ndarray | Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def merge_labels(masks: np.ndarray) -> np.ndarray:
-    """Masks ``[O,H,W]`` bool as labels ``[H,W]`` uint8: 1 + position, the later one on top.
+def video_number(source: VideoSource, video: int | str) -> int:
+    """Return the number of a video, given by its number or name.
 
-    From the 256th on, positions share labels: see :func:`label_of`.
+    Raises:
+        DataError: no such video.
     """
-    labels = np.zeros(masks.shape[1:], np.uint8)
-    for position, mask in enumerate(masks):
-        labels[mask] = label_of(position)
-    return labels
-
-
-def label_of(position: int) -> int:
-    """The label of an object: 1 to 255, again from 1 after that."""
-    return position % 255 + 1
+    names = source.names
+    if isinstance(video, str) and video in names:
+        return names.index(video)
+    if isinstance(video, int) and 0 <= video < len(names):
+        return video
+    close = close_names(str(video), names) or names[:5]
+    raise DataError(
+        f"video {video!r} is not among the {len(names)} videos; name one such as {close}, or "
+        f"give its number, 0 to {len(names) - 1}"
+    )

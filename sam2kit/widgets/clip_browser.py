@@ -17,18 +17,17 @@ from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.prompts.io import check_document, read_document, video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.text import close_names, label_text
-from sam2kit.viz.overlays import (
-    BOX,
-    NEGATIVE,
-    PALETTE,
-    POSITIVE,
-    contact_sheet,
-    draw_prompts,
-    overlay,
-)
+from sam2kit.utils.text import label_text
+from sam2kit.viz import overlays
 from sam2kit.viz.plots import LINE_COLORS
-from sam2kit.widgets.base import PictureWidget, display_size, encode_jpeg, encode_png, error_text
+from sam2kit.widgets.base import (
+    PictureWidget,
+    display_size,
+    encode_jpeg,
+    encode_png,
+    error_text,
+    video_number,
+)
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
 CURVE_SECONDS = 0.1  # of measuring J between two frames that are asked for
@@ -78,7 +77,7 @@ class ClipBrowser(PictureWidget):
     layers = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     layer_labels = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     objects = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
-    marks = traitlets.List(read_only=True).tag(sync=True)
+    marks: traitlets.List = traitlets.List(read_only=True).tag(sync=True)
     colors = traitlets.Dict(read_only=True).tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
     left = traitlets.Unicode("").tag(sync=True)
@@ -108,28 +107,16 @@ class ClipBrowser(PictureWidget):
             self._document = read_document(prompts)
             if not check_document(self._document, str(prompts), self.source.names)[1]:
                 raise DataError(f"{prompts} has prompts for none of {self.source.names[:5]} ...")
-        self._first = self._number(video)
+        self._first = video_number(self.source, video)
         super().__init__(
             videos=list(map(label_text, self.source.names)),
             fps=fps or getattr(self.source, "fps", 10.0),
             frame=0,
         )
-        colors = {"positive": POSITIVE, "negative": NEGATIVE, "box": BOX}
-        lists = {"objects": PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
-        self.set_trait("colors", colors | lists)
+        points = {"positive": overlays.POSITIVE, "negative": overlays.NEGATIVE}
+        lists = {"objects": overlays.PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
+        self.set_trait("colors", points | {"box": overlays.BOX} | lists)
         self.show_video(self._first)
-
-    def _number(self, video: int | str) -> int:
-        names = self.source.names
-        if isinstance(video, str) and video in names:
-            return names.index(video)
-        if isinstance(video, int) and 0 <= video < len(names):
-            return video
-        close = close_names(str(video), names) or names[:5]
-        raise DataError(
-            f"video {video!r} is not among the {len(names)} videos; name one such as {close}, or "
-            f"give its number, 0 to {len(names) - 1}"
-        )
 
     def show_video(self, video: int | str) -> None:
         """Show another video, from its first frame on.
@@ -137,7 +124,7 @@ class ClipBrowser(PictureWidget):
         Raises:
             DataError: there is none, or a prediction has no masks of it; the old one stays.
         """
-        i = self._number(video)
+        i = video_number(self.source, video)
         with self.lock:
             shown = VideoLayers(self.source, i, self._results)
             marks = self._read_prompts(shown)
@@ -151,26 +138,27 @@ class ClipBrowser(PictureWidget):
                 if self.left not in shown.names or self.right not in shown.names:
                     self.left = (shown.names or [""])[0]
                     self.right = (shown.names or [""])[:2][-1]
-                self._tell_objects()
+                self._sync_objects()
 
     def _read_prompts(self, shown: VideoLayers) -> list[dict[str, Any]]:
         """The marks of the prompts, objects as positions in ``shown.objects``."""
-        name, given = self.source.names[shown.i], self._prompts
-        if given is None or (self._document is None and shown.i != self._first):
-            return []
+        name, prompts = self.source.names[shown.i], self._prompts
         size = self.source.read_frame(shown.i, 0).shape[:2]
-        space = self._prompt_size or size
-        if self._document is None:
-            shown.masks(TRUTH, 0, size)
-            identities = shown.objects if self._object_ids is None else self._object_ids
-        elif not check_document(self._document, str(given), [name])[1]:
+        identities: Sequence[ObjectId]
+        if isinstance(prompts, (str, Path)):
+            if not check_document(self._document, str(prompts), [name])[1]:
+                return []
+            document = self._document, str(prompts), name, shown.num_frames, _PROMPT_SPACE
+            prompts, identities = video_prompts(*document)
+            space = (_PROMPT_SPACE, _PROMPT_SPACE)
+        elif prompts is None or shown.i != self._first:
             return []
         else:
-            document = self._document, str(given), name, shown.num_frames, _PROMPT_SPACE
-            given, identities = video_prompts(*document)
-            space = (_PROMPT_SPACE, _PROMPT_SPACE)
+            shown.masks(TRUTH, 0, size)
+            identities = shown.objects if self._object_ids is None else self._object_ids
+            space = self._prompt_size or size
         try:
-            marks = prompt_marks(given, identities, size, space)
+            marks = prompt_marks(prompts, identities, size, space)
         except IndexError:
             raise DataError(
                 f"prompts: they are of more objects than {list(identities)}; give object_ids, the "
@@ -193,7 +181,7 @@ class ClipBrowser(PictureWidget):
             raise traitlets.TraitError(f"{proposal['value']!r} is none of {self.layers}")
         return proposal["value"]
 
-    def _tell_objects(self) -> None:
+    def _sync_objects(self) -> None:
         self.set_trait("objects", [label_text(o) for o in self.shown.objects])
 
     def on_open(self, video: int) -> None:
@@ -203,7 +191,7 @@ class ClipBrowser(PictureWidget):
     def on_frame(self, key: str, video: int, t: int, layers: list[str]) -> None:
         """Send frame ``t`` with the masks of some layers; ``key`` comes back with it.
 
-        What cannot be read is told with the frame, in ``faults``: the others can be looked at.
+        Errors of reading are sent with the frame, in ``faults``; the other layers are shown.
         """
         if video != self.video:
             return
@@ -218,7 +206,7 @@ class ClipBrowser(PictureWidget):
                 planes.append({"layer": layer, "base": base})
                 buffers.append(encode_png(labels, compress_level=1))
         missing = [layer for layer, found in masks.items() if found is None]
-        self._tell_objects()
+        self._sync_objects()
         content = {"key": key, "t": t, "size": frame.shape[:2], "planes": planes}
         self.send({"type": "frame", "missing": missing, "faults": faults} | content, buffers)
 
@@ -249,17 +237,16 @@ class ClipBrowser(PictureWidget):
             except DataError as error:
                 fault = error_text(error)  # the view stops asking
         part = slice(first, shown.done)
+
+        def rounded(row: np.ndarray) -> list[float | None]:
+            return [None if np.isnan(j) else round(j, 4) for j in row[part].tolist()]
+
         curves = {
-            name: {
-                shown.objects.index(o): [
-                    None if j != j else round(j, 4) for j in row[part].tolist()
-                ]
-                for o, row in rows.items()
-            }
+            name: {shown.objects.index(o): rounded(row) for o, row in rows.items()}
             for name, rows in shown.J.items()
         }
         counted = {name: rows[part].tolist() for name, rows in shown.counted.items()}
-        self._tell_objects()
+        self._sync_objects()
         content = {"J": curves, "counted": counted, "annotated": shown.annotated[part].tolist()}
         place = {"type": "curves", "video": video, "first": first, "until": shown.done}
         self.send(content | place | {"fault": fault})
@@ -281,8 +268,8 @@ class ClipBrowser(PictureWidget):
         Above a picture stand missing masks, or the mean J of the objects that are not hidden.
         """
         with self.lock:
-            spread = np.linspace(0, self.num_frames - 1, SHEET_FRAMES - 1).round().astype(int)
-            steps = sorted({self.frame, *spread.tolist()})
+            spread = overlays.evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
+            steps = sorted({self.frame, *spread})
             layers = list(dict.fromkeys([self.left, self.right]))
             rows: list[list[np.ndarray]] = [[] for _ in layers]
             captions: list[list[str]] = [[] for _ in layers]
@@ -290,42 +277,37 @@ class ClipBrowser(PictureWidget):
                 frame, masks, faults = self._read(t, [name for name in layers if name])
                 if self.source.has_masks and not faults:
                     self.shown.measure(t, layers)
+                heading = f"frame {t}" + " (shown)" * (t == self.frame) + "\n"
                 for n, name in enumerate(layers):
                     rows[n].append(self._picture(frame, masks.get(name) or {}, t))
-                    found = name not in masks or masks[name] is not None
-                    captions[n].append(self._caption(name, t, found, bool(faults)))
-            heads = [f"frame {t}" + " (shown)" * (t == self.frame) for t in steps]
-            captions[0] = [f"{h}\n{c}".strip() for h, c in zip(heads, captions[0], strict=True)]
-            texts = [text for row in captions for text in row]
-            title = self.source.names[self.video]
-            file = io.BytesIO()
-            names = [name or "frame" for name in layers]
-            contact_sheet(rows, names, [], title, texts).savefig(file, format="png")
+                    caption = "cannot be read" if faults else self._caption(name, t, masks)
+                    captions[n].append((heading * (n == 0) + caption).strip())
+            names, title = [name or "frame" for name in layers], self.source.names[self.video]
+            texts, file = [text for row in captions for text in row], io.BytesIO()
+            overlays.contact_sheet(rows, names, [], title, texts).savefig(file, format="png")
             return file.getvalue()
 
     def _picture(self, frame: np.ndarray, masks: Mapping[ObjectId, np.ndarray], t: int):
         scale = SHEET_WIDTH / frame.shape[1]
         size = SHEET_WIDTH, max(1, round(frame.shape[0] * scale))
         picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        positions = [self.shown.objects.index(o) for o in masks]
-        shown = [
-            (p, cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
-            for p, m in zip(positions, masks.values(), strict=True)
-            if p not in self.hidden
-        ]
+        positions = {self.shown.objects.index(o): mask for o, mask in masks.items()}
+        shown = {
+            n: cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+            for n, mask in positions.items()
+            if n not in self.hidden
+        }
         if shown and self.show_masks:
-            colors = PALETTE[[p % len(PALETTE) for p, _ in shown]]
-            picture = overlay(picture, np.stack([m for _, m in shown]), colors, self.opacity)
+            stack, colors = np.stack(list(shown.values())), overlays.object_colors([*shown])
+            picture = overlays.overlay(picture, stack, colors, self.opacity)
         for mark in self.marks if self.show_prompts else []:
             if mark["frame"] == t and "points" in mark and mark["object"] not in self.hidden:
                 points = (np.array(mark["points"]) + 0.5) * scale - 0.5
-                picture = draw_prompts(picture, points, np.array(mark["labels"]))
+                picture = overlays.draw_prompts(picture, points, np.array(mark["labels"]))
         return picture
 
-    def _caption(self, name: str, t: int, found: bool, faulty: bool) -> str:
-        if faulty:
-            return "cannot be read"
-        if not found:
+    def _caption(self, name: str, t: int, masks: Mapping[str, Any]) -> str:
+        if name in masks and masks[name] is None:
             return "not annotated" if name == TRUTH else "no masks"
         if name not in self.shown.J:
             return ""

@@ -15,7 +15,7 @@ import numpy as np
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.mask_files import object_names
-from sam2kit.evaluation.metrics import iou
+from sam2kit.evaluation.metrics import iou, outside_void
 from sam2kit.evaluation.predictions import read_result
 from sam2kit.evaluation.scores import VideoScores
 from sam2kit.prompts.prompt import Prompt
@@ -135,7 +135,7 @@ class VideoLayers:
         self.source, self.i, video = source, i, source.names[i]
         self.num_frames = source.num_frames(i)
         self.objects: list[ObjectId] = []
-        self.annotated = np.zeros(self.num_frames, bool)
+        self.annotated: np.ndarray = np.zeros(self.num_frames, bool)
         self.J: dict[str, dict[ObjectId, np.ndarray]] = {}
         self.counted: dict[str, np.ndarray] = {}
         self.done = 0 if source.has_masks else self.num_frames
@@ -147,7 +147,7 @@ class VideoLayers:
             else:
                 ids, runs = (_read_json(place, key) for key in ("masklet_id", "masklet"))
                 self._runs[name] = [dict(zip(ids, frame, strict=True)) for frame in runs]
-        self._kept = set()
+        self._kept: set[str] = set()
         for r in results:
             self.J[r.name], self.counted[r.name] = {}, np.zeros(self.num_frames, bool)
             if source.has_masks and (kept := r.kept(video)) is not None:
@@ -162,9 +162,9 @@ class VideoLayers:
         self._kept.add(results.name)
         self.meet(kept.object_ids)
         self.J[results.name] = dict(zip(kept.object_ids, kept.J.T, strict=True))
-        self.counted[results.name] = kept.annotated.any(1)
+        self.counted[results.name] = np.asarray(kept.annotated.any(1))
         if len(self._kept) == len(self._places):  # nothing is left to be measured
-            self.annotated, self.done = kept.annotated.any(1), self.num_frames
+            self.annotated, self.done = self.counted[results.name].copy(), self.num_frames
 
     @property
     def names(self) -> list[str]:
@@ -195,7 +195,8 @@ class VideoLayers:
         if t >= len(self._runs[layer]):
             return None
         try:
-            return {o: decode_mask(runs, size) for o, runs in self._runs[layer][t].items()}
+            height, width = size
+            return {o: decode_mask(m, (height, width)) for o, m in self._runs[layer][t].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._places[layer]}: frame {t} cannot be read ({error})") from error
 
@@ -224,20 +225,17 @@ class VideoLayers:
             return
         self.meet(list(truth))
         size = next((m.shape for m in truth.values()), None)
-        void = None
-        for name in [name for name in self._places if name in names and name not in self._kept]:
+        measured = [name for name in self._places if name in names and name not in self._kept]
+        void = self.source.read_void(self.i, t) if measured else None
+        for name in measured:
             if size is None:
                 size = self.source.read_frame(self.i, t).shape[:2]
             found = self.masks(name, t, size)
             if found is None:
                 continue
-            void = self.source.read_void(self.i, t) if void is None else void
-            decided = True if void is None else ~void
-            empty = np.zeros(size, bool)
             for o in {**truth, **found}:
-                pair = found.get(o, empty) & decided, truth.get(o, empty) & decided
                 row = self.J[name].setdefault(o, np.full(self.num_frames, np.nan))
-                row[t] = iou(*pair)
+                row[t] = iou(*outside_void(found.get(o), truth.get(o), void))
             self.counted[name][t] = True
 
     def curve(self, name: str, o: ObjectId) -> np.ndarray:

@@ -13,7 +13,7 @@ gives the same masks to ``sam2kit track``:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,51 @@ import torch
 from torch.nn import functional as F
 
 from sam2kit.config.schema import DatasetConfig
+from sam2kit.data.clip import VideoClip, collate
 from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
-from sam2kit.evaluation.metrics import iou
+from sam2kit.data.transforms import resize_masks
+from sam2kit.evaluation.metrics import iou, outside_void
 from sam2kit.models.sam2 import SAM2Model
+from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.geometry import mask_center
-from sam2kit.prompts.io import video_prompts
+from sam2kit.prompts.io import SCHEMA_VERSION, video_prompts
+from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.tracking_job import OPTIONS
 from sam2kit.tracking.video_tracker import FrameTracks, TrackingSession, VideoTracker
 from sam2kit.utils.errors import DataError
-from sam2kit.widgets.marks import Box, Mark, Place, Point, draw_mark, to_document
+
+Point = tuple[int, int]
+Box = tuple[int, int, int, int]
+Place = tuple[ObjectId, int]
+"""An object and a frame."""
 
 UNDO_STEPS = 100
 LOGIT = 10.0  # of a mask given as logits: what upstream makes of mask prompts
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """What was pointed at for one object on one frame, in pixels of the video's frames.
+
+    Attributes:
+        points: x and y.
+        labels: 1 on the object, 0 beside it.
+        box: x0, y0, x1, y1, inclusive.
+        base: ``[H,W]`` bool that the clicks refine.
+        mask: ``[H,W]`` bool that is the prompt in place of the rest.
+    """
+
+    points: tuple[Point, ...] = ()
+    labels: tuple[int, ...] = ()
+    box: Box | None = None
+    base: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def clicked(self) -> bool:
+        return bool(self.points) or self.box is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +169,8 @@ class PromptSession:
         old = self.marks.get((o, t))
         if old is None or not old.clicked:
             old = Mark(base=self.mask(o, t))
-        self._set(
-            (o, t),
-            replace(
-                old,
-                points=(*old.points, (x, y)),
-                labels=(*old.labels, int(positive)),
-                mask=None,
-            ),
-        )
+        points, labels = (*old.points, (x, y)), (*old.labels, int(positive))
+        self._set((o, t), replace(old, points=points, labels=labels, mask=None))
 
     def box(self, o: ObjectId, t: int, box: Box) -> None:
         """Put a box (x0, y0, x1, y1, inclusive) in place of what was given on the frame."""
@@ -190,13 +214,8 @@ class PromptSession:
 
     def clear(self, o: ObjectId | None = None, t: int | None = None) -> None:
         """Forget the prompts of an object on a frame; of None: of all objects, on all frames."""
-        self._change(
-            {
-                place: mark
-                for place, mark in self.marks.items()
-                if (o is not None and place[0] != o) or (t is not None and place[1] != t)
-            }
-        )
+        cleared = {p for p in self.marks if o in (None, p[0]) and t in (None, p[1])}
+        self._change({p: mark for p, mark in self.marks.items() if p not in cleared})
 
     def undo(self) -> None:
         """Take back the last change of the prompts, if there was one."""
@@ -260,21 +279,18 @@ class PromptSession:
         tracks = self._prompt(place, clicks)
         three = tracks
         if tracks.candidates is None:  # clicks and boxes that leave no doubt; shown all the same
-            asked = self._model.multimask_max_pt_num
+            max_points = self._model.multimask_max_pt_num
             self._model.multimask_max_pt_num = 10**6
             try:
                 three = self._prompt(place, clicks)
             finally:
-                self._model.multimask_max_pt_num = asked
-        if three.candidates is None or three.candidate_iou is None:  # a model that gives one mask
-            three = replace(three, candidates=three.mask_logits[:, None], candidate_iou=three.iou)
-        candidates = replace(three, mask_logits=three.candidates[0]).masks(self.size)
-        return Guess(
-            tracks.masks(self.size)[0],
-            candidates,
-            tuple(three.candidate_iou.flatten().tolist()),
-            tracks.object_score.item(),
-        )
+                self._model.multimask_max_pt_num = max_points
+        logits, ious = three.candidates, three.candidate_iou
+        if logits is None or ious is None:  # a model that gives one mask
+            logits, ious = three.mask_logits[:, None], three.iou
+        candidates = replace(three, mask_logits=logits[0]).masks(self.size)
+        mask, score = tracks.masks(self.size)[0], tracks.object_score.item()
+        return Guess(mask, candidates, tuple(ious.flatten().tolist()), score)
 
     def _prompt(self, place: Place, mark: Mark) -> FrameTracks:
         self._desk.banks.clear()
@@ -285,16 +301,15 @@ class PromptSession:
             previous = F.interpolate(logits, (side, side), mode="area")
             previous = previous.to(self._tracker.device)
             mark = _with_centre(mark)
-        prompts, _ = video_prompts(
-            to_document({place: mark}, self.video, self.size),
-            "prompts",
-            self.video,
-            self.num_frames,
-            self.image_size,
-        )
-        return [self._desk.add_prompt(p, previous if p.kind == "point" else None) for p in prompts][
-            -1
-        ]
+        for prompt in self._prompts({place: mark})[0]:
+            previous_logits = previous if prompt.kind == "point" else None
+            tracks = self._desk.add_prompt(prompt, previous_logits)
+        return tracks
+
+    def _prompts(self, marks: Mapping[Place, Mark]) -> tuple[list[Prompt], list[ObjectId]]:
+        """Return the prompts as ``sam2kit track`` reads them, and the objects by position."""
+        document = to_document(marks, self.video, self.size)
+        return video_prompts(document, "prompts", self.video, self.num_frames, self.image_size)
 
     def propagate(self, start: int | None = None) -> Iterator[int]:
         """Track all objects as ``sam2kit track`` does, from their first prompt to the end.
@@ -314,10 +329,7 @@ class PromptSession:
 
     def _track(self, marks: dict[Place, Mark], start: int | None) -> Iterator[int]:
         session = self._open()
-        document = to_document(marks, self.video, self.size)
-        prompts, identities = video_prompts(
-            document, "prompts", self.video, self.num_frames, self.image_size
-        )
+        prompts, identities = self._prompts(marks)
         for prompt in prompts:
             session.add_prompt(prompt)
         keep = {k: v for k, v in self.tracked.items() if start is not None and k[1] < start}
@@ -326,23 +338,18 @@ class PromptSession:
         for tracks in session.propagate(start):
             masks = tracks.masks(self.size)
             for n, mask in zip(tracks.objects, masks, strict=True):
-                self.tracked[identities[n], tracks.frame] = encode_mask(mask)
-            self._score(tracks.frame, [identities[n] for n in tracks.objects], masks)
+                place = identities[n], tracks.frame
+                self.tracked[place] = encode_mask(mask)
+                if (j := self.j_of(*place, mask)) is not None:
+                    self.j[place] = j
             yield tracks.frame
 
-    def _score(self, t: int, objects: list[ObjectId], masks: np.ndarray) -> None:
-        for o, mask in zip(objects, masks, strict=True):
-            value = self.j_of(o, t, mask)
-            if value is not None:
-                self.j[o, t] = value
-
     def j_of(self, o: ObjectId, t: int, mask: np.ndarray) -> float | None:
-        """J of a mask against the truth, undecided pixels left out; None: not annotated."""
+        """Return J of a mask against the truth, without void pixels; None: not annotated."""
         truth, void = self._read_truth(t)
         if truth is None:
             return None
-        counted = np.ones(self.size, bool) if void is None else ~void
-        return float(iou(mask & counted, truth.get(o, np.zeros(self.size, bool)) & counted))
+        return float(iou(*outside_void(mask, truth.get(o), void)))
 
     @property
     def stale(self) -> bool:
@@ -397,3 +404,49 @@ def _with_centre(mark: Mark) -> Mark:
     if not left.any():
         return mark
     return replace(mark, points=(mask_center(left > 0), *mark.points), labels=(1, *mark.labels))
+
+
+def to_document(marks: Mapping[Place, Mark], video: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The content of ``prompts.json``, in pixels of the video's frames, which have ``size``."""
+    entries: list[dict[str, Any]] = []
+    for (o, t), mark in marks.items():
+        place = {"video": video, "object_id": o, "frame_index": t}
+        if mark.mask is not None:
+            entries.append(place | {"kind": "mask", "mask": encode_mask(mark.mask)})
+            continue
+        if mark.box is not None:
+            entries.append(place | {"kind": "box", "box": list(mark.box)})
+        if mark.points:
+            points = {"points": [list(p) for p in mark.points], "labels": list(mark.labels)}
+            entries.append(place | {"kind": "point"} | points)
+    return {"version": SCHEMA_VERSION, "image_size": list(size), "prompts": entries}
+
+
+def draw_mark(
+    place: Place, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
+) -> Mark:
+    """What :class:`~sam2kit.prompts.generator.PromptGenerator` gives for an object on a frame.
+
+    Args:
+        mask: ``[H,W]`` bool, of the object.
+        side: rows and columns of the model's frames, in whose pixels training draws.
+
+    Raises:
+        DataError: nothing of the object is left at that size.
+    """
+    o, t = place
+    shown = resize_masks(torch.from_numpy(mask)[None, None], (side, side))
+    if not shown.any():
+        raise DataError(f"object {o} is not seen on frame {t} at {side} pixels a side")
+    frames, annotated = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, 1).bool()
+    batch = collate([VideoClip(frames, shown, annotated, video, [t], [o])])
+    generator = torch.Generator().manual_seed(seed)
+    (prompt,) = PromptGenerator.from_config(recipe)(batch, generator)
+    if prompt.points is None or prompt.labels is None:
+        return Mark(mask=mask)
+    size = np.array(mask.shape[::-1])
+    places = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
+    points = tuple((int(x), int(y)) for x, y in places.clip(0, size - 1))
+    if prompt.kind == "box":
+        return Mark(box=(*points[0], *points[1]))
+    return Mark(points, tuple(prompt.labels[0].tolist()))

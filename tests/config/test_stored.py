@@ -283,7 +283,7 @@ def test_a_run_of_ones_own_brings_its_paths(tiny_config, tmp_path, data, monkeyp
         assert not ignored and config.dataset.num_workers == 1
         assert config.seed == tiny_config.seed - 1  # the run's, as the checkpoint says
     evaluation = evaluate_checkpoint(checkpoint.parent)
-    assert list(evaluation.scores()) == [AFTER, BEFORE, ZEROED, COPY]
+    assert list(evaluation.scores) == [AFTER, BEFORE, ZEROED, COPY]
     assert evaluation.output_dir.is_relative_to(tmp_path / "outputs")
 
 

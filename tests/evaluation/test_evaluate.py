@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config
 from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.evaluation import statistics
 from sam2kit.evaluation.evaluate import (
     AFTER,
     BEFORE,
     CALIBRATED,
     COPY,
     ZEROED,
-    Evaluation,
-    _contenders,
+    checkpoint_runs,
     evaluate,
     evaluate_checkpoint,
     evaluate_predictions,
@@ -29,8 +30,9 @@ from sam2kit.evaluation.evaluate import (
 from sam2kit.evaluation.metrics import iou
 from sam2kit.evaluation.predictions import score_predictions
 from sam2kit.evaluation.prompt_protocols import PromptProtocol
+from sam2kit.evaluation.report import Evaluation, write_results
 from sam2kit.evaluation.scores import CONVENTIONS
-from sam2kit.evaluation.tracker_runs import Contender, ResultFiles, calibrate
+from sam2kit.evaluation.tracker_runs import ResultFiles, TrackerRun, calibrate
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -48,13 +50,13 @@ def config(tiny_config, tmp_path):
 
 
 @pytest.fixture
-def contenders(config):
-    return [Contender(AFTER, build_sam2_model(config)), Contender(COPY, None)]
+def runs(config):
+    return [TrackerRun(AFTER, build_sam2_model(config)), TrackerRun(COPY, None)]
 
 
-def test_masks_are_kept_and_scored_as_they_are(config, contenders, tmp_path):
-    evaluation = evaluate(config, contenders, tmp_path / "out")
-    evaluation.save(tmp_path / "out")
+def test_masks_are_kept_and_scored_as_they_are(config, runs, tmp_path):
+    evaluation = evaluate(config, runs, tmp_path / "out")
+    write_results(evaluation)
     source, files = evaluation.source, evaluation.files
     for tracker in evaluation.trackers:
         for i, video in enumerate(tracker.videos):
@@ -72,8 +74,8 @@ def test_masks_are_kept_and_scored_as_they_are(config, contenders, tmp_path):
     assert np.array_equal(again.videos[1].J, evaluation.trackers[1].videos[1].J)
 
 
-def test_everything_is_written(config, contenders, tmp_path):
-    evaluate(config, contenders, tmp_path).save(tmp_path)
+def test_everything_is_written(config, runs, tmp_path):
+    write_results(evaluate(config, runs, tmp_path))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["schema_version"] == 2 and metrics["convention"]["name"] == "prompted"
     assert metrics["tracker"] == AFTER and list(metrics["trackers"]) == [AFTER, COPY]
@@ -95,12 +97,26 @@ def test_everything_is_written(config, contenders, tmp_path):
     assert (tmp_path / "overlay.gif").exists() and (tmp_path / "overlay.png").exists()
 
 
-def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
-    config, contenders, tmp_path, monkeypatch
-):
+def test_each_interval_and_difference_is_drawn_once(config, tmp_path, monkeypatch):
+    draws = []
+    monkeypatch.setattr(
+        statistics,
+        "bootstrap_interval",
+        lambda groups, generator: draws.append(generator.bit_generator.state) or (0.0, 1.0),
+    )
+    evaluation = evaluate(config, [TrackerRun(name, None) for name in "abcd"], tmp_path)
+    write_results(evaluation)
+    assert len(draws) == 7  # four trackers, three differences; the seed starts each of them
+    start = np.random.default_rng(config.seed).bit_generator.state
+    assert all(state == start for state in draws)
+    with pytest.raises(FrozenInstanceError):
+        evaluation.trackers = []
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same(config, runs, tmp_path, monkeypatch):
     config.evaluation.protocol, config.evaluation.clicks = "clicks", 2
     config.evaluation.noise, config.evaluation.noise_levels = 0.1, [0.2]
-    evaluate(config, contenders, tmp_path / "whole").save(tmp_path / "whole")
+    write_results(evaluate(config, runs, tmp_path / "whole"))
     read, frames = VideoDataset.read_frame, []
 
     def interrupted(self, i, t):
@@ -111,15 +127,15 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
 
     monkeypatch.setattr(VideoDataset, "read_frame", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(config, contenders, tmp_path / "parts")
+        evaluate(config, runs, tmp_path / "parts")
     assert not (tmp_path / "parts" / "metrics.json").exists()
     frames.clear()
     monkeypatch.setattr(
         VideoDataset, "read_frame", lambda self, i, t: frames.append((i, t)) or read(self, i, t)
     )
-    evaluation = evaluate(config, contenders, tmp_path / "parts")
+    evaluation = evaluate(config, runs, tmp_path / "parts")
     assert {i for i, _ in frames} == {1}  # the video that was done is not tracked again
-    evaluation.save(tmp_path / "parts")
+    write_results(evaluation)
     for file in sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*")):
         if (tmp_path / "whole" / file).is_file() and file.suffix != ".html":  # numbers, no markup
             assert (tmp_path / "parts" / file).read_bytes() == (
@@ -140,52 +156,52 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
     ids=str,
 )
 def test_what_was_done_in_another_way_is_not_mixed_in(config, tmp_path, monkeypatch, change):
-    copied = Contender(COPY, None)
+    copied = TrackerRun(COPY, None)
     source = VideoDataset(config.valdataset.data_path)
     ResultFiles(tmp_path, config).scores(copied, source, 0, [1, 2])
     for key, value in change.items():
         setattr(config.evaluation, key, value)
     tracked = []
-    score = Contender.score
+    score = TrackerRun.score
     monkeypatch.setattr(
-        Contender, "score", lambda self, *a, **k: tracked.append(a) or score(self, *a, **k)
+        TrackerRun, "score", lambda self, *a, **k: tracked.append(a) or score(self, *a, **k)
     )
     ResultFiles(tmp_path, config).scores(copied, source, 0, [1, 2])
     assert bool(tracked) == bool(change)
 
 
-def test_masks_that_no_evaluation_wrote_are_not_deleted(config, contenders, tmp_path):
+def test_masks_that_no_evaluation_wrote_are_not_deleted(config, runs, tmp_path):
     mine = tmp_path / "out" / "masks" / AFTER / "a" / "mine.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    evaluate(config, contenders, tmp_path / "out")
+    evaluate(config, runs, tmp_path / "out")
     assert mine.read_bytes() == b"mine"
 
 
-def test_a_video_whose_masks_were_deleted_is_tracked_again(config, contenders, tmp_path):
-    evaluate(config, contenders[:1], tmp_path)
+def test_a_video_whose_masks_were_deleted_is_tracked_again(config, runs, tmp_path):
+    evaluate(config, runs[:1], tmp_path)
     (file,) = (tmp_path / "sav").rglob("a.json")
     content = file.read_bytes()
     file.unlink()
-    evaluate(config, contenders[:1], tmp_path)
+    evaluate(config, runs[:1], tmp_path)
     assert file.read_bytes() == content
 
 
-def test_other_weights_are_another_contender(config):
+def test_other_weights_are_another_run(config):
     model = build_sam2_model(config)
-    before = Contender("x", model).identity
-    assert Contender("x", model, zero_memory=True).identity != before
+    before = TrackerRun("x", model).identity
+    assert TrackerRun("x", model, zero_memory=True).identity != before
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
-    assert Contender("x", model).identity != before
+    assert TrackerRun("x", model).identity != before
 
 
-def test_robustness_and_calibration_stand_in_the_result(config, contenders, tmp_path):
+def test_robustness_and_calibration_stand_in_the_result(config, runs, tmp_path):
     config.evaluation.protocol = "box"
     config.evaluation.noise_levels = [0.5, 0.1]
     config.evaluation.calibration_videos = 1
-    evaluation = evaluate(config, contenders, tmp_path)
-    metrics = evaluation.metrics()
+    evaluation = evaluate(config, runs, tmp_path)
+    metrics = evaluation.metrics
     assert metrics["robustness"][AFTER]["noise"] == [0.1, 0.5]
     assert all(0 <= x <= 1 for x in metrics["robustness"][AFTER]["J&F"])
     assert COPY not in metrics["robustness"]
@@ -195,11 +211,11 @@ def test_robustness_and_calibration_stand_in_the_result(config, contenders, tmp_
 
 
 def test_calibration_finds_the_shift_of_the_logits(config):
-    class Shifted(Contender):
+    class Shifted(TrackerRun):
         """Says the truth, 1.5 too low, and far lower off the object."""
 
         def track(self, source, i, config, noise=None):
-            for frame in Contender(COPY, None).track(source, i, config):
+            for frame in TrackerRun(COPY, None).track(source, i, config):
                 tracks = frame.tracks
                 truth = np.stack([frame.truth[o] for o in frame.objects])
                 tracks.mask_logits = torch.from_numpy(np.where(truth, -1.0, -3.0)).float()
@@ -214,27 +230,28 @@ def test_calibration_finds_the_shift_of_the_logits(config):
 def test_thresholds_change_the_masks(config):
     source = VideoDataset(config.valdataset.data_path)
     assert (
-        np.nanmin(Contender("x", None, mask_threshold=10.5).score(source, 0, [1, 2], config).J) == 0
+        np.nanmin(TrackerRun("x", None, mask_threshold=10.5).score(source, 0, [1, 2], config).J)
+        == 0
     )
     model = build_sam2_model(config)
-    scores = Contender("x", model, object_threshold=1e9).score(source, 0, [1, 2], config)
+    scores = TrackerRun("x", model, object_threshold=1e9).score(source, 0, [1, 2], config)
     assert not scores.predicted_present.any()
 
 
-def test_calibrating_on_what_is_reported_is_refused(config, contenders, tmp_path):
+def test_calibrating_on_what_is_reported_is_refused(config, runs, tmp_path):
     config.dataset.data_path = config.valdataset.data_path
     config.evaluation.calibration_videos = 1
     with pytest.raises(ConfigError, match="'a' is among the videos"):
-        evaluate(config, contenders, tmp_path)
+        evaluate(config, runs, tmp_path)
 
 
-def test_bad_names_and_options_are_told_before_tracking(config, contenders, tmp_path):
+def test_bad_names_and_options_are_told_before_tracking(config, runs, tmp_path):
     config.evaluation.tracker = {"max_cond": 3}
     with pytest.raises(ConfigError, match="max_cond"):
-        evaluate(config, contenders, tmp_path)
+        evaluate(config, runs, tmp_path)
     config.evaluation.tracker = {"pil_bicubic": False}
     with pytest.raises(ConfigError, match="pil_bicubic=False is not supported any more"):
-        evaluate(config, contenders, tmp_path)
+        evaluate(config, runs, tmp_path)
 
 
 def test_other_checkpoints_stand_beside_the_tuned_one(config, tmp_path):
@@ -242,19 +259,19 @@ def test_other_checkpoints_stand_beside_the_tuned_one(config, tmp_path):
 
     save_weights(build_sam2_model(config), tmp_path / "mine.pt")
     config.evaluation.compare = {"shipped nano": "nano"}
-    found = _contenders(config, str(tmp_path / "mine.pt"), has_start=True)
+    found = checkpoint_runs(config, str(tmp_path / "mine.pt"), has_start=True)
     assert [c.name for c in found] == [AFTER, BEFORE, ZEROED, COPY, "shipped nano"]
     assert found[0].model is found[2].model and found[4].model.image_size == 128
     config.evaluation.compare = {COPY: "nano"}
     with pytest.raises(ConfigError, match="first mask copied"):
-        _contenders(config, str(tmp_path / "mine.pt"), has_start=False)
+        checkpoint_runs(config, str(tmp_path / "mine.pt"), has_start=False)
 
 
 def test_a_video_without_objects_is_left_out_and_none_at_all_is_refused(config, tmp_path):
     root = Path(config.valdataset.data_path)
     for t in range(4):
         save_palette(root / "Annotations" / "a" / f"{t:05d}.png", np.zeros(SIZE, np.uint8))
-    copied = [Contender(COPY, None)]
+    copied = [TrackerRun(COPY, None)]
     assert [v.name for v in evaluate(config, copied, tmp_path).trackers[0].videos] == ["b"]
     for t in range(5):
         save_palette(root / "Annotations" / "b" / f"{t:05d}.png", np.zeros(SIZE, np.uint8))
@@ -273,7 +290,7 @@ def test_an_object_that_comes_late_counts_from_its_prompt_on(config, tmp_path):
         save_palette(root / "Annotations" / "v" / f"{t}.png", ids)
     config.valdataset.data_path = str(root)
     config.evaluation.reprompt_every = 3
-    scores = evaluate(config, [Contender(COPY, None)], tmp_path).trackers[0].videos[0]
+    scores = evaluate(config, [TrackerRun(COPY, None)], tmp_path).trackers[0].videos[0]
     assert scores.scored.T.tolist() == [[False, True, True, False, True], [False] * 3 + [True] * 2]
     assert scores.J[4, 0] == pytest.approx(3 / 5)  # copied anew from frame 3
 
@@ -301,11 +318,11 @@ def test_predictions_are_scored_under_a_named_convention(config, tmp_path):
     overrides = [f"valdataset.data_path='{config.valdataset.data_path}'", "dataset.type=video"]
     folder = Path(config.valdataset.data_path) / "Annotations"
     evaluation = evaluate_predictions(folder, overrides, tmp_path / "out")
-    assert isinstance(evaluation, Evaluation) and evaluation.scores() == {"Annotations": 1.0}
+    assert isinstance(evaluation, Evaluation) and evaluation.scores == {"Annotations": 1.0}
     named = [*overrides, "evaluation.convention=all_frames"]
     evaluation = evaluate_predictions(folder, named, tmp_path / "out")
-    assert evaluation.metrics()["convention"]["name"] == "all_frames"
-    assert evaluation.metrics()["protocol"] is None
+    assert evaluation.metrics["convention"]["name"] == "all_frames"
+    assert evaluation.metrics["protocol"] is None
 
 
 def test_predictions_of_which_no_frame_counts_are_refused(tmp_path):
@@ -332,8 +349,8 @@ def test_the_protocol_is_the_configurations(config, monkeypatch):
     config.evaluation.protocol, config.evaluation.noise = "box", 0.1
     model = build_sam2_model(config)
     source = VideoDataset(config.valdataset.data_path)
-    list(Contender("x", model).track(source, 0, config, noise=0.4))
-    list(Contender(COPY, None).track(source, 0, config))
+    list(TrackerRun("x", model).track(source, 0, config, noise=0.4))
+    list(TrackerRun(COPY, None).track(source, 0, config))
     assert {(p.kind, p.noise.level) for p in seen} == {("box", 0.4), ("mask", 0.0)}
 
 
@@ -345,5 +362,5 @@ def test_weights_alone_are_evaluated_too(config, tmp_path):
     evaluation = evaluate_checkpoint(
         "nano", [*overrides, f"valdataset.split='{split}'", "trainer.accelerator=cpu"], out
     )
-    assert list(evaluation.scores()) == [AFTER, ZEROED, COPY]
+    assert list(evaluation.scores) == [AFTER, ZEROED, COPY]
     assert load_config(out / "config.yaml").model.size == "nano"

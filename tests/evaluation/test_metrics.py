@@ -3,24 +3,29 @@
 import numpy as np
 import pytest
 
-from sam2kit.evaluation.boundary import boundary_f, region_and_boundary
+from sam2kit.evaluation.boundary import BOUNDARY_TOLERANCE, region_and_boundary
 from sam2kit.evaluation.metrics import (
     after_first_visible,
     copy_first_mask,
     decay,
-    dice,
     iou,
     mean_tracked_iou,
+    outside_void,
     presence_and_recovery,
     presence_counts,
     recovery_counts,
 )
+from sam2kit.evaluation.scores import CONVENTIONS, VideoScorer
 
 
 def rectangle(x0, y0, x1, y1, size=8):
     mask = np.zeros((size, size), dtype=bool)
     mask[y0:y1, x0:x1] = True
     return mask
+
+
+def boundary_f(prediction, truth, tolerance=BOUNDARY_TOLERANCE):
+    return region_and_boundary(prediction, truth, tolerance)[1]
 
 
 EMPTY = rectangle(0, 0, 0, 0)
@@ -42,7 +47,9 @@ SHIFTED = rectangle(2, 0, 6, 4)  # 16 pixels, 8 of them in SQUARE
 )
 def test_by_hand(a, b, expected_iou, expected_dice):
     assert iou(a, b) == pytest.approx(expected_iou)
-    assert dice(a, b) == pytest.approx(expected_dice)
+    scorer = VideoScorer("video", CONVENTIONS["all_frames"], [1])
+    scorer.add(0, {1: b}, {1: a})
+    assert scorer.result().dice == pytest.approx(expected_dice)
 
 
 def test_leading_axes_stay():
@@ -54,15 +61,14 @@ def test_leading_axes_stay():
 
 def test_large_masks_do_not_overflow():
     full = np.ones((2048, 2048), dtype=bool)
-    assert iou(full, full) == 1.0 and dice(full, full) == 1.0
+    assert iou(full, full) == 1.0
 
 
-@pytest.mark.parametrize("score", [iou, dice])
-def test_bad_masks_are_refused(score):
+def test_bad_masks_are_rejected():
     with pytest.raises(ValueError, match="shapes"):
-        score(SQUARE, SQUARE[:4])
+        iou(SQUARE, SQUARE[:4])
     with pytest.raises(ValueError, match="bool"):
-        score(SQUARE.astype(np.uint8), SQUARE)
+        iou(SQUARE.astype(np.uint8), SQUARE)
 
 
 def test_tracked_iou_leaves_out_what_is_not_scored():
@@ -207,3 +213,13 @@ def test_recovery_by_hand():
     shown = [1, 0, 1, 1, 1], [1, 1, 0, 1, 1]
     assert recovery(*shown, scored=[0, 1, 1, 0, 1]) == (1, 0, 0), "a prompt is no recovery"
     assert recovery(*shown, scored=[0, 1, 0, 1, 1]) == (0, 0, 0), "shown when it came back"
+
+
+def test_void_pixels_leave_both_masks_and_a_missing_mask_is_empty():
+    prediction, truth = outside_void(SHIFTED, SQUARE, rectangle(2, 0, 6, 4))
+    assert not prediction.any() and (truth == rectangle(0, 0, 2, 4)).all()
+    prediction, truth = outside_void(None, SQUARE, None)
+    assert not prediction.any() and prediction.shape == SQUARE.shape and truth is SQUARE
+    assert not outside_void(SQUARE, None, None)[1].any()
+    with pytest.raises(ValueError, match="prediction or a truth"):
+        outside_void(None, None, None)

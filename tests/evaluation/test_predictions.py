@@ -17,7 +17,8 @@ from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.mask_files import read_id_mask
 from sam2kit.data.writers import MaskWriter, coco_json, davis_palette
 from sam2kit.evaluation.metrics import iou
-from sam2kit.evaluation.predictions import score_predictions, write_csv
+from sam2kit.evaluation.predictions import score_predictions
+from sam2kit.evaluation.report import write_csv
 from sam2kit.evaluation.scores import CONVENTIONS
 from sam2kit.utils.errors import DataError
 

@@ -1,6 +1,7 @@
 """The report: one file with everything in it, and pictures that show what they say."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from matplotlib.figure import Figure
 
 from sam2kit.config.schema import Config
 from sam2kit.data.synthetic.dataset import SyntheticDataset
+from sam2kit.evaluation.pictures import compare_errors, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time
 from sam2kit.evaluation.report import (
-    comparisons,
-    examples,
+    Evaluation,
     ranked_objects,
     score_rows,
     spread_videos,
@@ -61,14 +62,15 @@ def trackers(source, read_masks):
 
 def test_the_page_needs_nothing_beside_it(tmp_path, trackers, source, read_masks):
     robustness = {"start": {0.0: 0.5, 0.2: None}}
-    path = write_report(tmp_path, trackers, source, read_masks, Config(seed=5), robustness)
+    files = SimpleNamespace(masks=read_masks)
+    evaluation = Evaluation(Config(seed=5), source, trackers, tmp_path, files, robustness)
+    path = write_report(evaluation)
     page = path.read_text()
     assert path == tmp_path / "report.html" and len(list(tmp_path.iterdir())) == 1
     links = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert links and all(link.startswith("data:image/") for link in links)
     assert "<script" not in page and "tuned <b>" not in page and "tuned &lt;b&gt;" in page
-    rows = score_rows(trackers, seed=5)
-    for row in rows:
+    for row in score_rows(evaluation):
         assert f"{row['J&F']:.3f}" in page and f"{row['low']:.3f} to {row['high']:.3f}" in page
     for text in ("prompted", "seed: 5", "torch", "Worst objects", "Noisy prompts", *ERROR_COLORS):
         assert text in page
@@ -76,7 +78,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path, trackers, source, read_masks
 
 
 def test_results_without_masks_or_rivals(tmp_path, trackers, source):
-    page = write_report(tmp_path, trackers[:1], source, None, Config()).read_text()
+    page = write_report(Evaluation(Config(), source, trackers[:1], tmp_path)).read_text()
     assert "Worst objects" not in page and "against the others" not in page
     assert "data:image/svg+xml" in page and "data:image/jpeg" not in page
 
@@ -93,19 +95,19 @@ def test_errors_have_their_colours():
 
 
 def test_the_worst_and_the_best_are_ranked(trackers):
-    worst, best = ranked_objects(trackers[1], most=2)
+    worst, best = ranked_objects(trackers[1], max_objects=2)
     means = [list(v.objects().values())[o]["J&F"] for v, o in [*worst, *reversed(best)]]
     assert len(means) == 4 and means == sorted(means)
     everything = [s["J&F"] for v in trackers[1].videos for s in v.objects().values()]
     assert means[0] == min(everything) and means[-1] == max(everything)
     videos = [np.mean([s["J&F"] for s in v.objects().values()]) for v in spread_videos(trackers[1])]
     assert videos == sorted(videos)
-    assert len(spread_videos(trackers[1], most=2)) == 2
+    assert len(spread_videos(trackers[1], max_videos=2)) == 2
 
 
 def test_examples_show_the_frames_that_they_name(trackers, source, read_masks):
     (worst, *_), _ = ranked_objects(trackers[1])
-    median, lowest = examples(trackers[1], [worst], source, read_masks)
+    median, lowest = show_objects(trackers[1], [worst], source, read_masks)
     video, o = worst
     t = int(re.search(r"worst frame, (\d+)", lowest.caption)[1])
     assert video.J[t, o] == video.J[1:, o].min()
@@ -122,8 +124,8 @@ def test_the_largest_differences_are_shown_on_the_frame_that_makes_them(
     trackers, source, read_masks
 ):
     found = paired_differences(*trackers, np.random.default_rng(0))
-    first = comparisons(*trackers, found, source, read_masks)[0]
     row = found["differences"][0]
+    (first,) = compare_errors(*trackers, [row], source, read_masks)
     assert first.title == f"{row['video']}, object {row['object']}"
     assert list(first.images) == ["frame", "truth", "start", "tuned <b>"]
     t = int(re.search(r"frame (\d+)", first.caption)[1])
@@ -133,7 +135,7 @@ def test_the_largest_differences_are_shown_on_the_frame_that_makes_them(
 
 
 def test_j_over_time_leaves_gaps_and_marks_prompts(trackers):
-    figure = over_time({t.tracker: t.videos[0] for t in trackers})
+    figure = over_time(trackers, trackers[0].videos[0].name)
     (axes,) = figure.axes
     first, second, prompts = axes.lines
     assert prompts.get_xdata().tolist() == [0]

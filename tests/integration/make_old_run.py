@@ -85,7 +85,7 @@ def make() -> dict[str, Any]:
     fit(load_config(None, [*SETTINGS, f"trainer.max_steps={STOP}"]), Path("run"))
     fit(load_config(None, [*SETTINGS, f"trainer.max_steps={END}"]), Path("whole"))
     assert checksums(Path("run", "best.ckpt")) == checksums(Path("run", "last.ckpt"))
-    scores = evaluate_checkpoint("run", EVALUATION, Path("evaluation")).scores()
+    scores = evaluate_checkpoint("run", EVALUATION, Path("evaluation")).scores
     return {
         "stopped_after": STOP,
         "whole_run": rows(Path("whole"), STOP),

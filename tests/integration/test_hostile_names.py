@@ -14,23 +14,24 @@ from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.data.doctor.report import examine
 from sam2kit.evaluation.evaluate import evaluate
-from sam2kit.evaluation.tracker_runs import Contender
+from sam2kit.evaluation.report import write_results
+from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.utils.text import label_text, visible_text
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"
 # In place of training: every tracker copies the prompted mask.
 COPY = """
-from sam2kit.load_config import load_config
-from sam2kit.contenders import Contender
-from sam2kit.evaluate import evaluate
+from sam2kit.config.loading import load_config
+from sam2kit.evaluation.evaluate import evaluate
+from sam2kit.evaluation.tracker_runs import TrackerRun
 import json
 names = list(json.loads((run_dir / "metrics.json").read_text())["trackers"])
-contenders = [Contender(name, None) for name in names]
-evaluation = evaluate(load_config(run_dir / "config.yaml"), contenders, run_dir)
+runs = [TrackerRun(name, None) for name in names]
+evaluation = evaluate(load_config(run_dir / "config.yaml"), runs, run_dir)
 """
 DEBUGGER = """
-from sam2kit.widgets.prompt_debugger import PromptDebugger
+from sam2kit.widgets.annotator import PromptDebugger
 debugger = PromptDebugger({data!r}, "nano")
 for name in evaluation.source.names:
     debugger.add_object(name)
@@ -69,8 +70,8 @@ def evaluated(tmp_path_factory):
     config.dataset.image_size, config.dataset.video_clip_length = 32, 2
     config.dataset.num_workers = 0
     logger.disable("sam2kit")  # or a failure prints each long name a hundred times
-    evaluation = evaluate(config, [Contender(name, None) for name in NAMES], run)
-    evaluation.save(run)
+    evaluation = evaluate(config, [TrackerRun(name, None) for name in NAMES], run)
+    write_results(evaluation)
     (run / "config.yaml").write_text(to_yaml(config))
     yield data, run
     logger.enable("sam2kit")

@@ -87,10 +87,10 @@ def test_a_checkpoint_alone_rebuilds_its_model(run, config):
 
 def test_evaluate_scores_trackers_side_by_side(run, tmp_path):
     evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
-    assert list(evaluation.scores()) == [AFTER, BEFORE, ZEROED, COPY]
+    assert list(evaluation.scores) == [AFTER, BEFORE, ZEROED, COPY]
     files = {p.name for p in (tmp_path / "evaluation").iterdir()}
     assert {"metrics.json", "overlay.png", "overlay.gif", "config.yaml", "overlays"} <= files
-    metrics = evaluation.metrics()
+    metrics = evaluation.metrics
     videos = [v["trackers"][COPY] for v in metrics["videos"].values()]
     per_object = [o["J"] for v in videos for o in v["objects"].values()]
     assert metrics["trackers"][COPY]["scored_objects"] == len(per_object)
@@ -103,7 +103,7 @@ def test_tracking_as_in_training_gives_the_score_of_validation(run, tmp_path, mo
     for name in (*names, "choose_by_stability"):
         BREAK_CONVENTION[name](monkeypatch)
     evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
-    found = evaluation.metrics()["trackers"][AFTER]["J"]
+    found = evaluation.metrics["trackers"][AFTER]["J"]
     assert found == pytest.approx(run.metrics["val_iou"], abs=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_evaluation_does_without_a_start_that_is_gone(config, tmp_path, run):
     second = fit(config, tmp_path / "second")
     run.best_checkpoint.unlink()
     evaluation = evaluate_checkpoint(second.best_checkpoint, [], tmp_path / "evaluation")
-    assert list(evaluation.scores()) == [AFTER, ZEROED, COPY]
+    assert list(evaluation.scores) == [AFTER, ZEROED, COPY]
 
 
 def test_a_run_of_another_size_is_refused(run, config):

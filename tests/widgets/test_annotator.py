@@ -412,7 +412,7 @@ def test_what_it_takes(samples, model, tmp_path, tiny_config):
     assert (
         widget.corrections == tiny_config.dataset.corrections and widget.session.image_size == 128
     )
-    for video, text in ((9, "no video 9"), ("z", "no video 'z'")):
+    for video, text in ((9, "video 9 is not"), ("z", "video 'z' is not")):
         with pytest.raises(DataError, match=text):
             widget.open_video(video)
     with pytest.raises(DataError, match="no recipe 'other'"):
@@ -429,7 +429,7 @@ NOTEBOOK = """
 import torch
 torch.set_num_threads(1)
 from sam2kit.data.build import open_source
-from sam2kit.widgets.prompt_debugger import PromptDebugger
+from sam2kit.widgets.annotator import PromptDebugger
 debugger = PromptDebugger({samples!r}, run_dir={run_dir!r})
 debugger
 """
