@@ -376,7 +376,7 @@ class TrainerConfig:
         1, "number of machines, each with that many devices (docs/scale.md)", MACHINE
     )
     strategy: str = option(
-        "auto", "how several devices train: ddp, which is also what auto means", MACHINE
+        "auto", "ddp, or auto: ddp on several devices, none on a single one", MACHINE
     )
     precision: str = option(
         "auto",

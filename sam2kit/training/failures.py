@@ -87,7 +87,7 @@ def _dead_loader(data: SAM2LightningDataModule, told: str) -> str:
 
 
 @contextmanager
-def started(cls: type[Logger], config: Config, run_dir: Path) -> Iterator[Logger]:
+def started(cls: Callable[..., Any], config: Config, run_dir: Path) -> Iterator[Logger]:
     """The logger, started now, so that a missing login is told before training, and ended after.
 
     Left open, it would swallow the next run of the same process, such as a notebook's.
@@ -120,7 +120,7 @@ def started(cls: type[Logger], config: Config, run_dir: Path) -> Iterator[Logger
         _warning(import_module(config.logger).finish, config.logger)()
 
 
-def _start_wandb(cls: type[Logger], name: str, run_dir: Path) -> Logger:
+def _start_wandb(cls: Callable[..., Any], name: str, run_dir: Path) -> Logger:
     """W&B's logger; where its server does not answer, one that writes to the run folder."""
     import wandb
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError
 
 
-def make_logger_class(config: Config) -> type[Logger]:
+def make_logger_class(config: Config) -> Callable[..., Any]:
     """The logger's class, imported before any long work.
 
     Raises:

@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
+from torch.distributed import destroy_process_group
 
 from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import Config
@@ -92,7 +93,9 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     if resume and run_dir is not None and (whole := whole_checkpoint(Path(run_dir))):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
     try:
-        steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
+        steps_done = (
+            0 if config.trainer.resume_from is None else check_resume(config, data.state_dict())
+        )
     except TrainingOver as over:
         if not resume or run_dir is None:
             raise
@@ -103,9 +106,9 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     check_ranks(config, everywhere, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
     if everywhere > 1 and not in_rank():
-        _make_trainer(config, run_dir, [], [])  # which refuses devices that are not there
+        _make_trainer(config, run_dir, [], [])  # rejects devices that do not exist
         return _found(config, run_dir, train_on_devices(config, run_dir, devices))
-    first = rank_zero_only.rank == 0  # of several processes
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
         logger.info("run folder {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
@@ -188,7 +191,8 @@ def _run(
     if config.trainer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.trainer.ema_decay))
     with _quiet_lightning():
-        trainer = _make_trainer(config, run_dir, loggers, callbacks)
+        ddp = in_rank() or config.trainer.strategy == "ddp"
+        trainer = _make_trainer(config, run_dir, loggers, callbacks, ddp)
         resume_from = config.trainer.resume_from
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -202,20 +206,26 @@ def _run(
         save_adapter(*load_run(best_path), run_dir / "adapter.pt")
     logger.info("best checkpoint {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if ddp:
+        destroy_process_group()
     return FitResult(run_dir, best_path, last_path, metrics, stopper.interrupted)
 
 
 def _make_trainer(
-    config: Config, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]
+    config: Config,
+    run_dir: Path,
+    loggers: list[Logger],
+    callbacks: list[Callback],
+    ddp: bool = False,
 ) -> Trainer:
-    """Lightning's trainer.
+    """Make Lightning's trainer.
 
     Raises:
-        ConfigError: devices or a precision that this machine does not have.
+        ConfigError: devices, a strategy or a precision that this machine does not have.
     """
     t = config.trainer
     strategy: str | Strategy = "auto"
-    if in_rank():
+    if ddp:
         # Some batches leave parameters without gradient; the only buffers are constants.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
@@ -244,8 +254,9 @@ def _make_trainer(
         )
     except MisconfigurationException as error:
         raise ConfigError(
-            f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices} and "
-            f"trainer.precision={t.precision} cannot be used here: {error}"
+            f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices}, "
+            f"trainer.strategy={t.strategy} and trainer.precision={t.precision} cannot be used "
+            f"here: {error}"
         ) from error
 
 
@@ -276,23 +287,22 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's advertisements and its advice on what the configuration has decided."""
+    """Suppress Lightning's advertisements and its advice on what the configuration decides."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in ("does not have many workers", "number of training batches"):
+            for message in (
+                "does not have many workers",
+                "number of training batches",
+                "your dataloader is not resumable",  # the data module sets where it resumes
+                "The dirpath has changed",  # a run resumed in another folder has its own best.ckpt
+                "exists and is not empty",  # the folder already holds train.log and config.yaml
+                "LeafSpec",
+                "sync_dist=True",  # all processes log the same value of a validation
+            ):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
-            # The data module tells the loader where to go on.
-            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-            # A run that goes on in another folder has its own best checkpoint.
-            warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
-            # It takes the folder that already holds train.log and config.yaml for another run's.
-            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            # All processes log the same value of a validation.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             yield
     finally:
         log.setLevel(level)
