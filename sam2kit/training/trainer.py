@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingOver, check_resume, whole_checkpoint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
+
+
+# Keys of the section ``trainer`` that Lightning's Trainer has under the same name.
+LIGHTNING_KEYS = (
+    *("accelerator", "precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
+    *("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps"),
+    *("check_val_every_n_epoch", "limit_train_batches"),
+)
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,8 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     if resume and run_dir is not None and (whole := whole_checkpoint(Path(run_dir))):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
     try:
-        steps_done = (
-            0 if config.trainer.resume_from is None else check_resume(config, data.state_dict())
-        )
+        resumed = config.trainer.resume_from is not None
+        steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingOver as over:
         if not resume or run_dir is None:
             raise
@@ -158,16 +166,9 @@ def _run(
 ) -> FitResult:
     # Two callbacks, because Lightning's own "last" is written only when "best" is. The last one is
     # written also where an epoch ends early: at an interrupt, at max_steps, at max_time.
-    best = ModelCheckpoint(
-        run_dir,
-        "best",
-        monitor="val_loss",
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        run_dir, "last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    save = partial(ModelCheckpoint, run_dir, enable_version_counter=False)
+    best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
+    last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
         best,
@@ -182,12 +183,10 @@ def _run(
         callbacks.append(SaveWithinEpoch(run_dir / "last.ckpt", minutes, steps))
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
-    if config.trainer.early_stopping_patience is not None:
-        patience = config.trainer.early_stopping_patience
-        # At a validation, for a run that goes on after an epoch's last step passes its end anew.
-        callbacks.append(
-            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
-        )
+    if (patience := config.trainer.early_stopping_patience) is not None:
+        # At a validation: a run resumed after an epoch's last step passes that epoch's end again.
+        stop_early = EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
+        callbacks.append(stop_early)
     if config.trainer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.trainer.ema_decay))
     with _quiet_lightning():
@@ -230,20 +229,10 @@ def _make_trainer(
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return Trainer(
-            accelerator=t.accelerator,
+            **{key: getattr(t, key) for key in LIGHTNING_KEYS},
             strategy=strategy,
             plugins=[WholeCheckpoints(t.keep_checkpoints)],
             devices=int(t.devices) if t.devices.isdigit() else t.devices,
-            precision=t.precision,  # type: ignore[arg-type]
-            num_nodes=t.num_nodes,
-            max_epochs=t.max_epochs,
-            max_steps=t.max_steps,
-            max_time=t.max_time,
-            gradient_clip_val=t.gradient_clip_val,
-            accumulate_grad_batches=t.accumulate_grad_batches,
-            log_every_n_steps=t.log_every_n_steps,
-            check_val_every_n_epoch=t.check_val_every_n_epoch,
-            limit_train_batches=t.limit_train_batches,
             num_sanity_val_steps=0,
             logger=loggers,
             callbacks=callbacks,

@@ -184,7 +184,8 @@ def test_a_sweep_that_is_stopped_goes_on(config_file, tmp_path, stand_in, number
         from sam2kit import sweep
         start = sweep.start
         sweep.start = lambda module, *arguments, **options: start("standin", *arguments, **options)
-        sweep.run_sweep(Path(sys.argv[1]), sweep.plan_trials(sys.argv[2], ["seed=1,15", "loss.dice=1,2"]))
+        trials = sweep.plan_trials(sys.argv[2], ["seed=1,15", "loss.dice=1,2"])
+        sweep.run_sweep(Path(sys.argv[1]), trials)
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), str(folder), str(config_file)],
