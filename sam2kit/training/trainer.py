@@ -40,16 +40,15 @@ from sam2kit.training.callbacks import (
     ValidateLastStep,
 )
 from sam2kit.training.datamodule import SAM2LightningDataModule
-from sam2kit.training.failures import started, told_plainly
+from sam2kit.training.failures import actionable_errors
 from sam2kit.training.gradient_audit import AuditBeforeTraining
 from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on_devices
-from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class
+from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingOver, check_resume, whole_checkpoint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
-
 
 # Keys of the section ``trainer`` that Lightning's Trainer has under the same name.
 LIGHTNING_KEYS = (
@@ -130,8 +129,9 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         if config.trainer.audit == "off":  # else the audit shows these columns and more
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
-        with started(log, config, run_dir) as run_log, told_plainly(config, data, run_dir):
-            return _run(config, run_dir, module, data, [run_log, metrics])
+        with open_logger(log, config, run_dir) as run_log:
+            with actionable_errors(config, data, run_dir):
+                return _run(config, run_dir, module, data, [run_log, metrics])
     finally:
         logger.remove(sink)
 
