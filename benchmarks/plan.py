@@ -27,7 +27,7 @@ from benchmarks.measure import (
 )
 from benchmarks.steps import EVERYTHING, EXACT, FAST, KitStep, clip_config
 from sam2kit.training.optim import build_optimizer
-from sam2kit.training.planner import plan
+from sam2kit.training.planner import plan_training
 from sam2kit.viz.tables import markdown_table
 
 MEMORY, TIME = 0.2, 0.4
@@ -48,7 +48,7 @@ CASES: list[tuple[str, str, int, int, int, list[str]]] = [
 def case(options: Options, objects: int, overrides: Sequence[str]) -> dict[str, Any]:
     with clip_config(options, objects, overrides) as config:
         begin = time.perf_counter()
-        found = plan(config)
+        found = plan_training(config)
         took = time.perf_counter() - begin
         step = KitStep(config, options.device)
         step()

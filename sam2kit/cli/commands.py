@@ -220,7 +220,7 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again too")
     add_pipeline_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
-    from sam2kit.pipeline.sweep import plan, run_sweep
+    from sam2kit.pipeline.sweep import plan_trials, run_sweep
     from sam2kit.utils.paths import open_run_dir
 
     parameters = dict(arguments.parameter)
@@ -228,7 +228,7 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     folder, trials, level = arguments.sweep_dir, None, "INFO"
     given = overrides or parameters or arguments.config or arguments.stages != stages("1-4")
     if folder is None or given:
-        trials = plan(arguments.config, overrides)
+        trials = plan_trials(arguments.config, overrides)
         level = trials[0].config.log_level
         folder = open_run_dir(folder, trials[0].config.output_dir)
     log_to_console(level)

@@ -398,7 +398,7 @@ class TrainerConfig:
     )
     strategy: str = option(
         "auto",
-        "how several devices train: ddp, which is also what auto means",
+        "ddp, or auto: ddp on several devices, none on a single one",
         MACHINE,
         choices=("auto", "ddp"),
     )

@@ -75,7 +75,7 @@ class OwnKernelManager(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(resource_dir=str(RESOURCES), **get_kernel_dict())
 
-    async def start_kernel(self, **arguments: Any) -> None:
+    async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]
         if self.has_trait("transport_encryption"):  # newer kernels warn of unencrypted messages
             self.transport_encryption = "auto"
         await super().start_kernel(pass_fds=(self.lock,), **arguments)
@@ -88,7 +88,7 @@ class OwnKernelManager(AsyncKernelManager):
                 ["sh", "-c", end], stdin=subprocess.PIPE, start_new_session=True
             )
 
-    async def cleanup_resources(self, restart: bool = False) -> None:
+    async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
         await super().cleanup_resources(restart)
         if self._guard is not None and not restart:
             self._guard.kill()

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
 
 SCHEMA_VERSION = 1
-HEARTBEAT_SECONDS = 10.0
 
 
 @contextmanager
@@ -43,15 +43,15 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def _lock(file: int, folder: Path) -> None:
-    """Wait a moment: somebody may be reading the state, and who was killed takes time to die."""
-    end = None
+    """Lock, after a moment where the state is being read or a killed holder is still ending."""
+    start = time.monotonic()
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             pid, _, host = os.pread(file, 200, 0).decode().strip().partition(" ")
-            end = time.monotonic() + (1 if _lives(pid, host) else 15) if end is None else end
-            if time.monotonic() > end:
+            wait = 1 if _may_live(pid, host) else 15
+            if time.monotonic() > start + wait:
                 raise PipelineError(
                     f"{folder} is in use by process {pid} on {host}; wait for it or end it, or "
                     "name another folder"
@@ -59,16 +59,9 @@ def _lock(file: int, folder: Path) -> None:
             time.sleep(0.1)
 
 
-def _lives(pid: str, host: str) -> bool:
-    if host != platform.node() or not pid.isdecimal():
-        return True  # nobody here can tell
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _may_live(pid: str, host: str) -> bool:
+    """Whether a process runs; of another machine's process this cannot be known."""
+    return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))
 
 
 def is_locked(folder: Path) -> bool:
@@ -119,7 +112,7 @@ def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
 
 
 class Status:
-    """Writes ``status.json``, at each change and as a heartbeat.
+    """Write ``status.json`` at each change.
 
     Args:
         run_dir: the folder, which this process holds (:func:`locked`).
@@ -135,60 +128,46 @@ class Status:
         self.names = names
         self.content = {"schema_version": SCHEMA_VERSION, "state": "running", **about}
         self.content |= {"pid": os.getpid(), "host": platform.node(), "started": _now()}
-        self._turn = threading.Lock()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Follow the whole run; an exception sets its state and goes on."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
-                self.write()
-
-        self.write()
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
+        """Record the state of the whole run; an exception sets it and is raised again."""
+        with self._recorded(self.content):
             yield
-            self.content["state"] = "done"
-        except BaseException as error:
-            self.content |= _ended_by(error)
-            raise
-        finally:
-            over.set()
-            thread.join()
-            self.content["ended"] = _now()
-            self.write()
 
     @contextmanager
     def of(self, name: str, **about: Any) -> Iterator[None]:
-        """Follow one stage; an exception sets its state and goes on."""
+        """Record the state of one stage; an exception sets it and is raised again."""
         start = time.monotonic()
         stage = self.stages[name] = {"state": "running", "started": _now(), **about}
         for later in [n for n in self.stages if n > name]:  # what they found is no longer so
             self.stages[later] = {"state": "waiting" if later in self.names else "outdated"}
+        with self._recorded(stage):
+            try:
+                yield
+            finally:
+                stage["seconds"] = round(time.monotonic() - start, 1)
+
+    @contextmanager
+    def _recorded(self, entry: dict[str, Any]) -> Iterator[None]:
+        """Write the state of ``entry``, a run or a stage, at its start and at its end."""
         self.write()
         try:
             yield
-            stage["state"] = "done"
+            entry["state"] = "done"
         except BaseException as error:
-            stage |= _ended_by(error)
+            stopped = isinstance(error, KeyboardInterrupt)
+            entry |= {"state": "interrupted" if stopped else "failed", "error": str(error)}
             raise
         finally:
-            stage |= {"ended": _now(), "seconds": round(time.monotonic() - start, 1)}
+            entry["ended"] = _now()
             self.write()
 
     def write(self) -> None:
-        with self._turn:
-            stages = {name: self.stages[name] for name in sorted(self.stages)}
-            content = self.content | {"heartbeat": _now(), "stages": stages}
-            write_text(self.path, json.dumps(content, indent=1) + "\n")
-
-
-def _ended_by(error: BaseException) -> dict[str, str]:
-    stopped = isinstance(error, KeyboardInterrupt)
-    return {"state": "interrupted" if stopped else "failed", "error": str(error)}
+        """Write the file; ``heartbeat`` is the time of the last write."""
+        stages = {name: self.stages[name] for name in sorted(self.stages)}
+        content = self.content | {"heartbeat": _now(), "stages": stages}
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def _now() -> str:

@@ -46,7 +46,7 @@ class Trial:
     config: Config
 
 
-def plan(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial]:
+def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial]:
     """The trials of a grid, the values of the last key changing fastest.
 
     Args:
@@ -118,7 +118,7 @@ def run_sweep(
 
     Args:
         sweep_dir: a new folder, or one that holds a sweep, which goes on.
-        trials: of :func:`plan`; None: those that ``sweep_dir`` holds, as they were begun.
+        trials: of :func:`plan_trials`; None: those that ``sweep_dir`` holds, as they were begun.
         parameters, stages: as :func:`sam2kit.pipeline.runner.run_stages`, for each trial.
         jobs: trials at once; None: one for each GPU, or one.
         retry_failed: run failed trials again, too.

@@ -25,14 +25,16 @@ from sam2kit.data.loader import create_dataloader
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import (
     LOOSE_GROUP,
+    ModuleReport,
     SAM2Model,
+    format_report,
     match_parameters,
     module_path,
     parameter_report,
 )
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.losses import NO_OBJ_SCORE
-from sam2kit.training.memory_profile import StepMemory, StepMeter
+from sam2kit.training.memory_profile import StepMemory, peak_bytes, step_memory
 from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.utils.errors import ConfigError
 
@@ -46,27 +48,17 @@ WRITE_MEMORY = {"memory_encoder", "mask_downsample", "obj_ptr_proj"}
 
 
 @dataclass(frozen=True)
-class ModuleAudit:
-    """One row of the table.
+class ModuleAudit(ModuleReport):
+    """Extend a row of :func:`sam2kit.models.sam2.parameter_report` by gradients.
 
     Attributes:
-        module: as in :func:`sam2kit.models.sam2.parameter_report`; ``total`` is the last.
-        parameters: numbers in it, of which ``trainable`` are trained.
         tensors: trained tensors, of which ``zero_tensors`` got a gradient of exactly zero, or none.
         gradient_norm: Euclidean norm over the trained tensors, root mean square over the batches.
     """
 
-    module: str
-    parameters: int
-    trainable: int
     tensors: int
     zero_tensors: int
     gradient_norm: float
-
-    @property
-    def percentage(self) -> float:
-        """Trainable share in percent, 0 to 100."""
-        return 100.0 * self.trainable / max(self.parameters, 1)
 
 
 @dataclass(frozen=True)
@@ -88,19 +80,18 @@ class Audit:
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Plain text: how many batches, and a line a module."""
-        width = max(len(r.module) for r in self.rows)
-        head = f"{'module':{width}} {'parameters':>12} {'trainable':>12} {'%':>6}"
+        """Format the number of batches, and one line per module, as plain text."""
+        batches = "one batch" if self.batches == 1 else f"{self.batches} batches"
+        columns = [("gradient norm", "zero tensors")]
+        for row in self.rows:
+            gradients = (f"{row.gradient_norm:.3e}", f"{row.zero_tensors} of {row.tensors}")
+            columns.append(gradients if row.tensors else ("-", "-"))
+        counts = format_report([*self.rows]).splitlines()
         lines = [
-            "gradients of " + ("one batch" if self.batches == 1 else f"{self.batches} batches")
+            f"{left} {norm:>14} {zero:>13}"
+            for left, (norm, zero) in zip(counts, columns, strict=True)
         ]
-        lines.append(f"{head} {'gradient norm':>14} {'zero tensors':>13}")
-        for r in self.rows:
-            left = f"{r.module:{width}} {r.parameters:12,} {r.trainable:12,} {r.percentage:6.1f}"
-            zero = f"{r.zero_tensors} of {r.tensors}"
-            right = f"{r.gradient_norm:14.3e} {zero:>13}" if r.tensors else f"{'-':>14} {'-':>13}"
-            lines.append(f"{left} {right}")
-        return "\n".join(lines)
+        return "\n".join([f"gradients of {batches}", *lines])
 
     def report(self, stop: bool) -> None:
         """Log the notes and the faults.
@@ -160,13 +151,11 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     squares = dict.fromkeys(trained, 0.0)
     alive: set[str] = set()
     seen = _Seen()
-    meter = StepMeter(model, averaged=config.trainer.ema_decay is not None)
     units = list(_units(model, config))
     was_training = module.training
     module.train()
     for batch in islice(_batches(clips, config), MAX_BATCHES):
-        with meter.measure():
-            gradients = _gradients(module, batch.to(module.device), trained, seen)
+        gradients = _gradients(module, batch, trained, seen)
         for name, gradient in gradients.items():
             squares[name] += float(gradient.float().square().sum())
             if gradient.any():
@@ -182,7 +171,8 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     certain = seen.answers and not seen.undrawn(config)
     faults = _told((u for u in dead if certain and not u.excused), config, seen)
     notes = _told((u for u in dead if not certain or u.excused), config, seen)
-    return Audit(rows, seen.batches, meter.result(), faults, seen.notes(config) + notes)
+    memory = step_memory(model, seen.peak, averaged=config.trainer.ema_decay is not None)
+    return Audit(rows, seen.batches, memory, faults, seen.notes(config) + notes)
 
 
 def _batches(clips: ClipDataset, config: Config) -> Iterator[ClipBatch]:
@@ -194,20 +184,25 @@ def _batches(clips: ClipDataset, config: Config) -> Iterator[ClipBatch]:
 def _gradients(
     module: SAM2LightningModule, batch: ClipBatch, trained: dict[str, Tensor], seen: _Seen
 ) -> dict[str, Tensor]:
-    """Name -> gradient, for the parameters that the batch's loss depends on."""
+    """Map names to gradients, for the parameters that the batch's loss depends on."""
     device, mixed = module.device, module.config.trainer.precision != "32-true"
+    gradients: dict[str, Tensor] = {}
+
+    def run() -> None:
+        on_device, step = batch.to(device), seen.batches
+        output, terms = module.track_and_score(on_device, step)
+        prompts = module.prompts(on_device, step_generator(module.config.seed, step))
+        seen.add(on_device, output, {prompt.kind for prompt in prompts})
+        if terms["loss"].requires_grad:
+            found = torch.autograd.grad(terms["loss"], list(trained.values()), allow_unused=True)
+            gradients.update((n, g) for n, g in zip(trained, found, strict=True) if g is not None)
+
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.autocast(device.type, torch.bfloat16, enabled=mixed),
     ):
-        step = seen.batches
-        output, terms = module.track_and_score(batch, step)
-        prompts = module.prompts(batch, step_generator(module.config.seed, step))
-        seen.add(batch, output, {prompt.kind for prompt in prompts})
-        if not terms["loss"].requires_grad:
-            return {}
-        found = torch.autograd.grad(terms["loss"], list(trained.values()), allow_unused=True)
-    return {n: g for n, g in zip(trained, found, strict=True) if g is not None}
+        seen.peak = max(seen.peak, peak_bytes(run, device))
+    return gradients
 
 
 def _rows(
@@ -233,6 +228,7 @@ class _Seen:
     withheld: int = 0  # of the supervised, masks that the model withheld
     shown: int = 0  # of the unprompted, masks that it did not withhold
     kinds: set[str] = field(default_factory=set)
+    peak: int = 0  # bytes of the largest step
 
     def add(self, batch: ClipBatch, output: TrackOutput, kinds: set[str]) -> None:
         supervised = output.tracked & batch.annotated
@@ -285,6 +281,11 @@ class _Unit:
     names: frozenset[str]
     excused: bool  # not named, only swept up by '*', and not in use with these prompts
 
+    def within(self, *parts: str) -> bool:
+        """Whether all its tensors belong to these parts of the mask decoder."""
+        prefixes = tuple(f"sam_mask_decoder.{part}" for part in parts)
+        return all(name.startswith(prefixes) for name in self.names)
+
 
 def _units(model: SAM2Model, config: Config) -> Iterator[_Unit]:
     """What is meant to train; never the loose parameters, of which some always lack gradient."""
@@ -316,64 +317,44 @@ def _told(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
 
 
 def _reason(unit: _Unit, config: Config, seen: _Seen) -> str:
-    """Why a unit got no gradient, and what to do about it; the first cause that holds."""
+    """Return why a unit gets no gradient, and the fix; the first cause that applies."""
     kinds = " and ".join(sorted(seen.kinds))
-    memory = unit.module in READ_MEMORY | WRITE_MEMORY
-    detached = config.model.detach_memory_every == 1
-
-    def within(*parts: str) -> bool:
-        return all(n.startswith(tuple(f"sam_mask_decoder.{p}" for p in parts)) for n in unit.names)
-
-    causes = [
-        (
-            not seen.supervised,
-            "no batch that was tried has an object that is tracked and annotated",
-        ),
-        (
-            not seen.answers,
-            "the object score calls every object absent, and a mask withheld has no gradient",
-        ),
-        (
-            memory and seen.longest == 1,
-            "clips of one frame never touch the memory; set dataset.video_clip_length to 2 or more",
-        ),
-        (
-            memory and not seen.unprompted,
-            "every tracked frame is prompted, and a prompted frame does not read the memory",
-        ),
-        (
-            detached and unit.module in WRITE_MEMORY,
+    if not seen.supervised:
+        return "no batch that was tried has an object that is tracked and annotated"
+    if not seen.answers:
+        return "the object score calls every object absent, and a mask withheld has no gradient"
+    if unit.module in READ_MEMORY | WRITE_MEMORY:
+        if seen.longest == 1:
+            return (
+                "clips of one frame never touch the memory; set dataset.video_clip_length to 2 or "
+                "more"
+            )
+        if not seen.unprompted:
+            return "every tracked frame is prompted, and a prompted frame does not read the memory"
+    if unit.module in WRITE_MEMORY and config.model.detach_memory_every == 1:
+        return (
             "model.detach_memory_every=1 cuts the gradient from each frame to those before it, so "
             "what is written into the memory does not learn from being read; set it to null, or "
-            "to 2 or more",
-        ),
-        (
-            unit.module == "mask_downsample" and "mask" not in seen.kinds,
+            "to 2 or more"
+        )
+    if unit.module == "mask_downsample" and "mask" not in seen.kinds:
+        return (
             f"only mask prompts pass through it, and these are {kinds} prompts "
-            "(dataset.prompt_types)",
-        ),
-        (
-            not seen.unprompted and seen.kinds == {"mask"},
+            "(dataset.prompt_types)"
+        )
+    if not seen.unprompted and seen.kinds == {"mask"}:
+        return (
             "a mask prompt is its own output on its frame, with nothing for encoder or decoder to "
             "learn, and no other frame is tracked; set dataset.video_clip_length to 2 or more, or "
-            "another of dataset.prompt_types",
-        ),
-        (
-            within("iou_prediction_head") and config.loss.iou_head == 0,
-            "loss.iou_head is 0, and nothing else asks for the predicted IoU",
-        ),
-        (
-            within("pred_obj_score_head", "obj_score_token") and config.loss.object_score == 0,
-            "loss.object_score is 0, and nothing else asks for the object score",
-        ),
-        (
-            within(*(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3))),
-            "it makes candidate masks, and with these prompts one mask is asked for and scored",
-        ),
-        (
-            True,
-            f"no path leads from it to the loss under {kinds} prompts on clips of {seen.longest} "
-            "frames; see docs/audit.md for what reaches what",
-        ),
-    ]
-    return next(reason for holds, reason in causes if holds)
+            "another of dataset.prompt_types"
+        )
+    if unit.within("iou_prediction_head") and config.loss.iou_head == 0:
+        return "loss.iou_head is 0, and nothing else asks for the predicted IoU"
+    if unit.within("pred_obj_score_head", "obj_score_token") and config.loss.object_score == 0:
+        return "loss.object_score is 0, and nothing else asks for the object score"
+    if unit.within(*(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3))):
+        return "it makes candidate masks, and with these prompts one mask is asked for and scored"
+    return (
+        f"no path leads from it to the loss under {kinds} prompts on clips of {seen.longest} "
+        "frames; see docs/audit.md for what reaches what"
+    )

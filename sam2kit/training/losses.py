@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce, get_world_size, is_initialized
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from sam2kit.config.schema import LossConfig
 from sam2kit.data.clip import ClipBatch
@@ -51,12 +52,7 @@ def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float 
         ``[N]``, 0 or above. Source: Lin et al. 2017 (arXiv 1708.02002); the constants are
         upstream's.
     """
-    truth = truth.to(logits.dtype)
-    p = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    q = p * truth + (1 - p) * (1 - truth)
-    weight = alpha * truth + (1 - alpha) * (1 - truth)
-    return (weight * cross_entropy * (1 - q) ** gamma).flatten(1).mean(1)
+    return sigmoid_focal_loss(logits, truth.to(logits.dtype), alpha, gamma).flatten(1).mean(1)
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
-"""How much memory a training step takes, measured on one of them."""
+"""Measure how much memory a training step takes."""
 
 from __future__ import annotations
 
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 GB = 1e9
 ADAMW_STATES = 2  # running means of the gradient and of its square
@@ -28,8 +27,7 @@ class StepMemory:
     Attributes:
         weights: all parameters and buffers.
         optimizer: AdamW's two states of every trained parameter, and the averaged weights.
-        step: gradients, and what the forward pass keeps for the backward pass. On CUDA the
-            allocator's peak; elsewhere the tensors that autograd saves, without work space.
+        step: gradients, activations and work space at the peak (:func:`peak_bytes`).
         device: where it was measured, and ``available`` its bytes in all.
     """
 
@@ -55,63 +53,39 @@ class StepMemory:
         )
 
 
-class StepMeter:
-    """Finds the largest of the steps that are measured.
+def step_memory(model: nn.Module, step: int, averaged: bool) -> StepMemory:
+    """Add to a measured step what the model on its device and the optimizer hold.
 
     Args:
         model: on the device that trains, with its trainable parameters set.
+        step: bytes of gradients and activations, as :func:`peak_bytes` measures them.
         averaged: whether averaged weights are kept beside the trained ones.
     """
+    device = next(model.parameters()).device
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    optimizer = ADAMW_STATES * gradient_bytes(model) + (weights if averaged else 0)
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    else:
+        available = psutil.virtual_memory().total
+    name = "the machine" if device.type == "cpu" else str(device)
+    return StepMemory(weights, optimizer, step, name, available)
 
-    def __init__(self, model: nn.Module, averaged: bool = False) -> None:
-        own = [*model.parameters(), *model.buffers()]
-        self._own, self._device = own, own[0].device
-        self._gradients = _bytes(p for p in model.parameters() if p.requires_grad)
-        self._copies = ADAMW_STATES * self._gradients + (_bytes(own) if averaged else 0)
-        self._step = 0
 
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Around a forward and a backward pass, which it leaves as they are."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            before = torch.cuda.memory_allocated(self._device)
-            yield
-            step = torch.cuda.max_memory_allocated(self._device) - before
-        else:
-            kept: dict[int, int] = {}
-
-            def keep(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                kept[storage.data_ptr()] = storage.nbytes()
-                return tensor.detach()  # the tensor itself would keep itself alive
-
-            with saved_tensors_hooks(keep, lambda tensor: tensor):
-                yield
-            for tensor in self._own:
-                kept.pop(tensor.untyped_storage().data_ptr(), None)
-            step = self._gradients + sum(kept.values())
-        self._step = max(self._step, step)
-
-    def result(self) -> StepMemory:
-        available = (
-            torch.cuda.get_device_properties(self._device).total_memory
-            if self._device.type == "cuda"
-            else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        )
-        name = "the machine" if self._device.type == "cpu" else str(self._device)
-        return StepMemory(_bytes(self._own), self._copies, self._step, name, available)
+def gradient_bytes(model: nn.Module) -> int:
+    """Return the bytes of the gradients of all trained parameters."""
+    return _bytes(p for p in model.parameters() if p.requires_grad)
 
 
 def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """The most that ``run`` holds at once in tensors, beyond what there was before it.
+    """Return the peak of the bytes that ``run`` allocates for tensors, work space included.
 
-    On a GPU what its allocator counts. Elsewhere every allocation and release of torch's allocator
-    is recorded by its profiler; so work space counts, too.
+    On a GPU its allocator counts them. Elsewhere torch's profiler records each allocation and each
+    release.
 
     Args:
-        run: what is called once.
-        device: where its tensors are.
+        run: called once.
+        device: the device of its tensors.
     """
     gc.collect()
     if torch.device(device).type == "cuda":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from loguru import logger
 from torch import Tensor
 from torch.distributed import all_gather_object
@@ -106,7 +107,8 @@ class SAM2LightningModule(LightningModule):
         step = self.trainer.fit_loop.total_batch_idx
         _, terms = self.track_and_score(batch, step, all_devices=True)
         self.log_dict(terms, batch_size=batch.num_clips, sync_dist=True)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
+        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("learning_rate", learning_rate, batch_size=1)
         if not terms["loss"].requires_grad:
             raise ConfigError(
                 "model.trainable_modules: no module that is trained takes part in the loss of this "
@@ -119,8 +121,8 @@ class SAM2LightningModule(LightningModule):
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         number = batch_idx * self.trainer.world_size + self.global_rank
-        if number >= len(self.trainer.datamodule.val_batches):
-            return
+        if number >= len(self.trainer.datamodule.val_batches):  # type: ignore[attr-defined]
+            return  # the repeated batch of a rank that has fewer
         self.model.feature_cache = self._cache
         output = self(batch, self.val_prompts(batch, step_generator(self.config.seed, number)))
         # Weighted by object-frames, so that the mean over batches is the loss of the whole set.
@@ -145,7 +147,7 @@ class SAM2LightningModule(LightningModule):
                 sums[name] = (total + value * count, counted + count)
         self.log_dict({name: total / counted for name, (total, counted) in sums.items()})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.model, self.config.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_scheduler(optimizer, self.config.scheduler, steps)

@@ -42,12 +42,14 @@ class StopAtNonFinite(Callback):
         self._batch, self._index = batch, trainer.fit_loop.total_batch_idx
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        assert isinstance(module, SAM2LightningModule)
         if not torch.isfinite(loss):
             self._stop(module, f"the loss is {float(loss)}")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        assert isinstance(module, SAM2LightningModule)
         if module.config.trainer.precision == "16-mixed":
             return
         norm, gradients = nn.utils.get_total_norm, _gradients(module.model)
@@ -162,7 +164,7 @@ def _watch(name: str, found: list[str]) -> Any:
 
 def _finite(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+        return bool(torch.isfinite(value).all())
     if isinstance(value, dict):
         value = list(value.values())
     return all(map(_finite, value)) if isinstance(value, list | tuple) else True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -53,7 +54,7 @@ def layer_scale(model: nn.Module, name: str, decay: float) -> float:
     """
     if not name.startswith(TRUNK) or "pos_embed" in name:
         return 1.0
-    trunk = model.get_submodule(TRUNK)
+    trunk: Any = model.get_submodule(TRUNK)
     return decay ** (trunk.get_num_layers() + 1 - trunk.get_layer_id(name))
 
 

@@ -13,7 +13,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +31,12 @@ from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.transforms import normalize
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.models.sam2 import SAM2Model
-from sam2kit.training.memory_profile import StepMemory, StepMeter, peak_bytes
+from sam2kit.training.memory_profile import (
+    StepMemory,
+    gradient_bytes,
+    peak_bytes,
+    step_memory,
+)
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
 from sam2kit.utils.device import pick_device
@@ -42,7 +48,7 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What training takes as it is configured.
 
     Attributes:
@@ -83,7 +89,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: Config) -> Plan:
+def plan_training(config: Config) -> TrainingPlan:
     """Measure what a step of ``config`` takes on the device that would train.
 
     Nothing is trained, and no checkpoint is read: random weights cost the same. Steps that draw
@@ -99,7 +105,7 @@ def plan(config: Config) -> Plan:
     return _plan(config, clips, max(counts), statistics.fmean(counts))
 
 
-def propose(found: Plan) -> tuple[list[str], Plan] | None:
+def propose(found: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
     """Overrides with which a step fits, and what it then takes; None: nothing here is enough.
 
     Those that keep clips as they are come first, then those that make a step smaller. ``[]`` where
@@ -122,7 +128,7 @@ def propose(found: Plan) -> tuple[list[str], Plan] | None:
 
 def report(config: Config) -> tuple[str, bool]:
     """The plan as text, with what to change where a step does not fit, and whether it fits."""
-    found = plan(config)
+    found = plan_training(config)
     better = propose(found)
     if better is None:
         return (
@@ -136,7 +142,7 @@ def report(config: Config) -> tuple[str, bool]:
     return f"{found}\nit does not fit; it would with: {' '.join(overrides)}\n{then}", False
 
 
-def _ladder(found: Plan) -> Iterator[tuple[str, str]]:
+def _ladder(found: TrainingPlan) -> Iterator[tuple[str, str]]:
     model, d = found.config.model, found.config.dataset
     if model.memory_dropout != 0:
         yield "model.memory_dropout", "0"
@@ -157,7 +163,7 @@ def _ladder(found: Plan) -> Iterator[tuple[str, str]]:
 
 
 @torch.random.fork_rng(devices=[])
-def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float) -> Plan:
+def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float) -> TrainingPlan:
     overrides = ["model.checkpoint=null", "model.compile=false"]
     if config.model.object_score_bias == 0:  # else random weights withhold masks, without gradient
         overrides.append("model.object_score_bias=5")
@@ -168,8 +174,7 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     cached = create_cache(config) is not None and not obstacle(config, module.model, clips.source)
     if frozen:
         module.train_cache = _OneFrame(config.features.dtype == "bfloat16" and cached)
-    meter = StepMeter(module.model, averaged=config.trainer.ema_decay is not None)
-    gradients = meter.result().step
+    gradients = gradient_bytes(module.model)
     d = config.dataset
     length, clips_at_once = d.video_clip_length, min(d.batch_size, 2)
     small = _Small(module, clips_at_once, gradients)
@@ -186,14 +191,16 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
             filling = an_image * d.batch_size * length
         else:
             step, seconds = max(step, peak), seconds + an_image * d.batch_size * length
-    memory = replace(meter.result(), step=int(step))
+    memory = step_memory(module.model, int(step), averaged=config.trainer.ema_decay is not None)
     trainer = config.trainer
     batches = math.ceil(len(clips) / d.batch_size)
     batches = min(batches, trainer.limit_train_batches or batches)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * max(trainer.max_epochs, 1)
     if trainer.max_steps > 0:
         steps = min(steps, trainer.max_steps) if trainer.max_epochs > 0 else trainer.max_steps
-    return Plan(config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps)
+    return TrainingPlan(
+        config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps
+    )
 
 
 def _small_steps(module: SAM2LightningModule, objects: int) -> list[tuple[int, int]]:
@@ -224,21 +231,20 @@ class _Small:
         self._sizes: list[tuple[int, int]] = []
         self._bytes: list[float] = []
         self._operations: list[float] = []
-        self._last: ClipBatch | None = None
 
     def run(self, frames: int, objects: int) -> None:
-        batch = _clips(self.clips, frames, objects, self.module)
+        """Measure bytes and operations of a step; :meth:`seconds` then times its last batch."""
+        self._batch = _clips(self.clips, frames, objects, self.module)
         peaks, operations = [], []
         for draw in self.draws:
-            self._step(batch, draw)  # what is built at a first step is no part of later ones
-            peaks.append(peak_bytes(lambda d=draw: self._step(batch, d), self.module.device))
+            self._step(draw)  # what is built at a first step is no part of later ones
+            peaks.append(peak_bytes(partial(self._step, draw), self.module.device))
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-                self._step(batch, draw)
+                self._step(draw)
             operations.append(counter.get_total_flops())
         self._sizes.append((frames, objects))
         self._bytes.append(max(max(peaks) - self.gradients, 0))
         self._operations.append(statistics.fmean(operations))
-        self._last = batch
 
     def bytes(self, frames: int, objects: float) -> float:
         """At the peak of a step, without gradients of parameters."""
@@ -246,10 +252,8 @@ class _Small:
 
     def seconds(self, frames: int, objects: float) -> float:
         """Of a step, by its operations and the time that those of the largest step took."""
-        assert self._last is not None
         took = statistics.fmean(
-            _median_seconds(lambda d=draw: self._step(self._last, d), self.module.device)
-            for draw in self.draws
+            _median_seconds(partial(self._step, draw), self.module.device) for draw in self.draws
         )
         wanted = self._extrapolated(self._operations, frames, objects)
         return took * wanted / max(self._operations[-1], 1)
@@ -263,10 +267,9 @@ class _Small:
         optimizer.step()  # makes its states
         return _median_seconds(optimizer.step, module.device)
 
-    def _step(self, batch: ClipBatch | None, draw: int) -> None:
-        assert batch is not None
+    def _step(self, draw: int) -> None:
         with _autocast(self.module):
-            _, terms = self.module.track_and_score(batch, draw)
+            _, terms = self.module.track_and_score(self._batch, draw)
         if terms["loss"].requires_grad:
             terms["loss"].backward()
         self.module.zero_grad(set_to_none=True)
@@ -309,8 +312,8 @@ def _encoder(module: SAM2LightningModule, images: int) -> tuple[float, float]:
 
     frames = _clips(1, 2, 1, module).frames[0]
     run(1)
-    one, two = (peak_bytes(lambda n=n: run(n), module.device) for n in (1, 2))
-    return one + (two - one) * (images - 1), _median_seconds(lambda: run(2), module.device) / 2
+    one, two = (peak_bytes(partial(run, count), module.device) for count in (1, 2))
+    return one + (two - one) * (images - 1), _median_seconds(partial(run, 2), module.device) / 2
 
 
 def _clips(clips: int, frames: int, objects: int, module: SAM2LightningModule) -> ClipBatch:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from loguru import logger
-from torch.distributed import destroy_process_group
 
 from sam2kit.config.loading import load_config
 from sam2kit.training.trainer import fit
@@ -29,7 +28,6 @@ if __name__ == "__main__":
     except SAM2KitError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is written, and threads of libraries that wake while Python ends abort it

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from loguru import logger
 
 from sam2kit.config.schema import Config, get, options
@@ -37,6 +37,9 @@ _FREE = (
     "dataset.num_workers",
     "model.compile",
 )
+
+
+DATA_KEY = "SAM2LightningDataModule"  # Lightning stores the data module's state under its name
 
 
 class TrainingOver(ConfigError):
@@ -78,7 +81,7 @@ def position(trainer: Trainer) -> tuple[int, int]:
     """
     loop = trainer.fit_loop
     epoch = loop.epoch_progress.current.ready - 1
-    batches = loop.epoch_loop.batch_progress.current.processed
+    batches = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
     if batches < trainer.num_training_batches:  # the last batch of an epoch always makes a step
         batches -= batches % trainer.accumulate_grad_batches
     return epoch, batches
@@ -107,11 +110,12 @@ def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
 
 
-def check_resume(config: Config, data: LightningDataModule) -> int:
+def check_resume(config: Config, data: dict[str, Any]) -> int:
     """Refuse to go on from ``trainer.resume_from`` with what does not fit to it.
 
     Args:
-        data: built from ``config``; its state holds ``videos``, a text that stands for them.
+        data: the state of the data module that ``config`` gives: ``videos``, a digest of the
+            videos, and the number of ``devices``.
 
     Returns:
         the optimizer steps that the run has done.
@@ -128,24 +132,24 @@ def check_resume(config: Config, data: LightningDataModule) -> int:
     except CheckpointError as error:
         raise CheckpointError(f"trainer.resume_from: {error}") from error
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = content.get(type(data).__qualname__)
+    state = content.get(DATA_KEY)
+    new_run = f"start a new run from its weights with --model-checkpoint {path}"
     if state is None:
         raise CheckpointError(
-            f"trainer.resume_from: {path} does not say how far its run was; start a new run from "
-            f"its weights with --model-checkpoint {path}"
+            f"trainer.resume_from: {path} does not say how far its run was; {new_run}"
         )
     _check_keys(config, stored, path)
-    if state["videos"] != data.state_dict()["videos"]:
+    if state["videos"] != data["videos"]:
         raise DataError(
             f"trainer.resume_from: {path} was trained on other videos ({state['videos']}) than "
-            f"dataset and valdataset.fraction give now ({data.state_dict()['videos']}); give the "
-            f"same ones, or start a new run from its weights with --model-checkpoint {path}"
+            f"dataset and valdataset.fraction give now ({data['videos']}); give the same ones, or "
+            f"{new_run}"
         )
-    if state.get("devices", 1) != data.devices:
+    devices = state.get("devices", 1)
+    if devices != data["devices"]:
         raise ConfigError(
-            f"trainer.devices: the run of {path} shares its clips among {state.get('devices', 1)} "
-            f"devices, and trainer.devices gives {data.devices}; give the same number, or start a "
-            f"new run from its weights with --model-checkpoint {path}"
+            f"trainer.devices: the run of {path} shares its clips among {devices} devices, and "
+            f"trainer.devices gives {data['devices']}; give the same number, or {new_run}"
         )
     _check_left(config, content, state["epoch"], path)
     return content["global_step"]

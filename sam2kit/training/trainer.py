@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
+from torch.distributed import destroy_process_group
 
 from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import Config
@@ -38,15 +40,22 @@ from sam2kit.training.callbacks import (
     ValidateLastStep,
 )
 from sam2kit.training.datamodule import SAM2LightningDataModule
-from sam2kit.training.failures import started, told_plainly
+from sam2kit.training.failures import actionable_errors
 from sam2kit.training.gradient_audit import AuditBeforeTraining
 from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on_devices
-from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class
+from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingOver, check_resume, whole_checkpoint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
+
+# Keys of the section ``trainer`` that Lightning's Trainer has under the same name.
+LIGHTNING_KEYS = (
+    *("accelerator", "precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
+    *("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps"),
+    *("check_val_every_n_epoch", "limit_train_batches"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,8 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     if resume and run_dir is not None and (whole := whole_checkpoint(Path(run_dir))):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
     try:
-        steps_done = 0 if config.trainer.resume_from is None else check_resume(config, data)
+        resumed = config.trainer.resume_from is not None
+        steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingOver as over:
         if not resume or run_dir is None:
             raise
@@ -103,9 +113,9 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
     check_ranks(config, everywhere, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
     if everywhere > 1 and not in_rank():
-        _make_trainer(config, run_dir, [], [])  # which refuses devices that are not there
+        _make_trainer(config, run_dir, [], [])  # rejects devices that do not exist
         return _found(config, run_dir, train_on_devices(config, run_dir, devices))
-    first = rank_zero_only.rank == 0  # of several processes
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
         logger.info("run folder {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
@@ -119,8 +129,9 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         if config.trainer.audit == "off":  # else the audit shows these columns and more
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
-        with started(log, config, run_dir) as run_log, told_plainly(config, data, run_dir):
-            return _run(config, run_dir, module, data, [run_log, metrics])
+        with open_logger(log, config, run_dir) as run_log:
+            with actionable_errors(config, data, run_dir):
+                return _run(config, run_dir, module, data, [run_log, metrics])
     finally:
         logger.remove(sink)
 
@@ -155,16 +166,9 @@ def _run(
 ) -> FitResult:
     # Two callbacks, because Lightning's own "last" is written only when "best" is. The last one is
     # written also where an epoch ends early: at an interrupt, at max_steps, at max_time.
-    best = ModelCheckpoint(
-        run_dir,
-        "best",
-        monitor="val_loss",
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        run_dir, "last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    save = partial(ModelCheckpoint, run_dir, enable_version_counter=False)
+    best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
+    last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
         best,
@@ -179,16 +183,15 @@ def _run(
         callbacks.append(SaveWithinEpoch(run_dir / "last.ckpt", minutes, steps))
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
-    if config.trainer.early_stopping_patience is not None:
-        patience = config.trainer.early_stopping_patience
-        # At a validation, for a run that goes on after an epoch's last step passes its end anew.
-        callbacks.append(
-            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
-        )
+    if (patience := config.trainer.early_stopping_patience) is not None:
+        # At a validation: a run resumed after an epoch's last step passes that epoch's end again.
+        stop_early = EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
+        callbacks.append(stop_early)
     if config.trainer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.trainer.ema_decay))
     with _quiet_lightning():
-        trainer = _make_trainer(config, run_dir, loggers, callbacks)
+        ddp = in_rank() or config.trainer.strategy == "ddp"
+        trainer = _make_trainer(config, run_dir, loggers, callbacks, ddp)
         resume_from = config.trainer.resume_from
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -202,38 +205,34 @@ def _run(
         save_adapter(*load_run(best_path), run_dir / "adapter.pt")
     logger.info("best checkpoint {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if ddp:
+        destroy_process_group()
     return FitResult(run_dir, best_path, last_path, metrics, stopper.interrupted)
 
 
 def _make_trainer(
-    config: Config, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]
+    config: Config,
+    run_dir: Path,
+    loggers: list[Logger],
+    callbacks: list[Callback],
+    ddp: bool = False,
 ) -> Trainer:
-    """Lightning's trainer.
+    """Make Lightning's trainer.
 
     Raises:
-        ConfigError: devices or a precision that this machine does not have.
+        ConfigError: devices, a strategy or a precision that this machine does not have.
     """
     t = config.trainer
     strategy: str | Strategy = "auto"
-    if in_rank():
+    if ddp:
         # Some batches leave parameters without gradient; the only buffers are constants.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return Trainer(
-            accelerator=t.accelerator,
+            **{key: getattr(t, key) for key in LIGHTNING_KEYS},
             strategy=strategy,
             plugins=[WholeCheckpoints(t.keep_checkpoints)],
             devices=int(t.devices) if t.devices.isdigit() else t.devices,
-            precision=t.precision,  # type: ignore[arg-type]
-            num_nodes=t.num_nodes,
-            max_epochs=t.max_epochs,
-            max_steps=t.max_steps,
-            max_time=t.max_time,
-            gradient_clip_val=t.gradient_clip_val,
-            accumulate_grad_batches=t.accumulate_grad_batches,
-            log_every_n_steps=t.log_every_n_steps,
-            check_val_every_n_epoch=t.check_val_every_n_epoch,
-            limit_train_batches=t.limit_train_batches,
             num_sanity_val_steps=0,
             logger=loggers,
             callbacks=callbacks,
@@ -244,8 +243,9 @@ def _make_trainer(
         )
     except MisconfigurationException as error:
         raise ConfigError(
-            f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices} and "
-            f"trainer.precision={t.precision} cannot be used here: {error}"
+            f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices}, "
+            f"trainer.strategy={t.strategy} and trainer.precision={t.precision} cannot be used "
+            f"here: {error}"
         ) from error
 
 
@@ -276,23 +276,22 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's advertisements and its advice on what the configuration has decided."""
+    """Suppress Lightning's advertisements and its advice on what the configuration decides."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in ("does not have many workers", "number of training batches"):
+            for message in (
+                "does not have many workers",
+                "number of training batches",
+                "your dataloader is not resumable",  # the data module sets where it resumes
+                "The dirpath has changed",  # a run resumed in another folder has its own best.ckpt
+                "exists and is not empty",  # the folder already holds train.log and config.yaml
+                "LeafSpec",
+                "sync_dist=True",  # all processes log the same value of a validation
+            ):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
-            # The data module tells the loader where to go on.
-            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-            # A run that goes on in another folder has its own best checkpoint.
-            warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
-            # It takes the folder that already holds train.log and config.yaml for another run's.
-            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            # All processes log the same value of a validation.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             yield
     finally:
         log.setLevel(level)

@@ -16,7 +16,7 @@ from sam2kit.cli.main import COMMANDS, main
 from sam2kit.data.conversion import convert
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.pipeline.runner import run_stages
-from sam2kit.pipeline.sweep import plan, run_sweep
+from sam2kit.pipeline.sweep import plan_trials, run_sweep
 from sam2kit.prompts.io import save_prompts
 from sam2kit.prompts.prompt import Prompt
 
@@ -116,7 +116,7 @@ def test_status_json(tmp_path, monkeypatch, config_file):
 
 def test_leaderboard_json(tmp_path, config_file):
     """Of a sweep whose trials are over, so that nothing runs."""
-    trials = plan(config_file, ["seed=1,2"])
+    trials = plan_trials(config_file, ["seed=1,2"])
     score = {"J&F": 0.5, "J&F_interval": [0.4, 0.6]}
     for trial, state in zip(trials, ("done", "failed"), strict=True):
         folder = tmp_path / "sweep" / "trials" / trial.name

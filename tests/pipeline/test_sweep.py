@@ -14,7 +14,7 @@ from sam2kit.cli.main import main
 from sam2kit.evaluation.compare_runs import find_runs, leaderboard_rows
 from sam2kit.pipeline import sweep
 from sam2kit.pipeline.status import Status, is_locked, locked, read_status
-from sam2kit.pipeline.sweep import plan, run_sweep
+from sam2kit.pipeline.sweep import plan_trials, run_sweep
 from sam2kit.utils.errors import ConfigError, DataError, PipelineError
 from sam2kit.utils.files import write_text
 
@@ -72,7 +72,7 @@ def stand_in(tmp_path, monkeypatch):
 
 def test_the_grid(config_file):
     grid = ["seed=7", "model.trainable_modules=[memory_attention],[memory_encoder,'*']"]
-    trials = plan(config_file, [*grid, "optimizer.lr=1e-5,1e-4", "loss.dice=range(1,3)"])
+    trials = plan_trials(config_file, [*grid, "optimizer.lr=1e-5,1e-4", "loss.dice=range(1,3)"])
     assert len(trials) == 8
     assert trials[0].overrides == [
         "model.trainable_modules=[memory_attention]",
@@ -84,7 +84,10 @@ def test_the_grid(config_file):
     assert trials[7].config.model.trainable_modules == ["memory_encoder", "*"]
     assert trials[7].config.optimizer.lr == 1e-4 and trials[7].config.seed == 7
     assert len({t.name for t in trials}) == 8 and max(len(t.name) for t in trials) <= 64
-    assert [t.config.model.size for t in plan(config_file, ["model=nano,tiny"])] == ["nano", "t"]
+    assert [t.config.model.size for t in plan_trials(config_file, ["model=nano,tiny"])] == [
+        "nano",
+        "t",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_the_grid(config_file):
 )
 def test_refused_before_anything_starts(config_file, tmp_path, overrides, told):
     with pytest.raises(ConfigError, match=told):
-        plan(config_file, overrides)
+        plan_trials(config_file, overrides)
     assert main(["sweep", "--config", str(config_file), "--sweep-dir", "s", *overrides]) == 2
     assert list(tmp_path.iterdir()) == [config_file]
 
@@ -143,7 +146,7 @@ def test_a_failure_is_recorded_and_the_sweep_goes_on(config_file, tmp_path, stan
 
 
 def test_a_trial_that_is_killed_has_failed(config_file, tmp_path, stand_in):
-    rows = run_sweep(tmp_path / "sweep", plan(config_file, ["seed=14,1"]))
+    rows = run_sweep(tmp_path / "sweep", plan_trials(config_file, ["seed=14,1"]))
     assert {r["name"]: r["error"] for r in rows} == {
         "002_seed-1": None,
         "001_seed-14": "killed by signal 9",
@@ -155,11 +158,11 @@ def test_another_sweep_in_the_folder_is_refused(config_file, tmp_path, stand_in)
     with pytest.raises(PipelineError, match="holds no sweep"):
         run_sweep(folder)
     assert not folder.exists()
-    trials = plan(config_file, ["seed=1,2"])
+    trials = plan_trials(config_file, ["seed=1,2"])
     run_sweep(folder, trials)
     for other in (
-        (plan(config_file, ["seed=1,3"]),),
-        (plan(config_file, ["seed=1,2", "optimizer.lr=1"]),),
+        (plan_trials(config_file, ["seed=1,3"]),),
+        (plan_trials(config_file, ["seed=1,2", "optimizer.lr=1"]),),
         (trials, {"max_videos": 3}),
         (trials, {}, (3,)),
     ):
@@ -181,7 +184,8 @@ def test_a_sweep_that_is_stopped_goes_on(config_file, tmp_path, stand_in, number
         from sam2kit import sweep
         start = sweep.start
         sweep.start = lambda module, *arguments, **options: start("standin", *arguments, **options)
-        sweep.run_sweep(Path(sys.argv[1]), sweep.plan(sys.argv[2], ["seed=1,15", "loss.dice=1,2"]))
+        trials = sweep.plan_trials(sys.argv[2], ["seed=1,15", "loss.dice=1,2"])
+        sweep.run_sweep(Path(sys.argv[1]), trials)
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), str(folder), str(config_file)],
@@ -216,10 +220,12 @@ def test_one_trial_for_each_gpu(config_file, tmp_path, stand_in, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-x")
-    run_sweep(tmp_path / "sweep", plan(config_file, ["seed=1,2,3"]))
+    run_sweep(tmp_path / "sweep", plan_trials(config_file, ["seed=1,2,3"]))
     logs = [f.read_text() for f in sorted((tmp_path / "sweep").glob("trials/*/output.log"))]
     assert {log.split()[-1] for log in logs} == {"3", "GPU-x"}
-    run_sweep(tmp_path / "cpu", plan(config_file, ["seed=1,2", "trainer.accelerator=cpu"]), jobs=2)
+    run_sweep(
+        tmp_path / "cpu", plan_trials(config_file, ["seed=1,2", "trainer.accelerator=cpu"]), jobs=2
+    )
     logs = [f.read_text() for f in (tmp_path / "cpu").glob("trials/*/output.log")]
     assert {log.split()[-1] for log in logs} == {"3,GPU-x"}  # as it was
 
@@ -253,7 +259,7 @@ def test_four_trials_of_the_pipeline_itself(tmp_path, monkeypatch):
         "trainer: {accelerator: cpu, max_epochs: 1, log_every_n_steps: 1}\n"
     )
     grid = ["optimizer.lr=1e-4,1e-3", "model.trainable_modules=[memory_attention],[memory_encoder]"]
-    trials = plan(config_file, grid)
+    trials = plan_trials(config_file, grid)
     broken = trials[2].config.model
     broken.trainable_modules = ["no_such_module"]
     rows = run_sweep(tmp_path / "sweep", trials, {}, [3, 4])

@@ -15,7 +15,7 @@ from sam2kit.data.clip import collate
 from sam2kit.training import planner as planning
 from sam2kit.training.memory_profile import StepMemory, peak_bytes
 from sam2kit.training.module import SAM2LightningModule
-from sam2kit.training.planner import Plan, plan, propose
+from sam2kit.training.planner import TrainingPlan, plan_training, propose
 
 
 class Clips(list):
@@ -80,7 +80,7 @@ def measured(config, frames, objects) -> int:
 def test_memory_is_that_of_the_step(tiny_config, clips, frames, objects, overrides):
     config = override_config(tiny_config, [f"dataset.video_clip_length={frames}", *overrides])
     clips(objects, 1)
-    found = plan(config)
+    found = plan_training(config)
     assert found.memory.step == pytest.approx(measured(config, frames, objects), rel=0.2)
     assert found.objects == objects and found.mean_objects == (objects + 1) / 2
 
@@ -88,33 +88,35 @@ def test_memory_is_that_of_the_step(tiny_config, clips, frames, objects, overrid
 def test_what_a_step_takes_follows_its_size(tiny_config, clips):
     clips(1)
     config = override_config(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
-    once = plan(config)
+    once = plan_training(config)
     assert not once.cached and once.filling == 0 and once.device == "cpu"
-    cached = plan(override_config(config, ["features.cache=auto"]))
+    cached = plan_training(override_config(config, ["features.cache=auto"]))
     assert cached.cached and cached.filling > 0
     assert "encoder from the cache" in str(cached) and "while features are filled in" in str(cached)
-    longer = plan(override_config(config, ["dataset.video_clip_length=12"]))
+    longer = plan_training(override_config(config, ["dataset.video_clip_length=12"]))
     assert longer.memory.step > 1.8 * once.memory.step
     assert longer.memory.weights == once.memory.weights
-    averaged = plan(override_config(config, ["trainer.ema_decay=0.9"]))
+    averaged = plan_training(override_config(config, ["trainer.ema_decay=0.9"]))
     assert averaged.memory.optimizer > once.memory.optimizer
 
 
 def test_the_steps_of_the_training_are_counted(tiny_config, clips):
     clips(1, 1, 1)
-    assert plan(override_config(tiny_config, ["trainer.max_epochs=4"])).steps == 12
+    assert plan_training(override_config(tiny_config, ["trainer.max_epochs=4"])).steps == 12
     assert (
-        plan(override_config(tiny_config, ["trainer.max_epochs=4", "trainer.max_steps=5"])).steps
+        plan_training(
+            override_config(tiny_config, ["trainer.max_epochs=4", "trainer.max_steps=5"])
+        ).steps
         == 5
     )
     half = ["trainer.max_epochs=4", "dataset.batch_size=2"]
-    assert plan(override_config(tiny_config, half)).steps == 8
+    assert plan_training(override_config(tiny_config, half)).steps == 8
 
 
 def test_neither_gradients_nor_random_numbers_are_left_behind(tiny_config, clips):
     clips(1)
     before = torch.get_rng_state()
-    plan(tiny_config)
+    plan_training(tiny_config)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -129,7 +131,7 @@ def arithmetic(monkeypatch):
             share *= 0.9 if m.objects_together == 1 else 1
             step = round(share * d.batch_size * d.video_clip_length * objects)
             memory = StepMemory(0, 0, step, "the machine", available)
-            return Plan(config, "cpu", objects, mean_objects, True, memory, 1.0, 0.0, 10)
+            return TrainingPlan(config, "cpu", objects, mean_objects, True, memory, 1.0, 0.0, 10)
 
         monkeypatch.setattr(planning, "_plan", planned)
 
@@ -161,7 +163,7 @@ def test_settings_that_fit_are_proposed(tiny_config, clips, arithmetic, availabl
     clips(3, 3)
     arithmetic(available)
     sizes = ["dataset.video_clip_length=4", "dataset.batch_size=4", "model.memory_dropout=0.1"]
-    found = plan(override_config(tiny_config, sizes))
+    found = plan_training(override_config(tiny_config, sizes))
     overrides, then = propose(found)
     assert overrides == expected and not then.memory.tight
     assert then.config == override_config(found.config, overrides)
@@ -170,7 +172,7 @@ def test_settings_that_fit_are_proposed(tiny_config, clips, arithmetic, availabl
 def test_where_nothing_fits_it_says_so(tiny_config, clips, arithmetic):
     clips(1)
     arithmetic(0)
-    assert propose(plan(tiny_config)) is None
+    assert propose(plan_training(tiny_config)) is None
 
 
 COMMAND = ["plan", "--config", "configs/quickstart.yaml", "--accelerator", "cpu"]

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tracker_helpers import BREAK_CONVENTION
 
 from sam2kit.config.loading import load_config, override_config, settle_precision
@@ -18,7 +19,7 @@ from sam2kit.config.schema import Config, OptimizerConfig, SchedulerConfig
 from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights
 from sam2kit.training import trainer as train_module
-from sam2kit.training.module import step_generator
+from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
 from sam2kit.training.trainer import fit
 from sam2kit.utils.device import pick_device
@@ -316,3 +317,23 @@ def test_the_random_numbers_of_a_step_depend_on_nothing_else():
 
     assert draw(1, 2, 0) == draw(1, 2, 0)
     assert len({tuple(draw(*k)) for k in [(1, 2, 0), (1, 3, 0), (1, 2, 1), (2, 2, 0)]}) == 4
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_the_strategy_is_passed_on(config, run, strategy, monkeypatch, tmp_path):
+    strategies = []
+
+    def record(module):
+        strategies.append(type(module.trainer.strategy))
+
+    monkeypatch.setattr(SAM2LightningModule, "on_train_start", record)
+    config.trainer.strategy = strategy
+    result = fit(config, tmp_path / strategy)
+    assert strategies == [{"auto": SingleDeviceStrategy, "ddp": DDPStrategy}[strategy]]
+    assert not torch.distributed.is_initialized()
+    first, second = (
+        torch.load(r.last_checkpoint, weights_only=True)["state_dict"] for r in (run, result)
+    )
+    assert first.keys() == second.keys()
+    for name, weights in first.items():
+        torch.testing.assert_close(second[name], weights)
