@@ -260,9 +260,9 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     config = compose(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
     log_to_console("INFO")
-    from sam2kit.data.doctor.report import examine
+    from sam2kit.data.doctor.report import run_doctor
 
-    found = examine(*paths or [config], config.dataset, arguments.val, arguments.workers)
+    found = run_doctor(*paths or [config], config.dataset, arguments.val, arguments.workers)
     for path, make in ((arguments.json, found.to_json), (arguments.html, found.page)):
         if path is not None:
             path.write_text(make(), encoding="utf-8")

@@ -350,3 +350,6 @@ def _recipes(config: Config | None) -> dict[str, DatasetConfig]:
     own = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
     return own | kinds | {"official": compose(overrides=["recipe=official"]).dataset}
+
+
+Annotator = PromptDebugger  # a second name
