@@ -6,6 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import Callback
+
+from sam2kit import (
+    Config,
+    ConfigError,
+    SAM2LightningDataModule,
+    create_sam2_model,
+    fit,
+    load_model,
+)
+from sam2kit.data import SyntheticDataset
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "library.md"
@@ -26,7 +38,7 @@ def names(own_cache, tmp_path_factory):
 
 
 def test_are_shorter_than_20_lines():
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9
     assert all(len(example.splitlines()) < 20 for example in EXAMPLES)
 
 
@@ -62,3 +74,61 @@ def test_tracking_and_scores_in_memory_and_on_disk_agree(names):
     assert in_memory["J"] > 0.5
     # A truth of one object takes the convention of DAVIS 2016, with the same frames here.
     assert on_disk["J"] == pytest.approx(in_memory["J"])
+
+
+class TestArguments:
+    """What the page says in passing."""
+
+    def test_a_model_of_single_values(self):
+        config = Config()
+        model = create_sam2_model(
+            config, size="nano", image_size=64, trainable_modules=["memory_encoder"], seed=1
+        )
+        assert config == Config()
+        assert model.image_size == 64
+        trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == {"memory_encoder"}
+        same, other = (create_sam2_model(size="nano", image_size=64, seed=s) for s in (1, 2))
+        weights, same, other = (m.mask_downsample.weight for m in (model, same, other))
+        assert weights.equal(same) and not weights.equal(other)
+
+    def test_a_model_of_a_checkpoint_has_its_size(self):
+        _, loaded = load_model("nano")
+        model = create_sam2_model(checkpoint="nano")
+        assert model.image_size == loaded.image_size
+        state = loaded.state_dict()
+        assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
+        with pytest.raises(ConfigError, match="image_size"):
+            create_sam2_model(checkpoint="nano", image_size=100)
+
+    def test_sources_of_ones_own(self, toy_config):
+        source = SyntheticDataset(4, 2, 32, 1, seed=0)
+        data = SAM2LightningDataModule(toy_config, train_source=source)
+        train, val = data.train_clips.source.names, data.val_clips.source.names
+        assert len(val) == 1 and set(train) | set(val) == set(source.names)
+        assert not set(train) & set(val)
+        data = SAM2LightningDataModule(toy_config, train_source=source, val_source=source)
+        assert data.train_clips.source is data.val_clips.source is source
+        with pytest.raises(ValueError, match="train_source"):
+            SAM2LightningDataModule(toy_config, val_source=source)
+
+    def test_callbacks_and_a_loss_reach_a_fit(self, toy_config, tmp_path):
+        class Count(Callback):
+            steps = 0
+
+            def on_train_batch_end(self, *_):
+                self.steps += 1
+
+        def loss(output, batch, all_devices):
+            return {"loss": output.mask_logits.square().mean(), "own": torch.tensor(1.0)}
+
+        toy_config.trainer.max_steps, count = 2, Count()
+        result = fit(toy_config, str(tmp_path / "run"), callbacks=[count], loss=loss)
+        assert count.steps == 2
+        assert result.metrics["own"] == result.metrics["val_own"] == 1
+
+    def test_several_devices_take_none_of_these(self, toy_config, tmp_path):
+        toy_config.trainer.devices = "2"
+        for more in ({"callbacks": [Callback()]}, {"loss": lambda *_: {}}):
+            with pytest.raises(ConfigError, match="trainer.devices=1"):
+                fit(toy_config, tmp_path / "run", **more)

@@ -69,7 +69,10 @@ def shown(monkeypatch):
 
 def test_one_picture_is_renewed_and_drawn_a_last_time(tmp_path, shown):
     file = tmp_path / "metrics.csv"
-    with pytest.raises(RuntimeError, match="as training may"), live.show_live_curves(tmp_path, 0.01):
+    with (
+        pytest.raises(RuntimeError, match="as training may"),
+        live.show_live_curves(tmp_path, 0.01),
+    ):
         file.write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
         shown.wait()
         with file.open("a") as opened:
