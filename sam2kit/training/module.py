@@ -180,7 +180,8 @@ class SAM2LightningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
-        rewind(checkpoint["loops"], self.trainer)
+        if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights alone
+            rewind(checkpoint["loops"], self.trainer)
         for log in self.trainer.loggers:  # the rows of the steps that a resumed run will not repeat
             log.save()
 

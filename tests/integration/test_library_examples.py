@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sam2kit import (
     Config,
     ConfigError,
     SAM2LightningDataModule,
+    SAM2LightningModule,
+    SAM2TrainingLoss,
     create_sam2_model,
     fit,
     load_model,
@@ -126,6 +129,17 @@ class TestArguments:
         result = fit(toy_config, str(tmp_path / "run"), callbacks=[count], loss=loss)
         assert count.steps == 2
         assert result.metrics["own"] == result.metrics["val_own"] == 1
+
+    def test_a_trainer_that_saves_weights_alone(self, toy_config, tmp_path):
+        checkpoint = ModelCheckpoint(tmp_path, "weights", save_weights_only=True)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        trainer = Trainer(max_steps=1, accelerator="cpu", callbacks=[checkpoint], **quiet)
+        module = SAM2LightningModule(toy_config, loss=SAM2TrainingLoss())
+        trainer.fit(module, datamodule=SAM2LightningDataModule(toy_config))
+        config, model = load_model(tmp_path / "weights.ckpt")
+        assert config.model == toy_config.model
+        state = module.model.state_dict()
+        assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
 
     def test_several_devices_take_none_of_these(self, toy_config, tmp_path):
         toy_config.trainer.devices = "2"
