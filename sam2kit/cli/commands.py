@@ -252,10 +252,10 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     config = load_config(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
     log_to_console("INFO")
-    from sam2kit.data.doctor.report import examine
+    from sam2kit.data.doctor.report import run_doctor
 
     source = paths[0] if paths else config
-    found = examine(source, config.dataset, arguments.val, arguments.workers)
+    found = run_doctor(source, config.dataset, arguments.val, arguments.workers)
     for path, make in ((arguments.json, found.to_json), (arguments.html, found.page)):
         if path is not None:
             path.write_text(make(), encoding="utf-8")

@@ -1,36 +1,40 @@
-"""Videos and their masks: sources, the clip sampler, the loader.
+"""Read videos and masks, sample clips from them, and load clips in batches."""
 
-The names below are imported from their modules when first used, so that importing this package
-costs nothing.
-"""
+from sam2kit.utils.lazy import lazy_exports
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import Any
-
-_HOMES = {
-    "VideoSource": "sources.base",
-    "SelectedVideos": "sources.base",
-    "VideoDataset": "sources.frame_folders",
-    "COCODataset": "sources.coco",
-    "VideoFileDataset": "sources.video_files",
-    "SAVDataset": "sources.sav",
-    "ImageDataset": "sources.images",
-    "MixtureDataset": "sources.mixture",
-    "ConnectedObjects": "sources.components",
-    "SyntheticDataset": "synthetic.dataset",
-    "CompositedDataset": "synthetic.dataset",
-    "ClipDataset": "clip_dataset",
-    "create_dataloader": "loader",
-    "build_source": "build",
-    "build_datasets": "build",
-    "open_source": "build",
-}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "build": [
+            "build_datasets",
+            "build_source",
+            "build_validation",
+            "build_validation_source",
+            "hold_out",
+            "open_source",
+            "sets_to_inspect",
+        ],
+        "clip": ["ClipBatch", "VideoClip", "collate"],
+        "clip_dataset": ["ClipDataset"],
+        "conversion": ["convert"],
+        "doctor": ["Examination", "run_doctor"],
+        "loader": ["create_dataloader"],
+        "preview": ["clip_sheet"],
+        "sources": [
+            "COCODataset",
+            "ConnectedObjects",
+            "DerivedSource",
+            "ImageDataset",
+            "MixtureDataset",
+            "ObjectId",
+            "SAVDataset",
+            "SelectedVideos",
+            "VideoDataset",
+            "VideoFileDataset",
+            "VideoSource",
+            "open_video",
+        ],
+        "synthetic": ["CompositedDataset", "SyntheticDataset"],
+        "writers": ["MaskWriter", "coco_json"],
+    },
+)

@@ -53,11 +53,11 @@ class ClipDataset(Dataset[VideoClip]):
     Args:
         source: the videos.
         config: the keys named above, ``video_clip_length``, ``clips_per_video``, ``image_size``
-            and ``augment`` are read.
-        training: draw at random (``clips_per_video`` from each video in an epoch) and augment if
-            the configuration says so; else one fixed clip from each video.
-        seed: 0 or more.
-        augmentation: how strongly to augment; None: the defaults.
+            and ``augment`` are read. None (default): the defaults.
+        training: draw ``clips_per_video`` random clips from each video in an epoch, and augment
+            them if the configuration says so. False (default): one fixed clip from each video.
+        seed: 0 or more; 0 by default.
+        augmentation: how strongly to augment. None (default): the defaults.
 
     Raises:
         DataError: the source is empty, or holds short videos that are to be refused; on reading, a
@@ -67,11 +67,12 @@ class ClipDataset(Dataset[VideoClip]):
     def __init__(
         self,
         source: VideoSource,
-        config: DatasetConfig,
-        training: bool,
-        seed: int,
+        config: DatasetConfig | None = None,
+        training: bool = False,
+        seed: int = 0,
         augmentation: AugmentationConfig | None = None,
     ) -> None:
+        config = DatasetConfig() if config is None else config
         if len(source) == 0:
             raise DataError("the source of clips holds no videos; give one with at least one")
         self.source = source

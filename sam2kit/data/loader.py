@@ -56,23 +56,33 @@ class EpochSampler(Sampler[int]):
 
 def create_dataloader(
     dataset: ClipDataset,
-    config: DatasetConfig,
-    training: bool,
-    seed: int,
+    config: DatasetConfig | None = None,
+    training: bool | None = None,
+    seed: int | None = None,
     done: tuple[int, int] = (0, 0),
     share: tuple[int, int] = (0, 1),
     with_keys: bool = False,
     batches: Sequence[list[int]] | None = None,
 ) -> DataLoader[ClipBatch]:
-    """A loader of :class:`~sam2kit.data.clip.ClipBatch` es; the last one may be smaller.
+    """Load clips as :class:`~sam2kit.data.clip.ClipBatch` es; the last batch may be smaller.
 
-    Training shuffles by (seed, epoch); call ``dataset.set_epoch`` (or the sampler's) before each.
     With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
     loader process arrives as a DataError with its own message. With loader processes, OpenCV is
-    set to one thread in this one too. ``done`` and ``share`` are :class:`EpochSampler`'s,
-    ``with_keys`` is :func:`~sam2kit.data.clip.collate`'s; ``batches`` names the clips of each batch
-    in place of all that.
+    set to one thread in this process too.
+
+    Args:
+        dataset: the clips.
+        config: ``batch_size`` and ``num_workers`` are read. None (default): the data set's.
+        training: shuffle by (seed, epoch). Lightning sets the epoch; in a loop of your own, call
+            ``dataset.set_epoch`` before each epoch. None (default): the data set's.
+        seed: 0 or more. None (default): the data set's.
+        done, share: see :class:`EpochSampler`.
+        with_keys: see :func:`~sam2kit.data.clip.collate`.
+        batches: the indices of the clips of each batch, in place of all of the above order.
     """
+    config = dataset.config if config is None else config
+    training = dataset.training if training is None else training
+    seed = dataset.seed if seed is None else seed
     if config.num_workers:
         # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
         # them off, waits for ever. So they go here, before there is one.

@@ -36,7 +36,10 @@ class MaskWriter:
         DataError: more objects than a palette has colours for.
     """
 
-    def __init__(self, folder: Path | None, video: str, object_ids: Sequence[ObjectId]) -> None:
+    def __init__(
+        self, folder: str | Path | None, video: str, object_ids: Sequence[ObjectId]
+    ) -> None:
+        folder = None if folder is None else Path(folder)
         self.folder, self.video, self.object_ids = folder, video, list(object_ids)
         self._frames: list[str] = []
         self._runs: list[list[dict[str, Any]]] = []

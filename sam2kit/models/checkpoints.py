@@ -7,8 +7,9 @@ Of the configuration in a checkpoint :mod:`sam2kit.config.stored` takes what it 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +18,7 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sam2kit.config.schema import Config
+from sam2kit.config.schema import Config, put
 from sam2kit.config.stored import read_allowed, read_stored
 from sam2kit.models.checkpoint_io import read_checkpoint, write_checkpoint
 from sam2kit.models.lora import add_lora, base_names, has_lora, is_lora, merged_state
@@ -48,18 +49,52 @@ _NEW_IN_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos
 _WIDTHS = {(24, 7): "nano", (96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 
 
-def create_sam2_model(config: Config, load: bool = True) -> SAM2Model:
-    """The model a configuration describes, with its weights and its trainable modules set.
+def create_sam2_model(
+    config: Config | None = None,
+    load: bool = True,
+    *,
+    size: str | None = None,
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
+    trainable_modules: Sequence[str] | None = None,
+    seed: int | None = None,
+) -> SAM2Model:
+    """Build a model, load its weights and set its trainable modules.
 
     Args:
-        config: ``model``, ``dataset.image_size`` and ``seed`` are read.
-        load: read ``model.checkpoint`` (when there is one). Modules that match
+        config: ``model``, ``dataset.image_size`` and ``seed`` are read; it is not changed. None
+            (default): the default configuration, or that of ``checkpoint`` where no ``size`` is
+            given.
+        load: whether to read the checkpoint, if there is one. Modules that match
             ``model.reset_modules`` keep their random start values.
+        size: ``nano``, ``t``, ``s``, ``b+`` or ``l``. This argument and the following ones replace
+            the configuration's value unless they are None.
+        checkpoint: a file, a run directory or a name, as :func:`find_checkpoint` accepts it.
+        image_size: side of the square frames in pixels, a multiple of 32.
+        trainable_modules: module names or globs; ``["*"]`` trains everything.
+        seed: seed of the random weights, 0 or more.
+
+    Returns:
+        The model on the CPU, in training mode.
 
     Raises:
-        ConfigError: an unknown size, a module name that matches nothing, or LoRA without peft.
+        ConfigError: an unknown size, an image size that is not a multiple of 32, a module name that
+            matches nothing, or LoRA without peft.
         CheckpointError: a checkpoint that is missing, unsafe or made for another model.
     """
+    if config is None and size is None and checkpoint is not None:
+        config = source_config(checkpoint)[0]
+    config = copy.deepcopy(config) if config is not None else Config()
+    arguments = {
+        "model.size": size,
+        "model.checkpoint": None if checkpoint is None else str(checkpoint),
+        "dataset.image_size": image_size,
+        "model.trainable_modules": None if trainable_modules is None else list(trainable_modules),
+        "seed": seed,
+    }
+    for key, value in arguments.items():
+        if value is not None:
+            put(config, key, value)
     model = build_sam2_model(config)
     if load and config.model.checkpoint:
         kept = match_parameters(model, config.model.reset_modules, "model.reset_modules")

@@ -9,23 +9,42 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from sam2kit.config.schema import Config
-from sam2kit.data.build import build_datasets
+from sam2kit.data.build import build_datasets, hold_out
 from sam2kit.data.clip import ClipBatch
+from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
+from sam2kit.data.sources.base import VideoSource
 from sam2kit.training.resume import position
 
 
 class SAM2LightningDataModule(LightningDataModule):
-    """The training and validation clips of a configuration.
+    """Provide the training and validation clips of a configuration.
 
-    Each of ``devices`` has a share of an epoch's clips, and of the batches of a validation.
+    Args:
+        config: ``dataset``, ``valdataset``, ``augmentation`` and ``seed`` are read.
+        devices: number of processes that train. Each gets its share of the clips of an epoch and of
+            the batches of a validation.
+        train_source: videos to train on. None (default): those of ``config.dataset``.
+        val_source: videos to validate on. None (default): ``valdataset.fraction`` of the videos of
+            ``train_source`` are held out; without ``train_source``, those of ``config.valdataset``.
+
+    Raises:
+        ConfigError, DataError: as :func:`sam2kit.data.build_datasets`.
+        ValueError: ``val_source`` without ``train_source``.
     """
 
-    def __init__(self, config: Config, devices: int = 1) -> None:
+    def __init__(
+        self,
+        config: Config,
+        devices: int = 1,
+        *,
+        train_source: VideoSource | None = None,
+        val_source: VideoSource | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.devices = devices
-        self.train_clips, self.val_clips = build_datasets(config)
+        self.train_clips, self.val_clips = _datasets(config, train_source, val_source)
         self.with_keys = (False, False)  # whether training and validation frames are named
         self._done = (0, 0)  # an epoch, and how many of its clips are done
 
@@ -87,3 +106,19 @@ class SAM2LightningDataModule(LightningDataModule):
             with_keys=self.with_keys[1],
             batches=batches[rank :: self.devices],
         )
+
+
+def _datasets(
+    config: Config, train_source: VideoSource | None, val_source: VideoSource | None
+) -> tuple[ClipDataset, ClipDataset]:
+    if train_source is None:
+        if val_source is not None:
+            raise ValueError("val_source needs train_source; pass both")
+        return build_datasets(config)
+    if val_source is None:
+        fraction = config.valdataset.fraction
+        train_source, val_source = hold_out(train_source, fraction, config.seed, "train_source")
+    return (
+        ClipDataset(train_source, config.dataset, True, config.seed, config.augmentation),
+        ClipDataset(val_source, config.validation_dataset(), training=False, seed=config.seed),
+    )

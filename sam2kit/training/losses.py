@@ -158,9 +158,9 @@ class SAM2TrainingLoss(nn.Module):
     - A withheld mask counts as the -1024 that it is (it has no gradient).
     """
 
-    def __init__(self, config: LossConfig) -> None:
+    def __init__(self, config: LossConfig | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config = LossConfig() if config is None else config
 
     def forward(
         self, output: TrackOutput, batch: ClipBatch, all_devices: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,22 +39,44 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 
+Loss = Callable[[TrackOutput, ClipBatch, bool], dict[str, Tensor]]
+"""``(output, batch, all_devices)`` -> scalars by name, of which ``loss`` is minimized and all are
+logged. ``all_devices`` is explained by :class:`~sam2kit.training.losses.SAM2TrainingLoss`."""
+
+
 class SAM2LightningModule(LightningModule):
-    """A model, its prompts and its loss.
+    """Train a model with prompts drawn from the masks of each batch.
+
+    Any Lightning ``Trainer`` and any loader of :class:`~sam2kit.data.clip.ClipBatch` es will do.
+    The configuration is stored in each checkpoint, which :func:`sam2kit.load_model` then reads.
 
     Args:
-        config: the run's configuration.
-        model: a model to train; by default the one that ``config`` describes.
+        config: the run's configuration: prompts (``dataset``, ``valdataset``), ``loss``,
+            ``optimizer``, ``scheduler`` and ``seed`` are read. None (default): the defaults.
+        model: the model to train. None (default): the one that ``config`` describes.
+        loss: a loss to use in place of :class:`~sam2kit.training.losses.SAM2TrainingLoss`; see
+            :data:`Loss`. Parameters of its own are not optimized. None (default): that of
+            ``config.loss``.
 
     Attributes:
-        train_cache: what training reads the frozen encoder's features from; None: it encodes.
+        train_cache: the cache of the frozen encoder's features that training reads. None: every
+            frame is encoded.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`~sam2kit.models.checkpoints.create_sam2_model`.
     """
 
-    def __init__(self, config: Config, model: SAM2Model | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        model: SAM2Model | None = None,
+        loss: Loss | None = None,
+    ) -> None:
         super().__init__()
+        config = Config() if config is None else config
         self.config = config
         self.model = create_sam2_model(config) if model is None else model
-        self.loss = SAM2TrainingLoss(config.loss)
+        self.loss: Loss = SAM2TrainingLoss(config.loss) if loss is None else loss
         self.prompts = PromptGenerator.from_config(config.dataset)
         self.corrections = CorrectionGenerator.from_config(config.dataset)
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
@@ -121,13 +144,14 @@ class SAM2LightningModule(LightningModule):
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         number = batch_idx * self.trainer.world_size + self.global_rank
-        if number >= len(self.trainer.datamodule.val_batches):  # type: ignore[attr-defined]
+        data = getattr(self.trainer, "datamodule", None)  # absent with a user's own loaders
+        if isinstance(data, SAM2LightningDataModule) and number >= len(data.val_batches):
             return  # the repeated batch of a rank that has fewer
         self.model.feature_cache = self._cache
         output = self(batch, self.val_prompts(batch, step_generator(self.config.seed, number)))
         # Weighted by object-frames, so that the mean over batches is the loss of the whole set.
         count = int((output.tracked & batch.annotated).sum())
-        terms = self.loss(output, batch) if count else {}
+        terms = self.loss(output, batch, False) if count else {}
         values = {f"val_{name}": (float(value), count) for name, value in terms.items()}
         if len(per_object := tracked_iou(output, batch)):
             values["val_iou"] = (float(per_object.mean()), len(per_object))
@@ -158,7 +182,8 @@ class SAM2LightningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
-        rewind(checkpoint["loops"], self.trainer)
+        if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights alone
+            rewind(checkpoint["loops"], self.trainer)
         for log in self.trainer.loggers:  # the rows of the steps that a resumed run will not repeat
             log.save()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from torch.distributed import destroy_process_group
 from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
+from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
 from sam2kit.models.sam2 import format_report, parameter_report
@@ -44,7 +45,7 @@ from sam2kit.training.failures import actionable_errors
 from sam2kit.training.gradient_audit import AuditBeforeTraining
 from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on_devices
 from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
-from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingOver, check_resume, whole_checkpoint
 from sam2kit.utils.errors import ConfigError
@@ -79,26 +80,52 @@ class FitResult:
     interrupted: bool = False
 
 
-def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> FitResult:
-    """Train as ``config`` says, with ``trainer.devices`` above 1 in a process for each device.
+def fit(
+    config: Config,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    *,
+    callbacks: Sequence[Callback] = (),
+    loss: Loss | None = None,
+    train_source: VideoSource | None = None,
+    val_source: VideoSource | None = None,
+) -> FitResult:
+    """Train a model, with ``trainer.devices`` above 1 in one process per device.
 
     Args:
-        config: a checked configuration.
-        run_dir: where everything goes; by default a dated folder under ``config.output_dir``.
-        resume: go on from ``last.ckpt`` in ``run_dir`` where there is one (from ``best.ckpt`` where
-            that is broken), whatever ``trainer.resume_from`` says; a run that is over is left.
+        config: the configuration of the run. It is validated first.
+        run_dir: the run directory. None (default): a dated folder under ``config.output_dir``.
+        resume: resume from ``last.ckpt`` in ``run_dir`` where there is one (from ``best.ckpt``
+            where that is broken), whatever ``trainer.resume_from`` says. A run that has reached its
+            end is left as it is.
+        callbacks: Lightning callbacks, called before the kit's own.
+        loss: as for :class:`~sam2kit.training.module.SAM2LightningModule`.
+        train_source, val_source: as for
+            :class:`~sam2kit.training.datamodule.SAM2LightningDataModule`.
 
     Raises:
         ConfigError, DataError, CheckpointError: before the first step, naming the key or file.
+            ConfigError also for callbacks, a loss or sources with several devices: the processes
+            are started from the configuration alone.
         TrainingError: one of several processes failed, or the loss or a gradient is not finite.
     """
     check(config)
     config = settle_precision(config)
+    run_dir = None if run_dir is None else Path(run_dir)
     log = make_logger_class(config)
     devices = device_count(config)
     everywhere = devices * config.trainer.num_nodes
-    data = SAM2LightningDataModule(config, everywhere)
-    if resume and run_dir is not None and (whole := whole_checkpoint(Path(run_dir))):
+    in_memory = [*callbacks, *(x for x in (loss, train_source, val_source) if x is not None)]
+    if everywhere > 1 and in_memory:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices} starts {everywhere} processes from the "
+            "configuration alone, which cannot pass callbacks, loss or sources on; set "
+            "trainer.devices=1, or use SAM2LightningModule with a Trainer of your own"
+        )
+    data = SAM2LightningDataModule(
+        config, everywhere, train_source=train_source, val_source=val_source
+    )
+    if resume and run_dir is not None and (whole := whole_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
     try:
         resumed = config.trainer.resume_from is not None
@@ -107,7 +134,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         if not resume or run_dir is None:
             raise
         logger.info("nothing left to train. {}", over)
-        return _found(config, Path(run_dir))
+        return _found(config, run_dir)
     if not in_rank():
         data.check_videos()
     check_ranks(config, everywhere, run_dir)
@@ -123,7 +150,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
             save_config(config, run_dir / "config.yaml")
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
-        module = SAM2LightningModule(config)
+        module = SAM2LightningModule(config, loss=loss)
         module.use_features(data)
         _warn_of_random_weights(config, module)
         if config.trainer.audit == "off":  # else the audit shows these columns and more
@@ -131,7 +158,7 @@ def fit(config: Config, run_dir: Path | None = None, resume: bool = False) -> Fi
         metrics = RunMetrics(run_dir, steps_done)
         with open_logger(log, config, run_dir) as run_log:
             with actionable_errors(config, data, run_dir):
-                return _run(config, run_dir, module, data, [run_log, metrics])
+                return _run(config, run_dir, module, data, [run_log, metrics], callbacks)
     finally:
         logger.remove(sink)
 
@@ -163,6 +190,7 @@ def _run(
     module: SAM2LightningModule,
     data: SAM2LightningDataModule,
     loggers: list[Logger],
+    user_callbacks: Sequence[Callback],
 ) -> FitResult:
     # Two callbacks, because Lightning's own "last" is written only when "best" is. The last one is
     # written also where an epoch ends early: at an interrupt, at max_steps, at max_time.
@@ -171,6 +199,7 @@ def _run(
     last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
+        *user_callbacks,
         best,
         last,
         stopper,

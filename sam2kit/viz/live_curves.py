@@ -17,7 +17,7 @@ LEAST_REST = 20  # times what the last drawing took, so that training loses a tw
 
 
 @contextmanager
-def live_curves(run_dir: str | Path, seconds: float = SECONDS) -> Iterator[None]:
+def show_live_curves(run_dir: str | Path, seconds: float = SECONDS) -> Iterator[None]:
     """Show :func:`~sam2kit.viz.plots.training_curves` of a run folder below the cell, and renew it.
 
     One picture is replaced again and again, also in an executed notebook that papermill keeps, and

@@ -440,3 +440,6 @@ def _recipes(config: Config | None) -> dict[str, DatasetConfig]:
     configured = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
     return configured | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}
+
+
+Annotator = PromptDebugger  # a second name

@@ -23,7 +23,7 @@ from sam2kit.data import (
     build_source,
     open_source,
 )
-from sam2kit.data.doctor.report import Examination, examine
+from sam2kit.data.doctor.report import Examination, run_doctor
 from sam2kit.data.doctor.video_checks import IdentityWatch, VideoRecord, has_soft_edges, order_fault
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import DataError
@@ -64,7 +64,7 @@ def change_ids(path: Path, change: Callable[[np.ndarray], None]) -> None:
 
 
 def look(root: Path, **more: object) -> Examination:
-    return examine(root, SETTINGS, **more)
+    return run_doctor(root, SETTINGS, **more)
 
 
 def found(examination: Examination) -> list[tuple[str, str]]:
@@ -304,11 +304,11 @@ def test_training_refuses_before_it_makes_a_folder(tmp_path, name):
 def test_short_videos_that_are_to_be_refused(tmp_path):
     short_video(healthy(tmp_path))
     keys = (f"dataset.data_path={tmp_path}", "dataset.image_size=64", "dataset.short_videos=error")
-    examination = examine(load_config(None, [*keys, "dataset.video_clip_length=4"]))
+    examination = run_doctor(load_config(None, [*keys, "dataset.video_clip_length=4"]))
     assert found(examination) == [("error", "short")] and len(examination.videos) == 3
     assert examination.findings[0].message.startswith("video 'b' has 3 frames and a clip spans 4")
     (tmp_path / "list.txt").write_text("a\nnobody\n")
-    examination = examine(load_config(None, [keys[0], f"dataset.split={tmp_path / 'list.txt'}"]))
+    examination = run_doctor(load_config(None, [keys[0], f"dataset.split={tmp_path / 'list.txt'}"]))
     assert found(examination) == [("error", "refused")] and "'nobody'" in examination.text()
 
 
@@ -374,14 +374,14 @@ def test_a_configuration_is_read_as_its_run_would(tmp_path):
     healthy(tmp_path, "abcde")
     keys = ("dataset.image_size=64", "dataset.video_clip_length=4", "valdataset.fraction=0.4")
     config = load_config(None, [f"dataset.data_path={tmp_path}", *keys])
-    examination = examine(config)
+    examination = run_doctor(config)
     assert examination.findings == [] and examination.settings["image_size"] == 64
     train, val = build_datasets(config)
     parts = [(v.name, v.part) for v in examination.videos]
     wanted = [(n, "training") for n in train.source.names]
     assert parts == wanted + [(n, "validation") for n in val.source.names]
     (tmp_path / "JPEGImages/a/00000.png").unlink()  # a mask without its frame
-    examination = examine(config)
+    examination = run_doctor(config)
     assert [v.name for v in examination.videos] == list("bcde") and examination.broken
 
 
@@ -400,8 +400,8 @@ def test_the_samples_are_healthy():
     root = Path(__file__).parents[2] / "data_samples"
     source = open_source(root)
     some = SelectedVideos(source, list(range(0, len(source), 4)))
-    assert examine(some, DatasetConfig(image_size=128)).findings == []
-    assert examine(root / "val.json", DatasetConfig(image_size=128)).findings == []
+    assert run_doctor(some, DatasetConfig(image_size=128)).findings == []
+    assert run_doctor(root / "val.json", DatasetConfig(image_size=128)).findings == []
 
 
 @pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="needs ../shared/davis")
@@ -411,7 +411,7 @@ def test_the_samples_are_healthy():
 def test_davis_is_healthy(names):
     source = open_source(SHARED / "davis")
     some = SelectedVideos(source, [source.names.index(n) for n in names or source.names])
-    assert examine(some).findings == []
+    assert run_doctor(some).findings == []
 
 
 @pytest.mark.slow
@@ -422,14 +422,14 @@ def test_sav_is_healthy(tmp_path):
     shutil.copyfile(file, tmp_path / file.name)
     name = file.stem.removesuffix("_manual")
     save_video(tmp_path / f"{name}.mp4", [t % 250 for t in range(483)], size=(848, 480))
-    examination = examine(tmp_path)
+    examination = run_doctor(tmp_path)
     assert examination.findings == [] and examination.summary()[0]["objects"] == 5
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "video").is_dir(), reason="needs ../shared/video")
 def test_a_filmed_video_is_healthy():
-    examination = examine(SHARED / "video" / "juggle.mp4")
+    examination = run_doctor(SHARED / "video" / "juggle.mp4")
     assert examination.findings == [] and examination.videos[0].annotated == 0
 
 

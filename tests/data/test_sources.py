@@ -46,7 +46,7 @@ from sam2kit.data import (
     open_source,
 )
 from sam2kit.data.clip import collate
-from sam2kit.data.doctor.report import examine
+from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.sources.mask_files import MaskFiles
@@ -348,7 +348,7 @@ def test_clips_of_every_source(name, story):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_doctor_finds_nothing_wrong_with_any(name, story):
-    found = examine(build_source(config_of(story(name)), seed=0)).findings
+    found = run_doctor(build_source(config_of(story(name)), seed=0)).findings
     assert {finding.kind for finding in found} <= ({"short"} if name == "images" else set())
 
 

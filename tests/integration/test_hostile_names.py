@@ -12,7 +12,7 @@ from loguru import logger
 
 from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config
-from sam2kit.data.doctor.report import examine
+from sam2kit.data.doctor.report import run_doctor
 from sam2kit.evaluation.evaluate import evaluate
 from sam2kit.evaluation.report import write_results
 from sam2kit.evaluation.tracker_runs import TrackerRun
@@ -136,7 +136,7 @@ def test_notebooks_and_widgets_show_names_as_text(lab, evaluated, tmp_path):
 @pytest.mark.browser
 def test_pages_show_names_as_text(lab, evaluated, tmp_path):
     data, run = evaluated
-    (run / "doctor.html").write_text(examine(data).page(), encoding="utf-8")
+    (run / "doctor.html").write_text(run_doctor(data).page(), encoding="utf-8")
     for name in ("report.html", "doctor.html"):
         page = lab.browser.new_page()
         dialogs = watch(page)

@@ -2,8 +2,11 @@
 
 import ast
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -99,21 +102,30 @@ class TestRules:
         assert not any(part in text for part in ("/home/", "/root/", "/tmp/", "/Users/", "C:\\\\"))
 
 
-def run_on_a_few_samples(data, run_dir):
-    """All notebooks on a few sample clips, with two steps of training."""
+def a_few_samples(data):
+    """Copy some sample clips to ``data``; overrides that train on them for two steps."""
     for kind in ("JPEGImages", "Annotations"):
         for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
             shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
     (data / "train.txt").write_text("train_000\ntrain_001\ntrain_002\n")
     (data / "val.txt").write_text("val_000\nval_001\n")
-    overrides = [
+    return [
         *QUICK,
         f"dataset.data_path='{data}'",
         f"valdataset.data_path='{data}'",
         f"dataset.split='{data / 'train.txt'}'",
         f"valdataset.split='{data / 'val.txt'}'",
     ]
-    parameters = {"overrides": overrides, "max_videos": 2, "shown_videos": 2, "max_clips": 2}
+
+
+def run_on_a_few_samples(data, run_dir):
+    """All notebooks on a few sample clips, with two steps of training."""
+    parameters = {
+        "overrides": a_few_samples(data),
+        "max_videos": 2,
+        "shown_videos": 2,
+        "max_clips": 2,
+    }
     parameters["runs"] = [str(run_dir)]
     return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, STAGES, run_dir)
 
@@ -257,6 +269,38 @@ def test_all_run_and_hand_over(tmp_path):
     check_training(result)
     check_pictures(result)
     check_scores_of_the_trackers(result)
+
+
+def papermill(notebook, done, **parameters):
+    """Run a notebook by plain papermill, in the repository, as its manual says."""
+    command = [sys.executable, "-m", "papermill", str(notebook), str(done), "--no-progress-bar"]
+    command += ["-y", json.dumps(parameters)]  # JSON is YAML
+    environment = os.environ | {"MPLBACKEND": "agg"}
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return [output for cell in code_cells(done) for output in cell.outputs]
+
+
+def test_plain_papermill(tmp_path):
+    done = tmp_path / "done.ipynb"
+    outputs = papermill(NOTEBOOKS[0], done, run_dir=str(tmp_path / "run"))
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    (masks,) = (tmp_path / "run" / "tracked").glob("*/*/masks/val_004")
+    assert len(list(masks.glob("*.png"))) == 8
+
+
+@pytest.mark.slow
+def test_plain_papermill_runs_all(tmp_path):
+    run_dir = tmp_path / "run"
+    common = {"run_dir": str(run_dir), "overrides": a_few_samples(tmp_path / "data")}
+    few = {"max_videos": 2, "shown_videos": 2, "max_clips": 2, "runs": [str(run_dir)]}
+    for notebook in NOTEBOOKS:
+        accepted = code_cells(notebook)[0].source
+        parameters = {k: v for k, v in (common | few).items() if f"{k} = " in accepted}
+        papermill(notebook, tmp_path / notebook.name, **parameters)
+    assert {"best.ckpt", "metrics.json", "report.html", "comparison.md"} <= {
+        path.name for path in run_dir.iterdir()
+    }
 
 
 def test_training_by_hand(tmp_path, monkeypatch):

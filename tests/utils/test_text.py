@@ -12,7 +12,7 @@ from loguru import logger
 from matplotlib.text import Text
 
 from sam2kit.cli.commands import log_to_console
-from sam2kit.data.doctor.report import examine
+from sam2kit.data.doctor.report import run_doctor
 from sam2kit.evaluation.pictures import tracking_frames
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import (
@@ -137,7 +137,7 @@ def test_figures_draw_names_literally(name):
 
 
 def test_the_doctor_in_a_terminal_and_as_a_page(tmp_path):
-    examination = examine(write_videos(tmp_path))
+    examination = run_doctor(write_videos(tmp_path))
     text, page = examination.text(), Tags(examination.page())
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e\u2066]", text) and "n" * 250 not in text
     for name in SHOWN:

@@ -69,7 +69,10 @@ def shown(monkeypatch):
 
 def test_one_picture_is_renewed_and_drawn_a_last_time(tmp_path, shown):
     file = tmp_path / "metrics.csv"
-    with pytest.raises(RuntimeError, match="as training may"), live.live_curves(tmp_path, 0.01):
+    with (
+        pytest.raises(RuntimeError, match="as training may"),
+        live.show_live_curves(tmp_path, 0.01),
+    ):
         file.write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
         shown.wait()
         with file.open("a") as opened:
@@ -81,8 +84,8 @@ def test_one_picture_is_renewed_and_drawn_a_last_time(tmp_path, shown):
 
 
 def test_a_training_that_is_over_at_once_is_drawn(tmp_path, shown):
-    with live.live_curves(tmp_path, seconds=1000):
+    with live.show_live_curves(tmp_path, seconds=1000):
         (tmp_path / "metrics.csv").write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
-    with live.live_curves(tmp_path / "nothing", seconds=1000):
+    with live.show_live_curves(tmp_path / "nothing", seconds=1000):
         pass
     assert shown.figures == [[(1, 3.5)]]

@@ -174,7 +174,7 @@ def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def examine(
+def run_doctor(
     what: str | Path | Config | VideoSource,
     settings: DatasetConfig | None = None,
     val: str | Path | VideoSource | None = None,

@@ -1,0 +1,15 @@
+from sam2kit.config.loading import load_config as load_config
+from sam2kit.config.loading import override as override
+from sam2kit.config.loading import save_config as save_config
+from sam2kit.config.schema import PROMPT_TYPES as PROMPT_TYPES
+from sam2kit.config.schema import AugmentationConfig as AugmentationConfig
+from sam2kit.config.schema import Config as Config
+from sam2kit.config.schema import DatasetConfig as DatasetConfig
+from sam2kit.config.schema import EvaluationConfig as EvaluationConfig
+from sam2kit.config.schema import FeaturesConfig as FeaturesConfig
+from sam2kit.config.schema import LossConfig as LossConfig
+from sam2kit.config.schema import ModelConfig as ModelConfig
+from sam2kit.config.schema import OptimizerConfig as OptimizerConfig
+from sam2kit.config.schema import SchedulerConfig as SchedulerConfig
+from sam2kit.config.schema import TrainerConfig as TrainerConfig
+from sam2kit.config.schema import ValDatasetConfig as ValDatasetConfig

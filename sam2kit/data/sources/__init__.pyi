@@ -1,0 +1,12 @@
+from sam2kit.data.sources.base import DerivedSource as DerivedSource
+from sam2kit.data.sources.base import ObjectId as ObjectId
+from sam2kit.data.sources.base import SelectedVideos as SelectedVideos
+from sam2kit.data.sources.base import VideoSource as VideoSource
+from sam2kit.data.sources.coco import COCODataset as COCODataset
+from sam2kit.data.sources.components import ConnectedObjects as ConnectedObjects
+from sam2kit.data.sources.frame_folders import VideoDataset as VideoDataset
+from sam2kit.data.sources.images import ImageDataset as ImageDataset
+from sam2kit.data.sources.mixture import MixtureDataset as MixtureDataset
+from sam2kit.data.sources.sav import SAVDataset as SAVDataset
+from sam2kit.data.sources.video_decoder import open_video as open_video
+from sam2kit.data.sources.video_files import VideoFileDataset as VideoFileDataset

@@ -1,0 +1,11 @@
+from sam2kit.models.checkpoints import HUB_CHECKPOINTS as HUB_CHECKPOINTS
+from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS as SHIPPED_CHECKPOINTS
+from sam2kit.models.checkpoints import create_sam2_model as create_sam2_model
+from sam2kit.models.checkpoints import find_checkpoint as find_checkpoint
+from sam2kit.models.checkpoints import load_model as load_model
+from sam2kit.models.checkpoints import load_weights as load_weights
+from sam2kit.models.checkpoints import save_weights as save_weights
+from sam2kit.models.exporter import Export as Export
+from sam2kit.models.exporter import export as export
+from sam2kit.models.outputs import TrackOutput as TrackOutput
+from sam2kit.models.sam2 import SAM2Model as SAM2Model

@@ -1,0 +1,13 @@
+from sam2kit.prompts.corrections import CorrectionGenerator as CorrectionGenerator
+from sam2kit.prompts.corrections import Corrections as Corrections
+from sam2kit.prompts.generator import PromptGenerator as PromptGenerator
+from sam2kit.prompts.geometry import box_to_points as box_to_points
+from sam2kit.prompts.geometry import mask_center as mask_center
+from sam2kit.prompts.geometry import mask_to_box as mask_to_box
+from sam2kit.prompts.io import load_prompts as load_prompts
+from sam2kit.prompts.io import load_video_prompts as load_video_prompts
+from sam2kit.prompts.io import save_prompts as save_prompts
+from sam2kit.prompts.noise import PromptNoise as PromptNoise
+from sam2kit.prompts.preview import prompt_sheet as prompt_sheet
+from sam2kit.prompts.prompt import Prompt as Prompt
+from sam2kit.prompts.prompt import group_prompts as group_prompts

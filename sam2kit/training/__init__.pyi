@@ -1,0 +1,16 @@
+from sam2kit.training.datamodule import SAM2LightningDataModule as SAM2LightningDataModule
+from sam2kit.training.gradient_audit import Audit as Audit
+from sam2kit.training.gradient_audit import audit_config as audit_config
+from sam2kit.training.gradient_audit import audit_gradients as audit_gradients
+from sam2kit.training.losses import SAM2TrainingLoss as SAM2TrainingLoss
+from sam2kit.training.losses import bce_loss as bce_loss
+from sam2kit.training.losses import dice_loss as dice_loss
+from sam2kit.training.losses import focal_loss as focal_loss
+from sam2kit.training.losses import iou_head_loss as iou_head_loss
+from sam2kit.training.losses import iou_loss as iou_loss
+from sam2kit.training.losses import temporal_loss as temporal_loss
+from sam2kit.training.module import SAM2LightningModule as SAM2LightningModule
+from sam2kit.training.planner import Plan as Plan
+from sam2kit.training.planner import plan_training as plan_training
+from sam2kit.training.trainer import FitResult as FitResult
+from sam2kit.training.trainer import fit as fit

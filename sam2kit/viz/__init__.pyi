@@ -1,0 +1,16 @@
+from sam2kit.viz.live_curves import show_live_curves as show_live_curves
+from sam2kit.viz.overlays import contact_sheet as contact_sheet
+from sam2kit.viz.overlays import draw_prompts as draw_prompts
+from sam2kit.viz.overlays import error_overlay as error_overlay
+from sam2kit.viz.overlays import frames_to_images as frames_to_images
+from sam2kit.viz.overlays import overlay as overlay
+from sam2kit.viz.plots import curves as curves
+from sam2kit.viz.plots import interval_chart as interval_chart
+from sam2kit.viz.plots import training_curves as training_curves
+from sam2kit.viz.tables import Caption as Caption
+from sam2kit.viz.tables import Table as Table
+from sam2kit.viz.tables import markdown_table as markdown_table
+from sam2kit.viz.video_writer import gif_html as gif_html
+from sam2kit.viz.video_writer import mp4_writer as mp4_writer
+from sam2kit.viz.video_writer import save_gif as save_gif
+from sam2kit.viz.video_writer import save_mp4 as save_mp4
