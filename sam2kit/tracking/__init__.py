@@ -1,12 +1,5 @@
 """Track whole videos with memory that does not grow with their length."""
 
-from sam2kit.utils.lazy import lazy_exports
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "options": ["TrackerOptions"],
-        "tracking_job": ["track_video"],
-        "video_tracker": ["FrameTracks", "TrackingSession", "VideoTracker"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

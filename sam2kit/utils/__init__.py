@@ -1,18 +1,5 @@
 """Provide errors, files, paths, devices and processes to every other package."""
 
-from sam2kit.utils.lazy import lazy_exports
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "errors": [
-            "CheckpointError",
-            "ConfigError",
-            "DataError",
-            "PipelineError",
-            "SAM2KitError",
-            "TrainingError",
-        ],
-        "paths": ["new_run_dir", "open_run_dir"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

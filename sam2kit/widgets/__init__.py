@@ -1,11 +1,5 @@
 """Correct prompts and browse clips in JupyterLab."""
 
-from sam2kit.utils.lazy import lazy_exports
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "annotator": ["Annotator", "PromptDebugger"],
-        "clip_browser": ["ClipBrowser"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

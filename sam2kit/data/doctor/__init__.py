@@ -1,10 +1,5 @@
 """Examine a data set and report its problems."""
 
-from sam2kit.utils.lazy import lazy_exports
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "report": ["Examination", "run_doctor"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,2 +1,2 @@
-from sam2kit.data.doctor.report import Examination as Examination
-from sam2kit.data.doctor.report import run_doctor as run_doctor
+from .report import Examination as Examination
+from .report import run_doctor as run_doctor

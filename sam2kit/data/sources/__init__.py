@@ -1,18 +1,5 @@
 """Read videos and their masks: one module for each layout or file format."""
 
-from sam2kit.utils.lazy import lazy_exports
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "base": ["DerivedSource", "ObjectId", "SelectedVideos", "VideoSource"],
-        "coco": ["COCODataset"],
-        "components": ["ConnectedObjects"],
-        "frame_folders": ["VideoDataset"],
-        "images": ["ImageDataset"],
-        "mixture": ["MixtureDataset"],
-        "sav": ["SAVDataset"],
-        "video_decoder": ["open_video"],
-        "video_files": ["VideoFileDataset"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,2 +1,2 @@
-from sam2kit.data.synthetic.dataset import CompositedDataset as CompositedDataset
-from sam2kit.data.synthetic.dataset import SyntheticDataset as SyntheticDataset
+from .dataset import CompositedDataset as CompositedDataset
+from .dataset import SyntheticDataset as SyntheticDataset
