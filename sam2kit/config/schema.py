@@ -328,8 +328,7 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the terms of :class:`sam2kit.training.losses.SAM2TrainingLoss`; 0 leaves a term
-    out."""
+    """Weights of the terms of the training loss; 0 leaves a term out."""
 
     type: str = option(
         "frames",

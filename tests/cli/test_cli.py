@@ -40,10 +40,12 @@ def calls(monkeypatch):
         setattr(fake, name, lambda *a, **k: noted.append((name, a, k)) or result)
         monkeypatch.setitem(sys.modules, f"sam2kit.{module}", fake)
 
-    stand_in("train", "fit", types.SimpleNamespace(interrupted=False, run_dir=Path("run")))
-    stand_in("evaluate", "evaluate_checkpoint")
-    stand_in("evaluate", "evaluate_predictions")
-    stand_in("pipeline", "run_stages")
+    stand_in(
+        "training.trainer", "fit", types.SimpleNamespace(interrupted=False, run_dir=Path("run"))
+    )
+    stand_in("evaluation.evaluate", "evaluate_checkpoint")
+    stand_in("evaluation.evaluate", "evaluate_predictions")
+    stand_in("pipeline.runner", "run_stages")
     return noted
 
 
@@ -266,7 +268,7 @@ def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
 def test_help_is_fast_and_loads_neither_torch_nor_hydra():
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "from sam2kit.cli.commands import main\n"
+        "from sam2kit.cli.main import main\n"
         "assert main(['--help']) == 0\n"
         "assert time.perf_counter() - start < 1\n"
         "assert not {'torch', 'hydra', 'omegaconf', 'lightning'} & set(sys.modules)"
