@@ -21,16 +21,16 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"
 # In place of training: every tracker copies the prompted mask.
 COPY = """
-from sam2kit.compose import compose
-from sam2kit.contenders import Contender
-from sam2kit.evaluate import evaluate
+from sam2kit import load_config
+from sam2kit.evaluation.evaluate import evaluate
+from sam2kit.evaluation.tracker_runs import Contender
 import json
 names = list(json.loads((run_dir / "metrics.json").read_text())["trackers"])
 contenders = [Contender(name, None) for name in names]
-evaluation = evaluate(compose(run_dir / "config.yaml"), contenders, run_dir)
+evaluation = evaluate(load_config(run_dir / "config.yaml"), contenders, run_dir)
 """
 DEBUGGER = """
-from sam2kit.widgets.prompt_debugger import PromptDebugger
+from sam2kit import PromptDebugger
 debugger = PromptDebugger({data!r}, "nano")
 for name in evaluation.source.names:
     debugger.add_object(name)
