@@ -80,7 +80,7 @@ FALLBACK = {
 
 @cache
 def public_names() -> dict[str, str]:
-    """Map public names to the dotted paths of their objects, such as ``sam2kit.data.clip.ClipBatch``.
+    """Map public names to the paths of their objects, such as ``sam2kit.data.clip.ClipBatch``.
 
     Objects are looked up because ``sam2kit`` and its packages may pass a name on several times, and
     mkdocstrings needs the module that defines it.
