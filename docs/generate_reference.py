@@ -223,7 +223,7 @@ def commands_page() -> str:
     ]
     for name, command in COMMANDS.items():
         parser = command_parser(name)
-        usage = parser.format_usage().removeprefix("usage: ").rstrip()
+        usage = parser.format_usage().rstrip().replace("\n       ", "\n").removeprefix("usage: ")
         rows = [_flag_row(parser, action) for action in parser._actions if action.dest != "help"]
         head = "| argument | help |\n| --- | --- |"
         description = markdown_text(f"{command.help[:1].upper()}{command.help[1:]}.")

@@ -29,7 +29,8 @@ OUTSIDE = {
     "contributing.md": "CONTRIBUTING.md",
 } | {f"measurements/{file.name}": f"benchmarks/results/{file.name}" for file in RESULTS}
 PAGE_OF = {source: page for page, source in OUTSIDE.items()}
-OPTIONAL = {"library.md"}  # left out of the navigation while the file does not exist
+# Left out of the navigation while the file does not exist; links lead to the API reference.
+OPTIONAL = {"library.md"}
 
 FENCE = re.compile(r"(^ *(?P<fence>`{3,})[^\n]*\n.*?^ *(?P=fence) *$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s]+)")
@@ -81,6 +82,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite links and pictures of a page that was written for the repository."""
     path = page.file.src_uri
+    if path in ("index.md", "changelog.md"):  # tabs of one page need no list of pages beside it
+        page.meta["hide"] = ["navigation"]
     if path in _reference:
         return markdown
     source = OUTSIDE.get(path, f"docs/{path}")
@@ -111,14 +114,16 @@ def _target(link: str, path: str, source: str, config: MkDocsConfig, files: File
         return link
     name = os.path.normpath(PurePosixPath(source).parent / target)
     if name in PAGE_OF:
-        found = PAGE_OF[name]
+        page = PAGE_OF[name]
     elif name.startswith("docs/"):
-        found = name.removeprefix("docs/")
+        page = name.removeprefix("docs/")
+        if page in OPTIONAL and not (ROOT / name).is_file():
+            page, hash_, anchor = "reference/api/index.md", "", ""
     elif (ROOT / name).is_file() and not name.startswith(".."):
-        found = f"files/{name}"
-        if files.get_file_from_path(found) is None:
-            copy = File.generated(config, found, abs_src_path=str(ROOT / name))
+        page = f"files/{name}"
+        if files.get_file_from_path(page) is None:
+            copy = File.generated(config, page, abs_src_path=str(ROOT / name))
             files.append(copy)
     else:
         return link  # MkDocs reports it
-    return os.path.relpath(found, PurePosixPath(path).parent) + hash_ + anchor
+    return os.path.relpath(page, PurePosixPath(path).parent) + hash_ + anchor
