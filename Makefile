@@ -1,16 +1,16 @@
-# make demo   the four notebooks on the sample clips, with the nano model, on two CPU cores
-# make lab    JupyterLab in notebooks/, with 00_quickstart open
-# make test   lint, type check and the default tests
-# make docs   the documentation site in site/, offline; start at site/index.html
-# make docs-notebooks   run the notebooks on the sample clips and renew their pages in docs/notebooks/
-# Each of them sets up .venv first; a second call installs nothing.
+# make demo   run the four notebooks on the sample clips, with the nano model, on two CPU cores
+# make lab    open JupyterLab in notebooks/ with 00_quickstart
+# make test   run lint, type check and the default tests
+# make docs   build the documentation site, offline; open site/index.html
+# make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
+# Each target sets up .venv first; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sam2kit-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two test processes share two cores: more threads than one each only get in each other's way.
+# Two test processes share two cores, so each uses one thread.
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -19,16 +19,16 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 setup: $(STAMP)
 
-# The stamp is written last, so an interrupted set-up is picked up by the next call: whatever is
-# installed by then, pip finds. sam2 builds without isolation (else pip fetches torch a second time)
-# and without its CUDA extension, so what the build needs is installed first.
+# The stamp is written last, so the next call completes an interrupted setup; pip skips what is
+# already installed. sam2 is built without its CUDA extension, and without isolation, because pip
+# would otherwise download torch a second time. Its build dependencies are therefore installed first.
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	(3, 10) <= v <= (3, 12) or sys.exit("Python 3.10 to 3.12 is needed, this is %d.%d; choose one with PYTHON=python3.12" % v)'
 	@echo "[1/4] environment in $(VENV)"
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
 	|| $(PYTHON) -m venv $(VENV)
-	@echo "[2/4] torch and what building sam2 needs (about 2 GB; one to two minutes)"
+	@echo "[2/4] torch and the build dependencies of sam2 (about 2 GB; one to two minutes)"
 	@$(PIP) install --quiet --progress-bar off \
 	$$(grep -E '^(torch|torchvision|setuptools|wheel|hatchling|editables)==' requirements.txt)
 	@echo "[3/4] everything else in requirements.txt (one to two minutes)"
@@ -48,7 +48,7 @@ lab: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "built site/index.html; for search: $(BIN)/python -m http.server -d site -b 127.0.0.1"
+	@echo "built site/index.html"
 
 docs-notebooks: $(STAMP)
 	$(BIN)/python docs/render_notebooks.py
