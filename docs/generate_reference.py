@@ -208,8 +208,9 @@ def _allowed(metadata: Any) -> str:
     if metadata.get("choices"):
         return ", ".join(_code("null" if c is None else str(c)) for c in metadata["choices"])
     signs = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ ", "multiple_of": "multiple of "}
-    limits = [f"{sign}{metadata[n]}" for n, sign in signs.items() if metadata.get(n) is not None]
-    return ", ".join(limits).replace("<", "&lt;").replace(">", "&gt;")
+    limits = metadata.get("limits") or metadata
+    texts = [f"{sign}{limits[n]}" for n, sign in signs.items() if limits.get(n) is not None]
+    return ", ".join(texts).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def commands_page() -> str:

@@ -76,7 +76,7 @@ def test_every_key_has_a_row(site):
 
 def test_rows_show_ranges_and_choices():
     allowed = generate_reference._allowed
-    assert allowed({"ge": 0, "lt": 1}) == "≥ 0, &lt; 1"
+    assert allowed({"limits": {"ge": 0, "lt": 1}}) == "≥ 0, &lt; 1"
     assert allowed({"choices": ("a|b", None)}) == "<code>a&#124;b</code>, <code>null</code>"
     assert allowed({}) == ""
 
