@@ -1,7 +1,8 @@
 # make demo   run the four notebooks on the sample clips, with the nano model, on two CPU cores
 # make lab    open JupyterLab in notebooks/ with 00_quickstart
 # make test   run lint, type check and the default tests
-# make docs   run the notebooks on the sample clips and render them to docs/notebooks/
+# make docs   build the documentation site, offline; open site/index.html
+# make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
 # Each target sets up .venv first; a second call installs nothing.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo lab docs test lint setup clean
+.PHONY: demo lab docs docs-notebooks test lint setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -46,6 +47,10 @@ lab: $(STAMP)
 	--LabApp.default_url=/lab/tree/00_quickstart.ipynb
 
 docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built site/index.html"
+
+docs-notebooks: $(STAMP)
 	$(BIN)/python docs/render_notebooks.py
 
 lint: $(STAMP)
@@ -58,4 +63,4 @@ test: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

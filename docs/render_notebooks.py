@@ -1,8 +1,8 @@
-"""Run the notebooks on the sample data and keep them with what they show: ``make docs``.
+"""Run the notebooks on the sample data and keep them with what they show: ``make docs-notebooks``.
 
 ``docs/notebooks/NAME.md`` holds text, code and outputs, ``NAME_files/`` the pictures. The run goes
-to ``outputs/docs``, where a second call goes on. What differs from one machine or hour to the next,
-such as paths and times, is left out.
+to ``outputs/docs``, where a second call continues. What differs from one machine or hour to the
+next, such as paths and times, is left out.
 """
 
 from __future__ import annotations
