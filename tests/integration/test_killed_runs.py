@@ -42,19 +42,19 @@ optimizer: {lr: 1.0e-3}
 """
 TRAIN = """
 from pathlib import Path
-from sam2kit.compose import compose
-from sam2kit.train import fit
+from sam2kit.config.loading import compose
+from sam2kit.training.trainer import fit
 result = fit(compose(config_file, overrides), Path(run_dir), resume)
 """
 EVALUATE = """
 from pathlib import Path
-from sam2kit.evaluate import evaluate_checkpoint
+from sam2kit.evaluation.evaluate import evaluate_checkpoint
 evaluation = evaluate_checkpoint(Path(run_dir) / checkpoint, overrides, Path(run_dir))
 """
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from sam2kit import pipeline
+from sam2kit.pipeline import runner as pipeline
 config, run, notebooks, stages = sys.argv[1:]
 if notebooks:
     pipeline.notebooks_dir = lambda: Path(notebooks)

@@ -331,7 +331,7 @@ def test_stopping_leaves_no_process_behind(stage, number):
     code = f"""
         import signal
         from pathlib import Path
-        from sam2kit import pipeline
+        from sam2kit.pipeline import runner as pipeline
         signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         root = Path({str(root)!r})
         pipeline.notebooks_dir = lambda: root / "notebooks"

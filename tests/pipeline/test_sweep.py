@@ -25,7 +25,7 @@ TRIAL = """
     import json, os, sys, time
     from pathlib import Path
     import yaml
-    from sam2kit.status import Status, locked
+    from sam2kit.pipeline.status import Status, locked
     given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     folder = Path(given["--run-dir"])
     config = yaml.safe_load(Path(given["--config"]).read_text())
@@ -181,7 +181,7 @@ def test_a_sweep_that_is_stopped_goes_on(config_file, tmp_path, stand_in, number
     code = """
         import sys
         from pathlib import Path
-        from sam2kit import sweep
+        from sam2kit.pipeline import sweep
         start = sweep.start
         sweep.start = lambda module, *arguments, **options: start("standin", *arguments, **options)
         trials = sweep.plan_trials(sys.argv[2], ["seed=1,15", "loss.dice=1,2"])

@@ -238,7 +238,7 @@ def started(config, tmp_path):
     save_config(config, tmp_path / "config.yaml")
     code = (
         "import signal, sys; from pathlib import Path; from sam2kit.config.loading import compose\n"
-        "from sam2kit.train import fit\n"
+        "from sam2kit.training.trainer import fit\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "folder = Path(sys.argv[1])\n"
         "print(fit(compose(folder / 'config.yaml'), folder / 'run').interrupted)"
