@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from browser_helpers import lab  # noqa: F401
+from old_run_helpers import old_evaluation, old_run, same_arithmetic  # noqa: F401
 
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch, VideoClip, collate

@@ -237,9 +237,7 @@ def started(config, tmp_path):
     config.trainer.max_epochs = 10000
     save_config(config, tmp_path / "config.yaml")
     code = (
-        "import signal, sys; from pathlib import Path\n"
-        "from sam2kit.config.loading import load_config\n"
-        "from sam2kit.train import fit\n"
+        "import signal, sys; from pathlib import Path; from sam2kit import fit, load_config\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "folder = Path(sys.argv[1])\n"
         "print(fit(load_config(folder / 'config.yaml'), folder / 'run').interrupted)"
