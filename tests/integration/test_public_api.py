@@ -51,7 +51,7 @@ def test_a_name_is_looked_up_once():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'sam2kit' has no attribute 'train_model'"):
+    with pytest.raises(AttributeError, match="train_model"):
         sam2kit.train_model  # noqa: B018
     with pytest.raises(ImportError):
         exec("from sam2kit.data import NoSuchDataset")
@@ -87,7 +87,7 @@ def test_importing_the_packages_loads_nothing_heavy():
     before, after = json.loads(shown.stdout)
     assert not {*HEAVY} & {*before, *after}
     kit = {name for name in before if name.startswith("sam2kit")}
-    assert kit == {*PACKAGES, "sam2kit.utils.lazy"}
+    assert kit == {*PACKAGES}
     assert {*after} - {*before} == {"sam2kit.utils.errors"}
 
 
