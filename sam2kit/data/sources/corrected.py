@@ -6,8 +6,8 @@ objects::
     {"version": 1, "video": "bear", "frame_index": 12, "size": [480, 854],
      "objects": [{"id": 1, "counts": "…"}], "made": "2026-01-31T12:00:00+00:00"}
 
-``counts`` are COCO's compressed run lengths. The last line of a frame is valid; an object that it
-does not list is absent there.
+``counts`` are COCO's compressed run lengths. Of several lines about one frame the last one applies;
+an object that it does not list is absent there.
 """
 
 from __future__ import annotations

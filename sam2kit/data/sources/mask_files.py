@@ -176,9 +176,7 @@ def object_names(folder: Path) -> dict[int, ObjectId]:
         if len(set(names.values())) < len(names):
             raise ValueError("two numbers have the same object id")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}", hint="export the masks again"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error}", hint="export the masks again") from error
     return names
 
 
@@ -207,8 +205,7 @@ def read_id_mask(path: Path) -> np.ndarray:
         if shades:
             raise DataError(
                 f"{path} has grey values such as {shades[0]}, which are shades, not object numbers",
-                hint="use 0 and 255 for one object, or object numbers up to "
-                f"{_LARGEST_GREY_ID}",
+                hint=f"use 0 and 255 for one object, or object numbers up to {_LARGEST_GREY_ID}",
             )
     return np.where(pixels == VOID, 0, pixels).astype(np.uint8)
 

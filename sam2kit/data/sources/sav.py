@@ -49,7 +49,7 @@ class SAVDataset(FilmedVideos):
         super().__init__({name: videos[name] for name in names})
         self.masklets = masklets
         self._counts = [_frame_count(self._files(i)[0]) for i in range(len(names))]
-        # Frames of a video are usually read one after the other: keep its masklets until then.
+        # Frames are usually read video after video, so the masklets of one video are cached.
         self._recent: tuple[int, list[dict[str, Any]]] | None = None
 
     def _files(self, i: int) -> list[Path]:
