@@ -132,7 +132,8 @@ class VideoDataset(MaskedFrames):
                 refused(error)
         if not self.names:
             raise DataError(
-                f"{self.root}: none of the videos can be used", hint="fix the errors listed above"
+                f"{self.root}: none of the videos can be used",
+                hint="fix the errors of the single videos",
             )
         log_ignored(self.root, others)
 
