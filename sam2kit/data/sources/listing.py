@@ -128,12 +128,12 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         lists = sorted(p.relative_to(root / "ImageSets") for p in root.glob("ImageSets/**/*.txt"))
-        available = [p.with_suffix("").as_posix() for p in lists]
         raise DataError(
             key="split",
             value=split,
             expected=f"a text file or the name of a list in {root / 'ImageSets'}",
-            hint=f"available lists: {', '.join(available) or 'none'}",
+            hint="available lists: "
+            + (", ".join(p.with_suffix("").as_posix() for p in lists) or "none"),
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

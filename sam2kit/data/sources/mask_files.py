@@ -138,7 +138,7 @@ class MaskFiles:
                 raise DataError(
                     f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, but its frame "
                     f"{frame} has {size[0]} and {size[1]}",
-                    hint="masks must have their frame's size",
+                    hint="export masks at the size of their frames",
                 )
             if object_id is None:
                 masks |= {self._names.get(n, n): ids == n for n in values_in(ids) if n != 0}

@@ -166,7 +166,7 @@ class _COCOMasks:
                 raise DataError(
                     f"{self.file}: the mask of object {object_id!r} has {mask.shape[0]} rows and "
                     f"{mask.shape[1]} columns, but its frame {frame} has {size[0]} and {size[1]}",
-                    hint="masks must have their frame's size",
+                    hint="export masks at the size of their frames",
                 )
         return masks
 
