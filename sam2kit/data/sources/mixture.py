@@ -83,7 +83,7 @@ class MixtureDataset(DerivedSource):
         part = int(np.searchsorted(self._epoch_starts, i, side="right")) - 1
         share = int(self._epoch_starts[part + 1] - self._epoch_starts[part])
         source = self.sources[part]
-        # The positions of all epochs count on, so that every video is used once per cycle, even if
+        # Positions are counted across epochs, so that every video is used once per cycle, even if
         # an epoch has fewer or more positions than the source has videos.
         cycle, k = divmod(epoch * share + i - int(self._epoch_starts[part]), len(source))
         order = np.random.default_rng((self.seed, part, cycle)).permutation(len(source))

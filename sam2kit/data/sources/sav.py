@@ -13,14 +13,14 @@ from sam2kit.data.rle import decode
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.video_decoder import VideoFile
-from sam2kit.data.sources.video_files import FilmedVideos, find_videos
+from sam2kit.data.sources.video_files import VideoFileSource, find_videos
 from sam2kit.utils.errors import DataError
 
 # SA-V has 24 frames per second and annotations at 6 (Ravi et al., SAM 2, 2024).
 FRAMES_PER_ANNOTATION = 4
 
 
-class SAVDataset(FilmedVideos):
+class SAVDataset(VideoFileSource):
     """Read videos of SA-V: ``NAME.mp4`` with ``NAME_manual.json`` or ``NAME_auto.json`` beside it.
 
     The files are in the directory or in its subdirectories, as in the release

@@ -24,7 +24,7 @@ from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
 
 
-class FilmedVideos(VideoSource):
+class VideoFileSource(VideoSource):
     """Base class for sources of several video files, which keep one file open at a time.
 
     Args:
@@ -51,7 +51,7 @@ class FilmedVideos(VideoSource):
         return self.video(i).read_frame(0, t)
 
 
-class VideoFileDataset(FilmedVideos, MaskedFrames):
+class VideoFileDataset(VideoFileSource, MaskedFrames):
     """Read a directory of video files, or one file, with the decoder of :class:`VideoFile`.
 
     The files are in the directory or its subdirectories: ``ROOT/a.mp4`` and ``ROOT/cam1/a.mp4`` are
