@@ -1,4 +1,4 @@
-"""Corrected masks beside a data set: read in place of its own, and taken up by training."""
+"""Test that corrected masks replace the masks of a data set, also in training."""
 
 from __future__ import annotations
 
@@ -28,36 +28,37 @@ def path(tmp_path):
     return tmp_path / "new" / "corrections.jsonl"
 
 
-def test_corrections_come_in_place_of_the_masks(source, path):
+def test_corrections_replace_masks(source, path):
     append_correction(path, "a", 1, {1: square(0, 0), 7: square(4, 4)}, SIZE)
     append_correction(
         path, "a", 1, {1: square(8, 8), "7": square(9, 9), 3: np.zeros(SIZE, bool)}, SIZE
     )
     append_correction(path, "a", 3, {}, SIZE)
     append_correction(path, "elsewhere", 9, {}, SIZE)
-    assert len(path.read_text().splitlines()) == 4  # appended, none of them changed
+    assert len(path.read_text().splitlines()) == 4  # appended; earlier lines stay
     corrected = pickle.loads(pickle.dumps(CorrectedSource(source, path)))
     assert corrected.names == source.names and corrected.corrected == 2
     masks = corrected.read_masks(0, 1)
-    assert list(masks) == [1, "7"]  # an empty mask is an absent object; 7 and "7" are two names
+    assert list(masks) == [1, "7"]  # an empty mask is an absent object; 7 and "7" are different ids
     assert (masks[1] == square(8, 8)).all() and masks[1].dtype == bool
     assert corrected.read_masks(0, 3) == {} and source.read_masks(0, 3) is None
     for i, t in ((0, 0), (1, 1)):
-        ours, theirs = corrected.read_masks(i, t), source.read_masks(i, t)
-        assert ours.keys() == theirs.keys() and all((ours[o] == theirs[o]).all() for o in ours)
+        masks, original = corrected.read_masks(i, t), source.read_masks(i, t)
+        assert masks.keys() == original.keys()
+        assert all((masks[o] == original[o]).all() for o in masks)
     assert (corrected.read_frame(0, 1) == source.read_frame(0, 1)).all()
     assert corrected.frame_path(1, 2) == source.frame_path(1, 2)
     assert corrected.frame_name(1, 2) == source.frame_name(1, 2)
 
 
-def test_what_nobody_decided_on_is_decided_by_a_correction(source, path, monkeypatch):
+def test_corrected_frames_have_no_void(source, path, monkeypatch):
     monkeypatch.setattr(VideoDataset, "read_void", lambda self, i, t: np.ones(SIZE, bool))
     append_correction(path, "a", 1, {1: square(0, 0)}, SIZE)
     corrected = CorrectedSource(source, path)
     assert corrected.read_void(0, 1) is None and corrected.read_void(0, 0).all()
 
 
-def test_a_training_clip_has_the_corrected_masks(source, path):
+def test_clips_have_the_corrected_masks(source, path):
     mask = np.zeros(SIZE, bool)
     mask[:, :16] = True
     append_correction(path, "b", 3, {1: mask}, SIZE)
@@ -65,26 +66,26 @@ def test_a_training_clip_has_the_corrected_masks(source, path):
     clips = ClipDataset(with_corrections(source, path), settings, training=False, seed=0)
     before, after = clips[0], clips[1]
     assert before.annotated[3].tolist() == [False, False]
-    # One line says everything about its frame: object 2, which it does not list, is absent there.
+    # A line defines all objects of its frame: object 2, which it does not list, is absent there.
     assert after.annotated[3].tolist() == [True, True]
-    shown = after.masks[3, after.object_ids.index(1)]
-    assert shown[:, :16].all() and not shown[:, 16:].any()
+    first = after.masks[3, after.object_ids.index(1)]
+    assert first[:, :16].all() and not first[:, 16:].any()
     assert not after.masks[3, after.object_ids.index(2)].any()
 
 
-def test_the_configuration_names_the_file(source, path):
+def test_corrections_from_the_configuration(source, path):
     append_correction(path, "a", 3, {1: square(3, 3)}, SIZE)
     append_correction(path, "b", 3, {1: square(3, 3)}, SIZE)
     keys = [f"dataset.data_path={source.root}", f"dataset.corrections={path}", "model=nano"]
     config = load_config(overrides=[*keys, "dataset.image_size=32"])
-    for clips in build_datasets(config):  # one video each; the validation videos are held out
+    for clips in build_datasets(config):  # one video for training, one held out
         assert (clips.source.read_masks(0, 3)[1] == square(3, 3)).all()
     assert open_source(config).read_masks(1, 3) is not None
     with pytest.raises(ConfigError, match=r"dataset\.corrections"):
         load_config(overrides=[*keys, "dataset.type=synthetic"])
 
 
-def test_of_videos_without_masks_the_corrected_ones_are_left(tmp_path, path):
+def test_only_corrected_videos_remain_of_videos_without_masks(tmp_path, path):
     for name in ("x", "y"):
         for t in range(3):
             save_frame(tmp_path / "plain" / name / f"{t}.png", 10 * t)
@@ -101,28 +102,29 @@ def test_of_videos_without_masks_the_corrected_ones_are_left(tmp_path, path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "line 1 is no correction of version 1"),
-        ({"frame_index": "1"}, "line 1 is no correction"),
-        ({"size": [24]}, "line 1 is no correction"),
-        ({"frame_index": 4}, "line 1.*'frame_index' is 4, but 'a' has the frames 0 to 3"),
-        ({"size": [32, 24]}, r"line 1.*'size' is \[32, 24\]"),
-        ({"objects": [{"id": 1, "counts": "zz"}]}, "line 1.*'objects' cannot be read"),
-        ({"objects": [{"id": 1}]}, r"line 1 is no correction.*`counts` - at `\$.objects\[0\]`"),
+        ({"version": 2}, "version 1"),
+        ({"frame_index": "1"}, "frame_index"),
+        ({"size": [24]}, "size"),
+        ({"frame_index": 4}, "frame_index=4 .*from 0 to 3"),
+        ({"size": [32, 24]}, r"size=\[32, 24\]"),
+        ({"objects": [{"id": 1, "counts": "zz"}]}, "'objects'"),
+        ({"objects": [{"id": 1}]}, r"`counts` - at `\$.objects\[0\]`"),
     ],
 )
-def test_lines_that_do_not_fit_are_refused(source, path, change, message):
+def test_invalid_lines_are_rejected(source, path, change, message):
     append_correction(path, "a", 1, {1: square(0, 0)}, SIZE)
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"line 1.*{message}") as error:
         CorrectedSource(source, path).read_masks(0, 1)
+    assert error.value.hint == "remove the line"
 
 
-def test_files_that_cannot_be_read_or_written_are_told(source, path, tmp_path):
+def test_files_that_cannot_be_read_or_written(source, path, tmp_path):
     with pytest.raises(DataError, match=r"corrections\.jsonl"):
         CorrectedSource(source, path)
     path.parent.mkdir()
     path.write_text("{\n")
-    with pytest.raises(DataError, match="line 1 is no correction"):
+    with pytest.raises(DataError, match="line 1"):
         CorrectedSource(source, path)
     with pytest.raises(DataError, match="cannot be written"):
         append_correction(tmp_path, "a", 0, {}, SIZE)

@@ -1,4 +1,4 @@
-"""Where frames and masks are stored, apart from how clips are drawn from them."""
+"""Define the interface of all video sources: frames, masks and names, but no clip sampling."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ ObjectId = int | str
 
 
 class VideoSource(ABC):
-    """Videos by number: their frames, and the masks of their objects where somebody drew them.
+    """Give access to indexed videos: their frames and, where annotated, the masks of their objects.
 
-    A source only stores: :class:`sam2kit.data.clip_dataset.ClipDataset` draws clips from it. It
-    must be picklable (loader processes get a copy), and reading the same ``(i, t)`` must give the
-    same pixels in any process. Whatever can be checked without decoding pixels is checked when the
-    source is made, with a :class:`~sam2kit.utils.errors.DataError`.
+    A source only reads; :class:`sam2kit.data.clip_dataset.ClipDataset` samples clips from it. A
+    source must be picklable, because each loader process gets a copy, and reading the same
+    ``(i, t)`` must return the same pixels in every process. The constructor checks everything that
+    can be checked without decoding pixels and raises
+    :class:`~sam2kit.utils.errors.DataError`.
 
     Attributes:
-        names: the videos' names, all different.
-        has_masks: False for a source of frames alone, whose ``read_masks`` always gives None.
+        names: unique names of the videos.
+        has_masks: False for a source of frames only, whose ``read_masks`` always returns None.
     """
 
     names: list[str]
@@ -32,56 +33,73 @@ class VideoSource(ABC):
         return len(self.names)
 
     def name(self, i: int) -> str:
-        """The name of video ``i``."""
+        """Return the name of video ``i``."""
         return self.names[i]
 
     @abstractmethod
     def num_frames(self, i: int) -> int:
-        """How many frames video ``i`` has, at least 1."""
+        """Return the number of frames of video ``i``, at least 1."""
 
     @abstractmethod
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        """Frame ``t`` of video ``i``: ``[H,W,3]`` uint8, RGB."""
+        """Read frame ``t`` of video ``i``.
+
+        Returns:
+            ``[H,W,3]`` uint8 RGB; the caller may modify it.
+
+        Raises:
+            IndexError: no such video or frame.
+            DataError: the frame cannot be decoded.
+        """
 
     @abstractmethod
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        """The masks on frame ``t`` of video ``i``, each ``[H,W]`` bool, by object.
+        """Read the masks on frame ``t`` of video ``i``.
 
-        None where nobody annotated the frame. An object that an annotated frame does not list is
-        absent there: its mask is empty, and known to be.
+        Returns:
+            ``[H,W]`` bool per object, or None if the frame is unannotated. An object that is not
+            listed for an annotated frame is absent there: its ground truth is an empty mask.
+
+        Raises:
+            IndexError: no such video or frame.
+            DataError: the masks cannot be read, or do not have the size of their frame.
         """
 
     def read_void(self, i: int, t: int) -> np.ndarray | None:
-        """``[H,W]`` bool: pixels of frame ``t`` that nobody decided on; None: there are none."""
+        """Read the void pixels of frame ``t``, which belong to no object and not to the background.
+
+        Returns:
+            ``[H,W]`` bool, or None if the frame has no void pixels.
+        """
         return None
 
     def frame_name(self, i: int, t: int) -> str:
-        """The frame's file name without ending, under which results are exported."""
+        """Return the name of the frame without extension, under which results are exported."""
         return f"{t:05d}"
 
     def frame_path(self, i: int, t: int) -> Path | None:
-        """The picture file that is frame ``t`` of video ``i``; None where no file is just that."""
+        """Return the image file of frame ``t`` of video ``i``; None if no file holds just it."""
         return None
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
-        """The files that hold nothing but masks of frame ``t``: none, one, or one an object."""
+        """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
         return []
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
-        """The video that stands at ``i`` in this epoch of training.
+        """Return the index of the video at position ``i`` of a training epoch.
 
-        Stored videos are the same in every epoch. Generated ones are without end: their sources
-        give a new video each time (and read at indices beyond their length).
+        Stored videos are the same in every epoch. Generated videos are unlimited: their sources
+        return a new index in each epoch, and accept indices beyond their length when reading.
         """
         return i
 
 
 class DerivedSource(VideoSource):
-    """Videos that other sources hold; what a subclass does not change is read from these."""
+    """Base class for sources over other sources: what a subclass does not override is forwarded."""
 
     @abstractmethod
     def locate(self, i: int) -> tuple[VideoSource, int]:
-        """The source that holds video ``i``, and its number there."""
+        """Return the source that holds video ``i``, and the index of the video in it."""
 
     def name(self, i: int) -> str:
         source, k = self.locate(i)
@@ -117,12 +135,25 @@ class DerivedSource(VideoSource):
 
 
 class SelectedVideos(DerivedSource):
-    """Some videos of another source, in the given order."""
+    """Select some videos of another source, in the given order.
+
+    Args:
+        source: the source to select from.
+        indices: indices of the videos in ``source``.
+
+    Raises:
+        DataError: an index is out of range.
+    """
 
     def __init__(self, source: VideoSource, indices: list[int]) -> None:
         outside = [i for i in indices if not 0 <= i < len(source)]
         if outside:
-            raise DataError(f"videos {outside} selected from a source of {len(source)} videos")
+            raise DataError(
+                key="indices",
+                value=outside,
+                expected=f"between 0 and {len(source) - 1}",
+                hint=f"the source has {len(source)} videos",
+            )
         self.source = source
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]

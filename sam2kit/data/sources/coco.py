@@ -1,4 +1,4 @@
-"""COCO JSON with videos: images that say which video they belong to, or videos with tracks."""
+"""Read videos from COCO JSON files: images with a video id, or videos with tracks."""
 
 from __future__ import annotations
 
@@ -21,53 +21,55 @@ from sam2kit.utils.errors import DataError
 
 
 class COCODataset(VideoSource):
-    """Videos of one or more COCO JSONs.
+    """Read the videos of one or more COCO JSON files.
 
-    *Two forms.* Image by image: ``images`` have ``video_id`` and ``order_in_video``, which gives
-    their order and may have gaps. Track by track, as YouTube-VIS and OVIS have it: ``videos`` have
-    ``file_names`` in order, and an annotation has ``video_id`` and ``segmentations``, one for each
-    frame, null where its object is not seen. Videos are named by their ids (numbers or texts) and
-    stand in natural order.
+    *Two forms.* Per image: ``images`` have ``video_id`` and ``order_in_video``, which defines the
+    order and may have gaps. Per track, as in YouTube-VIS and OVIS: ``videos`` have ``file_names``
+    in order, and an annotation has ``video_id`` and ``segmentations``, one per frame, null where
+    the object is not visible. The names of the videos are their ids (integers or strings), in
+    natural order.
 
-    *Files.* ``file_name``, or ``path`` where there is none, is looked for under the root; then,
-    because such paths are often those of another computer, ever shorter tails of ``file_name`` and
-    of ``path`` are; at last ``path`` itself as it stands. Two images that would share a file are an
-    error, so a tail never matches the wrong video.
+    *Files.* The path of an image is ``file_name`` or, if it is missing, ``path``. It is searched
+    under the root. As such paths often come from another computer, leading directories are removed
+    one by one until a file exists, first of ``file_name`` and then of ``path``. Two images with the
+    same file are an error, so a shortened path never matches the wrong video.
 
-    *Objects.* ``identity`` says what makes one, frame by frame; annotations of one object on one
-    frame are merged:
+    *Objects.* ``identity`` defines what one object is; the annotations of one object on one frame
+    are merged:
 
     * ``track``: ``track_id``, ``instance_id`` or ``object_id``, the first that any annotation has
-      (itself or in its ``attributes``); then all must. Track by track without these, the
-      annotation's ``id``;
-    * ``category``: the category, all of whose objects are one;
-    * ``auto``: track where that is possible, else category.
+      (itself or in its ``attributes``); then all annotations must have it. In the form per track
+      without these keys: the annotation's ``id``;
+    * ``category``: all objects of a category are one object;
+    * ``auto``: track if possible, else category.
 
-    Category ids may start at 0. ``iscrowd`` makes no difference.
+    Category ids may start at 0. ``iscrowd`` is ignored.
 
-    *Masks* are polygons, or run lengths compressed or not. A frame without annotations shows no
-    object, and is known not to. Nobody looked at one whose image has ``"annotated": false``, or, as
-    interpolated masks are not true ones, on which ``keyframe``, ``is_keyframe`` (of the image or of
-    any of its annotations, also in their ``attributes``) or ``is_det_keyframe`` (of the image) is
-    false.
+    *Masks* are polygons, or run lengths, compressed or not. A frame without annotations is
+    annotated as empty. A frame is unannotated if its image has ``"annotated": false``. As
+    interpolated masks are not ground truth, a frame is also unannotated if ``keyframe`` or
+    ``is_keyframe`` (of the image or of any of its annotations, also in their ``attributes``) or
+    ``is_det_keyframe`` (of the image) is false.
 
-    *Several files* keep their ids apart. Videos of one name in several files get the name of the
-    file before theirs: ``FILE-VIDEO``.
+    *Several files* may use the same ids. Videos of the same name in several files get the name of
+    their file as a prefix: ``FILE-VIDEO``.
 
     Args:
-        annotation_file: the JSON; or several, as a list or a pattern such as ``labels/*.json``.
-        root: where the files are; None: each JSON's folder.
-        split: a text file with a video on each line, or its name under ``ROOT/ImageSets``.
-        identity: as above.
-        files: False looks for no files: masks alone can be read, and are as large as the JSON says.
-        keyframes_only: False takes interpolated masks for true ones.
+        annotation_file: the JSON file, a list of files, or a pattern such as ``labels/*.json``.
+        root: the directory of the images. None (default): the directory of each JSON file.
+        split: a text file with one video name per line, or its name under ``ROOT/ImageSets``. None
+            (default): all videos.
+        identity: ``auto``, ``track`` or ``category``, as above.
+        files: False does not search for image files: only masks can be read, at the size that the
+            JSON file gives.
+        keyframes_only: False uses interpolated masks as ground truth.
 
     Raises:
-        DataError: a damaged JSON, a missing key, an order given twice, an annotation of an unknown
-            image, a track that is not as long as its video, a file that is nowhere; on reading, run
-            lengths that are damaged or not of the frame's size, polygons on a file whose size is
-            not what the JSON says. The message names the file, the image or annotation, and the
-            key.
+        DataError: an invalid JSON file, a missing key, a duplicate order, an annotation of an
+            unknown image, a track whose length differs from its video, or a missing image file; on
+            reading, run lengths that are damaged or do not have the size of the frame, or polygons
+            on a file whose size differs from the JSON file. The message names the file, the image
+            or annotation, and the key.
     """
 
     def __init__(
@@ -81,69 +83,87 @@ class COCODataset(VideoSource):
     ) -> None:
         if identity not in ("auto", "track", "category"):
             raise DataError(
-                f"identity is {identity!r}; choose from auto, track, category (and for components "
-                "put sam2kit.data.ConnectedObjects around category)"
+                key="identity",
+                value=identity,
+                expected="auto, track or category",
+                hint="for components, wrap a source of identity category in "
+                "sam2kit.data.ConnectedObjects",
             )
-        found = list_files(annotation_file)
-        for file in found:
+        json_files = list_files(annotation_file)
+        for file in json_files:
             folder = Path(root) if root is not None else file.parent
             if not folder.is_dir():
-                raise DataError(f"{folder} (root of {file}) is not a folder")
-        self._indices = [CocoIndex(file, identity, keyframes_only) for file in found]
-        places = _names(self._indices)
-        self.root = Path(root) if root is not None else found[0].parent
-        self.names = read_split(split, self.root, places) if split is not None else list(places)
-        self._places = [places[name] for name in self.names]
-        self._roots = [Path(root) if root is not None else file.parent for file in found]
+                raise DataError(
+                    f"{folder} (root of {file}) is not a folder",
+                    hint="give the folder of the images",
+                )
+        self._indices = [CocoIndex(file, identity, keyframes_only) for file in json_files]
+        locations = _names(self._indices)
+        self.root = Path(root) if root is not None else json_files[0].parent
+        self.names = (
+            read_split(split, self.root, locations) if split is not None else list(locations)
+        )
+        # Per video: the index of its JSON file, and its index in that file.
+        self._locations = [locations[name] for name in self.names]
+        self._roots = [Path(root) if root is not None else file.parent for file in json_files]
         self._paths = self._find_files() if files else None
-        if left := sum(index.between_keyframes for index in self._indices):
+        if skipped := sum(index.between_keyframes for index in self._indices):
             logger.info(
-                "{}: {} of {} frames are no key frames; their masks are not used",
+                "{}: {} of {} frames are not key frames and count as unannotated",
                 annotation_file,
-                left,
+                skipped,
                 sum(len(index.order) for index in self._indices),
             )
 
     def _find_files(self) -> list[str]:
-        """The files of each video as one text, relative to the root."""
+        """Find the image files of each video, joined to one string relative to the root.
+
+        Raises:
+            DataError: an image has no path, has no file, or shares its file with another image.
+        """
         finders = [_finder(root) for root in self._roots]
-        owner: dict[str, tuple[int, int]] = {}
+        frame_of: dict[str, tuple[int, int]] = {}
         paths = []
-        for i, (k, v) in enumerate(self._places):
-            found = []
-            for t, stated in enumerate(self._indices[k].files(v)):
-                if not stated:
+        for i, (k, v) in enumerate(self._locations):
+            video_paths = []
+            for t, candidates in enumerate(self._indices[k].files(v)):
+                if not candidates:
                     raise DataError(
-                        f"{self._where(i, t)} has neither 'file_name' nor 'path'; give one"
+                        f"{self._where(i, t)} has neither 'file_name' nor 'path'",
+                        hint="add one of them",
                     )
-                path, tried = finders[k](stated)
+                path, tried = finders[k](candidates)
                 if path is None:
                     raise DataError(
-                        f"{self._where(i, t)} is nowhere; tried "
-                        f"{', '.join(dict.fromkeys(tried))}. Give the folder that its 'file_name' "
-                        "starts from as dataset.data_path"
+                        f"{self._where(i, t)} has no file; tried {', '.join(dict.fromkeys(tried))}",
+                        hint="set dataset.data_path to the folder that its 'file_name' is relative "
+                        "to",
                     )
-                found.append(path)
+                video_paths.append(path)
                 full = f"{self._roots[k]}/{path}"
-                if owner.setdefault(full, (i, t)) != (i, t):
+                # A shortened path may match a file of another video: this would go unnoticed.
+                if frame_of.setdefault(full, (i, t)) != (i, t):
                     raise DataError(
-                        f"{self._where(i, t)} and {self._where(*owner[full])} would both be "
-                        f"{full}; give each its own 'file_name' under {self._roots[k]}"
+                        f"{self._where(i, t)} and {self._where(*frame_of[full])} have the same "
+                        f"file {full}",
+                        hint=f"give each its own 'file_name' under {self._roots[k]}",
                     )
-            paths.append("\0".join(found))
+            # One string per video, because every loader process would copy a million small ones.
+            paths.append("\0".join(video_paths))
         return paths
 
     def _where(self, i: int, t: int) -> str:
-        k, v = self._places[i]
+        """Return the JSON file and the image, for error messages."""
+        k, v = self._locations[i]
         return f"{self._indices[k].file}: {self._indices[k].frame(v, t)}"
 
     def num_frames(self, i: int) -> int:
-        k, v = self._places[i]
+        k, v = self._locations[i]
         begin, end = self._indices[k].first[v : v + 2].tolist()
         return end - begin
 
     def order(self, i: int, t: int) -> float:
-        """``order_in_video`` of frame ``t`` of video ``i``, or its place in ``file_names``."""
+        """Return ``order_in_video`` of frame ``t`` of video ``i``, or its ``file_names`` index."""
         index, f = self._frame(i, t)
         return float(index.order[f])
 
@@ -160,72 +180,90 @@ class COCODataset(VideoSource):
         index, f = self._frame(i, t)
         if not index.annotated[f]:
             return None
-        stored = index.masks(self._places[i][1], t)
+        stored = index.masks(self._locations[i][1], t)
         if not stored:
             return {}
-        stated = tuple(index.sizes[f].tolist())
-        size = image_size(self._path(i, t)) if self._paths else stated if all(stated) else None
+        json_size = tuple(index.sizes[f].tolist())
+        size = (
+            image_size(self._path(i, t)) if self._paths else json_size if all(json_size) else None
+        )
         masks: dict[ObjectId, np.ndarray] = {}
-        for owner, segmentation, where in stored:
-            if isinstance(segmentation, list) and all(stated) and size != stated:
+        for object_id, segmentation, where in stored:
+            # Run lengths have a size of their own, which is checked when they are decoded. Polygons
+            # have none: if the image was resized after the annotation, they would be misplaced.
+            if isinstance(segmentation, list) and all(json_size) and size != json_size:
                 raise DataError(
-                    f"{where}: its image has 'height' and 'width' {list(stated)}, the file "
-                    f"{self._path(i, t)} {list(size or ())}, and polygons do not say which they "
-                    "mean; correct one of the two"
+                    f"{where}: its image has 'height' and 'width' {list(json_size)}, but the file "
+                    f"{self._path(i, t)} has {list(size or ())}",
+                    hint="correct the size in the JSON file, or replace the file",
                 )
             mask = decode(segmentation, size, where)
-            masks[owner] = masks[owner] | mask if owner in masks else mask
+            masks[object_id] = masks[object_id] | mask if object_id in masks else mask
         return masks
 
     def _frame(self, i: int, t: int) -> tuple[CocoIndex, int]:
-        k, v = self._places[i]
+        """Return the index of the video's JSON file, and the number of the frame in it."""
+        k, v = self._locations[i]
         if not 0 <= t < self.num_frames(i):
             raise IndexError(f"frame {t} of {self.num_frames(i)}")
         return self._indices[k], int(self._indices[k].first[v]) + t
 
     def _path(self, i: int, t: int) -> Path:
         if self._paths is None:
-            raise DataError(f"{self._where(i, t)} was opened without its files (files=False)")
-        return self._roots[self._places[i][0]] / self._paths[i].split("\0")[t]
+            raise DataError(
+                f"{self._where(i, t)} was opened without image files", hint="set files=True"
+            )
+        return self._roots[self._locations[i][0]] / self._paths[i].split("\0")[t]
 
 
 def list_files(annotation_file: str | Path | Sequence[str | Path]) -> list[Path]:
-    """One file, a list of them, or those that fit a pattern, in order of their names.
+    """List annotation files: one file, a list, or the sorted matches of a pattern.
 
     Raises:
-        DataError: no file fits the pattern.
+        DataError: no file matches the pattern.
     """
     if isinstance(annotation_file, (str, Path)):
         if os.path.exists(annotation_file) or not glob.has_magic(str(annotation_file)):
             return [Path(annotation_file)]
         annotation_file = sorted(glob.glob(str(annotation_file), recursive=True))
     if not annotation_file:
-        raise DataError("no file fits the pattern in dataset.annotation_file; check it")
+        raise DataError(
+            "no file matches the pattern",
+            key="dataset.annotation_file",
+            hint="check it; relative paths start at the working directory",
+        )
     return [Path(file) for file in annotation_file]
 
 
 def _names(indices: list[CocoIndex]) -> dict[str, tuple[int, int]]:
-    """Number of the file and number of the video in it, by name."""
-    common = Counter(name for index in indices for name in index.names)
-    above = os.path.commonpath([index.file.parent.absolute() for index in indices])
-    places: dict[str, tuple[int, int]] = {}
+    """Map each video name to the index of its JSON file and its index in that file.
+
+    Raises:
+        DataError: two videos have the same name, also with their files as a prefix.
+    """
+    counts = Counter(name for index in indices for name in index.names)
+    parent = os.path.commonpath([index.file.parent.absolute() for index in indices])
+    locations: dict[str, tuple[int, int]] = {}
     for k, index in enumerate(indices):
-        below = index.file.absolute().relative_to(above).with_suffix("")
+        prefix = index.file.absolute().relative_to(parent).with_suffix("")
         for v, name in enumerate(index.names):
-            name = name if common[name] == 1 else "-".join([*below.parts, name])
-            if name in places:
-                other = indices[places[name][0]].file
+            name = name if counts[name] == 1 else "-".join([*prefix.parts, name])
+            if name in locations:
+                other = indices[locations[name][0]].file
                 raise DataError(
-                    f"{index.file} and {other} both have a video {name!r}; give each its own id"
+                    f"{index.file} and {other} both have a video {name!r}",
+                    hint="give each video its own id",
                 )
-            places[name] = k, v
-    return places
+            locations[name] = k, v
+    return locations
 
 
 def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
-    """A function from the names of a file to where it is under the root, and what was tried.
+    """Return a function that finds a file under ``root`` from the paths of a JSON file.
 
-    It lists folders, each once, instead of asking for each of a million files.
+    The function takes candidate paths, and returns the existing path relative to the root, or None
+    and all paths that it tried. It lists each directory once, which is much faster than a stat call
+    for each of a million files.
     """
 
     @lru_cache(1024)
@@ -240,9 +278,9 @@ def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
         parts = [part for part in folder.split("/") if part not in ("", ".", "..")]
         return ["/".join(parts[k:]) for k in range(len(parts) + 1)]
 
-    def find(stated: list[str]) -> tuple[str | None, list[str]]:
+    def find(candidates: list[str]) -> tuple[str | None, list[str]]:
         tried = []
-        for path in stated:
+        for path in candidates:
             folder, _, name = path.replace("\\", "/").rpartition("/")
             for below in tails(folder):
                 tail = f"{below}/{name}" if below else name

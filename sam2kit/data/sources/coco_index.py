@@ -1,8 +1,8 @@
-"""Index the masks of a COCO JSON: their places in the file, as arrays; no mask is read before use.
+"""Index a COCO JSON file: arrays with the byte offset of every mask, which is read on access.
 
-A million annotations as Python objects would take gigabytes, in every loader process: a process
-that looks at an object writes its count of references, and so gets a copy of the memory around it.
-So msgspec decodes only the fields that the kit uses, and a segmentation stays text: a
+A million annotations as Python objects would take gigabytes in every loader process: reading an
+object changes its reference count, so a forked process copies the memory page around it. Therefore
+msgspec decodes only the fields that are used, and a segmentation stays text: a
 :class:`msgspec.Raw` is a view of the file in memory.
 """
 
@@ -25,16 +25,22 @@ from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import natural_key
 from sam2kit.utils.errors import DataError
 
+# Keys that identify a track, in order of preference.
 TRACKS = ("track_id", "instance_id", "object_id")
 _NULL = Raw(b"null")
 
 
+# gc=False: the garbage collector does not track the rows, which saves memory and time.
 class Row(Struct, gc=False):
+    """Base class of the rows of a JSON list; ``kind`` names them in error messages."""
+
     kind: ClassVar[str]
     id: Any = None
 
 
 class ImageRow(Row, gc=False):
+    """An entry of ``images``."""
+
     kind = "image"
     video_id: Any = None
     order_in_video: Any = None
@@ -49,6 +55,8 @@ class ImageRow(Row, gc=False):
 
 
 class VideoRow(Row, gc=False):
+    """An entry of ``videos``."""
+
     kind = "video"
     file_names: list[str] | None = None
     length: int | None = None
@@ -57,6 +65,8 @@ class VideoRow(Row, gc=False):
 
 
 class AnnotationRow(Row, gc=False):
+    """An entry of ``annotations``."""
+
     kind = "annotation"
     image_id: Any = None
     video_id: Any = None
@@ -72,11 +82,15 @@ class AnnotationRow(Row, gc=False):
 
 
 class FrameRows(Struct):
+    """The part of the file that defines videos and frames."""
+
     images: list[ImageRow] | None = None
     videos: list[VideoRow] | None = None
 
 
 class AnnotationRows(Struct):
+    """The part of the file that defines masks."""
+
     annotations: list[AnnotationRow]
 
 
@@ -84,30 +98,38 @@ Content = TypeVar("Content", bound=Struct)
 
 
 class StoredMask(NamedTuple):
-    """A mask as it stands in the file: its object, and the segmentation in COCO's form."""
+    """A mask as stored in the file.
 
-    owner: ObjectId
+    Attributes:
+        object_id: its object.
+        segmentation: polygons or run lengths in COCO's format.
+        where: file, annotation and frame, for error messages.
+    """
+
+    object_id: ObjectId
     segmentation: Any
-    where: str  # begins the message of an error
+    where: str
 
 
 class CocoIndex:
-    """The videos, frames and masks of one COCO JSON, all frames in one row, video after video.
+    """Index the videos, frames and masks of one COCO JSON file.
+
+    The frames of all videos are numbered consecutively, video after video: V videos, F frames.
 
     Args:
-        file: the JSON: ``images`` with ``video_id`` and ``order_in_video``, or ``videos`` with
-            ``file_names`` whose annotations have ``segmentations``.
-        identity: auto, track or category; :class:`sam2kit.data.sources.coco.COCODataset` explains
-            them.
-        keyframes_only: leave out masks on frames that are flagged as no key frames.
+        file: the JSON file: ``images`` with ``video_id`` and ``order_in_video``, or ``videos`` with
+            ``file_names`` and annotations with ``segmentations``.
+        identity: ``auto``, ``track`` or ``category``, as in
+            :class:`sam2kit.data.sources.coco.COCODataset`.
+        keyframes_only: treat frames that are flagged as between key frames as unannotated.
 
     Attributes:
-        names: the videos' ids as texts, in natural order.
-        first: ``[V+1]``: the frames of video v are numbers ``first[v]`` to ``first[v + 1] - 1``.
-        order: ``[F]`` float64: ``order_in_video``, or the place in ``file_names``.
-        sizes: ``[F,2]`` int32: rows and columns where the JSON states them, else 0.
-        annotated: ``[F]`` bool: whether somebody looked for objects.
-        between_keyframes: how many frames ``keyframes_only`` left without masks.
+        names: ids of the videos as strings, in natural order.
+        first: ``[V+1]``: video v has the frames ``first[v]`` to ``first[v + 1] - 1``.
+        order: ``[F]`` float64: ``order_in_video``, or the index in ``file_names``.
+        sizes: ``[F,2]`` int32: rows and columns if the JSON file gives them, else 0.
+        annotated: ``[F]`` bool: whether the frame is annotated.
+        between_keyframes: number of frames that ``keyframes_only`` made unannotated.
 
     Raises:
         DataError: as COCODataset.
@@ -118,85 +140,100 @@ class CocoIndex:
         content = _read_rows(file, FrameRows, "images")[0]
         self._stamp = self._state()
         if content.images is None and content.videos is None:
-            raise DataError(f"{file} has no list 'images' of objects; is it a COCO JSON?")
+            raise DataError(f"{file} has no list 'images' of objects", hint="give a COCO JSON file")
         self._by_image = bool(content.images) or not content.videos
         if self._by_image:
-            position = self._place_images(content.images or [])
+            position = self._index_images(content.images or [])
         else:
-            position = self._place_videos(content.videos or [])
-        del content  # before the annotations come, which may be as large
+            position = self._index_videos(content.videos or [])
+        del content  # free it before the annotations are read, which may be as large
         rows, text = _read_rows(file, AnnotationRows, "annotations")
-        find = self._masks_of_images if self._by_image else self._masks_of_tracks
-        frame_list, number_list, raws = array("i"), array("i"), []
-        for f, n, raw in find(rows.annotations, position):
+        iterate_masks = self._masks_of_images if self._by_image else self._masks_of_tracks
+        # Arrays of machine integers: lists would hold one Python object per mask.
+        frame_list, row_list, raws = array("i"), array("i"), []
+        for f, n, raw in iterate_masks(rows.annotations, position):
             frame_list.append(f)
-            number_list.append(n)
+            row_list.append(n)
             raws.append(raw)
-        frames, numbers = np.array(frame_list, np.int32), np.array(number_list, np.int32)
+        frames, row_numbers = np.array(frame_list, np.int32), np.array(row_list, np.int32)
         if not keyframes_only:
             self._flagged[:] = False
         self.annotated &= ~self._flagged
         self.between_keyframes = int(self._flagged.sum())
+        # Object ids may be strings, so arrays hold codes: indices into the list of distinct ids.
         codes: dict[ObjectId, int] = {}
         objects = self._identify(rows.annotations, identity)
-        owner = np.fromiter((codes.setdefault(o, len(codes)) for o in objects), np.int32)
-        self._owners = list(codes)
-        ids = _texts(rows.annotations)
-        del rows, position  # what follows needs as much memory
-        kept = np.argsort(frames, kind="stable")
-        kept = kept[self.annotated[frames[kept]]]
-        self._start = np.searchsorted(frames[kept], np.arange(len(self.order) + 1))
-        offset, length = _places(raws, text)
-        self._offset, self._length = offset[kept], length[kept]
+        object_codes = np.fromiter((codes.setdefault(o, len(codes)) for o in objects), np.int32)
+        self._objects = list(codes)
+        ids = _id_texts(rows.annotations)
+        del rows, position  # the rest needs as much memory
+        # Sort the masks by frame (stable: in the order of the file), without unannotated frames.
+        selected = np.argsort(frames, kind="stable")
+        selected = selected[self.annotated[frames[selected]]]
+        self._start = np.searchsorted(frames[selected], np.arange(len(self.order) + 1))
+        offset, length = _spans(raws, text)
+        self._offset, self._length = offset[selected], length[selected]
         self._text = b"".join(map(bytes, raws)) if text is None else None
-        self._owner, self._id = owner[numbers[kept]], ids[numbers[kept]]
+        self._code, self._id = object_codes[row_numbers[selected]], ids[row_numbers[selected]]
 
     def _name(self, row: Row, n: int) -> str:
-        """Name a row in messages: its file, its kind, and its id or else its number."""
+        """Name a row in error messages: its file, its kind, and its id or else its index."""
         return f"{self.file}: {row.kind} {f'number {n}' if row.id is None else repr(row.id)}"
 
     def _require(self, row: Row, n: int, *keys: str) -> None:
+        """Raise a DataError if the row does not have all keys."""
         for key in keys:
             value = getattr(row, key)
             if value is None or (key == "segmentation" and _is_null(value)):
-                raise DataError(f"{self._name(row, n)} has no {key!r}; every {row.kind} needs one")
+                raise DataError(
+                    f"{self._name(row, n)} has no {key!r}", hint=f"every {row.kind} needs one"
+                )
 
     def _positions(self, rows: Sequence[Row]) -> dict[str, int]:
-        """Number the rows by their ids, which must differ."""
+        """Map the ids of the rows, which must be unique, to their indices."""
         position = {str(row.id): n for n, row in enumerate(rows)}
         for n, row in enumerate(rows):
             if position[str(row.id)] != n:
                 raise DataError(
-                    f"{self._name(row, n)}: another {row.kind} has the same 'id'; ids must be "
-                    "unique"
+                    f"{self._name(row, n)}: another {row.kind} has the same 'id'",
+                    hint="ids must be unique",
                 )
         return position
 
-    def _place_images(self, images: list[ImageRow]) -> dict[str, int]:
-        """Frame numbers by image id."""
+    def _index_images(self, images: list[ImageRow]) -> dict[str, int]:
+        """Index the form per image, and return the frame numbers by image id."""
         if not images:
-            raise DataError(f"{self.file}: 'images' is empty; there is nothing to train on")
+            raise DataError(
+                f"{self.file}: 'images' is empty", hint="give a file with one image or more"
+            )
         for n, image in enumerate(images):
             self._require(image, n, "id", "video_id", "order_in_video")
-            place = image.order_in_video
-            if type(place) not in (int, float) or not abs(place) < 2**53:
+            order = image.order_in_video
+            # NaN fails the comparison, and larger integers are not exact as float64.
+            if type(order) not in (int, float) or not abs(order) < 2**53:
                 raise DataError(
-                    f"{self._name(image, n)}: 'order_in_video' is {place!r}; it must be a number"
+                    self._name(image, n),
+                    key="order_in_video",
+                    value=order,
+                    expected="a number below 2**53",
+                    hint="use the index of the frame in its video",
                 )
         videos = [str(image.video_id) for image in images]
         self.names = sorted(set(videos), key=natural_key)
         rank = {name: v for v, name in enumerate(self.names)}
         video = np.array([rank[name] for name in videos])
-        order = np.array([image.order_in_video for image in images], np.float64)
-        at = np.lexsort((order, video))
-        video, self.order = video[at], order[at]
-        images = [images[n] for n in at.tolist()]
+        orders = np.array([image.order_in_video for image in images], np.float64)
+        by_video = np.lexsort((orders, video))
+        video, self.order = video[by_video], orders[by_video]
+        images = [images[n] for n in by_video.tolist()]
         for f in np.flatnonzero((np.diff(video) == 0) & (np.diff(self.order) == 0)).tolist():
             one, other = images[f], images[f + 1]
             raise DataError(
-                f"{self._name(other, f)}: 'order_in_video' {other.order_in_video} "
-                f"of video {other.video_id!r} is taken by image {one.id!r}; number the frames of a "
-                "video differently"
+                self._name(other, f),
+                key="order_in_video",
+                value=other.order_in_video,
+                expected=f"unique, but image {one.id!r} of video {other.video_id!r} has it too",
+                hint="give each frame of a video its own number",
             )
         position = self._positions(images)
         self.first = np.searchsorted(video, np.arange(len(self.names) + 1))
@@ -207,17 +244,18 @@ class CocoIndex:
         self._files = self._pack([f"{im.file_name or ''}\n{im.path or ''}" for im in images])
         return position
 
-    def _place_videos(self, videos: list[VideoRow]) -> dict[str, int]:
-        """Video numbers by video id."""
+    def _index_videos(self, videos: list[VideoRow]) -> dict[str, int]:
+        """Index the form per track, and return the video indices by video id."""
         for n, video in enumerate(videos):
             self._require(video, n, "id")
             where = self._name(video, n)
             if not (video.file_names or video.length or 0) or (video.length or 1) < 1:
-                raise DataError(f"{where} has no 'file_names'; name the files of its frames")
+                raise DataError(f"{where} has no 'file_names'", hint="list the files of its frames")
             if video.file_names and video.length not in (None, len(video.file_names)):
                 raise DataError(
-                    f"{where} has {len(video.file_names)} 'file_names' and a 'length' of "
-                    f"{video.length}; name the file of every frame"
+                    f"{where} has {len(video.file_names)} 'file_names' but a 'length' of "
+                    f"{video.length}",
+                    hint="list the file of every frame",
                 )
         videos = sorted(videos, key=lambda video: natural_key(str(video.id)))
         self.names = [str(video.id) for video in videos]
@@ -235,15 +273,19 @@ class CocoIndex:
     def _masks_of_images(
         self, rows: list[AnnotationRow], position: dict[str, int]
     ) -> Iterator[tuple[int, int, Raw]]:
-        """Yield the frame, the annotation's number and the text of each mask."""
+        """Yield the frame number, the annotation's index and the JSON text of each mask."""
         for n, row in enumerate(rows):
             f = position.get(str(row.image_id), -1)
             if f < 0 or _is_null(row.segmentation) or not self.annotated[f]:
                 self._require(row, n, "image_id", "segmentation")
                 fault = "is not the id of any image"
                 if f >= 0:
-                    fault = "is that of an image that says 'annotated': false; remove that"
-                raise DataError(f"{self._name(row, n)}: 'image_id' {str(row.image_id)!r} {fault}")
+                    fault = "is an image with 'annotated': false"
+                raise DataError(
+                    f"{self._name(row, n)}: 'image_id' {str(row.image_id)!r} {fault}",
+                    hint="remove the annotation, or correct the image",
+                )
+            # One interpolated mask is enough: the frame has not been annotated by hand.
             if _is_between_keyframes(row):
                 self._flagged[f] = True
             yield f, n, row.segmentation
@@ -251,33 +293,36 @@ class CocoIndex:
     def _masks_of_tracks(
         self, rows: list[AnnotationRow], position: dict[str, int]
     ) -> Iterator[tuple[int, int, Raw]]:
-        """As :meth:`_masks_of_images`."""
+        """Yield the same as :meth:`_masks_of_images`."""
         for n, row in enumerate(rows):
             self._require(row, n, "video_id", "segmentations")
             where, raws = self._name(row, n), row.segmentations or []
             v = position.get(str(row.video_id), -1)
             if v < 0:
                 raise DataError(
-                    f"{where}: 'video_id' {str(row.video_id)!r} is not the id of any video"
+                    f"{where}: 'video_id' {str(row.video_id)!r} is not the id of any video",
+                    hint="remove the annotation, or add the video",
                 )
             begin, end = self.first[v : v + 2].tolist()
             if len(raws) != end - begin:
                 raise DataError(
-                    f"{where} has {len(raws)} 'segmentations', its video {self.names[v]!r} "
-                    f"{end - begin} frames; give one for each, null where the object is not seen"
+                    f"{where} has {len(raws)} 'segmentations', but its video {self.names[v]!r} has "
+                    f"{end - begin} frames",
+                    hint="give one per frame, null where the object is not visible",
                 )
             yield from ((begin + t, n, raw) for t, raw in enumerate(raws) if not _is_null(raw))
 
     def _identify(self, rows: list[AnnotationRow], identity: str) -> Iterator[ObjectId]:
-        """The object of each annotation."""
+        """Yield the object id of each annotation."""
         keys = () if identity == "category" else TRACKS
         tracks = (k for k in keys if any(_value_of(row, k) is not None for row in rows))
-        own = "category_id" if self._by_image or identity == "category" else "id"
-        key = next(tracks, own)
+        # In the form per track, an annotation without these keys is a track itself.
+        fallback = "category_id" if self._by_image or identity == "category" else "id"
+        key = next(tracks, fallback)
         if key == "category_id" and identity == "track" and rows:
             raise DataError(
-                f"{self.file}: no annotation has any of {', '.join(TRACKS)}, which dataset.identity"
-                "=track needs; add them, or choose category or components"
+                f"{self.file}: identity=track needs annotations with one of {', '.join(TRACKS)}",
+                hint="add them, or use dataset.identity=category or components",
             )
         for n, row in enumerate(rows):
             value = _value_of(row, key)
@@ -286,59 +331,85 @@ class CocoIndex:
                 continue
             where = self._name(row, n)
             if value is None:
-                because = " (other annotations have it)" if key in TRACKS else ""
-                raise DataError(f"{where} has no {key!r}{because}; every annotation needs one")
-            raise DataError(f"{where}: {key!r} is {value!r}; it must be a whole number or a text")
+                reason = " (other annotations have it)" if key in TRACKS else ""
+                raise DataError(
+                    f"{where} has no {key!r}{reason}", hint="every annotation needs one"
+                )
+            raise DataError(
+                where,
+                key=key,
+                value=value,
+                expected="an integer or a string",
+                hint="export the file again",
+            )
 
     def _pack(self, texts: list[str]) -> list[str]:
-        """One text for each video."""
+        """Join one string per frame to one string per video."""
         spans = zip(self.first.tolist(), self.first[1:].tolist(), strict=False)
         return ["\0".join(texts[begin:end]) for begin, end in spans]
 
     def _state(self) -> tuple[int, int]:
+        """Return the size and modification time of the file."""
         status = self.file.stat()
         return status.st_size, status.st_mtime_ns
 
     def files(self, v: int) -> list[list[str]]:
-        """What the JSON calls the file of each frame of video ``v``: no, one or two names."""
+        """Return the file paths of each frame of video ``v`` in the JSON file: up to two."""
         return [[n for n in names.split("\n") if n] for names in self._files[v].split("\0")]
 
     def frame(self, v: int, t: int) -> str:
-        """What to call frame ``t`` of video ``v`` in messages."""
+        """Name frame ``t`` of video ``v`` in error messages."""
         if self._by_image:
             return f"image {self._ids[v].split(chr(0))[t]}"
         return f"frame {t} of video {self.names[v]!r}"
 
     def masks(self, v: int, t: int) -> list[StoredMask]:
-        """The masks on frame ``t`` of video ``v``, as they follow each other in the file.
+        """Read the masks on frame ``t`` of video ``v``, in the order of the file.
 
         Raises:
-            DataError: the file is gone or was changed since, or a mask cannot be read.
+            DataError: the file is missing or has changed, or a mask cannot be read.
         """
         f = int(self.first[v]) + t
-        found = range(self._start[f], self._start[f + 1])
-        if not found:
+        numbers = range(self._start[f], self._start[f + 1])
+        if not numbers:
             return []
         stored = []
         try:
+            # The offsets are valid for the file as it was when it was opened only.
             if self._state() != self._stamp:
-                raise DataError(f"{self.file} was changed since it was opened; start again")
+                raise DataError(f"{self.file} was changed since it was opened", hint="restart")
             with io.BytesIO(self._text) if self._text else self.file.open("rb") as stream:
-                for k in found:
+                for k in numbers:
                     stream.seek(self._offset[k])
                     where = f"{self.file}: annotation {self._id[k].decode()} ({self.frame(v, t)})"
                     try:
                         segmentation = json.loads(stream.read(self._length[k]))
                     except (ValueError, RecursionError) as error:
-                        raise DataError(f"{where}: its mask is not JSON ({error})") from error
-                    stored.append(StoredMask(self._owners[self._owner[k]], segmentation, where))
+                        raise DataError(
+                            f"{where}: its mask is not JSON ({error})", hint="export the file again"
+                        ) from error
+                    stored.append(StoredMask(self._objects[self._code[k]], segmentation, where))
         except OSError as error:
-            raise DataError(f"{self.file} cannot be read: {error}; put it back") from error
+            raise DataError(
+                f"{self.file} cannot be read: {error}", hint="restore the file"
+            ) from error
         return stored
 
 
 def _read_rows(path: Path, kind: type[Content], key: str) -> tuple[Content, mmap.mmap | None]:
-    """The file's content, and the file in memory if the content's Raw fields are parts of it."""
+    """Decode a part of the file.
+
+    Args:
+        path: the JSON file.
+        kind: the structure of the part.
+        key: its list, for the error message.
+
+    Returns:
+        The content, and the memory-mapped file if the Raw fields of the content are parts of it.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or has another structure.
+    """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size:
@@ -348,20 +419,24 @@ def _read_rows(path: Path, kind: type[Content], key: str) -> tuple[Content, mmap
                 except msgspec.ValidationError:
                     raise
                 except msgspec.DecodeError:
-                    pass  # Python's reader takes what JSON has not but files have: NaN, a BOM
+                    pass  # Python's decoder accepts what some tools write: NaN, a BOM
             content = json.loads(file.read(), object_hook=_keep_raw)
             return msgspec.convert(content, kind), None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}; check dataset.annotation_file") from error
+        raise DataError(
+            f"{path} cannot be read: {error}", hint="check dataset.annotation_file"
+        ) from error
     except msgspec.ValidationError as error:
         raise DataError(
-            f"{path} has no list {key!r} of objects as COCO has it ({error}); is it a COCO JSON?"
+            f"{path} has no list {key!r} of objects in COCO's format ({error})",
+            hint="give a COCO JSON file",
         ) from error
     except ValueError as error:
-        raise DataError(f"{path} is not a JSON file: {error}; export it again") from error
+        raise DataError(f"{path} is not a JSON file: {error}", hint="export it again") from error
 
 
 def _keep_raw(row: dict[str, Any]) -> dict[str, Any]:
+    """Convert the masks of a row back to JSON text, as msgspec leaves them."""
     if "segmentation" in row:
         row["segmentation"] = Raw(json.dumps(row["segmentation"]).encode())
     if isinstance(row.get("segmentations"), list):
@@ -370,7 +445,7 @@ def _keep_raw(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value_of(row: AnnotationRow, key: str) -> Any:
-    """A field of an annotation, or of its ``attributes``, where CVAT puts what COCO has not."""
+    """Return a field of an annotation, or of its ``attributes``, where CVAT stores track ids."""
     value = getattr(row, key)
     if value is None and key in TRACKS and isinstance(row.attributes, dict):
         return row.attributes.get(key)
@@ -378,7 +453,7 @@ def _value_of(row: AnnotationRow, key: str) -> Any:
 
 
 def _is_between_keyframes(row: ImageRow | AnnotationRow) -> bool:
-    """Whether a flag says that this is no key frame; there need be none."""
+    """Return whether a flag says that this is not a key frame; without a flag it is one."""
     if isinstance(row, ImageRow):
         return False in (row.is_keyframe, row.keyframe, row.is_det_keyframe)
     attributes = row.attributes
@@ -388,31 +463,38 @@ def _is_between_keyframes(row: ImageRow | AnnotationRow) -> bool:
 
 
 def _is_null(raw: Raw) -> bool:
+    """Return whether the JSON text is ``null``, without copying a long text."""
     view = memoryview(raw)
     return view.nbytes == 4 and view == b"null"
 
 
-def _places(raws: Sequence[Raw], text: mmap.mmap | None) -> tuple[np.ndarray, np.ndarray]:
-    """``[N]`` int64 and int32: where each part begins in ``text`` and how long it is, in bytes.
+def _spans(raws: Sequence[Raw], text: mmap.mmap | None) -> tuple[np.ndarray, np.ndarray]:
+    """Locate each part in the text.
 
-    Parts follow each other as they do in the text. Without a text they stand end to end.
+    Args:
+        raws: the parts, in their order in the text.
+        text: the memory-mapped file. None: the parts will be concatenated.
+
+    Returns:
+        Offsets ``[N]`` int64 and lengths ``[N]`` int32, in bytes.
     """
     lengths = np.fromiter((memoryview(raw).nbytes for raw in raws), np.int32, len(raws))
     if text is None:
         return np.cumsum(lengths, dtype=np.int64) - lengths, lengths
 
-    def found(at: int = 0) -> Iterator[int]:
+    # msgspec does not report offsets, so each part is searched from the end of the previous one.
+    # The first match may be another place with equal bytes, which decodes to the same mask.
+    def offsets(position: int = 0) -> Iterator[int]:
         for raw, length in zip(raws, lengths.tolist(), strict=True):
-            # The first such bytes from here on: if they are not the part itself, they are its like.
-            at = text.find(raw, at)
-            yield at
-            at += length
+            position = text.find(raw, position)
+            yield position
+            position += length
 
-    return np.fromiter(found(), np.int64, len(raws)), lengths
+    return np.fromiter(offsets(), np.int64, len(raws)), lengths
 
 
-def _texts(rows: list[AnnotationRow]) -> np.ndarray:
-    """The ids of annotations, or their numbers, as texts of one length."""
+def _id_texts(rows: list[AnnotationRow]) -> np.ndarray:
+    """Return the ids of annotations, or else their indices, as an array of fixed-length bytes."""
 
     def texts() -> Iterator[bytes]:
         for n, row in enumerate(rows):
@@ -422,5 +504,6 @@ def _texts(rows: list[AnnotationRow]) -> np.ndarray:
 
 
 def _sizes(rows: list[ImageRow] | list[VideoRow]) -> np.ndarray:
-    stated = np.array([[row.height, row.width] for row in rows], np.float64)  # None becomes NaN
-    return np.nan_to_num(stated, posinf=0, neginf=0).astype(np.int32)
+    """Return rows and columns as ``[N,2]`` int32, 0 if the JSON file does not give them."""
+    sizes = np.array([[row.height, row.width] for row in rows], np.float64)  # None becomes NaN
+    return np.nan_to_num(sizes, posinf=0, neginf=0).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Masks of whole categories taken apart: connected components that keep their identity."""
+"""Split category masks into connected components, and match the components over time."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ import numpy as np
 from sam2kit.data.sources.base import ObjectId, SelectedVideos, VideoSource
 from sam2kit.utils.errors import DataError
 
-LEAST_OVERLAP = 0.1  # below, a component is not what an object has become
-_VIDEOS_KEPT = 256
+MIN_IOU = 0.1  # minimum IoU at which a component continues an earlier object
+_MAX_CACHED_VIDEOS = 256
 
 
 class ConnectedObjects(SelectedVideos):
-    """Another source, each of whose masks is split into its connected components.
+    """Split each mask of another source into connected components, one object per component.
 
-    *Components* touch at sides or corners (8 neighbours). *Identity:* a video's annotated frames
-    are gone through in order. Each component is compared with the latest mask of every object that
-    its category has had so far, however long ago that was; pairs are made by falling IoU, until it
-    is below ``LEAST_OVERLAP``. A component left over is a new object. So an object that is gone for
-    a while and comes back elsewhere is a new one, and of two that merge the larger goes on.
+    *Components* are 8-connected: pixels that touch at a side or a corner belong together.
 
-    *Names* are ``CATEGORY-N`` with N from 1 on, by frame and, on one frame, by the first pixel from
-    the top left. They depend on the video alone, not on what was read before: a video's frames are
-    gone through once, when the first of its masks is asked for, and the names alone are kept.
+    *Identity.* The annotated frames of a video are processed in order. Each component is compared
+    with the latest mask of every earlier object of the same category, however long ago that object
+    was last visible. Pairs are matched greedily in order of decreasing IoU, down to a minimum of
+    ``MIN_IOU``. An unmatched component becomes a new object. So an object that disappears and
+    returns elsewhere becomes a new object, and when two objects merge, the one with the larger IoU
+    continues.
+
+    *Names* are ``CATEGORY-N`` with N from 1, assigned in order of frames and, within a frame, of
+    the first pixel in raster order. They depend on the video only, not on the order of reading: the
+    first access to a mask of a video processes all its frames once, and caches the names only.
+
+    Args:
+        source: a source whose object ids are categories.
 
     Raises:
-        DataError: on reading, annotated frames of one video that differ in size.
+        DataError: on reading, the annotated frames of a video differ in size.
     """
 
     def __init__(self, source: VideoSource) -> None:
         super().__init__(source, list(range(len(source))))
-        # Of each video, of each annotated frame: the numbers of its components by category.
+        # Per video and frame: the object numbers of the components of each category.
         self._numbers: OrderedDict[int, list[dict[ObjectId, list[int]]]] = OrderedDict()
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
@@ -44,8 +50,8 @@ class ConnectedObjects(SelectedVideos):
         if not masks:
             return masks
         if i not in self._numbers:
-            self._numbers[i] = self._follow(i)
-            if len(self._numbers) > _VIDEOS_KEPT:
+            self._numbers[i] = self._match_video(i)
+            if len(self._numbers) > _MAX_CACHED_VIDEOS:
                 self._numbers.popitem(last=False)
         numbers = self._numbers[i][t]
         return {
@@ -55,58 +61,72 @@ class ConnectedObjects(SelectedVideos):
             for k, number in enumerate(numbers[category], 1)
         }
 
-    def _follow(self, i: int) -> list[dict[ObjectId, list[int]]]:
-        """The numbers of the components of every frame of a video."""
-        seen: dict[ObjectId, list[np.ndarray]] = {}
-        found: list[dict[ObjectId, list[int]]] = []
+    def _match_video(self, i: int) -> list[dict[ObjectId, list[int]]]:
+        """Return the object numbers of the components of every frame of video ``i``."""
+        latest: dict[ObjectId, list[np.ndarray]] = {}
+        numbers: list[dict[ObjectId, list[int]]] = []
         size = None
         for t in range(self.num_frames(i)):
-            found.append({})
+            numbers.append({})
             for category, mask in (super().read_masks(i, t) or {}).items():
+                # Masks are compared by flat pixel index, so all frames must have one size.
                 if mask.shape != (size := size or mask.shape):
                     raise DataError(
-                        f"video {self.name(i)!r}: frame {self.frame_name(i, t)!r} is {mask.shape}, "
-                        f"those before are {size}; make all frames of a video the same size"
+                        f"video {self.name(i)!r}: frame {self.frame_name(i, t)!r} has the size "
+                        f"{list(mask.shape)}, earlier frames have {list(size)}",
+                        hint="make all frames of a video the same size",
                     )
-                found[t][category] = _match(*components(mask), seen.setdefault(category, []))
-        return found
+                numbers[t][category] = _match_frame(
+                    *components(mask), latest.setdefault(category, [])
+                )
+        return numbers
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """``[H,W]`` int32 and N: the connected components as 1 to N, by their first pixels in rows."""
+    """Label the connected components of a mask in raster order of their first pixels.
+
+    Args:
+        mask: ``[H,W]`` bool.
+
+    Returns:
+        ``[H,W]`` int32 labels, 0 for the background and 1 to N for the components, and N.
+    """
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    # OpenCV does not document the order of its labels: they are renumbered to be reproducible.
     first = np.full(count, labels.size)
     inside = np.flatnonzero(mask)
-    first[labels.ravel()[inside][::-1]] = inside[::-1]  # what is written last stays
+    first[labels.ravel()[inside][::-1]] = inside[::-1]  # the last write wins: the first pixel
     rank = np.zeros(count, np.int32)
     rank[1 + np.argsort(first[1:])] = np.arange(1, count)
     return rank[labels], count - 1
 
 
-def _match(labels: np.ndarray, count: int, seen: list[np.ndarray]) -> list[int]:
-    """The number of each component, 1 for the first of ``seen``, which is brought up to date.
+def _match_frame(labels: np.ndarray, count: int, latest: list[np.ndarray]) -> list[int]:
+    """Return the object number of each component of a frame, and update ``latest`` in place.
 
     Args:
-        labels: as :func:`components` gives them.
-        seen: the pixels of each object's latest mask, as places in the flat picture.
+        labels: labels of the components, as :func:`components` returns them.
+        count: number of components.
+        latest: flat pixel indices of the latest mask of each object; object 1 comes first.
     """
     flat = labels.ravel()
     areas = np.bincount(flat, minlength=count + 1)[1:]
     shared = np.array(
-        [np.bincount(flat[pixels], minlength=count + 1)[1:] for pixels in seen]
-    ).reshape(len(seen), count)
-    lengths = np.array([len(pixels) for pixels in seen], int).reshape(-1, 1)
+        [np.bincount(flat[pixels], minlength=count + 1)[1:] for pixels in latest]
+    ).reshape(len(latest), count)
+    lengths = np.array([len(pixels) for pixels in latest], int).reshape(-1, 1)
     iou = shared / (areas + lengths - shared)
     numbers = [0] * count
-    for place in np.argsort(-iou, axis=None, kind="stable").tolist():
-        number, component = divmod(place, count)
-        if iou[number, component] < LEAST_OVERLAP:
+    # Greedy matching; the stable sort resolves ties the same way in every process.
+    for pair in np.argsort(-iou, axis=None, kind="stable").tolist():
+        number, component = divmod(pair, count)
+        if iou[number, component] < MIN_IOU:
             break
         if not numbers[component] and number + 1 not in numbers:
             numbers[component] = number + 1
     for component in range(count):
         if not numbers[component]:
-            seen.append(np.empty(0, int))
-            numbers[component] = len(seen)
-        seen[numbers[component] - 1] = np.flatnonzero(flat == component + 1)
+            latest.append(np.empty(0, int))
+            numbers[component] = len(latest)
+        latest[numbers[component] - 1] = np.flatnonzero(flat == component + 1)
     return numbers

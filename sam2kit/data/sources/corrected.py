@@ -1,13 +1,13 @@
-"""Masks that somebody corrected, kept beside a data set and read in place of its own.
+"""Store corrected masks beside a data set, and read them instead of its original masks.
 
-``corrections.jsonl`` is only ever appended to. A line is one frame of one video with the masks of
-all its objects::
+``corrections.jsonl`` is append-only. A line holds one frame of one video with the masks of all its
+objects::
 
     {"version": 1, "video": "bear", "frame_index": 12, "size": [480, 854],
      "objects": [{"id": 1, "counts": "…"}], "made": "2026-01-31T12:00:00+00:00"}
 
-``counts`` are COCO's compressed run lengths. Of several lines about a frame the last one counts; an
-object that it does not list is absent there.
+``counts`` are COCO's compressed run lengths. Of several lines about one frame the last one applies;
+an object that it does not list is absent there.
 """
 
 from __future__ import annotations
@@ -55,17 +55,19 @@ def append_correction(
     masks: Mapping[ObjectId, np.ndarray],
     size: tuple[int, int],
 ) -> None:
-    """Append the masks of one frame; nothing that the file holds is changed.
+    """Append the masks of one frame to a corrections file, which is created if it is missing.
 
     Args:
-        frame: its number in the video, from 0.
-        masks: ``[H,W]`` bool by object, at the size of the video's frames; those left out are
-            absent, and an empty mask says the same.
+        path: the corrections file.
+        video: name of the video.
+        frame: index of the frame, from 0.
+        masks: ``[H,W]`` bool per object, at the size of the video's frames. Objects that are
+            missing here or have an empty mask are absent on the frame.
         size: H and W.
 
     Raises:
-        DataError: nothing can be written there.
-        ValueError: a mask of another size.
+        DataError: the file cannot be written.
+        ValueError: a mask has another size.
     """
     if wrong := {k: m.shape for k, m in masks.items() if m.shape != tuple(size)}:
         raise ValueError(f"masks {wrong} do not have the frame's size {size}")
@@ -77,45 +79,50 @@ def append_correction(
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); name another") from error
+        raise DataError(
+            f"{path} cannot be written ({error.strerror})", hint="give another path"
+        ) from error
 
 
 class CorrectedSource(DerivedSource):
-    """A source whose masks are those of a file of corrections where it has any.
+    """Replace the masks of another source by corrected ones, on the frames that have them.
 
-    Of a source without masks the other frames stay as unannotated as they were.
+    The other frames of a source without masks stay unannotated.
 
     Args:
-        source: the videos as they are.
-        path: ``corrections.jsonl``; what it says of other videos is left aside.
+        source: the original videos.
+        path: ``corrections.jsonl``; its lines about other videos are ignored.
 
     Attributes:
-        corrected: how many frames of these videos are corrected.
+        corrected: number of corrected frames of these videos.
 
     Raises:
-        DataError: the file is missing, or a line cannot be read or names a frame that its video
-            does not have; on reading, masks of another size than their frame.
+        DataError: the file is missing, or a line is invalid or names a frame that does not exist;
+            on reading, corrected masks whose size differs from their frame.
     """
 
     def __init__(self, source: VideoSource, path: str | Path) -> None:
         self.source, self.path, self.names = source, Path(path), source.names
-        frames = {name: source.num_frames(i) for i, name in enumerate(source.names)}
+        frame_counts = {name: source.num_frames(i) for i, name in enumerate(source.names)}
         self._lines: dict[tuple[str, int], tuple[str, Correction]] = {}
         for where, line in _read(self.path):
             video, frame = line.video, line.frame_index
-            if video not in frames:
+            if video not in frame_counts:
                 continue
-            if not 0 <= frame < frames[video]:
+            if not 0 <= frame < frame_counts[video]:
                 raise DataError(
-                    f"{where}: field 'frame_index' is {frame}, but {video!r} has the frames 0 to "
-                    f"{frames[video] - 1}; remove the line"
+                    where,
+                    key="frame_index",
+                    value=frame,
+                    expected=f"from 0 to {frame_counts[video] - 1} (video {video!r})",
+                    hint="remove the line",
                 )
-            self._lines[video, frame] = where, line
+            self._lines[video, frame] = where, line  # a later line replaces an earlier one
         self.corrected = len(self._lines)
         self.has_masks = source.has_masks or self.corrected > 0
 
     def videos(self) -> set[str]:
-        """The names of those with a corrected frame."""
+        """Return the names of the videos that have a corrected frame."""
         return {video for video, _ in self._lines}
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
@@ -125,11 +132,14 @@ class CorrectedSource(DerivedSource):
         if (correction := self._lines.get((self.name(i), t))) is None:
             return self.source.read_masks(i, t)
         where, line = correction
-        picture = self.source.frame_path(i, t)
-        if picture is not None and image_size(picture) != line.size:
+        image = self.source.frame_path(i, t)
+        if image is not None and image_size(image) != line.size:
             raise DataError(
-                f"{where}: field 'size' is {list(line.size)}, but {picture} is of "
-                f"{list(image_size(picture))}; remove the line"
+                where,
+                key="size",
+                value=list(line.size),
+                expected=f"{list(image_size(image))}, the size of {image}",
+                hint="remove the line",
             )
         try:
             return {
@@ -138,9 +148,10 @@ class CorrectedSource(DerivedSource):
             }
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{where}: field 'objects' cannot be read ({error}); remove the line"
+                f"{where}: field 'objects' cannot be read ({error})", hint="remove the line"
             ) from None
 
+    # A correction decides about every pixel and replaces the mask files of its frame.
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         return None if (self.name(i), t) in self._lines else self.source.read_void(i, t)
 
@@ -152,9 +163,9 @@ class CorrectedSource(DerivedSource):
 
 
 def with_corrections(source: VideoSource, path: str | Path) -> VideoSource:
-    """``source`` as ``dataset.corrections`` asks for it.
+    """Apply the corrections file of ``dataset.corrections`` to a source.
 
-    Of a source without masks only the corrected videos are left, if there are any.
+    If the source has no masks, only the videos with corrected frames remain, if there are any.
 
     Raises:
         DataError: as :class:`CorrectedSource`.
@@ -162,29 +173,33 @@ def with_corrections(source: VideoSource, path: str | Path) -> VideoSource:
     corrected = CorrectedSource(source, path)
     videos = corrected.videos()
     logger.info(
-        "{}: corrected masks of {} frames of {} of {} videos",
+        "{}: {} corrected frames in {} of {} videos",
         *(path, corrected.corrected, len(videos), len(source)),
     )
     if source.has_masks or not videos:
         return corrected
+    # A video without any mask would be an error in training.
     logger.warning(
-        "{} of {} videos have no masks but corrected ones; the others are left out",
+        "Using only {} of {} videos: the others have neither masks nor corrections",
         *(len(videos), len(source)),
     )
     return SelectedVideos(corrected, [i for i, n in enumerate(source.names) if n in videos])
 
 
 def _read(path: Path) -> Iterator[tuple[str, Correction]]:
-    """Yield the lines, each with its file and number."""
+    """Yield the location of each line (file and line number) and its content."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: no readable file of corrections ({error}); the prompt debugger writes it"
+            f"{path} is not a readable corrections file ({error})",
+            hint="give a file that the prompt debugger wrote",
         ) from None
     for number, row in enumerate(text.splitlines(), 1):
         where = f"{path}: line {number}"
         try:
             yield where, msgspec.convert(json.loads(row), Correction)
         except ValueError as error:
-            raise DataError(f"{where} is no correction of version 1 ({error}); remove it") from None
+            raise DataError(
+                f"{where} is not a correction of version 1 ({error})", hint="remove the line"
+            ) from None

@@ -1,4 +1,4 @@
-"""Folders of frames with masks beside them, as DAVIS and its kin lay them out."""
+"""Read directories of frames with masks beside them: DAVIS, YouTube-VOS and similar layouts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     VIDEO_ENDINGS,
     Listing,
-    in_order,
     list_folder,
+    log_ignored,
     natural_key,
     read_split,
+    sort_files,
     stem,
-    tell_others,
 )
 from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.utils.errors import DataError
@@ -33,11 +33,14 @@ LAYOUTS = (
 
 
 class MaskedFrames(VideoSource):
-    """Read the masks of frames that are picture files, with files of masks beside them."""
+    """Base class for sources whose frames are image files with mask files beside them."""
 
     @abstractmethod
     def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
-        """The mask files of video ``i``, if there are any, and the number of frame ``t`` there."""
+        """Return the mask files of video ``i`` and the index of frame ``t`` in them.
+
+        The mask files are None if the source has no masks.
+        """
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         files, k = self.masks_of(i, t)
@@ -55,38 +58,42 @@ class MaskedFrames(VideoSource):
 
 
 class VideoDataset(MaskedFrames):
-    """A directory of videos, each a folder of frames, with masks beside them.
+    """Read a directory of videos, each a directory of frames, with masks beside them.
 
-    Understood are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
-    ``ROOT/Annotations/[RESOLUTION/]VIDEO/`` (DAVIS, YouTube-VOS, MOSE, LVOS; where there is no such
-    folder, the only one whose name goes on, as in ``JPEGImages_24fps``), and plain
-    ``ROOT/VIDEO/*.jpg`` without masks. Frames may be jpg, jpeg, png, webp, tif or tiff in any case.
-    Names need not be numbers, and numbers may have gaps: frames stand in the order of their names,
-    numbers within them by value (``2.jpg`` before ``10.jpg``). What is neither frame nor mask, and
-    names that begin with a dot, are left out, which is logged.
+    The layouts are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
+    ``ROOT/Annotations/[RESOLUTION/]VIDEO/`` (DAVIS, YouTube-VOS, MOSE, LVOS), and plain
+    ``ROOT/VIDEO/*.jpg`` without masks. If one of the two directories is missing, the only directory
+    with a longer name replaces it, such as ``JPEGImages_24fps``.
 
-    Masks are those of :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG files that hold
-    object numbers, or a folder of PNG files for each object. A frame without a mask file is one
-    that nobody annotated.
+    Frames are jpg, jpeg, png, webp, tif or tiff files, in upper or lower case. They are sorted by
+    name, with numbers compared by value (``2.jpg`` before ``10.jpg``); names need not be numbers,
+    and numbers may have gaps. Hidden files, and files that are neither frames nor masks, are
+    ignored and logged.
 
-    Folders are listed once and no file is opened. What stays in memory is a text for each video,
-    so that a million frames take no more than their names do.
+    Masks are read as described in :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG files
+    that hold object numbers, or one directory of PNG files per object. A frame without a mask file
+    is unannotated.
+
+    Directories are listed once, and no file is opened. Memory holds one string per video, so a
+    million frames need no more than the length of their names.
 
     Args:
         root: the directory.
-        split: which videos, in which order: a text file with a name on each line, or its name
-            under ``ROOT/ImageSets`` without ``.txt``, such as ``2016/train``. Lines as in
-            DAVIS 2016 (``/JPEGImages/480p/bear/00000.jpg ...``) are understood. None: all videos.
-        resolution: which folder, where there are several; None takes 480p if it is among them.
-        masks_path: the folder in which each video's masks have a folder, where it is not
+        split: the videos and their order: a text file with one name per line, or its name under
+            ``ROOT/ImageSets`` without ``.txt``, such as ``2016/train``. Lines in the format of
+            DAVIS 2016 (``/JPEGImages/480p/bear/00000.jpg ...``) are supported. None (default): all
+            videos.
+        resolution: the directory to use if there are several resolutions. None (default): 480p, if
+            it exists.
+        masks_path: the directory with one subdirectory of masks per video. None (default):
             ``ROOT/Annotations``.
-        refused: is told of each video that cannot be used, which is then left out; None: the first
-            one is an error.
+        refused: called with the error of each unusable video, which is then skipped. None
+            (default): the first such error is raised.
 
     Raises:
-        DataError: no videos, an empty folder, a mask without its frame, two frames of one name, a
-            video of the split that does not exist; on reading, a file that cannot be read, a colour
-            mask, a mask whose size is not its frame's.
+        DataError: no videos, an empty directory, a mask without a frame, two frames of one name, or
+            a video of the split that does not exist; on reading, a file that cannot be read, a
+            colour mask, or a mask whose size differs from its frame.
     """
 
     def __init__(
@@ -99,23 +106,24 @@ class VideoDataset(MaskedFrames):
     ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{self.root} is not a folder; expected {LAYOUTS}")
+            raise DataError(f"{self.root} is not a folder", hint=f"expected {LAYOUTS}")
         folder, listings, masks = self._find_folders(resolution)
         if masks_path is not None:
             masks = Path(masks_path)
             if (masks / folder.name).is_dir():  # of this resolution
                 masks = masks / folder.name
+        # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
         no_videos = ("ImageSets", masks.name if masks and masks.parent == folder else "")
-        found = sorted((name for name in listings if name not in no_videos), key=natural_key)
-        if not any(listings[name].files for name in found):
-            raise DataError(f"{self.root}: no videos found. {self._hint(folder)}")
+        videos = sorted((name for name in listings if name not in no_videos), key=natural_key)
+        if not any(listings[name].files for name in videos):
+            raise DataError(f"{self.root}: no videos found", hint=self._hint(folder))
         self._folder = folder
         self.names: list[str] = []
         self._frames: list[str] = []
         self._masks: list[MaskFiles] = []
         self.has_masks = masks is not None
         others: list[str] = []
-        for name in found if split is None else read_split(split, self.root, found):
+        for name in videos if split is None else read_split(split, self.root, videos):
             try:
                 others += self._add(name, listings[name], masks)
             except DataError as error:
@@ -123,64 +131,77 @@ class VideoDataset(MaskedFrames):
                     raise
                 refused(error)
         if not self.names:
-            raise DataError(f"{self.root}: none of its videos can be used")
-        tell_others(self.root, others)
+            raise DataError(
+                f"{self.root}: none of the videos can be used",
+                hint="fix the errors of the single videos",
+            )
+        log_ignored(self.root, others)
 
     def _add(self, name: str, listing: Listing, masks: Path | None) -> list[str]:
-        """Take a video in; the names in its folders that are no part of it."""
-        files = in_order(listing.files, self._folder / name)
+        """Add a video, and return the names in its directories that are neither frame nor mask."""
+        files = sort_files(listing.files, self._folder / name)
         if not files:
             raise DataError(
-                f"{self._folder / name} holds no frames ({', '.join(FRAME_ENDINGS)}); remove "
-                "the folder or list the videos to use in dataset.split"
+                f"{self._folder / name} holds no frames ({', '.join(FRAME_ENDINGS)})",
+                hint="remove the folder, or list the videos to use in dataset.split",
             )
-        own = [] if masks is None else [_masks_of(masks / name, files)]
+        # An error of the masks must be raised before the video is added: it may be skipped.
+        mask_files = [] if masks is None else [_masks_of(masks / name, files)]
         self.names.append(name)
-        self._frames.append("/".join(files))  # no name of a file holds a "/"
-        self._masks += own
-        return listing.others + [other for files in own for other in files.others]
+        self._frames.append("/".join(files))  # file names cannot contain a "/"
+        self._masks += mask_files
+        return listing.others + [other for files in mask_files for other in files.others]
 
     def _find_folders(self, resolution: str | None) -> tuple[Path, dict[str, Listing], Path | None]:
-        """The folder of the videos' frames, what each video's folder holds, the masks' folder."""
-        images, annotations = (_folder_called(self.root, n) for n in ("JPEGImages", "Annotations"))
+        """Find the frames and the masks.
+
+        Returns:
+            The directory of the videos, the listing of each video's directory, and the directory of
+            the masks or None.
+        """
+        images, annotations = (_find_folder(self.root, n) for n in ("JPEGImages", "Annotations"))
         if images is None:
             if annotations is not None:
                 raise DataError(
-                    f"{self.root} has Annotations but no JPEGImages. {self._hint(self.root)}"
+                    f"{self.root} has Annotations but no JPEGImages", hint=self._hint(self.root)
                 )
             return self.root, _list_videos(self.root), None
         listings = _list_videos(images)
-        names = sorted(n for n, found in listings.items() if found.folders and not found.files)
-        flat = not names or any(found.files for found in listings.values())
+        # Directories of frames are videos; directories of directories only are resolutions.
+        names = sorted(n for n, inner in listings.items() if inner.folders and not inner.files)
+        flat = not names or any(inner.files for inner in listings.values())
         if flat and resolution is None:
             return images, listings, annotations
         if resolution is None and len(names) > 1 and "480p" in names:
-            logger.info("{}: of the resolutions {} 480p is used", images, names)
+            logger.info("{}: using 480p of the resolutions {}", images, names)
             resolution = "480p"
         chosen = resolution or (names[0] if len(names) == 1 else None)
         if chosen not in names:
             raise DataError(
-                f"{images}: resolution {chosen!r} asked for, found {names}; name one of these"
-                if chosen
-                else f"{images}: several resolutions, {names}; keep one of them"
+                str(images),
+                key="resolution",
+                value=chosen,
+                expected=f"one of {', '.join(names)}",
+                hint="give one of these" if chosen else "there are several: keep one of them",
             )
         listings = _list_videos(images / chosen)
         if annotations is None:
             return images / chosen, listings, None
         if not (annotations / chosen).is_dir():
             raise DataError(
-                f"{images / chosen} has no counterpart {annotations / chosen}; put the masks there"
+                f"{images / chosen} has no counterpart {annotations / chosen}",
+                hint="put the masks there",
             )
         return images / chosen, listings, annotations / chosen
 
     def _hint(self, folder: Path) -> str:
-        """What lies there instead, and what to name."""
+        """Describe what is in the directory instead, and what to give."""
         inner = [p.parent.name for p in self.root.glob("*/JPEGImages*") if p.is_dir()]
         if inner:
-            return f"It holds the data sets {sorted(set(inner))}; name one of these folders"
+            return f"it holds the data sets {', '.join(sorted(set(inner)))}: give one of them"
         if films := list_folder(self.root, VIDEO_ENDINGS).files:
-            return f"It holds video files such as {min(films)}: give dataset.type=files"
-        return f"Expected {LAYOUTS}. Found in {folder}: {_summary(folder)}"
+            return f"it holds video files such as {min(films)}: set dataset.type=files"
+        return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
 
     def num_frames(self, i: int) -> int:
         return self._frames[i].count("/") + 1
@@ -189,7 +210,7 @@ class VideoDataset(MaskedFrames):
         return stem(self._frames[i].split("/")[t])
 
     def frame_path(self, i: int, t: int) -> Path:
-        """The file of frame ``t`` of video ``i``."""
+        """Return the file of frame ``t`` of video ``i``."""
         return self._folder / self.names[i] / self._frames[i].split("/")[t]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
@@ -200,24 +221,27 @@ class VideoDataset(MaskedFrames):
 
 
 def _masks_of(folder: Path, frames: list[str]) -> MaskFiles:
-    """The masks of the video that has these frames."""
+    """Index the masks of a video with the given frames."""
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is missing, and other videos have masks; add it, or leave "
-            f"{folder.name!r} out of the split"
+            f"{folder} is missing, and other videos have masks",
+            hint=f"add it, or remove {folder.name!r} from the split",
         )
-    place = {stem(name): t for t, name in enumerate(frames)}
-    expected = f"name masks as their frames (first frame: {frames[0]})"
-    return MaskFiles(folder, len(frames), place.get, expected)
+    indices = {stem(name): t for t, name in enumerate(frames)}
+    hint = f"name masks like their frames (first frame: {frames[0]})"
+    return MaskFiles(folder, len(frames), indices.get, hint)
 
 
-def _folder_called(root: Path, name: str) -> Path | None:
-    """The folder of this name, else the only one whose name begins so."""
+def _find_folder(root: Path, name: str) -> Path | None:
+    """Return the directory of this name, or else the only one named ``NAME_*``, or None."""
     if (root / name).is_dir():
         return root / name
     longer = sorted(p for p in root.glob(f"{name}_*") if p.is_dir())
     if len(longer) > 1:
-        raise DataError(f"{root} has {[p.name for p in longer]}; rename the one to use to {name}")
+        raise DataError(
+            f"{root} has several candidates for {name}: {', '.join(p.name for p in longer)}",
+            hint=f"rename the one to use to {name}",
+        )
     return longer[0] if longer else None
 
 
@@ -235,49 +259,64 @@ def _summary(folder: Path) -> str:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """The frames of one video in order, as :class:`VideoDataset` orders them.
+    """List the frames of one video in the order of :class:`VideoDataset`.
 
     Raises:
-        DataError: two files that differ only in their ending.
+        DataError: two files differ only in their extension.
     """
-    return [folder / n for n in in_order(list_folder(folder, FRAME_ENDINGS).files, folder)]
+    return [folder / n for n in sort_files(list_folder(folder, FRAME_ENDINGS).files, folder)]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """``[H,W,3]`` uint8 RGB, as stored: a note in the file that it is to be turned is not heeded.
+    """Read an image file as stored; an EXIF orientation is ignored, as masks do not have one.
+
+    Returns:
+        ``[H,W,3]`` uint8 RGB.
 
     Raises:
-        DataError: missing, damaged, of more than 8 bits, or several pictures in one file.
+        DataError: the file is missing or damaged, has more than 8 bits per channel, or holds
+            several images.
     """
     if path.suffix.lower() in (".jpg", ".jpeg") and (pixels := _read_jpeg(path)) is not None:
         return pixels
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
-            pictures = getattr(image, "n_frames", 1)
-            if image.format in ("TIFF", "WEBP") and pictures > 1:
                 raise DataError(
-                    f"{path} holds {pictures} pictures; write each to a file of its own"
+                    f"{path} has more than 8 bits per channel", hint="convert it to 8 bits"
                 )
+            pages = getattr(image, "n_frames", 1)
+            if image.format in ("TIFF", "WEBP") and pages > 1:
+                raise DataError(f"{path} holds {pages} images", hint="save each in its own file")
             return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise DataError(f"{path} cannot be read as a picture: {error}; replace the file") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        raise DataError(
+            f"{path} cannot be read as an image: {error}", hint="replace the file"
+        ) from error
 
 
 def _read_jpeg(path: Path) -> np.ndarray | None:
-    """What Pillow makes of a JPEG of three colours, in a fifth of its time; None: ask Pillow."""
+    """Decode a JPEG of three channels to the pixels of Pillow, in a fifth of the time.
+
+    Returns None for all other files, which Pillow must read.
+    """
     try:
         decoded = decode_jpeg(read_file(str(path)))
-    except (RuntimeError, ValueError):  # missing, damaged, no JPEG: Pillow says which
+    except (RuntimeError, ValueError):  # Pillow then reports whether it is missing or damaged
         return None
     return decoded.permute(1, 2, 0).contiguous().numpy() if len(decoded) == 3 else None
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Rows and columns of a picture, from its header."""
+    """Read the rows and columns of an image from its header.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
     try:
         with Image.open(path) as image:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}; replace the file") from error
+        raise DataError(
+            f"{path} cannot be read as an image: {error}", hint="replace the file"
+        ) from error

@@ -1,4 +1,4 @@
-"""Single pictures as videos of one frame."""
+"""Read still images as videos of one frame."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import numpy as np
 from sam2kit.data.sources.frame_folders import MaskedFrames, read_image
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
-    in_order,
     list_folder,
+    log_ignored,
     read_split,
+    sort_files,
     stem,
-    tell_others,
 )
 from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.utils.errors import DataError
 
 
 class ImageDataset(MaskedFrames):
-    """A folder of pictures, each a video of one frame that is named as its file.
+    """Read a directory of images, each as a video of one frame with the name of its file.
 
-    Understood are ``ROOT/images/a.jpg`` with masks ``ROOT/masks/a.png``, the same in ``JPEGImages``
-    and ``Annotations``, and ``ROOT/a.jpg`` without masks. Endings, order and masks are as in
-    :class:`~sam2kit.data.sources.frame_folders.VideoDataset`, so objects of one picture may also be
-    in ``ROOT/masks/OBJECT/a.png``.
+    The layouts are ``ROOT/images/a.jpg`` with masks in ``ROOT/masks/a.png``, the same in
+    ``JPEGImages`` and ``Annotations``, and ``ROOT/a.jpg`` without masks. File extensions, order and
+    masks are as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`: the objects of an
+    image may also have one directory each, ``ROOT/masks/OBJECT/a.png``.
 
     Args:
-        root: the folder.
-        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`, of names without
-            endings.
-        masks_path: the folder of the masks, where it is another.
+        root: the directory.
+        split: names of images without extension, as in
+            :class:`~sam2kit.data.sources.frame_folders.VideoDataset`. None (default): all images.
+        masks_path: the directory of the masks. None (default): as in the layouts above.
 
     Raises:
-        DataError: no pictures, two of one name, a mask without a picture; on reading, a file that
-            cannot be read, a mask that is none or not of its picture's size.
+        DataError: no images, two of one name, a mask without an image; on reading, a file that
+            cannot be read, an invalid mask, or a mask whose size differs from its image.
     """
 
     def __init__(
@@ -45,22 +45,24 @@ class ImageDataset(MaskedFrames):
         folder, masks = picture_folders(self.root)
         masks = Path(masks_path) if masks_path is not None else masks
         listing = list_folder(folder, FRAME_ENDINGS)
-        files = in_order(listing.files, folder)
+        files = sort_files(listing.files, folder)
         if not files:
             raise DataError(
-                f"{folder} holds no pictures ({', '.join(FRAME_ENDINGS)}); expected "
-                "ROOT/images/a.jpg with ROOT/masks/a.png, or ROOT/a.jpg without masks"
+                f"{folder} holds no images ({', '.join(FRAME_ENDINGS)})",
+                hint="expected ROOT/images/a.jpg with ROOT/masks/a.png, or ROOT/a.jpg without "
+                "masks",
             )
         self._folder = folder
-        place = {stem(name): k for k, name in enumerate(files)}
-        self.names = list(place) if split is None else read_split(split, self.root, place)
-        self._files = [(place[name], files[place[name]]) for name in self.names]
+        # All images share one MaskFiles: the position of an image there is its "frame".
+        positions = {stem(name): k for k, name in enumerate(files)}
+        self.names = list(positions) if split is None else read_split(split, self.root, positions)
+        self._files = [(positions[name], files[positions[name]]) for name in self.names]
         self._masks = None
         if masks is not None:
-            expected = f"name masks as their pictures (the first is {files[0]})"
-            self._masks = MaskFiles(masks, len(files), place.get, expected)
+            hint = f"name masks like their images (first image: {files[0]})"
+            self._masks = MaskFiles(masks, len(files), positions.get, hint)
         self.has_masks = masks is not None
-        tell_others(self.root, listing.others + (self._masks.others if self._masks else []))
+        log_ignored(self.root, listing.others + (self._masks.others if self._masks else []))
 
     def num_frames(self, i: int) -> int:
         return 1
@@ -69,9 +71,13 @@ class ImageDataset(MaskedFrames):
         return self.names[i]
 
     def frame_path(self, i: int, t: int) -> Path:
-        """The file of picture ``i``."""
+        """Return the file of image ``i``.
+
+        Raises:
+            IndexError: ``t`` is not 0.
+        """
         if t != 0:
-            raise IndexError(f"frame {t} of the picture {self.names[i]!r}, which is one frame")
+            raise IndexError(f"frame {t} of image {self.names[i]!r}, which has one frame")
         return self._folder / self._files[i][1]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
@@ -82,8 +88,8 @@ class ImageDataset(MaskedFrames):
 
 
 def picture_folders(root: Path) -> tuple[Path, Path | None]:
-    """The folder of the pictures and that of their masks, where there are such."""
-    for pictures, masks in (("images", "masks"), ("JPEGImages", "Annotations")):
-        if (root / pictures).is_dir():
-            return root / pictures, root / masks if (root / masks).is_dir() else None
+    """Return the directory of the images and the one of their masks, or None if it is missing."""
+    for images, masks in (("images", "masks"), ("JPEGImages", "Annotations")):
+        if (root / images).is_dir():
+            return root / images, root / masks if (root / masks).is_dir() else None
     return root, None

@@ -1,4 +1,4 @@
-"""Several sources as one, each with its share of an epoch."""
+"""Combine several sources, each with a share of every training epoch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from sam2kit.utils.errors import DataError
 
 
 class MixtureDataset(DerivedSource):
-    """The videos of several sources, one after the other; in training, by weight.
+    """Concatenate the videos of several sources, and sample them by weight in training.
 
-    An epoch of training has as many places as there are videos, and each source as many of them as
-    its weight's share of all weights (fractions of a place go to the largest remainders). A
-    source fills its places with its videos in random order, each once before any comes again, from
-    one epoch to the next; the order follows from the seed alone. Validation takes every video once.
+    A training epoch has as many positions as there are videos. Each source gets a share of them in
+    proportion to its weight, rounded by the largest remainder method. A source fills its positions
+    with its videos in random order, and repeats a video only after all others were used; this
+    continues from one epoch to the next. The order depends on the seed only. Validation uses every
+    video once.
 
-    Where a name is in two sources, all names get the number of their source before them:
-    ``1_bear``, ``2_bear``.
+    If two sources have a video of the same name, all names get the number of their source as a
+    prefix: ``1_bear``, ``2_bear``.
 
     Args:
-        sources: at least one, each with masks.
-        weights: one above 0 for each source.
-        seed: 0 or more.
-        numbered: whether names get numbers; None: as stated above.
+        sources: one or more sources, each with masks.
+        weights: one weight above 0 per source.
+        seed: seed of the random order, 0 or more.
+        numbered: whether names get the prefix. None (default): only if names collide.
 
     Raises:
-        DataError: no sources, weights that do not fit, or so small a weight that a source would
-            have no place in an epoch.
+        DataError: no sources, weights that do not match them, or a weight that is so small that a
+            source gets no position in an epoch.
     """
 
     def __init__(
@@ -38,30 +39,38 @@ class MixtureDataset(DerivedSource):
         numbered: bool | None = None,
     ) -> None:
         if not sources or len(weights) != len(sources) or not all(w > 0 for w in weights):
-            raise DataError(f"a mixture of {len(sources)} sources has weights {weights}")
+            raise DataError(
+                key="weights",
+                value=weights,
+                expected=f"one number above 0 for each of the {len(sources)} sources",
+                hint="give one or more sources, and a weight for each",
+            )
         self.sources, self.weights, self.seed = list(sources), list(weights), seed
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
         names = [name for source in sources for name in source.names]
         self._prefix = len(set(names)) < len(names) if numbered is None else numbered
         self.names = [self._name(p, n) for p, source in enumerate(sources) for n in source.names]
         self.has_masks = all(source.has_masks for source in sources)
-        self._places = np.cumsum([0, *shares(weights, len(names))])
-        if not all(np.diff(self._places)):
+        self._epoch_starts = np.cumsum([0, *shares(weights, len(names))])
+        if not all(np.diff(self._epoch_starts)):
             raise DataError(
-                f"mixture: an epoch has {len(names)} places, and weights {weights} leave a source "
-                "without one; raise the smallest weight"
+                f"mixture: with weights {weights} a source gets none of the {len(names)} positions "
+                "of an epoch",
+                hint="raise the smallest weight",
             )
 
     def _name(self, part: int, name: str) -> str:
         return f"{part + 1}_{name}" if self._prefix else name
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
-        part, local = self._place(i)
+        part, local = self._locate(i)
         return self.sources[part], local
 
-    def _place(self, i: int) -> tuple[int, int]:
-        """The place in ``sources`` of the one that holds video ``i``, and its number there."""
-        if i >= len(self):  # one that a source generates beyond its length
+    def _locate(self, i: int) -> tuple[int, int]:
+        """Return the index in ``sources`` of the source of video ``i``, and its index in it."""
+        # Indices beyond the length interleave the generated videos of all sources, so that each of
+        # these unlimited sequences has indices of its own (see index_in_epoch).
+        if i >= len(self):
             local, part = divmod(i - len(self), len(self.sources))
             if local >= len(self.sources[part]):
                 return part, local
@@ -71,25 +80,27 @@ class MixtureDataset(DerivedSource):
         return part, i - int(self._starts[part])
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
-        part = int(np.searchsorted(self._places, i, side="right")) - 1
-        places = int(self._places[part + 1] - self._places[part])
+        part = int(np.searchsorted(self._epoch_starts, i, side="right")) - 1
+        share = int(self._epoch_starts[part + 1] - self._epoch_starts[part])
         source = self.sources[part]
-        turn, k = divmod(epoch * places + i - int(self._places[part]), len(source))
-        order = np.random.default_rng((self.seed, part, turn)).permutation(len(source))
-        local = source.index_in_epoch(int(order[k]), turn)
+        # Positions are counted across epochs, so that every video is used once per cycle, even if
+        # an epoch has fewer or more positions than the source has videos.
+        cycle, k = divmod(epoch * share + i - int(self._epoch_starts[part]), len(source))
+        order = np.random.default_rng((self.seed, part, cycle)).permutation(len(source))
+        local = source.index_in_epoch(int(order[k]), cycle)
         if local < len(source):
             return int(self._starts[part]) + local
         return len(self) + local * len(self.sources) + part
 
     def name(self, i: int) -> str:
-        part, local = self._place(i)
+        part, local = self._locate(i)
         return self._name(part, self.sources[part].name(local))
 
 
-def shares(weights: list[float], places: int) -> list[int]:
-    """Whole numbers in the proportion of the weights that add up to ``places``."""
-    exact = np.asarray(weights, float) / sum(weights) * places
+def shares(weights: list[float], total: int) -> list[int]:
+    """Split ``total`` into integers in proportion to the weights (largest remainder method)."""
+    exact = np.asarray(weights, float) / sum(weights) * total
     whole = np.floor(exact).astype(int)
-    rest = np.argsort(-(exact - whole), kind="stable")[: places - int(whole.sum())]
+    rest = np.argsort(-(exact - whole), kind="stable")[: total - int(whole.sum())]
     whole[rest] += 1
     return whole.tolist()

@@ -1,4 +1,4 @@
-"""One video as a source: a file that is decoded as it is read, or a folder of frames."""
+"""Read one video: a video file, decoded on access, or a directory of frames."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from sam2kit.utils.errors import DataError
 
 
 def open_video(path: str | Path) -> OneVideo:
-    """A video file or a folder of frames as a source of one video, without masks.
+    """Open a video file or a directory of frames as a source of one video without masks.
 
     Raises:
-        DataError: neither, or nothing that can be read.
+        DataError: ``path`` is neither of them, or cannot be read.
     """
     return FrameFolder(path) if Path(path).is_dir() else VideoFile(path)
 
 
 class OneVideo(VideoSource):
-    """A source of one video without masks.
+    """Base class for sources of one video without masks.
 
     Attributes:
-        fps: frames a second; a folder says nothing about that and gets 10.
+        path: the video file or the directory of frames.
+        fps: frames per second; 10 for a directory of frames, which does not define it.
     """
 
     has_masks = False
@@ -46,17 +47,22 @@ class OneVideo(VideoSource):
 
 
 class FrameFolder(OneVideo):
-    """A folder of frames, ordered as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
+    """Read a directory of frames as one video.
+
+    The order is as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
 
     Raises:
-        DataError: no frames.
+        DataError: the directory has no frames.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path))
         self._frames = list_frames(self.path)
         if not self._frames:
-            raise DataError(f"{path} holds no frames ({', '.join(FRAME_ENDINGS)}); name a video")
+            raise DataError(
+                f"{path} holds no frames ({', '.join(FRAME_ENDINGS)})",
+                hint="give a video file or a folder of frames",
+            )
 
     def num_frames(self, i: int) -> int:
         return len(self._frames)
@@ -69,41 +75,49 @@ class FrameFolder(OneVideo):
 
 
 class VideoFile(OneVideo):
-    """A video file that FFmpeg decodes (MP4, MOV, MKV, AVI), upright as players show it.
+    """Decode a video file (MP4, MOV, MKV, AVI) with FFmpeg, rotated as players show it.
 
-    Opening reads the packets and decodes nothing, unless frames must be counted. One frame is held
-    at a time: the next frame costs one decoding, one further on those between, any other one those
-    since the last key frame.
+    Opening a file reads its packets but decodes nothing, unless frames must be counted. One frame
+    is cached. Reading the next frame decodes one frame, reading a later one also decodes the frames
+    between, and any other access decodes from the preceding key frame.
 
-    Frames are numbered in the order they are shown, so a number is the same frame in any order of
-    reading; how long each is shown (variable frame rates) makes no difference. They are found by
-    their times. Where a file has none that are reliable (AVI with frames that lean on later
-    ones, or two frames at one time) they are counted from the beginning, which is slower.
+    Frames are numbered in presentation order, so an index means the same frame in any order of
+    access; variable frame rates make no difference. Frames are identified by their timestamps. If a
+    file has no reliable timestamps (AVI with B-frames, or duplicate timestamps), frames are counted
+    from the beginning, which is slower.
+
+    Args:
+        path: the video file.
+
+    Attributes:
+        fps: average frames per second.
 
     Raises:
-        DataError: no such file, or one without a readable video; on reading, a damaged frame.
+        DataError: the file is missing or has no readable video; on reading, a damaged frame.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path))
         try:
             with av.open(str(path)) as container:
-                stream = container.streams.best("video")  # which is no cover picture
+                stream = container.streams.best("video")  # skips cover pictures
                 if not isinstance(stream, VideoStream):
-                    raise DataError(f"{path} holds no video stream; name a video file")
+                    raise DataError(f"{path} holds no video stream", hint="give a video file")
                 self.fps = float(stream.average_rate or OneVideo.fps)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 times = [packet.pts for packet in packets]
-                # AVI knows the order of decoding alone: FFmpeg guesses the times.
+                # AVI stores the decoding order only, so FFmpeg guesses the times of B-frames.
                 counted = container.format.name == "avi" and stream.codec_context.has_b_frames
                 self._timed = not (counted or None in times or len(set(times)) < len(times))
                 if not self._timed:
                     container.seek(0)
                     times = [*range(sum(1 for _ in container.decode(stream)))]
         except (av.FFmpegError, OSError) as error:
-            raise DataError(f"{path} cannot be read as a video: {error}") from error
+            raise DataError(
+                f"{path} cannot be read as a video: {error}", hint="give a readable video file"
+            ) from error
         if not times:
-            raise DataError(f"{path} holds a video without frames; replace the file")
+            raise DataError(f"{path} holds a video without frames", hint="replace the file")
         self._times = np.sort(np.asarray(times, np.int64))
         keys = [p.pts for p in packets if p.is_keyframe] if self._timed else []
         self._keys = np.unique(np.asarray([self._times[0], *keys], np.int64))
@@ -112,6 +126,7 @@ class VideoFile(OneVideo):
         self._last: tuple[int, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # An open decoder cannot be pickled; the copy opens its own.
         return self.__dict__ | {"_decoder": None, "_last": None}
 
     def num_frames(self, i: int) -> int:
@@ -119,13 +134,14 @@ class VideoFile(OneVideo):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns; the first call decodes the first frame."""
+        """Rows and columns of the frames; the first access decodes the first frame."""
         if self._size is None:
+            # In a copy, so that the position of this decoder and its cached frame stay.
             self._size = copy(self).read_frame(0, 0).shape[:2]
         return self._size
 
     def close(self) -> None:
-        """Let go of the open file and the frame that is held; reading opens it again."""
+        """Close the file and drop the cached frame; the next access opens the file again."""
         self._decoder = self._last = None
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
@@ -137,27 +153,38 @@ class VideoFile(OneVideo):
             except (av.FFmpegError, OSError, LookupError) as error:
                 self.close()
                 raise DataError(
-                    f"{self.path}: frame {t} cannot be decoded ({error or 'it is missing'}); "
-                    "the file is damaged: write it anew"
+                    f"{self.path}: frame {t} cannot be decoded ({error or 'it is missing'})",
+                    hint="the file is damaged; export it again",
                 ) from error
         return self._last[1].copy()
 
     def _decode(self, t: int) -> np.ndarray:
+        """Decode frame ``t``, with the open decoder if it has not passed the frame yet.
+
+        Raises:
+            LookupError: the file does not contain the frame.
+        """
         key = int(np.searchsorted(self._keys, self._times[t], side="right")) - 1
         if self._decoder is not None:
-            process, at, frames = self._decoder
-            if process == os.getpid() and self._times[t] >= self._times[at] >= self._keys[key]:
+            # A forked process shares the file position of its parent, so it must open the file
+            # itself. Seeking is cheaper if a key frame comes between the next frame and frame t.
+            process, position, frames = self._decoder
+            if (
+                process == os.getpid()
+                and self._times[t] >= self._times[position] >= self._keys[key]
+            ):
                 if (frame := self._find(t, frames)) is not None:
                     return frame
             self.close()
-        # Containers seek by the order of decoding, which may lead past the key frame asked for.
+        # Containers seek by decoding time, which may end behind the requested key frame; then an
+        # earlier one is tried.
         for earlier in range(key, max(key - 3, -1), -1):
             if (frame := self._find(t, self._frames_from(earlier))) is not None:
                 return frame
         raise LookupError
 
     def _find(self, t: int, frames: Iterator[tuple[int, av.VideoFrame]]) -> np.ndarray | None:
-        """Frame ``t`` among those that follow, or None where it is left out."""
+        """Search the decoded frames for frame ``t``; None if they skip it."""
         for time, frame in frames:
             if time == self._times[t]:
                 self._decoder = os.getpid(), min(t + 1, len(self._times) - 1), frames
@@ -168,12 +195,12 @@ class VideoFile(OneVideo):
         return None
 
     def _frames_from(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Times and decoded frames from a key frame on; nothing where it cannot be sought."""
+        """Yield times and frames from a key frame on; nothing if seeking ends behind it."""
         with av.open(str(self.path)) as container:
             stream = container.streams.best("video")
-            assert isinstance(stream, VideoStream)  # checked when the file was opened
-            # Threads would not survive a fork, and a decoder that is let go of in a process forked
-            # from this one, be it by the garbage collector, would wait for them for ever.
+            assert isinstance(stream, VideoStream)  # the constructor checked it
+            # The decoder's threads would not survive a fork: a forked process that frees the
+            # decoder, if only in its garbage collector, would wait for them forever.
             stream.codec_context.thread_count = 1
             if not self._timed:
                 yield from enumerate(container.decode(stream))
@@ -181,7 +208,9 @@ class VideoFile(OneVideo):
             if key:
                 container.seek(int(self._keys[key]), stream=stream)
             for packet in container.demux(stream):
-                # Frames shown before a key frame that follow it in the file lean on earlier ones.
+                # If the first packet is later, the seek ended behind the requested key frame. The
+                # frames that follow may include frame t (open GOP: frames that are shown before a
+                # key frame but stored after it), but they refer to frames that were skipped.
                 if key and packet.pts is not None and packet.pts > self._keys[key]:
                     return
                 key = 0

@@ -1,4 +1,4 @@
-"""Many video files as a source, with masks beside them or without."""
+"""Read directories of video files, with or without masks beside them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.frame_folders import MaskedFrames
 from sam2kit.data.sources.listing import (
     VIDEO_ENDINGS,
-    in_order,
     list_folder,
+    log_ignored,
     natural_key,
     read_split,
+    sort_files,
     stem,
-    tell_others,
 )
 from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
 
 
-class FilmedVideos(VideoSource):
-    """What sources of video files share: the frames. One file is kept open at a time.
+class VideoFileSource(VideoSource):
+    """Base class for sources of several video files, which keep one file open at a time.
 
     Args:
         paths: the files by the names of their videos.
@@ -37,7 +37,7 @@ class FilmedVideos(VideoSource):
         self._open: tuple[int, VideoFile] | None = None
 
     def video(self, i: int) -> VideoFile:
-        """The file of video ``i``; the one that was read before is closed."""
+        """Return the file of video ``i``, and close the file of the video that was read before."""
         if self._open is None or self._open[0] != i:
             if self._open is not None:
                 self._open[1].close()
@@ -51,30 +51,30 @@ class FilmedVideos(VideoSource):
         return self.video(i).read_frame(0, t)
 
 
-class VideoFileDataset(FilmedVideos, MaskedFrames):
-    """A folder of video files (or one file), read as :class:`VideoFile` does.
+class VideoFileDataset(VideoFileSource, MaskedFrames):
+    """Read a directory of video files, or one file, with the decoder of :class:`VideoFile`.
 
-    Files lie in the folder or in folders in it, ``ROOT/cam1/a.mp4``, and are videos ``a`` and
-    ``cam1/a``. Every file's packets are read once at the start, to number its frames; nothing is
-    decoded.
+    The files are in the directory or its subdirectories: ``ROOT/a.mp4`` and ``ROOT/cam1/a.mp4`` are
+    the videos ``a`` and ``cam1/a``. The constructor reads the packets of every file once, to number
+    the frames, but decodes none.
 
-    Masks are in ``ROOT/Annotations``, or where ``masks_path`` says:
+    Masks are in ``ROOT/Annotations`` or in ``masks_path``, which is one of:
 
-    * a folder with one for each video, ``VIDEO/00012.png`` or ``VIDEO/OBJECT/00012.png``, as
-      :class:`~sam2kit.data.sources.mask_files.MaskFiles` has them. The number is the frame's, the
-      first frame is 0. Frames without a file are not annotated;
-    * a COCO JSON whose videos are named as the files are, and ``order_in_video`` the number of the
-      frame. Frames that it does not list are not annotated.
+    * a directory with a subdirectory per video, ``VIDEO/00012.png`` or ``VIDEO/OBJECT/00012.png``,
+      as in :class:`~sam2kit.data.sources.mask_files.MaskFiles`. The number is the frame index, from
+      0. Frames without a file are unannotated;
+    * a COCO JSON file whose videos have the names of the files, and whose ``order_in_video`` is the
+      frame index. Frames that it does not list are unannotated.
 
     Args:
-        root: the folder, or one video file.
+        root: the directory, or one video file.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        masks_path: None takes ``ROOT/Annotations``, where there is one.
+        masks_path: the masks. None (default): ``ROOT/Annotations``, if it exists.
 
     Raises:
-        DataError: no videos, two of one name, a file that is no video, a mask beyond the last
-            frame, videos without masks among others with; on reading, a damaged frame, a mask whose
-            size is not its frame's.
+        DataError: no videos, two of one name, a file that is not a video, a mask beyond the last
+            frame, a video without masks while others have some; on reading, a damaged frame, or a
+            mask whose size differs from its frame.
     """
 
     def __init__(
@@ -84,25 +84,27 @@ class VideoFileDataset(FilmedVideos, MaskedFrames):
         masks_path: str | Path | None = None,
     ) -> None:
         self.root = Path(root)
-        found = find_videos(self.root)
-        names = list(found) if split is None else read_split(split, self.root, found)
-        super().__init__({name: found[name] for name in names})
-        with ThreadPoolExecutor(8) as pool:  # FFmpeg works outside Python's lock
+        paths = find_videos(self.root)
+        names = list(paths) if split is None else read_split(split, self.root, paths)
+        super().__init__({name: paths[name] for name in names})
+        with ThreadPoolExecutor(8) as pool:  # FFmpeg releases Python's global lock
             self._videos = list(pool.map(VideoFile, self._paths))
-        beside = self.root / "Annotations"
-        masks = Path(masks_path) if masks_path is not None else beside if beside.is_dir() else None
+        default = self.root / "Annotations"
+        masks = (
+            Path(masks_path) if masks_path is not None else default if default.is_dir() else None
+        )
         self.has_masks = masks is not None
         self._masks: list[MaskFiles | _COCOMasks] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
-            place = {name: k for k, name in enumerate(content.names)}
+            indices = {name: k for k, name in enumerate(content.names)}
             for i, name in enumerate(names):
                 count = self.num_frames(i)
-                self._masks.append(_COCOMasks(content, masks, place.get(name), name, count))
+                self._masks.append(_COCOMasks(content, masks, indices.get(name), name, count))
         elif masks is not None:
-            own = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
-            tell_others(masks, [other for files in own for other in files.others])
-            self._masks += own
+            mask_files = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
+            log_ignored(masks, [name for files in mask_files for name in files.others])
+            self._masks += mask_files
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]
@@ -123,71 +125,88 @@ class VideoFileDataset(FilmedVideos, MaskedFrames):
 
 
 class _COCOMasks:
-    """The masks that a COCO JSON has of one video file."""
+    """Read the masks of one video file from a COCO JSON file.
+
+    Args:
+        content: the JSON file, opened without image files.
+        file: its path, for error messages.
+        video: index of the video in ``content``; None if it has no such video.
+        name: name of the video.
+        num_frames: number of frames of the video file.
+    """
 
     def __init__(
         self, content: COCODataset, file: Path, video: int | None, name: str, num_frames: int
     ) -> None:
         if video is None:
             raise DataError(
-                f"{file} has no video {name!r}, and the folder has a file of that name; "
-                "add it, or leave it out of the split"
+                f"{file} has no video {name!r}, but there is a video file of that name",
+                hint="add it to the JSON file, or remove it from the split",
             )
         self.content, self.file, self.video = content, file, video
         orders = [content.order(self.video, k) for k in range(content.num_frames(self.video))]
-        self.place = {t: k for k, t in enumerate(orders)}
+        # Frame index in the video file -> index among the frames that the JSON file lists.
+        self.positions = {t: k for k, t in enumerate(orders)}
         outside = [t for t in orders if t not in range(num_frames)]
         if outside:
             raise DataError(
-                f"{file}: 'order_in_video' {outside[0]:g} of video {name!r}, whose file has "
-                f"{num_frames} frames; for a video file it is the number of the frame, from 0"
+                f"{file}: video {name!r}",
+                key="order_in_video",
+                value=outside[0],
+                expected=f"a frame index from 0 to {num_frames - 1}",
+                hint="for video files, 'order_in_video' counts the frames of the file",
             )
 
     def read(self, t: int, frame: str, size: tuple[int, int]) -> dict[ObjectId, np.ndarray] | None:
-        if t not in self.place:
+        if t not in self.positions:
             return None
-        masks = self.content.read_masks(self.video, self.place[t])
-        for who, mask in (masks or {}).items():
+        masks = self.content.read_masks(self.video, self.positions[t])
+        for object_id, mask in (masks or {}).items():
             if mask.shape != size:
                 raise DataError(
-                    f"{self.file}: object {who!r} has a mask of {list(mask.shape)}, its "
-                    f"frame {frame} is {list(size)}; masks must have their frame's size"
+                    f"{self.file}: the mask of object {object_id!r} has {mask.shape[0]} rows and "
+                    f"{mask.shape[1]} columns, but its frame {frame} has {size[0]} and {size[1]}",
+                    hint="export masks at the size of their frames",
                 )
         return masks
 
 
 def find_videos(root: Path) -> dict[str, Path]:
-    """Video files by name, in order: those in a folder, and those in folders in it.
+    """Find the video files in a directory and its direct subdirectories.
+
+    Returns:
+        The files by the names of their videos, sorted by name. A file ``root`` is the only entry.
 
     Raises:
-        DataError: there are none, or two of one name.
+        DataError: there are no video files, or two of one name.
     """
     if root.is_file():
         return {root.stem: root}
-    here = list_folder(root, VIDEO_ENDINGS)
-    found = {stem(name): root / name for name in in_order(here.files, root)}
-    for folder in sorted(set(here.folders) - {"Annotations"}, key=natural_key):
-        files = in_order(list_folder(root / folder, VIDEO_ENDINGS).files, root / folder)
-        found |= {f"{folder}/{stem(name)}": root / folder / name for name in files}
-    if not found:
+    listing = list_folder(root, VIDEO_ENDINGS)
+    videos = {stem(name): root / name for name in sort_files(listing.files, root)}
+    for folder in sorted(set(listing.folders) - {"Annotations"}, key=natural_key):
+        files = sort_files(list_folder(root / folder, VIDEO_ENDINGS).files, root / folder)
+        videos |= {f"{folder}/{stem(name)}": root / folder / name for name in files}
+    if not videos:
         raise DataError(
-            f"{root} holds no video files ({', '.join(VIDEO_ENDINGS)}); name another folder, or "
-            "for folders of frames give dataset.type=video"
+            f"{root} holds no video files ({', '.join(VIDEO_ENDINGS)})",
+            hint="give another folder, or set dataset.type=video for folders of frames",
         )
-    tell_others(root, [name for name in here.others if not name.lower().endswith(".json")])
-    return found
+    # JSON files are annotations (SA-V, COCO) and expected beside the videos.
+    log_ignored(root, [name for name in listing.others if not name.lower().endswith(".json")])
+    return videos
 
 
 def _mask_files(folder: Path, num_frames: int) -> MaskFiles:
-    """The masks of a video file, by the numbers of its frames."""
+    """Index the masks of a video file, which are named by frame index."""
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is missing, and it is to hold the masks of a video; add it, or leave "
-            f"{folder.name!r} out of the split"
+            f"{folder} is missing, but every video needs a folder of masks",
+            hint=f"add the masks, or remove {folder.name!r} from the split",
         )
     return MaskFiles(
         folder,
         num_frames,
         lambda name: int(name) if name.isdecimal() and int(name) < num_frames else None,
-        f"name masks by the number of their frame, 0 to {num_frames - 1}",
+        f"name masks by frame index, from 0 to {num_frames - 1}",
     )
