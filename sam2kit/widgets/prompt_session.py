@@ -316,8 +316,7 @@ class PromptSession:
     def _store_prediction(self, t: int, prompt: FramePrompt, prediction: Prediction) -> None:
         stored = self._predictions if t == self._predicted_frame else {}
         current = set(self.prompts.values())
-        valid = {p: answer for p, answer in stored.items() if p in current}
-        self._predictions = valid | {prompt: prediction}
+        self._predictions = {p: v for p, v in stored.items() if p in current} | {prompt: prediction}
         self._predicted_frame = t
 
     def mask(self, o: ObjectId, t: int) -> np.ndarray | None:
