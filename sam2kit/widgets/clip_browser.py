@@ -210,13 +210,13 @@ class ClipBrowser(ImageWidget):
     def on_frame(self, key: str, video: int, t: int, layers: list[str]) -> None:
         """Send frame ``t`` with the masks of some layers.
 
+        Errors while reading are sent with the frame, in ``faults``; the other layers are sent too.
+
         Args:
             key: returned with the frame; the view uses it to ignore outdated answers.
             video: index of the video that the view shows.
             t: index of the frame.
             layers: names of the layers.
-
-        Errors while reading are sent with the frame, in ``faults``; the other layers are sent too.
         """
         if video != self.video:  # the video has changed since the request
             return
@@ -238,7 +238,7 @@ class ClipBrowser(ImageWidget):
         self.send({"type": "frame", "missing": missing, "faults": faults} | content, buffers)
 
     def _read(self, t: int, layers: Sequence[str]) -> tuple[np.ndarray, dict, list[str]]:
-        """Return frame ``t`` (grey if it cannot be read), the masks by layer, and error messages."""
+        """Return frame ``t`` (grey if unreadable), the masks by layer, and error messages."""
         masks: dict[str, dict[ObjectId, np.ndarray] | None] = {}
         try:
             frame = self.source.read_frame(self.video, t)
