@@ -57,8 +57,8 @@ class PromptDebugger(ImageWidget):
         video: name or index of the first video.
         run_dir: the directory to which :meth:`save` and :meth:`append` write. None (default): they
             need a path.
-        recipes: settings of :meth:`dice` by name. None (default): each kind of prompt, the recipe
-            ``official``, and that of the configuration.
+        recipes: settings of :meth:`dice` by name. None (default): each kind of prompt, the
+            recipe ``official``, and the dataset settings of the configuration.
         corrections: the file that :meth:`append` extends. None (default): ``dataset.corrections``
             of the configuration, else ``run_dir/corrections.jsonl``.
         accelerator: a value of ``trainer.accelerator``.

@@ -479,8 +479,8 @@ class PromptSession:
 def _add_centre_click(prompt: FramePrompt) -> FramePrompt:
     """Add a positive click at the centre of the refined mask if all clicks are negative.
 
-    The centre is that of the mask without discs around the negative clicks; no click is added if
-    the discs cover the mask.
+    Discs around the negative clicks are removed from the mask before its centre is computed. If
+    nothing remains, no click is added.
     """
     if prompt.base is None or any(prompt.labels):
         return prompt
