@@ -345,7 +345,7 @@ def test_view_in_jupyterlab(lab, browser, tmp_path):
     book = lab.open(
         "browser",
         "from sam2kit.widgets.clip_browser import ClipBrowser",
-        f"browser = ClipBrowser({str(tmp_path / 'data')!r}, predictions={runs!r}, fps=20)\nbrowser",
+        f"browser = ClipBrowser({str(tmp_path / 'data')!r}, predictions={runs!r}, fps=2)\nbrowser",
     )
     root = book.wait(".sam2kit-clip[data-ready='true']")
     canvas = root.locator("canvas")
