@@ -136,7 +136,11 @@ class PromptDebugger(ImageWidget):
         self._show()
 
     def add_object(self, identity: ObjectId | None = None) -> None:
-        """Add an object and select it; None or "" (default): it gets the next free number."""
+        """Add an object and select it.
+
+        Args:
+            identity: its name or number. None (default) or "": the next free number.
+        """
         self.object = self.session.add_object(identity or None)
         self._show()
 
@@ -180,7 +184,8 @@ class PromptDebugger(ImageWidget):
         """
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                # The values of a palette image are object numbers; convert() would map to colours.
+                # convert() would replace the values of a palette image by the luminance of their
+                # colours, which can be 0.
                 flat = image if image.mode in ("P", "L", "1") else image.convert("L")
                 mask = np.array(flat) > 0
         except (OSError, SyntaxError, ValueError) as error:
@@ -287,7 +292,7 @@ class PromptDebugger(ImageWidget):
             )
         objects = self.session.append(path, self.frame)
         names = ", ".join(map(str, objects))
-        self._show(f"appended frame {self.frame} with object {names} to {path}")
+        self._show(f"appended frame {self.frame} (objects: {names}) to {path}")
         return Path(path)
 
     def propagate(self, start: int | None = None, wait: bool = True) -> None:
@@ -302,6 +307,7 @@ class PromptDebugger(ImageWidget):
         """
         if not self.session.prompts:
             raise DataError("no object has a prompt", hint="click on an object first")
+        # A propagation that still runs ends after its current frame: it has its own stop event.
         self.cancel()
         self.error, self._running, self._stop = "", True, threading.Event()
         self.total = self.session.num_frames - (
@@ -314,7 +320,7 @@ class PromptDebugger(ImageWidget):
         if wait:
             try:
                 self.wait()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # interrupting the cell stops the thread too
                 self.cancel()
                 raise
             if self.error:
@@ -329,7 +335,7 @@ class PromptDebugger(ImageWidget):
         if self._thread is not None:
             self._thread.join()
 
-    # Messages of the view (on_NAME); their fields are the arguments.
+    # Handlers of the view's messages; the fields of a message are the arguments.
     on_open_video, on_go, on_select, on_add_object = open_video, go, select, add_object
     on_click, on_box, on_brush, on_take_truth = click, box, brush, take_truth
     on_choose, on_dice, on_undo, on_clear, on_view = choose, dice, undo, clear, view
