@@ -1,12 +1,13 @@
-// The view of the prompt debugger: it draws what the kernel sends and sends back what is done.
+// The view of the prompt debugger: draws the state that the kernel (annotator.py) sends, and sends
+// user actions back.
 
 const TOOLS = [
-  ["point", "Point", "Left click: on the object. Right click: beside it. Drag: a box."],
+  ["point", "Point", "Left click: on the object. Right click: off the object. Drag: a box."],
   ["brush", "Brush", "Paint onto the object's mask"],
-  ["erase", "Erase", "Paint off the object's mask"],
+  ["erase", "Erase", "Erase from the object's mask"],
 ];
-const SMALLEST = 600; // pixels that a frame is wide at least: smaller ones are enlarged
-const DRAG = 5; // pixels from which on a click is a box
+const MIN_WIDTH = 600; // of the canvas, in pixels; smaller frames are enlarged
+const DRAG_DISTANCE = 5; // in pixels; a shorter movement is a click, a longer one a box
 const COLORS = { positive: "#009e73", negative: "#d55e00", box: "#f0e442", halo: "#ffffff" };
 
 function make(parent, tag, properties = {}, ...children) {
@@ -20,27 +21,29 @@ function render({ model, el }) {
   const root = make(el, "div", { className: "sam2kit-debugger", tabIndex: 0 });
   root.dataset.lmSuppressShortcuts = "true";
   root.setAttribute("aria-label", "Prompt debugger");
+  // A message {type: NAME, ...} calls the method on_NAME of the widget in the kernel.
   const send = (type, fields = {}, buffers) =>
     model.send({ type, ...fields }, undefined, buffers);
   const button = (parent, text, title, act, name = text.toLowerCase()) => {
-    const made = make(parent, "button", { textContent: text, title, onclick: act });
-    made.dataset.name = name;
-    return made;
+    const element = make(parent, "button", { textContent: text, title, onclick: act });
+    element.dataset.name = name; // tests find the button by this name
+    return element;
   };
   const bar = (label) => {
-    const made = make(root, "div", { className: "bar" });
-    made.setAttribute("role", "toolbar");
-    made.setAttribute("aria-label", label);
-    return made;
+    const element = make(root, "div", { className: "bar" });
+    element.setAttribute("role", "toolbar");
+    element.setAttribute("aria-label", label);
+    return element;
   };
 
-  // What is prompted, and with what.
+  // The video, the objects and the prompt tools.
   const objectBar = bar("Objects");
   const videos = make(objectBar, "select", { title: "Video" });
   videos.onchange = () => send("open_video", { video: Number(videos.value) });
   const objects = make(objectBar, "span", { className: "group" });
   const newName = make(objectBar, "input", {
-    className: "name", placeholder: "name", title: "Name of a new object; empty: a number",
+    className: "name", placeholder: "name",
+    title: "Name of the new object; empty: the next free number",
   });
   button(objectBar, "+ object", "Add an object", () => {
     send("add_object", { identity: newName.value });
@@ -54,21 +57,23 @@ function render({ model, el }) {
   const labelled = (parent, text, properties) =>
     make(make(parent, "label", { textContent: text }), "input", properties);
   const radius = labelled(toolBar, "size ", {
-    type: "range", min: 1, max: 60, value: 10, title: "Radius of the brush, in pixels of the frame",
+    type: "range", min: 1, max: 60, value: 10, title: "Radius of the brush in pixels of the frame",
   });
   const file = make(root, "input", { type: "file", accept: "image/png", hidden: true });
   file.onchange = async () => {
     if (file.files.length) send("import", {}, [await file.files[0].arrayBuffer()]);
     file.value = "";
   };
-  button(toolBar, "Import…", "A PNG whose pixels are the object's mask", () => file.click(), "import");
-  const truth = button(toolBar, "Truth", "The true mask as the prompt", () => send("take_truth"));
-  const recipes = make(toolBar, "select", { title: "How training would prompt the object" });
-  const dice = button(toolBar, "Dice", "Draw a prompt as training does; again: another one",
+  button(toolBar, "Import…", "Use the nonzero pixels of a PNG as the object's mask",
+    () => file.click(), "import");
+  const truth = button(toolBar, "Ground truth", "Use the ground truth mask as the prompt",
+    () => send("take_truth"), "truth");
+  const recipes = make(toolBar, "select", { title: "Recipe of the random prompt" });
+  const dice = button(toolBar, "Dice", "Draw a random prompt as in training; each press draws another",
     () => send("dice", { recipe: recipes.value }), "dice");
-  button(toolBar, "Undo", "Take back the last prompt (z)", () => send("undo"));
-  button(toolBar, "Clear", "Forget the object's prompts on this frame", () => send("clear"));
-  button(toolBar, "Clear all", "Forget all prompts", () => send("clear", { everything: true }),
+  button(toolBar, "Undo", "Revert the last edit (z)", () => send("undo"));
+  button(toolBar, "Clear", "Remove the object's prompts on this frame", () => send("clear"));
+  button(toolBar, "Clear all", "Remove all prompts", () => send("clear", { everything: true }),
     "clear-all");
 
   // The frame.
@@ -77,49 +82,54 @@ function render({ model, el }) {
   const strip = make(stage, "div", { className: "candidates" });
   const frameBar = bar("Frames");
   const step = (by) => send("go", { frame: model.get("state").frame + by });
-  button(frameBar, "◀", "One frame back (left arrow)", () => step(-1), "back");
+  button(frameBar, "◀", "Previous frame (left arrow)", () => step(-1), "back");
   const slider = make(frameBar, "input", { type: "range", min: 0, title: "Frame" });
   slider.className = "wide";
-  button(frameBar, "▶", "One frame on (right arrow)", () => step(1), "on");
-  const place = make(frameBar, "span", { className: "place" });
+  button(frameBar, "▶", "Next frame (right arrow)", () => step(1), "next");
+  const position = make(frameBar, "span", {
+    className: "position", title: "Index of the frame and of the last frame, from 0",
+  });
 
-  // What is done with it.
+  // Tracking, display and files.
   const runBar = bar("Tracking");
   const run = button(runBar, "Propagate", "Track all objects from the first prompt to the end",
     () => send("propagate"));
-  const here = button(runBar, "From here", "Track from this frame on: a quick look",
+  const preview = button(runBar, "From here",
+    "Quick preview: track from this frame with only the memories of the prompts",
     () => send("propagate", { start: model.get("state").frame }), "here");
-  const cancel = button(runBar, "Cancel", "Stop tracking; what is tracked stays",
+  const cancel = button(runBar, "Cancel", "Stop tracking and keep the results so far",
     () => send("cancel"));
   const progress = make(runBar, "progress", { title: "Frames tracked" });
-  const errors = button(runBar, "Errors", "Right in blue, missed in yellow, false alarm in red",
+  const errors = button(runBar, "Errors",
+    "Hits in blue, missed pixels in yellow, false positives in red",
     () => send("view", { mode: model.get("state").mode === "errors" ? "masks" : "errors" }));
   const opacity = labelled(runBar, "masks ", {
     type: "range", min: 0, max: 100, value: 55, title: "Opacity of the masks", oninput: () => draw(),
   });
   button(runBar, "Save", "Write the prompts to prompts.json", () => send("save"));
-  button(runBar, "Append to data", "Append this frame's masks to the corrections of the data set",
+  button(runBar, "Append to data", "Append this frame's masks to the corrections of the dataset",
     () => send("append"), "append");
   const scores = make(root, "div", { className: "scores" });
   const status = make(root, "div", { className: "status" });
   status.setAttribute("role", "status");
 
-  // Frames are asked for one at a time: a slider that is dragged skips those it has passed.
-  let wanted = null, asked = null;
-  const ask = () => {
-    if (wanted === null || asked !== null) return;
-    asked = wanted;
-    wanted = null;
-    send("go", { frame: asked });
+  // One frame is requested at a time. While the slider is dragged, frames that it has passed in the
+  // meantime are never requested, so the kernel keeps up.
+  let nextFrame = null, requestedFrame = null;
+  const requestFrame = () => {
+    if (nextFrame === null || requestedFrame !== null) return;
+    requestedFrame = nextFrame;
+    nextFrame = null;
+    send("go", { frame: requestedFrame });
   };
-  slider.oninput = () => { wanted = Number(slider.value); ask(); };
+  slider.oninput = () => { nextFrame = Number(slider.value); requestFrame(); };
   root.onkeydown = (event) => {
     if (event.target.tagName === "INPUT" || event.target.tagName === "SELECT") return;
     const act = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), z: () => send("undo") }[event.key];
     if (act && !event.ctrlKey && !event.metaKey) { event.preventDefault(); act(); }
   };
 
-  // Pictures: decoded once, drawn as often as something moves.
+  // Images are decoded once per change and redrawn on every movement of the pointer.
   const bitmaps = {};
   async function decode(name) {
     const bytes = model.get(name);
@@ -127,17 +137,17 @@ function render({ model, el }) {
       bitmaps[name] = { bytes, bitmap: await createImageBitmap(new Blob([bytes])) };
     }
   }
-  let gesture = null; // {x, y} where the pointer went down, and the pixels it passed
+  let gesture = null; // {x, y} of the pressed pointer, and the box or line drawn so far
   function draw() {
     const { picture, masks } = bitmaps;
     const state = model.get("state");
     const context = canvas.getContext("2d");
-    const zoom = Math.ceil(SMALLEST / picture.bitmap.width);
+    const zoom = Math.ceil(MIN_WIDTH / picture.bitmap.width);
     if (canvas.width !== picture.bitmap.width * zoom || canvas.height !== picture.bitmap.height * zoom) {
       canvas.width = picture.bitmap.width * zoom;
       canvas.height = picture.bitmap.height * zoom;
     }
-    context.imageSmoothingEnabled = false;
+    context.imageSmoothingEnabled = false; // enlarged pixels stay sharp
     context.globalAlpha = 1;
     context.filter = state.mode === "errors" && state.annotated ? "grayscale(1) brightness(0.8)" : "none";
     context.drawImage(picture.bitmap, 0, 0, canvas.width, canvas.height);
@@ -146,7 +156,7 @@ function render({ model, el }) {
     context.drawImage(masks.bitmap, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;
     const scale = canvas.width / state.size[1];
-    const at = (v) => (v + 0.5) * scale; // the centre of a pixel
+    const at = (v) => (v + 0.5) * scale; // centre of a pixel
     for (const mark of state.marks) {
       context.globalAlpha = mark.object === state.object ? 1 : 0.4;
       if (mark.box) outline(context, mark.box.map(at));
@@ -161,6 +171,7 @@ function render({ model, el }) {
       context.globalAlpha = 0.5;
       context.beginPath();
       gesture.line.forEach(([x, y]) => context.lineTo(at(x), at(y)));
+      // A line without length would not be drawn.
       context.lineTo(at(gesture.x) + 0.01, at(gesture.y));
       context.stroke();
       context.globalAlpha = 1;
@@ -186,15 +197,16 @@ function render({ model, el }) {
     if (positive) context.fillRect(x - 1, y - 3, 2, 6);
   }
 
-  // The pointer, in pixels of the video's frame.
+  // Position of the pointer in pixels of the video's frame, which may be larger than the image sent.
   function pixel(event) {
     const [rows, columns] = model.get("state").size;
     const box = canvas.getBoundingClientRect();
-    const along = (value, start, length, count) =>
+    const pixelIndex = (value, start, length, count) =>
       Math.min(Math.max(Math.floor(((value - start) / length) * count), 0), count - 1);
-    return [along(event.clientX, box.left, box.width, columns),
-            along(event.clientY, box.top, box.height, rows)];
+    return [pixelIndex(event.clientX, box.left, box.width, columns),
+      pixelIndex(event.clientY, box.top, box.height, rows)];
   }
+  // The right button is the negative click: neither the browser nor JupyterLab opens a menu.
   canvas.oncontextmenu = (event) => { event.preventDefault(); event.stopPropagation(); };
   canvas.onpointerdown = (event) => {
     const [x, y] = pixel(event);
@@ -208,9 +220,9 @@ function render({ model, el }) {
   canvas.onpointermove = (event) => {
     if (!gesture) return;
     const [x, y] = pixel(event);
-    const far = Math.hypot(event.clientX - gesture.from[0], event.clientY - gesture.from[1]);
+    const distance = Math.hypot(event.clientX - gesture.from[0], event.clientY - gesture.from[1]);
     if (gesture.line) gesture.line.push([x, y]);
-    else if (far >= DRAG || gesture.box) gesture.box = [gesture.x, gesture.y, x, y];
+    else if (distance >= DRAG_DISTANCE || gesture.box) gesture.box = [gesture.x, gesture.y, x, y];
     draw();
   };
   canvas.onpointerup = () => {
@@ -223,7 +235,7 @@ function render({ model, el }) {
   };
   canvas.onpointercancel = () => { gesture = null; draw(); };
 
-  // Everything around the frame.
+  // Controls and texts.
   const number = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits));
   function fill(select, names, chosen) {
     if (select.dataset.names !== JSON.stringify(names)) {
@@ -251,20 +263,23 @@ function render({ model, el }) {
     errors.disabled = !state.annotated;
     errors.setAttribute("aria-pressed", state.mode === "errors");
     slider.max = state.frames - 1;
-    if (wanted === null && document.activeElement !== slider) slider.value = state.frame;
-    place.textContent = `frame ${state.frame} of ${state.frames}`
+    if (nextFrame === null && document.activeElement !== slider) slider.value = state.frame;
+    position.textContent = `frame ${state.frame} / ${state.frames - 1}`
       + (state.prompted.includes(state.frame) ? " · prompted" : "")
       + (state.annotated ? " · annotated" : "");
     strip.replaceChildren(...model.get("candidates").map((bytes, n) => {
       const url = URL.createObjectURL(new Blob([bytes]));
-      const made = make(null, "button", { title: `Take candidate ${n + 1}`, onclick: () => send("choose", { candidate: n }) });
-      made.dataset.name = `candidate-${n}`;
-      made.setAttribute("aria-pressed", n === state.chosen);
-      make(made, "img", { src: url, alt: `candidate ${n + 1}`, onload: () => URL.revokeObjectURL(url) });
-      make(made, "span", { textContent: `predicted IoU ${number(state.ious[n])}` });
-      return made;
+      const element = make(null, "button", {
+        title: `Use candidate ${n + 1} as the mask`, onclick: () => send("choose", { candidate: n }),
+      });
+      element.dataset.name = `candidate-${n}`;
+      element.setAttribute("aria-pressed", n === state.chosen);
+      const onload = () => URL.revokeObjectURL(url);
+      make(element, "img", { src: url, alt: `candidate ${n + 1}`, onload });
+      make(element, "span", { textContent: `predicted IoU ${number(state.ious[n])}` });
+      return element;
     }));
-    run.disabled = here.disabled = state.running;
+    run.disabled = preview.disabled = state.running;
     cancel.disabled = !state.running;
     progress.max = state.total || 1;
     progress.value = state.done;
@@ -272,7 +287,7 @@ function render({ model, el }) {
     if (state.j !== null) parts.push(`J ${number(state.j)} on this frame`);
     if (state.mean_j !== null) parts.push(`mean J ${number(state.mean_j)} over the tracked frames`);
     if (state.score !== null) parts.push(`object score ${number(state.score, 1)}`);
-    if (state.stale) parts.push("prompts have changed since it was tracked");
+    if (state.stale) parts.push("tracked masks are stale: press Propagate");
     scores.textContent = parts.join(" · ");
     const error = model.get("error");
     status.textContent = error || state.message;
@@ -282,13 +297,13 @@ function render({ model, el }) {
   async function paint() {
     const seq = model.get("seq");
     await Promise.all([decode("picture"), decode("masks")]);
-    if (seq !== model.get("seq")) return; // a newer state is on its way to be painted
+    if (seq !== model.get("seq")) return; // a newer state arrived while decoding
     update();
     draw();
     root.dataset.seq = seq;
     root.dataset.ready = "true";
-    asked = null;
-    ask();
+    requestedFrame = null;
+    requestFrame();
   }
   model.on("change:seq", paint);
   paint();

@@ -1,4 +1,4 @@
-"""Share code between widgets: pictures as bytes, messages handled in turn, a static picture."""
+"""Define the base class of the widgets and encode their images."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from sam2kit.data.sources.base import VideoSource
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import close_names, visible_text
 
-DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720
+DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720  # maximum size of a frame that is sent, in pixels
 
 
-class PictureWidget(anywidget.AnyWidget):
-    """A widget that answers messages with pictures and shows its errors itself.
+class ImageWidget(anywidget.AnyWidget):
+    """Answer the messages of a view with images, and show errors in the widget.
 
-    The view sends ``{"type": NAME, ...}``, and the subclass's method ``on_NAME`` is called with the
-    other fields as arguments (and ``buffers``, where there are any), one message at a time.
-    JupyterLab delivers messages on threads of its own, so ``inference_mode`` and ``autocast``,
-    which belong to a thread, have to be entered by the methods; pyplot must not be touched there.
+    The view sends ``{"type": NAME, ...}``. The widget calls the method ``on_NAME`` of the subclass
+    with the other fields as arguments (and ``buffers`` if the message has binary data), one message
+    at a time. JupyterLab delivers messages on its own threads. ``inference_mode`` and ``autocast``
+    are thread-local, so the methods must enter them themselves; they must not use pyplot.
 
     Attributes:
-        seq: goes up with every answer; a view repaints when it changes, because equal bytes
-            send no event.
-        error: the message of what went wrong last; empty after a message that was handled.
-        views: how many views have been rendered; 0 without a front end.
+        seq: increases with every answer. Views repaint when it changes, because traits that are set
+            to equal bytes cause no event.
+        error: the text of the last error; empty after a message without an error.
+        views: number of views rendered so far; 0 without a front end.
     """
 
     seq = traitlets.Int(0).tag(sync=True)
@@ -45,37 +45,43 @@ class PictureWidget(anywidget.AnyWidget):
     def __init__(self, **kwargs: Any) -> None:
         self.lock = threading.RLock()
         super().__init__(**kwargs)
-        self.on_msg(self._received)
+        self.on_msg(self._dispatch)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Change traits alone, send them together, and show an error instead of losing it."""
+    def _answering(self) -> Iterator[None]:
+        """Hold the lock, send changed traits together, and show an exception in ``error``."""
         with self.lock, self.hold_sync():
             try:
                 self.error = ""
                 yield
-            except Exception as error:  # a traceback in a callback goes nowhere a user looks
-                logger.opt(exception=error).debug("in a widget")
+            except Exception as error:
+                # Jupyter prints a callback's traceback where users do not see it.
+                logger.opt(exception=error).debug("error in a widget callback")
                 self.error = error_text(error)
             self.seq += 1
 
-    def _received(self, _: Any, content: dict[str, Any], buffers: list[memoryview]) -> None:
+    def _dispatch(self, _: Any, content: dict[str, Any], buffers: list[memoryview]) -> None:
+        """Call ``on_NAME`` for a message of type NAME."""
         content = dict(content)
         name = content.pop("type", "")
-        with self.answering():
+        with self._answering():
             if buffers:
                 content["buffers"] = [bytes(buffer) for buffer in buffers]
             getattr(self, f"on_{name}")(**content)
 
     def on_ready(self) -> None:
-        """A view was rendered; its first message moves all later ones to one thread."""
+        """Count a view; every view sends ``ready`` as its first message.
+
+        The message also makes JupyterLab deliver all later messages on one thread.
+        """
         self.views += 1
 
     def snapshot(self) -> bytes:
-        """PNG bytes of what is shown now, for where there is no front end."""
+        """Return the current display as PNG bytes, for notebooks without a front end."""
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
+        # The PNG is shown wherever the widget cannot be, such as in an exported notebook.
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None:
             bundle[0]["image/png"] = base64.b64encode(self.snapshot()).decode("ascii")
@@ -83,36 +89,45 @@ class PictureWidget(anywidget.AnyWidget):
 
 
 def error_text(error: Exception) -> str:
-    """Return the message of an exception, or its type where it has none."""
+    """Return the message of an exception, or the name of its type if the message is empty."""
     return visible_text(error, multiline=True) or type(error).__name__
 
 
 def display_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns at which a frame of ``size`` is sent: never more than it has."""
+    """Return rows and columns of a displayed frame of ``size``; frames are not enlarged."""
     scale = min(1, DISPLAY_HEIGHT / size[0], DISPLAY_WIDTH / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def encode_jpeg(frame: np.ndarray, size: tuple[int, int] | None = None) -> bytes:
-    """JPEG of ``[H,W,3]`` uint8 RGB at ``size`` (rows, columns)."""
+    """Return ``[H,W,3]`` uint8 RGB as JPEG bytes.
+
+    Args:
+        frame: the image.
+        size: rows and columns of the JPEG. None (default): those of the frame.
+
+    Raises:
+        ValueError: OpenCV cannot encode the frame.
+    """
     if size is not None and size != frame.shape[:2]:
         frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
+    # OpenCV expects BGR.
     ok, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     if not ok:
-        raise ValueError(f"a frame of {frame.shape} cannot be written as JPEG")
+        raise ValueError(f"cannot encode a frame of shape {frame.shape} as JPEG")
     return data.tobytes()
 
 
-def encode_png(picture: np.ndarray | Image.Image, **options: Any) -> bytes:
-    """PNG of an image or of ``[H,W,3]`` uint8."""
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+def encode_png(image: np.ndarray | Image.Image, **options: Any) -> bytes:
+    """Return an image, or ``[H,W,3]`` uint8 RGB, as PNG bytes; ``options`` are Pillow's."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     file = io.BytesIO()
     image.save(file, format="PNG", **options)
     return file.getvalue()
 
 
 def video_number(source: VideoSource, video: int | str) -> int:
-    """Return the number of a video, given by its number or name.
+    """Return the index of a video that is given by its index or name.
 
     Raises:
         DataError: no such video.
@@ -124,6 +139,8 @@ def video_number(source: VideoSource, video: int | str) -> int:
         return video
     close = close_names(str(video), names) or names[:5]
     raise DataError(
-        f"video {video!r} is not among the {len(names)} videos; name one such as {close}, or "
-        f"give its number, 0 to {len(names) - 1}"
+        key="video",
+        value=video,
+        expected=f"the name of a video, or a number from 0 to {len(names) - 1}",
+        hint=f"for example {', '.join(close)}",
     )

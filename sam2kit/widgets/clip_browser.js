@@ -1,14 +1,16 @@
-// The clip browser's view: asks the kernel for frames as they are needed, keeps a bounded number,
-// and draws them with masks, prompts and the swipe. The kernel's half is clip_browser.py.
+// The view of the clip browser: requests frames from the kernel (clip_browser.py) on demand, caches
+// a bounded number of them, and draws them with masks, prompts and the swipe.
 
 const CACHE_BYTES = 48 * 2 ** 20; // of encoded frames; one is about 0.1 MB
-const AHEAD = 12; // frames fetched in advance when playing
-const IN_FLIGHT = 2; // requests at a time: a slider that is dragged leaves none waiting in line
-const SMALLEST_WIDTH = 640; // of the canvas; smaller frames are magnified
-const DASHES = ["", "7 3", "2 3", "10 3 2 3", "1 6"]; // of trackers, where colours are objects
+const FRAMES_AHEAD = 12; // frames requested in advance while playing
+const IN_FLIGHT = 2; // maximum number of open requests, so that dragging the slider builds no queue
+const MIN_WIDTH = 640; // of the canvas, in pixels; smaller frames are enlarged
+// Of the trackers, when colours stand for objects.
+const DASHES = ["", "7 3", "2 3", "10 3 2 3", "1 6"];
 const KEYS =
-  "Keys: ← → a frame (with Shift ten), Home End, Space play, 1–9 an object on or off, 0 all, " +
-  "M masks, P prompts. Drag on the picture to swipe, click on the curve to jump.";
+  "Keys: ← → one frame (with Shift ten), Home and End first and last frame, Space play or pause, " +
+  "1–9 show or hide an object, 0 all objects, M masks, P prompts. Drag on the image to move the " +
+  "swipe, click on the curve to jump to a frame.";
 
 const rgb = (color, alpha = 1) => `rgb(${color.join(" ")} / ${alpha})`;
 const sleep = (ms) => new Promise((done) => setTimeout(done, Math.max(0, ms)));
@@ -27,8 +29,8 @@ function svg(tag, attributes) {
   return element;
 }
 
-// Fill an element anew where what it shows has changed: a click on a button that was replaced
-// between press and release would be lost.
+// Rebuild an element only if its content has changed: a click on a button that is replaced between
+// press and release would be lost.
 function refill(element, content, build) {
   const text = JSON.stringify(content);
   if (element.dataset.content === text) return;
@@ -37,8 +39,8 @@ function refill(element, content, build) {
   build();
 }
 
-// Frames as the kernel sent them, the ones used last; too many bytes push out the oldest.
-class Cache {
+// Encoded frames as the kernel sent them; evicts the least recently used ones beyond CACHE_BYTES.
+class FrameCache {
   constructor() {
     this.clear();
   }
@@ -48,6 +50,7 @@ class Cache {
   }
   get(t) {
     const entry = this.entries.get(t);
+    // A Map iterates in order of insertion: the least recently used entry comes first.
     if (entry) this.entries.delete(t), this.entries.set(t, entry);
     return entry;
   }
@@ -63,8 +66,9 @@ class Cache {
 }
 
 async function decode(entry) {
+  // Label values must survive decoding unchanged.
   const exact = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const picture = await createImageBitmap(new Blob([entry.buffers[0]], { type: "image/jpeg" }));
+  const image = await createImageBitmap(new Blob([entry.buffers[0]], { type: "image/jpeg" }));
   const planes = [];
   for (const [n, plane] of entry.planes.entries()) {
     const file = new Blob([entry.buffers[n + 1]], { type: "image/png" });
@@ -77,14 +81,14 @@ async function decode(entry) {
     for (let i = 0; i < labels.length; i++) labels[i] = pixels.data[4 * i];
     planes.push({ ...plane, canvas, context, pixels, labels });
   }
-  return { ...entry, picture, planes };
+  return { ...entry, image, planes };
 }
 
 class ClipBrowser {
   constructor(model, el) {
     this.model = model;
-    this.cache = new Cache();
-    this.asked = new Set();
+    this.cache = new FrameCache();
+    this.requested = new Set();
     this.build(el);
     this.listen();
     this.reset();
@@ -100,26 +104,28 @@ class ClipBrowser {
     root.dataset.lmSuppressShortcuts = "true";
     root.dataset.seq = 0;
     const top = make("div", { className: "bar" }, root);
-    this.videoChoice = make("select", { title: "video" }, top);
+    this.videoChoice = make("select", { title: "Video" }, top);
     this.model.get("videos").forEach((name, n) =>
       make("option", { value: n, textContent: name }, this.videoChoice));
     this.videoChoice.hidden = this.model.get("videos").length < 2;
     this.sides = {};
     for (const side of ["left", "right"]) {
       const label = make("label", { textContent: `${side} ` }, top);
-      this.sides[side] = make("select", { title: `what the ${side} side shows` }, label);
+      this.sides[side] = make("select", { title: `Layer on the ${side} side` }, label);
     }
     this.stage = make("div", { className: "stage" }, root);
-    this.canvas = make("canvas", { width: SMALLEST_WIDTH, height: 360 }, this.stage);
+    this.canvas = make("canvas", { width: MIN_WIDTH, height: 360 }, this.stage);
     this.badges = make("div", { className: "badges" }, this.stage);
     const bar = make("div", { className: "bar" }, root);
-    this.playButton = make("button", { textContent: "▶", title: "play (Space)" }, bar);
-    const range = { type: "range", min: 0, step: 1, title: "frame (← →)" };
+    this.playButton = make("button", { textContent: "▶", title: "Play or pause (Space)" }, bar);
+    const range = { type: "range", min: 0, step: 1, title: "Frame (← →)" };
     this.slider = make("input", { ...range, className: "frames" }, bar);
-    this.place = make("output", { className: "place" }, bar);
+    const positionTitle = "Index of the frame and of the last frame, from 0";
+    this.position = make("output", { className: "position", title: positionTitle }, bar);
     const speed = make("label", { textContent: "frames/s " }, bar);
     this.speed = make("input", { type: "number", min: 0.1, max: 120, step: "any" }, speed);
-    this.chart = make("div", { className: "chart", title: "J over time; click to jump" }, root);
+    const chartTitle = "J over time; click to jump to a frame";
+    this.chart = make("div", { className: "chart", title: chartTitle }, root);
     this.curves = svg("svg", { preserveAspectRatio: "none" });
     this.chart.append(this.curves);
     make("span", { className: "one", textContent: "J 1" }, this.chart);
@@ -137,9 +143,9 @@ class ClipBrowser {
     };
     this.masks = check("masks");
     const zeroToOne = { type: "range", min: 0, max: 1, step: 0.05 };
-    this.opacity = make("input", { ...zeroToOne, title: "opacity of the masks" }, tools);
+    this.opacity = make("input", { ...zeroToOne, title: "Opacity of the masks" }, tools);
     this.prompts = check("prompts");
-    this.each = check("J of each object");
+    this.perObject = check("J of each object");
     this.error = make("div", { className: "error", role: "alert" }, root);
     make("div", { className: "keys", textContent: KEYS }, root);
     this.root = root;
@@ -152,7 +158,7 @@ class ClipBrowser {
 
   listen() {
     const { model } = this;
-    const on = (names, what) => model.on(names.map((n) => `change:${n}`).join(" "), what);
+    const on = (names, action) => model.on(names.map((n) => `change:${n}`).join(" "), action);
     this.received = (content, buffers) => this.receive(content, buffers);
     model.on("msg:custom", this.received);
     this.watched = [
@@ -163,7 +169,7 @@ class ClipBrowser {
       [["opacity", "swipe", "show_masks", "show_prompts"], () => (this.fill(), this.paint())],
       [["fps", "error"], () => this.fill()],
     ];
-    for (const [names, what] of this.watched) on(names, what);
+    for (const [names, action] of this.watched) on(names, action);
     this.videoChoice.onchange = () => {
       this.stop();
       model.send({ type: "open", video: Number(this.videoChoice.value) });
@@ -176,7 +182,7 @@ class ClipBrowser {
     this.masks.onchange = () => this.set("show_masks", this.masks.checked);
     this.prompts.onchange = () => this.set("show_prompts", this.prompts.checked);
     this.opacity.oninput = () => this.set("opacity", Number(this.opacity.value));
-    this.each.onchange = () => this.draw();
+    this.perObject.onchange = () => this.draw();
     this.chart.onclick = (event) => (this.stop(), this.goto(this.frameAt(event)));
     const swipe = (event) => {
       const box = this.canvas.getBoundingClientRect();
@@ -194,9 +200,10 @@ class ClipBrowser {
 
   key(event) {
     const { target } = event;
-    const slides = target.type === "range" && /^(Arrow|Home|End)/.test(event.key);
-    const types = target.matches("select, input[type=number]");
-    if (types || slides || event.ctrlKey || event.metaKey || event.altKey) return;
+    // Sliders, lists and number fields have their own keys.
+    const movesSlider = target.type === "range" && /^(Arrow|Home|End)/.test(event.key);
+    const takesText = target.matches("select, input[type=number]");
+    if (takesText || movesSlider || event.ctrlKey || event.metaKey || event.altKey) return;
     const step = event.shiftKey ? 10 : 1;
     const t = this.model.get("frame");
     const toggle = (name) => this.set(name, !this.model.get(name));
@@ -212,7 +219,7 @@ class ClipBrowser {
     };
     for (let n = 1; n <= 9; n++) actions[n] = () => this.toggleObject(n - 1);
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    // Space on a button or a check box presses that.
+    // Space on a button or a check box presses it.
     if (!action || (event.key === " " && target.matches("button, [type=checkbox]"))) return;
     event.preventDefault();
     event.stopPropagation();
@@ -231,15 +238,15 @@ class ClipBrowser {
 
   // ------------------------------------------------------------------ frames from the kernel
 
-  // Another video: nothing that was kept is of use.
+  // After a change of the video: discard all frames and J.
   reset() {
     this.count = this.model.get("num_frames");
     this.measured = { done: 0, J: {}, counted: {}, annotated: [], fault: "" };
-    this.askedCurves = false;
+    this.curvesRequested = false;
     this.refetch();
   }
 
-  // Other layers: the frames have to come anew, J stays.
+  // After a change of the layers: request the frames again; J remains valid.
   refetch() {
     const { model } = this;
     this.layers = [...new Set([model.get("left"), model.get("right")])].filter((name) => name);
@@ -247,42 +254,44 @@ class ClipBrowser {
     if (key !== this.frameKey) {
       this.frameKey = key;
       this.cache.clear();
-      this.asked.clear();
+      this.requested.clear();
     }
     this.fill();
     this.draw();
     this.show();
   }
 
-  wanted() {
+  framesToLoad() {
     const t = this.model.get("frame");
-    const near = this.playing ? [...Array(AHEAD).keys()].map((n) => t + 1 + n)
+    const near = this.playing ? [...Array(FRAMES_AHEAD).keys()].map((n) => t + 1 + n)
       : [t + 1, t - 1, t + 2, t - 2];
     return [t, ...near].filter((n) => n >= 0 && n < this.count);
   }
 
+  // Request missing frames, the current one first; measure J when no frame is missing.
   pump() {
     const video = this.model.get("video");
-    const missing = this.wanted().filter((t) => !this.cache.entries.has(t) && !this.asked.has(t));
-    for (const t of missing.slice(0, IN_FLIGHT - this.asked.size)) {
-      this.asked.add(t);
+    const { entries } = this.cache;
+    const missing = this.framesToLoad().filter((t) => !entries.has(t) && !this.requested.has(t));
+    for (const t of missing.slice(0, IN_FLIGHT - this.requested.size)) {
+      this.requested.add(t);
       this.model.send({ type: "frame", key: this.frameKey, video, t, layers: this.layers });
     }
     const { done, fault } = this.measured;
-    if (this.asked.size || this.askedCurves || done >= this.count || fault) return;
-    this.askedCurves = true;
+    if (this.requested.size || this.curvesRequested || done >= this.count || fault) return;
+    this.curvesRequested = true;
     this.model.send({ type: "curves", video, first: done });
   }
 
   receive(content, buffers) {
     if (content.type === "frame" && content.key === this.frameKey) {
-      this.asked.delete(content.t);
+      this.requested.delete(content.t);
       const bytes = buffers.reduce((sum, buffer) => sum + buffer.byteLength, 0);
       this.cache.set(content.t, { ...content, buffers, bytes });
       if (content.t === this.model.get("frame")) this.show();
     }
     if (content.type === "curves" && content.video === this.model.get("video")) {
-      this.askedCurves = false;
+      this.curvesRequested = false;
       this.addCurves(content);
     }
     this.pump();
@@ -299,7 +308,7 @@ class ClipBrowser {
     put(measured.annotated, annotated);
     measured.done = Math.max(measured.done, until);
     measured.fault = fault;
-    if (!this.drawing) // many pieces may come between two pictures
+    if (!this.drawing) // several answers may arrive between two repaints
       this.drawing = requestAnimationFrame(() => ((this.drawing = 0), this.draw(), this.fill()));
   }
 
@@ -311,19 +320,19 @@ class ClipBrowser {
     return this.show();
   }
 
-  // Paint the frame if it is there; asks for it and is called again if not.
+  // Paint the current frame if it is cached; otherwise receive() calls this again when it arrives.
   async show() {
     const t = this.model.get("frame");
-    this.place.textContent = `${t} / ${this.count - 1}`;
+    this.position.textContent = `frame ${t} / ${this.count - 1}`;
     this.slider.value = t;
     this.cursor.style.left = `${this.shareOf(t) * 100}%`;
     const [entry, key] = [this.cache.get(t), this.frameKey];
     this.pump();
     if (!entry) return;
     if (this.shown?.entry !== entry) {
-      const decoded = await decode(entry);
+      const decoded = await decode(entry); // the frame may change meanwhile
       if (this.model.get("frame") !== t || this.frameKey !== key) return;
-      this.shown?.picture.close();
+      this.shown?.image.close();
       this.shown = { ...decoded, entry };
     }
     this.fill();
@@ -343,17 +352,18 @@ class ClipBrowser {
     this.painted?.();
   }
 
-  // The next frame is shown when it is due and there: a slow kernel slows the video down.
+  // Show each frame when it is due and loaded: a slow kernel slows the playback down, and no frame
+  // is skipped.
   async play() {
-    const mine = (this.playing = {});
+    const playback = (this.playing = {}); // stop() or another play() replaces it
     this.playButton.textContent = "⏸";
     this.root.dataset.playing = "true";
     if (this.model.get("frame") === this.count - 1) this.goto(0);
-    while (this.playing === mine) {
+    while (this.playing === playback) {
       const [start, t] = [performance.now(), this.model.get("frame") + 1];
       if (t >= this.count) return this.stop();
       await new Promise((done) => {
-        this.painted = () => (this.shown?.t === t || this.playing !== mine) && done();
+        this.painted = () => (this.shown?.t === t || this.playing !== playback) && done();
         this.goto(t);
       });
       await sleep(1000 / this.model.get("fps") - (performance.now() - start));
@@ -367,17 +377,17 @@ class ClipBrowser {
     return colors[n % colors.length];
   }
 
-  // A layer's name as the kernel has made it safe to show.
+  // Name of a layer for display; the kernel has replaced invisible characters.
   label(name) {
     const n = this.model.get("layers").indexOf(name);
-    return n < 0 ? "frame alone" : this.model.get("layer_labels")[n];
+    return n < 0 ? "frame only" : this.model.get("layer_labels")[n];
   }
 
-  // What the elements beside the picture say.
+  // Update the controls and texts around the image.
   fill() {
     const { model } = this;
     this.videoChoice.value = model.get("video");
-    this.videoChoice.title = `video ${model.get("videos")[model.get("video")]}`;
+    this.videoChoice.title = `Video ${model.get("videos")[model.get("video")]}`;
     for (const [side, choice] of Object.entries(this.sides)) {
       const names = [...model.get("layers"), ""];
       refill(choice, names, () => names.forEach((name) =>
@@ -392,15 +402,15 @@ class ClipBrowser {
     this.prompts.checked = model.get("show_prompts");
     this.prompts.parentElement.hidden = !model.get("marks").length;
     this.tools.hidden = !model.get("layers").length && !model.get("marks").length;
-    this.each.parentElement.hidden = !Object.keys(this.measured.counted).length;
+    this.perObject.parentElement.hidden = !Object.keys(this.measured.counted).length;
     this.opacity.value = model.get("opacity");
     this.fillObjects();
     this.fillLegend();
     const { shown, measured } = this;
-    const say = (text) => make("span", { textContent: text }, this.badges);
+    const addBadge = (text) => make("span", { textContent: text }, this.badges);
     this.badges.replaceChildren();
     for (const name of shown?.missing ?? [])
-      say(name === "truth" ? "not annotated" : `${this.label(name)}: no masks of this frame`);
+      addBadge(name === "truth" ? "unannotated" : `${this.label(name)}: no masks for this frame`);
     const faults = [...(shown?.faults ?? []), measured.fault, model.get("error")];
     this.error.textContent = [...new Set(faults)].filter((text) => text).join("\n");
   }
@@ -409,7 +419,7 @@ class ClipBrowser {
     const names = this.model.get("objects");
     refill(this.chips, names, () => names.forEach((name, n) => {
       const key = n < 9 ? ` (key ${n + 1})` : "";
-      const chip = make("button", { title: `object ${name}${key}` }, this.chips);
+      const chip = make("button", { title: `Show or hide object ${name}${key}` }, this.chips);
       chip.onclick = () => this.toggleObject(n);
       make("i", {}, chip).style.background = rgb(this.color(n));
       chip.append(n < 9 && name !== `${n + 1}` ? `${n + 1}: ${name}` : name);
@@ -424,7 +434,7 @@ class ClipBrowser {
     return [...this.model.get("objects").keys()].filter((n) => !hidden.includes(n));
   }
 
-  // J of an object on a frame: 1 where neither truth nor tracker has it, null where not measured.
+  // J of an object on a frame: 1 if neither ground truth nor tracker has it, null if not measured.
   value(layer, n, t) {
     const { J, counted } = this.measured;
     return J[layer]?.[n]?.[t] ?? (counted[layer]?.[t] ? 1 : null);
@@ -440,11 +450,11 @@ class ClipBrowser {
     const trackers = Object.keys(this.measured.counted);
     trackers.forEach((layer, k) => {
       const entry = make("span", {}, this.legend);
-      // With a line for each object the colours are the objects', and the dashes tell trackers apart.
-      const each = this.each.checked;
+      // With one line per object, colours stand for objects and dashes for trackers.
+      const perObject = this.perObject.checked;
       const style = {
-        stroke: each ? "currentColor" : rgb(this.lineColor(k)),
-        "stroke-dasharray": each ? DASHES[k % DASHES.length] : "",
+        stroke: perObject ? "currentColor" : rgb(this.lineColor(k)),
+        "stroke-dasharray": perObject ? DASHES[k % DASHES.length] : "",
       };
       const line = svg("svg", { class: "line", viewBox: "0 0 30 4" });
       line.append(svg("path", { d: "M0 2h30", "stroke-width": 3, ...style }));
@@ -471,7 +481,7 @@ class ClipBrowser {
     return Math.round(((event.clientX - box.left) / box.width) * (this.count - 1));
   }
 
-  // J over time: a line a tracker, or one for each object of each; frames nobody annotated below.
+  // Draw J over time, one line per tracker or per tracker and object; mark unannotated frames below.
   draw() {
     const { measured, count } = this;
     const trackers = Object.keys(measured.counted);
@@ -493,7 +503,7 @@ class ClipBrowser {
     };
     trackers.forEach((layer, k) => {
       const dash = DASHES[k % DASHES.length];
-      if (!this.each.checked) line(this.lineColor(k), "", (t) => this.mean(layer, t, objects));
+      if (!this.perObject.checked) line(this.lineColor(k), "", (t) => this.mean(layer, t, objects));
       else for (const n of objects) line(this.color(n), dash, (t) => this.value(layer, n, t));
     });
     let gaps = "";
@@ -504,7 +514,7 @@ class ClipBrowser {
     this.fillLegend();
   }
 
-  // The labels of a plane in the objects' colours; outlines are opaque.
+  // Colour the labels of a plane; outlines are opaque.
   tint({ base, canvas, context, pixels, labels }) {
     const { width } = canvas;
     const colors = new Uint32Array(256);
@@ -530,23 +540,23 @@ class ClipBrowser {
 
   paint() {
     const { shown, canvas, model } = this;
-    if (shown?.key !== this.frameKey) return; // others are on their way
-    const zoom = Math.max(1, Math.ceil(SMALLEST_WIDTH / shown.picture.width));
-    const [width, height] = [shown.picture.width * zoom, shown.picture.height * zoom];
+    if (shown?.key !== this.frameKey) return; // frames of the current layers have been requested
+    const zoom = Math.max(1, Math.ceil(MIN_WIDTH / shown.image.width));
+    const [width, height] = [shown.image.width * zoom, shown.image.height * zoom];
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.imageSmoothingEnabled = false;
-    context.drawImage(shown.picture, 0, 0, width, height);
-    const two = model.get("left") !== model.get("right");
-    const border = two ? model.get("swipe") * width : width;
+    context.drawImage(shown.image, 0, 0, width, height);
+    const split = model.get("left") !== model.get("right");
+    const border = split ? model.get("swipe") * width : width;
     if (model.get("show_masks")) {
       for (const plane of shown.planes) this.tint(plane);
       this.layer(context, model.get("left"), 0, border);
-      if (two) this.layer(context, model.get("right"), border, width);
+      if (split) this.layer(context, model.get("right"), border, width);
     }
     if (model.get("show_prompts")) this.drawPrompts(context, width / shown.size[1]);
-    if (two) this.drawSwipe(context, border, width, height);
+    if (split) this.drawSwipe(context, border, width, height);
     this.root.dataset.frame = shown.t;
     this.root.dataset.layers = JSON.stringify(this.layers);
     this.root.dataset.ready = "true";
@@ -577,7 +587,7 @@ class ClipBrowser {
     }
   }
 
-  // Clicks on the object are discs, those beside it crosses, as in the package's pictures.
+  // Positive clicks are discs, negative ones crosses, as in sam2kit.viz.overlays.
   drawPrompts(context, scale) {
     const unit = Math.max(4, context.canvas.width / 120);
     const { positive, negative, box } = this.model.get("colors");
@@ -600,8 +610,8 @@ class ClipBrowser {
       }
     };
     const visible = new Set(this.visible());
-    const now = this.model.get("marks").filter((mark) => mark.frame === this.shown.t);
-    for (const mark of now.filter((m) => visible.has(m.object))) {
+    const current = this.model.get("marks").filter((mark) => mark.frame === this.shown.t);
+    for (const mark of current.filter((m) => visible.has(m.object))) {
       for (const outline of mark.outline ?? []) stroke(this.color(mark.object), outline, true);
       const { points = [], labels = [] } = mark;
       const corner = labels.indexOf(2);
@@ -623,8 +633,8 @@ class ClipBrowser {
     this.stop();
     cancelAnimationFrame(this.drawing);
     this.model.off("msg:custom", this.received);
-    for (const [names, what] of this.watched)
-      this.model.off(names.map((n) => `change:${n}`).join(" "), what);
+    for (const [names, action] of this.watched)
+      this.model.off(names.map((n) => `change:${n}`).join(" "), action);
   }
 }
 

@@ -1,4 +1,4 @@
-"""A video to scrub and play, with masks of the truth and of any number of trackers over it."""
+"""Browse the frames of videos with the masks of the ground truth and of trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sam2kit.utils.text import label_text
 from sam2kit.viz import overlays
 from sam2kit.viz.plots import LINE_COLORS
 from sam2kit.widgets.base import (
-    PictureWidget,
+    ImageWidget,
     display_size,
     encode_jpeg,
     encode_png,
@@ -30,43 +30,43 @@ from sam2kit.widgets.base import (
 )
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
-CURVE_SECONDS = 0.1  # of measuring J between two frames that are asked for
-SHEET_FRAMES, SHEET_WIDTH = 6, 300
-_PROMPT_SPACE = 1024
+CURVE_SECONDS = 0.1  # of measuring J per request, so that requested frames are not delayed
+SHEET_FRAMES, SHEET_WIDTH = 6, 300  # of the static image: frames per row, pixels per frame
+_PROMPT_SPACE = 1024  # rows and columns of the frames in whose pixels prompts are read
 
 
-class ClipBrowser(PictureWidget):
-    """Scrub and play a video; truth and trackers side by side under a swipe; J over time below.
+class ClipBrowser(ImageWidget):
+    """Show a video frame by frame, compare two mask layers with a swipe, and plot J over time.
 
-    Frames and masks are read when the view asks for them, and the view keeps a bounded number, so
-    that the length of a video does not matter. Where there is no front end, it is a static picture.
+    Frames and masks are read when the view requests them, and the view caches a bounded number of
+    them, so videos can have any length. Without a front end the widget is a static image.
 
     Args:
         what: a path, a configuration or a source, as for :func:`sam2kit.data.open_source`.
-        video: the one to show first: its number or its name.
-        predictions: name -> a folder of masks in DAVIS layout, or one that ``sam2kit evaluate``
-            (stage 4) or ``sam2kit track`` has written.
-        prompts: a ``prompts.json``; or prompts of the first video, whose objects are those of
-            ``object_ids``.
-        object_ids: the objects of a list of prompts by position; None: those of the video, in the
-            order in which its frames show them.
-        prompt_size: H and W of the frames in whose pixels a list of prompts is; None: the video's.
-        fps: frames a second when playing; None: what the source says of itself, else 10.
+        video: name or index of the first video.
+        predictions: by name, a directory of masks in DAVIS layout, or one that ``sam2kit evaluate``
+            (stage 4) or ``sam2kit track`` has written. None (default): none.
+        prompts: a ``prompts.json``, or the prompts of the first video. None (default): none.
+        object_ids: the identities of the objects of a list of prompts, by position. None (default):
+            the objects of the ground truth on the first frame.
+        prompt_size: H and W of the frames in whose pixels a list of prompts is given. None
+            (default): the size of the video's frames.
+        fps: frames per second of the playback. None (default): the rate of the source, or 10 if it
+            has none.
 
     Attributes:
-        video: the number of the video; change it by :meth:`show_video`.
-        frame: the frame shown, from 0.
-        left, right: the layers at the left and at the right of the swipe: ``truth``, a name out of
-            ``predictions``, or nothing.
-        swipe: where they meet, from 0 to 1.
+        video: index of the video; :meth:`show_video` changes it.
+        frame: index of the current frame, from 0.
+        left, right: the layers on the left and right of the swipe: ``truth``, a name of
+            ``predictions``, or "" for the frame only.
+        swipe: position of the border between them, from 0 to 1.
         opacity: of the masks, from 0 to 1.
         hidden: positions in ``objects`` that are not shown.
-        objects: what the objects are called, in the order in which they were met; like ``videos``
-            and ``layer_labels`` shortened and free of characters that cannot be seen.
+        objects: names of the objects in the order in which they first appeared. As in ``videos``
+            and ``layer_labels``, long names are shortened and invisible characters are replaced.
 
     Raises:
-        DataError: nothing to show; a video that is not there, or of which a prediction or the
-            prompts lack all masks.
+        DataError: a video does not exist, or predictions or prompts contain nothing for it.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -106,7 +106,11 @@ class ClipBrowser(PictureWidget):
         if isinstance(prompts, (str, Path)):
             self._document = read_document(prompts)
             if not check_document(self._document, str(prompts), self.source.names)[1]:
-                raise DataError(f"{prompts} has prompts for none of {self.source.names[:5]} ...")
+                raise DataError(
+                    f"{prompts} has no prompts for the videos {', '.join(self.source.names[:5])}",
+                    key="prompts",
+                    hint="name the prompts.json of these videos",
+                )
         self._first = video_number(self.source, video)
         super().__init__(
             videos=list(map(label_text, self.source.names)),
@@ -119,99 +123,122 @@ class ClipBrowser(PictureWidget):
         self.show_video(self._first)
 
     def show_video(self, video: int | str) -> None:
-        """Show another video, from its first frame on.
+        """Show another video, beginning with its first frame.
+
+        Args:
+            video: its name or index.
 
         Raises:
-            DataError: there is none, or a prediction has no masks of it; the old one stays.
+            DataError: there is no such video, or a prediction has no masks of it. The current video
+                remains.
         """
         i = video_number(self.source, video)
         with self.lock:
-            shown = VideoLayers(self.source, i, self._results)
-            marks = self._read_prompts(shown)
-            self.shown = shown
+            # Whatever can fail comes first: after an error the current video remains complete.
+            video_layers = VideoLayers(self.source, i, self._results)
+            marks = self._read_prompts(video_layers)
+            self.video_layers = video_layers
             with self.hold_sync():
-                count = {"num_frames": shown.num_frames, "layers": shown.names, "marks": marks}
-                count["layer_labels"] = list(map(label_text, shown.names))
-                for name, value in (count | {"video": i}).items():
+                traits = {
+                    "num_frames": video_layers.num_frames,
+                    "layers": video_layers.names,
+                    "marks": marks,
+                }
+                traits["layer_labels"] = list(map(label_text, video_layers.names))
+                for name, value in (traits | {"video": i}).items():
                     self.set_trait(name, value)
                 self.frame, self.hidden = 0, []
-                if self.left not in shown.names or self.right not in shown.names:
-                    self.left = (shown.names or [""])[0]
-                    self.right = (shown.names or [""])[:2][-1]
+                # The ground truth beside the first tracker, unless the choice still exists.
+                if self.left not in video_layers.names or self.right not in video_layers.names:
+                    self.left = (video_layers.names or [""])[0]
+                    self.right = (video_layers.names or [""])[:2][-1]
                 self._sync_objects()
 
-    def _read_prompts(self, shown: VideoLayers) -> list[dict[str, Any]]:
-        """The marks of the prompts, objects as positions in ``shown.objects``."""
-        name, prompts = self.source.names[shown.i], self._prompts
-        size = self.source.read_frame(shown.i, 0).shape[:2]
+    def _read_prompts(self, video_layers: VideoLayers) -> list[dict[str, Any]]:
+        """Return the marks of the prompts, with objects as positions in ``objects``."""
+        name, prompts = self.source.names[video_layers.i], self._prompts
+        size = self.source.read_frame(video_layers.i, 0).shape[:2]
         identities: Sequence[ObjectId]
         if isinstance(prompts, (str, Path)):
             if not check_document(self._document, str(prompts), [name])[1]:
                 return []
-            document = self._document, str(prompts), name, shown.num_frames, _PROMPT_SPACE
+            document = self._document, str(prompts), name, video_layers.num_frames, _PROMPT_SPACE
             prompts, identities = video_prompts(*document)
             space = (_PROMPT_SPACE, _PROMPT_SPACE)
-        elif prompts is None or shown.i != self._first:
+        elif prompts is None or video_layers.i != self._first:
             return []
         else:
-            shown.masks(TRUTH, 0, size)
-            identities = shown.objects if self._object_ids is None else self._object_ids
+            # Reading the first frame's masks adds its objects to video_layers.objects.
+            video_layers.masks(TRUTH, 0, size)
+            identities = video_layers.objects if self._object_ids is None else self._object_ids
             space = self._prompt_size or size
         try:
             marks = prompt_marks(prompts, identities, size, space)
         except IndexError:
             raise DataError(
-                f"prompts: they are of more objects than {list(identities)}; give object_ids, the "
-                "identities by position"
+                key="object_ids",
+                value=list(identities),
+                expected="the identities of all objects in prompts",
+                hint="give one identity per object, by position",
             ) from None
-        shown.meet([mark["object"] for mark in marks])
-        return [mark | {"object": shown.objects.index(mark["object"])} for mark in marks]
+        video_layers.add_objects([mark["object"] for mark in marks])
+        return [mark | {"object": video_layers.objects.index(mark["object"])} for mark in marks]
 
     @traitlets.validate("frame")
     def _check_frame(self, proposal: Any) -> int:
         if not 0 <= proposal["value"] < self.num_frames:
             raise traitlets.TraitError(
-                f"frame {proposal['value']} of a video with the frames 0 to {self.num_frames - 1}"
+                f"frame={proposal['value']} must be from 0 to {self.num_frames - 1}"
             )
         return proposal["value"]
 
     @traitlets.validate("left", "right")
     def _check_layer(self, proposal: Any) -> str:
         if proposal["value"] not in ("", *self.layers):
-            raise traitlets.TraitError(f"{proposal['value']!r} is none of {self.layers}")
+            raise traitlets.TraitError(
+                f"{proposal['trait'].name}={proposal['value']!r} must be one of {self.layers} or ''"
+            )
         return proposal["value"]
 
     def _sync_objects(self) -> None:
-        self.set_trait("objects", [label_text(o) for o in self.shown.objects])
+        self.set_trait("objects", [label_text(o) for o in self.video_layers.objects])
 
     def on_open(self, video: int) -> None:
-        """The view asks for another video."""
+        """Show the video that was selected in the view."""
         self.show_video(video)
 
     def on_frame(self, key: str, video: int, t: int, layers: list[str]) -> None:
-        """Send frame ``t`` with the masks of some layers; ``key`` comes back with it.
+        """Send frame ``t`` with the masks of some layers.
 
-        Errors of reading are sent with the frame, in ``faults``; the other layers are shown.
+        Errors while reading are sent with the frame, in ``faults``; the other layers are sent too.
+
+        Args:
+            key: returned with the frame; the view uses it to ignore outdated answers.
+            video: index of the video that the view shows.
+            t: index of the frame.
+            layers: names of the layers.
         """
-        if video != self.video:
+        if video != self.video:  # the video has changed since the request
             return
         frame, masks, faults = self._read(t, layers)
         size = display_size(frame.shape[:2])
         planes, buffers = [], [encode_jpeg(frame, size)]
-        for layer, found in masks.items():
-            positions = {self.shown.objects.index(o): m for o, m in (found or {}).items()}
+        for layer, layer_masks in masks.items():
+            positions = {
+                self.video_layers.objects.index(o): m for o, m in (layer_masks or {}).items()
+            }
             for base, labels in label_planes(positions):
                 if labels.shape != size:
                     labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
                 planes.append({"layer": layer, "base": base})
                 buffers.append(encode_png(labels, compress_level=1))
-        missing = [layer for layer, found in masks.items() if found is None]
+        missing = [layer for layer, layer_masks in masks.items() if layer_masks is None]
         self._sync_objects()
         content = {"key": key, "t": t, "size": frame.shape[:2], "planes": planes}
         self.send({"type": "frame", "missing": missing, "faults": faults} | content, buffers)
 
     def _read(self, t: int, layers: Sequence[str]) -> tuple[np.ndarray, dict, list[str]]:
-        """Frame ``t``, the masks by layer, and what went wrong; a frame that fails is grey."""
+        """Return frame ``t`` (grey if unreadable), the masks by layer, and error messages."""
         masks: dict[str, dict[ObjectId, np.ndarray] | None] = {}
         try:
             frame = self.source.read_frame(self.video, t)
@@ -220,98 +247,117 @@ class ClipBrowser(PictureWidget):
         faults = []
         for layer in layers:
             try:
-                masks[layer] = self.shown.masks(layer, t, frame.shape[:2])
+                masks[layer] = self.video_layers.masks(layer, t, frame.shape[:2])
             except DataError as error:
                 faults.append(error_text(error))
         return frame, masks, faults
 
     def on_curves(self, video: int, first: int) -> None:
-        """Send J from frame ``first`` on, as far as it is measured, or measure a little more."""
+        """Send J from frame ``first`` on, and measure more frames first if there is nothing new.
+
+        Args:
+            video: index of the video that the view shows.
+            first: index of the first frame whose J the view does not have.
+        """
         if video != self.video:
             return
-        shown = self.shown
+        video_layers = self.video_layers
         fault = ""
-        if shown.done <= first:
+        if video_layers.done <= first:
             try:
-                shown.advance(CURVE_SECONDS)
+                video_layers.advance(CURVE_SECONDS)
             except DataError as error:
-                fault = error_text(error)  # the view stops asking
-        part = slice(first, shown.done)
+                fault = error_text(error)  # the view sends no further requests
+        part = slice(first, video_layers.done)
 
         def rounded(row: np.ndarray) -> list[float | None]:
             return [None if np.isnan(j) else round(j, 4) for j in row[part].tolist()]
 
         curves = {
-            name: {shown.objects.index(o): rounded(row) for o, row in rows.items()}
-            for name, rows in shown.J.items()
+            name: {video_layers.objects.index(o): rounded(row) for o, row in rows.items()}
+            for name, rows in video_layers.J.items()
         }
-        counted = {name: rows[part].tolist() for name, rows in shown.counted.items()}
+        counted = {name: rows[part].tolist() for name, rows in video_layers.counted.items()}
         self._sync_objects()
-        content = {"J": curves, "counted": counted, "annotated": shown.annotated[part].tolist()}
-        place = {"type": "curves", "video": video, "first": first, "until": shown.done}
-        self.send(content | place | {"fault": fault})
+        content = {
+            "J": curves,
+            "counted": counted,
+            "annotated": video_layers.annotated[part].tolist(),
+        }
+        head = {"type": "curves", "video": video, "first": first, "until": video_layers.done}
+        self.send(content | head | {"fault": fault})
 
     def scores(self, name: str) -> dict[ObjectId, np.ndarray]:
-        """J of a tracker on the video shown: by object ``[T]``, NaN on frames not annotated.
+        """Return J of a tracker on the current video.
+
+        Args:
+            name: the tracker, a name of ``layers``.
+
+        Returns:
+            By object ``[T]``, 0 to 1, NaN on unannotated frames.
 
         Raises:
-            DataError: masks that cannot be read.
-            KeyError: no such tracker.
+            DataError: masks cannot be read.
+            KeyError: there is no such tracker.
         """
         with self.lock:
-            self.shown.advance(float("inf"))
-            return {o: self.shown.curve(name, o) for o in self.shown.objects}
+            self.video_layers.advance(float("inf"))
+            return {o: self.video_layers.curve(name, o) for o in self.video_layers.objects}
 
     def snapshot(self) -> bytes:
-        """PNG bytes: a row for each of both layers, frames over the whole video and the one shown.
+        """Return a contact sheet as PNG bytes, with one row for each of the two layers.
 
-        Above a picture stand missing masks, or the mean J of the objects that are not hidden.
+        It shows frames from the whole video and the current frame. The caption of a frame is the
+        mean J of the objects that are not hidden, or says that masks are missing.
         """
         with self.lock:
-            spread = overlays.evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
-            steps = sorted({self.frame, *spread})
+            spaced = overlays.evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
+            steps = sorted({self.frame, *spaced})
             layers = list(dict.fromkeys([self.left, self.right]))
             rows: list[list[np.ndarray]] = [[] for _ in layers]
             captions: list[list[str]] = [[] for _ in layers]
             for t in steps:
                 frame, masks, faults = self._read(t, [name for name in layers if name])
                 if self.source.has_masks and not faults:
-                    self.shown.measure(t, layers)
+                    self.video_layers.measure(t, layers)
                 heading = f"frame {t}" + " (shown)" * (t == self.frame) + "\n"
                 for n, name in enumerate(layers):
-                    rows[n].append(self._picture(frame, masks.get(name) or {}, t))
-                    caption = "cannot be read" if faults else self._caption(name, t, masks)
+                    rows[n].append(self._image(frame, masks.get(name) or {}, t))
+                    caption = "unreadable" if faults else self._caption(name, t, masks)
                     captions[n].append((heading * (n == 0) + caption).strip())
             names, title = [name or "frame" for name in layers], self.source.names[self.video]
             texts, file = [text for row in captions for text in row], io.BytesIO()
             overlays.contact_sheet(rows, names, [], title, texts).savefig(file, format="png")
             return file.getvalue()
 
-    def _picture(self, frame: np.ndarray, masks: Mapping[ObjectId, np.ndarray], t: int):
+    def _image(self, frame: np.ndarray, masks: Mapping[ObjectId, np.ndarray], t: int):
+        """Return a frame of the contact sheet with its masks and prompts."""
         scale = SHEET_WIDTH / frame.shape[1]
         size = SHEET_WIDTH, max(1, round(frame.shape[0] * scale))
-        picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        positions = {self.shown.objects.index(o): mask for o, mask in masks.items()}
-        shown = {
+        image = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        positions = {self.video_layers.objects.index(o): mask for o, mask in masks.items()}
+        visible = {
             n: cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
             for n, mask in positions.items()
             if n not in self.hidden
         }
-        if shown and self.show_masks:
-            stack, colors = np.stack(list(shown.values())), overlays.object_colors([*shown])
-            picture = overlays.overlay(picture, stack, colors, self.opacity)
+        if visible and self.show_masks:
+            stack, colors = np.stack(list(visible.values())), overlays.object_colors([*visible])
+            image = overlays.overlay(image, stack, colors, self.opacity)
         for mark in self.marks if self.show_prompts else []:
             if mark["frame"] == t and "points" in mark and mark["object"] not in self.hidden:
+                # Integer coordinates are pixel centres.
                 points = (np.array(mark["points"]) + 0.5) * scale - 0.5
-                picture = overlays.draw_prompts(picture, points, np.array(mark["labels"]))
-        return picture
+                image = overlays.draw_prompts(image, points, np.array(mark["labels"]))
+        return image
 
     def _caption(self, name: str, t: int, masks: Mapping[str, Any]) -> str:
+        """Return the caption of a frame for one layer."""
         if name in masks and masks[name] is None:
-            return "not annotated" if name == TRUTH else "no masks"
-        if name not in self.shown.J:
+            return "unannotated" if name == TRUTH else "no masks"
+        if name not in self.video_layers.J:
             return ""
-        objects = [o for n, o in enumerate(self.shown.objects) if n not in self.hidden]
-        values = [self.shown.curve(name, o)[t] for o in objects]
-        known = [v for v in values if not np.isnan(v)]
-        return f"J {np.mean(known):.2f}" if known else ""
+        objects = [o for n, o in enumerate(self.video_layers.objects) if n not in self.hidden]
+        values = [self.video_layers.curve(name, o)[t] for o in objects]
+        measured = [v for v in values if not np.isnan(v)]
+        return f"J {np.mean(measured):.2f}" if measured else ""

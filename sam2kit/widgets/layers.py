@@ -1,4 +1,4 @@
-"""What lies over the frames of a video: masks of the truth and of trackers, their J, prompts."""
+"""Read the masks of the ground truth and of trackers for one video, and measure their J."""
 
 from __future__ import annotations
 
@@ -22,44 +22,45 @@ from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
 
-TRUTH = "truth"
+TRUTH = "truth"  # name of the layer with the ground truth
 
 
 @dataclass(frozen=True)
 class Results:
-    """Masks of one tracker.
+    """Locate the masks of one tracker, and its scores if an evaluation stored them.
 
     Attributes:
-        name: under which they are shown.
-        folder: ``FOLDER/VIDEO/FRAME.png`` or ``FOLDER/masks/VIDEO/FRAME.png``; with ``scores``
-            SA-V's form, ``FOLDER/VIDEO.json``, where masks are whole that overlap others.
-        scores: the folder in which an evaluation has kept the videos' scores.
+        name: the name of the layer.
+        folder: contains ``VIDEO/FRAME.png`` or ``masks/VIDEO/FRAME.png``. If ``scores`` is set, it
+            contains ``VIDEO.json`` in the format of SA-V, in which masks can overlap.
+        scores: the directory of the videos' scores of an evaluation. None (default): no scores.
     """
 
     name: str
     folder: Path
     scores: Path | None = None
 
-    def of_video(self, video: str) -> Path:
-        """The folder or file with the masks of a video.
+    def mask_path(self, video: str) -> Path:
+        """Return the directory or file that contains the masks of a video.
 
         Raises:
-            DataError: there is none.
+            DataError: it does not exist.
         """
         names = dict.fromkeys([file_name(video), video])
-        places = [base / name for base in (self.folder, self.folder / "masks") for name in names]
+        paths = [base / name for base in (self.folder, self.folder / "masks") for name in names]
         if self.scores is not None:
-            places = [self.folder / f"{file_name(video)}.json"]
-        found = [p for p in places if p.is_file() == (self.scores is not None) and p.exists()]
-        if not found:
+            paths = [self.folder / f"{file_name(video)}.json"]
+        existing = [p for p in paths if p.is_file() == (self.scores is not None) and p.exists()]
+        if not existing:
             raise DataError(
-                f"predictions {self.name!r}: {self.folder} has no masks of the video {video!r}, no "
-                f"{places[0].name}; name other masks, or a video that has some"
+                f"{self.folder} contains no {paths[0].name}, the masks of the video {video!r}",
+                key=f"predictions[{self.name!r}]",
+                hint="name other masks, or choose a video that has masks",
             )
-        return found[0]
+        return existing[0]
 
-    def kept(self, video: str) -> VideoScores | None:
-        """What an evaluation has measured on a video; None where nothing is kept."""
+    def stored_scores(self, video: str) -> VideoScores | None:
+        """Return the scores of a video that an evaluation stored, or None if there are none."""
         path = self.scores and self.scores / f"{file_name(video)}.json"
         if path is None or not path.is_file():
             return None
@@ -70,38 +71,59 @@ def _read_json(path: Path, key: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))[key]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}); evaluate the run again") from error
+        raise DataError(
+            f"{path} cannot be read ({error!r})", hint="evaluate the run again"
+        ) from error
 
 
 def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
-    """Masks by name: a folder in DAVIS layout, or that of ``sam2kit evaluate`` or ``track``.
+    """Find the masks of trackers in directories.
 
-    Of an evaluation come all trackers, as ``NAME, TRACKER`` where there are several.
+    Args:
+        predictions: by name, a directory in DAVIS layout or one that ``sam2kit evaluate`` or
+            ``sam2kit track`` has written.
+
+    Returns:
+        One entry per tracker. If an evaluation contains several trackers, their names are
+        ``NAME, TRACKER``.
 
     Raises:
-        DataError: a folder that is missing, or a name that is taken.
+        DataError: a directory is missing, or a name is empty, reserved or used twice.
     """
-    found: list[Results] = []
+    results: list[Results] = []
     for name, path in predictions.items():
         folder = Path(path)
         if not folder.is_dir():
-            raise DataError(f"predictions {name!r}: {folder} is not a folder; name one with masks")
-        if not (folder / "sav").is_dir():  # which every evaluation leaves
-            found.append(Results(name, folder))
+            raise DataError(
+                key=f"predictions[{name!r}]",
+                value=str(folder),
+                expected="a directory",
+                hint="name one that contains masks",
+            )
+        if not (folder / "sav").is_dir():  # every evaluation writes this directory
+            results.append(Results(name, folder))
             continue
         trackers = _trackers(folder)
         for tracker in trackers:
             label = f"{name}, {tracker}" if len(trackers) > 1 else name
             kinds = (folder / kind / file_name(tracker) for kind in ("sav", "scores"))
-            found.append(Results(label, *kinds))
-    names = [TRUTH, *(results.name for results in found)]
-    if twice := [name for name in names if not name or names.count(name) > 1]:
-        raise DataError(f"predictions: the name {twice[0]!r} is taken or empty; choose another")
-    return found
+            results.append(Results(label, *kinds))
+    names = [TRUTH, *(entry.name for entry in results)]
+    if invalid := [name for name in names if not name or names.count(name) > 1]:
+        raise DataError(
+            f"the name {invalid[0]!r} is empty, reserved or used twice",
+            key="predictions",
+            hint="choose another name",
+        )
+    return results
 
 
 def _trackers(folder: Path) -> list[str]:
-    """The trackers of an evaluation; one that was interrupted has said them by folders alone."""
+    """Return the names of the trackers of an evaluation.
+
+    ``metrics.json`` is written last. Without it (an interrupted evaluation) the names are those of
+    the directories, in which special characters are replaced.
+    """
     path = folder / "metrics.json"
     if not path.is_file():
         return sorted(p.name for p in (folder / "sav").iterdir() if p.is_dir())
@@ -109,26 +131,26 @@ def _trackers(folder: Path) -> list[str]:
 
 
 class VideoLayers:
-    """The masks of one video by layer, and J over its frames, measured a few frames at a time.
+    """Read the masks of one video by layer, and measure J over its frames step by step.
 
-    J of a frame is taken over pixels that somebody decided on, and is 1 where truth and prediction
-    are empty, as in :class:`~sam2kit.evaluation.scores.VideoScores`; scores that an evaluation has
-    kept are used as they are.
+    J follows :class:`~sam2kit.evaluation.scores.VideoScores`: void pixels are excluded, and J is 1
+    if ground truth and prediction are both empty. Scores that an evaluation stored are used instead
+    of measuring them again.
 
     Args:
-        source: the truth.
-        i: the video.
+        source: the videos and their ground truth.
+        i: the index of the video.
         results: the trackers.
 
     Attributes:
-        objects: identities in the order in which they were met.
-        annotated: ``[T]`` bool, of the frames before ``done``.
+        objects: identities, in the order in which they first appeared.
+        annotated: ``[T]`` bool, valid for the frames before ``done``.
         J: by tracker and object ``[T]``, NaN where not measured.
-        counted: by tracker ``[T]`` bool: frames on which J is known, of all objects.
-        done: frames that have been looked at, from the first on.
+        counted: by tracker ``[T]`` bool: frames on which J of all objects is known.
+        done: number of frames measured, from the first on.
 
     Raises:
-        DataError: a tracker without masks of this video, scores of another one.
+        DataError: a tracker has no masks of this video, or its scores are for another video.
     """
 
     def __init__(self, source: VideoSource, i: int, results: Sequence[Results]) -> None:
@@ -139,120 +161,141 @@ class VideoLayers:
         self.J: dict[str, dict[ObjectId, np.ndarray]] = {}
         self.counted: dict[str, np.ndarray] = {}
         self.done = 0 if source.has_masks else self.num_frames
-        self._places = {r.name: r.of_video(video) for r in results}
-        self._names, self._runs = {}, {}
-        for name, place in self._places.items():
-            if place.is_dir():
-                self._names[name] = object_names(place)
+        self._paths = {r.name: r.mask_path(video) for r in results}
+        self._names, self._encoded = {}, {}
+        for name, path in self._paths.items():
+            if path.is_dir():
+                self._names[name] = object_names(path)
             else:
-                ids, runs = (_read_json(place, key) for key in ("masklet_id", "masklet"))
-                self._runs[name] = [dict(zip(ids, frame, strict=True)) for frame in runs]
-        self._kept: set[str] = set()
+                ids, frames = (_read_json(path, key) for key in ("masklet_id", "masklet"))
+                self._encoded[name] = [dict(zip(ids, frame, strict=True)) for frame in frames]
+        self._with_scores: set[str] = set()
         for r in results:
             self.J[r.name], self.counted[r.name] = {}, np.zeros(self.num_frames, bool)
-            if source.has_masks and (kept := r.kept(video)) is not None:
-                self._keep(r, kept)
+            if source.has_masks and (scores := r.stored_scores(video)) is not None:
+                self._use_scores(r, scores)
 
-    def _keep(self, results: Results, kept: VideoScores) -> None:
-        if len(kept.J) != self.num_frames:
+    def _use_scores(self, results: Results, scores: VideoScores) -> None:
+        """Take J of a tracker from the scores of an evaluation."""
+        if len(scores.J) != self.num_frames:
             raise DataError(
-                f"predictions {results.name!r}: the scores in {results.scores} are of "
-                f"{len(kept.J)} frames, {kept.name!r} has {self.num_frames}; evaluate the run again"
+                f"the scores in {results.scores} are for {len(scores.J)} frames, but the video "
+                f"{scores.name!r} has {self.num_frames}",
+                key=f"predictions[{results.name!r}]",
+                hint="evaluate the run again",
             )
-        self._kept.add(results.name)
-        self.meet(kept.object_ids)
-        self.J[results.name] = dict(zip(kept.object_ids, kept.J.T, strict=True))
-        self.counted[results.name] = np.asarray(kept.annotated.any(1))
-        if len(self._kept) == len(self._places):  # nothing is left to be measured
+        self._with_scores.add(results.name)
+        self.add_objects(scores.object_ids)
+        self.J[results.name] = dict(zip(scores.object_ids, scores.J.T, strict=True))
+        self.counted[results.name] = np.asarray(scores.annotated.any(1))
+        if len(self._with_scores) == len(self._paths):  # no tracker has to be measured
             self.annotated, self.done = self.counted[results.name].copy(), self.num_frames
 
     @property
     def names(self) -> list[str]:
-        """Of the layers: the truth, where there is one, and the trackers."""
-        return [TRUTH] * self.source.has_masks + list(self._places)
+        """The names of the layers: the ground truth, if the source has masks, and the trackers."""
+        return [TRUTH] * self.source.has_masks + list(self._paths)
 
-    def meet(self, objects: Sequence[ObjectId]) -> None:
-        """Put objects that are new into the list."""
+    def add_objects(self, objects: Sequence[ObjectId]) -> None:
+        """Append the objects that are not in the list yet."""
         self.objects += [o for o in dict.fromkeys(objects) if o not in self.objects]
 
     def masks(self, layer: str, t: int, size: tuple[int, ...]) -> dict[ObjectId, np.ndarray] | None:
-        """The masks of frame ``t``, bool ``[H,W]`` by object; None: not annotated, or no file.
+        """Return the masks of a layer on frame ``t``.
+
+        Args:
+            layer: one of ``names``.
+            t: index of the frame.
+            size: H and W of the frame.
+
+        Returns:
+            bool ``[H,W]`` by object; None if the frame is unannotated or has no mask file.
 
         Raises:
-            DataError: unreadable, or not of ``size``, H and W of the frame.
+            DataError: the masks cannot be read, or their size is not ``size``.
         """
         if layer == TRUTH:
-            found = self.source.read_masks(self.i, t)
-        elif layer in self._runs:
-            found = self._decode(layer, t, size)
+            masks = self.source.read_masks(self.i, t)
+        elif layer in self._encoded:
+            masks = self._decode(layer, t, size)
         else:
-            path = self._places[layer] / f"{self.source.frame_name(self.i, t)}.png"
-            found = read_result(path, self._names[layer], size) if path.is_file() else None
-        self.meet(list(found or ()))
-        return found
+            path = self._paths[layer] / f"{self.source.frame_name(self.i, t)}.png"
+            masks = read_result(path, self._names[layer], size) if path.is_file() else None
+        self.add_objects(list(masks or ()))
+        return masks
 
     def _decode(self, layer: str, t: int, size: tuple[int, ...]) -> dict | None:
-        if t >= len(self._runs[layer]):
+        if t >= len(self._encoded[layer]):
             return None
         try:
             height, width = size
-            return {o: decode_mask(m, (height, width)) for o, m in self._runs[layer][t].items()}
+            return {o: decode_mask(m, (height, width)) for o, m in self._encoded[layer][t].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self._places[layer]}: frame {t} cannot be read ({error})") from error
+            raise DataError(
+                f"{self._paths[layer]}: frame {t} cannot be read ({error})",
+                hint="evaluate the run again",
+            ) from error
 
     def advance(self, seconds: float) -> None:
-        """Measure J on frames after ``done`` for about so long, on one at least.
+        """Measure J on the frames after ``done`` for about ``seconds``, on at least one frame.
 
         Raises:
-            DataError: masks that cannot be read, or not of the frame's size.
+            DataError: masks cannot be read, or do not have the size of the frame.
         """
-        until = time.monotonic() + seconds
+        end_time = time.monotonic() + seconds
         while self.done < self.num_frames:
-            self.measure(self.done, self._places)
+            self.measure(self.done, self._paths)
             self.done += 1
-            if time.monotonic() >= until:
+            if time.monotonic() >= end_time:
                 break
 
     def measure(self, t: int, names: Collection[str]) -> None:
-        """Measure J of some trackers on frame ``t``, where there is a truth and nothing is kept.
+        """Measure J of some trackers on frame ``t``, if it is annotated and J is not stored.
 
         Raises:
-            DataError: as :meth:`advance`.
+            DataError: as in :meth:`advance`.
         """
         truth = self.source.read_masks(self.i, t)
         self.annotated[t] = truth is not None
         if truth is None:
             return
-        self.meet(list(truth))
+        self.add_objects(list(truth))
         size = next((m.shape for m in truth.values()), None)
-        measured = [name for name in self._places if name in names and name not in self._kept]
+        measured = [name for name in self._paths if name in names and name not in self._with_scores]
         void = self.source.read_void(self.i, t) if measured else None
         for name in measured:
+            # Without a mask in the ground truth, only the frame says what size masks must have.
             if size is None:
                 size = self.source.read_frame(self.i, t).shape[:2]
-            found = self.masks(name, t, size)
-            if found is None:
+            masks = self.masks(name, t, size)
+            if masks is None:
                 continue
-            for o in {**truth, **found}:
+            for o in {**truth, **masks}:
                 row = self.J[name].setdefault(o, np.full(self.num_frames, np.nan))
-                row[t] = iou(*outside_void(found.get(o), truth.get(o), void))
+                row[t] = iou(*outside_void(masks.get(o), truth.get(o), void))
             self.counted[name][t] = True
 
     def curve(self, name: str, o: ObjectId) -> np.ndarray:
-        """J of an object over the frames that were looked at, ``[T]``, NaN where there is none."""
+        """Return J of an object over the measured frames, ``[T]``, NaN elsewhere."""
         row = self.J[name].get(o, np.full(self.num_frames, np.nan))
+        # A measured frame without a value has the object in neither mask.
         return np.where(self.counted[name] & np.isnan(row), 1.0, row)
 
 
 def label_planes(masks: Mapping[int, np.ndarray]) -> list[tuple[int, np.ndarray]]:
-    """Masks by position in as few pictures of labels as hold them whole, where they overlap too.
+    """Pack masks into as few label images as possible without losing overlaps.
+
+    Args:
+        masks: ``[H,W]`` bool by position of the object.
 
     Returns:
-        ``(base, labels)``: label ``n`` of ``[H,W]`` uint8 is position ``255 base + n - 1``, 0 none.
+        ``(base, labels)`` per image: label ``n`` > 0 of ``labels``, ``[H,W]`` uint8, is the object
+        at position ``255 base + n - 1``; 0 is background.
     """
     planes: list[tuple[int, np.ndarray]] = []
     for position, mask in masks.items():
         base, label = divmod(position, 255)
+        # The first image of this range of positions that is still empty under the mask.
         free = (labels for b, labels in planes if b == base and not labels[mask].any())
         labels = next(free, None)
         if labels is None:
@@ -268,12 +311,17 @@ def prompt_marks(
     size: tuple[int, ...],
     space: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """Prompts to be drawn: ``frame``, ``object`` and ``points``, ``labels`` or ``outline``.
+    """Return prompts as marks to draw.
 
     Args:
-        identities: of the objects by position.
-        size: H and W of the frames, in whose pixels the marks are.
-        space: H and W of the frames in whose pixels the prompts' points are.
+        prompts: the prompts.
+        identities: of the objects, by position.
+        size: H and W of the frames in whose pixels the marks are returned.
+        space: H and W of the frames in whose pixels the points of the prompts are given.
+
+    Returns:
+        Per prompt and object a dict with ``frame``, ``object``, and either ``points`` and
+        ``labels`` or ``outline``, a list of polygons.
     """
     marks = []
     for prompt in prompts:
@@ -281,17 +329,21 @@ def prompt_marks(
             mark: dict[str, Any] = {"frame": prompt.frame, "object": identities[position]}
             if prompt.masks is not None:
                 mask = prompt.masks[n].cpu().numpy().astype(np.uint8)
-                lines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-                move = _mover(size, mask.shape)
-                mark["outline"] = [move(line[:, 0]) for line in lines]
+                outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+                # Masks are stored at their own size, which need not be ``space``.
+                scale_points = _point_scaler(size, mask.shape)
+                mark["outline"] = [scale_points(outline[:, 0]) for outline in outlines]
             elif prompt.points is not None and prompt.labels is not None:
-                mark["points"] = _mover(size, space)(prompt.points[n].cpu().numpy())
+                mark["points"] = _point_scaler(size, space)(prompt.points[n].cpu().numpy())
                 mark["labels"] = prompt.labels[n].tolist()
             marks.append(mark)
     return marks
 
 
-def _mover(size: tuple[int, ...], space: tuple[int, ...]) -> Callable[[np.ndarray], list]:
-    """Points x, y from frames of ``space`` to those of ``size``, pixel centres keeping place."""
+def _point_scaler(size: tuple[int, ...], space: tuple[int, ...]) -> Callable[[np.ndarray], list]:
+    """Return a function that scales points x, y from frames of ``space`` to frames of ``size``.
+
+    A pixel centre has integer coordinates, hence the shift by half a pixel before scaling.
+    """
     scale = np.array([size[1] / space[1], size[0] / space[0]])
     return lambda points: ((points + 0.5) * scale - 0.5).tolist()

@@ -1,13 +1,15 @@
-"""Prompting one video by hand: what was pointed at, what the model answers, what it tracks.
+"""Hold the prompts of one video, the model's predictions for them, and the tracked masks.
 
-No widget and no thread: the state behind :class:`~sam2kit.widgets.annotator.PromptDebugger`,
-for scripts too. What is shown is a function of the prompts alone, so the file they are saved to
-gives the same masks to ``sam2kit track``:
+This is the state behind :class:`~sam2kit.widgets.annotator.PromptDebugger`, without a widget or a
+thread, so scripts can use it too. All masks depend only on the prompts. ``sam2kit track`` therefore
+produces the same masks from the file to which the prompts are saved:
 
-* clicks and a box on a frame go to the model together, as on a frame that nobody tracked;
-* clicks on a mask that did not come from clicks (tracked, painted or imported) refine it, and what
-  comes out is a mask prompt (clicks beside the object alone go with one on it: without memory a
-  model forgets the mask over them), as is a candidate that is chosen over the model's own choice.
+* The clicks and the box of a frame are passed to the model together, as on an untracked frame.
+* Clicks on a mask that does not come from clicks (tracked, painted or imported) refine this mask,
+  and the result becomes a mask prompt. A candidate that is selected instead of the model's choice
+  becomes a mask prompt too.
+* If all clicks of a refinement are negative, a positive click at the centre of the mask is added:
+  without memory, a model ignores the mask under negative clicks alone.
 """
 
 from __future__ import annotations
@@ -41,23 +43,23 @@ from sam2kit.utils.errors import DataError
 
 Point = tuple[int, int]
 Box = tuple[int, int, int, int]
-Place = tuple[ObjectId, int]
-"""An object and a frame."""
+ObjectFrame = tuple[ObjectId, int]
+"""An object and the index of a frame."""
 
 UNDO_STEPS = 100
-LOGIT = 10.0  # of a mask given as logits: what upstream makes of mask prompts
+MASK_LOGIT = 10.0  # upstream converts a mask prompt to logits of +10 and -10
 
 
 @dataclass(frozen=True, eq=False)
-class Mark:
-    """What was pointed at for one object on one frame, in pixels of the video's frames.
+class FramePrompt:
+    """Hold the prompt of one object on one frame, in pixels of the video's frames.
 
     Attributes:
-        points: x and y.
-        labels: 1 on the object, 0 beside it.
-        box: x0, y0, x1, y1, inclusive.
-        base: ``[H,W]`` bool that the clicks refine.
-        mask: ``[H,W]`` bool that is the prompt in place of the rest.
+        points: x and y of each click.
+        labels: 1 for a positive click (on the object), 0 for a negative one (off the object).
+        box: x0, y0, x1, y1, inclusive; None (default): no box.
+        base: ``[H,W]`` bool, the mask that the clicks refine; None (default): no mask.
+        mask: ``[H,W]`` bool, a mask prompt that replaces points and box; None (default): no mask.
     """
 
     points: tuple[Point, ...] = ()
@@ -68,18 +70,19 @@ class Mark:
 
     @property
     def clicked(self) -> bool:
+        """Whether there is a click or a box."""
         return bool(self.points) or self.box is not None
 
 
 @dataclass(frozen=True, eq=False)
-class Guess:
-    """The model's answer to a :class:`Mark`.
+class Prediction:
+    """Hold the model's output for a :class:`FramePrompt`.
 
     Attributes:
         mask: ``[H,W]`` bool.
-        candidates: ``[N,H,W]`` bool, three for clicks and boxes, none for masks.
-        ious: N, predicted by the model.
-        score: the object's, a logit above 0 where it is seen.
+        candidates: ``[N,H,W]`` bool; N is 3 for clicks and boxes, 0 for mask prompts.
+        ious: N IoUs, predicted by the model.
+        score: the object score, a logit; above 0 the model predicts the object as visible.
     """
 
     mask: np.ndarray
@@ -89,20 +92,20 @@ class Guess:
 
 
 class PromptSession:
-    """The prompts, answers and tracked masks of one video.
+    """Edit the prompts of one video and compute the masks that follow from them.
 
     Args:
         source: the videos.
-        i: which one.
+        i: index of the video.
         model: set to evaluation mode.
-        device: where it is moved; None: where it is.
+        device: the model is moved to it. None (default): the model stays on its device.
 
     Attributes:
         size: H and W of the video's frames.
-        objects: those of the truth on the frames that were looked at, and those that were added.
-        marks: the prompts.
-        tracked: run lengths of the masks that were tracked last.
-        j: their J against the truth, on annotated frames.
+        objects: the objects of the ground truth on the frames read so far, and the added ones.
+        prompts: the prompts.
+        tracked: run-length encoded masks of the last tracking.
+        j: J of the tracked masks against the ground truth, on annotated frames.
     """
 
     def __init__(
@@ -114,17 +117,20 @@ class PromptSession:
         self.size: tuple[int, int] = (first.shape[0], first.shape[1])
         self.image_size = model.image_size
         self.objects: list[ObjectId] = []
-        self.marks: dict[Place, Mark] = {}
-        self.tracked: dict[Place, dict[str, Any]] = {}
-        self.j: dict[Place, float] = {}
-        self._tracked_marks: dict[Place, Mark] = {}
-        self._history: list[dict[Place, Mark]] = []
-        self._guesses: dict[Mark, Guess] = {}  # of the prompts of one frame
-        self._guessed = 0
+        self.prompts: dict[ObjectFrame, FramePrompt] = {}
+        self.tracked: dict[ObjectFrame, dict[str, Any]] = {}
+        self.j: dict[ObjectFrame, float] = {}
+        self._tracked_prompts: dict[ObjectFrame, FramePrompt] = {}
+        self._history: list[dict[ObjectFrame, FramePrompt]] = []
+        # Predictions of one frame only, so that memory does not grow with the number of prompts.
+        self._predictions: dict[FramePrompt, Prediction] = {}
+        self._predicted_frame = 0
         self._truth: tuple[int, tuple] | None = None
         self._model = model
         self._tracker = VideoTracker(model, OPTIONS, device)
-        self._desk = self._open()  # answers prompts, one frame at a time; keeps its features
+        # Predicts masks for prompts, separately from tracking; it caches the frame's features.
+        self._prompting = self._open()
+        # The first annotated frame makes the objects of the ground truth known.
         for t in range(self.num_frames):
             if self.truth(t) is not None:
                 break
@@ -133,15 +139,19 @@ class PromptSession:
         return self._tracker.open(self.frame, self.num_frames, self.size)
 
     def frame(self, t: int) -> np.ndarray:
-        """``[H,W,3]`` uint8 RGB."""
+        """Return frame ``t``, ``[H,W,3]`` uint8 RGB."""
         return self.source.read_frame(self.i, t)
 
     def truth(self, t: int) -> dict[ObjectId, np.ndarray] | None:
-        """The source's masks of a frame, whose objects become known; None: not annotated."""
+        """Return the ground truth masks of a frame and add its objects to ``objects``.
+
+        Returns:
+            ``[H,W]`` bool by object; None if the frame is unannotated.
+        """
         return self._read_truth(t)[0]
 
     def _read_truth(self, t: int) -> tuple[dict[ObjectId, np.ndarray] | None, np.ndarray | None]:
-        """Masks and void pixels of a frame; those of the last one are kept."""
+        """Return masks and void pixels of a frame; those of the last frame are cached."""
         if self._truth is None or self._truth[0] != t:
             masks, void = self.source.read_masks(self.i, t), self.source.read_void(self.i, t)
             self._truth = t, (masks, void)
@@ -150,202 +160,265 @@ class PromptSession:
         return self._truth[1]
 
     def add_object(self, identity: ObjectId | None = None) -> ObjectId:
-        """A further object; None gives it the first number that is free."""
+        """Add an object unless it exists, and return its identity.
+
+        Args:
+            identity: None (default): one more than the largest number of an object.
+        """
         if identity is None:
             identity = max([o for o in self.objects if isinstance(o, int)], default=0) + 1
         if identity not in self.objects:
             self.objects.append(identity)
         return identity
 
-    # Prompts. Each of these can be undone.
+    # Edits of the prompts. undo() reverts each of them.
 
     def click(self, o: ObjectId, t: int, x: int, y: int, positive: bool = True) -> None:
-        """Say that a pixel is on the object, or beside it.
+        """Add a positive or a negative click.
 
         Raises:
-            DataError: outside the frame; or the model sees nothing where a mask was refined.
+            DataError: the click is outside the frame, or the mask that it refines becomes empty.
         """
-        x, y = self._inside(x, y)
-        old = self.marks.get((o, t))
-        if old is None or not old.clicked:
-            old = Mark(base=self.mask(o, t))
-        points, labels = (*old.points, (x, y)), (*old.labels, int(positive))
-        self._set((o, t), replace(old, points=points, labels=labels, mask=None))
+        x, y = self._check_point(x, y)
+        previous = self.prompts.get((o, t))
+        if previous is None or not previous.clicked:
+            # The first click refines the mask that is shown, if there is one.
+            previous = FramePrompt(base=self.mask(o, t))
+        points, labels = (*previous.points, (x, y)), (*previous.labels, int(positive))
+        self._set_prompt((o, t), replace(previous, points=points, labels=labels, mask=None))
 
     def box(self, o: ObjectId, t: int, box: Box) -> None:
-        """Put a box (x0, y0, x1, y1, inclusive) in place of what was given on the frame."""
-        corners = self._inside(*box[:2]), self._inside(*box[2:])
+        """Replace the prompt by a box (x0, y0, x1, y1, inclusive; any two opposite corners).
+
+        Raises:
+            DataError: a corner is outside the frame.
+        """
+        corners = self._check_point(*box[:2]), self._check_point(*box[2:])
         (x0, x1), (y0, y1) = (sorted(values) for values in zip(*corners, strict=True))
-        self._set((o, t), Mark(box=(x0, y0, x1, y1)))
+        self._set_prompt((o, t), FramePrompt(box=(x0, y0, x1, y1)))
 
     def paint(self, o: ObjectId, t: int, mask: np.ndarray) -> None:
-        """Put a mask ``[H,W]`` bool in place of what was given on the frame."""
+        """Replace the prompt by a mask ``[H,W]`` bool.
+
+        Raises:
+            DataError: the mask is empty or does not have the size of the frame.
+        """
         if mask.shape != self.size:
-            raise DataError(f"a mask of {mask.shape}, but the video's frames are {self.size}")
+            raise DataError(
+                key="mask.shape",
+                value=mask.shape,
+                expected=f"{self.size}, the size of the frames",
+                hint="resize the mask",
+            )
         if not mask.any():
-            raise DataError("an empty mask says nothing; clear the frame's prompts instead")
-        self._set((o, t), Mark(mask=mask))
+            raise DataError("the mask is empty", hint="clear the prompts of this frame instead")
+        self._set_prompt((o, t), FramePrompt(mask=mask))
 
     def choose(self, o: ObjectId, t: int, candidate: int) -> None:
-        """Take one of the three candidates."""
-        mark, guess = self.marks.get((o, t)), self.guess(o, t)
-        if mark is None or guess is None or not 0 <= candidate < len(guess.candidates):
-            raise DataError(f"object {o} has no candidate {candidate} on frame {t}")
-        mask = guess.candidates[candidate]
+        """Make a candidate, counted from 0, the mask prompt.
+
+        Raises:
+            DataError: the candidate does not exist or is empty.
+        """
+        prompt, prediction = self.prompts.get((o, t)), self.prediction(o, t)
+        if prompt is None or prediction is None or not 0 <= candidate < len(prediction.candidates):
+            raise DataError(
+                f"object {o} has no candidate {candidate} on frame {t}",
+                key="candidate",
+                value=candidate,
+                hint="click on the object or draw a box first",
+            )
+        mask = prediction.candidates[candidate]
         if not mask.any():
-            raise DataError(f"candidate {candidate} is empty; choose another one")
-        chosen = replace(mark, mask=mask)
-        self._change(self.marks | {(o, t): chosen})
-        self._keep(t, chosen, guess)
+            raise DataError(
+                f"the mask of candidate {candidate} is empty",
+                key="candidate",
+                value=candidate,
+                hint="choose another one",
+            )
+        chosen = replace(prompt, mask=mask)
+        self._replace_prompts(self.prompts | {(o, t): chosen})
+        self._store_prediction(t, chosen, prediction)
 
     def draw(self, o: ObjectId, t: int, recipe: DatasetConfig, seed: int) -> None:
         """Prompt an object as :class:`~sam2kit.prompts.generator.PromptGenerator` does in training.
 
-        It is drawn from the truth, or from the object's mask where there is none.
+        The prompt is drawn from the ground truth, or from the object's current mask if the ground
+        truth does not contain the object.
 
         Raises:
-            DataError: the object is not there.
+            DataError: the object has no mask on the frame.
         """
         mask = (self.truth(t) or {}).get(o)
         mask = self.mask(o, t) if mask is None else mask
         if mask is None:
-            raise DataError(f"object {o} is not seen on frame {t}; go to a frame that shows it")
-        self._set((o, t), draw_mark((o, t), mask, self.video, self.image_size, recipe, seed))
+            raise DataError(
+                f"object {o} is not visible on frame {t}", hint="go to a frame that shows it"
+            )
+        self._set_prompt(
+            (o, t), draw_prompt((o, t), mask, self.video, self.image_size, recipe, seed)
+        )
 
     def clear(self, o: ObjectId | None = None, t: int | None = None) -> None:
-        """Forget the prompts of an object on a frame; of None: of all objects, on all frames."""
-        cleared = {p for p in self.marks if o in (None, p[0]) and t in (None, p[1])}
-        self._change({p: mark for p, mark in self.marks.items() if p not in cleared})
+        """Remove prompts.
+
+        Args:
+            o: the object. None (default): all objects.
+            t: the frame. None (default): all frames.
+        """
+        cleared = {k for k in self.prompts if o in (None, k[0]) and t in (None, k[1])}
+        self._replace_prompts({k: p for k, p in self.prompts.items() if k not in cleared})
 
     def undo(self) -> None:
-        """Take back the last change of the prompts, if there was one."""
+        """Revert the last edit, if there is one."""
         if self._history:
-            self.marks = self._history.pop()
+            self.prompts = self._history.pop()
 
-    def _inside(self, x: int, y: int) -> Point:
+    def _check_point(self, x: int, y: int) -> Point:
         if not (0 <= x < self.size[1] and 0 <= y < self.size[0]):
             raise DataError(
-                f"({x}, {y}) lies outside the frame of {self.size[1]} by {self.size[0]}"
+                key="point",
+                value=(x, y),
+                expected=f"inside the frame of {self.size[1]} x {self.size[0]} pixels",
+                hint="give x before y, in pixels of the video's frames",
             )
         return int(x), int(y)
 
-    def _set(self, place: Place, mark: Mark) -> None:
-        guess = self._ask(place, mark)
-        if mark.base is not None and mark.mask is None:
-            if not guess.mask.any():
-                raise DataError("the model finds no object there; paint the mask instead")
-            mark = replace(mark, mask=guess.mask)
-        self.add_object(place[0])
-        self._change(self.marks | {place: mark})
-        self._keep(place[1], mark, guess)
+    def _set_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> None:
+        prediction = self._predict(key, prompt)
+        if prompt.base is not None and prompt.mask is None:
+            if not prediction.mask.any():
+                raise DataError(
+                    "the model finds no object at these clicks", hint="paint the mask instead"
+                )
+            # prompts.json cannot express the refined mask by clicks: it becomes a mask prompt.
+            prompt = replace(prompt, mask=prediction.mask)
+        self.add_object(key[0])
+        self._replace_prompts(self.prompts | {key: prompt})
+        self._store_prediction(key[1], prompt, prediction)
 
-    def _change(self, marks: dict[Place, Mark]) -> None:
-        if marks != self.marks:
-            self._history = [*self._history[1 - UNDO_STEPS :], self.marks]
-            self.marks = marks
+    def _replace_prompts(self, prompts: dict[ObjectFrame, FramePrompt]) -> None:
+        if prompts != self.prompts:
+            self._history = [*self._history[1 - UNDO_STEPS :], self.prompts]
+            self.prompts = prompts
 
-    # What the model says.
+    # Predictions of the model.
 
-    def guess(self, o: ObjectId, t: int) -> Guess | None:
-        """The answer to the prompts of an object on a frame; None: there are none."""
-        mark = self.marks.get((o, t))
-        if mark is None:
+    def prediction(self, o: ObjectId, t: int) -> Prediction | None:
+        """Return the prediction for the prompt of an object on a frame; None without a prompt."""
+        prompt = self.prompts.get((o, t))
+        if prompt is None:
             return None
-        if mark not in self._guesses:
-            self._keep(t, mark, self._ask((o, t), mark))
-        return self._guesses[mark]
+        if prompt not in self._predictions:
+            self._store_prediction(t, prompt, self._predict((o, t), prompt))
+        return self._predictions[prompt]
 
-    def _keep(self, t: int, mark: Mark, guess: Guess) -> None:
-        kept = self._guesses if t == self._guessed else {}
-        current = set(self.marks.values())
-        self._guesses = {m: g for m, g in kept.items() if m in current} | {mark: guess}
-        self._guessed = t
+    def _store_prediction(self, t: int, prompt: FramePrompt, prediction: Prediction) -> None:
+        stored = self._predictions if t == self._predicted_frame else {}
+        current = set(self.prompts.values())
+        self._predictions = {p: v for p, v in stored.items() if p in current} | {prompt: prediction}
+        self._predicted_frame = t
 
     def mask(self, o: ObjectId, t: int) -> np.ndarray | None:
-        """``[H,W]`` bool: what was painted or chosen, or answered, or tracked; or None."""
-        mark = self.marks.get((o, t))
-        if mark is not None and mark.mask is not None:
-            return mark.mask
-        guess = self.guess(o, t)
-        if guess is not None:
-            return guess.mask
+        """Return the mask ``[H,W]`` bool of an object on a frame, or None if it has none.
+
+        A mask prompt comes first, then the prediction for other prompts, then the tracked mask.
+        """
+        prompt = self.prompts.get((o, t))
+        if prompt is not None and prompt.mask is not None:
+            return prompt.mask
+        prediction = self.prediction(o, t)
+        if prediction is not None:
+            return prediction.mask
         tracked = self.tracked.get((o, t))
         return None if tracked is None else decode_mask(tracked, self.size)
 
-    def _ask(self, place: Place, mark: Mark) -> Guess:
-        if mark.mask is not None and not mark.clicked:
-            return Guess(mark.mask, np.zeros((0, *self.size), bool), (), LOGIT)
-        clicks = replace(mark, mask=None)
-        tracks = self._prompt(place, clicks)
+    def _predict(self, key: ObjectFrame, prompt: FramePrompt) -> Prediction:
+        if prompt.mask is not None and not prompt.clicked:
+            return Prediction(prompt.mask, np.zeros((0, *self.size), bool), (), MASK_LOGIT)
+        clicks = replace(prompt, mask=None)
+        tracks = self._run_prompt(key, clicks)
         three = tracks
-        if tracks.candidates is None:  # clicks and boxes that leave no doubt; shown all the same
+        if tracks.candidates is None:
+            # The model returns one mask for unambiguous prompts (several clicks, a box). Its limit
+            # is raised for a second pass, because the widget always shows three candidates.
             max_points = self._model.multimask_max_pt_num
             self._model.multimask_max_pt_num = 10**6
             try:
-                three = self._prompt(place, clicks)
+                three = self._run_prompt(key, clicks)
             finally:
                 self._model.multimask_max_pt_num = max_points
         logits, ious = three.candidates, three.candidate_iou
-        if logits is None or ious is None:  # a model that gives one mask
+        if logits is None or ious is None:  # the model is configured to return one mask only
             logits, ious = three.mask_logits[:, None], three.iou
         candidates = replace(three, mask_logits=logits[0]).masks(self.size)
         mask, score = tracks.masks(self.size)[0], tracks.object_score.item()
-        return Guess(mask, candidates, tuple(ious.flatten().tolist()), score)
+        return Prediction(mask, candidates, tuple(ious.flatten().tolist()), score)
 
-    def _prompt(self, place: Place, mark: Mark) -> FrameTracks:
-        self._desk.banks.clear()
+    def _run_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> FrameTracks:
+        # Without memories, so that the result does not depend on earlier prompts.
+        self._prompting.banks.clear()
         previous = None
-        if mark.base is not None:
+        if prompt.base is not None:
             side = self.image_size // 4
-            logits = torch.from_numpy(mark.base)[None, None].float() * 2 * LOGIT - LOGIT
+            logits = torch.from_numpy(prompt.base)[None, None].float() * 2 * MASK_LOGIT - MASK_LOGIT
             previous = F.interpolate(logits, (side, side), mode="area")
             previous = previous.to(self._tracker.device)
-            mark = _with_centre(mark)
-        for prompt in self._prompts({place: mark})[0]:
-            previous_logits = previous if prompt.kind == "point" else None
-            tracks = self._desk.add_prompt(prompt, previous_logits)
+            prompt = _add_centre_click(prompt)
+        for model_prompt in self._model_prompts({key: prompt})[0]:
+            previous_logits = previous if model_prompt.kind == "point" else None
+            tracks = self._prompting.add_prompt(model_prompt, previous_logits)
         return tracks
 
-    def _prompts(self, marks: Mapping[Place, Mark]) -> tuple[list[Prompt], list[ObjectId]]:
+    def _model_prompts(
+        self, prompts: Mapping[ObjectFrame, FramePrompt]
+    ) -> tuple[list[Prompt], list[ObjectId]]:
         """Return the prompts as ``sam2kit track`` reads them, and the objects by position."""
-        document = to_document(marks, self.video, self.size)
+        document = to_document(prompts, self.video, self.size)
         return video_prompts(document, "prompts", self.video, self.num_frames, self.image_size)
 
     def propagate(self, start: int | None = None) -> Iterator[int]:
         """Track all objects as ``sam2kit track`` does, from their first prompt to the end.
 
-        Gives the number of each frame when it is done. Stop reading, and what was tracked stays.
+        The masks tracked so far remain if the iteration is stopped.
 
         Args:
-            start: begin there, with the memories of the prompts alone: a quick look, which the
-                whole pass may differ from. None: at the first prompt.
+            start: begin at this frame with only the memories of the prompts. This is a quick
+                preview, whose masks can differ. None (default): begin at the first prompt.
+
+        Yields:
+            The index of each frame after it has been tracked.
 
         Raises:
-            DataError: nothing was prompted.
+            DataError: no object has a prompt.
         """
-        if not self.marks:
-            raise DataError("no object is prompted yet; click on one")
-        return self._track(dict(self.marks), start)
+        if not self.prompts:
+            raise DataError("no object has a prompt", hint="click on an object first")
+        return self._track(dict(self.prompts), start)
 
-    def _track(self, marks: dict[Place, Mark], start: int | None) -> Iterator[int]:
+    def _track(self, prompts: dict[ObjectFrame, FramePrompt], start: int | None) -> Iterator[int]:
         session = self._open()
-        prompts, identities = self._prompts(marks)
-        for prompt in prompts:
+        model_prompts, identities = self._model_prompts(prompts)
+        for prompt in model_prompts:
             session.add_prompt(prompt)
-        keep = {k: v for k, v in self.tracked.items() if start is not None and k[1] < start}
-        self.tracked, self.j = keep, {k: v for k, v in self.j.items() if k in keep}
-        self._tracked_marks = marks
+        earlier = {k: v for k, v in self.tracked.items() if start is not None and k[1] < start}
+        self.tracked, self.j = earlier, {k: v for k, v in self.j.items() if k in earlier}
+        self._tracked_prompts = prompts
         for tracks in session.propagate(start):
             masks = tracks.masks(self.size)
             for n, mask in zip(tracks.objects, masks, strict=True):
-                place = identities[n], tracks.frame
-                self.tracked[place] = encode_mask(mask)
-                if (j := self.j_of(*place, mask)) is not None:
-                    self.j[place] = j
+                key = identities[n], tracks.frame
+                self.tracked[key] = encode_mask(mask)
+                if (j := self.j_of(*key, mask)) is not None:
+                    self.j[key] = j
             yield tracks.frame
 
     def j_of(self, o: ObjectId, t: int, mask: np.ndarray) -> float | None:
-        """Return J of a mask against the truth, without void pixels; None: not annotated."""
+        """Return J of a mask against the ground truth, without void pixels.
+
+        Returns:
+            0 to 1; None if the frame is unannotated.
+        """
         truth, void = self._read_truth(t)
         if truth is None:
             return None
@@ -353,100 +426,132 @@ class PromptSession:
 
     @property
     def stale(self) -> bool:
-        """Whether prompts have changed since masks were tracked."""
-        return bool(self.tracked) and self.marks != self._tracked_marks
+        """Whether the prompts have changed since the last tracking."""
+        return bool(self.tracked) and self.prompts != self._tracked_prompts
 
-    # What is kept.
+    # Files.
 
     def save(self, path: str | Path) -> Path:
         """Write ``prompts.json``, in pixels of the video's frames.
 
         Raises:
-            DataError: there is nothing to write, or nothing can be written there.
+            DataError: there is no prompt, or the file cannot be written.
         """
-        if not self.marks:
-            raise DataError("no object is prompted yet, so there is nothing to save")
+        if not self.prompts:
+            raise DataError(
+                "no object has a prompt, so there is nothing to save",
+                hint="click on an object first",
+            )
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(
-                json.dumps(to_document(self.marks, self.video, self.size), indent=1) + "\n", "utf-8"
+                json.dumps(to_document(self.prompts, self.video, self.size), indent=1) + "\n",
+                "utf-8",
             )
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror}); name another"
+                f"{path} cannot be written ({error.strerror})", hint="name another file"
             ) from error
         return path
 
     def append(self, path: str | Path, t: int) -> list[ObjectId]:
-        """Append the masks of a frame to a file of corrections; whose they are.
+        """Append the masks of a frame to a file of corrections.
 
-        Objects that were neither prompted nor tracked there keep the mask that the data set has.
+        Objects that were neither prompted nor tracked on the frame keep their mask of the dataset.
+
+        Returns:
+            The objects whose masks were prompted or tracked.
 
         Raises:
-            DataError: no object has a mask there, or nothing can be written.
+            DataError: no object was prompted or tracked, or the file cannot be written.
         """
-        own = {o: mask for o in self.objects if (mask := self.mask(o, t)) is not None}
-        if not own:
-            raise DataError(f"no object was prompted or tracked on frame {t}: nothing to correct")
-        append_correction(path, self.video, t, (self.truth(t) or {}) | own, self.size)
-        return list(own)
+        corrected = {o: mask for o in self.objects if (mask := self.mask(o, t)) is not None}
+        if not corrected:
+            raise DataError(
+                f"no object was prompted or tracked on frame {t}",
+                hint="prompt an object on this frame, or track it up to this frame",
+            )
+        append_correction(path, self.video, t, (self.truth(t) or {}) | corrected, self.size)
+        return list(corrected)
 
 
-def _with_centre(mark: Mark) -> Mark:
-    """Clicks beside a mask that is refined, with one at its centre where they leave some of it."""
-    if mark.base is None or any(mark.labels):
-        return mark
-    left = np.array(mark.base, np.uint8, order="C")
-    radius = int(np.sqrt(left.sum()) / 4)
-    for point in mark.points:
-        cv2.circle(left, point, radius, 0, -1)
-    if not left.any():
-        return mark
-    return replace(mark, points=(mask_center(left > 0), *mark.points), labels=(1, *mark.labels))
+def _add_centre_click(prompt: FramePrompt) -> FramePrompt:
+    """Add a positive click at the centre of the refined mask if all clicks are negative.
+
+    Discs around the negative clicks are removed from the mask before its centre is computed. If
+    nothing remains, no click is added.
+    """
+    if prompt.base is None or any(prompt.labels):
+        return prompt
+    rest = np.array(prompt.base, np.uint8, order="C")
+    radius = int(np.sqrt(rest.sum()) / 4)
+    for point in prompt.points:
+        cv2.circle(rest, point, radius, 0, -1)
+    if not rest.any():
+        return prompt
+    return replace(
+        prompt, points=(mask_center(rest > 0), *prompt.points), labels=(1, *prompt.labels)
+    )
 
 
-def to_document(marks: Mapping[Place, Mark], video: str, size: tuple[int, int]) -> dict[str, Any]:
-    """The content of ``prompts.json``, in pixels of the video's frames, which have ``size``."""
+def to_document(
+    prompts: Mapping[ObjectFrame, FramePrompt], video: str, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the content of ``prompts.json``.
+
+    Args:
+        prompts: in pixels of the video's frames.
+        video: name of the video.
+        size: H and W of its frames.
+    """
     entries: list[dict[str, Any]] = []
-    for (o, t), mark in marks.items():
-        place = {"video": video, "object_id": o, "frame_index": t}
-        if mark.mask is not None:
-            entries.append(place | {"kind": "mask", "mask": encode_mask(mark.mask)})
+    for (o, t), prompt in prompts.items():
+        head = {"video": video, "object_id": o, "frame_index": t}
+        if prompt.mask is not None:
+            entries.append(head | {"kind": "mask", "mask": encode_mask(prompt.mask)})
             continue
-        if mark.box is not None:
-            entries.append(place | {"kind": "box", "box": list(mark.box)})
-        if mark.points:
-            points = {"points": [list(p) for p in mark.points], "labels": list(mark.labels)}
-            entries.append(place | {"kind": "point"} | points)
+        if prompt.box is not None:
+            entries.append(head | {"kind": "box", "box": list(prompt.box)})
+        if prompt.points:
+            points = {"points": [list(p) for p in prompt.points], "labels": list(prompt.labels)}
+            entries.append(head | {"kind": "point"} | points)
     return {"version": SCHEMA_VERSION, "image_size": list(size), "prompts": entries}
 
 
-def draw_mark(
-    place: Place, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
-) -> Mark:
-    """What :class:`~sam2kit.prompts.generator.PromptGenerator` gives for an object on a frame.
+def draw_prompt(
+    key: ObjectFrame, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
+) -> FramePrompt:
+    """Return what :class:`~sam2kit.prompts.generator.PromptGenerator` draws for an object.
 
     Args:
+        key: the object and the frame.
         mask: ``[H,W]`` bool, of the object.
-        side: rows and columns of the model's frames, in whose pixels training draws.
+        video: name of the video.
+        side: rows and columns of the model's input, in whose pixels training draws prompts.
+        recipe: settings of the generator.
+        seed: of the random draw.
 
     Raises:
-        DataError: nothing of the object is left at that size.
+        DataError: the mask is empty after resizing it to the model's input.
     """
-    o, t = place
-    shown = resize_masks(torch.from_numpy(mask)[None, None], (side, side))
-    if not shown.any():
-        raise DataError(f"object {o} is not seen on frame {t} at {side} pixels a side")
+    o, t = key
+    resized = resize_masks(torch.from_numpy(mask)[None, None], (side, side))
+    if not resized.any():
+        raise DataError(
+            f"object {o} is not visible on frame {t} at the model's size of {side} x {side} pixels",
+            hint="go to a frame on which it is larger",
+        )
     frames, annotated = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, 1).bool()
-    batch = collate([VideoClip(frames, shown, annotated, video, [t], [o])])
+    batch = collate([VideoClip(frames, resized, annotated, video, [t], [o])])
     generator = torch.Generator().manual_seed(seed)
     (prompt,) = PromptGenerator.from_config(recipe)(batch, generator)
     if prompt.points is None or prompt.labels is None:
-        return Mark(mask=mask)
+        return FramePrompt(mask=mask)
+    # From the model's input to the video's frames; a pixel centre has integer coordinates.
     size = np.array(mask.shape[::-1])
-    places = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
-    points = tuple((int(x), int(y)) for x, y in places.clip(0, size - 1))
+    scaled = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
+    points = tuple((int(x), int(y)) for x, y in scaled.clip(0, size - 1))
     if prompt.kind == "box":
-        return Mark(box=(*points[0], *points[1]))
-    return Mark(points, tuple(prompt.labels[0].tolist()))
+        return FramePrompt(box=(*points[0], *points[1]))
+    return FramePrompt(points, tuple(prompt.labels[0].tolist()))

@@ -124,8 +124,8 @@ def test_notebooks_and_widgets_show_names_as_text(lab, evaluated, tmp_path):
         assert all(label_text(name) in text for name in (IMAGE, *SHOWN[1:4])), text
         assert is_clean(text)
     message = {"type": "dice", "recipe": IMAGE}
-    book.after(debugger, lambda: book.kernel(f"debugger._received(None, {message!r}, [])"))
-    assert shows(debugger.locator(".status").inner_text(), f"no recipe {IMAGE!r}")
+    book.after(debugger, lambda: book.kernel(f"debugger._handle_custom_msg({message!r}, [])"))
+    assert shows(debugger.locator(".status").inner_text(), f"recipe={IMAGE!r}")
     assert book.page.evaluate(RAN) == NOTHING and not dialogs
 
     # The same page does run what is not escaped.

@@ -1,4 +1,4 @@
-"""Prompting by hand: each click in the kernel, in files that replay, and in a real browser."""
+"""Test the prompt debugger: its session, the widget, and the view in JupyterLab."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from PIL import Image
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import open_source
+from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.evaluation.metrics import iou
 from sam2kit.models.checkpoints import load_model
@@ -32,7 +34,7 @@ SAMPLES = Path(__file__).parents[2] / "data_samples"
 
 
 class FirstFrames(VideoSource):
-    """The first frames of a source."""
+    """Limit the videos of a source to their first frames."""
 
     def __init__(self, source: VideoSource, count: int) -> None:
         self.source, self.count, self.names = source, count, source.names
@@ -67,86 +69,86 @@ def widget(samples, model, tmp_path):
     return PromptDebugger(samples, model, run_dir=tmp_path)
 
 
-def centre(session, o=1, t=0):
+def center(session, o=1, t=0):
     return mask_center(session.truth(t)[o])
 
 
 def message(widget, kind, buffers=(), **fields):
-    """What a view sends."""
+    """Send a message as a view does."""
     widget._handle_custom_msg({"type": kind, **fields}, list(buffers))
 
 
-def test_clicks_find_the_object(session):
+def test_click_segments_the_object(session):
     assert session.objects == [1, 2] and session.size == (128, 160)
-    assert session.mask(1, 0) is None and session.guess(1, 0) is None
-    session.click(1, 0, *centre(session))
-    guess = session.guess(1, 0)
-    assert session.j_of(1, 0, guess.mask) > 0.7
-    assert guess.candidates.shape == (3, *session.size) and len(guess.ious) == 3
-    best = guess.candidates[int(np.argmax(guess.ious))]
-    assert (guess.mask == best).all() and (session.mask(1, 0) == best).all()
-    session.click(1, 0, *centre(session, 2), positive=False)
-    mark = session.marks[1, 0]
-    assert mark.labels == (1, 0) and not session.mask(1, 0)[centre(session, 2)[::-1]]
-    assert len(session.guess(1, 0).candidates) == 3  # all three, though the model gives one
+    assert session.mask(1, 0) is None and session.prediction(1, 0) is None
+    session.click(1, 0, *center(session))
+    prediction = session.prediction(1, 0)
+    assert session.j_of(1, 0, prediction.mask) > 0.7
+    assert prediction.candidates.shape == (3, *session.size) and len(prediction.ious) == 3
+    best = prediction.candidates[int(np.argmax(prediction.ious))]
+    assert (prediction.mask == best).all() and (session.mask(1, 0) == best).all()
+    session.click(1, 0, *center(session, 2), positive=False)
+    prompt = session.prompts[1, 0]
+    assert prompt.labels == (1, 0) and not session.mask(1, 0)[center(session, 2)[::-1]]
+    assert len(session.prediction(1, 0).candidates) == 3  # although the model returns one mask
 
 
-def test_the_same_clicks_give_the_same_masks_whatever_came_between(session, samples, model):
-    session.click(1, 0, *centre(session))
+def test_masks_depend_only_on_the_prompts(session, samples, model):
+    session.click(1, 0, *center(session))
     session.box(2, 1, (10, 10, 60, 60))
     session.click(1, 0, 5, 5, positive=False)
-    other = PromptSession(samples, 0, model)
-    other.click(1, 0, *centre(session))
-    other.click(1, 0, 5, 5, positive=False)
-    assert (other.mask(1, 0) == session.mask(1, 0)).all()
+    second = PromptSession(samples, 0, model)
+    second.click(1, 0, *center(session))
+    second.click(1, 0, 5, 5, positive=False)
+    assert (second.mask(1, 0) == session.mask(1, 0)).all()
 
 
-def test_a_box_replaces_clicks_and_clicks_add_to_it(session):
+def test_box_replaces_clicks_and_later_clicks_are_added(session):
     session.click(1, 0, 3, 3)
-    x, y = centre(session)
-    session.box(1, 0, (x + 20, y + 15, x - 20, y - 15))  # drawn from any corner
-    assert session.marks[1, 0].box == (x - 20, y - 15, x + 20, y + 15)
-    assert session.marks[1, 0].points == ()
-    alone = session.mask(1, 0)
+    x, y = center(session)
+    session.box(1, 0, (x + 20, y + 15, x - 20, y - 15))  # any two opposite corners
+    assert session.prompts[1, 0].box == (x - 20, y - 15, x + 20, y + 15)
+    assert session.prompts[1, 0].points == ()
+    box_mask = session.mask(1, 0)
     session.click(1, 0, 1, 1, positive=False)
-    mark = session.marks[1, 0]
-    assert mark.box is not None and mark.points == ((1, 1),)
-    assert mark.mask is None and len(session.guess(1, 0).ious) == 3 and alone.any()
+    prompt = session.prompts[1, 0]
+    assert prompt.box is not None and prompt.points == ((1, 1),)
+    assert prompt.mask is None and len(session.prediction(1, 0).ious) == 3 and box_mask.any()
 
 
-def test_undo_goes_back_step_by_step(session):
+def test_undo_reverts_one_edit_at_a_time(session):
     session.undo()
-    session.click(1, 0, *centre(session))
-    one = session.mask(1, 0)
+    session.click(1, 0, *center(session))
+    first_mask = session.mask(1, 0)
     session.click(1, 0, 1, 1, positive=False)
     session.clear()
-    assert not session.marks and session.mask(1, 0) is None
+    assert not session.prompts and session.mask(1, 0) is None
     session.undo()
-    assert session.marks[1, 0].labels == (1, 0)
+    assert session.prompts[1, 0].labels == (1, 0)
     session.undo()
-    assert (session.mask(1, 0) == one).all()
+    assert (session.mask(1, 0) == first_mask).all()
     session.undo()
-    assert not session.marks
+    assert not session.prompts
     session.click(1, 0, 5, 5)
     session.click(2, 0, 6, 6)
     session.click(1, 2, 7, 7)
     session.clear(1, 0)
-    assert list(session.marks) == [(2, 0), (1, 2)]
+    assert list(session.prompts) == [(2, 0), (1, 2)]
 
 
-def test_what_is_shown_replays_without_a_front_end(session, tmp_path):
-    """Clicks, a box with a click, a chosen candidate and a correction, in sam2kit track."""
+def test_track_reproduces_the_masks_from_saved_prompts(session, tmp_path):
+    """Replay clicks, a box with a click, a selected candidate and a correction in sam2kit track."""
     folder = tmp_path / session.video
     folder.mkdir()
     for t in range(session.num_frames):
         Image.fromarray(session.frame(t)).save(folder / f"{t:05d}.png")
-    session.click(1, 0, *centre(session))
-    x, y = centre(session, 2)
+    session.click(1, 0, *center(session))
+    x, y = center(session, 2)
     session.box(2, 0, (x - 20, y - 20, x + 20, y + 20))
     session.click(2, 0, x, y)
     list(session.propagate())
     session.choose(1, 0, 2)
-    session.click(1, 2, *centre(session, 2, 2), positive=False)
+    session.click(1, 2, *center(session, 2, 2), positive=False)
     session.add_object("third")
     session.click("third", 1, 20, 20)
     assert session.stale
@@ -154,47 +156,45 @@ def test_what_is_shown_replays_without_a_front_end(session, tmp_path):
     prompts = session.save(tmp_path / "prompts.json")
     out = track_video(folder, prompts, "nano", tmp_path / "out", "cpu")
     numbers = json.loads((out / "track.json").read_text())["objects"]
-    shown = json.loads((out / "masks.json").read_text())
-    areas = {(a["image_id"] - 1, a["track_id"]): a["area"] for a in shown["annotations"]}
+    coco = json.loads((out / "masks.json").read_text())
+    areas = {(a["image_id"] - 1, a["track_id"]): a["area"] for a in coco["annotations"]}
     assert set(numbers) == {1, 2, "third"}
     for (o, t), runs in session.tracked.items():
-        from sam2kit.data.rle import decode_mask
-
         mask = decode_mask(runs, session.size)
         assert areas.get((t, o), 0) == mask.sum()
         with Image.open(out / "masks" / session.video / f"{t:05d}.png") as labels:
-            here = np.array(labels)
-        assert not (here[~mask] == numbers.index(o) + 1).any() or isinstance(o, int)
+            pixels = np.array(labels)
+        assert not (pixels[~mask] == numbers.index(o) + 1).any() or isinstance(o, int)
 
 
-def test_many_steps_are_kept_but_not_all(session, monkeypatch):
+def test_history_and_cached_predictions_are_limited(session, monkeypatch):
     monkeypatch.setattr("sam2kit.widgets.prompt_session.UNDO_STEPS", 3)
     for n in range(5):
         session.click(1, 0, 5 + n, 6)
     for _ in range(9):
         session.undo()
-    assert len(session.marks[1, 0].points) == 2
+    assert len(session.prompts[1, 0].points) == 2
     session.click(2, 0, 3, 3)
     session.click(2, 1, 3, 3)
-    assert len(session._guesses) == 1 and session.mask(1, 0) is not None  # made again
+    assert len(session._predictions) == 1 and session.mask(1, 0) is not None  # predicted again
 
 
-def test_a_click_refines_what_was_tracked(session):
-    session.click(1, 0, *centre(session))
+def test_click_refines_a_tracked_mask(session):
+    session.click(1, 0, *center(session))
     list(session.propagate())
     before = session.mask(1, 2)
     wrong = before & ~session.truth(2)[1]
     x, y = mask_center(wrong)
     session.click(1, 2, x, y, positive=False)
-    mark, after = session.marks[1, 2], session.mask(1, 2)
-    assert (mark.base == before).all() and (mark.mask == after).all()
-    assert iou(after, before) > 0.3  # refined, rather than begun anew from a click beside it
+    prompt, after = session.prompts[1, 2], session.mask(1, 2)
+    assert (prompt.base == before).all() and (prompt.mask == after).all()
+    assert iou(after, before) > 0.3  # refined; a negative click alone would give another mask
     session.click(1, 2, x, y, positive=False)
-    assert (session.marks[1, 2].base == before).all()  # not what the first click made of it
+    assert (session.prompts[1, 2].base == before).all()  # the tracked mask, not the refined one
 
 
-def test_tracking_from_here_keeps_what_lies_before(session):
-    session.click(1, 0, *centre(session))
+def test_preview_keeps_masks_of_earlier_frames(session):
+    session.click(1, 0, *center(session))
     list(session.propagate())
     runs = dict(session.tracked)
     assert list(session.propagate(2)) == [2, 3]
@@ -202,47 +202,51 @@ def test_tracking_from_here_keeps_what_lies_before(session):
     assert set(session.j) == {(1, t) for t in range(4)}
 
 
-def test_painted_masks_are_exact_and_empty_ones_refused(session):
+def test_painted_masks_are_exact_and_invalid_input_is_rejected(session):
     mask = session.truth(1)[2]
     session.paint(2, 1, mask)
     assert (session.mask(2, 1) == mask).all() and session.j_of(2, 1, mask) == 1
-    for bad, text in ((mask & False, "empty mask"), (mask[:9], "a mask of")):
-        with pytest.raises(DataError, match=text):
-            session.paint(2, 1, bad)
-    with pytest.raises(DataError, match="outside the frame of 160 by 128"):
+    with pytest.raises(DataError, match="mask is empty"):
+        session.paint(2, 1, mask & False)
+    with pytest.raises(DataError) as error:
+        session.paint(2, 1, mask[:9])
+    assert (error.value.key, error.value.value) == ("mask.shape", (9, 160))
+    with pytest.raises(DataError, match="160 x 128") as error:
         session.click(1, 0, 160, 0)
-    with pytest.raises(DataError, match="no candidate"):
+    assert (error.value.key, error.value.value) == ("point", (160, 0))
+    with pytest.raises(DataError) as error:
         session.choose(2, 1, 0)
-    assert list(session.marks) == [(2, 1)]
+    assert (error.value.key, error.value.value) == ("candidate", 0)
+    assert list(session.prompts) == [(2, 1)]
 
 
-def test_what_training_would_draw(session):
+def test_draw_prompts_as_in_training(session):
     side = session.image_size
     for kind in ("mask", "box", "point"):
         recipe = DatasetConfig(prompt_types=[kind], num_positive_points=2, num_negative_points=1)
         session.draw(1, 0, recipe, seed=3)
-        mark, truth = session.marks[1, 0], session.truth(0)[1]
+        prompt, truth = session.prompts[1, 0], session.truth(0)[1]
         if kind == "mask":
-            assert (mark.mask == truth).all()
+            assert (prompt.mask == truth).all()
         elif kind == "box":
             ys, xs = np.nonzero(truth)
             tight = (xs.min(), ys.min(), xs.max(), ys.max())
-            assert np.abs(np.subtract(mark.box, tight)).max() <= 160 / side + 1
+            assert np.abs(np.subtract(prompt.box, tight)).max() <= 160 / side + 1
         else:
-            assert mark.labels == (1, 1, 0)
-            inside = [truth[y, x] for x, y in mark.points]
+            assert prompt.labels == (1, 1, 0)
+            inside = [truth[y, x] for x, y in prompt.points]
             assert inside[0] and not inside[2]
     drawn = []
     for seed in (1, 1, 2):
         session.draw(1, 0, replace(recipe, include_center=False), seed)
-        drawn.append(session.marks[1, 0].points)
+        drawn.append(session.prompts[1, 0].points)
     assert drawn[0] == drawn[1] != drawn[2]
     session.add_object("new")
-    with pytest.raises(DataError, match="object new is not seen on frame 0"):
+    with pytest.raises(DataError, match="object new is not visible on frame 0"):
         session.draw("new", 0, recipe, 0)
 
 
-def test_drawing_is_the_generators(session, monkeypatch):
+def test_draw_uses_the_prompt_generator(session, monkeypatch):
     seen = []
     call = PromptGenerator.__call__
     monkeypatch.setattr(
@@ -252,27 +256,24 @@ def test_drawing_is_the_generators(session, monkeypatch):
     assert seen == [0.3]
 
 
-def test_a_corrected_frame_goes_to_the_data_set(session, tmp_path):
+def test_append_writes_a_correction_for_the_dataset(session, tmp_path):
     path = tmp_path / "corrections.jsonl"
-    with pytest.raises(DataError, match="nothing to correct"):
+    with pytest.raises(DataError, match="no object .* on frame 2"):
         session.append(path, 2)
-    session.click(1, 2, *centre(session, 1, 2))
+    session.click(1, 2, *center(session, 1, 2))
     assert session.append(path, 2) == [1]
-    corrected = open_source(session.source)
-    from sam2kit.data.sources.corrected import CorrectedSource
-
-    masks = CorrectedSource(corrected, path).read_masks(0, 2)
+    masks = CorrectedSource(open_source(session.source), path).read_masks(0, 2)
     assert (masks[1] == session.mask(1, 2)).all()
-    assert (masks[2] == session.truth(2)[2]).all()  # which nobody touched
+    assert (masks[2] == session.truth(2)[2]).all()  # not prompted, so the mask of the dataset
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_videos_without_truth_and_of_one_frame(tmp_path, model, count):
+def test_unannotated_videos(tmp_path, model, count):
     for t in range(count):
         save_frame(tmp_path / "clip" / f"{t}.png", 40 + t)
     widget = PromptDebugger(tmp_path / "clip", model)
     assert widget.state["objects"] == [] and not widget.state["annotated"]
-    with pytest.raises(DataError, match="no object is prompted"):
+    with pytest.raises(DataError, match="no object has a prompt"):
         widget.propagate()
     widget.click(3, 4)
     assert [o["name"] for o in widget.state["objects"]] == ["1"] and widget.state["j"] is None
@@ -295,13 +296,13 @@ def test_large_frames_and_many_objects(tmp_path, model):
         widget.add_object(f"object {n}")
         widget.click(1919 - n, 1079)
     assert len(widget.state["objects"]) == 12 and len(widget.state["marks"]) == 12
-    assert widget.session.marks["object 0", 0].points == ((1919, 1079),)
+    assert widget.session.prompts["object 0", 0].points == ((1919, 1079),)
     assert widget.session.mask("object 3", 0).shape == (1080, 1920)
 
 
-def test_messages_of_a_view_change_the_state(widget):
+def test_messages_change_the_state(widget):
     seq = widget.seq
-    x, y = centre(widget.session)
+    x, y = center(widget.session)
     message(widget, "ready")
     message(widget, "click", x=x, y=y, positive=True)
     assert widget.views == 1 and widget.error == "" and widget.seq > seq
@@ -329,21 +330,21 @@ def test_messages_of_a_view_change_the_state(widget):
     message(widget, "go", frame=99)
     assert widget.state["frame"] == 3 and widget.state["marks"] == []
     message(widget, "open_video", video=1)
-    assert widget.state["video"] == 1 and not widget.session.marks
+    assert widget.state["video"] == 1 and not widget.session.prompts
 
 
-def test_what_goes_wrong_is_shown_in_the_widget(widget):
+def test_errors_are_shown_in_the_widget(widget):
     message(widget, "click", x=999, y=0, positive=True)
-    assert "outside the frame" in widget.error
-    message(widget, "import", buffers=[b"no picture"])
-    assert "cannot be read as a picture" in widget.error
+    assert "point=(999, 0)" in widget.error
+    message(widget, "import", buffers=[b"no image"])
+    assert "cannot be read as an image" in widget.error
     message(widget, "no_such_thing")
     assert "no_such_thing" in widget.error
     message(widget, "click", x=5, y=5, positive=True)
     assert widget.error == ""
 
 
-def test_masks_are_imported(widget, tmp_path):
+def test_import_mask(widget, tmp_path):
     mask = widget.session.truth(0)[1]
     file = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
@@ -355,31 +356,31 @@ def test_masks_are_imported(widget, tmp_path):
     assert (widget.session.mask(1, 1) == mask).all()
 
 
-def test_propagation_goes_on_beside_clicks_and_stops(widget, monkeypatch):
-    widget.click(*centre(widget.session))
-    read, steps = FirstFrames.read_frame, []
+def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeypatch):
+    widget.click(*center(widget.session))
+    read_frame, frames = FirstFrames.read_frame, []
 
-    def slow(self, i, t):
-        steps.append(t)
-        if len(steps) == 3:
+    def cancel_at_third_frame(self, i, t):
+        frames.append(t)
+        if len(frames) == 3:
             widget.cancel()
-        return read(self, i, t)
+        return read_frame(self, i, t)
 
-    monkeypatch.setattr(FirstFrames, "read_frame", slow)
+    monkeypatch.setattr(FirstFrames, "read_frame", cancel_at_third_frame)
     message(widget, "propagate")
     widget.wait()
     assert not widget.state["running"] and 0 < widget.state["done"] < 4
     assert "stopped after" in widget.state["message"] and widget.session.tracked
-    monkeypatch.setattr(FirstFrames, "read_frame", read)
+    monkeypatch.setattr(FirstFrames, "read_frame", read_frame)
     message(widget, "propagate")
     message(widget, "click", x=5, y=5, positive=False)
     widget.wait()
     assert widget.state["done"] == 4 and widget.state["stale"]
-    assert widget.error == "" and len(widget.session.marks[1, 0].points) == 2
+    assert widget.error == "" and len(widget.session.prompts[1, 0].points) == 2
 
 
-def test_a_frame_that_cannot_be_tracked_is_told(widget, monkeypatch):
-    widget.click(*centre(widget.session))
+def test_unreadable_frame_stops_propagation_with_its_error(widget, monkeypatch):
+    widget.click(*center(widget.session))
 
     def broken(self, i, t):
         if t == 2:
@@ -392,8 +393,8 @@ def test_a_frame_that_cannot_be_tracked_is_told(widget, monkeypatch):
     assert not widget.state["running"] and (1, 1) in widget.session.tracked
 
 
-def test_a_static_picture_where_there_is_no_front_end(widget):
-    widget.click(*centre(widget.session))
+def test_static_image_without_a_front_end(widget):
+    widget.click(*center(widget.session))
     widget.box(5, 5, 60, 60)
     data, _ = widget._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
@@ -403,7 +404,7 @@ def test_a_static_picture_where_there_is_no_front_end(widget):
     assert pixels.shape == plain.shape and np.abs(pixels - plain).max() > 50
 
 
-def test_what_it_takes(samples, model, tmp_path, tiny_config):
+def test_arguments(samples, model, tmp_path, tiny_config):
     tiny_config.dataset.data_path = str(make_davis(tmp_path / "davis"))
     tiny_config.dataset.corrections = str(tmp_path / "c.jsonl")
     Path(tiny_config.dataset.corrections).touch()
@@ -412,17 +413,19 @@ def test_what_it_takes(samples, model, tmp_path, tiny_config):
     assert (
         widget.corrections == tiny_config.dataset.corrections and widget.session.image_size == 128
     )
-    for video, text in ((9, "video 9 is not"), ("z", "video 'z' is not")):
-        with pytest.raises(DataError, match=text):
+    for video in (9, "z"):
+        with pytest.raises(DataError) as error:
             widget.open_video(video)
-    with pytest.raises(DataError, match="no recipe 'other'"):
+        assert (error.value.key, error.value.value) == ("video", video)
+    with pytest.raises(DataError) as error:
         PromptDebugger(samples, model, recipes={"a": DatasetConfig()}).dice("other")
+    assert (error.value.key, error.value.value) == ("recipe", "other")
 
 
-def test_nothing_is_left_on_the_model(session, model):
-    asked = model.multimask_max_pt_num
+def test_settings_of_the_model_are_restored(session, model):
+    max_points = model.multimask_max_pt_num
     session.box(1, 0, (3, 3, 40, 40))
-    assert model.multimask_max_pt_num == asked and not torch.is_inference_mode_enabled()
+    assert model.multimask_max_pt_num == max_points and not torch.is_inference_mode_enabled()
 
 
 NOTEBOOK = """
@@ -436,17 +439,17 @@ debugger
 
 
 @pytest.mark.browser
-def test_clicks_in_a_real_notebook(lab, tmp_path):
+def test_view_in_jupyterlab(lab, tmp_path):
     notebook = lab.open(
         "prompt_debugger", NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))
     )
     root = notebook.wait(".sam2kit-debugger[data-ready='true']")
     canvas = root.locator("canvas")
-    places = notebook.kernel(
+    centers = notebook.kernel(
         "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
         "debugger.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
     )
-    (x, y), (u, v) = places
+    (x, y), (u, v) = centers
     size = {"width": 160, "height": 128}
     box = canvas.bounding_box()
 
@@ -455,7 +458,7 @@ def test_clicks_in_a_real_notebook(lab, tmp_path):
         return {"x": shares[0] * box["width"], "y": shares[1] * box["height"]}
 
     def colored(column, row):
-        """Whether the canvas differs from the frame there, well beside the drawn click."""
+        """Return whether the canvas differs from the frame at this pixel."""
         shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
         plain = notebook.kernel(f"debugger.session.frame(0)[{row}, {column}].tolist()")
         return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
@@ -464,26 +467,26 @@ def test_clicks_in_a_real_notebook(lab, tmp_path):
         notebook.after(root, action)
         return notebook.kernel(
             "[debugger.error, [[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
-            "for m in debugger.session.marks.values()]]"
+            "for m in debugger.session.prompts.values()]]"
         )
 
     def button(name):
         return act(lambda: root.locator(f"[data-name='{name}']").click())
 
-    aside = (x + 6, y + 5)
+    aside = (x + 6, y + 5)  # on the object, but not covered by the drawn click
     assert not colored(*aside)
-    # A click on the object, then one beside it.
+    # A click on the object, then a click off it.
     assert act(lambda: canvas.click(position=at(x, y))) == ["", [[[[x, y]], [1], None]]]
     assert colored(*aside) and root.locator(".candidates img").count() == 3
     error, ((points, labels, _),) = act(lambda: canvas.click(position=at(u, v), button="right"))
     assert (error, points, labels) == ("", [[x, y], [u, v]], [1, 0])
-    assert notebook.page.locator(".lm-Menu:visible").count() == 0  # Lab's own menu stays away
+    assert notebook.page.locator(".lm-Menu:visible").count() == 0  # no context menu
     red, _, blue = notebook.pixel(canvas, (u + 0.5) / 160, (v + 0.5) / 128 + 4 / 512)
     assert red > 150 > blue  # the negative click's disc
-    # Undo, twice: the frame as it was.
+    # Undo both clicks: the canvas shows the plain frame.
     assert button("undo")[1] == [[[[x, y]], [1], None]]
     assert button("undo")[1] == [] and not colored(*aside)
-    # A box, dragged.
+    # Drag a box.
     corners = at(x - 20, y - 15), at(x + 20, y + 15)
     mouse = notebook.page.mouse
     canvas.scroll_into_view_if_needed()
@@ -493,12 +496,13 @@ def test_clicks_in_a_real_notebook(lab, tmp_path):
     mouse.move(box["x"] + corners[1]["x"], box["y"] + corners[1]["y"], steps=3)
     assert act(mouse.up) == ["", [[[], [], [x - 20, y - 15, x + 20, y + 15]]]]
     assert colored(*aside)
-    # Propagate, and look at another frame; keys go to the widget, not to Lab.
+    # Propagate and show another frame. The widget handles keys, JupyterLab does not.
     root.locator("[data-name='propagate']").click()
     notebook.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'", root)
     assert notebook.kernel("len(debugger.session.tracked)") == 8
     act(lambda: root.press("ArrowRight"))
     assert notebook.kernel("debugger.frame") == 1
+    assert root.locator(".position").inner_text().startswith("frame 1 / 7")
     row, column = notebook.kernel(
         "[int(v[len(v) // 2]) for v in debugger.session.mask(1, 1).nonzero()]"
     )
@@ -506,17 +510,17 @@ def test_clicks_in_a_real_notebook(lab, tmp_path):
     shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
     assert max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
     assert notebook.page.locator(".jp-Cell").count() == 1
-    # Save, and append.
+    # Save the prompts and append a correction.
     button("save")
     saved = json.loads((tmp_path / "prompts.json").read_text())["prompts"]
     assert [entry["box"] for entry in saved] == [[x - 20, y - 15, x + 20, y + 15]]
     button("append")
     line = json.loads((tmp_path / "corrections.jsonl").read_text())
     assert (line["frame_index"], [o["id"] for o in line["objects"]]) == (1, [1, 2])
-    # An error is shown where the user looks.
+    # Errors are shown in the widget.
     root.locator("[data-name='add']").click()
     button("propagate")
     notebook.until("e => !e.querySelector('[data-name=propagate]').disabled", root)
     act(lambda: root.press("ArrowLeft"))
     error, _ = button("truth")
-    assert "shows no object 3" in error and "shows no object 3" in root.inner_text()
+    assert "mask of object 3" in error and "mask of object 3" in root.inner_text()

@@ -1,4 +1,4 @@
-"""The clip browser: what it reads and measures, what it sends, and how it answers in JupyterLab."""
+"""Test the clip browser: masks and J, messages to the view, and the view in JupyterLab."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from sam2kit.widgets.layers import VideoLayers, label_planes, open_results
 SHARED = Path(__file__).parents[3] / "shared"
 
 
-class Drawn(VideoSource):
-    """Videos by name from arrays: frames ``[H,W,3]``, and masks by object or None."""
+class ArraySource(VideoSource):
+    """Provide videos by name from arrays: frames ``[H,W,3]``, and masks by object or None."""
 
     def __init__(self, **videos) -> None:
         self.videos = list(videos.values())
@@ -50,7 +50,7 @@ def grey(size=SIZE, value=100):
 
 
 def write_results(folder: Path, num_frames: int = 6, video: str = "a", objects=(1, 2)) -> Path:
-    """The truth of :func:`make_davis`, of some objects."""
+    """Write the ground truth masks of :func:`make_davis` for some of its objects."""
     for t in range(num_frames):
         ids = np.zeros(SIZE, np.uint8)
         for o in objects:
@@ -60,10 +60,10 @@ def write_results(folder: Path, num_frames: int = 6, video: str = "a", objects=(
 
 
 def answers(browser: ClipBrowser, **message) -> list[tuple[dict, list[bytes]]]:
-    """What the widget sends when its view sends a message."""
+    """Send a message as the view does, and return the messages that the widget sends back."""
     sent: list = []
     browser.send = lambda content, buffers=None: sent.append((content, buffers))
-    browser._received(browser, message, [])
+    browser._handle_custom_msg(message, [])
     return sent
 
 
@@ -77,18 +77,18 @@ def ask_frame(browser: ClipBrowser, t: int, *layers: str):
 
 @pytest.fixture
 def browser(tmp_path) -> ClipBrowser:
-    """Two videos with truth; ``full`` has found both objects of the first, ``half`` one."""
+    """Open two annotated videos and two trackers: ``full`` with both objects, ``half`` with one."""
     runs = {"full": write_results(tmp_path / "full")}
     runs["half"] = write_results(tmp_path / "half", objects=(1,))
     return ClipBrowser(make_davis(tmp_path / "data"), predictions=runs)
 
 
-def test_it_opens_on_the_truth_beside_the_first_run(browser):
+def test_initial_layers_are_ground_truth_and_first_tracker(browser):
     assert browser.layers == ["truth", "full", "half"] and browser.videos == ["a", "b"]
     assert (browser.left, browser.right, browser.num_frames) == ("truth", "full", 6)
 
 
-def test_a_frame_comes_with_the_masks_of_the_layers_that_were_asked_for(browser):
+def test_frame_is_sent_with_the_masks_of_the_requested_layers(browser):
     content, frame, planes = ask_frame(browser, 3, "truth", "half")
     assert content["t"] == 3 and content["key"] == "k" and list(content["size"]) == list(SIZE)
     assert frame.shape == (*SIZE, 3) and abs(int(frame.mean()) - 30) <= 2
@@ -98,7 +98,7 @@ def test_a_frame_comes_with_the_masks_of_the_layers_that_were_asked_for(browser)
     assert np.array_equal(planes[1], square(0, 6))
 
 
-def test_j_is_that_of_the_scores(browser):
+def test_j_equals_the_scores(browser):
     scores = browser.scores("half")
     scorer = VideoScorer("a", CONVENTIONS["all_frames"], [1, 2])
     for t in range(6):
@@ -108,7 +108,7 @@ def test_j_is_that_of_the_scores(browser):
     assert scores[1].tolist() == [1] * 6 and scores[2].tolist() == [0] * 6
 
 
-def test_j_leaves_out_void_and_is_1_where_nothing_is(tmp_path):
+def test_j_excludes_void_and_is_1_for_two_empty_masks(tmp_path):
     root = make_davis(tmp_path / "data", {"a": 3})
     for t, ids in enumerate((np.zeros(SIZE), 255 * square(0, 0, 4), square(0, 0, 8))):
         save_palette(root / "Annotations" / "a" / f"{t:05d}.png", ids)
@@ -117,62 +117,62 @@ def test_j_leaves_out_void_and_is_1_where_nothing_is(tmp_path):
     assert scores[1].tolist() == [1, 1, 0.25]
 
 
-def test_j_is_sent_in_pieces(browser):
+def test_j_is_sent_in_parts(browser):
     sent = []
     while (first := sent[-1]["until"] if sent else 0) < 6:
-        ((piece, _),) = answers(browser, type="curves", video=0, first=first)
-        sent.append(json.loads(json.dumps(piece)))
+        ((part, _),) = answers(browser, type="curves", video=0, first=first)
+        sent.append(json.loads(json.dumps(part)))
     assert sum((p["J"]["half"]["1"] for p in sent), []) == [0] * 6  # position 1, object 2
     assert sum((p["counted"]["full"] for p in sent), []) == [True] * 6
     ((whole, _),) = answers(browser, type="curves", video=0, first=0)
     assert whole["until"] == 6 and whole["annotated"] == [True] * 6
 
 
-def test_frames_that_nobody_annotated_are_told(tmp_path):
+def test_unannotated_frames_are_marked(tmp_path):
     root = make_davis(tmp_path / "data", {"a": 4}, annotated=lambda t: t % 2 == 0)
     browser = ClipBrowser(root, predictions={"run": write_results(tmp_path / "run", 4)})
     assert ask_frame(browser, 1, "truth", "run")[0]["missing"] == ["truth"]
     scores = browser.scores("run")
     assert np.isnan(scores[1]).tolist() == [False, True, False, True]
-    ((piece, _),) = answers(browser, type="curves", video=0, first=0)
-    assert piece["annotated"] == [True, False, True, False]
+    ((part, _),) = answers(browser, type="curves", video=0, first=0)
+    assert part["annotated"] == [True, False, True, False]
 
 
-def test_a_frame_without_results_is_told_and_has_no_j(browser, tmp_path):
+def test_frame_without_mask_file_is_marked_and_has_no_j(browser, tmp_path):
     (tmp_path / "half" / "a" / "00002.png").unlink()
     assert ask_frame(browser, 2, "half")[0]["missing"] == ["half"]
     assert np.isnan(browser.scores("half")[1]).tolist() == [False] * 2 + [True] + [False] * 3
 
 
-def test_what_cannot_be_read_is_told_with_its_frame(browser, tmp_path):
+def test_unreadable_files_are_reported_with_their_frame(browser, tmp_path):
     save_palette(tmp_path / "half" / "a" / "00002.png", np.ones((5, 5)))
-    (tmp_path / "data" / "JPEGImages" / "a" / "00003.jpg").write_bytes(b"no picture")
+    (tmp_path / "data" / "JPEGImages" / "a" / "00003.jpg").write_bytes(b"no image")
     content, frame, planes = ask_frame(browser, 2, "truth", "half")
     assert "5 rows and 5 columns" in content["faults"][0] and len(planes) == 1
     assert "00003.jpg" in ask_frame(browser, 3, "truth")[0]["faults"][0]
     assert not ask_frame(browser, 4, "truth")[0]["faults"]
     first = 0
-    for _ in range(4):  # at most a piece for each frame before the damaged one
-        ((piece, _),) = answers(browser, type="curves", video=0, first=first)
-        first = piece["until"]
-        if piece["fault"]:
+    for _ in range(4):  # at most one part per frame before the damaged one
+        ((part, _),) = answers(browser, type="curves", video=0, first=first)
+        first = part["until"]
+        if part["fault"]:
             break
-    assert "00002.png" in piece["fault"] and first == 2
+    assert "00002.png" in part["fault"] and first == 2
     assert Image.open(io.BytesIO(browser.snapshot())).width > 300
 
 
-def test_predictions_without_the_video_are_refused_and_the_old_one_stays(browser):
-    with pytest.raises(DataError, match="'full'.* has no masks of the video 'b'"):
+def test_video_without_predictions_is_rejected_and_the_current_one_remains(browser):
+    with pytest.raises(DataError, match="'full'.* video 'b'"):
         browser.show_video("b")
     assert browser.video == 0
     answers(browser, type="open", video=1)
-    assert "no masks of the video 'b'" in browser.error and browser.video == 0
+    assert "the video 'b'" in browser.error and browser.video == 0
 
 
-def test_another_video_starts_at_its_first_frame(tmp_path):
+def test_another_video_begins_with_its_first_frame(tmp_path):
     small, large = grey((8, 8)), grey((1080, 1920))
     masks = {"x": np.ones((8, 8), bool)}
-    source = Drawn(a=[(small, masks)] * 3, b=[(large, {"y": np.zeros((1080, 1920), bool)})])
+    source = ArraySource(a=[(small, masks)] * 3, b=[(large, {"y": np.zeros((1080, 1920), bool)})])
     browser = ClipBrowser(source)
     browser.frame, browser.hidden = 2, [0]
     ask_frame(browser, 2, "truth")
@@ -184,63 +184,67 @@ def test_another_video_starts_at_its_first_frame(tmp_path):
 
 
 @pytest.mark.parametrize("video", ["c", 2, -1])
-def test_a_video_that_is_not_there(browser, video):
-    with pytest.raises(DataError, match=f"video {video!r}.*0 to 1"):
+def test_unknown_video(browser, video):
+    with pytest.raises(DataError, match="0 to 1") as error:
         browser.show_video(video)
+    assert (error.value.key, error.value.value) == ("video", video)
 
 
-def test_traits_take_only_what_there_is(browser):
+def test_traits_reject_invalid_values(browser):
     for name, value in {"frame": 6, "left": "other", "opacity": 2.0}.items():
         with pytest.raises(traitlets.TraitError):
             setattr(browser, name, value)
 
 
-def test_results_that_are_missing_or_named_twice(tmp_path):
-    with pytest.raises(DataError, match="'run'.*is not a folder"):
+def test_missing_directory_and_reserved_name(tmp_path):
+    with pytest.raises(DataError) as error:
         open_results({"run": tmp_path / "nowhere"})
-    with pytest.raises(DataError, match="'truth' is taken"):
+    assert error.value.key == "predictions['run']"
+    assert error.value.value == str(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="'truth' is .*reserved") as error:
         open_results({"truth": tmp_path})
+    assert error.value.key == "predictions"
 
 
 @pytest.fixture
 def evaluated(tmp_path) -> Path:
-    """What an evaluation leaves of two trackers on a video with a name that is no file's."""
+    """Write the files of an evaluation of two trackers; the video has special characters."""
     run, video = tmp_path / "run", "one/ünï"
     masks = [{1: square(0, 2 * t), "two": square(2, 0, 20)} for t in range(2)]
     for tracker in ("after training", "copy, first"):
         writer = MaskWriter(None, video, [1, "two"])
         scorer = VideoScorer(video, CONVENTIONS["prompted"], [1, "two"])
         for t, truth in enumerate(masks):
-            found = truth if tracker == "copy, first" else {1: truth[1]}
-            scorer.add(t, truth, found)
-            writer.add(f"{t:05d}", found, SIZE)
+            predicted = truth if tracker == "copy, first" else {1: truth[1]}
+            scorer.add(t, truth, predicted)
+            writer.add(f"{t:05d}", predicted, SIZE)
         scores = {"made_of": {}, "scores": scorer.result().to_dict()}
-        for kind, kept in (("scores", scores), ("sav", writer.sav())):
-            save_json(run / kind / file_name(tracker) / f"{file_name(video)}.json", kept)
-    content = {"trackers": {"after training": {}, "copy, first": {}, "not kept": {}}}
+        for kind, document in (("scores", scores), ("sav", writer.sav())):
+            save_json(run / kind / file_name(tracker) / f"{file_name(video)}.json", document)
+    content = {"trackers": {"after training": {}, "copy, first": {}, "without masks": {}}}
     save_json(run / "metrics.json", content)
     return run
 
 
-def test_an_evaluation_brings_its_trackers_and_the_scores_it_kept(evaluated, monkeypatch):
+def test_trackers_and_stored_scores_of_an_evaluation(evaluated, monkeypatch):
     masks = {1: square(0, 0), "two": square(2, 0, 20)}
-    source = Drawn(**{"one/ünï": [(grey(), masks)] * 2})
+    source = ArraySource(**{"one/ünï": [(grey(), masks)] * 2})
     browser = ClipBrowser(source, predictions={"run": evaluated})
     assert browser.layers == ["truth", "run, after training", "run, copy, first"]
     planes = ask_frame(browser, 1, "run, copy, first")[2]  # two, since the masks overlap
     assert np.array_equal(planes[0] == 1, square(0, 2))
     assert np.array_equal(planes[1] == 2, square(2, 0, 20))
-    monkeypatch.setattr(VideoLayers, "measure", lambda *_: pytest.fail("they are kept"))
-    found = browser.scores("run, after training")
-    assert {o: row.tolist() for o, row in found.items()} == {1: [1, 1], "two": [0, 0]}
-    (evaluated / "metrics.json").unlink()  # of one that was interrupted
+    monkeypatch.setattr(VideoLayers, "measure", lambda *_: pytest.fail("measured again"))
+    scores = browser.scores("run, after training")
+    assert {o: row.tolist() for o, row in scores.items()} == {1: [1, 1], "two": [0, 0]}
+    (evaluated / "metrics.json").unlink()  # as in an interrupted evaluation
     names = [r.name for r in open_results({"run": evaluated})]
     assert names == ["run, after training", f"run, {file_name('copy, first')}"]
-    with pytest.raises(DataError, match="of 2 frames, 'one/ünï' has 1"):
-        ClipBrowser(Drawn(**{"one/ünï": [(grey(), {})]}), predictions={"run": evaluated})
+    with pytest.raises(DataError, match="2 frames.*'one/ünï' has 1"):
+        ClipBrowser(ArraySource(**{"one/ünï": [(grey(), {})]}), predictions={"run": evaluated})
 
 
-def test_objects_that_overlap_and_more_than_a_picture_has_values():
+def test_label_planes_with_overlaps_and_more_than_255_objects():
     whole, part = np.ones((4, 4), bool), np.eye(4, dtype=bool)
     (one, two) = label_planes({0: whole, 1: part})
     assert one[0] == two[0] == 0 and (one[1] == 1).all() and np.array_equal(two[1] == 2, part)
@@ -250,7 +254,7 @@ def test_objects_that_overlap_and_more_than_a_picture_has_values():
     assert np.argwhere(second[1] == 300 - 255).tolist() == [[14, 19]]
 
 
-def test_a_source_without_masks_and_a_single_frame(tmp_path):
+def test_unannotated_source_with_one_frame(tmp_path):
     folder = make_davis(tmp_path, {"a": 1}) / "JPEGImages" / "a"
     browser = ClipBrowser(FrameFolder(folder))
     assert browser.layers == [] and browser.left == browser.right == ""
@@ -269,7 +273,7 @@ def write_prompts(path: Path, *entries: dict, size=(48, 64)) -> Path:
     return path
 
 
-def test_prompts_of_a_file_are_in_pixels_of_the_frames(browser, tmp_path):
+def test_prompts_of_a_file_are_scaled_to_the_frames(browser, tmp_path):
     data = tmp_path / "data"
     head = {"video": "a", "object_id": 2, "frame_index": 1}
     click = head | {"kind": "point", "points": [[10, 20]], "labels": [1]}
@@ -286,7 +290,7 @@ def test_prompts_of_a_file_are_in_pixels_of_the_frames(browser, tmp_path):
     browser.show_video("b")
     assert not browser.marks
     other = write_prompts(path, head | {"video": "c", "kind": "box", "box": [0, 0, 1, 1]})
-    with pytest.raises(DataError, match="for none of"):
+    with pytest.raises(DataError, match="no prompts for"):
         ClipBrowser(data, prompts=other)
 
 
@@ -296,35 +300,36 @@ def test_prompts_of_a_list(tmp_path):
     prompt = Prompt(0, torch.tensor([1]), points=torch.tensor([[[24.0, 16.0]]]), labels=labels)
     (mark,) = ClipBrowser(data, prompts=[prompt]).marks
     assert mark == {"frame": 0, "object": 1, "points": [[24.0, 16.0]], "labels": [1]}
-    with pytest.raises(DataError, match="more objects than"):
+    with pytest.raises(DataError) as error:
         ClipBrowser(data, prompts=[prompt], object_ids=["one"])
+    assert (error.value.key, error.value.value) == ("object_ids", ["one"])
 
 
-def test_the_static_picture_shows_the_current_state(browser):
-    def pixels():
-        picture = np.array(Image.open(io.BytesIO(browser.snapshot())).convert("RGB"))
-        return int(((picture.max(2).astype(int) - picture.min(2)) > 60).sum())
+def test_static_image_shows_the_current_state(browser):
+    def count_colored_pixels():
+        image = np.array(Image.open(io.BytesIO(browser.snapshot())).convert("RGB"))
+        return int(((image.max(2).astype(int) - image.min(2)) > 60).sum())
 
-    both = pixels()
+    both = count_colored_pixels()
     assert both > 3000
     browser.hidden = [1]
-    assert pixels() < 0.7 * both
+    assert count_colored_pixels() < 0.7 * both
     browser.show_masks = False
-    assert pixels() == 0
+    assert count_colored_pixels() == 0
     bundle = browser._repr_mimebundle_()[0]
     assert "image/png" in bundle and "application/vnd.jupyter.widget-view+json" in bundle
 
 
-@pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="no shared/davis beside the project")
-def test_j_of_another_system_is_what_the_official_evaluation_says():
+@pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="shared/davis is missing")
+def test_j_equals_the_official_evaluation():
     reference = json.loads((SHARED / "davis" / "osvos_reference.json").read_text())
     runs = {"osvos": SHARED / "davis" / "Predictions" / "osvos"}
     browser = ClipBrowser(SHARED / "davis", "car-shadow", predictions=runs)
-    found = browser.scores("osvos")[1]
-    assert np.abs(found - reference["sequences"]["car-shadow"]["J"]).max() < 5.001e-7
+    J = browser.scores("osvos")[1]
+    assert np.abs(J - reference["sequences"]["car-shadow"]["J"]).max() < 5.001e-7
 
 
-@pytest.mark.skipif(not (SHARED / "video").is_dir(), reason="no shared/video beside the project")
+@pytest.mark.skipif(not (SHARED / "video").is_dir(), reason="shared/video is missing")
 def test_a_video_file():
     browser = ClipBrowser(SHARED / "video" / "juggle.mp4")
     assert browser.num_frames > 200 and browser.fps > 20 and browser.layers == []
@@ -335,28 +340,30 @@ def test_a_video_file():
 
 
 @pytest.mark.browser
-def test_it_answers_in_jupyterlab(lab, browser, tmp_path):
+def test_view_in_jupyterlab(lab, browser, tmp_path):
     runs = {name: str(tmp_path / name) for name in ("full", "half")}
     book = lab.open(
         "browser",
         "from sam2kit.widgets.clip_browser import ClipBrowser",
-        f"browser = ClipBrowser({str(tmp_path / 'data')!r}, predictions={runs!r}, fps=20)\nbrowser",
+        f"browser = ClipBrowser({str(tmp_path / 'data')!r}, predictions={runs!r}, fps=2)\nbrowser",
     )
     root = book.wait(".sam2kit-clip[data-ready='true']")
     canvas = root.locator("canvas")
 
-    def kernel_has(expression, value):  # views send changes a little later than they show them
-        until = time.monotonic() + 60
-        while book.kernel(expression) != value and time.monotonic() < until:
+    def kernel_has(expression, value):
+        # A view shows a change before the kernel has received it.
+        deadline = time.monotonic() + 60
+        while book.kernel(expression) != value and time.monotonic() < deadline:
             book.page.wait_for_timeout(50)
         assert book.kernel(expression) == value
 
     def shows(t):
         book.until(f"e => e.dataset.frame === '{t}' && e.dataset.playing !== 'true'", root)
         kernel_has("browser.frame", t)
-        assert abs(book.pixel(canvas, 0.1, 0.9)[0] - 10 * t) <= 3  # frame t is grey of value 10 t
+        assert root.locator(".position").inner_text() == f"frame {t} / 5"
+        assert abs(book.pixel(canvas, 0.1, 0.9)[0] - 10 * t) <= 3  # frame t is grey with value 10 t
 
-    def colour():  # of the second object's place, 0 where it is grey
+    def saturation():  # at a pixel of the second object; 0 is grey
         red, green, blue = book.pixel(canvas, 0.75, 0.66)
         return max(red, green, blue) - min(red, green, blue)
 
@@ -369,45 +376,45 @@ def test_it_answers_in_jupyterlab(lab, browser, tmp_path):
     shows(0)
     root.press(" ")
     book.until("e => e.dataset.playing === 'true'", root)
-    shows(5)  # it has come to the end and stopped
+    shows(5)  # playback stops at the last frame
 
-    opaque = colour()
+    opaque = saturation()
     assert opaque > 60
     book.after(root, lambda: root.press("2"))
     kernel_has("browser.hidden", [1])
-    assert colour() < 5
+    assert saturation() < 5
     book.after(root, lambda: root.press("2"))
     kernel_has("browser.hidden", [])
-    assert colour() == opaque
-    book.after(root, lambda: root.get_by_title("opacity of the masks").fill("0.2"))
+    assert saturation() == opaque
+    book.after(root, lambda: root.get_by_title("Opacity of the masks").fill("0.2"))
     kernel_has("browser.opacity", 0.2)
-    assert 5 < colour() < 0.7 * opaque
+    assert 5 < saturation() < 0.7 * opaque
     book.after(root, lambda: root.press("m"))
     kernel_has("browser.show_masks", False)
-    assert colour() < 5
+    assert saturation() < 5
     root.press("m")
 
-    root.get_by_title("what the left side shows").select_option("full")
-    root.get_by_title("what the right side shows").select_option("half")
+    root.get_by_title("Layer on the left side").select_option("full")
+    root.get_by_title("Layer on the right side").select_option("half")
     book.until("e => e.querySelector('.legend').textContent.includes('half: J 0.50')", root)
     book.until("e => e.dataset.measured === '6'", root)
     kernel_has("[browser.left, browser.right]", ["full", "half"])
     book.until('e => e.dataset.layers === \'["full","half"]\'', root)
-    assert colour() < 5  # the right side has not found the second object
+    assert saturation() < 5  # the right layer does not contain the second object
     box = canvas.bounding_box()
-    at = box["y"] + box["height"] / 2
-    book.page.mouse.move(box["x"] + 0.5 * box["width"], at)
+    middle = box["y"] + box["height"] / 2
+    book.page.mouse.move(box["x"] + 0.5 * box["width"], middle)
     book.page.mouse.down()
-    book.after(root, lambda: book.page.mouse.move(box["x"] + 0.9 * box["width"], at))
+    book.after(root, lambda: book.page.mouse.move(box["x"] + 0.9 * box["width"], middle))
     book.page.mouse.up()
     kernel_has("abs(browser.swipe - 0.9) < 0.01", True)
-    assert colour() > 5
+    assert saturation() > 5
 
     chart = root.locator(".chart")
     size = chart.bounding_box()
     chart.click(position={"x": 0.41 * size["width"], "y": size["height"] / 2})
     shows(2)
 
-    root.get_by_title("video a").select_option("b")
+    root.get_by_title("Video a").select_option("b")
     book.until("e => e.querySelector('.error').textContent.includes(\"video 'b'\")", root)
     kernel_has("browser.video", 0)
