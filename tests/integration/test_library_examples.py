@@ -28,7 +28,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), 
 
 
 @pytest.fixture(scope="module")
-def names(own_cache, tmp_path_factory):
+def names(temporary_cache, tmp_path_factory):
     """What the examples define, each run as a cell of one notebook in a folder of its own."""
     folder = tmp_path_factory.mktemp("library")
     (folder / "data_samples").symlink_to(ROOT / "data_samples")
