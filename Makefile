@@ -25,7 +25,7 @@ setup: $(STAMP)
 # build downloads torch a second time. Its build dependencies are therefore installed first.
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
-	(3, 10) <= v <= (3, 12) or sys.exit("sam2kit needs Python 3.10 to 3.12, not %d.%d; select one with PYTHON=python3.12" % v)'
+	(3, 10) <= v <= (3, 12) or sys.exit("Python 3.10 to 3.12 is required, not %d.%d; select one with PYTHON=python3.12" % v)'
 	@echo "[1/4] environment in $(VENV)"
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
 	|| $(PYTHON) -m venv $(VENV)

@@ -66,7 +66,8 @@ def test_requirements_pin_the_declared_packages():
     versions = pinned()
     assert set(versions) == set(ranges)
     for name, version in versions.items():
-        assert version in ranges[name].specifier, f"{name} {version}: not in the declared range"
+        supported = ranges[name].specifier
+        assert version in supported, f"{name} {version} is not {supported}"
 
 
 def test_extras_and_supported_torch_versions():
