@@ -1,9 +1,10 @@
-# make demo   run the four notebooks on the sample clips, with the nano model, on two CPU cores
+# make demo   run notebooks 1 to 4 on the sample clips, with the nano model, on two CPU cores
 # make lab    open JupyterLab in notebooks/ with 00_quickstart
-# make test   run lint, type check and the default tests
+# make lint   run ruff, the word check, mypy and import-linter
+# make test   run make lint and the default tests
 # make docs   build the documentation site, offline; open site/index.html
 # make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
-# Each target sets up .venv first; a second call installs nothing.
+# Each target sets up .venv first; later calls install nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,12 +20,12 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 setup: $(STAMP)
 
-# The stamp is written last, so the next call completes an interrupted setup; pip skips what is
-# already installed. sam2 is built without its CUDA extension, and without isolation, because pip
-# would otherwise download torch a second time. Its build dependencies are therefore installed first.
+# The stamp is written last, so that the next call completes an interrupted setup; pip skips installed
+# packages. sam2 is built without its CUDA extension and without build isolation, because an isolated
+# build downloads torch a second time. Its build dependencies are therefore installed first.
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
-	(3, 10) <= v <= (3, 12) or sys.exit("Python 3.10 to 3.12 is needed, this is %d.%d; choose one with PYTHON=python3.12" % v)'
+	(3, 10) <= v <= (3, 12) or sys.exit("Python 3.10 to 3.12 is required, not %d.%d; select one with PYTHON=python3.12" % v)'
 	@echo "[1/4] environment in $(VENV)"
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
 	|| $(PYTHON) -m venv $(VENV)
@@ -56,6 +57,7 @@ docs-notebooks: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/check_words.py
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 

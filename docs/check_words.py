@@ -1,8 +1,8 @@
 """Report words that the project's texts avoid: ``python docs/check_words.py [PATH ...]``.
 
 docs/word_list.txt has the words, the identifiers and the exceptions. Each match is printed as
-``FILE:LINE: WORD``; the exit code is 1 if there is any. Without paths, everything that people read
-is checked, and exceptions that match nothing are reported too.
+``FILE:LINE: WORD``, and the exit code is 1 if there is any. Without paths, all texts of the
+repository are checked, and exceptions that match nothing are reported too.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LIST = ROOT / "docs" / "word_list.txt"
+WORD_LIST = ROOT / "docs" / "word_list.txt"
 DEFAULT_PATHS = ("sam2kit", "docs", "notebooks", "tests", "configs", "benchmarks", "README.md")
 DEFAULT_PATHS += ("CHANGELOG.md", "CONTRIBUTING.md")
-ENDINGS = (".py", ".pyi", ".md", ".ipynb", ".yaml", ".js", ".css")
+SUFFIXES = (".py", ".pyi", ".md", ".ipynb", ".yaml", ".js", ".css")
 CODE = "\x00"  # replaces code between comments and strings, so that no phrase spans it
 
 
 class WordList(NamedTuple):
-    """The content of word_list.txt.
+    """Content of word_list.txt.
 
     Attributes:
-        words: a pattern that matches every word and phrase.
+        words: pattern that matches every word and phrase.
         identifiers: names that variables must not have.
-        exceptions: pattern of files, and the word that is allowed there; ``*``: all words.
+        exceptions: pairs of a file pattern and the word that is allowed there; ``*`` allows all.
     """
 
     words: re.Pattern[str]
@@ -41,14 +41,14 @@ class WordList(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A word that was found, in a file given relative to the repository, at a line from 1."""
+    """A listed word in a file (relative to the repository) at a line (counted from 1)."""
 
     file: str
     line: int
     word: str
 
 
-def read_list(path: Path = LIST) -> WordList:
+def read_list(path: Path = WORD_LIST) -> WordList:
     """Read the word list.
 
     Raises:
@@ -83,7 +83,8 @@ def check_file(path: Path, words: WordList) -> Iterator[Match]:
     if path.suffix in (".py", ".pyi"):
         prose, names = comments_and_strings(text), variables(text)
     elif path.suffix == ".ipynb":
-        # One JSON text per line: blank out what is between two of them, in equal length.
+        # A notebook stores a cell as one JSON string per line. Blank out the quotes and commas
+        # between two of them, so that a phrase may span lines; the length stays the same.
         prose = re.sub(r'\\n",\n( *)"', r"    \n\1 ", text)
         names = notebook_variables(text)
     for match in words.words.finditer(prose):
@@ -95,13 +96,13 @@ def check_file(path: Path, words: WordList) -> Iterator[Match]:
 
 
 def comments_and_strings(source: str) -> str:
-    """Return Python source in which all but the text of comments and strings is blanked out.
+    """Return Python source with everything except comments and strings blanked out.
 
-    Code becomes :data:`CODE`; quotes and comment signs become spaces, so that a phrase that two
-    adjacent strings or comment lines share is one phrase. Lines stay where they are.
+    Code becomes :data:`CODE`; quotes and comment signs become spaces, so that a phrase is matched
+    across adjacent strings or comment lines. Line numbers do not change.
     """
     lines = [[c if c.isspace() else CODE for c in line] for line in source.splitlines(True)]
-    middle = getattr(tokenize, "FSTRING_MIDDLE", None)  # Python 3.12 takes f-strings apart
+    middle = getattr(tokenize, "FSTRING_MIDDLE", None)  # Python 3.12 tokenizes f-strings in parts
     quotes = {getattr(tokenize, f"FSTRING_{name}", None) for name in ("START", "END")} - {None}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in (tokenize.COMMENT, tokenize.STRING, middle, *quotes):
@@ -123,7 +124,7 @@ def comments_and_strings(source: str) -> str:
 
 
 def variables(source: str) -> Iterator[tuple[int, str]]:
-    """Yield line and name of every variable and argument that Python source defines."""
+    """Yield the line and name of every variable and argument that Python source defines."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
@@ -134,13 +135,13 @@ def variables(source: str) -> Iterator[tuple[int, str]]:
 
 
 def notebook_variables(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the same for the code cells of a notebook, with lines of its JSON file."""
+    """Yield the same for a notebook's code cells; the lines are those of its JSON file."""
     rows = text.splitlines()
     row = 0
     for cell in json.loads(text)["cells"]:
         source = cell["source"] if isinstance(cell["source"], list) else [cell["source"]]
         starts = []
-        for line in source:  # where each line of the cell is in the file
+        for line in source:  # locate each line of the cell in the file
             stored = json.dumps(line, ensure_ascii=False)
             row = next((n for n in range(row, len(rows)) if stored in rows[n]), row)
             starts.append(row + 1)
@@ -151,32 +152,33 @@ def notebook_variables(text: str) -> Iterator[tuple[int, str]]:
 
 
 def files_of(paths: list[Path]) -> Iterator[Path]:
-    """Yield the files under the paths that are to be checked."""
+    """Yield the files to check under the paths."""
     for path in paths:
         candidates = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in candidates:
             skipped = {"__pycache__", ".ipynb_checkpoints"} & set(file.parts)
-            if file.suffix in ENDINGS and file.is_file() and not skipped:
+            if file.suffix in SUFFIXES and file.is_file() and not skipped:
                 yield file
 
 
 def main(arguments: list[str]) -> int:
-    """Print the matches in the paths, and return the exit code."""
+    """Print the matches in the paths and return the exit code."""
     words = read_list()
     paths = [Path(argument) for argument in arguments] or [ROOT / name for name in DEFAULT_PATHS]
     unused = set(words.exceptions)
     count = 0
     for file in files_of(paths):
         for match in check_file(file, words):
-            allowed = [
+            matching = [
                 (pattern, word)
                 for pattern, word in words.exceptions
                 if fnmatch(match.file, pattern) and word in (match.word, "*")
             ]
-            unused -= set(allowed)
-            if not allowed:
+            unused -= set(matching)
+            if not matching:
                 print(f"{match.file}:{match.line}: {match.word}")
                 count += 1
+    # A run over some files says nothing about the exceptions of the others.
     if not arguments:
         for pattern, word in sorted(unused):
             print(f"docs/word_list.txt: nothing matches the exception {pattern}: {word}")

@@ -1,4 +1,4 @@
-"""Adapt docstrings to MkDocs: links for Sphinx roles, one entry for each of several arguments."""
+"""Adapt docstrings to MkDocs: replace Sphinx roles by links, split entries of several arguments."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod|exc):`(~?)([^`]+)`")
 SECTION = re.compile(r"^(\s*)(?:Args|Attributes):$")
-SEVERAL = re.compile(r"^(\s*)(\*{0,2}\w+(?:, \*{0,2}\w+)+):(.*)$")
+SHARED_ENTRY = re.compile(r"^(\s*)(\*{0,2}\w+(?:, \*{0,2}\w+)+):(.*)$")
 
 
 def replace_roles(text: str) -> str:
-    """Replace each role, such as ``:class:`Config```, by code.
+    """Replace each role, such as ``:class:`Config```, by inline code.
 
     The code links to the object if the reference has an entry for it.
     """
@@ -27,12 +27,12 @@ def _link(match: re.Match[str]) -> str:
 
 
 def split_arguments(text: str) -> str:
-    """Write ``height, width: pixels.`` in an Args section as one entry for each argument.
+    """Split ``height, width: pixels.`` in an Args section into one entry per argument.
 
-    griffe, which reads the docstrings, knows only one argument per entry.
+    griffe, which parses the docstrings, supports only one argument per entry.
     """
     result: list[str] = []
-    margin: int | None = None  # the indentation of the section's title; None: outside
+    margin: int | None = None  # indentation of the section title; None outside a section
     lines = text.split("\n")
     for n, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
@@ -40,27 +40,27 @@ def split_arguments(text: str) -> str:
             margin = len(section[1])
         elif margin is not None and line.strip() and indent <= margin:
             margin = None
-        entry = SEVERAL.match(line)
+        entry = SHARED_ENTRY.match(line)
         if margin is None or not entry:
             result.append(line)
             continue
-        # The last argument keeps the lines that follow; the others get copies of them.
-        more = []
+        # The last argument keeps the continuation lines; the others get copies of them.
+        continuation = []
         for following in lines[n + 1 :]:
             if not following.strip() or len(following) - len(following.lstrip()) <= indent:
                 break
-            more.append(following)
+            continuation.append(following)
         *others, last = entry[2].split(", ")
         for name in others:
-            result += [f"{entry[1]}{name}:{entry[3]}", *more]
+            result += [f"{entry[1]}{name}:{entry[3]}", *continuation]
         result.append(f"{entry[1]}{last}:{entry[3]}")
     return "\n".join(result)
 
 
 class Docstrings(griffe.Extension):
-    """Apply both functions to every docstring that griffe reads."""
+    """A griffe extension that applies both functions to every docstring."""
 
     def on_instance(self, *, node: Any, obj: griffe.Object, **_: Any) -> None:
-        """Change the docstring of a module, class, function or attribute."""
+        """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring is not None:
             obj.docstring.value = replace_roles(split_arguments(obj.docstring.value))

@@ -1,7 +1,7 @@
 """Generate the reference pages: the Python API, every configuration key, every command and flag.
 
-docs/hooks.py puts the pages into the site. ``python docs/generate_reference.py FOLDER`` writes them
-to a folder, to look at their Markdown.
+docs/hooks.py adds the pages to the site. ``python docs/generate_reference.py DIRECTORY`` writes
+their Markdown to a directory for inspection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the package of this repository, and docstrings
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # this repository's sam2kit, docstrings.py
 
 from docstrings import replace_roles  # noqa: E402
 
@@ -28,7 +28,7 @@ from sam2kit.utils.text import markdown_text  # noqa: E402
 
 CONFIG_MODULE = "sam2kit.config.schema"
 
-# Packages in the order in which a newcomer meets them.
+# Packages in the order in which a newcomer needs them.
 PACKAGES = {
     "config": "Configuration",
     "data": "Data",
@@ -46,7 +46,7 @@ PACKAGES = {
 
 SECTIONS = [f.name for f in fields(Config) if "help" not in f.metadata]
 
-# Public names and the modules that define them, for a package without ``sam2kit.__all__``.
+# Public names and the modules that define them; used when ``sam2kit`` has no ``__all__``.
 FALLBACK = {
     CONFIG_MODULE: ["Config", *(type(getattr(Config(), name)).__name__ for name in SECTIONS)],
     "sam2kit.data.build": ["open_source"],
@@ -82,8 +82,8 @@ FALLBACK = {
 def public_names() -> dict[str, str]:
     """Map public names to the paths of their objects, such as ``sam2kit.data.clip.ClipBatch``.
 
-    Objects are looked up because ``sam2kit`` and its packages may pass a name on several times, and
-    mkdocstrings needs the module that defines it.
+    mkdocstrings needs the module that defines a name. The object is imported to find it, because
+    ``sam2kit`` and its packages may re-export a name several times.
     """
     if not hasattr(sam2kit, "__all__"):
         return {name: f"{module}.{name}" for module, names in FALLBACK.items() for name in names}
@@ -104,7 +104,7 @@ def pages() -> dict[str, str]:
 
 
 def api_pages() -> dict[str, str]:
-    """Return an overview of the public names, and one page for each package with its objects."""
+    """Return an overview of the public names, and one page per package with its objects."""
     by_package: dict[str, dict[str, str]] = {package: {} for package in PACKAGES}
     for name, path in public_names().items():
         by_package[path.split(".")[1]][name] = path
@@ -137,7 +137,7 @@ def _api_entry(name: str, path: str) -> str:
     lines = [f"[](){{#sam2kit.{name}}}", "", f"::: {path}", "    options:"]
     lines += [f"      heading: {name}", f"      toc_label: {name}"]
     section = _section_of(path)
-    if section is not None:  # a signature of all keys would repeat the page of the configuration
+    if section is not None:  # its signature would repeat the configuration page
         lines += ["      show_signature: false", "      members: false"]
         target = f"../configuration.md{f'#{section}' if section else ''}"
         lines += ["", f"Keys, defaults and ranges: [configuration]({target})."]
@@ -145,7 +145,7 @@ def _api_entry(name: str, path: str) -> str:
 
 
 def _section_of(path: str) -> str | None:
-    """Return the section of the configuration that a class declares; "" for ``Config`` itself."""
+    """Return the configuration section of a class: "" for ``Config``, None for other classes."""
     if not path.startswith(f"{CONFIG_MODULE}."):
         return None
     sections = {type(section).__name__: name for name, section in _sections().items()}
@@ -160,7 +160,7 @@ def _summary(path: str) -> str:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
             return replace_roles(" ".join(paragraph.split())).replace("|", "&#124;")
-    raise ValueError(f"{file} defines no {name}; public_names() gives a wrong path")
+    raise ValueError(f"{file} defines no {name}; public_names() returned a wrong path")
 
 
 @cache
@@ -170,7 +170,7 @@ def _sections() -> dict[str, Any]:
 
 
 def configuration_page() -> str:
-    """Return a page with a table for each section: key, type, default, allowed values, help."""
+    """Return a page with one table per section: key, type, default, allowed values, help."""
     parts = [
         "# Configuration",
         "Every key with its type, default and allowed values. Set a key on the command line "
@@ -204,7 +204,7 @@ def _key_row(key: str, field: Field[Any]) -> str:
 
 
 def _allowed(metadata: Any) -> str:
-    """Return the choices or the range of a key, "" where every value of its type is allowed."""
+    """Return the choices or the range of a key, or "" if every value of its type is allowed."""
     if metadata.get("choices"):
         return ", ".join(_code("null" if c is None else str(c)) for c in metadata["choices"])
     signs = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ ", "multiple_of": "multiple of "}
@@ -214,7 +214,7 @@ def _allowed(metadata: Any) -> str:
 
 
 def commands_page() -> str:
-    """Return a page with a section for each command: usage, arguments and flags."""
+    """Return a page with one section per command: usage, arguments and flags."""
     parts = [
         "# Command line",
         "`sam2kit COMMAND --help` prints the same in a terminal. `python -m sam2kit` is the same "
@@ -233,11 +233,11 @@ def commands_page() -> str:
 
 
 class _Parsed(Exception):
-    """Raised where a command parses its arguments, after it has added its flags."""
+    """Signals that a command has added its flags and is about to parse its arguments."""
 
 
 class _Recorder(argparse.ArgumentParser):
-    """A parser that stops the command as soon as all its flags have been added."""
+    """A parser that interrupts the command once all its flags have been added."""
 
     def _stop(self, *_: Any, **__: Any) -> Any:
         raise _Parsed
@@ -247,9 +247,10 @@ class _Recorder(argparse.ArgumentParser):
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command with all its flags; the command itself does not run."""
-    width = partial(argparse.HelpFormatter, width=88)
-    parser = _Recorder(f"sam2kit {name}", formatter_class=width, allow_abbrev=False)
+    """Return the parser of a command with all its flags, without running the command."""
+    # A fixed width: the page must not depend on the terminal in which it is built.
+    formatter = partial(argparse.HelpFormatter, width=88)
+    parser = _Recorder(f"sam2kit {name}", formatter_class=formatter, allow_abbrev=False)
     try:
         COMMANDS[name].run(parser, [])
     except _Parsed:
@@ -265,13 +266,13 @@ def _flag_row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
         value = f" {formatter._format_args(action, (action.dest).upper())}"
     text = formatter._expand_help(action) if action.help else ""
     before, _, key = text.rpartition(" (")
-    if key.removesuffix(")") in options():  # a flag that sets a key
+    if key.removesuffix(")") in options():  # the help text ends with the key that the flag sets
         key = key.removesuffix(")")
-        shown = f"{markdown_text(before)} ([{key}](configuration.md#{key}))"
+        description = f"{markdown_text(before)} ([{key}](configuration.md#{key}))"
     else:
-        shown = markdown_text(text)
+        description = markdown_text(text)
     required = "required; " if action.required and action.option_strings else ""
-    return f"| {', '.join(_code(name + value) for name in names)} | {required}{shown} |"
+    return f"| {', '.join(_code(name + value) for name in names)} | {required}{description} |"
 
 
 def _code(text: str) -> str:
@@ -280,7 +281,7 @@ def _code(text: str) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit(f"usage: python {sys.argv[0]} FOLDER")
+        sys.exit(f"usage: python {sys.argv[0]} DIRECTORY")
     for path, text in pages().items():
         file = Path(sys.argv[1]) / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""MkDocs hooks: add generated pages, and make links of the repository work in the site.
+"""MkDocs hooks: add generated pages, and make the repository's relative links work in the site.
 
-README.md, CHANGELOG.md, CONTRIBUTING.md and benchmarks/results/*.md are outside docs/ and become
-pages. Links to other files of the repository, such as a notebook or a module, lead to copies of
-them under files/. So all pages can be written for readers on a code host, with relative links.
+README.md, CHANGELOG.md, CONTRIBUTING.md and benchmarks/results/*.md are outside docs/; the hooks
+add them as pages. Links to other files of the repository, such as a notebook or a module, lead to
+copies of them under files/. All pages can therefore use relative links, which also work on a code
+host.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ OUTSIDE = {
     "contributing.md": "CONTRIBUTING.md",
 } | {f"measurements/{file.name}": f"benchmarks/results/{file.name}" for file in RESULTS}
 PAGE_OF = {source: page for page, source in OUTSIDE.items()}
-# Left out of the navigation while the file does not exist; links lead to the API reference.
+# Omitted from the navigation if the file does not exist; links then lead to the API reference.
 OPTIONAL = {"library.md"}
 
 FENCE = re.compile(r"(^ *(?P<fence>`{3,})[^\n]*\n.*?^ *(?P=fence) *$)", re.DOTALL | re.MULTILINE)
@@ -43,7 +44,7 @@ _reference: dict[str, str] = {}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Generate the reference, and fill in the parts of the navigation that depend on files."""
+    """Generate the reference and complete the navigation."""
     _reference.update(generate_reference.pages())
     config.nav = _complete(config.nav, config)
     config.watch.append(str(ROOT / "sam2kit"))
@@ -51,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def _complete(entries: Any, config: MkDocsConfig) -> list[Any]:
-    """Return navigation entries with their placeholders replaced and missing pages left out."""
+    """Return navigation entries with placeholders replaced and missing optional pages omitted."""
     api = [path for path in _reference if path.startswith("reference/api/")]
     lists = {
         "API_PAGES": api,
@@ -71,7 +72,7 @@ def _complete(entries: Any, config: MkDocsConfig) -> list[Any]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that do not lie in docs/."""
+    """Add the pages that are not in docs/."""
     for path, text in _reference.items():
         files.append(File.generated(config, path, content=text))
     for path, source in OUTSIDE.items():
@@ -80,9 +81,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links and pictures of a page that was written for the repository."""
+    """Rewrite the relative links and the pictures of a page for the site."""
     path = page.file.src_uri
-    if path in ("index.md", "changelog.md"):  # tabs of one page need no list of pages beside it
+    if path in ("index.md", "changelog.md"):  # the navigation of a one-page tab is empty
         page.meta["hide"] = ["navigation"]
     if path in _reference:
         return markdown
@@ -91,24 +92,24 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def rewrite(match: re.Match[str]) -> str:
         return match[1] + _target(match[2], path, source, config, files)
 
-    # Code between fences stays as it is.
+    # FENCE.split yields text, fenced block, fence marker, and so on. Code blocks stay unchanged.
     parts = FENCE.split(PICTURE.sub(_two_pictures, markdown))
     for n in range(0, len(parts), 3):
         parts[n] = LINK.sub(rewrite, parts[n])
-        parts[n + 2 : n + 3] = [""] * len(parts[n + 2 : n + 3])  # the name of the fence
+        parts[n + 2 : n + 3] = [""] * len(parts[n + 2 : n + 3])  # drop the marker
     return "".join(parts)
 
 
 def _two_pictures(match: re.Match[str]) -> str:
-    """Return a picture with a dark form as two, which Material's palette switch shows in turn."""
+    """Replace a ``<picture>`` by a light and a dark image; Material's palette selects one."""
     light, dark, alt = LIGHT.search(match[1]), DARK.search(match[1]), ALT.search(match[1])
-    assert light and dark, f"a picture needs a light and a dark form: {match[0]}"
+    assert light and dark, f"a <picture> needs a light and a dark image: {match[0]}"
     text = alt[1] if alt else ""
     return f"![{text}]({light[1]}#only-light)\n![{text}]({dark[1]}#only-dark)"
 
 
 def _target(link: str, path: str, source: str, config: MkDocsConfig, files: Files) -> str:
-    """Return the link of the page ``path`` for a link that was written in the file ``source``."""
+    """Return the link from the page ``path`` that replaces ``link`` in the file ``source``."""
     target, hash_, anchor = link.partition("#")
     if not target or re.match(r"[a-z]+:", target):
         return link
@@ -125,5 +126,5 @@ def _target(link: str, path: str, source: str, config: MkDocsConfig, files: File
             copy = File.generated(config, page, abs_src_path=str(ROOT / name))
             files.append(copy)
     else:
-        return link  # MkDocs reports it
+        return link  # MkDocs reports the broken link
     return os.path.relpath(page, PurePosixPath(path).parent) + hash_ + anchor

@@ -1,8 +1,8 @@
-"""Run the notebooks on the sample data and keep them with what they show: ``make docs-notebooks``.
+"""Run the notebooks on the sample data and render them as Markdown: ``make docs-notebooks``.
 
-``docs/notebooks/NAME.md`` holds text, code and outputs, ``NAME_files/`` the pictures. The run goes
-to ``outputs/docs``, where a second call continues. What differs from one machine or hour to the
-next, such as paths and times, is left out.
+``docs/notebooks/NAME.md`` holds text, code and outputs, ``NAME_files/`` the pictures. The run
+directory is ``outputs/docs``; a second call resumes there. Paths, times and other text that differs
+between machines or runs is removed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "notebooks"
 RUN_DIR = ROOT / "outputs" / "docs"
 STAGES = [0, 1, 2, 3, 4, 5]
-LARGE = 150_000  # bytes of a PNG; beyond it, small spots of colour are given up
-SMALL, WIDEST, GIF_WIDTH = 400, 1000, 600  # pixels
-COLORS = 64  # of a GIF
+MAX_PNG_BYTES = 150_000  # a larger PNG is reduced to 256 colours
+MIN_WIDTH, MAX_WIDTH, MAX_GIF_WIDTH = 400, 1000, 600  # pixels
+GIF_COLORS = 64
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a static picture follows
-OF_THIS_MACHINE = {
+# Patterns of text that differs between machines or runs, with their replacements.
+MACHINE_SPECIFIC = {
     f"{ROOT}/": "",
     r"(?m)^\d\d:\d\d:\d\d ": "",
     r" \d+\.\d+ s/step, \d+ s left": "",
@@ -43,27 +44,28 @@ def render(executed: Path) -> None:
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir(parents=True)
     notebook = nbformat.read(executed, as_version=4)
+    # The cell that papermill injects sets paths of this run; readers see the original parameters.
     notebook.cells = [
         cell
         for cell in notebook.cells
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        cell.outputs = merged([o for o in cell.outputs if WIDGET not in o.get("data", {})])
+        cell.outputs = merge_streams([o for o in cell.outputs if WIDGET not in o.get("data", {})])
         for output in cell.outputs:
             if "data" in output:
-                output.data = shown(output.data, pictures)
+                output.data = markdown_output(output.data, pictures)
             else:
-                output.text = plain(output.text)
+                output.text = remove_machine_specific(output.text)
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     source = f"../../notebooks/{executed.name}"
-    head = f"*[`{executed.name}`]({source}) on the sample data, with what it shows.*\n\n"
+    head = f"*[`{executed.name}`]({source}) on the sample data, with its outputs.*\n\n"
     text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", text, flags=re.M))
     (OUT / f"{executed.stem}.md").write_text(head + text.strip() + "\n", encoding="utf-8")
 
 
-def merged(outputs: list) -> list:
-    """What was printed in a row as one output."""
+def merge_streams(outputs: list) -> list:
+    """Merge consecutive printed outputs into one."""
     result: list = []
     for output in outputs:
         if result and output.output_type == "stream" == result[-1].output_type:
@@ -73,8 +75,8 @@ def merged(outputs: list) -> list:
     return result
 
 
-def shown(data: dict, pictures: Path) -> dict:
-    """An output as Markdown alone, its picture written to a file."""
+def markdown_output(data: dict, pictures: Path) -> dict:
+    """Return an output as Markdown, and write its picture to a file in ``pictures``."""
     gif = re.search(r"data:image/gif;base64,([^\"]+)", data.get("text/html", ""))
     number = len(list(pictures.iterdir())) + 1
     if gif:
@@ -84,45 +86,50 @@ def shown(data: dict, pictures: Path) -> dict:
         path = pictures / f"{number}.png"
         content = base64.b64decode(data["image/png"])
         image = Image.open(io.BytesIO(content)).convert("RGB")
-        if image.width < SMALL:
-            scale = -(-SMALL // image.width)
+        if image.width < MIN_WIDTH:
+            scale = -(-MIN_WIDTH // image.width)
             image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BOX)
-        image.thumbnail((WIDEST, 10 * WIDEST))
-        if len(content) > LARGE:
+        image.thumbnail((MAX_WIDTH, 10 * MAX_WIDTH))
+        if len(content) > MAX_PNG_BYTES:
             image = image.quantize(256, dither=Image.Dither.NONE)
         image.save(path, optimize=True)
     else:
-        texts = {key: plain(text) for key, text in data.items() if isinstance(text, str)}
-        if "text/markdown" in texts:  # a table, which reads better so than as HTML
+        texts = {
+            key: remove_machine_specific(text)
+            for key, text in data.items()
+            if isinstance(text, str)
+        }
+        if "text/markdown" in texts:  # a table; Markdown is easier to read than HTML
             texts.pop("text/html", None)
         return texts
     return {"text/markdown": f"![]({pictures.name}/{path.name})"}
 
 
 def save_gif(content: bytes, path: Path) -> None:
-    """The animation, at most :data:`GIF_WIDTH` pixels wide."""
+    """Write the animation, scaled down to :data:`MAX_GIF_WIDTH` pixels if it is wider."""
     with Image.open(io.BytesIO(content)) as gif:
-        scale = min(1, GIF_WIDTH / gif.width)
+        scale = min(1, MAX_GIF_WIDTH / gif.width)
         size = round(gif.width * scale), round(gif.height * scale)
-        pages = []
+        gif_frames = []
         for n in range(gif.n_frames):
             gif.seek(n)
-            page = gif.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            pages.append(page.quantize(COLORS, dither=Image.Dither.NONE))
-        pages[0].save(
-            path, save_all=True, append_images=pages[1:], duration=gif.info["duration"], loop=0
+            image = gif.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            gif_frames.append(image.quantize(GIF_COLORS, dither=Image.Dither.NONE))
+        gif_frames[0].save(
+            path, save_all=True, append_images=gif_frames[1:], duration=gif.info["duration"], loop=0
         )
 
 
-def plain(text: str) -> str:
-    for pattern, replacement in OF_THIS_MACHINE.items():
+def remove_machine_specific(text: str) -> str:
+    """Remove or replace every match of :data:`MACHINE_SPECIFIC`."""
+    for pattern, replacement in MACHINE_SPECIFIC.items():
         text = re.sub(pattern, replacement, text)
     return text
 
 
 if __name__ == "__main__":
-    done = run_stages(
+    result = run_stages(
         ROOT / "configs" / "quickstart.yaml", {"runs": [str(RUN_DIR)]}, STAGES, RUN_DIR
     )
-    for notebook in done.notebooks:
+    for notebook in result.notebooks:
         render(notebook)

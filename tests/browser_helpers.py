@@ -1,7 +1,7 @@
-"""A real JupyterLab in a real Chromium, for the tests of the widgets.
+"""JupyterLab in Chromium, for the widget tests.
 
-Both are started once for all tests that ask for ``lab``; where Chromium or the Python package
-playwright is missing, those tests are skipped.
+Both are started once per test process, for the first test that uses the fixture ``lab``. Without
+Chromium or the Python package playwright these tests are skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ CHROMIUM_ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-JUPYTER_FOLDERS = (
+# Point Jupyter away from the user's settings, which could change what the tests see.
+JUPYTER_DIRECTORIES = (
     "JUPYTER_CONFIG_DIR",
     "JUPYTER_RUNTIME_DIR",
     "JUPYTER_DATA_DIR",
@@ -41,45 +42,45 @@ JUPYTER_FOLDERS = (
     "IPYTHONDIR",
 )
 SESSION = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session"
-SECONDS = 120  # as long as anything may take on a busy machine
+SECONDS = 120  # timeout of every wait; generous, because CI machines may be busy
 
 
 class Notebook:
-    """An open notebook whose cells have run: ``page`` in the browser, ``kernel`` beside it."""
+    """An open notebook whose cells have run: its ``page`` in the browser and its kernel."""
 
     def __init__(self, page: Any, client: Any) -> None:
         self.page, self._client = page, client
 
     def kernel(self, expression: str) -> Any:
-        """The value of an expression in the kernel, such as ``[widget.x]``; it must be JSON."""
-        asked = {"value": f"__import__('json').dumps({expression})"}
+        """Evaluate an expression, such as ``[widget.x]``, in the kernel; its value must be JSON."""
+        expressions = {"value": f"__import__('json').dumps({expression})"}
         reply = self._client.execute(
-            "", silent=True, user_expressions=asked, reply=True, timeout=SECONDS
+            "", silent=True, user_expressions=expressions, reply=True, timeout=SECONDS
         )
         value = reply["content"]["user_expressions"]["value"]
         assert value["status"] == "ok", f"{expression}: {value.get('evalue')}"
         return json.loads(eval(value["data"]["text/plain"], {"__builtins__": {}}))
 
     def wait(self, selector: str = "[data-ready='true']") -> Any:
-        """The element, once it is there (widgets say ``data-ready`` after their first paint)."""
-        found = self.page.locator(selector).first
-        found.wait_for(timeout=SECONDS * 1000)
-        return found
+        """Wait for an element and return it; widgets set ``data-ready`` after their first paint."""
+        element = self.page.locator(selector).first
+        element.wait_for(timeout=SECONDS * 1000)
+        return element
 
     def after(self, element: Any, act: Callable[[], Any]) -> None:
-        """Do something and wait until the widget has repainted: ``data-seq`` went up."""
+        """Call ``act`` and wait until the widget has repainted, which increments ``data-seq``."""
         before = int(element.get_attribute("data-seq"))
         act()
         self.until(f"e => Number(e.dataset.seq) > {before}", element)
 
     def until(self, condition: str, element: Any) -> None:
-        """Wait until a JavaScript function of an element gives true."""
+        """Wait until a JavaScript function of an element returns true."""
         self.page.wait_for_function(
             f"e => ({condition})(e)", arg=element.element_handle(), timeout=SECONDS * 1000
         )
 
     def pixel(self, canvas: Any, x: float, y: float) -> list[int]:
-        """Red, green and blue of a canvas at a place given as shares of its width and height."""
+        """Read the RGB values of a canvas at ``x``, ``y``, fractions of its width and height."""
         return canvas.evaluate(
             "(c, [x, y]) => Array.from(c.getContext('2d').getImageData("
             "Math.floor(x * c.width), Math.floor(y * c.height), 1, 1).data).slice(0, 3)",
@@ -88,14 +89,14 @@ class Notebook:
 
 
 class Lab:
-    """A running JupyterLab and a browser; :meth:`open` gives a notebook in it."""
+    """A running JupyterLab and a browser; :meth:`open` opens a notebook."""
 
     def __init__(self, root: Path, url: str, token: str, runtime: Path, browser: Any) -> None:
         self.root, self.url, self.token = root, url, token
         self.runtime, self.browser = runtime, browser
 
     def open(self, name: str, *cells: str, dark: bool = False) -> Notebook:
-        """Write a notebook of code cells, open it, run them, and see that none failed."""
+        """Write a notebook of code cells, open it, run them, and check that none failed."""
         import nbformat
         from jupyter_client import BlockingKernelClient
 
@@ -123,21 +124,25 @@ class Lab:
             ".map(o => o.traceback.join('\\n'))"
         )
         assert not errors, re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors))
-        number = page.evaluate(f"{SESSION}.kernel.id")
-        client = BlockingKernelClient(connection_file=str(self.runtime / f"kernel-{number}.json"))
+        # A second client of the same kernel, so that tests can read the state of a widget.
+        kernel_id = page.evaluate(f"{SESSION}.kernel.id")
+        client = BlockingKernelClient(
+            connection_file=str(self.runtime / f"kernel-{kernel_id}.json")
+        )
         client.load_connection_file()
         client.start_channels()
         return Notebook(page, client)
 
 
 def _start_lab(folder: Path) -> tuple[subprocess.Popen, dict[str, str], str]:
-    places = {name: str(folder / name.lower()) for name in JUPYTER_FOLDERS}
-    settings = Path(places["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
+    """Start JupyterLab; return its process, its directories and its token."""
+    directories = {name: str(folder / name.lower()) for name in JUPYTER_DIRECTORIES}
+    settings = Path(directories["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    notebook = Path(places["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "notebook-extension"
+    notebook = Path(directories["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "notebook-extension"
     notebook.mkdir(parents=True)
-    # Outputs out of sight are part of the page, too.
+    # By default JupyterLab removes outputs outside the viewport from the page.
     (notebook / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     (folder / "root").mkdir()
     token = secrets.token_hex(8)
@@ -156,17 +161,17 @@ def _start_lab(folder: Path) -> tuple[subprocess.Popen, dict[str, str], str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options],
-        env=os.environ | places | {"PYTHONPATH": path},
+        env=os.environ | directories | {"PYTHONPATH": path},
         stdout=(folder / "lab.log").open("w"),
         stderr=subprocess.STDOUT,
     )
-    return server, places, token
+    return server, directories, token
 
 
 def _address(server: subprocess.Popen, folder: Path, runtime: Path, token: str) -> str:
-    """The server's URL, once it answers."""
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until and server.poll() is None:
+    """Wait until the server responds and return its URL."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
         try:
             url = json.loads((runtime / f"jpserver-{server.pid}.json").read_text())["url"]
             with urllib.request.urlopen(f"{url}api/status?token={token}", timeout=5):
@@ -178,15 +183,15 @@ def _address(server: subprocess.Popen, folder: Path, runtime: Path, token: str) 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """JupyterLab and Chromium, for all browser tests of a process."""
+    """Start JupyterLab and Chromium for all browser tests of a process."""
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
         pytest.skip(f"no Chromium on this machine ({', '.join(CHROMIUM)})")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     folder = tmp_path_factory.mktemp("lab")
-    server, places, token = _start_lab(folder)
+    server, directories, token = _start_lab(folder)
     try:
-        runtime = Path(places["JUPYTER_RUNTIME_DIR"])
+        runtime = Path(directories["JUPYTER_RUNTIME_DIR"])
         url = _address(server, folder, runtime, token)
         with playwright.sync_playwright() as driver:
             browser = driver.chromium.launch_persistent_context(

@@ -1,4 +1,4 @@
-"""Shared pieces: a tiny model, and clips whose objects really move."""
+"""Shared fixtures: a tiny model, and clips with moving objects."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from sam2kit.data.clip import ClipBatch, VideoClip, collate
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Features go to a folder of the tests, in the processes that they start too."""
+def temporary_cache(tmp_path_factory):
+    """Store features in a temporary directory, also in the processes that tests start."""
     os.environ["SAM2KIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
+    """Use one thread, so that results are reproducible and test workers share the cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def tiny_config() -> Config:
-    """The nano from random weights at 64 px, with start values that let it learn."""
+    """Nano model with random weights at 64 px, and initial biases with which it learns."""
     config = Config()
     config.model.size = "nano"
     config.model.memory_attention_bias = 3.0
@@ -39,7 +40,7 @@ def tiny_config() -> Config:
 
 @pytest.fixture
 def toy_config(tiny_config) -> Config:
-    """A training of seconds on generated clips of two frames of 32 px."""
+    """Training that takes seconds: synthetic clips of two frames of 32 px."""
     tiny_config.dataset.type = "synthetic"
     tiny_config.dataset.image_size = 32
     tiny_config.dataset.video_clip_length = 2
@@ -52,7 +53,7 @@ def toy_config(tiny_config) -> Config:
 def moving_clip(
     num_objects: int = 1, num_frames: int = 4, size: int = 64, seed: int = 0, name: str = "clip"
 ) -> VideoClip:
-    """Squares that move to the right over noise, one row of squares for each object."""
+    """Make a clip of squares that move to the right over noise, one square per object."""
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(0, 255, (num_frames, 3, size, size), generator=generator).to(torch.uint8)
     masks = torch.zeros(num_frames, num_objects, size, size, dtype=torch.bool)
@@ -69,5 +70,5 @@ def moving_clip(
 
 @pytest.fixture
 def batch() -> ClipBatch:
-    """Two clips, with one object and with three."""
+    """Batch of two clips, with one object and with three objects."""
     return collate([moving_clip(1, seed=1, name="a"), moving_clip(3, seed=2, name="b")])

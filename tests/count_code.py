@@ -1,6 +1,6 @@
-"""Count the package's lines of code, and of docstrings and comments, in total and per module.
+"""Count the package's lines of code, documentation and blank lines, in total and per module.
 
-Run as ``python tests/count_code.py [FOLDER]``; FOLDER defaults to the package.
+Run as ``python tests/count_code.py [DIRECTORY]``; the default is the package.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Lines(NamedTuple):
     """Line counts of a module.
 
     Attributes:
-        code: lines that hold code.
-        docs: lines of docstrings (their blank lines included) and lines that hold only a comment.
+        code: lines that contain code.
+        docs: lines of docstrings (including blank ones) and lines that contain only a comment.
         blank: all other lines.
     """
 
@@ -34,7 +34,7 @@ class Lines(NamedTuple):
 
 
 def count_lines(text: str) -> Lines:
-    """Sort the lines of a module's source into code, documentation and blank lines."""
+    """Count the lines of code, documentation and blank lines in a module's source."""
     code: set[int] = set()
     docs: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -42,17 +42,18 @@ def count_lines(text: str) -> Lines:
             docs.add(token.start[0])
         elif token.type not in LAYOUT:
             code.update(range(token.start[0], token.end[0] + 1))
+    # A docstring is a STRING token, so it was counted as code above.
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             docstring = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             code.difference_update(docstring)
             docs.update(docstring)
-    docs -= code  # a comment behind code belongs to a line of code
+    docs -= code  # a line with code and a comment counts as code
     return Lines(len(code), len(docs), len(text.splitlines()) - len(code | docs))
 
 
 def lines_of_code(text: str) -> int:
-    """Count the lines that hold code, without blank lines, comments and docstrings."""
+    """Count the lines that contain code, without blank lines, comments and docstrings."""
     return count_lines(text).code
 
 

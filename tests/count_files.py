@@ -1,17 +1,17 @@
-"""Count the files of the package that take part in one training step and in one evaluation.
+"""Count the package's files that one training step and one evaluation use.
 
-Run as ``python tests/count_files.py`` in the repository's root. Two commands are counted, each as
-a user types it and in a process of its own:
+Run as ``python tests/count_files.py`` in the root of the repository. It measures two commands, each
+in its own process:
 
 * ``sam2kit train`` with the quick start's configuration and ``trainer.max_steps=1``, which
   composes the configuration, builds model and data, audits the gradients, takes one optimizer step,
   validates one batch and writes the checkpoints;
-* ``sam2kit evaluate`` of that run on one validation video, with the report that it writes.
+* ``sam2kit evaluate`` of that run on one validation video, including its report.
 
-A file counts when the command runs at least one function that is defined in it, in any thread of
-the process. Functions that run while modules are imported count; module and class bodies do not.
-The report's templates count, because Jinja compiles them to functions. Loader workers are switched
-off, so that their work is counted too.
+A file counts if the command calls at least one function that is defined in it, in any thread of
+the process. Functions that are called during imports count; module and class bodies do not. The
+report's templates count, because Jinja compiles them to functions. There are no loader workers, so
+that their work happens in the measured process.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ TRAIN = [
 
 
 def record(result: Path, arguments: list[str]) -> None:
-    """Run ``sam2kit ARGUMENTS`` in this process and write the files it used to ``result``."""
+    """Run ``sam2kit ARGUMENTS`` in this process and write the list of used files to ``result``."""
     prefix = f"{PACKAGE}{os.sep}"
     files: set[str] = set()
 
-    def note(frame: FrameType, event: str, argument: Any) -> None:
+    def add_file(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
+        # CO_NEWLOCALS is set for functions, not for module and class bodies.
         if event == "call" and code.co_flags & CO_NEWLOCALS:
             if code.co_filename.startswith(prefix):
                 files.add(code.co_filename.removeprefix(prefix))
 
     sys.argv = ["sam2kit", *arguments]
-    threading.setprofile(note)
-    sys.setprofile(note)
+    threading.setprofile(add_file)
+    sys.setprofile(add_file)
     try:
         runpy.run_module("sam2kit", run_name="__main__")
-    except SystemExit as end:
-        if end.code:
+    except SystemExit as exit_:
+        if exit_.code:
             raise
     finally:
         sys.setprofile(None)
@@ -63,16 +64,16 @@ def record(result: Path, arguments: list[str]) -> None:
 
 
 def count(title: str, arguments: list[str], folder: Path) -> None:
-    """Record a command in a new process and print what it used."""
+    """Record a command in a new process and print the files it used."""
     result = folder / "files.json"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "SAM2KIT_CACHE": str(folder / "cache"),
     }
     command = [sys.executable, __file__, str(result), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr}")
     used = json.loads(result.read_text())
     print(f"{title}: functions of {len(used['files'])} files, {used['loaded']} modules loaded")
     for file in used["files"]:

@@ -1,4 +1,4 @@
-"""Small data sets on disk, in the layouts that the sources read."""
+"""Write small data sets in the layouts that the sources read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ SIZE = (24, 32)
 
 
 def square(row: int, column: int, side: int = 8, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """``size`` bool with a filled square."""
+    """Return a bool mask ``[*size]`` with a filled square."""
     mask = np.zeros(size, bool)
     mask[row : row + side, column : column + side] = True
     return mask
 
 
 def save_palette(path: Path, ids: np.ndarray) -> None:
+    """Save object numbers as a palette PNG."""
     image = Image.fromarray(ids.astype(np.uint8))
     image.putpalette([v for n in range(256) for v in (n, 255 - n, 7 * n % 256)])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,7 @@ def save_palette(path: Path, ids: np.ndarray) -> None:
 
 
 def save_frame(path: Path, value: int, size: tuple[int, int] = SIZE) -> None:
-    """A frame of one grey value, so that a test can tell which frame it got."""
+    """Save a frame of one grey value, by which a test recognizes the frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path, quality=95)
 
@@ -41,9 +42,9 @@ def make_davis(
     ending: str = ".jpg",
     annotated: Any = lambda t: True,
 ) -> Path:
-    """Videos of two squares: object 1 moves right from column 0, object 2 stays.
+    """Write videos of two squares: object 1 moves right from column 0, object 2 does not move.
 
-    ``videos`` are names and numbers of frames; frame t is grey of value 10 t.
+    ``videos`` maps names to numbers of frames; frame t has the grey value 10 t.
     """
     for name, num_frames in (videos or {"a": 6, "b": 6}).items():
         for t in range(num_frames):
@@ -57,10 +58,10 @@ def make_davis(
 
 
 def make_coco(root: Path, num_frames: int = 4, videos: tuple[Any, ...] = ("a", 7)) -> dict:
-    """The content of a COCO JSON over frames in ``root/images``; :func:`save_json` writes it."""
+    """Write frames to ``root/images`` and return the content of a COCO JSON file for them."""
     content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
     for v in videos:
-        for t in reversed(range(num_frames)):  # order_in_video, not the order in the file, counts
+        for t in reversed(range(num_frames)):  # order_in_video decides, not the order in the file
             name = f"images/{v}/{t}.png"
             save_frame(root / name, 10 * t)
             content["images"].append(
@@ -98,9 +99,9 @@ def save_json(path: Path, content: Any) -> Path:
 
 
 def make_ytvis(root: Path, num_frames: int = 4, videos: tuple[Any, ...] = (2, 10)) -> dict:
-    """The content of a JSON as YouTube-VIS has it: the squares of :func:`make_coco`, by track.
+    """Write frames and return a JSON document like YouTube-VIS: the objects of :func:`make_coco`.
 
-    The first object of each video is not seen on frame 1. Every fifth frame has a file.
+    The first object of each video is invisible on frame 1. Only every fifth frame has a file.
     """
     content: dict[str, list[Any]] = {"videos": [], "annotations": [], "categories": []}
     for v in videos:
@@ -123,9 +124,10 @@ def save_video(
     size: tuple[int, int] = SIZE,
     **options: Any,
 ) -> Path:
-    """A video file of frames of one grey value each; ``options`` are the encoder's.
+    """Write a video file of frames with one grey value each.
 
-    ``times``: when each frame is shown, in thousandths of a second.
+    ``options`` are attributes of the encoder, except for ``times``, the presentation time of each
+    frame in milliseconds, and ``options``, a dictionary of codec options.
     """
     import av
 
@@ -153,7 +155,7 @@ def save_video(
 def make_sav(
     root: Path, num_frames: int = 6, names: tuple[str, ...] = ("a", "b"), kind: str = "manual"
 ) -> Path:
-    """Videos as SA-V has them; the squares of :func:`make_davis` are objects 0 and 3."""
+    """Write videos like SA-V; the squares of :func:`make_davis` are objects 0 and 3."""
     for name in names:
         save_video(root / f"{name}.mp4", [10 * t for t in range(num_frames)])
         masklet = [
@@ -171,13 +173,13 @@ def make_sav(
 
 
 def everything(source: Any) -> list[Any]:
-    """All that a source says, as values that can be compared."""
-    said: list[Any] = [source.names]
+    """Read all names, frames and masks of a source, as values that can be compared."""
+    content: list[Any] = [source.names]
     for i in range(len(source)):
         for t in range(source.num_frames(i)):
             masks, void = source.read_masks(i, t), source.read_void(i, t)
-            told = None if masks is None else {k: m.tobytes() for k, m in masks.items()}
-            void_told = None if void is None else void.tobytes()
-            said.append((source.frame_name(i, t), source.read_frame(i, t).tobytes()))
-            said.append((told, void_told))
-    return said
+            mask_bytes = None if masks is None else {k: m.tobytes() for k, m in masks.items()}
+            void_bytes = None if void is None else void.tobytes()
+            content.append((source.frame_name(i, t), source.read_frame(i, t).tobytes()))
+            content.append((mask_bytes, void_bytes))
+    return content

@@ -1,4 +1,4 @@
-"""Hostile names, which try to run code, crash a renderer or mislead a reader, and such data."""
+"""Hostile names and data: they try to run code, crash a renderer or mislead a reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_helpers import make_coco, save_json
 
-# Where one of these runs, ``window.ran`` says which.
+# Each of these sets ``window.ran`` if its code runs.
 IMAGE = "<img src=x onerror=\"window.ran='image'\">"
 LINK = "[x](javascript:window.ran='link') *b* _i_ `c` | # ~~s~~"
 SCRIPT = "</script></title></textarea><script>window.ran='script'</script>"
@@ -16,7 +16,13 @@ TEX = r"$\frac{1$ and $x^2$, \(y\)"
 LONG = "long" + "n" * 10_000
 DIRECTION = "abc\u202egpj.exe\u2066\u200f\x1b[2J\nnext"
 NAMES = (IMAGE, LINK, SCRIPT, ATTRIBUTE, TEX, LONG, DIRECTION)
-SHOWN = (IMAGE, LINK, SCRIPT, ATTRIBUTE, TEX)  # whole; the others are changed to be shown
+SHOWN = (
+    IMAGE,
+    LINK,
+    SCRIPT,
+    ATTRIBUTE,
+    TEX,
+)  # displayed unchanged
 
 
 def write_videos(root: Path) -> Path:
@@ -31,7 +37,7 @@ def write_videos(root: Path) -> Path:
 
 
 def write_runs(root: Path, evaluated: Path) -> list[str]:
-    """Write folders for ``05_compare_runs``: a run, one of other videos, a sweep."""
+    """Write a run on other videos and a sweep; return paths for ``05_compare_runs``."""
     metrics = json.loads((evaluated / "metrics.json").read_text())
     metrics["videos"] = {}
     other = root / IMAGE.replace("/", "")

@@ -1,13 +1,13 @@
-"""Make ``old_run.tar.xz`` and ``old_run.json``: a small run folder and what must follow from it.
+"""Make ``old_run.tar.xz`` and ``old_run.json``: a small run directory and its expected results.
 
-Run as ``python tests/integration/make_old_run.py`` in the repository's root. The archive holds a
-work folder: ``start.pt`` (the nano weights with short mantissas, which compress well), the lists of
-videos, and ``run/``, all that ``fit`` leaves behind. The run was stopped within its second epoch.
+Run as ``python tests/integration/make_old_run.py`` in the root of the repository. The archive holds
+a working directory: ``start.pt`` (the nano weights with short mantissas, which compress well), the
+lists of videos, and ``run/``, the output of ``fit``. The run was stopped within its second epoch.
 The JSON file holds the checksums of its weights, the scores of its evaluation, and the losses of
-the same run when it is not stopped.
+the same run without the stop.
 
-Both files show that runs of older versions still resume and evaluate, so make them again only when
-a change to the format of runs is meant to end that.
+With both files, tests check that runs of older versions still resume and evaluate. Make them again
+only if a change to the run format ends this compatibility on purpose.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ARCHIVE = HERE / "old_run.tar.xz"
 EXPECTED = HERE / "old_run.json"
-WORK = Path("/tmp/old_run")  # Lightning stores absolute paths, so the folder has a neutral name
+WORK = Path("/tmp/old_run")  # Lightning stores absolute paths, hence a neutral one
 MANTISSA_BITS = 3
-STOP, END = 3, 5  # optimizer steps of the archived run and of the whole one; an epoch has two
+STOP, END = 3, 5  # optimizer steps of the archived and of the complete run; an epoch has two
 SETTINGS = [
     *("model=nano", "model.checkpoint=start.pt"),
     "model.trainable_modules=[memory_encoder.pix_feat_proj]",
@@ -55,14 +55,14 @@ EVALUATION = ["evaluation.noise_levels=[0.1]", "evaluation.calibration_videos=1"
 
 
 def rows(run_dir: Path, first_step: int) -> list[dict[str, float]]:
-    """Read the rows of ``metrics.csv`` from a step on, without empty fields."""
+    """Read the rows of ``metrics.csv`` with at least this step, without empty fields."""
     with (run_dir / "metrics.csv").open(newline="") as file:
-        found = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return [row for row in found if row["step"] >= first_step]
+        values = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in values if row["step"] >= first_step]
 
 
 def checksums(checkpoint: Path) -> dict[str, str]:
-    """Load a run's checkpoint and compute a CRC-32 of each tensor of its model."""
+    """Load a run's checkpoint and compute the CRC-32 of each tensor of its model."""
     state = load_run(checkpoint)[1].state_dict()
     return {name: f"{zlib.crc32(t.numpy().tobytes()):08x}" for name, t in sorted(state.items())}
 
@@ -75,7 +75,7 @@ def shorten(tensor: Tensor) -> Tensor:
 
 
 def make() -> dict[str, Any]:
-    """Fill the current folder; return what must follow from it."""
+    """Fill the current directory and return the expected results."""
     Path("data_samples").symlink_to(ROOT / "data_samples")
     Path("train.txt").write_text("train_000\ntrain_001\ntrain_002\ntrain_003\n")
     Path("val.txt").write_text("val_000\nval_001\n")
@@ -84,6 +84,7 @@ def make() -> dict[str, Any]:
     save_weights(model, Path("start.pt"))
     fit(load_config(None, [*SETTINGS, f"trainer.max_steps={STOP}"]), Path("run"))
     fit(load_config(None, [*SETTINGS, f"trainer.max_steps={END}"]), Path("whole"))
+    # One expected value serves for both checkpoints, so they must have the same weights.
     assert checksums(Path("run", "best.ckpt")) == checksums(Path("run", "last.ckpt"))
     scores = evaluate_checkpoint("run", EVALUATION, Path("evaluation")).scores
     return {
@@ -95,22 +96,22 @@ def make() -> dict[str, Any]:
 
 
 def check_private(folder: Path, host: str) -> None:
-    """Make sure that no file names this machine or a folder of it other than :data:`WORK`."""
+    """Check that no file contains the host name or a path of this machine except :data:`WORK`."""
     for file in filter(Path.is_file, folder.rglob("*")):
-        assert host not in file.name.split("."), f"{file} names the host"
+        assert host not in file.name.split("."), f"{file} contains the host name"
         for name in (str(ROOT), str(Path.home())):
-            assert name.encode() not in file.read_bytes(), f"{file} holds {name}"
+            assert name.encode() not in file.read_bytes(), f"{file} contains {name}"
 
 
 def pack() -> None:
-    """Write the archive from the current folder, without names of users."""
+    """Write the archive from the current directory, without user names."""
     with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
         for entry in ("start.pt", "train.txt", "val.txt", "run"):
             archive.add(entry, filter=without_user)
 
 
 def without_user(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Drop the user from an entry of the archive."""
+    """Remove the user from an archive entry."""
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info

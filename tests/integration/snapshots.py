@@ -1,7 +1,7 @@
 """Compare text with a file under ``snapshots/``, and describe the keys of JSON files.
 
-``UPDATE_SNAPSHOTS=1 pytest tests/integration`` writes the files again; read the difference in git
-before you commit it.
+``UPDATE_SNAPSHOTS=1 pytest tests/integration`` updates the files; review the diff before you commit
+it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ UPDATE = os.environ.get("UPDATE_SNAPSHOTS") == "1"
 
 
 def check_snapshot(name: str, text: str) -> None:
-    """Compare ``text`` with the snapshot ``name``, or write it where an update is asked for."""
+    """Compare ``text`` with the snapshot ``name``, after writing it if :data:`UPDATE` is set."""
     path = FOLDER / name
     if UPDATE:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    assert path.is_file(), f"no snapshot {name}; UPDATE_SNAPSHOTS=1 writes it"
+    assert path.is_file(), f"no snapshot {name}; UPDATE_SNAPSHOTS=1 creates it"
     assert text == path.read_text(encoding="utf-8"), f"snapshot {name} has changed"
 
 
 def key_tree(content: Any, names: Collection[str] = ()) -> str:
-    """Describe a JSON document by its keys and types, one sorted line for each path.
+    """Describe a JSON document by its keys and types, with one line per path, sorted.
 
     ``a.b[].c: float | null`` means that ``c``, in the elements of the list ``b``, is a number or
-    null. Elements of a list are described together.
+    null. All elements of a list share their lines.
 
     Args:
-        content: what ``json.loads`` returns.
-        names: keys that are a user's own names, such as those of videos; each stands as ``*``.
+        content: the result of ``json.loads``.
+        names: keys that users choose, such as names of videos; each is written as ``*``.
     """
     types: dict[str, set[str]] = {}
     for path, kind in _leaves(content, "", set(names)):

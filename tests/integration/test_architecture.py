@@ -1,4 +1,4 @@
-"""Packages import downwards, importing the kit is cheap, and no export hides a module."""
+"""Imports respect the layers, importing sam2kit is cheap, and no export hides a module."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
         ("data/clip.py", "def f():\n    import sam2kit.data.loader", "No circular imports"),
     ],
 )
-def test_lint_rejects_a_forbidden_import(tmp_path, module, line, contract):
+def test_import_linter_rejects_a_forbidden_import(tmp_path, module, line, contract):
+    # A copy of the package, to which a forbidden import is added.
     ignored = shutil.ignore_patterns("__pycache__", "pretrained")
     shutil.copytree(ROOT / "sam2kit", tmp_path / "sam2kit", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -46,7 +47,7 @@ def test_lint_rejects_a_forbidden_import(tmp_path, module, line, contract):
 
 
 @pytest.mark.parametrize("statement", ["import sam2kit", "from sam2kit.cli.main import main"])
-def test_importing_loads_no_torch(statement):
+def test_import_loads_no_heavy_package(statement):
     heavy = ("torch", "lightning", "matplotlib", "hydra", "omegaconf")
     code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -54,7 +55,7 @@ def test_importing_loads_no_torch(statement):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_exported_name_equals_a_submodule(package):
+def test_no_exported_name_hides_a_submodule(package):
     module = importlib.import_module(package)
-    modules = {found.name for found in pkgutil.iter_modules(module.__path__)}
-    assert not modules & set(getattr(module, "__all__", ()))
+    submodules = {info.name for info in pkgutil.iter_modules(module.__path__)}
+    assert not submodules & set(getattr(module, "__all__", ()))

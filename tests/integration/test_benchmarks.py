@@ -1,4 +1,4 @@
-"""The benchmarks run, on sizes so small that their figures mean nothing."""
+"""The benchmarks run; the sizes are too small for meaningful figures."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ def rows_of(out: Path) -> dict:
     return json.loads((out / "suite.json").read_text())["rows"]
 
 
-def test_a_row_becomes_table_document_and_picture_and_is_not_measured_twice(tmp_path, capfd):
+def test_row_is_written_as_table_json_and_picture_and_measured_once(tmp_path, capfd):
     command = ["step1", "--quick", "--out", str(tmp_path)]
     assert main(command) == 0
     table, first = capfd.readouterr().out, (tmp_path / "suite.json").read_text()
     assert table.strip() == (tmp_path / "suite.md").read_text().strip()
     assert (tmp_path / "suite.png").stat().st_size > 5000
     row = rows_of(tmp_path)["step1"]
-    named = {finding["what"]: finding for finding in row["findings"]}
-    assert named["exact training step, 1 object: gradients"]["value"] < 1e-5
-    assert named["training step, 1 object"]["bound"] == 3.5
+    findings = {finding["what"]: finding for finding in row["findings"]}
+    assert findings["exact training step, 1 object: gradients"]["value"] < 1e-5
+    assert findings["training step, 1 object"]["bound"] == 3.5
     assert row["machine"]["torch"] and row["machine"]["date"]
     assert main(command) == 0
-    assert "there already" in capfd.readouterr().err
+    assert "step1" in capfd.readouterr().err
+    # A second measurement would differ in its times and its date.
     assert (tmp_path / "suite.json").read_text() == first
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in ("step1", "full3")])
-def test_each_row(tmp_path, name):
+def test_every_row_runs(tmp_path, name):
     if name == "data":
         pytest.importorskip("pandas", reason="upstream's data set needs pandas")
     assert main([name, "--quick", "--out", str(tmp_path)]) == 0
     assert rows_of(tmp_path)[name]["findings"]
 
 
-def test_the_table_says_which_bounds_hold():
+def test_table_shows_which_bounds_hold():
     fast = measure.ratio("a", "b", 3.0, 1.0, 2.0, "why")
     slow = measure.ratio("c", "b", 3.0, 2.0, 2.0)
     memory = measure.share("d", "b", 2 * 2**30, 2**30, 0.4)
@@ -61,26 +62,26 @@ def test_the_table_says_which_bounds_hold():
     assert measure.ratio_chart([memory]) is None
 
 
-def test_what_is_held_at_once_counts():
+def test_peak_bytes_ignores_freed_memory():
     import torch
 
     def run():
         for _ in range(3):
-            torch.zeros(2**20)  # 4 MiB, let go of each time
+            torch.zeros(2**20)  # 4 MiB, freed in each iteration
 
     assert 4 * 2**20 <= measure.peak_bytes(run) < 5 * 2**20
 
 
-def test_unknown_rows_and_toy_figures_among_the_results_are_refused(capsys):
+def test_unknown_rows_and_quick_results_without_a_directory_are_rejected(capsys):
     with pytest.raises(SystemExit):
         main(["setp1"])
-    assert "no rows setp1" in capsys.readouterr().err
+    assert "setp1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--quick"])
 
 
 @pytest.mark.slow
-def test_a_row_that_fails_is_told_and_others_are_kept(tmp_path, capfd):
+def test_failed_row_is_reported_and_other_rows_are_saved(tmp_path, capfd):
     command = ["jf", "step1", "--quick", "--out", str(tmp_path), "--device", "cdua"]
     assert main(command) == 1
     assert "failed: step1" in capfd.readouterr().err
@@ -88,24 +89,32 @@ def test_a_row_that_fails_is_told_and_others_are_kept(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_growth_and_learning(tmp_path):
+def test_growth_and_learning_run(tmp_path):
     growth.main(["--quick", "--out", str(tmp_path), "--repeats", "1"])
     panels = json.loads((tmp_path / "growth.json").read_text())["panels"]
     assert [len(points) for points in panels.values()] == [2, 2, 2, 2]
     assert (tmp_path / "growth.png").stat().st_size > 5000
-    none = ["--davis", str(tmp_path / "none"), "--seeds", "1", "--quick", "--out", str(tmp_path)]
-    learning.main(none)
+    arguments = [
+        "--davis",
+        str(tmp_path / "missing"),
+        "--seeds",
+        "1",
+        "--quick",
+        "--out",
+        str(tmp_path),
+    ]
+    learning.main(arguments)
     runs = json.loads((tmp_path / "learning.json").read_text())["runs"]
     assert [run["setting"] for run in runs] == ["official", "fast"]
     assert "quick start" in (tmp_path / "learning.md").read_text()
 
 
 @pytest.mark.slow
-def test_from_the_command_line(tmp_path):
+def test_command_line(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "start", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "`sam2kit --help`" in done.stdout
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "`sam2kit --help`" in result.stdout
 
 
-def test_tiny_is_tiny():
+def test_quick_options_are_small():
     assert Options.tiny(threads=2) == Options("nano", 64, 3, 4, 2, 1, "cpu", True)

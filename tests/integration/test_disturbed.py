@@ -1,7 +1,7 @@
-"""A training that is disturbed, and called again until it ends well, equals an undisturbed one.
+"""A training that is disturbed and resumed until it succeeds equals an undisturbed one.
 
-Weights, optimizer state and the rows of ``metrics.csv`` are compared bit for bit. The moments of
-the disturbances are drawn from ``SAM2KIT_DISTURBED_SEED`` (default 1).
+Weights, optimizer state and the rows of ``metrics.csv`` are compared bit for bit. The times of the
+disturbances are random numbers from the seed ``SAM2KIT_DISTURBED_SEED`` (default 1).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     },
     "optimizer": {"lr": 1.0e-3},
 }
+# Nothing listens on port 9, so connecting to Weights & Biases fails.
 UNREACHABLE = {
     "WANDB_BASE_URL": "http://127.0.0.1:9",
     "WANDB_API_KEY": "0" * 40,
@@ -55,9 +56,11 @@ UNREACHABLE = {
 MAX_CALLS = 4
 
 
-def begin(run: Path, *overrides: str, **variables: str) -> subprocess.Popen[bytes]:
+def start_training(run: Path, *overrides: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Start or resume a training, with these overrides and environment variables."""
     command = [sys.executable, "-m", "sam2kit", "train", "--config", str(run.parent / "toy.yaml")]
     command += ["--run-dir", str(run), "--resume", "auto", *overrides]
+    # More threads would add numbers in another order, and results would not be identical.
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     env = {**os.environ, **threads, **variables}
     with (run.parent / f"{run.name}.log").open("ab") as log:
@@ -65,55 +68,58 @@ def begin(run: Path, *overrides: str, **variables: str) -> subprocess.Popen[byte
 
 
 def loaders(process: psutil.Process) -> list[psutil.Process]:
-    """A training's loader processes: what it has forked."""
-    own = process.cmdline()
-    return [child for child in process.children() if child.cmdline() == own]
+    """Return a training's loader processes; forked, they have its command line."""
+    command = process.cmdline()
+    return [child for child in process.children() if child.cmdline() == command]
 
 
-def kill_loader(process: psutil.Process, run: Path, chance: random.Random) -> None:
+def kill_loader(process: psutil.Process, run: Path, rng: random.Random) -> None:
+    """Kill one of the loader processes."""
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if found := loaders(process):
-            chance.choice(found).kill()
+        if workers := loaders(process):
+            rng.choice(workers).kill()
             return
         time.sleep(0.02)
 
 
-def fill_disk(process: psutil.Process, run: Path, chance: random.Random) -> None:
+def fill_disk(process: psutil.Process, run: Path, rng: random.Random) -> None:
+    """Make writes fail, as on a full disk, by a limit of 20,000 bytes on the size of files."""
     process.rlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
-def break_checkpoint(process: psutil.Process, run: Path, chance: random.Random) -> None:
-    """Once there are two that are not one file."""
+def break_checkpoint(process: psutil.Process, run: Path, rng: random.Random) -> None:
+    """Kill the training once it has two step checkpoints, and damage ``last.ckpt``."""
     while len(list(run.glob("step-*.ckpt"))) < 2 and process.is_running():
         time.sleep(0.02)
     process.kill()
-    while process.status() != psutil.STATUS_ZOMBIE:  # waiting would take its exit code away
+    while process.status() != psutil.STATUS_ZOMBIE:  # wait() would consume its exit code
         time.sleep(0.02)
     size = (run / "last.ckpt").stat().st_size
-    place = chance.randrange(size)
+    offset = rng.randrange(size)
     with (run / "last.ckpt").open("r+b") as file:
-        if chance.random() < 0.5:
-            file.truncate(place)
+        if rng.random() < 0.5:
+            file.truncate(offset)
         else:
-            file.seek(place)
-            file.write(bytes(chance.randrange(256) for _ in range(min(1000, size - place))))
+            file.seek(offset)
+            file.write(bytes(rng.randrange(256) for _ in range(min(1000, size - offset))))
 
 
 def send(number: int) -> Callable[[psutil.Process, Path, random.Random], None]:
-    return lambda process, run, chance: process.send_signal(number)
+    return lambda process, run, rng: process.send_signal(number)
 
 
-KINDS: dict[str, Callable[[psutil.Process, Path, random.Random], None]] = {
+DISTURBANCES: dict[str, Callable[[psutil.Process, Path, random.Random], None]] = {
     "SIGKILL": send(signal.SIGKILL),
     "SIGTERM": send(signal.SIGTERM),
     "loader process killed": kill_loader,
     "full disk": fill_disk,
     "broken checkpoint": break_checkpoint,
-    "W&B down": lambda process, run, chance: None,
+    "W&B down": lambda process, run, rng: None,
 }
 
 
 def rows(run: Path) -> list[dict[str, str]]:
+    """Read ``metrics.csv``, which a training that was stopped early does not have."""
     file = run / "metrics.csv"
     if not file.exists():
         return []
@@ -121,12 +127,14 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def equal(run: Path, whole: Path) -> bool:
-    """Bit for bit."""
-    here, there = (torch.load(r / "last.ckpt", weights_only=True) for r in (run, whole))
-    if rows(run) != rows(whole) or here["global_step"] != there["global_step"]:
+def equal(run: Path, undisturbed_run: Path) -> bool:
+    """Compare metrics, weights and optimizer states bit for bit."""
+    checkpoint, expected = (
+        torch.load(run_dir / "last.ckpt", weights_only=True) for run_dir in (run, undisturbed_run)
+    )
+    if rows(run) != rows(undisturbed_run) or checkpoint["global_step"] != expected["global_step"]:
         return False
-    return all(_same(here[key], there[key]) for key in ("state_dict", "optimizer_states"))
+    return all(_same(checkpoint[key], expected[key]) for key in ("state_dict", "optimizer_states"))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -141,35 +149,35 @@ def _same(a: Any, b: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, float]:
-    """The folder of an undisturbed run, and the seconds that it took."""
+    """Run directory of an undisturbed training, and its duration in seconds."""
     run = tmp_path_factory.mktemp("disturbed") / "whole"
     (run.parent / "toy.yaml").write_text(yaml.safe_dump(SETTINGS))
     start = time.monotonic()
-    assert begin(run).wait() == 0, (run.parent / "whole.log").read_text()[-2000:]
+    assert start_training(run).wait() == 0, (run.parent / "whole.log").read_text()[-2000:]
     return run, time.monotonic() - start
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit on files is set by Linux's prlimit")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_disturbed_training_ends_as_an_undisturbed_one(undisturbed, kind):
-    whole, seconds = undisturbed
-    run = whole.parent / kind.replace(" ", "_")
-    chance = random.Random(f"{os.environ.get('SAM2KIT_DISTURBED_SEED', 1)} {kind}")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits file sizes with Linux's prlimit")
+@pytest.mark.parametrize("kind", DISTURBANCES)
+def test_disturbed_training_equals_an_undisturbed_one(undisturbed, kind):
+    undisturbed_run, seconds = undisturbed
+    run = undisturbed_run.parent / kind.replace(" ", "_")
+    rng = random.Random(f"{os.environ.get('SAM2KIT_DISTURBED_SEED', 1)} {kind}")
     overrides, variables = [], {}
     if kind == "W&B down":
         pytest.importorskip("wandb")
         overrides, variables = ["trainer.logger=wandb"], UNREACHABLE
-    process = begin(run, *overrides, **variables)
-    time.sleep(chance.uniform(0, seconds))
+    process = start_training(run, *overrides, **variables)
+    time.sleep(rng.uniform(0, seconds))
     if process.poll() is None:
         try:
-            KINDS[kind](psutil.Process(process.pid), run, chance)
-        except psutil.NoSuchProcess:
+            DISTURBANCES[kind](psutil.Process(process.pid), run, rng)
+        except psutil.NoSuchProcess:  # the training has finished in the meantime
             pass
     codes = [process.wait()]
     while codes[-1] and len(codes) < MAX_CALLS:
-        codes.append(begin(run).wait())
-    log = (whole.parent / f"{run.name}.log").read_text()
+        codes.append(start_training(run).wait())
+    log = (undisturbed_run.parent / f"{run.name}.log").read_text()
     assert codes[-1] == 0, log[-3000:]
-    assert equal(run, whole)
+    assert equal(run, undisturbed_run)

@@ -29,7 +29,7 @@ import check_words  # noqa: E402
 import docstrings  # noqa: E402
 import generate_reference  # noqa: E402
 
-# Every connection fails, as on a machine without a network.
+# Makes every connection fail, as on a machine without a network.
 NO_NETWORK = """
 import socket
 def connect(*_):
@@ -58,14 +58,14 @@ def test_make_docs_builds_strictly():
     assert "/site/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
-def test_every_public_name_has_an_entry(site):
+def test_every_public_name_has_an_entry_in_the_reference(site):
     for name, path in generate_reference.public_names().items():
         page = site / "reference" / "api" / f"{path.split('.')[1]}.html"
         ids = re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8"))
         assert {f"sam2kit.{name}", path} <= set(ids)
 
 
-def test_every_key_has_a_row(site):
+def test_every_configuration_key_has_a_row(site):
     page = (site / "reference" / "configuration.html").read_text(encoding="utf-8")
     for key, field in options().items():
         (row,) = re.findall(rf'<tr>\s*<td><a id="{re.escape(key)}">.*?</tr>', page, re.DOTALL)
@@ -74,7 +74,7 @@ def test_every_key_has_a_row(site):
         assert " ".join(field.metadata["help"].split()) in " ".join(text.split())
 
 
-def test_rows_show_ranges_and_choices():
+def test_configuration_rows_show_ranges_and_choices():
     allowed = generate_reference._allowed
     assert allowed({"limits": {"ge": 0, "lt": 1}}) == "≥ 0, &lt; 1"
     assert allowed({"choices": ("a|b", None)}) == "<code>a&#124;b</code>, <code>null</code>"
@@ -100,7 +100,7 @@ def test_pages_load_nothing_from_the_network(site):
     )
 
 
-def test_picture_shows_the_layers_of_the_lint_contract():
+def test_architecture_picture_shows_the_layers_of_import_linter():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
     packages = re.findall(r"\w+", " ".join(layers[1:]))
@@ -109,7 +109,7 @@ def test_picture_shows_the_layers_of_the_lint_contract():
 
 
 def strings_of_the_package() -> str:
-    """All string constants, one a line; values that f-strings and loguru insert become …."""
+    """Return all string constants, one per line; values inserted by f-strings become …."""
     texts = []
     for file in (ROOT / "sam2kit").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -123,7 +123,7 @@ def strings_of_the_package() -> str:
 
 def test_troubleshooting_quotes_messages_that_exist():
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    messages = [text for text in re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)]
+    messages = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
     assert len(messages) >= 20
     strings = strings_of_the_package()
     unknown = [
@@ -136,7 +136,7 @@ def test_troubleshooting_quotes_messages_that_exist():
 
 
 def command_lines() -> list[str]:
-    """Every ``sam2kit`` command in a code block of the documentation or the README."""
+    """Return every ``sam2kit`` command in a code block of the documentation or the README."""
     lines = []
     for file in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         for block in re.findall(r"```\w*\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
@@ -147,7 +147,7 @@ def command_lines() -> list[str]:
 
 
 @pytest.mark.parametrize("line", command_lines())
-def test_commands_in_the_documentation_exist(line):
+def test_documented_commands_flags_and_keys_exist(line):
     _, command, *words = shlex.split(line, comments=True)
     parser = generate_reference.command_parser(command)
     flags = {flag for action in parser._actions for flag in action.option_strings}
@@ -157,12 +157,13 @@ def test_commands_in_the_documentation_exist(line):
         if word.startswith("-"):
             assert name in flags
         elif equals and re.fullmatch(r"[a-z_]+(\.\w+)*", name):
+            # --compare A=B and -p NAME=VALUE are followed by a user's names, not by keys.
             previous = words[words.index(word) - 1]
             if previous not in ("--compare", "-p", "--parameter"):
                 assert name in options() or name in groups
 
 
-def test_docstrings_are_adapted():
+def test_docstring_extension_splits_entries_and_replaces_roles():
     text = "Do.\n\nArgs:\n    a, b: sizes,\n        in pixels.\n    c: see :class:`~sam2kit.x.Y`.\n"
     split = docstrings.split_arguments(text)
     assert split.count("        in pixels.") == 2
@@ -201,7 +202,7 @@ def test_word_check_reads_notebooks(tmp_path):
     assert {(match.line, match.word) for match in matches} == {(4, "found")}
 
 
-def test_word_check_prints_and_fails(tmp_path, capsys):
+def test_word_check_prints_matches_and_returns_1(tmp_path, capsys):
     (tmp_path / "a.md").write_text("first line\nwhoever\n")
     assert check_words.main([str(tmp_path)]) == 1
     assert capsys.readouterr().out == f"{tmp_path / 'a.md'}:2: whoever\n"
@@ -209,7 +210,7 @@ def test_word_check_prints_and_fails(tmp_path, capsys):
     assert check_words.main([str(tmp_path)]) == 0
 
 
-def test_exceptions_of_the_word_list_have_reasons(tmp_path):
+def test_word_list_exception_needs_a_reason(tmp_path):
     text = "[words]\na\n[identifiers]\nb\n[exceptions]\ndocs/*: a\n"
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match="REASON"):

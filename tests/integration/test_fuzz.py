@@ -1,7 +1,7 @@
-"""Inputs that are broken at random: each loads, or gives one of the kit's errors.
+"""Randomly corrupted input files either load or raise an error of sam2kit.
 
-``SAM2KIT_FUZZ_CASES=2000 pytest tests/integration/test_fuzz.py`` tries 2,000 of each of the five
-kinds.
+``SAM2KIT_FUZZ_CASES=2000 pytest tests/integration/test_fuzz.py`` tries 2,000 cases for each of the
+five kinds of files.
 """
 
 import copy
@@ -26,9 +26,10 @@ from sam2kit.prompts.io import load_video_prompts
 from sam2kit.utils.errors import SAM2KitError
 
 CASES = int(os.environ.get("SAM2KIT_FUZZ_CASES", "40"))
-MOST_MEMORY = 2**30  # that all cases of a kind may add
+MAX_MEMORY_GROWTH = 2**30  # bytes, for all cases of a kind together
 
-many = settings(
+# No example database, and derandomized: every run tries the same cases.
+fuzz_settings = settings(
     max_examples=CASES,
     deadline=timedelta(seconds=20),
     suppress_health_check=list(HealthCheck),
@@ -54,25 +55,25 @@ values = st.recursive(
 
 @st.composite
 def changed(draw, content):
-    """A document with one to three of its values replaced, taken out or doubled."""
+    """Replace, remove or duplicate one to three values of a document."""
     content = copy.deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
-        places = list(nodes(content))
-        if not places:
+        positions = list(nodes(content))
+        if not positions:
             return content
-        holder, key = places[draw(st.integers(0, len(places) - 1))]
-        match draw(st.sampled_from(["replace", "replace", "remove", "double"])):
+        container, key = positions[draw(st.integers(0, len(positions) - 1))]
+        match draw(st.sampled_from(["replace", "replace", "remove", "duplicate"])):
             case "replace":
-                holder[key] = draw(values)
+                container[key] = draw(values)
             case "remove":
-                del holder[key]
-            case _ if isinstance(holder, list):
-                holder.append(copy.deepcopy(holder[key]))
+                del container[key]
+            case _ if isinstance(container, list):
+                container.append(copy.deepcopy(container[key]))
     return content
 
 
 def nodes(content):
-    """Every place of a document, as a container and a key."""
+    """Yield the container and the key of every value in a document."""
     keys = content if isinstance(content, dict) else range(len(content))
     for key in list(keys):
         yield content, key
@@ -82,32 +83,34 @@ def nodes(content):
 
 @st.composite
 def damaged(draw, content):
-    """Bytes that are cut short, changed, or have others put in."""
-    place = draw(st.integers(0, max(len(content) - 1, 0)))
-    other = draw(st.binary(max_size=40))
-    how = draw(st.sampled_from(["cut", "change", "insert"]))
-    if how == "cut":
-        return content[:place]
-    return content[:place] + other + content[place + (len(other) if how == "change" else 0) :]
+    """Truncate bytes, overwrite some of them, or insert others."""
+    offset = draw(st.integers(0, max(len(content) - 1, 0)))
+    noise = draw(st.binary(max_size=40))
+    damage = draw(st.sampled_from(["truncate", "overwrite", "insert"]))
+    if damage == "truncate":
+        return content[:offset]
+    end = offset + (len(noise) if damage == "overwrite" else 0)
+    return content[:offset] + noise + content[end:]
 
 
 @pytest.fixture(autouse=True)
-def nothing_else_changes(tmp_path):
-    """No file beside the inputs comes or goes, and memory stays."""
+def no_side_effects(tmp_path):
+    """Check that no other file was changed, and that memory stayed within its limit."""
     outside = tmp_path.parent / f"{tmp_path.name}-secret.png"
     outside.write_bytes(b"secret")
-    before, memory = sorted(tmp_path.parent.iterdir()), peak()
+    files, memory = sorted(tmp_path.parent.iterdir()), peak_memory()
     yield
-    assert sorted(tmp_path.parent.iterdir()) == before and outside.read_bytes() == b"secret"
-    assert peak() - memory < MOST_MEMORY
+    assert sorted(tmp_path.parent.iterdir()) == files and outside.read_bytes() == b"secret"
+    assert peak_memory() - memory < MAX_MEMORY_GROWTH
 
 
-def peak():
+def peak_memory():
+    """Return the largest resident set of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def told(read, *arguments):
-    """Whether it loads; anything but the kit's own errors is a failure."""
+def loads(read, *arguments):
+    """Return whether reading succeeds; errors other than sam2kit's make the test fail."""
     try:
         read(*arguments)
         return True
@@ -116,16 +119,16 @@ def told(read, *arguments):
         return False
 
 
-def test_annotation_files(tmp_path):
+def test_corrupted_annotation_files(tmp_path):
     content = make_coco(tmp_path, num_frames=2)
     file = save_json(tmp_path / "a.json", content)
-    assert told(lambda: everything(COCODataset(file, tmp_path)))
+    assert loads(lambda: everything(COCODataset(file, tmp_path)))
 
-    @many
+    @fuzz_settings
     @given(st.one_of(changed(content).map(as_json), damaged(as_json(content))))
     def run(text):
         file.write_bytes(text)
-        told(lambda: everything(COCODataset(file, tmp_path)))
+        loads(lambda: everything(COCODataset(file, tmp_path)))
 
     run()
 
@@ -134,25 +137,25 @@ def as_json(content):
     return json.dumps(content).encode("utf-8", "replace")
 
 
-def test_masks(tmp_path):
+def test_corrupted_masks(tmp_path):
     make_davis(tmp_path, {"a": 2})
     mask = tmp_path / "Annotations" / "a" / "00001.png"
     content = mask.read_bytes()
 
-    @many
+    @fuzz_settings
     @given(damaged(content))
-    def run(found):
-        mask.write_bytes(found)
-        told(lambda: everything(VideoDataset(tmp_path)))
+    def run(data):
+        mask.write_bytes(data)
+        loads(lambda: everything(VideoDataset(tmp_path)))
 
     run()
 
 
-def test_configurations(tmp_path):
+def test_corrupted_configurations(tmp_path):
     file = tmp_path / "c.yaml"
     content = yaml.safe_load(to_yaml(Config(), comments=False))
 
-    @many
+    @fuzz_settings
     @given(
         st.one_of(
             changed(content).map(lambda c: yaml.safe_dump(c).encode("utf-8", "replace")),
@@ -161,38 +164,38 @@ def test_configurations(tmp_path):
     )
     def run(text):
         file.write_bytes(text)
-        told(load_config, file)
+        loads(load_config, file)
 
     run()
 
 
 @pytest.mark.parametrize("line", ["_target_: os.system", "model: {_target_: os.system}"])
-def test_a_configuration_names_no_class(tmp_path, line):
+def test_configuration_cannot_instantiate_a_class(tmp_path, line):
     (tmp_path / "c.yaml").write_text(line)
-    assert not told(load_config, tmp_path / "c.yaml")
+    assert not loads(load_config, tmp_path / "c.yaml")
 
 
-def test_a_configuration_runs_no_code(tmp_path):
-    made = tmp_path / "made"
-    (tmp_path / "c.yaml").write_text(f"seed: !!python/object/apply:os.mkdir ['{made}']")
-    assert not told(load_config, tmp_path / "c.yaml") and not made.exists()
+def test_configuration_cannot_run_code(tmp_path):
+    created = tmp_path / "created"
+    (tmp_path / "c.yaml").write_text(f"seed: !!python/object/apply:os.mkdir ['{created}']")
+    assert not loads(load_config, tmp_path / "c.yaml") and not created.exists()
 
 
-def test_checkpoints(tmp_path):
+def test_corrupted_checkpoints(tmp_path):
     file = tmp_path / "c.ckpt"
     write_checkpoint({"state_dict": {"model.a": torch.zeros(3)}, "sam2kit_config": {}}, file)
     content = file.read_bytes()
 
-    @many
+    @fuzz_settings
     @given(damaged(content))
-    def run(found):
-        file.write_bytes(found)
-        assert not told(load_model, file)  # it never was a whole model
+    def run(data):
+        file.write_bytes(data)
+        assert not loads(load_model, file)  # the undamaged file is no complete model either
 
     run()
 
 
-def test_prompt_files(tmp_path):
+def test_corrupted_prompt_files(tmp_path):
     file = tmp_path / "prompts.json"
     entry = {"video": "v", "object_id": 1, "frame_index": 0}
     content = {
@@ -210,10 +213,10 @@ def test_prompt_files(tmp_path):
         ],
     }
 
-    @many
+    @fuzz_settings
     @given(st.one_of(changed(content).map(as_json), damaged(as_json(content))))
     def run(text):
         file.write_bytes(text)
-        told(load_video_prompts, file, "v", 4, 32)
+        loads(load_video_prompts, file, "v", 4, 32)
 
     run()

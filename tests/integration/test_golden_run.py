@@ -1,6 +1,6 @@
-"""Three optimizer steps of the quick start, compared with recorded losses.
+"""Three optimizer steps of the quick start have the recorded losses.
 
-``UPDATE_SNAPSHOTS=1 pytest tests/integration`` records them again.
+``UPDATE_SNAPSHOTS=1 pytest tests/integration`` records new ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SETTINGS = [
 ]
 
 
-def test_three_steps_of_the_quick_start(tmp_path, monkeypatch, same_arithmetic):
+def test_three_steps_have_the_recorded_losses(tmp_path, monkeypatch, same_arithmetic):
     monkeypatch.chdir(ROOT)
     fit(load_config("configs/quickstart.yaml", SETTINGS), tmp_path / "run")
-    found = rows(tmp_path / "run", 0)
+    metrics = rows(tmp_path / "run", 0)
     if UPDATE:
-        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+        GOLDEN.write_text(json.dumps(metrics, indent=1) + "\n")
     expected = json.loads(GOLDEN.read_text())
-    assert [row["step"] for row in found] == [0, 1, 2, 2]  # three steps and a validation
-    for row, values in zip(found, expected, strict=True):
+    assert [row["step"] for row in metrics] == [0, 1, 2, 2]  # three steps and a validation
+    for row, values in zip(metrics, expected, strict=True):
         assert row == pytest.approx(values, abs=1e-6)

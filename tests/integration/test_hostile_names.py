@@ -1,4 +1,4 @@
-"""Hostile names in a real browser: nothing runs, and each name is shown as text."""
+"""Hostile names in a browser: none of them runs code, and each is displayed as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sam2kit.utils.text import label_text, visible_text
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TRACK = "evaluation = evaluate_checkpoint(run_dir / checkpoint, overrides, run_dir)"
-# In place of training: every tracker copies the prompted mask.
+# Replaces TRACK, because nothing was trained: every tracker copies the prompted mask.
 COPY = """
 from sam2kit.config.loading import load_config
 from sam2kit.evaluation.evaluate import evaluate
@@ -37,13 +37,14 @@ for name in evaluation.source.names:
     debugger.add_object(name)
 debugger
 """
-# What cells show, apart from log lines, which are plain text.
+# The text of cells' outputs, without log lines, which are plain text.
 SHOWS = """([start, stop]) => {
     const cells = window.jupyterapp.shell.currentWidget.content.widgets.slice(start, stop);
     const logs = "[data-mime-type*=stdout], [data-mime-type*=stderr]";
     const outputs = (cell) => [...cell.outputArea.node.querySelectorAll(".jp-OutputArea-output")];
     return cells.flatMap(outputs).filter((e) => !e.matches(logs)).map((e) => e.textContent);
 }"""
+# Traces of code that ran, and of elements made from names.
 RAN = """() => ({
     ran: window.ran ?? null,
     made: document.querySelectorAll(
@@ -53,7 +54,7 @@ NOTHING = {"ran": None, "made": 0}
 
 
 def cells(stem: str, **parameters: object) -> list[str]:
-    """Return the code cells of a notebook with other parameters."""
+    """Return the code cells of a notebook with changed parameters."""
     book = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
     sources[0] += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
@@ -62,14 +63,14 @@ def cells(stem: str, **parameters: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Videos and an evaluation of them, both with hostile names."""
+    """Videos and their evaluation, both with hostile names."""
     folder = tmp_path_factory.mktemp("hostile")
     data, run, config = write_videos(folder / "data"), folder / "run", Config()
     for part in (config.dataset, config.valdataset):
         part.type, part.annotation_file = "coco", str(data)
     config.dataset.image_size, config.dataset.video_clip_length = 32, 2
     config.dataset.num_workers = 0
-    logger.disable("sam2kit")  # or a failure prints each long name a hundred times
+    logger.disable("sam2kit")  # a failure would print each long name many times
     evaluation = evaluate(config, [TrackerRun(name, None) for name in NAMES], run)
     write_results(evaluation)
     (run / "config.yaml").write_text(to_yaml(config))
@@ -78,18 +79,19 @@ def evaluated(tmp_path_factory):
 
 
 def watch(page) -> list[str]:
-    """Collect dialogs, which would hang the page."""
+    """Collect and dismiss dialogs, which would block the page."""
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     return dialogs
 
 
 def shows(text: str, name: str) -> bool:
-    """Whether a name can be read, whatever white space it is broken at."""
+    """Return whether the text contains a name, ignoring differences in white space."""
     return re.sub(r"\s+", " ", visible_text(name)) in re.sub(r"\s+", " ", text)
 
 
 def is_clean(text: str) -> bool:
+    """Return whether a text has no control characters and no overlong word."""
     return not re.search("[\u202e\u2066\u200f\x1b]|n{250}", text)
 
 
@@ -110,7 +112,7 @@ def test_notebooks_and_widgets_show_names_as_text(lab, evaluated, tmp_path):
     debugger = book.wait(".sam2kit-debugger[data-ready='true']")
     book.wait(".sam2kit-clip[data-ready='true']")
     book.until("e => e.querySelector('.legend')?.textContent.includes('J 1.00')", browsers.last)
-    book.page.wait_for_timeout(300)  # a picture that cannot be loaded says so a little later
+    book.page.wait_for_timeout(300)  # the error event of a broken image comes with a delay
     assert book.page.evaluate(RAN) == NOTHING and not dialogs
 
     start = 1
@@ -128,7 +130,7 @@ def test_notebooks_and_widgets_show_names_as_text(lab, evaluated, tmp_path):
     assert shows(debugger.locator(".status").inner_text(), f"recipe={IMAGE!r}")
     assert book.page.evaluate(RAN) == NOTHING and not dialogs
 
-    # The same page does run what is not escaped.
+    # Positive control: unescaped HTML does run on the same page.
     book.page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", IMAGE)
     book.page.wait_for_function("window.ran === 'image'")
 
@@ -147,7 +149,7 @@ def test_pages_show_names_as_text(lab, evaluated, tmp_path):
         text = page.locator("body").text_content()
         assert all(shows(text, video) for video in SHOWN) and is_clean(text)
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-        # Not even a script that is part of the page would run.
+        # The content security policy blocks even scripts that are part of the page.
         page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", IMAGE)
         page.evaluate(
             "const e = document.createElement('script'); e.textContent = 'window.ran = 1';"

@@ -1,4 +1,4 @@
-"""`sam2kit run` killed in the middle of its training, and called again."""
+"""`sam2kit run` is killed during training and called again."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ pipeline.run_stages(config, {}, [int(s) for s in stages.split(",")], Path(run))
 
 @pytest.fixture(autouse=True)
 def one_thread_in_kernels(monkeypatch):
-    """On which a run that goes on equals an undisturbed one bit for bit."""
+    """Use one thread, so that a resumed run equals an uninterrupted one bit for bit."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
 
@@ -77,7 +77,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def notebooks(tmp_path):
-    """Training and evaluation, and nothing else."""
+    """Minimal notebooks for training and evaluation."""
     (tmp_path / "notebooks").mkdir()
     for name, parameters, cell in (
         ("03_train", "config_file = ''\nresume = False", TRAIN),
@@ -93,6 +93,7 @@ def notebooks(tmp_path):
 
 
 def start(config_file, run, notebooks, stages):
+    """Run stages in a new process, with the notebooks of a directory or with sam2kit's (None)."""
     command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(config_file), str(run)]
     return subprocess.Popen([*command, str(notebooks or ""), stages], cwd=ROOT)
 
@@ -102,7 +103,7 @@ def wait_for(condition, seconds=240):
         if condition():
             return
         time.sleep(0.02)
-    raise AssertionError("it did not come")
+    raise AssertionError(f"condition not met within {seconds} s")
 
 
 def descendants(process):
@@ -114,25 +115,26 @@ def gone(process):
 
 
 def kill_in_stage_3(driver, run, number):
-    """Kill it once its training has left a checkpoint; returns the steps of that checkpoint."""
+    """Kill a run once its training has written a checkpoint; return that checkpoint's step."""
     wait_for(lambda: (run / "last.ckpt").exists())
-    found = read_status(run)
-    assert found["state"] == found["stages"]["03_train"]["state"] == "running"
-    assert found["pid"] == driver.pid
-    below = descendants(driver)
-    assert below
+    status = read_status(run)
+    assert status["state"] == status["stages"]["03_train"]["state"] == "running"
+    assert status["pid"] == driver.pid
+    children = descendants(driver)
+    assert children
     os.kill(driver.pid, number)
     assert driver.wait(60) != 0
-    wait_for(lambda: all(gone(process) for process in below), 15)
+    # The kernel and the loaders of a killed driver must end, too, or the run stays locked.
+    wait_for(lambda: all(gone(process) for process in children), 15)
     wait_for(lambda: not is_locked(run), 15)
-    found = read_status(run)
-    assert found["state"] == found["stages"]["03_train"]["state"] == "interrupted"
-    assert found["stages"]["04_evaluate"]["state"] == "waiting"
+    status = read_status(run)
+    assert status["state"] == status["stages"]["03_train"]["state"] == "interrupted"
+    assert status["stages"]["04_evaluate"]["state"] == "waiting"
     return torch.load(run / "last.ckpt", weights_only=True)["global_step"]
 
 
 def scores(run):
-    """What training and evaluation measured, without times and folders."""
+    """Return the metrics of training and evaluation, without times and paths."""
     metrics = json.loads((run / "metrics.json").read_text())
     with open(run / "metrics.csv", newline="") as file:
         return metrics["trackers"], metrics["videos"], list(csv.DictReader(file))
@@ -141,7 +143,7 @@ def scores(run):
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_killed_in_stage_3_it_goes_on_to_the_same_metrics(
+def test_run_killed_in_stage_3_resumes_to_the_same_metrics(
     config_file, notebooks, tmp_path, monkeypatch, number
 ):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -159,8 +161,8 @@ def test_killed_in_stage_3_it_goes_on_to_the_same_metrics(
 
 
 @pytest.mark.slow
-def test_the_notebooks_themselves_go_on(tmp_path):
-    """The repository's four stages, killed twice in the third."""
+def test_run_of_the_real_notebooks_resumes(tmp_path):
+    """Notebooks 1 to 4, killed twice in the third stage."""
     config_file = tmp_path / "quick.yaml"
     config_file.write_text(
         "defaults: [quickstart, _self_]\n"
@@ -169,6 +171,7 @@ def test_the_notebooks_themselves_go_on(tmp_path):
     )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for _ in range(2):
+        # The second kill must wait for a checkpoint of the resumed training.
         (killed / "last.ckpt").unlink(missing_ok=True)
         kill_in_stage_3(start(config_file, killed, None, "1,2,3,4"), killed, signal.SIGKILL)
     for run in (killed, whole):

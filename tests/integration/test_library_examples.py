@@ -1,4 +1,4 @@
-"""The examples of docs/library.md run, one after the other, and are short."""
+"""The examples of docs/library.md are short and run in sequence."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), 
 
 
 @pytest.fixture(scope="module")
-def names(own_cache, tmp_path_factory):
-    """What the examples define, each run as a cell of one notebook in a folder of its own."""
+def names(temporary_cache, tmp_path_factory):
+    """Run the examples like the cells of one notebook; yield the names that they define."""
     folder = tmp_path_factory.mktemp("library")
     (folder / "data_samples").symlink_to(ROOT / "data_samples")
     defined: dict[str, object] = {}
@@ -40,26 +40,26 @@ def names(own_cache, tmp_path_factory):
         yield defined
 
 
-def test_are_shorter_than_20_lines():
+def test_examples_are_shorter_than_20_lines():
     assert len(EXAMPLES) == 9
     assert all(len(example.splitlines()) < 20 for example in EXAMPLES)
 
 
-def test_a_model_tracks_a_clip(names):
+def test_model_tracks_a_clip(names):
     batch, output = names["batch"], names["output"]
     assert batch.frames.shape == (2, 4, 3, 128, 128)
     assert output.mask_logits.shape == (4, batch.num_objects, 32, 32)
     assert output.tracked.any(0).all()
 
 
-def test_training_on_arrays_leaves_a_run(names):
+def test_training_on_arrays_writes_checkpoints_and_metrics(names):
     result = names["result"]
     assert result.best_checkpoint.is_file() and result.last_checkpoint.is_file()
     assert 0 <= result.metrics["val_iou"] <= 1
     assert not result.interrupted
 
 
-def test_own_loss_and_trainer_log_and_save(names):
+def test_custom_loss_and_trainer_log_and_save(names):
     trainer, module = names["trainer"], names["module"]
     assert trainer.global_step == 2
     assert {"loss", "focal", "val_loss", "val_focal", "val_iou"} <= set(trainer.callback_metrics)
@@ -70,19 +70,19 @@ def test_own_loss_and_trainer_log_and_save(names):
     assert all(bool((weights[k] == v).all()) for k, v in names["model"].state_dict().items())
 
 
-def test_tracking_and_scores_in_memory_and_on_disk_agree(names):
+def test_scores_in_memory_and_on_disk_agree(names):
     assert [mask.shape for mask in names["tracked"]] == [(64, 64)] * 6
     in_memory = names["scorer"].result().objects()[1]
     on_disk = names["scores"].videos[0].objects()[1]
     assert in_memory["J"] > 0.5
-    # A truth of one object takes the convention of DAVIS 2016, with the same frames here.
+    # Ground truth of one object is scored as in DAVIS 2016, which here uses the same frames.
     assert on_disk["J"] == pytest.approx(in_memory["J"])
 
 
 class TestArguments:
-    """What the page says in passing."""
+    """Statements of the page about optional arguments."""
 
-    def test_a_model_of_single_values(self):
+    def test_model_from_single_values(self):
         config = Config()
         model = create_sam2_model(
             config, size="nano", image_size=64, trainable_modules=["memory_encoder"], seed=1
@@ -91,20 +91,23 @@ class TestArguments:
         assert model.image_size == 64
         trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
         assert trained == {"memory_encoder"}
-        same, other = (create_sam2_model(size="nano", image_size=64, seed=s) for s in (1, 2))
-        weights, same, other = (m.mask_downsample.weight for m in (model, same, other))
-        assert weights.equal(same) and not weights.equal(other)
+        same_seed, other_seed = (
+            create_sam2_model(size="nano", image_size=64, seed=seed).mask_downsample.weight
+            for seed in (1, 2)
+        )
+        weights = model.mask_downsample.weight
+        assert weights.equal(same_seed) and not weights.equal(other_seed)
 
-    def test_a_model_of_a_checkpoint_has_its_size(self):
+    def test_model_from_a_checkpoint_has_its_size(self):
         _, loaded = load_model("nano")
         model = create_sam2_model(checkpoint="nano")
         assert model.image_size == loaded.image_size
         state = loaded.state_dict()
         assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
-        with pytest.raises(ConfigError, match="image_size"):
+        with pytest.raises(ConfigError, match="image_size"):  # not a multiple of 32
             create_sam2_model(checkpoint="nano", image_size=100)
 
-    def test_sources_of_ones_own(self, toy_config):
+    def test_custom_sources(self, toy_config):
         source = SyntheticDataset(4, 2, 32, 1, seed=0)
         data = SAM2LightningDataModule(toy_config, train_source=source)
         train, val = data.train_clips.source.names, data.val_clips.source.names
@@ -115,7 +118,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="train_source"):
             SAM2LightningDataModule(toy_config, val_source=source)
 
-    def test_callbacks_and_a_loss_reach_a_fit(self, toy_config, tmp_path):
+    def test_fit_uses_callbacks_and_a_loss(self, toy_config, tmp_path):
         class Count(Callback):
             steps = 0
 
@@ -130,7 +133,7 @@ class TestArguments:
         assert count.steps == 2
         assert result.metrics["own"] == result.metrics["val_own"] == 1
 
-    def test_a_trainer_that_saves_weights_alone(self, toy_config, tmp_path):
+    def test_weights_only_checkpoint_of_a_trainer_loads(self, toy_config, tmp_path):
         checkpoint = ModelCheckpoint(tmp_path, "weights", save_weights_only=True)
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
         trainer = Trainer(max_steps=1, accelerator="cpu", callbacks=[checkpoint], **quiet)
@@ -141,8 +144,8 @@ class TestArguments:
         state = module.model.state_dict()
         assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
 
-    def test_several_devices_take_none_of_these(self, toy_config, tmp_path):
+    def test_callbacks_and_loss_need_one_device(self, toy_config, tmp_path):
         toy_config.trainer.devices = "2"
-        for more in ({"callbacks": [Callback()]}, {"loss": lambda *_: {}}):
+        for arguments in ({"callbacks": [Callback()]}, {"loss": lambda *_: {}}):
             with pytest.raises(ConfigError, match="trainer.devices=1"):
-                fit(toy_config, tmp_path / "run", **more)
+                fit(toy_config, tmp_path / "run", **arguments)

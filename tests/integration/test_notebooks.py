@@ -1,4 +1,4 @@
-"""The staged notebooks: the rules they are written by, and a short run of all of them."""
+"""The staged notebooks follow the rules for notebooks, and a short run of all succeeds."""
 
 import ast
 import json
@@ -23,10 +23,12 @@ SHARED = ROOT.parent / "shared"
 DAVIS, FILM = SHARED / "davis", SHARED / "video" / "juggle.mp4"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = [0, 1, 2, 3, 4, 5]
-OWN = {path.stem: {"run_dir", "overrides"} for path in NOTEBOOKS} | {
+# Parameters that each notebook must have.
+REQUIRED_PARAMETERS = {path.stem: {"run_dir", "overrides"} for path in NOTEBOOKS} | {
     "00_quickstart": {"run_dir", "video", "clicks", "checkpoint"},
     "05_compare_runs": {"run_dir", "runs"},
 }
+# Overrides for a training of seconds on a CPU.
 QUICK = [
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
@@ -48,23 +50,23 @@ def code_cells(path):
 
 
 def python_of(source):
-    """Without the lines that are IPython's own."""
+    """Return source without IPython's magic and shell lines."""
     return "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
 
 
-def test_every_stage_has_its_notebook():
+def test_every_stage_has_a_notebook():
     assert [path.name[:2] for path in NOTEBOOKS] == [f"{stage:02d}" for stage in STAGES]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestRules:
-    def test_first_cell_says_what_it_needs_leaves_and_takes(self, path):
+    def test_first_cell_lists_inputs_outputs_and_duration(self, path):
         first = read(path).cells[0]
         assert first.cell_type == "markdown"
         for word in ("Needs", "Leaves in `run_dir`", "Takes"):
             assert f"| {word} |" in first.source
 
-    def test_one_parameters_cell_of_literals(self, path):
+    def test_first_code_cell_assigns_parameters_from_literals(self, path):
         tagged = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
         assert tagged == code_cells(path)[:1]
         names = []
@@ -72,23 +74,23 @@ class TestRules:
             assert isinstance(statement, ast.Assign), ast.unparse(statement)
             ast.literal_eval(statement.value)
             names += [target.id for target in statement.targets]
-        assert OWN[path.stem] <= set(names)
+        assert REQUIRED_PARAMETERS[path.stem] <= set(names)
 
     def test_papermill_can_read_the_parameters(self, path, caplog):
         import papermill
 
-        found = papermill.inspect_notebook(str(path))
-        assert OWN[path.stem] <= set(found)
+        parameters = papermill.inspect_notebook(str(path))
+        assert REQUIRED_PARAMETERS[path.stem] <= set(parameters)
         assert "Unable to parse" not in caplog.text
 
-    def test_cells_are_short_and_define_nothing(self, path):
+    def test_cells_are_short_and_define_no_functions(self, path):
         for cell in code_cells(path):
             assert 0 < len(cell.source.splitlines()) <= 15, cell.source
             kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
             for node in ast.walk(ast.parse(python_of(cell.source))):
                 assert not isinstance(node, kinds), cell.source
 
-    def test_outputs_are_stripped_and_the_kernel_is_python3(self, path):
+    def test_outputs_are_stripped_and_kernel_is_python3(self, path):
         notebook = read(path)
         nbformat.validate(notebook)
         assert notebook.metadata.kernelspec.name == "python3"
@@ -97,13 +99,13 @@ class TestRules:
             assert cell.outputs == [] and cell.execution_count is None
             assert set(cell.metadata) <= {"tags"}
 
-    def test_it_speaks_of_no_absolute_path(self, path):
+    def test_contains_no_absolute_path(self, path):
         text = path.read_text(encoding="utf-8")
         assert not any(part in text for part in ("/home/", "/root/", "/tmp/", "/Users/", "C:\\\\"))
 
 
 def a_few_samples(data):
-    """Copy some sample clips to ``data``; overrides that train on them for two steps."""
+    """Copy sample clips to ``data``; return overrides to train on them for two steps."""
     for kind in ("JPEGImages", "Annotations"):
         for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
             shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
@@ -119,7 +121,7 @@ def a_few_samples(data):
 
 
 def run_on_a_few_samples(data, run_dir):
-    """All notebooks on a few sample clips, with two steps of training."""
+    """Run all notebooks on a few sample clips, with two training steps."""
     parameters = {
         "overrides": a_few_samples(data),
         "max_videos": 2,
@@ -130,7 +132,7 @@ def run_on_a_few_samples(data, run_dir):
     return run_stages(ROOT / "configs" / "quickstart.yaml", parameters, STAGES, run_dir)
 
 
-def check_no_cell_failed_and_the_copies_are_kept(result):
+def check_no_cell_failed(result):
     assert [path.name for path in result.notebooks] == [path.name for path in NOTEBOOKS]
     for path in result.notebooks:
         outputs = [output for cell in code_cells(path) for output in cell.outputs]
@@ -139,25 +141,25 @@ def check_no_cell_failed_and_the_copies_are_kept(result):
     assert {entry["state"] for entry in status.values()} == {"done"}
 
 
-def check_two_clicks_follow_their_objects(result):
+def check_clicked_objects_are_tracked(result):
     (folder,) = (result.run_dir / "tracked").glob("*/*")
     truth_folder = ROOT / "data_samples" / "Annotations" / "val_004"
     names = sorted(path.name for path in truth_folder.glob("*.png"))
-    found, truth = (
+    predicted, truth = (
         np.stack([np.array(Image.open(masks / name)) for name in names])
         for masks in (folder / "masks" / "val_004", truth_folder)
     )
     for number in (1, 2):
-        both, either = (
-            f(found == number, truth == number) for f in (np.logical_and, np.logical_or)
+        intersection, union = (
+            f(predicted == number, truth == number) for f in (np.logical_and, np.logical_or)
         )
-        assert both.sum() / either.sum() > 0.75
+        assert intersection.sum() / union.sum() > 0.75
     with Image.open(folder / "overlay.gif") as gif:
         assert gif.n_frames == len(names) == 8
     assert json.loads((folder / "track.json").read_text())["objects"] == ["stripes", "ball"]
 
 
-def check_moving_pictures_survive_a_conversion(result):
+def check_html_export_keeps_animations(result):
     from nbconvert import HTMLExporter
 
     for name in ("00_quickstart", "04_evaluate"):
@@ -176,7 +178,7 @@ def check_data_summary(result):
     assert [row["video"] for row in summary["videos"]][2:] == ["val_000", "val_001"]
 
 
-def check_the_doctor_read_everything(result):
+def check_doctor_report(result):
     report = json.loads((result.run_dir / "doctor.json").read_text())
     assert [row["videos"] for row in report["summary"]] == [3, 2]
     assert [row["frames"] for row in report["summary"]] == [24, 16]
@@ -184,22 +186,22 @@ def check_the_doctor_read_everything(result):
     assert "<html" in (result.run_dir / "doctor.html").read_text()
 
 
-def check_each_widget_has_a_picture(result):
-    """Without a front end, and when a notebook is opened again: a cell that shows a PNG follows."""
-    shown = {"00_quickstart": 1, "01_inspect_data": 1, "02_debug_prompts": 1, "04_evaluate": 1}
+def check_a_picture_follows_each_widget(result):
+    """Check that the cell after a widget shows a PNG, which needs no running kernel."""
+    expected = {"00_quickstart": 1, "01_inspect_data": 1, "02_debug_prompts": 1, "04_evaluate": 1}
     widget = "application/vnd.jupyter.widget-view+json"
-    found = dict.fromkeys(shown, 0)
+    counts = dict.fromkeys(expected, 0)
     for path in result.notebooks:
         cells = code_cells(path)
         assert "widgets" not in read(path).metadata
-        for cell, after in zip(cells, cells[1:], strict=False):
+        for cell, next_cell in zip(cells, cells[1:], strict=False):
             if any(widget in output.get("data", {}) for output in cell.outputs):
-                assert any("image/png" in output.get("data", {}) for output in after.outputs)
-                found[path.stem] += 1
-    assert found == shown
+                assert any("image/png" in output.get("data", {}) for output in next_cell.outputs)
+                counts[path.stem] += 1
+    assert counts == expected
 
 
-def check_the_debugger_tracked(result):
+def check_prompt_debugger(result):
     printed = [
         output.text
         for cell in code_cells(result.run_dir / "02_debug_prompts.ipynb")
@@ -249,81 +251,82 @@ def check_scores_of_the_trackers(result):
     summary = json.loads((result.run_dir / "data_summary.json").read_text())
     copied = summary["sets"]["validation"]["copied mask"]
     metrics = json.loads((result.run_dir / "metrics.json").read_text())
-    # Once at the model's size, once at the video's.
+    # One was computed at the model's resolution, the other at the video's.
     assert metrics["trackers"]["first mask copied"]["J"] == pytest.approx(copied, abs=0.005)
     results = ["checkpoint", "overlay picture", "overlay GIF", "metrics", "report"]
     assert list(result.results) == results
 
 
-def test_all_run_and_hand_over(tmp_path):
-    # One test, so that parallel workers do not each run the notebooks.
+def test_all_notebooks_run_in_sequence(tmp_path):
+    # A single test, because parallel workers would each run the notebooks.
     result = run_on_a_few_samples(tmp_path / "data", tmp_path / "run")
-    check_no_cell_failed_and_the_copies_are_kept(result)
-    check_two_clicks_follow_their_objects(result)
-    check_moving_pictures_survive_a_conversion(result)
+    check_no_cell_failed(result)
+    check_clicked_objects_are_tracked(result)
+    check_html_export_keeps_animations(result)
     check_data_summary(result)
-    check_the_doctor_read_everything(result)
+    check_doctor_report(result)
     check_prompts(result)
-    check_the_debugger_tracked(result)
-    check_each_widget_has_a_picture(result)
+    check_prompt_debugger(result)
+    check_a_picture_follows_each_widget(result)
     check_training(result)
     check_pictures(result)
     check_scores_of_the_trackers(result)
 
 
-def papermill(notebook, done, **parameters):
-    """Run a notebook by plain papermill, in the repository, as its manual says."""
-    command = [sys.executable, "-m", "papermill", str(notebook), str(done), "--no-progress-bar"]
+def papermill(notebook, executed, **parameters):
+    """Run a notebook with the papermill command, and return the outputs of its code cells."""
+    command = [sys.executable, "-m", "papermill", str(notebook), str(executed), "--no-progress-bar"]
     command += ["-y", json.dumps(parameters)]  # JSON is YAML
     environment = os.environ | {"MPLBACKEND": "agg"}
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return [output for cell in code_cells(done) for output in cell.outputs]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return [output for cell in code_cells(executed) for output in cell.outputs]
 
 
-def test_plain_papermill(tmp_path):
-    done = tmp_path / "done.ipynb"
-    outputs = papermill(NOTEBOOKS[0], done, run_dir=str(tmp_path / "run"))
+def test_papermill_command(tmp_path):
+    executed = tmp_path / "executed.ipynb"
+    outputs = papermill(NOTEBOOKS[0], executed, run_dir=str(tmp_path / "run"))
     assert any("image/png" in output.get("data", {}) for output in outputs)
     (masks,) = (tmp_path / "run" / "tracked").glob("*/*/masks/val_004")
     assert len(list(masks.glob("*.png"))) == 8
 
 
 @pytest.mark.slow
-def test_plain_papermill_runs_all(tmp_path):
+def test_papermill_command_runs_all_notebooks(tmp_path):
     run_dir = tmp_path / "run"
     common = {"run_dir": str(run_dir), "overrides": a_few_samples(tmp_path / "data")}
     few = {"max_videos": 2, "shown_videos": 2, "max_clips": 2, "runs": [str(run_dir)]}
     for notebook in NOTEBOOKS:
-        accepted = code_cells(notebook)[0].source
-        parameters = {k: v for k, v in (common | few).items() if f"{k} = " in accepted}
+        # papermill warns of parameters that a notebook does not have.
+        cell = code_cells(notebook)[0].source
+        parameters = {k: v for k, v in (common | few).items() if f"{k} = " in cell}
         papermill(notebook, tmp_path / notebook.name, **parameters)
     assert {"best.ckpt", "metrics.json", "report.html", "comparison.md"} <= {
         path.name for path in run_dir.iterdir()
     }
 
 
-def test_training_by_hand(tmp_path, monkeypatch):
-    """Opened in ``notebooks/``, with paths that are relative to the repository."""
+def test_training_notebook_started_in_its_directory(tmp_path, monkeypatch):
+    """JupyterLab starts kernels in ``notebooks/``; paths are relative to the repository."""
     for name in ("configs", "data_samples"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     overrides = [*QUICK, "dataset=synthetic", "valdataset=synthetic", "dataset.image_size=64"]
     overrides += ["dataset.synthetic_videos=4", "valdataset.synthetic_videos=2"]
-    source, done = ROOT / "notebooks" / "03_train.ipynb", tmp_path / "done.ipynb"
+    source, executed = ROOT / "notebooks" / "03_train.ipynb", tmp_path / "executed.ipynb"
     with (tmp_path / "lock").open("w") as lock:
-        execute(source, done, {"overrides": overrides}, lock.fileno())
+        execute(source, executed, {"overrides": overrides}, lock.fileno())
     run_dir = tmp_path / "outputs" / "notebooks"
     assert (run_dir / "best.ckpt").is_file() and (run_dir / "training.png").is_file()
-    shown = [o for cell in code_cells(done) for o in cell.outputs]
-    # The live curves are one picture, however often they were drawn.
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 1
-    assert "memory of a step" in "".join(o.text for o in shown if o.output_type == "stream")
+    outputs = [o for cell in code_cells(executed) for o in cell.outputs]
+    # Every update replaces the picture of the live curves.
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    assert "memory of a step" in "".join(o.text for o in outputs if o.output_type == "stream")
 
 
 class TestOtherData:
-    """`01_inspect_data` on what a path names; the other stages on frames that were filmed."""
+    """`01_inspect_data` on the data at a path, and all stages on real videos."""
 
     def inspect(self, data, run_dir):
         parameters = {"data": str(data), "max_videos": 2, "shown_videos": 2}
@@ -332,23 +335,23 @@ class TestOtherData:
     def summary(self, run_dir):
         return json.loads((run_dir / "data_summary.json").read_text())["sets"]["data"]
 
-    def test_a_video_file_without_masks(self, tmp_path):
+    def test_video_file_without_masks(self, tmp_path):
         frames = [np.full((48, 64, 3), 20 * t, dtype=np.uint8) for t in range(8)]
         save_mp4(tmp_path / "film.mp4", frames)
         result = self.inspect(tmp_path / "film.mp4", tmp_path / "run")
         summary = self.summary(result.run_dir)
-        assert summary["videos"] == 1 and summary["objects"] >= 1  # generated ones, as in training
+        assert summary["videos"] == 1 and summary["objects"] >= 1  # synthetic ones, as in training
         (row,) = json.loads((result.run_dir / "doctor.json").read_text())["summary"]
         assert (row["frames"], row["masks"], row["sizes"]) == (8, 0, "64x48")
 
     @pytest.mark.slow
-    @pytest.mark.skipif(not FILM.exists(), reason=f"{FILM} is not there")
-    def test_a_filmed_video(self, tmp_path):
+    @pytest.mark.skipif(not FILM.exists(), reason=f"{FILM} does not exist")
+    def test_real_video(self, tmp_path):
         summary = self.summary(self.inspect(FILM, tmp_path / "run").run_dir)
         assert summary["videos"] == 1 and 0 < summary["copied mask"] < 1
 
     @pytest.mark.slow
-    @pytest.mark.skipif(not DAVIS.exists(), reason=f"{DAVIS} is not there")
+    @pytest.mark.skipif(not DAVIS.exists(), reason=f"{DAVIS} does not exist")
     def test_davis(self, tmp_path):
         overrides = [
             *QUICK,
@@ -363,7 +366,7 @@ class TestOtherData:
         parameters = {"overrides": overrides, "max_videos": 3, "runs": [str(tmp_path / "run")]}
         config = ROOT / "configs" / "davis.yaml"
         result = run_stages(config, parameters, STAGES, tmp_path / "run")
-        check_no_cell_failed_and_the_copies_are_kept(result)
+        check_no_cell_failed(result)
         check_training(result)
         check_pictures(result)
         assert not json.loads((result.run_dir / "doctor.json").read_text())["broken"]
@@ -371,12 +374,12 @@ class TestOtherData:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_each_has_a_page_with_its_pictures(path):
-    """As `make docs` leaves them: of the cells as they are now, and small."""
+def test_rendered_page_is_current_and_small(path):
+    """`make docs-notebooks` writes the page with all cells and their pictures."""
     folder = ROOT / "docs" / "notebooks"
     page = (folder / f"{path.stem}.md").read_text(encoding="utf-8")
     for cell in read(path).cells:
-        assert cell.source.strip() in page, f"make docs: {path.stem} has changed since"
+        assert cell.source.strip() in page, f"run make docs-notebooks: {path.stem} has changed"
     pictures = re.findall(r"!\[\]\((.+?)\)", page)
     assert pictures and all((folder / picture).stat().st_size < 1_000_000 for picture in pictures)
     assert not re.search(r"/(home|root|tmp|Users)/|\d\d:\d\d:\d\d ", page)

@@ -14,21 +14,21 @@ EXPECTED = json.loads(make_old_run.EXPECTED.read_text())
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
-def test_the_weights_of_an_old_checkpoint_are_read_unchanged(old_run, name):
+def test_weights_of_an_old_checkpoint_load_unchanged(old_run, name):
     assert make_old_run.checksums(old_run / name) == EXPECTED["weights"]
 
 
-def test_an_old_run_resumes_within_its_epoch_as_if_never_stopped(old_run, same_arithmetic):
-    before = make_old_run.rows(old_run, 0)
+def test_old_run_resumes_within_an_epoch_as_if_never_stopped(old_run, same_arithmetic):
+    old_rows = make_old_run.rows(old_run, 0)
     config = load_config(old_run / "config.yaml", [f"trainer.max_steps={make_old_run.END}"])
     result = fit(config, old_run, resume=True)
     rows = make_old_run.rows(old_run, 0)
-    assert rows[: len(before)] == before
-    check_rows(rows[len(before) :], EXPECTED["whole_run"])
+    assert rows[: len(old_rows)] == old_rows
+    check_rows(rows[len(old_rows) :], EXPECTED["whole_run"])
     assert make_old_run.checksums(result.last_checkpoint) != EXPECTED["weights"]
 
 
-def test_an_old_checkpoint_resumes_in_another_folder(old_run, tmp_path, same_arithmetic):
+def test_old_checkpoint_resumes_in_another_run_directory(old_run, tmp_path, same_arithmetic):
     overrides = [f"trainer.max_steps={make_old_run.END}", "trainer.resume_from=run/last.ckpt"]
     result = fit(load_config(old_run / "config.yaml", overrides), tmp_path / "resumed")
     check_rows(make_old_run.rows(result.run_dir, 0), EXPECTED["whole_run"])
@@ -36,13 +36,13 @@ def test_an_old_checkpoint_resumes_in_another_folder(old_run, tmp_path, same_ari
 
 
 def check_rows(rows, expected):
-    """Compare rows of ``metrics.csv``."""
+    """Compare rows of ``metrics.csv`` up to rounding."""
     assert len(rows) == len(expected)
     for row, values in zip(rows, expected, strict=True):
         assert row == pytest.approx(values, abs=1e-6)
 
 
-def test_an_old_run_scores_as_it_did(old_evaluation):
+def test_scores_of_an_old_run_are_unchanged(old_evaluation):
     trackers = json.loads((old_evaluation / "metrics.json").read_text())["trackers"]
     scores = {name: tracker["J&F"] for name, tracker in trackers.items()}
     assert scores == pytest.approx(EXPECTED["scores"], abs=1e-6)

@@ -1,4 +1,4 @@
-"""What is installed: the lists of packages agree, and a wheel works away from the repository."""
+"""The lists of dependencies agree, and the installed wheel works outside the repository."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Where a distribution is not called as the module it holds.
+# Distributions whose name differs from their module.
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
@@ -43,37 +43,41 @@ DISTRIBUTIONS = {
 
 
 def declared(*lists: list[str]) -> dict[str, Requirement]:
+    """Parse lists of requirements into a dictionary by normalized name."""
     requirements = [Requirement(text) for texts in lists for text in texts]
     return {canonicalize_name(r.name): r for r in requirements}
 
 
 def pinned() -> dict[str, Version]:
+    """Read requirements.txt, in which every package is pinned exactly once."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = {}
+    versions: dict[str, Version] = {}
     for line in lines:
         if text := line.partition("#")[0].strip():
             name, equals, version = text.partition("==")
-            assert equals and canonicalize_name(name) not in found, f"{text}: pin it, and once"
-            found[canonicalize_name(name)] = Version(version)
-    return found
+            assert equals, f"{text} is not pinned"
+            assert canonicalize_name(name) not in versions, f"{name} is listed twice"
+            versions[canonicalize_name(name)] = Version(version)
+    return versions
 
 
-def test_requirements_pin_what_the_project_declares():
+def test_requirements_pin_the_declared_packages():
     ranges = declared(PROJECT["dependencies"], *EXTRAS.values())
     versions = pinned()
     assert set(versions) == set(ranges)
     for name, version in versions.items():
-        assert version in ranges[name].specifier, f"{name} {version}: not {ranges[name].specifier}"
+        supported = ranges[name].specifier
+        assert version in supported, f"{name} {version} is not {supported}"
 
 
-def test_extras_are_the_promised_ones():
+def test_extras_and_supported_torch_versions():
     assert set(EXTRAS) == {"wandb", "swanlab", "lora", "slurm", "dev"}
-    own = declared(PROJECT["dependencies"])
-    assert Version("2.13.0") not in own["torch"].specifier
-    assert Version("2.5.1") in own["torch"].specifier
+    torch = declared(PROJECT["dependencies"])["torch"]
+    assert Version("2.13.0") not in torch.specifier
+    assert Version("2.5.1") in torch.specifier
 
 
-def test_environment_refers_to_the_one_list():
+def test_conda_environment_uses_requirements_txt():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     (pip,) = (item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
     plain = [item for item in environment["dependencies"] if isinstance(item, str)]
@@ -85,7 +89,7 @@ def test_environment_refers_to_the_one_list():
     assert "a second time" in text and "make setup" in text
 
 
-def test_make_installs_first_what_building_sam2_needs():
+def test_make_installs_the_build_dependencies_of_sam2_first():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (names,) = re.findall(r"grep -E '\^\(([a-z|]+)\)=='", makefile)
     assert {"torch", "torchvision", "setuptools", "wheel", "hatchling"} <= set(names.split("|"))
@@ -94,7 +98,7 @@ def test_make_installs_first_what_building_sam2_needs():
 
 
 def test_every_import_is_declared():
-    known = set(declared(PROJECT["dependencies"], *EXTRAS.values()))
+    available = set(declared(PROJECT["dependencies"], *EXTRAS.values()))
     for file in (ROOT / "sam2kit").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = []
@@ -105,11 +109,11 @@ def test_every_import_is_declared():
             for name in {name.split(".")[0] for name in names} - {"sam2kit"}:
                 if name not in sys.stdlib_module_names:
                     name = DISTRIBUTIONS.get(name, name)
-                    assert canonicalize_name(name) in known, f"{file.name} imports {name}"
+                    assert canonicalize_name(name) in available, f"{file.name} imports {name}"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_a_second_set_up_does_nothing(tmp_path):
+def test_second_setup_does_nothing(tmp_path):
     stamp = tmp_path / ".sam2kit-installed"
 
     def up_to_date() -> bool:
@@ -132,13 +136,13 @@ def test_ci_runs_the_tests():
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr
     (file,) = folder.glob("*.whl")
     return file
 
 
-def test_wheel_holds_the_package_and_its_configs(wheel):
+def test_wheel_contains_the_package_and_its_configs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {f.relative_to(ROOT).as_posix() for f in files(ROOT / "sam2kit")}
     configs = {f"sam2kit/{f.relative_to(ROOT).as_posix()}" for f in files(ROOT / "configs")}
@@ -152,22 +156,22 @@ def files(folder: Path) -> list[Path]:
     return [f for f in folder.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
 
 
-def test_installed_wheel_trains_two_steps_elsewhere(wheel, tmp_path):
-    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+def test_installed_wheel_trains_outside_the_repository(wheel, tmp_path):
+    target, work_dir = tmp_path / "site", tmp_path / "work"
+    work_dir.mkdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
 
     def python(*argv: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *argv], cwd=elsewhere, env=environment, capture_output=True, text=True
+        process = subprocess.run(
+            [sys.executable, *argv], cwd=work_dir, env=environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
-    where = "from sam2kit.config.loading import config_dir; print(config_dir())"
-    assert Path(python("-c", where).strip()) == target / "sam2kit" / "configs"
+    code = "from sam2kit.config.loading import config_dir; print(config_dir())"
+    assert Path(python("-c", code).strip()) == target / "sam2kit" / "configs"
     assert (target / "bin" / "sam2kit").is_file()
     tiny = [
         "dataset.image_size=64",
@@ -179,22 +183,24 @@ def test_installed_wheel_trains_two_steps_elsewhere(wheel, tmp_path):
         "trainer.log_every_n_steps=1",
     ]
     python("-m", "sam2kit.train", "model=nano", "dataset=synthetic", "trainer=cpu", *tiny)
-    (run,) = (elsewhere / "outputs").glob("*/*")
+    (run,) = (work_dir / "outputs").glob("*/*")
     assert (run / "best.ckpt").is_file() and (run / "config.yaml").is_file()
-    steps = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    assert {row[steps[0].index("step")] for row in steps[1:]} >= {"0", "1"}
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    column = header.split(",").index("step")
+    assert {row.split(",")[column] for row in rows} >= {"0", "1"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="who listens is asked of Linux")
-def test_lab_answers_on_loopback_alone_and_to_its_token(tmp_path):
-    told = subprocess.run(
+@pytest.mark.skipif(sys.platform != "linux", reason="lists sockets of a process on Linux")
+def test_lab_listens_only_on_loopback_and_needs_a_token(tmp_path):
+    # The options of `make lab`, without starting a browser.
+    commands = subprocess.run(
         ["make", "-n", "lab", f"PYTHON={sys.executable}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.replace("\\\n", " ")
-    (line,) = [line for line in told.splitlines() if "-m jupyterlab" in line]
+    (line,) = [line for line in commands.splitlines() if "-m jupyterlab" in line]
     arguments = shlex.split(line)[1:]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -211,17 +217,17 @@ def test_lab_answers_on_loopback_alone_and_to_its_token(tmp_path):
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=5)
-            except urllib.error.HTTPError as answer:
-                assert answer.code == 403
+            except urllib.error.HTTPError as error:
+                assert error.code == 403
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
             else:
-                pytest.fail("files are shown to whoever asks")
-        listening = psutil.Process(process.pid).net_connections("tcp")
-        found = {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}
-        assert found == {"127.0.0.1"}
+                pytest.fail("the server lists files without a token")
+        connections = psutil.Process(process.pid).net_connections("tcp")
+        addresses = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+        assert addresses == {"127.0.0.1"}
     finally:
         process.terminate()
         process.wait(30)

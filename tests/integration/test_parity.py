@@ -1,4 +1,7 @@
-"""The model gives what upstream's ``SAM2Train`` gives, and these tests would notice if not."""
+"""The model's outputs, losses and gradients equal those of upstream's ``SAM2Train``.
+
+Further tests change one convention at a time and check that the comparison detects it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.training.losses import SAM2TrainingLoss
 
-TOLERANCE = 1e-3  # of the standard deviation of the logits behind the prompted frames
+TOLERANCE = 1e-3  # relative to the standard deviation of the logits on unprompted frames
 
 
 @functools.cache
@@ -41,17 +44,18 @@ def model_pair(size: str):
 
 @pytest.fixture
 def pair():
-    """The two models of a size, in evaluation mode and with their weights back at the end."""
-    taken = []
+    """Both models of a size, in evaluation mode; the test's changes to weights are undone."""
+    # Models are built once per size, because building them takes longer than a test.
+    used = []
 
-    def take(size: str):
+    def get_pair(size: str):
         config, ours, theirs = model_pair(size)
         state = {n: t.clone() for n, t in ours.state_dict().items()}
-        taken.append((ours, theirs, state))
+        used.append((ours, theirs, state))
         return config, ours.eval(), theirs.eval()
 
-    yield take
-    for ours, theirs, state in taken:
+    yield get_pair
+    for ours, theirs, state in used:
         ours.load_state_dict(state)
         theirs.load_state_dict(state)
         ours.zero_grad()
@@ -59,17 +63,19 @@ def pair():
 
 
 def stacked(outputs: list[dict], key: str) -> torch.Tensor:
+    """Stack upstream's values after the last decoder step of each frame, as ``[T, N]``."""
     values = [frame[key][-1] for frame in outputs]
     return torch.stack([v.amax(-1) if key.endswith("ious") else v[:, 0] for v in values])
 
 
 def difference(ours, theirs, batch, prompts) -> dict[str, float]:
-    """The largest difference of each output: logits in deviations, the others as they are."""
+    """Return the maximum difference per output; logits relative to their standard deviation."""
     with torch.no_grad():
         output = ours(batch, prompts)
         expected, _ = run_upstream(theirs, batch, prompts, [])
     logits = torch.stack([frame["pred_masks"][:, 0] for frame in expected])
     tracked = [t for t in range(batch.num_frames) if t not in {p.frame for p in prompts}]
+    # Upstream sets the logits of absent objects to -1024; they would dominate the deviation.
     deviation = logits[tracked][logits[tracked] > -1000].std()
     scores = stacked(expected, "multistep_object_score_logits")
     return {
@@ -93,38 +99,39 @@ CASES = [
 
 
 @pytest.mark.parametrize(("size", "kind", "frames", "objects"), CASES)
-def test_a_clip_in_evaluation_mode(pair, size, kind, frames, objects):
+def test_evaluation_mode_matches_upstream(pair, size, kind, frames, objects):
     config, ours, theirs = pair(size)
     batch = parity_batch(config, objects)
-    found = difference(ours, theirs, batch, parity_prompts(batch, kind, frames))
-    assert all(value < TOLERANCE for value in found.values()), found
+    differences = difference(ours, theirs, batch, parity_prompts(batch, kind, frames))
+    assert all(value < TOLERANCE for value in differences.values()), differences
 
 
-@pytest.mark.skipif(not SHIPPED_CHECKPOINTS["nano"].exists(), reason="ships with its weights")
+@pytest.mark.skipif(not SHIPPED_CHECKPOINTS["nano"].exists(), reason="nano checkpoint is missing")
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
-def test_the_trained_nano(kind):
-    """Trained weights, left as they are."""
+def test_pretrained_nano_matches_upstream(kind):
+    """Trained weights, without :func:`sharpen`."""
     config = parity_config("nano")
     config.model.checkpoint = "nano"
     ours = create_sam2_model(config).eval()
     batch = parity_batch(config, 3)
     theirs = upstream_model(ours, config)
-    found = difference(ours, theirs, batch, parity_prompts(batch, kind, (0, 5)))
-    assert all(value < TOLERANCE for value in found.values()), found
+    differences = difference(ours, theirs, batch, parity_prompts(batch, kind, (0, 5)))
+    assert all(value < TOLERANCE for value in differences.values()), differences
 
 
-def test_two_clips_in_one_batch(pair):
+def test_batch_of_two_clips_matches_upstream(pair):
     config, ours, theirs = pair("nano")
     clips = [parity_batch(config, objects) for objects in (1, 3)]
     batch = join(clips)
-    found = difference(ours, theirs, batch, parity_prompts(batch, "mask", (0,)))
-    assert all(value < TOLERANCE for value in found.values()), found
+    differences = difference(ours, theirs, batch, parity_prompts(batch, "mask", (0,)))
+    assert all(value < TOLERANCE for value in differences.values()), differences
 
 
-def test_objects_that_the_model_calls_absent(pair):
+def test_objects_predicted_as_absent_match_upstream(pair):
     config, ours, theirs = pair("nano")
     batch = parity_batch(config, 3)
     prompts = parity_prompts(batch, "box", (0,))
+    # Shift the object scores by their median, so that half of the objects are absent.
     last = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
     with torch.no_grad():
         scores = ours(batch, prompts).object_score
@@ -159,6 +166,7 @@ def _pointer_of_the_single_mask(model, patch):
     patch.setattr(model.sam_mask_decoder, "use_multimask_token_for_obj_ptr", False)
 
 
+# A change of one convention of our model, and the prompts with which it must be detected.
 SWITCHES = {
     "one memory fewer": (_set("num_maskmem", 3), "mask", (0,)),
     "temporal encodings reversed": (_reverse_temporal_encodings, "mask", (0,)),
@@ -178,7 +186,7 @@ SWITCHES = {
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_each_convention_shows_when_switched_alone(pair, monkeypatch, name):
+def test_change_of_one_convention_is_detected(pair, monkeypatch, name):
     config, ours, theirs = pair("nano")
     switch, kind, frames = SWITCHES[name]
     batch = parity_batch(config, 3)
@@ -190,8 +198,8 @@ def test_each_convention_shows_when_switched_alone(pair, monkeypatch, name):
         output = ours(batch, prompts).mask_logits
     expected = torch.stack([frame["pred_masks"][:, 0] for frame in expected])
     tracked = [t for t in range(batch.num_frames) if t not in frames]
-    moved = (output - expected)[tracked].abs().max() / expected[tracked].std()
-    assert moved > 10 * TOLERANCE
+    change = (output - expected)[tracked].abs().max() / expected[tracked].std()
+    assert change > 10 * TOLERANCE
 
 
 OFFICIAL = LossConfig(
@@ -207,7 +215,7 @@ UPSTREAM_NAMES = {
 
 
 def upstream_loss() -> MultiStepMultiMasksAndIous:
-    """With the constants of upstream's fine-tuning on MOSE."""
+    """Return upstream's loss with the constants of its fine-tuning on MOSE."""
     weights = {"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1}
     return MultiStepMultiMasksAndIous(
         weights,
@@ -220,13 +228,14 @@ def upstream_loss() -> MultiStepMultiMasksAndIous:
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
+    """Return the gradient of every parameter; zeros where the loss does not depend on it."""
     return {
         n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()
     }
 
 
 def train_both(ours, theirs, batch, prompts, corrected):
-    """Outputs, losses and gradients of both models in training mode, upstream's second."""
+    """Return outputs, losses and gradients in training mode, of our model and of upstream's."""
     frames, clicks = run_upstream(theirs.train(), batch, prompts, corrected)
     expected = upstream_loss()(frames, batch.masks)
     expected["core_loss"].backward()
@@ -250,14 +259,14 @@ TRAINED = [
 
 
 @pytest.mark.parametrize(("size", "objects", "frames", "kind", "prompted", "corrected"), TRAINED)
-def test_a_clip_in_training_mode(pair, size, objects, frames, kind, prompted, corrected):
+def test_training_mode_matches_upstream(pair, size, objects, frames, kind, prompted, corrected):
     config, ours, theirs = pair(size)
     batch = parity_batch(config, objects, frames)
     batch.masks[-1, 0] = False  # an object that disappears
     prompts = parity_prompts(batch, kind, prompted)
-    ours_did, theirs_did = train_both(ours, theirs, batch, prompts, corrected)
-    output, terms, mine = ours_did
-    expected, losses, other = theirs_did
+    our_results, their_results = train_both(ours, theirs, batch, prompts, corrected)
+    output, terms, our_gradients = our_results
+    expected, losses, their_gradients = their_results
 
     logits = torch.stack([frame["pred_masks"][:, 0] for frame in expected])
     assert (output.mask_logits - logits).abs().max() < TOLERANCE * logits.std()
@@ -274,40 +283,41 @@ def test_a_clip_in_training_mode(pair, size, objects, frames, kind, prompted, co
     for name, theirs_name in UPSTREAM_NAMES.items():
         assert terms[name].item() == pytest.approx(losses[theirs_name].item(), rel=1e-5)
 
-    whole = torch.cat([g.flatten() for g in other.values()]).norm()
-    apart = torch.cat([(mine[n] - other[n]).flatten() for n in other]).norm()
-    assert apart < 1e-5 * whole
-    for name, gradient in other.items():
-        if gradient.norm() > 1e-6 * whole:
-            assert (mine[name] - gradient).norm() < 1e-3 * gradient.norm(), name
+    # All gradients together, and each that is not negligible.
+    norm = torch.cat([g.flatten() for g in their_gradients.values()]).norm()
+    errors = {name: our_gradients[name] - g for name, g in their_gradients.items()}
+    assert torch.cat([error.flatten() for error in errors.values()]).norm() < 1e-5 * norm
+    for name, gradient in their_gradients.items():
+        if gradient.norm() > 1e-6 * norm:
+            assert errors[name].norm() < 1e-3 * gradient.norm(), name
 
 
 def _unsigned_times(model, patch):
     patch.setattr(model, "use_signed_tpos_enc_to_obj_ptrs", False)
 
 
-def _corrections_condition_nothing(model, patch):
+def _corrected_frames_do_not_condition(model, patch):
     patch.setattr(tracking, "is_conditioning_frame", lambda t, group: t in group.prompts)
 
 
 def _previous_mask_is_not_fed(model, patch):
-    honest = model._forward_sam_heads
+    original = model._forward_sam_heads
 
     def forward(*arguments, mask_inputs=None, **options):
-        return honest(*arguments, **options)
+        return original(*arguments, **options)
 
     patch.setattr(model, "_forward_sam_heads", forward)
 
 
 TRAINING_SWITCHES = {
     "signed time of pointers": (_unsigned_times, "click", (0, 3), []),
-    "corrected frames condition": (_corrections_condition_nothing, "click", (0,), [0, 1]),
+    "corrected frames condition": (_corrected_frames_do_not_condition, "click", (0,), [0, 1]),
     "the previous mask is fed": (_previous_mask_is_not_fed, "box", (0,), [0]),
 }
 
 
 @pytest.mark.parametrize("name", TRAINING_SWITCHES)
-def test_each_convention_of_training_shows_when_switched_alone(pair, monkeypatch, name):
+def test_change_of_one_training_convention_is_detected(pair, monkeypatch, name):
     config, ours, theirs = pair("nano")
     switch, kind, prompted, corrected = TRAINING_SWITCHES[name]
     batch = parity_batch(config, 2, 6)

@@ -1,4 +1,4 @@
-"""What ``from sam2kit import`` gives, by name and signature, and that it costs nothing."""
+"""The public API: its names, its signatures, and that importing it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ REQUIRED = """
 HEAVY = ("torch", "numpy", "hydra", "omegaconf", "lightning", "matplotlib", "IPython")
 
 
-def test_the_names_that_users_rely_on():
+def test_names_that_users_rely_on_are_exported():
     assert set(REQUIRED) <= set(sam2kit.__all__)
     assert sam2kit.Annotator is sam2kit.PromptDebugger
 
 
-def test_a_name_is_looked_up_once():
+def test_a_name_is_resolved_once():
     config = sam2kit.Config
     assert vars(sam2kit)["Config"] is config is sam2kit.config.Config
 
@@ -59,16 +59,16 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("package", PACKAGES)
 class TestPackages:
-    def test_every_name_is_there_and_listed(self, package):
+    def test_every_exported_name_exists_and_is_listed(self, package):
         module = import_module(package)
         assert set(module.__all__) <= set(dir(module))
         for name in module.__all__:
             assert getattr(module, name) is not None
 
-    def test_no_name_is_one_of_a_sub_module(self, package):
+    def test_no_exported_name_hides_a_submodule(self, package):
         module = import_module(package)
-        modules = {found.name for found in pkgutil.iter_modules(module.__path__)}
-        assert not modules & set(module.__all__)
+        submodules = {info.name for info in pkgutil.iter_modules(module.__path__)}
+        assert not submodules & set(module.__all__)
 
 
 def test_every_package_has_a_stub_or_exports_nothing():
@@ -77,22 +77,27 @@ def test_every_package_has_a_stub_or_exports_nothing():
 
 
 def test_importing_the_packages_loads_nothing_heavy():
+    # A process of its own: this one has already imported torch.
     code = (
         f"import json, sys\nfor name in {PACKAGES}: __import__(name)\n"
         "before = sorted(sys.modules)\n"
         "from sam2kit import SAM2KitError\n"
         "print(json.dumps([before, sorted(sys.modules)]))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    before, after = json.loads(shown.stdout)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    before, after = json.loads(result.stdout)
     assert not {*HEAVY} & {*before, *after}
     kit = {name for name in before if name.startswith("sam2kit")}
     assert kit == {*PACKAGES}
-    assert {*after} - {*before} == {"sam2kit.utils.errors"}
+    loaded = {*after} - {*before}
+    beyond_stdlib = {m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names}
+    assert beyond_stdlib == {"sam2kit.utils.errors"}
 
 
 def _signature(function: object) -> str:
-    """Names, kinds and defaults; annotations as they are written in the code."""
+    """Return names, kinds and defaults; annotations as they are written in the code."""
     parts, star = [], False
     for p in inspect.signature(function).parameters.values():  # type: ignore[arg-type]
         if p.kind is p.KEYWORD_ONLY and not star:
@@ -105,12 +110,14 @@ def _signature(function: object) -> str:
         if p.default is not p.empty:
             text += f" = {p.default!r}"
         parts.append(text)
-    answer = inspect.signature(function).return_annotation  # type: ignore[arg-type]
-    ending = "" if answer is inspect.Signature.empty else f" -> {answer}"
+    returned = inspect.signature(function).return_annotation  # type: ignore[arg-type]
+    ending = "" if returned is inspect.Signature.empty else f" -> {returned}"
+    # A default that is an object would show its address, which differs on every run.
     return re.sub(r" at 0x[0-9a-f]+", "", f"({', '.join(parts)}){ending}")
 
 
 def _lines(name: str, value: object) -> Iterator[str]:
+    """Yield the snapshot lines of a public name: alias, function, or class with its members."""
     if getattr(value, "__name__", name) != name and isinstance(value, type):
         yield f"{name} = {value.__name__}"
         return
@@ -142,7 +149,7 @@ def test_signatures():
 
 
 def _imported(code: str) -> Iterator[str]:
-    """Modules of the kit that the code imports."""
+    """Yield the modules that the code imports, and check names against the packages' exports."""
     code = "\n".join(line for line in code.splitlines() if not line.startswith(("%", "!")))
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -155,6 +162,7 @@ def _imported(code: str) -> Iterator[str]:
 
 
 def _examples() -> Iterator[tuple[str, str]]:
+    """Yield file name and code of every notebook cell and of every Python block in the docs."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for cell in cells:
@@ -165,7 +173,7 @@ def _examples() -> Iterator[tuple[str, str]]:
             yield path.name, block
 
 
-def test_notebooks_and_docs_import_the_public_api_alone():
+def test_notebooks_and_docs_import_only_the_public_api():
     modules = {(page, name) for page, code in _examples() for name in _imported(code)}
     kit = {(page, name) for page, name in modules if name.split(".")[0] == "sam2kit"}
     # Sub-packages below sub-packages, such as sam2kit.data.sources, count as inner modules.

@@ -1,4 +1,4 @@
-"""What users see and other programs read stays as it is, unless a change is meant."""
+"""Texts that users see and files that programs read change only on purpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sam2kit.prompts.prompt import Prompt
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 64\n"
 
 
-def test_overview(capsys):
+def test_help_of_all_commands(capsys):
     assert main(["--help"]) == 0
     check_snapshot("help.txt", capsys.readouterr().out)
 
@@ -31,11 +31,11 @@ def test_overview(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)  # --workers shows it as its default
-    with pytest.raises(SystemExit) as end:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)  # the default of --workers
+    with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])
-    assert not end.value.code
-    # Versions of argparse break the lines of the usage differently.
+    assert not exit_.value.code
+    # The line breaks of the usage depend on the version of argparse.
     usage, blank, rest = capsys.readouterr().out.partition("\n\n")
     check_snapshot(f"help_{command}.txt", " ".join(usage.split()) + blank + rest)
 
@@ -78,7 +78,7 @@ def test_corrections_jsonl(tmp_path, batch):
 
 
 def test_objects_json(tmp_path):
-    """Names of objects, which palette PNG files cannot hold."""
+    """objects.json has the objects' names, which palette PNG files cannot store."""
     labels = save_json(tmp_path / "labels.json", make_coco(tmp_path, videos=("a",)))
     convert(labels, tmp_path / "davis", "davis")
     text = (tmp_path / "davis" / "Annotations" / "a" / "objects.json").read_text()
@@ -115,7 +115,7 @@ def test_status_json(tmp_path, monkeypatch, config_file):
 
 
 def test_leaderboard_json(tmp_path, config_file):
-    """Of a sweep whose trials are over, so that nothing runs."""
+    """The trials of this sweep have finished, so nothing runs."""
     trials = plan_trials(config_file, ["seed=1,2"])
     score = {"J&F": 0.5, "J&F_interval": [0.4, 0.6]}
     for trial, state in zip(trials, ("done", "failed"), strict=True):
