@@ -109,7 +109,7 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns ``J&F`` and ``95% interval``; None where a score or interval is missing."""
+    """Return the columns ``J&F`` and ``95% interval``; None where there is no value."""
     low, high = scores["J&F_interval"] or (None, None)
     interval = None if low is None else f"{low:.3f} to {high:.3f}"
     return {"J&F": scores["J&F"], "95% interval": interval}

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-RECOVERED_IOU = 0.5
-RECOVERY_FRAMES = 10
+RECOVERED_IOU = 0.5  # J above which an object counts as tracked
+RECOVERY_FRAMES = 10  # frames within which a tracker must recover an object that re-enters
 PRESENCE_COUNTS = ("absent", "called_absent", "rightly_absent", "present")
 RECOVERY_COUNTS = ("reentries", "recovered", "recovery_frames_sum")
 
