@@ -75,7 +75,8 @@ class PromptProtocol:
     Attributes:
         kind: ``mask``, ``box`` (the tight bounding box) or ``clicks``.
         clicks: number of clicks per object on each prompted frame. The first click is on the pixel
-            of the object that is farthest from its outline. The others correct the tracker's mask:
+            that is farthest from any pixel outside the object. The others correct the tracker's
+            mask:
             upstream's ``sample_one_point_from_error_center`` takes, of all missed and falsely
             marked pixels, the one deepest inside its region. An object without errors gets no
             further click.

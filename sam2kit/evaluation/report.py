@@ -197,18 +197,18 @@ def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
     if evaluation.files is None:
         return {}
     main, *others = evaluation.trackers
-    source, read_masks = evaluation.source, evaluation.files.masks
+    pixels = evaluation.source, evaluation.files.masks
     worst, best = ranked_objects(main)
     extremes = {
-        "Worst objects": show_objects(main, worst, source, read_masks),
-        "Best objects": show_objects(main, best, source, read_masks),
+        "Worst objects": show_objects(main, worst, *pixels),
+        "Best objects": show_objects(main, best, *pixels),
     }
     if others:
         rows = evaluation.differences[0]["differences"]
         # The rows are sorted; with few objects the two ends must not overlap.
         ends = [*rows[:MAX_EXAMPLES], *rows[MAX_EXAMPLES:][-MAX_EXAMPLES:]]
         title = f"Largest gains and losses: {main.tracker} against {others[0].tracker}"
-        extremes[title] = compare_errors(main, others[0], ends, source, read_masks)
+        extremes[title] = compare_errors(main, others[0], ends, *pixels)
     return extremes
 
 
