@@ -11,8 +11,8 @@ from data_helpers import square
 from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScorer, VideoScores, metrics
 from sam2kit.utils.errors import DataError
 
-HIT, MISS = square(4, 4), square(4, 20)
-EMPTY = np.zeros_like(HIT)
+OBJECT, ELSEWHERE = square(4, 4), square(4, 20)
+EMPTY = np.zeros_like(OBJECT)
 
 
 def score(truth, prediction, convention="all_frames", prompted=(), name="v", ids=(1,)):
@@ -24,8 +24,8 @@ def score(truth, prediction, convention="all_frames", prompted=(), name="v", ids
 
 
 def test_the_convention_decides_which_frames_are_scored():
-    truth = [HIT, HIT, None, HIT, HIT]
-    prediction = [HIT, MISS, HIT, HIT, MISS]
+    truth = [OBJECT, OBJECT, None, OBJECT, OBJECT]
+    prediction = [OBJECT, ELSEWHERE, OBJECT, OBJECT, ELSEWHERE]
     assert score(truth, prediction).objects()[1]["J"] == 0.5
     davis = score(truth, prediction, "davis2017")
     assert davis.scored[:, 0].tolist() == [False, True, False, True, False]
@@ -37,7 +37,7 @@ def test_the_convention_decides_which_frames_are_scored():
 
 
 def test_json_preserves_every_bit():
-    result = score([None, HIT, square(5, 4)], [EMPTY, square(4, 5), HIT], "prompted", [1])
+    result = score([None, OBJECT, square(5, 4)], [EMPTY, square(4, 5), OBJECT], "prompted", [1])
     again = VideoScores.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
     assert again.convention == result.convention and again.object_ids == [1]
     for name in ("J", "F", "object_score", "prompted", "scored"):
@@ -59,10 +59,10 @@ def test_json_preserves_a_video_without_objects():
 def test_unknown_ids_and_other_sizes_are_rejected():
     scorer = VideoScorer("v", CONVENTIONS["davis2017"], [1])
     with pytest.raises(DataError, match=r"v, frame 0.*objects \[2\]") as error:
-        scorer.add(0, {1: HIT}, {2: HIT})
+        scorer.add(0, {1: OBJECT}, {2: OBJECT})
     assert "evaluation.convention=sav" in error.value.hint
     with pytest.raises(DataError, match="24 rows and 32") as error:
-        scorer.add(0, {1: np.zeros((8, 8), bool)}, {1: HIT})
+        scorer.add(0, {1: np.zeros((8, 8), bool)}, {1: OBJECT})
     assert error.value.hint
 
 
@@ -74,7 +74,13 @@ def two_objects(truth, prediction, convention):
 
 
 def test_late_objects_and_unseen_frames():
-    truth = [{1: HIT}, {1: HIT}, {1: HIT, 2: MISS}, {1: HIT, 2: MISS}, {1: HIT}]
+    truth = [
+        {1: OBJECT},
+        {1: OBJECT},
+        {1: OBJECT, 2: ELSEWHERE},
+        {1: OBJECT, 2: ELSEWHERE},
+        {1: OBJECT},
+    ]
     scored = {
         name: two_objects(truth, truth, name).scored.astype(int).T.tolist()
         for name in ("davis2017", "sav", "all_frames")
@@ -83,30 +89,30 @@ def test_late_objects_and_unseen_frames():
     assert scored["sav"] == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 0]]
     assert scored["all_frames"] == [[1] * 5, [1] * 5]
     early = [dict(t) for t in truth]
-    early[1][2] = MISS  # frames are scored from the first prediction on, too
+    early[1][2] = ELSEWHERE  # frames are scored from the first prediction on, too
     assert two_objects(truth, early, "sav").scored[:, 1].tolist() == [0, 1, 1, 1, 0]
 
 
 def test_foreground_merges_all_objects():
-    truth = [{1: HIT, 2: MISS}] * 4
-    prediction = [{7: HIT | MISS}] * 4
+    truth = [{1: OBJECT, 2: ELSEWHERE}] * 4
+    prediction = [{7: OBJECT | ELSEWHERE}] * 4
     result = two_objects(truth, prediction, "davis2016")
     assert result.object_ids == [1] and result.objects()[1]["J"] == 1.0
 
 
 def test_the_convention_can_ignore_extra_ids_of_the_prediction():
     scorer = VideoScorer("v", CONVENTIONS["sav"], [1])
-    scorer.add(0, {1: HIT}, {1: HIT, 2: MISS})
+    scorer.add(0, {1: OBJECT}, {1: OBJECT, 2: ELSEWHERE})
     assert scorer.result().J[0, 0] == 1.0
     with pytest.raises(DataError, match=r"truth has objects \[3\]"):
-        scorer.add(1, {3: HIT}, {})
+        scorer.add(1, {3: OBJECT}, {})
     with pytest.raises(ValueError, match="expected frame 1, got frame 5"):
-        scorer.add(5, {1: HIT}, {})
+        scorer.add(5, {1: OBJECT}, {})
 
 
 def test_means_over_objects_videos_and_the_data_set():
-    a = two_objects([{1: HIT, 2: HIT}] * 2, [{1: HIT, 2: MISS}] * 2, "all_frames")
-    b = score([HIT] * 2, [HIT] * 2, name="w")
+    a = two_objects([{1: OBJECT, 2: OBJECT}] * 2, [{1: OBJECT, 2: ELSEWHERE}] * 2, "all_frames")
+    b = score([OBJECT] * 2, [OBJECT] * 2, name="w")
     empty = VideoScorer("x", CONVENTIONS["all_frames"], []).result()
     results = metrics([DataSetScores("mine", [a, b, empty]), DataSetScores("copy", [a])])
     assert results["schema_version"] == 2 and results["convention"]["name"] == "all_frames"
@@ -122,9 +128,9 @@ def test_means_over_objects_videos_and_the_data_set():
 
 
 def test_absence_and_recovery_are_pooled_over_objects():
-    truth = [HIT, EMPTY, EMPTY, HIT, HIT]
-    a = score(truth, [HIT, EMPTY, EMPTY, MISS, HIT])
-    b = score(truth, [HIT, HIT, EMPTY, EMPTY, EMPTY], name="w")
+    truth = [OBJECT, EMPTY, EMPTY, OBJECT, OBJECT]
+    a = score(truth, [OBJECT, EMPTY, EMPTY, ELSEWHERE, OBJECT])
+    b = score(truth, [OBJECT, OBJECT, EMPTY, EMPTY, EMPTY], name="w")
     pooled = metrics([DataSetScores("mine", [a, b])])["trackers"]["mine"]
     assert pooled["absent_recall"] == 3 / 4 and pooled["absent_precision"] == 3 / 5
     assert pooled["false_absence"] == 2 / 6
@@ -134,6 +140,6 @@ def test_absence_and_recovery_are_pooled_over_objects():
 
 def test_object_scores_are_stored():
     scorer = VideoScorer("v", CONVENTIONS["all_frames"], ["cat", "dog"])
-    scorer.add(0, {"cat": HIT}, {"cat": HIT}, object_scores={"cat": 2.5})
+    scorer.add(0, {"cat": OBJECT}, {"cat": OBJECT}, object_scores={"cat": 2.5})
     assert scorer.result().object_score[0, 0] == 2.5
     assert np.isnan(scorer.result().object_score[0, 1])

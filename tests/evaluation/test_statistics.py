@@ -17,7 +17,7 @@ from sam2kit.evaluation.statistics import (
     score_interval,
 )
 
-HIT, MISS = square(4, 4), square(4, 20)
+OBJECT, ELSEWHERE = square(4, 4), square(4, 20)
 
 
 def data_set(tracker, hits):
@@ -25,8 +25,8 @@ def data_set(tracker, hits):
     videos = []
     for name, objects in hits.items():
         scorer = VideoScorer(name, CONVENTIONS["all_frames"], list(objects))
-        prediction = {o: HIT if hit else MISS for o, hit in objects.items()}
-        scorer.add(0, dict.fromkeys(objects, HIT), prediction)
+        prediction = {o: OBJECT if hit else ELSEWHERE for o, hit in objects.items()}
+        scorer.add(0, dict.fromkeys(objects, OBJECT), prediction)
         videos.append(scorer.result())
     return DataSetScores(tracker, videos)
 
@@ -88,9 +88,9 @@ def test_among_equal_thresholds_the_closest_to_zero_is_best():
 def test_presence_is_scored_on_visible_and_on_absent_frames():
     scorer = VideoScorer("v", CONVENTIONS["all_frames"], [1])
     for t, (visible, score) in enumerate([(1, 3.0), (1, 1.0), (1, -1.0), (0, 0.5)]):
-        scorer.add(t, {1: HIT} if visible else {}, {}, object_scores={1: score})
+        scorer.add(t, {1: OBJECT} if visible else {}, {}, object_scores={1: score})
     accuracy = presence_by_threshold([scorer.result()], np.array([-2.0, 0.0, 0.7, 5.0]))
     np.testing.assert_allclose(accuracy, [(1 + 0) / 2, (2 / 3 + 0) / 2, (2 / 3 + 1) / 2, 0.5])
     scorer = VideoScorer("v", CONVENTIONS["all_frames"], [1])
-    scorer.add(0, {1: HIT}, {}, object_scores={1: 1.0})
+    scorer.add(0, {1: OBJECT}, {}, object_scores={1: 1.0})
     assert np.isnan(presence_by_threshold([scorer.result()], np.zeros(2))).all()
