@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2kit.config import schema as config
-from sam2kit.config.schema import NOISE_KINDS, EvaluationConfig
-from sam2kit.evaluation import scores
+from sam2kit.config.schema import NOISE_KINDS, EvaluationConfig, options
 from sam2kit.evaluation.prompt_protocols import PromptProtocol, follow, to_resized
+from sam2kit.evaluation.scores import CONVENTIONS
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.prompts.noise import PromptNoise, grow_mask, move_mask
 from sam2kit.tracking.options import TrackerOptions
@@ -236,7 +235,8 @@ def test_a_protocol_prompts_a_real_tracker(tiny_config, kind):
 
 
 def test_the_configuration_lists_all_conventions():
-    assert tuple(scores.CONVENTIONS) == config.CONVENTIONS
+    choices = options()["evaluation.convention"].metadata["choices"]
+    assert choices == tuple(CONVENTIONS)
 
 
 def test_the_protocol_follows_from_the_configuration():
