@@ -35,7 +35,7 @@ def test_a_row_becomes_table_document_and_picture_and_is_not_measured_twice(tmp_
     assert named["training step, 1 object"]["bound"] == 3.5
     assert row["machine"]["torch"] and row["machine"]["date"]
     assert main(command) == 0
-    assert "already measured" in capfd.readouterr().err
+    assert "there already" in capfd.readouterr().err
     assert (tmp_path / "suite.json").read_text() == first
 
 
@@ -74,7 +74,7 @@ def test_what_is_held_at_once_counts():
 def test_unknown_rows_and_toy_figures_among_the_results_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["setp1"])
-    assert "unknown rows setp1" in capsys.readouterr().err
+    assert "no rows setp1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--quick"])
 
