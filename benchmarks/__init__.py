@@ -1,1 +1,1 @@
-"""The kit against what a user would pick instead, measured: ``python -m benchmarks --help``."""
+"""Benchmarks that compare sam2kit with its alternatives: ``python -m benchmarks --help``."""

@@ -1,9 +1,9 @@
-"""The whole suite as one table and picture: ``python -m benchmarks [ROW ...]``.
+"""Run the whole suite and write one table and one figure: ``python -m benchmarks [ROW ...]``.
 
-Writes ``suite.json``, ``suite.md`` and ``suite.png`` to ``--out``. Each row runs in a process of
-its own, and is written as soon as it is done: a suite that was interrupted goes on where it was.
-About half an hour on a core that has nothing else to do; ``--quick`` shows in minutes that
-everything runs, on sizes that mean nothing.
+Writes ``suite.json``, ``suite.md`` and ``suite.png`` to ``--out``. Each row runs in a separate
+process and is written as soon as it is done, so that an interrupted suite can resume. The suite
+takes about half an hour on an idle core. ``--quick`` only checks in minutes that everything runs:
+its sizes are too small for meaningful results.
 """
 
 from __future__ import annotations
@@ -37,36 +37,42 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the rows that are not there yet; 1 if one of them failed."""
+    """Run the rows without results.
+
+    Returns:
+        The exit code: 1 if a row failed, 130 if the suite was interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="which rows; by default all")
-    parser.add_argument("--out", type=Path, help="folder; by default benchmarks/results")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to run (default: all)")
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, help="runs of each side; the median counts (5)")
+    parser.add_argument("--repeats", type=int, help="runs per side, of which the median is taken")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="toy sizes")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # a row's own process
-    given = parser.parse_args(argv)
-    changes = {"threads": given.threads, "device": given.device}
-    if given.repeats:
-        changes["repeats"] = given.repeats
-    options = Options.tiny(**changes) if given.quick else Options(**changes)
-    if given.into:
-        return run_row(given.rows[0], options, given.into)
+    parser.add_argument(
+        "--quick", action="store_true", help="toy sizes, to check that everything runs"
+    )
+    parser.add_argument("--again", action="store_true", help="also measure rows that have results")
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # the process of one row
+    arguments = parser.parse_args(argv)
+    changes = {"threads": arguments.threads, "device": arguments.device}
+    if arguments.repeats:
+        changes["repeats"] = arguments.repeats
+    options = Options.tiny(**changes) if arguments.quick else Options(**changes)
+    if arguments.into:
+        return run_row(arguments.rows[0], options, arguments.into)
     from benchmarks.rows import ROWS
 
-    if unknown := [name for name in given.rows if name not in ROWS]:
-        parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    if given.quick and given.out is None:
-        parser.error("--quick needs --out: its figures do not belong among the results")
-    return run_suite(given.rows or list(ROWS), list(ROWS), options, given)
+    if unknown := [name for name in arguments.rows if name not in ROWS]:
+        parser.error(f"unknown rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
+    if arguments.quick and arguments.out is None:
+        parser.error("--quick needs --out: toy results must not replace the real ones")
+    return run_suite(arguments.rows or list(ROWS), list(ROWS), options, arguments)
 
 
 def run_row(name: str, options: Options, into: Path) -> int:
-    """One row, in this process."""
+    """Run one row in this process, and write its results to the file ``into``."""
     from benchmarks.rows import ROWS
 
     use_threads(options.threads)
@@ -83,27 +89,29 @@ def run_row(name: str, options: Options, into: Path) -> int:
 
 
 def run_suite(
-    names: Sequence[str], order: Sequence[str], options: Options, given: argparse.Namespace
+    names: Sequence[str], order: Sequence[str], options: Options, arguments: argparse.Namespace
 ) -> int:
-    stem = (given.out or RESULTS) / "suite"
+    """Run rows one after the other, each in a separate process; see :func:`main`."""
+    stem = (arguments.out or RESULTS) / "suite"
     rows: dict[str, Any] = {}
     if stem.with_suffix(".json").exists():
         rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     failed = []
     for number, name in enumerate(names, start=1):
-        there = rows.get(name, {}).get("options") == asdict(options)
-        if there and not given.again:
-            print(f"[{number}/{len(names)}] {name}: there already", file=sys.stderr)
+        # Results of other options are stale.
+        is_measured = rows.get(name, {}).get("options") == asdict(options)
+        if is_measured and not arguments.again:
+            print(f"[{number}/{len(names)}] {name}: already measured", file=sys.stderr)
             continue
         print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
         try:
-            rows[name] = _in_own_process(name, options)
+            rows[name] = _run_in_process(name, options)
         except subprocess.CalledProcessError as error:
             failed.append(name)
             print(f"{name} failed:\n{error.stderr[-3000:]}", file=sys.stderr)
             continue
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("Interrupted; run the same command again to resume", file=sys.stderr)
             return 130
         print(f"    took {rows[name]['took']} s", file=sys.stderr)
         rows = {key: rows[key] for key in order if key in rows}
@@ -115,7 +123,8 @@ def run_suite(
     return 1 if failed else 0
 
 
-def _in_own_process(name: str, options: Options) -> dict[str, Any]:
+def _run_in_process(name: str, options: Options) -> dict[str, Any]:
+    """Run a row in a new process, so that rows do not affect each other's memory and caches."""
     with TemporaryDirectory() as folder:
         into = Path(folder) / "row.json"
         command = [sys.executable, "-m", "benchmarks", name, "--into", str(into)]
@@ -134,9 +143,10 @@ def _in_own_process(name: str, options: Options) -> dict[str, Any]:
 
 
 def save(stem: Path, rows: dict[str, Any]) -> str:
-    """Write table, document and picture; the table."""
+    """Write the results as JSON, Markdown and a figure, and return the Markdown."""
     findings = [Finding(**f) for row in rows.values() for f in row["findings"]]
-    machines = list(dict.fromkeys(machine_line(_still(row)) for row in rows.values()))
+    # One line per machine: rows may have been measured on different ones.
+    machines = list(dict.fromkeys(machine_line(_without_load(row)) for row in rows.values()))
     loads = sorted({row["machine"]["load"] for row in rows.values()})
     sizes = next(iter(rows.values()))["options"]
     head = (
@@ -155,7 +165,7 @@ def save(stem: Path, rows: dict[str, Any]) -> str:
     return text
 
 
-def _still(row: dict[str, Any]) -> dict[str, Any]:
+def _without_load(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row["machine"].items() if key != "load"}
 
 

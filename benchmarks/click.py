@@ -1,10 +1,11 @@
-"""How long a click in the prompt debugger takes to be answered: in the kernel alone.
+"""Measure how long the prompt debugger takes to respond to a click, in the kernel only.
 
     OMP_NUM_THREADS=2 python benchmarks/click.py [FOLDER] [--clicks 30]
 
-FOLDER is anything that holds videos, by default 480p frames of noise. The first click of a frame
-runs the image encoder; the others find the frame's features kept. What the widget sends is included
-(three candidates, pictures, scores), the way to the browser and its repaint are not.
+FOLDER is any source of videos (default: 480p frames of noise). The first click on a frame runs the
+image encoder; the others reuse the cached features. The time includes preparing what the widget
+sends (three candidate masks, images, scores), but neither the transfer to the browser nor drawing
+there.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from PIL import Image
 from sam2kit.widgets.annotator import PromptDebugger
 
 
-def noise(folder: Path, frames: int = 5) -> Path:
+def write_noise(folder: Path, frames: int = 5) -> Path:
     for t in range(frames):
         pixels = np.random.default_rng(t).integers(0, 256, (480, 854, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{t:05d}.jpg")
     return folder
 
 
-def measure(what: Path, clicks: int) -> None:
-    widget = PromptDebugger(what, "nano", accelerator="cpu")
+def measure(videos: Path, clicks: int) -> None:
+    widget = PromptDebugger(videos, "nano", accelerator="cpu")
     height, width = widget.session.size
     times: dict[str, list[float]] = {"first on a frame": [], "further": [], "box": []}
     generator = np.random.default_rng(0)
@@ -40,7 +41,7 @@ def measure(what: Path, clicks: int) -> None:
             start = time.perf_counter()
             widget.box(x, y, x + 99, y + 99) if name == "box" else widget.click(x, y)
             times[name].append(1000 * (time.perf_counter() - start))
-    print(f"{width}x{height}, nano, CPU; milliseconds, of {clicks}")
+    print(f"{width}x{height}, nano, CPU; milliseconds, {clicks} clicks")
     for name, values in times.items():
         print(f"{name:17} median {np.median(values):6.1f}   worst {max(values):6.1f}")
 
@@ -50,5 +51,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--clicks", type=int, default=30)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        measure(options.folder or noise(Path(made)), options.clicks)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options.folder or write_noise(Path(folder)), options.clicks)

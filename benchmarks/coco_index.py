@@ -1,13 +1,17 @@
-"""Opening a large COCO JSON: ``python benchmarks/coco_index.py [--videos 10000 --masks 1000000]``.
+"""Open a large COCO JSON: ``python benchmarks/coco_index.py [--videos 10000 --masks 1000000]``.
 
-Writes ``benchmarks/results/coco_index.{json,md}``. Generates one JSON image by image and one track
-by track, with empty files for the frames, and opens each in a process of its own: with
-``sam2kit.data.COCODataset``, and (image by image) with ``pycocotools.coco.COCO``, which reads no
-video. Seconds are from the call to its return, files looked for; peak memory is the process's
-largest resident set less that before the call, of which the file itself, mapped into memory, is a
-part; held is private memory afterwards. Then another process is forked, as a loader's are, and
-reads the masks of 2,000 frames at random: its own memory is what each loader process would add.
-Needs 4 GB of disk in TMPDIR, 6 GB of memory and about three minutes. Linux.
+Writes ``benchmarks/results/coco_index.{json,md}``. The script generates one JSON file ordered by
+image and one ordered by track, with empty files for the frames. Each is opened in a separate
+process with ``sam2kit.data.COCODataset``. The first is also opened with ``pycocotools.coco.COCO``,
+which does not support videos.
+
+Seconds are the time of the call, which includes looking for the files of the frames. Peak memory is
+the largest resident set of the process minus the one before the call; it includes the JSON file,
+which is mapped into memory. Held memory is the private memory afterwards. Then a process is forked,
+as a data loader does, and reads the masks of 2,000 random frames: its private memory is what each
+loader process adds.
+
+Needs Linux, 4 GB of disk in TMPDIR, 6 GB of memory and about three minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ READS = 2000
 
 
 def masks(generator: np.random.Generator) -> list[dict[str, Any]]:
-    """Ellipses as compressed run lengths."""
+    """Draw 100 ellipses, as compressed run-length encodings."""
     texts = []
     for _ in range(100):
         picture = np.zeros(SIZE, np.uint8)
@@ -56,6 +60,8 @@ def masks(generator: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def generate(folder: Path, videos: int, count: int) -> None:
+    """Write both JSON files with ``count`` masks, and an empty file per frame."""
+    # Write the files piece by piece, to save memory.
     generator = np.random.default_rng(0)
     segmentations = [json.dumps(mask) for mask in masks(generator)]
     drawn = generator.integers(0, len(segmentations), count).tolist()
@@ -91,18 +97,19 @@ def generate(folder: Path, videos: int, count: int) -> None:
             (folder / f"video_{v:05d}" / f"{t:05d}.jpg").touch()
 
 
-def own_memory() -> float:
-    """Private memory of this process in MB: what it shares with none."""
+def private_memory() -> float:
+    """Return the memory in MB that this process shares with no other."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
 def sam2kit_reads(file: Path) -> Callable[[], None]:
     opened = COCODataset(file)
-    places = np.random.default_rng(1).integers((0, 0), (len(opened), FRAMES), (READS, 2)).tolist()
+    frames = np.random.default_rng(1).integers((0, 0), (len(opened), FRAMES), (READS, 2)).tolist()
 
     def read() -> None:
-        for i, t in places:  # the JSON's part of read_masks, which also asks for the file's size
+        # Only the part of read_masks that reads the JSON: read_masks also looks at the image file.
+        for i, t in frames:
             opened._indices[0].masks(i, t)
 
     return read
@@ -111,42 +118,44 @@ def sam2kit_reads(file: Path) -> Callable[[], None]:
 def pycocotools_reads(file: Path) -> Callable[[], None]:
     with contextlib.redirect_stdout(io.StringIO()):
         opened = COCO(str(file))
-    places = np.random.default_rng(1).integers(1, len(opened.imgs), READS).tolist()
+    images = np.random.default_rng(1).integers(1, len(opened.imgs), READS).tolist()
 
     def read() -> None:
-        for n in places:
+        for n in images:
             opened.loadAnns(opened.getAnnIds(imgIds=[n]))
 
     return read
 
 
 def measure(package: str, file: Path) -> dict[str, float]:
-    """Open a file and read from it in a fork, in this process."""
+    """Open a file in this process, and read from it in a forked one."""
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    at_rest = own_memory()
-    begin, own = time.perf_counter(), time.process_time()
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    private_before = private_memory()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     read = {"sam2kit": sam2kit_reads, "pycocotools": pycocotools_reads}[package](file)
-    seconds, own = time.perf_counter() - begin, time.process_time() - own
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) / 1024
     gc.collect()
-    held = own_memory() - at_rest
+    held = private_memory() - private_before
+    # The forked process sends its results through a pipe.
     out, into = os.pipe()
     if os.fork() == 0:
-        fresh = own_memory()
+        private_at_start = private_memory()
         begin = time.perf_counter()
         read()
-        took = 1000 * (time.perf_counter() - begin) / READS
-        os.write(into, json.dumps([own_memory() - fresh, took]).encode())
+        milliseconds = 1000 * (time.perf_counter() - begin) / READS
+        growth = private_memory() - private_at_start
+        os.write(into, json.dumps([growth, milliseconds]).encode())
         os._exit(0)
-    grown, took = json.loads(os.read(out, 1000))
+    growth, milliseconds = json.loads(os.read(out, 1000))
     return {
         "seconds": seconds,
-        "of a core": own,
+        "of a core": cpu_seconds,
         "peak MB": round(peak),
         "held MB": round(held),
-        "added by a loader process, MB": round(grown, 1),
-        "ms a frame": took,
+        "added by a loader process, MB": round(growth, 1),
+        "ms a frame": milliseconds,
     }
 
 
@@ -171,12 +180,12 @@ def main() -> None:
         ):
             file = str(Path(name) / f"{form}.json")
             command = [sys.executable, __file__, "--measure", package, file]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows.append({"package": package, "JSON": form, **json.loads(answer)})
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append({"package": package, "JSON": form, **json.loads(output)})
             print(rows[-1], flush=True)
     kit, other = rows[:2]
-    named = ("seconds", "of a core", "peak MB", "held MB")
-    ratio = {key: other[key] / max(kit[key], 0.01) for key in named}  # 0 where files are tiny
+    columns = ("seconds", "of a core", "peak MB", "held MB")
+    ratio = {key: other[key] / max(kit[key], 0.01) for key in columns}  # tiny files give 0 MB
     document = {
         "videos": args.videos,
         "images": args.videos * FRAMES,

@@ -1,11 +1,12 @@
-"""Clips a second against upstream's data set: ``python benchmarks/data.py [--data DAVIS]``.
+"""Measure clips per second against upstream: ``python benchmarks/data.py [--data DAVIS]``.
 
-Both draw clips of the same videos in turns, in one process and one thread: upstream's
-``VOSDataset`` with the transforms of its MOSE fine-tuning, and the kit's ``ClipDataset`` with
-``augmentation=official``, which asks for the same. Processor time counts, which other work on the
-machine disturbs least. Upstream's clips leave normalised (float); the kit's leave as bytes and are
-normalised where the model is, so each is also timed with that done here. Without DAVIS, 480p videos
-are generated. Upstream's data set needs pandas. Writes ``benchmarks/results/data.{json,md}``.
+Upstream's ``VOSDataset`` with the transforms of its MOSE fine-tuning and sam2kit's ``ClipDataset``
+with ``augmentation=official``, which has the same transforms, alternate in loading clips of the
+same videos, in one process and one thread. Processor time is measured, since it is affected least
+by other work on the machine. Upstream returns normalized floats. sam2kit returns bytes, which are
+normalized on the device of the model; the last column includes normalization, for a fair
+comparison. Without DAVIS, 480p videos are generated. Upstream's data set needs pandas. Writes
+``benchmarks/results/data.{json,md}``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sam2kit.viz.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 DAVIS = Path(__file__).parents[2] / "shared" / "davis"
-FRAMES, OBJECTS = 8, 3  # upstream's
+FRAMES, OBJECTS = 8, 3  # per clip, as in upstream's fine-tuning
 
 
 def kit_clips(root: Path, size: int, augment: bool) -> ClipDataset:
@@ -50,7 +51,7 @@ def kit_clips(root: Path, size: int, augment: bool) -> ClipDataset:
 
 
 def upstream_clips(root: Path, size: int, augment: bool):  # type: ignore[no-untyped-def]
-    """``VOSDataset`` over the same folder, as upstream's MOSE fine-tuning configures it."""
+    """Create a ``VOSDataset`` over the same folder, as in upstream's MOSE fine-tuning."""
     from training.dataset import transforms as T
     from training.dataset.vos_dataset import VOSDataset
     from training.dataset.vos_raw_dataset import PNGRawDataset
@@ -84,7 +85,7 @@ def upstream_clips(root: Path, size: int, augment: bool):  # type: ignore[no-unt
 
 
 def generated_davis(root: Path) -> Path:
-    """Three generated videos of 480p in DAVIS layout."""
+    """Generate three 480p videos in DAVIS layout."""
     videos = SyntheticDataset(3, 2 * FRAMES, (480, 854), OBJECTS, seed=0)
     for i, name in enumerate(videos.names):
         for kind in ("JPEGImages", "Annotations"):
@@ -102,7 +103,7 @@ def generated_davis(root: Path) -> Path:
 
 
 def compare(root: Path, size: int, augment: bool, rounds: int) -> dict[str, object]:
-    """Clips a second, medians over all clips of ``rounds`` turns over the videos."""
+    """Measure clips per second: medians over ``rounds`` passes over the videos."""
     theirs, ours = upstream_clips(root, size, augment), kit_clips(root, size, augment)
     sides: dict[str, Callable[[int], object]] = {
         "upstream": theirs.__getitem__,
@@ -110,7 +111,7 @@ def compare(root: Path, size: int, augment: bool, rounds: int) -> dict[str, obje
         "sam2kit, normalised": lambda k: [normalize(frame) for frame in ours[k].frames],
     }
     times: dict[str, list[float]] = {side: [] for side in sides}
-    for read in sides.values():
+    for read in sides.values():  # warm up
         read(0)
     for r in range(rounds):
         ours.set_epoch(r)
@@ -119,7 +120,7 @@ def compare(root: Path, size: int, augment: bool, rounds: int) -> dict[str, obje
                 begin = time.process_time()
                 read(k)
                 times[side].append(time.process_time() - begin)
-    rates = {side: 1 / statistics.median(taken) for side, taken in times.items()}
+    rates = {side: 1 / statistics.median(seconds) for side, seconds in times.items()}
     return {
         "size": size,
         "augmented": "yes" if augment else "no",
@@ -133,26 +134,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=DAVIS, help="a folder in DAVIS layout")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--rounds", type=int, default=3, help="turns over the videos")
+    parser.add_argument("--rounds", type=int, default=3, help="passes over the videos")
     parser.add_argument("--out", type=Path, default=RESULTS / "data.json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
-        given = arguments.data.is_dir()
-        root = arguments.data if given else generated_davis(Path(folder))
+        has_davis = arguments.data.is_dir()
+        root = arguments.data if has_davis else generated_davis(Path(folder))
         rows = [
             compare(root, size, augment, arguments.rounds)
             for size in arguments.sizes
             for augment in (False, True)
         ]
-    what = "DAVIS" if given else "generated"
+    kind = "DAVIS" if has_davis else "generated"
     head = (
-        f"Clips of {FRAMES} frames a second from {what} videos of 480p (one process, one thread, "
+        f"Clips of {FRAMES} frames per second from {kind} videos of 480p (one process, one thread, "
         f"medians of processor time; load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores).\n\n"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"frames": FRAMES, "videos": what, "cpu_cores": os.cpu_count(), "rows": rows}
+    document = {"frames": FRAMES, "videos": kind, "cpu_cores": os.cpu_count(), "rows": rows}
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(head + markdown_table(rows))
     sys.stdout.write(head + markdown_table(rows))

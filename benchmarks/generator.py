@@ -1,7 +1,8 @@
-"""Clips per second of the generator: ``python benchmarks/generator.py [--workers 0 1 2]``.
+"""Measure clips per second of the generator: ``python benchmarks/generator.py [--workers 0 1 2]``.
 
-Measures what training gets: batches from the loader, drawn by that many worker processes (0: by the
-main process), of plain and of lifelike clips. Writes ``benchmarks/results/generator.{json,md}``.
+The clips arrive as in training: as batches from the data loader, with the given numbers of worker
+processes (0: in the main process). Plain and lifelike clips are measured. Writes
+``benchmarks/results/generator.{json,md}``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FRAMES, BATCH = 4, 4
 
 
 def clips_per_second(size: int, lifelike: float, workers: int, batches: int, repeats: int) -> float:
-    """The median over ``repeats`` epochs of ``batches`` batches, the workers' start left out."""
+    """Return the median over ``repeats`` epochs, without the time to start the workers."""
     config = load_config(
         None,
         [
@@ -44,7 +45,8 @@ def clips_per_second(size: int, lifelike: float, workers: int, batches: int, rep
     for epoch in range(repeats):
         loader = create_dataloader(clips, config.dataset, training=True, seed=epoch)
         arriving = iter(loader)
-        for _ in range(1 + 4 * workers):  # what the workers drew ahead while they started
+        # Skip what the workers prefetched while they started.
+        for _ in range(1 + 4 * workers):
             next(arriving)
         begin = time.perf_counter()
         for _ in range(batches):
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     document = {"frames": FRAMES, "cpu_cores": os.cpu_count(), "clips_per_second": rows}
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
-    head = f"Clips of {FRAMES} frames a second, on {os.cpu_count()} CPU cores.\n\n"
+    head = f"Clips of {FRAMES} frames per second, on {os.cpu_count()} CPU cores.\n\n"
     arguments.out.with_suffix(".md").write_text(head + markdown_table(rows))
     sys.stdout.write(head + markdown_table(rows))
 

@@ -1,8 +1,9 @@
-"""How the cost of a step grows: ``python -m benchmarks.growth [--quick --out DIR]``.
+"""Measure how the cost of a step grows: ``python -m benchmarks.growth [--quick --out DIR]``.
 
-Time and memory of the kit's fast step (frozen encoder, features from a warm cache) against the
-number of frames, of objects and of pixels, and the time to start against the number of videos, each
-as multiples of the smallest. Writes ``growth.{json,md,png}``. Ten minutes on a CPU core.
+Measures time and memory of sam2kit's fast step (frozen encoder, features from a warm cache) for
+different numbers of frames, objects and pixels, and the time to start for different numbers of
+videos. Each is also given as a multiple of the smallest case. Writes ``growth.{json,md,png}``.
+Takes ten minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.viz.plots import LINE_COLORS
 from sam2kit.viz.tables import markdown_table
 
-Panel = list[dict[str, Any]]  # a row for each point: its number, seconds, MiB if any
+Panel = list[dict[str, Any]]  # one row per point: number, seconds and, for steps, MiB
 
 
 def step(options: Options, objects: int) -> dict[str, float]:
@@ -50,61 +51,62 @@ def step(options: Options, objects: int) -> dict[str, float]:
 
 
 def start(videos: int) -> dict[str, float]:
-    """From a configuration to clips that are known to be whole; the files are tiny."""
+    """Measure the time to check all videos of a configuration; the files are tiny."""
     with TemporaryDirectory() as folder:
         root = Path(folder) / "davis"
-        picture, mask = Image.new("RGB", (32, 32)), np.zeros((32, 32), np.uint8)
+        frame, mask = Image.new("RGB", (32, 32)), np.zeros((32, 32), np.uint8)
         mask[8:20, 8:20] = 1
         for v in range(videos):
-            for kind, image in (("JPEGImages", picture), ("Annotations", Image.fromarray(mask))):
-                place = root / kind / "480p" / f"v{v:06d}"
-                place.mkdir(parents=True)
+            for kind, image in (("JPEGImages", frame), ("Annotations", Image.fromarray(mask))):
+                video_folder = root / kind / "480p" / f"v{v:06d}"
+                video_folder.mkdir(parents=True)
                 for t in range(3):
-                    image.save(place / f"{t:05d}.{'jpg' if kind == 'JPEGImages' else 'png'}")
+                    suffix = "jpg" if kind == "JPEGImages" else "png"
+                    image.save(video_folder / f"{t:05d}.{suffix}")
         config = step_config(root, Options.tiny())
         begin = time.perf_counter()
         SAM2LightningDataModule(config).check_videos()
         return {"seconds": time.perf_counter() - begin}
 
 
-def measured(values: Sequence[int], point: Callable[[int], dict[str, float]]) -> Panel:
+def measure(values: Sequence[int], measure_point: Callable[[int], dict[str, float]]) -> Panel:
+    """Measure a panel's points, and print each."""
     points = []
     for value in values:
-        points.append({"number": value, **point(value)})
+        points.append({"number": value, **measure_point(value)})
         print(points[-1], file=sys.stderr, flush=True)
     return points
 
 
 def panels(options: Options) -> dict[str, Panel]:
-    """The four panels' points. The first two have clips of ``options``' size."""
+    """Measure the points of all four panels."""
     quick = options.quick
+    # The axis is the number of pixels: the cost follows it, not the side length.
     sizes = (32, 64) if quick else (128, 192, 256, 384, 512)
-    by_size = {
-        side * side: replace(options, image_size=side) for side in sizes
-    }  # cost follows the pixels, not the side
+    by_size = {side * side: replace(options, image_size=side) for side in sizes}
     return {
-        "frames": measured(
+        "frames": measure(
             (2, 3) if quick else (2, 3, 4, 6, 8, 12, 16),
             lambda n: step(replace(options, frames=n), 1),
         ),
-        "objects": measured((1, 2) if quick else (1, 2, 3, 4, 6, 8), lambda n: step(options, n)),
-        "pixels": measured(list(by_size), lambda n: step(by_size[n], 1)),
-        "videos": measured((2, 8) if quick else (10, 100, 1000, 3000), start),
+        "objects": measure((1, 2) if quick else (1, 2, 3, 4, 6, 8), lambda n: step(options, n)),
+        "pixels": measure(list(by_size), lambda n: step(by_size[n], 1)),
+        "videos": measure((2, 8) if quick else (10, 100, 1000, 3000), start),
     }
 
 
-def picture(found: dict[str, Panel]) -> Figure:
-    """Multiples of the smallest, on logarithmic axes; the dashed line is proportional growth."""
+def growth_figure(results: dict[str, Panel]) -> Figure:
+    """Plot multiples of the smallest case on logarithmic axes; dashed: proportional growth."""
     titles = {
-        "frames": "a step, against frames",
-        "objects": "a step, against objects",
-        "pixels": "a step, against pixels",
-        "videos": "start, against videos",
+        "frames": "training step by frames",
+        "objects": "training step by objects",
+        "pixels": "training step by pixels",
+        "videos": "start by videos",
     }
     figure = Figure((11, 3.4), dpi=120, layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(1, 4), found.items(), strict=True):
+    for axes, (name, points) in zip(figure.subplots(1, 4), results.items(), strict=True):
         x = np.array([point["number"] for point in points], float)
-        axes.plot(x, x / x[0], "--", color="grey", linewidth=1, label="in proportion")
+        axes.plot(x, x / x[0], "--", color="grey", linewidth=1, label="proportional")
         for key, color in (("seconds", LINE_COLORS[0]), ("MiB", LINE_COLORS[1])):
             if key in points[0]:
                 y = np.array([point[key] for point in points])
@@ -124,26 +126,27 @@ def picture(found: dict[str, Panel]) -> Figure:
     return figure
 
 
-def text(found: dict[str, Panel], options: Options, where: str) -> str:
+def markdown(results: dict[str, Panel], options: Options, machine_text: str) -> str:
+    """Return the results as Markdown, one table per panel."""
     parts = [
         f"# How the cost grows\n\nThe fast step (bf16, features from a warm cache) of Hiera-"
-        f"{options.model}; where it is not what varies: {options.image_size} px, "
-        f"{options.frames} frames, 1 object. `python -m benchmarks.growth`\n"
+        f"{options.model}. Unless varied: {options.image_size} px, {options.frames} frames, "
+        "1 object. `python -m benchmarks.growth`\n"
     ]
-    for name, points in found.items():
+    for name, points in results.items():
         rows = []
         for point in points:
-            times = point["seconds"] / points[0]["seconds"]
+            time_ratio = point["seconds"] / points[0]["seconds"]
             row = {name: point["number"], "seconds": point["seconds"]}
             if "MiB" in point:
                 row["MiB"] = round(point["MiB"])
             row["number, times the first"] = round(point["number"] / points[0]["number"], 1)
-            row["seconds, times the first"] = round(times, 1)
+            row["seconds, times the first"] = round(time_ratio, 1)
             if "MiB" in point:
                 row["MiB, times the first"] = round(point["MiB"] / points[0]["MiB"], 1)
             rows.append(row)
         parts.append(markdown_table(rows) + "\n")
-    return "\n".join([*parts, where + "\n"])
+    return "\n".join([*parts, machine_text + "\n"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,15 +156,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="toy sizes")
-    given = parser.parse_args(argv)
-    use_threads(given.threads)
-    logger.disable("sam2kit")  # progress is told here
-    changes = {"threads": given.threads, "device": given.device, "repeats": given.repeats}
-    options = Options.tiny(**changes) if given.quick else Options(image_size=256, **changes)
-    found, where = panels(options), machine()
-    report = text(found, options, machine_line(where))
-    write(given.out / "growth", {"machine": where, "panels": found}, report)
-    picture(found).savefig(given.out / "growth.png")
+    arguments = parser.parse_args(argv)
+    use_threads(arguments.threads)
+    logger.disable("sam2kit")  # this script prints its own progress
+    changes = {
+        "threads": arguments.threads,
+        "device": arguments.device,
+        "repeats": arguments.repeats,
+    }
+    options = Options.tiny(**changes) if arguments.quick else Options(image_size=256, **changes)
+    results, machine_info = panels(options), machine()
+    report = markdown(results, options, machine_line(machine_info))
+    write(arguments.out / "growth", {"machine": machine_info, "panels": results}, report)
+    growth_figure(results).savefig(arguments.out / "growth.png")
     print(report)
 
 

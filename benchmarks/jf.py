@@ -1,12 +1,12 @@
-"""Time J and F of a mask: ``python benchmarks/jf.py [--davis DAVIS]``.
+"""Measure the time to compute J and F of a mask: ``python benchmarks/jf.py [--davis DAVIS]``.
 
-Writes ``benchmarks/results/jf.json`` and ``jf.md``. One run times both sides on the same frames, in
-turns: ``sam2kit.evaluation.boundary.region_and_boundary``, and J and F as the official DAVIS 2017
-package computes them, on whole pictures with ``cv2.dilate`` and a disk (without its void masks,
-which would make that side slower). Their values must be equal. A
-frame's time is the shortest of five, a side's the median over the frames. The frames are those of
-the OSVOS results on DAVIS, or generated ones of the same size where that data is not there. OpenCV
-has one thread on both sides. Takes a quarter of a minute on one CPU core.
+Writes ``benchmarks/results/jf.json`` and ``jf.md``. Compares
+``sam2kit.evaluation.boundary.region_and_boundary`` with J and F as the official DAVIS 2017 package
+computes them: on whole images, with ``cv2.dilate`` and a disk (without its void masks, which would
+make it slower). Both are timed alternately on the same frames in one process, and their values must
+be equal. The time of a frame is the shortest of five runs; the result is the median over the
+frames. The frames come from the OSVOS results on DAVIS, or are generated at the same size if that
+data is missing. OpenCV uses one thread for both. Takes 15 seconds on one CPU core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sam2kit.viz.tables import TrustedMarkdown, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 DAVIS = Path(__file__).parents[2] / "shared" / "davis"
-OFFICIAL_MS = 5.7  # what the official package took a frame where it was measured
+OFFICIAL_MS = 5.7  # per frame with the official package itself, measured on another machine
 REPEATS = 5
 
 
@@ -41,7 +41,7 @@ def disk(radius: int) -> np.ndarray:
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from their right, lower or lower right neighbour."""
+    """Return the pixels that differ from their right, lower or lower right neighbour."""
     right, below, diagonal = (np.zeros_like(mask) for _ in range(3))
     right[:, :-1] = mask[:, 1:]
     below[:-1] = mask[1:]
@@ -54,7 +54,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def by_definition(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """J and F on whole pictures, with the steps that the official package takes."""
+    """Compute J and F on whole images, with the same steps as the official package."""
     union = np.sum(prediction | truth)
     j = 1.0 if union == 0 else np.sum(prediction & truth) / union
     radius = int(np.ceil(BOUNDARY_TOLERANCE * np.linalg.norm(truth.shape)))
@@ -70,7 +70,7 @@ def by_definition(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, flo
 
 
 def davis_pairs(davis: Path, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every ``step``-th frame's result and truth, bool."""
+    """Yield prediction and ground truth of every ``step``-th frame, bool."""
     source = VideoDataset(davis)
     for i, name in enumerate(source.names):
         for t in range(0, source.num_frames(i), step):
@@ -81,7 +81,7 @@ def davis_pairs(davis: Path, step: int) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def generated_pairs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blobs about as large as DAVIS's objects, and the same blobs a little off."""
+    """Yield pairs of similar blobs, about as large as the objects of DAVIS."""
     generator = np.random.default_rng(0)
     rows, columns = np.ogrid[:480, :854]
 
@@ -96,20 +96,20 @@ def generated_pairs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def milliseconds(score: Callable, pair: tuple[np.ndarray, np.ndarray]) -> float:
-    """The shortest of some runs, which other work on the machine disturbed least."""
-    taken = []
+    """Return the shortest time of several runs: the one least affected by other processes."""
+    times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         score(*pair)
-        taken.append(1000 * (time.perf_counter() - start))
-    return min(taken)
+        times.append(1000 * (time.perf_counter() - start))
+    return min(times)
 
 
 def compare(davis: Path, step: int) -> dict[str, Any]:
-    """Both sides on every ``step``-th frame of ``davis``, or on generated ones.
+    """Compare both implementations on every ``step``-th frame of ``davis``, or on generated frames.
 
     Raises:
-        SystemExit: their values differ.
+        SystemExit: the values differ.
     """
     cv2.setNumThreads(1)
     real = (davis / "Predictions").is_dir()
@@ -117,9 +117,7 @@ def compare(davis: Path, step: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"definition": [], "sam2kit": []}
     for pair in pairs:
         if by_definition(*pair) != region_and_boundary(*pair):
-            raise SystemExit(
-                f"different values: {by_definition(*pair)} {region_and_boundary(*pair)}"
-            )
+            raise SystemExit(f"values differ: {by_definition(*pair)} {region_and_boundary(*pair)}")
         times["definition"].append(milliseconds(by_definition, pair))
         times["sam2kit"].append(milliseconds(region_and_boundary, pair))
     medians = {name: float(np.median(values)) for name, values in times.items()}
@@ -140,24 +138,24 @@ def compare(davis: Path, step: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--davis", type=Path, default=DAVIS)
-    parser.add_argument("--step", type=int, default=4, help="take every STEP-th frame")
+    parser.add_argument("--step", type=int, default=4, help="use every STEP-th frame")
     parser.add_argument("--output-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
     result = compare(args.davis, args.step)
     medians = result["ms"]
     low, middle, high = result["ratio_by_frame_5_50_95"]
     names = {
-        "definition": TrustedMarkdown("on whole pictures, `cv2.dilate` with a disk"),
+        "definition": TrustedMarkdown("on whole images, `cv2.dilate` with a disk"),
         "sam2kit": TrustedMarkdown("`sam2kit.evaluation.boundary.region_and_boundary`"),
     }
     table = markdown_table(
         [{"J and F of one mask": names[k], "ms, median": value} for k, value in medians.items()]
     )
     text = (
-        f"# J and F\n\n{table}\n\n{result['ratio_of_medians']:.1f} times as fast; by frame "
+        f"# J and F\n\n{table}\n\n{result['ratio_of_medians']:.1f} times as fast; per frame "
         f"{middle:.1f} times in the median, {low:.1f} to {high:.1f} times in 90% of the frames. "
         f"Equal values on all {result['frames']} frames ({result['data']}), one thread, one run. "
-        f"The official package took {OFFICIAL_MS} ms a frame on another machine.\n"
+        f"The official package took {OFFICIAL_MS} ms per frame on another machine.\n"
     )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "jf.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,11 +1,12 @@
-"""Whether fast settings learn as well: ``python -m benchmarks.learning [--davis DAVIS]``.
+"""Compare learning with fast and with official settings: ``python -m benchmarks.learning``.
 
-The quick start (the shipped nano, its memory modules trained anew on the sample clips) and DAVIS
-(likewise, on its training sequences) are trained with upstream's settings (float32, dropout 0.1, no
-cache) and with the fast ones (bf16, dropout 0, cached features), from three seeds each, for the
-same number of steps, on the same clips. Clips are mirrored and reversed, no more, so that the cache
-can serve them. Then whole validation videos are tracked and scored. Writes ``learning.{json,md}``;
-runs that are done are kept, and the command goes on. A quarter of an hour on a CPU core.
+Two trainings are compared: the quick start, which trains the memory modules of the shipped nano on
+the sample clips, and the same on the training sequences of DAVIS (``--davis DAVIS``). Each runs
+with upstream's settings (float32, dropout 0.1, no cache) and with the fast ones (bf16, dropout 0,
+cached features), from three seeds, for the same number of steps on the same clips. The only
+augmentations are mirroring and reversing, so that cached features can be used. Then whole
+validation videos are tracked and scored. Writes ``learning.{json,md}`` after each run, so that an
+interrupted command resumes. Takes a quarter of an hour on one CPU core.
 """
 
 from __future__ import annotations
@@ -40,29 +41,30 @@ SETTINGS = {
     "official": ["model.memory_dropout=0.1", "trainer.precision=32-true", "features.cache=off"],
     "fast": ["model.memory_dropout=0", "trainer.precision=bf16-mixed", "features.cache=on"],
 }
-KEPT = ("flip", "reverse")  # what augmentation may do without making new pixels
+CACHEABLE = ("flip", "reverse")  # the augmentations that create no new pixels
 
 
 def data_sets(davis: Path) -> dict[str, list[str]]:
-    """Overrides of ``configs/quickstart.yaml`` for each data set."""
-    found = {"quick start": []}
+    """Return overrides of ``configs/quickstart.yaml`` by data set."""
+    overrides: dict[str, list[str]] = {"quick start": []}
     if davis.is_dir():
-        found["DAVIS"] = [
+        overrides["DAVIS"] = [
             f"dataset.data_path={davis}",
             "dataset.split=2016/train",
             f"valdataset.data_path={davis}",
             "valdataset.split=2016/val",
             "dataset.clips_per_video=20",
         ]
-    return found
+    return overrides
 
 
 def run_config(data: list[str], setting: str, seed: int, cache: Path, quick: bool) -> Config:
-    still = [f.name for f in fields(AugmentationConfig) if f.name not in KEPT]
+    """Return the configuration of a training run; ``cache`` is the folder of cached features."""
+    disabled = [f.name for f in fields(AugmentationConfig) if f.name not in CACHEABLE]
     overrides = [
         *data,
         *SETTINGS[setting],
-        *(f"augmentation.{name}=0" for name in still),
+        *(f"augmentation.{name}=0" for name in disabled),
         f"features.folder={cache}",
         f"seed={seed}",
         "dataset.num_workers=0",
@@ -74,38 +76,38 @@ def run_config(data: list[str], setting: str, seed: int, cache: Path, quick: boo
     return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
 
 
-def trained(config: Config, folder: Path) -> dict[str, float]:
-    """J&F on the validation videos after training, and what the training took."""
+def train_and_score(config: Config, folder: Path) -> dict[str, float]:
+    """Train, and return J&F on the validation videos and the seconds of training."""
     begin = time.perf_counter()
     result = fit(config, folder / "run")
-    took = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
     run_config, model = load_run(result.last_checkpoint)
-    found = evaluate(run_config, [TrackerRun("tuned", model)], folder / "evaluation")
-    return {"J&F": found.scores["tuned"], "seconds": took}
+    evaluation = evaluate(run_config, [TrackerRun("tuned", model)], folder / "evaluation")
+    return {"J&F": evaluation.scores["tuned"], "seconds": seconds}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A row for each data set: means, their difference, and how far seeds lie apart."""
+    """Return one row per data set: means, their difference, and the deviation between seeds."""
     rows = []
     for name in dict.fromkeys(run["data"] for run in runs):
-        of = {
+        runs_by_setting = {
             setting: [r for r in runs if r["data"] == name and r["setting"] == setting]
             for setting in SETTINGS
         }
-        scores = {k: [100 * run["J&F"] for run in found] for k, found in of.items()}
-        if not all(scores.values()):
+        scores = {k: [100 * r["J&F"] for r in group] for k, group in runs_by_setting.items()}
+        if not all(scores.values()):  # one of the settings has no run yet
             continue
         row: dict[str, object] = {"data": name, "seeds": len(scores["fast"])}
         for setting, values in scores.items():
-            each = " ".join(f"{value:.1f}" for value in values)
-            row[f"J&F, {setting}"] = f"{statistics.mean(values):.1f} ({each})"
+            values_by_seed = " ".join(f"{value:.1f}" for value in values)
+            row[f"J&F, {setting}"] = f"{statistics.mean(values):.1f} ({values_by_seed})"
         row["difference"] = (
             f"{statistics.mean(scores['fast']) - statistics.mean(scores['official']):+.1f}"
         )
         spread = [statistics.stdev(v) if len(v) > 1 else float("nan") for v in scores.values()]
         row["deviation between seeds"] = " / ".join(f"{value:.1f}" for value in spread)
-        for setting, found in of.items():
-            row[f"training, s, {setting}"] = round(statistics.median(r["seconds"] for r in found))
+        for setting, group in runs_by_setting.items():
+            row[f"training, s, {setting}"] = round(statistics.median(r["seconds"] for r in group))
         rows.append(row)
     return markdown_table(rows) + "\n" if rows else ""
 
@@ -116,33 +118,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="one step each, of toy size")
-    given = parser.parse_args(argv)
-    out = (given.out / "learning").absolute()
-    davis = given.davis.absolute()
-    os.chdir(ROOT)  # where the quick start's sample clips are
-    use_threads(given.threads)
-    logger.disable("sam2kit")  # progress is told here
-    done = out.with_suffix(".json")
-    runs = json.loads(done.read_text())["runs"] if done.exists() else []
-    where, report = machine(), ""
+    parser.add_argument("--quick", action="store_true", help="one step of toy size per run")
+    arguments = parser.parse_args(argv)
+    out = (arguments.out / "learning").absolute()
+    davis = arguments.davis.absolute()
+    os.chdir(ROOT)  # the configuration names the sample clips relative to the repository
+    use_threads(arguments.threads)
+    logger.disable("sam2kit")  # this script prints its own progress
+    saved = out.with_suffix(".json")
+    runs = json.loads(saved.read_text())["runs"] if saved.exists() else []
+    machine_info, report = machine(), ""
     with TemporaryDirectory() as cache:
-        for seed in given.seeds:
+        # All settings of a seed before the next seed, so that a partial result is comparable.
+        for seed in arguments.seeds:
             for name, data in data_sets(davis).items():
                 for setting in SETTINGS:
-                    own = {"data": name, "setting": setting, "seed": seed}
-                    if any(own.items() <= run.items() for run in runs):
+                    run_key = {"data": name, "setting": setting, "seed": seed}
+                    if any(run_key.items() <= run.items() for run in runs):
                         continue
-                    print(own, file=sys.stderr, flush=True)
-                    config = run_config(data, setting, seed, Path(cache), given.quick)
+                    print(run_key, file=sys.stderr, flush=True)
+                    config = run_config(data, setting, seed, Path(cache), arguments.quick)
                     with TemporaryDirectory() as folder:
-                        runs.append(own | trained(config, Path(folder)))
+                        runs.append(run_key | train_and_score(config, Path(folder)))
                     report = (
                         f"# Learning with fast settings\n\nNano, J&F in percent on whole "
                         f"validation videos. `python -m benchmarks.learning`\n\n{table(runs)}\n"
-                        f"{machine_line(where)}\n"
+                        f"{machine_line(machine_info)}\n"
                     )
-                    write(out, {"machine": where, "runs": runs}, report)
+                    write(out, {"machine": machine_info, "runs": runs}, report)
     print(report or table(runs))
 
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: runs in turns, peaks of memory, the machine, findings and their table.
+"""Tools of the benchmarks: timing, the machine, findings and their table, and test data.
 
-A benchmark compares two sides in one process, in turns, so that whatever else the machine does
-falls on both; medians count.
+A benchmark runs two sides alternately in one process, so that other work on the machine affects
+both equally, and compares their medians.
 """
 
 from __future__ import annotations
@@ -41,11 +41,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Options:
-    """How large the benchmarks of the suite are, and what they run on.
+    """Sizes and device of the benchmarks in the suite.
 
     Attributes:
-        model, image_size, frames: of the training steps and of tracking (``video_frames``).
-        repeats: runs of each side, of which the median counts.
+        model: size of the model.
+        image_size: side of the model's input in pixels.
+        frames: frames per clip of a training step.
+        video_frames: frames per tracked video.
+        threads: number of CPU threads.
+        repeats: runs per side, of which the median is taken.
+        device: ``cpu`` or ``cuda``.
+        quick: sizes are too small for meaningful results.
     """
 
     model: str = "t"
@@ -59,22 +65,24 @@ class Options:
 
     @classmethod
     def tiny(cls, **changes: Any) -> Options:
-        """So small that the figures mean nothing."""
+        """Return sizes that only check whether everything runs."""
         small = {"model": "nano", "image_size": 64, "frames": 3, "video_frames": 4, "repeats": 1}
         return cls(**(small | {"quick": True} | changes))
 
 
 @dataclass
 class Finding:
-    """A line of the suite's table.
+    """One row of the suite's table.
 
     Attributes:
-        what, against: what was measured, and what it is compared with.
-        theirs, ours: both sides as text, with their units.
-        value: what was reached, as ``form`` shows it; None: it could not be measured here.
-        form: a format such as ``{:.2f}x``.
-        bound: what was to be reached, if anything; ``at_most`` says on which side.
-        note: what a reader must know to believe it.
+        what: what was measured.
+        against: what it is compared with.
+        theirs, ours: the results of both sides as text, with units.
+        value: the value to compare with ``bound``. None: it could not be measured here.
+        form: format of the value, such as ``{:.2f}x``.
+        bound: the target. None (default): no target.
+        at_most: whether ``bound`` is a maximum rather than a minimum.
+        note: conditions under which the result holds.
     """
 
     what: str
@@ -89,12 +97,13 @@ class Finding:
 
     @property
     def holds(self) -> bool | None:
+        """Whether the target is reached; None without a target or a value."""
         if self.bound is None or self.value is None:
             return None
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
     def row(self) -> dict[str, str]:
-        asked = None if self.bound is None else self.form.format(self.bound)
+        target = None if self.bound is None else self.form.format(self.bound)
         side = "at most " if self.at_most else "at least "
         return {
             "what": TrustedMarkdown(self.what),
@@ -102,7 +111,7 @@ class Finding:
             "theirs": self.theirs,
             "sam2kit": self.ours,
             "reached": "–" if self.value is None else self.form.format(self.value),
-            "to reach": "–" if asked is None else side + asked,
+            "to reach": "–" if target is None else side + target,
             "": {None: "", True: "yes", False: TrustedMarkdown("**no**")}[self.holds],
         }
 
@@ -119,13 +128,13 @@ def ratio(
     bound: float | None = None,
     note: str = "",
 ) -> Finding:
-    """How many times as fast: a finding from both sides' seconds."""
+    """Create a finding from the seconds of both sides: how many times as fast ours is."""
     both = seconds(theirs), seconds(ours)
     return Finding(what, against, *both, theirs / ours, "{:.2f}x", bound, note=note)
 
 
 def share(what: str, against: str, theirs: int, ours: int, bound: float | None = None) -> Finding:
-    """What share of their memory: a finding from both sides' bytes."""
+    """Create a finding from the bytes of both sides: ours as a fraction of theirs."""
     both = f"{theirs / MIB:,.0f} MiB", f"{ours / MIB:,.0f} MiB"
     return Finding(what, against, *both, ours / theirs, "{:.0%}", bound, at_most=True)
 
@@ -138,27 +147,28 @@ def use_threads(count: int) -> None:
 def in_turns(
     sides: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """The median of each side's seconds; the sides take turns. They have been warmed up."""
+    """Return the median seconds of each side, run alternately; the caller has warmed them up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
-            gc.collect()
+            gc.collect()  # so that no side pays for the garbage of another
             _wait(device)
             begin = time.perf_counter()
             run()
             _wait(device)
             times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def _wait(device: str) -> None:
+    """Wait until the GPU has finished: its work is asynchronous."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def machine() -> dict[str, object]:
-    """What a figure depends on besides the code."""
-    found: dict[str, object] = {
+    """Return what a result depends on besides the code: hardware, load and package versions."""
+    properties: dict[str, object] = {
         "date": date.today().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -166,13 +176,13 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        properties["gpu"] = torch.cuda.get_device_name()
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            properties[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            properties[package] = "not installed"
+    return properties
 
 
 def _processor() -> str:
@@ -183,13 +193,13 @@ def _processor() -> str:
     return platform.processor()
 
 
-def machine_line(found: Mapping[str, object]) -> str:
-    """The machine as a line of text."""
-    return ", ".join(f"{key} {value}" for key, value in found.items())
+def machine_line(properties: Mapping[str, object]) -> str:
+    """Return the result of :func:`machine` as one line of text."""
+    return ", ".join(f"{key} {value}" for key, value in properties.items())
 
 
 def write(stem: Path, document: Mapping[str, Any], text: str) -> None:
-    """``STEM.json`` and ``STEM.md``, each whole or not at all."""
+    """Write ``STEM.json`` and ``STEM.md``, each atomically."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".json", json.dumps(document, indent=1) + "\n"), (".md", text)):
         part = stem.with_suffix(suffix + ".part")
@@ -198,14 +208,18 @@ def write(stem: Path, document: Mapping[str, Any], text: str) -> None:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """The findings as Markdown, their notes below."""
+    """Return the findings as a Markdown table, followed by their notes."""
     notes = list(dict.fromkeys(f"- {f.what}: {f.note}" for f in findings if f.note))
     text = markdown_table([finding.row() for finding in findings]) + "\n"
     return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 
 def ratio_chart(findings: Sequence[Finding]) -> Figure | None:
-    """A bar for each ratio of seconds, with a mark where it was to be; None: there is none."""
+    """Plot one bar per ratio of seconds, with a mark at its target.
+
+    Returns:
+        None: no finding is such a ratio.
+    """
     shown = [f for f in findings if f.form.endswith("x") and f.value is not None]
     if not shown:
         return None
@@ -243,7 +257,18 @@ def as_documents(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def crowded_videos(
     count: int, frames: int, objects: int, size: tuple[int, int] = (480, 854)
 ) -> SyntheticDataset:
-    """Generated videos of exactly so many objects, all of them in view on the first frame."""
+    """Generate videos whose first frame shows exactly ``objects`` objects.
+
+    Args:
+        count: number of videos.
+        frames: frames per video.
+        objects: objects per video.
+        size: rows and columns.
+
+    Raises:
+        RuntimeError: no seed gives such videos.
+    """
+    # The generator places objects at random: try seeds until all objects are visible.
     for seed in range(1000):
         videos = SyntheticDataset(count, frames, size, objects, seed=seed)
         first = [videos.read_masks(i, 0) or {} for i in range(count)]
@@ -255,7 +280,7 @@ def crowded_videos(
 
 
 def write_davis(videos: VideoSource, root: Path) -> Path:
-    """The videos as JPEGs and palette PNGs in DAVIS layout."""
+    """Write videos as JPEGs and palette PNGs in DAVIS layout, and return ``root``."""
     for i, name in enumerate(videos.names):
         for kind in ("JPEGImages", "Annotations"):
             (root / kind / "480p" / name).mkdir(parents=True)
@@ -272,6 +297,7 @@ def write_davis(videos: VideoSource, root: Path) -> Path:
 
 
 @contextmanager
-def autocast(device: str, on: bool) -> Iterator[None]:
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on):
+def autocast(device: str, enabled: bool) -> Iterator[None]:
+    """Run the block under bf16 autocast, if enabled."""
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled):
         yield

@@ -1,9 +1,9 @@
 """Score a nano checkpoint: ``python benchmarks/nano_scores.py [CHECKPOINT] [--davis DAVIS]``.
 
-Writes ``benchmarks/results/nano.json`` and ``nano.md``. Every figure stands beside that of the
-copied first mask and carries a 95% interval from resampling the videos. Generated clips come from a
-seed that neither training nor its validation uses; DAVIS is scored zero-shot, as no frame of it is
-ever trained on. Takes some minutes on one CPU core.
+Writes ``benchmarks/results/nano.json`` and ``nano.md``. Every score has a 95% interval from
+resampling the videos, and is compared with the score of the copied first mask. Generated clips come
+from a seed that neither training nor its validation uses. DAVIS is scored zero-shot: no frame of it
+is used in training. Takes a few minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sam2kit.viz.tables import markdown_table
 ROOT = Path(__file__).parent.parent
 SEED = 7
 BOOTSTRAPS = 2000
-LARGEST_FALSE_ABSENCE = 0.05
+MAX_FALSE_ABSENCE = 0.05
 GENERATED = {
     "generated, lifelike, 8 frames": "dataset.synthetic_lifelike=1",
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=0",
@@ -48,26 +48,26 @@ STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 
 
 def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
-    """The mean over all objects, and the bounds of its 95% interval over resampled videos.
+    """Return the mean over all objects, and its 95% interval from resampling the videos.
 
     Args:
-        per_video: a video's values each, ``[O]``, NaN where an object has none.
+        per_video: the values of each video, ``[O]``; NaN for an object without a value.
     """
-    kept = [v[np.isfinite(v)] for v in per_video]
-    kept = [v for v in kept if len(v)]
-    mean = float(np.concatenate(kept).mean())
-    low, high = bootstrap_interval(kept, np.random.default_rng(0), BOOTSTRAPS) or (mean, mean)
+    groups = [v[np.isfinite(v)] for v in per_video]
+    groups = [v for v in groups if len(v)]
+    mean = float(np.concatenate(groups).mean())
+    low, high = bootstrap_interval(groups, np.random.default_rng(0), BOOTSTRAPS) or (mean, mean)
     return {
         "mean": round(mean, 4),
         "low": round(low, 4),
         "high": round(high, 4),
-        "objects": int(sum(map(len, kept))),
-        "videos": len(kept),
+        "objects": int(sum(map(len, groups))),
+        "videos": len(groups),
     }
 
 
 def track(config: Config, model: SAM2Model) -> Iterator[tuple[ClipBatch, TrackOutput]]:
-    """The validation clips of a configuration, and what the model makes of them."""
+    """Yield the validation clips of a configuration with the output of the model."""
     val = config.validation_dataset()
     prompts = PromptGenerator.from_config(val)
     loader = create_dataloader(build_validation(config), val, training=False, seed=config.seed)
@@ -77,42 +77,47 @@ def track(config: Config, model: SAM2Model) -> Iterator[tuple[ClipBatch, TrackOu
 
 
 def iou_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
-    """Mean IoU over the frames after the prompted one, of the model and of the copied mask."""
-    found: dict[str, list[np.ndarray]] = {"nano": [], COPY: []}
+    """Return the mean IoU of the model and of the copied mask on the frames after the prompt."""
+    ious: dict[str, list[np.ndarray]] = {"nano": [], COPY: []}
     for batch, output in track(config, model):
         scored = (output.tracked & ~output.prompted & batch.annotated).numpy()
         truth = batch.masks.numpy()
         copied = copy_first_mask(truth, batch.visible.numpy())
         tracked = output.masks(truth.shape[-2:]).numpy()
         for name, masks in {"nano": tracked, COPY: copied}.items():
-            found[name].append(mean_tracked_iou(masks, truth, scored)[0])
-    return {name: interval(values) for name, values in found.items()}
+            ious[name].append(mean_tracked_iou(masks, truth, scored)[0])
+    return {name: interval(values) for name, values in ious.items()}
 
 
 def absence_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
-    """Share of absent object-frames after the prompt that are called absent (a recall).
+    """Return the recall of absence: the fraction of absent frames that are predicted absent.
 
-    Once with the threshold 0 that tracking uses, beside the share of visible frames that it calls
-    absent too; once with the threshold that calls 5% of the visible frames absent.
+    All frames after the prompt are used, per object. The recall is given at two thresholds of the
+    object score: at 0, the threshold of tracking, together with the fraction of visible frames that
+    it predicts absent; and at the threshold that predicts 5% of the visible frames absent.
     """
-    gone: list[np.ndarray] = []
-    seen: list[np.ndarray] = []
+    absent_scores: list[np.ndarray] = []
+    visible_scores: list[np.ndarray] = []
     for batch, output in track(config, model):
         scores, visible = output.object_score.numpy(), batch.visible.numpy()
         scored = after_first_visible(visible)
-        gone.append(scores[scored & ~visible])
-        seen.append(scores[scored & visible])
-    threshold = float(np.quantile(np.concatenate(seen), LARGEST_FALSE_ABSENCE))
+        absent_scores.append(scores[scored & ~visible])
+        visible_scores.append(scores[scored & visible])
+    threshold = float(np.quantile(np.concatenate(visible_scores), MAX_FALSE_ABSENCE))
+
+    def share_below(scores: list[np.ndarray], limit: float) -> dict[str, float]:
+        return interval([(s < limit).astype(float) for s in scores])
+
     return {
-        "recall at threshold 0": interval([(s < 0).astype(float) for s in gone]),
-        "false absence at threshold 0": interval([(s < 0).astype(float) for s in seen]),
-        "recall at 5% false absence": interval([(s < threshold).astype(float) for s in gone]),
+        "recall at threshold 0": share_below(absent_scores, 0),
+        "false absence at threshold 0": share_below(visible_scores, 0),
+        "recall at 5% false absence": share_below(absent_scores, threshold),
         "threshold at 5% false absence": {"mean": round(threshold, 3)},
     }
 
 
 def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> dict:
-    """All figures of a checkpoint; see the module."""
+    """Return all scores of a checkpoint; see the docstring of the module."""
 
     def config(*overrides: str) -> Config:
         general = [
@@ -155,7 +160,7 @@ def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> d
 
 
 def table(scores: dict) -> str:
-    """The figures as Markdown."""
+    """Return the scores as Markdown."""
 
     def cell(value: dict[str, float]) -> str:
         if "low" not in value:
@@ -176,7 +181,10 @@ def table(scores: dict) -> str:
 
 
 def draw_curves(results: Path, picture: Path) -> None:
-    """The curves of the stages, from their ``metrics.csv`` kept as ``nano_STAGE.csv``."""
+    """Plot the training curves of all stages, from the files ``nano_STAGE.csv``.
+
+    Each file is a copy of the ``metrics.csv`` of a stage.
+    """
     panels = {}
     for stage in STAGES:
         with open(results / f"nano_{stage}.csv", newline="") as file:
@@ -193,7 +201,7 @@ def draw_curves(results: Path, picture: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default="nano", help="default: the shipped model")
-    parser.add_argument("--davis", type=Path, help="a folder in DAVIS layout; left out by default")
+    parser.add_argument("--davis", type=Path, help="a folder in DAVIS layout (default: no DAVIS)")
     parser.add_argument("--clips", type=int, default=60, help="generated clips of each kind")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "nano.json")

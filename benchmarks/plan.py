@@ -1,7 +1,7 @@
-"""What ``sam2kit plan`` says against what is measured: ``python -m benchmarks.plan [--quick]``.
+"""Compare ``sam2kit plan`` with measurements: ``python -m benchmarks.plan [--quick]``.
 
-Six configurations. Memory is that of a step beyond weights and optimizer, the part that is planned
-rather than known. Writes ``plan.{json,md}``. Ten minutes on a CPU core.
+Six configurations are measured. Memory is what a step needs in addition to weights and optimizer:
+only this part is estimated. Writes ``plan.{json,md}``. Takes ten minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sam2kit.training.planner import plan_training
 from sam2kit.viz.tables import markdown_table
 
 MEMORY, TIME = 0.2, 0.4
-"""How far off the plan may be."""
+"""Maximum relative error of the plan."""
 SHIPPED = ["trainer.precision=32-true"]
 CHECKPOINTED = [*EXACT, "model.activation_checkpointing=true"]
 UNCACHED = [*FAST, "features.cache=off"]
@@ -45,36 +45,36 @@ CASES: list[tuple[str, str, int, int, int, list[str]]] = [
 ]
 
 
-def case(options: Options, objects: int, overrides: Sequence[str]) -> dict[str, Any]:
+def run_case(options: Options, objects: int, overrides: Sequence[str]) -> dict[str, Any]:
     with clip_config(options, objects, overrides) as config:
         begin = time.perf_counter()
-        found = plan_training(config)
-        took = time.perf_counter() - begin
+        plan = plan_training(config)
+        planning_seconds = time.perf_counter() - begin
         step = KitStep(config, options.device)
         step()
         memory = peak_bytes(step, options.device)
         optimizer = build_optimizer(step.module.model, config.optimizer)
-        optimizer.step()  # makes its states
+        optimizer.step()  # creates the state of the optimizer
         sides = {"step": step, "optimizer": optimizer.step}
         measured = sum(in_turns(sides, options.repeats, options.device).values())
     return {
-        "planned MiB": round(found.memory.step / MIB, 1),
+        "planned MiB": round(plan.memory.step / MIB, 1),
         "measured MiB": round(memory / MIB, 1),
-        "memory": found.memory.step / memory,
-        "planned s": found.seconds,
+        "memory": plan.memory.step / memory,
+        "planned s": plan.seconds,
         "measured s": measured,
-        "time": found.seconds / measured,
-        "planning, s": round(took, 1),
+        "time": plan.seconds / measured,
+        "planning, s": round(planning_seconds, 1),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="toy sizes: whether it runs")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to check that it runs")
     arguments = parser.parse_args(argv)
     if arguments.quick and arguments.out == RESULTS:
-        parser.error("--quick needs --out: toy figures do not belong among the results")
+        parser.error("--quick needs --out: toy results must not replace the real ones")
     use_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
@@ -83,21 +83,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.quick:
             options = Options.tiny(frames=6, device=device)
         shape = {"model": options.model, "px": options.image_size, "frames": options.frames}
-        row = {"case": name, **shape, "objects": objects} | case(options, objects, overrides)
+        row = {"case": name, **shape, "objects": objects} | run_case(options, objects, overrides)
         rows.append(row)
         print(row, flush=True)
-    good = all(abs(r["memory"] - 1) <= MEMORY and abs(r["time"] - 1) <= TIME for r in rows)
-    where = machine()
-    shown = [
+    within_limits = all(abs(r["memory"] - 1) <= MEMORY and abs(r["time"] - 1) <= TIME for r in rows)
+    machine_info = machine()
+    table_rows = [
         {k: f"{v:.2f}x" if k in ("memory", "time") else v for k, v in row.items()} for row in rows
     ]
     text = (
-        "# The plan of a step against the step\n\nWhat `sam2kit plan` says, and what was measured; "
-        f"to be off by at most {MEMORY:.0%} in memory and {TIME:.0%} in time: "
-        f"{'all are' if good else '**not all are**'}. `python -m benchmarks.plan`\n\n"
-        f"{markdown_table(shown)}\n\n{machine_line(where)}\n"
+        "# Planned and measured steps\n\nThe estimates of `sam2kit plan`, and what was measured. "
+        f"Target: an error of at most {MEMORY:.0%} in memory and {TIME:.0%} in time; "
+        f"{'reached by all' if within_limits else '**not reached by all**'}. "
+        f"`python -m benchmarks.plan`\n\n{markdown_table(table_rows)}\n\n"
+        f"{machine_line(machine_info)}\n"
     )
-    write(arguments.out / "plan", {"machine": where, "rows": rows}, text)
+    write(arguments.out / "plan", {"machine": machine_info, "rows": rows}, text)
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""The rows of the suite: each a function of :class:`~benchmarks.measure.Options`."""
+"""The rows of the suite: functions from :class:`~benchmarks.measure.Options` to findings."""
 
 from __future__ import annotations
 
@@ -23,46 +23,50 @@ Row = Callable[[Options], list[Finding]]
 
 
 def memory_of_tracking(options: Options) -> list[Finding]:
-    """What trackers keep of a video when it has become four times as long."""
+    """Measure how the state of a tracker grows while the video becomes four times as long."""
     frames = 16 if options.quick else 800
-    found = tracker_memory.compare(frames, every=25)["trackers"]
-    counts = found["sam2kit"]
+    trackers = tracker_memory.compare(frames, every=25)["trackers"]
+    counts = trackers["sam2kit"]
     early, late = min(counts, key=int), max(counts, key=int)
-    kept = {name: [c[at]["state_bytes"] for at in (early, late)] for name, c in found.items()}
-    texts = {name: f"{a / MIB:.1f} to {b / MIB:.1f} MiB" for name, (a, b) in kept.items()}
-    first, last = kept["sam2kit"]
+    state_bytes = {
+        name: [c[count]["state_bytes"] for count in (early, late)] for name, c in trackers.items()
+    }
+    texts = {name: f"{a / MIB:.1f} to {b / MIB:.1f} MiB" for name, (a, b) in state_bytes.items()}
+    first, last = state_bytes["sam2kit"]
     bound = None if options.quick else 0.0
     what = f"memory of tracking, frame {early} to {late}: growth"
     sides = texts["SAM2VideoPredictor"], texts["sam2kit"]
-    reached = last / first - 1
-    return [Finding(what, "`SAM2VideoPredictor`", *sides, reached, "{:.0%}", bound, at_most=True)]
+    growth = last / first - 1
+    return [Finding(what, "`SAM2VideoPredictor`", *sides, growth, "{:.0%}", bound, at_most=True)]
 
 
 def region_and_boundary(options: Options) -> list[Finding]:
-    found = jf.compare(jf.DAVIS, 1000 if options.quick else 4)
-    sides = found["ms"]["definition"] / 1000, found["ms"]["sam2kit"] / 1000
-    note = f"equal values on {found['frames']} frames ({found['data']})"
+    """Measure the time to score a mask."""
+    result = jf.compare(jf.DAVIS, 1000 if options.quick else 4)
+    sides = result["ms"]["definition"] / 1000, result["ms"]["sam2kit"] / 1000
+    note = f"equal values on {result['frames']} frames ({result['data']})"
     return [ratio("J and F of a mask", "the definition, whole pictures", *sides, 10, note)]
 
 
 def loading(options: Options) -> list[Finding]:
+    """Measure the processor time to load a clip."""
     sizes, rounds = ([32], 1) if options.quick else ([512, 1024], 3)
     findings = []
     with TemporaryDirectory() as folder:
-        given = data.DAVIS.is_dir() and not options.quick
-        root = data.DAVIS if given else data.generated_davis(Path(folder))
+        use_davis = data.DAVIS.is_dir() and not options.quick
+        root = data.DAVIS if use_davis else data.generated_davis(Path(folder))
         for size in sizes:
             for augmented in (False, True):
                 row = data.compare(root, size, augmented, rounds)
                 what = f"clips of {data.FRAMES} frames, {size} px{', augmented' * augmented}"
-                # Both leave as normalised floats, the kit's by the model's own normalisation.
+                # For a fair comparison, both sides return normalized floats.
                 sides = 1 / row["upstream"], 1 / row["sam2kit, normalised"]
                 findings.append(ratio(what, "`VOSDataset`", *sides, 1.5, "processor time"))
     return findings
 
 
 def starting(options: Options) -> list[Finding]:
-    """Seconds until the command line answers, and until the package is imported."""
+    """Measure the time to print the help of the command line, and to import the package."""
     checks = "; assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
     helps = "import sys\nfrom sam2kit.cli.main import main\nmain(['--help'])\n"
     commands = {
@@ -71,23 +75,24 @@ def starting(options: Options) -> list[Finding]:
         "bare": ["-c", "pass"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(1 + 3 * options.repeats):
+    for _ in range(1 + 3 * options.repeats):  # the first one fills the cache of the file system
         for name, command in commands.items():
             begin = time.perf_counter()
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(taken[1:]) for name, taken in times.items()}
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     bare = medians.pop("bare")
     note = "the whole process; torch is not imported"
     return [
         Finding(
-            what, "bare Python", seconds(bare), seconds(took), took, "{:.2f} s", 0.3, True, note
+            what, "bare Python", seconds(bare), seconds(median), median, "{:.2f} s", 0.3, True, note
         )
-        for what, took in medians.items()
+        for what, median in medians.items()
     ]
 
 
 def gpu(size: str, options: Options) -> list[Finding]:
+    """Measure a training step on a GPU, or report that there is none."""
     if not torch.cuda.is_available():
         name = f"training step on a GPU, {size} at 1024, T=8, 3 objects"
         return [Finding(name, "`SAM2Train` in bf16", "no GPU here", "", None, "")]

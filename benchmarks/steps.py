@@ -1,9 +1,9 @@
-"""Training steps of both sides: forward pass, loss and gradients of the very same clip.
+"""Compare training steps: forward pass, loss and gradients on the same clip.
 
-The official side is upstream's ``SAM2Train`` with the loss and the model of its fine-tuning; the
-kit's is what its trainer runs, with a configuration of plain overrides. Weights are random and the
-same, the prompt is each object's mask on the first frame, and the kit computes upstream's loss,
-too. The optimizer is left out: it is the same on both sides.
+The official side is upstream's ``SAM2Train`` with the model and the loss of its fine-tuning. The
+other side is the step that sam2kit's trainer runs, with upstream's loss. Both have the same random
+weights, and the prompt is each object's mask on the first frame. The optimizer is left out, since
+it is the same on both sides.
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.module import SAM2LightningModule
 
 EXACT = ["model.memory_dropout=0", "trainer.precision=32-true"]
-"""Nothing that changes a gradient but dropout, which is off."""
+"""Upstream's settings without dropout: the gradients must equal upstream's."""
 FAST = ["model.memory_dropout=0", "trainer.precision=bf16-mixed", "features.dtype=bfloat16"]
 COMMON = [
     "loss=official",
-    "model.object_score_bias=5",  # random weights call objects absent, which cuts gradients off
+    # With random weights objects would be predicted absent, which stops their gradients.
+    "model.object_score_bias=5",
     "dataset.num_workers=0",
 ]
 EVERYTHING = ['model.trainable_modules=["*"]']
 
 
 class KitStep:
-    """A step as :class:`SAM2LightningModule` takes it."""
+    """A training step of :class:`SAM2LightningModule`."""
 
     def __init__(self, config: Config, device: str = "cpu") -> None:
         self.config, self.device = config, device
@@ -67,29 +68,31 @@ class KitStep:
         terms["loss"].backward()
 
     def on_new_frames(self) -> None:
-        """A step on frames that no cache holds."""
+        """Run a step on frames that are not in the feature cache."""
         frames = self.batch.frames + 1
         keys = None if self.batch.frame_keys is None else frame_keys(frames)
         self.batch = replace(self.batch, frames=frames, frame_keys=keys)
         self()
 
     def gradient(self) -> Tensor:
-        """Of all trained parameters, in the order of their names."""
+        """Return the gradients of all trained parameters, in the order of their names."""
         return _gradient(self.module.model)
 
 
 class OfficialStep:
-    """A step of ``SAM2Train`` with the weights, the clip and the trained modules of a kit's step.
+    """A training step of ``SAM2Train`` with weights, clip and trained modules of a sam2kit step.
 
     Args:
-        dropout: as shipped.
-        mixed: under bf16 autocast, as upstream trains on GPUs.
+        kit: the step of sam2kit.
+        dropout: keep the dropout that upstream ships.
+        mixed: use bf16 autocast, as upstream does on GPUs.
     """
 
     def __init__(self, kit: KitStep, dropout: bool = True, mixed: bool = False) -> None:
         from training.loss_fns import MultiStepMultiMasksAndIous
         from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
+        # Build the model from upstream's own configuration, but with upstream's training class.
         plain = load_config(None, [f"model.size={kit.config.model.size}"])
         plain.dataset.image_size = kit.config.dataset.image_size
         tree = describe_model(plain)
@@ -132,10 +135,12 @@ class OfficialStep:
         loss.backward()
 
     def gradient(self) -> Tensor:
+        """Return the gradients of all trained parameters, in the order of their names."""
         return _gradient(self.model)
 
 
 def remove_dropout(model: nn.Module) -> None:
+    """Set all dropout rates to 0, including those that attention layers store as numbers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -151,20 +156,20 @@ def _gradient(model: nn.Module) -> Tensor:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The length of the difference as a share of that of ``b``."""
+    """Return the norm of ``a - b`` relative to the norm of ``b``."""
     return float((a - b).norm() / b.norm())
 
 
 @contextmanager
 def clip_config(options: Options, objects: int, overrides: Sequence[str]) -> Iterator[Config]:
-    """A configuration whose only clip shows so many objects on every first frame."""
+    """Yield a configuration whose only clip shows ``objects`` objects on its first frame."""
     with TemporaryDirectory() as folder:
         videos = crowded_videos(1, options.frames, objects)
         yield step_config(write_davis(videos, Path(folder) / "davis"), options, overrides)
 
 
 def step_config(davis: Path, options: Options, overrides: Sequence[str] = ()) -> Config:
-    """A configuration that draws clips from ``davis`` and keeps features beside it."""
+    """Return a configuration that reads clips from ``davis`` and caches features next to it."""
     return load_config(
         None,
         [
@@ -182,14 +187,14 @@ def step_config(davis: Path, options: Options, overrides: Sequence[str] = ()) ->
 
 
 def changed(config: Config, overrides: Sequence[str]) -> Config:
-    """The same clip with other settings."""
-    d = config.dataset
-    options = Options(config.model.size, d.image_size, d.video_clip_length)
-    return step_config(Path(str(d.data_path)), options, overrides)
+    """Return a configuration for the same clip with other settings."""
+    dataset = config.dataset
+    options = Options(config.model.size, dataset.image_size, dataset.video_clip_length)
+    return step_config(Path(str(dataset.data_path)), options, overrides)
 
 
 def frozen_encoder(options: Options, objects: int) -> list[Finding]:
-    """Memory modules trained on a frozen encoder: as shipped, and exactly."""
+    """Compare steps that train the memory modules on a frozen encoder."""
     with clip_config(options, objects, EXACT) as config:
         exact = KitStep(config, options.device)
         fast = KitStep(changed(config, FAST), options.device)
@@ -200,44 +205,54 @@ def frozen_encoder(options: Options, objects: int) -> list[Finding]:
         memory = {name: peak_bytes(side, options.device) for name, side in sides.items()}
         gradients = {name: side.gradient() for name, side in sides.items()}
         times = in_turns(sides, options.repeats, options.device)
-    named = f"{objects} object{'s' * (objects > 1)}"
-    what, exactly = f"training step, {named}", f"exact training step, {named}"
-    official, without = "`SAM2Train` as shipped", "`SAM2Train` without dropout"
-    off = difference(gradients["exact"], gradients["plain"])
-    bf16 = difference(gradients["fast"], gradients["plain"])
+    object_text = f"{objects} object{'s' * (objects > 1)}"
+    fast_step, exact_step = f"training step, {object_text}", f"exact training step, {object_text}"
+    official, no_dropout = "`SAM2Train` as shipped", "`SAM2Train` without dropout"
+    exact_error = difference(gradients["exact"], gradients["plain"])
+    fast_error = difference(gradients["fast"], gradients["plain"])
     return [
         ratio(
-            what,
+            fast_step,
             official,
             times["shipped"],
             times["fast"],
             3.5 if objects == 1 else 3.0,
-            f"bf16, features from a warm cache, dropout 0; gradients {bf16:.1%} off float32's",
+            "bf16, features from a warm cache, dropout 0; gradients differ from float32 by "
+            f"{fast_error:.1%}",
         ),
-        share(f"{what}: memory", official, memory["shipped"], memory["fast"], 0.4),
+        share(f"{fast_step}: memory", official, memory["shipped"], memory["fast"], 0.4),
         ratio(
-            exactly,
-            without,
+            exact_step,
+            no_dropout,
             times["plain"],
             times["exact"],
             1.8 if objects == 1 else 1.3,
             "float32 and dropout 0 on both sides, features from a warm cache",
         ),
-        share(f"{exactly}: memory", without, memory["plain"], memory["exact"]),
-        Finding(f"{exactly}: gradients", without, "", "", off, "{:.1e}", 1e-5, at_most=True),
+        share(f"{exact_step}: memory", no_dropout, memory["plain"], memory["exact"]),
+        Finding(
+            f"{exact_step}: gradients",
+            no_dropout,
+            "",
+            "",
+            exact_error,
+            "{:.1e}",
+            1e-5,
+            at_most=True,
+        ),
     ]
 
 
 def full_fine_tuning(options: Options, objects: int) -> list[Finding]:
-    """Every weight trained, the encoder's too."""
+    """Compare steps that train all weights, including the encoder."""
     with clip_config(options, objects, [*EXACT, *EVERYTHING]) as config:
         exact = KitStep(config, options.device)
         fast = KitStep(changed(config, [*FAST, *EVERYTHING]), options.device)
         sides = {"shipped": OfficialStep(exact), "exact": exact, "fast": fast}
         memory = {name: peak_bytes(side, options.device) for name, side in sides.items()}
         times = in_turns(sides, options.repeats, options.device)
-    named = f"{objects} object{'s' * (objects > 1)}"
-    what, official = f"full fine-tuning step, {named}", "`SAM2Train` as shipped"
+    object_text = f"{objects} object{'s' * (objects > 1)}"
+    what, official = f"full fine-tuning step, {object_text}", "`SAM2Train` as shipped"
     return [
         ratio(what, official, times["shipped"], times["fast"], 1.1, "bf16 and dropout 0"),
         share(f"{what}: memory", official, memory["shipped"], memory["fast"]),
@@ -247,18 +262,18 @@ def full_fine_tuning(options: Options, objects: int) -> list[Finding]:
             times["shipped"],
             times["exact"],
             1.0,
-            "dropout 0, nothing else",
+            "dropout 0, otherwise equal",
         ),
     ]
 
 
 def on_gpu(options: Options, objects: int) -> list[Finding]:
-    """Both sides in bf16, as upstream trains on GPUs; the kit's model compiled and not."""
+    """Compare bf16 steps on a GPU, with and without compiling sam2kit's model."""
     with clip_config(options, objects, FAST) as config:
         fast = KitStep(config, options.device)
         compiled = KitStep(changed(config, [*FAST, "model.compile=true"]), options.device)
         sides = {"shipped": OfficialStep(fast, mixed=True), "fast": fast, "compiled": compiled}
-        for side in sides.values():
+        for side in sides.values():  # warm up: fill the cache and compile
             side()
         memory = {name: peak_bytes(side, options.device) for name, side in sides.items()}
         times = in_turns(sides, options.repeats, options.device)
@@ -277,8 +292,14 @@ def on_gpu(options: Options, objects: int) -> list[Finding]:
     ]
 
 
-def filling_the_cache(options: Options, objects: int = 1, videos: int = 1000) -> list[Finding]:
-    """What filling costs, and from which step on it has paid for itself."""
+def filling_the_cache(options: Options, objects: int = 1, num_frames: int = 1000) -> list[Finding]:
+    """Measure the cost of filling the feature cache, and after which step it has paid off.
+
+    Args:
+        options: sizes and device.
+        objects: objects per clip.
+        num_frames: number of frames in the data set.
+    """
     with clip_config(options, objects, FAST) as config:
         cached = KitStep(config, options.device)
         without = KitStep(changed(config, [*FAST, "features.cache=off"]), options.device)
@@ -289,18 +310,18 @@ def filling_the_cache(options: Options, objects: int = 1, videos: int = 1000) ->
         times = in_turns({k: sides[k] for k in ("off", "cold")}, options.repeats, options.device)
         times |= in_turns({"warm": cached}, options.repeats, options.device)
         files = [f for f in Path(str(config.features.folder)).rglob("*") if f.is_file()]
-        frames = sum(len(f.name) == 40 for f in files)
-        a_frame = sum(f.stat().st_size for f in files) / max(frames, 1)
-    count, clip = videos, options.frames
-    first = count / clip  # steps until every frame was seen once
-    fill = first * max(times["cold"] - times["warm"], 0)
-    gain = times["off"] - times["warm"]
-    paid = fill / gain if gain > 0 else float("inf")
+        frames = sum(len(f.name) == 40 for f in files)  # the file of a frame is named by its hash
+        frame_bytes = sum(f.stat().st_size for f in files) / max(frames, 1)
+    first_pass_steps = num_frames / options.frames  # steps until every frame has been used once
+    fill_seconds = first_pass_steps * max(times["cold"] - times["warm"], 0)
+    saved_per_step = times["off"] - times["warm"]
+    paid_off_step = fill_seconds / saved_per_step if saved_per_step > 0 else float("inf")
     note = (
         f"a step takes {seconds(times['off'])} without a cache, {seconds(times['cold'])} while it "
-        f"is filled, {seconds(times['warm'])} from then on ({objects} object, bf16); "
-        f"{a_frame / 1e6:.1f} MB a frame on disk; the frames are seen once in {first:.0f} steps"
+        f"is filled, {seconds(times['warm'])} afterwards ({objects} object, bf16); "
+        f"{frame_bytes / 1e6:.1f} MB per frame on disk; all frames are used once in "
+        f"{first_pass_steps:.0f} steps"
     )
-    what = f"feature cache of {count:,} frames: paid for itself"
-    ours = f"{seconds(fill)} to fill"
-    return [Finding(what, "no cache", "", ours, paid, "after step {:.0f}", note=note)]
+    what = f"feature cache of {num_frames:,} frames: paid for itself"
+    ours = f"{seconds(fill_seconds)} to fill"
+    return [Finding(what, "no cache", "", ours, paid_off_step, "after step {:.0f}", note=note)]

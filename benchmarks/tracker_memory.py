@@ -1,10 +1,10 @@
-"""What tracking a long video keeps: ``python benchmarks/tracker_memory.py [--frames 2000]``.
+"""Measure the memory of tracking: ``python benchmarks/tracker_memory.py [--frames 2000]``.
 
-Two objects are tracked by the shipped nano through a generated video, and prompted again with their
+The shipped nano tracks two objects through a generated video. They are prompted again with their
 masks every 25 frames, so that by frame 200 the tracker holds the maximum number of conditioning
-frames; upstream's ``SAM2VideoPredictor`` does the same, each in a process of its own. Writes
-``benchmarks/results/tracker_memory.json`` and ``.md``. Takes some minutes on one CPU core; Linux
-only (the resident memory is read from ``/proc``).
+frames. sam2kit's tracker and upstream's ``SAM2VideoPredictor`` run in separate processes. Writes
+``benchmarks/results/tracker_memory.json`` and ``.md``. Takes a few minutes on one CPU core. Linux
+only: the resident memory is read from ``/proc``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ RESULTS = Path(__file__).parent / "results"
 SIDE = 128
 OBJECTS = 2
 MIB = 2**20
-Tracked = Iterator[tuple[int, int]]  # frame, bytes of the state
+FrameStates = Iterator[tuple[int, int]]  # frame number, bytes of the tracker's state
 
 
 def masks(t: int) -> np.ndarray:
-    """``[2,H,W]`` bool: two discs on their orbits."""
+    """Return the masks of frame ``t``, bool ``[2,H,W]``: two discs on orbits."""
     y, x = np.mgrid[:SIDE, :SIDE]
     angles = [t / 40, np.pi - t / 25]
     centers = [(64 + 38 * np.cos(a), 64 + 30 * np.sin(a)) for a in angles]
@@ -51,7 +51,7 @@ def masks(t: int) -> np.ndarray:
 
 
 def frame(t: int) -> np.ndarray:
-    """``[H,W,3]`` uint8: the discs over a texture that drifts."""
+    """Return frame ``t``, ``[H,W,3]`` uint8: the discs on a moving texture."""
     y, x = np.mgrid[:SIDE, :SIDE]
     image = np.stack([120 + 50 * np.sin((x + t) / 7), 120 + 50 * np.sin(y / 9), x + 0.5 * y], -1)
     for mask, colour in zip(masks(t), [(230, 60, 40), (40, 90, 230)], strict=True):
@@ -66,7 +66,8 @@ def nano() -> Config:
     return config
 
 
-def track_by_kit(frames: int, every: int) -> Tracked:
+def track_by_kit(frames: int, every: int) -> FrameStates:
+    """Track with sam2kit, prompting every ``every`` frames."""
     session = VideoTracker(create_sam2_model(nano())).open(frame, frames, (SIDE, SIDE))
     for start in range(0, frames, every):
         prompts = torch.from_numpy(masks(start))
@@ -75,11 +76,13 @@ def track_by_kit(frames: int, every: int) -> Tracked:
             yield tracks.frame, session.state_bytes()
 
 
-def track_by_upstream(frames: int, every: int) -> Tracked:
+def track_by_upstream(frames: int, every: int) -> FrameStates:
+    """Track with ``SAM2VideoPredictor``, prompting every ``every`` frames."""
     from sam2.build_sam import build_sam2_video_predictor
 
     config, model = nano(), create_sam2_model(nano())
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+        # The predictor reads its configuration, weights and frames from files.
         tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
         Path(folder, "model.yaml").write_text(f"# @package _global_\n{tree}")
         torch.save({"model": model.state_dict()}, Path(folder, "model.pt"))
@@ -97,13 +100,16 @@ def track_by_upstream(frames: int, every: int) -> Tracked:
 
 
 def tensor_bytes(value: object) -> int:
-    """Bytes of all different tensors in nested dictionaries, lists and tuples."""
-    found: dict[int, int] = {}
+    """Return the total size of all tensors in nested dictionaries, lists and tuples.
+
+    Tensors that share memory are counted once.
+    """
+    bytes_by_address: dict[int, int] = {}
 
     def collect(value: object) -> None:
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            bytes_by_address[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, dict):
             collect(list(value.values()))
         elif isinstance(value, list | tuple):
@@ -111,46 +117,56 @@ def tensor_bytes(value: object) -> int:
                 collect(item)
 
     collect(value)
-    return sum(found.values())
+    return sum(bytes_by_address.values())
 
 
 def resident_bytes() -> int:
+    """Return the resident memory of this process."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(track: Callable[[int, int], Tracked], frames: int, every: int, at: list[int]) -> dict:
-    """State and resident memory after so many frames, and milliseconds a frame up to there."""
+def measure(
+    track: Callable[[int, int], FrameStates], frames: int, every: int, counts: list[int]
+) -> dict:
+    """Measure memory after given numbers of frames, and the time per frame since the last one.
+
+    Args:
+        track: the tracker.
+        frames: length of the video.
+        every: frames between prompts.
+        counts: numbers of frames after which to measure.
+    """
     torch.set_num_threads(1)
-    found: dict[str, dict] = {}
-    began, done = 0.0, 0
+    results: dict[str, dict] = {}
+    begin, frames_done = 0.0, 0
     for t, state in track(frames, every):
-        if not done:  # from here on, without what was set up
-            began, done = time.process_time(), 1
-        if t + 1 in at:
-            spent = (time.process_time() - began) / (t + 1 - done)
-            found[str(t + 1)] = {
+        if not frames_done:  # start the clock after the first frame, to leave out the setup
+            begin, frames_done = time.process_time(), 1
+        if t + 1 in counts:
+            seconds_per_frame = (time.process_time() - begin) / (t + 1 - frames_done)
+            results[str(t + 1)] = {
                 "state_bytes": state,
                 "resident_bytes": resident_bytes(),
-                "cpu_ms_a_frame": round(1000 * spent),
+                "cpu_ms_a_frame": round(1000 * seconds_per_frame),
             }
-            began, done = time.process_time(), t + 1
-    return found
+            begin, frames_done = time.process_time(), t + 1
+    return results
 
 
 def table(results: dict) -> str:
-    """The results as Markdown: a row for each tracker and count of frames."""
+    """Return the results as Markdown, one row per tracker and number of frames."""
     rows = [
         {
             "tracker": tracker,
             "after frame": count,
-            "state, bytes": f"{found['state_bytes']:,}",
-            "resident, MiB": round(found["resident_bytes"] / MIB),
-            "CPU ms a frame up to there": found["cpu_ms_a_frame"],
+            "state, bytes": f"{measured['state_bytes']:,}",
+            "resident, MiB": round(measured["resident_bytes"] / MIB),
+            "CPU ms per frame since the previous row": measured["cpu_ms_a_frame"],
         }
         for tracker, counts in results["trackers"].items()
-        for count, found in counts.items()
+        for count, measured in counts.items()
     ]
     head = (
         f"A generated video of {results['frames']} frames, {SIDE} px, {OBJECTS} objects, the "
@@ -160,13 +176,14 @@ def table(results: dict) -> str:
 
 
 def compare(frames: int, every: int) -> dict[str, Any]:
-    """Both trackers, each in a process of its own."""
-    at = sorted({min(200, frames), frames // 2, frames})
+    """Measure both trackers, each in a separate process."""
+    counts = sorted({min(200, frames), frames // 2, frames})
     results: dict[str, Any] = {"frames": frames, "every": every, "trackers": {}}
     for name, track in {"sam2kit": track_by_kit, "SAM2VideoPredictor": track_by_upstream}.items():
-        fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, fresh) as pool:
-            results["trackers"][name] = pool.submit(measure, track, frames, every, at).result()
+        # A forked process would start with the memory of this one.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context) as pool:
+            results["trackers"][name] = pool.submit(measure, track, frames, every, counts).result()
     return results
 
 

@@ -1,8 +1,9 @@
-"""Whole videos tracked from each object's mask on the first frame, by three packages.
+"""Compare tracking of whole videos by sam2kit, upstream and transformers.
 
-Each side reads the same JPEGs and answers with masks of the video's size. Upstream's predictor and
-the kit's tracker have the same (random) weights; transformers' model is of the same architecture
-and has random weights of its own, on which its time does not depend.
+Objects are prompted with their masks on the first frame. All sides read the same JPEG files and
+return masks at the size of the video. Upstream's predictor and sam2kit's tracker have the same
+random weights. The model of transformers has the same architecture with other random weights, which
+do not affect its time.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import VideoTracker
 
 Track = Callable[[], np.ndarray]
-"""Masks ``[T,O,H,W]`` bool of the video."""
+"""Tracks the video and returns its masks, bool ``[T,O,H,W]``."""
 
 
 def by_kit(model: SAM2Model, video: VideoDataset, mixed: bool) -> Track:
+    """Track with sam2kit; ``mixed`` enables bf16 autocast."""
     tracker = VideoTracker(model, TrackerOptions(autocast=mixed))
     first = np.stack(list((video.read_masks(0, 0) or {}).values()))
     size = first.shape[1], first.shape[2]
@@ -58,8 +60,10 @@ def by_kit(model: SAM2Model, video: VideoDataset, mixed: bool) -> Track:
 def by_predictor(
     config: Config, model: SAM2Model, video: VideoDataset, folder: Path, device: str, mixed: bool
 ) -> Track:
+    """Track with upstream's predictor; ``mixed`` enables bf16 autocast."""
     from sam2.build_sam import build_sam2_video_predictor
 
+    # The predictor reads its configuration and weights from files.
     tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
     (folder / "model.yaml").write_text(f"# @package _global_\n{tree}")
     save_weights(model, folder / "model.pt")
@@ -71,20 +75,20 @@ def by_predictor(
     masks = video.read_masks(0, 0) or {}
 
     def track() -> np.ndarray:
-        found = []
+        frame_masks = []
         with torch.inference_mode(), autocast(device, mixed), redirect_stderr(StringIO()):
             state = predictor.init_state(str(frame.parent))
             for number, mask in enumerate(masks.values()):
                 predictor.add_new_mask(state, 0, number, mask)
             for _, _, logits in predictor.propagate_in_video(state):
-                found.append((logits[:, 0] > 0).cpu().numpy())
-        return np.stack(found)
+                frame_masks.append((logits[:, 0] > 0).cpu().numpy())
+        return np.stack(frame_masks)
 
     return track
 
 
 def by_transformers(image_size: int, video: VideoDataset, device: str) -> Track:
-    """The tiny model, which is transformers' default."""
+    """Track with transformers; its default configuration is the tiny model."""
     from transformers import (
         Sam2HieraDetConfig,
         Sam2VideoConfig,
@@ -122,19 +126,19 @@ def by_transformers(image_size: int, video: VideoDataset, device: str) -> Track:
         processor.add_inputs_to_inference_session(
             session, 0, list(range(len(masks))), input_masks=list(masks.values())
         )
-        found = []
+        frame_masks = []
         for output in model.propagate_in_video_iterator(session, start_frame_idx=0):
             (logits,) = processor.post_process_masks(
                 [output.pred_masks], [[height, width]], binarize=False
             )
-            found.append((logits[:, 0] > 0).cpu().numpy())
-        return np.stack(found)
+            frame_masks.append((logits[:, 0] > 0).cpu().numpy())
+        return np.stack(frame_masks)
 
     return track
 
 
 def whole_videos(options: Options, objects: int) -> list[Finding]:
-    """Seconds for a whole video: reading, tracking, masks at the video's size."""
+    """Compare the time per video: reading, tracking, and masks at the size of the video."""
     has_transformers = find_spec("transformers") is not None and options.model == "t"
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -153,13 +157,16 @@ def whole_videos(options: Options, objects: int) -> list[Finding]:
         if has_transformers:
             sides["transformers"] = by_transformers(options.image_size, video, device)
         masks: dict[str, np.ndarray] = {}
-        keep = {k: partial(_keep, masks, k, track) for k, track in sides.items()}
-        times = in_turns(keep, min(options.repeats, 3), device)  # long runs, which warm up early
-    agree = (masks["kit"] == masks["predictor"]).mean()
-    named = f"{objects} object{'s' * (objects > 1)}"
-    what, predictor = f"tracking {options.video_frames} frames, {named}", "`SAM2VideoPredictor`"
+        # Store the masks of the timed runs, to compare them afterwards. Without a separate warm-up:
+        # a run is long compared with its first frame.
+        runs = {k: partial(_store_masks, masks, k, track) for k, track in sides.items()}
+        times = in_turns(runs, min(options.repeats, 3), device)
+    agreement = (masks["kit"] == masks["predictor"]).mean()
+    object_text = f"{objects} object{'s' * (objects > 1)}"
+    what = f"tracking {options.video_frames} frames, {object_text}"
+    predictor = "`SAM2VideoPredictor`"
     bound = 2.0 if objects == 3 else None
-    note = f"bf16; in float32 {agree:.4%} of the pixels are the predictor's"
+    note = f"bf16; in float32 {agreement:.4%} of the pixels equal the predictor's"
     findings = [
         ratio(what, predictor, times["predictor"], times["kit, bf16"], bound, note),
         ratio(f"{what}, float32", predictor, times["predictor"], times["kit"]),
@@ -172,10 +179,10 @@ def whole_videos(options: Options, objects: int) -> list[Finding]:
             ratio(f"{what}, float32", theirs, times["transformers"], times["kit"]),
         ]
     else:
-        why = "not installed" if options.model == "t" else f"has no model of size {options.model}"
-        findings.append(Finding(what, theirs, why, "", None, ""))
+        reason = "not installed" if options.model == "t" else f"no model of size {options.model}"
+        findings.append(Finding(what, theirs, reason, "", None, ""))
     return findings
 
 
-def _keep(masks: dict[str, np.ndarray], name: str, track: Track) -> None:
+def _store_masks(masks: dict[str, np.ndarray], name: str, track: Track) -> None:
     masks[name] = track()

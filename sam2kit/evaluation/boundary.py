@@ -12,63 +12,78 @@ import numpy as np
 
 from sam2kit.evaluation.metrics import check_masks
 
-BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal, as DAVIS has it
+BOUNDARY_TOLERANCE = 0.008  # fraction of the image diagonal, the value that DAVIS uses
 
-# Four blocks of H rows, one below the other, go into the four pairs of bits of one picture [H,W]:
-# bit 2k of byte (y, x) is pixel (k H + y, x) of the prediction, bit 2k + 1 the truth's pixel. So to
-# move a picture is to slice it, and one operation works on four pixels of both masks per byte.
+# A mask is cut into four blocks of H rows, and each byte of a packed image [H,W] holds one pixel of
+# each block for both masks: bit 2k of byte (y, x) is pixel (k H + y, x) of the prediction, and bit
+# 2k + 1 is the same pixel of the ground truth. Shifting an image is then slicing an array, and one
+# byte operation processes four pixels of both masks.
 PREDICTION, TRUTH = np.uint8(0x55), np.uint8(0xAA)
 
 
 def region_and_boundary(
     prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE
 ) -> tuple[float, float]:
-    """Region similarity J and contour accuracy F of one mask (Perazzi et al., CVPR 2016).
+    """Compute region similarity J and contour accuracy F of one mask (Perazzi et al., CVPR 2016).
 
-    A boundary pixel is one that differs from its right, lower or lower right neighbour (neighbours
-    outside the image count as equal). Precision is the share of the prediction's boundary pixels
-    that have one of the truth's within a disk of radius ``ceil(tolerance * diagonal)`` pixels,
-    recall the share of the truth's with one of the prediction's; F is their harmonic mean. A mask
-    without a boundary (empty, or filling the image) has precision and recall of 0 and 1 against one
-    with a boundary, so F = 0, and of 1 and 1 against another without.
+    A boundary pixel differs from its right, lower or lower right neighbour; neighbours outside the
+    image count as equal. Precision is the fraction of the prediction's boundary pixels that have a
+    boundary pixel of the ground truth within a disk of radius ``ceil(tolerance * diagonal)``
+    pixels. Recall is the same with the two masks exchanged, and F is their harmonic mean. If only
+    one of the masks has a boundary (the other is empty or fills the image), F is 0; if neither has
+    one, F is 1.
 
-    J and F equal those of the official ``davis2017`` package bit for bit. They are fast because
-    masks are cropped to their union and four pixels of both go into one byte.
+    J and F equal the values of the official ``davis2017`` package bit for bit. They are faster to
+    compute because masks are cropped to their union and each byte holds four pixels of both.
 
     Args:
         prediction, truth: bool ``[H,W]``.
-        tolerance: a share of the diagonal; from 1 on it is the radius in pixels.
+        tolerance: below 1, a fraction of the image diagonal; otherwise the radius in pixels.
+
+    Returns:
+        J and F, each from 0 to 1; 1 where both masks are empty.
 
     Raises:
         ValueError: the shapes differ or the masks are not bool ``[H,W]``.
     """
     check_masks(prediction, truth)
     if truth.ndim != 2:
-        raise ValueError(f"one mask [H,W] at a time, got the shape {truth.shape}")
+        raise ValueError(f"expected one mask [H,W], got shape {truth.shape}")
     radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))
-    crop = _around(prediction | truth)
+    # Boundaries can only be in the union of the masks and the pixels next to it.
+    crop = _bounding_slices(prediction | truth)
     if crop is None:
         return 1.0, 1.0
     both: np.ndarray = truth[crop].astype(np.uint8)
-    both += both  # NumPy adds bytes several times as fast as it shifts them
+    both += both  # same as a shift by 1; NumPy adds bytes several times faster than it shifts them
     both |= prediction[crop].view(np.uint8)
     j = np.count_nonzero(both == 3) / np.count_nonzero(both)
+    # At the border of the image, repeat the last row and column: no boundary runs along the border.
     if crop[0].stop > truth.shape[0] or crop[1].stop > truth.shape[1]:
         both = cv2.copyMakeBorder(both, 0, 1, 0, 1, cv2.BORDER_REPLICATE)
     edges = _boundaries(both, max(radius, 1))
     counts = _counts(edges)
     if not all(counts):
         return j, float(not any(counts))
-    near = _dilate(edges, radius)
-    matched = _counts(edges & _swap(near))
+    # An edge pixel matches if the other mask has an edge within the radius.
+    dilated = _dilate(edges, radius)
+    matched = _counts(edges & _swap(dilated))
     precision, recall = matched[0] / counts[0], matched[1] / counts[1]
     total = precision + recall
     return j, 2 * precision * recall / total if total > 0 else 0.0
 
 
-def _around(mask: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns of the pixels of ``[H,W]``, and one more on each side; None: it is empty."""
-    pixels, width = mask.tobytes(), mask.shape[1]  # bytes find the first and last the fastest
+def _bounding_slices(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """Return rows and columns of a mask's bounding box, one pixel wider on each side.
+
+    Args:
+        mask: bool ``[H,W]``.
+
+    Returns:
+        The slices may end one past the image. None: the mask is empty.
+    """
+    # bytes.find is the fastest way to the first and last pixel that is set.
+    pixels, width = mask.tobytes(), mask.shape[1]
     first = pixels.find(1)
     if first < 0:
         return None
@@ -79,42 +94,53 @@ def _around(mask: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def _boundaries(both: np.ndarray, padding: int) -> np.ndarray:
-    """Boundary pixels, packed ``[H,W]``, with ``padding`` empty columns or more.
+    """Return the boundary pixels of both masks as a packed image.
 
     Args:
-        both: ``[R,C]`` uint8, bit 0 the prediction and bit 1 the truth. Its last row and column are
-            no boundaries: they are empty, or copies of those at the image's border.
+        both: ``[R,C]`` uint8, bit 0 the prediction and bit 1 the ground truth. The last row and
+            column hold no boundary: they are empty, or repeat the border of the image.
+        padding: minimum number of empty columns at the right and minimum height of a block.
+
+    Returns:
+        Packed ``[H,W]`` uint8, W a multiple of 8.
     """
     rows, columns = both.shape
     height, width = max(-(-rows // 4), padding), (columns + padding + 7) // 8 * 8
+    # Pack the blocks from the last to the first; adding twice shifts the earlier ones by two bits.
     packed = np.zeros((height + 1, width), np.uint8)
     for k in reversed(range(4)):
         block = both[k * height : (k + 1) * height]
         packed += packed
         packed += packed
         packed[: len(block), :columns] |= block
-    packed[height] = packed[0] >> 2  # below a block comes the next
+    packed[height] = packed[0] >> 2  # the row below a block is the first row of the next block
+    # Compare each pixel with its right, lower and lower right neighbour, on flat arrays.
     pixels = packed.reshape(-1)
     edges = np.zeros_like(packed[:height])
-    inner, here = edges.reshape(-1)[:-1], pixels[: -width - 1]
-    np.bitwise_xor(here, pixels[1:-width], out=inner)
-    inner |= here ^ pixels[width:-1]
-    inner |= here ^ pixels[width + 1 :]
+    inner, current = edges.reshape(-1)[:-1], pixels[: -width - 1]
+    np.bitwise_xor(current, pixels[1:-width], out=inner)
+    inner |= current ^ pixels[width:-1]
+    inner |= current ^ pixels[width + 1 :]
+    # The last column and row of ``both`` have no neighbours: clear them.
     edges[:, columns - 1 :] = 0
     k, y = divmod(rows - 1, height)
     edges[y] &= np.uint8(255 - (3 << 2 * k))
     return edges
 
 
-def _dilate(picture: np.ndarray, radius: int) -> np.ndarray:
-    """A packed picture widened by a disk, which is a stack of lines: short ones first."""
-    height, width = picture.shape
-    above, below = picture[height - radius :] << 2, picture[:radius] >> 2
-    lines, length = np.concatenate([above, picture, below]).reshape(-1), 1
+def _dilate(packed: np.ndarray, radius: int) -> np.ndarray:
+    """Dilate a packed image by a disk of ``radius`` pixels.
+
+    A disk is a stack of horizontal lines. The rows are processed from the shortest line to the
+    longest, so that each line extends the one before.
+    """
+    height, width = packed.shape
+    above, below = packed[height - radius :] << 2, packed[:radius] >> 2
+    lines, length = np.concatenate([above, packed, below]).reshape(-1), 1
     out = np.zeros_like(lines)
     for offset in range(radius, -1, -1):
         half = math.isqrt(radius**2 - offset**2)
-        while length < 2 * half + 1:  # a line from each pixel to the right
+        while length < 2 * half + 1:  # extend the line that starts at each pixel to the right
             step = min(length, 2 * half + 1 - length)
             lines[:-step] |= lines[step:]
             length += step
@@ -127,7 +153,7 @@ def _dilate(picture: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _swap(packed: np.ndarray) -> np.ndarray:
-    """A packed picture with prediction and truth in each other's place."""
+    """Exchange prediction and ground truth in a packed image."""
     words = packed.reshape(-1).view(np.uint64)
     swapped = (words & np.uint64(0x5555555555555555)) << 1
     swapped |= (words & np.uint64(0xAAAAAAAAAAAAAAAA)) >> 1
@@ -135,7 +161,7 @@ def _swap(packed: np.ndarray) -> np.ndarray:
 
 
 def _counts(packed: np.ndarray) -> tuple[float, float]:
-    """How many pixels of the prediction and of the truth are set."""
+    """Count the pixels of the prediction and of the ground truth that are set."""
     return (
         cv2.norm(packed & PREDICTION, cv2.NORM_HAMMING),
         cv2.norm(packed & TRUTH, cv2.NORM_HAMMING),

@@ -1,4 +1,4 @@
-"""Evaluations of any number of runs in one table and one picture, for ``05_compare_runs``."""
+"""Compare the evaluations of several runs in one table and one figure, for ``05_compare_runs``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LEADERBOARD = "leaderboard.json"
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A folder that ``sam2kit evaluate`` wrote.
+    """The result of one ``sam2kit evaluate``.
 
     Attributes:
-        name: the end of its path that tells it from the others.
-        metrics: what its ``metrics.json`` holds.
+        name: the shortest end of the folder's path that is unique among the runs.
+        metrics: the content of its ``metrics.json``.
     """
 
     name: str
@@ -32,37 +32,53 @@ class EvaluatedRun:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
-    """The evaluations in some folders and below them, in the order of their paths.
+    """Find the evaluations in folders and their subfolders.
+
+    Returns:
+        The runs of each folder in the order of their paths; a run that several folders contain
+        appears once.
 
     Raises:
-        DataError: a folder that is missing or holds no evaluation, or one of another schema.
+        DataError: a folder is missing or has no evaluation, or an evaluation has another schema
+            version.
     """
-    found: dict[Path, dict[str, Any]] = {}
+    metrics_by_path: dict[Path, dict[str, Any]] = {}
     for folder in map(Path, folders):
         files = sorted(folder.rglob("metrics.json"))
         if not files:
-            raise DataError(f"{folder} holds no metrics.json; sam2kit evaluate writes one")
-        found |= {file.parent.resolve(): _read(file) for file in files}
-    if not found:
-        raise DataError("no run to compare; name at least one folder")
-    names = _names(list(found))
-    return [EvaluatedRun(name, found[path]) for path, name in names.items()]
+            raise DataError(
+                f"{folder} contains no metrics.json",
+                hint="run sam2kit evaluate first, or name a folder that it wrote",
+            )
+        metrics_by_path |= {file.parent.resolve(): _read_result(file) for file in files}
+    if not metrics_by_path:
+        raise DataError("no run to compare", hint="name at least one folder")
+    names = _unique_names(list(metrics_by_path))
+    return [EvaluatedRun(name, metrics_by_path[path]) for path, name in names.items()]
 
 
-def _read(
-    file: Path, version: int = SCHEMA_VERSION, remedy: str = "evaluate the run again"
+def _read_result(
+    file: Path, version: int = SCHEMA_VERSION, hint: str = "evaluate the run again"
 ) -> dict[str, Any]:
+    """Read a JSON file and check its schema version.
+
+    Raises:
+        DataError: the file cannot be read or has another schema version; ``hint`` is the fix.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}); {remedy}") from error
-    if not isinstance(content, dict) or content.get("schema_version") != version:
-        raise DataError(f"{file}: field 'schema_version' must be {version}; {remedy}")
+        raise DataError(f"{file} cannot be read ({error})", hint=hint) from error
+    actual_version = content.get("schema_version") if isinstance(content, dict) else None
+    if actual_version != version:
+        raise DataError(
+            str(file), key="schema_version", value=actual_version, expected=str(version), hint=hint
+        )
     return content
 
 
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The ends of the paths with as many parts as it takes to make them all different."""
+def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Name each path by its last parts, as few as make all names different."""
     names: dict[Path, str] = {}
     count = 0
     while len(set(names.values())) < len(paths):
@@ -72,33 +88,35 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The leaderboards of the sweeps in some folders and below them: a row for each trial.
+    """Return the leaderboards of the sweeps in folders and their subfolders, one row per trial.
 
-    The best of a sweep first, then those without a score. No rows where there is no sweep.
+    The trials of a sweep are in the order of its leaderboard: the best first, those without a score
+    last. Without a sweep there are no rows.
 
     Raises:
-        DataError: a leaderboard that cannot be read.
+        DataError: a leaderboard cannot be read or has another schema version.
     """
     files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
-    names = _names(sorted(file.parent for file in files))
+    names = _unique_names(sorted(file.parent for file in files))
     rows = []
     for folder, name in names.items():
-        for trial in _read(folder / LEADERBOARD, 1, "run the sweep again")["trials"]:
+        for trial in _read_result(folder / LEADERBOARD, 1, "run the sweep again")["trials"]:
             row = {"sweep": name, "rank": trial["rank"], "trial": trial["name"]}
+            # An error may span many lines; the table has one cell for it.
             error = visible_text(" ".join((trial["error"] or "").split()), 160)
             rows.append(row | _mean_and_interval(trial) | {"state": trial["state"], "error": error})
     return rows
 
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two columns of a table; None where there is no score, or no interval."""
+    """Return the columns ``J&F`` and ``95% interval``; None where there is no value."""
     low, high = scores["J&F_interval"] or (None, None)
     interval = None if low is None else f"{low:.3f} to {high:.3f}"
     return {"J&F": scores["J&F"], "95% interval": interval}
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
-    """Return a row per tracker of each run: the means over objects, the interval of J&F."""
+    """Return one row per tracker and run: means over objects, and the interval of J&F."""
     columns = ("J", "F", "false_absence", "recovery", "scored_objects")
     return [
         {"run": run.name, "tracker": tracker}
@@ -122,7 +140,10 @@ def comparison_figure(runs: Sequence[EvaluatedRun]) -> Figure:
 
 
 def comparison_warnings(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Why the scores of the runs may not be set against each other; none if they may."""
+    """Return the reasons why the scores of the runs are not comparable; empty if they are.
+
+    Each run is compared with the first: convention, protocol and videos must be the same.
+    """
     first, *others = runs
     warnings = []
     for run in others:

@@ -1,9 +1,10 @@
 """Score trackers side by side on whole videos, for ``sam2kit evaluate`` and ``04_evaluate``.
 
-Every tracker gets the same prompts on the same videos. The fine-tuned model is compared with the
-model before training, with itself under a zeroed memory (a model that does not track loses nothing
-by that), with the copied first mask (which loses nothing where objects do not move), and with any
-number of other checkpoints. docs/evaluation.md has the protocols and the scores.
+Every tracker gets the same prompts on the same videos. The fine-tuned model is compared with four
+kinds of baselines: the model before training; the fine-tuned model with its memory zeroed, which
+scores the same if the model does not use its memory; the copied first mask, which scores high if
+objects hardly move; and any number of other checkpoints. docs/evaluation.md describes the protocols
+and the scores.
 """
 
 from __future__ import annotations
@@ -48,17 +49,19 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
     """Track the validation videos of ``config`` with every tracker, and score the masks.
 
     The scores and masks of each video are saved in ``output_dir`` as soon as the video is done, so
-    that an interrupted evaluation resumes there. :func:`~sam2kit.evaluation.report.write_results`
+    that an interrupted evaluation can resume. :func:`~sam2kit.evaluation.report.write_results`
     writes the other results.
 
     Args:
-        config: the validation data, ``evaluation`` and ``seed`` are read.
+        config: only the validation data, ``evaluation`` and ``seed`` are used.
         runs: trackers with different names; the first is the one under evaluation.
+        output_dir: the folder of the results.
 
     Raises:
-        ConfigError, DataError: invalid validation data or ``evaluation``; no object is left to
-            score.
+        ConfigError: an option in ``evaluation`` is invalid.
+        DataError: the validation data cannot be read, or no frame of it can be scored.
     """
+    # Check the options before anything is loaded or tracked.
     tracker_options(config)
     source = build_validation_source(config)
     files = ResultFiles(output_dir, config)
@@ -67,6 +70,8 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
         calibrated, calibration = _calibrated(config, runs[0], source)
         runs = [*runs, calibrated]
     results = {run.name: DataSetScores(run.name) for run in runs}
+    # No noise curve for two baselines: the copied mask is never prompted with noise, and the model
+    # with its memory zeroed does not track.
     levels = sorted(config.evaluation.noise_levels)
     curves: dict[str, dict[float, list[VideoScores]]] = {
         run.name: {level: [] for level in levels}
@@ -76,13 +81,13 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
     for i, video in enumerate(source.names):
         objects = list(first_visible_frames(source, i)[0])
         if not objects:
-            logger.warning("{} shows no object and is left out", video)
+            logger.warning("Skipping {}: no annotated objects", video)
             continue
         for run in runs:
             scores = files.scores(run, source, i, objects)
             results[run.name].videos.append(scores)
             mean = summary([scores])["J&F"]
-            text = "of no frame" if mean is None else f"{mean:.3f}"
+            text = "not measured" if mean is None else f"{mean:.3f}"
             logger.info("{} ({} of {}), {}: J&F {}", video, i + 1, len(source), run.name, text)
             for level, videos in curves.get(run.name, {}).items():
                 videos.append(files.scores(run, source, i, objects, level))
@@ -98,20 +103,23 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
 def _calibrated(
     config: Config, run: TrackerRun, source: VideoSource
 ) -> tuple[TrackerRun, dict[str, Any]]:
-    """Return the tracker with thresholds chosen on training videos, and a record of the choice.
+    """Return the tracker with thresholds chosen on training videos, and the chosen values.
 
     Raises:
-        ConfigError: a training video is also a validation video.
+        ConfigError: a calibration video is also a validation video.
     """
     training = build_datasets(config)[0].source
     videos = evenly_spaced(len(training), config.evaluation.calibration_videos)
     names = [training.names[i] for i in videos]
+    # Thresholds chosen on the reported videos would make the scores too high.
     if shared := set(names) & set(source.names):
         raise ConfigError(
-            f"evaluation.calibration_videos: {sorted(shared)[0]!r} is among the videos to report "
-            "on; give dataset.split and valdataset.split different videos"
+            f"{sorted(shared)[0]!r} is both a training and a validation video",
+            key="evaluation.calibration_videos",
+            value=config.evaluation.calibration_videos,
+            hint="give dataset.split and valdataset.split different videos",
         )
-    logger.info("thresholds are chosen on {}", ", ".join(names))
+    logger.info("Choosing thresholds on {}", ", ".join(names))
     mask, present = calibrate(run, training, videos, config)
     chosen = {"mask_threshold": mask, "object_score_threshold": present, "videos": names}
     return TrackerRun(CALIBRATED, run.model, False, mask, present), chosen
@@ -123,29 +131,40 @@ def evaluate_checkpoint(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score a checkpoint on validation videos, beside the copied mask and the model it came from.
+    """Score a checkpoint and its baselines on the validation videos, and write the results.
+
+    The baselines are listed in :func:`checkpoint_runs`.
 
     Args:
-        checkpoint: a run directory or ``.ckpt``, which holds its configuration (paths only if
-            the run's ``config.yaml`` is beside it); or weights in the official format, or a name.
-        overrides: on top of the configuration, such as ``valdataset.data_path=DIR``.
-        output_dir: for all results. None: a dated folder under ``config.output_dir``. An
-            interrupted evaluation in it is resumed.
-        config_file: the configuration to use in place of the checkpoint's (None, for weights
-            without a configuration: that of their size).
+        checkpoint: a run directory or ``.ckpt``, both with their configuration (with paths only if
+            the run's ``config.yaml`` is beside it); weights in the official format; or the name of
+            a model, such as ``nano``.
+        overrides: changes to the configuration, such as ``valdataset.data_path=DIR``.
+        output_dir: the folder of the results; an interrupted evaluation in it is resumed. None
+            (default): a new dated folder under ``config.output_dir``.
+        config_file: the configuration to use. None (default): the configuration in the checkpoint;
+            for weights without one, the default configuration of their model size.
+
+    Returns:
+        The evaluation, whose ``scores`` maps each tracker to its mean J&F.
 
     Raises:
-        ConfigError, DataError, CheckpointError: naming the key or file.
+        ConfigError: a key, value or override is invalid.
+        DataError: the validation data cannot be read, or no frame of it can be scored.
+        CheckpointError: a checkpoint is missing or cannot be loaded.
     """
     checkpoint = str(checkpoint)
     if config_file is None:
         config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
     else:
         config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
+    # The model before training is a baseline unless the weights it started from are unknown, or are
+    # the checkpoint itself.
     file, start = find_checkpoint(checkpoint), config.model.checkpoint
     no_start = "model.checkpoint" in ignored if start is None else start in (checkpoint, str(file))
     runs = checkpoint_runs(config, checkpoint, not no_start)
     output_dir = open_run_dir(output_dir, config.output_dir)
+    # Results may go into the run directory: keep the configuration of the training there.
     if output_dir.resolve() != file.parent.resolve():
         save_config(config, output_dir / "config.yaml")
     return _write_and_log(evaluate(config, runs, output_dir))
@@ -157,14 +176,20 @@ def evaluate_predictions(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score masks in DAVIS layout, written by any tracker, on the validation videos.
+    """Score masks that any tracker wrote in DAVIS layout, and write the results.
 
     Args:
-        folder: see :func:`sam2kit.evaluation.predictions.score_predictions`.
-        overrides, output_dir, config_file: as for :func:`evaluate_checkpoint`.
+        folder: the masks, ``FOLDER/VIDEO/FRAME.png``; see
+            :func:`sam2kit.evaluation.predictions.score_predictions`.
+        overrides, output_dir: as for :func:`evaluate_checkpoint`.
+        config_file: the configuration to use. None (default): the default configuration.
+
+    Returns:
+        The evaluation, with one tracker named after the folder.
 
     Raises:
-        ConfigError, DataError: naming the key or file.
+        ConfigError: a key, value or override is invalid.
+        DataError: a mask is missing, unreadable or of another size, or no frame can be scored.
     """
     config = load_config(config_file, overrides)
     source = build_validation_source(config)
@@ -179,21 +204,24 @@ def _write_and_log(evaluation: Evaluation) -> Evaluation:
     write_results(evaluation)
     for name, score in evaluation.scores.items():
         logger.info("{:22} J&F {:.3f}", name, score)
-    logger.info("results in {}", evaluation.output_dir)
+    logger.info("Wrote the results to {}", evaluation.output_dir)
     return evaluation
 
 
 def checkpoint_runs(config: Config, checkpoint: str, has_start: bool) -> list[TrackerRun]:
-    """Return the trackers to compare a checkpoint with, the checkpoint's own first.
+    """Return the trackers of an evaluation: the checkpoint first, then its baselines.
 
-    The model before training is left out, with a warning, where its file is missing.
+    The baselines are the model before training, the checkpoint with its memory zeroed, the copied
+    first mask and the checkpoints of ``evaluation.compare``. If the weights from before training
+    cannot be loaded, a warning is logged and that baseline is left out.
 
     Args:
+        checkpoint: as for :func:`evaluate_checkpoint`.
         has_start: whether the configuration names the weights that the training started from.
 
     Raises:
         ConfigError: ``evaluation.compare`` uses the name of another tracker.
-        CheckpointError: a checkpoint that cannot be loaded.
+        CheckpointError: a checkpoint cannot be loaded.
     """
     device = pick_device(config.trainer.accelerator)
     tuned = create_sam2_model(config, load=False)
@@ -204,13 +232,19 @@ def checkpoint_runs(config: Config, checkpoint: str, has_start: bool) -> list[Tr
         try:
             runs.append(TrackerRun(BEFORE, create_sam2_model(config).to(device)))
         except CheckpointError as error:
-            logger.warning("the model before training is left out: {}", error)
+            logger.warning("Leaving out the model before training: {}", error)
     runs += [TrackerRun(ZEROED, tuned, zero_memory=True), TrackerRun(COPY, None)]
     for name, other in config.evaluation.compare.items():
         if name in {CALIBRATED, BEFORE, *(run.name for run in runs)}:
-            raise ConfigError(f"evaluation.compare: {name!r} is a tracker's name; take another")
+            raise ConfigError(
+                f"{name!r} is already the name of a tracker",
+                key="evaluation.compare",
+                value=name,
+                hint="choose another name",
+            )
         runs.append(TrackerRun(name, load_model(other)[1].to(device)))
-    if tuned.encoder_is_frozen:  # trackers share its features
+    # A frozen encoder is the same before and after training: encode each frame only once.
+    if tuned.encoder_is_frozen:
         cache = create_cache(config, exact=True)
         for run in runs:
             if run.model is not None:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-RECOVERED_IOU = 0.5
-RECOVERY_FRAMES = 10
+RECOVERED_IOU = 0.5  # J above which an object counts as tracked
+RECOVERY_FRAMES = 10  # frames within which a tracker must recover an object that re-enters
 PRESENCE_COUNTS = ("absent", "called_absent", "rightly_absent", "present")
 RECOVERY_COUNTS = ("reentries", "recovered", "recovery_frames_sum")
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection over union (the region similarity J of DAVIS) over the last two axes.
+    """Compute the intersection over union (J of DAVIS) over the last two axes.
 
     Args:
         prediction, truth: bool ``[...,H,W]``, of equal shape.
@@ -37,30 +37,42 @@ def iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def outside_void(
     prediction: np.ndarray | None, truth: np.ndarray | None, void: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return both masks without void pixels, which count neither for nor against a prediction.
+    """Clear the void pixels of both masks, so that they do not affect any score.
 
     Args:
-        prediction, truth: bool ``[H,W]``; None: empty. One of them must be given.
-        void: bool ``[H,W]``, pixels that the annotators did not decide on; None: none.
+        prediction, truth: bool ``[H,W]``. None: the mask is empty; not allowed for both.
+        void: bool ``[H,W]``, pixels that the annotators left undecided. None: no void pixels.
+
+    Returns:
+        Prediction and ground truth, bool ``[H,W]``.
+
+    Raises:
+        ValueError: both masks are None.
     """
-    given = prediction if truth is None else truth
-    if given is None:
+    template = prediction if truth is None else truth
+    if template is None:
         raise ValueError("outside_void needs a prediction or a truth")
-    prediction = np.zeros_like(given) if prediction is None else prediction
-    truth = np.zeros_like(given) if truth is None else truth
+    prediction = np.zeros_like(template) if prediction is None else prediction
+    truth = np.zeros_like(template) if truth is None else truth
     return (prediction, truth) if void is None else (prediction & ~void, truth & ~void)
 
 
 def check_masks(prediction: np.ndarray, truth: np.ndarray) -> None:
-    """Raise ValueError where the shapes differ or the masks are not bool."""
+    """Check that two masks have the same shape and the type bool.
+
+    Raises:
+        ValueError: the shapes differ or a mask is not bool.
+    """
     if prediction.shape != truth.shape:
-        raise ValueError(f"masks of different shapes: {prediction.shape} and {truth.shape}")
+        raise ValueError(f"masks have different shapes: {prediction.shape} and {truth.shape}")
     if prediction.dtype != bool or truth.dtype != bool:
         raise ValueError(f"masks must be bool, got {prediction.dtype} and {truth.dtype}")
 
 
 def after_first_visible(visible: np.ndarray) -> np.ndarray:
-    """The frames on which a tracker that was prompted on an object's first frame is scored.
+    """Mark the frames after each object's first visible frame.
+
+    These are the frames on which a tracker is scored that was prompted on the first visible frame.
 
     Args:
         visible: bool ``[T,O]``.
@@ -73,9 +85,10 @@ def after_first_visible(visible: np.ndarray) -> np.ndarray:
 
 
 def copy_first_mask(truth: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """What a tracker that never moves gives: the first visible mask of each object on every frame.
+    """Repeat each object's first visible mask on all later frames.
 
-    Its score says how little the objects move, and is what a tracker has to beat.
+    This is the baseline that a tracker has to beat; the less the objects move, the higher its
+    score.
 
     Args:
         truth: bool ``[T,O,H,W]``.
@@ -91,22 +104,22 @@ def copy_first_mask(truth: np.ndarray, visible: np.ndarray) -> np.ndarray:
 def mean_tracked_iou(
     prediction: np.ndarray, truth: np.ndarray, scored: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Mean IoU of each object over its scored frames, and the mean of these over the objects.
+    """Compute each object's mean IoU over its scored frames, and the mean over objects.
 
     Args:
         prediction, truth: bool ``[T,O,H,W]``.
-        scored: bool ``[T,O]``; leave out the prompted frame and frames without annotation.
+        scored: bool ``[T,O]``, False on prompted and on unannotated frames.
 
     Returns:
-        ``[O]`` float64, NaN for an object without scored frames, and the mean over the others,
-        NaN if there are none.
+        Two values from 0 to 1: the mean IoU of each object, ``[O]`` float64, NaN for an object
+        without scored frames; and the mean over the objects that have a value, NaN if none has.
 
     Raises:
-        ValueError: shapes that disagree.
+        ValueError: the shapes of the masks and of ``scored`` do not match.
     """
     values = iou(prediction, truth)
     if scored.shape != values.shape or scored.ndim != 2:
-        raise ValueError(f"scored has shape {scored.shape}, the masks {truth.shape}")
+        raise ValueError(f"scored has shape {scored.shape}, but the masks have {truth.shape}")
     counts = scored.sum(0)
     sums = np.where(scored, values, 0.0).sum(0)
     per_object = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
@@ -115,10 +128,16 @@ def mean_tracked_iou(
 
 
 def decay(values: np.ndarray) -> float | None:
-    """The mean of the first quarter of ``[N]`` values less that of the last; None of no values.
+    """Subtract the mean of the last quarter of the values from the mean of the first quarter.
 
-    As DAVIS reports it (Perazzi et al., 2016); neighbouring quarters share their border frame, as
-    in the official package.
+    This is the decay that DAVIS reports (Perazzi et al., 2016). As in the official package,
+    neighbouring quarters share the frame at their border.
+
+    Args:
+        values: ``[N]``, in the order of the frames.
+
+    Returns:
+        The decay, positive if the scores fall. None: there are no values.
     """
     if not len(values):
         return None
@@ -127,55 +146,65 @@ def decay(values: np.ndarray) -> float | None:
     return float(first.mean() - last.mean())
 
 
-def presence_counts(present: np.ndarray, found: np.ndarray) -> dict[str, int]:
-    """On how many frames an object was absent, was called absent, rightly so, and was present.
+def presence_counts(present: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
+    """Count the frames on which an object is absent, predicted absent, both, and present.
 
     Args:
-        present, found: bool ``[N]``: truth and prediction show it.
+        present: bool ``[N]``, the ground truth shows the object.
+        predicted: bool ``[N]``, the prediction shows the object.
+
+    Returns:
+        Numbers of frames by the names in :data:`PRESENCE_COUNTS`.
     """
-    counts = (~present, ~found, ~present & ~found, present)
+    counts = (~present, ~predicted, ~present & ~predicted, present)
     return {k: int(v.sum()) for k, v in zip(PRESENCE_COUNTS, counts, strict=True)}
 
 
 def recovery_counts(present: np.ndarray, j: np.ndarray, scored: np.ndarray) -> dict[str, int]:
-    """How often an object came back, was found again, and after how many frames in sum.
+    """Count an object's re-entries, how many the tracker recovered, and the frames that this took.
 
-    A re-entry is a scored frame with the object, after a frame without it, after one with it. It is
-    recovered when J passes 0.5 on one of its first 10 frames, after 1 to 10 frames; a prompt or the
-    object's leaving again ends them early. (Long-term tracking calls this re-detection: Lukezic et
-    al., "Now you see me", 2018, count the frames until a target is found again.)
+    A re-entry is a scored frame that shows the object, where the previous frame does not and an
+    earlier one does. It is recovered if J exceeds 0.5 on one of its first 10 frames. These 10
+    frames end early when the object is prompted or leaves again. (Long-term tracking calls this
+    re-detection: Lukezic et al., "Now you see me", 2018, count the frames until a target is found
+    again.)
 
     Args:
-        present: bool ``[N]``, on the annotated frames in order.
-        j: ``[N]``.
+        present: bool ``[N]``, the ground truth shows the object; annotated frames only, in order.
+        j: ``[N]``, 0 to 1.
         scored: bool ``[N]``.
+
+    Returns:
+        By the names in :data:`RECOVERY_COUNTS`: numbers of re-entries and of recovered ones, and
+        the sum of frames until recovery (1 if J exceeds 0.5 on the first frame).
     """
     waits = []
     for t in np.flatnonzero(present[1:] & ~present[:-1]) + 1:
         if scored[t] and present[:t].any():
             stay = np.logical_and.accumulate((present & scored)[t : t + RECOVERY_FRAMES])
-            again = np.flatnonzero(stay & (j[t : t + RECOVERY_FRAMES] > RECOVERED_IOU))
-            waits.append(int(again[0]) + 1 if len(again) else 0)
+            recovered = np.flatnonzero(stay & (j[t : t + RECOVERY_FRAMES] > RECOVERED_IOU))
+            waits.append(int(recovered[0]) + 1 if len(recovered) else 0)  # 0: not recovered
     counts = (len(waits), sum(w > 0 for w in waits), sum(waits))
     return dict(zip(RECOVERY_COUNTS, counts, strict=True))
 
 
 def presence_and_recovery(counts: Mapping[str, int]) -> dict[str, float | None]:
-    """The rates that follow from the counts of the two functions above, or from sums of them.
+    """Compute rates from :func:`presence_counts` and :func:`recovery_counts`, or from their sums.
 
     Returns:
-        Precision and recall of "absent", the share of frames with the object that are called
-        absent, the share of re-entries that are recovered, and the mean number of frames that took.
-        None where there is nothing to divide by.
+        ``absent_precision`` and ``absent_recall``: how well the tracker predicts that an object is
+        absent. ``false_absence``: the fraction of frames with the object on which it is predicted
+        absent. ``recovery``: the fraction of re-entries that are recovered. ``recovery_frames``:
+        the mean number of frames until recovery. None where the denominator is 0.
     """
 
-    def ratio(part: str, whole: str, less: int = 0) -> float | None:
-        return (counts[part] - less) / counts[whole] if counts[whole] else None
+    def ratio(part: str, whole: str, subtract: int = 0) -> float | None:
+        return (counts[part] - subtract) / counts[whole] if counts[whole] else None
 
     return {
         "absent_precision": ratio("rightly_absent", "called_absent"),
         "absent_recall": ratio("rightly_absent", "absent"),
-        "false_absence": ratio("called_absent", "present", less=counts["rightly_absent"]),
+        "false_absence": ratio("called_absent", "present", subtract=counts["rightly_absent"]),
         "recovery": ratio("recovered", "reentries"),
         "recovery_frames": ratio("recovery_frames_sum", "recovered"),
     }

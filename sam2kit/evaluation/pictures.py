@@ -1,4 +1,4 @@
-"""Draw trackers on videos: overlays, animations, and objects with their errors."""
+"""Draw predicted masks on videos: overlays, animations, and objects with their errors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sam2kit.viz.overlays import WHITE, contact_sheet, error_overlay, evenly_spa
 from sam2kit.viz.video_writer import save_gif, save_mp4
 
 ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
-"""Tracker, video, frame -> the tracker's masks, bool ``[H,W]`` by object."""
+"""Maps names of tracker and video and a frame number to the masks, bool ``[H,W]`` by object."""
 
 MAX_PICTURES = 4
 MAX_PICTURE_FRAMES = 40
-PICTURE_WIDTH = 240  # pixels; the MP4 files have the whole frames
+PICTURE_WIDTH = 240  # pixels; only the MP4 files show frames at their full size
 
 
 def draw_videos(
@@ -31,9 +31,16 @@ def draw_videos(
 ) -> None:
     """Write ``overlays/`` (a PNG and an MP4 per video), ``overlay.png`` and ``overlay.gif``.
 
-    The videos are those around the first tracker's median, up to :data:`MAX_PICTURES` of them, with
-    up to :data:`MAX_PICTURE_FRAMES` frames in a picture. The MP4 files show all frames: the truth
-    at the left, the first tracker at the right.
+    Up to :data:`MAX_PICTURES` videos are drawn: those whose J&F is closest to the median of the
+    first tracker, which are more typical than the best or the worst. A picture has up to
+    :data:`MAX_PICTURE_FRAMES` frames. The MP4 files show all frames, with the ground truth on the
+    left and the first tracker on the right.
+
+    Args:
+        trackers: scores on the same videos; the first is the tracker under evaluation.
+        source: the videos.
+        read_masks: the predicted masks.
+        folder: an existing folder.
     """
     (folder / "overlays").mkdir(exist_ok=True)
     animations: list[np.ndarray] = []
@@ -50,6 +57,7 @@ def draw_videos(
         if not animations:
             figure.savefig(folder / "overlay.png")
         animations.append(tracking_frames(frames, truth, masks))
+    # All frames of a GIF have one size.
     same_size = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
     save_gif(folder / "overlay.gif", np.concatenate(same_size), fps=4)
 
@@ -65,7 +73,12 @@ def _videos_around_the_median(main: DataSetScores) -> list[VideoScores]:
 def _sample_frames(
     video: VideoScores, trackers: Sequence[DataSetScores], source: VideoSource, read: ReadMasks
 ) -> tuple[list[int], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return frame numbers spread over a video, and small frames, truth, predictions by tracker."""
+    """Read frames and masks, evenly spread over a video, at a small size.
+
+    Returns:
+        T frame numbers, frames ``[T,h,w,3]`` uint8, ground truth bool ``[T,O,h,w]``, and
+        predictions of the same shape by tracker.
+    """
     i = source.names.index(video.name)
     numbers = evenly_spaced(len(video.J), MAX_PICTURE_FRAMES)
     height, width = source.read_frame(i, 0).shape[:2]
@@ -89,7 +102,7 @@ def _sample_frames(
 def _side_by_side(
     video: VideoScores, main: DataSetScores, source: VideoSource, read_masks: ReadMasks
 ) -> Iterator[np.ndarray]:
-    """Yield all frames with the truth and with a tracker's masks, ``[H,2W,3]``."""
+    """Yield all frames, ``[H,2W,3]`` uint8: ground truth on the left, predictions on the right."""
     i = source.names.index(video.name)
     for t in range(source.num_frames(i)):
         frame = source.read_frame(i, t)
@@ -101,7 +114,7 @@ def _side_by_side(
 def _stack(
     masks: Mapping[ObjectId, np.ndarray], video: VideoScores, size: tuple[int, ...]
 ) -> np.ndarray:
-    """Return bool ``[O,H,W]`` in the order of the video's objects; missing ones are empty."""
+    """Stack masks in the order of the video's objects, bool ``[O,H,W]``; missing ones are empty."""
     return np.stack([masks.get(o, np.zeros(size, bool)) for o in video.object_ids])
 
 
@@ -114,14 +127,15 @@ def tracking_figure(
     numbers: Sequence[int],
     max_columns: int = 8,
 ) -> Figure:
-    """Draw trackers below each other, the truth on top, with each one's score beside its row.
+    """Draw one row of frames per tracker, below a row with the ground truth.
 
     Args:
         frames: ``[T,H,W,3]`` uint8.
         truth: bool ``[T,O,H,W]``.
-        predictions: tracker -> bool ``[T,O,H,W]``.
-        scores: tracker -> text beside its row.
-        numbers: T frame numbers to show.
+        predictions: bool ``[T,O,H,W]`` by tracker.
+        scores: the text beside each tracker's row, by tracker.
+        title: the title of the figure.
+        numbers: T frame numbers, which label the columns.
         max_columns: maximum number of frames, evenly spread from the first to the last.
     """
     steps = evenly_spaced(len(frames), max_columns)
@@ -133,13 +147,14 @@ def tracking_figure(
 def tracking_frames(
     frames: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """Draw the truth and the trackers side by side under their names, to be animated.
+    """Draw frames of an animation: the ground truth and the trackers side by side.
 
-    Arguments as for :func:`tracking_figure`.
+    Args:
+        frames, truth, predictions: as for :func:`tracking_figure`.
 
     Returns:
-        ``[T,H',W',3]`` uint8, each panel about 192 to 256 pixels wide: its name can be read, and
-        the whole is not too large for a GIF.
+        ``[T,H',W',3]`` uint8. Each panel is about 192 to 256 pixels wide: wide enough to read the
+        tracker's name above it, and small enough for a GIF.
     """
     panels = {"truth": truth, **predictions}
     factor = min(max(1, -(-192 // frames.shape[2])), 256 / frames.shape[2])
@@ -159,12 +174,12 @@ def tracking_frames(
 
 @dataclass
 class Example:
-    """One object on one frame.
+    """Images of one object on one frame.
 
     Attributes:
         title: video and object.
         caption: the frame and its scores.
-        images: ``[H,W,3]`` uint8 by what each shows.
+        images: ``[H,W,3]`` uint8 by label, such as ``prediction``.
     """
 
     title: str
@@ -178,10 +193,16 @@ def show_objects(
     source: VideoSource,
     read_masks: ReadMasks,
 ) -> list[Example]:
-    """Draw frame, truth, prediction and error of objects, on their median and worst frames.
+    """Draw frame, ground truth, prediction and error of objects on their median and worst frame.
 
     Args:
-        objects: videos and positions of objects in them.
+        main: the scores of the tracker.
+        objects: pairs of a video and an index into its ``object_ids``.
+        source: the videos.
+        read_masks: the predicted masks.
+
+    Returns:
+        Two examples per object: the frame of median J, then the frame of lowest J.
     """
     examples = []
     for video, o in objects:
@@ -209,39 +230,46 @@ def compare_errors(
     source: VideoSource,
     read_masks: ReadMasks,
 ) -> list[Example]:
-    """Draw the errors of two trackers beside each other, where they differ most.
+    """Draw the errors of two trackers side by side, on the frames where they differ most.
 
     Args:
-        rows: ``differences`` of :func:`sam2kit.evaluation.statistics.paired_differences`; each
-            object is shown on the frame on which J differs most in the row's direction.
+        main, other: the scores of the two trackers.
+        rows: entries of ``differences`` as returned by
+            :func:`sam2kit.evaluation.statistics.paired_differences`. Each object is shown on the
+            frame where J differs most in the direction of its entry.
+        source: the videos.
+        read_masks: the predicted masks.
     """
     examples = []
     for row in rows:
         name, identity = row["video"], row["object"]
-        mine, theirs = (scores.by_name()[name] for scores in (main, other))
-        o, n = (v.object_ids.index(identity) for v in (mine, theirs))
-        gain = np.where(mine.scored[:, o], mine.J[:, o] - theirs.J[:, n], np.nan)
+        main_video, other_video = (scores.by_name()[name] for scores in (main, other))
+        o, n = (v.object_ids.index(identity) for v in (main_video, other_video))
+        gain = np.where(main_video.scored[:, o], main_video.J[:, o] - other_video.J[:, n], np.nan)
         t = int(np.nanargmax(gain if row["difference"] > 0 else -gain))
         frame, truth = _frame_and_truth(source, name, t, identity)
         images = {"frame": frame, "truth": _spotlight(frame, truth)}
         for tracker in (other.tracker, main.tracker):
             mask = read_masks(tracker, name, t).get(identity, np.zeros_like(truth))
             images[tracker] = error_overlay(frame, mask, truth)
-        caption = f"J&F {row['difference']:+.2f}; frame {t}: J {theirs.J[t, n]:.2f} and "
-        caption += f"{mine.J[t, o]:.2f}"
+        caption = f"J&F {row['difference']:+.2f}; frame {t}: J {other_video.J[t, n]:.2f} and "
+        caption += f"{main_video.J[t, o]:.2f}"
         examples.append(Example(f"{name}, object {identity}", caption, images))
     return examples
 
 
 def example_sheet(examples: Sequence[Example]) -> Figure:
-    """Lay out examples with the same kinds of images below each other."""
+    """Draw one row per example; all examples must have the same image labels."""
     rows = [list(example.images.values()) for example in examples]
     labels = [f"{e.title}\n" + e.caption.replace(": ", "\n").replace("; ", "\n") for e in examples]
     return contact_sheet(rows, labels, list(examples[0].images), cell_inches=2.2)
 
 
 def _spotlight(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Darken the frame outside the mask: a coloured mask can vanish in a scene of its colour."""
+    """Darken the frame outside the mask.
+
+    A coloured overlay would be hard to see in a scene of the same colour.
+    """
     dark = np.where(mask[..., None], frame, frame // 3)
     return overlay(dark, mask[None], np.array([WHITE]), alpha=0)
 

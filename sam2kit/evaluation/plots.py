@@ -1,6 +1,6 @@
 """Plot scores: J over time, paired differences, J&F under noisy prompts.
 
-Figures are returned, never shown.
+The functions return figures and do not show them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sam2kit.viz.plots import LEGEND_LABEL, LINE_COLORS, WIDTH, curves
 
 
 def over_time(trackers: Sequence[DataSetScores], video: str) -> Figure:
-    """Plot J over the frames of one video, the mean over the objects that count, per tracker.
+    """Plot J over the frames of one video, one line per tracker.
 
-    Triangles mark the frames on which an object was prompted (for the first tracker). A frame that
-    counts for no object leaves a gap.
+    A point is the mean over the objects that are scored on the frame; without any, the line has a
+    gap. Triangles mark the frames on which the first tracker was prompted.
     """
     videos = {t.tracker: t.by_name()[video] for t in trackers}
     lines = {}
@@ -41,7 +41,11 @@ def over_time(trackers: Sequence[DataSetScores], video: str) -> Figure:
 
 
 def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> Figure:
-    """Plot J&F over the level of prompt noise; tracker -> level -> mean J&F."""
+    """Plot J&F over the level of prompt noise, one line per tracker.
+
+    Args:
+        robustness: tracker -> noise level -> mean J&F; None leaves a gap.
+    """
     lines = {
         name: (list(levels), [np.nan if v is None else v for v in levels.values()])
         for name, levels in robustness.items()
@@ -54,9 +58,12 @@ def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> 
 
 
 def difference_chart(found: Mapping[str, Any]) -> Figure:
-    """Plot a result of :func:`sam2kit.evaluation.statistics.paired_differences`, a bar per object.
+    """Plot the differences between two trackers, one bar per object, sorted.
 
-    Bars are sorted. The line is the mean, the band its interval.
+    The dashed line is the mean, and the grey band its interval.
+
+    Args:
+        found: a result of :func:`sam2kit.evaluation.statistics.paired_differences`.
     """
     values = [row["difference"] for row in found["differences"]]
     figure = Figure((WIDTH, 2.3), dpi=120, layout="constrained")
@@ -68,7 +75,7 @@ def difference_chart(found: Mapping[str, Any]) -> Figure:
         axes.axhline(found["mean"], color="black", linestyle="--", linewidth=1)
     if found["low"] is not None:
         axes.axhspan(found["low"], found["high"], color="grey", alpha=0.25)
-    axes.set_xlim(-0.6, max(len(values), 8) - 0.4)  # a few bars stay bars
+    axes.set_xlim(-0.6, max(len(values), 8) - 0.4)  # keep the bars narrow if there are only a few
     axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {found['score']}")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,4 +1,4 @@
-"""Read and score masks in DAVIS layout that any tracker wrote."""
+"""Read and score masks that any tracker wrote in DAVIS layout."""
 
 from __future__ import annotations
 
@@ -25,46 +25,52 @@ def score_predictions(
 ) -> DataSetScores:
     """Score masks in DAVIS layout, ``FOLDER/VIDEO/FRAME.png``, written by any tracker.
 
-    Every annotated frame of every video needs a mask of the frame's name and size. Where the
-    convention counts frames after a prompt, an object's first visible frame is taken for it.
+    Every annotated frame of every video needs a mask of the frame's name and size. If the
+    convention scores only frames after a prompt, each object is assumed to have been prompted on
+    its first visible frame.
 
     Args:
-        source: the truth.
-        folder: the masks; its name becomes the tracker's.
-        convention: None takes ``davis2016`` where no video of the truth has more than one object
-            (then all that a result shows is that object, whatever numbers it has), else
-            ``davis2017``.
+        source: videos with ground truth.
+        folder: the masks. The name of the folder becomes the name of the tracker.
+        convention: None (default): ``davis2017`` if a video has more than one object, otherwise
+            ``davis2016``, which merges all ids of the prediction into one object.
 
     Raises:
-        DataError: no such folder or file, an unreadable mask, another size, ids that only the
-            prediction has (unless the convention ignores them), no object in any video.
+        DataError: a folder or file is missing; a mask is unreadable or of another size; the
+            prediction has ids that the ground truth does not have (unless the convention ignores
+            them); or no video shows an object.
     """
+    # Check all files before the first video is scored, which may take minutes.
     folder = Path(folder)
     missing = [name for name in source.names if not (folder / name).is_dir()]
     if missing:
         raise DataError(
             f"{folder} has no folder for {len(missing)} of {len(source)} videos, such as "
-            f"{missing[0]!r}; results lie in {folder.name}/VIDEO/FRAME.png (name the videos to "
-            "score in valdataset.split)"
+            f"{missing[0]!r}",
+            hint=f"store masks as {folder.name}/VIDEO/FRAME.png, or list the videos to score in "
+            "valdataset.split",
         )
-    seen = [first_visible_frames(source, i) for i in range(len(source))]
-    objects = [len(first) for first, _ in seen]
-    if not any(objects):
-        raise DataError("the truth shows no object in any video; there is nothing to score")
+    visibility = [first_visible_frames(source, i) for i in range(len(source))]
+    object_counts = [len(first) for first, _ in visibility]
+    if not any(object_counts):
+        raise DataError(
+            "the ground truth shows no object in any video",
+            hint="check valdataset.data_path and valdataset.split",
+        )
     if convention is None:
-        convention = CONVENTIONS["davis2017" if max(objects) > 1 else "davis2016"]
+        convention = CONVENTIONS["davis2017" if max(object_counts) > 1 else "davis2016"]
     paths = [
-        {t: folder / name / f"{source.frame_name(i, t)}.png" for t in seen[i][1]}
+        {t: folder / name / f"{source.frame_name(i, t)}.png" for t in visibility[i][1]}
         for i, name in enumerate(source.names)
     ]
-    absent = [path for files in paths for path in files.values() if not path.is_file()]
-    if absent:
+    missing_files = [path for files in paths for path in files.values() if not path.is_file()]
+    if missing_files:
         raise DataError(
-            f"{absent[0]} is missing, one of {len(absent)}: every annotated frame needs a mask "
-            "of its name (an empty one where nothing was found)"
+            f"{missing_files[0]} is missing, one of {len(missing_files)} missing masks",
+            hint="write a mask for every annotated frame, an empty one where no object is visible",
         )
     videos = [
-        _score_video(source, i, paths[i], convention, seen[i][0], object_names(folder / name))
+        _score_video(source, i, paths[i], convention, visibility[i][0], object_names(folder / name))
         for i, name in enumerate(source.names)
     ]
     return DataSetScores(folder.resolve().name, videos)
@@ -75,38 +81,44 @@ def _score_video(
     i: int,
     files: Mapping[int, Path],
     convention: Convention,
-    first_seen: dict[ObjectId, int],
+    first_visible: dict[ObjectId, int],
     names: Mapping[int, ObjectId],
 ) -> VideoScores:
-    scorer = VideoScorer(source.names[i], convention, list(first_seen))
+    scorer = VideoScorer(source.names[i], convention, list(first_visible))
     for t in range(source.num_frames(i)):
         truth = source.read_masks(i, t)
-        found: dict[ObjectId, np.ndarray] = {}
+        prediction: dict[ObjectId, np.ndarray] = {}
         if t in files:
+            # Read the frame only if no mask has its size.
             size = next((mask.shape for mask in (truth or {}).values()), None)
-            found = read_result(files[t], names, size or source.read_frame(i, t).shape[:2])
+            prediction = read_result(files[t], names, size or source.read_frame(i, t).shape[:2])
         void = source.read_void(i, t) if convention.void == "ignore" else None
-        prompted = [o for o, first in first_seen.items() if first == t]
-        scorer.add(t, truth, found, void, prompted if convention.after_prompt else ())
+        prompted = [o for o, first in first_visible.items() if first == t]
+        scorer.add(t, truth, prediction, void, prompted if convention.after_prompt else ())
     return scorer.result()
 
 
 def read_result(
     path: Path, names: Mapping[int, ObjectId], size: tuple[int, ...]
 ) -> dict[ObjectId, np.ndarray]:
-    """Read one PNG of a tracker's masks, bool ``[H,W]`` by object.
+    """Read a tracker's masks on one frame from a PNG file.
 
     Args:
-        names: see :func:`object_names`.
-        size: H and W of the frame.
+        path: the file; a pixel's value is the number of its object, and 0 is background.
+        names: object by number; see :func:`object_names`. A number without a name is the object.
+        size: H and W of the frame in pixels.
+
+    Returns:
+        Bool ``[H,W]`` by object.
 
     Raises:
-        DataError: unreadable, or of another size.
+        DataError: the file cannot be read or has another size.
     """
     ids = read_id_mask(path)
     if ids.shape != size:
         raise DataError(
-            f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, its frame "
-            f"{size[0]} and {size[1]}; results must have the frames' size"
+            f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, but its frame has "
+            f"{size[0]} and {size[1]}",
+            hint="write masks at the size of the frames",
         )
     return {names.get(n, n): ids == n for n in values_in(ids) if n}

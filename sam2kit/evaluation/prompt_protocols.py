@@ -1,9 +1,10 @@
-"""Prompt protocols: how a tracker is told what to follow in a video whose truth is known.
+"""Prompt a tracker from the ground truth of a video, by a fixed protocol.
 
 The video is read once, from its first frame to its last. An object is prompted on the first frame
-that shows it and perhaps again later, always before that frame is tracked; what comes after it is
-not known to the tracker. Prompts follow from the protocol's seed, the video, the object and the
-frame, so that every tracker gets the same ones; correction clicks answer to what it made of them.
+that shows it and, depending on the protocol, again later. Prompts are given before their frame is
+tracked, so the tracker never uses later frames. Prompts depend only on the seed, the video, the
+object and the frame, so that every tracker gets the same ones. The exception are correction clicks,
+which depend on the tracker's masks.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ Masks = Mapping[ObjectId, np.ndarray]
 
 @dataclass
 class PromptedFrame:
-    """One frame of a video that is tracked by a protocol.
+    """A tracked frame with its ground truth and prompts.
 
     Attributes:
-        t: its number.
-        truth: object -> bool ``[H,W]``; None where nobody annotated the frame.
-        prompted: the objects that were prompted on it.
-        objects: all that were prompted up to it, in the order of their numbers.
-        tracks: what the tracker says of them; None before the first prompt.
+        t: the frame number, from 0.
+        truth: bool ``[H,W]`` by object. None: the frame is unannotated.
+        prompted: the objects that were prompted on this frame.
+        objects: all objects that were prompted up to this frame; an object's index is its number in
+            the session.
+        tracks: the tracker's output. None: no object has been prompted yet.
     """
 
     t: int
@@ -45,13 +47,20 @@ class PromptedFrame:
     tracks: FrameTracks | None
 
     def logits(self, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
-        """The predictions, float32 ``[H,W]`` at ``size`` (rows, columns), above 0 inside."""
+        """Return the predicted logits by object.
+
+        Args:
+            size: rows and columns of the result.
+
+        Returns:
+            Float32 ``[H,W]`` by object, above 0 inside the object; empty before the first prompt.
+        """
         if self.tracks is None:
             return {}
         return self._by_object(self.tracks.logits(size).cpu().numpy())
 
     def object_scores(self) -> dict[ObjectId, float]:
-        """Logits, above 0 where the tracker sees the object."""
+        """Return a logit per object, above 0 where the tracker predicts that it is visible."""
         return {} if self.tracks is None else self._by_object(self.tracks.object_score.tolist())
 
     def _by_object(self, values: np.ndarray | list) -> dict:
@@ -61,18 +70,20 @@ class PromptedFrame:
 
 @dataclass(frozen=True)
 class PromptProtocol:
-    """What an object is prompted with, and when.
+    """The kind of prompts that objects get, and when they get them.
 
     Attributes:
-        kind: ``mask``, ``box`` (tight) or ``clicks``.
-        clicks: on each prompted frame. The first stands on the pixel farthest from all that is not
-            the object. Each further one is upstream's ``sample_one_point_from_error_center``: of
-            the missed and the wrongly marked pixels, the one deepest in its region; an object
-            without an error gets none.
-        reprompt_every: an object is prompted again on the first frame that shows it, so many
-            frames or more after its last prompt. None: once.
-        noise: errors of the prompts (not of correction clicks).
-        seed: of the errors.
+        kind: ``mask``, ``box`` (the tight bounding box) or ``clicks``.
+        clicks: number of clicks per object on each prompted frame. The first click is on the pixel
+            that is farthest from any pixel outside the object. The others correct the tracker's
+            mask:
+            upstream's ``sample_one_point_from_error_center`` takes, of all missed and falsely
+            marked pixels, the one deepest inside its region. An object without errors gets no
+            further click.
+        reprompt_every: prompt an object again on the first frame that shows it at least this many
+            frames after its last prompt. None (default): prompt each object once.
+        noise: random errors of the prompts; correction clicks have none.
+        seed: seed of the random errors.
     """
 
     kind: str = "mask"
@@ -85,13 +96,25 @@ class PromptProtocol:
     def from_config(
         cls, config: EvaluationConfig, seed: int, noise: float | None = None
     ) -> PromptProtocol:
-        """Return the protocol of a configuration, with ``noise`` in place of its noise level."""
+        """Create the protocol that a configuration describes.
+
+        Args:
+            config: the section ``evaluation``.
+            seed: seed of the random errors.
+            noise: noise level to use. None (default): ``config.noise``.
+        """
         level = config.noise if noise is None else noise
         errors = PromptNoise(level, tuple(config.noise_kinds))
         return cls(config.protocol, config.clicks, config.reprompt_every, errors, seed)
 
     def due(self, t: int, truth: Masks | None, last: Mapping[ObjectId, int]) -> list[ObjectId]:
-        """The objects to prompt on frame ``t``; ``last`` is the frame of each one's last prompt."""
+        """Return the objects to prompt on a frame.
+
+        Args:
+            t: the frame number.
+            truth: bool ``[H,W]`` by object. None: the frame is unannotated.
+            last: the frame of each object's last prompt.
+        """
         pause = float("inf") if self.reprompt_every is None else self.reprompt_every
         return [
             o
@@ -108,16 +131,20 @@ class PromptProtocol:
         video: str,
         image_size: int,
     ) -> None:
-        """Prompt the objects of ``truth`` (none empty) on frame ``t``.
+        """Prompt objects on a frame.
 
         Args:
-            numbers: of each object in the session.
-            video: its name, which seeds the errors.
-            image_size: side of the model's frames, to which coordinates are scaled.
+            session: the tracker.
+            t: the frame number.
+            truth: bool ``[H,W]`` by object, for the objects to prompt; no mask may be empty.
+            numbers: each object's number in the session.
+            video: the name of the video, part of the seed of the random errors.
+            image_size: side of the model's input in pixels, to which coordinates are scaled.
         """
         masks = np.stack(list(truth.values()))
         size: tuple[int, int] = (masks.shape[1], masks.shape[2])
         objects = torch.tensor([numbers[o] for o in truth])
+        # Seed each object by itself: its prompt does not depend on which other objects are there.
         drawn = [
             self._draw(mask, np.random.default_rng((self.seed, zlib.crc32(key.encode()), t)))
             for key, mask in ((f"{video}/{o}", mask) for o, mask in truth.items())
@@ -131,6 +158,7 @@ class PromptProtocol:
         else:
             labels = torch.ones(points.shape[:2], dtype=torch.int32)
         tracks = session.add_prompt(Prompt(t, objects, points=points, labels=labels))
+        # Correct the mask by further clicks, only for the objects that still have errors.
         for _ in range(1, self.clicks):
             predicted = tracks.masks(size)
             wrong = (predicted != masks).any((1, 2))
@@ -144,7 +172,11 @@ class PromptProtocol:
             tracks = session.add_prompt(Prompt(t, objects, points=points, labels=labels))
 
     def _draw(self, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Mask ``[H,W]``, box corners ``[2,2]`` or click ``[1,2]``, in pixels of the video."""
+        """Return the prompt of one object with random errors, in pixels of the video.
+
+        Returns:
+            Mask ``[H,W]``, box corners ``[2,2]`` or click ``[1,2]``; x before y.
+        """
         if self.kind == "mask":
             return self.noise.mask(mask, generator)
         if self.kind == "box":
@@ -154,18 +186,27 @@ class PromptProtocol:
 
 
 def to_resized(points: np.ndarray, size: tuple[int, ...], image_size: int) -> torch.Tensor:
-    """Pixel indices ``[...,2]`` of a frame of ``size`` (rows, columns) as those of the resized one.
+    """Scale pixel coordinates of a frame to the model's square input.
 
-    Pixel centres fall on pixel centres: (x + 0.5) * image_size / W - 0.5.
+    Coordinates refer to pixel centres: x becomes (x + 0.5) * image_size / W - 0.5.
+
+    Args:
+        points: ``[...,2]`` x and y in pixels of the frame.
+        size: rows and columns of the frame.
+        image_size: side of the model's input in pixels.
+
+    Returns:
+        ``[...,2]`` float32.
     """
     scale = image_size / np.array([size[1], size[0]])
     return torch.from_numpy(((points + 0.5) * scale - 0.5).astype(np.float32))
 
 
 class CopiedMasks:
-    """A session that never moves: each object's latest mask prompt is its mask on every frame.
+    """A session that copies each object's latest mask prompt to every frame.
 
-    Its score says how little the objects move, and is what a tracker has to beat.
+    It is the baseline that a tracker has to beat; the less the objects move, the higher its score.
+    The methods are those of :class:`~sam2kit.tracking.video_tracker.TrackingSession`.
     """
 
     def __init__(self, num_frames: int) -> None:
@@ -173,7 +214,7 @@ class CopiedMasks:
         self._masks: dict[int, torch.Tensor] = {}
 
     def add_prompt(self, prompt: Prompt) -> FrameTracks:
-        assert prompt.masks is not None, "masks alone can be copied"
+        assert prompt.masks is not None, "only mask prompts can be copied"
         self._masks |= dict(zip(prompt.objects.tolist(), prompt.masks, strict=True))
         return self._tracks(prompt.frame)
 
@@ -181,13 +222,16 @@ class CopiedMasks:
         return (self._tracks(t) for t in range(start, stop))
 
     def _tracks(self, t: int) -> FrameTracks:
-        logits = torch.stack(list(self._masks.values())) * 20.0 - 10.0
+        logits = torch.stack(list(self._masks.values())) * 20.0 - 10.0  # 10 inside, -10 outside
         unknown = torch.full((len(logits),), torch.nan)
         return FrameTracks(t, list(self._masks), logits, unknown, unknown)
 
 
 def first_visible_frames(source: VideoSource, i: int) -> tuple[dict[ObjectId, int], list[int]]:
-    """Return the first frame that shows each object of video ``i``, and the annotated frames."""
+    """Return the first frame that shows each object of video ``i``, and the annotated frames.
+
+    Objects without a visible pixel are left out.
+    """
     first: dict[ObjectId, int] = {}
     annotated = []
     for t in range(source.num_frames(i)):
@@ -206,17 +250,23 @@ def follow(
     video: str,
     image_size: int,
 ) -> Iterator[PromptedFrame]:
-    """Track a video by a protocol, frame by frame from its first to its last.
+    """Track a video by a protocol, frame by frame from the first to the last.
 
     Args:
-        session: new.
-        read_masks: the truth of a frame; see :class:`~sam2kit.data.sources.base.VideoSource`.
-        video: its name.
-        image_size: of the session's model.
+        session: a new session.
+        read_masks: reads the ground truth of a frame; see
+            :class:`~sam2kit.data.sources.base.VideoSource`.
+        protocol: the prompts.
+        video: the name of the video.
+        image_size: side of the model's input in pixels.
+
+    Yields:
+        Every frame of the video once.
     """
     numbers: dict[ObjectId, int] = {}
     last: dict[ObjectId, int] = {}
     for t in range(session.num_frames):
+        # Prompt before the frame is tracked: its prompts then are part of its result.
         truth = read_masks(t)
         due = protocol.due(t, truth, last)
         if truth is not None and due:

@@ -1,4 +1,4 @@
-"""The result of an evaluation, and the files that report it: JSON, CSV, COCO, HTML, pictures."""
+"""Report the result of an evaluation in files: JSON, CSV, COCO, HTML and pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sam2kit.viz.html import render
 from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
 from sam2kit.viz.plots import interval_chart
 
-MAX_EXAMPLES = 3  # objects at either end
+MAX_EXAMPLES = 3  # objects, of the worst and of the best each
 MAX_VIDEOS_OVER_TIME = 12
 PACKAGES = ("torch", "sam2", "numpy", "opencv-python-headless")
 PROTOCOL_KEYS = ("protocol", "clicks", "reprompt_every", "noise", "noise_kinds", "tracker")
@@ -39,20 +39,22 @@ PROTOCOL_KEYS = ("protocol", "clicks", "reprompt_every", "noise", "noise_kinds",
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Scores of trackers on the same videos; intervals and differences are computed once.
+    """The scores of several trackers on the same videos.
+
+    Means, intervals and differences are computed on first access and then kept.
 
     Attributes:
         config: the configuration of the evaluation.
-        source: the videos.
+        source: the videos with ground truth.
         trackers: one result per tracker; the first is the one under evaluation.
         output_dir: the folder of the results.
-        files: the trackers' masks; None: the masks were predicted elsewhere.
+        files: the predicted masks. None (default): the masks were not predicted here.
         robustness: tracker -> level of prompt noise -> mean J&F.
-        calibration: the chosen thresholds and the videos that they were chosen on; None: no
-            calibration.
+        calibration: the chosen thresholds and the videos that they were chosen on. None (default):
+            no calibration.
 
     Raises:
-        DataError: no frame of the first tracker counts.
+        DataError: the first tracker has no scored frame.
     """
 
     config: Config
@@ -66,38 +68,40 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.means[self.trackers[0].tracker]["J&F"] is None:
             raise DataError(
-                "the validation videos hold no frame to score: none shows an object on enough "
-                "frames for the convention (evaluation.convention chooses another)"
+                "the validation videos have no frame to score: under the convention, no annotated "
+                "frame of an object counts",
+                hint="choose another evaluation.convention, or videos with more annotated frames",
             )
 
     @cached_property
     def means(self) -> dict[str, dict[str, Any]]:
-        """Tracker -> :func:`sam2kit.evaluation.scores.summary` of all its videos."""
+        """:func:`sam2kit.evaluation.scores.summary` over all videos, by tracker."""
         return {t.tracker: summary(t.videos) for t in self.trackers}
 
     @property
     def scores(self) -> dict[str, float]:
-        """Tracker -> mean J&F over all objects, 0 to 1; NaN where no frame counts."""
+        """Mean J&F over all objects by tracker, from 0 to 1; NaN without a scored frame."""
         means = {name: means["J&F"] for name, means in self.means.items()}
         return {name: float("nan") if mean is None else mean for name, mean in means.items()}
 
     @cached_property
     def intervals(self) -> dict[str, dict[str, Any]]:
-        """Tracker -> :func:`sam2kit.evaluation.statistics.score_interval` of J&F."""
+        """:func:`sam2kit.evaluation.statistics.score_interval` of J&F, by tracker."""
         return {t.tracker: score_interval(t, self._generator()) for t in self.trackers}
 
     @cached_property
     def differences(self) -> list[dict[str, Any]]:
-        """:func:`sam2kit.evaluation.statistics.paired_differences` to each of the others."""
+        """:func:`sam2kit.evaluation.statistics.paired_differences` to each other tracker."""
         main, *others = self.trackers
         return [paired_differences(main, other, self._generator()) for other in others]
 
     def _generator(self) -> np.random.Generator:
+        # A new one each time, so that a result does not depend on which was computed before it.
         return np.random.default_rng(self.config.seed)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The content of ``metrics.json``; docs/evaluation.md lists it."""
+        """The content of ``metrics.json``; docs/evaluation.md lists the fields."""
         content = score_metrics(self.trackers)
         for name, interval in self.intervals.items():
             content["trackers"][name]["J&F_interval"] = [interval["low"], interval["high"]]
@@ -106,8 +110,10 @@ class Evaluation:
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
             "seed": self.config.seed,
             "differences": {
-                found["trackers"][1]: {k: v for k, v in found.items() if k != "differences"}
-                for found in self.differences
+                comparison["trackers"][1]: {
+                    key: value for key, value in comparison.items() if key != "differences"
+                }
+                for comparison in self.differences
             },
             "robustness": {
                 name: {"noise": list(curve), "J&F": list(curve.values())}
@@ -120,7 +126,7 @@ class Evaluation:
 def write_results(evaluation: Evaluation) -> None:
     """Write ``metrics.json``, ``objects.csv`` and ``report.html`` to the evaluation's folder.
 
-    Where trackers ran, also ``coco/`` and the pictures of
+    If the masks were predicted here, also write ``coco/`` and the pictures of
     :func:`sam2kit.evaluation.pictures.draw_videos`.
     """
     folder, files = evaluation.output_dir, evaluation.files
@@ -140,7 +146,7 @@ def write_results(evaluation: Evaluation) -> None:
 def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
     """Write one row per tracker, video and object, with the columns of ``VideoScores.objects``.
 
-    A score without a frame to measure is empty.
+    A score that is not defined, such as a mean over no frames, is an empty cell.
     """
     rows = [
         {"tracker": t.tracker, "video": video.name, "object": identity, **scores}
@@ -155,7 +161,7 @@ def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
 
 
 def write_report(evaluation: Evaluation) -> Path:
-    """Write ``report.html``, one page that needs no other file, and return its path."""
+    """Write ``report.html``, a page that needs no other file, and return its path."""
     config, trackers, differences = evaluation.config, evaluation.trackers, evaluation.differences
     main, robustness = trackers[0], evaluation.robustness
     page = render(
@@ -183,7 +189,11 @@ def write_report(evaluation: Evaluation) -> Path:
 
 
 def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
-    """Return the pictures of the objects at either end, by title; none without masks."""
+    """Draw the worst and best objects, and those that differ most from the second tracker.
+
+    Returns:
+        Examples by title; empty if the masks were not predicted here.
+    """
     if evaluation.files is None:
         return {}
     main, *others = evaluation.trackers
@@ -195,16 +205,17 @@ def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
     }
     if others:
         rows = evaluation.differences[0]["differences"]
+        # The rows are sorted; with few objects the two ends must not overlap.
         ends = [*rows[:MAX_EXAMPLES], *rows[MAX_EXAMPLES:][-MAX_EXAMPLES:]]
-        title = f"Most gained and most lost: {main.tracker} against {others[0].tracker}"
+        title = f"Largest gains and losses: {main.tracker} against {others[0].tracker}"
         extremes[title] = compare_errors(main, others[0], ends, *pixels)
     return extremes
 
 
 def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return a row per tracker: the means over all objects, J&F with its bootstrap interval.
+    """Return one row per tracker: means over all objects, and J&F with its bootstrap interval.
 
-    None where no frame counts.
+    A value is None if it is not defined, such as a mean over no frames.
     """
     columns = ("J", "F", "dice", "absent_precision", "absent_recall", "false_absence", "recovery")
     return [
@@ -226,7 +237,16 @@ def spread_videos(main: DataSetScores, max_videos: int = MAX_VIDEOS_OVER_TIME) -
 def ranked_objects(
     main: DataSetScores, max_objects: int = MAX_EXAMPLES
 ) -> tuple[list[tuple[VideoScores, int]], list[tuple[VideoScores, int]]]:
-    """Return the worst and the best objects by J&F, as videos and positions; none is both."""
+    """Return the worst and the best objects by J&F.
+
+    Args:
+        main: the scores of a tracker.
+        max_objects: maximum length of each list.
+
+    Returns:
+        The worst objects, worst first, and the best objects, best first, as pairs of a video and an
+        index into its ``object_ids``. No object is in both lists.
+    """
     scored = [
         (s["J&F"], video, o)
         for video in main.videos

@@ -1,8 +1,9 @@
-"""Scores of whole videos, gathered frame by frame so that no video has to fit in memory.
+"""Score whole videos frame by frame, so that no video has to fit in memory.
 
-A :class:`Convention` says which frames and objects count. :class:`VideoScorer` takes one frame at a
-time, :class:`VideoScores` holds what it measured, :class:`DataSetScores` the means over videos.
-``docs/evaluation.md`` has every score with its formula, its source and what it is blind to.
+A :class:`Convention` defines which frames, objects and pixels are scored. :class:`VideoScorer`
+scores one frame at a time, :class:`VideoScores` holds the scores of a video and
+:class:`DataSetScores` those of a data set. ``docs/evaluation.md`` describes every score: its
+formula, its source and what it does not measure.
 """
 
 from __future__ import annotations
@@ -34,20 +35,21 @@ SCORES = ("J", "F", "J&F", "dice")
 
 @dataclass(frozen=True)
 class Convention:
-    """Which frames, objects and pixels count.
+    """The frames, objects and pixels that are scored.
 
     Attributes:
-        name: under which results say it.
-        skip_first, skip_last: the video's first and last annotated frame do not count.
-        after_prompt: an object counts on the frames after its first prompt that have no prompt.
-        late_objects: objects that are not on the first annotated frame count too.
-        unseen_frames: frames count before truth or prediction have shown the object for the first
-            time (J and F are 1 on them).
-        foreground: all objects together are one, number 1.
+        name: the name that results refer to it by.
+        skip_first, skip_last: do not score the first and the last annotated frame of a video.
+        after_prompt: score an object only on frames after its first prompt, and not on frames where
+            it is prompted again.
+        late_objects: also score objects that are not on the first annotated frame.
+        unseen_frames: also score frames before the ground truth or the prediction first shows the
+            object (J and F are 1 on them).
+        foreground: merge all objects into one with id 1.
         tolerance: of the boundary F, as in :func:`sam2kit.evaluation.boundary.region_and_boundary`.
-        extra_ids: ids that only the prediction has are an ``error``, or ``ignore``.
-        void: pixels that nobody decided on are left out of both masks (``ignore``), or are
-            ``background``, where a prediction is wrong.
+        extra_ids: ``error`` rejects ids that only the prediction has; ``ignore`` ignores them.
+        void: ``ignore`` leaves void pixels out of both masks; ``background`` treats them as
+            background, so that predicting an object there is an error.
     """
 
     name: str
@@ -67,7 +69,8 @@ CONVENTIONS = {
     for c in (
         Convention("prompted", after_prompt=True),
         Convention("davis2016", skip_first=True, skip_last=True, foreground=True),
-        # The package looks for void (255) only after its reader has made it background.
+        # The official package masks out void pixels (255), but its reader has already turned them
+        # into background, so that they count as background.
         Convention(
             "davis2017", skip_first=True, skip_last=True, late_objects=False, void="background"
         ),
@@ -79,18 +82,18 @@ CONVENTIONS = {
 
 @dataclass
 class VideoScores:
-    """What was measured on a video of T frames with O objects.
+    """The scores of a video of T frames with O objects.
 
     Attributes:
-        name: the video's.
-        convention: which frames count.
-        object_ids: O identities.
-        J, F: ``[T,O]`` float64, NaN on frames without annotation. Both are 1 where truth and
-            prediction are empty.
-        truth_present, predicted_present: ``[T,O]`` bool: the mask is not empty.
+        name: the name of the video.
+        convention: which frames are scored.
+        object_ids: O ids.
+        J, F: ``[T,O]`` float64 from 0 to 1, NaN on unannotated frames. Both are 1 where ground
+            truth and prediction are empty.
+        truth_present, predicted_present: ``[T,O]`` bool, the mask is not empty.
         annotated: ``[T,O]`` bool.
-        prompted: ``[T,O]`` bool: the tracker was shown the object there.
-        object_score: ``[T,O]`` logits, NaN where the tracker gave none.
+        prompted: ``[T,O]`` bool, the object was prompted on this frame.
+        object_score: ``[T,O]`` logits of the object being visible, NaN where the tracker gave none.
     """
 
     name: str
@@ -111,7 +114,8 @@ class VideoScores:
 
     @property
     def scored(self) -> np.ndarray:
-        """``[T,O]`` bool: the frames that count under the convention."""
+        """``[T,O]`` bool, the frames that are scored under the convention."""
+        # Start from all annotated frames, and remove what the convention excludes.
         frames = np.flatnonzero(self.annotated.any(1))
         counts = self.annotated.copy()
         if self.convention.skip_first:
@@ -128,7 +132,7 @@ class VideoScores:
         return counts
 
     def objects(self) -> dict[ObjectId, dict[str, Any]]:
-        """The scores of each object; None where there is nothing to take a mean of."""
+        """Return the scores of each object by id; None for a mean or rate over no frames."""
         scored = self.scored
         return {
             identity: self._object(o, scored[:, o]) for o, identity in enumerate(self.object_ids)
@@ -136,11 +140,14 @@ class VideoScores:
 
     def _object(self, o: int, scored: np.ndarray) -> dict[str, Any]:
         j, f = self.J[scored, o], self.F[scored, o]
-        seen = self.annotated[:, o]
+        # Whether an object re-enters depends on all annotated frames, not only on the scored ones.
+        annotated = self.annotated[:, o]
         counts = {
             "frames": int(scored.sum()),
             **presence_counts(self.truth_present[scored, o], self.predicted_present[scored, o]),
-            **recovery_counts(self.truth_present[seen, o], self.J[seen, o], scored[seen]),
+            **recovery_counts(
+                self.truth_present[annotated, o], self.J[annotated, o], scored[annotated]
+            ),
         }
         return {
             "J": _mean(j),
@@ -156,19 +163,19 @@ class VideoScores:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it; :meth:`from_dict` gives back the same bits."""
+        """Return the content in types that JSON supports; :meth:`from_dict` restores every bit."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["convention"] = asdict(self.convention)
         for key, value in content.items():
             if isinstance(value, np.ndarray):
-                held = value.astype(object)
-                held[value != value] = None  # NaN is no JSON
-                content[key] = held.tolist()
+                values = value.astype(object)
+                values[value != value] = None  # JSON has no NaN
+                content[key] = values.tolist()
         return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoScores:
-        """Undo :meth:`to_dict`."""
+        """Create scores from the result of :meth:`to_dict`."""
         arrays = {
             name: np.array(content[name], float if name in _NUMBERS else bool) for name in _ROWS
         }
@@ -185,12 +192,12 @@ _ROWS = tuple(f.name for f in fields(VideoScores) if f.type == "np.ndarray")
 
 
 class VideoScorer:
-    """Scores one video, frame by frame.
+    """Score one video, frame by frame.
 
     Args:
-        name: the video's.
-        convention: which frames, objects and pixels count.
-        object_ids: the objects of the truth that are to be scored.
+        name: the name of the video.
+        convention: which frames, objects and pixels are scored.
+        object_ids: the ids of all objects in the ground truth.
     """
 
     def __init__(self, name: str, convention: Convention, object_ids: Sequence[ObjectId]) -> None:
@@ -209,26 +216,26 @@ class VideoScorer:
         prompted: Collection[ObjectId] = (),
         object_scores: Mapping[ObjectId, float] | None = None,
     ) -> None:
-        """Score frame ``t``; frames come in order, from 0, each once.
+        """Score a frame. Call this once for every frame, in order.
 
         Args:
-            t: the frame.
-            truth: bool ``[H,W]`` by object; an object it does not list is absent. None where nobody
-                annotated the frame.
-            prediction: bool ``[H,W]`` by object; one it does not list was not found.
-            void: bool ``[H,W]``, pixels that nobody decided on.
-            prompted: the objects that the tracker was shown on this frame.
-            object_scores: logits of the object being there.
+            t: the frame number, from 0.
+            truth: bool ``[H,W]`` by object; an object that is not listed is absent. None: the frame
+                is unannotated.
+            prediction: bool ``[H,W]`` by object; an object that is not listed is predicted absent.
+            void: bool ``[H,W]``, pixels that the annotators left undecided. None (default): none.
+            prompted: the objects that were prompted on this frame.
+            object_scores: logits of the objects being visible. None (default): not known.
 
         Raises:
-            DataError: ids that do not match, masks of different sizes.
-            ValueError: frames out of order.
+            DataError: ground truth or prediction have unknown ids, or masks differ in size.
+            ValueError: the frame is not the next one.
         """
         if t != len(self._rows["J"]):
-            raise ValueError(f"{self.name}: frame {t} after {len(self._rows['J'])} frames")
+            raise ValueError(f"{self.name}: expected frame {len(self._rows['J'])}, got frame {t}")
         if self.convention.foreground:
-            truth = truth if truth is None else _together(truth)
-            prediction, prompted = _together(prediction), [1] if prompted else []
+            truth = truth if truth is None else _merged(truth)
+            prediction, prompted = _merged(prediction), [1] if prompted else []
             object_scores = {1: max(object_scores.values())} if object_scores else None
         self._check_ids(t, truth or {}, prediction)
         void = void if self.convention.void == "ignore" else None
@@ -239,65 +246,78 @@ class VideoScorer:
         for o, identity in enumerate(ids):
             row["prompted"][o] = identity in prompted
             row["object_score"][o] = (object_scores or {}).get(identity, np.nan)
-            mask, found = (truth or {}).get(identity), prediction.get(identity)
+            true_mask, predicted_mask = (truth or {}).get(identity), prediction.get(identity)
             if truth is not None:
                 row["annotated"][o] = True
-                row["J"][o] = row["F"][o] = 1.0  # both are empty
-                if mask is not None or found is not None:
-                    self._check_size(f"frame {t}, object {identity!r}", mask, found)
-                    found, mask = outside_void(found, mask, void)
-                    row["J"][o], row["F"][o] = region_and_boundary(found, mask, tolerance)
-            row["truth_present"][o] = mask is not None and mask.any()
-            row["predicted_present"][o] = found is not None and found.any()
+                row["J"][o] = row["F"][o] = 1.0  # the scores if both masks are missing
+                if true_mask is not None or predicted_mask is not None:
+                    self._check_size(f"frame {t}, object {identity!r}", true_mask, predicted_mask)
+                    predicted_mask, true_mask = outside_void(predicted_mask, true_mask, void)
+                    row["J"][o], row["F"][o] = region_and_boundary(
+                        predicted_mask, true_mask, tolerance
+                    )
+            row["truth_present"][o] = true_mask is not None and true_mask.any()
+            row["predicted_present"][o] = predicted_mask is not None and predicted_mask.any()
         for name, values in row.items():
             self._rows[name].append(values)
 
-    def _check_size(self, where: str, mask: np.ndarray | None, found: np.ndarray | None) -> None:
-        if mask is not None and found is not None and found.shape != mask.shape:
+    def _check_size(
+        self, location: str, truth: np.ndarray | None, prediction: np.ndarray | None
+    ) -> None:
+        if truth is not None and prediction is not None and prediction.shape != truth.shape:
             raise DataError(
-                f"{self.name}, {where}: the prediction has {found.shape[0]} rows and "
-                f"{found.shape[1]} columns, the truth {mask.shape[0]} and {mask.shape[1]}; give "
-                "masks of the truth's size"
+                f"{self.name}, {location}: the prediction has {prediction.shape[0]} rows and "
+                f"{prediction.shape[1]} columns, but the ground truth has {truth.shape[0]} and "
+                f"{truth.shape[1]}",
+                hint="write masks at the size of the ground truth",
             )
 
     def _check_ids(self, t: int, truth: Mapping, prediction: Mapping) -> None:
-        where = f"{self.name}, frame {t}"
+        location = f"{self.name}, frame {t}"
         known = set(self.object_ids)
+        # A mask without pixels is no object, whatever its id.
         if unknown := [i for i, m in truth.items() if i not in known and m.any()]:
-            raise DataError(f"{where}: the truth has objects {unknown}, not in {self.object_ids}")
+            raise DataError(
+                f"{location}: the ground truth has objects {unknown}, which are not in "
+                f"{self.object_ids}",
+                hint="create the VideoScorer with the ids of all objects of the video",
+            )
         extra = [i for i, mask in prediction.items() if i not in known and mask.any()]
         if extra and self.convention.extra_ids == "error":
             raise DataError(
-                f"{where}: the prediction has objects {extra}, the truth {self.object_ids}; number "
-                "objects as the truth does, or choose evaluation.convention=sav, which ignores "
-                "such ids, or davis2016, which takes all objects as one"
+                f"{location}: the prediction has objects {extra}, but the ground truth has "
+                f"{self.object_ids}",
+                hint="number objects as the ground truth does, or choose "
+                "evaluation.convention=sav, which ignores other ids, or davis2016, which merges "
+                "all objects into one",
             )
 
     def result(self) -> VideoScores:
-        """What was measured so far."""
+        """Return the scores of the frames added so far."""
         shape = (len(self._rows["J"]), len(self.object_ids))
         arrays = {name: np.array(rows).reshape(shape) for name, rows in self._rows.items()}
         return VideoScores(self.name, self.convention, self.object_ids, **arrays)
 
 
-def _together(masks: Mapping[ObjectId, np.ndarray]) -> dict[ObjectId, np.ndarray]:
+def _merged(masks: Mapping[ObjectId, np.ndarray]) -> dict[ObjectId, np.ndarray]:
+    """Return the union of the masks as object 1, or nothing if there are no masks."""
     return {1: np.logical_or.reduce(list(masks.values()))} if masks else {}
 
 
 @dataclass
 class DataSetScores:
-    """One tracker's scores on the videos of a data set.
+    """The scores of one tracker on the videos of a data set.
 
     Attributes:
-        tracker: its name.
-        videos: one result a video.
+        tracker: the name of the tracker.
+        videos: one result per video.
     """
 
     tracker: str
     videos: list[VideoScores] = field(default_factory=list)
 
     def by_name(self) -> dict[str, VideoScores]:
-        """Return the results by the video's name."""
+        """Return the results by name of the video."""
         return {video.name: video for video in self.videos}
 
     def metrics(self) -> dict[str, Any]:
@@ -306,13 +326,15 @@ class DataSetScores:
 
 
 def metrics(trackers: Sequence[DataSetScores]) -> dict[str, Any]:
-    """Return the content of ``metrics.json`` (schema 2) but for the intervals and differences.
+    """Return the content of ``metrics.json`` (schema 2), except for intervals and differences.
 
-    The first tracker is the one under evaluation.
+    ``J``, ``F`` and the other scores of a tracker are means over all objects. ``videos`` maps the
+    name of each video to the means over its objects and to ``objects``, the scores of each object;
+    both are of the first tracker, and ``trackers`` inside has the same for the others. A score that
+    is not defined, such as a mean over no frames, is None.
 
-    ``J``, ``F`` and the others are means over all objects. ``videos`` maps each video's name to the
-    means over its objects and to ``objects``; its ``trackers`` has the same of the other trackers.
-    A score that nothing is there for is None.
+    Args:
+        trackers: the first is the one under evaluation.
     """
     main = trackers[0]
     others = {t.tracker: t.by_name() for t in trackers[1:]}
@@ -342,7 +364,11 @@ def _video(video: VideoScores) -> dict[str, Any]:
 
 
 def summary(videos: Sequence[VideoScores]) -> dict[str, Any]:
-    """Means over the objects of some videos, and presence and recovery over their pooled frames."""
+    """Return means over the objects of videos, and rates of presence and recovery.
+
+    Rates are computed from the counts of all objects together: a single object often has too few
+    absent frames or re-entries.
+    """
     objects = [scores for video in videos for scores in video.objects().values()]
     means = [*SCORES, "J_recall", "F_recall", "J_decay", "F_decay"]
     counts = ["frames", *PRESENCE_COUNTS, *RECOVERY_COUNTS]

@@ -1,4 +1,4 @@
-"""Comparing trackers: paired differences, bootstrap intervals, thresholds chosen on other data."""
+"""Compare trackers by paired differences and bootstrap intervals, and choose thresholds."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ LEVEL = 0.95
 def bootstrap_interval(
     groups: Sequence[np.ndarray], generator: np.random.Generator, resamples: int = RESAMPLES
 ) -> tuple[float, float] | None:
-    """The 95% percentile interval of the mean of all values, resampling whole groups.
+    """Compute the 95% percentile interval of the mean of all values by resampling groups.
 
-    The objects of a video share its light, motion and length, so that resampling videos with all
-    their objects gives honest intervals and resampling objects too narrow ones (the cluster
-    bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+    This is the cluster bootstrap (Davison and Hinkley, Bootstrap Methods and their Application,
+    1997, section 3.8). The objects of a video share its light, motion and length, so their scores
+    are not independent: resampling single objects would give intervals that are too narrow.
 
     Args:
-        groups: ``[N_g]`` values each, without NaN; empty groups do not count.
+        groups: arrays ``[N_g]`` of values without NaN, one per video; empty ones are ignored.
         generator: draws the groups.
-        resamples: how often.
+        resamples: number of bootstrap samples.
 
     Returns:
-        Lower and upper bound; None for fewer than two groups, which tell nothing of the spread.
+        Lower and upper bound. None: fewer than two groups, from which no spread can be estimated.
     """
     groups = [g for g in groups if len(g)]
     if len(groups) < 2:
         return None
+    # The mean of a sample needs only the sum and the size of each group.
     sums = np.array([g.sum() for g in groups])
     counts = np.array([len(g) for g in groups])
     drawn = generator.integers(len(groups), size=(resamples, len(groups)))
@@ -45,11 +46,17 @@ def bootstrap_interval(
 def score_interval(
     scores: DataSetScores, generator: np.random.Generator, score: str = "J&F"
 ) -> dict[str, Any]:
-    """The mean of a score over all objects with its interval, videos resampled.
+    """Compute the mean of a score over all objects, with its bootstrap interval over videos.
+
+    Args:
+        scores: the scores of a tracker.
+        generator: draws the videos.
+        score: one of :data:`sam2kit.evaluation.scores.SCORES`.
 
     Returns:
-        ``mean``, ``low``, ``high`` (None where there is nothing to take them of), ``objects``,
-        ``videos``.
+        ``mean``; ``low`` and ``high``, the bounds of the interval; ``objects`` and ``videos``, the
+        numbers of those that have the score. ``mean`` is None without objects, the bounds are None
+        with fewer than two videos.
     """
     return _with_interval([list(_values(v, score).values()) for v in scores.videos], generator)
 
@@ -57,49 +64,51 @@ def score_interval(
 def paired_differences(
     one: DataSetScores, other: DataSetScores, generator: np.random.Generator, score: str = "J&F"
 ) -> dict[str, Any]:
-    """How much better ``one`` is than ``other`` on the same objects, videos resampled.
+    """Compute the difference between two trackers on the same objects, with its interval.
 
     Args:
-        one, other: scores on the same videos; objects that either has no score for are left out
-            and counted in ``unpaired``.
-        generator: draws the videos.
+        one, other: scores on the same videos. Objects that only one of them has a score for are
+            left out and counted in ``unpaired``.
+        generator: draws the videos of the bootstrap.
         score: one of :data:`sam2kit.evaluation.scores.SCORES`.
 
     Returns:
-        ``mean``, ``low``, ``high`` of the differences, ``objects``, ``videos``, ``better`` and
-        ``worse`` (numbers of objects), ``unpaired``, and ``differences``: one entry for each object
-        with ``video``, ``object`` and ``difference``, the largest first.
+        ``mean``, ``low`` and ``high`` of ``one`` minus ``other``; numbers of ``objects`` and
+        ``videos``; numbers of objects on which ``one`` is ``better`` and ``worse``; ``unpaired``;
+        and ``differences``, one entry per object with ``video``, ``object`` and ``difference``, the
+        largest difference first.
     """
     others = {video.name: _values(video, score) for video in other.videos}
     rows, groups, unpaired = [], [], 0
     for video in one.videos:
-        mine, theirs = _values(video, score), others.pop(video.name, {})
-        both = [identity for identity in mine if identity in theirs]
-        unpaired += len(mine.keys() ^ theirs.keys())
-        groups.append([mine[identity] - theirs[identity] for identity in both])
+        values, other_values = _values(video, score), others.pop(video.name, {})
+        paired = [identity for identity in values if identity in other_values]
+        unpaired += len(values.keys() ^ other_values.keys())
+        groups.append([values[identity] - other_values[identity] for identity in paired])
         rows += [
             {"video": video.name, "object": identity, "difference": difference}
-            for identity, difference in zip(both, groups[-1], strict=True)
+            for identity, difference in zip(paired, groups[-1], strict=True)
         ]
-    values = [row["difference"] for row in rows]
+    differences = [row["difference"] for row in rows]
     return {
         "score": score,
         "trackers": [one.tracker, other.tracker],
         **_with_interval(groups, generator),
-        "better": sum(v > 0 for v in values),
-        "worse": sum(v < 0 for v in values),
+        "better": sum(d > 0 for d in differences),
+        "worse": sum(d < 0 for d in differences),
+        # What is left in ``others`` are the videos that only the other tracker has.
         "unpaired": unpaired + sum(map(len, others.values())),
         "differences": sorted(rows, key=lambda row: -row["difference"]),
     }
 
 
 def _values(video: VideoScores, score: str) -> dict[Any, float]:
-    """A score by object, of the objects that have one."""
+    """Return one score of each object that has it, by object."""
     return {o: s[score] for o, s in video.objects().items() if s[score] is not None}
 
 
 def _with_interval(groups: list[list[float]], generator: np.random.Generator) -> dict[str, Any]:
-    values = np.concatenate([np.zeros(0), *groups])
+    values = np.concatenate([np.zeros(0), *groups])  # the empty array: there may be no groups
     bounds = bootstrap_interval([np.array(g) for g in groups], generator)
     low, high = bounds or (None, None)
     return {
@@ -112,7 +121,7 @@ def _with_interval(groups: list[list[float]], generator: np.random.Generator) ->
 
 
 def iou_by_threshold(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Return the IoU of ``logits > threshold`` with the truth for each threshold.
+    """Compute the IoU of ``logits > threshold`` with the ground truth for each threshold.
 
     Args:
         logits: float ``[H,W]``.
@@ -120,36 +129,43 @@ def iou_by_threshold(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarr
         thresholds: ``[K]``.
 
     Returns:
-        ``[K]`` float64; 1 where both masks are empty. Means of it over many frames go into
-        :func:`best_threshold`.
+        ``[K]`` float64, 1 where both masks are empty. :func:`best_threshold` takes the mean of
+        these over many frames.
     """
     return np.array([iou(logits > threshold, truth) for threshold in thresholds])
 
 
 def best_threshold(thresholds: np.ndarray, scores: np.ndarray) -> float:
-    """The threshold with the highest score; of equal ones the nearest to 0, which tracking uses."""
+    """Return the threshold with the highest score; among equal ones, the one closest to 0.
+
+    The default threshold of tracking is 0, so it changes only if that improves the score.
+
+    Args:
+        thresholds, scores: ``[K]``.
+    """
     best = np.flatnonzero(scores == scores.max())
     return float(thresholds[best[np.abs(thresholds[best]).argmin()]])
 
 
 def presence_by_threshold(videos: Sequence[VideoScores], thresholds: np.ndarray) -> np.ndarray:
-    """Balanced accuracy of saying "present" where the object score passes a threshold.
+    """Compute the balanced accuracy of predicting presence from object scores, per threshold.
 
-    It is the mean of the shares of visible frames called present and of absent frames called
-    absent (Youden's index, moved to 0..1), so that the rare absences weigh as much as the rest.
+    An object is predicted present if its score exceeds the threshold. Balanced accuracy is the mean
+    of two fractions: visible frames predicted present, and absent frames predicted absent (Youden's
+    index, scaled to 0..1). Rare absences thus have the same weight as the many visible frames.
 
     Args:
-        videos: scores whose ``object_score`` the tracker gave; choose on videos that are not those
-            the threshold is reported on.
+        videos: scores with ``object_score``. To avoid a bias, these videos must not be the ones
+            that are reported on.
         thresholds: ``[K]``.
 
     Returns:
-        ``[K]``, NaN where the videos have no visible or no absent frame that counts.
+        ``[K]`` from 0 to 1; all NaN if no scored frame is visible, or none is absent.
     """
-    counts = [v.scored & np.isfinite(v.object_score) for v in videos]
-    score = np.concatenate([v.object_score[c] for v, c in zip(videos, counts, strict=True)])
-    there = np.concatenate([v.truth_present[c] for v, c in zip(videos, counts, strict=True)])
-    if there.all() or not there.any():
+    usable = [v.scored & np.isfinite(v.object_score) for v in videos]
+    score = np.concatenate([v.object_score[u] for v, u in zip(videos, usable, strict=True)])
+    present = np.concatenate([v.truth_present[u] for v, u in zip(videos, usable, strict=True)])
+    if present.all() or not present.any():
         return np.full(len(thresholds), np.nan)
     passed = score > np.asarray(thresholds)[:, None]
-    return (passed[:, there].mean(1) + (~passed[:, ~there]).mean(1)) / 2
+    return (passed[:, present].mean(1) + (~passed[:, ~present]).mean(1)) / 2

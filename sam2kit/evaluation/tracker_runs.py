@@ -1,4 +1,4 @@
-"""Run one tracker on one video by a protocol, score it frame by frame, and save the results."""
+"""Track a video by a prompt protocol, score it frame by frame, and save the results."""
 
 from __future__ import annotations
 
@@ -37,20 +37,21 @@ from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
-OBJECT_THRESHOLDS = np.linspace(0, 4, 17)  # below 0 the model itself has emptied the mask
-PROGRESS_FRAMES = 100
+# The model itself empties a mask whose object score is below 0: lower thresholds have no effect.
+OBJECT_THRESHOLDS = np.linspace(0, 4, 17)
+PROGRESS_FRAMES = 100  # frames between two log lines
 
 
 @dataclass(frozen=True, eq=False)
 class TrackerRun:
-    """A model, or the copied first mask, with the settings that it tracks the videos with.
+    """A tracker under evaluation: a model with its settings, or the copied first mask.
 
     Attributes:
-        name: the tracker's name in the results.
-        model: on its device; None: each object's prompted mask is copied.
-        zero_memory: whether the memories in the bank are zeroed.
-        mask_threshold: logits above it are the object.
-        object_threshold: where the object's score is not above it, the mask is empty.
+        name: the name of the tracker in the results.
+        model: the model, on its device. None: copy each object's prompted mask to all frames.
+        zero_memory: replace the memories in the memory bank by zeros.
+        mask_threshold: a pixel belongs to the object if its logit is above this value.
+        object_threshold: the mask is empty unless the object score is above this value.
     """
 
     name: str
@@ -62,14 +63,21 @@ class TrackerRun:
     def track(
         self, source: VideoSource, i: int, config: Config, noise: float | None = None
     ) -> Iterator[PromptedFrame]:
-        """Track video ``i`` by the protocol of the configuration, ``noise`` in place of its own.
+        """Track video ``i`` by the protocol of the configuration.
+
+        Args:
+            source: the videos.
+            i: the index of the video.
+            config: its ``evaluation`` and ``seed`` are used.
+            noise: noise level of the prompts. None (default): ``evaluation.noise``.
 
         Raises:
-            ConfigError: an option of tracking that does not exist.
-            DataError: a frame that cannot be read.
+            ConfigError: ``evaluation.tracker`` has an unknown option or an invalid value.
+            DataError: a frame cannot be read.
         """
         protocol = PromptProtocol.from_config(config.evaluation, config.seed, noise)
         session: TrackingSession | CopiedMasks
+        # The baseline copies exact masks, whatever prompts the models get.
         if self.model is None:
             session, image_size = CopiedMasks(source.num_frames(i)), 0
             protocol = replace(protocol, kind="mask", noise=PromptNoise())
@@ -92,13 +100,16 @@ class TrackerRun:
         """Track and score video ``i``.
 
         Args:
-            objects: all that the truth shows; see
+            source, i, config, noise: as for :meth:`track`.
+            objects: all objects that the ground truth shows; see
                 :func:`sam2kit.evaluation.prompt_protocols.first_visible_frames`.
-            on_frame: called with each frame and its logits ``[H,W]`` by object, thresholds applied.
+            on_frame: called with each frame and its logits, float ``[H,W]`` by object, from which
+                the thresholds have been subtracted: above 0 inside the object. None (default): no
+                call.
 
         Raises:
-            ConfigError, DataError: as :meth:`track` and
-            :class:`~sam2kit.evaluation.scores.VideoScorer`.
+            ConfigError, DataError: as for :meth:`track` and
+                :meth:`~sam2kit.evaluation.scores.VideoScorer.add`.
         """
         size = source.read_frame(i, 0).shape[:2]
         convention = CONVENTIONS[config.evaluation.convention or "prompted"]
@@ -120,7 +131,7 @@ class TrackerRun:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that distinguishes this run from others of the same name."""
+        """The settings and a checksum of the weights, compared to detect stale scores."""
         content = {k: getattr(self, k) for k in ("zero_memory", "mask_threshold")}
         content["object_threshold"] = str(self.object_threshold)
         if self.model is not None:
@@ -134,37 +145,42 @@ class TrackerRun:
 
 
 def tracker_options(config: Config) -> TrackerOptions:
-    """Return the options of ``evaluation.tracker`` on top of upstream's conventions.
+    """Return upstream's tracking options with the changes in ``evaluation.tracker``.
 
     Raises:
-        ConfigError: an unknown name or an impossible value.
+        ConfigError: an option is unknown or its value invalid.
     """
     try:
         return TrackerOptions.from_values(config.evaluation.tracker)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"evaluation.tracker is {config.evaluation.tracker} ({error}); docs/tracking.md has "
-            "the names and values"
+            str(error),
+            key="evaluation.tracker",
+            value=config.evaluation.tracker,
+            hint="docs/tracking.md lists the options and their values",
         ) from error
 
 
 class ResultFiles:
-    """The files of an evaluation, one set per video and tracker, from which it can resume.
+    """The files of an evaluation, per tracker and video, from which it can resume.
 
-    ``scores/TRACKER/VIDEO.json`` is written last; it holds the scores and everything that they
-    depend on. Where that has changed, the video is tracked again. ``masks`` has palette PNG files
-    in DAVIS layout, ``sav`` the masks in SA-V's form.
+    ``scores/TRACKER/VIDEO.json`` has the scores and everything that they depend on: if that has
+    changed, the scores are stale and the video is tracked again. It is written last, so that a
+    video with scores is complete. ``masks`` has palette PNG files in DAVIS layout, ``sav`` the
+    masks in the format of SA-V.
 
     Args:
         folder: the folder of the evaluation.
-        config: its configuration.
+        config: the configuration of the evaluation.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
+        # Everything that the scores of all trackers depend on. The tracker and the noise level are
+        # stored per video; the other keys left out do not affect the scores.
         evaluation = asdict(config.evaluation)
         for key in ("compare", "noise", "noise_levels", "calibration_videos"):
-            del evaluation[key]  # the run and its noise stand for them
+            del evaluation[key]
         data = asdict(config.validation_dataset())
         for key in ("num_workers", "batch_size", "prompt_types"):
             del data[key]
@@ -184,40 +200,45 @@ class ResultFiles:
         objects: Sequence[ObjectId],
         noise: float | None = None,
     ) -> VideoScores:
-        """Return the scores of a video: read where they exist, otherwise measured and saved.
+        """Read the scores of a video, or track and score it if there are none or they are stale.
 
         Args:
+            run: the tracker.
+            source: the videos.
+            i: the index of the video.
             objects: as for :meth:`TrackerRun.score`.
-            noise: a noise level of the robustness curves, for which no masks are saved. None:
-                the noise level of the configuration.
+            noise: a noise level of the robustness curves, for which no masks are saved. None
+                (default): the noise level of the configuration; masks are saved.
         """
         name = run.name if noise is None else f"{run.name}, noise {noise:g}"
         video, level = source.names[i], self.config.evaluation.noise if noise is None else noise
         made_of = self._shared | {"tracker": run.identity, "noise": level}
         made_of |= {"frames": source.num_frames(i)}
         path = self.path("scores", name, video, ".json")
-        masks_are_there = noise is not None or self.path("sav", name, video, ".json").is_file()
-        if path.is_file() and masks_are_there:
-            kept = json.loads(path.read_text())
-            if kept["made_of"] == json.loads(json.dumps(made_of)):
-                return VideoScores.from_dict(kept["scores"])
+        has_masks = noise is not None or self.path("sav", name, video, ".json").is_file()
+        if path.is_file() and has_masks:
+            saved = json.loads(path.read_text())
+            # A round trip through JSON makes tuples lists, as in the saved document.
+            if saved["made_of"] == json.loads(json.dumps(made_of)):
+                return VideoScores.from_dict(saved["scores"])
             logger.info(
-                "{}, {}: settings or weights have changed, so it is tracked again", video, name
+                "{}, {}: tracking again, since settings or weights have changed", video, name
             )
             path.unlink()
         if noise is None:
-            scores = self._score_and_keep_masks(run, source, i, objects)
+            scores = self._score_and_save_masks(run, source, i, objects)
         else:
             scores = run.score(source, i, objects, self.config, noise)
         _write_json(path, {"made_of": made_of, "scores": scores.to_dict()})
         return scores
 
-    def _score_and_keep_masks(
+    def _score_and_save_masks(
         self, run: TrackerRun, source: VideoSource, i: int, objects: Sequence[ObjectId]
     ) -> VideoScores:
         video, size = source.names[i], source.read_frame(i, 0).shape[:2]
         folder = self.path("masks", run.name, video)
-        if self.path("sav", run.name, video, ".json").is_file():  # they are an evaluation's
+        # Delete stale masks, but only if an evaluation wrote them: then the file in sav exists.
+        if self.path("sav", run.name, video, ".json").is_file():
             for stale in folder.glob("*.png"):
                 stale.unlink()
         writer = MaskWriter(folder, video, objects)
@@ -231,6 +252,7 @@ class ResultFiles:
 
     def masks(self, tracker: str, video: str, t: int) -> dict[ObjectId, np.ndarray]:
         """Return a tracker's masks on frame ``t``, bool ``[H,W]`` by object."""
+        # Keep the file of the latest video: its frames are usually read one after the other.
         if self._recent is None or self._recent[0] != (tracker, video):
             self._recent = (tracker, video), next(self.sav(tracker, [video]))
         sav = self._recent[1]
@@ -238,7 +260,10 @@ class ResultFiles:
         return {o: decode_mask(runs) for o, runs in runs_by_object}
 
     def sav(self, tracker: str, videos: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """Yield videos in SA-V's form, as :func:`sam2kit.data.writers.coco_json` takes them."""
+        """Yield the masks of videos in SA-V's format.
+
+        :func:`sam2kit.data.writers.coco_json` converts them.
+        """
         for video in videos:
             yield json.loads(self.path("sav", tracker, video, ".json").read_text())
 
@@ -251,10 +276,22 @@ def _write_json(path: Path, content: Any) -> None:
 def calibrate(
     run: TrackerRun, source: VideoSource, videos: Sequence[int], config: Config
 ) -> tuple[float, float]:
-    """Choose the thresholds of masks and of object scores on videos that are not those reported on.
+    """Choose the thresholds of masks and object scores.
 
-    Masks get the threshold with the highest mean IoU over the frames that count; object scores the
-    one with the highest balanced accuracy of "present" (0 where no object is ever absent).
+    The mask threshold maximizes the mean IoU over the scored frames. The threshold of object scores
+    maximizes the balanced accuracy of presence; it is 0 if no object is ever absent.
+
+    Args:
+        run: the tracker.
+        source: videos that are not reported on.
+        videos: indices of the videos to use.
+        config: as for :meth:`TrackerRun.track`.
+
+    Returns:
+        The mask threshold and the object score threshold, both in logits.
+
+    Raises:
+        ConfigError: no frame of the videos is scored.
     """
     frame_ious: dict[tuple[int, ObjectId], np.ndarray] = {}
 
@@ -263,17 +300,23 @@ def calibrate(
             truth = (frame.truth or {}).get(o, np.zeros(x.shape, bool))
             frame_ious[frame.t, o] = iou_by_threshold(x, truth, MASK_THRESHOLDS)
 
-    ious, scored = [], []
+    ious, video_scores = [], []
     for i in videos:
         frame_ious.clear()
         objects = list(first_visible_frames(source, i)[0])
         scores = run.score(source, i, objects, config, on_frame=compare)
-        counts = dict(zip(scores.object_ids, scores.scored.T, strict=True))
-        ious += [x for (t, o), x in frame_ious.items() if o in counts and counts[o][t]]
-        scored.append(scores)
-    presence = presence_by_threshold(scored, OBJECT_THRESHOLDS)
+        # Which frames are scored is only known at the end of the video.
+        scored = dict(zip(scores.object_ids, scores.scored.T, strict=True))
+        ious += [x for (t, o), x in frame_ious.items() if o in scored and scored[o][t]]
+        video_scores.append(scores)
+    presence = presence_by_threshold(video_scores, OBJECT_THRESHOLDS)
     if not ious:
-        raise ConfigError("evaluation.calibration_videos: no frame of them counts; name more")
+        raise ConfigError(
+            "no frame of these videos is scored",
+            key="evaluation.calibration_videos",
+            value=config.evaluation.calibration_videos,
+            hint="use more videos",
+        )
     return (
         best_threshold(MASK_THRESHOLDS, np.mean(ious, axis=0)),
         0.0 if np.isnan(presence).any() else best_threshold(OBJECT_THRESHOLDS, presence),

@@ -1,4 +1,4 @@
-"""Runs side by side: which are found, what the table says, and what may not be compared."""
+"""Test comparisons of runs: finding them, table and figure, and warnings."""
 
 import json
 
@@ -29,7 +29,7 @@ def write_run(folder, score, videos=("a", "b"), version=2, convention="prompted"
     return folder
 
 
-def test_runs_are_found_below_and_named_apart(tmp_path):
+def test_runs_in_subfolders_get_unique_names(tmp_path):
     write_run(tmp_path / "one" / "eval", 0.5)
     write_run(tmp_path / "two" / "eval", 0.25)
     runs = find_runs([tmp_path, tmp_path / "one"])
@@ -37,7 +37,7 @@ def test_runs_are_found_below_and_named_apart(tmp_path):
     assert [run.name for run in find_runs([tmp_path / "two"])] == ["eval"]
 
 
-def test_one_table_and_one_picture(tmp_path):
+def test_table_and_figure(tmp_path):
     runs = find_runs([write_run(tmp_path / "x", 0.5), write_run(tmp_path / "y", 0.25)])
     rows = comparison_rows(runs)
     assert [(r["run"], r["tracker"]) for r in rows][1:3] == [
@@ -51,21 +51,26 @@ def test_one_table_and_one_picture(tmp_path):
     assert labels[0] == "x: after training" and len(labels) == 4
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_runs_that_are_not_comparable_give_a_warning(tmp_path):
     folders = [write_run(tmp_path / "x", 0.5), write_run(tmp_path / "y", 0.5)]
     assert comparison_warnings(find_runs(folders)) == []
     folders.append(write_run(tmp_path / "z", 0.5, videos=("a",), convention="davis2017"))
     assert comparison_warnings(find_runs(folders)) == ["z and x differ in convention, videos"]
 
 
-def test_folders_without_an_evaluation_are_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no metrics.json"):
+def test_folders_without_an_evaluation_are_rejected(tmp_path):
+    with pytest.raises(DataError, match="metrics.json") as error:
         find_runs([tmp_path])
-    with pytest.raises(DataError, match="at least one"):
+    assert "sam2kit evaluate" in error.value.hint
+    with pytest.raises(DataError) as error:
         find_runs([])
+    assert "at least one" in error.value.hint
     write_run(tmp_path / "old", 0.5, version=1)
-    with pytest.raises(DataError, match="schema_version"):
+    with pytest.raises(DataError, match=r"old.metrics\.json") as error:
         find_runs([tmp_path])
+    assert (error.value.key, error.value.value, error.value.expected) == ("schema_version", 1, "2")
+    assert error.value.hint == "evaluate the run again"
     (tmp_path / "old" / "metrics.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read") as error:
         find_runs([tmp_path])
+    assert error.value.hint

@@ -1,4 +1,4 @@
-"""Evaluating whole videos: what is written, going on when interrupted, other people's masks."""
+"""Test evaluations of whole videos: their files, resuming, and masks of other trackers."""
 
 from __future__ import annotations
 
@@ -54,27 +54,28 @@ def runs(config):
     return [TrackerRun(AFTER, build_sam2_model(config)), TrackerRun(COPY, None)]
 
 
-def test_masks_are_kept_and_scored_as_they_are(config, runs, tmp_path):
+def test_saved_masks_have_the_reported_scores(config, runs, tmp_path):
     evaluation = evaluate(config, runs, tmp_path / "out")
     write_results(evaluation)
     source, files = evaluation.source, evaluation.files
     for tracker in evaluation.trackers:
         for i, video in enumerate(tracker.videos):
             for t in range(source.num_frames(i)):
-                found, truth = files.masks(tracker.tracker, video.name, t), source.read_masks(i, t)
-                expected = [iou(found[o], truth[o]) for o in video.object_ids]
+                saved, truth = files.masks(tracker.tracker, video.name, t), source.read_masks(i, t)
+                expected = [iou(saved[o], truth[o]) for o in video.object_ids]
                 assert video.J[t] == pytest.approx(np.array(expected))
             assert not video.scored[0].any() and video.scored[1:].all()
     copied = evaluation.trackers[1].videos[0]
-    assert copied.J[:, 0] == pytest.approx([1, 3 / 5, 1 / 3, 1 / 7])  # two pixels of eight a frame
+    # The object is 8 pixels wide and moves by 2 pixels per frame.
+    assert copied.J[:, 0] == pytest.approx([1, 3 / 5, 1 / 3, 1 / 7])
     assert (copied.J[:, 1] == 1).all()
-    # The folder of masks is one that anybody's results can be: the same scores again.
+    # The folder of masks can be scored like the results of any tracker, with equal scores.
     masks = tmp_path / "out" / "masks" / COPY
-    again = score_predictions(source, masks, CONVENTIONS["prompted"])
-    assert np.array_equal(again.videos[1].J, evaluation.trackers[1].videos[1].J)
+    rescored = score_predictions(source, masks, CONVENTIONS["prompted"])
+    assert np.array_equal(rescored.videos[1].J, evaluation.trackers[1].videos[1].J)
 
 
-def test_everything_is_written(config, runs, tmp_path):
+def test_all_result_files_are_written(config, runs, tmp_path):
     write_results(evaluate(config, runs, tmp_path))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["schema_version"] == 2 and metrics["convention"]["name"] == "prompted"
@@ -97,7 +98,7 @@ def test_everything_is_written(config, runs, tmp_path):
     assert (tmp_path / "overlay.gif").exists() and (tmp_path / "overlay.png").exists()
 
 
-def test_each_interval_and_difference_is_drawn_once(config, tmp_path, monkeypatch):
+def test_each_interval_and_difference_is_computed_once(config, tmp_path, monkeypatch):
     draws = []
     monkeypatch.setattr(
         statistics,
@@ -106,14 +107,14 @@ def test_each_interval_and_difference_is_drawn_once(config, tmp_path, monkeypatc
     )
     evaluation = evaluate(config, [TrackerRun(name, None) for name in "abcd"], tmp_path)
     write_results(evaluation)
-    assert len(draws) == 7  # four trackers, three differences; the seed starts each of them
+    assert len(draws) == 7  # four trackers and three differences; each starts from the seed
     start = np.random.default_rng(config.seed).bit_generator.state
     assert all(state == start for state in draws)
     with pytest.raises(FrozenInstanceError):
         evaluation.trackers = []
 
 
-def test_an_interrupted_evaluation_goes_on_and_gives_the_same(config, runs, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_resumes_with_equal_results(config, runs, tmp_path, monkeypatch):
     config.evaluation.protocol, config.evaluation.clicks = "clicks", 2
     config.evaluation.noise, config.evaluation.noise_levels = 0.1, [0.2]
     write_results(evaluate(config, runs, tmp_path / "whole"))
@@ -134,10 +135,11 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(config, runs, tmp_
         VideoDataset, "read_frame", lambda self, i, t: frames.append((i, t)) or read(self, i, t)
     )
     evaluation = evaluate(config, runs, tmp_path / "parts")
-    assert {i for i, _ in frames} == {1}  # the video that was done is not tracked again
+    assert {i for i, _ in frames} == {1}  # the completed video is not tracked again
     write_results(evaluation)
+    # Compare the files with results; the page also names the folder.
     for file in sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*")):
-        if (tmp_path / "whole" / file).is_file() and file.suffix != ".html":  # numbers, no markup
+        if (tmp_path / "whole" / file).is_file() and file.suffix != ".html":
             assert (tmp_path / "parts" / file).read_bytes() == (
                 tmp_path / "whole" / file
             ).read_bytes(), file
@@ -155,7 +157,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(config, runs, tmp_
     ],
     ids=str,
 )
-def test_what_was_done_in_another_way_is_not_mixed_in(config, tmp_path, monkeypatch, change):
+def test_scores_of_other_settings_are_stale(config, tmp_path, monkeypatch, change):
     copied = TrackerRun(COPY, None)
     source = VideoDataset(config.valdataset.data_path)
     ResultFiles(tmp_path, config).scores(copied, source, 0, [1, 2])
@@ -170,7 +172,7 @@ def test_what_was_done_in_another_way_is_not_mixed_in(config, tmp_path, monkeypa
     assert bool(tracked) == bool(change)
 
 
-def test_masks_that_no_evaluation_wrote_are_not_deleted(config, runs, tmp_path):
+def test_masks_that_an_evaluation_did_not_write_are_not_deleted(config, runs, tmp_path):
     mine = tmp_path / "out" / "masks" / AFTER / "a" / "mine.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
@@ -187,16 +189,16 @@ def test_a_video_whose_masks_were_deleted_is_tracked_again(config, runs, tmp_pat
     assert file.read_bytes() == content
 
 
-def test_other_weights_are_another_run(config):
+def test_the_identity_depends_on_the_weights(config):
     model = build_sam2_model(config)
-    before = TrackerRun("x", model).identity
-    assert TrackerRun("x", model, zero_memory=True).identity != before
+    original = TrackerRun("x", model).identity
+    assert TrackerRun("x", model, zero_memory=True).identity != original
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
-    assert TrackerRun("x", model).identity != before
+    assert TrackerRun("x", model).identity != original
 
 
-def test_robustness_and_calibration_stand_in_the_result(config, runs, tmp_path):
+def test_the_result_has_robustness_and_calibration(config, runs, tmp_path):
     config.evaluation.protocol = "box"
     config.evaluation.noise_levels = [0.5, 0.1]
     config.evaluation.calibration_videos = 1
@@ -212,7 +214,7 @@ def test_robustness_and_calibration_stand_in_the_result(config, runs, tmp_path):
 
 def test_calibration_finds_the_shift_of_the_logits(config):
     class Shifted(TrackerRun):
-        """Says the truth, 1.5 too low, and far lower off the object."""
+        """Predict the ground truth with logits of -1 inside the object and -3 outside."""
 
         def track(self, source, i, config, noise=None):
             for frame in TrackerRun(COPY, None).track(source, i, config):
@@ -238,36 +240,42 @@ def test_thresholds_change_the_masks(config):
     assert not scores.predicted_present.any()
 
 
-def test_calibrating_on_what_is_reported_is_refused(config, runs, tmp_path):
+def test_calibrating_on_validation_videos_is_rejected(config, runs, tmp_path):
     config.dataset.data_path = config.valdataset.data_path
     config.evaluation.calibration_videos = 1
-    with pytest.raises(ConfigError, match="'a' is among the videos"):
+    with pytest.raises(ConfigError, match="'a'") as error:
         evaluate(config, runs, tmp_path)
+    assert error.value.key == "evaluation.calibration_videos"
+    assert "valdataset.split" in error.value.hint
 
 
-def test_bad_names_and_options_are_told_before_tracking(config, runs, tmp_path):
+def test_unknown_tracker_options_are_rejected(config, runs, tmp_path):
     config.evaluation.tracker = {"max_cond": 3}
-    with pytest.raises(ConfigError, match="max_cond"):
+    with pytest.raises(ConfigError, match="max_cond") as error:
         evaluate(config, runs, tmp_path)
+    assert error.value.key == "evaluation.tracker"
+    assert error.value.value == {"max_cond": 3} and error.value.hint
     config.evaluation.tracker = {"pil_bicubic": False}
-    with pytest.raises(ConfigError, match="pil_bicubic=False is not supported any more"):
+    with pytest.raises(ConfigError, match="pil_bicubic=False is not supported") as error:
         evaluate(config, runs, tmp_path)
+    assert error.value.key == "evaluation.tracker"
 
 
-def test_other_checkpoints_stand_beside_the_tuned_one(config, tmp_path):
+def test_other_checkpoints_are_compared(config, tmp_path):
     from sam2kit.models.checkpoints import save_weights
 
     save_weights(build_sam2_model(config), tmp_path / "mine.pt")
     config.evaluation.compare = {"shipped nano": "nano"}
-    found = checkpoint_runs(config, str(tmp_path / "mine.pt"), has_start=True)
-    assert [c.name for c in found] == [AFTER, BEFORE, ZEROED, COPY, "shipped nano"]
-    assert found[0].model is found[2].model and found[4].model.image_size == 128
+    runs = checkpoint_runs(config, str(tmp_path / "mine.pt"), has_start=True)
+    assert [run.name for run in runs] == [AFTER, BEFORE, ZEROED, COPY, "shipped nano"]
+    assert runs[0].model is runs[2].model and runs[4].model.image_size == 128
     config.evaluation.compare = {COPY: "nano"}
-    with pytest.raises(ConfigError, match="first mask copied"):
+    with pytest.raises(ConfigError) as error:
         checkpoint_runs(config, str(tmp_path / "mine.pt"), has_start=False)
+    assert (error.value.key, error.value.value) == ("evaluation.compare", COPY)
 
 
-def test_a_video_without_objects_is_left_out_and_none_at_all_is_refused(config, tmp_path):
+def test_videos_without_objects_are_skipped_and_data_without_any_is_rejected(config, tmp_path):
     root = Path(config.valdataset.data_path)
     for t in range(4):
         save_palette(root / "Annotations" / "a" / f"{t:05d}.png", np.zeros(SIZE, np.uint8))
@@ -279,7 +287,7 @@ def test_a_video_without_objects_is_left_out_and_none_at_all_is_refused(config, 
         evaluate(config, copied, tmp_path)
 
 
-def test_an_object_that_comes_late_counts_from_its_prompt_on(config, tmp_path):
+def test_an_object_that_appears_later_is_scored_after_its_prompt(config, tmp_path):
     root = tmp_path / "late"
     for t in range(5):
         save_frame(root / "JPEGImages" / "v" / f"{t}.jpg", 10 * t)
@@ -292,11 +300,11 @@ def test_an_object_that_comes_late_counts_from_its_prompt_on(config, tmp_path):
     config.evaluation.reprompt_every = 3
     scores = evaluate(config, [TrackerRun(COPY, None)], tmp_path).trackers[0].videos[0]
     assert scores.scored.T.tolist() == [[False, True, True, False, True], [False] * 3 + [True] * 2]
-    assert scores.J[4, 0] == pytest.approx(3 / 5)  # copied anew from frame 3
+    assert scores.J[4, 0] == pytest.approx(3 / 5)  # copied again from frame 3
 
 
 @pytest.mark.skipif(not DAVIS.is_dir(), reason="needs DAVIS and the OSVOS masks")
-def test_the_command_scores_osvos_as_the_official_package_does(tmp_path, capsys):
+def test_the_command_gives_osvos_the_scores_of_the_official_package(tmp_path, capsys):
     folder = DAVIS / "Predictions" / "osvos"
     reference = json.loads((DAVIS / "osvos_reference.json").read_text())
     names = [p.name for p in folder.iterdir() if p.is_dir()][:2]
@@ -325,36 +333,37 @@ def test_predictions_are_scored_under_a_named_convention(config, tmp_path):
     assert evaluation.metrics["protocol"] is None
 
 
-def test_predictions_of_which_no_frame_counts_are_refused(tmp_path):
+def test_predictions_without_a_scored_frame_are_rejected(tmp_path):
     root = tmp_path / "stills"
     save_frame(root / "JPEGImages" / "v" / "0.jpg", 10)
     save_palette(root / "Annotations" / "v" / "0.png", np.eye(*SIZE, dtype=np.uint8))
     overrides = [f"valdataset.data_path='{root}'", "dataset.type=video"]
-    with pytest.raises(DataError, match="no frame to score.*evaluation.convention"):
+    with pytest.raises(DataError, match="no frame to score") as error:
         evaluate_predictions(root / "Annotations", overrides, tmp_path / "out")
+    assert "evaluation.convention" in error.value.hint
 
 
-def test_a_name_to_compare_holds_a_letter(capsys):
+def test_a_name_to_compare_needs_a_letter(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--model-checkpoint", "nano", "--compare", "1=nano"])
     assert "with a letter in NAME" in capsys.readouterr().err
 
 
-def test_the_protocol_is_the_configurations(config, monkeypatch):
-    seen = []
-    draw = PromptProtocol._draw
+def test_the_protocol_comes_from_the_configuration(config, monkeypatch):
+    protocols = []
+    prompt = PromptProtocol.prompt
     monkeypatch.setattr(
-        PromptProtocol, "_draw", lambda self, *a: seen.append(self) or draw(self, *a)
+        PromptProtocol, "prompt", lambda self, *a: protocols.append(self) or prompt(self, *a)
     )
     config.evaluation.protocol, config.evaluation.noise = "box", 0.1
     model = build_sam2_model(config)
     source = VideoDataset(config.valdataset.data_path)
     list(TrackerRun("x", model).track(source, 0, config, noise=0.4))
     list(TrackerRun(COPY, None).track(source, 0, config))
-    assert {(p.kind, p.noise.level) for p in seen} == {("box", 0.4), ("mask", 0.0)}
+    assert {(p.kind, p.noise.level) for p in protocols} == {("box", 0.4), ("mask", 0.0)}
 
 
-def test_weights_alone_are_evaluated_too(config, tmp_path):
+def test_weights_without_a_run_can_be_evaluated(config, tmp_path):
     out = tmp_path / "out"
     overrides = [f"valdataset.data_path='{config.valdataset.data_path}'", "dataset.image_size=64"]
     split = tmp_path / "one.txt"

@@ -1,4 +1,4 @@
-"""Scores against values computed by hand."""
+"""Test scores of masks against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -45,14 +45,14 @@ SHIFTED = rectangle(2, 0, 6, 4)  # 16 pixels, 8 of them in SQUARE
         (EMPTY, EMPTY, 1.0, 1.0),
     ],
 )
-def test_by_hand(a, b, expected_iou, expected_dice):
+def test_iou_and_dice_by_hand(a, b, expected_iou, expected_dice):
     assert iou(a, b) == pytest.approx(expected_iou)
     scorer = VideoScorer("video", CONVENTIONS["all_frames"], [1])
     scorer.add(0, {1: b}, {1: a})
     assert scorer.result().dice == pytest.approx(expected_dice)
 
 
-def test_leading_axes_stay():
+def test_leading_axes_are_preserved():
     a = np.stack([SQUARE, SQUARE, EMPTY])[None]
     b = np.stack([SQUARE, SHIFTED, EMPTY])[None]
     assert iou(a, b) == pytest.approx(np.array([[1, 1 / 3, 1]]))
@@ -71,8 +71,8 @@ def test_bad_masks_are_rejected():
         iou(SQUARE.astype(np.uint8), SQUARE)
 
 
-def test_tracked_iou_leaves_out_what_is_not_scored():
-    # Object 0: perfect, then 1/3, then lost. Object 1: only frame 2 is scored. Object 2: never.
+def test_tracked_iou_ignores_frames_that_are_not_scored():
+    # Object 0: perfect, then 1/3, then 0. Object 1: only frame 2 is scored. Object 2: no frame is.
     truth = np.stack([[SQUARE, SQUARE, SQUARE]] * 3)
     prediction = np.stack(
         [[SQUARE, EMPTY, EMPTY], [SHIFTED, EMPTY, EMPTY], [EMPTY, SHIFTED, EMPTY]]
@@ -83,7 +83,7 @@ def test_tracked_iou_leaves_out_what_is_not_scored():
     assert mean == pytest.approx((1 / 6 + 1 / 3) / 2)
 
 
-def test_nothing_scored_is_not_a_number():
+def test_tracked_iou_without_scored_frames_is_nan():
     masks = SQUARE[None, None]
     per_object, mean = mean_tracked_iou(masks, masks, np.zeros((1, 1), dtype=bool))
     assert np.isnan(per_object).all() and np.isnan(mean)
@@ -91,14 +91,14 @@ def test_nothing_scored_is_not_a_number():
         mean_tracked_iou(masks, masks, np.zeros((2, 1), dtype=bool))
 
 
-def test_frames_after_the_first_visible_one():
+def test_after_first_visible():
     visible = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]], dtype=bool)
     expected = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 0]], dtype=bool)
     assert (after_first_visible(visible) == expected).all()
 
 
-def test_the_copied_mask_starts_where_the_object_does():
-    # Object 0 is there from the start, object 1 from frame 1 on, object 2 never.
+def test_the_copied_mask_starts_on_the_first_visible_frame():
+    # Object 0 is visible from frame 0, object 1 from frame 1, object 2 on no frame.
     truth = np.stack([[SQUARE, EMPTY, EMPTY], [SHIFTED, SHIFTED, EMPTY], [EMPTY, SQUARE, EMPTY]])
     copied = copy_first_mask(truth, truth.any((2, 3)))
     expected = [[SQUARE, EMPTY, EMPTY], [SQUARE, SHIFTED, EMPTY], [SQUARE, SHIFTED, EMPTY]]
@@ -106,14 +106,14 @@ def test_the_copied_mask_starts_where_the_object_does():
 
 
 def boundary(mask):
-    """The pixels that differ from their right, lower or lower right neighbour within the image."""
+    """Return the pixels that differ from their right, lower or lower right neighbour."""
     near = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     neighbours = (near[:-1, 1:], near[1:, :-1], near[1:, 1:])
     return np.logical_or.reduce([mask != other for other in neighbours])
 
 
 def f_by_definition(prediction, truth, radius):
-    """F from all distances between boundary pixels."""
+    """Compute F from all distances between boundary pixels."""
     a, b = np.argwhere(boundary(prediction)), np.argwhere(boundary(truth))
     if not len(a) or not len(b):
         return float(len(a) == len(b))
@@ -124,7 +124,7 @@ def f_by_definition(prediction, truth, radius):
 
 
 def any_mask(generator, shape):
-    """Empty, full, noise, one pixel, a line or a rectangle, which may touch the border."""
+    """Draw a mask that is empty, full, noise, one pixel, a line or a rectangle."""
     mask = np.zeros(shape, bool)
     kind = generator.integers(6)
     y, x = generator.integers(shape[0]), generator.integers(shape[1])
@@ -141,7 +141,7 @@ def any_mask(generator, shape):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_boundary_f_is_the_definition(seed):
+def test_boundary_f_equals_its_definition(seed):
     generator = np.random.default_rng(seed)
     for _ in range(30):
         shape = tuple(generator.integers(1, 80, 2))
@@ -154,7 +154,7 @@ def test_boundary_f_is_the_definition(seed):
 
 
 def test_boundary_f_by_hand():
-    # Boundaries of masks 3 columns apart, on a picture where the radius is 2, then 3.
+    # The boundaries are 3 columns apart: more than a radius of 2, but not of 3.
     a, b = rectangle(0, 0, 4, 250, 250), rectangle(0, 0, 7, 250, 250)
     assert boundary_f(a, b, 2) == 0.0 and boundary_f(a, b, 3) == 1.0
     assert boundary_f(a, b) == 1.0  # ceil(0.008 * 353.6) = 3
@@ -164,7 +164,7 @@ def test_boundary_f_by_hand():
     assert boundary_f(SQUARE, EMPTY) == boundary_f(EMPTY, SQUARE) == 0.0
 
 
-def test_boundary_f_takes_one_bool_mask():
+def test_boundary_f_requires_one_bool_mask():
     with pytest.raises(ValueError, match="shapes"):
         boundary_f(SQUARE, SQUARE[:4])
     with pytest.raises(ValueError, match="bool"):
@@ -179,8 +179,8 @@ def test_masks_need_not_be_contiguous():
     assert region_and_boundary(a[::2, ::3], a[::2, ::3].copy()) == (1.0, 1.0)
 
 
-def test_decay_is_the_first_quarter_less_the_last():
-    # Of eight frames the borders are 0, 2, 4, 5 and 7, each in both of its quarters.
+def test_decay_is_the_first_quarter_minus_the_last():
+    # With eight frames, the borders of quarters are 0, 2, 4, 5 and 7; each belongs to both sides.
     values = np.array([1.0, 1, 0.7, 0.9, 0.9, 0.8, 0.5, 0.5])
     assert decay(values) == pytest.approx(2.7 / 3 - 1.8 / 3)
     assert decay(np.array([0.7])) == 0 and decay(np.zeros(0)) is None
@@ -188,8 +188,9 @@ def test_decay_is_the_first_quarter_less_the_last():
 
 def test_presence_by_hand():
     present = np.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
-    found = np.array([1, 1, 1, 0, 0, 0, 1, 0], bool)
-    counts = presence_counts(present, found) | recovery_counts(present, found * 1.0, present)
+    predicted = np.array([1, 1, 1, 0, 0, 0, 1, 0], bool)
+    counts = presence_counts(present, predicted)
+    counts |= recovery_counts(present, predicted * 1.0, present)
     rates = presence_and_recovery(counts)
     assert rates["absent_precision"] == 3 / 4 and rates["absent_recall"] == 3 / 4
     assert rates["false_absence"] == 1 / 4 and rates["recovery"] is None
@@ -203,19 +204,19 @@ def recovery(present, j, scored=None):
 
 
 def test_recovery_by_hand():
-    assert recovery([0, 1, 1], [1, 0.9, 0.9]) == (0, 0, 0), "entering late is no return"
-    assert recovery([1, 0, 1, 1], [1, 1, 0.9, 0.9]) == (1, 1, 1), "found at once"
+    assert recovery([0, 1, 1], [1, 0.9, 0.9]) == (0, 0, 0), "a first entry is no re-entry"
+    assert recovery([1, 0, 1, 1], [1, 1, 0.9, 0.9]) == (1, 1, 1), "on the first frame"
     assert recovery([1, 0, 1, 1], [1, 1, 0.5, 0.6]) == (1, 1, 2), "above 0.5 on the second frame"
-    assert recovery([1, 0, 1, 0, 1], [1, 1, 0.1, 1, 0.9]) == (2, 1, 1), "left before it was found"
+    assert recovery([1, 0, 1, 0, 1], [1, 1, 0.1, 1, 0.9]) == (2, 1, 1), "left before recovery"
     late = [1, 0] + [1] * 12
     assert recovery(late, [1, 1] + [0] * 9 + [1] * 3) == (1, 1, 10)
     assert recovery(late, [1, 1] + [0] * 10 + [1] * 2) == (1, 0, 0)
-    shown = [1, 0, 1, 1, 1], [1, 1, 0, 1, 1]
-    assert recovery(*shown, scored=[0, 1, 1, 0, 1]) == (1, 0, 0), "a prompt is no recovery"
-    assert recovery(*shown, scored=[0, 1, 0, 1, 1]) == (0, 0, 0), "shown when it came back"
+    prompted = [1, 0, 1, 1, 1], [1, 1, 0, 1, 1]
+    assert recovery(*prompted, scored=[0, 1, 1, 0, 1]) == (1, 0, 0), "a prompt is no recovery"
+    assert recovery(*prompted, scored=[0, 1, 0, 1, 1]) == (0, 0, 0), "prompted on the re-entry"
 
 
-def test_void_pixels_leave_both_masks_and_a_missing_mask_is_empty():
+def test_void_pixels_are_cleared_and_a_missing_mask_is_empty():
     prediction, truth = outside_void(SHIFTED, SQUARE, rectangle(2, 0, 6, 4))
     assert not prediction.any() and (truth == rectangle(0, 0, 2, 4)).all()
     prediction, truth = outside_void(None, SQUARE, None)

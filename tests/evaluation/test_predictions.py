@@ -1,4 +1,4 @@
-"""Masks on disk: official results scored, what is written read back, what is wrong told."""
+"""Test masks on disk: scores of official results, round trips, and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def truth(tmp_path):
 
 @pytest.fixture
 def results(truth, tmp_path):
-    """The truth itself as a result."""
+    """Write the ground truth as predictions."""
     return write_results(truth, tmp_path / "results")
 
 
@@ -46,7 +46,7 @@ def write_results(source, folder):
 
 
 @pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="needs ../shared/davis")
-def test_equal_to_the_official_package_on_every_frame():
+def test_scores_equal_the_official_package_on_every_frame():
     folder = SHARED / "davis"
     reference = json.loads((folder / "osvos_reference.json").read_text())["sequences"]
     scores = score_predictions(VideoDataset(folder), folder / "Predictions" / "osvos")
@@ -62,14 +62,14 @@ def test_equal_to_the_official_package_on_every_frame():
             assert abs(videos[video.name][score] - official[f"{score}_mean"]) < 5.001e-7
 
 
-def test_the_truth_as_result_is_perfect(truth, results):
+def test_the_ground_truth_has_perfect_scores(truth, results):
     scores = score_predictions(truth, results)
-    found = scores.metrics()
-    assert found["convention"]["name"] == "davis2017" and found["tracker"] == "results"
-    assert found["videos"]["a"]["J"] == found["videos"]["a"]["objects"]["2"]["F"] == 1.0
-    assert found["videos"]["b"]["frames"] == 2 * 4
-    own = score_predictions(truth, results, CONVENTIONS["prompted"])
-    assert own.metrics()["videos"]["b"]["frames"] == 2 * 5
+    metrics = scores.metrics()
+    assert metrics["convention"]["name"] == "davis2017" and metrics["tracker"] == "results"
+    assert metrics["videos"]["a"]["J"] == metrics["videos"]["a"]["objects"]["2"]["F"] == 1.0
+    assert metrics["videos"]["b"]["frames"] == 2 * 4
+    prompted = score_predictions(truth, results, CONVENTIONS["prompted"])
+    assert prompted.metrics()["videos"]["b"]["frames"] == 2 * 5
 
 
 def test_scores_of_a_shifted_object(truth, results):
@@ -82,20 +82,21 @@ def test_scores_of_a_shifted_object(truth, results):
     assert objects["2"]["J"] == iou(square(12, 16), square(12, 20))
 
 
-def test_a_result_that_cannot_be_scored(truth, results):
+def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
     path = results / "a" / "00003.png"
     whole = path.read_bytes()
 
     def expect(match, convention=DAVIS2017):
-        with pytest.raises(DataError, match=match):
+        with pytest.raises(DataError, match=match) as error:
             score_predictions(truth, results, convention)
+        assert ";" in str(error.value), "the error names no fix"
 
     path.unlink()
     expect(r"a.00003\.png is missing, one of 1")
     path.write_bytes(whole[: len(whole) // 2])
     expect(r"00003\.png cannot be read as a mask")
     save_palette(path, np.zeros((24, 16), np.uint8))
-    expect(r"00003\.png has 24 rows and 16 columns, its frame 24 and 32")
+    expect(r"00003\.png has 24 rows and 16 columns, .* 24 and 32")
     save_palette(path, np.full(SIZE, 3, np.uint8))
     expect(r"a, frame 3: the prediction has objects \[3\]")
     ignoring = replace(DAVIS2017, extra_ids="ignore")
@@ -106,7 +107,7 @@ def test_a_result_that_cannot_be_scored(truth, results):
         score_predictions(truth, results / "nowhere", DAVIS2017)
 
 
-def test_frames_nobody_annotated_need_no_result(tmp_path):
+def test_unannotated_frames_need_no_mask(tmp_path):
     source = VideoDataset(make_davis(tmp_path / "data", annotated=lambda t: t != 2))
     results = write_results(source, tmp_path / "results")
     for name in "ab":
@@ -116,7 +117,7 @@ def test_frames_nobody_annotated_need_no_result(tmp_path):
     assert np.isnan(scores.videos[0].J[2]).all() and scores.videos[0].scored[:, 0].sum() == 3
 
 
-def test_a_result_of_another_size_is_refused_where_no_object_is_seen(tmp_path):
+def test_masks_of_another_size_are_rejected_on_frames_without_objects(tmp_path):
     root = make_davis(tmp_path / "data")
     save_palette(root / "Annotations" / "a" / "00002.png", np.zeros(SIZE, np.uint8))
     source = VideoDataset(root)
@@ -126,7 +127,7 @@ def test_a_result_of_another_size_is_refused_where_no_object_is_seen(tmp_path):
         score_predictions(source, results)
 
 
-def test_empty_truth(tmp_path):
+def test_videos_without_objects(tmp_path):
     root = make_davis(tmp_path / "data")
     for path in (root / "Annotations" / "a").iterdir():
         save_palette(path, np.zeros(SIZE, np.uint8))
@@ -140,26 +141,27 @@ def test_empty_truth(tmp_path):
         score_predictions(source, results)
 
 
-def test_void_pixels_count_as_the_convention_says(tmp_path):
+def test_the_convention_decides_how_void_pixels_are_scored(tmp_path):
     root = make_davis(tmp_path / "data", {"a": 4})
     ids = np.zeros(SIZE, np.uint8)
     ids[square(0, 0)] = 1
-    found = ids.copy()
-    found[square(0, 8)] = 1
+    predicted_ids = ids.copy()
+    predicted_ids[square(0, 8)] = 1
     ids[square(0, 8)] = 255
     for t in range(4):
         save_palette(root / "Annotations" / "a" / f"{t:05d}.png", ids)
-        save_palette(tmp_path / "results" / "a" / f"{t:05d}.png", found)
+        save_palette(tmp_path / "results" / "a" / f"{t:05d}.png", predicted_ids)
     source = VideoDataset(root)
-    kept = score_predictions(source, tmp_path / "results", DAVIS2017).metrics()
-    left_out = replace(DAVIS2017, void="ignore")
-    assert kept["videos"]["a"]["J"] == 0.5 and kept["convention"]["void"] == "background"
-    scores = score_predictions(source, tmp_path / "results", left_out).metrics()
-    assert scores["videos"]["a"]["J"] == scores["videos"]["a"]["F"] == 1.0
+    background = score_predictions(source, tmp_path / "results", DAVIS2017).metrics()
+    assert background["videos"]["a"]["J"] == 0.5
+    assert background["convention"]["void"] == "background"
+    ignoring = replace(DAVIS2017, void="ignore")
+    ignored = score_predictions(source, tmp_path / "results", ignoring).metrics()
+    assert ignored["videos"]["a"]["J"] == ignored["videos"]["a"]["F"] == 1.0
 
 
 def test_grey_255_is_the_object_and_not_void(tmp_path):
-    """DAVIS 2016 has masks of 0 and 255; results on it may number parts."""
+    # DAVIS 2016 has masks of 0 and 255; predictions may have several ids.
     root = make_davis(tmp_path / "data", {"a": 3})
     for t in range(3):
         ids = np.zeros(SIZE, np.uint8)
@@ -169,8 +171,8 @@ def test_grey_255_is_the_object_and_not_void(tmp_path):
         save_palette(tmp_path / "results" / "a" / f"{t:05d}.png", ids)
     source = VideoDataset(root)
     assert source.read_void(0, 0) is None
-    found = score_predictions(source, tmp_path / "results").metrics()
-    assert found["convention"]["foreground"] and found["videos"]["a"]["J"] == 1.0
+    metrics = score_predictions(source, tmp_path / "results").metrics()
+    assert metrics["convention"]["foreground"] and metrics["videos"]["a"]["J"] == 1.0
 
 
 def test_overlapping_masks_go_to_the_higher_logit(tmp_path):
@@ -189,7 +191,7 @@ def test_overlapping_masks_go_to_the_higher_logit(tmp_path):
     assert not (tmp_path / "v" / "objects.json").exists()
 
 
-def test_names_of_objects_that_are_no_palette_numbers(tmp_path):
+def test_objects_without_a_palette_number_are_named_in_a_file(tmp_path):
     writer = MaskWriter(tmp_path / "v", "v", ["cat", 300])
     writer.add("00000", {"cat": square(0, 0), 300: square(12, 0)}, SIZE)
     assert json.loads((tmp_path / "v" / "objects.json").read_text()) == {"1": "cat", "2": 300}
@@ -199,7 +201,7 @@ def test_names_of_objects_that_are_no_palette_numbers(tmp_path):
     MaskWriter(None, "w", list(range(300)))
 
 
-def test_sav_and_coco_read_back_with_overlaps_whole(tmp_path):
+def test_sav_and_coco_preserve_overlapping_masks(tmp_path):
     masks = [{1: square(0, 0), 5: square(4, 4)}, {5: square(4, 6)}]
     writer = MaskWriter(None, "v", [1, 5])
     for t, row in enumerate(masks):
@@ -220,7 +222,7 @@ def test_sav_and_coco_read_back_with_overlaps_whole(tmp_path):
 
 
 @pytest.mark.skipif(not (SHARED / "sav").is_dir(), reason="needs ../shared/sav")
-def test_sav_has_the_keys_and_shapes_of_the_published_one():
+def test_sav_has_the_keys_and_shapes_of_the_published_data():
     published = json.loads(next((SHARED / "sav").glob("*.json")).read_text())
     writer = MaskWriter(None, "v", [1])
     writer.add("00000", {1: square(0, 0)}, SIZE)
@@ -231,7 +233,7 @@ def test_sav_has_the_keys_and_shapes_of_the_published_one():
         assert len(ours[key]) == 1 and len(published[key]) == published["masklet_num"]
 
 
-def test_table_of_objects(truth, results, tmp_path):
+def test_csv_has_one_row_per_object(truth, results, tmp_path):
     write_csv(tmp_path / "objects.csv", [score_predictions(truth, results)])
     with (tmp_path / "objects.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -242,7 +244,7 @@ def test_table_of_objects(truth, results, tmp_path):
     assert rows[0]["J&F"] == "1.0" and rows[0]["absent_recall"] == ""
 
 
-def test_results_with_named_objects_are_scored(tmp_path):
+def test_predictions_with_named_objects_are_scored(tmp_path):
     masks = [{"cat": square(0, t), 300: square(12, t)} for t in range(4)]
     writer = MaskWriter(tmp_path / "results" / "v", "v", ["cat", 300])
     for t, row in enumerate(masks):
@@ -250,8 +252,8 @@ def test_results_with_named_objects_are_scored(tmp_path):
         save_frame(tmp_path / "images" / "v" / f"{t:05d}.jpg", 0)
     (tmp_path / "truth.json").write_text(json.dumps(coco_json([writer.sav()])))
     source = COCODataset(tmp_path / "truth.json", tmp_path / "images")
-    found = score_predictions(source, tmp_path / "results").metrics()["videos"]["v"]
-    assert found["J"] == 1.0 and set(found["objects"]) == {"cat", "300"}
+    scores = score_predictions(source, tmp_path / "results").metrics()["videos"]["v"]
+    assert scores["J"] == 1.0 and set(scores["objects"]) == {"cat", "300"}
     (tmp_path / "results" / "v" / "objects.json").write_text("[1]")
     with pytest.raises(DataError, match=r"objects\.json cannot be read"):
         score_predictions(source, tmp_path / "results")

@@ -1,4 +1,4 @@
-"""Prompts that are off, and protocols that drive a tracker from the truth."""
+"""Test noisy prompts, and protocols that prompt a tracker from the ground truth."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2kit.config import schema as config
-from sam2kit.config.schema import NOISE_KINDS, EvaluationConfig
-from sam2kit.evaluation import scores
+from sam2kit.config.schema import NOISE_KINDS, EvaluationConfig, options
 from sam2kit.evaluation.prompt_protocols import PromptProtocol, follow, to_resized
+from sam2kit.evaluation.scores import CONVENTIONS
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.prompts.noise import PromptNoise, grow_mask, move_mask
 from sam2kit.tracking.options import TrackerOptions
@@ -24,7 +23,7 @@ SIZE = (24, 40)
 
 @st.composite
 def blobs(draw):
-    """A rectangle anywhere in the frame, at the border too, perhaps with a hole."""
+    """Draw a rectangle anywhere in the frame, sometimes without its upper left pixel."""
     y0, x0 = draw(st.integers(0, SIZE[0] - 1)), draw(st.integers(0, SIZE[1] - 1))
     y1, x1 = draw(st.integers(y0, SIZE[0] - 1)), draw(st.integers(x0, SIZE[1] - 1))
     mask = np.zeros(SIZE, bool)
@@ -42,7 +41,7 @@ draws = hypothesis.settings(max_examples=60, deadline=None)
 
 @draws
 @given(blobs(), LEVELS, KINDS, SEEDS)
-def test_noisy_masks_are_masks_within_the_frame_and_the_seed_decides(mask, level, kinds, seed):
+def test_noisy_masks_are_not_empty_and_follow_from_the_seed(mask, level, kinds, seed):
     noise = PromptNoise(level, kinds)
     first, second = (noise.mask(mask, np.random.default_rng(seed)) for _ in range(2))
     assert first.dtype == bool and first.shape == SIZE and first.any()
@@ -53,7 +52,7 @@ def test_noisy_masks_are_masks_within_the_frame_and_the_seed_decides(mask, level
 
 @draws
 @given(blobs(), LEVELS, SEEDS)
-def test_each_kind_of_mask_error_does_what_it_is_called(mask, level, seed):
+def test_each_kind_of_mask_noise_has_its_effect(mask, level, seed):
     def drawn(kind):
         return PromptNoise(level, (kind,)).mask(mask, np.random.default_rng(seed))
 
@@ -64,7 +63,7 @@ def test_each_kind_of_mask_error_does_what_it_is_called(mask, level, seed):
 
 @draws
 @given(blobs(), LEVELS, KINDS, SEEDS)
-def test_noisy_boxes_and_points_stay_in_the_frame_and_near(mask, level, kinds, seed):
+def test_noisy_boxes_and_points_stay_in_the_frame_and_near_the_object(mask, level, kinds, seed):
     noise = PromptNoise(level, kinds)
     y, x = np.nonzero(mask)
     box = np.array([x.min(), y.min(), x.max(), y.max()])
@@ -75,13 +74,13 @@ def test_noisy_boxes_and_points_stay_in_the_frame_and_near(mask, level, kinds, s
     points = np.stack([x, y], 1)[:3]
     clicks = noise.points(points, mask, np.random.default_rng(seed))
     assert (abs(clicks - points) <= level * np.sqrt(mask.sum()) + 1e-4).all()
-    for found in (moved.reshape(2, 2), clicks):
-        assert (found >= 0).all() and (found <= [SIZE[1] - 1, SIZE[0] - 1]).all()
+    for coordinates in (moved.reshape(2, 2), clicks):
+        assert (coordinates >= 0).all() and (coordinates <= [SIZE[1] - 1, SIZE[0] - 1]).all()
     if level == 0:
         assert np.array_equal(moved, box) and np.array_equal(clicks, points)
 
 
-def test_errors_grow_with_the_level_and_reach_it():
+def test_errors_are_proportional_to_the_level():
     box = np.array([100, 50, 139, 89])
     seeds = range(200)
 
@@ -104,10 +103,10 @@ def test_growing_and_moving_by_hand():
     assert grow_mask(np.ones((5, 5), bool), -2).all()
     moved = move_mask(mask, 2, -1)
     assert moved[2:5, 5:8].all() and moved.sum() == 9
-    assert move_mask(mask, 50, 0)[4, 8]  # the centre stays
+    assert move_mask(mask, 50, 0)[4, 8]  # the centre stays in the frame
 
 
-def test_bad_noise_is_refused():
+def test_invalid_noise_is_rejected():
     with pytest.raises(ConfigError, match="wind"):
         PromptNoise(0.1, ("wind",))
     with pytest.raises(ConfigError, match="at least 0"):
@@ -121,7 +120,11 @@ def square(row, column, side=6):
 
 
 class Recorder:
-    """A session that notes its prompts and answers with what it is told to see."""
+    """A session that records its prompts and returns given masks.
+
+    Args:
+        seen: the mask to return for each object; an empty one for the others.
+    """
 
     num_frames = 6
 
@@ -146,7 +149,7 @@ def run(protocol, truth, session):
     return list(follow(session, truth.get, protocol, "video", 40))
 
 
-def test_objects_are_prompted_when_they_are_first_seen_and_again_when_due():
+def test_objects_are_prompted_when_first_visible_and_again_when_due():
     empty = np.zeros(SIZE, bool)
     truth = {
         0: {"b": empty},
@@ -176,20 +179,20 @@ def test_objects_are_prompted_when_they_are_first_seen_and_again_when_due():
     assert [p.frame for p in once.prompts] == [1, 3]
 
 
-def test_clicks_start_at_the_centre_and_go_where_the_error_is():
+def test_clicks_start_at_the_centre_and_correct_the_largest_error():
     truth = {t: {1: square(4, 10, 7), 2: square(14, 30, 5)} for t in range(6)}
-    seen = {0: square(4, 10, 7), 1: square(0, 0, 9)}  # the first is right, the second far off
+    seen = {0: square(4, 10, 7), 1: square(0, 0, 9)}  # the first is correct, the second is not
     session = Recorder(seen)
     run(PromptProtocol("clicks", clicks=3), truth, session)
     first, *corrections = session.prompts
     expected = to_resized(np.array([[[13, 7]], [[32, 16]]]), SIZE, 40)
     assert torch.equal(first.points, expected) and first.labels.tolist() == [[1], [1]]
     assert [p.objects.tolist() for p in corrections] == [[1], [1]]
-    wrong = to_resized(np.array([[[4, 4]]]), SIZE, 40)  # deeper than what is missed
+    wrong = to_resized(np.array([[[4, 4]]]), SIZE, 40)  # deeper than the missed region
     assert torch.equal(corrections[0].points, wrong) and corrections[0].labels.tolist() == [[0]]
 
 
-def test_boxes_are_tight_and_pixel_centres_keep_their_place():
+def test_boxes_are_tight_and_pixel_centres_map_to_pixel_centres():
     session = Recorder()
     run(PromptProtocol("box"), {0: {1: square(4, 10, 7)}}, session)
     assert session.prompts[0].kind == "box"
@@ -199,7 +202,7 @@ def test_boxes_are_tight_and_pixel_centres_keep_their_place():
     assert to_resized(np.array([39, 23]), SIZE, 80).tolist() == pytest.approx([78.5, 77.8333], 1e-4)
 
 
-def test_the_same_seed_gives_the_same_prompts_and_objects_do_not_mix():
+def test_prompts_depend_on_the_seed_and_not_on_other_objects():
     noise = PromptNoise(0.3)
     one = {0: {1: square(4, 10)}}
     two = {0: {2: square(12, 30), 1: square(4, 10)}}
@@ -214,7 +217,7 @@ def test_the_same_seed_gives_the_same_prompts_and_objects_do_not_mix():
 
 
 @pytest.mark.parametrize("kind", ["mask", "box", "clicks"])
-def test_a_protocol_drives_the_tracker(tiny_config, kind):
+def test_a_protocol_prompts_a_real_tracker(tiny_config, kind):
     model = build_sam2_model(tiny_config)
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (6, *SIZE, 3), np.uint8)
@@ -223,19 +226,20 @@ def test_a_protocol_drives_the_tracker(tiny_config, kind):
     }
     session = VideoTracker(model, TrackerOptions()).open(frames.__getitem__, 6, SIZE)
     protocol = PromptProtocol(kind, clicks=2 if kind == "clicks" else 1, reprompt_every=2)
-    found = list(follow(session, truth.get, protocol, "video", 64))
-    assert [sorted(f.logits(SIZE)) for f in found] == [["a"]] * 3 + [["a", "b"]] * 3
-    assert [f.prompted for f in found] == [["a"], [], ["a"], ["b"], ["a"], ["b"]]
-    if kind == "mask":  # a prompted mask is answered by itself, as nearly as the small grid can
-        mask = found[0].logits(SIZE)["a"] > 0
+    tracked = list(follow(session, truth.get, protocol, "video", 64))
+    assert [sorted(f.logits(SIZE)) for f in tracked] == [["a"]] * 3 + [["a", "b"]] * 3
+    assert [f.prompted for f in tracked] == [["a"], [], ["a"], ["b"], ["a"], ["b"]]
+    if kind == "mask":  # the result is the prompted mask, at the resolution of the small model
+        mask = tracked[0].logits(SIZE)["a"] > 0
         assert (mask & truth[0]["a"]).sum() / (mask | truth[0]["a"]).sum() > 0.6
 
 
-def test_the_configuration_knows_all_conventions():
-    assert tuple(scores.CONVENTIONS) == config.CONVENTIONS
+def test_the_configuration_lists_all_conventions():
+    choices = options()["evaluation.convention"].metadata["choices"]
+    assert choices == tuple(CONVENTIONS)
 
 
-def test_the_configuration_makes_the_protocol():
+def test_the_protocol_follows_from_the_configuration():
     settings = EvaluationConfig(protocol="clicks", clicks=3, reprompt_every=5, noise=0.1)
     protocol = PromptProtocol.from_config(settings, seed=3)
     assert (protocol.kind, protocol.clicks, protocol.reprompt_every) == ("clicks", 3, 5)

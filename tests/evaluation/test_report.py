@@ -1,4 +1,4 @@
-"""The report: one file with everything in it, and pictures that show what they say."""
+"""Test the report page, its pictures and its charts."""
 
 import re
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def read_masks(source):
-    """Trackers that lag behind, the more the later; the second loses an object."""
+    """Two trackers that lag behind more and more; the second also loses an object."""
 
     def read(tracker, video, t):
         i = source.names.index(video)
@@ -47,20 +47,20 @@ def read_masks(source):
 
 @pytest.fixture(scope="module")
 def trackers(source, read_masks):
-    found = []
+    results = []
     for name in SHIFTS:
-        found.append(DataSetScores(name))
+        results.append(DataSetScores(name))
         for i, video in enumerate(source.names):
             masks = [source.read_masks(i, t) for t in range(FRAMES)]
             ids = sorted({o for m in masks for o in m})
             scorer = VideoScorer(video, CONVENTIONS["prompted"], ids)
             for t in range(FRAMES):
                 scorer.add(t, masks[t], read_masks(name, video, t), prompted=ids if t == 0 else ())
-            found[-1].videos.append(scorer.result())
-    return found
+            results[-1].videos.append(scorer.result())
+    return results
 
 
-def test_the_page_needs_nothing_beside_it(tmp_path, trackers, source, read_masks):
+def test_the_page_needs_no_other_file(tmp_path, trackers, source, read_masks):
     robustness = {"start": {0.0: 0.5, 0.2: None}}
     files = SimpleNamespace(masks=read_masks)
     evaluation = Evaluation(Config(seed=5), source, trackers, tmp_path, files, robustness)
@@ -77,13 +77,13 @@ def test_the_page_needs_nothing_beside_it(tmp_path, trackers, source, read_masks
     assert all(f"<h3>{name}</h3>" in page for name in source.names)
 
 
-def test_results_without_masks_or_rivals(tmp_path, trackers, source):
+def test_page_without_masks_or_other_trackers(tmp_path, trackers, source):
     page = write_report(Evaluation(Config(), source, trackers[:1], tmp_path)).read_text()
     assert "Worst objects" not in page and "against the others" not in page
     assert "data:image/svg+xml" in page and "data:image/jpeg" not in page
 
 
-def test_errors_have_their_colours():
+def test_each_kind_of_error_has_its_colour():
     truth, prediction = np.zeros((2, 4, 4), dtype=bool)
     truth[0, :2] = prediction[0, 1:3] = True
     frame = np.full((4, 4, 3), (200, 0, 100), dtype=np.uint8)
@@ -94,7 +94,7 @@ def test_errors_have_their_colours():
     assert picture[3, 3].tolist() == [70, 70, 70]
 
 
-def test_the_worst_and_the_best_are_ranked(trackers):
+def test_the_worst_and_the_best_objects_are_ranked(trackers):
     worst, best = ranked_objects(trackers[1], max_objects=2)
     means = [list(v.objects().values())[o]["J&F"] for v, o in [*worst, *reversed(best)]]
     assert len(means) == 4 and means == sorted(means)
@@ -105,7 +105,7 @@ def test_the_worst_and_the_best_are_ranked(trackers):
     assert len(spread_videos(trackers[1], max_videos=2)) == 2
 
 
-def test_examples_show_the_frames_that_they_name(trackers, source, read_masks):
+def test_examples_show_the_frames_in_their_captions(trackers, source, read_masks):
     (worst, *_), _ = ranked_objects(trackers[1])
     median, lowest = show_objects(trackers[1], [worst], source, read_masks)
     video, o = worst
@@ -120,11 +120,8 @@ def test_examples_show_the_frames_that_they_name(trackers, source, read_masks):
     assert median.title == f"{video.name}, object {video.object_ids[o]}"
 
 
-def test_the_largest_differences_are_shown_on_the_frame_that_makes_them(
-    trackers, source, read_masks
-):
-    found = paired_differences(*trackers, np.random.default_rng(0))
-    row = found["differences"][0]
+def test_differences_are_shown_on_the_frame_where_they_are_largest(trackers, source, read_masks):
+    row = paired_differences(*trackers, np.random.default_rng(0))["differences"][0]
     (first,) = compare_errors(*trackers, [row], source, read_masks)
     assert first.title == f"{row['video']}, object {row['object']}"
     assert list(first.images) == ["frame", "truth", "start", "tuned <b>"]
@@ -139,17 +136,18 @@ def test_j_over_time_leaves_gaps_and_marks_prompts(trackers):
     (axes,) = figure.axes
     first, second, prompts = axes.lines
     assert prompts.get_xdata().tolist() == [0]
-    assert np.isnan(first.get_ydata()[0])  # the prompted frame does not count
+    assert np.isnan(first.get_ydata()[0])  # the prompted frame is not scored
     video = trackers[1].videos[0]
     assert np.allclose(second.get_ydata()[1:], video.J[1:].mean(1))
 
 
 def test_charts_of_differences_and_intervals(trackers):
-    found = paired_differences(*trackers, np.random.default_rng(0))
-    bars = [bar.get_height() for bar in difference_chart(found).axes[0].patches[: found["objects"]]]
-    assert bars == [row["difference"] for row in found["differences"]]
-    nothing = {"differences": [], "mean": None, "low": None, "high": None, "score": "J"}
-    assert isinstance(difference_chart(nothing), Figure)
+    result = paired_differences(*trackers, np.random.default_rng(0))
+    (axes,) = difference_chart(result).axes
+    bars = [bar.get_height() for bar in axes.patches[: result["objects"]]]
+    assert bars == [row["difference"] for row in result["differences"]]
+    empty = {"differences": [], "mean": None, "low": None, "high": None, "score": "J"}
+    assert isinstance(difference_chart(empty), Figure)
     values = {"a": {"mean": 0.5, "low": 0.4, "high": 0.6}, "b": {"mean": 0.3}, "c": {"mean": None}}
     assert len(interval_chart({"run": values}, "J").axes[0].lines) == 3
     with pytest.raises(ValueError, match="group"):

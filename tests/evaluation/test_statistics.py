@@ -1,4 +1,4 @@
-"""Intervals, paired differences and thresholds against values worked out by hand."""
+"""Test intervals, paired differences and thresholds against values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sam2kit.evaluation.statistics import (
     score_interval,
 )
 
-HERE, MISSED = square(4, 4), square(4, 20)
+OBJECT, ELSEWHERE = square(4, 4), square(4, 20)
 
 
 def data_set(tracker, hits):
-    """Videos by name, each with objects that are hit or missed on their one frame."""
+    """Score a data set of videos with one frame each, on which objects are hit or missed."""
     videos = []
     for name, objects in hits.items():
         scorer = VideoScorer(name, CONVENTIONS["all_frames"], list(objects))
-        found = {o: HERE if hit else MISSED for o, hit in objects.items()}
-        scorer.add(0, dict.fromkeys(objects, HERE), found)
+        prediction = {o: OBJECT if hit else ELSEWHERE for o, hit in objects.items()}
+        scorer.add(0, dict.fromkeys(objects, OBJECT), prediction)
         videos.append(scorer.result())
     return DataSetScores(tracker, videos)
 
 
-def test_interval_covers_the_mean_about_as_often_as_it_says():
+def test_the_interval_covers_the_mean_about_95_percent_of_the_time():
     generator = np.random.default_rng(0)
     inside = 0
     for _ in range(300):
-        shift = generator.normal(size=(30, 1))  # what the objects of a video share
+        shift = generator.normal(size=(30, 1))  # the same for all objects of a video
         groups = list(shift + 0.3 * generator.normal(size=(30, 4)))
         low, high = bootstrap_interval(groups, generator, 500)
         inside += low < 0 < high
@@ -55,18 +55,18 @@ def test_the_same_generator_gives_the_same_interval():
     assert (one["low"], one["high"]) == (0.5, 1.0) and (one["objects"], one["videos"]) == (3, 2)
 
 
-def test_differences_are_those_of_the_same_objects():
+def test_differences_compare_the_same_objects():
     tuned = data_set("tuned", {"v": {1: True, 2: True}, "w": {1: False, 9: True}})
     copy = data_set("copy", {"v": {1: False, 2: True}, "w": {1: True}, "x": {1: True}})
-    found = paired_differences(tuned, copy, np.random.default_rng(0), "J")
-    assert found["mean"] == 0.0 and found["objects"] == 3 and found["unpaired"] == 2
-    assert (found["better"], found["worse"]) == (1, 1)
-    assert found["differences"][0] == {"video": "v", "object": 1, "difference": 1.0}
-    assert (found["low"], found["high"]) == (-1.0, 0.5)
-    assert found["trackers"] == ["tuned", "copy"] and found["score"] == "J"
+    result = paired_differences(tuned, copy, np.random.default_rng(0), "J")
+    assert result["mean"] == 0.0 and result["objects"] == 3 and result["unpaired"] == 2
+    assert (result["better"], result["worse"]) == (1, 1)
+    assert result["differences"][0] == {"video": "v", "object": 1, "difference": 1.0}
+    assert (result["low"], result["high"]) == (-1.0, 0.5)
+    assert result["trackers"] == ["tuned", "copy"] and result["score"] == "J"
 
 
-def test_iou_of_all_thresholds_in_one_pass():
+def test_iou_by_threshold():
     generator = np.random.default_rng(0)
     truth = square(4, 4)
     logits = generator.normal(size=truth.shape).round(1) + truth
@@ -74,23 +74,23 @@ def test_iou_of_all_thresholds_in_one_pass():
     expected = [iou(logits > t, truth) for t in thresholds]
     np.testing.assert_array_equal(iou_by_threshold(logits, truth, thresholds), expected)
     empty = np.zeros_like(truth)
-    found = iou_by_threshold(logits, empty, thresholds)
-    np.testing.assert_array_equal(found, [iou(logits > t, empty) for t in thresholds])
-    assert found[-1] == 1.0
+    ious = iou_by_threshold(logits, empty, thresholds)
+    np.testing.assert_array_equal(ious, [iou(logits > t, empty) for t in thresholds])
+    assert ious[-1] == 1.0
 
 
-def test_of_equal_thresholds_the_nearest_to_zero():
+def test_among_equal_thresholds_the_closest_to_zero_is_best():
     thresholds = np.array([-2.0, -1.0, 0.5, 2.0])
     assert best_threshold(thresholds, np.array([0.7, 0.7, 0.7, 0.1])) == 0.5
     assert best_threshold(thresholds, np.array([0.7, 0.7, 0.7, 0.9])) == 2.0
 
 
-def test_presence_is_judged_by_both_kinds_of_frames():
+def test_presence_is_scored_on_visible_and_on_absent_frames():
     scorer = VideoScorer("v", CONVENTIONS["all_frames"], [1])
-    for t, (there, score) in enumerate([(1, 3.0), (1, 1.0), (1, -1.0), (0, 0.5)]):
-        scorer.add(t, {1: HERE} if there else {}, {}, object_scores={1: score})
-    found = presence_by_threshold([scorer.result()], np.array([-2.0, 0.0, 0.7, 5.0]))
-    np.testing.assert_allclose(found, [(1 + 0) / 2, (2 / 3 + 0) / 2, (2 / 3 + 1) / 2, 0.5])
+    for t, (visible, score) in enumerate([(1, 3.0), (1, 1.0), (1, -1.0), (0, 0.5)]):
+        scorer.add(t, {1: OBJECT} if visible else {}, {}, object_scores={1: score})
+    accuracy = presence_by_threshold([scorer.result()], np.array([-2.0, 0.0, 0.7, 5.0]))
+    np.testing.assert_allclose(accuracy, [(1 + 0) / 2, (2 / 3 + 0) / 2, (2 / 3 + 1) / 2, 0.5])
     scorer = VideoScorer("v", CONVENTIONS["all_frames"], [1])
-    scorer.add(0, {1: HERE}, {}, object_scores={1: 1.0})
+    scorer.add(0, {1: OBJECT}, {}, object_scores={1: 1.0})
     assert np.isnan(presence_by_threshold([scorer.result()], np.zeros(2))).all()
