@@ -196,9 +196,12 @@ class FeatureCache:
         device = images.device.type
         mixed = torch.is_autocast_enabled(device)
         encoder = (
-            *(self._digest(model), model.image_size),
-            *(str(torch.get_autocast_dtype(device)) if mixed else "float32", device),
-            *(torch.get_float32_matmul_precision(), "bfloat16" if self.rounded else "exact"),
+            self._digest(model),
+            model.image_size,
+            str(torch.get_autocast_dtype(device)) if mixed else "float32",
+            device,
+            torch.get_float32_matmul_precision(),
+            "bfloat16" if self.rounded else "exact",
         )
         if encoder not in self._open:
             self._open[encoder] = self._enter(encoder)

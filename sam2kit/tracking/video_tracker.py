@@ -144,7 +144,9 @@ class TrackingSession:
                     logger.warning(
                         "object {} on frame {} is too small for {} pixels a side: its mask prompt "
                         "says that it is absent",
-                        *(prompt.objects[row].item(), prompt.frame, side),
+                        prompt.objects[row].item(),
+                        prompt.frame,
+                        side,
                     )
             self._features(prompt.frame)  # an unreadable frame leaves everything as it was
             calls = {}
@@ -230,7 +232,8 @@ class TrackingSession:
             logger.warning(
                 "object {} was tracked from its prompt on frame {}: tracking goes on from that "
                 "prompt, not from the correction, unless corrected_frames_condition is set",
-                *(number, t),
+                number,
+                t,
             )
         if points is None:
             bank.clicks.pop(t, None)
