@@ -92,7 +92,7 @@ class SAM2Model(SAM2Base):
         if corrections is not None:
             _check_corrections(corrections, prompts, tracked)
             prompted = prompted | corrections.frames
-        features = FrameFeatures.of_backbone(
+        features = FrameFeatures.from_backbone(
             self, self.encode_frames(batch.frames, batch.frame_keys)
         )
         groups = group_objects(prompts, corrections, self.objects_together)

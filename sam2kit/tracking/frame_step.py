@@ -104,7 +104,7 @@ class FrameModel:
             if cache is None
             else cache.encode(self.model, image)
         )
-        return FrameFeatures.of_backbone(self.model, backbone)
+        return FrameFeatures.from_backbone(self.model, backbone)
 
     def run(
         self, t: int, features: FrameFeatures, calls: Sequence[Call], num_frames: int
@@ -117,7 +117,7 @@ class FrameModel:
         """
         model = self.model
         _, read, reverse, points, mask, _ = calls[0]
-        vision, position, _ = features.of([0] * len(calls))
+        vision, position, _ = features.select([0] * len(calls))
         if points is not None:
             points = {k: torch.cat([c.points[k] for c in calls if c.points]) for k in points}
         _, outputs, _, _ = model._track_step(
