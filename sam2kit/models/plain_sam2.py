@@ -41,7 +41,7 @@ def track_steps(model: SAM2Base, clip: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
     Args:
         model: on the CPU, in evaluation mode.
-        clip: ``images`` ``[T,3,S,S]`` float32, normalized, and ``mask`` ``[S,S]`` bool.
+        clip: ``images`` ``[T,3,S,S]`` float32, normalised, and ``mask`` ``[S,S]`` bool.
 
     Returns:
         Mask logits ``[T,S/4,S/4]``, and object scores ``[T]`` as logits.
