@@ -297,8 +297,9 @@ class FeatureCache:
         elif free - RESERVED_BYTES < size:
             self._stop_writing("The disk is nearly full", f"{free / GB:.1f} GB left")
         else:
-            allowed = min(room, free - RESERVED_BYTES)
-            self._bytes_until_measuring = max(size, allowed // REMEASURE_DIVISOR)
+            self._bytes_until_measuring = max(
+                size, min(room, free - RESERVED_BYTES) // REMEASURE_DIVISOR
+            )
         return self._writing
 
     def _stop_writing(self, reason: str, details: str) -> None:
