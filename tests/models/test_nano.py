@@ -155,7 +155,7 @@ def test_interval_is_over_videos(scores):
     assert (row["low"], row["high"]) == (
         0.3,
         0.9,
-    )  # of two videos, an extreme resample has one twice
+    )  # the extreme resamples contain one video twice
 
 
 def test_scores_command(scores, tiny_config, tmp_path, capsys):
