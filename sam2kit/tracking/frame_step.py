@@ -105,7 +105,7 @@ class FrameModel:
         """Apply upstream's conventions to the model for the duration of a ``with`` block."""
         decoder = self.model.sam_mask_decoder
         # The predictor differs from training in these attributes; they are restored afterwards,
-        # so that a model can be tracked with in the middle of training.
+        # so that the tracker can be used in the middle of training.
         settings = [
             # Upstream binarizes the memory masks of prompted frames only; run() says which.
             (self.model, "binarize_mask_from_pts_for_mem_enc", True),
