@@ -340,7 +340,7 @@ def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
             f"{path}: needs the weights that its run started from, but paths that are stored in a "
             "checkpoint are not trusted",
             key="model.checkpoint",
-            hint="copy config.yaml of the run to the same directory, with the path of these weights "
+            hint="copy config.yaml of the run to the same directory, with the path of the weights "
             "as model.checkpoint",
         )
     model = create_sam2_model(config, load=is_adapter)
