@@ -104,7 +104,7 @@ def test_wrong_merge_is_detected_by_comparison_with_the_tuned_model(run, tmp_pat
         return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
     monkeypatch.setattr(export_module, "merged_state", unmerged)
-    monkeypatch.setattr("sam2kit.models.lora.merged_state", unmerged)
+    monkeypatch.setattr(checkpoints, "merged_state", unmerged)
     with pytest.raises(CheckpointError, match=r"differ by 0.0e\+00 .video predictor. and [1-9]"):
         export(run, tmp_path / "out.pt")
 
