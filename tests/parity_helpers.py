@@ -1,7 +1,8 @@
-"""The kit's model and upstream's ``SAM2Train`` with the same weights, on the same prompts.
+"""Run sam2kit's model and upstream's ``SAM2Train`` with the same weights on the same prompts.
 
-``SAM2Train`` jitters boxes, wants corrections with every click and draws from global generators. So
-its prompts are given to it, and the clicks that it draws are recorded and given to the kit.
+``SAM2Train`` jitters boxes, requires corrections with click prompts and draws from global
+generators. So the tests replace its prompts, record the clicks that it draws, and replay them in
+sam2kit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sam2kit.prompts.prompt import Prompt
 
 
 class ReplaySAM2Train(upstream.SAM2Train):
-    """``SAM2Train`` on the prompts it is given."""
+    """``SAM2Train`` with fixed prompts instead of sampled ones."""
 
     prompts: list[Prompt]
     corrected: list[int]
@@ -47,33 +48,33 @@ class ReplaySAM2Train(upstream.SAM2Train):
 
 @dataclass(eq=False)
 class ReplayedCorrections(Corrections):
-    """Recorded clicks in the order in which they were made, with the masks they were made from."""
+    """Recorded clicks in order, with the predicted masks that upstream drew them from."""
 
     recorded: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    given: int = 0
-    strict: bool = True  # whether the masks that are corrected have to be upstream's
+    num_replayed: int = 0
+    strict: bool = True  # whether the predicted masks must equal upstream's
 
     def click(self, frame, number, objects, predicted):
-        points, labels, theirs = self.recorded[self.given]
-        self.given += 1
-        assert not self.strict or torch.equal(predicted, theirs[:, 0])
+        points, labels, upstream_masks = self.recorded[self.num_replayed]
+        self.num_replayed += 1
+        assert not self.strict or torch.equal(predicted, upstream_masks[:, 0])
         return points, labels
 
 
-def upstream_model(ours: SAM2Model, config: Config) -> ReplaySAM2Train:
-    """``SAM2Train`` from the same YAML, with the same weights and in the same mode."""
+def upstream_model(model: SAM2Model, config: Config) -> ReplaySAM2Train:
+    """Build ``SAM2Train`` from the same YAML, with the same weights and in the same mode."""
     tree = describe_model(config)
     tree["_target_"] = "parity_helpers.ReplaySAM2Train"
     tree["add_all_frames_to_correct_as_cond"] = True
     tree["num_correction_pt_per_frame"] = 7
-    theirs = instantiate(tree)
-    theirs.load_state_dict(ours.state_dict())
-    return theirs.train(ours.training)
+    upstream_train = instantiate(tree)
+    upstream_train.load_state_dict(model.state_dict())
+    return upstream_train.train(model.training)
 
 
 @torch.no_grad()
 def sharpen(model: SAM2Model) -> None:
-    """Weights under which conventions show: random ones leave logits and attention almost flat."""
+    """Scale weights so that conventions matter: random logits and attention are almost flat."""
     model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
     for layer in model.memory_encoder.fuser.layers:
         layer.gamma.fill_(1.0)
@@ -100,7 +101,7 @@ def parity_config(size: str) -> Config:
 
 
 def parity_batch(config: Config, num_objects: int, num_frames: int = 8) -> ClipBatch:
-    """A clip whose objects move over a changing texture, normalised."""
+    """Make a batch of one normalised clip, whose objects move over a changing texture."""
     size, generator = config.dataset.image_size, torch.Generator().manual_seed(num_objects)
     noise = torch.rand(num_frames, 3, size // 8, size // 8, generator=generator)
     frames = torch.nn.functional.interpolate(noise, scale_factor=8, mode="bicubic").clamp(0, 1)
@@ -120,7 +121,7 @@ def parity_batch(config: Config, num_objects: int, num_frames: int = 8) -> ClipB
 
 
 def join(batches: list[ClipBatch]) -> ClipBatch:
-    """Batches of one clip each as one."""
+    """Join batches of one clip each into one batch."""
     return replace(
         batches[0],
         frames=torch.cat([b.frames for b in batches]),
@@ -133,7 +134,7 @@ def join(batches: list[ClipBatch]) -> ClipBatch:
 
 
 def parity_prompts(batch: ClipBatch, kind: str, frames: tuple[int, ...]) -> list[Prompt]:
-    """``mask``, ``box``, ``click`` or ``clicks`` for all objects on each of ``frames``."""
+    """Make prompts of a kind (mask, box, click, clicks) for all objects on each of ``frames``."""
     objects = torch.arange(batch.num_objects)
     prompts = []
     for t in frames:
@@ -172,10 +173,10 @@ def upstream_batch(batch: ClipBatch) -> BatchedVideoDatapoint:
 
 
 def run_upstream(
-    theirs: ReplaySAM2Train, batch: ClipBatch, prompts: list[Prompt], corrected: list[int]
+    model: ReplaySAM2Train, batch: ClipBatch, prompts: list[Prompt], corrected: list[int]
 ) -> tuple[list[dict], list[tuple[Tensor, Tensor, Tensor]]]:
-    """Upstream's outputs of each frame, and the clicks it drew with the masks it drew them from."""
-    theirs.prompts, theirs.corrected = prompts, corrected
+    """Run upstream; return its outputs per frame, and its clicks with the masks they refine."""
+    model.prompts, model.corrected = prompts, corrected
     recorded, draw = [], upstream.get_next_point
 
     def record(gt_masks, pred_masks, method):
@@ -187,13 +188,14 @@ def run_upstream(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            outputs = theirs(upstream_batch(batch))
+            outputs = model(upstream_batch(batch))
     finally:
         upstream.get_next_point = draw
     return outputs, recorded
 
 
 def replayed(batch: ClipBatch, corrected: list[int], recorded: list) -> Corrections | None:
+    """Make corrections that replay recorded clicks on the corrected frames."""
     if not corrected:
         return None
     frames = torch.zeros(batch.num_frames, batch.num_objects, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The kit's tracker and upstream's video predictor on the same weights, frames and prompts."""
+"""Run sam2kit's tracker and upstream's video predictor on equal weights, frames and prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sam2kit.tracking.memory_bank import Horizon
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import VideoTracker
 
-SIZE = (72, 104)  # rows and columns of the test video: neither square nor the model's
+SIZE = (72, 104)  # rows and columns of the test video; not square, and not the model's size
 
 
 def read_frame(folder: Path, t: int) -> np.ndarray:
@@ -36,7 +36,7 @@ def read_frame(folder: Path, t: int) -> np.ndarray:
 
 
 def write_video(folder: Path, num_frames: int) -> np.ndarray:
-    """JPEG frames of moving bars with holes over a changing texture; the masks ``[T,3,H,W]``."""
+    """Write JPEG frames of moving bars with holes, and return the masks ``[T,3,H,W]``."""
     generator = torch.Generator().manual_seed(3)
     noise = torch.rand(num_frames, 3, SIZE[0] // 8, SIZE[1] // 8, generator=generator)
     frames = torch.nn.functional.interpolate(noise, SIZE, mode="bicubic").clamp(0, 1) * 255
@@ -54,15 +54,16 @@ def write_video(folder: Path, num_frames: int) -> np.ndarray:
 
 
 def predictor_of(model: SAM2Model, config: Config, folder: Path) -> SAM2VideoPredictor:
-    """Upstream's predictor as its users build it, from files with the model's YAML and weights."""
+    """Build upstream's predictor as users do, from files with the model's YAML and weights."""
     tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
     (folder / "model.yaml").write_text(f"# @package _global_\n{tree}")
     torch.save({"model": model.state_dict()}, folder / "model.pt")
     predictor = build_sam2_video_predictor(
         "/" + str(folder / "model.yaml"), str(folder / "model.pt"), device="cpu"
     )
-    # Without autocast upstream raises where an object has memories and no pointer yet (before its
-    # first prompt): bfloat16 on float32 weights. Everywhere else the two are joined in float32.
+    # Without autocast, upstream fails for an object with memories but without a pointer (before its
+    # first prompt), because bfloat16 memories meet float32 weights. In all other cases upstream
+    # concatenates memories and pointers in float32.
     predictor.memory_attention.register_forward_pre_hook(
         lambda _, args, named: (args, named | {"memory": named["memory"].float()}), with_kwargs=True
     )
@@ -70,8 +71,15 @@ def predictor_of(model: SAM2Model, config: Config, folder: Path) -> SAM2VideoPre
 
 
 @dataclass(frozen=True)
-class Give:
-    """A prompt for objects on a frame: ``mask``, ``box``, or clicks as (x, y, label), all alike."""
+class AddPrompt:
+    """A step of a script that prompts objects on a frame.
+
+    Attributes:
+        kind: ``mask``, ``box`` or ``click``.
+        t: the frame.
+        objects: object numbers.
+        clicks: (x, y, label) relative to the middle of each object's box.
+    """
 
     kind: str
     t: int
@@ -80,8 +88,8 @@ class Give:
 
 
 @dataclass(frozen=True)
-class Go:
-    """A pass; ``stop`` is exclusive as in the kit."""
+class Track:
+    """A step of a script that tracks all objects; ``stop`` is exclusive as in sam2kit."""
 
     start: int | None = None
     stop: int | None = None
@@ -90,7 +98,7 @@ class Go:
 
 @dataclass(eq=False)
 class Scene:
-    """A video on disk with its true masks."""
+    """A video on disk and its ground truth masks ``[T,3,H,W]``."""
 
     folder: Path
     masks: np.ndarray
@@ -103,30 +111,32 @@ class Scene:
         y, x = self.masks[t, o].nonzero()
         return [float(v) for v in (x.min(), y.min(), x.max(), y.max())]
 
-    def clicks(self, give: Give, o: int) -> np.ndarray:
-        """``[P,2]``: a script's clicks count from the middle of the object's box."""
-        x0, y0, x1, y1 = self.box(give.t, o)
+    def clicks(self, step: AddPrompt, o: int) -> np.ndarray:
+        """Return absolute clicks ``[P,2]``; a script's are relative to the middle of the box."""
+        x0, y0, x1, y1 = self.box(step.t, o)
         middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2], dtype=np.float32)
-        return middle + np.array([c[:2] for c in give.clicks], dtype=np.float32)
+        return middle + np.array([c[:2] for c in step.clicks], dtype=np.float32)
 
 
-Found = list[tuple[int, Tensor]]
-"""What came out in turn: frame and logits ``[O,H,W]``, of a prompt those of its objects."""
+Results = list[tuple[int, Tensor]]
+"""Frames with logits ``[O,H,W]`` in the order of steps; a prompt returns its objects only."""
 
 
 @torch.inference_mode()
-def upstream(predictor: SAM2VideoPredictor, scene: Scene, script: Iterable[Give | Go]) -> Found:
+def run_upstream(
+    predictor: SAM2VideoPredictor, scene: Scene, script: Iterable[AddPrompt | Track]
+) -> Results:
     state = predictor.init_state(str(scene.folder))
-    found: Found = []
+    results: Results = []
     for step in script:
-        if isinstance(step, Go):
+        if isinstance(step, Track):
             start = step.start
             count = None
             if step.stop is not None:
                 assert start is not None
                 count = start - step.stop - 1 if step.reverse else step.stop - 1 - start
             for t, _, logits in predictor.propagate_in_video(state, start, count, step.reverse):
-                found.append((t, logits[:, 0].clone()))
+                results.append((t, logits[:, 0].clone()))
             continue
         for o in step.objects:
             if step.kind == "mask":
@@ -141,69 +151,69 @@ def upstream(predictor: SAM2VideoPredictor, scene: Scene, script: Iterable[Give 
                     *(state, step.t, o, scene.clicks(step, o), labels), clear_old_points=False
                 )
         rows = [ids.index(o) for o in step.objects]
-        found.append((step.t, logits[rows, 0].clone()))
-    return found
+        results.append((step.t, logits[rows, 0].clone()))
+    return results
 
 
-def ours(
+def run_tracker(
     model: SAM2Model,
     scene: Scene,
-    script: Iterable[Give | Go],
+    script: Iterable[AddPrompt | Track],
     options: TrackerOptions | None = None,
-) -> Found:
+) -> Results:
     session = VideoTracker(model, options).open(
         lambda t: read_frame(scene.folder, t), scene.num_frames, SIZE
     )
-    found: Found = []
+    results: Results = []
     for step in script:
-        if isinstance(step, Go):
-            tracks = session.propagate(step.start, step.stop, step.reverse)
-            found += [(frame.frame, frame.logits(SIZE)) for frame in tracks]
+        if isinstance(step, Track):
+            frames = session.propagate(step.start, step.stop, step.reverse)
+            results += [(tracks.frame, tracks.logits(SIZE)) for tracks in frames]
         else:
-            answer = session.add_prompt(prompt(scene, step, model.image_size))
-            found.append((answer.frame, answer.logits(SIZE)))
-    return found
+            tracks = session.add_prompt(prompt(scene, step, model.image_size))
+            results.append((tracks.frame, tracks.logits(SIZE)))
+    return results
 
 
-def prompt(scene: Scene, give: Give, side: int) -> Prompt:
-    objects = torch.tensor(give.objects)
-    if give.kind == "mask":
-        masks = torch.from_numpy(scene.masks[give.t, list(give.objects)])
-        return Prompt(give.t, objects, masks=masks)
-    if give.kind == "box":
-        points = [np.array(scene.box(give.t, o)).reshape(2, 2) for o in give.objects]
+def prompt(scene: Scene, step: AddPrompt, side: int) -> Prompt:
+    objects = torch.tensor(step.objects)
+    if step.kind == "mask":
+        masks = torch.from_numpy(scene.masks[step.t, list(step.objects)])
+        return Prompt(step.t, objects, masks=masks)
+    if step.kind == "box":
+        points = [np.array(scene.box(step.t, o)).reshape(2, 2) for o in step.objects]
         labels = [2, 3]
     else:
-        points = [scene.clicks(give, o) for o in give.objects]
-        labels = [c[2] for c in give.clicks]
+        points = [scene.clicks(step, o) for o in step.objects]
+        labels = [c[2] for c in step.clicks]
     scale = np.array([side / SIZE[1], side / SIZE[0]])
     return Prompt(
-        give.t,
+        step.t,
         objects,
         points=torch.from_numpy(np.stack(points) * scale).float(),
         labels=torch.tensor([labels] * len(objects), dtype=torch.int32),
     )
 
 
-def difference(found: Found, expected: Found) -> float:
-    """The largest difference of any logit; infinite where frames or objects differ."""
-    if [(t, x.shape) for t, x in found] != [(t, x.shape) for t, x in expected]:
+def difference(actual: Results, expected: Results) -> float:
+    """Return the maximum difference of logits; infinite if frames or objects differ."""
+    if [(t, x.shape) for t, x in actual] != [(t, x.shape) for t, x in expected]:
         return float("inf")
-    return max((a - b).abs().max().item() for (_, a), (_, b) in zip(found, expected, strict=True))
+    return max((a - b).abs().max().item() for (_, a), (_, b) in zip(actual, expected, strict=True))
 
 
-# Conventions of upstream's predictor, which the tracker follows, and how to break each of them
+# The conventions of upstream's predictor that the tracker follows, and a way to break each.
 
 
 def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what upstream's compiled extension does, by OpenCV.
+    """Label connected components with OpenCV, as upstream's compiled extension does.
 
     Args:
         masks: ``[N,1,H,W]`` bool.
 
     Returns:
-        labels, 0 outside the masks, and each pixel's component's area, both ``[N,1,H,W]`` int32;
-        components are joined across corners.
+        Labels (0 outside the masks), and for each pixel the area of its component, both
+        ``[N,1,H,W]`` int32. Pixels that touch at a corner are connected.
     """
     labels, areas = [], []
     for mask in masks[:, 0].cpu().numpy().astype(np.uint8):
@@ -215,7 +225,7 @@ def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pretend_extension(patch: pytest.MonkeyPatch) -> None:
-    """Let upstream and the kit fill holes as if upstream's compiled extension were installed."""
+    """Make upstream and sam2kit fill holes as if upstream's extension were installed."""
     patch.setattr(sam2.utils.misc, "get_connected_components", connected_components)
     patch.setattr(frame_step, "can_fill", lambda logits: True)
 
@@ -233,24 +243,24 @@ def _change_step(change: Callable[[list], list]) -> Callable[[pytest.MonkeyPatch
 def _change_memory(
     choose: Callable[[Tensor, Tensor, Tensor, bool], Tensor] | None = None, binarize: bool = True
 ) -> Callable[[pytest.MonkeyPatch], None]:
-    """Encode memories from another mask, or never from one that is cut at 0.
+    """Encode memories from another mask, or never from a binarized one.
 
-    ``choose`` gets the decoder's mask at low and at full size, the kit's choice, and whether the
-    frame was prompted.
+    ``choose`` gets the decoder's mask at low and at full resolution, the mask that sam2kit encodes,
+    and whether the frame was prompted.
     """
 
     def apply(patch: pytest.MonkeyPatch) -> None:
         step, encode = SAM2Base._track_step, SAM2Base._encode_new_memory
-        answers: list[tuple] = []
+        outputs: list[tuple] = []
 
         def track_step(self, *arguments):
             result = step(self, *arguments)
-            answers[:] = [result[1]]
+            outputs[:] = [result[1]]
             return result
 
         def encode_memory(self, features, sizes, mask, score, prompted):
             if choose is not None:
-                mask = choose(answers[0][3], answers[0][4], mask, prompted)
+                mask = choose(outputs[0][3], outputs[0][4], mask, prompted)
             return encode(self, features, sizes, mask, score, prompted and binarize)
 
         patch.setattr(SAM2Base, "_track_step", track_step)
@@ -266,12 +276,12 @@ def _enlarge(low: Tensor, full: Tensor) -> Tensor:
 def _read_one_direction(patch: pytest.MonkeyPatch) -> None:
     read = Horizon.read
 
-    def read_own(self, bank, t, reverse):
-        chosen = read(self, bank, t, reverse)
-        others = tuple(f for f in chosen.others if bank.others[f].reverse is reverse)
-        return chosen._replace(others=others)
+    def read_same_direction(self, bank, t, reverse):
+        frames = read(self, bank, t, reverse)
+        others = tuple(f for f in frames.others if bank.others[f].reverse is reverse)
+        return frames._replace(others=others)
 
-    patch.setattr(Horizon, "read", read_own)
+    patch.setattr(Horizon, "read", read_same_direction)
 
 
 def _as_in_training(frame: np.ndarray, side: int) -> Tensor:
@@ -305,4 +315,4 @@ BREAK_CONVENTION: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         video_tracker, "resize_masks", lambda masks, size: F.interpolate(masks.float(), size) > 0
     ),
 }
-"""What makes the tracker break one convention; each also works on upstream's own tracker."""
+"""Functions that make the tracker break one convention each, by name of the convention."""

@@ -1,4 +1,4 @@
-"""Files of tensors: written whole or not at all, read without running code, kept and checked."""
+"""Write checkpoint files atomically, read them without running code, and keep verified copies."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ from sam2kit.utils.files import atomic_write
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a file of tensors so that whoever is killed leaves the old one or the new one.
+    """Write a dictionary of tensors atomically: a killed process leaves the old file or the new.
 
-    It is written beside, on the disk and read back before it gets its name, so a full disk or a
-    machine that goes down leaves the old one too.
+    The data goes to a temporary file, which is flushed to the disk and read back before it is
+    renamed. So a full disk or a machine that goes down leaves the old file intact, too.
 
     Raises:
-        CheckpointError: it cannot be written; what was there is as it was.
+        CheckpointError: the file cannot be written; an existing file at ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path, fsync=True) as part:
             with part.open("wb") as file:
                 torch.save(content, file)
+            # Read the file back: some file systems report a failed write only here, or never.
             if fault := fault_in(part):
-                raise OSError(f"what was written reads otherwise: {fault}")
-    except (OSError, RuntimeError) as error:  # torch's writer turns the system's errors into those
+                raise OSError(f"the file differs from what was written: {fault}")
+    # torch's writer raises RuntimeError where the operating system raised OSError.
+    except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(path.parent).free / 1e9
-        kept = "; the one that was there is kept" if path.exists() else ""
+        previous = "; the previous file is kept" if path.exists() else ""
         raise CheckpointError(
             f"{path}: cannot be written ({' '.join(str(error).split())[:200]}; {free:.1f} GB free)"
-            f"{kept}. Make room and try again; a training goes on with --resume auto"
+            f"{previous}",
+            hint="free some disk space and try again; --resume auto continues a training run",
         ) from error
 
 
 def fault_in(path: Path) -> str | None:
-    """What is wrong with a file of :func:`write_checkpoint`, each byte held against its checksums.
+    """Verify the checksums of a file that :func:`write_checkpoint` wrote.
 
-    None where it is whole.
+    Returns:
+        A description of the damage, or None if the file is intact.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -53,11 +57,16 @@ def fault_in(path: Path) -> str | None:
         return str(error)
 
 
-def keep_copy(path: Path, step: int, most: int) -> None:
-    """Keep a checkpoint as ``step-N.ckpt`` beside it, and of these the ``most`` newest.
+def keep_copy(path: Path, step: int, max_copies: int) -> None:
+    """Copy a checkpoint to ``step-N.ckpt`` beside it, and delete all but the newest copies.
 
-    It takes no room while ``path`` is the same, where the file system has hard links. Those of
-    steps after this one are of a run that was given up, and go.
+    The copy is a hard link where the file system has them, so it takes no space until ``path`` is
+    replaced. Copies of later steps belong to an abandoned run, and are deleted.
+
+    Args:
+        path: the checkpoint.
+        step: N, the optimizer step of the checkpoint.
+        max_copies: maximum number of copies to keep, 1 or more.
     """
     copy = path.with_name(f"step-{step:08d}.ckpt")
     with atomic_write(copy) as part:
@@ -65,35 +74,47 @@ def keep_copy(path: Path, step: int, most: int) -> None:
             os.link(path, part)
         except OSError:
             shutil.copyfile(path, part)
-    older = kept_copies(path.parent)
-    for old in [*older[most:], *(p for p in older[:most] if p.name > copy.name)]:
+    # Zero-padded names sort by step.
+    copies = kept_copies(path.parent)
+    for old in [*copies[max_copies:], *(p for p in copies[:max_copies] if p.name > copy.name)]:
         old.unlink()
 
 
 def kept_copies(run_dir: Path) -> list[Path]:
-    """The ``step-N.ckpt`` of a run that :func:`keep_copy` named, newest first."""
+    """List the copies that :func:`keep_copy` made in a run directory, newest first."""
     copies = (p for p in run_dir.glob("step-*.ckpt") if re.fullmatch(r"step-\d{8,}", p.stem))
     return sorted(copies, reverse=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a file of tensors holds, read without ever running code from it.
+    """Read a file of tensors onto the CPU without running any code that it contains.
+
+    Args:
+        path: a file of :func:`write_checkpoint` or of ``torch.save``, or ``.safetensors``.
+
+    Returns:
+        The dictionary in the file. Of ``.safetensors`` it is ``{"model": tensors}``, in float32.
 
     Raises:
-        CheckpointError: missing, truncated, or something else than plain tensors.
+        CheckpointError: the file is missing, truncated, or contains more than plain tensors.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: no such file", hint="check the path")
     try:
         if path.suffix == ".safetensors":
             return {"model": {k: v.float() for k, v in load_file(path).items()}}
+        # A pickle can run any command when it is loaded; weights_only rejects all but tensors.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated zips, pickles of code and foreign formats all differ
+    except Exception as error:  # truncated zips, pickled code and other formats raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read safely as a checkpoint ({reason}). The file is truncated, no "
-            "checkpoint, or holds code; fetch it anew or have it saved as plain tensors"
+            f"{path}: cannot be read safely as a checkpoint ({reason}); the file is truncated, is "
+            "not a checkpoint, or contains code",
+            hint="download it again or save it as plain tensors",
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary")
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, not a dictionary",
+            hint="save the weights as {'model': model.state_dict()}",
+        )
     return content

@@ -1,8 +1,8 @@
-"""Reading and writing weights: the official format, a run's checkpoint, or a name on the Hub.
+"""Load and save weights: files in the official format, runs of sam2kit, and names on the Hub.
 
-Nothing pickled is ever executed (``weights_only=True``), and nothing is loaded halfway: keys and
-shapes are compared before the first tensor is copied.
-Of the configuration in a checkpoint :mod:`sam2kit.config.stored` takes what it may decide.
+Pickled code is never executed (``weights_only=True``), and loading is all or nothing: keys and
+shapes are compared before the first tensor is copied. Only a part of the configuration in a
+checkpoint is trusted; :mod:`sam2kit.config.stored` defines which.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ HUB_CHECKPOINTS = {
     "sam2.1_hiera_base_plus": ("facebook/sam2.1-hiera-base-plus", "b+"),
     "sam2.1_hiera_large": ("facebook/sam2.1-hiera-large", "l"),
 }
-"""Name -> (repository on the Hugging Face Hub, model size)."""
+"""Maps a name to (repository on the Hugging Face Hub, model size)."""
 
 SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent.parent / "pretrained" / "nano.safetensors"}
-"""Name -> file inside the package; these need no network."""
+"""Maps a name to a file in the package; these need no network."""
 
 CONFIG_KEY = "sam2kit_config"
 ADAPTER_KEY = "adapter"
-_MODEL_PREFIX = "model."  # of the model inside the Lightning module
+# A run's checkpoint holds the Lightning module, in which the model is the attribute "model".
+_MODEL_PREFIX = "model."
+# The parameters that SAM 2.1 added to SAM 2.0; weights without any of them are SAM 2.0's.
 _NEW_IN_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
-_WIDTHS = {(24, 7): "nano", (96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
+# (channels of the patch embedding, number of trunk blocks) -> model size.
+_SIZE_OF_TRUNK = {(24, 7): "nano", (96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 
 
 def create_sam2_model(
@@ -63,14 +66,14 @@ def create_sam2_model(
 
     Args:
         config: ``model``, ``dataset.image_size`` and ``seed`` are read; it is not changed. None
-            (default): the default configuration, or that of ``checkpoint`` where no ``size`` is
-            given.
-        load: whether to read the checkpoint, if there is one. Modules that match
-            ``model.reset_modules`` keep their random start values.
-        size: ``nano``, ``t``, ``s``, ``b+`` or ``l``. This argument and the following ones replace
-            the configuration's value unless they are None.
+            (default): the configuration of ``checkpoint`` if ``size`` is None, otherwise the
+            default configuration.
+        load: whether to load the checkpoint, if one is set. Modules that match
+            ``model.reset_modules`` keep their random initial values.
+        size: ``nano``, ``t``, ``s``, ``b+`` or ``l``. This argument and the following ones override
+            the configuration unless they are None.
         checkpoint: a file, a run directory or a name, as :func:`find_checkpoint` accepts it.
-        image_size: side of the square frames in pixels, a multiple of 32.
+        image_size: height and width of the frames in pixels, a multiple of 32.
         trainable_modules: module names or globs; ``["*"]`` trains everything.
         seed: seed of the random weights, 0 or more.
 
@@ -78,9 +81,9 @@ def create_sam2_model(
         The model on the CPU, in training mode.
 
     Raises:
-        ConfigError: an unknown size, an image size that is not a multiple of 32, a module name that
-            matches nothing, or LoRA without peft.
-        CheckpointError: a checkpoint that is missing, unsafe or made for another model.
+        ConfigError: the size is unknown, the image size is not a multiple of 32, a module name
+            matches nothing, or LoRA is requested and peft is not installed.
+        CheckpointError: the checkpoint is missing, unsafe or made for another model.
     """
     if config is None and size is None and checkpoint is not None:
         config = source_config(checkpoint)[0]
@@ -97,10 +100,11 @@ def create_sam2_model(
             put(config, key, value)
     model = build_sam2_model(config)
     if load and config.model.checkpoint:
-        kept = match_parameters(model, config.model.reset_modules, "model.reset_modules")
-        fresh = {n: p.detach().clone() for n, p in model.named_parameters() if n in kept}
+        # Loading requires all tensors, so load everything and then restore the reset modules.
+        reset_names = match_parameters(model, config.model.reset_modules, "model.reset_modules")
+        initial = {n: p.detach().clone() for n, p in model.named_parameters() if n in reset_names}
         load_weights(model, config.model.checkpoint)
-        model.load_state_dict(fresh, strict=False)
+        model.load_state_dict(initial, strict=False)
     set_trainable(model, config.model.trainable_modules)
     if config.model.lora_modules:
         add_lora(model, config.model, config.seed)
@@ -108,14 +112,18 @@ def create_sam2_model(
 
 
 def load_weights(model: SAM2Model, source: str | Path) -> None:
-    """Load ``source`` into ``model``; see :func:`find_checkpoint` for what it may be.
+    """Load the weights of a checkpoint into a model.
 
-    Into a model with LoRA, weights without it go where they belong and the adapters stay as they
-    are; a run with LoRA into a model without it, or with other LoRA, is merged first.
+    A model with LoRA keeps its adapters if the checkpoint has none. If the checkpoint has LoRA and
+    the model has none, or has it on other layers, LoRA is merged into the weights first.
+
+    Args:
+        model: changed in place.
+        source: a file, a run directory or a name, as :func:`find_checkpoint` accepts it.
 
     Raises:
-        CheckpointError: no such file or name, a truncated or pickled file, no weights in it, or
-            keys or shapes that differ from the model's. Nothing is loaded then.
+        CheckpointError: the file or name does not exist, is truncated, contains code or no weights,
+            or its keys or shapes differ from the model's. The model is unchanged then.
     """
     path = find_checkpoint(source)
     _load_content(model, read_checkpoint(path), path, source)
@@ -124,19 +132,22 @@ def load_weights(model: SAM2Model, source: str | Path) -> None:
 def _load_content(
     model: SAM2Model, content: dict[str, Any], path: Path, source: str | Path
 ) -> None:
-    """Load the weights in the file ``path``, whose content was read already."""
+    """Load the weights in ``content``, which was read from the file ``path``."""
     state = {} if ADAPTER_KEY in content else _weights_in(content, path)
-    own = model.state_dict()
-    if ADAPTER_KEY in content or (any(map(is_lora, state)) and state.keys() != own.keys()):
+    current = model.state_dict()
+    # An adapter file has no base weights, and LoRA on other layers has other keys: build the
+    # run's own model and merge it, which gives plain weights in both cases.
+    if ADAPTER_KEY in content or (any(map(is_lora, state)) and state.keys() != current.keys()):
         state = merged_state(_build_run(content, path)[1])
     if has_lora(model) and not any(map(is_lora, state)):
         state = base_names(model, state)
-    _check_fit(own, state, source)
+    _check_fit(current, state, source)
     model.load_state_dict(state)
     logger.info("loaded {} tensors from {}", len(state), source)
 
 
 def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Get the model's tensors from the content of a run's checkpoint or of an official file."""
     is_run = CONFIG_KEY in content
     state = content.get("state_dict" if is_run else "model")
     if is_run and isinstance(state, dict):
@@ -144,28 +155,33 @@ def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not _is_tensors(state):
         raise CheckpointError(
-            f"{path}: holds no weights: neither the official format ({{'model': tensors}}) nor a "
-            f"run of sam2kit; its keys are {', '.join(map(str, list(content)[:5]))}"
+            f"{path}: holds no weights in the official format ({{'model': tensors}}) or of a "
+            f"sam2kit run; its keys are {', '.join(map(str, list(content)[:5]))}",
+            hint="save them with torch.save({'model': model.state_dict()}, path)",
         )
     return state
 
 
 def _is_tensors(state: Any) -> TypeGuard[dict[str, Tensor]]:
-    """Check that ``state`` is a dictionary of tensors, and not an empty one."""
+    """Check whether ``state`` is a non-empty dictionary of tensors."""
     return isinstance(state, dict) and bool(state) and all(map(torch.is_tensor, state.values()))
 
 
 def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
-    """The file that ``source`` means.
+    """Find the file of a checkpoint, and download it if necessary.
 
     Args:
-        source: a file (official format, the same tensors as ``.safetensors``, a run's ``.ckpt`` or
-            its ``adapter.pt``), a name of :data:`SHIPPED_CHECKPOINTS`, a run's folder (its
-            ``best.ckpt``), or a name of :data:`HUB_CHECKPOINTS`, fetched into the Hub's cache.
-        key: what to blame in a message.
+        source: one of: a file (official format, the same tensors as ``.safetensors``, a run's
+            ``.ckpt`` or its ``adapter.pt``); a name in :data:`SHIPPED_CHECKPOINTS`; a run directory
+            (its ``best.ckpt``); a name in :data:`HUB_CHECKPOINTS`, which is downloaded to the cache
+            of the Hugging Face Hub.
+        key: the configuration key or flag that error messages name.
+
+    Returns:
+        The path of an existing file.
 
     Raises:
-        CheckpointError: none of these, or the download failed.
+        CheckpointError: ``source`` is none of these, or the download failed.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -173,36 +189,54 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
     if str(source) in SHIPPED_CHECKPOINTS:
         shipped = SHIPPED_CHECKPOINTS[str(source)]
         if not shipped.is_file():
-            raise CheckpointError(f"{key}: this copy of the kit comes without {shipped.name}")
+            raise CheckpointError(
+                f"this installation of sam2kit does not include {shipped.name}",
+                key=key,
+                value=str(source),
+                hint="install a released version, or give the path of a checkpoint",
+            )
         return shipped
     if path.is_dir():
         if (path / "best.ckpt").is_file():
             return path / "best.ckpt"
         raise CheckpointError(
-            f"{key}: the folder {path} holds no best.ckpt, so it is not that of a run; name a file"
+            f"the directory {path} has no best.ckpt, so it is not a run directory",
+            key=key,
+            value=str(source),
+            hint="give the path of a checkpoint file",
         )
     name = str(source).removesuffix(".pt")
     if name not in HUB_CHECKPOINTS:
         raise CheckpointError(
-            f"{key}: {source} is neither a file nor one of "
-            f"{', '.join([*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS])}"
+            key=key,
+            value=str(source),
+            expected="an existing file, a run directory or one of "
+            f"{', '.join([*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS])}",
+            hint="check the spelling; relative paths start at the current directory",
         )
     from huggingface_hub import hf_hub_download
 
     repository, _ = HUB_CHECKPOINTS[name]
     try:
         return Path(hf_hub_download(repo_id=repository, filename=f"{name}.pt"))
-    except Exception as error:  # the Hub's client raises OSErrors, HTTP errors and its own
+    except Exception as error:  # the client raises OSError, HTTP errors and its own types
         raise CheckpointError(
-            f"{key}: {name} could not be fetched from the Hub repository {repository}: "
-            f"{error}. Fetch the file by hand and give its path"
+            f"{name} could not be fetched from the Hub repository {repository}: {error}",
+            key=key,
+            value=str(source),
+            hint="download the file elsewhere and give its path",
         ) from error
 
 
 def save_weights(model: SAM2Model, path: Path) -> None:
-    """Write weights in the official format, ``{"model": state_dict}``, with LoRA merged in.
+    """Write weights in the official format, ``{"model": state_dict}``, with LoRA merged.
 
-    A path that ends in ``.safetensors`` gets the tensors alone, as float16.
+    Args:
+        model: not changed.
+        path: the file. If it ends in ``.safetensors``, only the tensors are written, in float16.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     if path.suffix == ".safetensors":
         save_file({k: v.half().contiguous() for k, v in merged_state(model).items()}, path)
@@ -211,51 +245,58 @@ def save_weights(model: SAM2Model, path: Path) -> None:
 
 
 def save_adapter(config: Config, model: SAM2Model, path: str | Path) -> None:
-    """Write what was trained and nothing else: LoRA's matrices and the trained modules.
+    """Write only the trained parameters (LoRA matrices and trained modules) and the configuration.
 
-    With the configuration beside them, :func:`load_run` puts them back on the weights that the run
-    started from, which must still be there. Much smaller than a run's ``.ckpt``.
+    The file is much smaller than a run's ``.ckpt``. :func:`load_run` applies it to the weights that
+    the run started from, which must still be available.
     """
     trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
     write_checkpoint({ADAPTER_KEY: trained, CONFIG_KEY: config_to_store(config)}, Path(path))
 
 
 def load_adapter(model: SAM2Model, path: str | Path) -> None:
-    """Put what :func:`save_adapter` wrote into a model of the same configuration.
+    """Load a file of :func:`save_adapter` into a model of the same configuration.
 
     Args:
-        model: as :func:`create_sam2_model` makes it, with the start weights of the saved one.
+        model: built by :func:`create_sam2_model`, with the weights that the saved run started from.
         path: the file.
 
     Raises:
-        CheckpointError: unreadable, no adapter, or one of other modules or shapes. Nothing is
-            loaded then.
+        CheckpointError: the file is unreadable, has no adapter, or an adapter for other modules or
+            shapes. The model is unchanged then.
     """
     state = read_checkpoint(Path(path)).get(ADAPTER_KEY)
     if not _is_tensors(state):
-        raise CheckpointError(f"{path}: holds no adapter; sam2kit train writes one as adapter.pt")
-    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    _check_fit(own, state, path)
+        raise CheckpointError(
+            f"{path}: holds no adapter",
+            hint="use adapter.pt, which sam2kit train writes for runs with LoRA",
+        )
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    _check_fit(trainable, state, path)
     model.load_state_dict(state, strict=False)
 
 
 def read_run_config(path: str | Path) -> Config:
-    """The whole configuration stored inside a run's checkpoint, to compare with, not to obey.
+    """Read the complete configuration that is stored in a run's checkpoint.
+
+    It is untrusted: compare with it, but use :func:`source_config` to build a model.
 
     Raises:
-        CheckpointError: unreadable, not a run of sam2kit, or a configuration of another version.
+        CheckpointError: the file is unreadable or not a run of sam2kit, or its configuration is of
+            an incompatible version.
     """
     return read_stored(_stored(read_checkpoint(Path(path)), path), path)
 
 
 def source_config(source: str | Path) -> tuple[Config, list[str]]:
-    """The configuration of :func:`load_model`, without its model.
+    """Read the configuration that :func:`load_model` would return, without building the model.
 
     Returns:
-        as :func:`sam2kit.config.stored.read_allowed`.
+        The configuration and the stored keys that were ignored, as
+        :func:`sam2kit.config.stored.read_allowed` returns them.
 
     Raises:
-        CheckpointError: see :func:`load_model`.
+        CheckpointError: as :func:`load_model`.
     """
     path = find_checkpoint(source, key="SOURCE")
     content = read_checkpoint(path)
@@ -271,20 +312,23 @@ def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
 def _stored(content: dict[str, Any], path: str | Path) -> Any:
     if CONFIG_KEY not in content:
         raise CheckpointError(
-            f"{path}: holds no sam2kit configuration, so it is not a run's checkpoint; give the "
-            "model with --config and load this file with --model-checkpoint"
+            f"{path}: holds no sam2kit configuration, so it is not a run's checkpoint",
+            hint="describe the model with --config and load this file with --model-checkpoint",
         )
     return content[CONFIG_KEY]
 
 
 def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
-    """Build the model of a run's checkpoint, which needs nothing else.
+    """Build the model of a run from its checkpoint alone.
 
-    Of an ``adapter.pt`` the weights that the run started from are loaded first: by their name, or
-    from where ``config.yaml`` beside it says.
+    For an ``adapter.pt``, the weights that the run started from are loaded first. They are found by
+    their name, or by the path in ``config.yaml`` in the same directory.
+
+    Returns:
+        The configuration of the run, and the model with its weights.
 
     Raises:
-        CheckpointError: see :func:`read_run_config`, :func:`load_weights`, :func:`load_adapter`.
+        CheckpointError: as :func:`read_run_config`, :func:`load_weights` and :func:`load_adapter`.
     """
     return _build_run(read_checkpoint(Path(path)), Path(path))
 
@@ -293,9 +337,11 @@ def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
     (config, ignored), is_adapter = _allowed(content, path), ADAPTER_KEY in content
     if is_adapter and "model.checkpoint" in ignored:
         raise CheckpointError(
-            f"{path}: needs the weights that its run started from, and paths stored in a "
-            "checkpoint are not used; put the run's config.yaml beside it, in which "
-            "model.checkpoint says where they are"
+            f"{path}: needs the weights that its run started from, but paths that are stored in a "
+            "checkpoint are not trusted",
+            key="model.checkpoint",
+            hint="copy config.yaml of the run to the same directory, with the path of the weights "
+            "as model.checkpoint",
         )
     model = create_sam2_model(config, load=is_adapter)
     if is_adapter:
@@ -308,16 +354,17 @@ def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
 def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
     """Load the configuration and the model of a run directory, a checkpoint file or a name.
 
-    Weights without a configuration get the configuration of their size, at its own image size.
+    If the checkpoint has no configuration, the default configuration of its model size is used,
+    with the image size of that model's official YAML.
 
     Args:
         source: as for :func:`find_checkpoint`.
 
     Returns:
-        the configuration, and the model with its weights.
+        The configuration, and the model with its weights.
 
     Raises:
-        CheckpointError: see :func:`find_checkpoint`, :func:`load_run` and :func:`load_weights`.
+        CheckpointError: as :func:`find_checkpoint`, :func:`load_run` and :func:`load_weights`.
     """
     path = find_checkpoint(source, key="SOURCE")
     content = read_checkpoint(path)
@@ -328,9 +375,13 @@ def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
 
 
 def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
+    """Make the configuration of weights that were stored without one."""
     size = guess_size(_weights_in(content, path))
     if size is None:
-        raise CheckpointError(f"{path}: its weights are of no size that the kit knows")
+        raise CheckpointError(
+            f"{path}: its weights match no model size of sam2kit",
+            hint="sam2kit loads SAM 2.1 in the sizes nano, t, s, b+ and l",
+        )
     config = Config()
     config.model.size, config.model.checkpoint = size, str(path)
     config.dataset.image_size = read_model_yaml(size).model.image_size
@@ -338,45 +389,53 @@ def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
 
 
 def config_to_store(config: Config) -> dict[str, Any]:
-    """``config`` as plain containers, for a checkpoint that safe loading accepts."""
+    """Convert a configuration to plain containers, which safe loading accepts."""
     return dataclasses.asdict(config)
 
 
 def guess_size(state: Mapping[str, Tensor]) -> str | None:
-    """The model size that weights seem to be of, by the trunk's width and depth."""
+    """Guess the model size of weights from the width and depth of the trunk.
+
+    Returns:
+        A size of ``model.size``, or None if no size matches.
+    """
     patch = state.get("image_encoder.trunk.patch_embed.proj.weight")
     blocks = {k.split(".")[3] for k in state if k.startswith("image_encoder.trunk.blocks.")}
-    return None if patch is None else _WIDTHS.get((patch.shape[0], len(blocks)))
+    return None if patch is None else _SIZE_OF_TRUNK.get((patch.shape[0], len(blocks)))
 
 
-def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path) -> None:
+def _check_fit(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path
+) -> None:
+    """Reject weights whose names or shapes differ from the expected ones."""
     differences = {
-        "missing": own.keys() - state.keys(),
-        "unknown": state.keys() - own.keys(),
+        "missing": expected.keys() - state.keys(),
+        "unknown": state.keys() - expected.keys(),
         "of another shape": {
-            f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
-            for k in own.keys() & state.keys()
-            if state[k].shape != own[k].shape
+            f"{k} is {tuple(state[k].shape)}, not {tuple(expected[k].shape)}"
+            for k in expected.keys() & state.keys()
+            if state[k].shape != expected[k].shape
         },
     }
-    faults = [f"{len(x)} {what} (first: {min(x)})" for what, x in differences.items() if x]
-    if faults:
+    problems = [f"{len(x)} {kind} (first: {min(x)})" for kind, x in differences.items() if x]
+    if problems:
         raise CheckpointError(
-            f"{source}: does not fit the model: tensors {', '.join(faults)}. {_hint(own, state)}"
+            f"{source}: does not fit the model: tensors {', '.join(problems)}",
+            hint=_hint(expected, state),
         )
 
 
-def _hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """A sentence that says what weights that do not fit seem to be."""
-    size, wanted = guess_size(state), guess_size(own)
-    if wanted is None:
-        return "They were trained under other model.trainable_modules or model.lora_* keys"
+def _hint(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Guess where weights that do not fit come from, and suggest settings for them."""
+    size, expected_size = guess_size(state), guess_size(expected)
+    if expected_size is None:  # an adapter, which has no trunk
+        return "use the model.trainable_modules and model.lora_* keys that it was trained with"
     names = {size: name for name, (_, size) in HUB_CHECKPOINTS.items()}
     if size and not _NEW_IN_2_1 & state.keys():
         return (
-            f"They seem to be SAM 2.0's, of size {size}, and the kit builds SAM 2.1: take "
-            f"model.checkpoint={names.get(size, names['t'])} with model.size={size}"
+            f"these seem to be SAM 2.0 weights of size {size}, but sam2kit builds SAM 2.1: set "
+            f"model.checkpoint={names.get(size, names['t'])} and model.size={size}"
         )
-    if size and size != wanted:
-        return f"It seems to be of size {size}: set model.size={size}"
-    return f"It is not of size {wanted} as SAM 2.1 has it"
+    if size and size != expected_size:
+        return f"it seems to be of size {size}: set model.size={size}"
+    return f"use SAM 2.1 weights of size {expected_size}"

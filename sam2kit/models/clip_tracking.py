@@ -1,4 +1,8 @@
-"""Tracking a group of objects through a clip: the order of frames, corrections, the memory bank."""
+"""Track groups of objects through a clip, with upstream's order of frames and memory bank.
+
+B clips of T frames; n objects in a group; h and w rows and columns of the mask grid, a quarter of
+the frame's size.
+"""
 
 from __future__ import annotations
 
@@ -19,36 +23,51 @@ from sam2kit.prompts.corrections import Corrections
 from sam2kit.prompts.prompt import Prompt
 
 MemoryBank = dict[str, dict[int, dict[str, Any]]]
-"""Upstream's ``output_dict``: memories of conditioning and of other frames, by frame."""
+"""Upstream's ``output_dict``: kind (``cond_frame_outputs``, ``non_cond_frame_outputs``) -> frame ->
+memory."""
 
 
 @dataclass
 class PromptGroup:
     """Objects that are prompted and corrected on the same frames in the same way.
 
-    Each frame of a group is one upstream call.
+    Each frame of a group takes one upstream call.
+
+    Attributes:
+        objects: ``[n]`` int64, positions in the batch's O axis.
+        prompts: maps each prompted frame to the prompt of all n objects.
+        corrected: frames on which correction clicks are made.
     """
 
-    objects: Tensor  # [n], positions in the batch's O axis
+    objects: Tensor
     prompts: dict[int, Prompt]
     corrected: frozenset[int]
 
 
 class FrameFeatures(NamedTuple):
-    """What upstream's ``_prepare_backbone_features`` makes of all frames of all clips."""
+    """Image features of several frames, as upstream's ``_prepare_backbone_features`` returns them.
 
-    vision: list[Tensor]  # each level [h*w, B*T, C]
-    position: list[Tensor]  # of the last level, which alone is read
+    Attributes:
+        vision: feature levels, ``[rows*columns, B*T, C]`` each, finest first.
+        position: positional encoding of the last level, in the same shape. Upstream reads no other.
+        sizes: (rows, columns) of each level.
+    """
+
+    vision: list[Tensor]
+    position: list[Tensor]
     sizes: list[tuple[int, int]]
 
     @staticmethod
-    def of_backbone(model: SAM2Base, backbone: dict) -> FrameFeatures:
-        """From what upstream's ``forward_image`` gives."""
+    def from_backbone(model: SAM2Base, backbone: dict) -> FrameFeatures:
+        """Convert the output of upstream's ``forward_image``."""
         _, vision, position, sizes = model._prepare_backbone_features(backbone)
         return FrameFeatures(vision, position[-1:], sizes)
 
-    def of(self, images: Sequence[int]) -> FrameFeatures:
-        """The features of the n images at ``images``: a view where it is n times the same one."""
+    def select(self, images: Sequence[int]) -> FrameFeatures:
+        """Select the features of n images, given by their positions, which may repeat.
+
+        The result is a view without copied memory if all n are the same image.
+        """
         first, n = images[0], len(images)
         rows: slice | Tensor = slice(first, first + 1)
         if any(image != first for image in images):
@@ -61,10 +80,16 @@ class FrameFeatures(NamedTuple):
 
 
 class FrameResult(NamedTuple):
-    """A frame of a group: the decoder's steps, the last one's mask, and what the bank keeps."""
+    """The result of one frame of a group.
+
+    Attributes:
+        steps: outputs of the mask decoder: the first, and one per correction click.
+        mask_logits: ``[n,h,w]`` of the last step.
+        memory: the frame's entry in the memory bank.
+    """
 
     steps: list[DecoderStep]
-    mask_logits: Tensor  # [n,h,w]
+    mask_logits: Tensor
     memory: dict[str, Any]
 
 
@@ -82,14 +107,25 @@ def track_group(
 ) -> dict[int, FrameResult]:
     """Track one group from its first prompt to the last frame.
 
-    Prompted frames come first, then the others in order; prompted and corrected frames are
-    conditioning frames. All of it as upstream's ``SAM2Train`` does.
+    As in upstream's ``SAM2Train``, prompted frames are processed first, then the others in order;
+    prompted and corrected frames are conditioning frames.
 
     Args:
-        first_image: where in ``features`` the clip of each of the n objects begins.
+        model: upstream's model.
+        group: the objects and their prompts.
+        features: of all frames of all clips, clip after clip.
+        first_image: for each of the n objects, the position in ``features`` of its clip's first
+            frame.
+        num_frames: T, the length of the clips.
+        corrections: the source of correction clicks. None (default): no corrections.
         zero_memory: see :meth:`sam2kit.models.sam2.SAM2Model.forward`.
-        detach_memory_every: after every so many frames, all memories lose their history.
-        activation_checkpointing: compute each frame again in the backward pass.
+        detach_memory_every: detach all memories from the graph every N frames. None (default):
+            never.
+        activation_checkpointing: discard each frame's activations, and recompute them in the
+            backward pass.
+
+    Returns:
+        Maps each tracked frame to its result, in the order of processing.
     """
     prompted = sorted(group.prompts)
     rest = [t for t in range(prompted[0], num_frames) if t not in group.prompts]
@@ -103,12 +139,12 @@ def track_group(
             t,
             group,
             (features, [first + t for first in first_image]),
-            # A frame that is computed again must find the bank as it was, so it gets a copy.
+            # Recomputation must see the same bank, and later frames change it, so pass a copy.
             {kind: dict(memories) for kind, memories in bank.items()},
             num_frames,
             corrections,
             {},
-            t != order[-1],  # the last frame's memory is not read
+            t != order[-1],  # no frame reads the memory of the last one
         )
         recompute = activation_checkpointing and torch.is_grad_enabled()
         results[t] = checkpoint(frame, use_reentrant=False) if recompute else frame()
@@ -123,7 +159,10 @@ def track_group(
 
 
 def is_conditioning_frame(t: int, group: PromptGroup) -> bool:
-    """Whether a frame's memory serves all others: it was prompted or corrected."""
+    """Check whether a frame is a conditioning frame, that is prompted or corrected.
+
+    The memory of a conditioning frame is read by all other frames, at any distance.
+    """
     return t in group.prompts or t in group.corrected
 
 
@@ -140,37 +179,38 @@ def _track_frame(
 ) -> FrameResult:
     """Track one frame of one group.
 
-    Upstream's ``track_step`` drops the predicted IoU and, in training, the object score, so its
-    parts are called here.
+    Upstream's ``track_step`` drops the predicted IoU and, in training, the object score, so this
+    function calls its parts.
 
     Args:
-        images: the features of all images, and each object's image.
-        clicks: the corrections made on this frame; they are kept, so that the frame gets the same
-            ones when it is computed again.
+        images: the features of all images, and the position of each object's image in them.
+        clicks: stores the points and labels of each correction click of this frame. Clicks are
+            random, so recomputation must reuse them.
+        encode_memory: whether to encode the spatial memory of the frame.
     """
     prompt = group.prompts.get(t)
     features, rows = images
-    vision, position, sizes = features.of(rows)
+    vision, position, sizes = features.select(rows)
     points, mask = upstream_inputs(prompt)
-    _, answer, high_res_features, fused = model._track_step(
+    _, output, high_res_features, fused = model._track_step(
         t, prompt is not None, vision, position, sizes, points, mask, bank, num_frames, False, None
     )
-    # A mask prompt is answered by itself, and exactly so at full size only.
-    steps = [_step(t, group, answer, answer[0] if mask is None else answer[1])]
+    # Upstream returns a prompted mask itself as the output; only its full-size form is exact.
+    steps = [_step(t, group, output, output[0] if mask is None else output[1])]
     if corrections is not None and t in group.corrected:
         for number in range(corrections.clicks):
             if number not in clicks:
-                clicks[number] = corrections.click(t, number, group.objects, answer[4][:, 0] > 0)
+                clicks[number] = corrections.click(t, number, group.objects, output[4][:, 0] > 0)
             points = concat_points(points, *clicks[number])
-            answer = model._forward_sam_heads(
+            output = model._forward_sam_heads(
                 backbone_features=fused,
                 point_inputs=points,
-                mask_inputs=answer[3],
+                mask_inputs=output[3],
                 high_res_features=high_res_features,
                 multimask_output=model._use_multimask(prompt is not None, points),
             )
-            steps.append(_step(t, group, answer, answer[0]))
-    _, _, _, low_res_mask, high_res_mask, pointer, object_score = answer
+            steps.append(_step(t, group, output, output[0]))
+    _, _, _, low_res_mask, high_res_mask, pointer, object_score = output
     memory: dict[str, Any] = {"obj_ptr": pointer}
     model._encode_memory_in_output(
         vision, sizes, points, encode_memory, high_res_mask, object_score, memory
@@ -178,11 +218,13 @@ def _track_frame(
     return FrameResult(steps, low_res_mask[:, 0], memory)
 
 
-def _step(t: int, group: PromptGroup, answer: tuple, logits: Tensor) -> DecoderStep:
-    return DecoderStep(t, group.objects, logits.float(), answer[2].float(), answer[6][:, 0].float())
+def _step(t: int, group: PromptGroup, output: tuple, logits: Tensor) -> DecoderStep:
+    """Make a step from the output tuple of upstream's ``_forward_sam_heads``."""
+    return DecoderStep(t, group.objects, logits.float(), output[2].float(), output[6][:, 0].float())
 
 
 def _detached(bank: MemoryBank) -> MemoryBank:
+    """Copy a bank with all tensors detached from the graph."""
     return {
         kind: {
             t: {k: v.detach() if isinstance(v, Tensor) else v for k, v in memory.items()}
@@ -193,7 +235,7 @@ def _detached(bank: MemoryBank) -> MemoryBank:
 
 
 def upstream_inputs(prompt: Prompt | None) -> tuple[dict | None, Tensor | None]:
-    """Upstream's (point_inputs, mask_inputs) for a prompt."""
+    """Convert a prompt to upstream's arguments ``point_inputs`` and ``mask_inputs``."""
     if prompt is None:
         return None, None
     if prompt.masks is not None:
@@ -202,13 +244,19 @@ def upstream_inputs(prompt: Prompt | None) -> tuple[dict | None, Tensor | None]:
 
 
 def group_objects(
-    prompts: list[Prompt], corrections: Corrections | None = None, most: int | None = None
+    prompts: list[Prompt], corrections: Corrections | None = None, max_objects: int | None = None
 ) -> list[PromptGroup]:
-    """Objects with prompts on the same frames, of the same kind and number of points, together.
+    """Group the objects that one call can track: same frames, kinds and numbers of points.
+
+    Padding points would change the result, so objects with different numbers of points cannot share
+    a call.
 
     Args:
-        most: objects in a group, 1 or more; None: all that go together.
+        prompts: prompts of all objects of a batch.
+        corrections: only objects with the same corrected frames share a group.
+        max_objects: maximum number of objects per group, 1 or more. None (default): no limit.
     """
+    # Object -> frame -> its prompt, and its row in that prompt.
     of_object: dict[int, dict[int, tuple[Prompt, int]]] = defaultdict(dict)
     for prompt in prompts:
         for row, index in enumerate(prompt.objects.tolist()):
@@ -224,15 +272,20 @@ def group_objects(
             corrected = frozenset(corrections.frames[:, index].nonzero()[:, 0].tolist())
         members[signature, corrected].append(index)
     groups = []
-    for (_, corrected), together in members.items():
-        size = most or len(together)
-        for i in range(0, len(together), size):
-            groups.append(_merge([of_object[o] for o in together[i : i + size]], corrected))
+    for (_, corrected), indices in members.items():
+        size = max_objects or len(indices)
+        for i in range(0, len(indices), size):
+            groups.append(_merge([of_object[o] for o in indices[i : i + size]], corrected))
     return groups
 
 
 def _merge(rows: list[dict[int, tuple[Prompt, int]]], corrected: frozenset[int]) -> PromptGroup:
-    """Make a group of n objects; ``rows`` gives each one's prompt, and its row there, by frame."""
+    """Merge n objects into a group.
+
+    Args:
+        rows: for each object: frame -> its prompt, and its row in that prompt.
+        corrected: the corrected frames of all of them.
+    """
     prompts = {}
     for t in sorted(rows[0]):
         parts = [row[t] for row in rows]

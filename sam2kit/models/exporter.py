@@ -1,12 +1,13 @@
-"""Export: official-format weights and the YAML that builds them, proved by tracking with them.
+"""Export weights and YAML in the official format, and verify them by tracking a clip.
 
-The proof has two parts, both on a small generated clip and on the CPU. A fresh process builds the
-files with the plain ``sam2`` package (:mod:`sam2kit.models.plain_sam2`) and its logits are compared
-with
+The proof runs on a small generated clip on the CPU. A fresh process builds the model from the files
+with the plain ``sam2`` package (:mod:`sam2kit.models.plain_sam2`), and tracks the clip in two ways:
 
-- those of the same ``SAM2VideoPredictor``, built in this process around the tuned weights, and
-- those of the tuned :class:`~sam2kit.models.sam2.SAM2Model` itself, with its LoRA still beside the
-  weights, against upstream's ``track_step`` (the predictor differs from training by design).
+- with ``SAM2VideoPredictor``. This process builds the same predictor from the tuned weights in
+  memory, and the logits must agree.
+- with upstream's ``track_step``. The tuned :class:`~sam2kit.models.sam2.SAM2Model`, with LoRA not
+  merged, tracks the clip in this process, and the logits must agree. The predictor cannot be
+  compared with this model, because it differs from training by design.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ from sam2kit.viz.overlays import frames_to_images
 
 PROOF_FRAMES = 4
 TOLERANCE = 1e-3
-"""Largest difference that passes: of logits as a share of their standard deviation in a mask, of
-object scores as a share of the score."""
+"""Maximum difference that passes: relative to the standard deviation of a mask's logits, and for
+object scores relative to the score."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written and how it was proved.
+    """The files of an export and the result of its proof.
 
     Attributes:
-        weights, config: ``OUT.pt`` and ``OUT.yaml``.
-        size, image_size: of the model.
-        predictor_difference, step_difference: largest difference of logits in the two parts of the
-            proof, as a share of their deviation.
+        weights, config: the files ``OUT.pt`` and ``OUT.yaml``.
+        size, image_size: model size, and side of its square frames in pixels.
+        predictor_difference, step_difference: maximum difference of logits in the two parts of the
+            proof, relative to the standard deviation of the logits.
     """
 
     weights: Path
@@ -65,12 +66,12 @@ class Export:
     step_difference: float
 
     def summary(self) -> str:
-        """What to tell the user, with the lines that use the files."""
+        """Describe the export, and show the code that loads the files."""
         return (
             f"wrote {self.weights} and {self.config} (size {self.size}, {self.image_size} px)\n"
-            f"proved on {PROOF_FRAMES} frames in a fresh process: logits differ by at most "
+            f"proved on {PROOF_FRAMES} frames in a fresh process: maximum difference of logits "
             f"{self.predictor_difference:.1e} (video predictor) and {self.step_difference:.1e} "
-            "(tuned model) of their deviation\n"
+            "(tuned model) standard deviations\n"
             "use it with the plain sam2 package:\n"
             "  import os; from sam2.build_sam import build_sam2_video_predictor\n"
             f'  yaml = "/" + os.path.abspath("{self.config}")\n'
@@ -79,26 +80,46 @@ class Export:
 
 
 def export(source: str | Path, out: str | Path) -> Export:
-    """Write a model for the plain ``sam2`` package, and prove that it tracks the same there.
+    """Export a model for the plain ``sam2`` package, and prove that it tracks the same there.
 
     Args:
-        source: a run's folder (its ``best.ckpt``), a checkpoint file or a name such as ``nano``.
-        out: a new ``.pt`` file; the YAML goes beside it. Neither is written unless the proof holds.
+        source: a run directory (its ``best.ckpt``), a checkpoint file or a name such as ``nano``.
+        out: a new ``.pt`` file. The YAML file gets the same name with ``.yaml``. Nothing is written
+            if the proof fails.
+
+    Returns:
+        The files and the differences that the proof measured.
 
     Raises:
-        ConfigError: ``out`` cannot be written there.
-        CheckpointError: ``source`` cannot be read, or the export does not track the same.
+        ConfigError: ``out`` does not end in ``.pt``, exists already, or its directory is missing.
+        CheckpointError: ``source`` cannot be read, or the exported model tracks differently.
     """
     out = Path(out)
     yaml = out.with_suffix(".yaml")
     if out.suffix != ".pt":
-        raise ConfigError(f"OUT: {out} must end in .pt")
+        raise ConfigError(
+            key="OUT",
+            value=str(out),
+            expected="a path that ends in .pt",
+            hint=f"try {out.with_suffix('.pt')}",
+        )
     for path in (out, yaml):
         if path.exists():
-            raise ConfigError(f"OUT: {path} exists already; name another file or delete it")
+            raise ConfigError(
+                f"{path} exists already",
+                key="OUT",
+                value=str(out),
+                hint="name another file or delete it",
+            )
     if not out.parent.is_dir():
-        raise ConfigError(f"OUT: the folder {out.parent} does not exist; make it first")
+        raise ConfigError(
+            f"the directory {out.parent} does not exist",
+            key="OUT",
+            value=str(out),
+            hint="create it first",
+        )
     config, model = load_model(source)
+    # Beside OUT, so that the files can be renamed into place once the proof holds.
     with tempfile.TemporaryDirectory(prefix=".sam2kit-export-", dir=out.parent) as folder:
         weights, tree = Path(folder) / out.name, Path(folder) / yaml.name
         save_weights(model, weights)
@@ -111,13 +132,20 @@ def export(source: str | Path, out: str | Path) -> Export:
 
 
 def prove(config: Config, model: SAM2Model, yaml: Path, weights: Path) -> tuple[float, float]:
-    """Compare a model with its exported files; see the module for how.
+    """Compare a model with its exported files, as the description of this module says.
+
+    Args:
+        config: configuration of the model.
+        model: the tuned model; it is moved to the CPU.
+        yaml, weights: the exported files.
 
     Returns:
-        the largest differences of the predictor's and of the tuned model's logits.
+        The maximum differences of the predictor's and of the tuned model's logits, relative to the
+        standard deviation of the logits.
 
     Raises:
-        CheckpointError: the files do not load with the plain package, or track otherwise.
+        CheckpointError: the plain package cannot load the files, or a difference exceeds
+            :data:`TOLERANCE`.
     """
     batch = _clip(config)
     masks = batch.masks[0]
@@ -131,31 +159,34 @@ def prove(config: Config, model: SAM2Model, yaml: Path, weights: Path) -> tuple[
             "box": mask_to_box(masks[-1:])[0].float(),
             "threads": torch.get_num_threads(),
         }
-        theirs = _in_fresh_process(yaml, weights, clip)
-        with redirect_stderr(StringIO()):  # its progress bars
-            ours = plain_sam2.track_folder(_predictor(config, model), clip)
+        exported = _track_in_fresh_process(yaml, weights, clip)
+        with redirect_stderr(StringIO()):  # hide upstream's progress bars
+            predictor_logits = plain_sam2.track_folder(_predictor(config, model), clip)
     prompt = Prompt(0, torch.tensor([0]), masks=masks[:1])
     with torch.inference_mode():
         output = model.cpu().eval()(batch, [prompt])
     score = output.object_score[:, 0]
-    found = (
-        _difference(theirs["predictor"], ours),
+    differences = (
+        _difference(exported["predictor"], predictor_logits),
         max(
-            _difference(theirs["logits"], output.mask_logits[:, 0]),
-            float(((theirs["scores"] - score) / score).abs().max()),
+            _difference(exported["logits"], output.mask_logits[:, 0]),
+            float(((exported["scores"] - score) / score).abs().max()),
         ),
     )
-    if not all(difference <= TOLERANCE for difference in found):  # NaN neither
+    # Not "any(... > TOLERANCE)": a comparison with NaN is false, and NaN has to fail.
+    if not all(difference <= TOLERANCE for difference in differences):
         raise CheckpointError(
-            f"the export does not track like the model: its logits differ by {found[0]:.1e} (video "
-            f"predictor) and {found[1]:.1e} (tuned model) of their deviation, and {TOLERANCE} is "
-            "allowed; nothing was written"
+            f"the export does not track like the model: logits differ by {differences[0]:.1e} "
+            f"(video predictor) and {differences[1]:.1e} (tuned model) standard deviations, the "
+            f"maximum is {TOLERANCE}; nothing was written",
+            hint="check that the installed sam2 is the version that sam2kit requires, and report "
+            "this with the config.yaml of the run",
         )
-    return found
+    return differences
 
 
 def _clip(config: Config) -> ClipBatch:
-    """A generated clip of the model's size; its objects are all visible on the first frame."""
+    """Generate a clip at the model's image size; all objects are visible on the first frame."""
     proof = Config()
     proof.dataset.type = "synthetic"
     proof.dataset.image_size = config.dataset.image_size
@@ -166,7 +197,7 @@ def _clip(config: Config) -> ClipBatch:
 
 
 def _predictor(config: Config, model: SAM2Model) -> Any:
-    """Upstream's predictor around the tuned weights, without going through files."""
+    """Build upstream's predictor from the tuned weights in memory, without files."""
     tree = describe_model(config)
     tree["_target_"] = "sam2.sam2_video_predictor.SAM2VideoPredictor"
     predictor = instantiate(tree, _recursive_=True)
@@ -174,30 +205,36 @@ def _predictor(config: Config, model: SAM2Model) -> Any:
     return predictor.eval()
 
 
-def _in_fresh_process(yaml: Path, weights: Path, clip: dict[str, Any]) -> dict[str, Tensor]:
+def _track_in_fresh_process(yaml: Path, weights: Path, clip: dict[str, Any]) -> dict[str, Tensor]:
+    """Run :mod:`sam2kit.models.plain_sam2` in a new interpreter, and return its results.
+
+    A new process has none of this one's imports, patches and Hydra state, as on a user's machine.
+    """
     package = Path(__file__).parent.parent.parent
     path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
-        given, results = Path(folder) / "clip.pt", Path(folder) / "results.pt"
-        torch.save(clip, given)
-        arguments = map(str, (yaml, weights, given, results))
+        clip_file, results = Path(folder) / "clip.pt", Path(folder) / "results.pt"
+        torch.save(clip, clip_file)
+        arguments = map(str, (yaml, weights, clip_file, results))
         command = [sys.executable, "-m", plain_sam2.__name__, *arguments]
         environment = {**os.environ, "PYTHONPATH": path}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise CheckpointError(
-                f"the export does not work with the plain sam2 package: {last}; nothing was written"
+                "the export does not work with the plain sam2 package: "
+                f"{last_line}; nothing was written",
+                hint="check that the installed sam2 is the version that sam2kit requires",
             )
         return torch.load(results, weights_only=True)
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference of logits ``[...,h,w]``, as a share of their deviation in their own map.
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """Compute the maximum difference of logits ``[...,h,w]``, in standard deviations of their map.
 
-    Each map counts by itself: a prompted mask's logits of -10 and 10 would hide the others. A map
-    without deviation (a withheld mask) has to be equal.
+    Each map is compared with its own deviation, because a prompted mask's logits of -10 and 10
+    would hide differences in the others. A constant map, as of an absent object, must be equal.
     """
-    difference = (found - expected).abs().flatten(-2).amax(-1)
-    share = difference / expected.flatten(-2).std(-1)
-    return float(torch.where(difference == 0, 0.0, share).max())
+    difference = (actual - expected).abs().flatten(-2).amax(-1)
+    relative = difference / expected.flatten(-2).std(-1)
+    return float(torch.where(difference == 0, 0.0, relative).max())

@@ -1,19 +1,20 @@
-"""The frozen image encoder's features, computed once per frame and kept on disk.
+"""Cache the features of a frozen image encoder on disk, so that each frame is encoded once.
 
-A frame's features are found by the very pixels that the encoder would see, in a folder for the
-encoder's very weights. So they cannot be stale: another frame (a mirrored one too), size, way of
-resizing or encoder has another name. Epochs, runs, processes, evaluations and widgets share them.
+The key of an entry is a hash of the pixels that the encoder sees, in a directory that is named by a
+hash of the encoder's weights. So an entry cannot be stale: a changed frame (also a mirrored one),
+image size, resize method or encoder has another key. Epochs, runs, processes, evaluations and
+widgets share the cache.
 
-One file holds one frame (safetensors, memory-mapped), written beside and renamed, so that a process
-that is killed leaves the whole file or none. Nothing is evicted: at the budget, writing stops.
+Each file holds one frame (safetensors, memory-mapped) and is written atomically, so a killed
+process leaves a complete file or none. Nothing is evicted: writing stops at the budget.
 
-A cache is a folder that was empty when the kit put :data:`MARKER` into it. Any other folder is
-rejected, and :func:`clear` deletes only regular files whose place and name the kit gives::
+A cache is a directory that was empty when sam2kit created :data:`MARKER` in it. Any other directory
+is rejected, and :func:`clear` deletes only regular files whose path matches this layout::
 
     sam2kit-features-2               the marker
-    0123456789abcdef/encoder.json    one encoder: its weights' hash, image size and arithmetic
+    0123456789abcdef/encoder.json    one encoder: hash of its weights, image size and arithmetic
     0123456789abcdef/01/0123...      one frame, named by its key
-    0123456789abcdef/01/.part-...    not yet renamed, or left by a process that was killed
+    0123456789abcdef/01/.part-...    not yet renamed, or left by a killed process
 """
 
 from __future__ import annotations
@@ -47,26 +48,28 @@ from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import atomic_write
 
 GB = 1e9
-FREE_BYTES = int(2e9)
-"""The cache leaves so much of the disk to others."""
-SHARE_BETWEEN_LOOKS = 8
-"""A process measures the folder again after writing this part of what the budget has left, so that
-as many processes do not exceed it together."""
+RESERVED_BYTES = int(2e9)
+"""Writing stops when less than this is free on the disk."""
+REMEASURE_DIVISOR = 8
+"""A process measures the cache again after writing 1/8 of the remaining budget, so that up to eight
+concurrent processes do not exceed the budget together."""
 MARKER = "sam2kit-features-2"
-"""The empty file that makes a folder a feature cache; it ends in the version of the format."""
-_LAYOUT = (  # by depth: names of folders, names of files
+"""The empty file that marks a directory as a feature cache; its name ends in the format version."""
+_LAYOUT = (  # for each depth: patterns of directory names and of file names
     (r"[0-9a-f]{16}", re.escape(MARKER)),
     (r"[0-9a-f]{2}", r"encoder\.json"),
     (r"(?!)", r"[0-9a-f]{40}|\.part-[0-9a-f]{32}"),
 )
-UNFINISHED_SECONDS = 3600  # a file that is older was left by a process that was killed
-_UNCHANGED = ("reverse", "flip")  # what augmentation does without making new pixels
+UNFINISHED_SECONDS = 3600  # an older temporary file was left by a killed process
+# Augmentations that create no new images: both orientations of a frame can be cached.
+_CACHEABLE_AUGMENTATIONS = ("reverse", "flip")
 
 
 def find_folder(config: Config) -> Path:
-    """``features.folder``, or ``features`` in ``$SAM2KIT_CACHE``, by default ``~/.cache/sam2kit``.
+    """Return the directory of the feature cache; it need not exist.
 
-    ``$XDG_CACHE_HOME`` stands for ``~/.cache`` where it is set.
+    It is ``features.folder`` if that is set, otherwise ``$SAM2KIT_CACHE/features``. The default of
+    ``$SAM2KIT_CACHE`` is ``sam2kit`` in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is not set.
     """
     if config.features.folder is not None:
         return Path(config.features.folder)
@@ -75,13 +78,17 @@ def find_folder(config: Config) -> Path:
 
 
 def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
-    """The cache that ``config.features`` describes; None where it is off.
+    """Create the cache that ``config.features`` describes.
 
     Args:
-        exact: keep features as they are computed, whatever ``features.dtype`` says.
+        config: the section ``features`` is read.
+        exact: store features without rounding, regardless of ``features.dtype``.
+
+    Returns:
+        The cache, or None if ``features.cache`` is off.
 
     Raises:
-        ConfigError: the folder holds something else than a feature cache.
+        ConfigError: the directory is not empty and not a feature cache.
     """
     f = config.features
     if f.cache == "off":
@@ -92,49 +99,56 @@ def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
 
 
 def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | None:
-    """Why training cannot read features from a cache, with the key in the way; None: it can."""
+    """Find out why training cannot use cached features.
+
+    Returns:
+        A clause that names the responsible configuration key, or None if training can use them.
+    """
     if not model.encoder_is_frozen:
         return "model.trainable_modules (or LoRA) trains the image encoder"
     if config.model.drop_path_rate > 0:
-        return "model.drop_path_rate leaves out layers of the encoder at random"
+        return "model.drop_path_rate skips layers of the encoder at random"
+    # Sources that generate videos map an index to a new video in every epoch.
     if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
-        return "videos are generated anew in every epoch (dataset.type)"
+        return "new videos are generated in every epoch (dataset.type)"
     if config.dataset.augment:
         for f in fields(AugmentationConfig):
-            if f.name not in _UNCHANGED and getattr(config.augmentation, f.name) > 0:
-                return f"augmentation.{f.name} makes new pixels each time"
+            if f.name not in _CACHEABLE_AUGMENTATIONS and getattr(config.augmentation, f.name) > 0:
+                return f"augmentation.{f.name} changes the pixels at random"
     return None
 
 
 class FeatureCache:
-    """Features of single frames in a folder that any number of processes share.
+    """Features of single frames in a directory that any number of processes share.
 
-    When ``budget_gb`` is reached, the disk is full or the folder cannot be written to, nothing more
-    is written, and what is missing is computed every time; a warning says so once. Nothing is
-    evicted: a training reads its frames in turns, so deleting some for others would not help it.
+    If the budget is reached, the disk is full or the directory is not writable, the cache stops
+    writing, logs one warning, and computes missing features every time. Nothing is evicted:
+    training reads all frames in turn, so evicting some for others would not raise the hit rate.
 
-    A missing frame is encoded by itself, so that its features do not depend on which others were
-    missing too, and what is used is what is kept: hit and miss give the same bits.
+    A missing frame is encoded in a batch of its own, so that its features do not depend on which
+    other frames are missing, and a miss returns the tensors that are stored. So a hit and a miss
+    give bitwise equal features.
 
     Args:
-        folder: new, empty or a feature cache already; made when it is first needed.
-        budget_gb: gigabytes (1e9 bytes), of all encoders together.
-        rounded: keep features in bfloat16.
+        folder: a new or empty directory or an existing feature cache; created on first use.
+        budget_gb: maximum size in gigabytes (1e9 bytes), of all encoders together.
+        rounded: store features in bfloat16.
 
     Attributes:
-        read, encoded: how many frames were found, and how many had to be computed, so far.
+        read, encoded: numbers of frames that were read from the cache and that were computed.
     """
 
     def __init__(self, folder: str | Path, budget_gb: float = 50.0, rounded: bool = False) -> None:
         self.folder, self.budget, self.rounded = Path(folder), int(budget_gb * GB), rounded
         self.read = self.encoded = 0
-        self._open: dict[tuple, Path] = {}
-        self._known: WeakKeyDictionary[SAM2Model, tuple] = WeakKeyDictionary()
+        self._encoder_folders: dict[tuple, Path] = {}
+        self._digests: WeakKeyDictionary[SAM2Model, tuple] = WeakKeyDictionary()
         self._writing = True
-        self._left = 0  # bytes to write before the next look at the folder
+        self._bytes_until_measuring = 0
 
     def __deepcopy__(self, memo: dict) -> FeatureCache:
-        return self  # averaged weights copy the module that holds it
+        # Weight averaging copies the training module, and both copies should share this cache.
+        return self
 
     def __reduce__(self) -> tuple:
         return type(self), (self.folder, self.budget / GB, self.rounded)
@@ -143,233 +157,265 @@ class FeatureCache:
     def encode(
         self, model: SAM2Model, images: Tensor, keys: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """What upstream's ``forward_image`` gives, read where it is there.
+        """Return the output of upstream's ``forward_image``, from the cache where possible.
 
         Args:
+            model: its encoder computes missing features.
             images: ``[N,3,S,S]`` uint8, on the model's device.
-            keys: their :func:`frame_keys`, if they are known.
+            keys: their :func:`~sam2kit.data.clip.frame_keys`. None (default): computed here.
+
+        Returns:
+            Upstream's dictionary (``vision_features``, ``vision_pos_enc``, ``backbone_fpn``) with N
+            images.
 
         Raises:
-            ConfigError: the folder holds something else than a feature cache.
+            ConfigError: the directory is not empty and not a feature cache.
         """
-        place = self._place(model, images)
+        folder = self._encoder_folder(model, images)
         names = frame_keys(images) if keys is None else list(keys)
         rows: dict[str, list[Tensor]] = {}
         for name, image in zip(names, images, strict=True):
             if name in rows:
                 continue
-            file = place / name[:2] / name
-            found = _load(file)
-            if found is None:
-                levels = model.forward_image(normalize(image[None]))["backbone_fpn"]
-                found = [x.bfloat16() if self.rounded else x for x in levels]
-                self._keep(file, found)
+            file = folder / name[:2] / name
+            levels = _load(file)
+            if levels is None:
+                computed = model.forward_image(normalize(image[None]))["backbone_fpn"]
+                levels = [x.bfloat16() if self.rounded else x for x in computed]
+                self._save(file, levels)
                 self.encoded += 1
             else:
                 self.read += 1
-            rows[name] = found
-        return self._together(model, images, [rows[name] for name in names])
+            rows[name] = levels
+        return self._combine(model, images, [rows[name] for name in names])
 
-    def _together(
+    def _combine(
         self, model: SAM2Model, images: Tensor, frames: Sequence[list[Tensor]]
     ) -> dict[str, Any]:
-        """Each frame's levels as upstream's dictionary of all of them."""
-        together = [
+        """Combine the feature levels of single frames into upstream's dictionary."""
+        combined = [
             torch.cat([x.to(images.device, non_blocking=True) for x in level])
             for level in zip(*frames, strict=True)
         ]
         if self.rounded and not torch.is_autocast_enabled(images.device.type):
-            together = [x.float() for x in together]
+            combined = [x.float() for x in combined]
+        # Positions depend on the shape alone, so they are computed instead of stored.
         position = model.image_encoder.neck.position_encoding
         return {
-            "vision_features": together[-1],
-            "vision_pos_enc": [position(x).to(x.dtype) for x in together],
-            "backbone_fpn": together,
+            "vision_features": combined[-1],
+            "vision_pos_enc": [position(x).to(x.dtype) for x in combined],
+            "backbone_fpn": combined,
         }
 
     def report(self) -> str:
-        """How many frames were read and how many encoded, for a log line."""
+        """Describe how many frames were read and how many were computed, for a log line."""
         return f"features of {self.read} frames read, of {self.encoded} computed ({self.folder})"
 
-    def _place(self, model: SAM2Model, images: Tensor) -> Path:
-        """The folder of this encoder, in the arithmetic of this moment."""
+    def _encoder_folder(self, model: SAM2Model, images: Tensor) -> Path:
+        """Return the directory for this encoder and the current device and precision."""
         device = images.device.type
         mixed = torch.is_autocast_enabled(device)
         encoder = (
-            *(self._digest(model), model.image_size),
-            *(str(torch.get_autocast_dtype(device)) if mixed else "float32", device),
-            *(torch.get_float32_matmul_precision(), "bfloat16" if self.rounded else "exact"),
+            self._digest(model),
+            model.image_size,
+            str(torch.get_autocast_dtype(device)) if mixed else "float32",
+            device,
+            torch.get_float32_matmul_precision(),
+            "bfloat16" if self.rounded else "exact",
         )
-        if encoder not in self._open:
-            self._open[encoder] = self._enter(encoder)
-        return self._open[encoder]
+        if encoder not in self._encoder_folders:
+            self._encoder_folders[encoder] = self._open_folder(encoder)
+        return self._encoder_folders[encoder]
 
     def _digest(self, model: SAM2Model) -> str:
-        """A hash of the encoder's weights, made again where one was written to or replaced."""
-        if model not in self._known:
+        """Hash the encoder's weights; the hash is cached until a weight changes."""
+        if model not in self._digests:
             names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
             names = sorted(n for n in names if module_path(n)[0] == "image_encoder")
-            # The modules, not their tensors: one tensor may take the place of another.
+            # Remember modules and names, not tensors: a parameter can be replaced by a new tensor.
             parts = (name.rpartition(".") for name in names)
-            self._known[model] = [(model.get_submodule(m), n) for m, _, n in parts], (), ""
-        owners, state, digest = self._known[model]
+            self._digests[model] = [(model.get_submodule(m), n) for m, _, n in parts], (), ""
+        owners, known_versions, digest = self._digests[model]
         tensors = [(name, getattr(module, name)) for module, name in owners]
-        now = tuple((tensor.data_ptr(), tensor._version) for _, tensor in tensors)
-        if now != state:
+        # torch increments a tensor's _version on every in-place write; a new tensor has a new
+        # address. Comparing both is much cheaper than hashing the weights for every batch.
+        versions = tuple((tensor.data_ptr(), tensor._version) for _, tensor in tensors)
+        if versions != known_versions:
             hashed = hashlib.blake2b(digest_size=20)
             for name, tensor in tensors:
                 hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             digest = hashed.hexdigest()
-            self._known[model] = owners, now, digest
+            self._digests[model] = owners, versions, digest
         return digest
 
-    def _enter(self, encoder: tuple) -> Path:
-        """Open the folder of an encoder, made where there is none."""
+    def _open_folder(self, encoder: tuple) -> Path:
+        """Create the directory of an encoder if necessary, and delete abandoned temporary files."""
         text = json.dumps({"encoder": encoder})
-        place = self.folder / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        folder = self.folder / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         try:
             check_folder(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MARKER).touch()
-            place.mkdir(exist_ok=True)
-            (place / "encoder.json").write_text(text, encoding="utf-8")
-            for path, kind in _entries(place, depth=1):
+            folder.mkdir(exist_ok=True)
+            (folder / "encoder.json").write_text(text, encoding="utf-8")
+            for path, kind in _entries(folder, depth=1):
                 if kind == "file" and path.name.startswith(".part-"):
                     with suppress(FileNotFoundError):  # renamed by another process
                         if path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS:
                             path.unlink()
         except OSError as error:
-            self._stop(f"{place} cannot be written to", str(error.strerror))
-        return place
+            self._stop_writing(f"{folder} cannot be written to", str(error.strerror))
+        return folder
 
-    def _keep(self, file: Path, levels: list[Tensor]) -> None:
+    def _save(self, file: Path, levels: list[Tensor]) -> None:
+        """Write the features of a frame, unless writing has stopped or there is no room."""
         size = sum(x.numel() * x.element_size() for x in levels)
         try:
             if not self._has_room(size):
                 return
-            file.parent.parent.mkdir(exist_ok=True)  # gone where another process cleared
+            # Another process may have cleared the cache since _open_folder.
+            file.parent.parent.mkdir(exist_ok=True)
             file.parent.mkdir(exist_ok=True)
-            own_name = file.with_name(f".part-{uuid.uuid4().hex}")  # other processes write it too
-            with atomic_write(file, temporary=own_name) as part:
+            # Several processes may write this frame at once, so each needs its own temporary file.
+            temporary = file.with_name(f".part-{uuid.uuid4().hex}")
+            with atomic_write(file, temporary=temporary) as part:
                 save_file({str(k): x.cpu().contiguous() for k, x in enumerate(levels)}, part)
-            self._left -= size
-        except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors
-            self._stop(f"{file.parent} cannot be written to", str(error))
+            self._bytes_until_measuring -= size
+        except (OSError, SafetensorError) as error:  # safetensors wraps OSError in its own type
+            self._stop_writing(f"{file.parent} cannot be written to", str(error))
 
     def _has_room(self, size: int) -> bool:
-        """Whether ``size`` more bytes may be written; the first time not, with a warning."""
-        if not self._writing or self._left >= size:
+        """Check whether ``size`` more bytes may be written; the first failure logs a warning."""
+        # Measuring reads every directory entry, so it is done only now and then.
+        if not self._writing or self._bytes_until_measuring >= size:
             return self._writing
         room = self.budget - sum(folder_sizes(self.folder).values())
         free = shutil.disk_usage(self.folder).free
         if room < size:
-            self._stop("Cache budget reached", f"features.budget_gb={self.budget / GB:g}")
-        elif free - FREE_BYTES < size:
-            self._stop("The disk is nearly full", f"{free / GB:.1f} GB left")
+            self._stop_writing("Cache budget reached", f"features.budget_gb={self.budget / GB:g}")
+        elif free - RESERVED_BYTES < size:
+            self._stop_writing("The disk is nearly full", f"{free / GB:.1f} GB left")
         else:
-            self._left = max(size, min(room, free - FREE_BYTES) // SHARE_BETWEEN_LOOKS)
+            self._bytes_until_measuring = max(
+                size, min(room, free - RESERVED_BYTES) // REMEASURE_DIVISOR
+            )
         return self._writing
 
-    def _stop(self, why: str, details: str) -> None:
+    def _stop_writing(self, reason: str, details: str) -> None:
+        """Stop writing and log why; reading continues."""
         self._writing = False
-        then = "features of the remaining frames are computed every time"
-        logger.warning("{}; {} ({}, {})", why, then, details, self.folder)
+        consequence = "features of the remaining frames are computed every time"
+        logger.warning("{}; {} ({}, {})", reason, consequence, details, self.folder)
 
 
 def check_folder(folder: Path, with_others: bool = False) -> None:
-    """Reject a folder that is neither a feature cache of this version nor empty nor missing.
+    """Reject a directory that is neither missing, empty nor a feature cache of this version.
 
     Args:
-        with_others: accept a cache that has other content beside it. Hidden files, which systems
-            leave anywhere, are always accepted there.
+        folder: the directory.
+        with_others: accept other files in a feature cache. Hidden files, which file managers create
+            anywhere, are always accepted in a cache.
 
     Raises:
-        ConfigError: names the folder and what to do.
+        ConfigError: the directory contains something else.
     """
-    # Read before the marker: another process may be making the cache.
+    # List the entries before looking for the marker: another process may be creating the cache, and
+    # in the opposite order its entries could be seen without the marker.
     entries = [(path.name, kind) for path, kind in _entries(folder) if path.parent == folder]
     marked = os.path.isfile(folder / MARKER)
     others = [n for n, kind in entries if not marked or (kind == "foreign" and n[0] != ".")]
     if others and not (marked and with_others):
-        what = "beside a feature cache" if marked else f"and no {MARKER}, so it is no feature cache"
+        reason = (
+            "in addition to a feature cache"
+            if marked
+            else f"but no {MARKER}, so it is not a feature cache"
+        )
         raise ConfigError(
-            f"features.folder: {folder} holds {', '.join(others[:3])} {what}; name a new or empty "
-            "folder with features.folder=DIR, or delete this one if it is an older version's cache"
+            f"{folder} contains {', '.join(others[:3])} {reason}",
+            key="features.folder",
+            value=str(folder),
+            hint="set features.folder to a new or empty directory, or delete this one if it is the "
+            "cache of an older version",
         )
 
 
 def folder_sizes(folder: str | Path) -> dict[Path, int]:
-    """Measure the bytes of each encoder's folder in a cache; empty where there is no cache."""
+    """Measure the size of each encoder's directory in a cache.
+
+    Returns:
+        Maps directories to bytes; empty if there is no cache.
+    """
     sizes: dict[Path, int] = {}
     for path, kind in _entries(Path(folder)):
         if kind == "file" and path.name != MARKER:
-            place = Path(folder) / path.relative_to(folder).parts[0]
+            encoder_folder = Path(folder) / path.relative_to(folder).parts[0]
             with suppress(FileNotFoundError):  # renamed by another process
-                sizes[place] = sizes.get(place, 0) + path.lstat().st_size
+                sizes[encoder_folder] = sizes.get(encoder_folder, 0) + path.lstat().st_size
     return sizes
 
 
 def describe(folder: str | Path) -> str:
-    """A line for each encoder's folder: its size, and what its encoder is.
+    """Describe a cache in one line per encoder: directory, size, number of frames, properties.
 
     Raises:
-        ConfigError: the folder is not a feature cache.
+        ConfigError: the directory is not a feature cache.
     """
     check_folder(Path(folder), with_others=True)
     lines = []
-    for place, size in folder_sizes(folder).items():
-        count = sum(kind == "file" and p.parent != place for p, kind in _entries(place, depth=1))
+    for path, size in folder_sizes(folder).items():
+        count = sum(kind == "file" and p.parent != path for p, kind in _entries(path, depth=1))
         try:
-            content = json.loads((place / "encoder.json").read_text(encoding="utf-8"))
-            digest, side, arithmetic, device, _, kept = content["encoder"]
-            encoder = f"{side} px, {arithmetic} on {device}, kept {kept}, weights {digest[:8]}"
+            content = json.loads((path / "encoder.json").read_text(encoding="utf-8"))
+            digest, side, dtype, device, _, stored_dtype = content["encoder"]
+            encoder = f"{side} px, {dtype} on {device}, stored {stored_dtype}, weights {digest[:8]}"
         except (OSError, ValueError, KeyError, TypeError):
             encoder = "unknown encoder (encoder.json is missing or damaged)"
-        lines.append(f"{place}  {size / GB:.3f} GB  {count} frames  {encoder}")
+        lines.append(f"{path}  {size / GB:.3f} GB  {count} frames  {encoder}")
     return "\n".join(lines) or f"{folder} holds no features"
 
 
 def clear(folder: str | Path) -> tuple[int, list[Path]]:
-    """Delete the features of all encoders; the marker stays, for processes that write just now.
+    """Delete the features of all encoders, but not the marker, because others may be writing.
 
-    Only what has its place in the layout at the top of this module is deleted. Symbolic links are
-    neither followed nor deleted.
+    Only paths that match the layout in the description of this module are deleted. Symbolic links
+    are neither followed nor deleted.
 
     Returns:
-        how many files were deleted, and the paths that were left because they are not the kit's.
+        The number of deleted files, and the paths that remain because sam2kit did not create them.
 
     Raises:
-        ConfigError: the folder is not a feature cache; nothing was deleted.
+        ConfigError: the directory is not a feature cache; nothing was deleted.
     """
     check_folder(Path(folder), with_others=True)
-    deleted, left = 0, []
+    deleted, foreign = 0, []
     for path, kind in _entries(Path(folder)):
         if kind == "foreign":
-            left.append(path)
+            foreign.append(path)
         elif path.name != MARKER:
-            with suppress(OSError):  # a folder that something is left in, or no right to delete
+            with suppress(OSError):  # the directory is not empty, or we may not delete it
                 path.rmdir() if kind == "folder" else path.unlink()
                 deleted += kind == "file"
-    return deleted, left
+    return deleted, foreign
 
 
 def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
-    """What a cache's folder holds at any depth, a folder after its content.
+    """Walk a cache recursively; a directory follows its content.
 
     Args:
-        depth: of ``folder``: 0 for the cache, 1 for an encoder's.
+        folder: a directory of the cache.
+        depth: depth of ``folder`` in the layout: 0 for the cache, 1 for an encoder's directory.
 
-    Returns:
-        paths, each with ``file`` or ``folder`` where it has its place in the layout, else
-        ``foreign``, which is not looked into. A symbolic link is foreign.
+    Yields:
+        Each path with its kind: ``file`` or ``folder`` if it matches the layout, otherwise
+        ``foreign``. Foreign directories are not entered. Symbolic links are foreign.
     """
     try:
-        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        scanned = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return  # never made, cleared by another process, or another user's
+        return  # never created, cleared by another process, or owned by another user
     folders, files = _LAYOUT[depth]
-    for entry in found:
+    for entry in scanned:
         path, kind = Path(entry.path), "foreign"
         if entry.is_dir(follow_symlinks=False) and re.fullmatch(folders, entry.name):
             kind = "folder"
@@ -380,7 +426,7 @@ def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
 
 
 def _load(file: Path) -> list[Tensor] | None:
-    """The levels of a frame; None where there is no file, or not a whole one."""
+    """Read the feature levels of a frame; None if the file is missing or incomplete."""
     try:
         with safe_open(file, "pt") as content:
             return [content.get_tensor(name) for name in sorted(content.keys())]

@@ -1,4 +1,4 @@
-"""Filling the cache of the frozen encoder's features ahead of training."""
+"""Fill the feature cache of a frozen image encoder before training."""
 
 from __future__ import annotations
 
@@ -24,29 +24,40 @@ FRAMES_AT_ONCE = 8
 
 
 def fill(config: Config) -> FeatureCache:
-    """Compute the features of all frames that training and its validation may read.
+    """Compute the features of all frames that training and validation may read.
 
-    Of training videos all frames, mirrored ones too where they are asked for; of validation videos
-    those of the clips. Training without this computes each when it first needs it, which takes as
-    long in all; ahead it is done once for several runs. What is there already is passed over, so a
-    call that was interrupted is called again.
+    These are all frames of the training videos, also mirrored if the augmentation flips, and the
+    frames of the validation clips. Without this call, training computes features on first use, at
+    the same total cost; the call saves time for several runs that start together. Existing features
+    are skipped, so an interrupted call can be repeated.
+
+    Returns:
+        The cache, which counted the frames.
 
     Raises:
-        ConfigError: the configuration does not allow a cache; the key in the way is named.
-        DataError: a frame that cannot be read.
+        ConfigError: the cache is off, or the configuration trains the encoder.
+        DataError: a frame cannot be read.
     """
     config = settle_precision(config)
     cache = create_cache(config)
     if cache is None:
-        raise ConfigError("features.cache is off; set it to auto")
+        raise ConfigError(
+            key="features.cache", value="off", expected="auto or on", hint="set features.cache=auto"
+        )
     training, validation = build_datasets(config)
     device = pick_device(config.trainer.accelerator)
     model = create_sam2_model(config).to(device).eval()
     if not model.encoder_is_frozen:
-        raise ConfigError(f"nothing can be kept: {obstacle(config, model, training.source)}")
-    if why := obstacle(config, model, training.source):
-        logger.info("validation frames alone are kept: {}", why)
-    frames = _WithKeys(_Frames(validation, None if why else training))
+        raise ConfigError(
+            "the image encoder is trained, so its features cannot be cached",
+            key="model.trainable_modules",
+            value=config.model.trainable_modules,
+            hint="freeze the image encoder and use no LoRA on it, or skip this command",
+        )
+    # Validation never augments, so its frames can be cached in any case.
+    if reason := obstacle(config, model, training.source):
+        logger.info("Caching validation frames only: {}", reason)
+    frames = _WithKeys(_Frames(validation, None if reason else training))
     parts = load_items(frames, config.dataset.num_workers)
     mixed = config.trainer.precision == "bf16-mixed"
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
@@ -56,9 +67,9 @@ def fill(config: Config) -> FeatureCache:
 
 
 class _Frames(Dataset):
-    """Read validation clips, and then the training videos, if any, a few frames at a time.
+    """Validation clips, followed by the frames of the training videos in parts.
 
-    Mirrored frames come behind the others where training mirrors.
+    Where training flips frames, each part also contains its mirrored frames, after the others.
     """
 
     def __init__(self, validation: ClipDataset, training: ClipDataset | None) -> None:
@@ -87,7 +98,7 @@ class _Frames(Dataset):
 
 
 class _WithKeys(Dataset):
-    """Frames with their keys."""
+    """Frames with their keys, which are hashed in the loader processes."""
 
     def __init__(self, frames: _Frames) -> None:
         self.frames = frames

@@ -1,7 +1,9 @@
-"""Upstream's memory attention, computed with less: same parameters, same result up to rounding.
+"""Compute upstream's memory attention faster: same parameters, same result up to rounding.
 
-Built in the place of upstream's classes by :func:`sam2kit.models.sam2.build_sam2_model`; exports
-name upstream's own.
+:func:`sam2kit.models.sam2.build_sam2_model` replaces upstream's classes by these; an exported YAML
+names upstream's classes.
+
+N objects, HW positions in a frame, K keys, C and M channels.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from torch.nn import functional as F
 
 
 class MemoryAttention(UpstreamMemoryAttention):
-    """What does not depend on the object is computed once a frame, not once an object.
+    """Memory attention that computes once per frame what does not depend on the object.
 
-    That is the first layer's self-attention and its queries to the memory, where the objects of a
-    call see the same frame (``curr`` is one frame's features, expanded) and nothing is dropped.
+    That is the first layer's self-attention and its queries to the memory, if all objects of the
+    call share one frame (``curr`` is an expanded tensor) and there is no dropout, which would be
+    different for each object.
     """
 
     def forward(
@@ -31,12 +34,17 @@ class MemoryAttention(UpstreamMemoryAttention):
         memory_pos: Tensor | None = None,
         num_obj_ptr_tokens: int = 0,
     ) -> Tensor:
-        """``[HW,N,C]`` features of a frame for N objects, after looking at their memories.
+        """Condition the features of a frame on the memories of N objects.
 
         Args:
-            curr, curr_pos: ``[HW,N,C]``, or a list of one.
+            curr, curr_pos: features and positional encoding ``[HW,N,C]``, or a list of one such
+                tensor.
             memory, memory_pos: ``[K,N,M]``; the last ``num_obj_ptr_tokens`` of K are object
-                pointers, which have no place in the frame.
+                pointers, which have no position in the frame.
+            num_obj_ptr_tokens: number of object pointer tokens.
+
+        Returns:
+            The conditioned features ``[HW,N,C]``.
         """
         if isinstance(curr, list):
             (curr,) = curr
@@ -44,30 +52,33 @@ class MemoryAttention(UpstreamMemoryAttention):
             (curr_pos,) = curr_pos
         if not (self.pos_enc_at_input and self.batch_first and curr_pos is not None):
             return super().forward(curr, memory, curr_pos, memory_pos, num_obj_ptr_tokens)
-        if not self._drops():
-            curr, curr_pos = _once(curr), _once(curr_pos)
-        output = (curr + 0.1 * curr_pos).transpose(0, 1)
-        place = curr_pos.transpose(0, 1)
+        # With one row instead of N, the first layer is computed once until the cross-attention
+        # expands it again.
+        if not self._has_dropout():
+            curr, curr_pos = _collapse(curr), _collapse(curr_pos)
+        output = (curr + 0.1 * curr_pos).transpose(0, 1)  # upstream's factor
+        position = curr_pos.transpose(0, 1)
         keys = memory if memory_pos is None else memory + memory_pos
-        memory, keys = (_rounded(x.transpose(0, 1)) for x in (memory, keys))
+        # Cast once here instead of once per layer, as autocast would.
+        memory, keys = (_cast(x.transpose(0, 1)) for x in (memory, keys))
         for layer in self.layers:
-            seen = layer.norm1(output)
-            own = _rounded(seen + place if layer.pos_enc_at_attn else seen)
-            seen = layer.self_attn(own, own, _rounded(seen) if layer.pos_enc_at_attn else own)
-            output = output + layer.dropout1(seen)
-            seen = layer.norm2(output)
-            seen = layer.cross_attn_image(
-                q=seen + place if layer.pos_enc_at_cross_attn_queries else seen,
+            x = layer.norm1(output)
+            queries = _cast(x + position if layer.pos_enc_at_attn else x)
+            x = layer.self_attn(queries, queries, _cast(x) if layer.pos_enc_at_attn else queries)
+            output = output + layer.dropout1(x)
+            x = layer.norm2(output)
+            x = layer.cross_attn_image(
+                q=x + position if layer.pos_enc_at_cross_attn_queries else x,
                 k=keys if layer.pos_enc_at_cross_attn_keys else memory,
                 v=memory,
                 num_k_exclude_rope=num_obj_ptr_tokens,
             )
-            output = output + layer.dropout2(seen)
-            wide = layer.dropout(layer.activation(layer.linear1(layer.norm3(output))))
-            output = output + layer.dropout3(layer.linear2(wide))
+            output = output + layer.dropout2(x)
+            hidden = layer.dropout(layer.activation(layer.linear1(layer.norm3(output))))
+            output = output + layer.dropout3(layer.linear2(hidden))
         return self.norm(output).transpose(0, 1)
 
-    def _drops(self) -> bool:
+    def _has_dropout(self) -> bool:
         return self.training and any(
             (isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "dropout_p", 0) > 0
             for m in self.modules()
@@ -75,74 +86,77 @@ class MemoryAttention(UpstreamMemoryAttention):
 
 
 class RotaryAttention(RoPEAttention):
-    """Attention with rotary positions, whose queries may stand for all objects at once."""
+    """Attention with rotary positional encoding, which accepts queries shared by all objects."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        """``[N,Q,C]``.
+        """Attend to keys of one or several frames.
 
         Args:
-            q: ``[N,Q,C]``, or ``[1,Q,C]`` for the same queries to every ``k``.
-            k, v: ``[N,K,C]``; the last ``num_k_exclude_rope`` of K are not turned.
+            q: ``[N,Q,C]``, or ``[1,Q,C]`` if all objects share the queries.
+            k, v: ``[N,K,C]``; the last ``num_k_exclude_rope`` of K are not rotated.
+            num_k_exclude_rope: number of keys without a position, which are object pointers.
+
+        Returns:
+            ``[N,Q,C]``.
         """
         q = self._separate_heads(self.q_proj(q), self.num_heads)
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
-        places = q.shape[-2]
-        frames, left = divmod(k.shape[-2] - num_k_exclude_rope, places)
-        assert not left and (frames == 1 or self.rope_k_repeat)
-        turns = _turns(self.compute_cis, places, q.device)
-        q = _turned(q, turns)
-        k = _turned(k, _repeated(turns, frames, num_k_exclude_rope))
+        positions = q.shape[-2]
+        frames, remainder = divmod(k.shape[-2] - num_k_exclude_rope, positions)
+        assert not remainder and (frames == 1 or self.rope_k_repeat)
+        rotations = _rotations(self.compute_cis, positions, q.device)
+        q = _rotate(q, rotations)
+        k = _rotate(k, _repeat(rotations, frames, num_k_exclude_rope))
         q = q.expand(k.shape[0], -1, -1, -1)
         out = attend(q, k, v, self.dropout_p if self.training else 0.0)
         return self.out_proj(self._recombine_heads(out))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention of ``[N,heads,Q,C]`` and ``[N,heads,K,C]``.
-
-    On a CPU in bfloat16 as plain products of matrices: those use the processor's bfloat16 units,
-    which torch's fused attention does not (torch 2.12: half the time, forwards and backwards).
-    """
+    """Compute scaled dot-product attention of ``[N,heads,Q,C]`` and ``[N,heads,K,C]``."""
+    # On a CPU, matrix products use the processor's bfloat16 units, but torch's fused attention does
+    # not: with torch 2.12 the products take half the time, forward and backward.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and dropout == 0:
         rows = zip((q * q.shape[-1] ** -0.5).unbind(), k.unbind(), v.unbind(), strict=True)
         return torch.stack([torch.softmax(a @ b.mT, -1) @ c for a, b, c in rows])
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """``x`` ``[N,heads,K,C]`` turned by ``turns`` ``[K,C/2]``, complex."""
+def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate the channel pairs of ``x`` ``[N,heads,K,C]`` by complex ``rotations`` ``[K,C/2]``."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # which knows no complex numbers
-        (a, b), (cos, sin) = pairs.unbind(-1), torch.view_as_real(turns).unbind(-1)
+    if torch.compiler.is_compiling():  # torch.compile does not support complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), torch.view_as_real(rotations).unbind(-1)
         product = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
     else:
-        product = torch.view_as_real(torch.view_as_complex(pairs) * turns)
+        product = torch.view_as_real(torch.view_as_complex(pairs) * rotations)
     return product.flatten(-2).to(x.dtype)
 
 
 @lru_cache(maxsize=16)
-def _turns(compute_cis: Callable[..., Tensor], places: int, device: torch.device) -> Tensor:
-    """``[places,C/2]`` complex, by place in a square frame."""
-    side = round(places**0.5)
-    with torch.inference_mode(False):  # training reads what a tracker may have made
+def _rotations(compute_cis: Callable[..., Tensor], positions: int, device: torch.device) -> Tensor:
+    """Compute the complex rotations ``[positions,C/2]`` of a square frame, row by row."""
+    side = round(positions**0.5)
+    # A tracker may fill this cache in inference mode, and training cannot use inference tensors.
+    with torch.inference_mode(False):
         return compute_cis(end_x=side, end_y=side).to(device)
 
 
 @lru_cache(maxsize=4)
-def _repeated(turns: Tensor, frames: int, pointers: int) -> Tensor:
-    """The turns of the keys of several frames, and of pointers, which have no place."""
+def _repeat(rotations: Tensor, frames: int, pointers: int) -> Tensor:
+    """Repeat the rotations for the keys of several frames, and append ones for object pointers."""
     with torch.inference_mode(False):
-        still = turns.new_ones(pointers, turns.shape[1])
-        return torch.cat([turns.repeat(frames, 1), still])
+        identity = rotations.new_ones(pointers, rotations.shape[1])
+        return torch.cat([rotations.repeat(frames, 1), identity])
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """In the precision that autocast would bring it to, layer after layer."""
+def _cast(x: Tensor) -> Tensor:
+    """Cast to autocast's dtype if autocast is on."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def _once(x: Tensor) -> Tensor:
-    """``[HW,1,C]`` of an expanded ``[HW,N,C]``; any other as it is."""
+def _collapse(x: Tensor) -> Tensor:
+    """Return ``[HW,1,C]`` of an expanded tensor ``[HW,N,C]``, and any other tensor unchanged."""
     return x[:, :1] if x.shape[1] > 1 and x.stride(1) == 0 else x

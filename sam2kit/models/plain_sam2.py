@@ -1,8 +1,8 @@
-"""Tracking a clip with the plain ``sam2`` package: what an export is proved by.
+"""Track a clip with the plain ``sam2`` package, to prove an export.
 
-``python -m sam2kit.models.plain_sam2 YAML WEIGHTS CLIP OUT`` builds the model as any user of
-``sam2`` does and imports nothing else of the kit. :mod:`sam2kit.models.exporter` calls it in a
-fresh process.
+``python -m sam2kit.models.plain_sam2 YAML WEIGHTS CLIP OUT`` builds the model as a user of ``sam2``
+does, and imports no other module of sam2kit. :mod:`sam2kit.models.exporter` runs it in a fresh
+process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def track_folder(predictor: SAM2VideoPredictor, clip: dict[str, Any]) -> Tensor:
         clip: ``folder`` of T JPEG frames, ``mask`` ``[H,W]`` bool and ``box`` ``[4]`` float32.
 
     Returns:
-        mask logits ``[T,2,H,W]`` at the frames' size.
+        Mask logits ``[T,2,H,W]`` at the size of the frames.
     """
     state = predictor.init_state(clip["folder"])
     predictor.add_new_mask(state, 0, 1, clip["mask"])
@@ -37,14 +37,14 @@ def track_folder(predictor: SAM2VideoPredictor, clip: dict[str, Any]) -> Tensor:
 
 @torch.inference_mode()
 def track_steps(model: SAM2Base, clip: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Track one object from its mask by upstream's ``track_step``, frame after frame.
+    """Track one object from its mask with upstream's ``track_step``, frame by frame.
 
     Args:
         model: on the CPU, in evaluation mode.
         clip: ``images`` ``[T,3,S,S]`` float32, normalised, and ``mask`` ``[S,S]`` bool.
 
     Returns:
-        mask logits ``[T,S/4,S/4]`` and object scores ``[T]``, logits.
+        Mask logits ``[T,S/4,S/4]``, and object scores ``[T]`` as logits.
     """
     bank: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     logits, scores = [], []
@@ -60,10 +60,11 @@ def track_steps(model: SAM2Base, clip: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def main(yaml: str, weights: str, clip_file: str, out: str) -> None:
-    """Build both of ``sam2``'s models from the files, track the clip and save the results."""
+    """Build both models of ``sam2`` from the files, track the clip and save the results."""
     clip = torch.load(clip_file, weights_only=True)
     torch.set_num_threads(clip["threads"])
-    name = "/" + os.path.abspath(yaml)  # the one form in which sam2 takes a YAML file from outside
+    # Hydra reads a file outside sam2's own configurations only as an absolute path after "/".
+    name = "/" + os.path.abspath(yaml)
     plain = {"device": "cpu", "apply_postprocessing": False}
     predictor = build_sam2_video_predictor(name, weights, **plain)
     logits, scores = track_steps(build_sam2(name, weights, **plain), clip)

@@ -1,6 +1,6 @@
-"""SAM 2 as a module that tracks a batch of clips, on upstream's own ``SAM2Base``.
+"""Build SAM 2 as a module that tracks batches of clips, based on upstream's ``SAM2Base``.
 
-Parameter names and shapes are upstream's, so that checkpoints travel both ways.
+Parameter names and shapes equal upstream's, so both packages can load each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from sam2kit.utils.errors import ConfigError
 
 LOOSE_GROUP = "memory_embeddings"
 """The parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``, ``no_mem_pos_enc``,
-``no_obj_ptr``, ``no_obj_embed_spatial``). They follow ``memory_attention``, which reads them all,
-and can be named on their own."""
+``no_obj_ptr``, ``no_obj_embed_spatial``). A pattern that matches ``memory_attention``, which reads
+all of them, matches them too; this name matches them alone."""
 
 
 class SAM2Model(SAM2Base):
     """``SAM2Base`` with a forward pass over a :class:`~sam2kit.data.clip.ClipBatch`.
 
-    Built by :func:`create_sam2_model`.
+    Use :func:`~sam2kit.models.checkpoints.create_sam2_model` to build one.
 
     Attributes:
-        detach_memory_every: after every so many frames of an object, gradient no longer flows back
-            through its memories. None: gradients flow from every frame to every earlier one.
-        activation_checkpointing: keep little of each frame and compute it again when gradients are
-            taken; the same gradients for less memory and more time.
-        objects_together: track at most so many objects in one call. None: all that go together.
-        feature_cache: a :class:`~sam2kit.models.feature_cache.FeatureCache` that a frozen encoder's
-            features are read from; None: every frame is encoded.
+        detach_memory_every: detach an object's memories from the graph every N of its frames. None
+            (default): gradients flow from every frame to all earlier frames.
+        activation_checkpointing: discard the activations of each frame and recompute them in the
+            backward pass. Gradients are the same, with less memory and more time.
+        objects_together: maximum number of objects per call. None (default): no limit.
+        feature_cache: a :class:`~sam2kit.models.feature_cache.FeatureCache` for the features of a
+            frozen encoder. None (default): every frame is encoded.
     """
 
     detach_memory_every: int | None = None
@@ -64,23 +64,26 @@ class SAM2Model(SAM2Base):
         """Track every prompted object of a batch from its first prompt to the last frame.
 
         Args:
-            batch: B clips of T frames, ``image_size`` square. Masks are not looked at: ground truth
-                reaches the model through ``prompts`` alone.
-            prompts: at most one for an object on a frame. Prompted frames are conditioning frames
-                and are processed first, as upstream does in training.
-            corrections: clicks to be made on the way; a corrected frame becomes a conditioning
-                frame when its turn has come.
-            zero_memory: zero everything the memory bank keeps (spatial memory and object pointers).
-                An ablation: a model that still tracks did not need its memory.
+            batch: B clips of T frames of ``image_size`` by ``image_size`` pixels. The masks are not
+                read: ground truth reaches the model only through ``prompts``.
+            prompts: at most one per object and frame. Prompted frames are conditioning frames and
+                are processed first, as in upstream's training.
+            corrections: clicks to make during tracking. A corrected frame becomes a conditioning
+                frame when it is processed. None (default): no clicks.
+            zero_memory: set all content of the memory bank (spatial memories and object pointers)
+                to zero. This is an ablation: a model that still tracks does not use its memory.
+
+        Returns:
+            Predictions for all T frames and O objects.
 
         Raises:
-            ValueError: frames of another size than ``image_size``, an object prompted twice on one
-                frame, or a correction of a mask prompt or before the first prompt.
+            ValueError: the frames have another size than ``image_size``, an object is prompted
+                twice on a frame, or a correction is on a mask prompt or before the first prompt.
         """
         if batch.frames.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"frames of {tuple(batch.frames.shape[-2:])}, but this model takes squares of "
-                f"{self.image_size}; set dataset.image_size"
+                f"the frames have {tuple(batch.frames.shape[-2:])} pixels, but the model needs "
+                f"{(self.image_size, self.image_size)}; set dataset.image_size"
             )
         shape = (batch.num_frames, batch.num_objects)
         prompted = torch.zeros(shape, dtype=torch.bool, device=batch.frames.device)
@@ -88,11 +91,12 @@ class SAM2Model(SAM2Base):
             if prompted[prompt.frame, prompt.objects].any():
                 raise ValueError(f"an object has two prompts on frame {prompt.frame}")
             prompted[prompt.frame, prompt.objects] = True
+        # An object is tracked from its first prompt on; corrections do not start tracking.
         tracked = prompted.cumsum(0) > 0
         if corrections is not None:
             _check_corrections(corrections, prompts, tracked)
             prompted = prompted | corrections.frames
-        features = FrameFeatures.of_backbone(
+        features = FrameFeatures.from_backbone(
             self, self.encode_frames(batch.frames, batch.frame_keys)
         )
         groups = group_objects(prompts, corrections, self.objects_together)
@@ -114,7 +118,7 @@ class SAM2Model(SAM2Base):
 
     @property
     def encoder_is_frozen(self) -> bool:
-        """Whether no parameter that shapes the frame features is trained."""
+        """Whether none of the parameters that the frame features depend on is trained."""
         return not any(
             p.requires_grad
             for n, p in self.named_parameters()
@@ -122,20 +126,22 @@ class SAM2Model(SAM2Base):
         )
 
     def encode_frames(self, frames: Tensor, keys: list[str] | None = None) -> dict:
-        """Features of all frames of all clips, as upstream's ``forward_image`` gives them.
+        """Compute the features of all frames of all clips with upstream's ``forward_image``.
 
         Args:
-            frames: ``[B,T,3,H,W]`` uint8, or float32 already normalised.
-            keys: their :func:`~sam2kit.data.clip.frame_keys`, if they are known.
+            frames: ``[B,T,3,H,W]``, uint8 or already normalised float32. Only uint8 frames can be
+                looked up in the feature cache.
+            keys: their :func:`~sam2kit.data.clip.frame_keys`. None (default): computed if needed.
 
         Returns:
-            upstream's dictionary with B*T images, clip-major: frame t of clip b is image b*T + t.
+            Upstream's dictionary with B*T images, where frame t of clip b is image b*T + t.
         """
         images = frames.flatten(0, 1)
         if images.dtype == torch.uint8:
             if self.feature_cache is not None and self.encoder_is_frozen:
                 return self.feature_cache.encode(self, images, keys)
             images = normalize(images)
+        # Without gradients for a frozen encoder, its activations are freed at once.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             return self.forward_image(images)
 
@@ -146,7 +152,12 @@ class SAM2Model(SAM2Base):
         tracked: Tensor,
         prompted: Tensor,
     ) -> TrackOutput:
-        """The groups' results in the batch's object order, with zeros before the first prompt."""
+        """Combine the results of groups in the batch's order of objects.
+
+        Frames before an object's first prompt are filled with zeros.
+        """
+        # The columns are concatenated as untracked objects, then group after group; the inverse
+        # permutation puts them in the batch's order.
         untracked = (~tracked.any(0)).nonzero()[:, 0]
         inverse = torch.cat([untracked, *objects]).argsort()
 
@@ -167,6 +178,7 @@ class SAM2Model(SAM2Base):
 
 
 def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked: Tensor) -> None:
+    """Reject corrections that upstream cannot process."""
     if (corrections.frames & ~tracked).any():
         raise ValueError("an object is corrected before its first prompt")
     for prompt in prompts:
@@ -175,13 +187,18 @@ def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked:
 
 
 def read_model_yaml(size: str) -> DictConfig:
-    """Read the YAML of a size in upstream's form: the kit's for nano, else upstream's own.
+    """Read the YAML file of a model size, from sam2kit for nano and from upstream for the others.
 
     Raises:
-        ConfigError: no such size, in a configuration that was made without its checker.
+        ConfigError: the size is unknown.
     """
     if size not in SIZES:
-        raise ConfigError(f"model.size={size!r} is unknown; choose one of {', '.join(SIZES)}")
+        raise ConfigError(
+            key="model.size",
+            value=size,
+            expected=f"one of {', '.join(SIZES)}",
+            hint="t is the smallest size with official weights",
+        )
     if size == "nano":
         file = resources.files("sam2kit") / "pretrained" / "nano.yaml"
     else:
@@ -190,20 +207,30 @@ def read_model_yaml(size: str) -> DictConfig:
 
 
 def describe_model(config: Config) -> DictConfig:
-    """Make the YAML tree, in upstream's form, that builds the model of a configuration.
+    """Make the YAML tree, in upstream's format, that builds the model of a configuration.
+
+    Args:
+        config: ``model`` and ``dataset.image_size`` are read.
 
     Raises:
-        ConfigError: an unknown size, or an image size that is not a multiple of 32.
+        ConfigError: the size is unknown, or the image size is not a multiple of 32.
     """
     image_size = config.dataset.image_size
+    # 32 is the stride of the trunk's last stage.
     if image_size <= 0 or image_size % 32:
-        raise ConfigError(f"dataset.image_size={image_size} must be a multiple of 32")
+        raise ConfigError(
+            key="dataset.image_size",
+            value=image_size,
+            expected="a multiple of 32",
+            hint=f"try {max(32, round(image_size / 32) * 32)}",
+        )
     tree = read_model_yaml(config.model.size).model
     tree["image_size"] = image_size
     layer, m = tree.memory_attention.layer, config.model
     if m.memory_dropout is not None:
         layer.dropout = m.memory_dropout
     for attention in (layer.self_attention, layer.cross_attention):
+        # Memory attention runs on features of stride 16.
         attention.feat_sizes = [image_size // 16] * 2
         dropout = m.memory_dropout if m.attention_dropout is None else m.attention_dropout
         if dropout is not None:
@@ -213,12 +240,15 @@ def describe_model(config: Config) -> DictConfig:
 
 
 def build_sam2_model(config: Config) -> SAM2Model:
-    """A model of ``config.model.size`` for frames of ``config.dataset.image_size``, random weights.
+    """Build a model with random weights and without LoRA.
 
-    The weights are a function of ``config.seed``; global random state is left as it was.
+    The weights depend only on ``config.seed``; the global random state is restored.
+
+    Args:
+        config: ``model``, ``dataset.image_size`` and ``seed`` are read.
 
     Raises:
-        ConfigError: as :func:`describe_model`; ``model.compile`` without a compiler.
+        ConfigError: as :func:`describe_model`, or ``model.compile`` is set without a compiler.
     """
     tree = describe_model(config)
     tree["_target_"] = "sam2kit.models.sam2.SAM2Model"
@@ -233,28 +263,35 @@ def build_sam2_model(config: Config) -> SAM2Model:
     model.detach_memory_every = config.model.detach_memory_every
     model.activation_checkpointing = config.model.activation_checkpointing
     model.objects_together = config.model.objects_together
-    _set_start_values(model, config)
+    _set_initial_values(model, config)
     if config.model.compile:
         _compile(model)
     return model
 
 
 def _compile(model: SAM2Model) -> None:
-    """In place, when they are first called; names of parameters stay as they are."""
+    """Compile the two largest modules in place, on their first call; parameter names stay."""
     compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
     if not torch.cuda.is_available() and not any(shutil.which(c) for c in compilers if c):
-        raise ConfigError("model.compile needs a C++ compiler, and there is none; install g++")
+        raise ConfigError(
+            "no C++ compiler found",
+            key="model.compile",
+            value=True,
+            hint="install g++ or set model.compile=false",
+        )
     model.image_encoder.compile(dynamic=False)
-    model.memory_attention.compile(dynamic=True)  # the memories of a frame grow in number
+    # The number of memories changes from frame to frame; dynamic shapes avoid recompilation.
+    model.memory_attention.compile(dynamic=True)
 
 
 @torch.no_grad()
-def _set_start_values(model: SAM2Model, config: Config) -> None:
-    """The start values that decide whether a model learns from random weights at all.
+def _set_initial_values(model: SAM2Model, config: Config) -> None:
+    """Set initial biases without which training from random weights may not start.
 
-    With ``memory_attention_bias`` b, queries and keys of the memory cross-attention start as
-    (b, 0, b, 0, …) in every rotary pair: their product then is largest where query and key stand in
-    the same place, so attention starts there.
+    With ``memory_attention_bias`` b, the queries and keys of the memory cross-attention start with
+    the bias (b, 0, b, 0, ...), that is (b, 0) in every rotary pair. After rotation, the product of
+    a query and a key is largest if both have the same position in the frame, so attention starts
+    there.
     """
     if bias := config.model.memory_attention_bias:
         for layer in model.memory_attention.layers:
@@ -268,12 +305,12 @@ def _set_start_values(model: SAM2Model, config: Config) -> None:
 
 
 def module_path(parameter: str) -> tuple[str, ...]:
-    """The modules that a parameter belongs to, outermost first, then its own name.
+    """Split a parameter name into the modules that contain it, outermost first, and its own name.
 
-    This is the path in the model with two exceptions. ``conv_s0`` and ``conv_s1`` stand in the mask
-    decoder but are the last step of the image encoder (they run once a frame, and are frozen and
-    cached with it), so they count as ``image_encoder``. Parameters outside every module count as
-    :data:`LOOSE_GROUP`.
+    This is the path in the model with two exceptions. ``conv_s0`` and ``conv_s1`` belong to the
+    mask decoder, but they are the last step of the image encoder (they run once per frame, and are
+    frozen and cached with it), so they count as ``image_encoder``. Parameters outside every module
+    count as :data:`LOOSE_GROUP`.
     """
     parts = tuple(parameter.split("."))
     if parts[0] == "sam_mask_decoder" and parts[1] in ("conv_s0", "conv_s1"):
@@ -282,35 +319,50 @@ def module_path(parameter: str) -> tuple[str, ...]:
 
 
 def _names(parameter: str) -> set[str]:
-    """Everything a pattern may say to mean this parameter: each module around it, and itself."""
-    parameter = parameter.replace(".base_layer.", ".")  # where LoRA wraps a layer
+    """List all names that a pattern can match: the parameter's and those of modules around it."""
+    parameter = parameter.replace(".base_layer.", ".")  # inserted where LoRA wraps a layer
     path = module_path(parameter)
     names = {".".join(path[:depth]) for depth in range(1, len(path) + 1)} | {parameter}
     return names | {"memory_attention"} if path[0] == LOOSE_GROUP else names
 
 
 def match_parameters(model: torch.nn.Module, patterns: Iterable[str], key: str) -> set[str]:
-    """Names of the parameters that ``patterns`` (module names, parameter names or globs) mean.
+    """Find the parameters that match any of the patterns.
+
+    Args:
+        model: the model.
+        patterns: module names, parameter names or globs.
+        key: the configuration key of the patterns, for error messages.
+
+    Returns:
+        The parameter names.
 
     Raises:
-        ConfigError: a pattern that means nothing; ``key`` is the configuration key to blame.
+        ConfigError: a pattern matches nothing.
     """
     names = {n: _names(n) for n, _ in model.named_parameters()}
     chosen: set[str] = set()
     for pattern in patterns:
-        hits = {n for n, known in names.items() if fnmatch.filter(known, pattern)}
-        if not hits:
+        matches = {n for n, aliases in names.items() if fnmatch.filter(aliases, pattern)}
+        if not matches:
             modules = sorted({module_path(n)[0] for n in names})
             raise ConfigError(
-                f"{key}: {pattern!r} matches no module; this model has {', '.join(modules)} "
-                "(and their submodules, such as memory_attention.layers.0)"
+                f"{pattern!r} matches no module",
+                key=key,
+                value=pattern,
+                hint=f"this model has {', '.join(modules)} "
+                "(and their submodules, such as memory_attention.layers.0)",
             )
-        chosen |= hits
+        chosen |= matches
     return chosen
 
 
 def set_trainable(model: torch.nn.Module, patterns: Iterable[str]) -> None:
-    """Let the parameters that ``patterns`` mean be trained, and freeze all others."""
+    """Make the parameters that match ``patterns`` trainable, and freeze all others.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+    """
     chosen = match_parameters(model, patterns, "model.trainable_modules")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
@@ -318,7 +370,7 @@ def set_trainable(model: torch.nn.Module, patterns: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """How many of a module's parameters are trained."""
+    """The numbers of parameters and of trainable parameters of a module."""
 
     module: str
     parameters: int
@@ -331,7 +383,7 @@ class ModuleReport:
 
 
 def parameter_report(model: torch.nn.Module) -> list[ModuleReport]:
-    """One row a module in the model's order, and ``total`` last."""
+    """Count parameters, with one row per module in the model's order and ``total`` last."""
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         row = counts.setdefault(module_path(name)[0], [0, 0])
@@ -343,7 +395,7 @@ def parameter_report(model: torch.nn.Module) -> list[ModuleReport]:
 
 
 def format_report(rows: list[ModuleReport]) -> str:
-    """The report as a table of plain text."""
+    """Format a report as a plain-text table."""
     width = max(len(r.module) for r in rows)
     lines = [f"{'module':{width}} {'parameters':>12} {'trainable':>12} {'%':>6}"]
     lines += [

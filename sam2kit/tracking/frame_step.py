@@ -1,4 +1,4 @@
-"""Call the model once on one frame, by the conventions of upstream's video predictor."""
+"""Run the model on one frame, with the conventions of upstream's video predictor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sam2kit.data.transforms import normalize
 from sam2kit.models.clip_tracking import FrameFeatures
-from sam2kit.tracking.memory_bank import Memory, ObjectBank, Read, upstream_bank
+from sam2kit.tracking.memory_bank import Memory, MemoryFrames, ObjectBank, upstream_bank
 from sam2kit.tracking.options import TrackerOptions
 
 DECODER_SETTINGS = {
@@ -25,42 +25,63 @@ DECODER_SETTINGS = {
     "dynamic_multimask_stability_delta": 0.05,
     "dynamic_multimask_stability_thresh": 0.98,
 }
-"""What upstream's ``build_sam2_video_predictor`` sets on the mask decoder."""
+"""Attributes that upstream's ``build_sam2_video_predictor`` sets on the mask decoder."""
 MEMORY_DTYPE = torch.bfloat16
-"""The type of spatial memories, even where all else is float32."""
+"""The dtype of stored spatial memories, as in upstream, even if the model runs in float32."""
 
 
-class Call(NamedTuple):
-    """One object's part in a call of the model: a prompt, or nothing but its memories."""
+class ObjectInput(NamedTuple):
+    """One object's input to a call of the model: its memories, and a prompt if it has one.
+
+    Attributes:
+        bank: the memories of the object.
+        memory_frames: the frames to read. None: an initial conditioning frame, which reads none.
+        reverse: the direction of tracking. None: the frame was not tracked before it was prompted.
+        points: upstream's ``point_coords`` ``[1,P,2]`` and ``point_labels`` ``[1,P]``.
+        mask: ``[1,1,S,S]`` prompted mask at the model's image size.
+        previous_logits: ``[1,1,h,w]`` mask that clicks refine.
+    """
 
     bank: ObjectBank
-    read: Read | None  # None: an initial conditioning frame, which reads no memory
+    memory_frames: MemoryFrames | None
     reverse: bool | None
-    points: dict[str, Tensor] | None = None  # upstream's form, [1,P,2] and [1,P]
-    mask: Tensor | None = None  # [1,1,S,S]
-    previous: Tensor | None = None  # [1,1,h,w]
+    points: dict[str, Tensor] | None = None
+    mask: Tensor | None = None
+    previous_logits: Tensor | None = None
 
     @property
     def key(self) -> tuple:
-        """What objects must agree on to share a call."""
+        """The properties that objects must have in common to share a call."""
         count = None if self.points is None else self.points["point_labels"].shape[1]
-        return self.read, self.reverse, count, self.mask is None, self.previous is None
+        return (
+            self.memory_frames,
+            self.reverse,
+            count,
+            self.mask is None,
+            self.previous_logits is None,
+        )
 
 
-class Answer(NamedTuple):
-    """What became of one object in a call."""
+class ObjectOutput(NamedTuple):
+    """One object's output of a call of the model.
+
+    Attributes:
+        memory: the frame's memory of the object, which includes its mask.
+        candidates: three masks ``[1,3,h,w]`` and their predicted IoU ``[1,3]``, if the mask was
+            selected among three; otherwise None.
+    """
 
     memory: Memory
-    # Three masks [1,3,h,w] and their predicted IoU [1,3], if its mask was chosen among them.
     candidates: tuple[Tensor, Tensor] | None
 
 
 class FrameModel:
-    """A model that is run by :class:`TrackerOptions`; it keeps nothing of any video.
+    """A model with options for tracking; it holds no state of a video.
 
     Args:
-        model: set to evaluation mode.
-        device: where it is moved; None: where it is.
+        model: it is set to evaluation mode.
+        options: None (default): the default options.
+        device: the device to move the model to. None (default): the model's own device.
     """
 
     def __init__(
@@ -73,6 +94,7 @@ class FrameModel:
         self.options = options or TrackerOptions()
         self.device = self.model.device
         autocast = self.options.autocast
+        # False: bfloat16 that the GPU only emulates is slower than float32.
         if autocast is None:
             autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
         self._autocast = autocast
@@ -80,11 +102,15 @@ class FrameModel:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Run the model by upstream's conventions, and leave it as it was."""
+        """Apply upstream's conventions to the model for the duration of a ``with`` block."""
         decoder = self.model.sam_mask_decoder
+        # The predictor differs from training in these attributes; they are restored afterwards,
+        # so that the tracker can be used in the middle of training.
         settings = [
-            (self.model, "binarize_mask_from_pts_for_mem_enc", True),  # each call says whether
-            (self.model, "non_overlap_masks_for_mem_enc", False),  # upstream has objects apart
+            # Upstream binarizes the memory masks of prompted frames only; run() says which.
+            (self.model, "binarize_mask_from_pts_for_mem_enc", True),
+            # Upstream tracks each object on its own, so objects must not affect each other here.
+            (self.model, "non_overlap_masks_for_mem_enc", False),
             *((decoder, name, value) for name, value in DECODER_SETTINGS.items()),
         ]
         with ExitStack() as stack:
@@ -104,39 +130,46 @@ class FrameModel:
             if cache is None
             else cache.encode(self.model, image)
         )
-        return FrameFeatures.of_backbone(self.model, backbone)
+        return FrameFeatures.from_backbone(self.model, backbone)
 
     def run(
-        self, t: int, features: FrameFeatures, calls: Sequence[Call], num_frames: int
-    ) -> list[Answer]:
-        """Run the model once, for n objects that may share the call.
+        self, t: int, features: FrameFeatures, inputs: Sequence[ObjectInput], num_frames: int
+    ) -> list[ObjectOutput]:
+        """Run the model once for n objects.
 
         Args:
-            features: of frame ``t``, as :meth:`encode` gives them.
-            num_frames: the video's length.
+            t: the frame.
+            features: features of the frame, as :meth:`encode` returns them.
+            inputs: n inputs with equal :attr:`ObjectInput.key`.
+            num_frames: the length of the video.
+
+        Returns:
+            One output per object.
         """
         model = self.model
-        _, read, reverse, points, mask, _ = calls[0]
-        vision, position, _ = features.of([0] * len(calls))
+        _, frames, reverse, points, mask, _ = inputs[0]
+        vision, position, _ = features.select([0] * len(inputs))
         if points is not None:
-            points = {k: torch.cat([c.points[k] for c in calls if c.points]) for k in points}
+            points = {k: torch.cat([x.points[k] for x in inputs if x.points]) for k in points}
         _, outputs, _, _ = model._track_step(
             t,
-            read is None,
+            frames is None,
             vision,
             position,
             features.sizes,
             points,
-            _together([call.mask for call in calls]),
-            upstream_bank([call.bank for call in calls], read or Read((), ()), self._position),
+            _concatenate([x.mask for x in inputs]),
+            upstream_bank([x.bank for x in inputs], frames or MemoryFrames((), ()), self._position),
             num_frames,
             bool(reverse),
-            _together([call.previous for call in calls]),
+            _concatenate([x.previous_logits for x in inputs]),
         )
         candidates, _, iou, logits, high_res, pointer, score = outputs
         filled = self._fill_holes(logits)
         prompted = points is not None or mask is not None
-        if prompted:  # whose memory is made from the low-resolution mask, and cut at 0
+        # Upstream encodes the memory of a prompted frame from the low-resolution mask with filled
+        # holes, and of a tracked frame from the decoder's full-resolution mask.
+        if prompted:
             side = (model.image_size, model.image_size)
             high_res = F.interpolate(filled, side, mode="bilinear")
         memory, memory_position = model._encode_new_memory(
@@ -147,32 +180,33 @@ class FrameModel:
         if self.options.zero_memory:
             memory, pointer = torch.zeros_like(memory), torch.zeros_like(pointer)
         rows = (pointer, score[:, 0].float(), iou.amax(1).float(), memory, filled)
-        several = candidates.shape[1] > 1
+        has_candidates = candidates.shape[1] > 1
         return [
-            Answer(
-                # Cloned, or one object's row would keep those of all others alive.
+            ObjectOutput(
+                # A view of one row would keep the memory of all rows allocated, so clone it.
                 Memory(*(x[i : i + 1].clone() for x in rows), reverse=reverse),
-                (candidates[i : i + 1], iou[i : i + 1].float()) if several else None,
+                (candidates[i : i + 1], iou[i : i + 1].float()) if has_candidates else None,
             )
-            for i in range(len(calls))
+            for i in range(len(inputs))
         ]
 
     def _fill_holes(self, logits: Tensor) -> Tensor:
-        """Fill small holes of low-resolution masks, where upstream's compiled extension can."""
+        """Fill small holes in low-resolution masks, if upstream's extension is available."""
         area = self.options.fill_hole_area
         return fill_holes_in_mask_scores(logits, area) if area and can_fill(logits) else logits
 
 
 def can_fill(logits: Tensor) -> bool:
-    """Whether upstream's compiled extension, which it needs to fill holes, can be used."""
+    """Check whether upstream's compiled extension, which fills holes, can be used."""
     return logits.is_cuda and find_spec("sam2._C") is not None
 
 
 def resize_frame(frame: np.ndarray, side: int) -> Tensor:
-    """Resize ``[H,W,3]`` uint8 to ``[1,3,side,side]`` by PIL's bicubic filter, as upstream does."""
+    """Resize ``[H,W,3]`` uint8 to ``[1,3,side,side]`` with PIL's bicubic filter, as upstream."""
     picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
 
 
-def _together(parts: list[Tensor | None]) -> Tensor | None:
+def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
+    """Concatenate tensors, or return None if all parts are None."""
     return None if parts[0] is None else torch.cat([part for part in parts if part is not None])

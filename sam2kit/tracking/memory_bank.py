@@ -1,4 +1,7 @@
-"""What a tracker keeps of a video: for each object, the memories that attention may still read."""
+"""Store the memories of each tracked object, and evict those that attention no longer reads.
+
+C and h, w: channels, rows and columns; each tensor belongs to one object.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ from sam2kit.tracking.options import TrackerOptions
 
 @dataclass(eq=False)
 class Memory:
-    """What one object keeps of one frame; of frames farther back, the pointer alone.
+    """The memory of one object on one frame; distant frames keep only the object pointer.
 
     Attributes:
         pointer: ``[1,C]`` object pointer.
-        object_score, iou: ``[1]`` logit, and predicted IoU.
-        features: ``[1,C,h,w]`` spatial memory.
-        mask_logits: ``[1,1,h,w]``, low resolution.
-        reverse: the direction of the pass that tracked the frame; None before any did.
+        object_score: ``[1]`` logit; above 0 the object is predicted to be visible.
+        iou: ``[1]`` predicted IoU.
+        features: ``[1,C,h,w]`` spatial memory. None: evicted.
+        mask_logits: ``[1,1,h,w]`` low-resolution mask. None: evicted.
+        reverse: the direction in which the frame was tracked. None (default): not tracked yet.
     """
 
     pointer: Tensor
@@ -34,19 +38,20 @@ class Memory:
     reverse: bool | None = field(default=None, kw_only=True)
 
     def tensors(self) -> Iterator[Tensor]:
+        """Iterate over all tensors, for measuring memory."""
         return (value for value in vars(self).values() if isinstance(value, Tensor))
 
 
 @dataclass
 class ObjectBank:
-    """The memories of one object, by frame.
+    """The memories of one object by frame.
 
     Attributes:
-        conditioning, others: what upstream calls ``cond_frame_outputs`` and
-            ``non_cond_frame_outputs``.
-        pending: (whether it conditions, frame) -> the answer to a prompt; it is read by others from
-            the next tracked frame on.
-        clicks: the points given on a frame, in upstream's form.
+        conditioning, others: memories of conditioning and of other frames; upstream's
+            ``cond_frame_outputs`` and ``non_cond_frame_outputs``.
+        pending: (whether it is a conditioning frame, frame) -> memory of a prompt. As in upstream,
+            other frames read it only after tracking continues.
+        clicks: points of each frame, in upstream's format.
     """
 
     conditioning: dict[int, Memory] = field(default_factory=dict)
@@ -55,17 +60,19 @@ class ObjectBank:
     clicks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def get(self, t: int) -> Memory | None:
+        """Return the memory of a frame, or None; pending memories do not count."""
         return self.conditioning.get(t) or self.others.get(t)
 
-    def settle(self) -> None:
-        """Take the pending answers in; a conditioning memory rules out another one of its frame."""
-        for (conditions, t), memory in self.pending.items():
-            (self.conditioning if conditions else self.others)[t] = memory
+    def commit_pending(self) -> None:
+        """Move pending memories to the bank, where conditioning memories replace all others."""
+        for (is_conditioning, t), memory in self.pending.items():
+            (self.conditioning if is_conditioning else self.others)[t] = memory
         self.pending.clear()
         for t in self.conditioning:
             self.others.pop(t, None)
 
     def tensors(self) -> Iterator[Tensor]:
+        """Iterate over all tensors, for measuring memory."""
         for memories in (self.conditioning, self.others, self.pending):
             for memory in memories.values():
                 yield from memory.tensors()
@@ -73,49 +80,59 @@ class ObjectBank:
             yield from clicks.values()
 
 
-class Read(NamedTuple):
-    """The frames that memory attention reads: objects that agree on them can share a batch."""
+class MemoryFrames(NamedTuple):
+    """The frames whose memories attention reads; objects with equal frames can share a call.
+
+    Attributes:
+        conditioning: conditioning frames, in ascending order.
+        others: other frames, in ascending order.
+    """
 
     conditioning: tuple[int, ...]
     others: tuple[int, ...]
 
 
 class Horizon:
-    """How far memory attention looks, and so what a bank has to keep.
+    """The distances at which memory attention reads memories, which decide what to keep.
 
     Attributes:
-        memories: frames from the present to the oldest spatial memory that is read.
-        pointers: the same for object pointers; not less than ``memories``.
-        history: further frames that are kept whole; infinite: all.
-        max_conditioning: maximum number of conditioning frames that are kept of those that
-            tracking has passed: the first of all and the nearest. None: no limit.
+        memories: maximum distance in frames of a spatial memory that is read.
+        pointers: maximum distance of an object pointer that is read; at least ``memories``.
+        history: additional distance up to which memories are kept; infinite if there is no limit.
+        max_conditioning: maximum number of past conditioning frames per object, of which the first
+            one and the nearest ones are kept. None: no limit.
     """
 
     def __init__(self, model: SAM2Base, options: TrackerOptions) -> None:
-        # A model reads the last frame, every stride-th before it, and the pointers.
+        # Upstream reads the spatial memories of the previous frame and of every stride-th frame
+        # before it, and the object pointers of all recent frames.
         self.memories = 1 + max(0, model.num_maskmem - 2) * model.memory_temporal_stride_for_eval
         pointers = model.max_obj_ptrs_in_encoder - 1 if model.use_obj_ptrs_in_encoder else 0
         self.pointers = max(self.memories, pointers)
         self.history = math.inf if options.history is None else options.history
         self.max_conditioning = options.max_cond_frames
 
-    def read(self, bank: ObjectBank, t: int, reverse: bool) -> Read:
-        """Choose what frame ``t`` reads of a bank when it is tracked in a direction."""
+    def read(self, bank: ObjectBank, t: int, reverse: bool) -> MemoryFrames:
+        """Select the frames whose memories are read when frame ``t`` is tracked."""
         others = []
         for frame, memory in bank.others.items():
             distance = frame - t if reverse else t - frame
-            # Where a spatial memory is read, upstream takes a pointer without one for an error.
+            # Upstream fails if it selects a frame for its spatial memory and finds a pointer only,
+            # so frames whose spatial memory was evicted are read only at greater distances.
             nearest = 0 if memory.features is not None else self.memories
             if nearest < distance <= self.pointers:
                 others.append(frame)
-        return Read(tuple(sorted(bank.conditioning)), tuple(sorted(others)))
+        return MemoryFrames(tuple(sorted(bank.conditioning)), tuple(sorted(others)))
 
-    def forget(self, bank: ObjectBank, t: int, reverse: bool, anchor: int) -> None:
-        """Drop what will not be read once frame ``t`` is tracked.
+    def evict(self, bank: ObjectBank, t: int, reverse: bool, anchor: int) -> None:
+        """Evict the memories that no frame will read after frame ``t`` is tracked.
 
         Args:
-            anchor: the frame from which a pass in the other direction would set out; what that
-                pass would read is kept.
+            bank: the memories of one object.
+            t: the frame that was tracked last.
+            reverse: whether tracking runs backward.
+            anchor: the frame from which a later pass in the other direction would start. Memories
+                that this pass would read are kept.
         """
         for frame, memory in list(bank.others.items()):
             distance = min(abs(frame - t) - self.history, abs(frame - anchor))
@@ -125,40 +142,42 @@ class Horizon:
                 memory.features = memory.mask_logits = None
         if self.max_conditioning is not None:
             first = min(bank.conditioning)
-            passed = [
-                f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)
-            ]
-            for frame in sorted(passed, key=lambda f: abs(f - t))[self.max_conditioning - 1 :]:
+            # Prompts on frames that tracking has not reached yet are always kept.
+            past = [f for f in bank.conditioning if f != first and (f >= t if reverse else f <= t)]
+            for frame in sorted(past, key=lambda f: abs(f - t))[self.max_conditioning - 1 :]:
                 del bank.conditioning[frame]
         for frame in [f for f in bank.clicks if bank.get(f) is None]:
             del bank.clicks[frame]
 
 
 def upstream_bank(
-    banks: Sequence[ObjectBank], read: Read, position: list[Tensor]
+    banks: Sequence[ObjectBank], frames: MemoryFrames, position: list[Tensor]
 ) -> dict[str, dict[int, dict]]:
-    """Upstream's ``output_dict`` of n objects that read the same frames.
+    """Build upstream's ``output_dict`` for n objects that read the same frames.
 
     Args:
-        position: ``maskmem_pos_enc`` of one object, the same on every frame.
+        banks: the memories of each object.
+        frames: the frames to include.
+        position: ``maskmem_pos_enc`` of one object, which is the same on every frame.
     """
 
-    def together(memories: list[Memory]) -> dict:
+    def stack(memories: list[Memory]) -> dict:
         features = [m.features for m in memories if m.features is not None]
         pointers = torch.cat([m.pointer for m in memories])
         return {
             "obj_ptr": pointers,
-            # Without a pointer beside them upstream leaves bfloat16 memories as they are, and then
-            # fails on float32 weights: an object before its first prompt may have no pointer.
+            # Upstream concatenates memories and pointers, which casts bfloat16 memories to float32.
+            # An object before its first prompt may have no pointer; without this cast, its memories
+            # would stay bfloat16 and upstream would fail on float32 weights.
             "maskmem_features": torch.cat(features).to(pointers.dtype) if features else None,
             "maskmem_pos_enc": [x.expand(len(memories), -1, -1, -1) for x in position],
         }
 
     return {
         "cond_frame_outputs": {
-            t: together([bank.conditioning[t] for bank in banks]) for t in read.conditioning
+            t: stack([bank.conditioning[t] for bank in banks]) for t in frames.conditioning
         },
         "non_cond_frame_outputs": {
-            t: together([bank.others[t] for bank in banks]) for t in read.others
+            t: stack([bank.others[t] for bank in banks]) for t in frames.others
         },
     }

@@ -1,4 +1,4 @@
-"""Define the options of a tracker; the defaults are those of upstream's predictor."""
+"""Define the options of the tracker; the defaults are upstream's conventions."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ _FIXED_CONVENTIONS = {
     "pil_bicubic": True,
     "antialias_masks": True,
 }
-"""Former options, each with the value of upstream's convention, which is now the only one."""
+"""Former options with the value of upstream's convention, which is now the only supported one."""
 
 
 @dataclass(frozen=True)
 class TrackerOptions:
-    """Options of tracking; the defaults are those of upstream's predictor.
+    """Options of the tracker; unless noted, the defaults follow upstream's predictor.
 
     Attributes:
-        max_cond_frames: maximum number of conditioning frames kept of those that tracking has
-            passed: the first of all and the nearest. None: all, as upstream; memory then grows
-            with every prompt.
-        history: frames kept beyond what attention reads. A prompt corrects a frame that is still
-            kept; on a forgotten one it is a new conditioning frame. None: all, as upstream.
-        object_chunk: maximum number of objects per call of the model.
-        autocast: compute in bfloat16; None: where the device is a GPU that does it well.
-        zero_memory: zero all that the bank keeps (ablation).
-        track_before_prompt: track objects on frames before their first prompt.
-        corrected_frames_condition: a prompt on a tracked frame makes it a conditioning frame.
-        non_overlapping: give each pixel to the object with the highest logit.
-        fill_hole_area: fill holes of up to this many pixels of the low-resolution mask, where
-            upstream's compiled extension is installed and the model is on a GPU.
+        max_cond_frames: maximum number of past conditioning frames per object, 1 or more. The first
+            one and the nearest ones are kept. None: no limit, as upstream; memory then grows with
+            every prompt.
+        history: number of frames to keep in addition to those that attention reads, 0 or more. A
+            prompt corrects a frame that is still kept; on an evicted frame it creates a new
+            conditioning frame. None: no limit, as upstream.
+        object_chunk: maximum number of objects per call of the model, 1 or more.
+        autocast: whether to compute in bfloat16. None (default): only on a GPU with bfloat16 units.
+        zero_memory: set all memories to zero, as an ablation.
+        track_before_prompt: track objects also on frames before their first prompt.
+        corrected_frames_condition: make a tracked frame a conditioning frame when it is corrected.
+        non_overlapping: assign each pixel to the object with the highest logit.
+        fill_hole_area: fill holes of up to this many pixels in the low-resolution mask. It needs
+            upstream's compiled extension and a GPU, and is ignored without them.
 
     Raises:
-        ValueError: a number below its minimum.
+        ValueError: a number is below its minimum.
     """
 
     max_cond_frames: int | None = 8
@@ -67,11 +68,11 @@ class TrackerOptions:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> TrackerOptions:
-        """Read options by name, also those that a configuration of an older version stored.
+        """Create options from a mapping, including one that an older version stored.
 
         Raises:
-            TypeError: an unknown name.
-            ValueError: an impossible value, or a former option that differs from upstream's
+            TypeError: a name is unknown.
+            ValueError: a value is below its minimum, or a former option differs from upstream's
                 convention.
         """
         for name in values.keys() & _FIXED_CONVENTIONS.keys():

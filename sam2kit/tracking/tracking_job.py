@@ -1,4 +1,4 @@
-"""Tracking a video that has no truth: ``sam2kit track``."""
+"""Track a video without ground truth and write the results: ``sam2kit track``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
 
 GIF_FRAMES, GIF_WIDTH = 60, 480
-# Elsewhere upstream's conventions, under which an object has masks before anybody pointed at it.
+# Upstream also tracks an object before its first prompt; users do not expect masks there.
 OPTIONS = TrackerOptions(track_before_prompt=False)
 
 
@@ -41,43 +41,57 @@ def track_video(
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
 ) -> Path:
-    """Follow the objects of a prompt file through a video, from the first prompt to the end.
+    """Track the objects of a prompt file through a video, from the first prompt to the end.
 
-    The frames are read one by one. Into the folder go ``masks/VIDEO/FRAME.png`` (palette PNG in
-    DAVIS layout), ``masks.json`` (COCO), ``objects.csv`` (area in pixels, object score, predicted
-    IoU of each object on each frame), ``overlay.mp4``, ``overlay.gif`` (at most 60 frames, evenly
-    spread, and 480 pixels wide) and ``track.json`` (how it was made). An object has no mask before
-    its first prompt. Interrupted, all files hold what was tracked by then.
+    Frames are read one by one. The output directory gets:
+
+    - ``masks/VIDEO/FRAME.png``: palette PNG in the DAVIS layout,
+    - ``masks.json``: the masks in the COCO format,
+    - ``objects.csv``: area in pixels, object score (logit) and predicted IoU per object and frame,
+    - ``overlay.mp4``, and ``overlay.gif`` with up to 60 evenly spaced frames and up to 480 pixels
+      of width,
+    - ``track.json``: inputs, options and version.
+
+    An object has no mask before its first prompt. After an interruption, all files contain the
+    frames that were tracked.
 
     Args:
-        video: a video file or a folder of frames.
-        prompts: as :func:`~sam2kit.prompts.io.load_video_prompts` reads them.
-        checkpoint: as :func:`~sam2kit.models.checkpoints.load_model` takes it.
-        output_dir: by default a new dated folder under ``outputs``.
+        video: a video file or a directory of frames.
+        prompts: a prompt file, as :func:`~sam2kit.prompts.io.load_video_prompts` reads it.
+        checkpoint: a checkpoint, as :func:`~sam2kit.models.checkpoints.load_model` accepts it.
+        output_dir: None (default): a new dated directory in ``outputs``.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
+        options: see :class:`~sam2kit.tracking.options.TrackerOptions`.
 
     Returns:
-        The folder.
+        The output directory.
 
     Raises:
-        ConfigError: the folder holds masks already, or nothing can be written there.
-        DataError, CheckpointError: about the video, the prompts or the checkpoint.
-        KeyboardInterrupt: after the files were finished.
+        ConfigError: the output directory contains masks already, or is not writable.
+        DataError: the video or the prompt file cannot be used.
+        CheckpointError: the checkpoint cannot be used.
+        KeyboardInterrupt: tracking was interrupted; all files are complete.
     """
     if output_dir is not None and (Path(output_dir) / "masks").exists():
-        raise ConfigError(f"--output-dir: {output_dir} holds masks already; name another folder")
+        raise ConfigError(
+            f"{output_dir} contains masks already",
+            key="--output-dir",
+            value=str(output_dir),
+            hint="choose another directory",
+        )
     path = find_checkpoint(checkpoint, key="--model-checkpoint")
     source = open_video(video)
     config, model = load_model(path)
     image_size, name = config.dataset.image_size, source.names[0]
-    given, object_ids = load_video_prompts(prompts, name, source.num_frames(0), image_size)
+    video_prompts, object_ids = load_video_prompts(prompts, name, source.num_frames(0), image_size)
     folder = open_run_dir(output_dir, "outputs")
     size = source.read_frame(0, 0).shape[:2]
     tracker = VideoTracker(model, options, pick_device(accelerator))
     session = tracker.open(lambda t: source.read_frame(0, t), source.num_frames(0), size)
-    for prompt in given:
+    for prompt in video_prompts:
         session.add_prompt(prompt)
     masks = MaskWriter(folder / "masks" / file_name(name), name, object_ids)
-    done = _write_frames(session.propagate(), source, folder, masks, given, image_size)
+    done = _write_frames(session.propagate(), source, folder, masks, video_prompts, image_size)
     (folder / "masks.json").write_text(json.dumps(coco_json([masks.sav()])))
     inputs = {"video": str(video), "prompts": str(prompts), "checkpoint": str(checkpoint)}
     results = {"sam2kit_version": sam2kit.__version__, "frames": done, "objects": object_ids}
@@ -97,49 +111,57 @@ def _write_frames(
     prompts: list[Prompt],
     image_size: int,
 ) -> int:
-    """Track from the first prompt to the end or an interruption; return the frames written."""
+    """Write masks, table and videos until the end or an interruption.
+
+    Returns:
+        The number of frames that were written.
+    """
     count, done, ids = source.num_frames(0), 0, masks.object_ids
     first = min(prompt.frame for prompt in prompts)
-    pages, every = [], -(-count // GIF_FRAMES)
+    gif_frames, gif_step = [], -(-count // GIF_FRAMES)  # rounded up
     with ExitStack() as files:
         write = files.enter_context(mp4_writer(folder / "overlay.mp4", source.fps))
         table = csv.writer(files.enter_context((folder / "objects.csv").open("w", newline="")))
         table.writerow(["frame", "object", "area", "object_score", "predicted_iou"])
         try:
             for t in log_progress(range(count), count, "tracked", "frames"):
-                answer = next(tracks) if t >= first else None
+                frame_tracks = next(tracks) if t >= first else None
                 frame = source.read_frame(0, t)
-                found = np.full((len(ids), *frame.shape[:2]), -np.inf, dtype=np.float32)
-                if answer is not None:
-                    found[answer.objects] = answer.logits(frame.shape[:2]).cpu().numpy()
-                    scores = answer.object_score.tolist(), answer.iou.tolist()
-                    for n, *values in zip(answer.objects, *scores, strict=True):
-                        area = np.count_nonzero(found[n] > 0)
+                logits = np.full((len(ids), *frame.shape[:2]), -np.inf, dtype=np.float32)
+                if frame_tracks is not None:
+                    logits[frame_tracks.objects] = (
+                        frame_tracks.logits(frame.shape[:2]).cpu().numpy()
+                    )
+                    scores = frame_tracks.object_score.tolist(), frame_tracks.iou.tolist()
+                    for n, *values in zip(frame_tracks.objects, *scores, strict=True):
+                        area = np.count_nonzero(logits[n] > 0)
                         table.writerow([t, ids[n], area, *(f"{v:.4f}" for v in values)])
-                by_object = dict(zip(ids, found, strict=True))
+                by_object = dict(zip(ids, logits, strict=True))
                 masks.add(source.frame_name(0, t), by_object, frame.shape[:2])
                 done = t + 1
-                picture = overlay(frame, found > 0)
+                picture = overlay(frame, logits > 0)
                 for prompt in prompts:
                     if prompt.frame == t:
                         picture = _draw(picture, prompt, image_size)
                 write(picture)
-                if t % every == 0:
+                if t % gif_step == 0:
                     scale = min(1, GIF_WIDTH / picture.shape[1])
-                    pages.append(
+                    gif_frames.append(
                         cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
                     )
         except KeyboardInterrupt:
-            logger.warning("interrupted: the files are finished with {} frames", done)
-    if pages:
-        save_gif(folder / "overlay.gif", pages, min(source.fps / every, 50))
+            logger.warning("Interrupted: the output files contain the first {} frames", done)
+    if gif_frames:
+        # save_gif accepts up to 50 frames per second.
+        save_gif(folder / "overlay.gif", gif_frames, min(source.fps / gif_step, 50))
     return done
 
 
 def _draw(picture: np.ndarray, prompt: Prompt, image_size: int) -> np.ndarray:
-    """Draw the clicks and boxes of a prompt on the picture of its frame."""
+    """Draw the clicks and boxes of a prompt on a frame ``[H,W,3]`` of the video's size."""
     if prompt.points is None or prompt.labels is None:
         return picture
+    # Points are pixel indices of the resized square; scale pixel centers, which are at +0.5.
     scale = np.array(picture.shape[1::-1]) / image_size
     points = (prompt.points.numpy() + 0.5) * scale - 0.5
     for object_points, labels in zip(points, prompt.labels.numpy(), strict=True):

@@ -1,6 +1,6 @@
-"""Tracking whole videos, frame by frame, in memory that does not grow with their length.
+"""Track whole videos frame by frame, with memory that does not grow with their length.
 
-The masks are those of upstream's ``SAM2VideoPredictor``; docs/tracking.md has its conventions.
+The masks equal those of upstream's ``SAM2VideoPredictor``; docs/tracking.md lists its conventions.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from sam2kit.data.transforms import resize_masks
 from sam2kit.models.clip_tracking import FrameFeatures, upstream_inputs
 from sam2kit.prompts.geometry import BOX_LABELS
 from sam2kit.prompts.prompt import Prompt
-from sam2kit.tracking.frame_step import Answer, Call, FrameModel
+from sam2kit.tracking.frame_step import FrameModel, ObjectInput, ObjectOutput
 from sam2kit.tracking.memory_bank import Horizon, ObjectBank
 from sam2kit.utils.errors import DataError
 
-PREVIOUS_LOGITS_LIMIT = 32.0  # upstream's clamp of the mask that clicks refine
+PREVIOUS_LOGITS_LIMIT = 32.0  # upstream clamps the logits of the mask that clicks refine
 ReadFrame = Callable[[int], np.ndarray]
-"""Frame number -> ``[H,W,3]`` uint8 RGB, all frames of one size."""
+"""Reads a frame, from 0, as ``[H,W,3]`` uint8 RGB; all frames have the same size."""
 
 
 @dataclass
 class FrameTracks:
-    """All objects on one frame.
+    """The masks and scores of all objects on one frame.
 
     Attributes:
-        frame: its number in the video.
+        frame: frame number in the video, from 0.
         objects: O object numbers.
         mask_logits: ``[O,h,w]`` float32, at a quarter of the model's image size.
-        iou: ``[O]`` predicted, 0 to 1; 1 for a mask prompt.
-        object_score: ``[O]`` logits, above 0 where the object is seen.
-        candidates: ``[O,3,h,w]`` where every object's mask was chosen among three, else None.
-        candidate_iou: ``[O,3]`` predicted, for these.
-        non_overlapping: see :class:`TrackerOptions`.
+        iou: ``[O]`` predicted IoU, 0 to 1; it is 1 for a mask prompt.
+        object_score: ``[O]`` logits; above 0 the object is predicted to be visible.
+        candidates: ``[O,3,h,w]`` logits, if every object's mask was selected among three masks.
+            None (default): no candidates.
+        candidate_iou: ``[O,3]`` predicted IoU of the candidates.
+        non_overlapping: see :class:`~sam2kit.tracking.options.TrackerOptions`.
     """
 
     frame: int
@@ -54,45 +55,70 @@ class FrameTracks:
     non_overlapping: bool = False
 
     def logits(self, size: tuple[int, int]) -> Tensor:
-        """``[O,H,W]`` at ``size`` (rows, columns), resized bilinearly as upstream does."""
+        """Resize the logits bilinearly, as upstream does.
+
+        Args:
+            size: H and W, rows and columns.
+
+        Returns:
+            ``[O,H,W]`` float32.
+        """
         logits = F.interpolate(self.mask_logits[:, None], size, mode="bilinear")[:, 0]
         if self.non_overlapping:
-            mine = (
+            is_highest = (
                 logits.argmax(0) == torch.arange(len(logits), device=logits.device)[:, None, None]
             )
-            logits = torch.where(mine, logits, logits.clamp(max=-10.0))  # upstream's constant
+            # -10 is upstream's constant.
+            logits = torch.where(is_highest, logits, logits.clamp(max=-10.0))
         return logits
 
     def masks(self, size: tuple[int, int]) -> np.ndarray:
-        """Bool ``[O,H,W]`` at the video's ``size`` (rows, columns)."""
+        """Threshold the resized logits at 0.
+
+        Args:
+            size: H and W, rows and columns.
+
+        Returns:
+            ``[O,H,W]`` bool.
+        """
         return (self.logits(size) > 0).cpu().numpy()
 
 
 class VideoTracker(FrameModel):
-    """A model and the options by which it tracks.
+    """A model with options, which opens videos for tracking.
 
     Args:
-        model: set to evaluation mode.
-        options: None: the defaults.
-        device: where the model is moved; None: where it is.
+        model: it is set to evaluation mode.
+        options: None (default): the default options.
+        device: the device to move the model to. None (default): the model's own device.
     """
 
     def open(
         self, read_frame: ReadFrame, num_frames: int, size: tuple[int, int]
     ) -> TrackingSession:
-        """Begin a video.
+        """Open a video for tracking; no frame is read yet.
 
         Args:
-            read_frame: called with 0 to ``num_frames`` - 1; frames ``[H,W,3]`` uint8 RGB.
-            size: H and W.
+            read_frame: called with frame numbers 0 to ``num_frames`` - 1; it must return
+                ``[H,W,3]`` uint8 RGB.
+            num_frames: the length of the video.
+            size: H and W of the frames, rows and columns.
+
+        Returns:
+            A session without prompts.
         """
         return TrackingSession(self, read_frame, num_frames, size)
 
 
 class TrackingSession:
-    """One video being tracked. It keeps the memory bank and the last frame's features.
+    """The state of tracking one video: memory banks, and the features of the latest frame.
 
-    Made by :meth:`VideoTracker.open`.
+    Use :meth:`VideoTracker.open` to create one.
+
+    Attributes:
+        num_frames: the length of the video.
+        size: H and W of the frames.
+        banks: the memories of each object, by object number.
     """
 
     def __init__(
@@ -107,33 +133,39 @@ class TrackingSession:
 
     @property
     def objects(self) -> list[int]:
-        """The objects that were prompted, in the order of their first prompts."""
+        """The prompted objects, in the order of their first prompts."""
         return list(self.banks)
 
     def state_bytes(self) -> int:
-        """Bytes of all tensors that are kept from one call to the next."""
-        kept = [t for bank in self.banks.values() for t in bank.tensors()]
+        """Return the total size in bytes of all tensors that the session holds between calls."""
+        tensors = [t for bank in self.banks.values() for t in bank.tensors()]
         if self._encoded is not None:
-            kept += [*self._encoded[1].vision, *self._encoded[1].position]
-        return sum(t.numel() * t.element_size() for t in kept)
+            tensors += [*self._encoded[1].vision, *self._encoded[1].position]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def add_prompt(self, prompt: Prompt, previous: Tensor | None = None) -> FrameTracks:
-        """Prompt objects on a frame, new ones or known ones, and answer with their masks there.
+        """Prompt new or existing objects on a frame, and predict their masks on that frame.
 
-        Clicks add up with those that were given on the frame before; a box or a mask replaces them.
-        A frame that was tracked and is still kept is corrected; any other becomes a conditioning
-        frame. Tracking reads the answer from the next frame on that it tracks.
+        Clicks are added to the earlier clicks on the frame; a box or a mask replaces them. If the
+        frame was tracked and its memory is still kept, the prompt is a correction; otherwise the
+        frame becomes a conditioning frame. The next tracked frame is the first to read the result.
 
         Args:
-            previous: ``[N,1,h,w]`` logits at a quarter of the model's size, the masks that clicks
-                refine; None: those that the objects have on the frame, if any.
+            prompt: the prompt of N objects.
+            previous: ``[N,1,h,w]`` logits at a quarter of the model's image size, which clicks
+                refine. None (default): the masks that the objects have on the frame, if any.
+
+        Returns:
+            The masks of the N objects.
 
         Raises:
             ValueError: the frame is not in the video.
+            DataError: the frame cannot be used; the session is unchanged.
         """
         if prompt.frame >= self.num_frames:
             raise ValueError(
-                f"prompt on frame {prompt.frame} of a video of {self.num_frames} frames (from 0)"
+                f"prompt on frame {prompt.frame} of a video of {self.num_frames} frames; the last "
+                f"frame is {self.num_frames - 1}"
             )
         with self._frame_model.applied():
             points, masks = upstream_inputs(prompt.to(self._frame_model.device))
@@ -142,40 +174,51 @@ class TrackingSession:
                 masks = resize_masks(masks, (side, side))
                 for row in (~masks.flatten(1).any(1)).nonzero().flatten().tolist():
                     logger.warning(
-                        "object {} on frame {} is too small for {} pixels a side: its mask prompt "
-                        "says that it is absent",
-                        *(prompt.objects[row].item(), prompt.frame, side),
+                        "object {} on frame {} is too small: its mask is empty at the model's size "
+                        "of {} pixels, so the prompt means that the object is absent",
+                        prompt.objects[row].item(),
+                        prompt.frame,
+                        side,
                     )
-            self._features(prompt.frame)  # an unreadable frame leaves everything as it was
-            calls = {}
+            # Read the frame before any state changes, so that a failure has no effect.
+            self._features(prompt.frame)
+            inputs = {}
             for row, number in enumerate(prompt.objects.tolist()):
-                own = None if points is None else {k: v[row : row + 1] for k, v in points.items()}
+                clicks = (
+                    None if points is None else {k: v[row : row + 1] for k, v in points.items()}
+                )
                 mask = None if masks is None else masks[row : row + 1].float()
-                call = self._prompt_call(number, prompt.frame, own, mask)
+                object_input = self._prompt_input(number, prompt.frame, clicks, mask)
                 if previous is not None:
-                    call = call._replace(previous=previous[row : row + 1])
-                calls[number] = call
-            answers = self._run(prompt.frame, calls)
-        for number, call in calls.items():
-            conditions = call.read is None or self._options.corrected_frames_condition
-            call.bank.pending[conditions, prompt.frame] = answers[number].memory
-        return self._tracks(prompt.frame, answers)
+                    object_input = object_input._replace(previous_logits=previous[row : row + 1])
+                inputs[number] = object_input
+            outputs = self._run(prompt.frame, inputs)
+        for number, object_input in inputs.items():
+            is_conditioning = (
+                object_input.memory_frames is None or self._options.corrected_frames_condition
+            )
+            object_input.bank.pending[is_conditioning, prompt.frame] = outputs[number].memory
+        return self._tracks(prompt.frame, outputs)
 
     def propagate(
         self, start: int | None = None, stop: int | None = None, reverse: bool = False
     ) -> Iterator[FrameTracks]:
-        """Track all objects frame by frame, as the iterator is read.
+        """Track all objects frame by frame, as the iterator is consumed.
 
-        A frame on which an object was prompted gives the answer to its prompts again. Prompts may
-        be added between two frames.
+        On a conditioning frame of an object, the masks of its prompt are returned. Prompts can be
+        added between two frames.
 
         Args:
-            start: the first frame; None: the first one that was prompted.
-            stop: the frame before which to stop (``reverse``: after which); None: the video's end.
-            reverse: go backwards. From frame 0 there is nothing to track, as upstream has it.
+            start: the first frame. None (default): the first prompted frame.
+            stop: the frame to stop at, exclusive in both directions. None (default): track to the
+                end of the video, or to its beginning if ``reverse``.
+            reverse: track backward. From frame 0 nothing is tracked, as in upstream.
+
+        Returns:
+            An iterator over the tracked frames, in the order of tracking.
 
         Raises:
-            ValueError: nothing was prompted, or ``start`` is not in the video.
+            ValueError: no object was prompted, or ``start`` is not in the video.
         """
         if not self.banks:
             raise ValueError("no object was prompted; call add_prompt first")
@@ -189,101 +232,121 @@ class TrackingSession:
         return (self._track(t, reverse) for t in order)
 
     def _first_prompted(self) -> int:
+        """Return the first conditioning frame of any object."""
         return min(
-            min([*bank.conditioning, *(t for conditions, t in bank.pending if conditions)])
+            min([*bank.conditioning, *(t for conditioning, t in bank.pending if conditioning)])
             for bank in self.banks.values()
         )
 
     def _track(self, t: int, reverse: bool) -> FrameTracks:
+        """Track all objects on a frame, update their banks and evict old memories."""
         options, horizon = self._options, self._horizon
-        answers: dict[int, Answer] = {}
-        calls: dict[int, Call] = {}
+        outputs: dict[int, ObjectOutput] = {}
+        inputs: dict[int, ObjectInput] = {}
         with self._frame_model.applied():
             for number, bank in self.banks.items():
-                bank.settle()
+                bank.commit_pending()
+                # A conditioning frame already has the result of its prompt.
                 if t in bank.conditioning:
-                    answers[number] = Answer(bank.conditioning[t], None)
+                    outputs[number] = ObjectOutput(bank.conditioning[t], None)
                 elif options.track_before_prompt or any(
                     (f > t if reverse else f < t) for f in bank.conditioning
                 ):
-                    calls[number] = Call(bank, horizon.read(bank, t, reverse), reverse)
-            answers |= self._run(t, calls)
-            tracks = self._tracks(t, {o: answers[o] for o in self.banks if o in answers})
-            for number, call in calls.items():
-                call.bank.others[t] = answers[number].memory
-            for answer in answers.values():
-                answer.memory.reverse = reverse
+                    inputs[number] = ObjectInput(bank, horizon.read(bank, t, reverse), reverse)
+            outputs |= self._run(t, inputs)
+            tracks = self._tracks(t, {o: outputs[o] for o in self.banks if o in outputs})
+            for number, object_input in inputs.items():
+                object_input.bank.others[t] = outputs[number].memory
+            for output in outputs.values():
+                output.memory.reverse = reverse
+            # A later pass in the other direction starts there and needs the memories around it.
             anchor = self._first_prompted()
             for bank in self.banks.values():
-                horizon.forget(bank, t, reverse, anchor)
+                horizon.evict(bank, t, reverse, anchor)
         return tracks
 
-    def _prompt_call(
+    def _prompt_input(
         self, number: int, t: int, points: dict[str, Tensor] | None, mask: Tensor | None
-    ) -> Call:
+    ) -> ObjectInput:
+        """Make the input for one prompted object, and store its clicks.
+
+        Args:
+            number: the object.
+            t: the prompted frame.
+            points: clicks or box corners in upstream's format; None for a mask prompt.
+            mask: ``[1,1,S,S]``; None for points.
+        """
         bank = self.banks.setdefault(number, ObjectBank())
-        kept = bank.get(t)
-        reverse = None if kept is None else kept.reverse
-        read = None if reverse is None else self._horizon.read(bank, t, reverse)
-        conditions = read is None or self._options.corrected_frames_condition
-        if t in bank.conditioning and not conditions:
+        memory = bank.get(t)
+        # As in upstream, a correction of a tracked frame reads the same memories as tracking did,
+        # and the first prompt of a frame reads none.
+        reverse = None if memory is None else memory.reverse
+        frames = None if reverse is None else self._horizon.read(bank, t, reverse)
+        is_conditioning = frames is None or self._options.corrected_frames_condition
+        if t in bank.conditioning and not is_conditioning:
             logger.warning(
-                "object {} was tracked from its prompt on frame {}: tracking goes on from that "
-                "prompt, not from the correction, unless corrected_frames_condition is set",
-                *(number, t),
+                "object {} was tracked from its prompt on frame {}: tracking continues from that "
+                "prompt and ignores the correction, unless corrected_frames_condition is set",
+                number,
+                t,
             )
         if points is None:
             bank.clicks.pop(t, None)
-            return Call(bank, read, reverse, mask=mask)
+            return ObjectInput(bank, frames, reverse, mask=mask)
         if not (points["point_labels"] == BOX_LABELS[0]).any():
             points = concat_points(bank.clicks.get(t), *points.values())
         bank.clicks[t] = points
-        latest = bank.pending.get((conditions, t)) or kept
+        # The result of an earlier click on this frame is newer than the tracked memory.
+        latest = bank.pending.get((is_conditioning, t)) or memory
         previous = None
         if latest is not None and latest.mask_logits is not None:
             previous = latest.mask_logits.clamp(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
-        return Call(bank, read, reverse, points, previous=previous)
+        return ObjectInput(bank, frames, reverse, points, previous_logits=previous)
 
-    def _run(self, t: int, calls: dict[int, Call]) -> dict[int, Answer]:
+    def _run(self, t: int, inputs: dict[int, ObjectInput]) -> dict[int, ObjectOutput]:
+        """Run the model on a frame with as few calls as possible; inputs and outputs by object."""
         groups: dict[tuple, list[int]] = defaultdict(list)
-        for number, call in calls.items():
-            groups[call.key].append(number)
-        answers: dict[int, Answer] = {}
+        for number, object_input in inputs.items():
+            groups[object_input.key].append(number)
+        outputs: dict[int, ObjectOutput] = {}
         for group in groups.values():
             for i in range(0, len(group), self._options.object_chunk):
-                part = group[i : i + self._options.object_chunk]
-                found = self._frame_model.run(
-                    t, self._features(t), [calls[o] for o in part], self.num_frames
+                chunk = group[i : i + self._options.object_chunk]
+                chunk_outputs = self._frame_model.run(
+                    t, self._features(t), [inputs[o] for o in chunk], self.num_frames
                 )
-                answers |= dict(zip(part, found, strict=True))
-        return answers
+                outputs |= dict(zip(chunk, chunk_outputs, strict=True))
+        return outputs
 
     def _features(self, t: int) -> FrameFeatures:
+        """Return the features of a frame, which is encoded unless it is the latest one."""
         if self._encoded is None or self._encoded[0] != t:
-            self._encoded = None  # so that never two frames' are held
+            self._encoded = None  # free the old features before new ones are allocated
             frame = self._read_frame(t)
             if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
                 raise DataError(
                     f"frame {t} is {frame.dtype} {frame.shape}, but the video's frames are uint8 "
-                    f"{(*self.size, 3)}"
+                    f"{(*self.size, 3)}",
+                    hint="all frames must be uint8 RGB of the size that was given to open",
                 )
             self._encoded = t, self._frame_model.encode(frame)
         return self._encoded[1]
 
-    def _tracks(self, t: int, answers: dict[int, Answer]) -> FrameTracks:
-        memories = [answer.memory for answer in answers.values()]
+    def _tracks(self, t: int, outputs: dict[int, ObjectOutput]) -> FrameTracks:
+        """Combine the outputs of objects on a frame."""
+        memories = [output.memory for output in outputs.values()]
         masks = [m.mask_logits[:, 0] for m in memories if m.mask_logits is not None]
-        candidates = [a.candidates for a in answers.values() if a.candidates is not None]
-        several = len(candidates) == len(memories) > 0
+        candidates = [x.candidates for x in outputs.values() if x.candidates is not None]
+        has_candidates = len(candidates) == len(memories) > 0
         side, device = self._frame_model.model.image_size // 4, self._frame_model.device
-        none = torch.zeros(0, device=device)
+        empty = torch.zeros(0, device=device)  # torch.cat needs at least one tensor
         return FrameTracks(
             t,
-            list(answers),
-            torch.cat([none.view(0, side, side), *masks]),
-            torch.cat([none, *(m.iou for m in memories)]),
-            torch.cat([none, *(m.object_score for m in memories)]),
-            torch.cat([masks for masks, _ in candidates]) if several else None,
-            torch.cat([iou for _, iou in candidates]) if several else None,
+            list(outputs),
+            torch.cat([empty.view(0, side, side), *masks]),
+            torch.cat([empty, *(m.iou for m in memories)]),
+            torch.cat([empty, *(m.object_score for m in memories)]),
+            torch.cat([masks for masks, _ in candidates]) if has_candidates else None,
+            torch.cat([iou for _, iou in candidates]) if has_candidates else None,
             self._options.non_overlapping,
         )

@@ -1,4 +1,4 @@
-"""Checkpoints: what fits is loaded, what does not says why, and nothing is loaded halfway."""
+"""Checkpoints: valid ones are loaded; others are rejected with a reason, the model unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam2kit.utils.errors import CheckpointError
 
 @pytest.fixture
 def official(tiny_config, tmp_path) -> Path:
-    """A checkpoint in the official format, of other weights than the model's own."""
+    """A checkpoint in the official format, with other weights than the model's."""
     tiny_config.seed += 1
     save_weights(build_sam2_model(tiny_config), tmp_path / "nano.pt")
     tiny_config.seed -= 1
@@ -32,7 +32,7 @@ def test_round_trip(tiny_config, official):
 
 
 def test_upstream_loads_what_is_saved(tiny_config, tmp_path):
-    """Keys and shapes are the official ones: upstream's builder takes the file."""
+    """Keys and shapes are the official ones: upstream's builder accepts the file."""
     from sam2.build_sam import build_sam2
 
     tiny_config.model.size, tiny_config.dataset.image_size = "t", 256
@@ -40,15 +40,15 @@ def test_upstream_loads_what_is_saved(tiny_config, tmp_path):
     build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", str(tmp_path / "t.pt"), device="cpu")
 
 
-def test_reset_modules_start_anew_and_the_rest_is_loaded(tiny_config, official):
-    fresh = build_sam2_model(tiny_config).state_dict()
+def test_reset_modules_keep_initial_values_and_the_rest_is_loaded(tiny_config, official):
+    initial = build_sam2_model(tiny_config).state_dict()
     state = torch.load(official, weights_only=True)["model"]
     tiny_config.model.checkpoint = str(official)
     tiny_config.model.reset_modules = ["memory_encoder", "memory_attention.layers.1"]
     for name, value in create_sam2_model(tiny_config).state_dict().items():
         path = module_path(name)
         reset = path[0] == "memory_encoder" or path[:3] == ("memory_attention", "layers", "1")
-        assert torch.equal(value, (fresh if reset else state)[name]), name
+        assert torch.equal(value, (initial if reset else state)[name]), name
 
 
 def damage(path: Path, change) -> None:
@@ -68,7 +68,7 @@ def damage(path: Path, change) -> None:
         ),
     ],
 )
-def test_keys_and_shapes_must_match_and_nothing_is_loaded_halfway(
+def test_keys_and_shapes_must_match_or_the_model_is_unchanged(
     tiny_config, official, change, message
 ):
     damage(official, change)
@@ -80,11 +80,12 @@ def test_keys_and_shapes_must_match_and_nothing_is_loaded_halfway(
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_the_wrong_size_is_named(tiny_config, official):
+def test_error_names_the_size_of_the_weights(tiny_config, official):
     tiny_config.model.size = "t"
     tiny_config.model.checkpoint = str(official)
-    with pytest.raises(CheckpointError, match="seems to be of size nano: set model.size=nano"):
+    with pytest.raises(CheckpointError, match="nano.pt") as error:
         create_sam2_model(tiny_config)
+    assert "model.size=nano" in error.value.hint
 
 
 @pytest.mark.parametrize("size", ["nano", "t", "s", "b+", "l"])
@@ -112,7 +113,7 @@ def test_code_in_a_checkpoint_is_not_run(tiny_config, tmp_path, monkeypatch):
     assert not Path("pwned").exists()
 
 
-def test_a_file_of_something_else(tiny_config, tmp_path):
+def test_files_with_other_content(tiny_config, tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="holds no weights.*weights"):
         load_weights(build_sam2_model(tiny_config), str(tmp_path / "x.pt"))
@@ -121,39 +122,42 @@ def test_a_file_of_something_else(tiny_config, tmp_path):
         load_weights(build_sam2_model(tiny_config), str(tmp_path / "y.pt"))
 
 
-def test_neither_file_nor_name(tiny_config):
+def test_unknown_name(tiny_config):
     tiny_config.model.checkpoint = "sam2.1_hiera_tinny"
-    with pytest.raises(CheckpointError, match="sam2.1_hiera_tinny is neither.*sam2.1_hiera_tiny"):
+    with pytest.raises(CheckpointError) as error:
         create_sam2_model(tiny_config)
+    assert error.value.key == "model.checkpoint" and error.value.value == "sam2.1_hiera_tinny"
+    assert "sam2.1_hiera_tiny," in error.value.expected
 
 
-def test_names_are_fetched_from_the_hub(tiny_config, official, monkeypatch):
-    asked = []
+def test_names_are_downloaded_from_the_hub(tiny_config, official, monkeypatch):
+    requests = []
 
     def download(repo_id, filename):
-        asked.append((repo_id, filename))
+        requests.append((repo_id, filename))
         return str(official)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     load_weights(build_sam2_model(tiny_config), "sam2.1_hiera_tiny")
-    assert asked == [("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt")]
+    assert requests == [("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt")]
 
     def fail(repo_id, filename):
         raise OSError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    with pytest.raises(CheckpointError, match="sam2.1_hiera_large.*no route to host"):
+    with pytest.raises(CheckpointError, match="no route to host") as error:
         load_weights(build_sam2_model(tiny_config), "sam2.1_hiera_large")
+    assert error.value.value == "sam2.1_hiera_large"
 
 
-def test_a_runs_configuration_needs_a_runs_checkpoint(official):
+def test_run_configuration_needs_a_run_checkpoint(official):
     with pytest.raises(CheckpointError, match="not a run's checkpoint"):
         checkpoints.read_run_config(official)
 
 
 @pytest.fixture
 def run(tiny_config, tmp_path) -> Path:
-    """A run's checkpoint, of other weights than the model's own, in its folder."""
+    """The checkpoint of a run in its directory, with other weights than the model's."""
     tiny_config.seed += 1
     model = build_sam2_model(tiny_config)
     tiny_config.seed -= 1
@@ -172,32 +176,36 @@ def rewrite(path: Path, change) -> None:
     torch.save(content, path)
 
 
-def test_a_runs_folder_means_its_best_checkpoint(tiny_config, run):
+def test_run_directory_means_its_best_checkpoint(tiny_config, run):
     model = build_sam2_model(tiny_config)
     load_weights(model, run.parent)
     state = torch.load(run, weights_only=True)["state_dict"]
     assert all(torch.equal(v, state[f"model.{k}"]) for k, v in model.state_dict().items())
     run.rename(run.with_name("last.ckpt"))
-    with pytest.raises(CheckpointError, match="model.checkpoint: the folder .* holds no best.ckpt"):
+    with pytest.raises(CheckpointError, match="no best.ckpt") as error:
         load_weights(model, run.parent)
+    assert error.value.key == "model.checkpoint" and error.value.value == str(run.parent)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage_run", "message"),
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-2000]), "cannot be read safely.*truncated"),
         (lambda p: p.write_bytes(b""), "cannot be read safely.*truncated"),
         (lambda p: p.write_text("404: not found"), "cannot be read safely"),
-        (lambda p: torch.save({"state_dict": _Payload()}, p), "cannot be read safely.*holds code"),
+        (
+            lambda p: torch.save({"state_dict": _Payload()}, p),
+            "cannot be read safely.*contains code",
+        ),
         (lambda p: rewrite(p, lambda c: c["state_dict"].popitem()), "tensors 1 missing"),
         (lambda p: rewrite(p, lambda c: c.update(state_dict={})), "holds no weights"),
         (lambda p: rewrite(p, lambda c: c.update(state_dict=[1])), "holds no weights"),
-        (lambda p: p.unlink(), "best.ckpt is neither a file nor one of"),
+        (lambda p: p.unlink(), "best.ckpt' must be an existing file"),
     ],
 )
-def test_a_spoilt_run_loads_nothing(tiny_config, run, monkeypatch, spoil, message):
+def test_damaged_run_leaves_the_model_unchanged(tiny_config, run, monkeypatch, damage_run, message):
     monkeypatch.chdir(run.parent)
-    spoil(run)
+    damage_run(run)
     model = build_sam2_model(tiny_config)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as error:
@@ -206,20 +214,21 @@ def test_a_spoilt_run_loads_nothing(tiny_config, run, monkeypatch, spoil, messag
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_a_run_of_another_version_or_size_is_told(tiny_config, run):
+def test_run_of_another_version_or_size_is_rejected(tiny_config, run):
     rewrite(run, lambda c: c[checkpoints.CONFIG_KEY]["model"].update(colour="red"))
     with pytest.raises(CheckpointError, match="configuration does not fit this version.*colour"):
         checkpoints.load_run(run)
     rewrite(run, lambda c: c[checkpoints.CONFIG_KEY]["model"].pop("colour"))
     assert checkpoints.load_run(run)[0].model.size == "nano"
     tiny_config.model.size, tiny_config.model.checkpoint = "s", str(run.parent)
-    with pytest.raises(CheckpointError, match="seems to be of size nano: set model.size=nano"):
+    with pytest.raises(CheckpointError, match="does not fit") as error:
         create_sam2_model(tiny_config)
+    assert "model.size=nano" in error.value.hint
 
 
 @pytest.mark.parametrize("size", ["t", "b+"])
 def test_sam_2_0_is_recognised(tiny_config, tmp_path, size):
-    """Its files lack what 2.1 added: the embedding of absence and the pointers' projection."""
+    """Its files lack the parameters that 2.1 added: embedding of absence, pointer projection."""
     tiny_config.model.size = size
     state = build_sam2_model(tiny_config).state_dict()
     for key in ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"):
@@ -227,8 +236,9 @@ def test_sam_2_0_is_recognised(tiny_config, tmp_path, size):
     torch.save({"model": state}, tmp_path / "sam2_hiera.pt")
     tiny_config.model.size, tiny_config.model.checkpoint = "t", str(tmp_path / "sam2_hiera.pt")
     name = {"t": "tiny", "b+": "base_plus"}[size]
-    with pytest.raises(CheckpointError, match=f"SAM 2.0's, of size .*sam2.1_hiera_{name}"):
+    with pytest.raises(CheckpointError, match="SAM 2.0") as error:
         create_sam2_model(tiny_config)
+    assert f"model.checkpoint=sam2.1_hiera_{name}" in error.value.hint
 
 
 def test_truncated_safetensors(tiny_config, tmp_path):
@@ -239,6 +249,6 @@ def test_truncated_safetensors(tiny_config, tmp_path):
         load_weights(build_sam2_model(tiny_config), path)
 
 
-def test_a_source_without_configuration_gets_that_of_its_size(official):
+def test_weights_without_configuration_get_the_default_of_their_size(official):
     config, model = checkpoints.load_model(official)
     assert (config.model.size, config.dataset.image_size, model.image_size) == ("nano", 128, 128)

@@ -1,4 +1,4 @@
-"""Export: what is written works with the plain package, and what would not is not written."""
+"""Export: written files work with the plain package, and files that would not are not written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sam2kit.utils.errors import CheckpointError, ConfigError
 
 @pytest.fixture
 def run(tiny_config, tmp_path) -> Path:
-    """The folder of a run with LoRA, beside which the memory encoder was trained."""
+    """The directory of a run that trained LoRA and the memory encoder."""
     pytest.importorskip("peft")
     tiny_config.model.lora_modules = ["image_encoder.trunk", "memory_attention"]
     tiny_config.model.trainable_modules = ["memory_encoder"]
@@ -47,23 +47,24 @@ def run(tiny_config, tmp_path) -> Path:
 
 
 @pytest.fixture
-def unproved(monkeypatch):
+def without_proof(monkeypatch):
+    """Skip the proof, which takes several seconds."""
     monkeypatch.setattr(export_module, "prove", lambda *_: (0.0, 0.0))
 
 
-def test_a_run_with_lora_tracks_the_same_in_the_plain_package(run, tmp_path, capsys):
+def test_run_with_lora_tracks_the_same_in_the_plain_package(run, tmp_path, capsys):
     folder = tmp_path / "my exports"
     folder.mkdir()
     out = folder / "tuned.pt"
     assert main(["export", str(run), str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "proved on 4 frames in a fresh process" in told and "tuned.yaml" in told
+    printed = capsys.readouterr().out
+    assert "4 frames" in printed and "tuned.yaml" in printed
     assert {f.name for f in folder.iterdir()} == {"tuned.pt", "tuned.yaml"}
     state = torch.load(out, weights_only=True)["model"]
     expected = merged_state(load_run(run / "best.ckpt")[1])
     assert state.keys() == expected.keys()
     assert all(torch.equal(v, expected[k]) for k, v in state.items())
-    # As the README says, with upstream's post-processing; it loads strictly.
+    # As in the README: upstream's post-processing is on, and all keys must match.
     config = "/" + os.path.abspath(folder / "tuned.yaml")
     predictor = build_sam2_video_predictor(config, str(out), device="cpu")
     assert predictor.image_size == 64
@@ -82,7 +83,7 @@ def change(state):
     ("damage", "message"),
     [(drop, "does not work with the plain sam2 package"), (change, "does not track like")],
 )
-def test_an_export_of_other_weights_is_not_written(run, tmp_path, monkeypatch, damage, message):
+def test_export_with_wrong_weights_is_not_written(run, tmp_path, monkeypatch, damage, message):
     def save(model, path):
         state = merged_state(model)
         damage(state)
@@ -95,26 +96,26 @@ def test_an_export_of_other_weights_is_not_written(run, tmp_path, monkeypatch, d
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_wrong_merge_is_found_by_the_comparison_with_the_tuned_model(run, tmp_path, monkeypatch):
-    """Both predictors would carry the same mistake, so they alone prove too little."""
+def test_wrong_merge_is_detected_by_comparison_with_the_tuned_model(run, tmp_path, monkeypatch):
+    """Both predictors have the same wrong weights, so comparing them is not enough."""
 
     def unmerged(model):
         state = model.state_dict()
         return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
     monkeypatch.setattr(export_module, "merged_state", unmerged)
-    monkeypatch.setattr("sam2kit.models.lora.merged_state", unmerged)
+    monkeypatch.setattr(checkpoints, "merged_state", unmerged)
     with pytest.raises(CheckpointError, match=r"differ by 0.0e\+00 .video predictor. and [1-9]"):
         export(run, tmp_path / "out.pt")
 
 
-def test_a_wrong_yaml_is_found(run, tmp_path, monkeypatch):
+def test_wrong_yaml_is_detected(run, tmp_path, monkeypatch):
     right = export_module.describe_model
     calls = []
 
     def wrong(config):
         tree = right(config)
-        if not calls:  # what is written, and not what the proof is built by
+        if not calls:  # change the written tree, not the one that the proof builds
             tree.sigmoid_bias_for_mem_enc = 10.0
         calls.append(tree)
         return tree
@@ -124,7 +125,7 @@ def test_a_wrong_yaml_is_found(run, tmp_path, monkeypatch):
         export(run, tmp_path / "out.pt")
 
 
-def test_sources(run, tmp_path, tiny_config, unproved, monkeypatch):
+def test_sources(run, tmp_path, tiny_config, without_proof, monkeypatch):
     official = tmp_path / "official.pt"
     save_weights(load_run(run / "best.ckpt")[1], official)
     expected = torch.load(official, weights_only=True)["model"]
@@ -148,27 +149,28 @@ def test_bad_sources(tmp_path, monkeypatch, capsys):
         "nano",
         tmp_path / "nano.safetensors",
     )
-    for source, words in {
+    for source, message in {
         str(tmp_path / "gone.ckpt"): "gone.ckpt does not exist",
-        str(tmp_path / "empty"): "holds no best.ckpt",
-        str(tmp_path / "other.pt"): "of no size that the kit knows",
+        str(tmp_path / "empty"): "no best.ckpt",
+        str(tmp_path / "other.pt"): "no model size",
         str(tmp_path / "text.pt"): "cannot be read safely",
-        "nano": "SOURCE: this copy of the kit comes without nano.safetensors",
-        "sam2.1_hiera_tinny": "is neither a file nor one of nano",
+        "nano": "SOURCE: this installation of sam2kit does not include nano.safetensors",
+        "sam2.1_hiera_tinny": "SOURCE='sam2.1_hiera_tinny' must be",
     }.items():
         assert main(["export", source, str(tmp_path / "out.pt")]) == 2
-        assert words in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
 
-def test_bad_targets(run, tmp_path, unproved):
+def test_bad_targets(run, tmp_path, without_proof):
     for name, message in {
-        "out.pth": "must end in .pt",
-        "none/out.pt": "the folder .* does not exist",
+        "out.pth": "a path that ends in .pt",
+        "none/out.pt": "none does not exist",
     }.items():
-        with pytest.raises(ConfigError, match=f"OUT: .*{message}"):
+        with pytest.raises(ConfigError, match=message) as error:
             export(run, tmp_path / name)
-    (tmp_path / "there.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match="there.yaml exists already"):
-        export(run, tmp_path / "there.pt")
-    assert (tmp_path / "there.yaml").read_text() == "mine"
+        assert error.value.key == "OUT" and error.value.value == str(tmp_path / name)
+    (tmp_path / "existing.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match="existing.yaml exists already"):
+        export(run, tmp_path / "existing.pt")
+    assert (tmp_path / "existing.yaml").read_text() == "mine"

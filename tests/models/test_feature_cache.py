@@ -1,4 +1,4 @@
-"""The frozen encoder's features on disk: found, never stale, shared, bounded, safe when killed."""
+"""The feature cache: hits, keys that cannot be stale, concurrency, budget, killed processes."""
 
 from __future__ import annotations
 
@@ -68,50 +68,50 @@ def counts(cache: FeatureCache) -> tuple[int, int]:
     return cache.read, cache.encoded
 
 
-def everything(encoded: dict) -> list[torch.Tensor]:
+def all_tensors(encoded: dict) -> list[torch.Tensor]:
     return [encoded["vision_features"], *encoded["vision_pos_enc"], *encoded["backbone_fpn"]]
 
 
-def test_what_is_read_is_what_upstream_computes(model, cache):
+def test_cached_features_equal_upstreams(model, cache):
     from sam2kit.data.transforms import normalize
 
-    asked = images()
+    frames = images()
     with torch.no_grad():
-        computed = model.forward_image(normalize(asked))
-    missed, found = cache.encode(model, asked), FeatureCache(cache.folder).encode(model, asked)
-    for a, b, c in zip(*map(everything, (computed, missed, found)), strict=True):
+        computed = model.forward_image(normalize(frames))
+    miss, hit = cache.encode(model, frames), FeatureCache(cache.folder).encode(model, frames)
+    for a, b, c in zip(*map(all_tensors, (computed, miss, hit)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
         assert torch.equal(b, c) and b.dtype == a.dtype
     assert counts(cache) == (0, 2) and len(files(cache)) == 2
 
 
-def test_a_frame_is_encoded_by_itself_and_once(model, cache):
-    """So its features do not depend on which others were missing, and a batch may repeat it."""
-    asked = images(count=3)
-    alone = cache.encode(model, asked[1:2])["backbone_fpn"][0]
-    repeated = cache.encode(model, asked[[0, 1, 1, 2, 0]])["backbone_fpn"][0]
+def test_each_frame_is_encoded_alone_and_once(model, cache):
+    """Its features do not depend on which others are missing, and a batch may repeat it."""
+    frames = images(count=3)
+    alone = cache.encode(model, frames[1:2])["backbone_fpn"][0]
+    repeated = cache.encode(model, frames[[0, 1, 1, 2, 0]])["backbone_fpn"][0]
     assert counts(cache) == (1, 3)
     assert torch.equal(repeated[1], alone[0]) and torch.equal(repeated[0], repeated[4])
 
 
-def test_a_mirrored_frame_is_another(model, cache):
-    asked = images()
-    cache.encode(model, asked)
-    flipped = cache.encode(model, asked.flip(-1))["backbone_fpn"][0]
+def test_mirrored_frame_has_another_key(model, cache):
+    frames = images()
+    cache.encode(model, frames)
+    flipped = cache.encode(model, frames.flip(-1))["backbone_fpn"][0]
     assert counts(cache) == (0, 4)
-    assert torch.equal(cache.encode(model, asked.flip(-1))["backbone_fpn"][0], flipped)
+    assert torch.equal(cache.encode(model, frames.flip(-1))["backbone_fpn"][0], flipped)
     assert counts(cache) == (2, 4)
 
 
-def test_keys_are_of_pixels_alone():
+def test_keys_depend_on_pixels_only():
     frames = images(count=4).view(2, 2, 3, 64, 64)
-    turned = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    assert frame_keys(frames) == frame_keys(turned) and len(set(frame_keys(frames))) == 4
+    channels_last = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert frame_keys(frames) == frame_keys(channels_last) and len(set(frame_keys(frames))) == 4
     assert frame_keys(frames[0, 1]) == frame_keys(frames)[1:2]
 
 
 @pytest.mark.parametrize("name", ["image_encoder.trunk.patch_embed.proj.bias", "conv_s1.bias"])
-def test_one_weight_of_the_encoder(model, cache, name):
+def test_changed_encoder_weight_misses(model, cache, name):
     cache.encode(model, images())
     weights = dict(model.named_parameters())
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_one_weight_of_the_encoder(model, cache, name):
     assert counts(cache) == (0, 4) and len(folder_sizes(cache.folder)) == 2
 
 
-def test_a_weight_of_the_memory_changes_nothing(model, cache):
+def test_changed_memory_weight_hits(model, cache):
     cache.encode(model, images())
     with torch.no_grad():
         model.maskmem_tpos_enc += 1
@@ -129,7 +129,7 @@ def test_a_weight_of_the_memory_changes_nothing(model, cache):
     assert counts(cache) == (2, 2)
 
 
-def test_size_and_content(tiny_config, model, cache):
+def test_other_image_size_or_pixel_misses(tiny_config, model, cache):
     cache.encode(model, images())
     tiny_config.dataset.image_size = 96
     other = create_sam2_model(tiny_config).eval()  # the same weights
@@ -141,8 +141,8 @@ def test_size_and_content(tiny_config, model, cache):
     assert len(folder_sizes(cache.folder)) == 2
 
 
-def test_content_of_a_file(tmp_path, tiny_config):
-    """A frame that is replaced under its name, with its old time, is another frame."""
+def test_replaced_frame_file_misses(tmp_path, tiny_config):
+    """A frame file with new content misses, even with the old name and modification time."""
     source = open_source(make_davis(tmp_path / "data"))
     model = create_sam2_model(tiny_config).eval()
     model.feature_cache = cache = FeatureCache(tmp_path / "cache")
@@ -157,21 +157,21 @@ def test_content_of_a_file(tmp_path, tiny_config):
     assert counts(cache) == (0, 2) and not torch.equal(before, after)
 
 
-def test_preprocessing(tmp_path, model, monkeypatch):
-    """Frames that are resized in another way are other frames; the same way they are the same."""
+def test_other_resize_method_misses(tmp_path, model, monkeypatch):
+    """The key depends on the resized pixels, so each resize method has its own entry."""
     model.feature_cache = cache = FeatureCache(tmp_path / "cache")
     frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     tracker = FrameModel(model, TrackerOptions())
-    for bicubic, found in ((True, 0), (False, 0), (True, 1)):
+    for bicubic, hits in ((True, 0), (False, 0), (True, 1)):
         with tracker.applied(), monkeypatch.context() as patch:
             if not bicubic:
                 BREAK_CONVENTION["pil_bicubic"](patch)
             tracker.encode(frame)
-        assert cache.read == found
+        assert cache.read == hits
     assert cache.encoded == 2
 
 
-def test_arithmetic(tmp_path, model):
+def test_each_precision_has_its_own_entries(tmp_path, model):
     exact = FeatureCache(tmp_path / "cache")
     rounded = FeatureCache(tmp_path / "cache", rounded=True)
     exact.encode(model, images())
@@ -187,12 +187,12 @@ def test_arithmetic(tmp_path, model):
 
 
 @pytest.mark.parametrize("length", [0, 7, 1000])
-def test_a_file_that_is_not_whole_is_written_anew(model, cache, length):
-    right = cache.encode(model, images())["backbone_fpn"]
+def test_incomplete_file_is_replaced(model, cache, length):
+    expected = cache.encode(model, images())["backbone_fpn"]
     file = files(cache)[0]
     file.write_bytes(file.read_bytes()[:length])
     again = cache.encode(model, images())["backbone_fpn"]
-    assert counts(cache) == (1, 3) and all(map(torch.equal, right, again))
+    assert counts(cache) == (1, 3) and all(map(torch.equal, expected, again))
     cache.encode(model, images())
     assert counts(cache) == (3, 3)
 
@@ -223,54 +223,54 @@ def start_writer(folder: Path, count: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_at_once_and_one_that_is_killed(model, tmp_path):
+def test_two_concurrent_processes_of_which_one_is_killed(model, tmp_path):
     cache = FeatureCache(tmp_path)
-    killed, whole = start_writer(tmp_path, 10_000), start_writer(tmp_path, 40)
-    with killed, whole:
-        assert killed.stdout.readline() == whole.stdout.readline() == "ready\n"
+    killed, finished = start_writer(tmp_path, 10_000), start_writer(tmp_path, 40)
+    with killed, finished:
+        assert killed.stdout.readline() == finished.stdout.readline() == "ready\n"
         deadline = time.monotonic() + 60
         while len(files(cache)) < 20 and time.monotonic() < deadline:
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
-        assert 0 < int(whole.communicate(timeout=120)[0]) <= 80
+        assert 0 < int(finished.communicate(timeout=120)[0]) <= 80
     for seed in range(40):
-        asked = images(seed)
-        found = cache.encode(model, asked)
-        right = FeatureCache(tmp_path / "elsewhere").encode(model, asked)
-        assert all(map(torch.equal, found["backbone_fpn"], right["backbone_fpn"]))
+        frames = images(seed)
+        cached = cache.encode(model, frames)
+        expected = FeatureCache(tmp_path / "elsewhere").encode(model, frames)
+        assert all(map(torch.equal, cached["backbone_fpn"], expected["backbone_fpn"]))
     assert counts(cache) == (80, 0)
 
 
-def test_leftovers_of_a_killed_process_go(model, tmp_path):
+def test_old_temporary_files_are_deleted(model, tmp_path):
     first = FeatureCache(tmp_path)
     first.encode(model, images())
-    left = files(first)[0].parent / f".part-{'0' * 32}"
-    left.write_bytes(b"half")
-    os.utime(left, (time.time() - 7200,) * 2)
+    temporary = files(first)[0].parent / f".part-{'0' * 32}"
+    temporary.write_bytes(b"half")
+    os.utime(temporary, (time.time() - 7200,) * 2)
     FeatureCache(tmp_path).encode(model, images())
-    assert not left.exists()
+    assert not temporary.exists()
 
 
-def test_the_encoder_is_walked_and_hashed_once_for_each_model(model, cache, monkeypatch):
-    calls = {"walk": 0, "hash": 0}
-    walk, hash_of = type(model).named_parameters, features.hashlib.blake2b
+def test_encoder_is_listed_and_hashed_once_per_model(model, cache, monkeypatch):
+    calls = {"list": 0, "hash": 0}
+    named_parameters, blake2b = type(model).named_parameters, features.hashlib.blake2b
 
-    def walked(self, *args, **kwargs):
-        calls["walk"] += 1
-        return walk(self, *args, **kwargs)
+    def count_lists(self, *args, **kwargs):
+        calls["list"] += 1
+        return named_parameters(self, *args, **kwargs)
 
-    def hashed(*args, **kwargs):
+    def count_hashes(*args, **kwargs):
         calls["hash"] += kwargs.get("digest_size") == 20
-        return hash_of(*args, **kwargs)
+        return blake2b(*args, **kwargs)
 
-    monkeypatch.setattr(type(model), "named_parameters", walked)
-    monkeypatch.setattr(features.hashlib, "blake2b", hashed)
+    monkeypatch.setattr(type(model), "named_parameters", count_lists)
+    monkeypatch.setattr(features.hashlib, "blake2b", count_hashes)
     for seed in range(8):
         cache.encode(model, images(seed, count=1))
-    assert calls == {"walk": 1, "hash": 1}
+    assert calls == {"list": 1, "hash": 1}
 
 
-def test_a_weight_that_takes_the_place_of_another(model, cache):
+def test_replaced_parameter_misses(model, cache):
     cache.encode(model, images())
     norm = model.image_encoder.trunk.blocks[0].norm1
     norm.weight = torch.nn.Parameter(norm.weight.detach() + 1e-3)
@@ -278,7 +278,7 @@ def test_a_weight_that_takes_the_place_of_another(model, cache):
     assert counts(cache) == (0, 4)
 
 
-def test_disk_full(model, cache, monkeypatch, caplog_warnings):
+def test_full_disk(model, cache, monkeypatch, caplog_warnings):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -290,14 +290,14 @@ def test_disk_full(model, cache, monkeypatch, caplog_warnings):
     assert len(caplog_warnings) == 1 and "No space left" in caplog_warnings[0]
 
 
-def test_a_disk_that_is_nearly_full_is_left_to_others(model, cache, monkeypatch, caplog_warnings):
-    monkeypatch.setattr(features, "FREE_BYTES", 1 << 62)
+def test_nothing_is_written_to_a_nearly_full_disk(model, cache, monkeypatch, caplog_warnings):
+    monkeypatch.setattr(features, "RESERVED_BYTES", 1 << 62)
     cache.encode(model, images())
     assert not files(cache) and "GB left" in caplog_warnings[0]
     assert "features of the remaining frames are computed every time" in caplog_warnings[0]
 
 
-def test_a_folder_that_cannot_be_made(model, tmp_path, caplog_warnings):
+def test_directory_that_cannot_be_created(model, tmp_path, caplog_warnings):
     (tmp_path / "cache").write_text("a file")
     cache = FeatureCache(tmp_path / "cache")
     cache.encode(model, images())
@@ -309,9 +309,9 @@ def test_a_folder_that_cannot_be_made(model, tmp_path, caplog_warnings):
 def caplog_warnings():
     from loguru import logger
 
-    told: list[str] = []
-    sink = logger.add(lambda m: told.append(str(m)), level="WARNING", format="{message}")
-    yield told
+    messages: list[str] = []
+    sink = logger.add(lambda m: messages.append(str(m)), level="WARNING", format="{message}")
+    yield messages
     logger.remove(sink)
 
 
@@ -326,15 +326,15 @@ def test_budget(model, tmp_path, caplog_warnings):
     cache = FeatureCache(tmp_path / "cache", budget_gb=5.5 * one / 1e9)
     for seed in range(4):
         cache.encode(model, images(seed))
-    assert 4 <= len(files(cache)) <= 5  # beside them the files of the folder
+    assert 4 <= len(files(cache)) <= 5  # encoder.json and the marker count too
     expected = "Cache budget reached; features of the remaining frames are computed every time"
     assert expected in caplog_warnings[0] and len(caplog_warnings) == 1
     assert sum(folder_sizes(cache.folder).values()) <= cache.budget
     cache.encode(model, images(0))
-    assert counts(cache) == (2, 8)  # what is there is still read
+    assert counts(cache) == (2, 8)  # existing entries are still read
 
 
-def test_at_the_budget_other_encoders_keep_theirs(model, tmp_path, caplog_warnings):
+def test_entries_of_other_encoders_are_not_evicted(model, tmp_path, caplog_warnings):
     one = frame_bytes(model, tmp_path / "measure")
     first = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
     first.encode(model, images())
@@ -357,19 +357,20 @@ def test_two_caches_together_stay_within_the_budget(model, tmp_path):
     assert len(files(caches[0])) == 6
 
 
-def someones_folder(root: Path) -> dict[Path, bytes]:
-    """A folder with the shape of an old cache, and what it holds."""
+def make_foreign_folder(root: Path) -> dict[Path, bytes]:
+    """Make a directory that resembles an old cache, and return its files."""
     for name in ("photos/lock", "photos/ab/IMG_1.jpg", "0123456789abcdef/lock", "thesis.tex"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_folder_with_other_content_is_no_cache(tiny_config, model, tmp_path, capsys):
-    content = someones_folder(tmp_path / "home")
+def test_directory_with_other_content_is_rejected(tiny_config, model, tmp_path, capsys):
+    content = make_foreign_folder(tmp_path / "home")
     tiny_config.features.folder = str(tmp_path / "home")
-    with pytest.raises(ConfigError, match="features.folder: .*home holds .*features.folder=DIR"):
+    with pytest.raises(ConfigError, match="contains") as error:
         create_cache(tiny_config)
+    assert error.value.key == "features.folder" and error.value.value == str(tmp_path / "home")
     with pytest.raises(ConfigError, match="features.folder"):
         FeatureCache(tmp_path / "home", budget_gb=0).encode(model, images())
     argv = ["features", f"features.folder={tmp_path / 'home'}", "dataset.type=synthetic"]
@@ -379,32 +380,32 @@ def test_a_folder_with_other_content_is_no_cache(tiny_config, model, tmp_path, c
     assert content == {p: p.read_bytes() for p in (tmp_path / "home").rglob("*") if p.is_file()}
 
 
-def test_a_cache_beside_other_content_is_rejected(model, tmp_path):
+def test_cache_with_other_content_is_rejected(model, tmp_path):
     FeatureCache(tmp_path).encode(model, images())
     (tmp_path / ".DS_Store").touch()
     assert FeatureCache(tmp_path).encode(model, images()) is not None
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="holds notes.txt beside a feature cache"):
+    with pytest.raises(ConfigError, match="contains notes.txt"):
         FeatureCache(tmp_path).encode(model, images())
 
 
-def test_clear_deletes_what_is_the_kits_and_lists_the_rest(model, tmp_path, capsys):
+def test_clear_deletes_cache_files_and_lists_others(model, tmp_path, capsys):
     folder, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
     first = FeatureCache(folder)
     first.encode(model, images())
     encoder, key = files(first)[0].parent.parent, "a" * 40
     (files(first)[0].parent / f".part-{'0' * 32}").write_bytes(b"half")
-    # Targets of links have names like the kit's own, so that following one would delete them.
+    # The targets of links match the layout, so following a link would delete them.
     linked = [elsewhere / "0123456789abcdef" / "ab" / key, elsewhere / "ab" / key, elsewhere / key]
     for path in linked:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
-    left = {
+    links = {
         folder / "0123456789abcdef": elsewhere / "0123456789abcdef",
         encoder / "ab": elsewhere / "ab",
         files(first)[0].parent / key: elsewhere / key,
     }
-    for link, target in left.items():
+    for link, target in links.items():
         link.symlink_to(target)
     foreign = [folder / "photos" / "lock", encoder / "lock", encoder / "cd" / "notes.txt"]
     for path in foreign:
@@ -412,18 +413,18 @@ def test_clear_deletes_what_is_the_kits_and_lists_the_rest(model, tmp_path, caps
         path.write_text("mine")
     argv = ["features", f"features.folder={folder}", "dataset.type=synthetic", "--clear"]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "4 files deleted" in said  # two frames, one half frame, and what says which encoder
-    assert all(str(path) in said for path in (folder / "photos", *foreign[1:], *left))
+    printed = capsys.readouterr().out
+    assert "4 files" in printed  # two frames, a temporary file and encoder.json
+    assert all(str(path) in printed for path in (folder / "photos", *foreign[1:], *links))
     assert {p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()} == {
         folder / MARKER,
         *foreign,
-        *left,
+        *links,
     }
     assert all(path.read_text() == "mine" for path in (*linked, *foreign))
 
 
-def test_clear_leaves_an_empty_cache_that_others_go_on_with(model, cache):
+def test_clear_leaves_an_empty_cache_that_processes_can_still_use(model, cache):
     cache.encode(model, images())
     assert clear(cache.folder) == (3, [])
     assert [p.name for p in cache.folder.iterdir()] == [MARKER]
@@ -434,7 +435,7 @@ def test_clear_leaves_an_empty_cache_that_others_go_on_with(model, cache):
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"encoder": [1]}'])
-def test_leftovers_of_a_killed_process_are_listed(model, cache, text):
+def test_damaged_encoder_files_are_listed(model, cache, text):
     cache.encode(model, images())
     (encoder,) = folder_sizes(cache.folder)
     (encoder / "encoder.json").unlink() if text is None else (encoder / "encoder.json").write_text(
@@ -444,7 +445,7 @@ def test_leftovers_of_a_killed_process_are_listed(model, cache, text):
     assert "2 frames  unknown encoder" in describe(cache.folder)
 
 
-def test_it_can_be_copied_and_pickled(model, cache):
+def test_copy_and_pickle(model, cache):
     cache.encode(model, images())
     assert copy.deepcopy(cache) is cache
     assert pickle.loads(pickle.dumps(cache)).encode(model, images()) is not None
@@ -461,11 +462,11 @@ def training(tiny_config, tmp_path, **changes):
     return config
 
 
-def test_losses_and_gradients_are_those_without(tiny_config, tmp_path):
+def test_losses_and_gradients_equal_those_without_cache(tiny_config, tmp_path):
     config = training(tiny_config, tmp_path)
     data = SAM2LightningDataModule(config)
     batch = collate([data.train_clips[0]], with_keys=True)
-    found = {}
+    results = {}
     for name in ("without", "miss", "hit"):
         module = SAM2LightningModule(config)
         if name != "without":
@@ -473,19 +474,19 @@ def test_losses_and_gradients_are_those_without(tiny_config, tmp_path):
         _, terms = module.track_and_score(batch, 0)
         terms["loss"].backward()
         gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
-        found[name] = terms["loss"].item(), torch.cat(gradients)
+        results[name] = terms["loss"].item(), torch.cat(gradients)
         if name != "without":
             expected = (0, 4) if name == "miss" else (4, 0)
             assert counts(module._cache) == expected
-    assert found["miss"][0] == found["hit"][0]
-    assert torch.equal(found["miss"][1], found["hit"][1])
-    assert found["without"][0] == pytest.approx(found["hit"][0], rel=1e-6)
-    error = (found["without"][1] - found["hit"][1]).norm() / found["hit"][1].norm()
+    assert results["miss"][0] == results["hit"][0]
+    assert torch.equal(results["miss"][1], results["hit"][1])
+    assert results["without"][0] == pytest.approx(results["hit"][0], rel=1e-6)
+    error = (results["without"][1] - results["hit"][1]).norm() / results["hit"][1].norm()
     assert error < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "key"),
     [
         ({}, None),
         ({"model__trainable_modules": ["*"]}, "model.trainable_modules"),
@@ -495,22 +496,22 @@ def test_losses_and_gradients_are_those_without(tiny_config, tmp_path):
         ({"augmentation__grayscale": 0.1}, None),  # dataset.augment is off
     ],
 )
-def test_when_training_uses_it(tiny_config, tmp_path, changes, word):
+def test_when_training_uses_the_cache(tiny_config, tmp_path, changes, key):
     config = training(tiny_config, tmp_path, **changes)
     data = SAM2LightningDataModule(config)
     module = SAM2LightningModule(config)
-    why = obstacle(config, module.model, data.train_clips.source)
-    assert (why is None) == (word is None) and (word or "") in (why or "")
+    reason = obstacle(config, module.model, data.train_clips.source)
+    assert (reason is None) == (key is None) and (key or "") in (reason or "")
     config.features.cache = "on"
-    if word is None:
+    if key is None:
         module.use_features(data)
         assert data.with_keys == (True, True)
     else:
-        with pytest.raises(ConfigError, match=f"features.cache is on, but {word}"):
+        with pytest.raises(ConfigError, match=f"features.cache.*{key}"):
             module.use_features(data)
 
 
-def test_flips_and_reversal_alone_are_cached(tiny_config, tmp_path):
+def test_flips_and_reversal_allow_the_cache(tiny_config, tmp_path):
     config = training(tiny_config, tmp_path, dataset__augment=True)
     for name in vars(config.augmentation):
         setattr(config.augmentation, name, 0.5 if name in ("reverse", "flip") else 0.0)
@@ -518,42 +519,42 @@ def test_flips_and_reversal_alone_are_cached(tiny_config, tmp_path):
     assert obstacle(config, SAM2LightningModule(config).model, data.train_clips.source) is None
 
 
-def test_generated_videos_are_not_kept(tiny_config):
+def test_generated_videos_are_not_cached(tiny_config):
     model = create_sam2_model(tiny_config)
     source = SyntheticDataset(2, 4, 64, seed=0)
-    assert "generated anew" in obstacle(tiny_config, model, source)
+    assert "dataset.type" in obstacle(tiny_config, model, source)
 
 
-def test_a_run_and_a_resumed_run(tiny_config, tmp_path):
-    """The weights of a run that went on are those of one that did not stop, bit for bit."""
+def test_resumed_run_equals_an_uninterrupted_run(tiny_config, tmp_path):
+    """The final weights of a resumed and an uninterrupted run are bitwise equal."""
     config = training(tiny_config, tmp_path)
-    config.scheduler.name = "constant"  # whose length max_steps does not change
+    config.scheduler.name = "constant"  # other schedules depend on max_steps
     config.trainer = replace(config.trainer, accelerator="cpu", max_epochs=2)
-    whole = fit(config, tmp_path / "whole")
-    log = (tmp_path / "whole" / "train.log").read_text()
-    assert "the encoder is frozen: its features are kept in" in log
+    uninterrupted = fit(config, tmp_path / "uninterrupted")
+    log = (tmp_path / "uninterrupted" / "train.log").read_text()
+    assert str(tmp_path / "f") in log  # the log names the directory of the cache
     config.features = replace(config.features, folder=str(tmp_path / "g"))
     config.trainer = replace(config.trainer, max_steps=1)
-    fit(config, tmp_path / "begun")
+    fit(config, tmp_path / "interrupted")
     config.trainer = replace(config.trainer, max_steps=-1)
-    config.trainer.resume_from = str(tmp_path / "begun" / "last.ckpt")
+    config.trainer.resume_from = str(tmp_path / "interrupted" / "last.ckpt")
     resumed = fit(config, tmp_path / "resumed")
-    one, two = (torch.load(r.last_checkpoint)["state_dict"] for r in (whole, resumed))
+    one, two = (torch.load(r.last_checkpoint)["state_dict"] for r in (uninterrupted, resumed))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_filling_ahead(tiny_config, tmp_path, monkeypatch):
+def test_fill_before_training(tiny_config, tmp_path, monkeypatch):
     config = training(tiny_config, tmp_path)
     config.trainer = replace(config.trainer, accelerator="cpu", max_epochs=1)
     cache = fill(config)
     assert cache.encoded and not fill(config).encoded
     encoded: list[int] = []
-    monkeypatch.setattr(FeatureCache, "_keep", lambda *_: encoded.append(1))
+    monkeypatch.setattr(FeatureCache, "_save", lambda *_: encoded.append(1))
     fit(config, tmp_path / "run")
     assert not encoded
 
 
-def test_the_command(tiny_config, tmp_path, capsys):
+def test_command(tiny_config, tmp_path, capsys):
     data = make_davis(tmp_path / "data")
     argv = ["features", "--data-path", str(data), "model=nano", "dataset.image_size=64"]
     argv += [f"features.folder={tmp_path / 'f'}", "trainer=cpu", "dataset.num_workers=0"]
@@ -577,7 +578,7 @@ def test_wrong_values(change):
         load_config(None, [change])
 
 
-def test_it_survives_averaged_weights(tiny_config, tmp_path):
+def test_cache_works_with_averaged_weights(tiny_config, tmp_path):
     config = training(tiny_config, tmp_path)
     config.trainer = replace(
         config.trainer, accelerator="cpu", max_epochs=1, ema_decay=0.9, log_every_n_steps=1

@@ -1,4 +1,4 @@
-"""LoRA: what is trained, merging, and what becomes of checkpoints."""
+"""LoRA: trainable parameters, merging and checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytest.importorskip("peft")
 
 @pytest.fixture
 def config(tiny_config, tmp_path) -> Config:
-    """LoRA on the trunk's attention, the memory encoder trained as it is, the rest frozen."""
+    """LoRA on the trunk's attention, the memory encoder fully trained, the rest frozen."""
     tiny_config.model.lora_modules = ["image_encoder.trunk.*.qkv", "memory_attention"]
     tiny_config.model.trainable_modules = ["memory_encoder"]
     tiny_config.dataset.type = "synthetic"
@@ -43,7 +43,7 @@ def config(tiny_config, tmp_path) -> Config:
 
 
 def train_a_little(model) -> None:
-    """LoRA starts as nothing, so tests of merging need matrices that have moved."""
+    """Change the trainable parameters: initially LoRA is zero, and merging has no effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +74,7 @@ def test_lora_beside_trained_and_frozen_modules(config):
     assert not model.encoder_is_frozen
 
 
-def test_a_layer_with_lora_is_frozen_in_a_module_that_is_trained(config):
+def test_layer_with_lora_is_frozen_in_a_trained_module(config):
     config.model.trainable_modules = ["memory_attention"]
     model = create_sam2_model(config)
     layer = model.memory_attention.layers[0]
@@ -82,7 +82,7 @@ def test_a_layer_with_lora_is_frozen_in_a_module_that_is_trained(config):
     assert layer.norm1.weight.requires_grad and model.maskmem_tpos_enc.requires_grad
 
 
-def test_it_starts_unchanged_and_merging_gives_the_same_logits(config, batch):
+def test_initial_model_is_unchanged_and_merging_gives_the_same_logits(config, batch):
     plain = build_sam2_model(config)
     model = create_sam2_model(config)
     assert torch.equal(logits(model, batch), logits(plain, batch))
@@ -94,10 +94,10 @@ def test_it_starts_unchanged_and_merging_gives_the_same_logits(config, batch):
     difference = (logits(plain, batch) - tuned).abs().max()
     assert difference <= 1e-5 * tuned.abs().max()
     assert (tuned - logits(build_sam2_model(config), batch)).abs().max() > 1e-2
-    assert torch.equal(logits(model, batch), tuned)  # merging left the model alone
+    assert torch.equal(logits(model, batch), tuned)  # merging does not change the model
 
 
-def test_start_values_are_a_function_of_the_seed(config):
+def test_initial_values_depend_only_on_the_seed(config):
     before = torch.get_rng_state()
     first, second = create_sam2_model(config).state_dict(), create_sam2_model(config).state_dict()
     assert torch.equal(before, torch.get_rng_state())
@@ -119,15 +119,15 @@ def test_official_weights_load_into_a_model_with_lora(config, tmp_path, batch):
     assert all(torch.equal(model.state_dict()[k], v) for k, v in lora.items())
 
 
-def test_a_run_with_lora(config, tmp_path, batch):
-    """It trains, its checkpoint rebuilds its model, and so does the small file beside it."""
+def test_run_with_lora(config, tmp_path, batch):
+    """The run trains, and both its checkpoint and its adapter file rebuild the model."""
     config.optimizer.lr = 1e-2
     run = fit(config)
     stored, tuned = load_run(run.best_checkpoint)
     assert stored == settle_precision(config) and has_lora(tuned)
     start = create_sam2_model(config).state_dict()
-    moved = {k for k, v in tuned.state_dict().items() if not torch.equal(v, start[k])}
-    assert moved and all(".lora_" in k or k.startswith("memory_encoder.") for k in moved)
+    changed = {k for k, v in tuned.state_dict().items() if not torch.equal(v, start[k])}
+    assert changed and all(".lora_" in k or k.startswith("memory_encoder.") for k in changed)
     expected = logits(tuned, batch)
     assert not torch.equal(expected, logits(create_sam2_model(config), batch))
 
@@ -144,14 +144,15 @@ def test_a_run_with_lora(config, tmp_path, batch):
         assert torch.allclose(logits(model, batch), expected, atol=1e-4)
 
 
-def test_an_adapter_of_other_modules_is_refused(config, tmp_path):
+def test_adapter_of_other_modules_is_rejected(config, tmp_path):
     model = create_sam2_model(config)
     save_adapter(config, model, tmp_path / "adapter.pt")
     config.model.lora_modules = ["image_encoder.trunk.*.qkv"]
     other = create_sam2_model(config)
     before = {k: v.clone() for k, v in other.state_dict().items()}
-    with pytest.raises(CheckpointError, match="adapter.pt: does not fit.*other model.trainable"):
+    with pytest.raises(CheckpointError, match="adapter.pt: does not fit") as error:
         load_adapter(other, tmp_path / "adapter.pt")
+    assert "model.trainable_modules" in error.value.hint
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
     save_weights(model, tmp_path / "plain.pt")
     with pytest.raises(CheckpointError, match="plain.pt: holds no adapter"):
@@ -161,21 +162,24 @@ def test_an_adapter_of_other_modules_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("image_encodr", "lora_modules: 'image_encodr' matches no module.*image_encoder"),
-        ("memory_encoder.mask_downsampler", "holds no linear layer"),
-        ("memory_attention.norm", "holds no linear layer"),
+        ("image_encodr", "matches no module.*image_encoder"),
+        ("memory_encoder.mask_downsampler", "no linear layer"),
+        ("memory_attention.norm", "no linear layer"),
     ],
 )
-def test_entries_that_mean_no_linear_layer(config, entry, message):
+def test_entries_without_a_linear_layer(config, entry, message):
     config.model.lora_modules = ["memory_attention", entry]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         create_sam2_model(config)
+    assert error.value.key == "model.lora_modules" and error.value.value == entry
 
 
 def test_without_peft(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"lora_modules: peft is not.*pip install 'sam2kit\[lora"):
+    with pytest.raises(ConfigError, match="peft") as error:
         create_sam2_model(config)
+    assert error.value.key == "model.lora_modules"
+    assert "pip install 'sam2kit[lora]'" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -188,7 +192,7 @@ def test_bad_values(config, key, value):
         check(config)
 
 
-def test_lora_alone_is_something_to_train(config):
+def test_lora_can_be_the_only_trainable_part(config):
     config.model.trainable_modules = []
     check(config)
     model = create_sam2_model(config)

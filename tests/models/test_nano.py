@@ -1,4 +1,4 @@
-"""The kit's own small model: how it is trained, scored, stored and found."""
+"""The shipped model nano: training recipe, scores, files and lookup by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(tiny_config, tmp_path):
     return tiny_config
 
 
-def test_average_is_what_is_validated_and_saved(config):
+def test_averaged_weights_are_validated_and_saved(config):
     config.trainer.ema_decay = 0.9
     result = fit(config)
     content = torch.load(result.best_checkpoint, weights_only=True)
@@ -53,7 +53,7 @@ def test_average_is_what_is_validated_and_saved(config):
     assert torch.equal(model.state_dict()[name], average[f"model.{name}"])
 
 
-def test_average_goes_on_where_it_stopped(config, tmp_path):
+def test_averaging_resumes_where_it_stopped(config, tmp_path):
     config.trainer.ema_decay = 0.9
     config.trainer.max_epochs = 2
     whole = fit(config, tmp_path / "whole")
@@ -68,11 +68,11 @@ def test_average_goes_on_where_it_stopped(config, tmp_path):
     assert ends[0]["averaging_state"] == ends[1]["averaging_state"]
     for key in ("state_dict", "current_model_state"):
         drift = max(float((ends[0][key][k] - ends[1][key][k]).abs().max()) for k in ends[0][key])
-        # The first run's cosine was planned for four steps, not for six.
+        # The first run's cosine schedule has four steps instead of six.
         assert drift < 1e-3
 
 
-def test_time_ends_a_run_with_checkpoints(config):
+def test_time_limit_ends_a_run_with_checkpoints(config):
     config.trainer.max_time = "00:00:00:01"
     config.trainer.max_epochs = 10000
     result = fit(config)
@@ -80,7 +80,7 @@ def test_time_ends_a_run_with_checkpoints(config):
     assert 0 < content["global_step"] < 3000 and result.best_checkpoint.is_file()
 
 
-def test_stages_train_one_after_the_other(tmp_path):
+def test_stages_train_in_sequence(tmp_path):
     """The whole recipe, shortened, through the command line."""
     short = [
         "trainer.max_steps=2",
@@ -102,11 +102,11 @@ def test_stages_train_one_after_the_other(tmp_path):
         assert "current_model_state" in torch.load(previous, weights_only=True)
 
 
-def test_each_stage_starts_from_the_one_before():
+def test_each_stage_starts_from_the_previous_one():
     configs = [load_config(config_dir() / "nano" / f"{stage}.yaml") for stage in STAGES]
     assert configs[0].model.checkpoint is None
-    for before, config in zip(STAGES, configs[1:], strict=False):
-        assert config.model.checkpoint == f"outputs/nano/{before}/best.ckpt"
+    for previous, config in zip(STAGES, configs[1:], strict=False):
+        assert config.model.checkpoint == f"outputs/nano/{previous}/best.ckpt"
     assert configs[0].dataset.prompt_types == ["mask"]
     assert configs[1].dataset.video_clip_length == configs[2].dataset.video_clip_length == 1
     assert all(set(c.dataset.prompt_types) == {"mask", "box", "point"} for c in configs[3:])
@@ -125,20 +125,22 @@ def test_safetensors_hold_the_model_in_half_precision(tiny_config, tmp_path):
         assert torch.equal(other.state_dict()[name], value.half().float())
 
 
-def test_a_broken_safetensors_file_is_named(tiny_config, tmp_path):
+def test_error_names_a_broken_safetensors_file(tiny_config, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(CheckpointError, match="bad.safetensors"):
         load_weights(create_sam2_model(tiny_config), tmp_path / "bad.safetensors")
 
 
-def test_nano_is_found_by_name_whatever_lies_about(tmp_path, monkeypatch):
+def test_name_nano_wins_over_a_directory_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "nano").mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shipped.safetensors").touch()
     monkeypatch.setitem(checkpoints.SHIPPED_CHECKPOINTS, "nano", tmp_path / "shipped.safetensors")
     assert find_checkpoint("nano") == tmp_path / "shipped.safetensors"
-    with pytest.raises(CheckpointError, match="neither a file nor one of nano"):
+    with pytest.raises(CheckpointError) as error:
         find_checkpoint("nanno")
+    assert error.value.key == "model.checkpoint" and error.value.value == "nanno"
+    assert "one of nano" in error.value.expected
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +152,13 @@ def test_interval_is_over_videos(scores):
     values = [np.array([0.2, 0.4]), np.array([np.nan]), np.array([0.9])]
     row = scores["interval"](values)
     assert row["mean"] == 0.5 and row["objects"] == 3 and row["videos"] == 2
-    assert (row["low"], row["high"]) == (0.3, 0.9)  # two videos: the worst draws are twice the same
+    assert (row["low"], row["high"]) == (
+        0.3,
+        0.9,
+    )  # the extreme resamples contain one video twice
 
 
-def test_scores_are_one_command(scores, tiny_config, tmp_path, capsys):
+def test_scores_command(scores, tiny_config, tmp_path, capsys):
     save_weights(create_sam2_model(tiny_config), tmp_path / "start.safetensors")
     out = tmp_path / "scores.json"
     arguments = [str(tmp_path / "start.safetensors"), "--clips", "6", "--image-size", "64"]
@@ -163,13 +168,13 @@ def test_scores_are_one_command(scores, tiny_config, tmp_path, capsys):
     for row in content["iou"].values():
         for tracker in row.values():
             assert 0 <= tracker["low"] <= tracker["mean"] <= tracker["high"] <= 1
-    # Random weights track nothing, and the copied mask something.
+    # Random weights track worse than a copied mask.
     mask = content["iou"]["generated, lifelike, 8 frames, mask prompt"]
     assert mask["nano"]["mean"] < mask["first mask copied"]["mean"]
     assert out.with_suffix(".md").read_text() == capsys.readouterr().out
 
 
-def test_curves_are_drawn_from_the_kept_metrics(scores, tmp_path):
+def test_curves_are_drawn_from_stored_metrics(scores, tmp_path):
     for number, stage in enumerate(STAGES):
         text = "step,loss,val_iou,val_loss\n24,2.0,,\n49,1.5,,\n49,,0.4,1.8\n"
         (tmp_path / f"nano_{stage}.csv").write_text(text.replace("0.4", "" if number else "0.4"))
@@ -177,7 +182,7 @@ def test_curves_are_drawn_from_the_kept_metrics(scores, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_shipped_model_follows_masks_better_than_the_copied_mask_does(scores):
+def test_shipped_model_tracks_better_than_a_copied_mask(scores):
     file = checkpoints.SHIPPED_CHECKPOINTS["nano"]
     assert file.stat().st_size < 20e6
     overrides = ["model=nano", "model.checkpoint=nano", "dataset=synthetic", "seed=3"]

@@ -1,4 +1,4 @@
-"""The model: gradients reach what is trained, batching changes nothing, sizes and groups hold."""
+"""The model: gradients, independence of clips and objects in a batch, sizes, trainable modules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def zero_gradients(model, module: str) -> set[str]:
 
 
 KEY_BIASES = {
-    # softmax does not see what is added to every key, so these have no gradient by mathematics
+    # Softmax is invariant to a constant that is added to all keys, so the gradient is zero.
     f"sam_mask_decoder.transformer.{name}.k_proj.bias"
     for name in (
         "layers.0.self_attn",
@@ -72,13 +72,13 @@ def test_memory_modules_get_gradient_in_every_tensor(tiny_config, size, kind):
 @pytest.mark.parametrize(
     ("loss", "unused"),
     [
-        # The heads have no loss of their own among the default terms, and a mask prompt asks for
-        # one mask of four, so three hypernetworks are never used.
+        # No default loss term uses the heads, and a mask prompt uses one of four masks, so three
+        # hypernetworks have no gradient.
         (LossConfig(), OTHER_MASKS + HEADS),
         (LossConfig(iou_head=1.0, object_score=1.0), OTHER_MASKS),
     ],
 )
-def test_mask_decoder_gets_gradient_but_for_a_written_list(tiny_config, loss, unused):
+def test_mask_decoder_gets_gradient_except_for_listed_parameters(tiny_config, loss, unused):
     tiny_config.model.trainable_modules = ["sam_mask_decoder"]
     model = create_sam2_model(tiny_config).train()
     batch = collate([moving_clip(2, num_frames=3)])
@@ -92,7 +92,7 @@ def test_mask_decoder_gets_gradient_but_for_a_written_list(tiny_config, loss, un
 
 
 def test_all_clips_and_objects_of_a_batch_are_independent(tiny_config):
-    """A batch's loss and gradient are its clips', weighted by their object-frames."""
+    """The loss and gradient of a batch are the averages over its clips, by object-frames."""
     tiny_config.model.trainable_modules = ["*"]
     model = create_sam2_model(tiny_config).train()
     clips = [moving_clip(1, seed=1), moving_clip(3, seed=2)]
@@ -103,12 +103,12 @@ def test_all_clips_and_objects_of_a_batch_are_independent(tiny_config):
         count = clip.masks.shape[0] * clip.masks.shape[1]
         parts.append((count, loss.detach(), _gradient(model)))
     batch = collate(clips)
-    together = backward(model, batch, first_prompts(batch))["loss"].detach()
+    batch_loss = backward(model, batch, first_prompts(batch))["loss"].detach()
     gradient = _gradient(model)
     total = sum(count for count, _, _ in parts)
-    apart = sum(count * loss for count, loss, _ in parts) / total
+    expected_loss = sum(count * loss for count, loss, _ in parts) / total
     expected = sum(count * g for count, _, g in parts) / total
-    assert torch.allclose(together, apart, rtol=1e-5)
+    assert torch.allclose(batch_loss, expected_loss, rtol=1e-5)
     assert (gradient - expected).norm() / expected.norm() < 1e-5
 
 
@@ -128,8 +128,8 @@ def test_output_shapes_and_flags(tiny_config, batch):
     assert output.masks((64, 64)).shape == (4, 4, 64, 64)
 
 
-def test_late_objects_and_other_prompts_leave_their_neighbours_alone(tiny_config):
-    """An object's result is the same alone and beside objects with other prompts and starts."""
+def test_objects_with_different_prompts_and_starts_are_independent(tiny_config):
+    """An object has the same result alone and in a batch with other prompts and first frames."""
     model = create_sam2_model(tiny_config).eval()
     clip = moving_clip(3)
     clip.masks[:2, 1] = False  # the second object enters on the third frame
@@ -149,8 +149,8 @@ def test_late_objects_and_other_prompts_leave_their_neighbours_alone(tiny_config
     with torch.no_grad():
         output = model(batch, prompts)
         for i in range(3):
-            mine = [replace(p, objects=torch.tensor([0])) for p in prompts if int(p.objects) == i]
-            alone = model(collate([clip.select_objects([i])]), mine)
+            single = [replace(p, objects=torch.tensor([0])) for p in prompts if int(p.objects) == i]
+            alone = model(collate([clip.select_objects([i])]), single)
             assert torch.allclose(output.mask_logits[:, i], alone.mask_logits[:, 0], atol=1e-4)
             assert torch.equal(output.tracked[:, i], alone.tracked[:, 0])
     assert output.tracked.sum(0).tolist() == [4, 2, 4]
@@ -168,12 +168,12 @@ def test_zeroed_memory_changes_the_result(tiny_config, batch):
     model = create_sam2_model(tiny_config).eval()
     prompts = first_prompts(batch)
     with torch.no_grad():
-        kept, zeroed = model(batch, prompts), model(batch, prompts, zero_memory=True)
-    assert torch.equal(kept.mask_logits[0], zeroed.mask_logits[0])
-    assert not torch.allclose(kept.mask_logits[1:], zeroed.mask_logits[1:])
+        normal, zeroed = model(batch, prompts), model(batch, prompts, zero_memory=True)
+    assert torch.equal(normal.mask_logits[0], zeroed.mask_logits[0])
+    assert not torch.allclose(normal.mask_logits[1:], zeroed.mask_logits[1:])
 
 
-def test_bad_calls(tiny_config, batch):
+def test_invalid_calls(tiny_config, batch):
     model = create_sam2_model(tiny_config)
     prompt = first_prompts(batch)[0]
     with pytest.raises(ValueError, match="two prompts"):
@@ -200,10 +200,12 @@ def test_any_multiple_of_32(tiny_config, size, image_size):
     assert output.mask_logits.shape[-2:] == (image_size // 4, image_size // 4)
 
 
-def test_other_image_sizes_are_refused(tiny_config):
+def test_other_image_sizes_are_rejected(tiny_config):
     tiny_config.dataset.image_size = 100
-    with pytest.raises(ConfigError, match="image_size.*32"):
+    with pytest.raises(ConfigError) as error:
         create_sam2_model(tiny_config)
+    assert error.value.key == "dataset.image_size" and error.value.value == 100
+    assert error.value.expected == "a multiple of 32" and error.value.hint == "try 96"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_sizes(tiny_config, size, millions):
     assert parameter_report(model)[-1].parameters == pytest.approx(millions * 1e6, rel=0.01)
 
 
-def test_weights_are_a_function_of_the_seed(tiny_config):
+def test_weights_depend_only_on_the_seed(tiny_config):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = create_sam2_model(tiny_config).state_dict()
@@ -229,12 +231,12 @@ def test_weights_are_a_function_of_the_seed(tiny_config):
 
 def test_trainable_modules(tiny_config):
     model = create_sam2_model(tiny_config)
-    trained = {r.module: r.percentage for r in parameter_report(model)}
-    assert trained.pop("total") < 50
-    # loose parameters follow the memory attention, which reads them
-    on = {"memory_attention", "memory_encoder", "memory_embeddings"}
-    assert {m for m, share in trained.items() if share == 100} == on
-    assert {m for m, share in trained.items() if share == 0} == set(trained) - on
+    shares = {r.module: r.percentage for r in parameter_report(model)}
+    assert shares.pop("total") < 50
+    # Parameters outside all modules follow the memory attention, which reads them.
+    trained = {"memory_attention", "memory_encoder", "memory_embeddings"}
+    assert {m for m, share in shares.items() if share == 100} == trained
+    assert {m for m, share in shares.items() if share == 0} == set(shares) - trained
     set_trainable(model, ["memory_embeddings"])
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         "maskmem_tpos_enc",
@@ -253,5 +255,7 @@ def test_trainable_modules(tiny_config):
     assert not model.sam_mask_decoder.conv_s0.weight.requires_grad and model.encoder_is_frozen
     set_trainable(model, ["image_encoder"])
     assert model.sam_mask_decoder.conv_s0.weight.requires_grad and not model.encoder_is_frozen
-    with pytest.raises(ConfigError, match="memory_encodre.*memory_encoder"):
+    with pytest.raises(ConfigError) as error:
         set_trainable(model, ["memory_attention", "memory_encodre"])
+    assert error.value.key == "model.trainable_modules" and error.value.value == "memory_encodre"
+    assert "memory_encoder" in error.value.hint

@@ -1,4 +1,4 @@
-"""Following objects through a video without truth: the files it leaves, and what it refuses."""
+"""``track_video``: the files it writes, and the input it rejects."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def write_prompts(path, *entries, size=(HEIGHT, WIDTH)):
     return path
 
 
-def follow(clip, prompts, out):
+def run_track(clip, prompts, out):
     argv = ["--prompts", prompts, "--model-checkpoint", "nano", "--output-dir", out]
     return main(["track", str(clip), *map(str, argv), "--accelerator", "cpu"])
 
@@ -61,9 +61,9 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
-def test_everything_is_written(clip, tmp_path, capsys):
+def test_all_files_are_written(clip, tmp_path, capsys):
     prompts, out = write_prompts(tmp_path / "prompts.json", BOX, LATE), tmp_path / "out"
-    assert follow(clip, prompts, out) == 0
+    assert run_track(clip, prompts, out) == 0
     with Image.open(out / "masks" / "clip" / "f3.png") as mask:
         assert mask.mode == "P" and mask.size == (WIDTH, HEIGHT)
         assert mask.getpalette()[:6] == davis_palette()[:2].flatten().tolist()
@@ -85,20 +85,20 @@ def test_everything_is_written(clip, tmp_path, capsys):
     with Image.open(out / "overlay.gif") as gif:
         assert gif.n_frames == 5
     assert json.loads((out / "track.json").read_text())["objects"] == ["first", 7]
-    assert follow(clip, prompts, out) == 2
-    assert "holds masks already" in capsys.readouterr().err
+    assert run_track(clip, prompts, out) == 2
+    assert f"--output-dir: {out}" in capsys.readouterr().err
 
 
-def test_a_video_file_and_long_gifs(tmp_path):
+def test_video_file_and_long_gif(tmp_path):
     save_mp4(tmp_path / "clip.mp4", [np.full((HEIGHT, 500, 3), t, np.uint8) for t in range(130)])
     prompts = write_prompts(tmp_path / "prompts.json", BOX | {"frame_index": 127})
-    assert follow(tmp_path / "clip.mp4", prompts, tmp_path / "out") == 0
+    assert run_track(tmp_path / "clip.mp4", prompts, tmp_path / "out") == 0
     assert [row["frame"] for row in rows(tmp_path / "out")] == ["127", "128", "129"]
     with Image.open(tmp_path / "out" / "overlay.gif") as gif:
         assert gif.width == 480 and 1 < gif.n_frames <= 60
 
 
-def test_what_was_tracked_stays_after_an_interruption(clip, tmp_path, capsys, monkeypatch):
+def test_files_are_complete_after_an_interruption(clip, tmp_path, capsys, monkeypatch):
     prompts, out = write_prompts(tmp_path / "prompts.json", BOX), tmp_path / "out"
     read = FrameFolder.read_frame
 
@@ -108,22 +108,22 @@ def test_what_was_tracked_stays_after_an_interruption(clip, tmp_path, capsys, mo
         return read(self, i, t)
 
     monkeypatch.setattr(FrameFolder, "read_frame", interrupted)
-    assert follow(clip, prompts, out) == 130
+    assert run_track(clip, prompts, out) == 130
     assert "frames 0 to 2" in capsys.readouterr().err
     assert len(list((out / "masks" / "clip").glob("*.png"))) == 3
     assert open_video(out / "overlay.mp4").num_frames(0) == 3
     assert len(json.loads((out / "masks.json").read_text())["images"]) == 3
 
 
-def test_coordinates_are_of_the_size_that_the_file_names(tmp_path):
-    own = write_prompts(tmp_path / "a.json", BOX, LATE)
-    (box, click), identities = load_video_prompts(own, "clip", 5, image_size=128)
+def test_coordinates_are_scaled_from_the_size_in_the_file(tmp_path):
+    original = write_prompts(tmp_path / "a.json", BOX, LATE)
+    (box, click), identities = load_video_prompts(original, "clip", 5, image_size=128)
     assert identities == ["first", 7] and (box.frame, click.frame) == (0, 2)
     assert box.objects.tolist() == [0] and click.objects.tolist() == [1]
     assert torch.allclose(box.points[0], torch.tensor([[8.5, 22 + 1 / 6], [46.5, 72 + 5 / 6]]))
-    moved = LATE | {"points": [[100.5, 80 + 5 / 6]]}
-    same = write_prompts(tmp_path / "b.json", moved, size=(128, 128))
-    assert torch.allclose(load_video_prompts(same, "clip", 5, 128)[0][0].points, click.points)
+    scaled = LATE | {"points": [[100.5, 80 + 5 / 6]]}
+    equivalent = write_prompts(tmp_path / "b.json", scaled, size=(128, 128))
+    assert torch.allclose(load_video_prompts(equivalent, "clip", 5, 128)[0][0].points, click.points)
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,16 @@ def test_coordinates_are_of_the_size_that_the_file_names(tmp_path):
         ({"kind": "scribble"}, "'kind' must be one of"),
     ],
 )
-def test_prompts_that_do_not_fit_are_refused(tmp_path, entry, message):
+def test_invalid_prompts_are_rejected(tmp_path, entry, message):
     path = write_prompts(tmp_path / "prompts.json", BOX | entry)
     with pytest.raises(DataError, match=message):
         load_video_prompts(path, "clip", 5, 128)
 
 
-def test_files_that_are_not_there_are_told(clip, tmp_path, capsys):
+def test_missing_files_are_reported(clip, tmp_path, capsys):
     prompts = write_prompts(tmp_path / "prompts.json", BOX)
-    assert follow(tmp_path / "no.mp4", prompts, tmp_path / "out") == 2
-    assert follow(clip, tmp_path / "no.json", tmp_path / "out") == 2
+    assert run_track(tmp_path / "no.mp4", prompts, tmp_path / "out") == 2
+    assert run_track(clip, tmp_path / "no.json", tmp_path / "out") == 2
     errors = capsys.readouterr().err
     assert "VIDEO" in errors and "--prompts" in errors
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The tracker gives what upstream's ``SAM2VideoPredictor`` gives, in memory that does not grow."""
+"""The tracker's masks equal those of upstream's predictor, and its memory does not grow."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from tracker_helpers import (
     BREAK_CONVENTION,
     SIZE,
-    Found,
-    Give,
-    Go,
+    AddPrompt,
+    Results,
     Scene,
+    Track,
     connected_components,
     difference,
-    ours,
     predictor_of,
     pretend_extension,
     prompt,
     read_frame,
-    upstream,
+    run_tracker,
+    run_upstream,
     write_video,
 )
 
@@ -39,7 +39,7 @@ from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import DataError
 
-TOLERANCE = 1e-2  # of a logit
+TOLERANCE = 1e-2  # maximum difference of logits
 ALL = (0, 1, 2)
 CLICK = ((0.0, 0.0, 1),)
 CLICKS = (*CLICK, (4.0, 3.0, 1), (-20.0, -15.0, 0))
@@ -53,15 +53,18 @@ SHIPPED = pytest.param(
 
 @dataclass
 class Pair:
-    """The same weights in both trackers."""
+    """A model of sam2kit and upstream's predictor with the same weights."""
 
-    ours: SAM2Model
-    theirs: SAM2VideoPredictor
+    kit: SAM2Model
+    upstream: SAM2VideoPredictor
 
 
 @functools.cache
-def pair(weights: str) -> Pair:
-    """``t`` and ``soft``: random and sharpened; ``loud``: with logits as large as trained ones."""
+def load_pair(weights: str) -> Pair:
+    """Build both models with shipped weights, or with random weights.
+
+    ``t`` and ``soft`` are sharpened; ``loud`` also has logits as large as those of trained weights.
+    """
     config = parity_config("t" if weights == "t" else "nano")
     if weights == "shipped":
         config.model.checkpoint = "nano"
@@ -80,7 +83,7 @@ def pair(weights: str) -> Pair:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A scene of so many frames."""
+    """A function that makes a scene with a given number of frames."""
 
     @functools.cache
     def make(num_frames: int) -> Scene:
@@ -90,9 +93,9 @@ def scene(tmp_path_factory):
     return make
 
 
-def prompts(kind: str, objects: tuple[int, ...], t: int = 0) -> Give:
+def prompts(kind: str, objects: tuple[int, ...], t: int = 0) -> AddPrompt:
     clicks = {"click": CLICK, "clicks": CLICKS}.get(kind, ())
-    return Give("click" if clicks else kind, t, objects, clicks)
+    return AddPrompt("click" if clicks else kind, t, objects, clicks)
 
 
 # Parity
@@ -101,108 +104,125 @@ def prompts(kind: str, objects: tuple[int, ...], t: int = 0) -> Give:
 @pytest.mark.parametrize("objects", [(0,), ALL])
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
 def test_twenty_frames(kind, objects, scene):
-    models, video = pair("loud"), scene(20)
-    script = [prompts(kind, objects), Go()]
-    expected = upstream(models.theirs, video, script)
-    assert difference(ours(models.ours, video, script), expected) < TOLERANCE
+    models, video = load_pair("loud"), scene(20)
+    script = [prompts(kind, objects), Track()]
+    expected = run_upstream(models.upstream, video, script)
+    assert difference(run_tracker(models.kit, video, script), expected) < TOLERANCE
     assert torch.stack([x for _, x in expected]).std() > 0.5, "nothing to compare"
 
 
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
 def test_twenty_frames_of_the_shipped_model(kind, scene):
-    """Object by object, as upstream computes, nothing differs. In a batch rounding adds up over the
-    frames: with these weights to 0.025 of a logit at worst, so there the masks are compared."""
-    models, video = pair("shipped"), scene(20)
-    script = [prompts(kind, ALL), Go()]
-    expected = upstream(models.theirs, video, script)
-    alone = ours(models.ours, video, script, TrackerOptions(object_chunk=1))
+    """Logits are equal object by object, as upstream computes; in batches, compare masks.
+
+    In batches, rounding errors accumulate over the frames, with these weights up to 0.025.
+    """
+    models, video = load_pair("shipped"), scene(20)
+    script = [prompts(kind, ALL), Track()]
+    expected = run_upstream(models.upstream, video, script)
+    alone = run_tracker(models.kit, video, script, TrackerOptions(object_chunk=1))
     assert difference(alone, expected) < 1e-5
-    batched = ours(models.ours, video, script)
+    batched = run_tracker(models.kit, video, script)
     changed = [((a > 0) != (b > 0)).sum() for (_, a), (_, b) in zip(batched, expected, strict=True)]
     assert sum(changed) <= 1e-3 * sum((x > 0).sum() for _, x in expected)
 
 
 SCRIPTS = {
     "several prompted frames": [
-        *(prompts("mask", (0, 1)), prompts("box", (0,), 5), prompts("click", (1,), 6), Go())
+        *(prompts("mask", (0, 1)), prompts("box", (0,), 5), prompts("click", (1,), 6), Track())
     ],
     "late objects": [
-        *(prompts("mask", (0,)), prompts("box", (1,), 4), prompts("mask", (2,), 6), Go())
+        *(prompts("mask", (0,)), prompts("box", (1,), 4), prompts("mask", (2,), 6), Track())
     ],
-    "a late object on the way": [
-        *(prompts("mask", (0,)), Go(0, 5), prompts("box", (1,), 5), Go(5, 9))
+    "a late object during tracking": [
+        *(prompts("mask", (0,)), Track(0, 5), prompts("box", (1,), 5), Track(5, 9))
     ],
-    "backward": [prompts("box", ALL, 9), Go(reverse=True)],
+    "backward": [prompts("box", ALL, 9), Track(reverse=True)],
     "forward, then backward": [
-        *(prompts("mask", (0,), 4), prompts("click", (1,), 6), Go(), Go(reverse=True))
+        *(prompts("mask", (0,), 4), prompts("click", (1,), 6), Track(), Track(reverse=True))
     ],
-    "backward, then forward": [prompts("mask", (0, 1), 4), Go(reverse=True), Go()],
-    "backward from 0": [prompts("mask", (0,)), Go(reverse=True)],
-    "clicks together": [prompts("clicks", ALL), Go(0, 6)],
+    "backward, then forward": [prompts("mask", (0, 1), 4), Track(reverse=True), Track()],
+    "backward from 0": [prompts("mask", (0,)), Track(reverse=True)],
+    "clicks together": [prompts("clicks", ALL), Track(0, 6)],
     "clicks in turn": [
         prompts("click", ALL),
-        Give("click", 0, ALL, CLICKS[1:2]),
-        Give("click", 0, (0,), CLICKS[2:]),
-        Go(0, 6),
+        AddPrompt("click", 0, ALL, CLICKS[1:2]),
+        AddPrompt("click", 0, (0,), CLICKS[2:]),
+        Track(0, 6),
     ],
-    "a click on a mask prompt": [prompts("mask", ALL), prompts("click", (1,)), Go(0, 6)],
-    "a box after clicks": [prompts("clicks", ALL), prompts("box", (1,)), Go(0, 6)],
+    "a click on a mask prompt": [prompts("mask", ALL), prompts("click", (1,)), Track(0, 6)],
+    "a box after clicks": [prompts("clicks", ALL), prompts("box", (1,)), Track(0, 6)],
     "the last frame corrected": [
-        *(prompts("mask", (0, 1)), Go(0, 6), prompts("clicks", (0,), 5), prompts("mask", (1,), 5)),
-        Go(6),
+        *(
+            prompts("mask", (0, 1)),
+            Track(0, 6),
+            prompts("clicks", (0,), 5),
+            prompts("mask", (1,), 5),
+        ),
+        Track(6),
     ],
-    "a prompted frame corrected": [prompts("mask", (0, 1)), Go(), prompts("click", (0,)), Go()],
+    "a prompted frame corrected": [
+        prompts("mask", (0, 1)),
+        Track(),
+        prompts("click", (0,)),
+        Track(),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_other_ways_through_a_video(name, scene):
-    models, video = pair("loud"), scene(10)
-    expected = upstream(models.theirs, video, SCRIPTS[name])
-    assert difference(ours(models.ours, video, SCRIPTS[name]), expected) < TOLERANCE
-    # Apart from adding up in another order, which these loud weights blow up, nothing differs.
-    one_by_one = ours(models.ours, video, SCRIPTS[name], TrackerOptions(object_chunk=1))
+def test_other_scripts(name, scene):
+    models, video = load_pair("loud"), scene(10)
+    expected = run_upstream(models.upstream, video, SCRIPTS[name])
+    assert difference(run_tracker(models.kit, video, SCRIPTS[name]), expected) < TOLERANCE
+    # The remaining difference is the order of summation, which these weights amplify.
+    one_by_one = run_tracker(models.kit, video, SCRIPTS[name], TrackerOptions(object_chunk=1))
     assert difference(one_by_one, expected) < TOLERANCE / 1000
 
 
-def test_a_frame_of_long_ago_corrected(scene):
-    """Upstream forgets nothing, and so must the tracker here."""
-    models, video = pair("loud"), scene(20)
-    script = [prompts("mask", (0, 1)), Go(), prompts("click", (0,), 6), prompts("mask", (1,), 6)]
-    script.append(Go(7, 9))
-    expected = upstream(models.theirs, video, script)
-    found = ours(models.ours, video, script, TrackerOptions(history=None))
-    assert difference(found, expected) < TOLERANCE
-    assert difference(ours(models.ours, video, script), expected) > 10 * TOLERANCE
+def test_correction_of_a_distant_frame(scene):
+    """Upstream evicts nothing, so this is equal only with unlimited history."""
+    models, video = load_pair("loud"), scene(20)
+    script = [
+        prompts("mask", (0, 1)),
+        Track(),
+        prompts("click", (0,), 6),
+        prompts("mask", (1,), 6),
+    ]
+    script.append(Track(7, 9))
+    expected = run_upstream(models.upstream, video, script)
+    with_history = run_tracker(models.kit, video, script, TrackerOptions(history=None))
+    assert difference(with_history, expected) < TOLERANCE
+    assert difference(run_tracker(models.kit, video, script), expected) > 10 * TOLERANCE
 
 
 def test_size_t(scene):
-    models, video = pair("t"), scene(3)
-    script = [prompts("mask", (0, 1), 1), Go(), Go(reverse=True)]
-    expected = upstream(models.theirs, video, script)
-    assert difference(ours(models.ours, video, script), expected) < TOLERANCE
+    models, video = load_pair("t"), scene(3)
+    script = [prompts("mask", (0, 1), 1), Track(), Track(reverse=True)]
+    expected = run_upstream(models.upstream, video, script)
+    assert difference(run_tracker(models.kit, video, script), expected) < TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objects", [(0,), ALL])
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
 def test_twenty_frames_of_size_t(kind, objects, scene):
-    models, video = pair("t"), scene(20)
-    script = [prompts(kind, objects), Go()]
-    expected = upstream(models.theirs, video, script)
-    assert difference(ours(models.ours, video, script), expected) < TOLERANCE
+    models, video = load_pair("t"), scene(20)
+    script = [prompts(kind, objects), Track()]
+    expected = run_upstream(models.upstream, video, script)
+    assert difference(run_tracker(models.kit, video, script), expected) < TOLERANCE
 
 
-# Conventions: what upstream does, and that doing otherwise would show
+# Conventions of upstream: without any of them, the masks would differ
 
-CLICKED = (prompts("click", (0,)), Go())
-MASKED = (prompts("mask", (0,)), Go())
-ON_MASK = (prompts("mask", (0,)), prompts("click", (0,)), Go(0, 3))
-IN_TURN = (prompts("click", (0,)), Give("click", 0, (0,), CLICKS[1:2]), Go(0, 4))
-CORRECTED = (*MASKED[:1], Go(0, 4), prompts("mask", (0,), 3), Go(4))
-THERE_AND_BACK = (prompts("mask", (0,), 2), Go(), Go(reverse=True))
-LATE = (prompts("mask", (0,)), prompts("mask", (1,), 3), Go())
-CONVENTIONS = [  # of BREAK_CONVENTION, or options that break one
+CLICKED = (prompts("click", (0,)), Track())
+MASKED = (prompts("mask", (0,)), Track())
+ON_MASK = (prompts("mask", (0,)), prompts("click", (0,)), Track(0, 3))
+IN_TURN = (prompts("click", (0,)), AddPrompt("click", 0, (0,), CLICKS[1:2]), Track(0, 4))
+CORRECTED = (*MASKED[:1], Track(0, 4), prompts("mask", (0,), 3), Track(4))
+THERE_AND_BACK = (prompts("mask", (0,), 2), Track(), Track(reverse=True))
+LATE = (prompts("mask", (0,)), prompts("mask", (1,), 3), Track())
+CONVENTIONS = [  # a name in BREAK_CONVENTION, or options that break a convention
     ("memory_in_bfloat16", CLICKED),
     ("reencode_prompted", MASKED),
     ("binarize_prompted", CLICKED),
@@ -224,75 +244,78 @@ CONVENTIONS = [  # of BREAK_CONVENTION, or options that break one
 
 
 @functools.cache
-def by_convention(weights: str, video: Scene, script: tuple, fill: bool) -> tuple[Found, float]:
-    """What the tracker gives by upstream's conventions, and how far from upstream it is.
+def track_by_conventions(
+    weights: str, video: Scene, script: tuple, fill: bool
+) -> tuple[Results, float]:
+    """Track with all conventions; return the results and their difference from upstream.
 
-    ``fill``: whether holes are filled, which is a part of the key of the cache.
+    ``fill`` is whether holes are filled. It is unused, but distinguishes entries of the cache.
     """
-    found = ours(pair(weights).ours, video, script)
-    return found, difference(found, upstream(pair(weights).theirs, video, script))
+    results = run_tracker(load_pair(weights).kit, video, script)
+    return results, difference(results, run_upstream(load_pair(weights).upstream, video, script))
 
 
 @pytest.mark.parametrize("weights", ["random", SHIPPED])
 @pytest.mark.parametrize(("change", "script"), CONVENTIONS, ids=[str(c[0]) for c in CONVENTIONS])
-def test_a_convention_alone_makes_a_difference(change, script, weights, scene, monkeypatch):
+def test_breaking_one_convention_changes_the_masks(change, script, weights, scene, monkeypatch):
     options = change if isinstance(change, dict) else {}
     name = next(iter(options), change)
-    if weights == "random":  # loud masks are all stable
+    if weights == "random":  # masks of loud weights are all stable
         weights = "soft" if name == "choose_by_stability" else "loud"
     elif name == "pointer_positions_by_length":
-        pytest.skip("the nano hardly looks at how far a pointer is")
+        pytest.skip("nano hardly uses the distance of pointers")
     fill = name.startswith("fill")
     if fill:
         pretend_extension(monkeypatch)
-    found, far = by_convention(weights, scene(6), script, fill)
-    assert far < TOLERANCE / 10
+    results, error = track_by_conventions(weights, scene(6), script, fill)
+    assert error < TOLERANCE / 10
     if not options:
         BREAK_CONVENTION[name](monkeypatch)
-    broken = ours(pair(weights).ours, scene(6), script, TrackerOptions(**options))
-    changed = difference(broken, found)
-    assert changed > max(4 * far, 1e-3), (changed, far)
+    broken = run_tracker(load_pair(weights).kit, scene(6), script, TrackerOptions(**options))
+    change_size = difference(broken, results)
+    assert change_size > max(4 * error, 1e-3), (change_size, error)
 
 
-def test_each_pixel_to_one_object(scene):
-    models, video = pair("loud"), scene(4)
-    script = [prompts("box", ALL), Go()]
-    models.theirs.non_overlap_masks = True
+def test_non_overlapping_masks(scene):
+    models, video = load_pair("loud"), scene(4)
+    script = [prompts("box", ALL), Track()]
+    models.upstream.non_overlap_masks = True
     try:
-        expected = upstream(models.theirs, video, script)
+        expected = run_upstream(models.upstream, video, script)
     finally:
-        models.theirs.non_overlap_masks = False
-    # Upstream's answers to prompts see the objects that were prompted before, and no others; one
-    # object a call, because the last bit of a logit decides whose a pixel is.
+        models.upstream.non_overlap_masks = False
+    # Results of prompts are not compared: upstream's consider only the objects prompted before.
+    # One object per call, because the last bit of a logit can decide which object gets a pixel.
     options = TrackerOptions(non_overlapping=True, object_chunk=1)
-    found = ours(models.ours, video, script, options)[1:]
-    assert difference(found, expected[1:]) < TOLERANCE
-    assert all(((logits > 0).sum(0) <= 1).all() for _, logits in found)
+    results = run_tracker(models.kit, video, script, options)[1:]
+    assert difference(results, expected[1:]) < TOLERANCE
+    assert all(((logits > 0).sum(0) <= 1).all() for _, logits in results)
 
 
 def test_bfloat16(scene, monkeypatch):
-    """With upstream's fused attention what it computes; with ours as near to full precision."""
-    models, video = pair("soft"), scene(4)
+    """With fused attention, results equal upstream's; otherwise rounding is about as small."""
+    models, video = load_pair("soft"), scene(4)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = upstream(models.theirs, video, MASKED)
-    exact, mixed = ours(models.ours, video, MASKED), TrackerOptions(autocast=True)
+        expected = run_upstream(models.upstream, video, MASKED)
+    exact, mixed = run_tracker(models.kit, video, MASKED), TrackerOptions(autocast=True)
     rounding = difference(expected, exact)
     assert rounding > 1e-4
-    assert difference(ours(models.ours, video, MASKED, mixed), exact) < 1.5 * rounding
+    assert difference(run_tracker(models.kit, video, MASKED, mixed), exact) < 1.5 * rounding
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(attention, "attend", lambda q, k, v, dropout: fused(q, k, v))
-    assert difference(ours(models.ours, video, MASKED, mixed), expected) < 1e-4
+    assert difference(run_tracker(models.kit, video, MASKED, mixed), expected) < 1e-4
 
 
 # Memory
 
 
 def track_long(num_frames: int, every: int, condition: bool = True) -> list[int]:
-    """The state's bytes after each frame of a video that is never in memory as a whole.
+    """Track a generated video, and return the size of the state in bytes after each frame.
 
-    Every so many frames it is prompted again: before the frame is tracked, or to correct it.
+    The objects are prompted again every N frames: before the frame is tracked (``condition``), or
+    to correct it.
     """
-    model = pair("loud").ours
+    model = load_pair("loud").kit
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 4:14, 4:14] = masks[1, 16:30, 10:30] = True
     session = VideoTracker(model).open(
@@ -310,16 +333,16 @@ def track_long(num_frames: int, every: int, condition: bool = True) -> list[int]
 
 
 @pytest.mark.parametrize("condition", [True, False])
-def test_the_state_does_not_grow(condition):
-    """From the eighth prompt on, when ``max_cond_frames`` are kept, or after the first pointers."""
+def test_state_does_not_grow(condition):
+    """The size is constant after eight prompts (``max_cond_frames``) or the first 16 pointers."""
     state = track_long(61, 4, condition)
-    assert state[38] == state[58]  # as far from a prompt
+    assert state[38] == state[58]  # frames at the same distance from a prompt
     assert max(state[30:]) == max(state[30:40])
 
 
 @pytest.fixture
 def session(scene):
-    """A fresh session on ten frames, counting the frames that it reads."""
+    """A function that opens a session on ten frames, which records the frames that it reads."""
     read: list[int] = []
 
     def frame(t: int) -> np.ndarray:
@@ -327,9 +350,11 @@ def session(scene):
         return read_frame(scene(10).folder, t)
 
     def begin(**options) -> TrackingSession:
-        opened = VideoTracker(pair("loud").ours, TrackerOptions(**options)).open(frame, 10, SIZE)
-        opened.read = read
-        return opened
+        video_session = VideoTracker(load_pair("loud").kit, TrackerOptions(**options)).open(
+            frame, 10, SIZE
+        )
+        video_session.read = read
+        return video_session
 
     return begin
 
@@ -339,71 +364,71 @@ def mask_prompt(scene: Scene, t: int, *objects: int) -> Prompt:
     return Prompt(t, torch.tensor(objects), masks=masks)
 
 
-def test_conditioning_frames_that_are_kept(session, scene):
-    opened = session(max_cond_frames=3)
-    for t in range(0, 10, 2):  # given ahead they are all there, until they are passed
-        opened.add_prompt(mask_prompt(scene(10), t, 0))
-    kept = [sorted(opened.banks[0].conditioning) for _ in opened.propagate()]
-    assert kept[0] == kept[5] == [0, 2, 4, 6, 8]
-    assert kept[6] == [0, 4, 6, 8] and kept[9] == [0, 6, 8]
-    free = session(max_cond_frames=None)
+def test_maximum_number_of_conditioning_frames(session, scene):
+    video_session = session(max_cond_frames=3)
+    for t in range(0, 10, 2):  # future conditioning frames are all kept
+        video_session.add_prompt(mask_prompt(scene(10), t, 0))
+    frames = [sorted(video_session.banks[0].conditioning) for _ in video_session.propagate()]
+    assert frames[0] == frames[5] == [0, 2, 4, 6, 8]
+    assert frames[6] == [0, 4, 6, 8] and frames[9] == [0, 6, 8]
+    unlimited = session(max_cond_frames=None)
     for t in range(10):
-        free.add_prompt(mask_prompt(scene(10), t, 0))
-        list(free.propagate(t, t + 1))
-    assert len(free.banks[0].conditioning) == 10
+        unlimited.add_prompt(mask_prompt(scene(10), t, 0))
+        list(unlimited.propagate(t, t + 1))
+    assert len(unlimited.banks[0].conditioning) == 10
 
 
-def test_a_prompt_on_a_forgotten_frame_conditions(session, scene):
-    opened = session()
-    opened.add_prompt(mask_prompt(scene(10), 0, 0))
-    list(opened.propagate())
-    opened.add_prompt(mask_prompt(scene(10), 9, 0))
-    list(opened.propagate(9))
-    assert sorted(opened.banks[0].conditioning) == [0]  # a correction
-    opened.banks[0].others.clear()
-    opened.add_prompt(mask_prompt(scene(10), 5, 0))
-    list(opened.propagate(5))
-    assert sorted(opened.banks[0].conditioning) == [0, 5]
+def test_prompt_on_an_evicted_frame_makes_a_conditioning_frame(session, scene):
+    video_session = session()
+    video_session.add_prompt(mask_prompt(scene(10), 0, 0))
+    list(video_session.propagate())
+    video_session.add_prompt(mask_prompt(scene(10), 9, 0))
+    list(video_session.propagate(9))
+    assert sorted(video_session.banks[0].conditioning) == [0]  # a correction
+    video_session.banks[0].others.clear()
+    video_session.add_prompt(mask_prompt(scene(10), 5, 0))
+    list(video_session.propagate(5))
+    assert sorted(video_session.banks[0].conditioning) == [0, 5]
 
 
 # Cost
 
 
-def test_the_encoder_runs_once_a_frame_and_objects_share_calls(session, scene, monkeypatch):
-    model, calls = pair("loud").ours, []
+def test_encoder_runs_once_per_frame_and_objects_share_calls(session, scene, monkeypatch):
+    model, calls = load_pair("loud").kit, []
     step = model._track_step
     monkeypatch.setattr(model, "_track_step", lambda t, *a: calls.append(t) or step(t, *a))
-    opened = session()
-    opened.add_prompt(mask_prompt(scene(10), 0, 0, 1))
-    list(opened.propagate(0, 5))
-    assert opened.read == [0, 1, 2, 3, 4] and calls == [0, 1, 2, 3, 4]
-    opened.add_prompt(mask_prompt(scene(10), 5, 2))
-    list(opened.propagate(5, 7))
-    assert opened.read == [0, 1, 2, 3, 4, 5, 6]
-    assert calls[5:] == [5, 5, 6, 6]  # the late object has other memories than the first two
+    video_session = session()
+    video_session.add_prompt(mask_prompt(scene(10), 0, 0, 1))
+    list(video_session.propagate(0, 5))
+    assert video_session.read == [0, 1, 2, 3, 4] and calls == [0, 1, 2, 3, 4]
+    video_session.add_prompt(mask_prompt(scene(10), 5, 2))
+    list(video_session.propagate(5, 7))
+    assert video_session.read == [0, 1, 2, 3, 4, 5, 6]
+    assert calls[5:] == [5, 5, 6, 6]  # the late object reads other frames than the first two
 
 
-def test_chunks_of_objects_change_nothing(session, scene):
-    found = []
+def test_object_chunks_do_not_change_masks(session, scene):
+    logits = []
     for options in ({}, {"object_chunk": 2}):
-        opened = session(**options)
-        opened.add_prompt(mask_prompt(scene(10), 0, *ALL))
-        found.append(torch.stack([tracks.mask_logits for tracks in opened.propagate()]))
-    assert torch.allclose(*found, atol=TOLERANCE)
+        video_session = session(**options)
+        video_session.add_prompt(mask_prompt(scene(10), 0, *ALL))
+        logits.append(torch.stack([tracks.mask_logits for tracks in video_session.propagate()]))
+    assert torch.allclose(*logits, atol=TOLERANCE)
 
 
 # Use
 
 
-def test_what_a_frame_tells(session, scene):
-    opened = session(track_before_prompt=False)
+def test_fields_of_frame_tracks(session, scene):
+    video_session = session(track_before_prompt=False)
     clicked = prompt(scene(10), prompts("click", (1, 2), 3), 128)
-    answer = opened.add_prompt(clicked)
-    assert answer.objects == [1, 2] and answer.candidates.shape == (2, 3, 32, 32)
-    same = (answer.candidates == answer.mask_logits[:, None]).flatten(2).all(2)
+    prompted = video_session.add_prompt(clicked)
+    assert prompted.objects == [1, 2] and prompted.candidates.shape == (2, 3, 32, 32)
+    same = (prompted.candidates == prompted.mask_logits[:, None]).flatten(2).all(2)
     assert same.any(1).all()
-    opened.add_prompt(mask_prompt(scene(10), 5, 7))
-    frames = list(opened.propagate())
+    video_session.add_prompt(mask_prompt(scene(10), 5, 7))
+    frames = list(video_session.propagate())
     assert [f.frame for f in frames] == list(range(3, 10))
     assert [f.objects for f in frames] == [[1, 2]] * 2 + [[1, 2, 7]] * 5
     for tracks in frames:
@@ -412,41 +437,41 @@ def test_what_a_frame_tells(session, scene):
         assert tracks.object_score.shape == (count,) and tracks.object_score.min() > 0
         assert tracks.masks(SIZE).shape == (count, *SIZE) and tracks.masks(SIZE).dtype == bool
     assert frames[2].iou[2] == 1.0  # a mask prompt's
-    empty = next(opened.propagate(0))
+    empty = next(video_session.propagate(0))
     assert empty.objects == [] and empty.masks(SIZE).shape == (0, *SIZE)
 
 
-def test_an_interrupted_pass_goes_on(session, scene):
-    whole, parts = session(), session()
-    for opened in (whole, parts):
-        opened.add_prompt(mask_prompt(scene(10), 0, 0, 1))
-    expected = [t.mask_logits for t in whole.propagate()]
-    found = []
-    for tracks in parts.propagate():
-        found.append(tracks.mask_logits)
+def test_interrupted_pass_can_continue(session, scene):
+    uninterrupted, interrupted = session(), session()
+    for video_session in (uninterrupted, interrupted):
+        video_session.add_prompt(mask_prompt(scene(10), 0, 0, 1))
+    expected = [t.mask_logits for t in uninterrupted.propagate()]
+    logits = []
+    for tracks in interrupted.propagate():
+        logits.append(tracks.mask_logits)
         if tracks.frame == 4:
             break
-    found += [t.mask_logits for t in parts.propagate(5)]
-    assert torch.equal(torch.stack(found), torch.stack(expected))
+    logits += [t.mask_logits for t in interrupted.propagate(5)]
+    assert torch.equal(torch.stack(logits), torch.stack(expected))
 
 
 def test_zeroed_memory_is_not_read(session, scene):
-    found = []
+    logits = []
     for zero in (False, True):
-        opened = session(zero_memory=zero)
-        opened.add_prompt(mask_prompt(scene(10), 0, 0))
-        found.append([t.mask_logits for t in opened.propagate()])
-        kept = list(opened.banks[0].others.values())
-        assert all(bool(m.pointer.any()) is not zero for m in kept)
-    assert not torch.allclose(found[0][1], found[1][1], atol=TOLERANCE)
+        video_session = session(zero_memory=zero)
+        video_session.add_prompt(mask_prompt(scene(10), 0, 0))
+        logits.append([t.mask_logits for t in video_session.propagate()])
+        memories = list(video_session.banks[0].others.values())
+        assert all(bool(m.pointer.any()) is not zero for m in memories)
+    assert not torch.allclose(logits[0][1], logits[1][1], atol=TOLERANCE)
 
 
-def test_the_model_is_left_as_it_was(session, scene):
-    model = pair("loud").ours
+def test_settings_of_the_model_are_restored(session, scene):
+    model = load_pair("loud").kit
     before = {k: v for k, v in vars(model.sam_mask_decoder).items() if k.startswith("dynamic")}
-    opened = session()
-    opened.add_prompt(mask_prompt(scene(10), 0, 0))
-    next(opened.propagate())
+    video_session = session()
+    video_session.add_prompt(mask_prompt(scene(10), 0, 0))
+    next(video_session.propagate())
     after = {k: v for k, v in vars(model.sam_mask_decoder).items() if k.startswith("dynamic")}
     assert before == after and not model.binarize_mask_from_pts_for_mem_enc
     assert not torch.is_inference_mode_enabled()
@@ -454,46 +479,46 @@ def test_the_model_is_left_as_it_was(session, scene):
 
 @pytest.fixture
 def warnings():
-    told: list[str] = []
-    sink = logger.add(lambda message: told.append(message.record["message"]), level="WARNING")
-    yield told
+    messages: list[str] = []
+    sink = logger.add(lambda message: messages.append(message.record["message"]), level="WARNING")
+    yield messages
     logger.remove(sink)
 
 
-def test_a_mask_too_small_for_the_model_is_told(session, warnings):
+def test_warning_about_a_mask_that_is_too_small(session, warnings):
     masks = torch.zeros(1, 720, 1040, dtype=torch.bool)
     masks[0, 5, 5] = True
-    answer = session().add_prompt(Prompt(0, torch.tensor([4]), masks=masks))
-    assert "object 4 on frame 0 is too small for 128 pixels" in warnings[0]
-    assert answer.object_score.item() == -10.0 and not answer.masks(SIZE).any()  # as upstream
+    tracks = session().add_prompt(Prompt(0, torch.tensor([4]), masks=masks))
+    assert "object 4 on frame 0" in warnings[0] and "128 pixels" in warnings[0]
+    assert tracks.object_score.item() == -10.0 and not tracks.masks(SIZE).any()  # as upstream
 
 
-def test_a_correction_that_upstream_loses_is_told(session, scene, warnings):
+def test_warning_about_a_correction_that_upstream_ignores(session, scene, warnings):
     for options in ({}, {"corrected_frames_condition": True}):
-        opened = session(**options)
-        opened.add_prompt(mask_prompt(scene(10), 0, 3))
-        list(opened.propagate(0, 2))
-        opened.add_prompt(mask_prompt(scene(10), 0, 3))
+        video_session = session(**options)
+        video_session.add_prompt(mask_prompt(scene(10), 0, 3))
+        list(video_session.propagate(0, 2))
+        video_session.add_prompt(mask_prompt(scene(10), 0, 3))
     assert len(warnings) == 1 and "object 3" in warnings[0] and "frame 0" in warnings[0]
 
 
-def test_what_cannot_be_tracked(session, scene):
-    opened = session()
+def test_invalid_calls(session, scene):
+    video_session = session()
     with pytest.raises(ValueError, match="no object was prompted"):
-        opened.propagate()
+        video_session.propagate()
     with pytest.raises(ValueError, match="prompt on frame 12 of a video of 10 frames"):
-        opened.add_prompt(Prompt(12, torch.tensor([0]), masks=torch.ones(1, 8, 8) > 0))
-    opened.add_prompt(mask_prompt(scene(10), 0, 0))
+        video_session.add_prompt(Prompt(12, torch.tensor([0]), masks=torch.ones(1, 8, 8) > 0))
+    video_session.add_prompt(mask_prompt(scene(10), 0, 0))
     with pytest.raises(ValueError, match="start is 10, but the video has 10 frames"):
-        opened.propagate(10)
+        video_session.propagate(10)
     with pytest.raises(ValueError, match="object_chunk must be at least 1, got 0"):
         TrackerOptions(object_chunk=0)
     with pytest.raises(ValueError, match="history must be at least 0, got -1"):
         TrackerOptions(history=-1)
 
 
-def test_former_options_are_read_or_named():
-    """Those of older configurations, where they are what the tracker does now."""
+def test_former_options_are_accepted_or_rejected():
+    """Options of older configurations are accepted if the tracker still behaves like that."""
     values = {"pil_bicubic": True, "previous_logits_limit": 32, "history": None}
     assert TrackerOptions.from_values(values) == TrackerOptions(history=None)
     with pytest.raises(ValueError, match="read_other_direction=False is not supported any more"):
@@ -502,29 +527,29 @@ def test_former_options_are_read_or_named():
         TrackerOptions.from_values({"colour": 1})
 
 
-def test_a_frame_of_another_size(scene):
+def test_frame_of_another_size(scene):
     def frame(t: int) -> np.ndarray:
         return np.zeros((*SIZE, 3) if t == 0 else (8, 8, 3), dtype=np.uint8)
 
-    opened = VideoTracker(pair("loud").ours).open(frame, 2, SIZE)
-    opened.add_prompt(mask_prompt(scene(10), 0, 0))
+    video_session = VideoTracker(load_pair("loud").kit).open(frame, 2, SIZE)
+    video_session.add_prompt(mask_prompt(scene(10), 0, 0))
     with pytest.raises(DataError, match=r"frame 1 is uint8 \(8, 8, 3\), but the video's frames"):
-        list(opened.propagate())
+        list(video_session.propagate())
     with pytest.raises(DataError, match="frame 1"):
-        opened.add_prompt(mask_prompt(scene(10), 1, 5))
-    assert opened.objects == [0]
+        video_session.add_prompt(mask_prompt(scene(10), 1, 5))
+    assert video_session.objects == [0]
 
 
-def test_components_are_those_of_the_extension():
+def test_connected_components_as_in_the_extension():
     mask = torch.zeros(2, 1, 4, 5, dtype=torch.bool)
     mask[0, 0, 0, 0] = mask[0, 0, 1, 1] = mask[0, 0, 3, 3:] = True
     labels, areas = connected_components(mask)
-    assert labels[0, 0, 0, 0] == labels[0, 0, 1, 1] != labels[0, 0, 3, 3] > 0  # across corners
+    assert labels[0, 0, 0, 0] == labels[0, 0, 1, 1] != labels[0, 0, 3, 3] > 0  # diagonal
     assert areas[0, 0][mask[0, 0]].tolist() == [2, 2, 2, 2]
     assert not labels[1].any() and not labels[~mask].any()
 
 
-def test_the_docs_list_every_option():
+def test_documentation_lists_every_option():
     text = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
-    told = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
-    assert sorted(told) == sorted(field.name for field in fields(TrackerOptions))
+    documented = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(documented) == sorted(field.name for field in fields(TrackerOptions))

@@ -178,7 +178,7 @@ def test_bfloat16_attention_on_a_cpu():
 def test_features_of_one_image_are_views():
     levels = [torch.rand(16, 4, 8), torch.rand(4, 4, 8)]
     features = FrameFeatures(levels, levels[-1:], [(4, 4), (2, 2)])
-    same, others = features.of([2, 2, 2]), features.of([2, 3])
+    same, others = features.select([2, 2, 2]), features.select([2, 3])
     assert all(x.stride(1) == 0 and x.shape[1] == 3 for x in same.vision + same.position)
     assert same.vision[0].data_ptr() == levels[0][:, 2:].data_ptr()
     assert torch.equal(others.vision[1], levels[1][:, [2, 3]])
