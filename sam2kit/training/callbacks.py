@@ -88,8 +88,10 @@ class SaveWithinEpoch(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        minutes = (time.monotonic() - self._last_save_time) / 60
-        steps = trainer.global_step - self._last_save_step
+        minutes, steps = (
+            (time.monotonic() - self._last_save_time) / 60,
+            trainer.global_step - self._last_save_step,
+        )
         due = batch_idx > 0 and (
             (self.minutes is not None and minutes >= self.minutes)
             or (self.steps is not None and steps >= self.steps)

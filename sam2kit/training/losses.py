@@ -97,8 +97,8 @@ def temporal_loss(
 ) -> Tensor:
     """Compare the change of probabilities between two frames with that in the ground truth.
 
-    The loss is ``mean(|(p_t - p_{t-1}) - (g_t - g_{t-1})|)`` over pixels. It penalizes flicker where
-    the ground truth does not change, and a static mask where it does.
+    The loss is ``mean(|(p_t - p_{t-1}) - (g_t - g_{t-1})|)`` over pixels. It penalizes flicker
+    where the ground truth does not change, and a static mask where it does.
 
     Args:
         logits, previous_logits: ``[N,H,W]`` of a frame and of the frame before it.
@@ -158,8 +158,8 @@ class SAM2TrainingLoss(nn.Module):
     - ``temporal`` requires that the frame before is supervised too, and is 0 otherwise.
     - A mask that the model withheld (it predicted absence) has the logit :data:`ABSENT_LOGIT`.
 
-    With ``loss.type=steps`` it is upstream's ``MultiStepMultiMasksAndIous``: every decoder output on
-    an annotated frame contributes, including those after correction clicks. Every term is summed
+    With ``loss.type=steps`` it is upstream's ``MultiStepMultiMasksAndIous``: every decoder output
+    on an annotated frame contributes, including those after correction clicks. Every term is summed
     over outputs and divided by the number of tracked objects, not of frames. The rules:
 
     - Of three candidate masks, the one with the lowest weighted mask terms contributes;
@@ -265,7 +265,7 @@ class SAM2TrainingLoss(nn.Module):
         return values, len(frames)
 
     def _mask_terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Compute the terms with positive weight that compare masks with the ground truth, ``[N]``."""
+        """Compute the mask terms with positive weight, each ``[N]``."""
         c = self.config
         terms = {}
         if c.focal > 0:

@@ -58,7 +58,7 @@ class StepMemory:
 
 
 def step_memory(model: nn.Module, step: int, averaged: bool) -> StepMemory:
-    """Return the memory of a step together with that of the model and the optimizer.
+    """Return the memory of a step, the model and the optimizer together.
 
     Args:
         model: the model on the training device, with its trainable parameters set.

@@ -35,14 +35,14 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
     All ranks draw prompts from the generator of rank 0, so prompts do not depend on the world size.
     """
-    # SeedSequence, because seed + step would make the steps of one seed overlap with the next seed.
+    # SeedSequence: with seed + step, the next seed would repeat the steps of this one.
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 
 Loss = Callable[[TrackOutput, ClipBatch, bool], dict[str, Tensor]]
-"""Function of ``(output, batch, all_devices)`` that returns scalars by name. ``loss`` is minimized,
-and all of them are logged. For ``all_devices`` see :class:`~sam2kit.training.losses.SAM2TrainingLoss`."""
+"""Function of ``(output, batch, all_devices)`` that returns scalars by name. All of them are logged,
+and ``loss`` is minimized. For ``all_devices`` see :class:`~sam2kit.training.losses.SAM2TrainingLoss`."""
 
 
 class SAM2LightningModule(LightningModule):

@@ -79,9 +79,9 @@ class StopAtNonFinite(Callback):
         raise TrainingError(
             f"{fault} in step {module.trainer.global_step}, on clips of "
             f"{', '.join(batch.names)}; the weights from before this step are saved",
-            hint=f"analyse the step with: sam2kit replay {path}. Usual causes are a high optimizer.lr "
-            "or loss weight, and trainer.precision=16-mixed; start a new run from the weights in "
-            "last.ckpt with lower values",
+            hint=f"analyse the step with: sam2kit replay {path}. Usual causes are a high "
+            "optimizer.lr or loss weight, and trainer.precision=16-mixed; start a new run from the "
+            "weights in last.ckpt with lower values",
         )
 
 
@@ -120,8 +120,8 @@ class Replay:
         )
         module = self.first or "none; the value arises in the loss or in the gradients"
         return (
-            f"training stopped because {self.fault}\nclips of {', '.join(self.videos)}\n\n{terms}\n\n"
-            f"first module with a non-finite output: {module}\n\n{norms}"
+            f"training stopped because {self.fault}\nclips of {', '.join(self.videos)}\n\n"
+            f"{terms}\n\nfirst module with a non-finite output: {module}\n\n{norms}"
         )
 
 
@@ -145,7 +145,7 @@ def replay(path: str | Path) -> Replay:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} holds no step to replay",
-            hint="name the replay.pt that training writes when the loss or a gradient is not finite",
+            hint="name the replay.pt that training writes if the loss or a gradient is not finite",
         ) from error
     config, model = load_run(path)
     module = SAM2LightningModule(config, model).train()

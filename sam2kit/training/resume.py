@@ -108,8 +108,8 @@ def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(counts, counts["processed"] - pending))
     progress["is_last_batch"] = batches == trainer.num_training_batches
-    # The loggers' step number. When a run resumes at either end of an epoch at which a validation is
-    # due, Lightning skips that validation but counts a step for it, so subtract one here.
+    # The loggers' step number. When a run resumes at either end of an epoch at which a validation
+    # is due, Lightning skips that validation but counts a step for it, so subtract one here.
     every = trainer.check_val_every_n_epoch or 1
     skips_validation = batches in (0, trainer.num_training_batches) and (epoch + 1) % every == 0
     steps = trainer.global_step - int(skips_validation)

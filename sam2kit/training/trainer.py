@@ -202,9 +202,9 @@ def _run(
     loggers: list[Logger],
     user_callbacks: Sequence[Callback],
 ) -> FitResult:
-    # Two callbacks, because Lightning's save_last is written only together with the best checkpoint.
-    # save_on_train_epoch_end also covers an epoch that ends early: at an interrupt, max_steps or
-    # max_time.
+    # Two callbacks, because Lightning's save_last is written only together with the best
+    # checkpoint. save_on_train_epoch_end also covers an epoch that ends early: at an interrupt,
+    # max_steps or max_time.
     save = partial(ModelCheckpoint, run_dir, enable_version_counter=False)
     best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
     last = save("last", save_on_train_epoch_end=True)
