@@ -136,7 +136,7 @@ def _find_notebooks(stages: Sequence[int]) -> list[Path]:
     if unknown or not stages:
         names = ", ".join(path.stem for path in by_number.values())
         raise PipelineError(
-            key="--stages",
+            key="stages",
             value=list(stages),
             expected="numbers of existing stages",
             hint=f"choose from {names}",

@@ -110,9 +110,8 @@ def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
         ) from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise PipelineError(
-            f"{path} was written by another version of sam2kit",
+            f"{path} does not have version {SCHEMA_VERSION}",
             key="schema_version",
-            expected=str(SCHEMA_VERSION),
             hint="delete the file to run all stages again, or choose another directory",
         )
     # A running process holds the lock, so "running" without a lock means that it was killed.

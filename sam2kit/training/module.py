@@ -41,8 +41,10 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 Loss = Callable[[TrackOutput, ClipBatch, bool], dict[str, Tensor]]
-"""Function of ``(output, batch, all_devices)`` that returns scalars by name. All of them are logged,
-and ``loss`` is minimized. For ``all_devices`` see :class:`~sam2kit.training.losses.SAM2TrainingLoss`."""
+"""Function of ``(output, batch, all_devices)`` that returns scalars by name.
+
+All scalars are logged, and ``loss`` is minimized. For ``all_devices`` see
+:meth:`sam2kit.training.losses.SAM2TrainingLoss.forward`."""
 
 
 class SAM2LightningModule(LightningModule):
