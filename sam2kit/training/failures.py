@@ -72,7 +72,8 @@ def _out_of_memory(config: Config, error: BaseException) -> TrainingError:
     return TrainingError(
         f"out of memory ({cause})",
         hint=f"memory of a step, and settings that fit:\n{advice}\nOther programs on the device "
-        f"use memory too. If a step keeps its clips, {RESUME_HINT}; otherwise start a new run",
+        f"use memory too. If the clips of a step stay the same, {RESUME_HINT}; otherwise start a "
+        "new run",
     )
 
 
