@@ -1,4 +1,4 @@
-"""A notebook executed by papermill on this interpreter, with nothing left over afterwards."""
+"""Execute a notebook with papermill on this interpreter, and end all its processes afterwards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from sam2kit.utils.errors import PipelineError
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) -> None:
-    """Execute a notebook; what its cells print appears as they print it.
+    """Execute a notebook, and print the output of its cells as it arrives.
 
     Args:
-        target: the executed copy, kept also where a cell fails.
-        values: for the cell tagged ``parameters``.
-        lock: a file descriptor that the kernel holds as long as it lives.
+        source: the notebook.
+        target: the executed copy; it is also written if a cell fails.
+        values: values for the cell tagged ``parameters``.
+        lock: a file descriptor that the kernel keeps open as long as it lives, so that a lock on it
+            outlives this process.
 
     Raises:
         PipelineError: a cell failed, or the kernel died.
@@ -40,31 +42,33 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             store_widget_state=False,
-            kernel_manager_class=type("Kernel", (OwnKernelManager,), {"lock": lock}),
+            kernel_manager_class=type("Kernel", (InterpreterKernelManager,), {"lock": lock}),
         )
     except PapermillExecutionError as error:
         raise PipelineError(
             f"notebook {source.stem} failed in cell {error.cell_index}: {error.ename}: "
-            f"{_plain(error.evalue)}; the executed copy with the traceback is {target}"
+            f"{_plain(error.evalue)}",
+            hint=f"see the traceback in the executed copy {target}",
         ) from error
-    except Exception as error:  # a kernel that died or did not start: papermill has no common base
+    # The kernel died or did not start; papermill's errors for that have no common base class.
+    except Exception as error:
         raise PipelineError(
-            f"notebook {source.stem} failed: {type(error).__name__}: {_plain(str(error))}; what "
-            f"was executed is in {target}"
+            f"notebook {source.stem} failed: {type(error).__name__}: {_plain(str(error))}",
+            hint=f"see the cells executed so far in {target}",
         ) from error
 
 
 def _plain(text: str) -> str:
-    """Without the colours that IPython puts into messages."""
+    """Remove the escape sequences for colours that IPython puts into messages."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
 
 
-class OwnKernelManager(AsyncKernelManager):
-    """Starts the running interpreter, and ends the kernel together with the processes it started.
+class InterpreterKernelManager(AsyncKernelManager):
+    """Start a kernel of the running interpreter, and end it together with its child processes.
 
-    A kernel specification named ``python3`` may belong to another interpreter, and a kernel that is
-    ended leaves its children (loader workers, launched training) behind. Where this process is
-    killed, a shell that waits for that ends them all.
+    An installed kernel specification named ``python3`` may belong to another interpreter. A kernel
+    that ends does not end its children (loader processes, training ranks), so the whole process
+    group is killed. If this process itself is killed, a waiting shell kills the group.
     """
 
     lock: int
@@ -76,20 +80,20 @@ class OwnKernelManager(AsyncKernelManager):
         return KernelSpec(resource_dir=str(RESOURCES), **get_kernel_dict())
 
     async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]
-        if self.has_trait("transport_encryption"):  # newer kernels warn of unencrypted messages
+        if self.has_trait("transport_encryption"):  # avoid a warning about unencrypted messages
             self.transport_encryption = "auto"
         await super().start_kernel(pass_fds=(self.lock,), **arguments)
         self._group = getattr(self.provisioner, "pgid", None)
         if self._group is not None and self._guard is None:
-            end = (
-                f"cat; kill -s KILL -- -{self._group}"  # at the end of input, thus of this process
-            )
+            # cat returns at the end of its input, which is when this process ends in any way.
+            end = f"cat; kill -s KILL -- -{self._group}"
             self._guard = subprocess.Popen(
                 ["sh", "-c", end], stdin=subprocess.PIPE, start_new_session=True
             )
 
     async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
         await super().cleanup_resources(restart)
+        # A restarted kernel stays in the group, so keep the guard.
         if self._guard is not None and not restart:
             self._guard.kill()
             self._guard.communicate()
@@ -97,4 +101,4 @@ class OwnKernelManager(AsyncKernelManager):
             try:
                 os.killpg(self._group, signal.SIGKILL)
             except ProcessLookupError:
-                pass  # all of them have ended, as they should
+                pass  # all processes of the group have ended already

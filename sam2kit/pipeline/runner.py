@@ -1,8 +1,8 @@
-"""Run the staged notebooks one after another through papermill: ``sam2kit run`` and ``make demo``.
+"""Run the staged notebooks in order through papermill, for ``sam2kit run`` and ``make demo``.
 
-The notebooks do the work and hand over through files in one run folder; this module only starts
-them, passes parameters, keeps the executed copies and a ``status.json``, and stops at the first
-that fails. A second call on the same folder goes on from there.
+The notebooks do the work and pass results on as files in one run directory. This module executes
+them, passes parameters, saves the executed copies and a ``status.json``, and stops at the first
+failure. A second call on the same directory resumes there.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.processes import sigterm_interrupts
 
-OWN_PARAMETERS = ("run_dir", "config_file", "resume")
+# Notebook parameters that the pipeline sets itself.
+RESERVED_PARAMETERS = ("run_dir", "config_file", "resume")
 
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What the notebooks left behind.
+    """The files and scores of a pipeline run.
 
     Attributes:
-        run_dir: the folder of all results.
+        run_dir: the run directory, which has all results.
         notebooks: the executed notebooks, in order.
-        results: the files that hand over between stages and that exist: checkpoint, pictures,
-            ``metrics.json``, by a name to show.
-        scores: mean J&F of each tracker on the validation videos; empty before stage 4.
+        results: existing result files (checkpoint, overlays, ``metrics.json``, report) by a name
+            to display.
+        scores: mean J&F on the validation videos, 0 to 1, by tracker; empty before stage 4.
     """
 
     run_dir: Path
@@ -50,27 +51,27 @@ class PipelineResult:
 
     def __str__(self) -> str:
         width = max(map(len, ["executed notebooks", *self.results])) + 1
-        lines = [f"{'run folder':{width}} {self.run_dir}"]
+        lines = [f"{'run directory':{width}} {self.run_dir}"]
         lines += [f"{'executed notebook':{width}} {path}" for path in self.notebooks]
         lines += [f"{name:{width}} {path}" for name, path in self.results.items()]
         if self.scores:
             width = max(map(len, self.scores)) + 1
-            lines += ["", "J&F on the validation videos, prompted frames left out"]
+            lines += ["", "J&F on the validation videos, without prompted frames"]
             lines += [f"  {name:{width}} {score:.3f}" for name, score in self.scores.items()]
         return "\n".join(lines)
 
 
 def notebooks_dir() -> Path:
-    """The repository's ``notebooks`` folder.
+    """Return the ``notebooks`` directory of the repository.
 
     Raises:
-        PipelineError: the package is installed without the repository around it.
+        PipelineError: the package is installed without the repository.
     """
     folder = Path(__file__).parent.parent.parent / "notebooks"
     if not any(folder.glob("[0-9][0-9]_*.ipynb")):
         raise PipelineError(
-            f"there are no staged notebooks in {folder}: they come with the repository, not with "
-            "the installed package; clone the repository and install it with pip install -e ."
+            f"no staged notebooks in {folder}; the installed package does not contain them",
+            hint="clone the repository, and install it with pip install -e .",
         )
     return folder
 
@@ -81,46 +82,46 @@ def run_stages(
     stages: Sequence[int],
     run_dir: Path | None = None,
 ) -> PipelineResult:
-    """Execute notebooks in order, all in one run folder, with this interpreter as their kernel.
+    """Execute notebooks in order in one run directory, with this interpreter as their kernel.
 
-    Stages that were done before in the same folder, with the same notebook, parameters and
-    configuration, are left as they are, up to the first that is not; a training goes on from its
-    last checkpoint.
+    Finished stages with unchanged notebook, parameters and configuration are skipped, up to the
+    first stage that must run. An interrupted training resumes from its last checkpoint.
 
     Args:
-        config_file: the configuration that the stages compose, up to the one that trains.
-        parameters: further notebook parameters, each passed to the stages that have it.
-        stages: the numbers that the notebooks' names begin with, in the order to run.
-        run_dir: by default a new dated folder under the configuration's ``output_dir``.
+        config_file: the configuration file that the stages compose.
+        parameters: notebook parameters; each is passed to the stages that have it.
+        stages: the numbers at the start of the notebooks' names, in the order to run.
+        run_dir: the run directory. None (default): a new dated directory under the configuration's
+            ``output_dir``.
 
     Raises:
         ConfigError: the configuration cannot be composed.
-        CheckpointError: a checkpoint is missing or cannot be fetched.
-        PipelineError: an unknown stage or parameter, or a folder in use, before anything runs; or
-            a notebook that failed. Its executed copy is kept, with the error in it.
+        CheckpointError: a checkpoint is missing or cannot be downloaded.
+        PipelineError: before anything runs: an unknown stage or parameter, or a run directory that
+            is in use. Later: a notebook that failed; its executed copy has the traceback.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the kernel has been ended.
     """
     config = load_config(config_file, parameters.get("overrides", ()))
     sources = _find_notebooks(stages)
     accepted = _accepted_parameters(sources, parameters)
     _find_checkpoints(config, set().union(*accepted.values()))
-    # A kernel's own working folder may differ, so that it is told absolute paths.
+    # A kernel may have another working directory, so pass absolute paths.
     run_dir = open_run_dir(run_dir, config.output_dir).absolute()
     config_file = Path(config_file).absolute()
-    own = {"run_dir": str(run_dir), "config_file": str(config_file), "resume": True}
-    given = {**parameters, **own}
+    reserved = {"run_dir": str(run_dir), "config_file": str(config_file), "resume": True}
+    available = {**parameters, **reserved}
     with locked(run_dir) as lock, sigterm_interrupts():
         status = Status(run_dir, [s.stem for s in sources], {"config_file": str(config_file)})
-        with status.kept():
+        with status.of_run():
             for n, source in enumerate(sources):
-                values = {k: v for k, v in given.items() if k in accepted[source]}
+                values = {k: v for k, v in available.items() if k in accepted[source]}
                 inputs = _inputs(source, values, config)
                 target = run_dir / source.name
-                if _is_done(source.stem, inputs, target, status):
+                if _is_up_to_date(source.stem, inputs, target, status):
                     continue
-                _keep_failed(target, status.before.get(source.stem, {}))
-                logger.info("stage {} ({} of {})", source.stem, n + 1, len(sources))
-                with status.of(source.stem, inputs=inputs):
+                _rename_unfinished(target, status.before.get(source.stem, {}))
+                logger.info("Running stage {} ({} of {})", source.stem, n + 1, len(sources))
+                with status.of_stage(source.stem, inputs=inputs):
                     execute(source, target, values, lock)
     executed = [run_dir / source.name for source in sources]
     result = PipelineResult(run_dir, executed, _existing_results(run_dir), _read_scores(run_dir))
@@ -134,62 +135,88 @@ def _find_notebooks(stages: Sequence[int]) -> list[Path]:
     unknown = [stage for stage in stages if stage not in by_number]
     if unknown or not stages:
         names = ", ".join(path.stem for path in by_number.values())
-        raise PipelineError(f"stages {list(stages)}: name one or more of {names} by number")
+        raise PipelineError(
+            key="stages",
+            value=list(stages),
+            expected="numbers of existing stages",
+            hint=f"choose from {names}",
+        )
     return [by_number[stage] for stage in stages]
 
 
 def _accepted_parameters(
     sources: Sequence[Path], parameters: Mapping[str, Any]
 ) -> dict[Path, set[str]]:
-    """The parameters of each notebook; papermill itself would only warn of an unknown one.
+    """Return the names of each notebook's parameters.
+
+    papermill itself only warns about an unknown parameter.
 
     Raises:
-        PipelineError: a parameter that no notebook has, or of another type than its default.
+        PipelineError: no notebook has a parameter, or its default has another type.
     """
-    found = {source: papermill.inspect_notebook(str(source)) for source in sources}
-    for source, names in found.items():
+    defaults = {source: papermill.inspect_notebook(str(source)) for source in sources}
+    for source, names in defaults.items():
         if "run_dir" not in names:
-            raise PipelineError(f"{source}: its cell tagged 'parameters' must set run_dir")
-    known = sorted(set().union(*found.values()) - set(OWN_PARAMETERS))
+            raise PipelineError(
+                f"{source} has no parameter run_dir",
+                hint="set run_dir in the cell tagged 'parameters'",
+            )
+    known = sorted(set().union(*defaults.values()) - set(RESERVED_PARAMETERS))
     for name, value in parameters.items():
-        if name in OWN_PARAMETERS:
-            raise PipelineError(f"parameter {name!r} is the pipeline's own; pass it as an argument")
+        if name in RESERVED_PARAMETERS:
+            raise PipelineError(
+                "the pipeline sets this parameter itself",
+                key=name,
+                value=value,
+                hint="pass it as an argument",
+            )
         if name not in known:
             raise PipelineError(
-                f"unknown parameter {name!r}: the chosen notebooks have {', '.join(known)}"
+                "unknown notebook parameter",
+                key=name,
+                value=value,
+                hint=f"the selected notebooks have {', '.join(known)}",
             )
-        for source, names in found.items():
-            if name in names and not _alike(value, _literal(names[name]["default"])):
+        for source, names in defaults.items():
+            if name in names and not _same_type(value, _literal(names[name]["default"])):
                 raise PipelineError(
-                    f"parameter {name!r} is {value!r}, and {source.stem} has "
-                    f"{names[name]['default']} for it; give a value of that kind (as JSON)"
+                    f"parameter of {source.stem}",
+                    key=name,
+                    value=value,
+                    expected=f"of the type of its default {names[name]['default']}",
+                    hint="give a value of that type, as JSON",
                 )
-    return {source: set(names) for source, names in found.items()}
+    return {source: set(names) for source, names in defaults.items()}
 
 
 def _literal(text: str) -> Any:
+    """Evaluate the source of a parameter's default; None if it is not a literal."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        return None  # which takes any value
+        return None  # accepts values of any type
 
 
-def _alike(value: Any, default: Any) -> bool:
+def _same_type(value: Any, default: Any) -> bool:
+    """Return whether a value can replace a default; an integer can replace a float."""
+    # bool is a subclass of int, but true is no number of videos.
     if default is None or isinstance(value, type(default)):
         return not isinstance(value, bool) or default is None or isinstance(default, bool)
     return isinstance(default, float) and isinstance(value, int)
 
 
 def _find_checkpoints(config: Config, parameters: set[str]) -> None:
-    """Find, and fetch if need be, what the chosen stages will load.
+    """Find or download the checkpoints that the selected stages load.
+
+    This happens before the first stage, so that a missing file is reported at once.
 
     Raises:
-        CheckpointError: names the key, and what is missing or cannot be fetched.
+        CheckpointError: a checkpoint is missing or cannot be downloaded; the error names the key.
     """
-    wanted = {"model.checkpoint": config.model.checkpoint} if "resume" in parameters else {}
+    checkpoints = {"model.checkpoint": config.model.checkpoint} if "resume" in parameters else {}
     if "checkpoint" in parameters:
-        wanted |= {f"evaluation.compare.{k}": v for k, v in config.evaluation.compare.items()}
-    for key, checkpoint in wanted.items():
+        checkpoints |= {f"evaluation.compare.{k}": v for k, v in config.evaluation.compare.items()}
+    for key, checkpoint in checkpoints.items():
         if checkpoint is not None:
             from sam2kit.models.checkpoints import find_checkpoint
 
@@ -197,46 +224,46 @@ def _find_checkpoints(config: Config, parameters: set[str]) -> None:
 
 
 def _inputs(source: Path, values: Mapping[str, Any], config: Config) -> dict[str, str]:
-    """A digest of each thing that a stage's results depend on, files in the run folder apart."""
+    """Return a digest of each input of a stage, except files in the run directory."""
     cells = [cell.source for cell in nbformat.read(source, as_version=4).cells]
-    own = {name: value for name, value in values.items() if name not in OWN_PARAMETERS}
-    inputs = {"notebook": json.dumps(cells), "parameters": json.dumps(own, sort_keys=True)}
+    named = {name: value for name, value in values.items() if name not in RESERVED_PARAMETERS}
+    inputs = {"notebook": json.dumps(cells), "parameters": json.dumps(named, sort_keys=True)}
     if "config_file" in values:
         inputs["configuration"] = to_yaml(config, comments=False)
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in inputs.items()}
 
 
-def _is_done(name: str, inputs: dict[str, str], target: Path, status: Status) -> bool:
-    """Whether a stage need not run; what it is that is new, if not, is logged."""
+def _is_up_to_date(name: str, inputs: dict[str, str], target: Path, status: Status) -> bool:
+    """Return whether a stage can be skipped; log the reason if it must run again."""
     before, now = status.before.get(name), status.stages[name]
     if before is None or before["state"] == "waiting":
         return False
     if before["state"] != "done":
-        logger.info("stage {} was {}: it runs again", name, before["state"])
+        logger.info("Repeating stage {}: it was {}", name, before["state"])
     elif now["state"] != "done":
-        logger.info("stage {} was done, but an earlier one has run since: it runs again", name)
+        logger.info("Repeating stage {}: an earlier stage has run since", name)
     elif not target.exists():
-        logger.info("stage {} was done, but {} is gone: it runs again", name, target.name)
+        logger.info("Repeating stage {}: {} is missing", name, target.name)
     elif changed := [k for k in inputs if inputs[k] != before["inputs"].get(k)]:
-        logger.info("stage {} was done, but its {} changed: it runs again", name, changed)
+        logger.info("Repeating stage {}: its {} changed", name, changed)
     else:
-        logger.info("stage {} was done with the same inputs: skipped", name)
+        logger.info("Skipping stage {}: finished with the same inputs", name)
         return True
     return False
 
 
-def _keep_failed(target: Path, before: Mapping[str, Any]) -> None:
-    """Move the notebook of a stage that did not end aside, so that it is not written over."""
+def _rename_unfinished(target: Path, before: Mapping[str, Any]) -> None:
+    """Rename the executed copy of an unfinished stage, so that it is not overwritten."""
     if target.exists() and before.get("state") in ("failed", "interrupted"):
-        kept = f"{target.stem}.{before['state']}"
-        names = (target.with_name(f"{kept}-{number}.ipynb") for number in count(1))
+        prefix = f"{target.stem}.{before['state']}"
+        names = (target.with_name(f"{prefix}-{number}.ipynb") for number in count(1))
         target.rename(next(name for name in names if not name.exists()))
 
 
 def _existing_results(run_dir: Path) -> dict[str, Path]:
     names = {
         "checkpoint": "best.ckpt",
-        "overlay picture": "overlay.png",
+        "overlay image": "overlay.png",
         "overlay GIF": "overlay.gif",
         "metrics": "metrics.json",
         "report": "report.html",

@@ -27,10 +27,13 @@ SCHEMA_VERSION = 1
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold ``folder`` for this process and those that inherit the file descriptor that is given.
+    """Lock a directory for this process, and for those that inherit the file descriptor.
+
+    Yields:
+        the file descriptor of the lock.
 
     Raises:
-        PipelineError: another process holds it.
+        PipelineError: another process holds the lock.
     """
     file = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -43,29 +46,33 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def _lock(file: int, folder: Path) -> None:
-    """Lock, after a moment where the state is being read or a killed holder is still ending."""
+    """Acquire the lock.
+
+    Another process may hold it for a moment to read the state, and a killed process releases it
+    only when it and its kernel have ended, so try for some seconds.
+    """
     start = time.monotonic()
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             pid, _, host = os.pread(file, 200, 0).decode().strip().partition(" ")
-            wait = 1 if _may_live(pid, host) else 15
+            wait = 1 if _may_be_alive(pid, host) else 15
             if time.monotonic() > start + wait:
                 raise PipelineError(
-                    f"{folder} is in use by process {pid} on {host}; wait for it or end it, or "
-                    "name another folder"
+                    f"{folder} is in use by process {pid} on {host}",
+                    hint="wait for that process or end it, or choose another directory",
                 ) from None
             time.sleep(0.1)
 
 
-def _may_live(pid: str, host: str) -> bool:
-    """Whether a process runs; of another machine's process this cannot be known."""
+def _may_be_alive(pid: str, host: str) -> bool:
+    """Return whether a process may be running; this is unknown for one on another machine."""
     return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether some process holds ``folder``."""
+    """Return whether a process has locked a directory."""
     try:
         file = os.open(folder / "run.lock", os.O_RDWR)
     except FileNotFoundError:
@@ -80,16 +87,17 @@ def is_locked(folder: Path) -> bool:
 
 
 def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
-    """What ``status.json`` says (docs/pipeline.md), with what was killed as ``interrupted``.
+    """Read ``status.json``, and report a run that was killed as ``interrupted``.
 
     Args:
-        held: by the caller itself, so that nobody else can be running.
+        run_dir: the run directory.
+        held: whether the caller holds the lock, so that no other process can be running.
 
     Returns:
-        None where there is no such file.
+        the content as docs/pipeline.md describes it; None if there is no such file.
 
     Raises:
-        PipelineError: it is not one that this version writes.
+        PipelineError: the file is damaged, or was written by another version.
     """
     path = run_dir / "status.json"
     try:
@@ -97,12 +105,16 @@ def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise PipelineError(f"{path} cannot be read ({error}); delete it to run anew") from error
+        raise PipelineError(
+            f"{path} cannot be read ({error})", hint="delete it to run all stages again"
+        ) from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise PipelineError(
-            f"{path}: schema_version must be {SCHEMA_VERSION}; delete the file to run anew, or "
-            "name another folder"
+            f"{path} does not have version {SCHEMA_VERSION}",
+            key="schema_version",
+            hint="delete the file to run all stages again, or choose another directory",
         )
+    # A running process holds the lock, so "running" without a lock means that it was killed.
     if content["state"] == "running" and (held or not is_locked(run_dir)):
         content["state"] = "interrupted"
         for stage in content["stages"].values():
@@ -112,12 +124,16 @@ def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
 
 
 class Status:
-    """Write ``status.json`` at each change.
+    """Write ``status.json`` at each change of state.
 
     Args:
-        run_dir: the folder, which this process holds (:func:`locked`).
-        names: the stages that are to run; what is known of others stays.
-        about: further entries, such as the configuration file.
+        run_dir: the run directory, which this process has locked (:func:`locked`).
+        names: the stages to run; entries of other stages are kept.
+        about: additional entries, such as the configuration file.
+
+    Attributes:
+        before: entries of the stages as they were before this run.
+        stages: current entries of the stages, by name.
     """
 
     def __init__(self, run_dir: Path, names: Sequence[str], about: dict[str, Any]) -> None:
@@ -130,27 +146,28 @@ class Status:
         self.content |= {"pid": os.getpid(), "host": platform.node(), "started": _now()}
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Record the state of the whole run; an exception sets it and is raised again."""
-        with self._recorded(self.content):
+    def of_run(self) -> Iterator[None]:
+        """Record the state of the whole run; an exception is recorded and re-raised."""
+        with self._record(self.content):
             yield
 
     @contextmanager
-    def of(self, name: str, **about: Any) -> Iterator[None]:
-        """Record the state of one stage; an exception sets it and is raised again."""
+    def of_stage(self, name: str, **about: Any) -> Iterator[None]:
+        """Record the state of one stage; an exception is recorded and re-raised."""
         start = time.monotonic()
         stage = self.stages[name] = {"state": "running", "started": _now(), **about}
-        for later in [n for n in self.stages if n > name]:  # what they found is no longer so
+        # Later stages read the results of this one, so theirs are outdated now.
+        for later in [n for n in self.stages if n > name]:
             self.stages[later] = {"state": "waiting" if later in self.names else "outdated"}
-        with self._recorded(stage):
+        with self._record(stage):
             try:
                 yield
             finally:
                 stage["seconds"] = round(time.monotonic() - start, 1)
 
     @contextmanager
-    def _recorded(self, entry: dict[str, Any]) -> Iterator[None]:
-        """Write the state of ``entry``, a run or a stage, at its start and at its end."""
+    def _record(self, entry: dict[str, Any]) -> Iterator[None]:
+        """Write the entry of a run or a stage at its start and at its end."""
         self.write()
         try:
             yield

@@ -1,8 +1,8 @@
-"""A grid of pipeline runs and its leaderboard: ``sam2kit sweep``.
+"""Run a grid of pipeline runs and rank them in a leaderboard, for ``sam2kit sweep``.
 
-Each trial is a ``sam2kit run`` in a process and a folder of its own, ``SWEEP/trials/NNN_…``, whose
-``status.json`` and ``metrics.json`` say all that is known of it, so a second call knows what is
-left.
+Each trial is a ``sam2kit run`` in a separate process and directory ``SWEEP/trials/NNN_…``. Its
+``status.json`` and ``metrics.json`` are the only record of its state, so a second call can resume
+the sweep.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Trial:
     """One point of the grid.
 
     Attributes:
-        name: of its folder; begins with its number.
-        overrides: what the grid sets here.
-        config: the whole configuration.
+        name: name of the trial's directory; it begins with the number of the trial.
+        overrides: the values of the grid at this point, ``KEY=VALUE``.
+        config: the complete configuration.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Trial:
 
 
 def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial]:
-    """The trials of a grid, the values of the last key changing fastest.
+    """Compose the trials of a grid; the value of the last key changes fastest.
 
     Args:
         config_file: as :func:`sam2kit.config.loading.load_config`.
-        overrides: some with several values in Hydra's grammar: ``key=a,b``, ``key=[a],[b]``,
-            ``key=range(1,4)``.
+        overrides: ``KEY=VALUE``; at least one has several values in Hydra's grammar: ``key=a,b``,
+            ``key=[a],[b]`` or ``key=range(1,4)``.
 
     Raises:
-        ConfigError: no override has several values; or a trial's configuration does not compose,
-            lacks its data, or asks for several devices.
+        ConfigError: no override has several values, or the configuration of a trial cannot be
+            composed, lacks its data or uses several devices.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -71,14 +71,16 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
                 continue
             values = list(parsed.sweep_string_iterator())
         except (HydraException, NotImplementedError) as error:
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{COMMAND_LINE}: cannot read {text!r}; write out the values, key=a,b ({told})"
+                f"{COMMAND_LINE}: cannot read {text!r} ({reason})",
+                hint="list the values as key=a,b",
             ) from error
         axes.append([f"{parsed.get_key_element()}={value}" for value in values])
     if not axes:
         raise ConfigError(
-            f"{COMMAND_LINE}: no override has several values to try, such as optimizer.lr=1e-5,1e-4"
+            f"{COMMAND_LINE}: no override has several values",
+            hint="list the values to try, such as optimizer.lr=1e-5,1e-4",
         )
     trials = []
     for number, point in enumerate(product(*axes), start=1):
@@ -87,17 +89,22 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
             config = load_config(config_file, [*fixed, *point])
             check_paths(config)
         except ConfigError as error:
-            raise ConfigError(f"trial {name}: {error}") from error
+            raise ConfigError(
+                f"trial {name}: {error}", hint="change the values of the grid"
+            ) from error
         if config.trainer.devices not in ("1", "auto", "-1"):
             raise ConfigError(
-                f"trainer.devices is {config.trainer.devices!r}, but each trial of a sweep has one "
-                "device; drop it, or train on several devices without a sweep"
+                key="trainer.devices",
+                value=config.trainer.devices,
+                expected="1 in a sweep",
+                hint="remove the override, or train on several devices without a sweep",
             )
         trials.append(Trial(name, list(point), config))
     return trials
 
 
 def _name(number: int, point: Sequence[str]) -> str:
+    """Return a directory name with the number of a trial and its values, of up to 64 characters."""
     parts = [
         f"{key.rpartition('.')[2]}-{value}" for key, _, value in (t.partition("=") for t in point)
     ]
@@ -112,27 +119,34 @@ def run_sweep(
     jobs: int | None = None,
     retry_failed: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run the trials that are missing, and keep the leaderboard up to date as they end.
+    """Run the unfinished trials, and update the leaderboard whenever one ends.
 
-    A trial that fails stops no other. What was interrupted goes on where it was.
+    A failed trial does not stop the others. Interrupted trials are resumed.
 
     Args:
-        sweep_dir: a new folder, or one that holds a sweep, which goes on.
-        trials: of :func:`plan_trials`; None: those that ``sweep_dir`` holds, as they were begun.
+        sweep_dir: a new directory, or the directory of a sweep to resume.
+        trials: the trials of :func:`plan_trials`. None (default): the trials of the sweep in
+            ``sweep_dir``.
         parameters, stages: as :func:`sam2kit.pipeline.runner.run_stages`, for each trial.
-        jobs: trials at once; None: one for each GPU, or one.
-        retry_failed: run failed trials again, too.
+        jobs: maximum number of trials that run at the same time. None (default): one per GPU, or
+            one without a GPU.
+        retry_failed: whether to run failed trials again.
 
     Returns:
         the rows of the leaderboard (docs/pipeline.md), the best first.
 
     Raises:
-        PipelineError: the folder holds no sweep, or another one, or is in use.
+        PipelineError: the directory holds no sweep or a different one, or is in use.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the trials have been ended.
     """
     definition = sweep_dir / "sweep.json"
     if trials is None and not definition.exists():
-        raise PipelineError(f"{sweep_dir} holds no sweep to go on with; give --config and values")
+        raise PipelineError(
+            f"{sweep_dir} holds no sweep to resume",
+            key="--sweep-dir",
+            value=str(sweep_dir),
+            hint="pass --config and overrides to start one",
+        )
     sweep_dir.mkdir(parents=True, exist_ok=True)
     with locked(sweep_dir), sigterm_interrupts():
         if trials is not None:
@@ -141,7 +155,7 @@ def run_sweep(
         try:
             sweep.run(jobs, retry_failed)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with: sam2kit sweep --sweep-dir {sweep_dir}") from None
+            raise KeyboardInterrupt(f"resume: sam2kit sweep --sweep-dir {sweep_dir}") from None
         finally:
             rows = sweep.write_leaderboard()
     print((sweep_dir / "leaderboard.md").read_text(encoding="utf-8"), flush=True)
@@ -149,21 +163,24 @@ def run_sweep(
 
 
 def _define(sweep_dir: Path, trials: Sequence[Trial], about: dict[str, Any]) -> None:
-    """Write down what the sweep is; of one that is there, make sure that it is the same.
+    """Write the definition of a sweep, or check that an existing one is the same.
 
     Raises:
-        PipelineError: it is another one.
+        PipelineError: the directory holds a different sweep.
     """
     about = about | {"trials": [{"name": t.name, "overrides": t.overrides} for t in trials]}
     text = json.dumps({"schema_version": SCHEMA_VERSION, **about}, indent=1) + "\n"
     files = {sweep_dir / "trials" / t.name / "trial.yaml": to_yaml(t.config, False) for t in trials}
-    files[sweep_dir / "sweep.json"] = text  # last: it says that all are there
+    # Written last: a directory with this file has the configurations of all trials.
+    files[sweep_dir / "sweep.json"] = text
     if (sweep_dir / "sweep.json").exists():
         other = [f for f, new in files.items() if not f.exists() or f.read_text("utf-8") != new]
         if other:
             raise PipelineError(
-                f"{sweep_dir} holds another sweep ({other[-1].relative_to(sweep_dir)} differs); "
-                "name another folder, or give --sweep-dir alone to go on with what was begun"
+                f"{sweep_dir} holds another sweep ({other[-1].relative_to(sweep_dir)} differs)",
+                key="--sweep-dir",
+                value=str(sweep_dir),
+                hint="choose another directory, or pass only --sweep-dir to resume that sweep",
             )
         return
     for file, new in files.items():
@@ -172,7 +189,7 @@ def _define(sweep_dir: Path, trials: Sequence[Trial], about: dict[str, Any]) -> 
 
 
 class _Sweep:
-    """The trials of a folder and the processes that run them."""
+    """Run the trials of a sweep in processes, one per slot (a GPU, or the CPU)."""
 
     def __init__(self, folder: Path, definition: dict[str, Any]) -> None:
         self.folder = folder
@@ -181,38 +198,43 @@ class _Sweep:
         self.running: dict[str, tuple[subprocess.Popen[str], str | None]] = {}
 
     def run(self, jobs: int | None, retry_failed: bool) -> None:
-        kept = ("done",) if retry_failed else ("done", "failed")
-        left = [name for name in self.trials if self.status(name)["state"] not in kept]
-        logger.info("{} of {} trials to run in {}", len(left), len(self.trials), self.folder)
-        free = self._slots(jobs) if left else []
+        """Run the remaining trials; on an interrupt, end the running ones."""
+        finished = ("done",) if retry_failed else ("done", "failed")
+        remaining = [name for name in self.trials if self.status(name)["state"] not in finished]
+        logger.info("{} of {} trials to run in {}", len(remaining), len(self.trials), self.folder)
+        free = self._slots(jobs) if remaining else []
         try:
-            while left or self.running:
-                while left and free:
-                    self._start(left.pop(0), free.pop())
+            while remaining or self.running:
+                while remaining and free:
+                    self._start(remaining.pop(0), free.pop())
                 for name, (process, slot) in list(self.running.items()):
                     if process.poll() is not None:
                         self._end(name, process.returncode)
                         free.append(slot)
                 time.sleep(0.2)
         finally:
+            # Signal all processes before waiting, so that they save their checkpoints in parallel.
             for process, _ in self.running.values():
                 process.terminate()
             for process, _ in self.running.values():
                 process.wait()
 
     def _slots(self, jobs: int | None) -> list[str | None]:
-        """The GPU of each job, by the name that CUDA_VISIBLE_DEVICES gives it; None without."""
+        """Return the GPU of each job as a value for CUDA_VISIBLE_DEVICES; None: no GPU."""
         config = load_config(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
+        # torch is imported only if needed, because this process does not train.
         gpus = 0
         if config.trainer.accelerator in ("auto", "gpu", "cuda"):
             import torch
 
             gpus = torch.cuda.device_count()
+        # Entries may be indices or UUIDs, and torch numbers the visible GPUs from 0.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = visible.split(",") if visible else [str(n) for n in range(gpus)]
         return [names[n % gpus] if gpus else None for n in range(jobs or gpus or 1)]
 
     def _start(self, name: str, slot: str | None) -> None:
+        """Start ``sam2kit run`` for a trial."""
         folder = self.folder / "trials" / name
         stages = ",".join(map(str, self.definition["stages"]))
         arguments = ["--config", str(folder / "trial.yaml"), "--run-dir", str(folder)]
@@ -227,33 +249,35 @@ class _Sweep:
                 env=environment,
             )
         self.running[name] = (process, slot)
-        where = "" if slot is None else f" on GPU {slot}"
-        logger.info("trial {} begins{}; its lines are in {}", name, where, folder / "output.log")
+        device = "" if slot is None else f" on GPU {slot}"
+        logger.info("Starting trial {}{}; log: {}", name, device, folder / "output.log")
         self.write_leaderboard()
 
     def _end(self, name: str, code: int) -> None:
+        """Record the result of a trial whose process has ended."""
         process, _ = self.running.pop(name)
         assert process.stdin is not None
         process.stdin.close()
         folder = self.folder / "trials" / name
         status = self.status(name)
         if code and status["state"] != "failed" and not is_locked(folder):
-            # It was refused before its first stage, or killed.
+            # It failed before its first stage or was killed, so it has not recorded the failure.
             lines = (folder / "output.log").read_text("utf-8", "replace").strip().splitlines()
-            told = f"killed by signal {-code}" if code < 0 else "".join(lines[-1:])
-            status |= {"schema_version": SCHEMA_VERSION, "state": "failed", "error": told}
+            reason = f"killed by signal {-code}" if code < 0 else "".join(lines[-1:])
+            status |= {"schema_version": SCHEMA_VERSION, "state": "failed", "error": reason}
             write_text(folder / "status.json", json.dumps(status, indent=1) + "\n")
         rows = {row["name"]: row for row in self.write_leaderboard()}
         score = rows[name]["J&F"]
-        told = rows[name]["error"] if score is None else f"J&F {score:.3f}"
-        logger.info("trial {} {}{}", name, rows[name]["state"], f": {told}" if told else "")
+        result = rows[name]["error"] if score is None else f"J&F {score:.3f}"
+        logger.info("Trial {} {}{}", name, rows[name]["state"], f": {result}" if result else "")
 
     def status(self, name: str) -> dict[str, Any]:
-        found = read_status(self.folder / "trials" / name)
-        return {"state": "waiting", "stages": {}} if found is None else found
+        """Return the content of a trial's ``status.json``; ``waiting`` if it has none."""
+        content = read_status(self.folder / "trials" / name)
+        return {"state": "waiting", "stages": {}} if content is None else content
 
     def write_leaderboard(self) -> list[dict[str, Any]]:
-        """``leaderboard.json`` and ``.md``; the rows are those of the former."""
+        """Write ``leaderboard.json`` and ``leaderboard.md``, and return the rows of the former."""
         from sam2kit.evaluation.compare_runs import leaderboard_rows
         from sam2kit.viz.tables import Table
 
@@ -269,6 +293,7 @@ class _Sweep:
         return rows
 
     def _row(self, name: str) -> dict[str, Any]:
+        """Return a trial's row of ``leaderboard.json``, without its rank."""
         folder = self.folder / "trials" / name
         status = self.status(name)
         state = "running" if name in self.running else status["state"]

@@ -1,4 +1,4 @@
-"""Lightning callbacks: progress in the log, validation, checkpoints, interrupts."""
+"""Lightning callbacks for log lines, validation, checkpoints and interrupts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from loguru import logger
 
 
 class LogProgress(Callback):
-    """A log line every n steps and after each validation, which also a log file can show."""
+    """Log progress every ``every_n_steps`` steps and after each validation.
+
+    A progress bar overwrites one line of a terminal; these lines are readable in a log file too.
+    """
 
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._start_time, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -28,7 +31,8 @@ class LogProgress(Callback):
         if step % self.every_n_steps and step != total:
             return
         loss = float(trainer.callback_metrics["loss"])
-        seconds = (time.monotonic() - self._started) / max(step - self._first_step, 1)
+        # Measured from the first step of this process: a resumed run starts at a later step.
+        seconds = (time.monotonic() - self._start_time) / max(step - self._first_step, 1)
         logger.info(
             "epoch {} step {}/{} loss {:.4f} lr {:.2e} {:.2f} s/step, {:.0f} s left",
             trainer.current_epoch,
@@ -50,7 +54,11 @@ class LogProgress(Callback):
 
 
 class ValidateLastStep(Callback):
-    """Reach ``max_steps`` by asking to stop, for then Lightning validates, inside an epoch too."""
+    """Stop at ``max_steps`` through ``should_stop``.
+
+    Lightning then validates once more, even in the middle of an epoch. When it reaches
+    ``max_steps`` on its own, it does not.
+    """
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,72 +68,90 @@ class ValidateLastStep(Callback):
 
 
 class SaveWithinEpoch(Callback):
-    """Writes ``last.ckpt`` every so many minutes and steps, for a run that is killed.
+    """Save ``last.ckpt`` within an epoch, so that a killed run loses little.
 
-    Before a step rather than after one, for only then has what the last step logged been logged.
+    The checkpoint is written before a step, because only then have the loggers received the metrics
+    of the previous step.
+
+    Args:
+        path: the file to write.
+        minutes: maximum time between two checkpoints. None: no limit.
+        steps: maximum number of optimizer steps between two checkpoints. None: no limit.
     """
 
     def __init__(self, path: Path, minutes: float | None, steps: int | None) -> None:
         self.path, self.minutes, self.steps = path, minutes, steps
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._saved, self._step = time.monotonic(), trainer.global_step
+        self._last_save_time, self._last_save_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        minutes, steps = (time.monotonic() - self._saved) / 60, trainer.global_step - self._step
+        minutes, steps = (
+            (time.monotonic() - self._last_save_time) / 60,
+            trainer.global_step - self._last_save_step,
+        )
         due = batch_idx > 0 and (
             (self.minutes is not None and minutes >= self.minutes)
             or (self.steps is not None and steps >= self.steps)
         )
-        if trainer.strategy.reduce_boolean_decision(due, all=False):  # all processes, or none
+        # Clocks differ between ranks, and saving is collective: all ranks must decide alike.
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
             trainer.save_checkpoint(self.path)
-            self._saved, self._step = time.monotonic(), trainer.global_step
+            self._last_save_time, self._last_save_step = time.monotonic(), trainer.global_step
 
 
 class StopOnInterrupt(Callback):
-    """An interrupt or SIGTERM ends training after the step in progress; a second one at once.
+    """Stop after the current step at Ctrl-C or SIGTERM, and immediately at the second signal.
 
-    SIGTERM is what SLURM and others send before they take a machine away. Lightning's own handling
-    leaves the process with ``sys.exit`` and interrupts switched off, which a notebook's kernel does
-    not survive in good order.
+    Cluster managers such as SLURM send SIGTERM before they reclaim a machine. Lightning's own
+    handler calls ``sys.exit`` and leaves SIGINT disabled, which breaks a notebook's kernel.
+
+    Attributes:
+        interrupted: whether a signal stopped the training.
     """
 
     interrupted = False
-    _until = 0.0  # before then another one is the same request, of one who signals all processes
+    # A launcher and the cluster manager may both signal every process. A second signal before this
+    # time is a duplicate and not a request to exit immediately.
+    _duplicates_until = 0.0
 
     def __init__(self) -> None:
-        self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._previous_handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # Not before: Lightning takes SIGTERM after on_fit_start.
+        # Lightning installs its own SIGTERM handler after on_fit_start, so replace it only here.
         def stop(number: int, frame: Any) -> None:
             if self.interrupted:
-                if time.monotonic() > self._until:
+                if time.monotonic() > self._duplicates_until:
                     self.restore()
                     signal.raise_signal(number)
                 return
-            self.interrupted, self._until = True, time.monotonic() + 1
-            what = "interrupted" if number == signal.SIGINT else "asked to end (SIGTERM)"
-            logger.warning("{}: stopping after this step; once more to quit at once", what)
+            self.interrupted, self._duplicates_until = True, time.monotonic() + 1
+            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+            logger.warning(
+                "Received {}; stopping after the current step. Send it again to exit immediately.",
+                name,
+            )
 
+        # Python sets signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            for number in self._before:
+            for number in self._previous_handlers:
                 signal.signal(number, stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # All processes stop after the same step.
+        # One rank may receive the signal earlier than others; all must stop after the same step.
         if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             self.interrupted = trainer.should_stop = True
             if batch_idx + 1 < trainer.num_training_batches:
-                # No time for a validation, nor is it one of the undisturbed run's.
+                # Skip the validation: time is short, and an uninterrupted run has none here.
                 trainer.limit_val_batches = 0
 
     def restore(self) -> None:
-        """Bring back what answered before this object was made; to be called after training."""
+        """Reinstall the signal handlers from before this callback; call it after training."""
         if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
+            for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)

@@ -21,12 +21,14 @@ class SAM2LightningDataModule(LightningDataModule):
     """Provide the training and validation clips of a configuration.
 
     Args:
-        config: ``dataset``, ``valdataset``, ``augmentation`` and ``seed`` are read.
-        devices: number of processes that train. Each gets its share of the clips of an epoch and of
-            the batches of a validation.
-        train_source: videos to train on. None (default): those of ``config.dataset``.
+        config: the sections ``dataset``, ``valdataset`` and ``augmentation`` and the key ``seed``
+            are read.
+        devices: world size. Each rank gets its shard of an epoch's clips and of the validation
+            batches.
+        train_source: videos to train on. None (default): the videos of ``config.dataset``.
         val_source: videos to validate on. None (default): ``valdataset.fraction`` of the videos of
-            ``train_source`` are held out; without ``train_source``, those of ``config.valdataset``.
+            ``train_source`` are held out; without ``train_source``, the videos of
+            ``config.valdataset``.
 
     Raises:
         ConfigError, DataError: as :func:`sam2kit.data.build_datasets`.
@@ -45,19 +47,30 @@ class SAM2LightningDataModule(LightningDataModule):
         self.config = config
         self.devices = devices
         self.train_clips, self.val_clips = _datasets(config, train_source, val_source)
-        self.with_keys = (False, False)  # whether training and validation frames are named
-        self._done = (0, 0)  # an epoch, and how many of its clips are done
+        # Whether training and validation batches carry frame keys, which the feature cache needs.
+        self.with_keys = (False, False)
+        self._resume_position = (0, 0)  # an epoch, and the number of its clips already trained on
 
     def check_videos(self) -> None:
-        """Raise now what would stop training later; see :meth:`ClipDataset.check_videos`."""
+        """Raise errors in the data now instead of during training.
+
+        Raises:
+            DataError: as :meth:`ClipDataset.check_videos`.
+        """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training is in the data, and a text that stands for the videos."""
+        """Return the position of training in the data, a digest of the videos and the world size.
+
+        Returns:
+            ``videos`` and ``devices``; in a fit also ``epoch`` and ``clips``, the number of the
+            epoch's clips that a rank has trained on.
+        """
         state: dict[str, Any] = {"videos": self.train_clips.videos, "devices": self.devices}
         if self.trainer is not None:
             epoch, batches = position(self.trainer)
+            # The last batch of an epoch may be smaller, so do not multiply for a whole epoch.
             epoch_over = batches == self.trainer.num_training_batches
             size = self.config.dataset.batch_size
             clips = len(self.train_clips) if epoch_over else batches * size
@@ -67,34 +80,43 @@ class SAM2LightningDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: ClipBatch, device: torch.device, dataloader_idx: int
     ) -> ClipBatch:
-        """From pinned memory while the device works; Lightning waits for what is no tensor."""
+        """Copy from pinned memory without waiting.
+
+        Lightning's default copies objects other than tensors synchronously.
+        """
         return batch.to(device, non_blocking=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._done = (state_dict["epoch"], state_dict["clips"])
-        self.train_clips.set_epoch(state_dict["epoch"])  # loader processes start before Lightning
+        self._resume_position = (state_dict["epoch"], state_dict["clips"])
+        # Lightning sets the epoch only after the loader processes have started.
+        self.train_clips.set_epoch(state_dict["epoch"])
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
-        share = (self.trainer.global_rank if self.trainer else 0, self.devices)
+        shard = (self.trainer.global_rank if self.trainer else 0, self.devices)
         return create_dataloader(
             self.train_clips,
             self.config.dataset,
             True,
             self.config.seed,
-            self._done,
-            share,
+            self._resume_position,
+            shard,
             self.with_keys[0],
         )
 
     @cached_property
     def val_batches(self) -> list[list[int]]:
-        """The clips of each batch of a validation, the same for any number of devices."""
+        """Indices of the clips of each validation batch, independent of the world size."""
         clips, size = range(len(self.val_clips)), self.config.validation_dataset().batch_size
         batches = [list(clips[i : i + size]) for i in range(0, len(clips), size)]
         return batches[: self.config.trainer.limit_val_batches]
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
-        """This device's batches; the last one comes again where others have one more."""
+        """Return a loader of this rank's validation batches.
+
+        Where other ranks have one more batch, the last batch is repeated; the Lightning module
+        ignores the repetition.
+        """
+        # Ranks with fewer batches would leave the others waiting in collective operations.
         batches = self.val_batches
         batches = batches + batches[-1:] * (-len(batches) % self.devices)
         rank = self.trainer.global_rank if self.trainer else 0

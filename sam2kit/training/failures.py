@@ -17,7 +17,7 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.planner import report
 from sam2kit.utils.errors import TrainingError
 
-GO_ON = "go on with --resume auto"
+RESUME_HINT = "resume with --resume auto"
 
 
 @contextmanager
@@ -27,58 +27,69 @@ def actionable_errors(
     """Turn a failure of the machine into an error that names the fix.
 
     Raises:
-        TrainingError: memory ran out, with the planner's figures; a loader process died, with the
-            frame that it was at; the disk is full.
+        TrainingError: out of memory, with the planner's estimate; a loader process died, with the
+            frame that it was reading; or the disk is full.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            traceback.clear_frames(error.__traceback__)  # the step's tensors
-            raise TrainingError(_out_of_memory(config, error)) from None
+            # The traceback's frames hold the tensors of the step; the planner needs their memory.
+            traceback.clear_frames(error.__traceback__)
+            raise _out_of_memory(config, error) from None
         if "DataLoader worker" in str(error):
-            raise TrainingError(_dead_loader(data, str(error))) from None
+            raise _dead_loader(data, str(error)) from None
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise TrainingError(
             f"{error.filename or run_dir}: the disk is full ({error.strerror}); the checkpoints in "
-            f"{run_dir} are as they were. Make room, and {GO_ON}"
+            f"{run_dir} are intact",
+            hint=f"free some space, then {RESUME_HINT}",
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a device or in main memory."""
+    """Return whether an allocation failed, on a device or in main memory."""
+    # torch's CPU and pinned-memory allocators raise a plain RuntimeError.
     phrases = ("can't allocate memory", "not enough memory", "out of memory")
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(phrase in str(error) for phrase in phrases)
 
 
-def _out_of_memory(config: Config, error: BaseException) -> str:
+def _out_of_memory(config: Config, error: BaseException) -> TrainingError:
+    """Return an error with the planner's estimate of a step and of settings that fit."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    what = " ".join(str(error).split())[:200]
+    cause = " ".join(str(error).split())[:200]
     try:
         advice = report(config)[0]
-    except Exception as failed:  # there may be no memory for the planner either
-        logger.debug("the planner failed: {}", failed)
-        advice = "sam2kit plan with the same flags tells how much each key takes"
-    return (
-        f"out of memory ({what}). What a step takes, and what would fit:\n{advice}\nOther programs "
-        f"on the device count too. With the same clips in a step, {GO_ON}; else begin a new run"
+    except Exception as planner_error:  # there may be too little memory for the planner as well
+        logger.debug("The planner failed: {}", planner_error)
+        advice = "run sam2kit plan with the same flags to see the memory that each key needs"
+    return TrainingError(
+        f"out of memory ({cause})",
+        hint=f"memory of a step, and settings that fit:\n{advice}\nOther programs on the device "
+        f"use memory too. If the clips of a step stay the same, {RESUME_HINT}; otherwise start a "
+        "new run",
     )
 
 
-def _dead_loader(data: SAM2LightningDataModule, told: str) -> str:
-    found = re.search(r"pid(?:\(s\))? ([\d, ]+)", told)
-    pids = [int(pid) for pid in found[1].split(",")] if found else []
-    clips = (data.train_clips, data.val_clips)
-    places = [place for c in clips for pid in pids if (place := c.being_read(pid))]
-    where = " and ".join(places) or "no file (it was between two clips)"
-    return (
-        f"a loader process ended ({told.splitlines()[0]}); it was reading {where}. Usually memory "
-        "ran out (give fewer dataset.num_workers), or a decoder broke on that file (sam2kit doctor "
-        f"reads them all). Then {GO_ON}"
+def _dead_loader(data: SAM2LightningDataModule, message: str) -> TrainingError:
+    """Return an error that names the frame which the loader process was reading.
+
+    Args:
+        message: torch's text, which holds the process ids.
+    """
+    match = re.search(r"pid(?:\(s\))? ([\d, ]+)", message)
+    pids = [int(pid) for pid in match[1].split(",")] if match else []
+    datasets = (data.train_clips, data.val_clips)
+    frames = [frame for d in datasets for pid in pids if (frame := d.being_read(pid))]
+    description = " and ".join(frames) or "no file (it was between two clips)"
+    return TrainingError(
+        f"a loader process ended ({message.splitlines()[0]}); it was reading {description}",
+        hint="usually main memory is full (reduce dataset.num_workers), or a decoder crashes on "
+        f"that file (check all files with sam2kit doctor); then {RESUME_HINT}",
     )

@@ -1,8 +1,8 @@
-"""The gradient audit: whether everything that is meant to train gets gradient, and if not, why.
+"""Audit gradients before the first step: which modules get none, and why.
 
-One batch goes forwards and backwards before the first step. Weights, optimizer, random state and
-the order of the data stay as they are: gradients are taken with ``torch.autograd.grad``, which
-leaves ``.grad`` alone, and the batch comes from a loader of its own.
+One batch is run forward and backward. Weights, optimizer, random state and the order of the data do
+not change: ``torch.autograd.grad`` does not write to ``.grad``, and the batch comes from a separate
+loader.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from sam2kit.utils.errors import ConfigError
 
 MAX_BATCHES = 8
 ENOUGH_BATCHES = 3
-"""So many are tried where the first leaves a module without gradient; up to :data:`MAX_BATCHES`
-where none of them had anything to supervise, or some configured kind of prompt was not drawn."""
+"""Number of batches to try if the first leaves a module without gradient. Up to
+:data:`MAX_BATCHES` are tried if they have nothing to supervise, or if a configured kind of prompt
+was not drawn."""
 
 READ_MEMORY = {"memory_attention", "obj_ptr_tpos_proj"}
 WRITE_MEMORY = {"memory_encoder", "mask_downsample", "obj_ptr_proj"}
@@ -49,10 +50,11 @@ WRITE_MEMORY = {"memory_encoder", "mask_downsample", "obj_ptr_proj"}
 
 @dataclass(frozen=True)
 class ModuleAudit(ModuleReport):
-    """Extend a row of :func:`sam2kit.models.sam2.parameter_report` by gradients.
+    """A row of :func:`sam2kit.models.sam2.parameter_report`, with gradients.
 
     Attributes:
-        tensors: trained tensors, of which ``zero_tensors`` got a gradient of exactly zero, or none.
+        tensors: number of trained tensors.
+        zero_tensors: number of trained tensors with no gradient, or a gradient of exactly zero.
         gradient_norm: Euclidean norm over the trained tensors, root mean square over the batches.
     """
 
@@ -63,14 +65,14 @@ class ModuleAudit(ModuleReport):
 
 @dataclass(frozen=True)
 class Audit:
-    """What the audit found.
+    """The result of a gradient audit.
 
     Attributes:
-        rows: one a module, and the total.
-        batches: how many were needed or tried.
-        faults: modules that are meant to train and get no gradient; a sentence for each reason.
-        notes: what is worth knowing but stops nothing.
-        memory: what a step of training takes.
+        rows: one row per module, and the total.
+        batches: number of batches that were run.
+        faults: modules that should be trained but get no gradient; one sentence per reason.
+        notes: remarks that do not stop the training.
+        memory: memory of a training step.
     """
 
     rows: list[ModuleAudit]
@@ -80,7 +82,7 @@ class Audit:
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Format the number of batches, and one line per module, as plain text."""
+        """Format the number of batches and one line per module as plain text."""
         batches = "one batch" if self.batches == 1 else f"{self.batches} batches"
         columns = [("gradient norm", "zero tensors")]
         for row in self.rows:
@@ -94,31 +96,35 @@ class Audit:
         return "\n".join([f"gradients of {batches}", *lines])
 
     def report(self, stop: bool) -> None:
-        """Log the notes and the faults.
+        """Log the notes and the faults as warnings.
+
+        Args:
+            stop: whether to raise an error if there are faults.
 
         Raises:
-            ConfigError: there are faults and ``stop`` is true.
+            ConfigError: there are faults, and ``stop`` is true.
         """
         for note in self.notes:
             logger.warning("audit: {}", note)
         if self.memory.tight:
             logger.warning(
-                "audit: a step may not fit into memory; lower dataset.batch_size, "
+                "audit: a step may not fit into memory; reduce dataset.batch_size, "
                 "dataset.video_clip_length or dataset.image_size"
             )
         if self.faults and stop:
             raise ConfigError(
-                "the gradient audit found what would not train:\n"
+                "the gradient audit found modules that would not be trained:\n"
                 + "\n".join(f"- {fault}" for fault in self.faults)
-                + "\nChange that, leave the module out of what is trained, or train all the same "
-                "with trainer.audit=warn"
+                + "\nThese modules would keep their weights",
+                hint="change the settings, remove the modules from model.trainable_modules, or "
+                "train regardless with trainer.audit=warn",
             )
         for fault in self.faults:
             logger.warning("audit: {}", fault)
 
 
 class AuditBeforeTraining(Callback):
-    """Audits on the device that trains, once model and checkpoint are in place."""
+    """Audit on the training device, after Lightning has loaded the checkpoint."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, SAM2LightningModule)
@@ -129,7 +135,7 @@ class AuditBeforeTraining(Callback):
 
 
 def audit_config(config: Config) -> Audit:
-    """Audit what a configuration would train, as ``sam2kit audit`` does.
+    """Audit the training of a configuration, as ``sam2kit audit`` does.
 
     Raises:
         ConfigError, DataError, CheckpointError: as :func:`sam2kit.training.trainer.fit`.
@@ -142,14 +148,18 @@ def audit_config(config: Config) -> Audit:
 
 
 def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
-    """Audit a module, on its device, on the clips that it would train on first.
+    """Audit a module on its device with the clips of the first training steps.
 
-    Mixed precision is audited in bfloat16, whose range needs no scaling of the loss.
+    Mixed precision is audited in bfloat16, which needs no loss scaling because of its range.
+
+    Args:
+        module: the module to audit; its weights and gradients do not change.
+        clips: the training clips.
     """
     model, config = module.model, module.config
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     squares = dict.fromkeys(trained, 0.0)
-    alive: set[str] = set()
+    alive: set[str] = set()  # tensors with a gradient other than zero in some batch
     seen = _Seen()
     units = list(_units(model, config))
     was_training = module.training
@@ -160,7 +170,9 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
             squares[name] += float(gradient.float().square().sum())
             if gradient.any():
                 alive.add(name)
-        del gradients  # not to be measured with the next batch's
+        del gradients  # else they would count in the measured memory of the next batch
+        # One tensor with gradient is enough for a unit: some tensors of a module get none by
+        # design, such as half of LoRA's at the start.
         if all(unit.names & alive for unit in units):
             break
         if seen.batches >= ENOUGH_BATCHES and seen.answers and not seen.undrawn(config):
@@ -168,23 +180,25 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     module.train(was_training)
     rows = _rows(model, squares, alive, max(seen.batches, 1))
     dead = [unit for unit in units if not unit.names & alive]
+    # Without supervised masks, or with a kind of prompt that was not drawn, a missing gradient
+    # proves nothing and must not stop the training.
     certain = seen.answers and not seen.undrawn(config)
-    faults = _told((u for u in dead if certain and not u.excused), config, seen)
-    notes = _told((u for u in dead if not certain or u.excused), config, seen)
+    faults = _explain((u for u in dead if certain and not u.excused), config, seen)
+    notes = _explain((u for u in dead if not certain or u.excused), config, seen)
     memory = step_memory(model, seen.peak, averaged=config.trainer.ema_decay is not None)
     return Audit(rows, seen.batches, memory, faults, seen.notes(config) + notes)
 
 
 def _batches(clips: ClipDataset, config: Config) -> Iterator[ClipBatch]:
     loader = create_dataloader(clips, replace(config.dataset, num_workers=0), True, config.seed)
-    with torch.random.fork_rng(devices=[]):  # a loader draws a seed when it starts
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed from the global generator
         yield from loader
 
 
 def _gradients(
     module: SAM2LightningModule, batch: ClipBatch, trained: dict[str, Tensor], seen: _Seen
 ) -> dict[str, Tensor]:
-    """Map names to gradients, for the parameters that the batch's loss depends on."""
+    """Return the gradients by name, for the parameters that the batch's loss depends on."""
     device, mixed = module.device, module.config.trainer.precision != "32-true"
     gradients: dict[str, Tensor] = {}
 
@@ -194,8 +208,8 @@ def _gradients(
         prompts = module.prompts(on_device, step_generator(module.config.seed, step))
         seen.add(on_device, output, {prompt.kind for prompt in prompts})
         if terms["loss"].requires_grad:
-            found = torch.autograd.grad(terms["loss"], list(trained.values()), allow_unused=True)
-            gradients.update((n, g) for n, g in zip(trained, found, strict=True) if g is not None)
+            values = torch.autograd.grad(terms["loss"], list(trained.values()), allow_unused=True)
+            gradients.update((n, g) for n, g in zip(trained, values, strict=True) if g is not None)
 
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -210,24 +224,24 @@ def _rows(
 ) -> list[ModuleAudit]:
     rows = []
     for report in parameter_report(model):
-        own = {n for n in squares if report.module in ("total", module_path(n)[0])}
-        norm = (sum(squares[n] for n in own) / batches) ** 0.5
-        counts = (report.parameters, report.trainable, len(own), len(own - alive))
+        names = {n for n in squares if report.module in ("total", module_path(n)[0])}
+        norm = (sum(squares[n] for n in names) / batches) ** 0.5
+        counts = (report.parameters, report.trainable, len(names), len(names - alive))
         rows.append(ModuleAudit(report.module, *counts, norm))
     return rows
 
 
 @dataclass
 class _Seen:
-    """What the audited batches held."""
+    """Statistics of the audited batches, which decide whether a missing gradient is a fault."""
 
     batches: int = 0
-    longest: int = 0  # frames of a clip
+    longest: int = 0  # frames of the longest clip
     supervised: int = 0  # object-frames that are tracked and annotated
-    unprompted: int = 0  # of those, without a prompt
-    withheld: int = 0  # of the supervised, masks that the model withheld
-    shown: int = 0  # of the unprompted, masks that it did not withhold
-    kinds: set[str] = field(default_factory=set)
+    unprompted: int = 0  # supervised object-frames without a prompt
+    withheld: int = 0  # supervised object-frames whose mask the model withheld
+    shown: int = 0  # unprompted object-frames whose mask the model did not withhold
+    kinds: set[str] = field(default_factory=set)  # kinds of prompt that were drawn
     peak: int = 0  # bytes of the largest step
 
     def add(self, batch: ClipBatch, output: TrackOutput, kinds: set[str]) -> None:
@@ -244,27 +258,27 @@ class _Seen:
 
     @property
     def answers(self) -> bool:
-        """Whether the loss saw masks of the model that it did not withhold."""
+        """Whether the loss contains masks that the model did not withhold."""
         return bool(self.shown if self.unprompted else self.supervised > self.withheld)
 
     def undrawn(self, config: Config) -> set[str]:
-        """The kinds of prompt that are configured and were not drawn."""
+        """Return the kinds of prompt that are configured but were not drawn."""
         types, shares = config.dataset.prompt_types, config.dataset.prompt_probabilities
-        wanted = {kind for kind, p in zip(types, shares or [1] * len(types), strict=True) if p > 0}
-        return wanted - self.kinds
+        kinds = {kind for kind, p in zip(types, shares or [1] * len(types), strict=True) if p > 0}
+        return kinds - self.kinds
 
     def notes(self, config: Config) -> list[str]:
         notes = []
         if not self.supervised:
             notes.append(
-                f"none of {self.batches} batches holds an object that is tracked and annotated, so "
-                "nothing can be said of gradients"
+                f"no object in {self.batches} batches is both tracked and annotated, so gradients "
+                "cannot be audited"
             )
         elif self.withheld:
             notes.append(
-                f"the model calls the object absent in {self.withheld} of {self.supervised} "
-                "object-frames and withholds its mask, which then has no gradient; for random "
-                "weights set model.object_score_bias=3"
+                f"the model predicts absence in {self.withheld} of {self.supervised} object-frames "
+                "and withholds those masks, so they have no gradient; with random weights set "
+                "model.object_score_bias=3"
             )
         if self.supervised and (undrawn := self.undrawn(config)):
             kinds = " or ".join(sorted(undrawn))
@@ -274,39 +288,42 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A module, or the part of it that one entry of the configuration names, and its tensors."""
+    """The tensors of a module, or of the part of it that a configuration entry names."""
 
     label: str
     module: str
     names: frozenset[str]
-    excused: bool  # not named, only swept up by '*', and not in use with these prompts
+    excused: bool  # matched only by '*', and unused with the configured prompts
 
     def within(self, *parts: str) -> bool:
-        """Whether all its tensors belong to these parts of the mask decoder."""
+        """Return whether all tensors belong to these parts of the mask decoder."""
         prefixes = tuple(f"sam_mask_decoder.{part}" for part in parts)
         return all(name.startswith(prefixes) for name in self.names)
 
 
 def _units(model: SAM2Model, config: Config) -> Iterator[_Unit]:
-    """What is meant to train; never the loose parameters, of which some always lack gradient."""
+    """Yield the units that the configuration selects for training.
+
+    Loose parameters are left out, because some of them never get gradient.
+    """
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     labels = set()
     for key in ("trainable_modules", "lora_modules"):
         for entry in getattr(config.model, key):
             hits = trained & match_parameters(model, [entry], f"model.{key}")
             for module in dict.fromkeys(module_path(n)[0] for n in sorted(hits)):
-                own = frozenset(n for n in hits if module_path(n)[0] == module)
+                names = frozenset(n for n in hits if module_path(n)[0] == module)
                 part = entry.startswith(f"{module}.") or entry == module
                 label = entry if part else module
                 if module != LOOSE_GROUP and label not in labels:
                     labels.add(label)
                     masks = "mask" in config.dataset.prompt_types
                     excused = entry == "*" and module == "mask_downsample" and not masks
-                    yield _Unit(label, module, own, excused)
+                    yield _Unit(label, module, names, excused)
 
 
-def _told(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
-    """A sentence for each reason, with all the units that it explains."""
+def _explain(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
+    """Return one sentence per reason, with all units that it applies to."""
     labels: dict[str, list[str]] = {}
     for unit in units:
         labels.setdefault(_reason(unit, config, seen), []).append(unit.label)
@@ -317,44 +334,50 @@ def _told(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
 
 
 def _reason(unit: _Unit, config: Config, seen: _Seen) -> str:
-    """Return why a unit gets no gradient, and the fix; the first cause that applies."""
+    """Return the reason why a unit gets no gradient, and the fix.
+
+    The causes are ordered: an earlier one makes the later ones irrelevant.
+    """
     kinds = " and ".join(sorted(seen.kinds))
     if not seen.supervised:
-        return "no batch that was tried has an object that is tracked and annotated"
+        return "no object in the audited batches is both tracked and annotated"
     if not seen.answers:
-        return "the object score calls every object absent, and a mask withheld has no gradient"
+        return "the model predicts absence of every object, and a withheld mask has no gradient"
     if unit.module in READ_MEMORY | WRITE_MEMORY:
         if seen.longest == 1:
             return (
-                "clips of one frame never touch the memory; set dataset.video_clip_length to 2 or "
+                "clips of one frame do not use the memory; set dataset.video_clip_length to 2 or "
                 "more"
             )
         if not seen.unprompted:
-            return "every tracked frame is prompted, and a prompted frame does not read the memory"
+            return (
+                "every tracked frame is prompted, and a prompted frame does not read the memory; "
+                "increase dataset.video_clip_length or reduce dataset.max_conditioning_frames"
+            )
     if unit.module in WRITE_MEMORY and config.model.detach_memory_every == 1:
         return (
-            "model.detach_memory_every=1 cuts the gradient from each frame to those before it, so "
-            "what is written into the memory does not learn from being read; set it to null, or "
-            "to 2 or more"
+            "model.detach_memory_every=1 stops gradients between frames, so modules that write "
+            "into the memory cannot learn from later frames that read it; set it to null, or to 2 "
+            "or more"
         )
     if unit.module == "mask_downsample" and "mask" not in seen.kinds:
         return (
-            f"only mask prompts pass through it, and these are {kinds} prompts "
-            "(dataset.prompt_types)"
+            f"only mask prompts use it, and the prompts are {kinds} prompts; add mask to "
+            "dataset.prompt_types"
         )
     if not seen.unprompted and seen.kinds == {"mask"}:
         return (
-            "a mask prompt is its own output on its frame, with nothing for encoder or decoder to "
-            "learn, and no other frame is tracked; set dataset.video_clip_length to 2 or more, or "
-            "another of dataset.prompt_types"
+            "a mask prompt is the output on its frame, so encoder and decoder learn nothing, and "
+            "no other frame is tracked; set dataset.video_clip_length to 2 or more, or choose "
+            "other dataset.prompt_types"
         )
     if unit.within("iou_prediction_head") and config.loss.iou_head == 0:
-        return "loss.iou_head is 0, and nothing else asks for the predicted IoU"
+        return "loss.iou_head is 0, and no other term uses the predicted IoU"
     if unit.within("pred_obj_score_head", "obj_score_token") and config.loss.object_score == 0:
-        return "loss.object_score is 0, and nothing else asks for the object score"
+        return "loss.object_score is 0, and no other term uses the object score"
     if unit.within(*(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3))):
-        return "it makes candidate masks, and with these prompts one mask is asked for and scored"
+        return "it predicts candidate masks, but these prompts request and score a single mask"
     return (
-        f"no path leads from it to the loss under {kinds} prompts on clips of {seen.longest} "
-        "frames; see docs/audit.md for what reaches what"
+        f"no gradient path leads from the loss to it with {kinds} prompts on clips of "
+        f"{seen.longest} frames; docs/audit.md lists the paths"
     )

@@ -1,4 +1,4 @@
-"""Train on several devices: start one process ("rank") per device through torchrun and watch them.
+"""Train on several devices: start one rank (a process) per device through torchrun.
 
 Each rank runs :mod:`sam2kit.training.rank_worker`.
 """
@@ -21,57 +21,66 @@ from sam2kit.utils.processes import sigterm_interrupts, start
 
 
 def device_count(config: Config) -> int:
-    """How many devices ``trainer.devices`` means on this machine, at least 1."""
+    """Return how many devices ``trainer.devices`` selects on this machine, at least 1."""
     devices = config.trainer.devices
     if devices in ("auto", "-1"):
         gpus = config.trainer.accelerator in ("auto", "gpu", "cuda")
         return max(torch.cuda.device_count(), 1) if gpus else 1
+    # Lightning's syntax: "0,2" and "4," list device indices, "2" is a number of devices.
     return len([d for d in devices.split(",") if d.strip()]) if "," in devices else int(devices)
 
 
 def in_rank() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return is_torchelastic_launched()
 
 
 def check_ranks(config: Config, devices: int, run_dir: Path | None) -> None:
-    """Refuse to train in processes that do not fit together.
+    """Check that the processes which torchrun started match the configuration.
 
     Args:
-        devices: of all machines.
-        run_dir: where results go, if that was said.
+        devices: number of devices on all machines.
+        run_dir: the run directory, if the user gave one.
 
     Raises:
-        ConfigError: names the flag or key and what torchrun started.
+        ConfigError: names the flag or key.
     """
     if in_rank() and run_dir is None:
+        # Each rank would create a dated directory of its own.
         raise ConfigError(
-            "the processes of torchrun need one folder; name it with --run-dir, or let "
-            f"trainer.devices={devices} start them"
+            "the ranks of torchrun need a common run directory",
+            key="--run-dir",
+            hint=f"pass --run-dir, or omit torchrun and set trainer.devices={devices}",
         )
     started = int(os.environ["WORLD_SIZE"]) if in_rank() else devices
     if started != devices:
         raise ConfigError(
-            f"torchrun started {started} processes, and trainer.devices={config.trainer.devices} "
-            f"with trainer.num_nodes={config.trainer.num_nodes} asks for {devices}; make them equal"
+            f"torchrun started {started} processes, but trainer.devices={config.trainer.devices} "
+            f"with trainer.num_nodes={config.trainer.num_nodes} requires {devices}",
+            key="trainer.devices",
+            value=config.trainer.devices,
+            hint="make the numbers equal",
         )
     if not in_rank() and config.trainer.num_nodes > 1:
         raise ConfigError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: each machine's processes are started "
-            "by torchrun there, or on a cluster by sam2kit submit (docs/scale.md)"
+            f"training on {config.trainer.num_nodes} machines needs a launcher on each of them",
+            key="trainer.num_nodes",
+            value=config.trainer.num_nodes,
+            hint="start torchrun on each machine, or use sam2kit submit on a cluster "
+            "(docs/scale.md)",
         )
 
 
 def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
-    """Run ``fit`` in a process for each device, and print their lines as they come.
+    """Run ``fit`` in one process per device, and print their output as it arrives.
 
-    An interrupt or SIGTERM ends the training after the step in progress, a second one at once.
+    Ctrl-C or SIGTERM stops the training after the current step; a second one stops it immediately.
 
     Returns:
-        whether it was interrupted.
+        whether the training was interrupted.
 
     Raises:
-        TrainingError: a process failed.
+        TrainingError: a rank failed.
         KeyboardInterrupt: interrupted before the first step, or twice.
     """
     save_config(config, run_dir / "config.yaml")
@@ -86,27 +95,32 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
         "torch.distributed.run", *torchrun, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdin is not None and process.stdout is not None
-    interrupted, told = False, ""
+    interrupted, first_error = False, ""
     try:
         with sigterm_interrupts():
             while True:
                 try:
                     for line in process.stdout:
                         print(line, end="", flush=True)
-                        told = told or (line if line.startswith("error: ") else "")
+                        first_error = first_error or (line if line.startswith("error: ") else "")
                     break
                 except KeyboardInterrupt:
                     if interrupted:
                         raise
                     interrupted = True
+                    # torchrun would end its ranks at a signal, so signal them directly; the loop
+                    # then reads their output until they have saved a checkpoint.
                     for rank in psutil.Process(process.pid).children():
                         rank.send_signal(signal.SIGINT)
     finally:
-        process.stdin.close()  # at which all of them end
+        process.stdin.close()  # ends torchrun and all ranks; see utils/processes.py
         code = process.wait()
     if code and interrupted:
-        raise KeyboardInterrupt(f"what was trained so far is kept in {run_dir}")
+        raise KeyboardInterrupt(f"checkpoints so far are in {run_dir}")
     if code:
-        told = told.removeprefix("error: ").strip() or "its last lines tell why"
-        raise TrainingError(f"training on {devices} devices failed (exit code {code}): {told}")
+        reason = first_error.removeprefix("error: ").strip() or "no rank reported an error"
+        raise TrainingError(
+            f"training on {devices} devices failed (exit code {code}): {reason}",
+            hint=f"see the output above and {run_dir / 'train.log'}",
+        )
     return interrupted

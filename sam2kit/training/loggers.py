@@ -19,10 +19,12 @@ from sam2kit.utils.errors import ConfigError
 
 
 def make_logger_class(config: Config) -> Callable[..., Any]:
-    """The logger's class, imported before any long work.
+    """Return the class of the experiment logger.
+
+    It is called before any long work, so that a missing package is reported at once.
 
     Raises:
-        ConfigError: its package is not installed; the message holds the line that installs it.
+        ConfigError: the logger's package is not installed; the hint has the command to install it.
     """
     try:
         if config.logger == "wandb":
@@ -39,8 +41,10 @@ def make_logger_class(config: Config) -> Callable[..., Any]:
         return TensorBoardLogger
     except ImportError as error:
         raise ConfigError(
-            f"trainer.logger: {config.logger} is not installed ({error}); install it with: "
-            f"pip install 'sam2kit[{config.logger}]'"
+            f"{config.logger} is not installed ({error})",
+            key="trainer.logger",
+            value=config.logger,
+            hint=f"install it with: pip install 'sam2kit[{config.logger}]'",
         ) from error
 
 
@@ -48,12 +52,13 @@ def make_logger_class(config: Config) -> Callable[..., Any]:
 def open_logger(
     logger_class: Callable[..., Any], config: Config, run_dir: Path
 ) -> Iterator[Logger]:
-    """Start the experiment logger, so that a missing login fails before training, and end it.
+    """Start the experiment logger, and finish it on exit.
 
-    Left open, it would take the next run of the same process, such as a notebook's.
+    It starts before training, so that a missing login is reported first. An unfinished logger would
+    also receive the next run of the same process, such as a notebook's.
 
     Raises:
-        ConfigError: it cannot be started.
+        ConfigError: the logger cannot be started.
     """
     name = "-".join(run_dir.parts[-2:]) + ("-debug" if config.debug else "")
     if config.logger == "tensorboard":
@@ -65,35 +70,39 @@ def open_logger(
         else:
             log_dir = str(run_dir / "swanlog")
             log = logger_class(project="sam2kit", experiment_name=name, log_dir=log_dir)
-            log.experiment  # noqa: B018 - made on first use
-    except Exception as error:  # each service has errors of its own
+            log.experiment  # noqa: B018 - created on first access
+    except Exception as error:  # each service raises its own classes of errors
         mode = f"{config.logger.upper()}_MODE=offline"
         raise ConfigError(
-            f"trainer.logger: {config.logger} cannot be started ({' '.join(str(error).split())}); "
-            f"log in ({config.logger} login), or set {mode} to keep the log in the run folder"
+            f"{config.logger} cannot be started ({' '.join(str(error).split())})",
+            key="trainer.logger",
+            value=config.logger,
+            hint=f"log in ({config.logger} login), or set {mode} to keep the log in the run "
+            "directory",
         ) from error
+    # A service that fails during training must not stop it.
     for method in ("log_metrics", "log_hyperparams", "save", "finalize"):
-        setattr(log, method, _warning(getattr(log, method), config.logger))
+        setattr(log, method, _log_failures(getattr(log, method), config.logger))
     try:
         yield log
     finally:
-        _warning(import_module(config.logger).finish, config.logger)()
+        _log_failures(import_module(config.logger).finish, config.logger)()
 
 
 def _start_wandb(logger_class: Callable[..., Any], name: str, run_dir: Path) -> Logger:
-    """Start W&B's logger, writing to the run directory where its server does not answer."""
+    """Start W&B's logger, offline in the run directory if the server does not answer."""
     import wandb
 
     def start(offline: bool) -> Logger:
         log = logger_class(project="sam2kit", name=name, save_dir=run_dir, offline=offline)
-        log.experiment  # noqa: B018 - made on first use
+        log.experiment  # noqa: B018 - created on first access
         return log
 
     try:
         return start(False)
     except (wandb.errors.CommError, OSError) as error:
         logger.warning(
-            "W&B does not answer ({}); its log is kept in {}, send it later with: wandb sync {}",
+            "W&B does not answer ({}); logging to {}. Upload it later with: wandb sync {}",
             " ".join(str(error).split())[:200],
             run_dir / "wandb",
             run_dir / "wandb" / "offline-run-*",
@@ -102,8 +111,8 @@ def _start_wandb(logger_class: Callable[..., Any], name: str, run_dir: Path) -> 
         return start(True)
 
 
-def _warning(call: Callable[..., Any], service: str) -> Callable[..., Any]:
-    """Wrap a call to a service: its first failure is logged, and none stops the training."""
+def _log_failures(call: Callable[..., Any], service: str) -> Callable[..., Any]:
+    """Wrap a call to a service: log its first failure, and let none stop the training."""
     warned = False
 
     @wraps(call)
@@ -111,18 +120,23 @@ def _warning(call: Callable[..., Any], service: str) -> Callable[..., Any]:
         nonlocal warned
         try:
             return call(*args, **kwargs)
-        except Exception as error:  # each service has errors of its own
+        except Exception as error:  # each service raises its own classes of errors
             if not warned:
-                logger.warning("{} does not take the log ({}); going on", service, error)
+                logger.warning("Logging to {} failed ({}); training continues", service, error)
             warned = True
 
     return guarded
 
 
 class RunMetrics(CSVLogger):
-    """``metrics.csv`` of a run, which goes on with the rows of its first ``steps`` steps.
+    """Write ``metrics.csv``, and keep its existing rows up to a step when a run is resumed.
 
-    Lightning's own logger deletes the file that it finds.
+    Lightning's own logger deletes an existing file.
+
+    Args:
+        run_dir: the run directory.
+        steps: optimizer steps already done; rows of later steps are dropped, because those steps
+            are repeated.
     """
 
     def __init__(self, run_dir: Path, steps: int = 0) -> None:
@@ -145,7 +159,11 @@ class RunMetrics(CSVLogger):
 
 
 def last_values(run_dir: Path) -> dict[str, float]:
-    """The last value of each metric in a run's ``metrics.csv``; empty where there is none."""
+    """Return the last value of each metric in a run's ``metrics.csv``.
+
+    Returns:
+        value by name; empty if the file is missing.
+    """
     values: dict[str, float] = {}
     if (run_dir / "metrics.csv").is_file():
         with (run_dir / "metrics.csv").open(newline="") as file:

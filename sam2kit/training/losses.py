@@ -1,7 +1,7 @@
-"""The training loss: functions of mask logits and true masks, and their weighted sum.
+"""Compute the training loss: terms of mask logits and ground truth, and their weighted sum.
 
-The functions return one value for each object-frame (one object on one frame); reductions are the
-business of :class:`SAM2TrainingLoss` alone.
+The functions return one value per object-frame (one object on one frame). Only
+:class:`SAM2TrainingLoss` reduces over object-frames.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from sam2kit.models.outputs import TrackOutput, upsample
 
 
 def bce_loss(logits: Tensor, truth: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Binary cross-entropy, mean over pixels.
+    """Compute the binary cross-entropy, mean over pixels.
 
     Args:
         logits: ``[N,H,W]``.
-        truth: ``[N,H,W]`` bool or float.
-        positive_weight: object pixels weigh background pixels / object pixels, held between 1 and
-            this value, so that small objects are not drowned by their background.
+        truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
+        positive_weight: maximum weight of object pixels, relative to background pixels. Their
+            weight is (background pixels / object pixels), clamped to 1 and this maximum, so that
+            the background does not dominate small objects.
 
     Returns:
         ``[N]``, 0 or above.
@@ -40,44 +41,52 @@ def bce_loss(logits: Tensor, truth: Tensor, positive_weight: float = 1.0) -> Ten
 
 
 def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """``-a (1 - q)^gamma log(q)``, mean over pixels.
+    """Compute the focal loss ``-a (1 - q)^gamma log(q)``, mean over pixels.
 
-    q is the probability of what is true; a is ``alpha`` on object pixels, ``1 - alpha`` elsewhere.
+    q is the predicted probability of the true class; a is ``alpha`` on object pixels and
+    ``1 - alpha`` on background pixels. Source: Lin et al. 2017 (arXiv 1708.02002); the constants
+    are those of upstream's SAM 2 training.
 
     Args:
         logits: ``[N,H,W]``.
-        truth: ``[N,H,W]`` bool or float.
+        truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
+        alpha: weight of object pixels, 0 to 1.
+        gamma: exponent, 0 or above; larger values reduce the weight of easy pixels.
 
     Returns:
-        ``[N]``, 0 or above. Source: Lin et al. 2017 (arXiv 1708.02002); the constants are
-        upstream's.
+        ``[N]``, 0 or above.
     """
     return sigmoid_focal_loss(logits, truth.to(logits.dtype), alpha, gamma).flatten(1).mean(1)
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """``1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)`` with probabilities p and truth g.
+    """Compute the Dice loss ``1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)``.
+
+    p are probabilities and g is the ground truth. Both additions of 1 are as in upstream's
+    ``dice_loss``.
 
     Args:
         logits: ``[N,H,W]``.
-        truth: ``[N,H,W]`` bool or float.
+        truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
 
     Returns:
-        ``[N]`` between 0 and 1. Source of the form with 1 in both places: upstream's ``dice_loss``.
+        ``[N]`` from 0 to 1.
     """
     overlap, p, g = _areas(logits, truth)
     return 1 - (2 * overlap + 1) / (p + g + 1)
 
 
 def iou_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """1 minus the soft Jaccard index: ``1 - (sum(p g) + 1) / (sum(p + g - p g) + 1)``.
+    """Compute 1 minus the soft Jaccard index, ``1 - (sum(p g) + 1) / (sum(p + g - p g) + 1)``.
+
+    p are probabilities and g is the ground truth.
 
     Args:
         logits: ``[N,H,W]``.
-        truth: ``[N,H,W]`` bool or float.
+        truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
 
     Returns:
-        ``[N]`` between 0 and 1.
+        ``[N]`` from 0 to 1.
     """
     overlap, p, g = _areas(logits, truth)
     return 1 - (overlap + 1) / (p + g - overlap + 1)
@@ -86,17 +95,17 @@ def iou_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def temporal_loss(
     logits: Tensor, previous_logits: Tensor, truth: Tensor, previous: Tensor
 ) -> Tensor:
-    """Change of probability between two frames against the truth's change, mean over pixels.
+    """Compare the change of probabilities between two frames with that in the ground truth.
 
-    ``mean(|(p_t - p_{t-1}) - (g_t - g_{t-1})|)``: flicker where the truth stands still costs, and
-    so does standing still where the truth moves.
+    The loss is ``mean(|(p_t - p_{t-1}) - (g_t - g_{t-1})|)`` over pixels. It penalizes flicker
+    where the ground truth does not change, and a static mask where it does.
 
     Args:
-        logits, previous_logits: ``[N,H,W]`` of a frame and the one before it.
-        truth, previous: ``[N,H,W]`` bool or float, likewise.
+        logits, previous_logits: ``[N,H,W]`` of a frame and of the frame before it.
+        truth, previous: ground truth of the same two frames, ``[N,H,W]``, bool or float.
 
     Returns:
-        ``[N]`` between 0 and 2.
+        ``[N]`` from 0 to 2.
     """
     change = logits.sigmoid() - previous_logits.sigmoid()
     true_change = truth.to(change.dtype) - previous.to(change.dtype)
@@ -104,23 +113,24 @@ def temporal_loss(
 
 
 def iou_head_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor) -> Tensor:
-    """L1 between the IoU the model predicts for its mask and the IoU that the mask has.
+    """Compute the absolute error of the IoU that the model predicts for its own mask.
 
     Args:
         predicted_iou: ``[N]``.
-        logits: ``[N,H,W]``; the mask is where they are above 0. No gradient flows to them.
-        truth: ``[N,H,W]`` bool or float.
+        logits: ``[N,H,W]``; pixels above 0 are the mask. No gradient flows to them.
+        truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
 
     Returns:
-        ``[N]``.
+        ``[N]``, 0 or above.
     """
     mask, truth = logits > 0, truth > 0.5
     union = (mask | truth).flatten(1).sum(1).clamp(min=1)
-    reached = (mask & truth).flatten(1).sum(1) / union
-    return (predicted_iou - reached).abs()
+    actual_iou = (mask & truth).flatten(1).sum(1) / union
+    return (predicted_iou - actual_iou).abs()
 
 
 def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the soft areas of the overlap, the mask and the ground truth, each ``[N]``."""
     p = logits.sigmoid().flatten(1)
     g = truth.to(p.dtype).flatten(1)
     return (p * g).sum(1), p.sum(1), g.sum(1)
@@ -128,34 +138,37 @@ def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 NO_OBJ_SCORE = -1024.0  # upstream's constant of that name in sam2.modeling.sam2_base
 ABSENT_LOGIT = -32.0
-"""What the loss takes for a mask that the model withheld by calling the object absent.
+"""Logit that the loss uses for a mask that the model withheld because it predicts absence.
 
-Upstream sets such logits to -1024, a constant without gradient. Taken literally, one such frame
-would outweigh hundreds of others in the cross-entropy. 32 is where upstream's predictor clamps
-logits."""
+Upstream sets such logits to -1024, a constant without gradient. With that value, one such frame
+would outweigh hundreds of others in the cross-entropy. Upstream's predictor clamps logits to 32."""
 
 
 class SAM2TrainingLoss(nn.Module):
-    """The weighted sum of the terms of :class:`~sam2kit.config.schema.LossConfig`.
+    """Compute the weighted sum of the terms of :class:`~sam2kit.config.schema.LossConfig`.
 
-    With ``loss.type`` ``frames`` every term is summed over the supervised object-frames of the
-    batch (tracked by the model and annotated) and divided by their number, so that a batch's loss
-    is the mean of its clips' losses weighted by their object-frames. The rules:
+    With ``loss.type=frames`` every term is summed over the supervised object-frames of the batch
+    (tracked by the model, and annotated) and divided by their number. A batch's loss is therefore
+    the mean of its clips' losses, weighted by their object-frames. The rules:
 
-    - A frame without annotation, or before an object's first prompt, counts in nothing.
-    - An annotated frame on which the object is absent counts in ``bce``, ``focal``, ``temporal``
-      and ``object_score``; ``dice``, ``iou`` and ``iou_head`` are 0 there, for there is no region.
-    - ``temporal`` needs the frame before to be supervised too, and is 0 where it is not.
-    - A mask that the model withheld (it called the object absent) counts as :data:`ABSENT_LOGIT`.
+    - An unannotated frame, or a frame before an object's first prompt, contributes to no term.
+    - An annotated frame on which the object is absent contributes to ``bce``, ``focal``,
+      ``temporal`` and ``object_score``. There, ``dice``, ``iou`` and ``iou_head`` are 0, because
+      there is no region to compare.
+    - ``temporal`` requires that the frame before is supervised too, and is 0 otherwise.
+    - A mask that the model withheld (it predicted absence) has the logit :data:`ABSENT_LOGIT`.
 
-    With ``steps`` it is upstream's ``MultiStepMultiMasksAndIous``: every answer of the decoder on
-    an annotated frame counts, those to correction clicks too, and every term is summed over answers
-    and divided by the number of tracked objects, not of frames.
+    With ``loss.type=steps`` it is upstream's ``MultiStepMultiMasksAndIous``: every decoder output
+    on an annotated frame contributes, including those after correction clicks. Every term is summed
+    over outputs and divided by the number of tracked objects, not of frames. The rules:
 
-    - Of three masks the one counts whose weighted mask terms are least; ``iou_head`` is the mean
-      over all three.
-    - Where the object is absent, ``object_score`` alone counts.
-    - A withheld mask counts as the -1024 that it is (it has no gradient).
+    - Of three candidate masks, the one with the lowest weighted mask terms contributes;
+      ``iou_head`` is the mean over all three.
+    - Where the object is absent, only ``object_score`` contributes.
+    - A withheld mask keeps its logit of -1024, which has no gradient.
+
+    Args:
+        config: type and weights. None (default): the default weights.
     """
 
     def __init__(self, config: LossConfig | None = None) -> None:
@@ -165,13 +178,19 @@ class SAM2TrainingLoss(nn.Module):
     def forward(
         self, output: TrackOutput, batch: ClipBatch, all_devices: bool = False
     ) -> dict[str, Tensor]:
-        """Scalars: the terms, unweighted (``loss_bce``, ``loss_dice``, …), and their sum ``loss``.
+        """Compute the loss of a batch.
 
-        With ``all_devices`` the number that terms are divided by is the mean of all processes', so
-        that the mean of their losses, and of their gradients, is that of all their clips in one
-        batch. All processes must call it then.
+        Args:
+            output: the model's output for the batch.
+            batch: the clips with ground truth.
+            all_devices: divide by the mean count of all ranks instead of this rank's count. The
+                mean of the ranks' losses and gradients then equals those of one batch with the
+                clips of all ranks. Every rank must make this call.
 
-        A term of weight 0 is left out. All are 0 when the batch has no supervised object-frame.
+        Returns:
+            scalars: ``loss``, the weighted sum, and the unweighted terms ``loss_bce``,
+            ``loss_dice``, …. Terms of weight 0 are left out. All values are 0 if the batch has no
+            supervised object-frame.
         """
         values, count = (
             self._of_steps(output, batch)
@@ -182,11 +201,12 @@ class SAM2TrainingLoss(nn.Module):
         terms = {f"loss_{name}": value.sum() / divisor for name, value in values.items()}
         weights = vars(self.config)
         total = sum(weights[name] * terms[f"loss_{name}"] for name in values)
-        # An empty batch still has to give a tensor that can be differentiated.
+        # Without a supervised object-frame the sum is a constant; Lightning needs a tensor that
+        # can be differentiated.
         return {"loss": total + 0.0 * output.mask_logits.sum(), **terms}
 
     def _of_steps(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
-        """Each term of positive weight, summed for each answer; and the number of objects."""
+        """Return the sums of each term per decoder output, and the number of tracked objects."""
         c = self.config
         sums: dict[str, list[Tensor]] = {}
         for step in output.steps:
@@ -194,6 +214,7 @@ class SAM2TrainingLoss(nn.Module):
             truth = batch.masks[step.frame, step.objects][rows]
             logits = upsample(step.mask_logits[rows], truth.shape[-2:])
             n, m = logits.shape[:2]
+            # m candidate masks per object: compare each of them with the same ground truth.
             flat, flat_truth = logits.flatten(0, 1), truth.repeat_interleave(m, dim=0)
             terms = {k: v.view(n, m) for k, v in self._mask_terms(flat, flat_truth).items()}
             weighted = sum(vars(c)[k] * v for k, v in terms.items())
@@ -214,7 +235,7 @@ class SAM2TrainingLoss(nn.Module):
         return {k: torch.stack(v) for k, v in sums.items()}, int(output.tracked.any(0).sum())
 
     def _of_frames(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
-        """Each term of positive weight for each supervised object-frame; and their number."""
+        """Return each term per supervised object-frame, and the number of object-frames."""
         supervised = output.tracked & batch.annotated
         frames, objects = supervised.nonzero(as_tuple=True)
         logits = output.mask_logits[frames, objects]
@@ -226,6 +247,7 @@ class SAM2TrainingLoss(nn.Module):
         values = self._mask_terms(logits, truth)
         values |= {name: values[name] * present for name in ("dice", "iou") if name in values}
         if c.temporal > 0:
+            # row[t, n]: index of an object-frame among the supervised ones, -1 elsewhere.
             row = torch.full_like(supervised, -1, dtype=torch.long)
             row[supervised] = torch.arange(len(truth), device=row.device)
             now, before = row[1:].flatten(), row[:-1].flatten()
@@ -243,7 +265,7 @@ class SAM2TrainingLoss(nn.Module):
         return values, len(frames)
 
     def _mask_terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """The terms of positive weight that compare a mask with the truth, each ``[N]``."""
+        """Compute the mask terms with positive weight, each ``[N]``."""
         c = self.config
         terms = {}
         if c.focal > 0:
@@ -258,7 +280,7 @@ class SAM2TrainingLoss(nn.Module):
 
 
 def _mean_count(count: int, device: torch.device) -> float:
-    """The mean of all processes' counts, of which there is at least 1 in all."""
+    """Return the mean of the counts of all ranks; their sum counts as at least 1."""
     if not is_initialized():
         return max(count, 1)
     total = torch.tensor(count, device=device)

@@ -1,4 +1,4 @@
-"""Measure how much memory a training step takes."""
+"""Measure the memory of a training step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from torch import Tensor, nn
 
 GB = 1e9
 ADAMW_STATES = 2  # running means of the gradient and of its square
-TIGHT = 0.9  # of what the device has; beyond it allocators begin to fail
+TIGHT = 0.9  # share of a device's memory beyond which allocations begin to fail (fragmentation)
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of tensors that training holds at the peak of a step.
+    """Memory of the tensors that training holds at the peak of a step, in bytes.
 
-    On a CPU the process itself and the loader's processes come on top (about 1 GB and 0.5 GB each).
+    On a CPU, the process itself (about 1 GB) and each loader process (about 0.5 GB) need memory in
+    addition.
 
     Attributes:
         weights: all parameters and buffers.
-        optimizer: AdamW's two states of every trained parameter, and the averaged weights.
-        step: gradients, activations and work space at the peak (:func:`peak_bytes`).
-        device: where it was measured, and ``available`` its bytes in all.
+        optimizer: AdamW's two states of every trained parameter, and the averaged weights if any.
+        step: gradients, activations and workspace at the peak (:func:`peak_bytes`).
+        device: the device of the measurement.
+        available: total memory of the device.
     """
 
     weights: int
@@ -39,10 +41,12 @@ class StepMemory:
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         return self.weights + self.optimizer + self.step
 
     @property
     def tight(self) -> bool:
+        """Whether the step may not fit into the device's memory."""
         return self.total > TIGHT * self.available
 
     def __str__(self) -> str:
@@ -54,12 +58,12 @@ class StepMemory:
 
 
 def step_memory(model: nn.Module, step: int, averaged: bool) -> StepMemory:
-    """Add to a measured step what the model on its device and the optimizer hold.
+    """Return the memory of a step, the model and the optimizer together.
 
     Args:
-        model: on the device that trains, with its trainable parameters set.
-        step: bytes of gradients and activations, as :func:`peak_bytes` measures them.
-        averaged: whether averaged weights are kept beside the trained ones.
+        model: the model on the training device, with its trainable parameters set.
+        step: bytes of gradients and activations, measured by :func:`peak_bytes`.
+        averaged: whether training also holds averaged weights (``trainer.ema_decay``).
     """
     device = next(model.parameters()).device
     weights = _bytes([*model.parameters(), *model.buffers()])
@@ -78,28 +82,28 @@ def gradient_bytes(model: nn.Module) -> int:
 
 
 def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Return the peak of the bytes that ``run`` allocates for tensors, work space included.
+    """Return the peak of the bytes that ``run`` allocates for tensors, including workspace.
 
-    On a GPU its allocator counts them. Elsewhere torch's profiler records each allocation and each
-    release.
+    On a GPU, the numbers are those of torch's allocator. On other devices, torch's profiler records
+    each allocation and each release.
 
     Args:
-        run: called once.
+        run: the function to measure; it is called once.
         device: the device of its tensors.
     """
-    gc.collect()
+    gc.collect()  # tensors in reference cycles would be released during the measurement
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints at its start and stop
     activity = torch.profiler.ProfilerActivity.CPU
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning: Profiler clears events")  # none are wanted
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events")  # earlier ones
         with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
             run()
-    result = profile.profiler.kineto_results  # the public tables do not tell the order in time
+    result = profile.profiler.kineto_results  # the public tables lack the order in time
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in result.events()

@@ -31,36 +31,40 @@ from sam2kit.utils.errors import ConfigError
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The random numbers of one step: a function of (seed, step, rank) and of nothing else.
+    """Return the random generator of one step, a function of (seed, step, rank) only.
 
-    Prompts are drawn from rank 0's by all, and so do not depend on the number of devices.
+    All ranks draw prompts from the generator of rank 0, so prompts do not depend on the world size.
     """
+    # SeedSequence: with seed + step, the next seed would repeat the steps of this one.
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 
 Loss = Callable[[TrackOutput, ClipBatch, bool], dict[str, Tensor]]
-"""``(output, batch, all_devices)`` -> scalars by name, of which ``loss`` is minimized and all are
-logged. ``all_devices`` is explained by :class:`~sam2kit.training.losses.SAM2TrainingLoss`."""
+"""Function of ``(output, batch, all_devices)`` that returns scalars by name.
+
+All scalars are logged, and ``loss`` is minimized. For ``all_devices`` see
+:meth:`sam2kit.training.losses.SAM2TrainingLoss.forward`."""
 
 
 class SAM2LightningModule(LightningModule):
     """Train a model with prompts drawn from the masks of each batch.
 
-    Any Lightning ``Trainer`` and any loader of :class:`~sam2kit.data.clip.ClipBatch` es will do.
-    The configuration is stored in each checkpoint, which :func:`sam2kit.load_model` then reads.
+    It works with any Lightning ``Trainer`` and any loader of
+    :class:`~sam2kit.data.clip.ClipBatch`. Each checkpoint contains the configuration, so that
+    :func:`sam2kit.load_model` can read it.
 
     Args:
-        config: the run's configuration: prompts (``dataset``, ``valdataset``), ``loss``,
-            ``optimizer``, ``scheduler`` and ``seed`` are read. None (default): the defaults.
-        model: the model to train. None (default): the one that ``config`` describes.
-        loss: a loss to use in place of :class:`~sam2kit.training.losses.SAM2TrainingLoss`; see
-            :data:`Loss`. Parameters of its own are not optimized. None (default): that of
-            ``config.loss``.
+        config: the run's configuration; prompts (``dataset``, ``valdataset``), ``loss``,
+            ``optimizer``, ``scheduler`` and ``seed`` are read. None (default): the default
+            configuration.
+        model: the model to train. None (default): it is created from ``config``.
+        loss: replaces :class:`~sam2kit.training.losses.SAM2TrainingLoss`; see :data:`Loss`. If it
+            has parameters, they are not optimized. None (default): the loss of ``config.loss``.
 
     Attributes:
-        train_cache: the cache of the frozen encoder's features that training reads. None: every
-            frame is encoded.
+        train_cache: the cache from which training reads features of the frozen image encoder.
+            None: every frame is encoded in every step.
 
     Raises:
         ConfigError, CheckpointError: as :func:`~sam2kit.models.checkpoints.create_sam2_model`.
@@ -84,21 +88,29 @@ class SAM2LightningModule(LightningModule):
         self.train_cache: FeatureCache | None = None
 
     def use_features(self, data: SAM2LightningDataModule) -> None:
-        """Read the frozen encoder's features from the cache where the configuration allows it.
+        """Read features of the frozen encoder from the cache if the configuration allows it.
 
-        A log line says whether training does, and why not.
+        A log line reports whether training uses the cache, or the reason why it does not.
+
+        Args:
+            data: the data module of this training; its batches get frame keys if they are needed.
 
         Raises:
-            ConfigError: ``features.cache`` is ``on``, and training cannot.
+            ConfigError: ``features.cache`` is ``on``, but training cannot use the cache.
         """
         self._cache = create_cache(self.config)
         if self._cache is None:
             return
         source = data.train_clips.source
-        if why := obstacle(self.config, self.model, source):
+        if reason := obstacle(self.config, self.model, source):
             if self.config.features.cache == "on":
-                raise ConfigError(f"features.cache is on, but {why}")
-            logger.info("every frame is encoded in every step: {}", why)
+                raise ConfigError(
+                    f"features.cache is on, but {reason}",
+                    key="features.cache",
+                    value="on",
+                    hint="set features.cache=auto, or change that key",
+                )
+            logger.info("every frame is encoded in every step: {}", reason)
         else:
             self.train_cache = self._cache
             logger.info("the encoder is frozen: its features are kept in {}", self._cache.folder)
@@ -112,11 +124,19 @@ class SAM2LightningModule(LightningModule):
     def track_and_score(
         self, batch: ClipBatch, step: int, rank: int | None = None, all_devices: bool = False
     ) -> tuple[TrackOutput, dict[str, Tensor]]:
-        """What the model makes of a training batch, and the loss's terms (``loss`` is their sum).
+        """Run the model on a training batch, and compute the loss.
 
-        Prompts and corrections are a function of (seed, step) and of the object. Dropout is one of
-        (seed, step, rank), by default this process's rank, with which torch's global generator is
-        seeded. ``all_devices`` is the loss's.
+        Prompts and corrections are a function of (seed, step) and of the object. Dropout is a
+        function of (seed, step, rank); torch's global generator is seeded with it.
+
+        Args:
+            batch: on the module's device.
+            step: number of the batch, from 0 at the start of the run.
+            rank: rank to seed dropout for. None (default): the rank of this process.
+            all_devices: passed to the loss; see :data:`Loss`.
+
+        Returns:
+            the model's output, and the loss terms by name; ``loss`` is their weighted sum.
         """
         self.model.feature_cache = self.train_cache
         rank = self.global_rank if rank is None else rank
@@ -134,22 +154,25 @@ class SAM2LightningModule(LightningModule):
         self.log("learning_rate", learning_rate, batch_size=1)
         if not terms["loss"].requires_grad:
             raise ConfigError(
-                "model.trainable_modules: no module that is trained takes part in the loss of this "
-                "batch; sam2kit audit tells which ones do, and why others do not"
+                "no trained module contributes to the loss of this batch",
+                key="model.trainable_modules",
+                value=self.config.model.trainable_modules,
+                hint="sam2kit audit lists the modules that contribute, and why others do not",
             )
         return terms["loss"]
 
     def on_validation_epoch_start(self) -> None:
+        # By number of the batch: value of each term and its weight.
         self._validated: dict[int, dict[str, tuple[float, int]]] = {}
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         number = batch_idx * self.trainer.world_size + self.global_rank
-        data = getattr(self.trainer, "datamodule", None)  # absent with a user's own loaders
+        data = getattr(self.trainer, "datamodule", None)  # absent if a user passes loaders
         if isinstance(data, SAM2LightningDataModule) and number >= len(data.val_batches):
-            return  # the repeated batch of a rank that has fewer
+            return  # the repeated batch of a rank that has one batch fewer
         self.model.feature_cache = self._cache
         output = self(batch, self.val_prompts(batch, step_generator(self.config.seed, number)))
-        # Weighted by object-frames, so that the mean over batches is the loss of the whole set.
+        # Weight by object-frames, so that the mean over batches is the loss of the whole data set.
         count = int((output.tracked & batch.annotated).sum())
         terms = self.loss(output, batch, False) if count else {}
         values = {f"val_{name}": (float(value), count) for name, value in terms.items()}
@@ -158,18 +181,19 @@ class SAM2LightningModule(LightningModule):
         self._validated[number] = values
 
     def on_validation_epoch_end(self) -> None:
-        """The means over all batches of all devices, summed in one order by any number of them."""
-        found = [self._validated]
+        """Log the means over all batches of all ranks."""
+        parts = [self._validated]
         if self.trainer.world_size > 1:
-            found = [{} for _ in range(self.trainer.world_size)]
-            all_gather_object(found, self._validated)
-        batches = {number: values for part in found for number, values in part.items()}
+            parts = [{} for _ in range(self.trainer.world_size)]
+            all_gather_object(parts, self._validated)
+        batches = {number: values for part in parts for number, values in part.items()}
+        # Sum in the order of the batches, so that rounding does not depend on the world size.
         sums: dict[str, tuple[float, int]] = {}
         for number in sorted(batches):
             for name, (value, count) in batches[number].items():
-                total, counted = sums.get(name, (0.0, 0))
-                sums[name] = (total + value * count, counted + count)
-        self.log_dict({name: total / counted for name, (total, counted) in sums.items()})
+                total, weight = sums.get(name, (0.0, 0))
+                sums[name] = (total + value * count, weight + count)
+        self.log_dict({name: total / weight for name, (total, weight) in sums.items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.model, self.config.optimizer)
@@ -182,18 +206,20 @@ class SAM2LightningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
-        if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights alone
+        if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights only
             rewind(checkpoint["loops"], self.trainer)
-        for log in self.trainer.loggers:  # the rows of the steps that a resumed run will not repeat
+        # Write the rows up to this step now: a run that resumes here does not repeat these steps.
+        for log in self.trainer.loggers:
             log.save()
 
 
 def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
-    """Mean IoU of each object over its tracked, annotated and unprompted frames.
+    """Compute the mean IoU of each object over its tracked, annotated and unprompted frames.
 
     Returns:
-        one value for each object that has such a frame, 0 to 1, in the batch's order.
+        one value from 0 to 1 for each object that has such a frame, in the order of the batch.
     """
+    # A mask prompt is its own output, so prompted frames would raise the score.
     scored = output.tracked & ~output.prompted & batch.annotated
     masks = output.masks(batch.masks.shape[-2:])
     per_object, _ = mean_tracked_iou(

@@ -1,4 +1,4 @@
-"""A step whose loss or gradients are not finite: stopped at, kept in a file, and run again."""
+"""Stop at a step with a non-finite loss or gradient, save it to a file, and replay it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ STEP_KEY = "step_to_replay"
 
 
 class StopAtNonFinite(Callback):
-    """Ends training before a step that would spoil the weights, and keeps what it was made of.
+    """Stop training before an optimizer step that would corrupt the weights, and save the step.
 
-    The file ``replay.pt`` (of rank r above 0 ``replay-r.pt``) holds the configuration, the weights
-    before the step, the batch (the last one, where gradients of several are accumulated), and what
-    the random numbers of the step are a function of. Gradients
-    are not looked at in ``16-mixed``, where the loss's scale makes some overflow on purpose.
+    The file ``replay.pt`` (``replay-R.pt`` for a rank R above 0) contains the configuration, the
+    weights before the step, the batch, and the step and rank from which random numbers are derived.
+    If gradients of several batches are accumulated, it contains the last batch. Gradients are not
+    checked in ``16-mixed``: loss scaling overflows some of them by design.
+
+    Args:
+        run_dir: the directory to write the file to.
 
     Raises:
-        TrainingError: names the term or the modules, the clips and the file.
+        TrainingError: names the loss or the modules, the clips and the file.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -52,12 +55,14 @@ class StopAtNonFinite(Callback):
         assert isinstance(module, SAM2LightningModule)
         if module.config.trainer.precision == "16-mixed":
             return
+        # One norm over everything first: a check per module would wait for the GPU many times.
         norm, gradients = nn.utils.get_total_norm, _gradients(module.model)
         if not torch.isfinite(norm([g for part in gradients.values() for g in part])):
-            broken = [name for name, part in gradients.items() if not torch.isfinite(norm(part))]
-            self._stop(module, f"the gradient of {', '.join(broken)} is not finite")
+            modules = [name for name, part in gradients.items() if not torch.isfinite(norm(part))]
+            self._stop(module, f"the gradient of {', '.join(modules)} is not finite")
 
     def _stop(self, module: SAM2LightningModule, fault: str) -> None:
+        """Save the current step and raise."""
         batch, rank = self._batch.to("cpu"), module.global_rank
         path = self.run_dir / (f"replay-{rank}.pt" if rank else "replay.pt")
         content = {
@@ -73,32 +78,33 @@ class StopAtNonFinite(Callback):
         write_checkpoint(content, path)
         raise TrainingError(
             f"{fault} in step {module.trainer.global_step}, on clips of "
-            f"{', '.join(batch.names)}; the weights are those before it. Look at it with: sam2kit "
-            f"replay {path}. Usual causes: optimizer.lr or a weight of loss too high, or "
-            "trainer.precision=16-mixed; go on from last.ckpt with lower ones as a new run"
+            f"{', '.join(batch.names)}; the weights from before this step are saved",
+            hint=f"analyse the step with: sam2kit replay {path}. Usual causes are a high "
+            "optimizer.lr or loss weight, and trainer.precision=16-mixed; start a new run from the "
+            "weights in last.ckpt with lower values",
         )
 
 
 def _gradients(model: nn.Module) -> dict[str, list[Tensor]]:
-    """Those of each top module that has any."""
-    found: dict[str, list[Tensor]] = {}
+    """Return the gradients of each top-level module that has any."""
+    gradients: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            found.setdefault(module_path(name)[0], []).append(parameter.grad)
-    return found
+            gradients.setdefault(module_path(name)[0], []).append(parameter.grad)
+    return gradients
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a kept step does when it is run again.
+    """The result of replaying a saved step.
 
     Attributes:
-        fault: what stopped the training.
+        fault: the reason why the training stopped.
         videos: the names of the clips' videos.
-        terms: the loss and its terms, unweighted.
-        first: the first module, in the order of computing, that answers with a value that is not
-            finite, though what it was given is; None where there is none.
-        gradients: the norm of each top module's gradient.
+        terms: the loss and its unweighted terms.
+        first: the first module, in the order of computation, whose input is finite and whose output
+            is not. None: there is no such module.
+        gradients: Euclidean norm of the gradient of each top-level module.
     """
 
     fault: str
@@ -110,22 +116,26 @@ class Replay:
     def __str__(self) -> str:
         terms = Table([{"term": k, "value": f"{v:.6g}"} for k, v in self.terms.items()])
         norms = Table(
-            [{"module": k, "norm of its gradient": f"{v:.6g}"} for k, v in self.gradients.items()]
+            [{"module": k, "gradient norm": f"{v:.6g}"} for k, v in self.gradients.items()]
         )
-        where = self.first or "none; what is not finite arises in the loss or in the gradients"
+        module = self.first or "none; the value arises in the loss or in the gradients"
         return (
-            f"stopped because {self.fault}\nclips of {', '.join(self.videos)}\n\n{terms}\n\n"
-            f"first module whose answer is not finite: {where}\n\n{norms}"
+            f"training stopped because {self.fault}\nclips of {', '.join(self.videos)}\n\n"
+            f"{terms}\n\nfirst module with a non-finite output: {module}\n\n{norms}"
         )
 
 
 def replay(path: str | Path) -> Replay:
-    """Run the step of a ``replay.pt`` again, on the CPU and in full precision; nothing is trained.
+    """Replay the step of a ``replay.pt`` on the CPU in full precision, without training.
 
-    Of several devices the one that wrote the file is run alone, its loss divided by its own count.
+    After a training on several devices, only the rank that wrote the file is replayed, and its loss
+    is divided by its own count of object-frames.
+
+    Args:
+        path: the file that :class:`StopAtNonFinite` wrote.
 
     Raises:
-        CheckpointError: unreadable, or not such a file.
+        CheckpointError: the file is unreadable, or holds no step.
     """
     content = read_checkpoint(Path(path))
     try:
@@ -134,14 +144,14 @@ def replay(path: str | Path) -> Replay:
         index, rank, fault = int(step["index"]), int(step["rank"]), str(step["fault"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: holds no step to replay; training writes one as replay.pt when the loss or a "
-            "gradient is not finite"
+            f"{path} holds no step to replay",
+            hint="name the replay.pt that training writes if the loss or a gradient is not finite",
         ) from error
     config, model = load_run(path)
     module = SAM2LightningModule(config, model).train()
-    found: list[str] = []
+    sources: list[str] = []
     for name, part in model.named_modules():
-        part.register_forward_hook(_watch(name, found))
+        part.register_forward_hook(_watch(name, sources))
     _, terms = module.track_and_score(batch, index, rank)
     if terms["loss"].requires_grad:
         terms["loss"].backward()
@@ -149,20 +159,23 @@ def replay(path: str | Path) -> Replay:
         fault,
         batch.names,
         {k: float(v.detach()) for k, v in terms.items()},
-        found[0] if found else None,
+        sources[0] if sources else None,
         {k: float(nn.utils.get_total_norm(g)) for k, g in _gradients(model).items()},
     )
 
 
-def _watch(name: str, found: list[str]) -> Any:
-    def look(part: nn.Module, given: Any, answer: Any) -> None:
-        if not found and _finite(given) and not _finite(answer):
-            found.append(name)
+def _watch(name: str, sources: list[str]) -> Any:
+    """Return a forward hook that appends ``name`` if the module is the first non-finite one."""
 
-    return look
+    def check(part: nn.Module, inputs: Any, outputs: Any) -> None:
+        if not sources and _finite(inputs) and not _finite(outputs):
+            sources.append(name)
+
+    return check
 
 
 def _finite(value: Any) -> bool:
+    """Return whether all tensors in nested lists, tuples and dictionaries are finite."""
     if isinstance(value, Tensor):
         return bool(torch.isfinite(value).all())
     if isinstance(value, dict):

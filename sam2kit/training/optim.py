@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups and the learning-rate schedule."""
+"""Build the optimizer with its parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ TRUNK = "image_encoder.trunk"
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """The trained parameters, grouped by learning rate and weight decay.
+    """Group the trained parameters by learning rate and weight decay.
 
-    Biases, norm weights and single tokens (all of fewer than two dimensions that count) are not
-    decayed. Every trained parameter stands in exactly one group.
+    Biases, norm weights and single tokens (parameters with fewer than two dimensions above size 1)
+    are not decayed. Every trained parameter is in exactly one group.
+
+    Returns:
+        parameter groups as for torch's optimizers, with ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
         ConfigError: nothing is trained, or a pattern of ``module_lr`` or ``module_weight_decay``
-            that means no parameter of the model.
+            matches no parameter of the model.
     """
     rates = _by_module(model, config.lr, config.module_lr, "optimizer.module_lr")
     decays = _by_module(
@@ -34,11 +37,16 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # squeeze: embeddings of a single token have shapes such as [1, 1, C].
             plain = name.endswith("bias") or parameter.squeeze().ndim < 2
             rate = rates[name] * layer_scale(model, name, config.layer_decay)
             groups.setdefault((rate, 0.0 if plain else decays[name]), []).append(parameter)
     if not groups:
-        raise ConfigError("model.trainable_modules: leaves nothing to train")
+        raise ConfigError(
+            "no parameter is trained",
+            key="model.trainable_modules",
+            hint="name at least one module, such as memory_attention",
+        )
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
@@ -46,11 +54,15 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
 
 
 def layer_scale(model: nn.Module, name: str, decay: float) -> float:
-    """The share of its learning rate that layer decay leaves a parameter, above 0 to 1.
+    """Return the factor that layer decay applies to a parameter's learning rate.
 
     In a trunk of L blocks it is ``decay ** (L + 1 - i)``: i is 0 for the patch embedding and b + 1
     for block b. Outside the trunk, and for its position embeddings, it is 1. Source: upstream's
-    ``layer_decay_param_modifier`` as its fine-tuning on MOSE sets it up; the idea is from BEiT.
+    ``layer_decay_param_modifier`` as configured for its fine-tuning on MOSE; the method is from
+    BEiT (Bao et al. 2022, arXiv 2106.08254).
+
+    Returns:
+        above 0, up to 1.
     """
     if not name.startswith(TRUNK) or "pos_embed" in name:
         return 1.0
@@ -58,25 +70,34 @@ def layer_scale(model: nn.Module, name: str, decay: float) -> float:
     return decay ** (trunk.get_num_layers() + 1 - trunk.get_layer_id(name))
 
 
-def _by_module(model: nn.Module, value: float, own: dict[str, float], key: str) -> dict[str, float]:
-    """Parameter name -> its value; the last pattern of ``own`` that means it counts."""
-    values = {name: value for name, _ in model.named_parameters()}
-    for pattern, special in own.items():
-        values |= dict.fromkeys(match_parameters(model, [pattern], key), special)
+def _by_module(
+    model: nn.Module, default: float, overrides: dict[str, float], key: str
+) -> dict[str, float]:
+    """Return the value of each parameter; the last pattern of ``overrides`` that matches wins."""
+    values = {name: default for name, _ in model.named_parameters()}
+    for pattern, value in overrides.items():
+        values |= dict.fromkeys(match_parameters(model, [pattern], key), value)
     return values
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """AdamW over :func:`parameter_groups`."""
+    """Build AdamW over :func:`parameter_groups`.
+
+    Raises:
+        ConfigError: as :func:`parameter_groups`.
+    """
     first, second = config.betas
     return AdamW(parameter_groups(model, config), lr=config.lr, betas=(first, second))
 
 
 def learning_rate_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:
-    """Step (from 0) -> share of the peak learning rate, 0 to 1.
+    """Return a function that maps an optimizer step to a factor of the peak learning rate.
 
-    Linear from 1/warmup_steps to 1 over the warm-up; then constant, or a half cosine from 1 to
-    ``min_lr_ratio`` at ``total_steps``.
+    The factor rises linearly from 1/warmup_steps to 1 during the warm-up. Then it is constant, or
+    falls as a half cosine from 1 to ``min_lr_ratio`` at ``total_steps``.
+
+    Returns:
+        function of the step, from 0, with values from 0 to 1.
     """
 
     def factor(step: int) -> float:
@@ -85,13 +106,13 @@ def learning_rate_factor(config: SchedulerConfig, total_steps: int) -> Callable[
         if config.name == "constant":
             return 1.0
         span = max(total_steps - config.warmup_steps, 1)
-        done = min((step - config.warmup_steps) / span, 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * done))
+        progress = min((step - config.warmup_steps) / span, 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
 
     return factor
 
 
 def build_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
-    """:func:`learning_rate_factor` as torch's scheduler, to be stepped once an optimizer step."""
+    """Build a scheduler of :func:`learning_rate_factor`; step it once per optimizer step."""
     return LambdaLR(optimizer, learning_rate_factor(config, total_steps))

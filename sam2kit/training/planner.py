@@ -1,10 +1,10 @@
-"""What a training step will take, before a run: memory, time, and what to change where it is much.
+"""Estimate memory and time of a training before it runs, and propose settings that fit.
 
-Small steps are run and the one that is asked for is extrapolated from them. Everything that a step
-does grows with one of five numbers (one, frames, objects, object-frames, and pairs of an
-object-frame with a memory that it reads), so a few steps of few frames and one or two objects tell
-all five shares, of bytes and of floating-point operations. Time is operations times the seconds
-that one takes in the last of those steps.
+Small steps are run, and the configured step is extrapolated from them. The cost of a step, in bytes
+and in floating-point operations, is a linear function of five numbers: 1, frames, objects,
+object-frames, and pairs of an object-frame with a memory that it reads. A few steps with few frames
+and one or two objects therefore determine its five coefficients. The time is the number of
+operations times the seconds per operation in the largest of these steps.
 """
 
 from __future__ import annotations
@@ -41,25 +41,26 @@ from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
 from sam2kit.utils.device import pick_device
 
-CLIPS_LOOKED_AT = 20
+CLIPS_LOOKED_AT = 20  # number of clips whose objects are counted
 SMALL_FRAMES, SMALL_OBJECTS = (2, 3, 4), 2
-"""The frames of the steps that are run, and the most objects of a clip in them."""
-REPEATS = 3
+"""Frames of the steps that are run, and the maximum number of objects per clip in them."""
+REPEATS = 3  # measurements of a time, and draws of random prompts
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What training takes as it is configured.
+    """Estimated memory and time of a training.
 
     Attributes:
-        config: with everything that ``auto`` meant.
+        config: the configuration, with ``auto`` values resolved.
         device: such as ``cpu`` or ``cuda:0``.
-        objects: the most of a clip; ``mean_objects`` is what time is counted for.
-        cached: whether the encoder's features come from the cache.
-        memory: at the peak of a step, of the largest clips.
-        seconds: of a step, the optimizer's part in it; without loading and validation.
-        filling: seconds that the step takes longer while its frames are not in the cache yet.
-        steps: of the whole training.
+        objects: maximum number of objects per clip, for which memory is estimated.
+        mean_objects: mean number of objects per clip, for which time is estimated.
+        cached: whether the image encoder's features come from the cache.
+        memory: peak memory of a step with the largest clips.
+        seconds: time of a step, including the optimizer, without data loading and validation.
+        filling: additional seconds per step while its frames are not in the cache yet.
+        steps: optimizer steps of the whole training.
     """
 
     config: Config
@@ -74,12 +75,12 @@ class TrainingPlan:
 
     def __str__(self) -> str:
         d = self.config.dataset
-        first = f", {self.seconds + self.filling:.3g} s while features are filled in"
+        first = f", {self.seconds + self.filling:.3g} s while the feature cache is filled"
         lines = [
             f"a step: {d.batch_size} x {d.video_clip_length} frames of {d.image_size} px, up to "
-            f"{self.objects} objects a clip (mean {self.mean_objects:.1f}), "
+            f"{self.objects} objects per clip (mean {self.mean_objects:.1f}), "
             f"{self.config.trainer.precision}, encoder "
-            f"{'from the cache' if self.cached else 'run in every step'}",
+            f"{'features from the cache' if self.cached else 'run in every step'}",
             str(self.memory),
             f"time of a step: about {self.seconds:.3g} s on {self.device}"
             + (first if self.filling else ""),
@@ -90,10 +91,13 @@ class TrainingPlan:
 
 
 def plan_training(config: Config) -> TrainingPlan:
-    """Measure what a step of ``config`` takes on the device that would train.
+    """Estimate memory and time of a training on the device that it would use.
 
-    Nothing is trained, and no checkpoint is read: random weights cost the same. Steps that draw
-    their prompts or corrections at random are planned for the largest of a few draws.
+    Nothing is trained, and no checkpoint is read, because random weights cost the same. If prompts
+    or corrections are drawn at random, memory is estimated for the largest of a few draws.
+
+    Args:
+        config: the configuration of the training.
 
     Raises:
         ConfigError, DataError: as :func:`sam2kit.training.trainer.fit`.
@@ -105,92 +109,106 @@ def plan_training(config: Config) -> TrainingPlan:
     return _plan(config, clips, max(counts), statistics.fmean(counts))
 
 
-def propose(found: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
-    """Overrides with which a step fits, and what it then takes; None: nothing here is enough.
+def propose(plan: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
+    """Find overrides with which a step fits into memory.
 
-    Those that keep clips as they are come first, then those that make a step smaller. ``[]`` where
-    it fits already.
+    Overrides that do not change the clips come first, then those that reduce a step.
+
+    Returns:
+        the overrides, and the plan with them; no overrides if the step fits already. None: no
+        combination that was tried is sufficient.
     """
-    if not found.memory.tight:
-        return [], found
-    clips, _ = build_datasets(found.config)
+    if not plan.memory.tight:
+        return [], plan
+    clips, _ = build_datasets(plan.config)
     changes: dict[str, str] = {}
-    for key, value in _ladder(found):
+    for key, value in _reductions(plan):
         changes[key] = value
         overrides = [f"{k}={v}" for k, v in changes.items()]
-        config = override_config(found.config, overrides)
-        most = min(found.objects, config.dataset.max_objects or found.objects)
-        better = _plan(config, clips, most, min(found.mean_objects, most))
+        config = override_config(plan.config, overrides)
+        objects = min(plan.objects, config.dataset.max_objects or plan.objects)
+        better = _plan(config, clips, objects, min(plan.mean_objects, objects))
         if not better.memory.tight:
             return overrides, better
     return None
 
 
 def report(config: Config) -> tuple[str, bool]:
-    """The plan as text, with what to change where a step does not fit, and whether it fits."""
-    found = plan_training(config)
-    better = propose(found)
-    if better is None:
+    """Return the plan as text, with overrides if a step does not fit, and whether it fits."""
+    plan = plan_training(config)
+    proposal = propose(plan)
+    if proposal is None:
         return (
-            f"{found}\nit does not fit, and nothing that was tried makes it fit: lower "
-            "dataset.image_size, or take a smaller model.size",
+            f"{plan}\nA step does not fit into memory, and no combination that was tried fits. "
+            "Reduce dataset.image_size, or choose a smaller model.size.",
             False,
         )
-    overrides, then = better
+    overrides, better = proposal
     if not overrides:
-        return str(found), True
-    return f"{found}\nit does not fit; it would with: {' '.join(overrides)}\n{then}", False
+        return str(plan), True
+    return (
+        f"{plan}\nA step does not fit into memory. It fits with: {' '.join(overrides)}\n{better}",
+        False,
+    )
 
 
-def _ladder(found: TrainingPlan) -> Iterator[tuple[str, str]]:
-    model, d = found.config.model, found.config.dataset
+def _reductions(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
+    """Yield keys and values that reduce memory, in the order in which to try them."""
+    # First settings that leave the clips unchanged, then smaller steps, by half each time.
+    model, d = plan.config.model, plan.config.dataset
     if model.memory_dropout != 0:
         yield "model.memory_dropout", "0"
     if not model.activation_checkpointing:
         yield "model.activation_checkpointing", "true"
-    if found.device != "cpu" and found.config.trainer.precision == "32-true":
+    if plan.device != "cpu" and plan.config.trainer.precision == "32-true":
         yield "trainer.precision", "bf16-mixed"
-    together = found.objects * d.batch_size
-    for key, now, least in (
-        ("model.objects_together", min(model.objects_together or together, together), 1),
+    objects = plan.objects * d.batch_size
+    for key, value, minimum in (
+        ("model.objects_together", min(model.objects_together or objects, objects), 1),
         ("dataset.batch_size", d.batch_size, 1),
-        ("dataset.max_objects", found.objects, 1),
+        ("dataset.max_objects", plan.objects, 1),
         ("dataset.video_clip_length", d.video_clip_length, 2),
     ):
-        while now > least:
-            now = max(now // 2, least)
-            yield key, str(now)
+        while value > minimum:
+            value = max(value // 2, minimum)
+            yield key, str(value)
 
 
 @torch.random.fork_rng(devices=[])
 def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float) -> TrainingPlan:
+    """Estimate a training with up to ``objects`` objects per clip, ``mean_objects`` on average."""
     overrides = ["model.checkpoint=null", "model.compile=false"]
-    if config.model.object_score_bias == 0:  # else random weights withhold masks, without gradient
+    # Random weights may predict absence of the objects. Their masks would then have no gradient,
+    # and the measured cost would be too low.
+    if config.model.object_score_bias == 0:
         overrides.append("model.object_score_bias=5")
     module = SAM2LightningModule(override_config(config, overrides))
     device = pick_device(config.trainer.accelerator)
     module.to(device).train()
     frozen = module.model.encoder_is_frozen
     cached = create_cache(config) is not None and not obstacle(config, module.model, clips.source)
+    # A frozen encoder is measured separately; the small steps contain only the rest of the model.
     if frozen:
         module.train_cache = _OneFrame(config.features.dtype == "bfloat16" and cached)
     gradients = gradient_bytes(module.model)
     d = config.dataset
+    # Cost is proportional to the number of clips, so two of them are enough.
     length, clips_at_once = d.video_clip_length, min(d.batch_size, 2)
-    small = _Small(module, clips_at_once, gradients)
+    small = _SmallSteps(module, clips_at_once, gradients)
     for frames, count in _small_steps(module, objects):
-        logger.info("a step of {} frames and {} objects is run", frames, count)
+        logger.info("Running a step of {} frames and {} objects", frames, count)
         small.run(frames, count)
-    more = d.batch_size / clips_at_once
-    step = small.bytes(length, objects) * more + gradients
-    seconds = small.seconds(length, mean_objects) * more + small.optimizer_seconds()
+    factor = d.batch_size / clips_at_once
+    step = small.bytes(length, objects) * factor + gradients
+    seconds = small.seconds(length, mean_objects) * factor + small.optimizer_seconds()
     filling = 0.0
     if frozen:
-        peak, an_image = _encoder(module, d.batch_size * length)
+        peak, frame_seconds = _encoder(module, d.batch_size * length)
         if cached:
-            filling = an_image * d.batch_size * length
+            filling = frame_seconds * d.batch_size * length
         else:
-            step, seconds = max(step, peak), seconds + an_image * d.batch_size * length
+            # The encoder's activations are released before the rest of the step, hence the maximum.
+            step, seconds = max(step, peak), seconds + frame_seconds * d.batch_size * length
     memory = step_memory(module.model, int(step), averaged=config.trainer.ema_decay is not None)
     trainer = config.trainer
     batches = math.ceil(len(clips) / d.batch_size)
@@ -204,27 +222,37 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
 
 
 def _small_steps(module: SAM2LightningModule, objects: int) -> list[tuple[int, int]]:
-    """(frames, objects) of the steps to run; the largest comes last.
+    """Return (frames, objects) of the steps to run, the largest last.
 
-    With activation checkpointing the peak is now in a frame, now in the loss, and no sum of shares;
-    but then a step holds little, so that it can be run as it is.
+    With activation checkpointing, the peak may occur within a frame or in the loss, so it is not a
+    linear function of the five numbers. But then a step needs little memory, so the configured step
+    itself is run.
     """
-    length, most = module.config.dataset.video_clip_length, min(objects, SMALL_OBJECTS)
+    length, max_objects = module.config.dataset.video_clip_length, min(objects, SMALL_OBJECTS)
     if module.config.model.activation_checkpointing:
         return [(length, objects)]
     few, some, many = SMALL_FRAMES
     if length <= many:
-        return [(length, count) for count in range(1 if objects > most else most, most + 1)]
-    alone = [(few, 1), (some, 1), (many, 1)]
-    return alone if most == 1 else [*alone, (few, most), (many, most)]
+        return [
+            (length, count)
+            for count in range(1 if objects > max_objects else max_objects, max_objects + 1)
+        ]
+    single = [(few, 1), (some, 1), (many, 1)]
+    return single if max_objects == 1 else [*single, (few, max_objects), (many, max_objects)]
 
 
-class _Small:
-    """Small steps, and what they tell of larger ones."""
+class _SmallSteps:
+    """Measure small steps, and extrapolate the cost of larger ones.
+
+    Args:
+        module: the module on the training device.
+        clips: number of clips in each step.
+        gradients: bytes of the parameters' gradients, which do not depend on the size of a step.
+    """
 
     def __init__(self, module: SAM2LightningModule, clips: int, gradients: int) -> None:
         self.module, self.clips, self.gradients = module, clips, gradients
-        self.reads = module.model.num_maskmem  # most memories that a frame reads
+        self.max_memories = module.model.num_maskmem  # maximum number of memories a frame reads
         d = module.config.dataset
         random = len(d.prompt_types) > 1 or d.max_conditioning_frames > 1 or d.correction_clicks
         self.draws = range(REPEATS if random else 1)
@@ -233,11 +261,11 @@ class _Small:
         self._operations: list[float] = []
 
     def run(self, frames: int, objects: int) -> None:
-        """Measure bytes and operations of a step; :meth:`seconds` then times its last batch."""
+        """Measure bytes and operations of a step; :meth:`seconds` then times the last one."""
         self._batch = _clips(self.clips, frames, objects, self.module)
         peaks, operations = [], []
         for draw in self.draws:
-            self._step(draw)  # what is built at a first step is no part of later ones
+            self._step(draw)  # exclude buffers that only the first step allocates
             peaks.append(peak_bytes(partial(self._step, draw), self.module.device))
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 self._step(draw)
@@ -247,24 +275,25 @@ class _Small:
         self._operations.append(statistics.fmean(operations))
 
     def bytes(self, frames: int, objects: float) -> float:
-        """At the peak of a step, without gradients of parameters."""
-        return self._extrapolated(self._bytes, frames, objects)
+        """Estimate the peak of a step, without gradients of parameters."""
+        return self._extrapolate(self._bytes, frames, objects)
 
     def seconds(self, frames: int, objects: float) -> float:
-        """Of a step, by its operations and the time that those of the largest step took."""
-        took = statistics.fmean(
+        """Estimate the time of a step from its operations and the speed of the last small step."""
+        last_seconds = statistics.fmean(
             _median_seconds(partial(self._step, draw), self.module.device) for draw in self.draws
         )
-        wanted = self._extrapolated(self._operations, frames, objects)
-        return took * wanted / max(self._operations[-1], 1)
+        operations = self._extrapolate(self._operations, frames, objects)
+        return last_seconds * operations / max(self._operations[-1], 1)
 
     def optimizer_seconds(self) -> float:
+        """Measure the time of an optimizer step."""
         module = self.module
         optimizer = build_optimizer(module.model, module.config.optimizer)
         for parameter in module.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # makes its states
+        optimizer.step()  # the first step also allocates the optimizer's state
         return _median_seconds(optimizer.step, module.device)
 
     def _step(self, draw: int) -> None:
@@ -274,18 +303,21 @@ class _Small:
             terms["loss"].backward()
         self.module.zero_grad(set_to_none=True)
 
-    def _row(self, frames: int, objects: float) -> list[float]:
-        pairs = sum(min(t, self.reads) for t in range(frames))
+    def _terms(self, frames: int, objects: float) -> list[float]:
+        # Frame t reads all memories before it, up to the maximum.
+        pairs = sum(min(t, self.max_memories) for t in range(frames))
         return [1, frames, objects, objects * frames, objects * pairs]
 
-    def _extrapolated(self, values: list[float], frames: int, objects: float) -> float:
-        rows = np.array([self._row(*size) for size in self._sizes])
-        shares, *_ = np.linalg.lstsq(rows, np.array(values), rcond=None)
-        return max(float(np.dot(self._row(frames, objects), shares)), 0.0)
+    def _extrapolate(self, values: list[float], frames: int, objects: float) -> float:
+        rows = np.array([self._terms(*size) for size in self._sizes])
+        # With fewer steps than terms, lstsq returns the solution of minimum norm. All these steps
+        # have the configured number of frames, so it is still exact in the number of objects.
+        coefficients, *_ = np.linalg.lstsq(rows, np.array(values), rcond=None)
+        return max(float(np.dot(self._terms(frames, objects), coefficients)), 0.0)
 
 
 class _OneFrame(FeatureCache):
-    """A cache that holds every frame; it stands for the real one, or for the frozen encoder."""
+    """A cache that returns the same features for every frame, instead of the frozen encoder's."""
 
     def __init__(self, rounded: bool) -> None:
         super().__init__("", rounded=rounded)
@@ -304,7 +336,7 @@ def _forward(model: SAM2Model, images: Tensor) -> list[Tensor]:
 
 
 def _encoder(module: SAM2LightningModule, images: int) -> tuple[float, float]:
-    """Bytes at the peak for so many frames at once, and seconds of one frame."""
+    """Return the peak in bytes of encoding ``images`` frames at once, and the seconds per frame."""
 
     def run(count: int) -> None:
         with _autocast(module):
@@ -317,7 +349,7 @@ def _encoder(module: SAM2LightningModule, images: int) -> tuple[float, float]:
 
 
 def _clips(clips: int, frames: int, objects: int, module: SAM2LightningModule) -> ClipBatch:
-    """Random pictures on which every object is a square, always in view."""
+    """Create clips of random frames on which every object is a square that is always visible."""
     side, total = module.config.dataset.image_size, clips * objects
     masks = torch.zeros(frames, total, side, side, dtype=torch.bool)
     masks[..., side // 4 : side // 2, side // 4 : side // 2] = True
@@ -363,16 +395,17 @@ def _time(seconds: float) -> str:
 
 
 def _attention(query: tuple, key: tuple, value: tuple, *args: object, **kwargs: object) -> int:
-    """Floating-point operations of q kᵀ and of its product with v; shapes ``[B,H,N,C]``."""
+    """Return the floating-point operations of softmax(q kᵀ) v for shapes ``[B,H,N,C]``."""
     pairs = math.prod(query[:3]) * key[2]
     return 2 * pairs * (query[3] + value[3])
 
 
 def _attention_backward(gradient: tuple, *shapes: tuple, **kwargs: object) -> int:
-    return 5 * _attention(*shapes[:3]) // 2  # five products of that size for two
+    return 5 * _attention(*shapes[:3]) // 2  # five matrix products instead of two
 
 
-_CPU_ATTENTION = {  # which the counter does not know
+# torch's counter does not know the CPU kernels of flash attention.
+_CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -1,6 +1,7 @@
-"""One of several training processes: ``python -m sam2kit.training.rank_worker RUN_DIR``.
+"""Run one rank of a training: ``python -m sam2kit.training.rank_worker RUN_DIR``.
 
-Started by torchrun (:mod:`sam2kit.training.launch`); trains as ``config.yaml`` in RUN_DIR says.
+torchrun starts it (:mod:`sam2kit.training.launch`). It reads the configuration of the training from
+``RUN_DIR/config.yaml``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sam2kit.utils.processes import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()
+    # All ranks log the same lines; print those of rank 0, and errors of every rank.
     level = "INFO" if os.environ["RANK"] == "0" else "ERROR"
     form = "{time:HH:mm:ss} {message}"
     run_dir = Path(sys.argv[1])
@@ -30,4 +32,6 @@ if __name__ == "__main__":
         raise SystemExit(2) from error
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is written, and threads of libraries that wake while Python ends abort it
+    # Everything is written. A regular exit can abort in library threads that wake up while the
+    # interpreter shuts down.
+    os._exit(0)

@@ -1,9 +1,10 @@
-"""Resume an interrupted run, also within an epoch, exactly where it stopped.
+"""Resume an interrupted run exactly where it stopped, even within an epoch.
 
 Clips, prompts and dropout are functions of (seed, epoch or step, index or rank), so no random state
-is stored: a checkpoint only says how far the run was. Lightning stores that in the counters of its
-loops, in a form that depends on the hook that saved, and not every form resumes at the right batch.
-:func:`rewind` brings all of them to one form: in this epoch, after this many batches.
+is stored: a checkpoint only records the position of the run. Lightning stores it in the counters of
+its loops, in a form that depends on the hook that saved the checkpoint. Some of these forms resume
+at the wrong batch, so :func:`rewind` converts all of them to one: this epoch, after this many
+batches.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from sam2kit.models.checkpoint_io import fault_in, kept_copies
 from sam2kit.models.checkpoints import read_run_config
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 
-# What may not change within a run: the model, the order of the clips, and the optimizer, whose
-# state holds its settings too, so that others would be ignored.
+# Keys that must not change within a run: those of the model, of the order of the clips, and of the
+# optimizer. The optimizer's state contains its settings, so new settings would be ignored silently.
 _FIXED_SECTIONS = ("model", "dataset", "augmentation", "optimizer")
 _FIXED = (
     "seed",
@@ -30,32 +31,33 @@ _FIXED = (
     "trainer.ema_decay",
     "features.dtype",
 )
-# The videos themselves are compared, so that a data set may have moved.
-_FREE = (
+# Keys of these sections that may change. The videos are compared by a digest of their content, so a
+# data set may be moved.
+_MAY_CHANGE = (
     "dataset.data_path",
     "dataset.annotation_file",
     "dataset.num_workers",
     "model.compile",
 )
-
-
 DATA_KEY = "SAM2LightningDataModule"  # Lightning stores the data module's state under its name
 
 
-class TrainingOver(ConfigError):
-    """There is nothing left to train of the run that is to go on."""
+class TrainingComplete(ConfigError):
+    """The run to resume has reached its end, so nothing is left to train."""
 
 
-def whole_checkpoint(run_dir: Path) -> Path | None:
-    """``last.ckpt`` of a run, or, with a warning, the newest ``step-N.ckpt``, or ``best.ckpt``.
+def latest_valid_checkpoint(run_dir: Path) -> Path | None:
+    """Return the checkpoint of a run to resume from.
 
-    Every byte is compared with the checksums that torch keeps in the file.
+    The first valid file of ``last.ckpt``, ``step-N.ckpt`` (newest first) and ``best.ckpt`` is
+    chosen. Every byte is compared with the checksums that torch stores in the file. A damaged file
+    is logged as a warning.
 
     Returns:
-        None where there is neither.
+        the path; None if the directory holds no checkpoint.
 
     Raises:
-        CheckpointError: there are some, and all of them are broken.
+        CheckpointError: all checkpoints are damaged.
     """
     candidates = [run_dir / "last.ckpt", *kept_copies(run_dir), run_dir / "best.ckpt"]
     faults = []
@@ -64,20 +66,22 @@ def whole_checkpoint(run_dir: Path) -> Path | None:
             continue
         if (fault := fault_in(path)) is None:
             return path
-        faults.append(f"{path} is broken ({fault})")
-        logger.warning("{}; looking for an older checkpoint", faults[-1])
+        faults.append(f"{path} is damaged ({fault})")
+        logger.warning("{}; trying an older checkpoint", faults[-1])
     if faults:
+        # Starting a new run here silently would overwrite files that might be repaired.
         raise CheckpointError(
-            f"{'; '.join(faults)}. Nothing in this folder can be gone on from: begin a new run in "
-            "another one, or delete these files to begin it here anew"
+            f"No valid checkpoint found in this directory: {'; '.join(faults)}",
+            hint="start a new run in another directory, or delete these files to start over here",
         )
     return None
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
-    """The epoch that a fit is in, from 0, and the batches of it that have gone into the weights.
+    """Return the epoch of a fit, from 0, and how many of its batches the weights include.
 
-    Batches whose gradients were still being accumulated do not count: they are trained on again.
+    Batches whose gradients are still being accumulated do not count: a resumed run trains on them
+    again.
     """
     loop = trainer.fit_loop
     epoch = loop.epoch_progress.current.ready - 1
@@ -91,105 +95,134 @@ def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
     """Bring the counters of Lightning's loops to :func:`position`, in place.
 
     Args:
-        loops: ``checkpoint["loops"]``, from whichever hook.
+        loops: ``checkpoint["loops"]``, saved by any hook.
+        trainer: the trainer that saves the checkpoint.
     """
     epoch, batches = position(trainer)
     fit = loops["fit_loop"]
     for counts in (fit["epoch_progress"]["total"], fit["epoch_progress"]["current"]):
         counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
     progress = fit["epoch_loop.batch_progress"]
-    undone = progress["current"]["processed"] - batches
+    # Batches that are counted as processed but are not part of the weights yet.
+    pending = progress["current"]["processed"] - batches
     for counts in (progress["total"], progress["current"]):
-        counts.update(dict.fromkeys(counts, counts["processed"] - undone))
+        counts.update(dict.fromkeys(counts, counts["processed"] - pending))
     progress["is_last_batch"] = batches == trainer.num_training_batches
-    # The step number of the loggers. On resuming at either end of an epoch, Lightning passes over a
-    # validation that would be due there, and adds a step.
+    # The loggers' step number. When a run resumes at either end of an epoch at which a validation
+    # is due, Lightning skips that validation but counts a step for it, so subtract one here.
     every = trainer.check_val_every_n_epoch or 1
-    passed_over = batches in (0, trainer.num_training_batches) and (epoch + 1) % every == 0
-    steps = trainer.global_step - int(passed_over)
+    skips_validation = batches in (0, trainer.num_training_batches) and (epoch + 1) % every == 0
+    steps = trainer.global_step - int(skips_validation)
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
 
 
 def check_resume(config: Config, data: dict[str, Any]) -> int:
-    """Refuse to go on from ``trainer.resume_from`` with what does not fit to it.
+    """Check that the run of ``trainer.resume_from`` can be resumed with this configuration.
 
     Args:
-        data: the state of the data module that ``config`` gives: ``videos``, a digest of the
-            videos, and the number of ``devices``.
+        config: the configuration to resume with.
+        data: the state of the data module of ``config``: ``videos``, a digest of the videos, and
+            ``devices``, the world size.
 
     Returns:
-        the optimizer steps that the run has done.
+        the number of optimizer steps that the run has done.
 
     Raises:
-        CheckpointError: unreadable, or not a run's checkpoint.
-        ConfigError: keys that must not change have changed; :class:`TrainingOver`: the run is over.
-        DataError: the videos to train on are others.
+        CheckpointError: the file is unreadable, or not a checkpoint of a run.
+        ConfigError: keys that must not change have changed.
+        TrainingComplete: the run has reached its end.
+        DataError: the training or validation videos have changed.
     """
     path = config.trainer.resume_from
     assert path is not None
     try:
         stored = read_run_config(path)
     except CheckpointError as error:
-        raise CheckpointError(f"trainer.resume_from: {error}") from error
+        raise CheckpointError(
+            str(error),
+            key="trainer.resume_from",
+            value=path,
+            hint="name the last.ckpt of a training run",
+        ) from error
+    # mmap: only the position is needed, not the gigabytes of weights and optimizer state.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = content.get(DATA_KEY)
     new_run = f"start a new run from its weights with --model-checkpoint {path}"
     if state is None:
         raise CheckpointError(
-            f"trainer.resume_from: {path} does not say how far its run was; {new_run}"
+            f"{path} does not record the position of its run",
+            key="trainer.resume_from",
+            value=path,
+            hint=new_run,
         )
     _check_keys(config, stored, path)
     if state["videos"] != data["videos"]:
         raise DataError(
-            f"trainer.resume_from: {path} was trained on other videos ({state['videos']}) than "
-            f"dataset and valdataset.fraction give now ({data['videos']}); give the same ones, or "
-            f"{new_run}"
+            f"Cannot resume {path}: the run has {state['videos']}, but dataset and "
+            f"valdataset.fraction now select {data['videos']}",
+            key="trainer.resume_from",
+            value=path,
+            hint=f"use the same videos, or {new_run}",
         )
     devices = state.get("devices", 1)
     if devices != data["devices"]:
         raise ConfigError(
-            f"trainer.devices: the run of {path} shares its clips among {devices} devices, and "
-            f"trainer.devices gives {data['devices']}; give the same number, or {new_run}"
+            f"Cannot resume {path}: its world size is {devices}, but trainer.devices and "
+            f"trainer.num_nodes now give {data['devices']}",
+            key="trainer.devices",
+            value=config.trainer.devices,
+            hint=f"use the same number of devices, or {new_run}",
         )
-    _check_left(config, content, state["epoch"], path)
+    _check_unfinished(config, content, state["epoch"], path)
     return content["global_step"]
 
 
-def _check_left(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:
-    """Refuse to go on with a run that has reached one of its ends.
+def _check_unfinished(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:
+    """Check that the run has not reached a limit of ``config``.
 
     Raises:
-        TrainingOver: names the key that ended it.
+        TrainingComplete: names the key of the limit.
     """
     epoch_over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     epochs, steps = epoch + int(epoch_over), content["global_step"]
     limits = {"max_epochs": config.trainer.max_epochs, "max_steps": config.trainer.max_steps}
     for (key, limit), done in zip(limits.items(), (epochs, steps), strict=True):
         if 0 < limit <= done:
-            raise TrainingOver(
-                f"trainer.resume_from: the run of {path} is over after {epochs} epochs and {steps} "
-                f"steps, and trainer.{key} is {limit}; raise it to go on"
+            raise TrainingComplete(
+                f"the run of {path} is complete (epochs: {epochs}, steps: {steps})",
+                key=f"trainer.{key}",
+                value=limit,
+                hint=f"set trainer.{key} above {limit} to continue",
             )
     patience = config.trainer.early_stopping_patience
     for name, state in content["callbacks"].items():
         if patience and name.startswith("EarlyStopping") and state["wait_count"] >= patience:
-            raise TrainingOver(
-                f"trainer.resume_from: the run of {path} was stopped early after {epochs} epochs, "
-                f"and trainer.early_stopping_patience is {patience}; raise it to go on"
+            raise TrainingComplete(
+                f"the run of {path} was stopped early (epochs: {epochs})",
+                key="trainer.early_stopping_patience",
+                value=patience,
+                hint=f"set trainer.early_stopping_patience above {patience} to continue",
             )
 
 
 def _check_keys(config: Config, stored: Config, path: str) -> None:
+    """Check that the keys which must not change are as in the stored configuration.
+
+    Raises:
+        ConfigError: lists all keys that have changed.
+    """
     fixed = [k for k in options() if k.split(".")[0] in _FIXED_SECTIONS or k in _FIXED]
     changed = [
         f"{key} is {get(config, key)!r} and was {get(stored, key)!r}"
         for key in fixed
-        if key not in _FREE and get(config, key) != get(stored, key)
+        if key not in _MAY_CHANGE and get(config, key) != get(stored, key)
     ]
     if changed:
         raise ConfigError(
-            f"trainer.resume_from: the run of {path} cannot go on with another model, other clips "
-            f"or another optimizer: {'; '.join(changed)}. Take over the run's own configuration "
-            f"with --config {Path(path).parent / 'config.yaml'}, or start a new run from its "
-            f"weights with --model-checkpoint {path}"
+            f"Cannot resume {path}: model, data or optimizer settings have changed: "
+            f"{'; '.join(changed)}",
+            key="trainer.resume_from",
+            value=path,
+            hint=f"use the run's configuration with --config {Path(path).parent / 'config.yaml'}, "
+            f"or start a new run from its weights with --model-checkpoint {path}",
         )

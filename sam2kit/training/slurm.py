@@ -1,4 +1,4 @@
-"""Training as a job of a cluster, which goes on by itself after it was taken away (submitit)."""
+"""Train as a cluster job that resumes by itself after preemption, through submitit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sam2kit.utils.processes import start
 if TYPE_CHECKING:
     from submitit import Job
 
-# Before a job's end; in them the step in progress ends and last.ckpt is written, and what has not
-# ended by then is killed in time to queue up again.
+# SLURM sends a signal this long before it ends the job. The training finishes its current step and
+# saves last.ckpt within SAVING_SECONDS; otherwise it is killed, so that time is left to requeue.
 NOTICE_SECONDS = 120
 SAVING_SECONDS = NOTICE_SECONDS - 20
 MASTER_PORT = 29411
@@ -27,14 +27,16 @@ MASTER_PORT = 29411
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What runs on each machine of a job: a training with ``--resume auto``, below torchrun if any.
+    """Run a training with ``--resume auto`` on each machine of a job.
 
-    submitit calls it, and ``checkpoint`` when the cluster announces that it takes the machine away.
-    It sends itself to the machine in a pickle, which lies in the run's own folder.
+    submitit calls the object on the machine, and calls ``checkpoint`` when the cluster announces a
+    preemption or the end of the job's time. The object is pickled into the run directory, so its
+    attributes are plain values.
 
     Attributes:
-        config_file, run_dir: seen by all machines under these names.
-        devices, nodes: devices of a machine, and machines.
+        config_file, run_dir: paths that are valid on all machines.
+        devices: devices per machine.
+        nodes: number of machines; above 1 the training runs under torchrun.
     """
 
     config_file: str
@@ -43,7 +45,12 @@ class TrainingJob:
     nodes: int = 1
 
     def command(self, node: int, first_host: str) -> list[str]:
-        """The module and its arguments on one machine of the job."""
+        """Return the module to run on one machine of the job, and its arguments.
+
+        Args:
+            node: index of the machine, from 0.
+            first_host: host name of machine 0, which coordinates the ranks.
+        """
         train = ["sam2kit", "train", "--config", self.config_file, "--run-dir", self.run_dir]
         train += ["--resume", "auto"]
         if self.nodes == 1:
@@ -54,29 +61,32 @@ class TrainingJob:
         return ["torch.distributed.run", *torchrun, *train]
 
     def __call__(self) -> str:
-        """Train to the end; returns the run's folder.
+        """Train to the end, and return the run directory.
 
         Raises:
-            TrainingError: the training failed; its last lines are in the job's log.
+            TrainingError: the training failed; the job's log has its output.
         """
         from submitit import JobEnvironment
 
         job = JobEnvironment()
         process = start(*self.command(job.node, job.hostnames[0]))
         _running.append(process.pid)
-        while process.poll() is None:  # no wait(), whose lock checkpoint would find taken
+        # Poll instead of Popen.wait: checkpoint runs in a signal handler, where it would find the
+        # lock of wait taken.
+        while process.poll() is None:
             time.sleep(0.2)
         if process.returncode:
             raise TrainingError(
-                f"training in {self.run_dir} ended with exit code {process.returncode}; the log of "
-                f"this job tells why: {job.paths.stderr}"
+                f"training in {self.run_dir} ended with exit code {process.returncode}",
+                hint=f"see the log of this job: {job.paths.stderr}",
             )
         return self.run_dir
 
     def checkpoint(self) -> Any:
-        """End after the step in progress; the job that is put into the queue again.
+        """Stop the training after its current step, and return the job to requeue.
 
-        A training that does not end in time is killed, and goes on from the ``last.ckpt`` before.
+        A training that does not stop in time is killed; the requeued job then resumes from the
+        previous ``last.ckpt``.
         """
         from submitit.helpers import DelayedSubmission
 
@@ -88,7 +98,9 @@ class TrainingJob:
         return DelayedSubmission(self)
 
 
-_running: list[int] = []  # the training of this process; beside the job, which is pickled
+# Process ids of the training that this process started. Not an attribute of TrainingJob, because
+# that object is pickled and requeued.
+_running: list[int] = []
 
 
 def submit(
@@ -98,54 +110,71 @@ def submit(
     partition: str | None = None,
     cluster: str = "slurm",
 ) -> Job[str]:
-    """Put a training into the queue; before its time is over it saves, and queues up again.
+    """Submit a training as a job, which saves and requeues itself before its time is over.
 
     Args:
-        config: ``trainer.num_nodes`` machines are asked for, each with ``trainer.devices`` GPUs
-            (with ``trainer.accelerator=cpu`` none), and a core for each device and loader process.
-        run_dir: the run's folder; the job's logs go to ``slurm`` in it. A run there goes on.
-        hours: after which SLURM ends the job, and it queues up again.
-        partition: SLURM's; None: the default one.
-        cluster: ``local`` runs it on this machine, in the background.
+        config: the job requests ``trainer.num_nodes`` machines, each with ``trainer.devices`` GPUs
+            (none with ``trainer.accelerator=cpu``) and one core per device and loader process.
+        run_dir: the run directory; the job's logs are written to ``slurm`` in it. An existing run
+            is resumed.
+        hours: time limit of the job, after which it is requeued.
+        partition: SLURM's partition. None (default): the cluster's default partition.
+        cluster: ``slurm``, or ``local`` to run the job on this machine in the background.
+
+    Returns:
+        submitit's job.
 
     Raises:
-        ConfigError: submitit is not installed, there is no SLURM here, or devices are not a number.
+        ConfigError: submitit or SLURM is missing, ``trainer.devices`` is not a number, or a local
+            job has several machines.
     """
     try:
         import submitit
     except ImportError as error:
         raise ConfigError(
-            f"submitit is not installed ({error}); install it with: pip install 'sam2kit[slurm]'"
+            f"submitit is not installed ({error})",
+            hint="install it with: pip install 'sam2kit[slurm]'",
         ) from error
     trainer = config.trainer
     if not trainer.devices.isdigit():
         raise ConfigError(
-            f"trainer.devices is {trainer.devices!r}; a job asks for a number of them"
+            key="trainer.devices",
+            value=trainer.devices,
+            expected="a number in a submitted job",
+            hint="set it to the number of GPUs per machine",
         )
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise ConfigError(
-            "there is no SLURM here (no sbatch); log in where there is, or try the job on this "
-            "machine with --cluster local"
+            "SLURM is not available on this machine (no sbatch)",
+            key="--cluster",
+            value=cluster,
+            hint="submit from a login node of the cluster, or run the job on this machine with "
+            "--cluster local",
         )
     if trainer.num_nodes > 1 and cluster == "local":
-        raise ConfigError(f"trainer.num_nodes is {trainer.num_nodes}, and this machine is one")
+        raise ConfigError(
+            key="trainer.num_nodes",
+            value=trainer.num_nodes,
+            expected="1 with --cluster local",
+            hint="set trainer.num_nodes=1, or submit to SLURM",
+        )
     logs = run_dir.resolve() / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     config_file = logs / "submitted.yaml"
     save_config(config, config_file)
     devices = int(trainer.devices)
     executor = submitit.AutoExecutor(logs, cluster=cluster, slurm_max_num_timeout=1000)
-    asked: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "name": f"sam2kit-{run_dir.name}",
         "timeout_min": max(round(60 * hours), 1),
         "nodes": trainer.num_nodes,
-        "tasks_per_node": 1,
+        "tasks_per_node": 1,  # torchrun starts the ranks of a machine
         "cpus_per_task": devices * (config.dataset.num_workers + 1),
         "gpus_per_node": 0 if trainer.accelerator == "cpu" else devices,
         "slurm_signal_delay_s": NOTICE_SECONDS,
     }
     if partition is not None:
-        asked["slurm_partition"] = partition
-    executor.update_parameters(**asked)
+        parameters["slurm_partition"] = partition
+    executor.update_parameters(**parameters)
     job = TrainingJob(str(config_file), str(run_dir.resolve()), trainer.devices, trainer.num_nodes)
     return executor.submit(job)

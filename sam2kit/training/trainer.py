@@ -1,4 +1,4 @@
-"""Fine-tuning from a configuration: what ``sam2kit train`` and ``03_train`` call."""
+"""Train from a configuration; ``sam2kit train`` and the notebook ``03_train`` call :func:`fit`."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on
 from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
 from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
-from sam2kit.training.resume import TrainingOver, check_resume, whole_checkpoint
+from sam2kit.training.resume import TrainingComplete, check_resume, latest_valid_checkpoint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
 
-# Keys of the section ``trainer`` that Lightning's Trainer has under the same name.
+# Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
 LIGHTNING_KEYS = (
     *("accelerator", "precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
     *("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps"),
@@ -61,16 +61,17 @@ LIGHTNING_KEYS = (
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training run left behind.
+    """The files and metrics of a training run.
 
     Attributes:
-        run_dir: the run's folder: ``config.yaml``, ``best.ckpt``, ``last.ckpt``, ``metrics.csv``,
-            ``train.log`` and the logger's files; with LoRA also ``adapter.pt``.
-        best_checkpoint: the lowest validation loss; of a run that went on in another folder, since
-            then.
-        last_checkpoint: the end of the last epoch, or where the run was stopped; to go on from.
-        metrics: the last logged value of each metric.
-        interrupted: whether the run was stopped by hand before its end.
+        run_dir: the run directory, with ``config.yaml``, ``best.ckpt``, ``last.ckpt``,
+            ``metrics.csv``, ``train.log`` and the logger's files; with LoRA also ``adapter.pt``.
+        best_checkpoint: the checkpoint of the lowest validation loss. If the run was resumed in
+            another directory: of the lowest since then.
+        last_checkpoint: the checkpoint of the end of the last epoch, or of the step at which the
+            run was stopped; resume from it.
+        metrics: last logged value by the name of the metric.
+        interrupted: whether Ctrl-C or SIGTERM stopped the run before its end.
     """
 
     run_dir: Path
@@ -95,57 +96,65 @@ def fit(
     Args:
         config: the configuration of the run. It is validated first.
         run_dir: the run directory. None (default): a dated folder under ``config.output_dir``.
-        resume: resume from ``last.ckpt`` in ``run_dir`` where there is one (from ``best.ckpt``
-            where that is broken), whatever ``trainer.resume_from`` says. A run that has reached its
-            end is left as it is.
-        callbacks: Lightning callbacks, called before the kit's own.
+        resume: resume the run in ``run_dir`` if it has a checkpoint, and ignore
+            ``trainer.resume_from``. If ``last.ckpt`` is damaged, the newest kept copy is used, then
+            ``best.ckpt``. A run that has reached its end is left unchanged.
+        callbacks: Lightning callbacks, called before those of sam2kit.
         loss: as for :class:`~sam2kit.training.module.SAM2LightningModule`.
         train_source, val_source: as for
             :class:`~sam2kit.training.datamodule.SAM2LightningDataModule`.
 
+    Returns:
+        the run's files and metrics.
+
     Raises:
-        ConfigError, DataError, CheckpointError: before the first step, naming the key or file.
-            ConfigError also for callbacks, a loss or sources with several devices: the processes
-            are started from the configuration alone.
-        TrainingError: one of several processes failed, or the loss or a gradient is not finite.
+        ConfigError, DataError, CheckpointError: before the first step; the error names the key or
+            file. ConfigError also for callbacks, a loss or sources with several devices, because
+            the ranks are started from the configuration alone.
+        TrainingError: a rank failed, the loss or a gradient is not finite, memory or disk is full,
+            or a loader process died.
     """
     check(config)
     config = settle_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
     log = make_logger_class(config)
     devices = device_count(config)
-    everywhere = devices * config.trainer.num_nodes
+    world_size = devices * config.trainer.num_nodes
     in_memory = [*callbacks, *(x for x in (loss, train_source, val_source) if x is not None)]
-    if everywhere > 1 and in_memory:
+    if world_size > 1 and in_memory:
         raise ConfigError(
-            f"trainer.devices={config.trainer.devices} starts {everywhere} processes from the "
-            "configuration alone, which cannot pass callbacks, loss or sources on; set "
-            "trainer.devices=1, or use SAM2LightningModule with a Trainer of your own"
+            f"callbacks, loss and sources cannot be passed to {world_size} ranks, which start from "
+            "the configuration alone",
+            key="trainer.devices",
+            value=config.trainer.devices,
+            hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own",
         )
+    # Everything that can be checked is checked before the run directory is created.
     data = SAM2LightningDataModule(
-        config, everywhere, train_source=train_source, val_source=val_source
+        config, world_size, train_source=train_source, val_source=val_source
     )
-    if resume and run_dir is not None and (whole := whole_checkpoint(run_dir)):
-        config = replace(config, trainer=replace(config.trainer, resume_from=str(whole)))
+    if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
+        config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
     try:
         resumed = config.trainer.resume_from is not None
         steps_done = check_resume(config, data.state_dict()) if resumed else 0
-    except TrainingOver as over:
+    except TrainingComplete as complete:
+        # With resume=True a repeated call is idempotent; with resume_from it is a mistake.
         if not resume or run_dir is None:
             raise
-        logger.info("nothing left to train. {}", over)
-        return _found(config, run_dir)
+        logger.info("Nothing left to train: {}", complete)
+        return _existing_result(config, run_dir)
     if not in_rank():
         data.check_videos()
-    check_ranks(config, everywhere, run_dir)
+    check_ranks(config, world_size, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
-    if everywhere > 1 and not in_rank():
-        _make_trainer(config, run_dir, [], [])  # rejects devices that do not exist
-        return _found(config, run_dir, train_on_devices(config, run_dir, devices))
+    if world_size > 1 and not in_rank():
+        _make_trainer(config, run_dir, [], [])  # reject unavailable devices before starting ranks
+        return _existing_result(config, run_dir, train_on_devices(config, run_dir, devices))
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
-        logger.info("run folder {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
+        logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
         if first:
             save_config(config, run_dir / "config.yaml")
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
@@ -153,7 +162,7 @@ def fit(
         module = SAM2LightningModule(config, loss=loss)
         module.use_features(data)
         _warn_of_random_weights(config, module)
-        if config.trainer.audit == "off":  # else the audit shows these columns and more
+        if config.trainer.audit == "off":  # the audit's table includes these columns
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
         with open_logger(log, config, run_dir) as run_log:
@@ -163,22 +172,23 @@ def fit(
         logger.remove(sink)
 
 
-def _found(config: Config, run_dir: Path, interrupted: bool = False) -> FitResult:
-    """The result of a training that another process did."""
+def _existing_result(config: Config, run_dir: Path, interrupted: bool = False) -> FitResult:
+    """Return the result of a training that another process has done, from its files."""
     best, last = run_dir / "best.ckpt", run_dir / "last.ckpt"
     best = best if best.exists() else last
+    # A run that was killed between its last checkpoint and its end has no adapter yet.
     if config.model.lora_modules and not (run_dir / "adapter.pt").exists():
         save_adapter(*load_run(best), run_dir / "adapter.pt")
     return FitResult(run_dir, best, last, last_values(run_dir), interrupted)
 
 
 def _warn_of_random_weights(config: Config, module: SAM2LightningModule) -> None:
-    """Say so where part of the model is random and stays random."""
+    """Warn if modules have random weights and are not trained."""
     frozen = [r.module for r in parameter_report(module.model)[:-1] if not r.trainable]
     if config.model.checkpoint is None and config.trainer.resume_from is None and frozen:
         logger.warning(
-            "model.checkpoint is null, so {} stay random and nothing useful can be learned; "
-            "give --model-checkpoint (such as sam2.1_hiera_tiny), or train everything with "
+            "model.checkpoint is null, so {} keep random weights and training cannot succeed; "
+            "pass --model-checkpoint (such as sam2.1_hiera_tiny), or train all modules with "
             "'model.trainable_modules=[\"*\"]'",
             ", ".join(frozen),
         )
@@ -192,8 +202,9 @@ def _run(
     loggers: list[Logger],
     user_callbacks: Sequence[Callback],
 ) -> FitResult:
-    # Two callbacks, because Lightning's own "last" is written only when "best" is. The last one is
-    # written also where an epoch ends early: at an interrupt, at max_steps, at max_time.
+    # Two callbacks, because Lightning's save_last is written only together with the best
+    # checkpoint. save_on_train_epoch_end also covers an epoch that ends early: at an interrupt,
+    # max_steps or max_time.
     save = partial(ModelCheckpoint, run_dir, enable_version_counter=False)
     best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
     last = save("last", save_on_train_epoch_end=True)
@@ -213,7 +224,8 @@ def _run(
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
     if (patience := config.trainer.early_stopping_patience) is not None:
-        # At a validation: a run resumed after an epoch's last step passes that epoch's end again.
+        # Check at validations, because a run that resumes after an epoch's last step repeats the
+        # end of that epoch, which would count twice.
         stop_early = EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
         callbacks.append(stop_early)
     if config.trainer.ema_decay is not None:
@@ -227,7 +239,9 @@ def _run(
         finally:
             stopper.restore()
     last_path = run_dir / "last.ckpt"
-    if not trainer.strategy.broadcast(last_path.exists()):  # stopped before the first step
+    # Without a checkpoint the run was stopped before its first step. Rank 0 decides for all,
+    # because saving is collective.
+    if not trainer.strategy.broadcast(last_path.exists()):
         trainer.save_checkpoint(last_path)
     best_path = Path(best.best_model_path) if best.best_model_path else last_path
     if config.model.lora_modules and trainer.is_global_zero:
@@ -246,15 +260,16 @@ def _make_trainer(
     callbacks: list[Callback],
     ddp: bool = False,
 ) -> Trainer:
-    """Make Lightning's trainer.
+    """Create Lightning's trainer.
 
     Raises:
-        ConfigError: devices, a strategy or a precision that this machine does not have.
+        ConfigError: this machine does not support the accelerator, devices, strategy or precision.
     """
     t = config.trainer
     strategy: str | Strategy = "auto"
     if ddp:
-        # Some batches leave parameters without gradient; the only buffers are constants.
+        # Which parameters get gradient depends on the batch. Buffers are constant, so broadcasting
+        # them before each step would be wasted.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return Trainer(
@@ -274,38 +289,45 @@ def _make_trainer(
         raise ConfigError(
             f"trainer.accelerator={t.accelerator} with trainer.devices={t.devices}, "
             f"trainer.strategy={t.strategy} and trainer.precision={t.precision} cannot be used "
-            f"here: {error}"
+            f"here: {error}",
+            key="trainer.accelerator",
+            value=t.accelerator,
+            hint="choose devices that this machine has, such as --accelerator cpu",
         ) from error
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside and renames, so that a run that is killed leaves the old file or the new one.
+    """Write checkpoints atomically, so that a killed run leaves the old file or the new one.
 
-    Lightning writes to the system's temporary folder, from where another file system gets a copy.
-    Of ``last.ckpt`` so many copies are kept.
+    Lightning writes to the system's temporary directory and copies the file to other file systems,
+    which is not atomic.
+
+    Args:
+        max_copies: maximum number of older copies of ``last.ckpt`` to keep.
     """
 
-    def __init__(self, kept: int = 0) -> None:
+    def __init__(self, max_copies: int = 0) -> None:
         super().__init__()
-        self.kept = kept
+        self.max_copies = max_copies
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         write_checkpoint(checkpoint, Path(path))
-        if self.kept and Path(path).name == "last.ckpt":
-            keep_copy(Path(path), checkpoint["global_step"], self.kept)
+        if self.max_copies and Path(path).name == "last.ckpt":
+            keep_copy(Path(path), checkpoint["global_step"], self.max_copies)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete nothing: ``best.ckpt`` and ``last.ckpt`` are replaced, never left behind.
+        """Delete nothing: ``best.ckpt`` and ``last.ckpt`` are overwritten in place.
 
-        Lightning would ask for it with a path from the state of a resumed checkpoint.
+        Lightning calls this method with paths that it reads from a resumed checkpoint; such a file
+        may belong to another run.
         """
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Suppress Lightning's advertisements and its advice on what the configuration decides."""
+    """Suppress Lightning's advertisements and its advice on settings of the configuration."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -314,11 +336,11 @@ def _quiet_lightning() -> Iterator[None]:
             for message in (
                 "does not have many workers",
                 "number of training batches",
-                "your dataloader is not resumable",  # the data module sets where it resumes
-                "The dirpath has changed",  # a run resumed in another folder has its own best.ckpt
-                "exists and is not empty",  # the folder already holds train.log and config.yaml
+                "your dataloader is not resumable",  # the data module resumes within an epoch
+                "The dirpath has changed",  # a run resumed in another directory has its own best
+                "exists and is not empty",  # the run directory has train.log and config.yaml
                 "LeafSpec",
-                "sync_dist=True",  # all processes log the same value of a validation
+                "sync_dist=True",  # all ranks log the same value of a validation
             ):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield

@@ -1,4 +1,4 @@
-"""What goes wrong around a training."""
+"""Failures of the machine during training: memory, loader processes, disk and loggers."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def config(toy_config):
 
 
 def fail_with(monkeypatch, error):
-    """In the first step."""
+    """Let the first training step raise ``error``."""
 
     def fail(*args):
         raise error
@@ -38,13 +38,14 @@ def fail_with(monkeypatch, error):
         MemoryError("x"),
     ],
 )
-def test_out_of_memory_tells_what_a_step_takes(config, tmp_path, monkeypatch, error):
+def test_out_of_memory_reports_the_plan(config, tmp_path, monkeypatch, error):
     fail_with(monkeypatch, error)
-    with pytest.raises(TrainingError, match=r"(?s)out of memory.*[MG]B.*--resume auto"):
+    with pytest.raises(TrainingError, match="out of memory") as raised:
         fit(config, tmp_path / "run")
+    assert "GB" in raised.value.hint and "--resume auto" in raised.value.hint
 
 
-def test_a_loader_process_that_dies_names_the_frame(config, tmp_path, monkeypatch):
+def test_dead_loader_process_reports_the_frame(config, tmp_path, monkeypatch):
     read = ClipDataset._read
 
     def die(self, i, window, stored, masks):
@@ -55,24 +56,26 @@ def test_a_loader_process_that_dies_names_the_frame(config, tmp_path, monkeypatc
 
     monkeypatch.setattr(ClipDataset, "_read", die)
     config = override_config(config, ["dataset.num_workers=1"])
-    with pytest.raises(TrainingError, match=r"loader process ended .*it was reading .*3.*frame"):
+    with pytest.raises(TrainingError, match=r"loader process ended .*reading .*3.*frame") as raised:
         fit(config, tmp_path / "run")
+    assert "dataset.num_workers" in raised.value.hint
 
 
-def test_a_full_disk_is_told(config, tmp_path, monkeypatch):
+def test_full_disk_is_reported(config, tmp_path, monkeypatch):
     fail_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "metrics.csv"))
-    with pytest.raises(TrainingError, match="metrics.csv: the disk is full"):
+    with pytest.raises(TrainingError, match="metrics.csv.* full") as raised:
         fit(config, tmp_path / "run")
+    assert "--resume auto" in raised.value.hint
 
 
-def test_other_errors_stay_what_they_are(config, tmp_path, monkeypatch):
+def test_other_errors_are_not_changed(config, tmp_path, monkeypatch):
     fail_with(monkeypatch, OSError(errno.EIO, "Input/output error", "x.png"))
     with pytest.raises(OSError, match="x.png"):
         fit(config, tmp_path / "run")
 
 
-def test_an_unreachable_wandb_stops_nothing(config, tmp_path, monkeypatch):
-    """Nothing listens there; the log is kept offline."""
+def test_unreachable_wandb_does_not_stop_training(config, tmp_path, monkeypatch):
+    """Nothing listens on that port, so the log is written offline."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -84,7 +87,7 @@ def test_an_unreachable_wandb_stops_nothing(config, tmp_path, monkeypatch):
     assert "does not answer" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_a_log_that_fails_midway_is_told_once(config, tmp_path, monkeypatch):
+def test_failing_logger_is_warned_about_once(config, tmp_path, monkeypatch):
     loggers = pytest.importorskip("lightning.pytorch.loggers")
     pytest.importorskip("wandb")
 
@@ -95,4 +98,4 @@ def test_a_log_that_fails_midway_is_told_once(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loggers.WandbLogger, "log_metrics", fail)
     config.trainer.logger, config.trainer.log_every_n_steps = "wandb", 1
     assert "val_loss" in fit(config, tmp_path / "run").metrics
-    assert (tmp_path / "run" / "train.log").read_text().count("does not take the log (gone)") == 1
+    assert (tmp_path / "run" / "train.log").read_text().count("wandb failed (gone)") == 1

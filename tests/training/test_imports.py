@@ -1,4 +1,4 @@
-"""Each module of training, imported by name, loads no plots, reports, tracker or widgets."""
+"""Modules of training do not import plots, reports, the tracker or widgets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(json.dumps([name for name in sys.modules if name.startswith("sam2kit")]))
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_loads_only_what_training_needs(name):
+def test_module_imports_only_what_training_needs(name):
     command = [sys.executable, "-c", IMPORT, name]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     loaded = json.loads(output.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Several devices: who trains on which clips, and two processes on this CPU."""
+"""Training on several devices: shards of the clips, and two ranks on the CPU."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def config(tiny_config):
-    """Two processes on the CPU; two epochs of two steps, of two clips each (of seven)."""
+    """Two ranks on the CPU; two epochs of two steps with two clips per rank, of seven clips."""
     tiny_config.dataset.type = "synthetic"
     tiny_config.dataset.synthetic_videos = 7
     tiny_config.dataset.batch_size = 2
@@ -41,15 +41,15 @@ def config(tiny_config):
     return tiny_config
 
 
-def test_every_rank_has_a_share_and_all_have_as_many(config):
+def test_every_rank_has_a_shard_of_equal_size(config):
     clips, _ = build_datasets(config)
     clips.set_epoch(3)
     whole = list(EpochSampler(clips, True, 5))
-    shares = [EpochSampler(clips, True, 5, share=(rank, 3)) for rank in range(3)]
-    assert {len(share) for share in shares} == {len(list(share)) for share in shares} == {3}
-    together = [clip for clips in zip(*shares, strict=True) for clip in clips]
+    shards = [EpochSampler(clips, True, 5, share=(rank, 3)) for rank in range(3)]
+    assert {len(shard) for shard in shards} == {len(list(shard)) for shard in shards} == {3}
+    together = [clip for clips in zip(*shards, strict=True) for clip in clips]
     assert together[:7] == whole and together[7:] == whole[:2]
-    assert list(EpochSampler(clips, True, 5, (3, 2), (1, 3))) == list(shares[1])[2:]
+    assert list(EpochSampler(clips, True, 5, (3, 2), (1, 3))) == list(shards[1])[2:]
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,17 @@ def test_number_of_devices(config, devices, accelerator, count):
     assert device_count(config) == count
 
 
-def test_auto_takes_all_gpus(config, monkeypatch):
+def test_auto_selects_all_gpus(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     config.trainer.devices = config.trainer.accelerator = "auto"
     assert device_count(config) == 4
 
 
-def test_under_somebody_elses_torchrun_the_folder_must_be_named(config, monkeypatch):
+def test_external_torchrun_needs_a_run_directory(config, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    with pytest.raises(ConfigError, match="--run-dir"):
+    with pytest.raises(ConfigError) as error:
         fit(config)
+    assert error.value.key == "--run-dir"
 
 
 def steps_in(run_dir):
@@ -79,11 +80,11 @@ def steps_in(run_dir):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_and_go_on(config, tmp_path, capfd):
-    config.scheduler.name = "constant"  # a cosine of three steps would be another one
+def test_two_ranks_train_one_model_and_resume(config, tmp_path, capfd):
+    config.scheduler.name = "constant"  # a cosine over three steps would have other learning rates
     result = fit(config, tmp_path / "run")
     assert steps_in(result.run_dir) == [0, 1, 2, 3] and "val_iou" in result.metrics
-    assert (tmp_path / "run" / "train.log").read_text().count("run folder") == 1
+    assert (tmp_path / "run" / "train.log").read_text().count("run directory") == 1
     assert "epoch 1 step 4/4" in capfd.readouterr().out
     whole = torch.load(result.last_checkpoint, weights_only=True)
     assert whole["SAM2LightningDataModule"]["devices"] == 2
@@ -108,8 +109,8 @@ def validations_in(run_dir):
 
 
 @pytest.mark.parametrize("launcher", ["fit", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, launcher):
-    """Clips differ in their number of objects, so a mean of the processes' means would be off."""
+def test_two_ranks_equal_one_with_twice_the_batch_size(config, tmp_path, launcher):
+    """Clips have different numbers of objects, so the mean of the ranks' means would be wrong."""
     config.dataset.synthetic_videos = 8
     config.dataset.video_clip_length = 3
     config.dataset.prompt_types = ["mask", "box", "point"]
@@ -129,7 +130,7 @@ def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, launcher
         subprocess.run([sys.executable, "-m", *torchrun, "-m", *command], check=True)
     config.dataset.batch_size, config.trainer.devices = 4, "1"
     fit(config, tmp_path / "one")
-    # Where a gradient is all rounding, Adam makes a whole step of it: a few weights, from 1e-3.
+    # Adam turns a gradient that is only rounding error into a full step of 1e-3 for a few weights.
     compare_runs(tmp_path / "one", tmp_path / "two", weights=3e-4)
     assert len(validations_in(tmp_path / "two")) == 2
 
@@ -148,12 +149,12 @@ def compare_runs(one, two, weights=1e-5):
             assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-4, abs=1e-9)
 
 
-def test_a_validation_covers_each_clip_once_and_is_that_of_one_device(config, tmp_path):
-    """Three batches on two devices, one of which has a batch that does not count."""
+def test_validation_on_two_devices_equals_one_device(config, tmp_path):
+    """Three batches on two devices; the repeated batch of one device does not count."""
     config.valdataset.synthetic_videos, config.valdataset.batch_size = 5, 2
     config.trainer.max_epochs = config.trainer.limit_train_batches = 1
     config.trainer.audit = "off"
-    config.optimizer.lr = 1e-30  # rounding leaves every weight as it was
+    config.optimizer.lr = 1e-30  # too small to change any weight
     for devices in ("1", "2"):
         config.trainer.devices = devices
         fit(config, tmp_path / devices)
@@ -166,8 +167,8 @@ def test_a_validation_covers_each_clip_once_and_is_that_of_one_device(config, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["command line", "torchrun", "two machines", "03_train"])
-def test_the_quick_start_on_two_devices(tmp_path, where):
-    """As it stands, but for one epoch of it: two processes with half of its batch each."""
+def test_quick_start_on_two_devices(tmp_path, where):
+    """One epoch of the quick start, with half of its batch size on each of two ranks."""
     overrides = ["trainer.max_epochs=1", "features.cache=off", "trainer.audit=off"]
     whole, half = [*overrides, "dataset.batch_size=10"], [*overrides, "trainer.devices=2"]
     config_file = ROOT / "configs" / "quickstart.yaml"
@@ -182,14 +183,14 @@ def test_the_quick_start_on_two_devices(tmp_path, where):
         subprocess.run([*torchrun, *train, *half], check=True, cwd=ROOT)
     elif where == "two machines":
         torchrun += ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-        own = [*train, *overrides, "trainer.num_nodes=2"]
-        started = [
+        options = [*train, *overrides, "trainer.num_nodes=2"]
+        launchers = [
             subprocess.Popen(
-                [*torchrun, "--master-port=29400", f"--node-rank={n}", "-m", *own], cwd=ROOT
+                [*torchrun, "--master-port=29400", f"--node-rank={n}", "-m", *options], cwd=ROOT
             )
             for n in range(2)
         ]
-        assert [process.wait(600) for process in started] == [0, 0]
+        assert [process.wait(600) for process in launchers] == [0, 0]
     else:
         papermill.execute_notebook(
             ROOT / "notebooks" / "03_train.ipynb",
@@ -201,21 +202,26 @@ def test_the_quick_start_on_two_devices(tmp_path, where):
 
 
 @pytest.mark.parametrize(
-    "settings, told", [({"WORLD_SIZE": "3"}, "torchrun started 3"), ({}, "num_nodes=2: each")]
+    "settings, key, text",
+    [
+        ({"WORLD_SIZE": "3"}, "trainer.devices", "torchrun started 3 .* requires 4"),
+        ({}, "trainer.num_nodes", "2 machines"),
+    ],
 )
-def test_processes_that_do_not_fit_together_are_refused(
-    config, tmp_path, monkeypatch, settings, told
+def test_inconsistent_numbers_of_processes_are_rejected(
+    config, tmp_path, monkeypatch, settings, key, text
 ):
     if settings:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
         monkeypatch.setenv("WORLD_SIZE", settings["WORLD_SIZE"])
     config.trainer.num_nodes = 2
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=text) as error:
         fit(config, tmp_path / "run")
+    assert error.value.key == key
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_told(config, tmp_path):
+def test_failed_rank_is_reported(config, tmp_path):
     config.optimizer.lr = 1e-3
     config.model.checkpoint = str(tmp_path / "none.pt")
     with pytest.raises(TrainingError, match="2 devices failed .*none.pt"):
@@ -223,17 +229,17 @@ def test_a_process_that_fails_is_told(config, tmp_path):
 
 
 def processes_of(folder):
-    """Those with the folder in their command line."""
-    found = []
+    """Return the processes with the directory in their command line."""
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         if str(folder) in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 @pytest.fixture
 def started(config, tmp_path):
-    """A process that trains on two devices for long, after its first steps."""
+    """Start a long training on two devices, and wait for its first steps."""
     config.trainer.max_epochs = 10000
     save_config(config, tmp_path / "config.yaml")
     code = (
@@ -249,25 +255,25 @@ def started(config, tmp_path):
         if (tmp_path / "run" / "last.ckpt").exists():
             break
         time.sleep(0.1)
-    assert len(processes_of(tmp_path)) >= 4  # it, torchrun and two ranks
+    assert len(processes_of(tmp_path)) >= 4  # the process itself, torchrun and two ranks
     return process
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("everybody", [False, True])
-def test_an_interrupt_ends_all_after_the_same_step(started, tmp_path, number, everybody):
-    """Also where all processes are told, as a cluster's manager does."""
-    for process in processes_of(tmp_path) if everybody else [started]:
+@pytest.mark.parametrize("signal_all", [False, True])
+def test_interrupt_stops_all_ranks_after_the_same_step(started, tmp_path, number, signal_all):
+    """A cluster manager may signal all processes instead of the launcher only."""
+    for process in processes_of(tmp_path) if signal_all else [started]:
         process.send_signal(number)
-    told, _ = started.communicate(timeout=120)
-    assert everybody or (told.strip().endswith("True") and started.returncode == 0)
+    output, _ = started.communicate(timeout=120)
+    assert signal_all or (output.strip().endswith("True") and started.returncode == 0)
     assert "best checkpoint" in (tmp_path / "run" / "train.log").read_text()  # the last line
     assert (tmp_path / "run" / "last.ckpt").exists() and not processes_of(tmp_path)
 
 
 @pytest.mark.slow
-def test_killing_it_leaves_no_process(started, tmp_path):
+def test_killed_launcher_leaves_no_process(started, tmp_path):
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
     for _ in range(100):

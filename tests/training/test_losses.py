@@ -1,4 +1,4 @@
-"""The loss against values computed by hand and against upstream's own functions."""
+"""Compare the loss with values computed by hand and with upstream's functions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_dice_and_iou_by_hand():
 
 
 def test_temporal_by_hand():
-    # The first pixel rose by 0.5 where the truth rose by 1, the second fell by 0.2 where it stayed.
+    # The first pixel rises by 0.5, and by 1 in the ground truth; the second falls by 0.2, and by 0.
     loss = temporal_loss(logit(0.7, 0.1), logit(0.2, 0.3), truth(1, 0), truth(0, 0))
     assert loss.item() == pytest.approx((0.5 + 0.2) / 2)
     still = temporal_loss(logit(0.7, 0.1), logit(0.7, 0.1), truth(1, 0), truth(1, 0))
@@ -124,12 +124,12 @@ def test_terms_are_sums_over_object_frames_divided_by_their_number(scene):
     assert terms["loss"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
-def test_the_four_terms_of_the_default(scene):
+def test_default_terms(scene):
     terms = SAM2TrainingLoss(LossConfig())(*scene)
     assert set(terms) == {"loss", "loss_bce", "loss_dice", "loss_iou", "loss_temporal"}
 
 
-def test_frames_nobody_annotated_count_in_nothing(scene):
+def test_unannotated_frames_contribute_to_no_term(scene):
     output, batch = scene
     annotated = batch.annotated.clone()
     annotated[1, 0] = False
@@ -146,7 +146,7 @@ def test_frames_nobody_annotated_count_in_nothing(scene):
     assert terms["loss_dice"].item() == pytest.approx(by_hand.item() / 4, rel=1e-5)
 
 
-def test_absent_objects_teach_emptiness_and_the_object_score_alone(scene):
+def test_absent_objects_contribute_to_bce_and_object_score_only(scene):
     output, batch = scene
     masks = batch.masks.clone()
     masks[2, 0] = False
@@ -166,7 +166,7 @@ def test_absent_objects_teach_emptiness_and_the_object_score_alone(scene):
     assert terms["loss_object_score"].item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_nothing_to_supervise_gives_a_zero_that_can_be_differentiated(scene):
+def test_loss_without_supervision_is_a_differentiable_zero(scene):
     output, batch = scene
     logits = output.mask_logits.clone().requires_grad_()
     output = replace(output, mask_logits=logits, tracked=torch.zeros_like(output.tracked))
@@ -175,7 +175,7 @@ def test_nothing_to_supervise_gives_a_zero_that_can_be_differentiated(scene):
     terms["loss"].backward()
 
 
-def test_a_withheld_mask_costs_a_bounded_amount(scene):
+def test_loss_of_a_withheld_mask_is_bounded(scene):
     from sam2.modeling import sam2_base
 
     from sam2kit.training.losses import ABSENT_LOGIT, NO_OBJ_SCORE
@@ -190,7 +190,7 @@ def test_a_withheld_mask_costs_a_bounded_amount(scene):
         assert torch.equal(value, terms[name]), name
 
 
-def test_a_weight_of_zero_leaves_the_term_out(scene):
+def test_term_with_weight_zero_is_left_out(scene):
     terms = SAM2TrainingLoss(LossConfig(bce=0, temporal=0))(*scene)
     assert set(terms) == {"loss", "loss_dice", "loss_iou"}
 
@@ -223,7 +223,7 @@ STEPS = LossConfig(
 )
 
 
-def answer(frame: int, objects: list[int], masks: int, seed: int) -> DecoderStep:
+def decoder_step(frame: int, objects: list[int], masks: int, seed: int) -> DecoderStep:
     generator = torch.Generator().manual_seed(seed)
     n = len(objects)
     return DecoderStep(
@@ -236,9 +236,9 @@ def answer(frame: int, objects: list[int], masks: int, seed: int) -> DecoderStep
 
 
 def test_steps_are_summed_and_divided_by_the_number_of_objects(scene):
-    """One answer of three masks, one of one, by the functions of this module."""
+    """One output with three candidate masks and one with a single mask."""
     output, batch = scene
-    three, one = answer(0, [0], 3, seed=1), answer(1, [0, 1], 1, seed=2)
+    three, one = decoder_step(0, [0], 3, seed=1), decoder_step(1, [0, 1], 1, seed=2)
     terms = SAM2TrainingLoss(STEPS)(replace(output, steps=[three, one]), batch)
     mask = batch.masks[0, :1].expand(3, -1, -1)
     focal, dice = focal_loss(three.mask_logits[0], mask), dice_loss(three.mask_logits[0], mask)
@@ -255,9 +255,9 @@ def test_steps_are_summed_and_divided_by_the_number_of_objects(scene):
     assert terms["loss"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
-def test_absent_objects_count_in_the_score_alone_and_unannotated_ones_in_nothing(scene):
+def test_steps_with_absent_or_unannotated_objects(scene):
     output, batch = scene
-    step = answer(1, [0, 1], 1, seed=2)
+    step = decoder_step(1, [0, 1], 1, seed=2)
     output = replace(output, steps=[step])
     batch.masks[1, 0] = False
     terms = SAM2TrainingLoss(STEPS)(output, batch)
@@ -273,7 +273,7 @@ def test_absent_objects_count_in_the_score_alone_and_unannotated_ones_in_nothing
     assert all(v.item() == 0 for v in SAM2TrainingLoss(STEPS)(output, batch).values())
 
 
-def test_a_batch_without_answers_gives_a_loss_that_can_be_differentiated(scene):
+def test_batch_without_steps_has_a_differentiable_loss(scene):
     output, batch = scene
     logits = output.mask_logits.requires_grad_()
     nothing = replace(output, mask_logits=logits, tracked=torch.zeros_like(output.tracked))

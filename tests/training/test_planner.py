@@ -1,4 +1,4 @@
-"""What a step will take is told from smaller ones."""
+"""The plan estimates memory and time of a step from smaller steps, and proposes settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sam2kit.training.planner import TrainingPlan, plan_training, propose
 
 
 class Clips(list):
-    """Clips of which only the objects are looked at."""
+    """Clips of which only the number of objects is read."""
 
     source = None
 
@@ -35,15 +35,15 @@ class Source:
 @pytest.fixture
 def clips(monkeypatch):
     def show(*counts):
-        shown = Clips(SimpleNamespace(object_ids=list(range(n))) for n in counts)
-        shown.source = Source()
-        monkeypatch.setattr(planning, "build_datasets", lambda config: (shown, shown))
+        dataset = Clips(SimpleNamespace(object_ids=list(range(n))) for n in counts)
+        dataset.source = Source()
+        monkeypatch.setattr(planning, "build_datasets", lambda config: (dataset, dataset))
 
     return show
 
 
 def measured(config, frames, objects) -> int:
-    """Bytes of a real step of real clips, features read as the plan has them."""
+    """Measure the bytes of a step on real clips; features are read from a cache as in the plan."""
     module = SAM2LightningModule(config).train()
     if module.model.encoder_is_frozen:
         module.train_cache = planning._OneFrame(False)
@@ -77,22 +77,22 @@ def measured(config, frames, objects) -> int:
     ],
     ids=str,
 )
-def test_memory_is_that_of_the_step(tiny_config, clips, frames, objects, overrides):
+def test_memory_equals_the_measured_step(tiny_config, clips, frames, objects, overrides):
     config = override_config(tiny_config, [f"dataset.video_clip_length={frames}", *overrides])
     clips(objects, 1)
-    found = plan_training(config)
-    assert found.memory.step == pytest.approx(measured(config, frames, objects), rel=0.2)
-    assert found.objects == objects and found.mean_objects == (objects + 1) / 2
+    plan = plan_training(config)
+    assert plan.memory.step == pytest.approx(measured(config, frames, objects), rel=0.2)
+    assert plan.objects == objects and plan.mean_objects == (objects + 1) / 2
 
 
-def test_what_a_step_takes_follows_its_size(tiny_config, clips):
+def test_memory_follows_the_size_of_a_step(tiny_config, clips):
     clips(1)
     config = override_config(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
     once = plan_training(config)
     assert not once.cached and once.filling == 0 and once.device == "cpu"
     cached = plan_training(override_config(config, ["features.cache=auto"]))
     assert cached.cached and cached.filling > 0
-    assert "encoder from the cache" in str(cached) and "while features are filled in" in str(cached)
+    assert "features from the cache" in str(cached) and "cache is filled" in str(cached)
     longer = plan_training(override_config(config, ["dataset.video_clip_length=12"]))
     assert longer.memory.step > 1.8 * once.memory.step
     assert longer.memory.weights == once.memory.weights
@@ -100,7 +100,7 @@ def test_what_a_step_takes_follows_its_size(tiny_config, clips):
     assert averaged.memory.optimizer > once.memory.optimizer
 
 
-def test_the_steps_of_the_training_are_counted(tiny_config, clips):
+def test_number_of_steps(tiny_config, clips):
     clips(1, 1, 1)
     assert plan_training(override_config(tiny_config, ["trainer.max_epochs=4"])).steps == 12
     assert (
@@ -113,7 +113,7 @@ def test_the_steps_of_the_training_are_counted(tiny_config, clips):
     assert plan_training(override_config(tiny_config, half)).steps == 8
 
 
-def test_neither_gradients_nor_random_numbers_are_left_behind(tiny_config, clips):
+def test_random_state_is_not_changed(tiny_config, clips):
     clips(1)
     before = torch.get_rng_state()
     plan_training(tiny_config)
@@ -122,7 +122,7 @@ def test_neither_gradients_nor_random_numbers_are_left_behind(tiny_config, clips
 
 @pytest.fixture
 def arithmetic(monkeypatch):
-    """Plans of about a byte for each object-frame, 4 with dropout, on a device of so many."""
+    """Replace plans: about 1 byte per object-frame, 4 with dropout, on a device of given size."""
 
     def on(available):
         def planned(config, clips, objects, mean_objects):
@@ -163,13 +163,13 @@ def test_settings_that_fit_are_proposed(tiny_config, clips, arithmetic, availabl
     clips(3, 3)
     arithmetic(available)
     sizes = ["dataset.video_clip_length=4", "dataset.batch_size=4", "model.memory_dropout=0.1"]
-    found = plan_training(override_config(tiny_config, sizes))
-    overrides, then = propose(found)
-    assert overrides == expected and not then.memory.tight
-    assert then.config == override_config(found.config, overrides)
+    plan = plan_training(override_config(tiny_config, sizes))
+    overrides, better = propose(plan)
+    assert overrides == expected and not better.memory.tight
+    assert better.config == override_config(plan.config, overrides)
 
 
-def test_where_nothing_fits_it_says_so(tiny_config, clips, arithmetic):
+def test_no_proposal_if_nothing_fits(tiny_config, clips, arithmetic):
     clips(1)
     arithmetic(0)
     assert propose(plan_training(tiny_config)) is None
@@ -185,14 +185,14 @@ def test_the_command(capsys):
     assert "training: " in out
 
 
-def test_the_command_says_what_would_fit(arithmetic, capsys):
+def test_command_proposes_settings(arithmetic, capsys):
     sizes = ["dataset.image_size=64", "dataset.video_clip_length=8", "model.memory_dropout=0.1"]
     arithmetic(20)
     assert main([*COMMAND, *sizes]) == 1
-    assert "it does not fit; it would with: model.memory_dropout=0" in capsys.readouterr().out
+    assert "fits with: model.memory_dropout=0" in capsys.readouterr().out
     arithmetic(0)
     assert main([*COMMAND, *sizes]) == 1
-    assert "nothing that was tried makes it fit" in capsys.readouterr().out
+    assert "no combination that was tried fits" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The recipes: what they set, how their parts mix, and the memory's dials."""
+"""Recipes: their values, how their parts combine, and the settings of the memory."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_the_official_recipe():
     assert config.model.drop_path_rate == 0.1
 
 
-def test_official_augmentation_is_upstreams():
-    """As the YAML file says that SAM 2.1 was fine-tuned on MOSE with."""
+def test_official_augmentation_equals_upstream():
+    """Compare with upstream's YAML file for fine-tuning SAM 2.1 on MOSE."""
     name = "sam2.1_training/sam2.1_hiera_b+_MOSE_finetune.yaml"
     file = OmegaConf.load(Path(sam2.__file__).parent / "configs" / name)
     (steps,) = file.vos.train_transforms
@@ -68,20 +68,20 @@ def test_official_augmentation_is_upstreams():
     config = load_config(None, ["recipe=official", "augmentation=official"])
     assert config.dataset.augment and not load_config(None, ["recipe=official"]).dataset.augment
     assert not config.validation_dataset().augment
-    own = config.augmentation
-    assert (own.flip, own.degrees, own.shear) == (0.5, affine.degrees, affine.shear)
-    assert (own.brightness, own.contrast, own.saturation) == (
+    ours = config.augmentation
+    assert (ours.flip, ours.degrees, ours.shear) == (0.5, affine.degrees, affine.shear)
+    assert (ours.brightness, ours.contrast, ours.saturation) == (
         clip.brightness,
         clip.contrast,
         clip.saturation,
     )
-    assert (own.frame_brightness, own.frame_contrast, own.frame_saturation) == (
+    assert (ours.frame_brightness, ours.frame_contrast, ours.frame_saturation) == (
         frame.brightness,
         frame.contrast,
         frame.saturation,
     )
-    assert own.grayscale == grey.p and clip.hue is frame.hue is None
-    assert own.reverse == own.crop == own.stretch == own.scale == own.translate == 0
+    assert ours.grayscale == grey.p and clip.hue is frame.hue is None
+    assert ours.reverse == ours.crop == ours.stretch == ours.scale == ours.translate == 0
 
 
 def test_validation_is_the_same_under_both():
@@ -102,7 +102,7 @@ def test_parts_mix(tmp_path):
     assert config.loss == LossConfig() and config.trainer.precision == "32-true"
     assert config.model.size == "nano" and config.dataset.correction_clicks == 7
     assert load_config(None, ["loss=official"]).recipe == "memory"
-    file = tmp_path / "own.yaml"
+    file = tmp_path / "mine.yaml"
     file.write_text(
         "defaults: [config, override recipe: official, override loss: from_scratch, _self_]\n"
         "model: {trainable_modules: [memory_encoder]}\n"
@@ -112,12 +112,12 @@ def test_parts_mix(tmp_path):
     assert config.model.trainable_modules == ["memory_encoder"]
 
 
-def test_a_module_s_learning_rate_is_added_to_the_recipe_s():
+def test_module_learning_rates_are_merged_with_the_recipe():
     config = load_config(None, ["recipe=official", "optimizer.module_lr={memory_attention:1e-4}"])
     assert config.optimizer.module_lr == {"image_encoder": 3e-6, "memory_attention": 1e-4}
 
 
-def test_a_resolved_file_reads_back_and_takes_no_recipe_on_top(tmp_path):
+def test_resolved_file_loads_but_rejects_a_recipe(tmp_path):
     config = load_config(None, ["recipe=official"])
     save_config(config, tmp_path / "run.yaml")
     assert load_config(tmp_path / "run.yaml") == config
@@ -146,7 +146,7 @@ def test_a_resolved_file_reads_back_and_takes_no_recipe_on_top(tmp_path):
         ("optimizer.layer_decay=0", ["optimizer.layer_decay", "at most 1"]),
     ],
 )
-def test_bad_values_are_refused_with_their_key(override, words):
+def test_invalid_values_are_rejected_with_their_key(override, words):
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert all(word in str(caught.value) for word in words), caught.value
@@ -157,7 +157,7 @@ def test_the_loss_of_steps_has_no_temporal_term():
         load_config(None, ["loss=official", "loss.temporal=0.1"])
 
 
-def test_recipe_s_parts_reach_the_model(tiny_config):
+def test_settings_of_recipes_reach_the_model(tiny_config):
     tiny_config.model.attention_dropout = 0.3
     tiny_config.model.drop_path_rate = 0.1
     tiny_config.model.detach_memory_every = 2
@@ -198,8 +198,8 @@ def test_detaching_every_memory_leaves_the_memory_encoder_without_gradient(tiny_
 
 
 @pytest.mark.parametrize(("every", "reached"), [(None, True), (2, False), (3, True)])
-def test_gradient_flows_as_far_as_the_memories_keep_their_history(tiny_config, every, reached):
-    """The loss of the third frame alone: with a cut after every second frame it reaches none."""
+def test_gradient_flows_through_memories_until_they_are_detached(tiny_config, every, reached):
+    """Only the third frame has a loss; detaching every second memory stops its gradient."""
     model = create_sam2_model(tiny_config).train()
     model.detach_memory_every = every
     batch = clip_of(4)
@@ -216,22 +216,22 @@ def test_activation_checkpointing_gives_the_same_gradients(tiny_config, kind, cl
     tiny_config.model.attention_dropout = 0.2
     tiny_config.model.trainable_modules = ["*"]
     model = create_sam2_model(tiny_config).train()
-    found = []
+    results = []
     for checkpointing in (False, True):
         model.activation_checkpointing = checkpointing
-        torch.manual_seed(7)  # dropout is drawn again in the backward pass, and must be the same
+        torch.manual_seed(7)  # dropout is redrawn in the backward pass and must be the same
         backward(model, clip_of(4), kind, clicks)
-        found.append(gradients(model))
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        assert torch.allclose(gradient, found[1][name], rtol=1e-5, atol=1e-7), name
+        results.append(gradients(model))
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        assert torch.allclose(gradient, results[1][name], rtol=1e-5, atol=1e-7), name
 
 
 @pytest.mark.parametrize("kind", ["mask", "point"])
-def test_objects_in_chunks_give_the_same_masks_and_gradients(tiny_config, kind):
+def test_object_chunks_give_the_same_masks_and_gradients(tiny_config, kind):
     tiny_config.model.trainable_modules = ["*"]
     model = create_sam2_model(tiny_config).train()
-    found, calls = [], []
+    results, calls = [], []
     model.memory_attention.register_forward_hook(lambda *a: calls.append(a[2].shape[1]))
     for together in (None, 2):
         model.objects_together = together
@@ -240,15 +240,15 @@ def test_objects_in_chunks_give_the_same_masks_and_gradients(tiny_config, kind):
         prompts = PromptGenerator([kind])(batch, torch.Generator().manual_seed(0))
         output = model(batch, prompts)
         SAM2TrainingLoss(LossConfig())(output, batch)["loss"].backward()
-        found.append((output.mask_logits.detach(), gradients(model)))
+        results.append((output.mask_logits.detach(), gradients(model)))
     assert set(calls[:3]) == {3} and sorted(set(calls[3:])) == [1, 2]
-    (masks, whole), (chunked_masks, chunked) = found
+    (masks, whole), (chunked_masks, chunked) = results
     torch.testing.assert_close(chunked_masks, masks, rtol=1e-4, atol=1e-4)
     both = [torch.cat([g[n].flatten() for n in whole]) for g in (whole, chunked)]
     assert (both[1] - both[0]).norm() < 1e-5 * both[0].norm()
 
 
-def test_objects_in_chunks_take_less_memory_when_frames_are_computed_again(tiny_config):
+def test_object_chunks_with_checkpointing_need_less_memory(tiny_config):
     tiny_config.model.activation_checkpointing = True
     model = create_sam2_model(tiny_config).train()
     model.requires_grad_(True)
@@ -268,9 +268,9 @@ def test_objects_in_chunks_take_less_memory_when_frames_are_computed_again(tiny_
     assert peaks[1] < 0.7 * peaks[0]
 
 
-def test_activation_checkpointing_keeps_less(tiny_config):
+def test_activation_checkpointing_saves_fewer_tensors(tiny_config):
     model = create_sam2_model(tiny_config).train()
-    kept = []
+    saved = []
     for checkpointing in (False, True):
         model.activation_checkpointing = checkpointing
         sizes = []
@@ -282,11 +282,11 @@ def test_activation_checkpointing_keeps_less(tiny_config):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             batch = clip_of(4)
             model(batch, PromptGenerator(["mask"])(batch, torch.Generator().manual_seed(0)))
-        kept.append(sum(sizes))
-    assert kept[1] < kept[0] / 2
+        saved.append(sum(sizes))
+    assert saved[1] < saved[0] / 2
 
 
-def test_a_training_step_corrects_and_a_validation_step_does_not(tiny_config):
+def test_training_step_has_correction_clicks(tiny_config):
     tiny_config.dataset.prompt_types = ["point"]
     tiny_config.dataset.correction_clicks = 2
     module = SAM2LightningModule(tiny_config)

@@ -1,4 +1,4 @@
-"""What is computed with less is what upstream computes: gradients, attention, precision."""
+"""Optimizations do not change results: gradients, attention and precision equal upstream's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sam2kit.utils.errors import ConfigError
 
 
 def loss_of_upstream(frames, output: TrackOutput, batch, config):
-    """The kit's loss of what upstream's model answers."""
+    """Compute the loss of upstream's outputs with sam2kit."""
     logits = torch.stack([frame["multistep_pred_masks"][:, 0] for frame in frames])
     return SAM2TrainingLoss(config.loss)(replace(output, mask_logits=logits), batch)["loss"]
 
@@ -48,8 +48,8 @@ def gradient(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
 @pytest.mark.parametrize("objects", [(1,), (3,), (1, 3)], ids=str)
-def test_gradients_are_upstreams(kind, objects):
-    """All trained, the same loss on both sides; (1, 3) are two clips in a batch."""
+def test_gradients_equal_upstream(kind, objects):
+    """All parameters are trained with the same loss; (1, 3) are two clips in a batch."""
     config = parity_config("nano")
     ours = create_sam2_model(config)
     for parameter in ours.parameters():
@@ -80,21 +80,21 @@ def attentions(**changes):
     return ours.memory_attention.train(), theirs.memory_attention.train()
 
 
-def seen(n: int, side: int = 8, pointers: int = 8):
-    """A frame's features for n objects as a view, its positions, memories and theirs."""
+def attention_inputs(n: int, side: int = 8, pointers: int = 8):
+    """Return features of a frame expanded to n objects, their positions, memories and theirs."""
     generator = torch.Generator().manual_seed(n)
     width = create_sam2_model(parity_config("nano")).hidden_dim
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
 
-    frame, place = draw(side**2, 1, width), draw(side**2, 1, width)
+    frame, frame_position = draw(side**2, 1, width), draw(side**2, 1, width)
     keys = 2 * side**2 + pointers
     memory, position = draw(keys, n, 64), draw(keys, n, 64)
-    return [frame.expand(-1, n, -1)], memory, [place.expand(-1, n, -1)], position, pointers
+    return [frame.expand(-1, n, -1)], memory, [frame_position.expand(-1, n, -1)], position, pointers
 
 
-def test_the_frame_is_looked_at_once_for_all_objects(monkeypatch):
+def test_frame_attention_is_computed_once_for_all_objects(monkeypatch):
     ours, theirs = attentions()
     rows = []
     forward = RotaryAttention.forward
@@ -104,25 +104,25 @@ def test_the_frame_is_looked_at_once_for_all_objects(monkeypatch):
         return forward(self, q, *arguments, **named)
 
     monkeypatch.setattr(RotaryAttention, "forward", counted)
-    asked = seen(3)
-    torch.testing.assert_close(ours(*asked), theirs(*asked), rtol=1e-5, atol=1e-5)
+    inputs = attention_inputs(3)
+    torch.testing.assert_close(ours(*inputs), theirs(*inputs), rtol=1e-5, atol=1e-5)
     assert rows[:2] == [1, 1] and rows[-1] == 3
     rows.clear()
-    apart = [[x[0].contiguous()] if isinstance(x, list) else x for x in asked]
-    torch.testing.assert_close(ours(*apart), theirs(*asked), rtol=1e-5, atol=1e-5)
+    copies = [[x[0].contiguous()] if isinstance(x, list) else x for x in inputs]
+    torch.testing.assert_close(ours(*copies), theirs(*inputs), rtol=1e-5, atol=1e-5)
     assert set(rows) == {3}
 
 
 @pytest.mark.parametrize("key", ["attention_dropout", "memory_dropout"])
-def test_with_dropout_every_object_is_on_its_own(key):
-    """Each object's features are dropped by themselves, and the draws are upstream's."""
+def test_dropout_is_drawn_per_object(key):
+    """Dropout is drawn separately for each object, in the same order as upstream."""
     ours, theirs = attentions(**{key: 0.2})
-    asked = seen(3)
+    inputs = attention_inputs(3)
     torch.manual_seed(0)
-    mine = ours(*asked)
+    mine = ours(*inputs)
     torch.manual_seed(0)
-    torch.testing.assert_close(mine, theirs(*asked), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(mine, ours.eval()(*asked), atol=1e-3)
+    torch.testing.assert_close(mine, theirs(*inputs), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(mine, ours.eval()(*inputs), atol=1e-3)
 
 
 def test_compiling_needs_a_compiler(monkeypatch):
@@ -135,7 +135,7 @@ def test_compiling_needs_a_compiler(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
-def test_compiled_is_what_it_was():
+def test_compiled_model_equals_the_original():
     config = parity_config("nano")
     plain = create_sam2_model(config)
     config.model.compile = True
@@ -143,13 +143,13 @@ def test_compiled_is_what_it_was():
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     batch = parity_batch(config, 2, 4)
     prompts = parity_prompts(batch, "mask", (0,))
-    found = []
+    results = []
     for model in (plain, compiled):
         output = model.train()(batch, prompts)
         output.mask_logits.sum().backward()
-        found.append((output.mask_logits.detach(), gradient(model)))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-4)
-    assert (found[0][1] - found[1][1]).norm() < 1e-4 * found[0][1].norm()
+        results.append((output.mask_logits.detach(), gradient(model)))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-4)
+    assert (results[0][1] - results[1][1]).norm() < 1e-4 * results[0][1].norm()
 
 
 def test_dropout_keys():
@@ -175,7 +175,7 @@ def test_bfloat16_attention_on_a_cpu():
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.02)
 
 
-def test_features_of_one_image_are_views():
+def test_features_of_one_frame_are_views():
     levels = [torch.rand(16, 4, 8), torch.rand(4, 4, 8)]
     features = FrameFeatures(levels, levels[-1:], [(4, 4), (2, 2)])
     same, others = features.select([2, 2, 2]), features.select([2, 3])
@@ -184,7 +184,7 @@ def test_features_of_one_image_are_views():
     assert torch.equal(others.vision[1], levels[1][:, [2, 3]])
 
 
-def test_what_auto_precision_means(monkeypatch):
+def test_auto_precision(monkeypatch):
     config = Config()
     assert config.trainer.precision == "auto"
     assert settle_precision(config).trainer.precision == "32-true"  # no GPU here
@@ -198,23 +198,23 @@ def test_what_auto_precision_means(monkeypatch):
 
 
 def test_mixed_precision_learns(tiny_config, batch):
-    """Losses and gradients near those in full precision; every module that trains gets some."""
-    found = {}
+    """Losses and gradients are close to full precision, and every trained module gets gradient."""
+    results = {}
     for mixed in (False, True):
         module = SAM2LightningModule(tiny_config)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             _, terms = module.track_and_score(batch, 0)
         terms["loss"].backward()
-        found[mixed] = terms["loss"].item(), gradient(module.model)
+        results[mixed] = terms["loss"].item(), gradient(module.model)
         for name in ("memory_attention", "memory_encoder"):
-            own = getattr(module.model, name).parameters()
-            assert sum(float(p.grad.norm()) for p in own if p.grad is not None) > 0
-    assert found[True][0] == pytest.approx(found[False][0], rel=0.02)
-    angle = F.cosine_similarity(found[True][1], found[False][1], dim=0)
-    assert angle > 0.95 and torch.isfinite(found[True][1]).all()
+            parameters = getattr(module.model, name).parameters()
+            assert sum(float(p.grad.norm()) for p in parameters if p.grad is not None) > 0
+    assert results[True][0] == pytest.approx(results[False][0], rel=0.02)
+    similarity = F.cosine_similarity(results[True][1], results[False][1], dim=0)
+    assert similarity > 0.95 and torch.isfinite(results[True][1]).all()
 
 
-def test_bfloat16_trains_as_full_precision_does(tiny_config, batch):
+def test_bfloat16_trains_like_full_precision(tiny_config, batch):
     losses: dict[bool, list[float]] = {}
     for mixed in (False, True):
         module = SAM2LightningModule(tiny_config)
@@ -227,5 +227,5 @@ def test_bfloat16_trains_as_full_precision_does(tiny_config, batch):
             terms["loss"].backward()
             optimizer.step()
             losses[mixed].append(terms["loss"].item())
-    fell = {mixed: found[0] - found[-1] for mixed, found in losses.items()}
-    assert fell[False] > 0.05 and fell[True] == pytest.approx(fell[False], rel=0.3)
+    drop = {mixed: values[0] - values[-1] for mixed, values in losses.items()}
+    assert drop[False] > 0.05 and drop[True] == pytest.approx(drop[False], rel=0.3)

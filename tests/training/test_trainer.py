@@ -1,4 +1,4 @@
-"""Training: what a run leaves behind, what it logs, and what stops it."""
+"""Training: the files of a run, its logs, and errors before the first step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sam2kit.utils.paths import file_name, new_run_dir, open_run_dir
 
 @pytest.fixture
 def config(tiny_config, tmp_path) -> Config:
-    """Two steps an epoch on generated clips."""
+    """Two steps per epoch on generated clips."""
     tiny_config.dataset.type = "synthetic"
     tiny_config.dataset.synthetic_videos = 4
     tiny_config.dataset.batch_size = 2
@@ -46,7 +46,7 @@ def run(config):
     return fit(config)
 
 
-def test_a_run_leaves_everything_in_a_dated_folder(run, config):
+def test_run_writes_all_files_to_a_dated_directory(run, config):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", "/".join(run.run_dir.parts[-2:]))
     names = {p.name for p in run.run_dir.iterdir()}
     assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "train.log"} <= names
@@ -68,7 +68,7 @@ def test_every_term_is_logged(run):
     assert expected <= run.metrics.keys()
 
 
-def test_a_checkpoint_alone_rebuilds_its_model(run, config):
+def test_checkpoint_contains_its_configuration(run, config):
     stored, model = load_run(run.best_checkpoint)
     assert stored == settle_precision(config)
     start = create_sam2_model(config).state_dict()
@@ -98,17 +98,17 @@ def test_evaluate_scores_trackers_side_by_side(run, tmp_path):
     assert metrics["trackers"][COPY]["J"] == pytest.approx(sum(per_object) / len(per_object))
 
 
-def test_tracking_as_in_training_gives_the_score_of_validation(run, tmp_path, monkeypatch):
+def test_tracking_as_in_training_gives_the_validation_score(run, tmp_path, monkeypatch):
     """The same videos, prompts and weights, once as clips and once frame by frame."""
     names = ("pil_bicubic", "memory_in_bfloat16", "reencode_prompted", "binarize_prompted")
     for name in (*names, "choose_by_stability"):
         BREAK_CONVENTION[name](monkeypatch)
     evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
-    found = evaluation.metrics["trackers"][AFTER]["J"]
-    assert found == pytest.approx(run.metrics["val_iou"], abs=1e-3)
+    score = evaluation.metrics["trackers"][AFTER]["J"]
+    assert score == pytest.approx(run.metrics["val_iou"], abs=1e-3)
 
 
-def test_evaluation_does_without_a_start_that_is_gone(config, tmp_path, run):
+def test_evaluation_without_the_initial_checkpoint(config, tmp_path, run):
     config.model.checkpoint = str(run.best_checkpoint)
     second = fit(config, tmp_path / "second")
     run.best_checkpoint.unlink()
@@ -116,7 +116,7 @@ def test_evaluation_does_without_a_start_that_is_gone(config, tmp_path, run):
     assert list(evaluation.scores) == [AFTER, ZEROED, COPY]
 
 
-def test_a_run_of_another_size_is_refused(run, config):
+def test_checkpoint_of_another_size_is_rejected(run, config):
     config.model.size = "t"
     config.model.checkpoint = str(run.best_checkpoint)
     with pytest.raises(CheckpointError, match="set model.size=nano"):
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_run(config, tmp_path):
     assert first.metrics == second.metrics
 
 
-def test_training_goes_on_from_a_checkpoint(config, tmp_path):
+def test_training_resumes_from_a_checkpoint(config, tmp_path):
     first = fit(config, tmp_path / "a")
     longer = override_config(config, ["trainer.max_epochs=2"])
     longer.trainer.resume_from = str(first.last_checkpoint)
@@ -141,7 +141,7 @@ def test_training_goes_on_from_a_checkpoint(config, tmp_path):
         fit(longer, tmp_path / "d")
 
 
-def test_the_last_step_is_validated_also_inside_an_epoch(config, tmp_path):
+def test_last_step_is_validated_even_within_an_epoch(config, tmp_path):
     config.dataset.synthetic_videos = 8
     config.trainer.max_steps = 3
     result = fit(config, tmp_path / "run")
@@ -149,7 +149,7 @@ def test_the_last_step_is_validated_also_inside_an_epoch(config, tmp_path):
     assert torch.load(result.best_checkpoint, weights_only=True)["global_step"] == 3
 
 
-def test_early_stopping_is_off_unless_asked_for(config, tmp_path, monkeypatch):
+def test_early_stopping_is_off_by_default(config, tmp_path, monkeypatch):
     config.trainer.max_epochs = 4
     config.optimizer.lr = 1e-12  # the validation loss cannot fall
     assert _epochs(fit(config, tmp_path / "a")) == 4
@@ -161,9 +161,7 @@ def _epochs(result) -> int:
     return torch.load(result.last_checkpoint, weights_only=True)["epoch"] + 1
 
 
-def test_an_interrupt_keeps_a_checkpoint_and_the_next_interrupt_works(
-    config, tmp_path, monkeypatch
-):
+def test_interrupt_saves_a_checkpoint_and_restores_handlers(config, tmp_path, monkeypatch):
     config.trainer.max_epochs = 50
     before = signal.getsignal(signal.SIGINT)
     step = train_module.SAM2LightningModule.training_step
@@ -180,7 +178,7 @@ def test_an_interrupt_keeps_a_checkpoint_and_the_next_interrupt_works(
     load_weights(create_sam2_model(config), str(result.last_checkpoint))
 
 
-def test_a_debug_run_is_marked(config, tmp_path):
+def test_debug_run_is_marked(config, tmp_path):
     config.debug = True
     result = fit(config, tmp_path / "run")
     assert "DEBUG RUN" in (result.run_dir / "train.log").read_text()
@@ -219,7 +217,7 @@ def test_a_frozen_random_model_is_warned_of(config, tmp_path):
     assert "model.checkpoint is null" not in log
 
 
-def test_a_failure_before_the_first_step_shows_itself(config, monkeypatch):
+def test_failure_before_the_first_step_is_raised(config, monkeypatch):
     def fail(self):
         raise ZeroDivisionError("on purpose")
 
@@ -228,32 +226,35 @@ def test_a_failure_before_the_first_step_shows_itself(config, monkeypatch):
         fit(config)
 
 
-def test_use_wandb_wins_over_the_logger(config):
+def test_use_wandb_overrides_the_logger(config):
     config.use_wandb = True
     assert config.logger == "wandb"
 
 
 @pytest.mark.parametrize("logger", ["wandb", "swanlab"])
-def test_a_logger_that_is_not_installed(config, monkeypatch, logger):
+def test_logger_that_is_not_installed(config, monkeypatch, logger):
     monkeypatch.setitem(sys.modules, logger, None)
     monkeypatch.setitem(sys.modules, f"{logger}.integration.pytorch_lightning", None)
     config.trainer.logger = logger
-    with pytest.raises(ConfigError, match=rf"pip install 'sam2kit\[{logger}\]'"):
+    with pytest.raises(ConfigError) as error:
         fit(config)
+    assert (error.value.key, error.value.value) == ("trainer.logger", logger)
+    assert f"pip install 'sam2kit[{logger}]'" in error.value.hint
 
 
-def test_run_folders_of_one_second_do_not_meet(tmp_path):
+def test_run_directories_of_one_second_differ(tmp_path):
     assert len({new_run_dir(tmp_path) for _ in range(5)}) == 5
 
 
-def test_a_loss_without_anything_trained_is_told(config, tmp_path):
+def test_loss_without_trained_modules_is_rejected(config, tmp_path):
     config.dataset.video_clip_length = 1
     config.trainer.audit = "off"
-    with pytest.raises(ConfigError, match="no module that is trained takes part in the loss"):
+    with pytest.raises(ConfigError, match="no trained module") as error:
         fit(config, tmp_path / "run")
+    assert error.value.key == "model.trainable_modules"
 
 
-def test_a_video_s_name_as_a_file_s_stays_in_the_folder():
+def test_file_names_of_videos_stay_in_the_directory():
     assert file_name("My ünïque video-1") == "My ünïque video-1"
     names = ["../a", "/a", "_a", "..", "x" * 300, "x" * 301, "a/b", "a\nb"]
     files = [file_name(name) for name in names]
@@ -262,22 +263,23 @@ def test_a_video_s_name_as_a_file_s_stays_in_the_folder():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_device_that_is_not_there_is_told(config, tmp_path):
+def test_missing_device_is_rejected(config, tmp_path):
     config.trainer.accelerator = "gpu"
-    with pytest.raises(ConfigError, match="trainer.accelerator=gpu .*trainer.devices=1.*cannot be"):
+    with pytest.raises(ConfigError, match="trainer.devices=1") as error:
         fit(config, tmp_path / "run")
+    assert (error.value.key, error.value.value) == ("trainer.accelerator", "gpu")
     with pytest.raises(ConfigError, match="trainer.accelerator='gpu' must be a device of this"):
         pick_device("gpu")
 
 
-def test_a_run_folder_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+def test_run_directory_without_write_access_is_rejected(config, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
     config.output_dir = str(file)
-    with pytest.raises(ConfigError, match="output_dir: nothing can be written under .*file"):
-        fit(config)
-    with pytest.raises(ConfigError, match="nothing can be written under .*inside"):
-        fit(config, file / "inside")
+    for run_dir, path in ((None, file), (file / "inside", file / "inside")):
+        with pytest.raises(ConfigError) as error:
+            fit(config, run_dir)
+        assert (error.value.key, error.value.value) == ("output_dir", str(path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="no right to write"):
         open_run_dir(tmp_path, tmp_path)
@@ -296,11 +298,12 @@ def test_parameter_groups_are_disjoint_complete_and_spare_biases(tiny_config):
         assert names[id(p)].endswith("bias") or p.squeeze().ndim < 2
     for p in model.parameters():
         p.requires_grad_(False)
-    with pytest.raises(ConfigError, match="nothing to train"):
+    with pytest.raises(ConfigError) as error:
         parameter_groups(model, config)
+    assert error.value.key == "model.trainable_modules"
 
 
-def test_learning_rate_warms_up_and_falls_as_a_cosine(tiny_config):
+def test_learning_rate_has_a_warm_up_and_a_cosine(tiny_config):
     factor = learning_rate_factor(SchedulerConfig(warmup_steps=4, min_lr_ratio=0.1), 24)
     assert [factor(s) for s in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert factor(14) == pytest.approx(0.1 + 0.9 * 0.5)
@@ -311,7 +314,7 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine(tiny_config):
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["lr"] == 1e-4
 
 
-def test_the_random_numbers_of_a_step_depend_on_nothing_else():
+def test_random_numbers_depend_on_seed_step_and_rank_only():
     def draw(*key):
         return torch.rand(3, generator=step_generator(*key)).tolist()
 
@@ -320,7 +323,7 @@ def test_the_random_numbers_of_a_step_depend_on_nothing_else():
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
-def test_the_strategy_is_passed_on(config, run, strategy, monkeypatch, tmp_path):
+def test_strategy_is_passed_to_lightning(config, run, strategy, monkeypatch, tmp_path):
     strategies = []
 
     def record(module):
