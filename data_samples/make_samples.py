@@ -1,7 +1,7 @@
-"""Make the sample data set: ``python data_samples/make_samples.py OUT``.
+"""Generate the sample data set: ``python data_samples/make_samples.py OUT``.
 
-Generated clips, stored twice over the same frames: in DAVIS layout (palette masks, lists under
-ImageSets) and as COCO JSON. The same call makes the same pictures and masks.
+The clips are stored in two formats that share the frames: DAVIS layout (palette masks, lists under
+ImageSets) and COCO JSON. Every call generates the same frames and masks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NUM_FRAMES = 8
 SIZE = (128, 160)
 MAX_OBJECTS = 3
 MOTION = 0.16
-# Clips in which an object shows less than this share of the first frame are passed over: the first
-# frame is where it is prompted.
-LEAST_SHARE = 0.02
+# Clips in which an object covers less than this share of the first frame are skipped, because
+# objects are prompted there.
+MIN_SHARE = 0.02
 JPEG_QUALITY = 88
-POLYGON_EVERY = 6  # every sixth clip stores polygons in the JSON, the others run lengths
+POLYGON_EVERY = 6  # every sixth clip has polygons in the JSON, the others have run lengths
 PALETTE = [(0, 0, 0), (230, 75, 53), (77, 187, 213), (240, 190, 60)]
 
 README = """# Sample data
@@ -55,16 +55,18 @@ Dedicated to the public domain under CC0 1.0 (https://creativecommons.org/public
 
 
 def make_samples(out: Path, splits: tuple[str, ...] = tuple(SPLITS)) -> None:
-    """Write the sample data set, or some of its splits, into ``out``, which is made if need be."""
+    """Write the sample data set, or some of its splits, to ``out``, which is created if missing."""
     (out / "ImageSets").mkdir(parents=True, exist_ok=True)
     copied = {}
     for split in splits:
         count, seed = SPLITS[split]
-        # Twice as many as are needed are at hand, for some are passed over.
+        # Twice as many clips as needed, because some are skipped.
         source = SyntheticDataset(2 * count, NUM_FRAMES, SIZE, MAX_OBJECTS, seed, MOTION)
-        chosen = [i for i in range(len(source)) if begins_well(source, i)][:count]
+        chosen = [i for i in range(len(source)) if shows_all_objects(source, i)][:count]
         if len(chosen) < count:
-            raise ValueError(f"only {len(chosen)} of {count} {split} clips begin well")
+            raise ValueError(
+                f"only {len(chosen)} of {count} {split} clips show all objects on the first frame"
+            )
         names = [f"{split}_{n:03d}" for n in range(count)]
         (out / "ImageSets" / f"{split}.txt").write_text("\n".join(names) + "\n")
         content: dict[str, list[Any]] = {
@@ -89,15 +91,15 @@ def make_samples(out: Path, splits: tuple[str, ...] = tuple(SPLITS)) -> None:
     (out / "README.md").write_text(readme)
 
 
-def begins_well(source: SyntheticDataset, i: int) -> bool:
-    """Whether every object of the scene shows enough of itself on the first frame."""
+def shows_all_objects(source: SyntheticDataset, i: int) -> bool:
+    """Return whether every object covers at least ``MIN_SHARE`` of the first frame."""
     masks = source.scene(i).masks(0)
     shares = [mask.mean() for mask in masks.values()]
-    return len(masks) == len(source.scene(i).object_ids) and min(shares) >= LEAST_SHARE
+    return len(masks) == len(source.scene(i).object_ids) and min(shares) >= MIN_SHARE
 
 
 def copied_mask_iou(source: SyntheticDataset, i: int) -> float:
-    """Mean IoU of the first frame's masks copied to all later frames, over objects and frames."""
+    """Compute the mean IoU of the first masks copied to all later frames."""
     scene = source.scene(i)
     first = scene.masks(0)
     scores = []
@@ -117,6 +119,7 @@ def _write_clip(
     content: dict[str, list[Any]],
     polygons: bool,
 ) -> None:
+    """Write frames and palette masks of clip ``i``, and add its COCO entries to ``content``."""
     frames, masks = out / "JPEGImages" / name, out / "Annotations" / name
     frames.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
@@ -148,20 +151,21 @@ def _write_clip(
 
 
 def _annotation(mask: np.ndarray, polygons: bool) -> dict[str, Any]:
-    """``segmentation``, ``area`` and ``bbox`` (x, y, width, height) of a mask."""
+    """Make ``segmentation``, ``area`` and ``bbox`` (x, y, width, height) of a mask."""
     segmentation: Any = encode_mask(mask)
     bbox = coco_mask.toBbox(segmentation).tolist()
     if polygons:
-        # OpenCV's contours join pixel centres; at twice the size they run close to the true edge.
+        # OpenCV's contours connect pixel centres; at twice the size they are close to the edges.
         double = np.kron(mask, np.ones((2, 2), bool)).astype(np.uint8)
         contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        if (hierarchy[0, :, 3] < 0).all():  # COCO's polygons cannot have holes
+        if (hierarchy[0, :, 3] < 0).all():  # COCO polygons cannot have holes
             segmentation = [((c.reshape(-1) + 0.5) / 2).tolist() for c in contours]
     return {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the sample data set.")
+    """Parse the command line and write the data set."""
+    parser = argparse.ArgumentParser(description="Generate the sample data set.")
     parser.add_argument("out", type=Path, help="folder to write to")
     make_samples(parser.parse_args().out)
 

@@ -78,7 +78,7 @@ class Shape:
     opacity: float = 1.0
 
     def transform(self, t: int) -> np.ndarray:
-        """Return ``[2,3]``: the transform from units of the shape (radius 1) to pixels of frame t."""
+        """Return the transform ``[2,3]`` from shape units (radius 1) to pixels of frame t."""
         c, s = np.cos(self.angles[t]), np.sin(self.angles[t])
         size = self.radius * self.scales[t]
         stretch = self.stretches[t]
@@ -118,7 +118,7 @@ def draw_shape(
     harmonics = 5
     smoothness = generator.uniform(1.0, 2.0)  # how fast higher harmonics fade: lobes or ripples
     amplitudes = generator.uniform(0.1, 0.4) / np.arange(1, harmonics + 1) ** smoothness
-    turn = generator.normal(0, 0.8 * motion)  # radians a frame
+    turn = generator.normal(0, 0.8 * motion)  # radians per frame
     return Shape(
         texture=draw_texture(generator, (max(16, round(3.2 * radius)),) * 2, avoid),
         radius=radius,
@@ -146,8 +146,8 @@ def draw_figure(
 ) -> Shape:
     """Draw a shape of a lifelike scene, with limbs and a skin of several parts.
 
-    Its radius is 0.08 to 0.3 of the shorter side of the frame. Other than shapes of
-    :func:`draw_shape` it turns away (one axis becomes shorter than the other) and comes nearer or
+    Its radius is 0.08 to 0.3 of the shorter side of the frame. Unlike shapes of
+    :func:`draw_shape`, it turns away (one axis becomes shorter than the other) and comes nearer or
     moves away. One in three leaves the frame and returns, and one in ten is translucent.
 
     Args:

@@ -54,7 +54,7 @@ class Photos:
 def _read_photo(path: Path) -> np.ndarray:
     """Read an image as RGB, with a shorter side of up to 512 pixels.
 
-    The limit keeps the cache of 256 images below 1 GB.
+    The limit bounds the memory of the cache.
     """
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
