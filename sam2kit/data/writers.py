@@ -164,7 +164,7 @@ def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:
 
 
 def davis_palette() -> np.ndarray:
-    """Return ``[256,3]`` uint8: the palette of DAVIS, which is that used by PASCAL VOC.
+    """Return ``[256,3]`` uint8: the palette of DAVIS, which PASCAL VOC uses too.
 
     Bits 0, 3 and 6 of a number are the highest bits of its red channel, bits 1, 4 and 7 those of
     green, bits 2 and 5 those of blue.

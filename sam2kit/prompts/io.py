@@ -129,8 +129,9 @@ def load_video_prompts(
 ) -> tuple[list[Prompt], list[int | str]]:
     """Read the prompts of a whole video, written by :func:`save_prompts` or by hand.
 
-    The ``image_size`` in the file may be that of the stored frames, or any other. Points and boxes
-    are scaled to frames of ``image_size`` by ``image_size`` pixels, with aligned pixel centres.
+    The ``image_size`` in the file may be the size of the stored frames, or any other size. Points
+    and boxes are scaled to frames of ``image_size`` by ``image_size`` pixels, with aligned pixel
+    centres.
 
     Args:
         path: the file.
