@@ -1,4 +1,4 @@
-"""From the configuration to sources of videos and sets of clips."""
+"""Build video sources and clip data sets from the configuration."""
 
 from __future__ import annotations
 
@@ -25,44 +25,53 @@ from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import missing
 
-# Generated validation videos are those of another seed, so that training never sees them.
+# Added to the seed of generated validation videos, so that training never sees one of them.
 VALIDATION_SEED_OFFSET = 1_000_003
-_SAV = ("manual", "auto")
+_SAV_KINDS = ("manual", "auto")
 
 
 def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
-    """The source that ``config.type`` names; generated objects are laid over videos without masks.
+    """Build the source of type ``config.type``.
+
+    Videos without masks get generated objects, composited onto their frames.
 
     Args:
         config: the keys of :data:`sam2kit.config.schema.SOURCE_KEYS` and ``mixture`` are read.
-        seed: of what is generated.
-        section: ``dataset`` or ``valdataset``, for the messages of errors.
+        seed: seed of everything that is generated, 0 or more.
+        section: name of the configuration section in error messages: ``dataset`` or ``valdataset``.
 
     Raises:
         ConfigError: a key is missing.
-        DataError: a file or folder is missing or not as it should be.
+        DataError: a file or folder is missing, unreadable or inconsistent.
     """
     return _with_objects(_open(config, seed, section), config, seed)
 
 
 def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
-    """Whatever holds videos as a source; the first of these that fits:
+    """Open a path, configuration or source as a video source.
 
-    * a source: itself;
-    * a configuration: the videos of its ``dataset`` with those that a run would hold out, as
-      training sees them (:func:`build_validation_source` gives those of ``valdataset``);
-    * a ``.json`` file: COCO JSON, its files looked for from its own folder;
-    * another file: a video, with the masks of SA-V if their JSON lies beside it;
-    * a folder of pictures: one video, the pictures its frames;
-    * a folder of video files, or of folders of such: SA-V if JSON of its lies beside them;
-    * ``images`` with ``masks``, or ``JPEGImages`` that holds pictures: single pictures;
-    * a folder in DAVIS layout, or one of folders of frames.
+    The first rule that applies decides:
 
-    Endings and folders decide, no file is opened for it. What this takes for another thing, a
-    configuration names with ``dataset.type``.
+    * a source is returned unchanged;
+    * a configuration: all videos of its ``dataset`` section, including those that a run would hold
+      out for validation (:func:`build_validation_source` opens the validation videos);
+    * a ``.json`` file: COCO JSON, with image paths relative to the folder of the file;
+    * any other file: one video, with SA-V masks if their JSON file is in the same folder;
+    * a folder of image files: one video, one frame per image;
+    * a folder of video files, or of folders with video files: SA-V if SA-V JSON files are next to
+      the videos, otherwise videos with optional mask folders;
+    * a folder with ``images`` and ``masks``, or with image files directly in ``JPEGImages``: single
+      images;
+    * any other folder: DAVIS layout, or one folder of frames per video.
+
+    Only file name extensions and folder names are looked at; no file is opened to decide. If the
+    result is not the intended one, set ``dataset.type`` in a configuration instead.
+
+    Args:
+        what: path, configuration or source.
 
     Raises:
-        DataError: nothing of the kind; the message lists what is understood.
+        DataError: the path does not exist or has none of these layouts; the message lists them.
         ConfigError: as :func:`build_source`.
     """
     if isinstance(what, VideoSource):
@@ -75,55 +84,77 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     if path.is_file():
         if path.suffix.lower() == ".json":
             return COCODataset(path)
-        return SAVDataset(path, masklets="both") if _sav_beside([path]) else open_video(path)
+        is_sav = _has_sav_masklets([path])
+        return SAVDataset(path, masklets="both") if is_sav else open_video(path)
     if list_folder(path, FRAME_ENDINGS).files:
         return open_video(path)
-    if films := _films(path):
-        return SAVDataset(path, masklets="both") if _sav_beside(films) else VideoFileDataset(path)
-    pictures, _ = picture_folders(path)
-    if pictures != path and list_folder(pictures, FRAME_ENDINGS).files:
+    if video_files := _video_files(path):
+        is_sav = _has_sav_masklets(video_files)
+        return SAVDataset(path, masklets="both") if is_sav else VideoFileDataset(path)
+    image_folder, _ = picture_folders(path)
+    if image_folder != path and list_folder(image_folder, FRAME_ENDINGS).files:
         return ImageDataset(path)
-    beside = sorted(p.name for p in path.glob("*.json"))
-    if masklets := [name for name in beside if name.endswith(("_manual.json", "_auto.json"))]:
-        film = f"{masklets[0].rpartition('_')[0]}.mp4"
-        raise DataError(f"{path / masklets[0]} is SA-V's, and {film} does not lie beside it")
-    if beside and not (path / "Annotations").is_dir():
-        logger.info("{}: {} are not read; name one of them to open COCO JSON", path, beside[:3])
+    json_names = sorted(p.name for p in path.glob("*.json"))
+    if masklets := [name for name in json_names if name.endswith(("_manual.json", "_auto.json"))]:
+        video_name = f"{masklets[0].rpartition('_')[0]}.mp4"
+        raise DataError(
+            f"{path / masklets[0]} is an SA-V annotation file, but its video {video_name} is "
+            "missing",
+            hint="copy the video into the same folder",
+        )
+    # A COCO file in the folder may be what the caller meant, but the folder itself was named.
+    if json_names and not (path / "Annotations").is_dir():
+        logger.info(
+            "{}: {} are not read; open one of these files to use it as COCO JSON",
+            path,
+            json_names[:3],
+        )
     return VideoDataset(path)
 
 
-def _films(root: Path) -> list[Path]:
-    """The video files of the first folder that has any, up to the first that has pictures."""
-    here = list_folder(root, VIDEO_ENDINGS)
-    if here.files:
-        return [root / name for name in here.files]
-    for folder in sorted(here.folders):
-        files = list_folder(root / folder, VIDEO_ENDINGS + FRAME_ENDINGS).files
-        if films := [root / folder / f for f in files if f.lower().endswith(VIDEO_ENDINGS)]:
-            return films
-        if files:
+def _video_files(root: Path) -> list[Path]:
+    """List the video files in the first folder that has any.
+
+    The list is empty if a folder with image files comes first: the data are folders of frames then.
+    """
+    listing = list_folder(root, VIDEO_ENDINGS)
+    if listing.files:
+        return [root / name for name in listing.files]
+    for folder in sorted(listing.folders):
+        names = list_folder(root / folder, VIDEO_ENDINGS + FRAME_ENDINGS).files
+        if paths := [root / folder / f for f in names if f.lower().endswith(VIDEO_ENDINGS)]:
+            return paths
+        if names:
             return []
     return []
 
 
-def _sav_beside(films: list[Path]) -> bool:
-    return any(film.with_name(f"{film.stem}_{k}.json").is_file() for film in films for k in _SAV)
+def _has_sav_masklets(videos: list[Path]) -> bool:
+    """Check whether an SA-V annotation file is next to any of the videos."""
+    return any(
+        video.with_name(f"{video.stem}_{kind}.json").is_file()
+        for video in videos
+        for kind in _SAV_KINDS
+    )
 
 
 def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
-    """The clips to train on and those to validate on.
+    """Build the training and the validation clips.
 
-    Where ``valdataset`` names no data of its own, ``valdataset.fraction`` of the training videos
-    are held out, at least one, drawn by ``config.seed``; of type synthetic, validation videos are
-    generated from another seed.
+    If ``valdataset`` names no data, ``valdataset.fraction`` of the training videos are held out: at
+    least one, chosen with ``config.seed``. Validation videos of type synthetic are generated from
+    another seed instead.
+
+    Returns:
+        Training clips, validation clips.
 
     Raises:
-        ConfigError: a key is missing, or there is only one video to share.
-        DataError: a file or folder is missing or not as it should be.
+        ConfigError: a key is missing, or there is only one video, so that none can be held out.
+        DataError: a file or folder is missing, unreadable or inconsistent.
     """
     train_config, val_config = config.dataset, config.validation_dataset()
-    if _shares(config):
-        train, val = _share_out(train_config, config, "dataset")
+    if _holds_out(config):
+        train, val = _split_source(train_config, config, "dataset")
     else:
         train = _open(train_config, config.seed, "dataset")
         val = _open(val_config, config.seed + VALIDATION_SEED_OFFSET, "valdataset")
@@ -139,29 +170,36 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
 def sets_to_inspect(
     config: Config, what: str | Path | VideoSource | None = None
 ) -> dict[str, ClipDataset]:
-    """The first clip of each video by the name of its set, as validation would take it.
+    """Build data sets with one clip per video, chosen as in validation, for inspection.
 
     Args:
-        what: ``data``, in place of the ``train`` and ``validation`` videos of ``config``, whose
-            sizes hold for it; see :func:`open_source`.
+        config: ``dataset`` gives the clip length and the image size.
+        what: data to inspect instead of the videos of ``config``; see :func:`open_source`.
+            None (default): the training and validation videos of ``config``.
+
+    Returns:
+        The data sets by name: ``train`` and ``validation``, or ``data`` if ``what`` is given.
 
     Raises:
         ConfigError, DataError: as :func:`build_datasets` and :func:`open_source`.
     """
     if what is None:
         train, val = build_datasets(config)
-        found = {"train": (train.source, train.config), "validation": (val.source, val.config)}
+        sets = {"train": (train.source, train.config), "validation": (val.source, val.config)}
     else:
-        own = replace(config.dataset, data_path=str(what))
-        found = {"data": (_with_objects(open_source(what), own, config.seed), own)}
+        data_config = replace(config.dataset, data_path=str(what))
+        source = _with_objects(open_source(what), data_config, config.seed)
+        sets = {"data": (source, data_config)}
     return {
-        name: ClipDataset(*of_set, training=False, seed=config.seed)
-        for name, of_set in found.items()
+        name: ClipDataset(*source_and_config, training=False, seed=config.seed)
+        for name, source_and_config in sets.items()
     }
 
 
 def build_validation(config: Config) -> ClipDataset:
-    """The second of :func:`build_datasets`, without touching training data that it does not need.
+    """Build the validation clips of :func:`build_datasets` alone.
+
+    The training data are opened only if the validation videos are held out of them.
 
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
@@ -175,56 +213,76 @@ def build_validation(config: Config) -> ClipDataset:
 
 
 def build_validation_source(config: Config) -> VideoSource:
-    """The whole videos that :func:`build_validation` draws its clips from.
+    """Build the source of whole videos from which :func:`build_validation` takes its clips.
 
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
     """
-    if _shares(config):
+    if _holds_out(config):
         return build_datasets(config)[1].source
     seed = config.seed + VALIDATION_SEED_OFFSET
     val_config = config.validation_dataset()
     return _with_objects(_open(val_config, seed, "valdataset"), val_config, seed)
 
 
-def _shares(config: Config) -> bool:
-    """Whether validation videos are held out of the training videos."""
+def _holds_out(config: Config) -> bool:
+    """Return whether validation videos are held out of the training videos."""
     same_type = config.dataset.type == config.validation_dataset().type
     return config.holds_out_validation and same_type and config.dataset.type != "synthetic"
 
 
-def _share_out(
-    config: DatasetConfig, whole: Config, section: str
+def _split_source(
+    config: DatasetConfig, run_config: Config, section: str
 ) -> tuple[VideoSource, VideoSource]:
-    """The videos to train on and those held out, with objects; of a mixture, from each source."""
-    seed, val_seed = whole.seed, whole.seed + VALIDATION_SEED_OFFSET
+    """Split the videos of a section into training and held-out videos.
+
+    Each source of a mixture is split by itself. Videos without masks get generated objects.
+
+    Args:
+        config: the section, or one source of its mixture.
+        run_config: the whole configuration, for the seed and the ``valdataset`` section.
+        section: name of ``config`` in error messages.
+    """
+    seed, val_seed = run_config.seed, run_config.seed + VALIDATION_SEED_OFFSET
     if config.type == "mixture":
         parts = [
-            _share_out(part, whole, f"{section}.mixture[{n}]")
+            _split_source(part, run_config, f"{section}.mixture[{n}]")
             for n, part in enumerate(config.parts())
         ]
         names = [name for pair in parts for source in pair for name in source.names]
-        twice = len(set(names)) < len(names)  # as in the mixture of all of them
+        # Decided over both halves, so that a video is named as in the mixture without a split.
+        has_duplicates = len(set(names)) < len(names)
         mixed_train, mixed_val = (
-            MixtureDataset([pair[k] for pair in parts], _weights(config), s, numbered=twice)
-            for k, s in enumerate((seed, val_seed))
+            MixtureDataset(
+                [pair[k] for pair in parts], _weights(config), mixture_seed, numbered=has_duplicates
+            )
+            for k, mixture_seed in enumerate((seed, val_seed))
         )
         return _corrected(mixed_train, config), _corrected(mixed_val, config)
     train = _open(config, seed, section)
     if config.type == "synthetic":
-        config = replace(config, synthetic_videos=whole.valdataset.synthetic_videos)
+        config = replace(config, synthetic_videos=run_config.valdataset.synthetic_videos)
         return train, _open(config, val_seed, section)
-    train, val = hold_out(train, whole.valdataset.fraction, seed, section)
+    train, val = hold_out(train, run_config.valdataset.fraction, seed, section)
     return _with_objects(train, config, seed), _with_objects(val, config, val_seed)
 
 
 def hold_out(
     source: VideoSource, fraction: float, seed: int, section: str = "dataset"
 ) -> tuple[VideoSource, VideoSource]:
-    """Share out the videos of a source: those to train on, and ``fraction`` of them held out.
+    """Hold out a fraction of the videos of a source for validation.
 
-    Each part gets one at least and keeps the source's order. Who is held out depends on the seed
-    and the names alone.
+    Both parts get at least one video and keep the order of the source. Which videos are held out
+    depends only on the seed and the video names.
+
+    Args:
+        source: at least two videos.
+        fraction: share of the videos to hold out, 0 to 1.
+        seed: 0 or more.
+        section: name of the configuration section in error messages.
+
+    Returns:
+        The videos to train on, the videos held out.
 
     Raises:
         ConfigError: there is only one video.
@@ -232,10 +290,12 @@ def hold_out(
     n = len(source)
     if n < 2:
         raise ConfigError(
-            f"{section}.data_path holds one video, {source.names[0]!r}, and none can be held out "
-            "for validation; name validation videos in valdataset.data_path or valdataset.split, "
-            "or add a video"
+            f"only one video, {source.names[0]!r}, and none can be held out for validation",
+            key=f"{section}.data_path",
+            hint="name validation videos in valdataset.data_path or valdataset.split, or add a "
+            "video",
         )
+    # Sorted by name, so that the order in which a source lists its videos does not matter.
     by_name = sorted(range(n), key=lambda i: source.names[i])
     shuffled = np.random.default_rng((seed, 0)).permutation(n)
     count = min(max(round(n * fraction), 1), n - 1)
@@ -247,9 +307,11 @@ def hold_out(
 
 
 def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    """Build a source with object identities and corrections, but without generated objects."""
     source = _open_type(config, seed, section)
-    stored = config.type not in ("synthetic", "mixture") and source.has_masks
-    if stored and config.identity == "components":
+    # The sources of a mixture have applied their own identity setting already.
+    has_stored_masks = config.type not in ("synthetic", "mixture") and source.has_masks
+    if has_stored_masks and config.identity == "components":
         source = ConnectedObjects(source)
     return _corrected(source, config)
 
@@ -259,9 +321,10 @@ def _corrected(source: VideoSource, config: DatasetConfig) -> VideoSource:
 
 
 def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    """Build the source class that ``config.type`` selects."""
     if config.type not in DATASET_TYPES:
-        known = ", ".join(DATASET_TYPES)
-        raise ConfigError(f"{section}.type is {config.type!r}; it must be one of {known}")
+        expected = f"one of {', '.join(DATASET_TYPES)}"
+        raise ConfigError(key=f"{section}.type", value=config.type, expected=expected)
     if config.type == "synthetic":
         return SyntheticDataset(
             config.synthetic_videos,
@@ -282,8 +345,9 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
     if config.type == "coco":
         if config.annotation_file is None:
             raise ConfigError(
-                f"{section}.annotation_file is not given; type coco needs the COCO JSON: "
-                f"{section}.annotation_file=FILE"
+                "not set, and type coco reads annotations from it",
+                key=f"{section}.annotation_file",
+                hint=f"give the COCO JSON as {section}.annotation_file=FILE",
             )
         if config.data_path is not None:
             _check_path(config.data_path, section, folder=True)
@@ -296,8 +360,9 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
         )
     if config.data_path is None:
         raise ConfigError(
-            f"{section}.data_path is not given; name the folder of your videos: "
-            f"{section}.data_path=FOLDER (or dataset.type=synthetic for generated ones)"
+            f"not set, and type {config.type} reads videos from it",
+            key=f"{section}.data_path",
+            hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
         )
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
     if config.type == "sav":
@@ -312,15 +377,21 @@ def _weights(config: DatasetConfig) -> list[float]:
 
 def _check_path(path: str, section: str, folder: bool) -> None:
     if not (Path(path).is_dir() if folder else Path(path).exists()):
-        what = "is not a folder" if Path(path).exists() else "does not exist"
-        raise DataError(f"{section}.data_path: {path} {what}; give the folder of your videos")
+        problem = "is not a folder" if Path(path).exists() else "does not exist"
+        raise DataError(
+            f"{path} {problem}",
+            key=f"{section}.data_path",
+            value=path,
+            hint="give the folder of your videos",
+        )
 
 
 def _with_objects(source: VideoSource, config: DatasetConfig, seed: int) -> VideoSource:
+    """Composite generated objects onto the frames of a source that has no masks."""
     if source.has_masks:
         return source
     logger.info(
-        "{} has no Annotations: generated objects, at most {} a video, are laid over its frames",
+        "{} has no masks; compositing up to {} generated objects per video onto its frames",
         config.data_path,
         config.synthetic_objects,
     )
@@ -330,14 +401,16 @@ def _with_objects(source: VideoSource, config: DatasetConfig, seed: int) -> Vide
 def _warn_of_shared_videos(
     train: VideoSource, train_config: DatasetConfig, val: VideoSource, val_config: DatasetConfig
 ) -> None:
+    """Warn if training and validation read videos of the same name from the same place."""
     roots = [
         Path(c.data_path or c.annotation_file or "").resolve() for c in (train_config, val_config)
     ]
+    # Equal names in different folders are common ("00000") and say nothing.
     shared = sorted(set(train.names) & set(val.names))
     if shared and roots[0] == roots[1]:
         logger.warning(
-            "{} videos of {} are trained on and validated on, such as {}: the validation will look "
-            "better than it is",
+            "{} videos of {} are in both the training and the validation set, such as {}; "
+            "validation scores will be too high",
             len(shared),
             roots[0],
             shared[0],

@@ -1,8 +1,8 @@
-"""Define clips and batches of clips: the shapes everything else agrees on.
+"""Define clips and batches of clips.
 
-B clips in a batch, T frames, O objects, H and W rows and columns. The objects of all clips of a
-batch share one flat axis, so that clips with different numbers of objects need no padding;
-``clip_of_object`` says which clip each belongs to.
+Shapes are given as B clips per batch, T frames, O objects, H rows and W columns. The objects of all
+clips in a batch share one flat axis, so that clips with different numbers of objects need no
+padding; ``clip_of_object`` says which clip each object belongs to.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from torch import Tensor
 
 @dataclass
 class VideoClip:
-    """T consecutive (or strided) frames of one video with the masks of its objects.
+    """Hold T consecutive (or strided) frames of one video and the masks of its objects.
 
     Attributes:
         frames: ``[T,3,H,W]`` uint8 RGB; float32 after :func:`sam2kit.data.transforms.normalize`.
         masks: ``[T,O,H,W]`` bool.
-        annotated: ``[T,O]`` bool. False where no annotator looked, which is not an empty mask.
+        annotated: ``[T,O]`` bool. False: the frame is unannotated, so the object may be there. An
+            empty mask on an annotated frame says that it is not.
         name: the video's name.
-        frame_indices: T positions in the video, counted from 0.
-        object_ids: O identities as the data set names them (ints or strings).
-        size: (rows, columns) of the frames as stored, before any resize.
+        frame_indices: T positions in the video, from 0.
+        object_ids: O object ids from the data set (ints or strings).
+        size: (rows, columns) of the stored frames, before any resize.
+
+    Raises:
+        ValueError: shapes that disagree.
     """
 
     frames: Tensor
@@ -43,11 +47,12 @@ class VideoClip:
         if self.frames.shape[0] != t or self.frames.shape[-2:] != self.masks.shape[-2:]:
             raise ValueError(
                 f"clip {self.name!r}: frames {tuple(self.frames.shape)} and masks "
-                f"{tuple(self.masks.shape)} disagree"
+                f"{tuple(self.masks.shape)} differ in length or size"
             )
         if self.annotated.shape != (t, o):
             raise ValueError(
-                f"clip {self.name!r}: annotated is {tuple(self.annotated.shape)}, not {(t, o)}"
+                f"clip {self.name!r}: annotated must have shape {(t, o)}, got "
+                f"{tuple(self.annotated.shape)}"
             )
         if self.size == (0, 0):
             self.size = (self.frames.shape[-2], self.frames.shape[-1])
@@ -58,7 +63,7 @@ class VideoClip:
         return self.annotated & self.masks.flatten(2).any(-1)
 
     def select_objects(self, indices: list[int]) -> VideoClip:
-        """The same clip with only the objects at ``indices`` (positions in the O axis)."""
+        """Return the clip with only the objects at ``indices`` (positions in the O axis)."""
         return replace(
             self,
             masks=self.masks[:, indices],
@@ -69,7 +74,7 @@ class VideoClip:
 
 @dataclass
 class ClipBatch:
-    """B clips of T frames of the same size, with all their objects in one flat axis.
+    """Hold B clips of T frames of the same size, with all their objects in one flat axis.
 
     Attributes:
         frames: ``[B,T,3,H,W]`` uint8, or float32 when already normalised.
@@ -78,9 +83,10 @@ class ClipBatch:
         clip_of_object: ``[O]`` int64, from 0 to B-1.
         names: B video names.
         frame_indices: B lists of T positions.
-        object_ids: O identities.
-        sizes: B pairs (rows, columns) of the frames as stored.
-        frame_keys: B*T names, clip-major, by which features are kept; None: not asked for.
+        object_ids: O object ids; equal ids in different clips are different objects.
+        sizes: B pairs (rows, columns) of the stored frames.
+        frame_keys: B*T keys of the feature cache, all frames of the first clip first. None
+            (default): not computed.
     """
 
     frames: Tensor
@@ -95,14 +101,17 @@ class ClipBatch:
 
     @property
     def num_clips(self) -> int:
+        """B."""
         return self.frames.shape[0]
 
     @property
     def num_frames(self) -> int:
+        """T."""
         return self.frames.shape[1]
 
     @property
     def num_objects(self) -> int:
+        """O, over all clips."""
         return self.masks.shape[1]
 
     @property
@@ -112,41 +121,46 @@ class ClipBatch:
 
     @property
     def first_visible(self) -> Tensor:
-        """``[O]`` int64: the first frame on which each object is visible; T if it never is."""
+        """``[O]`` int64: the first frame on which each object is visible; T if on none."""
         visible = self.visible
+        # argmax of equal values is the first one: the first True, but 0 where there is none.
         first = visible.to(torch.uint8).argmax(0)
         return torch.where(visible.any(0), first, torch.full_like(first, self.num_frames))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch with its tensors on ``device``."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ClipBatch:
-        return self._mapped(Tensor.pin_memory)
+        """Return the batch in page-locked memory; ``DataLoader`` calls it with pin_memory=True."""
+        return self._map_tensors(Tensor.pin_memory)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> ClipBatch:
+        """Return the batch with ``function`` applied to each of its tensors."""
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
-        return replace(self, **changed)
+        mapped: dict[str, Any] = {k: function(v) for k, v in tensors.items()}
+        return replace(self, **mapped)
 
 
 def frame_keys(frames: Tensor) -> list[str]:
-    """A name for each frame: a hash of its pixels.
+    """Hash the pixels of each frame, as keys of the feature cache.
 
     Args:
-        frames: ``[...,3,H,W]`` uint8, in any order in memory.
+        frames: ``[...,3,H,W]`` uint8, in any memory layout.
 
     Returns:
-        as many names as there are frames, in their order.
+        One key per frame, in the order of the frames.
     """
     pixels = frames.reshape(-1, *frames.shape[-3:]).cpu()
     return [blake2b(frame.contiguous().numpy(), digest_size=20).hexdigest() for frame in pixels]
 
 
 def collate(clips: list[VideoClip], with_keys: bool = False) -> ClipBatch:
-    """Put clips of equal length and size into one batch.
+    """Join clips of equal length and size to one batch.
 
     Args:
-        with_keys: name the frames, by :func:`frame_keys`.
+        clips: at least one.
+        with_keys: set ``frame_keys`` of the batch (:func:`frame_keys`).
 
     Raises:
         ValueError: no clips, or clips whose frames differ in shape.

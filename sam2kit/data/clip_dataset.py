@@ -15,53 +15,60 @@ from torch.utils.data import Dataset, get_worker_info
 from sam2kit.config.schema import AugmentationConfig, DatasetConfig
 from sam2kit.data.clip import VideoClip
 from sam2kit.data.parallel import errors_from_workers
-from sam2kit.data.problems import nothing_visible, place, too_short, unlike_frames, unlike_mask
+from sam2kit.data.problems import (
+    frame_label,
+    mask_size_mismatch,
+    mixed_frame_sizes,
+    nothing_visible,
+    too_short,
+)
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.transforms import augment, resize_frames, resize_masks
 from sam2kit.utils.errors import DataError
 
-# So many first frames are tried for one that shows as many objects as asked for.
-MOST_CHECKED = 256  # videos, before training; a mask of 480p takes some milliseconds
-TRIES = 8
+# Maximum number of videos checked before training: decoding a mask of 480p takes milliseconds.
+MAX_CHECKED_VIDEOS = 256
+TRIES = 8  # maximum number of first frames tried for one that shows config.min_objects
 Masks = dict[ObjectId, np.ndarray] | None
 ReadMasks = Callable[[int], Masks]
 
 
 class ClipDataset(Dataset[VideoClip]):
-    """Clips of ``config.video_clip_length`` frames, squashed to ``config.image_size``.
+    """Sample clips of ``config.video_clip_length`` frames from the videos of a source.
 
-    *Where a clip begins.* On a frame that shows an object (at the clip's size). In training such a
-    frame is drawn: the possible first frames are tried in random order, those first from which a
-    whole clip fits into the video. Of the first :data:`TRIES` of them it is the first that shows
-    ``config.min_objects``; where none does, the one of them that shows most; where these show
-    nothing, the next that shows an object. In validation it is the video's first frame with an
-    object.
+    Frames and masks are resized to squares of ``config.image_size`` pixels.
 
-    *Frames.* Every ``config.frame_stride``-th from there on; between two of a training clip up to
-    ``config.max_gap`` more of these are left out, as far as the video's length allows. Where the
-    video ends too soon, as one shorter than a clip does, the clip turns back at its last frame
-    (0 1 2 1 0 ... of a video of three frames); ``config.short_videos`` may be ``error``, which
-    refuses videos shorter than a clip.
+    *First frame.* A clip starts on a frame that shows an object at the size of the clip. In
+    validation it is the first such frame of the video. In training it is drawn: first frames are
+    tried in random order, those from which a whole clip fits into the video before the others. The
+    first of them that shows ``config.min_objects`` objects is taken. If none of :data:`TRIES` does,
+    the one with the most objects is taken, and if they show none, the next one that does.
 
-    *Objects.* All that are visible on some frame of the clip, except those first seen on its last
-    frame, of which nothing is left to track (with one frame, all that are visible on it). Of more
-    than ``config.max_objects``, training draws that many and validation keeps the largest on their
-    first visible frame. What augmentation takes out of the picture counts as not visible.
+    *Frames.* The clip continues with every ``config.frame_stride``-th frame. In training, up to
+    ``config.max_gap`` further strides are skipped between two frames, as far as the length of the
+    video allows. At the end of the video the clip reverses direction (0 1 2 1 0 ... in a video of
+    three frames). ``config.short_videos=error`` rejects videos that are shorter than a clip.
 
-    A training clip depends on (seed, epoch, index) alone, a validation clip on its index alone.
+    *Objects.* A clip contains the objects that are visible on at least one of its frames, except
+    those first visible on its last frame, because nothing is left to track (in a clip of one frame,
+    all visible objects). If there are more than ``config.max_objects``, training draws that many,
+    and validation takes those that are largest on their first visible frame. An object that
+    augmentation moves out of all frames counts as not visible.
+
+    A training clip depends only on (seed, epoch, index), a validation clip only on its index.
 
     Args:
         source: the videos.
-        config: the keys named above, ``video_clip_length``, ``clips_per_video``, ``image_size``
-            and ``augment`` are read. None (default): the defaults.
-        training: draw ``clips_per_video`` random clips from each video in an epoch, and augment
-            them if the configuration says so. False (default): one fixed clip from each video.
-        seed: 0 or more; 0 by default.
-        augmentation: how strongly to augment. None (default): the defaults.
+        config: the keys named above, ``clips_per_video`` and ``augment`` are read. None (default):
+            the default configuration.
+        training: draw ``clips_per_video`` random clips per video and epoch, and augment them if
+            ``config.augment`` is set. False (default): one fixed clip per video.
+        seed: 0 or more.
+        augmentation: strengths of the augmentation. None (default): the default strengths.
 
     Raises:
-        DataError: the source is empty, or holds short videos that are to be refused; on reading, a
-            video without any object.
+        DataError: the source is empty, or has short videos and ``config.short_videos`` is
+            ``error``; on reading, a video without any object.
     """
 
     def __init__(
@@ -74,40 +81,43 @@ class ClipDataset(Dataset[VideoClip]):
     ) -> None:
         config = DatasetConfig() if config is None else config
         if len(source) == 0:
-            raise DataError("the source of clips holds no videos; give one with at least one")
+            raise DataError("the video source is empty", hint="give a source with videos")
         self.source = source
         self.config = config
         self.training = training
         self.seed = seed
         self.augmentation = augmentation
-        # In shared memory, so that loader processes that outlive an epoch see the next one.
+        # Shared memory, because persistent loader processes must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        # What each loader process reads: its pid, and a video and frame, or -1.
+        # What each loader process is reading: its pid, video and frame (-1: between clips). The
+        # main process looks it up after a loader process died.
         reading = torch.full((max(config.num_workers, 1), 3), -1)
         self._reading = reading.share_memory_()
-        self._tell_short_videos()
+        self._report_short_videos()
 
-    def _tell_short_videos(self) -> None:
-        """One line for all of them, or the error that was asked for."""
+    def _report_short_videos(self) -> None:
+        """Log or reject the videos that are shorter than a clip, in one message for all."""
         needed = (self.config.video_clip_length - 1) * self.config.frame_stride + 1
         short = [i for i in range(len(self.source)) if self.source.num_frames(i) < needed]
         if not short:
             return
-        first = too_short(self.source.name(short[0]), self.source.num_frames(short[0]), needed)
-        what = f"{len(short)} of {len(self.source)} videos are shorter than a clip: {first}"
+        example = too_short(self.source.name(short[0]), self.source.num_frames(short[0]), needed)
+        message = f"{len(short)} of {len(self.source)} videos are shorter than a clip: {example}"
         if self.config.short_videos == "error":
             raise DataError(
-                f"{what}; leave them out of the split, ask for shorter clips "
-                "(dataset.video_clip_length, dataset.frame_stride), or have them played back and "
-                "forth (dataset.short_videos=turn_back)"
+                message,
+                hint="remove them from the split, use shorter clips (dataset.video_clip_length, "
+                "dataset.frame_stride), or play them forwards and backwards "
+                "(dataset.short_videos=turn_back)",
             )
-        logger.info("{}; they are played forwards and backwards", what)
+        logger.info("{}; they are played forwards and backwards", message)
 
     def check_videos(self) -> None:
-        """Read masks of each video up to its first object, so that training need not stop at it.
+        """Check before training that each video shows an object, and that its masks are readable.
 
-        Of more than ``MOST_CHECKED`` videos so many are read, evenly spread; of generated ones,
-        which always show an object, none.
+        The masks of each video are read up to its first object. If there are more than
+        :data:`MAX_CHECKED_VIDEOS` videos, that many are checked, evenly spaced. Generated videos
+        always show an object and are not checked.
 
         Raises:
             DataError: what reading a clip would raise.
@@ -115,7 +125,8 @@ class ClipDataset(Dataset[VideoClip]):
         count = len(self.source)
         if self.source.index_in_epoch(0, 1) >= count:
             return
-        for i in np.linspace(0, count - 1, min(count, MOST_CHECKED)).round().astype(int).tolist():
+        checked = np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int)
+        for i in checked.tolist():
             masks = cache(lambda t, i=i: self._resized(self.source.read_masks(i, t)))
             self._first_frame(i, np.zeros(1, int), masks, None)
 
@@ -124,34 +135,38 @@ class ClipDataset(Dataset[VideoClip]):
 
     @property
     def videos(self) -> str:
-        """A text that stands for the videos: their number, names and lengths."""
+        """Number of videos and frames, and a checksum of names and lengths, to compare runs."""
         lengths = [(name, self.source.num_frames(i)) for i, name in enumerate(self.source.names)]
         total = sum(n for _, n in lengths)
         return f"{len(lengths)} videos, {total} frames, {zlib.crc32(repr(lengths).encode()):08x}"
 
     @property
     def epoch(self) -> int:
+        """Epoch whose clips are drawn, from 0."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the clips of this epoch, also in loader processes that are already running."""
+        """Draw the clips of ``epoch``, also in loader processes that are already running."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> VideoClip:
         if not 0 <= index < len(self):
-            raise IndexError(f"clip {index} of {len(self)}")
+            raise IndexError(f"clip index {index} is out of range for {len(self)} clips")
         with errors_from_workers():
             clip = self._clip(index)
-            self._note(-1, -1)
+            self._record_position(-1, -1)
             return clip
 
     def _clip(self, index: int) -> VideoClip:
+        """Sample, read and augment one clip, and select its objects."""
+        # Clip after clip goes through all videos, so that part of an epoch covers them evenly.
         i = index % len(self.source)
         generator = None
         if self.training:
             i = self.source.index_in_epoch(i, self.epoch)
             generator = np.random.default_rng((self.seed, self.epoch, index))
-        stored = cache(partial(self._stored, i))  # both once for a clip
+        # The search for the first frame and the clip use the same masks: decode and resize once.
+        stored = cache(partial(self._read_masks, i))
         masks = cache(lambda t: self._resized(stored(t)))
         steps = self._steps(i, generator)
         start = self._first_frame(i, steps, masks, generator)
@@ -160,28 +175,37 @@ class ClipDataset(Dataset[VideoClip]):
             clip = augment(clip, generator, self.augmentation, self.config.min_objects)
         return self._select(clip, generator)
 
-    def _stored(self, i: int, t: int) -> Masks:
-        self._note(i, t)
+    def _read_masks(self, i: int, t: int) -> Masks:
+        self._record_position(i, t)
         return self.source.read_masks(i, t)
 
-    def _note(self, i: int, t: int) -> None:
+    def _record_position(self, i: int, t: int) -> None:
+        """Record in shared memory which frame this loader process reads; -1: none."""
         if (info := get_worker_info()) is not None and info.id < len(self._reading):
             self._reading[info.id] = torch.tensor([os.getpid(), i, t])
 
     def being_read(self, pid: int) -> str | None:
-        """The frame that a loader process was at, with its files; None: it was between clips."""
+        """Return the frame that a loader process was reading, by file or name.
+
+        None: the process was between two clips, or is not a loader process of this data set.
+        """
         for reader, i, t in self._reading.tolist():
             if reader == pid and i >= 0:
-                return place(self.source, i, t)
+                return frame_label(self.source, i, t)
         return None
 
     def _steps(self, i: int, generator: np.random.Generator | None) -> np.ndarray:
-        """``[T]`` from 0: how many strides from its first each frame of a clip of video i lies."""
+        """Return ``[T]``: distance of each frame from the first one, in strides.
+
+        Args:
+            i: index of the video, whose length limits the gaps.
+            generator: draws the gaps. None: no gaps.
+        """
         steps = np.arange(self.config.video_clip_length)
         if generator is not None and self.config.max_gap:
-            left_out = generator.integers(0, self.config.max_gap + 1, len(steps) - 1).cumsum()
+            skipped = generator.integers(0, self.config.max_gap + 1, len(steps) - 1).cumsum()
             room = max((self.source.num_frames(i) - 1) // self.config.frame_stride - steps[-1], 0)
-            steps[1:] += np.minimum(left_out, room)
+            steps[1:] += np.minimum(skipped, room)
         return steps
 
     def _first_frame(
@@ -191,89 +215,104 @@ class ClipDataset(Dataset[VideoClip]):
         masks: ReadMasks,
         generator: np.random.Generator | None,
     ) -> int:
-        """The first frame of a clip of video i; see the class for the rule."""
+        """Choose the first frame of a clip of video ``i``; see the class for the rule."""
         n = self.source.num_frames(i)
         starts: np.ndarray = np.arange(n)
-        wanted = 1
+        min_objects = 1
         if generator is not None:
-            wanted = self.config.min_objects
+            min_objects = self.config.min_objects
+            # From frames before this one a whole clip fits into the video; they are tried first.
             fitting = max(n - int(steps[-1]) * self.config.frame_stride, 0)
             starts = np.concatenate(
                 [generator.permutation(fitting), fitting + generator.permutation(n - fitting)]
             )
-        best, most = 0, 0
+        best, max_visible = 0, 0
         for tried, t in enumerate(starts.tolist(), 1):
-            shown = sum(bool(mask.any()) for mask in (masks(t) or {}).values())
-            if shown > most:
-                best, most = t, shown
-            if most >= wanted or (most and tried >= TRIES):
+            visible = sum(bool(mask.any()) for mask in (masks(t) or {}).values())
+            if visible > max_visible:
+                best, max_visible = t, visible
+            if max_visible >= min_objects or (max_visible and tried >= TRIES):
                 return best
-        if most:
+        if max_visible:
             return best
-        raise DataError(nothing_visible(self.source.name(i), n, self.config.image_size))
+        raise nothing_visible(self.source.name(i), n, self.config.image_size)
 
     def _window(self, i: int, start: int, steps: np.ndarray) -> list[int]:
-        """T frame numbers from ``start`` on, turning back at the ends of the video."""
+        """Return T frame numbers from ``start`` on, reversing at the ends of the video."""
         stride = self.config.frame_stride
         usable = range(start % stride, self.source.num_frames(i), stride)
         last = len(usable) - 1
-        places = start // stride + steps
-        turned = last - np.abs(places % max(2 * last, 1) - last)
-        return [usable[k] for k in turned.tolist()]
+        positions = start // stride + steps
+        # A triangle wave of period 2 * last: 0 1 2 1 0 ... for last = 2.
+        reflected = last - np.abs(positions % max(2 * last, 1) - last)
+        return [usable[k] for k in reflected.tolist()]
 
     def _resized(self, masks: Masks) -> Masks:
+        """Return the masks at the size of the clip."""
         size = (self.config.image_size,) * 2
         if masks is None:
             return None
         return {o: resize_masks(torch.from_numpy(m), size).numpy() for o, m in masks.items()}
 
     def _read(self, i: int, window: list[int], stored: ReadMasks, masks: ReadMasks) -> VideoClip:
-        """The clip with every object that is visible on one of its frames."""
+        """Read the clip, with every object that is visible on one of its frames.
+
+        Args:
+            i: index of the video.
+            window: T frame numbers.
+            stored: reads the masks of a frame at their stored size.
+            masks: reads the masks of a frame at the size of the clip.
+        """
         side = self.config.image_size
-        unlike, faults, frames = set(), [], {}
-        for t in dict.fromkeys(window):  # a frame that stands twice in the clip is read once
-            self._note(i, t)
+        sizes, mask_errors, frames = set(), [], {}
+        for t in dict.fromkeys(window):  # a frame that occurs twice in the clip is read once
+            self._record_position(i, t)
             frame = self.source.read_frame(i, t)
-            faults.append(unlike_mask(place(self.source, i, t), frame.shape[:2], stored(t)))
-            unlike.add(frame.shape[:2])
+            label = frame_label(self.source, i, t)
+            mask_errors.append(mask_size_mismatch(label, frame.shape[:2], stored(t)))
+            sizes.add(frame.shape[:2])
             resized = resize_frames(torch.from_numpy(frame).permute(2, 0, 1), (side, side))
             frames[t] = resized.permute(1, 2, 0)
-        if len(unlike) > 1:
-            raise DataError(unlike_frames(self.source.name(i), unlike))
-        for fault in filter(None, faults):
-            raise DataError(fault)
-        by_frame = [masks(t) for t in window]
-        seen = {o for shown in by_frame for o, mask in (shown or {}).items() if mask.any()}
-        objects = sorted(seen, key=lambda o: (isinstance(o, str), o))
+        # Frames that differ in size are reported first, because they explain masks that do not fit.
+        if len(sizes) > 1:
+            raise mixed_frame_sizes(self.source.name(i), sizes)
+        for error in filter(None, mask_errors):
+            raise error
+        masks_by_frame = [masks(t) for t in window]
+        visible = {o for m in masks_by_frame for o, mask in (m or {}).items() if mask.any()}
+        # Integers before strings: ids of both kinds cannot be compared with each other.
+        objects = sorted(visible, key=lambda o: (isinstance(o, str), o))
         stacked = torch.zeros(len(window), len(objects), side, side, dtype=torch.bool)
-        for k, shown in enumerate(by_frame):
+        for k, frame_masks in enumerate(masks_by_frame):
             for n, o in enumerate(objects):
-                if shown and o in shown:
-                    stacked[k, n] = torch.from_numpy(shown[o])
-        annotated = torch.tensor([shown is not None for shown in by_frame])
+                if frame_masks and o in frame_masks:
+                    stacked[k, n] = torch.from_numpy(frame_masks[o])
+        annotated = torch.tensor([frame_masks is not None for frame_masks in masks_by_frame])
         return VideoClip(
-            # Colours lie side by side in memory, as decoded and as OpenCV and resizing want them.
+            # Channels last in memory, as the decoder returns them and OpenCV and resizing need
+            # them.
             frames=torch.stack([frames[t] for t in window]).permute(0, 3, 1, 2),
             masks=stacked,
             annotated=annotated[:, None].expand(-1, len(objects)).clone(),
             name=self.source.name(i),
             frame_indices=list(window),
             object_ids=list(objects),
-            size=unlike.pop(),
+            size=sizes.pop(),
         )
 
     def _select(self, clip: VideoClip, generator: np.random.Generator | None) -> VideoClip:
-        """The objects that can be tracked, at most ``max_objects`` of them."""
+        """Select the objects that can be tracked, up to ``config.max_objects``."""
         visible = clip.visible
         first = visible.to(torch.uint8).argmax(0)
+        # An object first visible on the last frame is prompted there, and nothing is left to track.
         trackable = visible.any(0) & (first <= max(len(visible) - 2, 0))
-        kept = trackable.nonzero().flatten().tolist()
-        most = self.config.max_objects
-        if most is not None and len(kept) > most:
+        selected = trackable.nonzero().flatten().tolist()
+        max_objects = self.config.max_objects
+        if max_objects is not None and len(selected) > max_objects:
             if generator is not None:
-                kept = sorted(generator.choice(kept, most, replace=False).tolist())
+                selected = sorted(generator.choice(selected, max_objects, replace=False).tolist())
             else:
                 areas = clip.masks.flatten(2).sum(-1)
-                by_area = sorted(kept, key=lambda o: (-int(areas[first[o], o]), o))
-                kept = sorted(by_area[:most])
-        return clip.select_objects(kept)
+                by_area = sorted(selected, key=lambda o: (-int(areas[first[o], o]), o))
+                selected = sorted(by_area[:max_objects])
+        return clip.select_objects(selected)

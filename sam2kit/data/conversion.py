@@ -1,4 +1,4 @@
-"""Data sets from one layout into another, without loss or not at all."""
+"""Convert data sets to another layout, without loss or with an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
 from sam2kit.data.parallel import each_video
-from sam2kit.data.problems import place
+from sam2kit.data.problems import frame_label
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.frame_folders import image_size
@@ -44,63 +44,70 @@ def convert(
     """Write the videos of any source in DAVIS layout or as COCO JSON.
 
     * ``davis``: ``JPEGImages/VIDEO/FRAME.jpg`` and, for annotated frames, a palette PNG
-      ``Annotations/VIDEO/FRAME.png``. A pixel holds one object: masks that overlap are refused, and
-      more than 254 objects in a video. Ids other than 1 to 254 are numbered from 1, and
-      ``objects.json`` beside the masks says which is which, so that they are read as they were.
+      ``Annotations/VIDEO/FRAME.png``. A pixel belongs to one object, so overlapping masks and more
+      than 254 objects per video are rejected. Ids other than 1 to 254 are numbered from 1, and
+      ``objects.json`` next to the masks maps the numbers to the ids, which are restored on reading.
     * ``coco-video``: ``annotations.json`` with ``video_id``, ``order_in_video``, ``track_id`` and
-      compressed run lengths, and ``images/VIDEO/FRAME.jpg``. Any masks; frames that nobody
-      annotated say ``"annotated": false``. It has no place for void pixels, which are logged.
+      compressed run lengths, and ``images/VIDEO/FRAME.jpg``. It holds any masks. Unannotated frames
+      have ``"annotated": false``. Void pixels are lost, with a warning.
 
-    Frames are copied byte for byte where they are files of their own, else written as PNG. They
-    keep their names, unless these contradict the order: then they are numbered from 00000, which is
-    logged. Categories, scores and empty masks are left behind. ``out`` appears when all is written.
+    Frame files are copied byte for byte; frames from videos are written as PNG. Frames keep their
+    names, unless the names contradict their order: then they are renumbered from 00000, with a
+    warning. Categories, scores and empty masks are not converted. The output is atomic: ``out``
+    appears when everything is written.
 
     Args:
-        what: as :func:`~sam2kit.data.build.open_source` takes it.
-        out: new or empty.
+        what: the videos, as for :func:`~sam2kit.data.build.open_source`.
+        out: new or empty folder.
         to: ``davis`` or ``coco-video``.
-        workers: processes that write.
+        workers: number of processes that write; 0 (default): this process.
 
     Returns:
-        What to name as the data: the folder, or the JSON in it.
+        Path to use as the data path of the result: the folder, or the JSON file in it.
 
     Raises:
-        ConfigError: ``to`` is neither, ``out`` is not empty, or it cannot be written.
-        DataError: what the source refuses, and what the target cannot hold, by video, frame and
-            object: overlaps, too many objects, a video's name that no folder can have.
+        ConfigError: ``to`` is unknown, or ``out`` is not empty or cannot be written.
+        DataError: the source is invalid, or the target cannot represent its content (overlaps, too
+            many objects, a video name that is no folder name). Names video, frame and object.
     """
     out = Path(out)
     if to not in TARGETS:
-        raise ConfigError(f"--to {to}: it must be {' or '.join(TARGETS)}")
+        raise ConfigError(key="--to", value=to, expected=" or ".join(TARGETS))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not an empty folder; name another one")
+        raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")
     source = open_source(what)
     if not source.has_masks:
-        logger.info("the source has no masks: frames alone are written")
-    # A sibling that is renamed at the end: what is interrupted is never taken for whole.
-    part = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
+        logger.info("The source has no masks; writing frames only")
+    # Written to a sibling folder that is renamed at the end, so that an interrupted conversion is
+    # never taken for a complete one.
+    partial_out = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     try:
-        part.mkdir(parents=True)
+        partial_out.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error}") from error
+        raise ConfigError(
+            f"{out} cannot be written: {error}", hint="choose a folder that you can write to"
+        ) from error
     try:
-        work = partial(_write_davis if to == "davis" else _write_coco, out=part)
+        work = partial(_write_davis if to == "davis" else _write_coco, out=partial_out)
         written = each_video(work, source, workers, "wrote")
-        counts = _gather(written, None if to == "davis" else part / COCO_FILE)
-        part.replace(out)
+        counts = _gather(written, None if to == "davis" else partial_out / COCO_FILE)
+        partial_out.replace(out)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error}; nothing was kept") from error
+        raise ConfigError(
+            f"{out} cannot be written: {error}",
+            hint="check permissions and free disk space; no incomplete output was left",
+        ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    logger.info("{} videos, {} frames: {}", len(source), counts["frames"], out)
+        shutil.rmtree(partial_out, ignore_errors=True)
+    logger.info("Wrote {} videos, {} frames to {}", len(source), counts["frames"], out)
     for change in ("renumbered", "written as PNG", "without their void pixels"):
         if counts[change]:
-            logger.warning("{} of the frames were {}", counts[change], change)
+            logger.warning("Frames {}: {}", change, counts[change])
     return out if to == "davis" else out / COCO_FILE
 
 
 class _Written(NamedTuple):
-    """Counts of frames of a video, and COCO's rows of its images and annotations."""
+    """Frame counts of a converted video, and its COCO image and annotation entries."""
 
     counts: Counter[str]
     images: list[dict[str, Any]]
@@ -108,41 +115,55 @@ class _Written(NamedTuple):
 
 
 def _gather(videos: Iterable[_Written], path: Path | None) -> Counter[str]:
-    """Add up the counts of all videos; write COCO's rows to ``path`` as they come."""
+    """Sum the counts of all videos, and write their COCO entries to ``path`` as they arrive.
+
+    Args:
+        videos: the converted videos, with ids that count from 1 within each video.
+        path: the COCO JSON. None: there is none, with target ``davis``.
+    """
     if path is None:
         return sum((video.counts for video in videos), Counter())
+    # Annotations, by far the larger part, are written at once instead of collected in memory.
     counts: Counter[str] = Counter()
     images: list[str] = []
-    number = 0
+    num_annotations = 0
     with path.open("w", encoding="utf-8") as file:
         file.write('{"annotations": [\n')
         for video in videos:
             counts += video.counts
-            for row in video.annotations:  # numbered within their video
-                row |= {"id": row["id"] + number, "image_id": row["image_id"] + len(images)}
+            for row in video.annotations:
+                row |= {
+                    "id": row["id"] + num_annotations,
+                    "image_id": row["image_id"] + len(images),
+                }
                 file.write((",\n" if row["id"] > 1 else "") + json.dumps(row))
-            number += len(video.annotations)
-            first = len(images)
-            images += [json.dumps(row | {"id": row["id"] + first}) for row in video.images]
+            num_annotations += len(video.annotations)
+            offset = len(images)
+            images += [json.dumps(row | {"id": row["id"] + offset}) for row in video.images]
         file.write('],\n"images": [\n' + ",\n".join(images))
         file.write(f'],\n"categories": {json.dumps(COCO_CATEGORIES)}}}\n')
     return counts
 
 
 def _write_davis(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write frames and palette PNG of one video in DAVIS layout."""
     counts, files = _write_frames(source, i, out / "JPEGImages")
     if source.has_masks:
         folder = out / "Annotations" / source.name(i)
         folder.mkdir(parents=True)
         stems = [path.stem for path in files]
+        # Most data sets have ids that fit. Where an id does not, the video is written once more,
+        # numbered: an extra pass over all masks to find out beforehand would cost every video.
         if not _write_palette(source, i, folder, stems, None):
             numbers: dict[ObjectId, int] = {}
             _write_palette(source, i, folder, stems, numbers)
             write_object_names(folder, {n: identity for identity, n in numbers.items()})
         if not any(folder.iterdir()):
+            # On reading, a video without masks among annotated ones is an error, not unannotated.
             raise DataError(
-                f"video {source.name(i)!r} has no annotated frame, which DAVIS layout cannot say "
-                "beside videos with masks; leave the video out, or convert to coco-video"
+                f"video {source.name(i)!r} has no annotated frame, which DAVIS layout cannot "
+                "represent next to videos with masks",
+                hint="remove the video, or convert to coco-video",
             )
     return _Written(counts, [], [])
 
@@ -154,39 +175,49 @@ def _write_palette(
     stems: list[str],
     numbers: dict[ObjectId, int] | None,
 ) -> bool:
-    """Write the annotated frames of a video; False: there are ids that no pixel can have.
+    """Write the masks of the annotated frames of a video.
 
     Args:
-        numbers: takes in the objects' numbers from 1 on; None: their ids are their numbers.
+        source: the videos.
+        i: index of the video.
+        folder: folder of the PNG files.
+        stems: file name of each frame without extension.
+        numbers: pixel value of each object, filled from 1 on. None: the ids are the pixel values.
+
+    Returns:
+        False if ``numbers`` is None and an id is not a possible pixel value; files are incomplete
+        then. Otherwise True.
     """
     for t, name in enumerate(stems):
         masks = source.read_masks(i, t)
         if masks is None:
             continue
-        shown = {who: mask for who, mask in masks.items() if mask.any()}
+        visible = {object_id: mask for object_id, mask in masks.items() if mask.any()}
         if numbers is None:
-            if not all(type(who) is int and 0 < who < VOID for who in shown):
+            if not all(type(o) is int and 0 < o < VOID for o in visible):
                 return False
-            of = {who: int(who) for who in shown}
+            values = {o: int(o) for o in visible}
         else:
-            of = {who: numbers.setdefault(who, len(numbers) + 1) for who in shown}
+            values = {o: numbers.setdefault(o, len(numbers) + 1) for o in visible}
             if len(numbers) >= VOID:
                 raise DataError(
-                    f"video {source.name(i)!r} has {VOID} objects or more by {place(source, i, t)} "
-                    f"(object {list(numbers)[-1]!r}), and a palette PNG holds {VOID - 1}; convert "
-                    "to coco-video"
+                    f"video {source.name(i)!r} has at least {VOID} objects up to "
+                    f"{frame_label(source, i, t)} (object {list(numbers)[-1]!r}), but a palette "
+                    f"PNG holds up to {VOID - 1}",
+                    hint="convert to coco-video",
                 )
         void = source.read_void(i, t)
-        size = next((m.shape for m in [*shown.values(), void] if m is not None), None)
+        size = next((m.shape for m in [*visible.values(), void] if m is not None), None)
         ids = np.zeros(size or source.read_frame(i, t).shape[:2], np.uint8)
-        for who, mask in shown.items():
-            if taken := int(ids[mask].max()):
-                other = next(o for o, n in of.items() if n == taken)
+        for object_id, mask in visible.items():
+            if value := int(ids[mask].max()):
+                other = next(o for o, n in values.items() if n == value)
                 raise DataError(
-                    f"{place(source, i, t)}: objects {other!r} and {who!r} overlap, and a palette "
-                    "PNG holds one object a pixel; convert to coco-video, which holds both"
+                    f"{frame_label(source, i, t)}: objects {other!r} and {object_id!r} overlap, "
+                    "but a palette PNG holds one object per pixel",
+                    hint="convert to coco-video, which keeps both masks",
                 )
-            ids[mask] = of[who]
+            ids[mask] = values[object_id]
         if void is not None:
             ids[void & (ids == 0)] = VOID
         write_id_mask(folder / f"{name}.png", ids)
@@ -194,6 +225,7 @@ def _write_palette(
 
 
 def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write the frames of one video, and make its COCO entries with ids from 1 on."""
     counts, files = _write_frames(source, i, out / "images")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -212,12 +244,17 @@ def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
 
 
 def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str], list[Path]]:
-    """The files of the frames, copied or drawn, and how many of which there were."""
+    """Copy or write the frames of a video.
+
+    Returns:
+        Numbers of frames: all, renumbered, and written as PNG; and the files in order.
+    """
     video, count = source.name(i), source.num_frames(i)
     if not video or file_name(video) != video:
-        raise DataError(f"video {video!r}: no folder can be called so; rename the video")
+        raise DataError(f"video {video!r}: its name is no folder name", hint="rename the video")
     (out / video).mkdir(parents=True)
     names = [source.frame_name(i, t) for t in range(count)]
+    # The reader sorts files by name, so the sorted names must give the order of the frames.
     ordered = names == sorted(set(names), key=natural_key)
     counts = Counter({"frames": count})
     if not ordered or any(file_name(name) != name for name in names):

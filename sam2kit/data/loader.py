@@ -1,4 +1,4 @@
-"""Load clips in batches, in an order that a resumed run can continue."""
+"""Load clips in batches, in an order that a resumed run can reproduce."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from sam2kit.data.clip_dataset import ClipDataset
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[int]):
-    """Indices in the order of the data set's epoch: shuffled by (seed, epoch), or as they stand.
+    """Yield the clip indices of an epoch, in an order that depends only on (seed, epoch).
 
-    ``set_epoch`` is also what Lightning calls at the start of an epoch; it reaches the data set.
+    Lightning calls ``set_epoch`` at the start of each epoch.
 
     Args:
-        dataset: the clips; its epoch counts.
-        shuffle: by (seed, epoch).
+        dataset: the clips; its epoch is used.
+        shuffle: shuffle by (seed, epoch). False: in the order of the data set.
         seed: 0 or more.
-        done: an epoch and the number of its clips that an earlier run has had, which are left out.
-        share: a rank and how many there are; each takes every so many-th clip. So that all have
-            equally many, the last ones may take one from the beginning, which counts twice then.
+        done: (epoch, number of clips): in this epoch, that many clips were consumed before the run
+            was interrupted, and are skipped.
+        share: (rank, world size): each rank yields every world-size-th clip. All ranks yield
+            equally many; if the clips do not divide evenly, the first ones are repeated.
     """
 
     dataset: ClipDataset
@@ -45,12 +46,14 @@ class EpochSampler(Sampler[int]):
         order: np.ndarray = np.arange(len(self.dataset))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(order)
-        rank, ranks = self.share
-        order = np.resize(order, len(self) * ranks)[rank::ranks]
+        rank, world_size = self.share
+        # np.resize repeats the order from its start, so that all ranks make the same steps.
+        order = np.resize(order, len(self) * world_size)[rank::world_size]
         epoch, clips = self.done
         return iter(order[clips if epoch == self.dataset.epoch else 0 :].tolist())
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the data set."""
         self.dataset.set_epoch(epoch)
 
 
@@ -64,35 +67,37 @@ def create_dataloader(
     with_keys: bool = False,
     batches: Sequence[list[int]] | None = None,
 ) -> DataLoader[ClipBatch]:
-    """Load clips as :class:`~sam2kit.data.clip.ClipBatch` es; the last batch may be smaller.
+    """Create a loader of :class:`~sam2kit.data.clip.ClipBatch`; the last batch may be smaller.
 
-    With any number of ``config.num_workers`` the batches are the same. A DataError raised in a
-    loader process arrives as a DataError with its own message. With loader processes, OpenCV is
-    set to one thread in this process too.
+    The batches do not depend on ``config.num_workers``. A DataError raised in a loader process
+    reaches the caller as a DataError with its own message. If loader processes are used, OpenCV is
+    limited to one thread in this process too.
 
     Args:
         dataset: the clips.
-        config: ``batch_size`` and ``num_workers`` are read. None (default): the data set's.
-        training: shuffle by (seed, epoch). Lightning sets the epoch; in a loop of your own, call
-            ``dataset.set_epoch`` before each epoch. None (default): the data set's.
-        seed: 0 or more. None (default): the data set's.
+        config: ``batch_size`` and ``num_workers`` are read. None (default): the configuration of
+            the data set.
+        training: shuffle by (seed, epoch). Lightning sets the epoch; in your own training loop,
+            call ``dataset.set_epoch`` before each epoch. None (default): as in the data set.
+        seed: 0 or more. None (default): the seed of the data set.
         done, share: see :class:`EpochSampler`.
         with_keys: see :func:`~sam2kit.data.clip.collate`.
-        batches: the indices of the clips of each batch, in place of all of the above order.
+        batches: clip indices of each batch; replaces the order described above. None (default):
+            batches of ``config.batch_size`` clips.
     """
     config = dataset.config if config is None else config
     training = dataset.training if training is None else training
     seed = dataset.seed if seed is None else seed
     if config.num_workers:
-        # OpenCV's threads do not survive a fork: a loader process that touches them, even to switch
-        # them off, waits for ever. So they go here, before there is one.
+        # OpenCV's threads do not survive a fork: a loader process that touches them, even to
+        # disable them, hangs. So they are disabled here, before the first fork.
         cv2.setNumThreads(0)
     order: dict[str, Any] = {"batch_sampler": batches}
     if batches is None:
         sampler = EpochSampler(dataset, training, seed, done, share)
         order = {"sampler": sampler, "batch_size": config.batch_size}
     return DataLoader(
-        dataset,  # type: ignore[arg-type]  # of clips, which collate turns into batches
+        dataset,  # type: ignore[arg-type]  # of VideoClip; collate turns them into ClipBatch
         **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,

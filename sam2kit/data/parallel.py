@@ -1,4 +1,4 @@
-"""Load items in several processes where that pays, and bring their errors back unchanged."""
+"""Load items in several processes, and pass their errors to the caller unchanged."""
 
 from __future__ import annotations
 
@@ -15,46 +15,53 @@ from sam2kit.utils.errors import SAM2KitError
 from sam2kit.utils.progress import log_progress
 
 T = TypeVar("T")
-VIDEOS_A_PROCESS = 4  # with fewer for each, fewer processes are started
+# Each process gets at least this many videos; for fewer, its start does not pay.
+MIN_VIDEOS_PER_PROCESS = 4
 
 
 def each_video(
     work: Callable[[VideoSource, int], T], source: VideoSource, workers: int, doing: str
 ) -> Iterator[T]:
-    """Yield ``work(source, i)`` of every video in order, with a log line every ten seconds.
+    """Yield ``work(source, i)`` for every video in order, and log the progress every ten seconds.
 
     Args:
-        work: can be pickled; what it returns, too.
-        workers: maximum number of processes; 0 works in this one (see :func:`load_items`).
-        doing: begins the log lines, such as ``read``.
+        work: function of a source and the index of a video. It and its results must be picklable.
+        source: the videos.
+        workers: maximum number of processes; 0: work in this process (see :func:`load_items`).
+        doing: start of the log lines, such as ``read``.
 
     Raises:
         SAM2KitError, OSError: what ``work`` raises.
     """
-    processes = min(workers, len(source) // VIDEOS_A_PROCESS)
-    results = load_items(_Work(work, source), processes)
+    processes = min(workers, len(source) // MIN_VIDEOS_PER_PROCESS)
+    results = load_items(_ResultPerVideo(work, source), processes)
     return log_progress(results, len(source), doing, "videos")
 
 
 def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
-    """Yield the items of a data set in order, loaded by ``workers`` processes; 0: by this one.
+    """Yield the items of a data set in order, loaded by ``workers`` processes.
 
-    With any, OpenCV is set to one thread in this process too (see
+    If loader processes are used, OpenCV is limited to one thread in this process too (see
     :func:`~sam2kit.data.loader.create_dataloader`).
+
+    Args:
+        items: the data set.
+        workers: number of processes; 0: load in this process.
 
     Raises:
         SAM2KitError, OSError: what the data set raises within :func:`errors_from_workers`.
     """
     if workers:
         cv2.setNumThreads(0)
-    yield from DataLoader(items, None, num_workers=workers, collate_fn=_as_it_is)
+    yield from DataLoader(items, None, num_workers=workers, collate_fn=_identity)
 
 
 class ErrorFromWorker(Exception):
-    """Hold a pickled error on its way out of a loader process.
+    """Carry a pickled error out of a loader process.
 
-    Torch sends the class of an error and the text of its traceback, and calls the class with that
-    text in the main process. This class's text ends in the pickled error, and the call returns it.
+    PyTorch sends the class of an error and the text of its traceback to the main process, and calls
+    the class with that text there. The text of this class ends in the pickled error, and calling
+    the class returns that error.
     """
 
     def __new__(cls, text: str) -> Any:
@@ -63,9 +70,9 @@ class ErrorFromWorker(Exception):
 
 @contextmanager
 def errors_from_workers() -> Iterator[None]:
-    """Let errors raised in a loader process arrive with their own type, message and fields.
+    """Pass errors of a loader process to the caller with their type, message and fields.
 
-    Without it, torch raises them again with a whole traceback for a message.
+    Without it, PyTorch raises them with the text of a whole traceback as their message.
     """
     try:
         yield
@@ -77,8 +84,8 @@ def errors_from_workers() -> Iterator[None]:
         raise carrier from None
 
 
-class _Work(Dataset[Any]):
-    """The results of a function, one for each video."""
+class _ResultPerVideo(Dataset[Any]):
+    """Apply a function to each video of a source."""
 
     def __init__(self, work: Callable[[VideoSource, int], Any], source: VideoSource) -> None:
         self.work, self.source = work, source
@@ -91,5 +98,6 @@ class _Work(Dataset[Any]):
             return self.work(self.source, i)
 
 
-def _as_it_is(result: Any) -> Any:
+def _identity(result: Any) -> Any:
+    # Replaces PyTorch's conversion of results to tensors; a lambda could not be pickled.
     return result

@@ -10,7 +10,12 @@ from sam2kit.viz.overlays import contact_sheet, evenly_spaced, frames_to_images,
 
 
 def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:
-    """The clips of an unnormalised batch, a row each, with the true masks laid over."""
+    """Draw each clip of a batch as a row of frames, with its ground-truth masks as an overlay.
+
+    Args:
+        batch: clips with uint8 frames.
+        max_columns: maximum number of frames per clip; longer clips show evenly spaced frames.
+    """
     steps = evenly_spaced(batch.num_frames, max_columns)
     images, masks = frames_to_images(batch.frames), batch.masks.cpu().numpy()
     rows, labels = [], []

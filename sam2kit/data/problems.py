@@ -1,4 +1,7 @@
-"""What is wrong with a video, in the words of training and of the doctor alike."""
+"""Describe problems of a video, for training and the doctor alike.
+
+Training raises what the doctor reports, so both use the same texts.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,54 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.utils.errors import DataError
 
 
-def place(source: VideoSource, i: int, t: int) -> str:
-    """What to call a frame: its file, or its video and name."""
+def frame_label(source: VideoSource, i: int, t: int) -> str:
+    """Name a frame in messages: by its file if it has one, otherwise by video and frame name."""
     path = source.frame_path(i, t)
     return str(path) if path else f"video {source.name(i)!r}, frame {source.frame_name(i, t)}"
 
 
 def too_short(name: str, count: int, span: int) -> str:
-    """A video of ``count`` frames where a clip spans more."""
-    return f"video {name!r} has {count} frames and a clip spans {span}"
+    """Describe a video of ``count`` frames that is shorter than the ``span`` of a clip."""
+    return f"video {name!r} has {count} frames, but a clip spans {span}"
 
 
-def nothing_visible(name: str, count: int, image_size: int) -> str:
-    """A video of ``count`` frames in which training finds no object."""
-    return (
-        f"video {name!r}: none of its {count} frames shows an object at {image_size} pixels; "
-        "leave the video out of the split or annotate it"
+def nothing_visible(name: str, count: int, image_size: int) -> DataError:
+    """Make the error for a video of ``count`` frames without an object to train on."""
+    return DataError(
+        f"video {name!r}: none of its {count} frames shows an object at {image_size} pixels",
+        hint="remove the video from the split or annotate it",
     )
 
 
-def unlike_frames(name: str, sizes: Iterable[tuple[int, ...]]) -> str:
-    """Frames of several sizes, rows and columns, in one video."""
-    return (
-        f"video {name!r}: its frames differ in size, {sorted(set(sizes))}; "
-        "make all frames of a video the same size"
+def mixed_frame_sizes(name: str, sizes: Iterable[tuple[int, ...]]) -> DataError:
+    """Make the error for a video with frames of several sizes (rows, columns)."""
+    return DataError(
+        f"video {name!r}: its frames differ in size, {sorted(set(sizes))}",
+        hint="make all frames of a video the same size",
     )
 
 
-def unlike_mask(
-    place: str, size: tuple[int, ...], masks: Mapping[ObjectId, np.ndarray] | None
-) -> str | None:
-    """A mask that has not its frame's rows and columns ``size``; None: there is none."""
-    for who, mask in (masks or {}).items():
+def mask_size_mismatch(
+    frame: str, size: tuple[int, ...], masks: Mapping[ObjectId, np.ndarray] | None
+) -> DataError | None:
+    """Make the error for the first mask that does not have the size of its frame.
+
+    Args:
+        frame: name of the frame (:func:`frame_label`).
+        size: rows and columns of the frame.
+        masks: the masks by object. None: the frame is unannotated.
+
+    Returns:
+        The error; None if all masks have the size of the frame.
+    """
+    for object_id, mask in (masks or {}).items():
         if mask.shape != size:
-            return (
-                f"{place}: the mask of object {who!r} has {mask.shape[0]} rows and "
-                f"{mask.shape[1]} columns, its frame {size[0]} and {size[1]}; masks must have "
-                "their frame's size"
+            return DataError(
+                f"{frame}: the mask of object {object_id!r} has {mask.shape[0]} rows and "
+                f"{mask.shape[1]} columns, but the frame has {size[0]} and {size[1]}",
+                hint="export masks at the size of their frames",
             )
     return None

@@ -1,4 +1,4 @@
-"""Write masks: palette PNG in DAVIS layout, SA-V JSON per video, COCO JSON over all videos."""
+"""Write masks as palette PNG in DAVIS layout, as SA-V JSON per video, or as one COCO JSON."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ COCO_CATEGORIES = [{"id": 1, "name": "object"}]
 
 
 class MaskWriter:
-    """One video's masks as palette PNG while it is tracked, and as SA-V JSON afterwards.
+    """Write the masks of one video: palette PNG frame by frame, SA-V JSON at the end.
 
-    Objects keep their numbers in the PNG where these are 1 to 254 (255 is void); otherwise they are
-    numbered from 1 and ``objects.json`` in the folder says which is which. A PNG has one object per
-    pixel: where masks overlap, the one with the highest logit gets it, and of equal ones the first.
-    The JSON keeps overlapping masks whole.
+    If all object ids are integers from 1 to 254, they are the pixel values of the PNG (255 is
+    void). Otherwise the objects are numbered from 1, and ``objects.json`` in the folder maps the
+    numbers to the ids. A PNG has one object per pixel: where masks overlap, the highest logit wins,
+    and the first object if logits are equal. The JSON contains overlapping masks completely.
 
     Args:
-        folder: of the PNG files, made if need be; None: no PNG.
-        video: its name.
-        object_ids: the objects in order.
+        folder: folder of the PNG files, created if it does not exist. None: no PNG files.
+        video: name of the video.
+        object_ids: the objects, in the order of the output.
 
     Raises:
-        DataError: more objects than a palette has colours for.
+        DataError: more than 254 objects, and PNG files are to be written.
     """
 
     def __init__(
@@ -43,25 +43,27 @@ class MaskWriter:
         self.folder, self.video, self.object_ids = folder, video, list(object_ids)
         self._frames: list[str] = []
         self._runs: list[list[dict[str, Any]]] = []
-        kept = all(isinstance(i, int) and 0 < i < VOID for i in self.object_ids)
-        self._numbers = [int(i) if kept else n + 1 for n, i in enumerate(self.object_ids)]
+        ids_fit = all(isinstance(i, int) and 0 < i < VOID for i in self.object_ids)
+        self._numbers = [int(i) if ids_fit else n + 1 for n, i in enumerate(self.object_ids)]
         if folder is None:
             return
         if len(self.object_ids) >= VOID:
             raise DataError(
-                f"{video} has {len(self.object_ids)} objects and a palette PNG holds {VOID - 1}; "
-                "leave the PNG files out and use the JSON"
+                f"{video} has {len(self.object_ids)} objects, but a palette PNG holds up to "
+                f"{VOID - 1}",
+                hint="write JSON without PNG files",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        if not kept:
+        if not ids_fit:
             write_object_names(folder, dict(zip(self._numbers, self.object_ids, strict=True)))
 
     def add(self, frame_name: str, masks: Mapping[ObjectId, np.ndarray], size: Any) -> None:
-        """Write one frame; frames come in order.
+        """Write the masks of one frame; call it for the frames in order.
 
         Args:
-            frame_name: the frame's name without ending.
-            masks: ``[H,W]`` logits by object, above 0 inside, or bool; a missing one is empty.
+            frame_name: name of the frame without extension.
+            masks: ``[H,W]`` logits by object, above 0 on the object, or bool. An object without a
+                mask has an empty one.
             size: H and W.
         """
         empty = np.zeros(size, bool)
@@ -73,9 +75,10 @@ class MaskWriter:
             write_id_mask(self.folder / f"{frame_name}.png", ids)
 
     def sav(self) -> dict[str, Any]:
-        """The video in SA-V's form: ``masklet[t][o]`` are run lengths, ``masklet_id`` the objects.
+        """Return the video in the format of SA-V's JSON files.
 
-        ``frame_names`` is an addition: the file names that the T masks belong to.
+        ``masklet[t][o]`` are COCO run lengths, ``masklet_id`` the object ids. ``frame_names`` is an
+        addition to the format: the T frame names.
         """
         areas = np.array([[coco_mask.area(r) for r in row] for row in self._runs])
         height, width = self._runs[0][0]["size"] if areas.size else (0, 0)
@@ -97,10 +100,14 @@ class MaskWriter:
 
 
 def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict[str, Any]:
-    """Join videos in SA-V's form (:meth:`MaskWriter.sav`) into one COCO JSON.
+    """Convert videos in SA-V's format (:meth:`MaskWriter.sav`) to one COCO JSON.
 
-    ``file_name`` is ``VIDEO/FRAME`` with ``ending``; annotations have ``track_id`` and run lengths;
-    a frame without a mask has none. ``type=coco`` data sets read it.
+    A data set of ``type=coco`` reads it. Annotations have ``track_id`` and run lengths; empty masks
+    have no annotation.
+
+    Args:
+        videos: the videos.
+        ending: extension of the frame files: ``file_name`` is ``VIDEO/FRAME`` and this.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -117,7 +124,7 @@ def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict
 
 
 def coco_image(number: int, video: str, t: int, file: str, size: tuple[int, ...]) -> dict[str, Any]:
-    """Make COCO's row for frame ``t`` of a video, ``size`` rows and columns."""
+    """Make the COCO image entry of frame ``t`` of a video; ``size`` is rows and columns."""
     return {
         "id": number,
         "video_id": video,
@@ -131,7 +138,7 @@ def coco_image(number: int, video: str, t: int, file: str, size: tuple[int, ...]
 def coco_annotation(
     number: int, image: int, identity: ObjectId, runs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make COCO's row for a mask, given as run lengths."""
+    """Make the COCO annotation entry of a mask that is encoded as run lengths."""
     return {
         "id": number,
         "image_id": image,
@@ -152,15 +159,15 @@ def write_id_mask(path: Path, ids: np.ndarray) -> None:
 
 
 def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:
-    """Write ``objects.json`` beside masks whose objects were numbered."""
+    """Write ``objects.json``, which maps the numbers in palette PNG files to object ids."""
     (folder / OBJECTS_FILE).write_text(json.dumps(names), encoding="utf-8")
 
 
 def davis_palette() -> np.ndarray:
-    """``[256,3]`` uint8: the colours of DAVIS's PNG files, which are PASCAL VOC's.
+    """Return ``[256,3]`` uint8: the palette of DAVIS, which PASCAL VOC uses too.
 
-    Bits 0, 3 and 6 of a number are the highest bits of its red, 1, 4 and 7 of its green, 2 and 5
-    of its blue.
+    Bits 0, 3 and 6 of a number are the highest bits of its red channel, bits 1, 4 and 7 those of
+    green, bits 2 and 5 those of blue.
     """
     numbers = np.arange(256)
     channels = [sum(((numbers >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]

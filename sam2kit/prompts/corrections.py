@@ -1,4 +1,4 @@
-"""Correction clicks: on chosen frames, clicks where a prediction is wrong, made while tracking."""
+"""Generate correction clicks, which are placed during tracking where a prediction is wrong."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from sam2kit.prompts.prompt import Prompt, video_frame
 
 @dataclass(eq=False)
 class Corrections:
-    """Which objects are corrected on which frames, and the truth that the clicks are made from.
+    """Generate the correction clicks of a batch from its ground truth.
 
     Attributes:
-        frames: ``[T,O]`` bool.
-        clicks: clicks on each such frame, one decoder pass each, at least 1.
-        masks: ``[T,O,H,W]`` bool, the truth.
-        seeds: of each object; its clicks depend on this, the frame and the click's number alone.
-        from_truth: probability that a click falls anywhere on the true object instead.
+        frames: ``[T,O]`` bool: which objects are corrected on which frames.
+        clicks: number of clicks per corrected frame, one decoder pass each, at least 1.
+        masks: ``[T,O,H,W]`` bool, the ground truth.
+        seeds: a seed per object. Its clicks depend only on the seed, the frame, the number of the
+            click, and the two masks.
+        from_truth: probability that a click is drawn from the whole ground-truth object instead of
+            the error.
     """
 
     frames: Tensor
@@ -38,21 +40,23 @@ class Corrections:
     def click(
         self, frame: int, number: int, objects: Tensor, predicted: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The next click for each of N objects.
+        """Draw the next click for each of N objects.
 
         Args:
             frame: position in the clip.
-            number: of the click on this frame, from 0.
-            objects: ``[N]`` int64, positions in the batch's O axis.
+            number: number of the click on this frame, from 0.
+            objects: ``[N]`` int64, positions in the O axis of the batch.
             predicted: ``[N,H,W]`` bool, the masks to correct.
 
         Returns:
-            points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32, on the masks' device.
+            Points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32, on the device of the
+            masks.
         """
         truth = self.masks[frame, objects].cpu().numpy()
         clicks = []
         for index, t, p in zip(objects.tolist(), truth, predicted.cpu().numpy(), strict=True):
             generator = np.random.default_rng((*self.seeds[index], frame, number))
+            # With an empty prediction, the error is the whole object.
             if generator.random() < self.from_truth:
                 p = np.zeros_like(t)
             clicks.append(correction_click(t, p, generator))
@@ -64,16 +68,17 @@ class Corrections:
 def correction_click(
     truth: np.ndarray, predicted: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    """A pixel on which prediction and truth differ, all equally likely.
+    """Draw a pixel on which prediction and ground truth differ, with equal probability.
 
-    Where they are equal it is a pixel of the background (upstream's rule), or of the object when
-    that fills the frame.
+    If there is none, a background pixel is drawn (as in upstream ``sam2``), or a pixel of the
+    object if the object fills the frame.
 
     Args:
-        truth, predicted: bool ``[H,W]``.
+        truth, predicted: ``[H,W]`` bool.
+        generator: draws the pixel.
 
     Returns:
-        the point ``[2]`` float32, x and y, and its label: 1 on the true object, 0 off it.
+        The point ``[2]`` float32 (x, y), and its label: 1 on the ground-truth object, otherwise 0.
     """
     region = truth ^ predicted
     if not region.any():
@@ -84,21 +89,21 @@ def correction_click(
 
 @dataclass(frozen=True)
 class CorrectionGenerator:
-    """Draws the frames that receive correction clicks.
+    """Draw the frames on which objects receive correction clicks.
 
-    An object whose prompt is a mask receives none. Any other is corrected on all frames on which
-    it is prompted and, if these are fewer than ``max_frames``, on further annotated ones behind
-    the first: in all a number drawn from the number of prompted frames to ``max_frames``. This is
-    the schedule of upstream's ``SAM2Train``. The frames are drawn once a clip, so that its objects
-    are corrected together.
+    An object that is prompted with a mask receives none. Any other object is corrected on all
+    frames on which it is prompted. If these are fewer than ``max_frames``, it is also corrected on
+    later annotated frames; the total is drawn between the number of prompted frames and
+    ``max_frames``. This is the schedule of upstream's ``SAM2Train``. Frames are drawn once per
+    clip, so that its objects are corrected on the same frames.
 
     Args:
-        clicks: on each corrected frame; 0: no corrections at all.
-        max_frames: at most this many corrected frames an object.
+        clicks: number of clicks per corrected frame; 0 (default): no corrections.
+        max_frames: maximum number of corrected frames per object.
         from_truth: see :class:`Corrections`.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: a number is out of range.
     """
 
     clicks: int = 0
@@ -116,7 +121,7 @@ class CorrectionGenerator:
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> CorrectionGenerator:
-        """The generator that a data set's configuration asks for."""
+        """Create the generator that the configuration of a data set describes."""
         return cls(
             config.correction_clicks, config.max_correction_frames, config.correction_from_truth
         )
@@ -124,10 +129,16 @@ class CorrectionGenerator:
     def __call__(
         self, batch: ClipBatch, prompts: list[Prompt], generator: torch.Generator
     ) -> Corrections | None:
-        """Corrections for the objects of ``batch`` that ``prompts`` prompt; None: there are none.
+        """Draw the corrections for the prompted objects of a batch.
 
-        ``generator`` is advanced by one number if there can be any; that number and the names of
-        video and object seed an object's clicks.
+        Args:
+            batch: the clips.
+            prompts: the prompts of the batch.
+            generator: advanced by one number, unless ``clicks`` is 0. This number and the names of
+                video and object seed the clicks of an object.
+
+        Returns:
+            The corrections; None: no object is corrected.
         """
         if self.clicks == 0:
             return None
@@ -145,17 +156,19 @@ class CorrectionGenerator:
             seeds.append((seed, zlib.crc32("/".join(map(str, identity)).encode())))
             if not 0 < prompted[position] < self.max_frames:
                 continue
-            own = np.random.default_rng(
+            # Seeded by the clip and not by the object, so that all of its objects draw the same
+            # frames.
+            clip_generator = np.random.default_rng(
                 (seed, zlib.crc32(batch.names[clip].encode()), video_frame(batch, clip, 0))
             )
-            order = own.permutation(batch.num_frames).tolist()
-            extra = own.integers(prompted[position], self.max_frames, endpoint=True)
-            free = [
+            order = clip_generator.permutation(batch.num_frames).tolist()
+            total = clip_generator.integers(prompted[position], self.max_frames, endpoint=True)
+            candidates = [
                 t
                 for t in order
                 if t > first[position] and annotated[t, position] and not frames[t, position]
             ]
-            frames[free[: extra - prompted[position]], position] = True
+            frames[candidates[: total - prompted[position]], position] = True
         if not frames.any():
             return None
         device = batch.masks.device

@@ -30,29 +30,33 @@ from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 
 @dataclass(eq=False)
 class PromptGenerator:
-    """Makes the first prompts of a batch from its masks.
+    """Generate the prompts of a batch from its masks.
 
-    Every object that is visible somewhere gets a prompt on the first frame on which it is, and may
-    get more on later ones; an object that is never visible gets none. Each object draws its kind
-    of prompt and its points from its own generator, so the other objects of the batch change
-    nothing about them, but for negative clicks of the kind ``object``.
+    Every visible object gets a prompt on the first frame on which it is visible, and possibly more
+    on later frames; an object that is never visible gets none. Each object draws the kind of its
+    prompt and its points from its own generator, so that they do not depend on the other objects in
+    the batch, except for negative clicks of the kind ``object``.
 
     Args:
         prompt_types: any of ``mask``, ``box``, ``point``.
-        probabilities: one for each of ``prompt_types``, adding up to 1; None: equal.
-        num_positive_points: clicks on the object, at least 1; a smaller object gets one a pixel.
-        num_negative_points: clicks beside the object; see :func:`sample_negative_points`.
+        probabilities: one per prompt type, with sum 1. None (default): equal probabilities.
+        num_positive_points: number of clicks on the object, at least 1. An object with fewer pixels
+            gets one click per pixel.
+        num_negative_points: number of clicks off the object; see :func:`sample_negative_points`.
         include_center: whether the first positive click is :func:`mask_center`.
-        per_batch: all objects of a batch draw the same kind; they then share upstream's calls.
-        box_noise: see :func:`jitter_box`; 0 leaves boxes tight.
-        mask_noise: the level of :class:`~sam2kit.prompts.noise.PromptNoise` that masks are degraded
-            with; 0 leaves them as they are.
-        negative_kinds: see :func:`sample_negative_points`; the other objects are those of the clip.
-        max_frames: an object is prompted on 1 to this many frames, in the same way on each. Number
-            and frames are drawn once a clip, so that its objects share them while visible.
+        per_batch: whether all objects of a batch get the same kind of prompt, so that the model
+            can process them in one call.
+        box_noise: see :func:`jitter_box`; 0 (default): tight boxes.
+        max_frames: maximum number of frames on which an object is prompted, with the same kind of
+            prompt on each. Number and frames are drawn once per clip, so that objects share them
+            where they are visible.
+        mask_noise: level of :class:`~sam2kit.prompts.noise.PromptNoise` for masks; 0 (default):
+            exact masks.
+        negative_kinds: see :func:`sample_negative_points`, where other objects are those of the
+            same clip.
 
     Raises:
-        ConfigError: an unknown type, or probabilities or counts that make no sense.
+        ConfigError: an unknown prompt type, or a probability or number out of range.
     """
 
     prompt_types: Sequence[str]
@@ -67,11 +71,12 @@ class PromptGenerator:
     negative_kinds: Sequence[str] = ("near",)
 
     def __post_init__(self) -> None:
-        shares = None if self.probabilities is None else list(self.probabilities)
+        probabilities = None if self.probabilities is None else list(self.probabilities)
+        # The checks of the configuration hold for a generator that is created directly, too.
         check_dataset(
             DatasetConfig(
                 prompt_types=list(self.prompt_types),
-                prompt_probabilities=shares,
+                prompt_probabilities=probabilities,
                 num_positive_points=self.num_positive_points,
                 num_negative_points=self.num_negative_points,
                 box_noise=self.box_noise,
@@ -81,12 +86,12 @@ class PromptGenerator:
             )
         )
         count = len(self.prompt_types)
-        self.probabilities = shares or [1 / count] * count
+        self.probabilities = probabilities or [1 / count] * count
         self.noise = PromptNoise(self.mask_noise)
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> PromptGenerator:
-        """The generator that a data set's configuration asks for."""
+        """Create the generator that the configuration of a data set describes."""
         return cls(
             prompt_types=config.prompt_types,
             probabilities=config.prompt_probabilities,
@@ -101,10 +106,12 @@ class PromptGenerator:
         )
 
     def __call__(self, batch: ClipBatch, generator: torch.Generator) -> list[Prompt]:
-        """Prompts for the objects of ``batch``, grouped, on the device of its masks.
+        """Generate the prompts of a batch, grouped, on the device of its masks.
 
-        ``generator`` is advanced by one number whatever the batch holds; that number, the video's
-        name, the frame and the object's identity together seed the object's own generator.
+        Args:
+            batch: the clips.
+            generator: advanced by one number for any batch. This number, the name of the video, the
+                frame and the id of the object seed the generator of the object.
         """
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
         kind = None
@@ -116,25 +123,29 @@ class PromptGenerator:
             if frame < batch.num_frames:
                 clip = int(batch.clip_of_object[position])
                 name = f"{batch.names[clip]}/{batch.object_ids[position]}"
-                own = np.random.default_rng(
+                object_generator = np.random.default_rng(
                     (seed, zlib.crc32(name.encode()), video_frame(batch, clip, frame))
                 )
-                drawn = kind or own.choice(self.prompt_types, p=self.probabilities)
+                object_kind = kind or object_generator.choice(
+                    self.prompt_types, p=self.probabilities
+                )
                 for t in [frame, *self._later_frames(batch, visible, position, frame, seed)]:
-                    prompts.append(self._prompt(batch, position, t, own, drawn))
+                    prompts.append(self._prompt(batch, position, t, object_generator, object_kind))
         return [prompt.to(batch.masks.device) for prompt in group_prompts(prompts)]
 
     def _later_frames(
         self, batch: ClipBatch, visible: Tensor, position: int, first: int, seed: int
     ) -> list[int]:
-        """Further frames on which to prompt an object, in order."""
+        """Draw the frames after ``first`` on which to prompt an object, in order."""
         if self.max_frames == 1:
             return []
         clip = int(batch.clip_of_object[position])
         start = video_frame(batch, clip, 0)
-        shared = np.random.default_rng((seed, zlib.crc32(batch.names[clip].encode()), start))
-        count = shared.integers(self.max_frames)
-        frames = shared.permutation(batch.num_frames).tolist()
+        # Seeded by the clip and not by the object, so that its objects share the frames.
+        clip_seed = (seed, zlib.crc32(batch.names[clip].encode()), start)
+        clip_generator = np.random.default_rng(clip_seed)
+        count = clip_generator.integers(self.max_frames)
+        frames = clip_generator.permutation(batch.num_frames).tolist()
         return sorted([t for t in frames if t > first and visible[t, position]][:count])
 
     def _prompt(
@@ -145,6 +156,7 @@ class PromptGenerator:
         generator: np.random.Generator,
         kind: str,
     ) -> Prompt:
+        """Generate the prompt of one object on one frame."""
         objects, mask = torch.tensor([position]), batch.masks[frame, position].cpu()
         if kind == "mask":
             if self.noise.level > 0:
@@ -158,15 +170,15 @@ class PromptGenerator:
             return Prompt(frame, objects, points=points, labels=labels)
         others = None
         if "object" in self.negative_kinds:
-            beside = batch.clip_of_object == batch.clip_of_object[position]
-            beside[position] = False
-            others = batch.masks[frame, beside].any(0).cpu().numpy()
-        on = sample_positive_points(
+            is_other = batch.clip_of_object == batch.clip_of_object[position]
+            is_other[position] = False
+            others = batch.masks[frame, is_other].any(0).cpu().numpy()
+        positive = sample_positive_points(
             mask.numpy(), self.num_positive_points, generator, self.include_center
         )
-        off = sample_negative_points(
+        negative = sample_negative_points(
             mask.numpy(), self.num_negative_points, generator, self.negative_kinds, others
         )
-        labels = torch.tensor([[1] * len(on) + [0] * len(off)], dtype=torch.int32)
-        points = torch.from_numpy(np.concatenate([on, off]))[None]
+        labels = torch.tensor([[1] * len(positive) + [0] * len(negative)], dtype=torch.int32)
+        points = torch.from_numpy(np.concatenate([positive, negative]))[None]
         return Prompt(frame, objects, points=points, labels=labels)

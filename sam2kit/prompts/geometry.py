@@ -1,7 +1,7 @@
-"""Boxes and clicks drawn from a mask.
+"""Compute boxes and sample clicks from masks.
 
-Coordinates are x before y, in pixel indices of the mask; labels are upstream's, as in
-:mod:`sam2kit.prompts.prompt`, which makes prompts of these.
+Coordinates are (x, y), in pixel indices of the mask. Labels are those of upstream ``sam2``; see
+:mod:`sam2kit.prompts.prompt`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEGATIVE_MARGIN = 0.25  # of the box's longer side: near misses teach more than far background
-BORDER = 0.05  # of the box's longer side: about where annotators disagree
+# Shares of the longer side of the box. Near misses teach the model more than distant background;
+# within the border, annotators disagree.
+NEGATIVE_MARGIN = 0.25
+BORDER = 0.05
 BOX_LABELS = (2, 3)
 BOX_NOISE_LIMIT = 20  # pixels, upstream's
 
 
 def mask_to_box(masks: Tensor) -> Tensor:
-    """The tight boxes of masks ``[N,H,W]`` bool: ``[N,4]`` int64 x0, y0, x1, y1, all inclusive.
+    """Compute the tight boxes of masks.
+
+    Args:
+        masks: ``[N,H,W]`` bool.
+
+    Returns:
+        ``[N,4]`` int64: x0, y0, x1, y1, all inclusive.
 
     Raises:
         ValueError: a mask is empty.
@@ -41,10 +49,13 @@ def mask_to_box(masks: Tensor) -> Tensor:
 
 
 def box_to_points(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes ``[N,4]`` as the two points that upstream takes for a box.
+    """Convert boxes to the two labelled points with which upstream ``sam2`` represents a box.
+
+    Args:
+        boxes: ``[N,4]`` x0, y0, x1, y1.
 
     Returns:
-        points ``[N,2,2]`` float32 and labels ``[N,2]`` int32 (2 and 3).
+        Points ``[N,2,2]`` float32 and labels ``[N,2]`` int32 (2 and 3).
     """
     labels = torch.tensor(BOX_LABELS, dtype=torch.int32, device=boxes.device)
     return boxes.to(torch.float32).reshape(-1, 2, 2), labels.repeat(len(boxes), 1)
@@ -57,9 +68,10 @@ def jitter_box(
 
     Args:
         box: ``[4]`` x0, y0, x1, y1.
-        noise: a side moves by at most this share of the box's width or height and at most by
-            :data:`BOX_NOISE_LIMIT` pixels, in either direction, uniformly.
-        size: rows and columns of the frame, in which the box stays.
+        noise: maximum movement of a side in either direction, as a share of the width or height of
+            the box; it is also limited to :data:`BOX_NOISE_LIMIT` pixels. Uniformly distributed.
+        size: rows and columns of the frame, to which the box is clipped.
+        generator: draws the movements.
 
     Returns:
         ``[4]`` float32.
@@ -72,10 +84,17 @@ def jitter_box(
 
 
 def mask_center(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel (x, y) of ``mask`` (bool ``[H,W]``) that is farthest from everything outside.
+    """Find the pixel of a mask that is farthest from the background.
 
-    Unlike the centroid it always lies on the object. The frame's border counts as outside, as for
-    upstream's centre click (Euclidean distance transform of the mask padded by one pixel).
+    Unlike the centroid, it is always on the object. What is outside the frame counts as background,
+    as for the centre click of upstream ``sam2`` (Euclidean distance transform of the mask padded
+    by one pixel).
+
+    Args:
+        mask: ``[H,W]`` bool.
+
+    Returns:
+        x, y.
 
     Raises:
         ValueError: the mask is empty.
@@ -89,10 +108,15 @@ def mask_center(mask: np.ndarray) -> tuple[int, int]:
 
 
 def sample_points(region: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Different pixels of ``region`` (bool ``[H,W]``), each set of them equally likely.
+    """Sample different pixels of a region, uniformly.
+
+    Args:
+        region: ``[H,W]`` bool.
+        count: number of pixels.
+        generator: draws the pixels.
 
     Returns:
-        ``[P,2]`` float32, x and y, with P = ``count``, or all pixels if there are fewer.
+        ``[P,2]`` float32 (x, y), with P = ``count``, or all pixels if the region has fewer.
     """
     pixels = np.flatnonzero(region)
     chosen = generator.choice(pixels, size=min(count, len(pixels)), replace=False)
@@ -103,7 +127,17 @@ def sample_points(region: np.ndarray, count: int, generator: np.random.Generator
 def sample_positive_points(
     mask: np.ndarray, count: int, generator: np.random.Generator, include_center: bool = True
 ) -> np.ndarray:
-    """Up to ``count`` different pixels on ``mask``, its centre first if asked for: ``[P,2]``."""
+    """Sample up to ``count`` different pixels of ``mask``.
+
+    Args:
+        mask: ``[H,W]`` bool.
+        count: number of pixels.
+        generator: draws the pixels.
+        include_center: start with :func:`mask_center`.
+
+    Returns:
+        ``[P,2]`` float32 (x, y).
+    """
     if not include_center:
         return sample_points(mask, count, generator)
     x, y = mask_center(mask)
@@ -120,41 +154,45 @@ def sample_negative_points(
     kinds: Sequence[str] = ("near",),
     others: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Up to ``count`` different pixels off ``mask``: ``[P,2]``.
+    """Sample up to ``count`` different pixels off ``mask``.
 
     Args:
-        mask: the object, bool ``[H,W]``.
-        count: 0 or more.
-        generator: where they fall.
-        kinds: from which region; each pixel draws one of these, if there are several.
+        mask: the object, ``[H,W]`` bool.
+        count: number of pixels, 0 or more.
+        generator: draws the pixels.
+        kinds: regions to sample from. If there are several, each pixel draws one of them:
 
-            * ``near``: the mask's box grown on all sides by a quarter of its longer side (at least
-              one pixel);
-            * ``border``: within :data:`BORDER` of the mask's longer side (at least two pixels) of
-              it, where an object is easily taken for larger than it is;
-            * ``object``: on other objects, with which it is easily confused; as ``border`` where
-              there are none;
-            * ``anywhere``: off the mask.
+            * ``near``: the box of the mask, extended on all sides by a quarter of its longer side
+              (at least one pixel);
+            * ``border``: the pixels around the mask within :data:`BORDER` of its longer side (at
+              least two pixels), where predictions often exceed the object;
+            * ``object``: other objects, with which the object may be confused; ``border`` if there
+              are none;
+            * ``anywhere``: the whole background.
 
-            A region without room for its pixels is left for the whole background.
-        others: the other objects, bool ``[H,W]``; None: there are none.
+            If a region has too few pixels, the whole background is used instead.
+        others: union of the other objects, ``[H,W]`` bool. None (default): there are none.
+
+    Returns:
+        ``[P,2]`` float32 (x, y).
     """
     drawn = list(kinds) * count
     if len(kinds) > 1:
         drawn = generator.choice(np.array(kinds), count).tolist()
     free, points = ~mask, []
     for kind in dict.fromkeys(drawn[:count]):
-        region = _around(mask, kind, others) & free
-        wanted = drawn[:count].count(kind)
-        points.append(sample_points(region if region.sum() >= wanted else free, wanted, generator))
+        region = _region(mask, kind, others) & free
+        kind_count = drawn[:count].count(kind)
+        has_room = region.sum() >= kind_count
+        points.append(sample_points(region if has_room else free, kind_count, generator))
+        # Regions overlap: a pixel that is used for one kind is not free for the next.
         x, y = points[-1].astype(int).T
         free[y, x] = False
     return np.concatenate([np.empty((0, 2), np.float32), *points])
 
 
-def _around(mask: np.ndarray, kind: str, others: np.ndarray | None) -> np.ndarray:
-    """The region of one of :data:`sam2kit.config.schema.NEGATIVE_KINDS`, the mask itself with
-    it."""
+def _region(mask: np.ndarray, kind: str, others: np.ndarray | None) -> np.ndarray:
+    """Return the region of one of ``NEGATIVE_KINDS``; it may include the mask itself."""
     if kind == "anywhere":
         return np.ones_like(mask)
     if kind == "object" and others is not None and (others & ~mask).any():
@@ -166,5 +204,5 @@ def _around(mask: np.ndarray, kind: str, others: np.ndarray | None) -> np.ndarra
         near = np.zeros_like(mask)
         near[max(0, y0 - margin) : y1 + margin + 1, max(0, x0 - margin) : x1 + margin + 1] = True
         return near
-    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return away <= max(2, BORDER * side)
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return distance <= max(2, BORDER * side)

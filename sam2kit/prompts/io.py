@@ -1,7 +1,7 @@
-"""Prompts in a JSON file that hands them from one notebook to the next and can be edited by hand.
+"""Save and load prompts as JSON, to pass them between notebooks or to edit them by hand.
 
-An entry names its video, object and frame rather than positions in a batch, so a file outlives the
-batch that it was made from.
+An entry refers to video, object and frame by name instead of by position in a batch, so that a file
+can be used with other batches.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ CONTENTS = {"mask": ["mask"], "box": ["box"], "point": ["points", "labels"]}
 
 
 def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> None:
-    """Write prompts as JSON that names videos, objects and frames rather than batch positions.
+    """Write prompts as JSON.
 
-    The file holds ``version``, ``image_size`` (rows and columns of the resized frame, in whose
-    pixels the coordinates are) and ``prompts``, one entry for each object with ``video``,
+    The file contains ``version``, ``image_size`` (rows and columns of the resized frame, to which
+    the coordinates refer) and ``prompts``. There is one entry per object with ``video``,
     ``object_id``, ``frame_index`` (in the video, from 0), ``kind`` and either ``points`` and
     ``labels``, or ``box``, or ``mask`` (COCO's compressed run lengths).
 
+    Args:
+        path: the file, which is overwritten.
+        prompts: prompts of the batch.
+        batch: names of the videos and objects, and numbers of the frames.
+
     Raises:
-        ValueError: the batch holds the same object of the same video twice.
+        ValueError: the batch contains the same object of the same video twice.
     """
     _positions(batch)
     rows, columns = batch.masks.shape[-2:]
@@ -45,20 +50,21 @@ def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> N
 
 
 def _positions(batch: ClipBatch) -> dict[tuple[str, int | str], int]:
-    """The position in the O axis of each (video name, object identity)."""
+    """Map (video name, object id) to the position in the O axis."""
     positions: dict[tuple[str, int | str], int] = {}
     for position, clip in enumerate(batch.clip_of_object.tolist()):
         key = (batch.names[clip], batch.object_ids[position])
         if key in positions:
             raise ValueError(
-                f"a prompt file cannot tell two clips of one video apart: object {key[1]!r} of "
-                f"{key[0]!r} stands twice in the batch"
+                f"object {key[1]!r} of {key[0]!r} occurs twice in the batch; a prompt file cannot "
+                "distinguish two clips of one video"
             )
         positions[key] = position
     return positions
 
 
 def _entry(prompt: Prompt, n: int, batch: ClipBatch) -> dict[str, Any]:
+    """Make the JSON entry of the ``n``-th object of a prompt."""
     position = int(prompt.objects[n])
     clip = int(batch.clip_of_object[position])
     entry: dict[str, Any] = {
@@ -79,20 +85,21 @@ def _entry(prompt: Prompt, n: int, batch: ClipBatch) -> dict[str, Any]:
 
 
 def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
-    """Read what :func:`save_prompts` wrote, for the objects of ``batch``, grouped.
+    """Read prompts from a file of :func:`save_prompts`, for the objects of a batch, grouped.
 
-    Entries of videos that are not in the batch are left out, so that one file can serve many
-    batches; an entry for a video of the batch must fit it.
+    Entries of videos that are not in the batch are skipped, so that one file can be used for many
+    batches. An entry of a video in the batch must match the batch.
 
     Raises:
-        DataError: a missing or unreadable file, a field that is missing or of the wrong form, or
-            an entry whose frame, object or frame size the batch does not have.
+        DataError: the file is missing or unreadable, a field is missing or invalid, or the batch
+            does not have the frame, object or frame size of an entry.
     """
     size, entries = check_document(read_document(path), str(path), batch.names)
     if size != tuple(batch.masks.shape[-2:]):
         raise DataError(
             f"{path}: field 'image_size' is {list(size)}, but the frames are "
-            f"{list(batch.masks.shape[-2:])}; make the prompts at this dataset.image_size"
+            f"{list(batch.masks.shape[-2:])}",
+            hint="create the prompts with the same dataset.image_size",
         )
     positions = _positions(batch)
     prompts = []
@@ -100,15 +107,17 @@ def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
         position = positions.get((entry["video"], entry["object_id"]))
         if position is None:
             raise DataError(
-                f"{where}: field 'object_id' is {entry['object_id']!r}, which {entry['video']!r} "
-                "lacks"
+                f"{where}: field 'object_id' is {entry['object_id']!r}, but the clip of "
+                f"{entry['video']!r} has no such object",
+                hint="use the id of an object in the clip, or remove the entry",
             )
         clip = int(batch.clip_of_object[position])
         frames = [video_frame(batch, clip, frame) for frame in range(batch.num_frames)]
         if entry["frame_index"] not in frames:
             raise DataError(
                 f"{where}: field 'frame_index' is {entry['frame_index']!r}, but the clip of "
-                f"{entry['video']!r} holds the frames {frames}"
+                f"{entry['video']!r} has the frames {frames}",
+                hint="use one of these frames, or remove the entry",
             )
         frame = frames.index(entry["frame_index"])
         prompts.append(_read_entry(where, entry, frame, position, size))
@@ -120,15 +129,22 @@ def load_video_prompts(
 ) -> tuple[list[Prompt], list[int | str]]:
     """Read the prompts of a whole video, written by :func:`save_prompts` or by hand.
 
-    The file's ``image_size`` may be that of the video's own frames (or any other): points and boxes
-    are scaled to frames of ``image_size`` by ``image_size``, pixel centres keeping their place.
+    The ``image_size`` in the file may be the size of the stored frames, or any other size. Points
+    and boxes are scaled to frames of ``image_size`` by ``image_size`` pixels, with aligned pixel
+    centres.
+
+    Args:
+        path: the file.
+        video: name of the video, whose entries are read.
+        num_frames: number of frames of the video.
+        image_size: rows and columns of the resized frames.
 
     Returns:
-        The prompts, grouped, with positions in the video for frames and positions in the second
-        list for objects; and the objects' identities in the order of the file.
+        The prompts, grouped, whose ``frame`` is a position in the video and whose ``objects`` are
+        positions in the second list; and the object ids in the order of the file.
 
     Raises:
-        DataError: as :func:`load_prompts`; or the file has no prompts for ``video``.
+        DataError: as :func:`load_prompts`, or the file has no prompts for ``video``.
     """
     return video_prompts(read_document(path), str(path), video, num_frames, image_size)
 
@@ -136,14 +152,22 @@ def load_video_prompts(
 def video_prompts(
     document: Any, where: str, video: str, num_frames: int, image_size: int
 ) -> tuple[list[Prompt], list[int | str]]:
-    """:func:`load_video_prompts` of what such a file holds; ``where`` opens each error's message.
+    """Read the prompts of a whole video from the content of a prompt file.
+
+    Args:
+        document: the content (:func:`read_document`).
+        where: name of the file, to start error messages with.
+        video, num_frames, image_size: as for :func:`load_video_prompts`.
 
     Raises:
         DataError: as :func:`load_video_prompts`.
     """
     size, entries = check_document(document, where, [video])
     if not entries:
-        raise DataError(f"{where}: no prompt of the field 'video' {video!r}; write that name there")
+        raise DataError(
+            f"{where}: no prompt with the field 'video' {video!r}",
+            hint="set 'video' of the prompts to this name",
+        )
     identities = list(dict.fromkeys(entry["object_id"] for _, entry in entries))
     scale = torch.tensor([image_size / size[1], image_size / size[0]])
     prompts = []
@@ -152,59 +176,80 @@ def video_prompts(
         if type(frame) is not int or not 0 <= frame < num_frames:
             raise DataError(
                 f"{where}: field 'frame_index' is {frame!r}, but {video!r} has the frames 0 to "
-                f"{num_frames - 1}"
+                f"{num_frames - 1}",
+                hint="use one of these frames",
             )
         prompt = _read_entry(where, entry, frame, identities.index(entry["object_id"]), size)
         if prompt.points is not None:
             if entry["kind"] == "box" and (prompt.points.diff(dim=1) < 0).any():
                 raise DataError(
-                    f"{where}: field 'box' is {entry['box']}; it must be [left, top, right, bottom]"
+                    f"{where}: field 'box' is {entry['box']}, with a right or bottom edge before "
+                    "the left or top one",
+                    hint="write the box as [left, top, right, bottom]",
                 )
+            # Coordinates are pixel indices: the centre of pixel 0 is at 0.5.
             prompt = replace(prompt, points=(prompt.points + 0.5) * scale - 0.5)
         prompts.append(prompt)
     return group_prompts(prompts), identities
 
 
 def read_document(path: str | Path) -> Any:
-    """What a file of prompts holds, unchecked.
+    """Read the content of a prompt file without checking it.
 
     Raises:
-        DataError: a missing or unreadable file.
+        DataError: the file is missing, unreadable or not JSON.
     """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; save_prompts writes it") from None
+        raise DataError(f"{path}: no such file", hint="create it with save_prompts") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a JSON file ({error}); write it with save_prompts") from None
+        raise DataError(
+            f"{path}: not a JSON file ({error})", hint="create it with save_prompts"
+        ) from None
 
 
 def check_document(
     document: Any, path: str, videos: Collection[str]
 ) -> tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
-    """``image_size``, and the entries of some videos with where each stands, for messages.
+    """Check the content of a prompt file, and select the entries of some videos.
 
     Args:
-        path: where the document stands, for messages.
+        document: the content (:func:`read_document`).
+        path: name of the file, to start error messages with.
+        videos: names of the videos.
+
+    Returns:
+        ``image_size``, and the entries, each with its name in error messages.
 
     Raises:
-        DataError: a field that is missing or of the wrong form.
+        DataError: a field is missing or invalid.
     """
     if not isinstance(document, dict) or document.get("version") != SCHEMA_VERSION:
-        raise DataError(f"{path}: field 'version' must be {SCHEMA_VERSION}; write the file anew")
+        raise DataError(
+            f"{path}: field 'version' must be {SCHEMA_VERSION}",
+            hint="create the file with save_prompts of this version",
+        )
     size = document.get("image_size")
     if not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
-        raise DataError(f"{path}: field 'image_size' is {size!r}; it must be [rows, columns]")
+        raise DataError(
+            f"{path}: field 'image_size' is {size!r}", hint="write it as [rows, columns]"
+        )
     if not isinstance(document.get("prompts"), list):
-        raise DataError(f"{path}: field 'prompts' must be a list")
+        raise DataError(
+            f"{path}: field 'prompts' must be a list", hint="write one entry per object"
+        )
     entries = []
     for number, entry in enumerate(document["prompts"]):
         where = f"{path}: prompts[{number}]"
         if not isinstance(entry, dict):
-            raise DataError(f"{where} must be an object with the fields of a prompt")
+            raise DataError(
+                f"{where} must be a JSON object", hint="write the fields of a prompt in {...}"
+            )
         if "video" not in entry:
-            raise DataError(f"{where}: field 'video' is missing")
+            raise DataError(f"{where}: field 'video' is missing", hint="add the name of the video")
+        # Entries of other videos are not checked: they may belong to data that are not at hand.
         if entry["video"] in videos:
             entries.append((where, entry))
             _check_fields(where, entry)
@@ -212,21 +257,34 @@ def check_document(
 
 
 def _check_fields(where: str, entry: dict[str, Any]) -> None:
+    """Check that an entry has the fields of its kind; values are checked by _read_entry."""
     kind = entry.get("kind")
-    if kind not in tuple(CONTENTS):  # a list from the file cannot be looked up in a dict
-        raise DataError(f"{where}: field 'kind' must be one of {', '.join(CONTENTS)}")
+    if kind not in tuple(CONTENTS):  # a tuple, because a list from the file is not hashable
+        raise DataError(
+            f"{where}: field 'kind' must be one of {', '.join(CONTENTS)}", hint="change the kind"
+        )
     for field in ["object_id", "frame_index", *CONTENTS[kind]]:
         if field not in entry:
-            raise DataError(f"{where}: field {field!r} is missing")
+            raise DataError(f"{where}: field {field!r} is missing", hint=f"add {field!r}")
     if not isinstance(entry["object_id"], (int, str)):
         raise DataError(
-            f"{where}: field 'object_id' is {entry['object_id']!r}; it must be a number or a name"
+            f"{where}: field 'object_id' is {entry['object_id']!r}",
+            hint="write a whole number or a string",
         )
 
 
 def _read_entry(
     where: str, entry: dict[str, Any], frame: int, position: int, size: tuple[int, int]
 ) -> Prompt:
+    """Convert an entry to a prompt of one object, and check its values.
+
+    Args:
+        where: name of the entry in error messages.
+        entry: the entry, with the fields of its kind.
+        frame: ``frame`` of the prompt.
+        position: the only element of ``objects`` of the prompt.
+        size: rows and columns of the frame.
+    """
     objects, kind = torch.tensor([position]), entry["kind"]
     field, last = CONTENTS[kind][0], torch.tensor([size[1] - 1, size[0] - 1])
     try:
@@ -236,12 +294,14 @@ def _read_entry(
         values = torch.tensor([entry[field]], dtype=torch.float32)
         points, labels = box_to_points(values) if kind == "box" else (values, None)
         if not ((points >= 0) & (points <= last)).all():
-            raise ValueError(f"it holds points outside the frame of {size[1]} by {size[0]} pixels")
+            raise ValueError(f"points are outside the frame of {size[1]} by {size[0]} pixels")
         if labels is None:
             field = "labels"
             if any(label not in (0, 1) for label in entry["labels"]):
-                raise ValueError("labels are 1 on the object and 0 beside it")
+                raise ValueError("labels must be 1 on the object or 0 off it")
             labels = torch.tensor([entry["labels"]], dtype=torch.int32)
         return Prompt(frame, objects, points=points, labels=labels)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
-        raise DataError(f"{where}: field {field!r} cannot be read ({error})") from None
+        raise DataError(
+            f"{where}: field {field!r} cannot be read ({error})", hint="correct the field"
+        ) from None

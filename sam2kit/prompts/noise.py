@@ -1,7 +1,7 @@
-"""Prompts that are off by a little, as those that people give are.
+"""Degrade prompts with small random errors, as in prompts made by people.
 
-Every error is a uniform draw times a level, so one seed at two levels gives the same errors, larger
-and smaller: curves over the level compare like with like.
+Every error is a uniform random number times the level of noise. With the same seed, two levels give
+the same errors at different magnitudes, so that results at different levels are comparable.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from sam2kit.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class PromptNoise:
-    """Errors of prompts, by their size.
+    """Add random errors to prompts.
 
     Attributes:
-        level: the largest error as a share of the object's size: of its box's width and height for
-            boxes, of the square root of its area for masks and points. 0: no errors.
-        kinds: ``shift`` (boxes and masks), ``scale`` (boxes), ``dilate`` and ``erode`` (masks; of
-            both, one is drawn), ``jitter`` (points).
+        level: maximum error as a share of the size of the object: of the width and height of its
+            box for boxes, of the square root of its area for masks and points. 0 (default): no
+            errors.
+        kinds: ``shift`` (boxes and masks), ``scale`` (boxes), ``dilate`` and ``erode`` (masks; if
+            both are given, one is drawn), ``jitter`` (points). Default: all.
 
     Raises:
         ConfigError: a negative level, or an unknown kind.
@@ -36,16 +37,22 @@ class PromptNoise:
     def __post_init__(self) -> None:
         if self.level < 0 or not set(self.kinds) <= set(NOISE_KINDS):
             raise ConfigError(
-                "prompt noise takes a level of at least 0 and any of the kinds "
-                f"{', '.join(NOISE_KINDS)}, got {self.level} and {list(self.kinds)}"
+                f"prompt noise has level {self.level} and kinds {list(self.kinds)}",
+                hint=f"use a level of at least 0 and any of the kinds {', '.join(NOISE_KINDS)}",
             )
 
     def box(
         self, box: np.ndarray, size: tuple[int, int], generator: np.random.Generator
     ) -> np.ndarray:
-        """``box`` ``[4]`` (x0, y0, x1, y1) with its centre and its sides changed: ``[4]`` float32.
+        """Move and scale a box within the frame.
 
-        It stays within the frame of ``size`` (rows, columns).
+        Args:
+            box: ``[4]`` x0, y0, x1, y1.
+            size: rows and columns of the frame.
+            generator: draws the errors.
+
+        Returns:
+            ``[4]`` float32.
         """
         shift, scale = generator.uniform(-self.level, self.level, (2, 2))
         corners = box.reshape(2, 2).astype(np.float64)
@@ -55,19 +62,36 @@ class PromptNoise:
         if "scale" in self.kinds:
             sides = np.maximum(sides * (1 + scale), 0)
         moved = np.stack([center - sides / 2, center + sides / 2])
-        return _within(moved, size).reshape(4).astype(np.float32)
+        return _clip_to_frame(moved, size).reshape(4).astype(np.float32)
 
     def points(
         self, points: np.ndarray, mask: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Clicks ``[P,2]`` (x, y) on the object ``mask``, moved within the frame: float32."""
-        offsets = generator.uniform(-1, 1, points.shape) * self._reach(mask)
+        """Move clicks within the frame.
+
+        Args:
+            points: ``[P,2]`` x, y.
+            mask: the object, ``[H,W]`` bool, for its size.
+            generator: draws the errors.
+
+        Returns:
+            ``[P,2]`` float32.
+        """
+        offsets = generator.uniform(-1, 1, points.shape) * self._max_error(mask)
         moved = points + offsets if "jitter" in self.kinds else points
-        return _within(moved, mask.shape).astype(np.float32)
+        return _clip_to_frame(moved, mask.shape).astype(np.float32)
 
     def mask(self, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """``mask`` (bool ``[H,W]``, not empty) grown or shrunk, and moved; never empty."""
-        x, y, radius = generator.uniform(-1, 1, 3) * self._reach(mask)
+        """Dilate or erode a mask, and move it.
+
+        Args:
+            mask: ``[H,W]`` bool, not empty.
+            generator: draws the errors.
+
+        Returns:
+            ``[H,W]`` bool, not empty.
+        """
+        x, y, radius = generator.uniform(-1, 1, 3) * self._max_error(mask)
         signs = [s for s, kind in ((1, "dilate"), (-1, "erode")) if kind in self.kinds]
         if len(signs) == 1:
             radius = signs[0] * abs(radius)
@@ -75,18 +99,20 @@ class PromptNoise:
             mask = grow_mask(mask, radius)
         return move_mask(mask, round(x), round(y)) if "shift" in self.kinds else mask
 
-    def _reach(self, mask: np.ndarray) -> float:
+    def _max_error(self, mask: np.ndarray) -> float:
+        """Return the maximum error in pixels."""
         return self.level * float(np.sqrt(np.count_nonzero(mask)))
 
 
 def grow_mask(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Dilate (``radius`` above 0) or erode (below) by a disc, in pixels.
+    """Dilate or erode a mask by a disc.
 
-    What lies outside the frame counts as unknown: an object is not eroded from the frame's border.
-    Erosion stops before it takes the object's innermost pixels.
+    What is outside the frame counts as unknown, so an object is not eroded at the border of the
+    frame. Erosion is limited so that the innermost pixels of the object remain.
 
     Args:
-        mask: bool ``[H,W]``, not empty.
+        mask: ``[H,W]`` bool, not empty.
+        radius: radius in pixels; above 0: dilate; below 0: erode.
     """
     if radius >= 0:
         return _distance_to_zero(~mask) <= radius
@@ -95,7 +121,13 @@ def grow_mask(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def move_mask(mask: np.ndarray, x: int, y: int) -> np.ndarray:
-    """``mask`` (bool ``[H,W]``, not empty) shifted, as far as its centre stays within the frame."""
+    """Move a mask by x and y pixels, limited so that its centre remains inside the frame.
+
+    Args:
+        mask: ``[H,W]`` bool, not empty.
+        x: columns to the right.
+        y: rows down.
+    """
     (rows, columns), (center_x, center_y) = mask.shape, mask_center(mask)
     x = int(np.clip(x, -center_x, columns - 1 - center_x))
     y = int(np.clip(y, -center_y, rows - 1 - center_y))
@@ -107,9 +139,9 @@ def move_mask(mask: np.ndarray, x: int, y: int) -> np.ndarray:
 
 
 def _distance_to_zero(mask: np.ndarray) -> np.ndarray:
-    """Each pixel's Euclidean distance to the nearest False, in pixels; ``[H,W]`` float32."""
+    """Return the Euclidean distance of each pixel to the nearest False, ``[H,W]`` float32."""
     return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
-def _within(points: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def _clip_to_frame(points: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.clip(points, 0, [size[1] - 1, size[0] - 1])

@@ -13,9 +13,14 @@ from sam2kit.viz.overlays import PALETTE, contact_sheet, draw_prompts, frames_to
 
 
 def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int = 6) -> Figure:
-    """One image for each object's prompt, on the frame where it stands.
+    """Draw each object with its prompt, on the frame of the prompt.
 
-    A mask prompt is shown filled; under clicks and boxes the true mask is only outlined.
+    A mask prompt is filled; with clicks and boxes, the ground-truth mask is outlined.
+
+    Args:
+        batch: clips with uint8 frames.
+        prompts: prompts of the batch.
+        max_columns: maximum number of images per row.
     """
     images, labels = [], []
     for prompt in (prompt.to("cpu") for prompt in prompts):
@@ -28,7 +33,8 @@ def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int =
                 image = overlay(frame, prompt.masks[n].numpy()[None], color)
             else:
                 image = overlay(frame, mask, color, alpha=0.0)
-            factor = max(1, round(256 / image.shape[1]))  # clicks on small frames need room
+            # Small frames are enlarged, because click markers would cover the objects.
+            factor = max(1, round(256 / image.shape[1]))
             image = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
             if prompt.points is not None and prompt.labels is not None:
                 points = prompt.points[n].numpy() * factor + (factor - 1) / 2

@@ -1,8 +1,8 @@
-"""Define the prompt: what tells the tracker which objects to follow.
+"""Define prompts, which select the objects to track.
 
-Coordinates are x before y, in pixel indices of the resized frame (upstream ``sam2`` adds the half
-pixel itself). Labels are upstream's: 1 positive, 0 negative, 2 and 3 the top-left and bottom-right
-corners of a box, both inside it.
+Coordinates are (x, y), in pixel indices of the resized frame (upstream ``sam2`` adds the half
+pixel). Labels are those of upstream: 1 positive, 0 negative, 2 and 3 the top-left and bottom-right
+corners of a box, both inclusive.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sam2kit.prompts.geometry import BOX_LABELS
 
 @dataclass(eq=False)
 class Prompt:
-    """The same kind of prompt on one frame for N objects.
+    """Prompt N objects on one frame with the same kind of prompt.
 
-    There are no padding points, because upstream gives them an embedding that changes the result:
-    all N objects have P points, and others stand in another ``Prompt``.
+    There are no padding points, because their embedding in upstream ``sam2`` changes the result:
+    all N objects have P points, and objects with another number of points need another ``Prompt``.
 
     Attributes:
         frame: position in the clip, from 0.
-        objects: ``[N]`` int64, positions in the batch's O axis.
-        masks: ``[N,H,W]`` bool, none of them empty; or None.
-        points: ``[N,P,2]`` float32, x and y; or None.
-        labels: ``[N,P]`` int32, given exactly when ``points`` is.
+        objects: ``[N]`` int64, positions in the O axis of the batch.
+        masks: ``[N,H,W]`` bool, not empty. None (default): a prompt with points.
+        points: ``[N,P,2]`` float32 (x, y). None (default): a prompt with masks.
+        labels: ``[N,P]`` int32; required with ``points``.
 
     Raises:
-        ValueError: shapes or types that disagree, no objects, or an empty mask.
+        ValueError: shapes or types do not match, there are no objects, or a mask is empty.
     """
 
     frame: int
@@ -47,9 +47,9 @@ class Prompt:
         if self.frame < 0:
             raise ValueError(f"prompt frame must be at least 0, got {self.frame}")
         if (self.masks is None) == (self.points is None):
-            raise ValueError("a prompt has either masks or points")
+            raise ValueError("a prompt must have either masks or points")
         if (self.points is None) != (self.labels is None):
-            raise ValueError("a prompt's points and labels come together")
+            raise ValueError("a prompt must have both points and labels, or neither")
         n = len(self.objects)
         if self.masks is not None:
             if self.masks.ndim != 3 or len(self.masks) != n or self.masks.dtype != torch.bool:
@@ -58,7 +58,7 @@ class Prompt:
                     f"{self.masks.dtype} {tuple(self.masks.shape)}"
                 )
             if not self.masks.flatten(1).any(1).all():
-                raise ValueError("an empty mask is not a prompt")
+                raise ValueError("prompt masks must not be empty")
         if self.points is not None and self.labels is not None:
             p = self.points.shape[1] if self.points.ndim == 3 else 0
             if self.points.shape != (n, p, 2) or self.labels.shape != (n, p) or p == 0:
@@ -71,7 +71,7 @@ class Prompt:
 
     @property
     def kind(self) -> str:
-        """``mask``, ``box`` (nothing but the two corners) or ``point``."""
+        """``mask``, ``box`` (the two corners and no other point) or ``point``."""
         if self.labels is None:
             return "mask"
         corners = torch.tensor(BOX_LABELS, device=self.labels.device)
@@ -79,7 +79,7 @@ class Prompt:
         return "box" if is_box else "point"
 
     def to(self, device: torch.device | str) -> Prompt:
-        """The same prompt with its tensors on ``device``."""
+        """Return the prompt with its tensors on ``device``."""
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items()}
         return replace(self, **moved)
@@ -95,7 +95,10 @@ class Prompt:
 
 
 def group_prompts(prompts: list[Prompt]) -> list[Prompt]:
-    """Join prompts of the same frame, kind and number of points, ordered by these three."""
+    """Join prompts of the same frame, kind and number of points, sorted by these three.
+
+    The model then processes the objects of a group in one call.
+    """
     groups: dict[tuple[int, str, int], list[Prompt]] = {}
     for prompt in prompts:
         count = 0 if prompt.points is None else prompt.points.shape[1]
@@ -118,5 +121,11 @@ def _join(prompts: list[Prompt]) -> Prompt:
 
 
 def video_frame(batch: ClipBatch, clip: int, frame: int) -> int:
-    """The position in the video of a frame of clip ``clip``; without positions it is the frame."""
+    """Return the position in the video of a frame of a clip.
+
+    Args:
+        batch: the clips. A clip without ``frame_indices`` counts as a whole video.
+        clip: number of the clip.
+        frame: position in the clip, from 0.
+    """
     return batch.frame_indices[clip][frame] if batch.frame_indices[clip] else frame

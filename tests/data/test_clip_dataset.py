@@ -1,4 +1,4 @@
-"""How clips are drawn: where they begin, gaps, objects, short videos, and that an epoch repeats."""
+"""Test how clips are sampled: first frame, gaps, objects, short videos, reproducible epochs."""
 
 import json
 import runpy
@@ -17,7 +17,11 @@ from sam2kit.utils.errors import DataError
 
 
 class Squares(VideoSource):
-    """Videos of noise with bright squares, given by their first and last frame, that move right."""
+    """Videos of noise with bright squares that move right.
+
+    Args:
+        videos: number of frames, and (first frame, last frame) of each square.
+    """
 
     def __init__(self, *videos: tuple[int, list[tuple[int, int]]]):
         self.videos = videos
@@ -55,7 +59,7 @@ def clips(source, training=True, seed=0, augmentation=None, **changes) -> ClipDa
 
 
 def facts(clip):
-    """What a clip is made of, small enough to write down."""
+    """The content of a clip as a few numbers that can be compared."""
     areas = clip.masks.sum((2, 3)).sum(0).tolist()
     return clip.frame_indices, clip.object_ids, areas, round(float(clip.frames.float().mean()), 1)
 
@@ -73,28 +77,28 @@ def test_steps_between_frames():
     assert fixed[0].frame_indices == [0, 2, 4, 6]
 
 
-def test_gaps_are_no_longer_than_the_video():
+def test_gaps_are_limited_by_the_length_of_the_video():
     source = Squares((6, [(0, 5)]))
     dataset = clips(source, clips_per_video=40, max_gap=5)
     drawn = [dataset[k].frame_indices for k in range(40)]
-    assert all(np.all(np.diff(d) >= 1) for d in drawn)  # none turns back
+    assert all(np.all(np.diff(d) >= 1) for d in drawn)  # none reverses
     assert {4, 5} <= {d[-1] - d[0] for d in drawn} <= {3, 4, 5}
     exact = clips(Squares((4, [(0, 3)])), max_gap=5)
     assert exact[0].frame_indices == [0, 1, 2, 3]
 
 
-def test_a_clip_begins_with_as_many_objects_as_asked_for():
+def test_first_frame_shows_min_objects():
     source = Squares((30, [(0, 29), (10, 29)]), (30, [(0, 29)]))
     dataset = clips(source, clips_per_video=30, min_objects=2, max_objects=2)
     assert all(dataset[k].frame_indices[0] >= 10 for k in range(0, 60, 2))
     source.reads.clear()
-    alone = dataset[1]  # the second video never shows two: eight frames are tried, not thirty
-    assert alone.visible[0].sum() == 1 and len(set(source.reads)) <= 8 + 4
-    without = clips(source, clips_per_video=30)
-    assert any(without[k].frame_indices[0] < 10 for k in range(0, 60, 2))
+    single = dataset[1]  # the second video never shows two: 8 of its 30 frames are tried
+    assert single.visible[0].sum() == 1 and len(set(source.reads)) <= 8 + 4
+    default = clips(source, clips_per_video=30)
+    assert any(default[k].frame_indices[0] < 10 for k in range(0, 60, 2))
 
 
-def test_masks_are_read_once_a_clip():
+def test_masks_are_read_once_per_clip():
     source = Squares((9, [(0, 8)]))
     dataset = clips(source, clips_per_video=5)
     for k in range(5):
@@ -109,15 +113,16 @@ def test_short_videos():
     assert clips(source)[0].frame_indices in ([0, 1, 2, 1], [1, 2, 1, 0], [2, 1, 0, 1])
     logger.remove(sink)
     assert lines == [
-        "50 of 51 videos are shorter than a clip: video 'video0' has 3 frames and a clip spans 4; "
+        "50 of 51 videos are shorter than a clip: video 'video0' has 3 frames, but a clip spans 4; "
         "they are played forwards and backwards"
     ]
-    with pytest.raises(DataError, match="50 of 51 .*'video0' has 3 frames.*short_videos=turn_back"):
+    with pytest.raises(DataError, match="50 of 51 .*'video0' has 3 frames") as error:
         clips(source, short_videos="error")
+    assert "short_videos=turn_back" in error.value.hint
     assert len(clips(Squares((4, [(0, 3)])), short_videos="error")) == 1
 
 
-def test_masks_of_another_size_than_their_frame():
+def test_masks_that_differ_in_size_from_their_frame():
     class Wrong(Squares):
         def read_masks(self, i, t):
             return {1: square(0, 0), 2: np.ones((9, 9), bool)} if t == 2 else {1: square(0, 0)}
@@ -127,11 +132,11 @@ def test_masks_of_another_size_than_their_frame():
         clips(Wrong((4, [(0, 3)])), training=False)[0]
 
 
-# --- an epoch can be repeated ------------------------------------------------------------------
+# --- reproducible epochs -----------------------------------------------------------------------
 
 
 def epoch(epoch: int, workers: int, share=(0, 1)) -> dict[str, torch.Tensor]:
-    """The frames of each clip of an epoch, by what tells them apart."""
+    """The frames of each clip of an epoch, by the names of video, frames and objects."""
     dataset = clips(
         LONG, clips_per_video=4, augment=True, max_gap=1, num_workers=workers, batch_size=1
     )
@@ -142,15 +147,15 @@ def epoch(epoch: int, workers: int, share=(0, 1)) -> dict[str, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_an_epoch_is_the_same_in_any_number_of_processes_and_ranks():
-    alone = epoch(1, workers=0)
+    reference = epoch(1, workers=0)
     halves = [epoch(1, 0, share=(rank, 2)) for rank in (0, 1)]
     for other in (epoch(1, workers=1), epoch(1, workers=3)):
-        assert list(other) == list(alone)
-        assert all(torch.equal(other[key], frames) for key, frames in alone.items())
-    assert [list(half) for half in halves] == [list(alone)[0::2], list(alone)[1::2]]
+        assert list(other) == list(reference)
+        assert all(torch.equal(other[key], frames) for key, frames in reference.items())
+    assert [list(half) for half in halves] == [list(reference)[0::2], list(reference)[1::2]]
     for half in halves:
-        assert all(torch.equal(alone[key], frames) for key, frames in half.items())
-    assert set(epoch(2, workers=0)) != set(alone)
+        assert all(torch.equal(reference[key], frames) for key, frames in half.items())
+    assert set(epoch(2, workers=0)) != set(reference)
 
 
 def test_validation_clips_are_fixed():
@@ -188,14 +193,14 @@ EARLIER_PLAIN = [
 ]
 
 
-def test_clips_of_earlier_versions_are_drawn_again():
-    """Facts written down before gaps, strengths and the number of objects could be chosen."""
+def test_clips_equal_those_of_earlier_versions():
+    """The numbers were recorded before max_gap, min_objects and augmentation strengths existed."""
     dataset = clips(LONG, seed=3, clips_per_video=3, augment=True, max_objects=1)
     assert [facts(dataset[k])[:2] for k in range(6)] == EARLIER_DRAWS
     for k, (areas, mean) in enumerate(EARLIER_PIXELS):
-        _, _, own_areas, own_mean = facts(dataset[k])
-        # Brightness, contrast and saturation were steps, two of which cut fractions off.
-        assert own_areas == areas and 0 < own_mean - mean < 1.1
+        _, _, new_areas, new_mean = facts(dataset[k])
+        # Brightness, contrast and saturation were separate steps, two of which rounded down.
+        assert new_areas == areas and 0 < new_mean - mean < 1.1
     plain = clips(LONG, seed=3, clips_per_video=3)
     assert [facts(plain[k]) for k in range(6)] == EARLIER_PLAIN
 
@@ -203,7 +208,7 @@ def test_clips_of_earlier_versions_are_drawn_again():
 # --- augmentation within the data set ----------------------------------------------------------
 
 
-def test_objects_that_augmentation_takes_out_of_the_picture():
+def test_objects_that_augmentation_moves_out_of_the_frame_are_removed():
     strong = AugmentationConfig(crop=0.9, degrees=90, translate=0.3)
     source = Squares((12, [(0, 11), (0, 11), (0, 11)]))
     dataset = clips(source, augment=True, augmentation=strong, clips_per_video=60)
@@ -211,8 +216,8 @@ def test_objects_that_augmentation_takes_out_of_the_picture():
     for k in range(60):
         clip = dataset[k]
         first = clip.visible.to(torch.uint8).argmax(0)
-        assert clip.visible[0].any()  # something to track from the start
-        assert clip.visible.any(0).all() and (first < 3).all()  # the others are left out
+        assert clip.visible[0].any()  # the clip starts with an object to track
+        assert clip.visible.any(0).all() and (first < 3).all()  # others are removed
         counts.add(len(clip.object_ids))
     assert counts == {1, 2, 3}
     three = clips(
@@ -221,7 +226,7 @@ def test_objects_that_augmentation_takes_out_of_the_picture():
     assert all(three[k].visible[0].all() and len(three[k].object_ids) == 3 for k in range(20))
 
 
-def test_the_configuration_reaches_the_clips():
+def test_configuration_is_applied_to_the_clips():
     config = Config()
     config.dataset = DatasetConfig(
         type="synthetic", synthetic_videos=2, image_size=32, augment=True, max_objects=None
@@ -235,14 +240,14 @@ def test_the_configuration_reaches_the_clips():
 
 
 def test_benchmark_against_upstreams_data_set(tmp_path):
-    """On frames so small that the figures mean nothing."""
+    """The benchmark runs; its frames are too small here for the numbers to mean anything."""
     pytest.importorskip("pandas", reason="upstream's data set needs pandas")
     pytest.importorskip("training", reason="upstream's training package is not installed")
     make_davis(tmp_path / "davis", {"a": 9, "b": 9})
     file = Path(__file__).parents[2] / "benchmarks" / "data.py"
     out = tmp_path / "out.json"
-    few = ["--data", str(tmp_path / "davis"), "--sizes", "32", "--rounds", "1", "--out", str(out)]
-    runpy.run_path(str(file))["main"](few)
+    argv = ["--data", str(tmp_path / "davis"), "--sizes", "32", "--rounds", "1", "--out", str(out)]
+    runpy.run_path(str(file))["main"](argv)
     rows = json.loads(out.read_text())["rows"]
     assert [(row["size"], row["augmented"]) for row in rows] == [(32, "no"), (32, "yes")]
     assert all(row["upstream"] > 0 and row["ratio"] > 0 for row in rows)

@@ -1,4 +1,4 @@
-"""Any source into both layouts and back: the same frames, masks, ids and order, or a refusal."""
+"""Test that conversion keeps frames, masks, ids and order of any source, or raises an error."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SHARED = ROOT.parent / "shared"
 SIZE = (12, 16)
 
 
-class Given(VideoSource):
-    """Videos as they are given: masks by object for each frame, None where nobody looked."""
+class MemorySource(VideoSource):
+    """Videos with the masks that are passed in: by object for each frame; None: unannotated."""
 
     def __init__(self, videos: dict[str, list[dict[ObjectId, np.ndarray] | None]]) -> None:
         self.names = list(videos)
@@ -49,7 +49,9 @@ class Given(VideoSource):
         return self.videos[i][t]
 
 
-def same(one: VideoSource, other: VideoSource, names: bool = True, pixels: bool = True) -> None:
+def assert_same(
+    one: VideoSource, other: VideoSource, names: bool = True, pixels: bool = True
+) -> None:
     assert one.names == other.names
     for i in range(len(one)):
         assert one.num_frames(i) == other.num_frames(i)
@@ -60,20 +62,19 @@ def same(one: VideoSource, other: VideoSource, names: bool = True, pixels: bool 
                 assert np.array_equal(one.read_frame(i, t), other.read_frame(i, t))
             masks, others = one.read_masks(i, t), other.read_masks(i, t)
             assert (masks is None) == (others is None), (i, t)
-            shown = {o: m for o, m in (masks or {}).items() if m.any()}
-            assert shown.keys() == {o for o, m in (others or {}).items() if m.any()}
-            assert all(np.array_equal(m, others[o]) for o, m in shown.items())
-            assert {type(o) for o in shown} == {type(o) for o in others or {}}
+            visible = {o: m for o, m in (masks or {}).items() if m.any()}
+            assert visible.keys() == {o for o, m in (others or {}).items() if m.any()}
+            assert all(np.array_equal(m, others[o]) for o, m in visible.items())
+            assert {type(o) for o in visible} == {type(o) for o in others or {}}
 
 
-def there_and_back(source: VideoSource, root: Path, **how: bool) -> None:
-    """Source -> DAVIS -> COCO -> DAVIS, and source -> COCO."""
+def check_round_trips(source: VideoSource, root: Path) -> None:
+    """Convert source -> DAVIS -> COCO -> DAVIS, and source -> COCO."""
     last: VideoSource | Path = source
     for n, to in enumerate(("davis", "coco-video", "davis")):
         last = convert(last, root / f"{n}", to)
-        same(source, open_source(last), **how)
-        how = how | {"names": how.get("names", True)}
-    same(source, open_source(convert(source, root / "coco", "coco-video")), **how)
+        assert_same(source, open_source(last))
+    assert_same(source, open_source(convert(source, root / "coco", "coco-video")))
 
 
 @pytest.fixture
@@ -85,10 +86,10 @@ def messages():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_source_goes_both_ways(tmp_path, name, messages):
+def test_round_trips_of_every_source(tmp_path, name, messages):
     source = build_source(config_of(FORMATS[name](tmp_path / "data")), seed=0)
-    some = SelectedVideos(source, list(range(min(len(source), 2))))
-    there_and_back(some, tmp_path)
+    selected = SelectedVideos(source, list(range(min(len(source), 2))))
+    check_round_trips(selected, tmp_path)
     assert not list(tmp_path.glob("*unfinished*"))
 
 
@@ -96,54 +97,55 @@ IDS = st.one_of(st.integers(0, 300), st.sampled_from(["cat", "7", "a/b", "ü"]))
 
 
 @st.composite
-def videos(draw: st.DrawFn) -> Given:
-    """Videos without overlaps, some frames unannotated, objects that come and go, any ids."""
+def videos(draw: st.DrawFn) -> MemorySource:
+    """Videos with unannotated frames, objects that appear and disappear, any ids, no overlaps."""
     made = {}
     for name in draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True).map(sorted)):
         ids = draw(st.lists(IDS, max_size=3, unique=True))
         frames: list[dict[ObjectId, np.ndarray] | None] = []
         for t in range(draw(st.integers(1, 4))):
-            seen = draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3)))
-            if seen is None and t:
+            flags = draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3)))
+            if flags is None and t:
                 frames.append(None)
                 continue
-            shown = zip(range(3), ids, seen or [True] * 3, strict=False)
-            frames.append({o: square(4 * n, 3 * t, 4, SIZE) & there for n, o, there in shown})
+            objects = zip(range(3), ids, flags or [True] * 3, strict=False)
+            frames.append({o: square(4 * n, 3 * t, 4, SIZE) & visible for n, o, visible in objects})
         made[name] = frames
-    return Given(made)
+    return MemorySource(made)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(videos())
-def test_masks_ids_order_and_flags_survive(tmp_path_factory, source):
-    there_and_back(source, tmp_path_factory.mktemp("round"))
+def test_round_trips_keep_masks_ids_order_and_annotation_flags(tmp_path_factory, source):
+    check_round_trips(source, tmp_path_factory.mktemp("round"))
 
 
 @pytest.mark.skipif(not (SHARED / "davis").is_dir(), reason="needs ../shared/davis")
-def test_davis_goes_both_ways_and_its_frames_are_copied(tmp_path):
+def test_round_trip_of_davis_copies_its_frame_files(tmp_path):
     source = open_source(SHARED / "davis")
-    some = SelectedVideos(source, [source.names.index("libby")])
-    coco = convert(some, tmp_path / "coco", "coco-video")
+    selected = SelectedVideos(source, [source.names.index("libby")])
+    coco = convert(selected, tmp_path / "coco", "coco-video")
     davis = convert(coco, tmp_path / "davis", "davis")
-    same(some, open_source(coco), pixels=False)
-    same(some, open_source(davis), pixels=False)
-    for t in range(0, some.num_frames(0), 10):
-        path = some.frame_path(0, t)
+    assert_same(selected, open_source(coco), pixels=False)
+    assert_same(selected, open_source(davis), pixels=False)
+    for t in range(0, selected.num_frames(0), 10):
+        path = selected.frame_path(0, t)
         assert path is not None
         for copy in (f"coco/images/libby/{path.name}", f"davis/JPEGImages/libby/{path.name}"):
             assert (tmp_path / copy).read_bytes() == path.read_bytes()
 
 
-# --- what a target cannot hold -------------------------------------------------------------------
+# --- what a target cannot represent --------------------------------------------------------------
 
 
-def test_overlapping_objects_are_refused_by_a_palette_and_kept_by_coco(tmp_path):
+def test_overlapping_masks_are_rejected_by_davis_and_converted_to_coco(tmp_path):
     both = {1: square(0, 0, 6, SIZE), "cat": square(4, 4, 6, SIZE)}
-    source = Given({"a": [{1: square(0, 0, 6, SIZE)}, both]})
-    with pytest.raises(DataError, match=r"'a', frame 00001: objects 1 and 'cat' overlap.*coco"):
+    source = MemorySource({"a": [{1: square(0, 0, 6, SIZE)}, both]})
+    with pytest.raises(DataError, match=r"'a', frame 00001: objects 1 and 'cat' overlap") as error:
         convert(source, tmp_path / "davis", "davis")
+    assert "coco-video" in error.value.hint
     assert not list(tmp_path.iterdir())
-    same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
+    assert_same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
 
 
 def test_more_objects_than_a_palette_has_numbers(tmp_path):
@@ -151,33 +153,35 @@ def test_more_objects_than_a_palette_has_numbers(tmp_path):
     for n, cell in enumerate(cells):
         cell.flat[n] = True
     frames = [dict(zip(range(k, k + 192), cells, strict=True)) for k in (1, 100)]
-    with pytest.raises(DataError, match=r"'a' has 255 objects or more by .*00001.*254"):
-        convert(Given({"a": frames}), tmp_path / "davis", "davis")
-    same(
-        Given({"a": frames[:1]}),
-        open_source(convert(Given({"a": frames[:1]}), tmp_path / "d", "davis")),
+    with pytest.raises(DataError, match=r"'a' has at least 255 objects .*00001.*254"):
+        convert(MemorySource({"a": frames}), tmp_path / "davis", "davis")
+    assert_same(
+        MemorySource({"a": frames[:1]}),
+        open_source(convert(MemorySource({"a": frames[:1]}), tmp_path / "d", "davis")),
     )
-    same(
-        Given({"a": frames}),
-        open_source(convert(Given({"a": frames}), tmp_path / "c", "coco-video")),
+    assert_same(
+        MemorySource({"a": frames}),
+        open_source(convert(MemorySource({"a": frames}), tmp_path / "c", "coco-video")),
     )
 
 
-def test_a_video_that_nobody_annotated(tmp_path):
-    source = Given({"a": [{1: square(0, 0, 6, SIZE)}], "b": [None, None]})
-    with pytest.raises(DataError, match="'b' has no annotated frame"):
+def test_unannotated_video_next_to_annotated_ones(tmp_path):
+    source = MemorySource({"a": [{1: square(0, 0, 6, SIZE)}], "b": [None, None]})
+    with pytest.raises(DataError, match="'b' has no annotated frame") as error:
         convert(source, tmp_path / "davis", "davis")
-    same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
+    assert "coco-video" in error.value.hint
+    assert_same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".", ".hidden", ""])
-def test_names_that_no_folder_can_have(tmp_path, name):
-    with pytest.raises(DataError, match="rename the video"):
-        convert(Given({name: [{}]}), tmp_path / "out", "davis")
+def test_video_names_that_are_no_folder_names(tmp_path, name):
+    with pytest.raises(DataError) as error:
+        convert(MemorySource({name: [{}]}), tmp_path / "out", "davis")
+    assert repr(name) in str(error.value) and error.value.hint == "rename the video"
     assert not list(tmp_path.iterdir())
 
 
-def test_void_stays_in_a_palette_and_is_told_where_it_is_lost(tmp_path, messages):
+def test_void_pixels_are_kept_by_davis_and_lost_with_a_warning_by_coco(tmp_path, messages):
     make_davis(tmp_path / "data", {"a": 2})
     path = tmp_path / "data/Annotations/a/00001.png"
     ids = np.array(Image.open(path))
@@ -187,21 +191,21 @@ def test_void_stays_in_a_palette_and_is_told_where_it_is_lost(tmp_path, messages
     again = open_source(convert(source, tmp_path / "davis", "davis"))
     assert np.array_equal(again.read_void(0, 1), source.read_void(0, 1)) and (ids == 255).any()
     assert not [m for m in messages if "void pixels" in m]
-    same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
-    assert [m for m in messages if "1 of the frames were without their void pixels" in m]
+    assert_same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
+    assert [m for m in messages if "Frames without their void pixels: 1" in m]
 
 
-def test_frames_whose_names_contradict_their_order_are_numbered(tmp_path, messages):
-    class Backwards(Given):
+def test_frames_whose_names_contradict_their_order_are_renumbered(tmp_path, messages):
+    class Backwards(MemorySource):
         def frame_name(self, i: int, t: int) -> str:
             return f"{9 - t}"
 
     source = Backwards({"a": [{1: square(t, t, 4, SIZE)} for t in range(3)]})
     davis = convert(source, tmp_path / "davis", "davis")
-    same(source, open_source(davis), names=False)
+    assert_same(source, open_source(davis), names=False)
     assert sorted(p.name for p in (davis / "JPEGImages/a").iterdir())[0] == "00000.png"
-    assert [m for m in messages if "3 of the frames were renumbered" in m]
-    assert [m for m in messages if "3 of the frames were written as PNG" in m]
+    assert [m for m in messages if "Frames renumbered: 3" in m]
+    assert [m for m in messages if "Frames written as PNG: 3" in m]
 
 
 def test_frames_without_masks(tmp_path):
@@ -209,15 +213,15 @@ def test_frames_without_masks(tmp_path):
     source = open_source(tmp_path / "data/JPEGImages")
     again = open_source(convert(source, tmp_path / "davis", "davis"))
     assert not again.has_masks
-    same(source, again)
-    same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
+    assert_same(source, again)
+    assert_same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
 
 
-# --- whole or not at all -------------------------------------------------------------------------
+# --- atomic output -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", ["davis", "coco-video"])
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, to):
+def test_full_disk_leaves_no_output(tmp_path, monkeypatch, to):
     make_davis(tmp_path / "data")
     copy = shutil.copyfile
 
@@ -227,12 +231,12 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, to):
         copy(source, target)
 
     monkeypatch.setattr(sam2kit.data.conversion.shutil, "copyfile", full)
-    with pytest.raises(ConfigError, match="No space left on device; nothing was kept"):
+    with pytest.raises(ConfigError, match="No space left on device"):
         convert(tmp_path / "data", tmp_path / "out", to)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
-def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_conversion_leaves_no_output(tmp_path, monkeypatch):
     make_davis(tmp_path / "data")
     copy = shutil.copyfile
 
@@ -248,7 +252,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
-def test_data_that_break_off_leave_nothing_in_processes_too(tmp_path):
+def test_unreadable_mask_leaves_no_output_in_any_number_of_processes(tmp_path):
     make_davis(tmp_path / "data", {name: 2 for name in "abcdefgh"})
     (tmp_path / "data/Annotations/g/00001.png").write_bytes(b"")
     for workers in (0, 2):
@@ -258,12 +262,12 @@ def test_data_that_break_off_leave_nothing_in_processes_too(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
-def test_processes_write_the_same(tmp_path):
+def test_output_is_the_same_in_any_number_of_processes(tmp_path):
     make_davis(tmp_path / "data", {name: 2 for name in "abcdefgh"})
     for to in ("davis", "coco-video"):
-        alone = convert(tmp_path / "data", tmp_path / f"{to}0", to)
-        together = convert(tmp_path / "data", tmp_path / f"{to}2", to, workers=2)
-        same(open_source(alone), open_source(together))
+        one = convert(tmp_path / "data", tmp_path / f"{to}0", to)
+        other = convert(tmp_path / "data", tmp_path / f"{to}2", to, workers=2)
+        assert_same(open_source(one), open_source(other))
     texts = [(tmp_path / f"coco-video{n}/annotations.json").read_text() for n in (0, 2)]
     assert texts[0] == texts[1]
 
@@ -281,38 +285,38 @@ def test_the_command(tmp_path, capsys):
     assert [row["image_id"] for row in content["annotations"]] == [1, 1, 2, 2]
     keys = ["dataset.type=coco", f"dataset.annotation_file={there}/annotations.json"]
     assert main(["convert", back, "--to", "davis", *keys]) == 0
-    same(open_source(tmp_path / "data"), open_source(back))
+    assert_same(open_source(tmp_path / "data"), open_source(back))
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["data", "out", "--to", "voc"], "davis or coco-video"),
         (["data", "data", "--to", "davis"], "not an empty folder"),
         (["data", "data/JPEGImages/a/00000.jpg", "--to", "davis"], "not an empty folder"),
         (["data", "data/JPEGImages/a/00000.jpg/out", "--to", "davis"], "cannot be written"),
         (["gone", "out", "--to", "davis"], "gone"),
-        (["out", "--to", "davis"], "dataset.data_path is not given"),
+        (["out", "--to", "davis"], "dataset.data_path: not set"),
         (["--to", "davis"], "0 paths"),
         (["a", "b", "c", "--to", "davis"], "3 paths"),
     ],
 )
-def test_what_the_command_refuses(tmp_path, monkeypatch, capsys, argv, told):
+def test_command_rejects_invalid_arguments(tmp_path, monkeypatch, capsys, argv, message):
     make_davis(tmp_path / "data", {"a": 2})
     monkeypatch.chdir(tmp_path)
     assert main(["convert", *argv]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
-def test_an_empty_folder_may_be_the_target(tmp_path):
+def test_target_may_be_an_empty_folder(tmp_path):
     make_davis(tmp_path / "data", {"a": 2})
     (tmp_path / "out").mkdir()
     assert convert(tmp_path / "data", tmp_path / "out", "davis") == tmp_path / "out"
     assert oct(os.stat(tmp_path / "out").st_mode) == oct(os.stat(tmp_path / "data").st_mode)
 
 
-def test_a_killed_conversion_is_not_taken_for_whole(tmp_path):
+def test_killed_conversion_leaves_no_target_folder(tmp_path):
     make_davis(tmp_path / "data")
     code = (
         "import os, shutil, signal, sys; from sam2kit.data.conversion import convert\n"
@@ -325,10 +329,10 @@ def test_a_killed_conversion_is_not_taken_for_whole(tmp_path):
     argv = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "out")]
     assert subprocess.run(argv, cwd=ROOT).returncode == -signal.SIGKILL
     assert list(tmp_path.glob("out.unfinished-*")) and not (tmp_path / "out").exists()
-    same(open_source(tmp_path / "data"), open_source(convert(*argv[3:], "davis")))
+    assert_same(open_source(tmp_path / "data"), open_source(convert(*argv[3:], "davis")))
 
 
-def test_a_folder_that_has_the_name_of_the_unfinished_one_stays(tmp_path):
+def test_existing_folder_with_the_name_of_the_unfinished_one_is_not_deleted(tmp_path):
     data, mine = make_davis(tmp_path / "data", {"a": 2}), tmp_path / f"out.unfinished-{os.getpid()}"
     mine.mkdir()
     (mine / "thesis.tex").touch()

@@ -1,4 +1,4 @@
-"""The doctor finds each planted fault, by its file, and none in healthy data."""
+"""Test that the doctor reports each planted fault by its file, and nothing in healthy data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from sam2kit.data import (
     open_source,
 )
 from sam2kit.data.doctor.report import Examination, run_doctor
-from sam2kit.data.doctor.video_checks import IdentityWatch, VideoRecord, has_soft_edges, order_fault
+from sam2kit.data.doctor.video_checks import (
+    IdentityChecker,
+    VideoRecord,
+    has_soft_edges,
+    order_problem,
+)
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import DataError
 
@@ -35,14 +40,14 @@ SETTINGS = DatasetConfig(image_size=64, video_clip_length=4)
 
 
 def write_frame(path: Path, seed: object, size: tuple[int, int] = SIZE) -> None:
-    """Noise, another for each seed."""
+    """Write noise, which is different for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(list(str(seed).encode()))
     Image.fromarray(generator.integers(0, 255, (*size, 3), np.uint8)).save(path)
 
 
 def ids_of(t: int) -> np.ndarray:
-    """Object 1 moves to the right, object 2 stays."""
+    """The ids on frame t: object 1 moves to the right, object 2 does not move."""
     ids = np.zeros(SIZE, np.uint8)
     ids[square(4, 4 + 4 * t, 14, SIZE)] = 1
     ids[square(28, 40, 12, SIZE)] = 2
@@ -63,20 +68,20 @@ def change_ids(path: Path, change: Callable[[np.ndarray], None]) -> None:
     save_palette(path, ids)
 
 
-def look(root: Path, **more: object) -> Examination:
+def examine(root: Path, **more: object) -> Examination:
     return run_doctor(root, SETTINGS, **more)
 
 
-def found(examination: Examination) -> list[tuple[str, str]]:
+def kinds(examination: Examination) -> list[tuple[str, str]]:
     return [(f.severity, f.kind) for f in examination.findings]
 
 
 # --- planted faults ------------------------------------------------------------------------------
-# A fault is planted in video b of a healthy data set; it says what is to be found of it.
+# Each function plants a fault in video b of a healthy data set, and returns the expected finding.
 
 FRAME, MASK = "JPEGImages/b/00003.png", "Annotations/b/00003.png"
 Planted = tuple[str, str, tuple[str, ...]]
-"""Severity, kind, and texts that the finding holds."""
+"""Severity and kind of the finding, and texts that it contains."""
 FAULTS: dict[str, Callable[[Path], Planted]] = {}
 
 
@@ -169,7 +174,7 @@ def swapped_ids(root: Path) -> Planted:
         change_ids(
             root / f"Annotations/b/{t:05d}.png", lambda ids: np.putmask(ids, ids > 0, 3 - ids)
         )
-    return "warning", "identity", (MASK, "1 and 2 change places", "00002.png")
+    return "warning", "identity", (MASK, "1 and 2 swap positions", "00002.png")
 
 
 @fault
@@ -181,7 +186,7 @@ def id_for_one_frame(root: Path) -> Planted:
 @fault
 def mask_missing_on_one_frame(root: Path) -> Planted:
     change_ids(root / MASK, lambda ids: np.putmask(ids, ids == 2, 0))
-    return "warning", "identity", (MASK, "object 2 is gone on this frame alone")
+    return "warning", "identity", (MASK, "object 2 is missing on this frame only")
 
 
 @fault
@@ -193,7 +198,7 @@ def frame_missing(root: Path) -> Planted:
 @fault
 def frame_twice(root: Path) -> Planted:
     shutil.copy(root / FRAME, root / "JPEGImages/b/00004.png")
-    return "warning", "duplicates", ("'b'", "00003 and 00004 are the same picture")
+    return "warning", "duplicates", ("'b'", "00003 and 00004 have the same pixels")
 
 
 @fault
@@ -235,7 +240,7 @@ def short_video(root: Path) -> Planted:
     for t in range(3, FRAMES):
         (root / f"JPEGImages/b/{t:05d}.png").unlink()
         (root / f"Annotations/b/{t:05d}.png").unlink()
-    return "warning", "short", ("'b'", "3 frames and a clip spans 4")
+    return "warning", "short", ("'b'", "3 frames, but a clip spans 4")
 
 
 @fault
@@ -265,21 +270,21 @@ def folder_without_frames(root: Path) -> Planted:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(tmp_path, name):
+def test_planted_fault_is_reported(tmp_path, name):
     severity, kind, texts = FAULTS[name](healthy(tmp_path))
-    examination = look(tmp_path)
-    assert set(found(examination)) == {(severity, kind)}, examination.text()
-    told = f"{examination.findings[0].where}: {examination.findings[0].message}"
-    assert all(text in told for text in texts), told
+    examination = examine(tmp_path)
+    assert set(kinds(examination)) == {(severity, kind)}, examination.text()
+    report = f"{examination.findings[0].where}: {examination.findings[0].message}"
+    assert all(text in report for text in texts), report
     assert examination.broken == (severity == "error")
-    assert {"a", "c"} <= {video.name for video in examination.videos}  # the rest is read
+    assert {"a", "c"} <= {video.name for video in examination.videos}  # the others are read
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_training_refuses_what_is_called_broken_with_the_same_words(tmp_path, name):
+def test_training_raises_the_message_of_each_error_that_the_doctor_reports(tmp_path, name):
     severity, *_ = FAULTS[name](healthy(tmp_path))
     settings = replace(SETTINGS, data_path=str(tmp_path), video_clip_length=6)
-    messages = {f.message.partition(" (and")[0] for f in look(tmp_path).findings}
+    messages = {f.message.partition(" (and")[0] for f in examine(tmp_path).findings}
     try:
         clips = ClipDataset(build_source(settings, 0), settings, training=False, seed=0)
         _ = [clips[n] for n in range(len(clips))]
@@ -290,50 +295,55 @@ def test_training_refuses_what_is_called_broken_with_the_same_words(tmp_path, na
 
 
 @pytest.mark.parametrize("name", ["video_without_an_object", "colours", "folder_without_masks"])
-def test_training_refuses_before_it_makes_a_folder(tmp_path, name):
+def test_training_rejects_data_before_it_creates_the_run_directory(tmp_path, name):
     FAULTS[name](healthy(tmp_path / "data"))
     if name == "colours":  # masks are read up to the first object
         (tmp_path / "data" / MASK).replace(tmp_path / "data/Annotations/b/00000.png")
     keys = [f"dataset.data_path={tmp_path / 'data'}", "dataset.image_size=64", "model=nano"]
-    (finding,) = look(tmp_path / "data").findings
+    (finding,) = examine(tmp_path / "data").findings
     with pytest.raises(DataError) as error:
         fit(load_config(None, keys), tmp_path / "run")
     assert finding.message in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_short_videos_that_are_to_be_refused(tmp_path):
+def test_short_videos_with_short_videos_error(tmp_path):
     short_video(healthy(tmp_path))
     keys = (f"dataset.data_path={tmp_path}", "dataset.image_size=64", "dataset.short_videos=error")
     examination = run_doctor(load_config(None, [*keys, "dataset.video_clip_length=4"]))
-    assert found(examination) == [("error", "short")] and len(examination.videos) == 3
-    assert examination.findings[0].message.startswith("video 'b' has 3 frames and a clip spans 4")
-    (tmp_path / "list.txt").write_text("a\nnobody\n")
-    examination = run_doctor(load_config(None, [keys[0], f"dataset.split={tmp_path / 'list.txt'}"]))
-    assert found(examination) == [("error", "refused")] and "'nobody'" in examination.text()
+    assert kinds(examination) == [("error", "short")] and len(examination.videos) == 3
+    assert examination.findings[0].message.startswith("video 'b' has 3 frames, but a clip spans 4")
 
 
-def test_all_faults_are_told_and_what_is_left_is_read(tmp_path):
+def test_split_that_names_a_missing_video(tmp_path):
+    healthy(tmp_path)
+    (tmp_path / "list.txt").write_text("a\nmissing\n")
+    keys = [f"dataset.data_path={tmp_path}", f"dataset.split={tmp_path / 'list.txt'}"]
+    examination = run_doctor(load_config(None, keys))
+    assert kinds(examination) == [("error", "refused")] and "'missing'" in examination.text()
+
+
+def test_all_faults_are_reported_and_readable_files_are_read(tmp_path):
     healthy(tmp_path, "abcdef")
     shutil.rmtree(tmp_path / "Annotations/b")
     (tmp_path / "JPEGImages/c/00000.png").unlink()
     (tmp_path / "JPEGImages/d/00001.png").write_bytes(b"")
     (tmp_path / "JPEGImages/e/00005.png").write_bytes(b"")
-    examination = look(tmp_path)
+    examination = examine(tmp_path)
     assert [v.name for v in examination.videos] == ["a", "d", "e", "f"]
-    assert found(examination) == [("error", "refused")] * 4
+    assert kinds(examination) == [("error", "refused")] * 4
     assert [Path(f.where).name for f in examination.findings[2:]] == ["00001.png", "00005.png"]
 
 
-@pytest.mark.parametrize("what", ["nowhere", "labels.json", "film.mp4"])
-def test_data_that_cannot_be_opened_are_told(tmp_path, what):
-    if what != "nowhere":
-        (tmp_path / what).write_text("{")
-    examination = look(tmp_path / what)
-    assert examination.broken and what in examination.text() and not examination.videos
-    assert what in examination.page() and json.loads(examination.to_json())["broken"]
+@pytest.mark.parametrize("name", ["nowhere", "labels.json", "video.mp4"])
+def test_data_that_cannot_be_opened_are_reported(tmp_path, name):
+    if name != "nowhere":
+        (tmp_path / name).write_text("{")
+    examination = examine(tmp_path / name)
+    assert examination.broken and name in examination.text() and not examination.videos
+    assert name in examination.page() and json.loads(examination.to_json())["broken"]
 
 
-def test_names_against_the_order(tmp_path):
+def test_frame_names_that_contradict_the_order(tmp_path):
     healthy(tmp_path, "a")
     images = [
         {"id": t, "video_id": "a", "order_in_video": t, "file_name": f"JPEGImages/a/{n:05d}.png"}
@@ -345,32 +355,32 @@ def test_names_against_the_order(tmp_path):
         for t in range(FRAMES)
     ]
     content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "x"}]}
-    (finding,) = look(save_json(tmp_path / "labels.json", content)).findings
-    assert finding.kind == "order" and "00002 stands after 00003" in finding.message
+    (finding,) = examine(save_json(tmp_path / "labels.json", content)).findings
+    assert finding.kind == "order" and "00002 comes after 00003" in finding.message
 
 
 # --- training and validation ---------------------------------------------------------------------
 
 
-def test_validation_that_shares_frames_under_another_name(tmp_path):
+def test_validation_video_with_training_frames_under_another_name(tmp_path):
     train, val = healthy(tmp_path / "train"), healthy(tmp_path / "val", "xy")
     for t in (1, 2):
         shutil.copy(train / f"JPEGImages/c/{t:05d}.png", val / f"JPEGImages/y/{t + 2:05d}.png")
-    examination = look(train, val=val)
-    assert found(examination) == [("warning", "shared")] and not examination.broken
-    told = examination.findings[0]
-    assert told.where == "training video 'c' and validation video 'y'"
-    assert told.message.startswith("2 frames with the same pixels")
+    examination = examine(train, val=val)
+    assert kinds(examination) == [("warning", "shared")] and not examination.broken
+    (finding,) = examination.findings
+    assert finding.where == "training video 'c' and validation video 'y'"
+    assert finding.message.startswith("2 frames with the same pixels")
 
 
-def test_validation_that_shares_a_name(tmp_path):
+def test_validation_video_with_the_name_of_a_training_video(tmp_path):
     train, val = healthy(tmp_path / "train"), healthy(tmp_path / "val", "cd")
-    examination = look(train, val=val)
+    examination = examine(train, val=val)
     assert [(f.kind, f.where) for f in examination.findings] == [("shared", "video 'c'")]
     assert [row["part"] for row in examination.summary()] == ["training", "validation"]
 
 
-def test_a_configuration_is_read_as_its_run_would(tmp_path):
+def test_configuration_is_split_as_in_its_run(tmp_path):
     healthy(tmp_path, "abcde")
     keys = ("dataset.image_size=64", "dataset.video_clip_length=4", "valdataset.fraction=0.4")
     config = load_config(None, [f"dataset.data_path={tmp_path}", *keys])
@@ -378,8 +388,8 @@ def test_a_configuration_is_read_as_its_run_would(tmp_path):
     assert examination.findings == [] and examination.settings["image_size"] == 64
     train, val = build_datasets(config)
     parts = [(v.name, v.part) for v in examination.videos]
-    wanted = [(n, "training") for n in train.source.names]
-    assert parts == wanted + [(n, "validation") for n in val.source.names]
+    expected = [(n, "training") for n in train.source.names]
+    assert parts == expected + [(n, "validation") for n in val.source.names]
     (tmp_path / "JPEGImages/a/00000.png").unlink()  # a mask without its frame
     examination = run_doctor(config)
     assert [v.name for v in examination.videos] == list("bcde") and examination.broken
@@ -388,19 +398,19 @@ def test_a_configuration_is_read_as_its_run_would(tmp_path):
 # --- no false alarms -----------------------------------------------------------------------------
 
 
-def test_healthy_data_give_no_finding_in_any_number_of_processes(tmp_path):
+def test_healthy_data_have_no_findings_in_any_number_of_processes(tmp_path):
     healthy(tmp_path, "abcdefghij")
-    alone, together = look(tmp_path), look(tmp_path, workers=2)
-    assert alone.findings == together.findings == []
-    assert alone.to_json() == together.to_json()
-    assert alone.verdict() == "no problems found"
+    one, other = examine(tmp_path), examine(tmp_path, workers=2)
+    assert one.findings == other.findings == []
+    assert one.to_json() == other.to_json()
+    assert one.verdict() == "no problems found"
 
 
-def test_the_samples_are_healthy():
+def test_samples_are_healthy():
     root = Path(__file__).parents[2] / "data_samples"
     source = open_source(root)
-    some = SelectedVideos(source, list(range(0, len(source), 4)))
-    assert run_doctor(some, DatasetConfig(image_size=128)).findings == []
+    selected = SelectedVideos(source, list(range(0, len(source), 4)))
+    assert run_doctor(selected, DatasetConfig(image_size=128)).findings == []
     assert run_doctor(root / "val.json", DatasetConfig(image_size=128)).findings == []
 
 
@@ -410,14 +420,14 @@ def test_the_samples_are_healthy():
 )
 def test_davis_is_healthy(names):
     source = open_source(SHARED / "davis")
-    some = SelectedVideos(source, [source.names.index(n) for n in names or source.names])
-    assert run_doctor(some).findings == []
+    selected = SelectedVideos(source, [source.names.index(n) for n in names or source.names])
+    assert run_doctor(selected).findings == []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "sav").is_dir(), reason="needs ../shared/sav")
 def test_sav_is_healthy(tmp_path):
-    """The real masklets, over frames that are made here."""
+    """Real masklets on generated frames."""
     file = next((SHARED / "sav").glob("*_manual.json"))
     shutil.copyfile(file, tmp_path / file.name)
     name = file.stem.removesuffix("_manual")
@@ -428,16 +438,16 @@ def test_sav_is_healthy(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "video").is_dir(), reason="needs ../shared/video")
-def test_a_filmed_video_is_healthy():
+def test_filmed_video_is_healthy():
     examination = run_doctor(SHARED / "video" / "juggle.mp4")
     assert examination.findings == [] and examination.videos[0].annotated == 0
 
 
-def seen(*frames: dict[int, np.ndarray]) -> list[str]:
+def identity_messages(*frames: dict[int, np.ndarray]) -> list[str]:
     record = VideoRecord("a", "training", len(frames))
-    watch = IdentityWatch(record, str)
+    checker = IdentityChecker(record, str)
     for t, masks in enumerate(frames):
-        watch.see(t, masks)
+        checker.check_frame(t, masks)
     return [f.message for f in record.findings]
 
 
@@ -448,28 +458,32 @@ def at(column: int, side: int = 10) -> np.ndarray:
 @pytest.mark.parametrize(
     "frames",
     [
-        [{1: at(0), 2: at(20)}, {1: at(5), 2: at(15)}, {1: at(15), 2: at(5)}],  # they pass
-        [{1: at(0)}, {2: at(30)}],  # one leaves, one comes, elsewhere
-        [{1: at(0), 2: at(30)}, {2: at(0)}, {1: at(0), 2: at(30)}],  # 2 hides 1, and goes
-        [{1: at(0)}, {}, {1: at(20)}],  # gone, and back elsewhere
-        [{1: at(0)}, {}, {}, {1: at(0)}],  # longer away
-        [{1: at(0), 2: at(0)}, {1: at(2), 2: at(2)}],  # two masks of one thing
-        [{1: at(0, 20), 2: at(5)}, {1: at(0, 20)}, {1: at(0, 20), 2: at(5)}],  # a part of another
+        [
+            {1: at(0), 2: at(20)},
+            {1: at(5), 2: at(15)},
+            {1: at(15), 2: at(5)},
+        ],  # they pass each other
+        [{1: at(0)}, {2: at(30)}],  # one disappears, another appears at another position
+        [{1: at(0), 2: at(30)}, {2: at(0)}, {1: at(0), 2: at(30)}],  # 2 occludes 1 on one frame
+        [{1: at(0)}, {}, {1: at(20)}],  # disappears, and returns at another position
+        [{1: at(0)}, {}, {}, {1: at(0)}],  # missing on two frames
+        [{1: at(0), 2: at(0)}, {1: at(2), 2: at(2)}],  # two masks of the same region
+        [{1: at(0, 20), 2: at(5)}, {1: at(0, 20)}, {1: at(0, 20), 2: at(5)}],  # part of another
     ],
 )
-def test_motion_and_occlusion_are_no_jumps(frames):
+def test_motion_and_occlusion_are_not_reported(frames):
     if len(frames) == 3 and 1 in frames[2] and frames[0].keys() == {1, 2} == frames[1].keys():
         frames = [frames[0], {1: at(10), 2: at(12)}, frames[2]]
-    assert not [m for m in seen(*frames) if "change places" in m or "gone" in m]
+    assert not [m for m in identity_messages(*frames) if "swap positions" in m or "missing" in m]
 
 
-def test_a_swap_is_told_once():
-    (message,) = seen({1: at(0), 2: at(30)}, {1: at(30), 2: at(1)})
-    assert message.startswith("objects 1 and 2 change places")
+def test_swap_is_reported_once():
+    (message,) = identity_messages({1: at(0), 2: at(30)}, {1: at(30), 2: at(1)})
+    assert message.startswith("objects 1 and 2 swap positions")
 
 
 @pytest.mark.parametrize(
-    ("names", "fault"),
+    ("names", "problem"),
     [
         (["00000", "00005", "00010", "00015"], None),
         (["00000", "00005", "00010", "00020"], "between 00010 and 00020"),
@@ -477,33 +491,33 @@ def test_a_swap_is_told_once():
         (["img_1a", "img_2a", "img_4a", "img_5a"], "between img_2a and img_4a"),
         (["0.13", "0.57", "1.02", "1.31"], None),
         (["a", "b", "d"], None),
-        (["1", "2", "3", "5", "6", "8"], "and at 1 more places"),
-        (["f1", "f2", "f4", "f3", "f5"], "f3 stands after f4"),
+        (["1", "2", "3", "5", "6", "8"], "and in 1 more gaps"),
+        (["f1", "f2", "f4", "f3", "f5"], "f3 comes after f4"),
         (["x3", "y1", "z2", "x9"], None),
         (["f098", "f099", "f100", "f102"], "between f100 and f102"),
         (["7"], None),
     ],
 )
-def test_numbers_of_names_show_gaps(names, fault):
-    told = order_fault(names)
-    assert told is None if fault is None else fault in (told or "")
+def test_order_of_frame_names(names, problem):
+    message = order_problem(names)
+    assert message is None if problem is None else problem in (message or "")
 
 
-def test_many_small_objects_are_no_seams():
+def test_many_small_objects_are_not_taken_for_seams():
     cells = [square(4 * r, 4 * c, 3, SIZE) for r in range(8) for c in range(8)]
     assert not has_soft_edges(cells)
     assert has_soft_edges([square(4 * r, 0, 2, SIZE) for r in range(5)] + [at(30)])
 
 
-# --- what is told, and the command ---------------------------------------------------------------
+# --- the report and the command ------------------------------------------------------------------
 
 
-def test_numbers_of_the_record(tmp_path):
+def test_numbers_of_the_report(tmp_path):
     healthy(tmp_path, "a")
     for t in (1, 4):
         (tmp_path / f"Annotations/a/{t:05d}.png").unlink()
     change_ids(tmp_path / "Annotations/a/00003.png", lambda ids: np.putmask(ids, ids == 1, 0))
-    examination = look(tmp_path)
+    examination = examine(tmp_path)
     (row,) = examination.rows()
     assert (row["frames"], row["size"], row["objects"]) == (6, "64x48", 2)
     assert row["annotated"] == 4 / 6 and row["visible"] == 7 / 8
@@ -516,15 +530,15 @@ def test_numbers_of_the_record(tmp_path):
     assert content["findings"] == [] and content["schema_version"] == 1
 
 
-def test_the_command_writes_text_json_and_a_page(tmp_path, capsys):
+def test_command_writes_text_json_and_html(tmp_path, capsys):
     healthy(tmp_path / "data", "ab")
     assert main(["doctor", str(tmp_path / "data"), "--image-size", "64", "--workers", "0"]) == 0
     assert capsys.readouterr().out.endswith("no problems found\n")
     (tmp_path / "data" / FRAME).write_bytes(b"")
     (tmp_path / "data/JPEGImages/<i>x").mkdir()
-    given = ["doctor", str(tmp_path / "data"), "dataset.image_size=64", "--clip-length", "9"]
+    argv = ["doctor", str(tmp_path / "data"), "dataset.image_size=64", "--clip-length", "9"]
     files = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
-    assert main([*given, *files, "--workers", "0"]) == 1
+    assert main([*argv, *files, "--workers", "0"]) == 1
     text = capsys.readouterr().out
     assert FRAME in text and "4 problems; 2 of them would stop training" in text
     content = json.loads((tmp_path / "out.json").read_text())
@@ -536,15 +550,15 @@ def test_the_command_writes_text_json_and_a_page(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["a", "b"], "one DATA"),
-        ([], "dataset.data_path is not given"),
+        ([], "dataset.data_path: not set"),
         (["a", "--image-size", "50"], "dataset.image_size"),
         (["a", "--json", "nowhere/out.json"], "--json"),
         (["a", "dataset.nothing=1"], "dataset.nothing"),
     ],
 )
-def test_what_the_command_refuses(argv, told, capsys):
+def test_command_rejects_invalid_arguments(argv, message, capsys):
     assert main(["doctor", *argv]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

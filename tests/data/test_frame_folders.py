@@ -667,11 +667,11 @@ def test_coco_from_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({}, ConfigError, "dataset.data_path is not given"),
+        ({}, ConfigError, "dataset.data_path: not set"),
         ({"data_path": "/no/such/place"}, DataError, "dataset.data_path: /no/such/place does not"),
         ({"data_path": __file__}, DataError, "dataset.data_path: .* is not a folder"),
-        ({"type": "coco"}, ConfigError, "dataset.annotation_file is not given"),
-        ({"type": "other"}, ConfigError, "dataset.type is 'other'"),
+        ({"type": "coco"}, ConfigError, "dataset.annotation_file: not set"),
+        ({"type": "other"}, ConfigError, "dataset.type='other' must be one of video"),
     ],
 )
 def test_missing_data_is_named(changes, error, message):

@@ -1,4 +1,4 @@
-"""Errors of loader processes arrive as they were raised."""
+"""Test that errors of loader processes reach the caller unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correction clicks and further conditioning frames: where they fall, and on what they depend."""
+"""Test correction clicks and additional conditioning frames: positions, and what they depend on."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def square(size: int = 8, start: int = 2, stop: int = 6) -> np.ndarray:
     return mask
 
 
-def test_a_click_falls_uniformly_on_the_error_and_says_what_is_true():
+def test_clicks_are_uniform_on_the_error_and_have_the_label_of_the_truth():
     truth, predicted = square(4, 0, 2), square(4, 1, 3)
     error = truth ^ predicted
-    own = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     counts: Counter = Counter()
     for _ in range(3000):
-        point, label = correction_click(truth, predicted, own)
+        point, label = correction_click(truth, predicted, rng)
         x, y = map(int, point)
         assert error[y, x] and label == truth[y, x]
         counts[x, y] += 1
@@ -42,33 +42,33 @@ def test_a_click_falls_uniformly_on_the_error_and_says_what_is_true():
     assert max(counts.values()) < 1.3 * 3000 / error.sum()
 
 
-def test_a_click_where_all_is_right_is_negative_and_on_the_background():
-    own = np.random.default_rng(0)
+def test_click_on_a_correct_prediction_is_negative_and_on_the_background():
+    rng = np.random.default_rng(0)
     for truth in (square(), np.zeros((8, 8), bool)):
         for _ in range(20):
-            point, label = correction_click(truth, truth, own)
+            point, label = correction_click(truth, truth, rng)
             assert label == 0 and not truth[int(point[1]), int(point[0])]
     everything = np.ones((8, 8), bool)
-    assert correction_click(everything, everything, own)[1] == 1
+    assert correction_click(everything, everything, rng)[1] == 1
 
 
-def test_clicks_have_upstreams_labels_and_regions():
-    """Upstream's function on the same masks draws from the same pixels, with the same labels."""
+def test_clicks_have_the_labels_and_regions_of_upstream():
+    """For the same masks, upstream's function draws from the same pixels, with the same labels."""
     from sam2.modeling.sam2_utils import sample_random_points_from_errors
 
     truth, predicted = square(4, 0, 2), square(4, 1, 3)
-    own = np.random.default_rng(0)
-    mine = {
+    rng = np.random.default_rng(0)
+    actual = {
         (*map(int, point), label)
-        for point, label in (correction_click(truth, predicted, own) for _ in range(500))
+        for point, label in (correction_click(truth, predicted, rng) for _ in range(500))
     }
     torch.manual_seed(0)
     masks = [torch.from_numpy(m)[None, None] for m in (truth, predicted)]
     points, labels = sample_random_points_from_errors(*masks, num_pt=500)
-    theirs = {
+    expected = {
         (*map(int, p), int(label)) for p, label in zip(points[0].tolist(), labels[0], strict=True)
     }
-    assert mine == theirs
+    assert actual == expected
 
 
 def prompted(kind: str, batch, max_frames: int = 1, seed: int = 0) -> list[Prompt]:
@@ -76,7 +76,7 @@ def prompted(kind: str, batch, max_frames: int = 1, seed: int = 0) -> list[Promp
 
 
 @pytest.mark.parametrize("kind", ["box", "point"])
-def test_prompted_frames_are_corrected_and_others_up_to_the_limit(batch, kind):
+def test_prompted_frames_and_up_to_max_frames_in_total_are_corrected(batch, kind):
     seen = set()
     for seed in range(40):
         prompts = prompted(kind, batch, max_frames=2, seed=seed)
@@ -87,7 +87,7 @@ def test_prompted_frames_are_corrected_and_others_up_to_the_limit(batch, kind):
         assert counts.min() >= 1 and counts.max() <= 2 and corrections.clicks == 7
         frames = sum(prompt.objects.eq(0).any() for prompt in prompts)
         seen.add((int(frames), int(counts[0])))
-        # the objects of a clip are corrected together
+        # Objects of one clip are corrected on the same frames.
         assert (corrections.frames[:, 1:] == corrections.frames[:, 1:2]).all()
     assert seen == {(1, 1), (1, 2), (2, 2)}
 
@@ -97,7 +97,7 @@ def test_mask_prompts_are_not_corrected(batch):
     assert CorrectionGenerator(0)(batch, prompted("box", batch), generator()) is None
 
 
-def test_frames_without_annotation_or_before_the_first_prompt_are_not_corrected():
+def test_unannotated_frames_and_frames_before_the_first_prompt_are_not_corrected():
     clip = moving_clip(1, num_frames=4)
     clip.masks[0] = False
     clip.annotated[2] = False
@@ -107,14 +107,14 @@ def test_frames_without_annotation_or_before_the_first_prompt_are_not_corrected(
         assert frames[1, 0] and not frames[0, 0] and not frames[2, 0]
 
 
-def test_an_object_s_clicks_depend_on_nothing_of_its_neighbours():
+def test_clicks_of_an_object_do_not_depend_on_other_objects():
     clip = moving_clip(3)
     prediction = torch.zeros(64, 64, dtype=torch.bool)
 
     def clicks(batch, position):
-        made = CorrectionGenerator(3)(batch, prompted("point", batch), generator(5))
+        corrections = CorrectionGenerator(3)(batch, prompted("point", batch), generator(5))
         return [
-            made.click(0, number, torch.tensor([position]), prediction[None])[0].tolist()
+            corrections.click(0, number, torch.tensor([position]), prediction[None])[0].tolist()
             for number in range(3)
         ]
 
@@ -124,11 +124,11 @@ def test_an_object_s_clicks_depend_on_nothing_of_its_neighbours():
     assert len({str(c) for c in clicks(alone, 0)}) == 3
 
 
-def test_clicks_from_the_truth_are_all_positive(batch):
+def test_clicks_from_the_truth_are_positive(batch):
     frames = torch.ones(4, 4, dtype=torch.bool)
     corrections = Corrections(frames, 1, batch.masks, [(i,) for i in range(4)], from_truth=1.0)
     objects = torch.arange(4)
-    points, labels = corrections.click(1, 0, objects, batch.masks[1])  # nothing is wrong
+    points, labels = corrections.click(1, 0, objects, batch.masks[1])  # no error
     assert labels.flatten().tolist() == [1] * 4
     for o, (x, y) in enumerate(points[:, 0].long().tolist()):
         assert batch.masks[1, o, y, x]
@@ -136,13 +136,21 @@ def test_clicks_from_the_truth_are_all_positive(batch):
     assert corrections.click(1, 0, objects, batch.masks[1])[1].flatten().tolist() == [0] * 4
 
 
-@pytest.mark.parametrize("numbers", [(-1, 1, 0.0), (1, 0, 0.0), (1, 1, 1.5)])
-def test_impossible_numbers_are_refused(numbers):
-    with pytest.raises(ConfigError, match="correction_"):
+@pytest.mark.parametrize(
+    ("numbers", "key"),
+    [
+        ((-1, 1, 0.0), "correction_clicks"),
+        ((1, 0, 0.0), "max_correction_frames"),
+        ((1, 1, 1.5), "correction_from_truth"),
+    ],
+)
+def test_numbers_out_of_range_are_rejected(numbers, key):
+    with pytest.raises(ConfigError) as error:
         CorrectionGenerator(*numbers)
+    assert [problem.key for problem in error.value.problems] == [f"dataset.{key}"]
 
 
-def test_corrections_that_cannot_be_are_refused(tiny_config, batch):
+def test_model_rejects_corrections_that_do_not_fit_the_prompts(tiny_config, batch):
     model = create_sam2_model(tiny_config).eval()
     frames = torch.zeros(4, 4, dtype=torch.bool)
     frames[0, 0] = True
@@ -154,8 +162,8 @@ def test_corrections_that_cannot_be_are_refused(tiny_config, batch):
         model(batch, [late], corrections)
 
 
-def test_corrected_objects_leave_their_neighbours_alone(tiny_config):
-    """Objects corrected on different frames, and not at all, in one batch."""
+def test_corrections_of_an_object_do_not_change_other_objects(tiny_config):
+    """In one batch, objects are corrected on different frames or on none."""
     model = create_sam2_model(tiny_config).eval()
     clip = moving_clip(3)
     batch = collate([clip])
@@ -173,17 +181,17 @@ def test_corrected_objects_leave_their_neighbours_alone(tiny_config):
                 points=prompts[0].points[i : i + 1],
                 labels=prompts[0].labels[:1],
             )
-            made = Corrections(frames[:, i : i + 1], 2, one.masks, [seeds[i]])
-            alone = model(one, [boxes], made)
+            corrections = Corrections(frames[:, i : i + 1], 2, one.masks, [seeds[i]])
+            alone = model(one, [boxes], corrections)
             assert torch.allclose(together.mask_logits[:, i], alone.mask_logits[:, 0], atol=1e-4)
     assert together.prompted.sum(0).tolist() == [2, 1, 1] and together.tracked.all()
     per_object = Counter(int(o) for step in together.steps for o in step.objects)
     assert per_object == {0: 4 + 4, 1: 4 + 2, 2: 4}
 
 
-def test_further_conditioning_frames_are_visible_ones_and_shared_within_a_clip():
+def test_objects_of_a_clip_share_additional_conditioning_frames_where_visible():
     clip = moving_clip(3, num_frames=6)
-    clip.masks[3:, 2] = False  # the third object leaves
+    clip.masks[3:, 2] = False  # the third object disappears
     batch = collate([clip])
     counts = Counter()
     for seed in range(60):
@@ -198,23 +206,25 @@ def test_further_conditioning_frames_are_visible_ones_and_shared_within_a_clip()
     assert set(counts) == {1, 2, 3} and min(counts.values()) > 8
 
 
-def test_one_conditioning_frame_is_the_default_and_draws_nothing_more(batch):
+def test_default_is_one_conditioning_frame(batch):
     assert prompted("point", batch) == prompted("point", batch, max_frames=1)
     assert {p.frame for p in prompted("point", batch)} == {0}
 
 
-def test_box_noise_stays_within_its_share_the_limit_and_the_frame():
-    own = np.random.default_rng(0)
+def test_box_noise_is_limited_by_share_pixels_and_frame():
+    rng = np.random.default_rng(0)
     box = torch.tensor([10, 20, 49, 219])
-    moved = torch.stack([jitter_box(box, 0.2, (256, 256), own) for _ in range(300)]) - box
-    reach = torch.tensor([7.8, 20.0, 7.8, 20.0])  # a fifth of 39 columns; 20 pixels of 199 rows
+    moved = torch.stack([jitter_box(box, 0.2, (256, 256), rng) for _ in range(300)]) - box
+    reach = torch.tensor(
+        [7.8, 20.0, 7.8, 20.0]
+    )  # 20 % of 39 columns; at most 20 pixels of 199 rows
     assert (moved.abs() <= reach + 1e-4).all()
     assert (moved.amax(0) > 0.9 * reach).all() and (moved.amin(0) < -0.9 * reach).all()
-    at_the_border = jitter_box(torch.tensor([0, 0, 63, 63]), 0.3, (64, 64), own)
+    at_the_border = jitter_box(torch.tensor([0, 0, 63, 63]), 0.3, (64, 64), rng)
     assert at_the_border.min() >= 0 and at_the_border.max() <= 63
 
 
-def test_a_noisy_box_is_near_the_tight_one(batch):
+def test_noisy_box_is_close_to_the_tight_box(batch):
     (prompt,) = PromptGenerator(["box"], box_noise=0.1)(batch, generator())
     tight = mask_to_box(batch.masks[0]).reshape(-1, 2, 2).float()
     assert prompt.kind == "box" and not torch.equal(prompt.points, tight)

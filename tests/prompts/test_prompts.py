@@ -1,4 +1,4 @@
-"""Prompts: geometry, sampling as properties, and the prompt file."""
+"""Test prompts: geometry, properties of the sampling, and the prompt file."""
 
 import json
 
@@ -31,7 +31,7 @@ def disc(x, y, radius, size=SIZE):
 
 
 def make_clip(name="video", seed=0, objects=2, frames=3):
-    """A clip of drifting discs; its frames are the video's frames 4, 5, ..."""
+    """A clip of moving discs; its frames are frames 4, 5, ... of the video."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((frames, objects, SIZE, SIZE), dtype=bool)
     for o in range(objects):
@@ -72,7 +72,7 @@ def test_box_is_tight_and_inclusive():
     assert mask_to_box(masks).tolist() == [[3, 2, 8, 4], [0, 7, 0, 7]]
 
 
-def test_empty_mask_has_neither_box_nor_centre():
+def test_empty_mask_has_no_box_and_no_centre():
     with pytest.raises(ValueError, match="empty mask"):
         mask_to_box(torch.zeros(1, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="empty mask"):
@@ -85,17 +85,17 @@ def test_box_as_points():
     assert labels.tolist() == [[2, 3]] and labels.dtype == torch.int32
 
 
-def test_centre_lies_on_a_ring_although_its_centroid_does_not():
+def test_centre_of_a_ring_is_on_the_ring():
     ring = disc(16, 16, 12) & ~disc(16, 16, 6)
     x, y = mask_center(ring)
     assert ring[y, x] and not ring[16, 16]
 
 
-def test_centre_counts_the_border_as_outside():
+def test_frame_border_counts_as_background_for_the_centre():
     assert mask_center(np.ones((9, 13), dtype=bool)) in {(x, 4) for x in range(4, 9)}
 
 
-def test_centre_agrees_with_upstream():
+def test_centre_equals_the_one_of_upstream():
     upstream = pytest.importorskip("sam2.modeling.sam2_utils")
     for mask in (disc(5, 9, 4), disc(0, 0, 7), disc(16, 16, 12) & ~disc(20, 16, 6)):
         truth = torch.from_numpy(mask)[None, None]
@@ -115,7 +115,7 @@ def test_centre_agrees_with_upstream():
     height=st.integers(3, 20),
     width=st.integers(3, 20),
 )
-def test_sampled_points_lie_where_they_should(seed, count, fill, height, width):
+def test_sampled_points_are_distinct_and_in_their_region(seed, count, fill, height, width):
     mask = np.random.default_rng(seed).random((height, width)) < fill
     mask[0, 0] = True
     inside = sample_points(mask, count, np.random.default_rng(seed))
@@ -138,7 +138,7 @@ def test_sampling_is_uniform():
     assert (hits[mask] > 0.5 * expected).all() and (hits[mask] < 1.6 * expected).all()
 
 
-def test_negatives_stay_near_the_object_where_there_is_room():
+def test_negative_clicks_are_near_the_object_if_there_is_room():
     mask = np.zeros((64, 64), dtype=bool)
     mask[20:40, 20:28] = True  # longer side 20, so a margin of 5
     points = sample_negative_points(mask, 200, np.random.default_rng(0))
@@ -147,7 +147,7 @@ def test_negatives_stay_near_the_object_where_there_is_room():
     assert points[:, 1].min() >= 15 and points[:, 1].max() <= 44
 
 
-def test_hard_negatives_lie_where_mistakes_are_made():
+def test_negative_clicks_of_each_kind_are_in_their_region():
     mask, other = disc(10, 16, 6), disc(20, 16, 5)
     free = disc(10, 16, 8.5) & ~mask  # within two pixels
     for kind, region in (("border", free), ("object", other & ~mask), ("anywhere", ~mask)):
@@ -161,7 +161,7 @@ def test_hard_negatives_lie_where_mistakes_are_made():
     assert other[y, x].any() and not other[y, x].all()
 
 
-def test_kinds_of_negatives_are_drawn_and_never_the_same_pixel():
+def test_negative_clicks_of_two_kinds_are_mixed_and_distinct():
     mask, other = disc(10, 16, 6), disc(22, 16, 3)
     drawn = []
     for k in range(40):
@@ -175,7 +175,7 @@ def test_kinds_of_negatives_are_drawn_and_never_the_same_pixel():
     assert min(drawn) < 3 < max(drawn)
 
 
-def test_without_other_objects_or_room_negatives_fall_back():
+def test_negative_clicks_fall_back_without_other_objects_or_room():
     mask = disc(10, 16, 6)
     near = sample_negative_points(mask, 5, np.random.default_rng(0), ["border"])
     for others in (None, np.zeros_like(mask), mask):
@@ -187,9 +187,9 @@ def test_without_other_objects_or_room_negatives_fall_back():
     assert len(points) == 5 and len(np.unique(points, axis=0)) == 5
 
 
-def test_negatives_fall_back_to_the_whole_background():
+def test_negative_clicks_fall_back_to_the_whole_background():
     mask = np.zeros((40, 8), dtype=bool)
-    mask[:20] = True  # the grown box holds 5 background rows of 8 pixels
+    mask[:20] = True  # the extended box has 5 background rows of 8 pixels
     points = sample_negative_points(mask, 100, np.random.default_rng(0))
     assert len(points) == 100 and points[:, 1].max() > 25
 
@@ -204,7 +204,7 @@ def test_negatives_fall_back_to_the_whole_background():
     negative=st.integers(0, 5),
     center=st.booleans(),
 )
-def test_generated_clicks_and_boxes_fit_the_masks(seed, positive, negative, center):
+def test_generated_prompts_match_the_masks(seed, positive, negative, center):
     batch = collate([make_clip("a", seed, 1), make_clip("b", seed + 1, 3)])
     generator = PromptGenerator(["point", "box", "mask"], None, positive, negative, center)
     prompts = generator(batch, seeded(seed))
@@ -224,11 +224,11 @@ def test_generated_clicks_and_boxes_fit_the_masks(seed, positive, negative, cent
                     assert tuple(points[0].tolist()) == mask_center(mask.numpy())
 
 
-def test_first_visible_frame_and_objects_never_seen():
+def test_objects_are_prompted_where_first_visible():
     clip = make_clip(objects=4)
     clip.masks[0, 1] = False  # appears on frame 1
-    clip.masks[:, 2] = False  # never there
-    clip.annotated[:2, 3] = False  # there, but first looked at on frame 2
+    clip.masks[:, 2] = False  # never visible
+    clip.annotated[:2, 3] = False  # unannotated before frame 2
     prompts = PromptGenerator(["mask"])(collate([clip]), seeded())
     assert [(p.frame, p.objects.tolist()) for p in prompts] == [(0, [0]), (1, [1]), (2, [3])]
 
@@ -251,7 +251,7 @@ def test_prompts_of_successive_calls_differ():
     assert generator(batch, source) != generator(batch, source)
 
 
-def test_an_object_does_not_feel_the_others():
+def test_prompt_of_an_object_does_not_depend_on_the_others():
     generator = PromptGenerator(["point", "box", "mask"], None, 3, 2, False)
     a, b = make_clip("a", 1, 2), make_clip("b", 2, 3)
     for seed in range(20):
@@ -329,22 +329,24 @@ def test_from_config():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "key"),
     [
         ({"prompt_types": ["scribble"]}, "prompt_types"),
         ({"prompt_types": []}, "prompt_types"),
         ({"prompt_types": ["box"], "probabilities": [0.5, 0.5]}, "prompt_probabilities"),
-        ({"prompt_types": ["box", "mask"], "probabilities": [0.5, 0.4]}, "add up to 1"),
+        ({"prompt_types": ["box", "mask"], "probabilities": [0.5, 0.4]}, "prompt_probabilities"),
         ({"prompt_types": ["box", "mask"], "probabilities": [1.5, -0.5]}, "prompt_probabilities"),
         ({"prompt_types": ["point"], "num_positive_points": 0}, "num_positive_points"),
         ({"prompt_types": ["point"], "num_negative_points": -1}, "num_negative_points"),
         ({"prompt_types": ["point"], "negative_kinds": ["far"]}, "negative_kinds"),
-        ({"prompt_types": ["mask"], "mask_noise": -0.1}, "noise"),
+        ({"prompt_types": ["mask"], "mask_noise": -0.1}, "mask_noise"),
     ],
 )
-def test_impossible_settings_are_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
+def test_invalid_settings_are_rejected(arguments, key):
+    with pytest.raises(ConfigError) as error:
         PromptGenerator(**arguments)
+    keys = {str(problem.key).partition("[")[0] for problem in error.value.problems}
+    assert keys == {f"dataset.{key}"}
 
 
 # The dataclass ----------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ MASK = torch.ones(1, 4, 4, dtype=torch.bool)
         {"objects": ONE, "points": POINTS.double(), "labels": LABELS},
     ],
 )
-def test_malformed_prompts_are_refused(arguments):
+def test_malformed_prompts_are_rejected(arguments):
     with pytest.raises(ValueError, match="prompt"):
         Prompt(0, **arguments)
 
@@ -383,7 +385,7 @@ def test_kinds():
     assert Prompt(0, ONE, points=POINTS, labels=corners).kind == "box"
 
 
-def test_grouping_joins_what_belongs_together():
+def test_prompts_are_grouped_by_frame_kind_and_number_of_points():
     corners = torch.tensor([[2, 3]], dtype=torch.int32)
     prompts = [
         Prompt(1, torch.tensor([0]), points=POINTS, labels=LABELS),
@@ -421,25 +423,25 @@ def test_round_trip(saved):
     assert load_prompts(path, batch) == prompts
 
 
-def test_entries_follow_their_objects_into_another_batch(saved):
+def test_entries_are_matched_to_the_objects_of_another_batch(saved):
     path, prompts, _, (a, b) = saved
-    turned = load_prompts(path, collate([b, a]))
-    assert of_object(turned, 0) == of_object(prompts, 2)
-    assert of_object(turned, 3) == of_object(prompts, 0)
-    alone = load_prompts(path, collate([a]))
-    assert of_object(alone, 1) == of_object(prompts, 1)
-    assert of_object(alone, 2) is None
+    reordered = load_prompts(path, collate([b, a]))
+    assert of_object(reordered, 0) == of_object(prompts, 2)
+    assert of_object(reordered, 3) == of_object(prompts, 0)
+    one_clip = load_prompts(path, collate([a]))
+    assert of_object(one_clip, 1) == of_object(prompts, 1)
+    assert of_object(one_clip, 2) is None
 
 
-def test_the_file_says_where_it_stands(saved):
+def test_file_has_the_image_size_and_frame_numbers_of_the_video(saved):
     path, _, _, _ = saved
     document = json.loads(path.read_text())
     assert document["image_size"] == [SIZE, SIZE]
-    late = [entry for entry in document["prompts"] if entry["object_id"] == "7"]
-    assert [entry["frame_index"] for entry in late] == [5]
+    entries = [entry for entry in document["prompts"] if entry["object_id"] == "7"]
+    assert [entry["frame_index"] for entry in entries] == [5]
 
 
-def test_the_same_object_twice_cannot_be_saved(tmp_path):
+def test_batch_with_the_same_object_twice_cannot_be_saved(tmp_path):
     clip = make_clip()
     batch = collate([clip, clip])
     prompts = PromptGenerator(["mask"])(batch, seeded())
@@ -476,13 +478,14 @@ def test_the_same_object_twice_cannot_be_saved(tmp_path):
         ),
     ],
 )
-def test_a_damaged_file_is_named_with_its_field(saved, change, message):
+def test_error_of_a_damaged_file_names_file_and_field(saved, change, message):
     path, _, batch, _ = saved
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(DataError, match=f"prompts.json.*{message}"):
+    with pytest.raises(DataError, match=f"prompts.json.*{message}") as error:
         load_prompts(path, batch)
+    assert error.value.hint
 
 
 def test_missing_and_unreadable_files(tmp_path):

@@ -129,7 +129,7 @@ def test_coordinates_are_scaled_from_the_size_in_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"video": "other"}, "no prompt of the field 'video' 'clip'"),
+        ({"video": "other"}, "no prompt with the field 'video' 'clip'"),
         ({"frame_index": 5}, "'frame_index' is 5, but 'clip' has the frames 0 to 4"),
         ({"frame_index": True}, "'frame_index' is True"),
         ({"object_id": [1]}, "'object_id'"),

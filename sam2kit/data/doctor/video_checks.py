@@ -1,4 +1,4 @@
-"""What stands in a video and what is wrong with it, found by reading all of it once."""
+"""Read a video once, and record its content and its problems."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ import cv2
 import numpy as np
 
 from sam2kit.config.schema import DatasetConfig
-from sam2kit.data.problems import nothing_visible, place, too_short, unlike_frames, unlike_mask
+from sam2kit.data.problems import (
+    frame_label,
+    mask_size_mismatch,
+    mixed_frame_sizes,
+    nothing_visible,
+    too_short,
+)
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.utils.errors import DataError
 
 T = TypeVar("T")
-LEAST_GRID_AREA = 4  # of the mask decoder's grid, which has a quarter of the training size
-SAME_PLACE, ELSEWHERE, UNMOVED = 0.5, 0.1, 0.7  # IoU
-COMPARED_PIXELS = 1 << 16  # masks are thinned out to about so many to be compared
-LEAST_THIN_IDS = 4
-TOLD_OF_A_KIND = 3  # in a video
+MIN_GRID_CELLS = 4  # smallest object, in cells of the mask decoder's grid (1/4 of the image size)
+# IoU of two masks: at least this, one object is where another was; below this, an object has moved
+# away; at least this, an object has not moved.
+SAME_POSITION_IOU, MOVED_AWAY_IOU, UNMOVED_IOU = 0.5, 0.1, 0.7
+COMPARED_PIXELS = 1 << 16  # masks are subsampled to about this many pixels to compare them
+MIN_THIN_MASKS = 4
+MAX_FINDINGS_PER_KIND = 3  # in one video
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem.
+    """Describe one problem.
 
     Attributes:
-        severity: ``error``: training stops at it; ``warning``: training goes on, and suffers.
+        severity: ``error``: training stops at it. ``warning``: training runs, but the model may be
+            worse.
         kind: ``refused`` (a file or video that cannot be used), ``sizes``, ``empty`` (no object to
             train on), ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
             ``short``, ``shared`` (between training and validation).
         where: the file, or the video and frame.
-        message: what is wrong, and what to do.
+        message: what is wrong, and how to fix it.
     """
 
     severity: str
@@ -47,11 +56,11 @@ class Finding:
 
 @dataclass
 class ObjectRecord:
-    """How often and how large an object is seen.
+    """Record how often and how large an object is visible.
 
     Attributes:
-        areas: pixels on each annotated frame that shows it, as shares of the frame.
-        survives: whether one of these masks is still there at the training size.
+        areas: its area on each annotated frame that shows it, as a share of the frame.
+        survives: whether at least one of its masks is not empty at the training size.
     """
 
     areas: list[float] = field(default_factory=list)
@@ -60,15 +69,19 @@ class ObjectRecord:
 
 @dataclass
 class VideoRecord:
-    """What one video holds.
+    """Record the content and the problems of one video.
 
     Attributes:
+        name: name of the video.
         part: ``training`` or ``validation``.
-        size: rows and columns of the first frame that can be read; None: of none.
+        frames: number of frames.
+        size: rows and columns of the first readable frame. None: no frame is readable.
         annotated: number of annotated frames.
-        objects: by their ids.
-        visible: on each annotated frame, how many objects are seen.
-        hashes: of each frame's pixels, uint64; 0 for frames of one colour and unreadable ones.
+        objects: the objects by id.
+        visible: number of visible objects on each annotated frame.
+        hashes: ``[T]`` uint64 hashes of the pixels; 0 for unreadable frames and frames of a single
+            colour.
+        findings: the problems.
     """
 
     name: str
@@ -82,10 +95,15 @@ class VideoRecord:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, severity: str, kind: str, where: str, message: str) -> None:
+        """Add a :class:`Finding`."""
         self.findings.append(Finding(severity, kind, where, message))
 
     def row(self) -> dict[str, Any]:
-        """The video as a row of a table; shares are of annotated frames and of the frame."""
+        """Return the video as a table row.
+
+        ``annotated`` is a share of all frames, ``visible`` the mean share of annotated frames that
+        show an object, ``smallest`` and ``largest`` median object areas as shares of the frame.
+        """
         seen = [o.areas for o in self.objects.values() if o.areas]
         shares = [np.median(areas) for areas in seen]
         return {
@@ -106,83 +124,91 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     """Read every frame and mask of video ``i``.
 
     Args:
+        source: the videos.
+        i: index of the video.
         settings: ``image_size``, ``video_clip_length`` and ``frame_stride`` are those of training.
         part: ``training`` or ``validation``.
     """
     count = source.num_frames(i)
     record = VideoRecord(source.name(i), part, count, hashes=np.zeros(count, np.uint64))
-    watch = IdentityWatch(record, lambda t: mask_place(source, i, t))
+    identities = IdentityChecker(record, lambda t: mask_label(source, i, t))
     sizes: Counter[tuple[int, int]] = Counter()
-    soft: list[int] = []
+    soft_frames: list[int] = []
     for t in range(count):
-        where = place(source, i, t)
+        where = frame_label(source, i, t)
         frame = _attempt(record, where, partial(source.read_frame, i, t))
         if frame is not None:
             sizes[frame.shape[:2]] += 1
             record.size = record.size or frame.shape[:2]
             record.hashes[t] = _hash(frame)
-        masks = _attempt(record, mask_place(source, i, t), partial(source.read_masks, i, t))
+        masks = _attempt(record, mask_label(source, i, t), partial(source.read_masks, i, t))
         if masks is None:
             continue
-        if frame is not None and (fault := unlike_mask(where, frame.shape[:2], masks)):
-            record.add("error", "sizes", where, fault)
-        masks = {o: mask for o, mask in masks.items() if _note(record, o, mask, settings)}
+        if frame is not None and (error := mask_size_mismatch(where, frame.shape[:2], masks)):
+            record.add("error", "sizes", where, str(error))
+        masks = {o: mask for o, mask in masks.items() if _record_mask(record, o, mask, settings)}
         record.annotated += 1
         record.visible.append(len(masks))
         if has_soft_edges(masks.values()):
-            soft.append(t)
-        watch.see(t, masks)
+            soft_frames.append(t)
+        identities.check_frame(t, masks)
     if len(sizes) > 1:
-        record.add("error", "sizes", record.name, unlike_frames(record.name, sizes))
-    if soft:
+        record.add("error", "sizes", record.name, str(mixed_frame_sizes(record.name, sizes)))
+    if soft_frames:
         record.add(
             "warning",
             "colours",
-            mask_place(source, i, soft[0]),
-            f"on {len(soft)} frames most objects are thin seams, as where a colour or JPEG picture "
-            "or a smoothed mask became object numbers; write masks without smoothing, as PNG",
+            mask_label(source, i, soft_frames[0]),
+            f"on {len(soft_frames)} frames most objects are thin seams, which colour or JPEG "
+            "images and smoothed masks leave as object numbers; write masks as PNG, without "
+            "smoothing",
         )
-    _judge_objects(record, source.has_masks, settings, bool(soft))
-    _judge_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
-    record.findings = _shortened(record.findings)
+    _check_objects(record, source.has_masks, settings, bool(soft_frames))
+    _check_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
+    record.findings = _shorten(record.findings)
     return record
 
 
-def mask_place(source: VideoSource, i: int, t: int) -> str:
-    """What to call the masks of a frame: their file, or the frame."""
+def mask_label(source: VideoSource, i: int, t: int) -> str:
+    """Name the masks of a frame in messages: by their file if there is one, else by the frame."""
     paths = source.mask_paths(i, t)
-    return str(paths[0]) if len(paths) == 1 else place(source, i, t)
+    return str(paths[0]) if len(paths) == 1 else frame_label(source, i, t)
 
 
 def _attempt(record: VideoRecord, where: str, read: Callable[[], T]) -> T | None:
+    """Return ``read()``; record a DataError as a finding and return None."""
     try:
         return read()
     except DataError as error:
+        # Reading the frame and its masks can fail for the same reason; it is reported once.
         if not record.findings or record.findings[-1].message != str(error):
             record.add("error", "refused", where, str(error))
         return None
 
 
 def _hash(frame: np.ndarray) -> int:
-    if (frame == frame[:1, :1]).all():  # black frames are equal everywhere and mean nothing
+    """Hash the pixels of a frame to 64 bits; 0 for a frame of a single colour."""
+    if (frame == frame[:1, :1]).all():  # equal black frames are no sign of a duplicate
         return 0
     digest = hashlib.blake2b(frame.tobytes(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
 
-def _note(record: VideoRecord, who: ObjectId, mask: np.ndarray, settings: DatasetConfig) -> bool:
-    """Whether the mask shows anything; if so, note it."""
-    own = record.objects.setdefault(who, ObjectRecord())
+def _record_mask(
+    record: VideoRecord, object_id: ObjectId, mask: np.ndarray, settings: DatasetConfig
+) -> bool:
+    """Record the area of a mask; return False if it is empty."""
+    object_record = record.objects.setdefault(object_id, ObjectRecord())
     area = np.count_nonzero(mask)
     if area:
-        own.areas.append(area / mask.size)
-        own.survives = own.survives or _survives(mask, settings.image_size)
+        object_record.areas.append(area / mask.size)
+        object_record.survives = object_record.survives or _survives(mask, settings.image_size)
     return bool(area)
 
 
 def _survives(mask: np.ndarray, size: int) -> bool:
-    """Whether anything is left at the training size, by the rule of the clips."""
-    import torch  # here, for processes that need no torch start in a fifth of the time
+    """Return whether the mask is not empty at the training size, resized as for clips."""
+    import torch  # imported here, because processes without torch start five times as fast
 
     from sam2kit.data.transforms import resize_masks
 
@@ -190,136 +216,162 @@ def _survives(mask: np.ndarray, size: int) -> bool:
 
 
 def has_soft_edges(masks: Any) -> bool:
-    """Whether most of a frame's masks, four at least, are nowhere three pixels wide."""
+    """Return whether most masks of a frame, and at least four, are nowhere three pixels wide.
+
+    Smoothing or JPEG compression of a mask image leaves such seams of intermediate values along the
+    edges of the objects.
+    """
     masks = list(masks)
-    if len(masks) < LEAST_THIN_IDS:
+    if len(masks) < MIN_THIN_MASKS:
         return False
     kernel = np.ones((3, 3), np.uint8)
     thin = sum(not cv2.erode(mask.astype(np.uint8), kernel).any() for mask in masks)
-    return thin >= LEAST_THIN_IDS and 2 * thin > len(masks)
+    return thin >= MIN_THIN_MASKS and 2 * thin > len(masks)
 
 
-class IdentityWatch:
-    """Finds ids that jump from one object to another between annotated frames, or flicker.
+class IdentityChecker:
+    """Find ids that jump from one object to another between annotated frames, or flicker.
 
-    *Jump*: where object a was, object b now is (IoU of the two masks 0.5 or more), and neither is
-    where it was itself (IoU below 0.1, or absent). In both directions at once it is a swap.
-    *Flicker*: an object is gone on one annotated frame alone, before and after it has the same
-    place (IoU 0.7 or more), and meanwhile no other object covers a tenth of it.
+    *Jump*: object b is where object a was (IoU of the two masks at least 0.5), and neither is where
+    it was itself (IoU below 0.1, or absent). A jump in both directions is a swap.
+    *Flicker*: an object is missing on a single annotated frame, has the same position before and
+    after (IoU at least 0.7), and no other object covers a tenth of it on that frame.
 
-    A false alarm is an object that leaves just as another takes its place, which happens where
-    few frames are annotated, and one that something without a mask hides on a single frame.
+    There are two kinds of false alarm: an object leaves and another takes its position, which is
+    likely with sparse annotations; and something without a mask hides an object on one frame.
+
+    Args:
+        record: receives the findings.
+        label: names the masks of a frame in messages.
     """
 
-    def __init__(self, record: VideoRecord, place: Callable[[int], str]) -> None:
-        self.record, self.place = record, place
-        self._seen: list[tuple[int, dict[ObjectId, np.ndarray]]] = []  # the last two frames
+    def __init__(self, record: VideoRecord, label: Callable[[int], str]) -> None:
+        self.record, self.label = record, label
+        # The last two annotated frames: a flicker shows only on the frame after it.
+        self._previous: list[tuple[int, dict[ObjectId, np.ndarray]]] = []
 
-    def see(self, t: int, masks: Mapping[ObjectId, np.ndarray]) -> None:
-        """The next annotated frame, with the objects that are seen on it."""
-        small = {o: _thinned(mask) for o, mask in masks.items()}
-        if self._seen:
-            self._find_jumps(self._seen[-1], small, t)
-        if len(self._seen) > 1:
+    def check_frame(self, t: int, masks: Mapping[ObjectId, np.ndarray]) -> None:
+        """Compare the next annotated frame with the previous ones.
+
+        Args:
+            t: number of the frame.
+            masks: the masks of the visible objects, bool ``[H,W]``.
+        """
+        small = {o: _subsample(mask) for o, mask in masks.items()}
+        if self._previous:
+            self._find_jumps(self._previous[-1], small, t)
+        if len(self._previous) > 1:
             self._find_flicker(small)
-        self._seen = [*self._seen[-1:], (t, small)]
+        self._previous = [*self._previous[-1:], (t, small)]
 
     def _find_jumps(
         self,
-        earlier: tuple[int, dict[ObjectId, np.ndarray]],
+        previous: tuple[int, dict[ObjectId, np.ndarray]],
         now: dict[ObjectId, np.ndarray],
         t: int,
     ) -> None:
-        before, told = earlier[1], set()
-        moved = {o for o in {*before, *now} if _iou(before.get(o), now.get(o)) < ELSEWHERE}
+        before, reported = previous[1], set()
+        moved = {o for o in {*before, *now} if _iou(before.get(o), now.get(o)) < MOVED_AWAY_IOU}
         for a in sorted(moved & set(before), key=str):
             for b in sorted((moved & set(now)) - {a}, key=str):
-                if (b, a) in told or _iou(before[a], now[b]) < SAME_PLACE:
+                if (b, a) in reported or _iou(before[a], now[b]) < SAME_POSITION_IOU:
                     continue
-                told.add((a, b))
-                swapped = a in now and b in before and _iou(before[b], now[a]) >= SAME_PLACE
-                where = self.place(earlier[0])
-                what = (
-                    f"objects {a!r} and {b!r} change places after {where}"
+                reported.add((a, b))
+                swapped = a in now and b in before and _iou(before[b], now[a]) >= SAME_POSITION_IOU
+                where = self.label(previous[0])
+                message = (
+                    f"objects {a!r} and {b!r} swap positions after {where}"
                     if swapped
                     else f"object {b!r} is where object {a!r} was on {where}"
                 )
-                what += "; where it is one object, give it one id"
-                self.record.add("warning", "identity", self.place(t), what)
+                message += "; if it is the same object, give it the same id"
+                self.record.add("warning", "identity", self.label(t), message)
 
     def _find_flicker(self, now: dict[ObjectId, np.ndarray]) -> None:
-        (_, before), (t, between) = self._seen
+        (_, before), (t, between) = self._previous
         for o in sorted(set(before) & set(now) - set(between), key=str):
-            own = before[o]
+            mask = before[o]
             hidden = any(
-                m.shape != own.shape or (own & m).sum() * 10 >= own.sum() for m in between.values()
+                m.shape != mask.shape or (mask & m).sum() * 10 >= mask.sum()
+                for m in between.values()
             )
-            if not hidden and _iou(before[o], now[o]) >= UNMOVED:
+            if not hidden and _iou(before[o], now[o]) >= UNMOVED_IOU:
                 self.record.add(
                     "warning",
                     "identity",
-                    self.place(t),
-                    f"object {o!r} is gone on this frame alone, and unmoved before and after; if "
-                    "it is to be seen there, add its mask",
+                    self.label(t),
+                    f"object {o!r} is missing on this frame only, and at the same position before "
+                    "and after; if it is visible there, add its mask",
                 )
 
 
-def _thinned(mask: np.ndarray) -> np.ndarray:
+def _subsample(mask: np.ndarray) -> np.ndarray:
+    """Return every n-th row and column, about :data:`COMPARED_PIXELS` pixels."""
     step = max(1, round((mask.size / COMPARED_PIXELS) ** 0.5))
     return mask[::step, ::step]
 
 
 def _iou(a: np.ndarray | None, b: np.ndarray | None) -> float:
+    """Return the IoU of two masks; 0 if one is absent, if both are empty, or if sizes differ."""
     if a is None or b is None or a.shape != b.shape:
         return 0.0
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def _judge_objects(
-    record: VideoRecord, has_masks: bool, settings: DatasetConfig, soft: bool
+def _check_objects(
+    record: VideoRecord, has_masks: bool, settings: DatasetConfig, has_seams: bool
 ) -> None:
+    """Find videos without an object, and objects without a mask or too small to train on."""
     size = settings.image_size
     if has_masks and not any(o.survives for o in record.objects.values()):
-        if not any(f.kind == "refused" for f in record.findings):  # which is why there is none
-            fault = nothing_visible(record.name, record.frames, size)
-            record.add("error", "empty", record.name, fault)
+        # If a mask could not be read, this explains why there is no object.
+        if not any(f.kind == "refused" for f in record.findings):
+            error = nothing_visible(record.name, record.frames, size)
+            record.add("error", "empty", record.name, str(error))
         return
-    for who, own in record.objects.items():
-        where = f"video {record.name!r}, object {who!r}"
-        if not own.areas:
+    for object_id, object_record in record.objects.items():
+        where = f"video {record.name!r}, object {object_id!r}"
+        if not object_record.areas:
             record.add(
                 "warning",
                 "absent",
                 where,
-                "it never appears: all of its masks are empty; draw them or remove the object",
+                "it never appears, because all of its masks are empty; draw them or remove the "
+                "object",
             )
             continue
-        grid = float(np.median(own.areas)) * (size / 4) ** 2
-        if not soft and (not own.survives or grid < LEAST_GRID_AREA):
-            what = (
-                f"it covers {grid:.1f} cells of the {size // 4} x {size // 4} that masks are "
-                "predicted on"
-                if own.survives
-                else f"nothing of it is left at {size} pixels: it is never trained on"
+        cells = float(np.median(object_record.areas)) * (size / 4) ** 2
+        # Seams are small objects too, and are reported as such already.
+        if not has_seams and (not object_record.survives or cells < MIN_GRID_CELLS):
+            problem = (
+                f"it covers {cells:.1f} cells of the {size // 4} x {size // 4} grid on which masks "
+                "are predicted"
+                if object_record.survives
+                else f"nothing of it is left at {size} pixels, so it is never trained on"
             )
             record.add(
                 "warning",
                 "tiny",
                 where,
-                f"{what}; raise dataset.image_size, or crop the frames around the objects",
+                f"{problem}; increase dataset.image_size, or crop the frames around the objects",
             )
 
 
-def _judge_frames(record: VideoRecord, names: Sequence[str], settings: DatasetConfig) -> None:
+def _check_frames(record: VideoRecord, names: Sequence[str], settings: DatasetConfig) -> None:
+    """Find short videos, frames out of order or missing, and duplicate frames."""
     span = (settings.video_clip_length - 1) * settings.frame_stride + 1
     where = f"video {record.name!r}"
     if record.frames < span:
-        stops = settings.short_videos == "error"
-        fault = too_short(record.name, record.frames, span)
-        more = "leave it out" if stops else "it is played back and forth (dataset.short_videos)"
-        record.add("error" if stops else "warning", "short", where, f"{fault}; {more}")
-    if order := order_fault(names):
+        is_error = settings.short_videos == "error"
+        problem = too_short(record.name, record.frames, span)
+        advice = (
+            "remove it from the split"
+            if is_error
+            else "it is played forwards and backwards (dataset.short_videos)"
+        )
+        record.add("error" if is_error else "warning", "short", where, f"{problem}; {advice}")
+    if order := order_problem(names):
         record.add("warning", "order", where, order)
     first: dict[int, int] = {}
     pairs = [
@@ -329,55 +381,61 @@ def _judge_frames(record: VideoRecord, names: Sequence[str], settings: DatasetCo
     ]
     if pairs:
         a, b = (names[t] for t in pairs[0])
-        more = f" ({len(pairs)} such frames)" if len(pairs) > 1 else ""
+        more = f" ({len(pairs)} such pairs)" if len(pairs) > 1 else ""
         record.add(
             "warning",
             "duplicates",
             where,
-            f"frames {a} and {b} are the same picture{more}; remove what was copied",
+            f"frames {a} and {b} have the same pixels{more}; remove the copies",
         )
 
 
-def order_fault(names: Sequence[str]) -> str | None:
-    """What the numbers at the ends of the frames' names say against their order.
+def order_problem(names: Sequence[str]) -> str | None:
+    """Check the order of frames against the numbers at the ends of their names.
 
-    Numbers that fall (most rise) contradict it; where most rise by the same step, larger steps are
-    gaps. Names that differ in more than a number, and irregular ones such as times, say nothing.
+    A decreasing number contradicts the order if most numbers increase. If most numbers increase by
+    the same step, a larger step is a gap. Names that differ in more than a number, and irregular
+    numbers such as times, are not checked.
+
+    Returns:
+        The problem and its fix; None: there is none.
     """
-    found = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
-    if len(names) < 3 or len({m and (m[1].rstrip("0"), m[3]) for m in found}) > 1 or not found[0]:
+    matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
+    # Leading zeros belong to the number: f099 and f100 have the same prefix.
+    parts = {m and (m[1].rstrip("0"), m[3]) for m in matches}
+    if len(names) < 3 or len(parts) > 1 or not matches[0]:
         return None
-    steps = np.diff([int(match[2]) for match in found if match])
-    usual, times = Counter(steps.tolist()).most_common(1)[0]
-    back = np.flatnonzero(steps <= 0)
-    if 0 < 2 * len(back) < len(steps):
-        t = int(back[0])
+    steps = np.diff([int(match[2]) for match in matches if match])
+    usual_step, frequency = Counter(steps.tolist()).most_common(1)[0]
+    decreases = np.flatnonzero(steps <= 0)
+    if 0 < 2 * len(decreases) < len(steps):
+        t = int(decreases[0])
         return (
-            f"frame {names[t + 1]} stands after {names[t]}, against the numbers in their names; "
+            f"frame {names[t + 1]} comes after {names[t]}, against the numbers in their names; "
             "number the frames in their order"
         )
-    gaps = np.flatnonzero(steps > usual)
-    if 2 * times <= len(steps) or usual <= 0 or not len(gaps):
+    gaps = np.flatnonzero(steps > usual_step)
+    if 2 * frequency <= len(steps) or usual_step <= 0 or not len(gaps):
         return None
     t = int(gaps[0])
-    more = f", and at {len(gaps) - 1} more places" if len(gaps) > 1 else ""
+    more = f", and in {len(gaps) - 1} more gaps" if len(gaps) > 1 else ""
     return (
-        f"frames are missing between {names[t]} and {names[t + 1]}{more}, where the others count "
-        f"in steps of {usual}; add them, or cut the video there"
+        f"frames are missing between {names[t]} and {names[t + 1]}{more}, where the other names "
+        f"increase in steps of {usual_step}; add the frames, or split the video there"
     )
 
 
-def _shortened(findings: list[Finding]) -> list[Finding]:
-    """The first few of each kind, the last of which says how many there are."""
-    kept, counts = [], Counter((f.kind, f.severity) for f in findings)
-    told: Counter[tuple[str, str]] = Counter()
+def _shorten(findings: list[Finding]) -> list[Finding]:
+    """Keep the first findings of each kind; the last of them says how many more there are."""
+    shortened, totals = [], Counter((f.kind, f.severity) for f in findings)
+    counts: Counter[tuple[str, str]] = Counter()
     for f in findings:
         key = (f.kind, f.severity)
-        told[key] += 1
-        if told[key] > TOLD_OF_A_KIND:
+        counts[key] += 1
+        if counts[key] > MAX_FINDINGS_PER_KIND:
             continue
-        more = counts[key] - TOLD_OF_A_KIND
-        if told[key] == TOLD_OF_A_KIND and more > 0:
+        more = totals[key] - MAX_FINDINGS_PER_KIND
+        if counts[key] == MAX_FINDINGS_PER_KIND and more > 0:
             f = Finding(*key[::-1], f.where, f"{f.message} (and {more} more in this video)")
-        kept.append(f)
-    return kept
+        shortened.append(f)
+    return shortened

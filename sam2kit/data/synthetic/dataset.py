@@ -1,4 +1,4 @@
-"""Sources of generated videos, and of generated objects on somebody's frames."""
+"""Generate videos, or composite generated objects onto the frames of another source."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class _GeneratedSource(VideoSource):
         self._recent: tuple[int, Scene] | None = None
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
+        # Generation costs nothing extra, so every epoch has new videos.
         return i + epoch * len(self)
 
     def scene(self, i: int) -> Scene:
-        """Return the scene of video ``i``; the latest one is kept."""
+        """Return the scene of video ``i``; only the latest one is cached."""
         if self._recent is None or self._recent[0] != i:
             self._recent = i, self._draw(i)
         return self._recent[1]
@@ -42,27 +43,28 @@ class _GeneratedSource(VideoSource):
 
 
 class SyntheticDataset(_GeneratedSource):
-    """Videos generated whole, background included, with true masks on every frame.
+    """Generate complete videos with exact masks on every frame.
 
-    One to ``max_objects`` textured objects move, turn, deform and hide one another, between shapes
-    that are no objects and before a drifting background
-    (:class:`sam2kit.data.synthetic.scene.Scene`). The pixels follow from ``(seed, video, frame)``
-    alone. Every epoch of training sees new videos.
+    One to ``max_objects`` textured objects move, rotate, deform and occlude each other, among
+    distractors without masks and in front of a drifting background
+    (:class:`sam2kit.data.synthetic.scene.Scene`). The pixels depend only on
+    ``(seed, video, frame)``. Every training epoch has new videos.
 
     Args:
-        num_videos: the length of the source.
-        num_frames: frames in each video.
-        size: rows and columns, or one number for a square.
-        max_objects: at most this many objects a video.
-        seed: 0 or more; videos of different seeds are different.
-        motion: mean way of an object on one frame as a share of its diameter.
-        max_distractors: at most this many moving shapes without a mask.
-        lifelike: share of the videos that are closer to filmed video, 0 to 1; see
+        num_videos: number of videos, at least 1.
+        num_frames: number of frames per video, at least 1.
+        size: rows and columns, or one number for a square; at least 16 pixels.
+        max_objects: maximum number of objects per video, at least 1.
+        seed: 0 or more; different seeds give different videos.
+        motion: mean movement of an object per frame, as a share of its diameter; 0 or more.
+        max_distractors: maximum number of moving shapes without a mask, 0 or more.
+        lifelike: share of the videos that resemble filmed video, 0 to 1; see
             :class:`sam2kit.data.synthetic.scene.Scene`.
-        photos: folder of pictures that lifelike videos take most surfaces from; None: none.
+        photos: folder of images from which lifelike videos take most surfaces. None (default): all
+            surfaces are generated.
 
     Raises:
-        DataError: a number that is too small.
+        DataError: a number that is too small, or no images in ``photos``.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class SyntheticDataset(_GeneratedSource):
         return self.frames_per_video
 
     def _draw(self, i: int) -> Scene:
-        for attempt in range(20):  # all objects may be hidden, or out of view
+        # All objects may be hidden or out of view, so a few scenes are tried. The first attempt has
+        # the seed (seed, video), so that videos that need no retry do not change.
+        for attempt in range(20):
             scene = Scene(
                 np.random.default_rng((self.seed, i, attempt) if attempt else (self.seed, i)),
                 self.frames_per_video,
@@ -109,7 +113,8 @@ class SyntheticDataset(_GeneratedSource):
         return scene
 
     def _is_lifelike(self, i: int) -> bool:
-        """Drawn apart from the scene, so that the share changes no video of either kind."""
+        """Draw whether video ``i`` is lifelike."""
+        # A generator of its own, so that the share changes no video of either kind.
         return bool(np.random.default_rng((i, self.seed)).random() < self.lifelike)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
@@ -117,23 +122,21 @@ class SyntheticDataset(_GeneratedSource):
 
 
 class CompositedDataset(_GeneratedSource):
-    """Generated objects laid over the frames of another source, so that their masks are true.
+    """Composite generated objects onto the frames of another source, with exact masks.
 
-    For videos that nobody annotated: the objects are those of :class:`SyntheticDataset`, the world
-    behind them is real, and masks the source may have are not used. The pixels follow from the
-    source's frame and ``(seed, video, frame)``. Every epoch of training sees other objects on the
-    same videos.
+    For unannotated videos: the objects are generated as in :class:`SyntheticDataset`, and the
+    background is real. Masks of the source are not used. The pixels depend only on the frame of the
+    source and ``(seed, video, frame)``. Every training epoch has other objects on the same videos.
 
     Args:
-        source: where the frames come from.
-        max_objects: at most this many objects a video.
+        source: source of the frames.
+        max_objects: maximum number of objects per video, at least 1.
         seed: 0 or more.
-        motion: mean way of an object on one frame as a share of its diameter.
-        max_distractors: at most this many moving shapes without a mask.
+        motion: mean movement of an object per frame, as a share of its diameter; 0 or more.
+        max_distractors: maximum number of moving shapes without a mask, 0 or more.
 
     Raises:
-        DataError: a number that is too small, or, on reading, frames of one video that differ in
-            size.
+        DataError: a number that is too small; on reading, frames of one video that differ in size.
     """
 
     def __init__(
@@ -174,22 +177,24 @@ class CompositedDataset(_GeneratedSource):
         if behind.shape[:2] != scene.size:
             raise DataError(
                 f"video {self.name(i)!r}: frame {self.frame_name(i, t)} has size "
-                f"{behind.shape[:2]}, the first frame {scene.size}; make all frames the same size"
+                f"{behind.shape[:2]}, but the first frame has {scene.size}",
+                hint="make all frames of a video the same size",
             )
         return scene.frame(t, behind)
 
 
 def _begins_in_view(scene: Scene) -> bool:
-    """Whether an object covers at least a hundredth of the first frame."""
+    """Return whether an object covers at least 1 % of the first frame, where it is prompted."""
     return any(mask.mean() >= 0.01 for mask in scene.masks(0).values())
 
 
 def _shows_objects(scene: Scene) -> bool:
-    """Whether there is anything to track at all: an object on some frame."""
+    """Return whether an object is visible on at least one frame."""
     return any(scene.masks(t) for t in range(len(scene.light)))
 
 
-def _check_at_least(least: float, **values: float) -> None:
+def _check_at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
-        if value < least:
-            raise DataError(f"generated videos: {name} must be at least {least}, got {value}")
+        if value < minimum:
+            expected = f"at least {minimum}"
+            raise DataError("generated videos", key=name, value=value, expected=expected)

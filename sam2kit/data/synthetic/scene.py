@@ -1,7 +1,7 @@
-"""Generated objects that move, deform and hide one another: the picture and the true masks.
+"""Render generated scenes of moving, deforming and occluding objects, with their exact masks.
 
-A :class:`Scene` is drawn once from a generator; every frame of it follows from the scene and the
-frame's number, so frames can be rendered in any order. NumPy and OpenCV only.
+A :class:`Scene` is drawn once from a generator. A frame depends only on the scene and the number of
+the frame, so frames can be rendered in any order. Only NumPy and OpenCV are used.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from sam2kit.data.synthetic.textures import SHIFT, Photos, draw_backdrop, draw_s
 
 @dataclass(frozen=True)
 class _Shadow:
-    """How every shape of a scene darkens what lies behind it; lengths in the shape's radius."""
+    """Parameters of the shadows in a scene; lengths are multiples of the radius of a shape."""
 
     offset: np.ndarray  # x, y
     strength: float  # 0 to 1
-    softness: float  # deviation of the blur
+    softness: float  # standard deviation of the blur
 
 
 class Scene:
-    """Objects and distractors in depth order, and possibly a background behind them.
+    """Render objects and distractors in depth order, with or without a background.
 
     Args:
-        generator: where everything random comes from.
+        generator: source of all random values.
         num_frames: T.
         size: rows and columns in pixels.
-        max_objects: the number of objects is drawn from 1 to this.
-        max_distractors: the number of shapes without a mask is drawn from 0 to this.
-        motion: mean way of an object on one frame as a share of its diameter. At 0.14 the
-            mask of the first of eight frames, copied to the others, scores a mean IoU of about 0.3.
-        background: generate a background; without one, :meth:`frame` must be given the frame.
-        lifelike: closer to filmed video. The camera pans over everything and blurs what moves,
-            light changes, shapes cast shadows and some let the light through, surfaces have parts
-            and relief, shapes have limbs, turn away, come nearer, leave the frame and come back,
-            are hidden wholly for some frames, and often look alike; sizes and speeds vary widely
-            around ``motion``. Shadows are no part of a mask, what shows through an object is.
-        photos: the surfaces of most things in a lifelike scene; None: all are generated.
+        max_objects: the number of objects is drawn from 1 to this maximum.
+        max_distractors: the number of shapes without a mask is drawn from 0 to this maximum.
+        motion: mean movement of an object per frame, as a share of its diameter. At 0.14, the masks
+            of the first of eight frames copied to the others have a mean IoU of about 0.3.
+        background: generate a background. False: pass the background to :meth:`frame`.
+        lifelike: resemble filmed video. The camera moves, with motion blur; light changes; shapes
+            cast shadows, and some are translucent; surfaces have parts and relief; shapes have
+            limbs, turn away, come nearer, leave the frame and return, are fully occluded on some
+            frames, and often look similar to each other; sizes and speeds vary widely around
+            ``motion``. Masks do not include shadows, and do include translucent parts.
+        photos: images for the surfaces of most shapes in a lifelike scene. None (default): all
+            surfaces are generated.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class Scene:
             motion *= np.exp(generator.uniform(np.log(0.2), np.log(2.0)))
         self.camera = _camera_path(generator, num_frames, size, motion)
         self.shapes = self._draw_shapes(generator, num_frames, max_objects, max_distractors, motion)
-        self.view = np.tile(np.eye(2, 3), (num_frames, 1, 1))  # from world to pixels of frame t
+        # Transform from scene coordinates to the pixels of each frame.
+        self.view = np.tile(np.eye(2, 3), (num_frames, 1, 1))
         self.shutter = 0.0
         self.shade: np.ndarray | None = None
         self.shadow: _Shadow | None = None
@@ -100,7 +102,8 @@ class Scene:
         draw = partial(draw_figure, photos=self.photos) if self.lifelike else draw_shape
         for k in range(len(is_object)):
             shape = draw(generator, num_frames, self.size, motion, avoid, bool(is_object[k]))
-            if shapes and generator.random() < 0.15:  # a look-alike: only its place tells it apart
+            # A look-alike, which only its position distinguishes from the other shape.
+            if shapes and generator.random() < 0.15:
                 other = shapes[int(generator.integers(len(shapes)))].texture
                 shape.texture = cv2.resize(other, shape.texture.shape[:2])
             avoid.append(shape.texture.mean((0, 1)))
@@ -110,7 +113,14 @@ class Scene:
     def _enliven(
         self, generator: np.random.Generator, num_frames: int, motion: float, moves: bool
     ) -> None:
-        """What only lifelike scenes have: a passing cover, the camera's view, blur, side light."""
+        """Add what only lifelike scenes have: a cover, camera motion, motion blur and side light.
+
+        Args:
+            generator: source of all random values.
+            num_frames: T.
+            motion: as for the class.
+            moves: whether the camera moves, which a background from outside rules out.
+        """
         h, w = self.size
         if generator.random() < 0.4:
             objects = [shape for shape in self.shapes if shape.is_object]
@@ -137,28 +147,34 @@ class Scene:
             )
 
     def masks(self, t: int) -> dict[int, np.ndarray]:
-        """The visible part of each object on frame t: ``[H,W]`` bool by object, from 1 up.
+        """Return the visible part of each object on frame t: ``[H,W]`` bool by object, from 1 on.
 
-        Depth says who hides whom. Objects wholly hidden are left out.
+        Shapes later in depth order occlude earlier ones. Fully occluded objects are omitted.
         """
-        top = np.zeros(self.size, np.uint8)  # the number of the front shape, counted from 1
+        front = np.zeros(self.size, np.uint8)  # number of the front shape, from 1; 0: background
         for k, shape in enumerate(self.shapes):
             rows, columns, alpha = self._coverage(shape, t)
-            top[rows, columns][alpha >= 128] = k + 1
-        found = {n: top == k + 1 for k, n in self.object_ids.items()}
-        return {n: mask for n, mask in found.items() if mask.any()}
+            front[rows, columns][alpha >= 128] = k + 1
+        masks = {n: front == k + 1 for k, n in self.object_ids.items()}
+        return {n: mask for n, mask in masks.items() if mask.any()}
 
     def frame(self, t: int, behind: np.ndarray | None = None) -> np.ndarray:
-        """Frame t: ``[H,W,3]`` uint8 RGB, in front of ``behind`` if that is given.
+        """Render frame t as ``[H,W,3]`` uint8 RGB.
 
-        A given frame keeps its own light, blur and noise; only the shapes are laid over it.
+        Args:
+            t: number of the frame, from 0.
+            behind: ``[H,W,3]`` uint8, a background to use instead of the generated one. Its light,
+                blur and noise are not changed; the shapes are composited onto it.
+
+        Raises:
+            ValueError: the scene has no background, and none is given.
         """
         h, w = self.size
         if behind is not None:
             picture = behind.copy()
         else:
             if self.backdrop is None:
-                raise ValueError("this scene has no background: give the frame that lies behind")
+                raise ValueError("this scene has no background; pass one as behind")
             picture = cv2.warpAffine(
                 self.backdrop,
                 self.camera[t],
@@ -172,45 +188,57 @@ class Scene:
             )
             if kernel is not None:
                 picture = cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+        # From back to front, so that later shapes cover earlier ones as in masks().
         for shape in self.shapes:
-            self._lay(picture, shape, t)
+            self._composite(picture, shape, t)
         return picture if behind is not None else self._photograph(picture, t)
 
     def _to_pixels(self, shape: Shape, t: int) -> np.ndarray:
-        """``[2,3]``: from the shape's own units to pixels of frame t."""
-        own = shape.transform(t)
+        """Return ``[2,3]``: the transform from units of the shape to pixels of frame t."""
+        to_scene = shape.transform(t)
         if not self.lifelike:
-            return own
-        return self.view[t] @ np.vstack([own, (0, 0, 1)])
+            return to_scene
+        return self.view[t] @ np.vstack([to_scene, (0, 0, 1)])
 
-    def _blur_kernel(self, place: Callable[[int], np.ndarray], t: int) -> np.ndarray | None:
-        """A line ``[K,K]`` that adds up to 1: the way of ``place`` while the shutter is open."""
+    def _blur_kernel(self, position: Callable[[int], np.ndarray], t: int) -> np.ndarray | None:
+        """Make a motion blur kernel: a line that sums to 1.
+
+        Args:
+            position: x, y in pixels by frame; its movement while the shutter is open is the line.
+            t: number of the frame.
+
+        Returns:
+            ``[K,K]`` float32 with odd K. None: no blur, because the movement is too short.
+        """
         last = len(self.view) - 1
         if not self.shutter or not last:
             return None
-        low, high = max(t - 1, 0), min(t + 1, last)
-        x, y = (place(high) - place(low)) / (high - low) * self.shutter
+        start, end = max(t - 1, 0), min(t + 1, last)
+        x, y = (position(end) - position(start)) / (end - start) * self.shutter
         side = int(max(abs(x), abs(y))) // 2 * 2 + 1
         if side < 3:
             return None
         side = min(side, 2 * (min(self.size) // 8) + 1)
         kernel = np.zeros((side, side), np.float32)
         scale = (side // 2) / max(abs(x), abs(y))
-        way, middle = np.round(scale * np.array([x, y])).astype(int), side // 2
-        cv2.line(kernel, (middle - way).tolist(), (middle + way).tolist(), 1.0)
+        half, center = np.round(scale * np.array([x, y])).astype(int), side // 2
+        cv2.line(kernel, (center - half).tolist(), (center + half).tolist(), 1.0)
         return kernel / kernel.sum()
 
     def _coverage(
         self, shape: Shape, t: int, margin: int = 0, shift: np.ndarray | None = None
     ) -> tuple[slice, slice, np.ndarray]:
-        """The box of a shape within the frame, and how much of each of its pixels it covers.
+        """Compute the coverage of the pixels in the bounding box of a shape.
 
         Args:
-            margin: pixels around the shape that the box holds too.
-            shift: x, y in pixels by which the shape is moved first.
+            shape: the shape.
+            t: number of the frame.
+            margin: pixels to add to the bounding box on each side.
+            shift: x, y in pixels, added to the position of the shape. None (default): no shift.
 
         Returns:
-            rows, columns, and ``[h,w]`` uint8 from 0 to 255; an empty box if it left the frame.
+            Rows, columns, and coverage ``[h,w]`` uint8 from 0 to 255; an empty box if the shape is
+            outside the frame.
         """
         to_pixels = self._to_pixels(shape, t)
         if shift is not None:
@@ -223,13 +251,13 @@ class Scene:
         if x1 <= x0 or y1 <= y0:
             return slice(0, 0), slice(0, 0), np.zeros((0, 0), np.uint8)
         alpha = np.zeros((y1 - y0, x1 - x0), np.uint8)
-        for points in outlines:  # one by one, for where two overlap fillPoly would leave a hole
+        for points in outlines:  # one at a time: fillPoly leaves holes where contours overlap
             fixed = np.round((points - (x0, y0)) * (1 << SHIFT)).astype(np.int32)
             cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, SHIFT)
         return slice(y0, y1), slice(x0, x1), alpha
 
     def _cast_shadow(self, picture: np.ndarray, shape: Shape, t: int) -> None:
-        """Darken what is already painted, beside where the shape will be laid."""
+        """Darken the picture where the shape, which is composited next, casts its shadow."""
         if self.shadow is None:
             return
         size = shape.radius * shape.scales[t]
@@ -241,7 +269,8 @@ class Scene:
             dark = 1 - np.float32(self.shadow.strength / 255) * alpha[..., None]
             picture[rows, columns] = np.round(picture[rows, columns] * dark)
 
-    def _lay(self, picture: np.ndarray, shape: Shape, t: int) -> None:
+    def _composite(self, picture: np.ndarray, shape: Shape, t: int) -> None:
+        """Blend a shape, its motion blur and its shadow into the picture, in place."""
         self._cast_shadow(picture, shape, t)
         kernel = self._blur_kernel(lambda n: self._to_pixels(shape, n)[:, 2], t)
         margin = 0 if kernel is None else len(kernel) // 2
@@ -250,13 +279,13 @@ class Scene:
             return
         side = shape.texture.shape[0]
         to_pixels = self._to_pixels(shape, t)
-        # The texture spans the square from -1.6 to 1.6 in the shape's own units.
+        # The texture spans the square from -1.6 to 1.6 in units of the shape.
         from_texture = np.array([[3.2 / side, 0, -1.6], [0, 3.2 / side, -1.6], [0, 0, 1]])
-        placed = to_pixels @ from_texture
-        placed[:, 2] -= (columns.start, rows.start)
+        texture_to_box = to_pixels @ from_texture
+        texture_to_box[:, 2] -= (columns.start, rows.start)
         skin = cv2.warpAffine(
             shape.texture,
-            placed,
+            texture_to_box,
             alpha.shape[::-1],
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REFLECT_101,
@@ -264,14 +293,15 @@ class Scene:
         if kernel is not None:
             skin = cv2.filter2D(skin, -1, kernel)
             alpha = cv2.filter2D(alpha, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-        share = alpha[..., None].astype(np.float32) * np.float32(shape.opacity / 255)
+        weight = alpha[..., None].astype(np.float32) * np.float32(shape.opacity / 255)
         below = picture[rows, columns]
-        picture[rows, columns] = np.round(below + share * (skin.astype(np.float32) - below))
+        picture[rows, columns] = np.round(below + weight * (skin.astype(np.float32) - below))
 
     def _photograph(self, picture: np.ndarray, t: int) -> np.ndarray:
-        """Light, blur and sensor noise of frame t."""
+        """Apply lens blur, light and sensor noise of frame t."""
         if self.blur:
             picture = cv2.GaussianBlur(picture, (0, 0), self.blur + 0.1)
+        # Seeded by the frame, so that the noise does not depend on the order of rendering.
         generator = np.random.default_rng((self.noise_seed, t))
         lit = picture.astype(np.float32) * np.float32(self.light[t])
         if self.shade is not None:
@@ -283,7 +313,7 @@ class Scene:
 def _camera_path(
     generator: np.random.Generator, num_frames: int, size: tuple[int, int], motion: float
 ) -> np.ndarray:
-    """``[T,2,3]``: from the frame's pixels to the backdrop's: drift, a little zoom and turn."""
+    """Draw ``[T,2,3]``: transforms from frame to backdrop pixels, with drift, zoom and rotation."""
     h, w = size
     drift = generator.normal(0, 0.04 * motion * min(size), 2) * np.arange(num_frames)[:, None]
     zoom = np.exp(0.1 * waves(generator, num_frames))

@@ -1,4 +1,4 @@
-"""The shapes of a :class:`sam2kit.data.synthetic.scene.Scene`: contours, limbs and their paths."""
+"""Draw the shapes of a generated scene: contours, limbs and their paths through the video."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 from sam2kit.data.synthetic.textures import Photos, draw_skin, draw_texture
 
-# Angles at which contours are evaluated: enough that the polygon's corners do not show.
+# Angles at which contours are evaluated: enough that the corners of the polygon are invisible.
 _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 
 
 @dataclass
 class Limb:
-    """A thin part of two segments that swings about a point of the body and bends at the middle.
+    """A thin part of two segments that swings about a point of the body and bends in the middle.
 
-    Lengths and width in the shape's own units, angles in radians, ``rate`` in radians a frame.
+    Lengths and width are in units of the shape, angles in radians, ``rate`` in radians per frame.
     """
 
     angle: float
@@ -28,7 +28,7 @@ class Limb:
     phase: float
 
     def segments(self, t: int) -> list[np.ndarray]:
-        """Two tapering quadrilaterals ``[4,2]`` on frame t."""
+        """Return the two segments on frame t as tapering quadrilaterals ``[4,2]``."""
         first = self.angle + self.swing * np.sin(self.rate * t + self.phase)
         second = first + self.bend * np.sin(self.rate * t + 2 * self.phase)
         start = 0.5 * np.array([np.cos(self.angle), np.sin(self.angle)])
@@ -39,7 +39,7 @@ class Limb:
             end = start + length * along
             tip = 0.75 * width
             corners = (-width, start), (-tip, end), (tip, end), (width, start)
-            quads.append(np.stack([at + offset * side for offset, at in corners]))
+            quads.append(np.stack([point + offset * side for offset, point in corners]))
             start, width = end - 0.5 * width * along, tip
         return quads
 
@@ -49,19 +49,19 @@ class Shape:
     """A textured closed contour and its path through the video.
 
     The contour is a polar Fourier series, ``r(a, t) = 1 + sum_k amplitude_k cos(k a + phase_k +
-    rate_k t)``, stretched, turned and placed anew on every frame.
+    rate_k t)``, which is stretched, rotated and translated for each frame.
 
     Attributes:
-        texture: ``[S,S,3]`` uint8, moves with the contour.
+        texture: ``[S,S,3]`` uint8; it moves with the contour.
         radius: mean radius in pixels.
-        stretches: ``[T]``, a factor on one axis and a divisor of the other.
-        amplitudes, phases, rates: ``[K]``, for harmonics 2 to K+1; rates in radians a frame.
+        stretches: ``[T]`` factors on one axis; the other axis is divided by them.
+        amplitudes, phases, rates: ``[K]``, for harmonics 2 to K+1; rates in radians per frame.
         centers: ``[T,2]`` x, y in pixels.
         angles: ``[T]`` radians.
         scales: ``[T]`` factors on the radius.
-        is_object: False for a distractor, which hides objects but has no mask.
-        limbs: thin parts, of the same texture and in the same mask.
-        opacity: 0 to 1; below 1 what lies behind shows through, and the mask is the same.
+        is_object: False for a distractor, which occludes objects but has no mask.
+        limbs: thin parts with the same texture, in the same mask.
+        opacity: 0 to 1; below 1 the background shows through. It does not change the mask.
     """
 
     texture: np.ndarray
@@ -78,7 +78,7 @@ class Shape:
     opacity: float = 1.0
 
     def transform(self, t: int) -> np.ndarray:
-        """``[2,3]``: from the shape's own units (radius 1 around 0, 0) to pixels on frame t."""
+        """Return the transform ``[2,3]`` from shape units (radius 1) to pixels of frame t."""
         c, s = np.cos(self.angles[t]), np.sin(self.angles[t])
         size = self.radius * self.scales[t]
         stretch = self.stretches[t]
@@ -86,10 +86,11 @@ class Shape:
         return np.column_stack([size * axes, self.centers[t]])
 
     def outlines(self, t: int) -> list[np.ndarray]:
-        """``[N,3]`` x, y, 1 in the shape's own units: the body's contour and the limbs'."""
+        """Return the contours of body and limbs on frame t, ``[N,3]`` x, y, 1 in shape units."""
         k = np.arange(2, len(self.amplitudes) + 2)[:, None]
-        waves = np.cos(k * _ANGLES + (self.phases + self.rates * t)[:, None])
-        r = np.maximum(1 + self.amplitudes @ waves, 0.25)
+        harmonics = np.cos(k * _ANGLES + (self.phases + self.rates * t)[:, None])
+        # A positive minimum radius keeps the contour from crossing itself.
+        r = np.maximum(1 + self.amplitudes @ harmonics, 0.25)
         body = np.stack([r * np.cos(_ANGLES), r * np.sin(_ANGLES), np.ones_like(r)]).T
         limbs = [quad for limb in self.limbs for quad in limb.segments(t)]
         return [body, *(np.column_stack([quad, np.ones(len(quad))]) for quad in limbs)]
@@ -103,15 +104,21 @@ def draw_shape(
     avoid: list[np.ndarray],
     is_object: bool,
 ) -> Shape:
-    """A shape whose radius is 0.1 to 0.2 of the frame's shorter side and whose path stays inside.
+    """Draw a shape with a radius of 0.1 to 0.2 of the shorter side and a path inside the frame.
 
-    ``avoid`` are mean colours (``[3]``, 0 to 255) that its texture keeps away from.
+    Args:
+        generator: source of all random values.
+        num_frames: T.
+        size: rows and columns of the frame.
+        motion: mean movement per frame, as a share of the diameter.
+        avoid: mean colours ``[3]``, 0 to 255, from which the colour of the texture should differ.
+        is_object: see :class:`Shape`.
     """
     radius = min(size) * generator.uniform(0.10, 0.20)
     harmonics = 5
     smoothness = generator.uniform(1.0, 2.0)  # how fast higher harmonics fade: lobes or ripples
     amplitudes = generator.uniform(0.1, 0.4) / np.arange(1, harmonics + 1) ** smoothness
-    turn = generator.normal(0, 0.8 * motion)  # radians a frame
+    turn = generator.normal(0, 0.8 * motion)  # radians per frame
     return Shape(
         texture=draw_texture(generator, (max(16, round(3.2 * radius)),) * 2, avoid),
         radius=radius,
@@ -137,27 +144,32 @@ def draw_figure(
     is_object: bool,
     photos: Photos | None = None,
 ) -> Shape:
-    """A shape of a lifelike scene: like :func:`draw_shape`, but with limbs and a skin of parts.
+    """Draw a shape of a lifelike scene, with limbs and a skin of several parts.
 
-    Its radius is 0.08 to 0.3 of the frame's shorter side. It turns away (its two axes change
-    against each other) and comes nearer or goes; one in three leaves the frame and comes back, and
-    one in ten lets some light through.
+    Its radius is 0.08 to 0.3 of the shorter side of the frame. Unlike shapes of
+    :func:`draw_shape`, it turns away (one axis becomes shorter than the other) and comes nearer or
+    moves away. One in three leaves the frame and returns, and one in ten is translucent.
+
+    Args:
+        generator, num_frames, size, motion, avoid, is_object: as for :func:`draw_shape`.
+        photos: images for its skin. None (default): the skin is generated.
     """
     shape = draw_shape(generator, num_frames, size, motion, avoid, is_object)
     radius = min(size) * np.exp(generator.uniform(np.log(0.08), np.log(0.3)))
     step = 2 * radius * motion
     margin = radius * (generator.uniform(-0.2, 0.8) if generator.random() < 0.67 else -1.6)
     shape.radius = radius
-    for _ in range(10):  # what enters later would be prompted later, and most begin in view
+    # An object is prompted where it first appears, so most shapes should start inside the frame.
+    for _ in range(10):
         shape.centers = _path(generator, num_frames, size, step, margin)
         if (shape.centers[0] > 0).all() and (shape.centers[0] < size[::-1]).all():
             break
     shape.stretches = shape.stretches * np.exp(
         generator.uniform(0, 0.3) * waves(generator, num_frames)
     )
-    nearer = generator.normal(0, 0.3 * motion) * np.arange(num_frames)
+    approach = generator.normal(0, 0.3 * motion) * np.arange(num_frames)
     shape.scales = np.exp(
-        generator.uniform(0.1, 0.35) * waves(generator, num_frames) + np.clip(nearer, -0.7, 0.7)
+        generator.uniform(0.1, 0.35) * waves(generator, num_frames) + np.clip(approach, -0.7, 0.7)
     )
     shape.texture = draw_skin(generator, (max(16, round(3.2 * radius)),) * 2, avoid, photos)
     if generator.random() < 0.1:
@@ -184,7 +196,7 @@ def draw_cover(
     hidden: Shape,
     photos: Photos | None = None,
 ) -> Shape:
-    """A shape without a mask that passes before ``hidden`` and covers it for a frame or a few."""
+    """Draw a shape without a mask that covers ``hidden`` on one or a few frames."""
     cover = draw_shape(generator, num_frames, size, 0.1, [hidden.texture.mean((0, 1))], False)
     cover.radius = hidden.radius * generator.uniform(1.6, 2.2)
     cover.amplitudes = cover.amplitudes / 2
@@ -194,13 +206,15 @@ def draw_cover(
     heading = generator.uniform(0, 2 * np.pi)
     step = generator.uniform(0.3, 1.2) * cover.radius
     middle = generator.uniform(0.25, 0.9) * num_frames
-    way = step * (np.arange(num_frames) - middle)
-    cover.centers = hidden.centers + way[:, None] * np.array([np.cos(heading), np.sin(heading)])
+    # It moves in a straight line relative to the hidden shape, and covers it around this frame.
+    distance = step * (np.arange(num_frames) - middle)
+    direction = np.array([np.cos(heading), np.sin(heading)])
+    cover.centers = hidden.centers + distance[:, None] * direction
     return cover
 
 
 def waves(generator: np.random.Generator, num_frames: int) -> np.ndarray:
-    """``[T]``, -1 to 1: a sum of two slow sines."""
+    """Draw ``[T]``, -1 to 1: a sum of two slow sine waves."""
     t = np.arange(num_frames)
     periods, phases = generator.uniform(8, 30, 2), generator.uniform(0, 2 * np.pi, 2)
     return 0.5 * np.sin(2 * np.pi * t[:, None] / periods + phases).sum(1)
@@ -213,11 +227,14 @@ def _path(
     step: float,
     margin: float,
 ) -> np.ndarray:
-    """``[T,2]`` x, y: a curving way, ``step`` pixels a frame on average, folded into the frame."""
+    """Draw ``[T,2]`` x, y: a curved path of ``step`` pixels per frame on average.
+
+    It is reflected at ``margin`` pixels from the border of the frame.
+    """
     heading = generator.uniform(0, 2 * np.pi) + generator.normal(0, 0.15) * np.arange(num_frames)
     heading = heading + waves(generator, num_frames)
     speed = step * generator.uniform(0.5, 1.5) * (1 + 0.4 * waves(generator, num_frames))
     steps = speed[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
     room = np.maximum(np.array(size[::-1]) - 2 * margin, 1.0)
     free = generator.uniform(0, 1, 2) * room + np.cumsum(steps, 0) - steps[0]
-    return margin + room - np.abs(free % (2 * room) - room)  # as a ball bounces off the border
+    return margin + room - np.abs(free % (2 * room) - room)  # reflect at the borders

@@ -1,5 +1,4 @@
-"""Generated textures and backdrops: the surfaces of a
-:class:`sam2kit.data.synthetic.scene.Scene`."""
+"""Generate the surfaces of a scene: textures, skins and backdrops."""
 
 from __future__ import annotations
 
@@ -11,18 +10,18 @@ import numpy as np
 
 from sam2kit.utils.errors import DataError
 
-# fillPoly takes fixed-point coordinates: four binary digits are a sixteenth of a pixel.
+# Fractional bits of the fixed-point coordinates passed to fillPoly: 1/16 of a pixel.
 SHIFT = 4
 
 
 class Photos:
-    """Pictures of any kind, of which crops serve as the surfaces of lifelike scenes.
+    """Provide crops of image files as surfaces of lifelike scenes.
 
     Args:
-        folder: searched with its subfolders for JPEG, PNG and WebP files.
+        folder: folder with JPEG, PNG or WebP files, also in its subfolders.
 
     Raises:
-        DataError: no such folder, no picture in it, or, on reading, one that cannot be read.
+        DataError: no image in the folder; on reading, an image that cannot be read.
     """
 
     ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -32,11 +31,14 @@ class Photos:
         self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in self.ENDINGS)
         if not self.files:
             raise DataError(
-                f"dataset.synthetic_photos: {folder} holds no picture ({', '.join(self.ENDINGS)})"
+                f"{folder} contains no image ({', '.join(self.ENDINGS)})",
+                key="dataset.synthetic_photos",
+                value=str(folder),
+                hint="give a folder with images, or null to generate all surfaces",
             )
 
     def crop(self, generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-        """``size + [3]`` uint8 RGB: a part of a picture, as often mirrored as not."""
+        """Draw a random crop of a random image, mirrored or not: ``[*size,3]`` uint8 RGB."""
         picture = _read_photo(self.files[int(generator.integers(len(self.files)))])
         h, w = picture.shape[:2]
         scale = generator.uniform(0.3, 1.0) * min(h / size[0], w / size[1])
@@ -44,16 +46,19 @@ class Photos:
         y, x = generator.integers(h - rows + 1), generator.integers(w - columns + 1)
         part = picture[y : y + rows, x : x + columns]
         part = part[:, :: int(generator.choice([-1, 1]))]
-        way = cv2.INTER_AREA if rows > size[0] else cv2.INTER_LINEAR
-        return cv2.resize(np.ascontiguousarray(part), size[::-1], interpolation=way)
+        interpolation = cv2.INTER_AREA if rows > size[0] else cv2.INTER_LINEAR
+        return cv2.resize(np.ascontiguousarray(part), size[::-1], interpolation=interpolation)
 
 
 @lru_cache(maxsize=256)
 def _read_photo(path: Path) -> np.ndarray:
-    """RGB, its shorter side at most 512 pixels."""
+    """Read an image as RGB, with a shorter side of up to 512 pixels.
+
+    The limit bounds the memory of the cache.
+    """
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
-        raise DataError(f"{path}: cannot be read as a picture; replace or delete the file")
+        raise DataError(f"{path} cannot be read as an image", hint="replace the file or delete it")
     scale = min(1.0, 512 / min(picture.shape[:2]))
     picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
@@ -62,9 +67,20 @@ def _read_photo(path: Path) -> np.ndarray:
 def draw_texture(
     generator: np.random.Generator, size: tuple[int, int], avoid: list[np.ndarray] | None = None
 ) -> np.ndarray:
-    """``size + [3]`` uint8: two or three colours mixed by noise of several octaves or a pattern."""
+    """Draw a texture of two or three colours, mixed by noise and perhaps a pattern.
+
+    Args:
+        generator: source of all random values.
+        size: rows and columns.
+        avoid: mean colours ``[3]``, 0 to 255, from which the mean colour should differ. None
+            (default): no such colours.
+
+    Returns:
+        ``[*size,3]`` uint8 RGB.
+    """
     h, w = size
-    for _ in range(6):  # enough tries that a texture near an avoided colour is rare, not impossible
+    # With six attempts, a texture similar to an avoided colour is rare, but not impossible.
+    for _ in range(6):
         palette = _palette(generator)
         if all(np.linalg.norm(palette.mean(0) - colour) > 60 for colour in avoid or []):
             break
@@ -80,7 +96,7 @@ def draw_texture(
 
 
 def draw_backdrop(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A texture half as large again as the frame, with still shapes painted on it."""
+    """Draw a texture of 1.5 times the frame size with static shapes, as a background."""
     h, w = (round(1.5 * n) for n in size)
     picture = draw_texture(generator, (h, w))
     for _ in range(int(generator.integers(0, 7))):
@@ -100,10 +116,17 @@ def draw_skin(
     avoid: list[np.ndarray] | None = None,
     photos: Photos | None = None,
 ) -> np.ndarray:
-    """``size + [3]`` uint8: one to four parts of different colours over one relief, lit aslant.
+    """Draw a surface of one to four parts of different colours over a common relief.
 
-    Parts are the cells of a few points, with borders that the relief frays. With ``photos``, two
-    in three skins are a crop of one instead, lit in the same way.
+    It is lit from one side. The parts are Voronoi cells with irregular borders. With ``photos``,
+    two of three surfaces are a crop of an image instead, lit in the same way.
+
+    Args:
+        generator, size, avoid: as for :func:`draw_texture`.
+        photos: images to crop. None (default): the colours are generated.
+
+    Returns:
+        ``[*size,3]`` uint8 RGB.
     """
     h, w = size
     relief = _noise(generator, size)
@@ -125,23 +148,26 @@ def draw_skin(
 
 
 def _cells(generator: np.random.Generator, relief: np.ndarray, parts: int) -> np.ndarray:
-    """``[H,W]`` from 0 to ``parts`` - 1: the nearest of as many points, by frayed distances."""
+    """Draw ``[H,W]`` from 0 to ``parts`` - 1: Voronoi cells of as many random points.
+
+    The relief is added to the distances, which makes the borders of the cells irregular.
+    """
     h, w = relief.shape
     y, x = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)
-    fray = generator.uniform(0, 0.15) * h * w
-    best = np.full((h, w), np.inf, np.float32)
+    roughness = generator.uniform(0, 0.15) * h * w
+    nearest = np.full((h, w), np.inf, np.float32)
     cells = np.zeros((h, w), np.uint8)
     for part in range(parts):
         py, px = (generator.uniform(0.15, 0.85, 2) * (h, w)).astype(np.float32)
         distance = (y - py) ** 2 + (x - px) ** 2
-        distance += np.float32(fray * generator.uniform(-1, 1)) * relief
-        cells[distance < best] = part
-        np.minimum(best, distance, out=best)
+        distance += np.float32(roughness * generator.uniform(-1, 1)) * relief
+        cells[distance < nearest] = part
+        np.minimum(nearest, distance, out=nearest)
     return cells
 
 
 def _color_table(generator: np.random.Generator, avoid: list[np.ndarray]) -> np.ndarray:
-    """``[256,3]`` float32: a palette, mostly of muted colours, from its first to its last."""
+    """Draw ``[256,3]`` float32: a gradient through a palette of mostly muted colours."""
     for _ in range(6):
         palette = _palette(generator)
         grey = palette.mean(1, keepdims=True)
@@ -154,9 +180,13 @@ def _color_table(generator: np.random.Generator, avoid: list[np.ndarray]) -> np.
 def draw_scenery(
     generator: np.random.Generator, size: tuple[int, int], photos: Photos | None = None
 ) -> np.ndarray:
-    """A skin half as large again as the frame, with still things of other skins standing on it."""
+    """Draw a surface of 1.5 times the frame size with static shapes of other surfaces.
+
+    It is the background of lifelike scenes.
+    """
     h, w = (round(1.5 * n) for n in size)
     picture = draw_skin(generator, (h, w), photos=photos)
+    # Two surfaces at half the resolution serve all shapes, because drawing one is slow.
     donors = [draw_skin(generator, (h // 2, w // 2), photos=photos) for _ in range(2)]
     donors = [cv2.resize(donor, (w, h)) for donor in donors]
     for _ in range(int(generator.integers(2, 12))):
@@ -175,7 +205,7 @@ def draw_scenery(
 
 
 def _palette(generator: np.random.Generator) -> np.ndarray:
-    """``[K,3]`` RGB, 0 to 255: two or three colours, the later ones varied from the first."""
+    """Draw ``[K,3]`` float32 RGB, 0 to 255: two or three related colours."""
     count = int(generator.integers(2, 4))
     hue = (generator.uniform(0, 180) + generator.normal(0, 20, count)) % 180
     saturation = generator.uniform(30, 255) + generator.normal(0, 30, count)
@@ -185,7 +215,10 @@ def _palette(generator: np.random.Generator) -> np.ndarray:
 
 
 def _noise(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """``size`` float32, about 0 to 1: random grids of doubling fineness, each half as strong."""
+    """Draw ``size`` float32, about 0 to 1: octaves of noise, each half as strong as the one before.
+
+    The number of grid cells doubles with each octave.
+    """
     h, w = size
     total = np.zeros(size, np.float32)
     cells = int(generator.integers(2, 5))
@@ -198,7 +231,7 @@ def _noise(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _pattern(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """``size`` float32, 0 to 1: stripes, checks, dots or a gradient, at some angle."""
+    """Draw ``size`` float32, 0 to 1: stripes, checks, dots or a gradient at a random angle."""
     h, w = size
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     angle = generator.uniform(0, np.pi)
