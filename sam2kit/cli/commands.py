@@ -332,7 +332,7 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     from sam2kit.data.conversion import convert
 
     source = paths[0] if len(paths) == 2 else config
-    print(f"Wrote {convert(source, paths[-1], arguments.to, arguments.workers)}")
+    print(f"wrote {convert(source, paths[-1], arguments.to, arguments.workers)}")
 
 
 def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:

@@ -405,4 +405,4 @@ def create_config(file: str, config: Config) -> None:
         raise ConfigError(f"{file} already exists", key=flag, value=file, hint=hint)
     check_exists(flag, path.parent)
     path.write_text(to_yaml(config), encoding="utf-8")
-    print(f"Wrote {path}. Train with: sam2kit train --config {path}")
+    print(f"wrote {path}; train with: sam2kit train --config {path}")

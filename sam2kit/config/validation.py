@@ -157,9 +157,9 @@ def _problems(config: Config) -> Iterator[ConfigError]:
     training_problems = list(_dataset_problems("dataset", config.dataset))
     yield from training_problems
     # Most validation keys are inherited: report an invalid value once, for the training data.
-    reported = {str(problem) for problem in training_problems}
+    reported = set(map(_inherited_fault, training_problems))
     for problem in _dataset_problems("valdataset", config.validation_dataset()):
-        if str(problem).replace("valdataset.", "dataset.") not in reported:
+        if _inherited_fault(problem) not in reported:
             yield problem
     yield from _section_problems("valdataset", config.valdataset, ("fraction",))
     model, optimizer = config.model, config.optimizer
@@ -176,6 +176,15 @@ def _problems(config: Config) -> Iterator[ConfigError]:
         hint = "give only one of them (--no-wandb, or trainer.logger=tensorboard)"
         message = "conflicts with trainer.logger=swanlab"
         yield ConfigError(message, key="use_wandb", value=True, hint=hint)
+
+
+def _inherited_fault(problem: ConfigError) -> str:
+    """Describe a problem so that ``dataset`` and ``valdataset`` have the same description.
+
+    The hint is left out, because it may name a default that differs between the two.
+    """
+    text = f"{problem.key}={problem.value!r}: {problem.expected}"
+    return text.replace("valdataset.", "dataset.")
 
 
 def default_hint(key: str, field: Field[Any]) -> str:

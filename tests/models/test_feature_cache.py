@@ -413,7 +413,7 @@ def test_clear_deletes_what_is_the_kits_and_lists_the_rest(model, tmp_path, caps
     argv = ["features", f"features.folder={folder}", "dataset.type=synthetic", "--clear"]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert "4 files deleted" in said  # two frames, one half frame, and what says which encoder
+    assert "Deleted 4 files" in said  # two frames, one half frame, and what says which encoder
     assert all(str(path) in said for path in (folder / "photos", *foreign[1:], *left))
     assert {p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()} == {
         folder / MARKER,

@@ -266,7 +266,7 @@ def test_a_device_that_is_not_there_is_told(config, tmp_path):
     config.trainer.accelerator = "gpu"
     with pytest.raises(ConfigError, match="trainer.accelerator=gpu .*trainer.devices=1.*cannot be"):
         fit(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="trainer.accelerator='gpu' must be a device of this"):
+    with pytest.raises(ConfigError, match="trainer.accelerator='gpu' must be a device that this"):
         pick_device("gpu")
 
 
@@ -274,12 +274,12 @@ def test_a_run_folder_that_cannot_be_written_is_refused(config, tmp_path, monkey
     file = tmp_path / "file"
     file.write_text("")
     config.output_dir = str(file)
-    with pytest.raises(ConfigError, match="output_dir: nothing can be written under .*file"):
+    with pytest.raises(ConfigError, match="output_dir: cannot write to .*file"):
         fit(config)
-    with pytest.raises(ConfigError, match="nothing can be written under .*inside"):
+    with pytest.raises(ConfigError, match="cannot write to .*inside"):
         fit(config, file / "inside")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match="no right to write"):
+    with pytest.raises(ConfigError, match="no write permission"):
         open_run_dir(tmp_path, tmp_path)
 
 
