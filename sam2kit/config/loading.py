@@ -146,7 +146,7 @@ def to_yaml(config: Config, comments: bool = True) -> str:
         title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n" if comments else ""
         parts.append(f"{title}{f.name}:\n{textwrap.indent(inner, '  ')}")
     if comments:
-        parts.insert(0, "# Train with it: sam2kit train --config THIS_FILE\n")
+        parts.insert(0, "# Train with: sam2kit train --config THIS_FILE\n")
         parts.insert(-5, "\n")
     return "".join(parts)
 

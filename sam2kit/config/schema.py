@@ -296,7 +296,7 @@ class AugmentationConfig:
 
 @dataclass
 class ValDatasetConfig:
-    """Where validation clips come from; null keys take the value in ``dataset``."""
+    """Where validation clips come from; null keys take the value of the section dataset."""
 
     type: str | None = option(None, "like dataset.type; null: same as dataset")
     data_path: str | None = option(None, "like dataset.data_path; null: same as dataset", PATH)
@@ -368,7 +368,7 @@ class ModelConfig:
     lora_modules: list[str] = option(
         [],
         "names or glob patterns of modules whose linear layers get LoRA: the layers are frozen "
-        "and low-rank matrices are trained instead (requires the extra lora)",
+        "and LoRA matrices are trained instead (requires the extra lora)",
     )
     lora_rank: int = positive_count(8, "rank of the LoRA matrices")
     lora_alpha: float = option(
@@ -564,7 +564,7 @@ class TrainerConfig:
         MACHINE,
     )
     keep_checkpoints: int = non_negative(
-        0, "number of previous last.ckpt files to keep, as step-N.ckpt", MACHINE
+        0, "number of recent versions of last.ckpt to keep as well, as step-N.ckpt", MACHINE
     )
     resume_from: str | None = option(None, "last.ckpt of the run to resume", MACHINE)
 
