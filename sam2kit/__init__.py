@@ -1,7 +1,7 @@
 """Fine-tune SAM 2 on your own videos, from Python, notebooks or the command line.
 
-The names below are imported from their modules when they are first used: ``import sam2kit`` loads
-neither torch nor Hydra nor numpy. docs/library.md shows how to use them.
+Public names are imported from their modules on first use, so ``import sam2kit`` loads neither
+torch, Hydra nor numpy. docs/library.md shows how to use them.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""``python -m sam2kit COMMAND``."""
+"""Run the command line as ``python -m sam2kit COMMAND``."""
 
 from sam2kit.cli.main import main
 

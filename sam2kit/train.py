@@ -1,4 +1,4 @@
-"""``python -m sam2kit.train``: the same as ``sam2kit train``."""
+"""Run ``sam2kit train`` as ``python -m sam2kit.train``."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The table of flags, and the texts of the command line as values.
+"""Define the flags of the commands and parse their values.
 
-A flag is a row: it sets one key of the configuration, whose help is its own.
+Most flags are rows of a table: each sets one configuration key and shows the help of that key.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from sam2kit.config.schema import Config, options
 from sam2kit.utils.errors import ConfigError
 
-OVERRIDES_HELP = "key=value and group=choice, as many as needed (Hydra's grammar)"
-MOST_WORKERS = 8
+OVERRIDES_HELP = "any number of key=value and group=choice, in Hydra's grammar"
+MAX_WORKERS = 8  # limits the default of --workers on machines with many cores
 
 DEBUG_OVERRIDES = (
     "debug=true",
@@ -30,7 +30,13 @@ DEBUG_OVERRIDES = (
 
 
 class Flag(NamedTuple):
-    """A flag that sets one key of the configuration; its help is the key's own."""
+    """A flag that sets one configuration key.
+
+    Attributes:
+        name: the flag, such as ``--lr``.
+        key: the dotted key, whose help the flag shows.
+        type: converts the text of the flag to a value.
+    """
 
     name: str
     key: str
@@ -38,24 +44,26 @@ class Flag(NamedTuple):
 
 
 def named_file(text: str) -> tuple[str, str]:
-    """Split ``NAME=FILE``."""
+    """Parse ``NAME=FILE``."""
     name, _, file = text.partition("=")
     if not file or not re.fullmatch(r"(?=.*[A-Za-z])[\w.+-][\w .+-]*", name):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, with a letter in NAME")
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=FILE, with a letter in NAME")
     return name, file
 
 
 def numbers(text: str) -> list[float]:
+    """Parse a comma-separated list of numbers."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not such as 0.05,0.1,0.2") from None
+        raise argparse.ArgumentTypeError(f"{text!r} must be a list such as 0.05,0.1") from None
 
 
 def parameter(text: str) -> tuple[str, Any]:
+    """Parse ``NAME=VALUE``; a value that is not JSON is text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
@@ -63,20 +71,22 @@ def parameter(text: str) -> tuple[str, Any]:
 
 
 def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
     return int(text)
 
 
 def stages(text: str) -> list[int]:
+    """Parse numbers and ranges of stages in ascending order, such as ``1-3,5``."""
     stages: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{text!r} is not such as 1-4, 3 or 1,4")
+            raise argparse.ArgumentTypeError(f"{text!r} must be such as 1-4, 3 or 1,4")
         stages.extend(range(int(first), int(last or first) + 1))
     if not stages or sorted(set(stages)) != stages:
-        raise argparse.ArgumentTypeError(f"{text!r} does not name stages in rising order")
+        raise argparse.ArgumentTypeError(f"{text!r} must list stages in ascending order")
     return stages
 
 
@@ -111,81 +121,113 @@ DOCTOR_FLAGS = (
 
 
 def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> None:
-    """Add the flags that say which data to read, and how many processes do it."""
+    """Add the arguments that select the data to read and the number of processes.
+
+    Args:
+        parser: parser to add them to.
+        name: name of the optional data argument in the help.
+        words: usage line of all positional arguments.
+    """
     parser.add_argument(
         "words",
         nargs="*",
         metavar=words,
-        help=f"{name}: a folder, a video file or a COCO JSON, read as it is; without one, the "
-        f"configuration's data. {OVERRIDES_HELP}",
+        help=f"{name}: a directory, a video file or a COCO JSON file; default: the data of the "
+        f"configuration. OVERRIDE: {OVERRIDES_HELP}",
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file that says how to read data")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the data settings")
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(os.cpu_count() or 1, MOST_WORKERS),
+        default=min(os.cpu_count() or 1, MAX_WORKERS),
         metavar="N",
-        help="at most so many processes (default: %(default)s)",
+        help="maximum number of processes (default: %(default)s)",
     )
 
 
 def add_checkpoint_flag(parser: argparse._ActionsContainer, required: bool = False) -> None:
+    """Add the flag that selects a trained model."""
     parser.add_argument(
         "--model-checkpoint",
         required=required,
         metavar="FILE",
-        help="a run, a .ckpt, a .pt or a name",
+        help="run directory, .ckpt or .pt file, or model name such as sam2.1_hiera_tiny",
     )
 
 
 def paths_and_overrides(
     words: Sequence[str], optional: str, required: str | None = None
 ) -> tuple[list[str], list[str]]:
-    """Positional arguments: paths, one of which may be left out, and overrides with their "=".
+    """Split positional arguments into paths and overrides.
+
+    An argument with "=" is an override unless a file of that name exists.
+
+    Args:
+        words: positional arguments in any order.
+        optional: name of the path that may be omitted.
+        required: name of the path after it. None (default): there is only the optional one.
 
     Raises:
         ConfigError: too few or too many paths.
     """
     paths = [word for word in words if "=" not in word or Path(word).exists()]
-    least = 0 if required is None else 1
-    if not least <= len(paths) <= least + 1:
+    min_count = 0 if required is None else 1
+    if not min_count <= len(paths) <= min_count + 1:
         names = f"{optional} and {required}, or {required} alone" if required else f"one {optional}"
-        raise ConfigError(f"{len(paths)} paths given, {paths}; give {names} with --config")
+        message, hint = f"got {len(paths)} paths, {paths}", f"give {names} with --config"
+        raise ConfigError(message, hint=hint)
     return paths, [word for word in words if word not in paths]
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of training and the overrides."""
     parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file; default: configs/config.yaml"
+        "--config", metavar="FILE", help="YAML configuration file; default: configs/config.yaml"
     )
     add_flags(parser, TRAIN_FLAGS)
     parser.add_argument(
         "--wandb",
         action=argparse.BooleanOptionalAction,
-        help="log to Weights & Biases (use_wandb); --no-wandb also overrules trainer.logger=wandb",
+        help="log to Weights & Biases (use_wandb); --no-wandb also overrides trainer.logger=wandb",
     )
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="one epoch of two batches, no loader workers, debug log; the run is marked as such",
+        help="train one epoch of two batches without data loader processes, with debug logging, "
+        "and mark the run as a debug run",
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
 
 
 def add_submit_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a job, and of training."""
+    """Add the flags of a SLURM job and those of training."""
     parser.add_argument(
-        "--run-dir", type=Path, required=True, metavar="DIR", help="a run there goes on"
+        "--run-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="run directory; an existing run is resumed",
     )
-    parser.add_argument("--hours", type=float, default=24.0, help="of a job; then it queues again")
-    parser.add_argument("--partition", metavar="NAME", help="SLURM's; default: its own default")
     parser.add_argument(
-        "--cluster", choices=["slurm", "local"], default="slurm", help="local: on this machine"
+        "--hours",
+        type=float,
+        default=24.0,
+        help="time limit per job in hours (default: 24), after which the job is queued again",
+    )
+    parser.add_argument(
+        "--partition", metavar="NAME", help="SLURM partition; default: the default of the cluster"
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=["slurm", "local"],
+        default="slurm",
+        help="slurm (default), or local: run on this machine",
     )
     add_train_flags(parser)
 
 
 def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the staged notebooks and those of training."""
     parser.add_argument(
         "-p",
         "--parameter",
@@ -193,15 +235,19 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=parameter,
         metavar="NAME=VALUE",
-        help="a notebook parameter; the value is JSON, else text; may be repeated",
+        help="notebook parameter; a VALUE that is not JSON is text; may be repeated",
     )
     parser.add_argument(
-        "--stages", type=stages, default=stages("1-4"), help="such as 1-4 (default), 3 or 1,4"
+        "--stages",
+        type=stages,
+        default=stages("1-4"),
+        help="stages to run, such as 1-4 (default), 3 or 1,4",
     )
     add_train_flags(parser)
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
+    """Add flags that set configuration keys, with the help of the keys."""
     known = options()
     for flag in flags:
         help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
@@ -209,42 +255,56 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
         parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
 
 
-def given_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
-    """Return the overrides that the flags mean, then the explicit ones.
+def flag_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
+    """Return the overrides of the flags that were given, followed by the explicit overrides.
 
     Raises:
-        ConfigError: a key is given both ways.
+        ConfigError: a flag and an override set the same key.
     """
     from sam2kit.config.loading import override, override_key
 
-    given: dict[str, tuple[str, Any]] = {}
+    values: dict[str, tuple[str, Any]] = {}  # key -> flag and value
     for flag in flags:
         value = getattr(arguments, flag.name.strip("-").replace("-", "_"))
         if value is not None:
-            given[flag.key] = (flag.name, value)
+            values[flag.key] = (flag.name, value)
     if getattr(arguments, "wandb", None) is not None:
-        given["use_wandb"] = ("--wandb" if arguments.wandb else "--no-wandb", arguments.wandb)
+        values["use_wandb"] = ("--wandb" if arguments.wandb else "--no-wandb", arguments.wandb)
     for text in arguments.overrides:
-        if override_key(text) in given:
-            name = given[override_key(text)][0]
-            raise ConfigError(f"{name} and {text} both set {override_key(text)}; drop one of them")
-    return [override(key, value) for key, (_, value) in given.items()] + arguments.overrides
+        if override_key(text) in values:
+            name = values[override_key(text)][0]
+            message = f"{name} and {text} both set this key"
+            raise ConfigError(message, key=override_key(text), hint="give only one of them")
+    return [override(key, value) for key, (_, value) in values.items()] + arguments.overrides
 
 
 def train_overrides(arguments: argparse.Namespace, before: Sequence[str] = ()) -> list[str]:
-    """Return ``before`` and the overrides that training's flags mean."""
+    """Return all overrides of a training command, from the lowest to the highest precedence.
+
+    Args:
+        arguments: parsed arguments of :func:`add_train_flags`.
+        before: overrides that flags and explicit overrides take precedence over.
+    """
     debug = DEBUG_OVERRIDES if arguments.debug else ()
-    return [*debug, *before, *given_overrides(arguments, TRAIN_FLAGS)]
+    return [*debug, *before, *flag_overrides(arguments, TRAIN_FLAGS)]
 
 
 def train_config(
     arguments: argparse.Namespace, before: Sequence[str] = ()
 ) -> tuple[Config, list[str]]:
-    """The configuration that training's flags describe, and the overrides that make it."""
+    """Load the configuration that the flags of training describe.
+
+    Args:
+        arguments, before: see :func:`train_overrides`.
+
+    Returns:
+        The configuration and the overrides it was composed from.
+    """
     from sam2kit.config.loading import load_config
 
     overrides = train_overrides(arguments, before)
     config = load_config(arguments.config, overrides)
+    # --no-wandb sets use_wandb=false, which leaves trainer.logger=wandb of the file in effect.
     if arguments.wandb is False and config.trainer.logger == "wandb":
         overrides.append("trainer.logger=tensorboard")
         config = load_config(arguments.config, overrides)

@@ -1,6 +1,7 @@
-"""Implement the commands: add flags, parse them, call the library. No logic of their own.
+"""Implement the commands: add the flags, parse them and call the library.
 
-A configuration that cannot work is rejected before torch is imported.
+Invalid configurations and missing files are rejected before torch is imported, so that an error
+appears at once. That is why library modules are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sam2kit.cli.arguments import (
     add_pipeline_flags,
     add_submit_flags,
     add_train_flags,
-    given_overrides,
+    flag_overrides,
     named_file,
     paths_and_overrides,
     positive,
@@ -35,16 +36,25 @@ from sam2kit.utils.errors import ConfigError
 
 
 def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Train a model; see :func:`sam2kit.training.trainer.fit`."""
     parser.add_argument(
         "--create-config",
         nargs="?",
         const="-",
         metavar="FILE",
-        help="write the whole configuration, commented, to FILE (a new .yaml) or the screen; stop",
+        help="write the complete configuration with comments to FILE (a new .yaml file), or print "
+        "it if FILE is omitted; do not train",
     )
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: a dated folder")
     parser.add_argument(
-        "--resume", choices=["auto"], help="go on with the run in --run-dir, or begin it"
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="run directory; default: a dated directory in output_dir",
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["auto"],
+        help="resume the run in --run-dir, or start it if there is none",
     )
     add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -55,49 +65,58 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         create_config(arguments.create_config, config)
         return
     check_paths(config)
-    folder, resume = arguments.run_dir, arguments.resume is not None
-    if resume and folder is None:
-        raise ConfigError("continues the run in --run-dir; name that folder too", key="--resume")
-    if folder and not resume and config.trainer.resume_from is None:
-        check_new(folder)
-    with kept_under(folder or config.output_dir):
+    run_dir, resume = arguments.run_dir, arguments.resume is not None
+    if resume and run_dir is None:
+        message, hint = "resumes the run in --run-dir, which is not set", "give --run-dir DIR"
+        raise ConfigError(message, key="--resume", value=arguments.resume, hint=hint)
+    if run_dir and not resume and config.trainer.resume_from is None:
+        check_new(run_dir)
+    with report_interruption(run_dir or config.output_dir):
         log_to_console(config.log_level)
         from sam2kit.training.trainer import fit
 
-        result = fit(config, folder, resume)
+        result = fit(config, run_dir, resume)
     if result.interrupted:
-        raise KeyboardInterrupt(f"what was trained so far is kept in {result.run_dir}")
+        raise KeyboardInterrupt(f"the training so far is saved in {result.run_dir}")
 
 
 def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Submit a training to SLURM; see :func:`sam2kit.training.slurm.submit`."""
     add_submit_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
     check_paths(config)
     from sam2kit.training.slurm import submit
 
-    folder, cluster = arguments.run_dir, arguments.cluster
-    job = submit(config, folder, arguments.hours, arguments.partition, cluster)
-    print(f"job {job.job_id}; its log: {job.paths.stderr}")
+    run_dir, cluster = arguments.run_dir, arguments.cluster
+    job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
+    print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
     if cluster == "local":
         job.result()
 
 
 def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Audit the gradients; see :func:`sam2kit.training.gradient_audit.audit_config`."""
     add_train_flags(parser)
     config, _ = train_config(parser.parse_intermixed_args(argv))
     check_paths(config)
     log_to_console(config.log_level)
     from sam2kit.training.gradient_audit import audit_config
 
-    found = audit_config(config)
-    print(f"{found.table()}\n{found.memory}")
-    found.report(stop=config.trainer.audit == "stop")
+    result = audit_config(config)
+    print(f"{result.table()}\n{result.memory}")
+    result.report(stop=config.trainer.audit == "stop")
 
 
 def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint or a name")
-    parser.add_argument("out", type=Path, metavar="OUT.pt", help="new; OUT.yaml goes beside it")
+    """Export a checkpoint; see :func:`sam2kit.models.exporter.export`."""
+    parser.add_argument("source", metavar="SOURCE", help="run directory, checkpoint or model name")
+    parser.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT.pt",
+        help="new weights file; OUT.yaml is written beside it",
+    )
     arguments = parser.parse_args(argv)
     check_checkpoint("SOURCE", arguments.source)
     from sam2kit.models.exporter import export
@@ -106,10 +125,14 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Evaluate a checkpoint or masks; see :mod:`sam2kit.evaluation.evaluate`."""
     group = parser.add_mutually_exclusive_group(required=True)
     add_checkpoint_flag(group)
     group.add_argument(
-        "--predictions", type=Path, metavar="DIR", help="masks of any tracker, DIR/VIDEO/FRAME.png"
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="masks of any tracker to score, as DIR/VIDEO/FRAME.png",
     )
     parser.add_argument(
         "--compare",
@@ -117,17 +140,19 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         default=[],
         type=named_file,
         metavar="NAME=FILE",
-        help="another checkpoint (or its name) to show beside it; may be repeated",
+        help="another checkpoint or model name to compare with; may be repeated",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file; default: the checkpoint's own configuration"
+        "--config",
+        metavar="FILE",
+        help="YAML configuration file; default: the configuration of the checkpoint",
     )
     add_flags(parser, EVALUATE_FLAGS)
     parser.add_argument(
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="where the results go; an interrupted evaluation there goes on",
+        help="directory for the results; an interrupted evaluation there is resumed",
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
     arguments = parser.parse_intermixed_args(argv)
@@ -140,11 +165,13 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         arguments.compare or arguments.protocol or arguments.noise_levels
     ):
         raise ConfigError(
-            "scores existing masks; --compare, --protocol and --noise-levels need "
-            "--model-checkpoint",
+            "scores existing masks and cannot be combined with --compare, --protocol or "
+            "--noise-levels",
             key="--predictions",
+            value=str(arguments.predictions),
+            hint="give --model-checkpoint instead, or remove these flags",
         )
-    overrides = given_overrides(arguments, EVALUATE_FLAGS)
+    overrides = flag_overrides(arguments, EVALUATE_FLAGS)
     if arguments.compare:
         from sam2kit.config.loading import override
 
@@ -153,8 +180,8 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     if arguments.config is not None:
         from sam2kit.config.loading import load_config
 
-        load_config(arguments.config, overrides)
-    with kept_under(arguments.output_dir or "outputs"):
+        load_config(arguments.config, overrides)  # only to reject it before torch is imported
+    with report_interruption(arguments.output_dir or "outputs"):
         log_to_console("INFO")
         from sam2kit.evaluation.evaluate import evaluate_checkpoint, evaluate_predictions
 
@@ -164,12 +191,15 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    parser.add_argument("video", metavar="VIDEO", help="a video file, or a folder of frames")
+    """Track objects through a video; see :func:`sam2kit.tracking.tracking_job.track_video`."""
+    parser.add_argument("video", metavar="VIDEO", help="video file or directory of frames")
     parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="prompts.json, which says what to follow"
+        "--prompts", required=True, metavar="FILE", help="prompts.json with the objects to track"
     )
     add_checkpoint_flag(parser, required=True)
-    parser.add_argument("--output-dir", metavar="DIR", help="new; default: a dated folder")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="new directory for the results; default: a dated one"
+    )
     add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
     arguments = parser.parse_args(argv)
     check_exists("VIDEO", arguments.video)
@@ -187,8 +217,12 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Run the staged notebooks; see :func:`sam2kit.pipeline.runner.run_stages`."""
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="a run there goes on; default: a dated folder"
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="run directory, an existing run is resumed; default: a dated directory in output_dir",
     )
     add_pipeline_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -199,7 +233,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     if overrides:
         parameters["overrides"] = overrides
     check_paths(config)
-    with kept_under(arguments.run_dir or config.output_dir):
+    with report_interruption(arguments.run_dir or config.output_dir):
         log_to_console(config.log_level)
         from sam2kit.pipeline.runner import run_stages
 
@@ -208,16 +242,25 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Run a sweep; see :func:`sam2kit.pipeline.sweep.run_sweep`.
+
+    Returns:
+        The exit code: 1 if a trial failed.
+    """
     parser.add_argument(
         "--sweep-dir",
         type=Path,
         metavar="DIR",
-        help="a sweep there goes on (alone: as it was begun); default: a dated folder",
+        help="sweep directory, an existing sweep is resumed (without other flags, with its "
+        "original settings); default: a dated directory in output_dir",
     )
     parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="trials at once; default: one for each GPU, or 1"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="number of trials to run in parallel; default: one per GPU, or 1 without a GPU",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again too")
+    parser.add_argument("--retry-failed", action="store_true", help="also rerun failed trials")
     add_pipeline_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     from sam2kit.pipeline.sweep import plan_trials, run_sweep
@@ -226,23 +269,34 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parameters = dict(arguments.parameter)
     overrides = train_overrides(arguments, parameters.pop("overrides", []))
     folder, trials, level = arguments.sweep_dir, None, "INFO"
-    given = overrides or parameters or arguments.config or arguments.stages != stages("1-4")
-    if folder is None or given:
+    changed = overrides or parameters or arguments.config or arguments.stages != stages("1-4")
+    if folder is None or changed:
         trials = plan_trials(arguments.config, overrides)
         level = trials[0].config.log_level
         folder = open_run_dir(folder, trials[0].config.output_dir)
     log_to_console(level)
-    chosen, retry = arguments.stages, arguments.retry_failed
-    rows = run_sweep(folder, trials, parameters, chosen, arguments.jobs, retry)
+    stage_numbers, retry = arguments.stages, arguments.retry_failed
+    rows = run_sweep(folder, trials, parameters, stage_numbers, arguments.jobs, retry)
     return int(any(row["state"] == "failed" for row in rows))
 
 
 def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Examine a data set; see :func:`sam2kit.data.doctor.report.run_doctor`.
+
+    Returns:
+        The exit code: 1 if training would stop with an error.
+    """
     add_data_flags(parser, "DATA", "[DATA] [OVERRIDE ...]")
     add_flags(parser, DOCTOR_FLAGS)
-    parser.add_argument("--val", metavar="DATA", help="validation data, which may share no video")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as one page")
+    parser.add_argument(
+        "--val",
+        metavar="DATA",
+        help="validation data, to check that no video is in both data sets",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the report as a self-contained HTML page"
+    )
     arguments = parser.parse_intermixed_args(argv)
     paths, arguments.overrides = paths_and_overrides(arguments.words, "DATA")
     for flag in ("json", "html"):
@@ -250,22 +304,25 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             check_exists(f"--{flag}", path.parent)
     from sam2kit.config.loading import load_config
 
-    config = load_config(arguments.config, given_overrides(arguments, DOCTOR_FLAGS))
+    config = load_config(arguments.config, flag_overrides(arguments, DOCTOR_FLAGS))
     log_to_console("INFO")
     from sam2kit.data.doctor.report import run_doctor
 
     source = paths[0] if paths else config
-    found = run_doctor(source, config.dataset, arguments.val, arguments.workers)
-    for path, make in ((arguments.json, found.to_json), (arguments.html, found.page)):
+    report = run_doctor(source, config.dataset, arguments.val, arguments.workers)
+    for path, render in ((arguments.json, report.to_json), (arguments.html, report.page)):
         if path is not None:
-            path.write_text(make(), encoding="utf-8")
-    print(found.text())
-    return int(found.broken)
+            path.write_text(render(), encoding="utf-8")
+    print(report.text())
+    return int(report.broken)
 
 
 def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Convert a data set; see :func:`sam2kit.data.conversion.convert`."""
     add_data_flags(parser, "SRC", "[SRC] DST [OVERRIDE ...]")
-    parser.add_argument("--to", required=True, metavar="FORM", help="davis or coco-video")
+    parser.add_argument(
+        "--to", required=True, metavar="FORM", help="target layout: davis or coco-video"
+    )
     arguments = parser.parse_intermixed_args(argv)
     paths, overrides = paths_and_overrides(arguments.words, "SRC", "DST")
     from sam2kit.config.loading import load_config
@@ -279,6 +336,11 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Estimate memory and time; see :func:`sam2kit.training.planner.report`.
+
+    Returns:
+        The exit code: 1 if a training step does not fit into memory.
+    """
     add_train_flags(parser)
     config, _ = train_config(parser.parse_intermixed_args(argv))
     check_paths(config)
@@ -291,51 +353,62 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 
 def replay(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    parser.add_argument("file", metavar="FILE", help="replay.pt of a run that stopped")
+    """Replay a step; see :func:`sam2kit.training.nonfinite_replay.replay`."""
+    parser.add_argument("file", metavar="FILE", help="replay.pt of the run that stopped")
     from sam2kit.training.nonfinite_replay import replay
 
     print(replay(parser.parse_args(argv).file))
 
 
 def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    parser.add_argument("--list", action="store_true", help="the folders, their sizes and encoders")
-    parser.add_argument("--clear", action="store_true", help="delete them; nothing else is deleted")
+    """Precompute features; see :func:`sam2kit.models.feature_precompute.fill`."""
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the cache directories with their sizes and encoders",
+    )
+    parser.add_argument(
+        "--clear", action="store_true", help="delete the cached features and nothing else"
+    )
     add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
-    looking = arguments.list or arguments.clear
-    if not looking:
+    list_only = arguments.list or arguments.clear
+    if not list_only:
         check_paths(config)
     log_to_console(config.log_level)
     from sam2kit.models.feature_cache import clear, describe, find_folder
 
     folder = find_folder(config)
     if arguments.clear:
-        deleted, left = clear(folder)
-        print(f"{deleted} files deleted", *(f"left: {path}" for path in left), sep="\n")
-    if looking:
+        deleted, skipped = clear(folder)
+        print(f"Deleted {deleted} files.", *(f"Not deleted: {path}" for path in skipped), sep="\n")
+    if list_only:
         print(describe(folder))
         return
     from sam2kit.models.feature_precompute import fill
 
-    with kept_under(folder):
+    with report_interruption(folder):
         print(fill(config).report())
 
 
 def log_to_console(level: str) -> None:
-    """Log time and message to the screen; the module is of no use to a person who watches a run."""
+    """Log to standard error with time and message only, without loguru's module and line."""
     from loguru import logger
 
-    form = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
-    logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": form}])
+    line = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
+    logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": line}])
 
 
 @contextmanager
-def kept_under(folder: str | Path) -> Iterator[None]:
-    """Name ``folder`` in an interruption, also where Lightning turned Ctrl-C into SystemExit."""
+def report_interruption(folder: str | Path) -> Iterator[None]:
+    """Add the directory with the results so far to the message of a KeyboardInterrupt.
+
+    Lightning replaces KeyboardInterrupt by SystemExit, which is converted back.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        raise KeyboardInterrupt(f"what was written so far is kept under {folder}") from stop
+        raise KeyboardInterrupt(f"the results so far are saved under {folder}") from stop

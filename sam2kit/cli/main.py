@@ -1,8 +1,8 @@
-"""Dispatch to one command and turn errors into exit codes.
+"""Run one command and convert errors to exit codes.
 
-``sam2kit --help`` answers without importing torch or Hydra. Exit codes: 0 done, 1 data that would
-stop training (doctor), a step that does not fit (plan) or trials that failed (sweep), 2 input that
-cannot be used, 130 interrupted.
+``sam2kit --help`` does not import torch or Hydra. Exit codes: 0 success; 1 data that would stop
+training (doctor), a step that does not fit into memory (plan) or failed trials (sweep); 2 invalid
+input; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ from sam2kit.utils.text import suggest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a malformed flag exits with 2, as argparse does."""
+    """Run one command.
+
+    Args:
+        argv: command line arguments. None (default): ``sys.argv[1:]``.
+
+    Returns:
+        The exit code; see the module.
+
+    Raises:
+        SystemExit: raised by argparse, with code 2 for a malformed flag and 0 for ``--help``.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
         print(f"sam2kit {sam2kit.__version__}")
@@ -51,15 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        kept = f"{stop}" if stop.args else "nothing was written"
-        print(f"interrupted; {kept}", file=sys.stderr)
+        result = f"{stop}" if stop.args else "nothing was written"
+        print(f"interrupted; {result}", file=sys.stderr)
         return 130
 
 
 class Command(NamedTuple):
-    """A function that adds its flags to a parser, parses and calls the library; and one line.
+    """A command of the command line.
 
-    What it returns is the exit code, None 0.
+    Attributes:
+        run: adds its flags to the parser, parses the arguments and calls the library. It returns
+            the exit code; None means 0.
+        help: one line for the overview and for ``--help``.
     """
 
     run: Callable[[argparse.ArgumentParser, list[str]], int | None]
@@ -68,31 +81,33 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(train, "fine-tune a model on your videos"),
-    "submit": Command(submit, "train as a job of SLURM that goes on after it was taken away"),
-    "audit": Command(audit, "show which modules get gradient, with train's flags; trains nothing"),
-    "plan": Command(plan, "tell what memory and time a step will take, with train's flags"),
-    "replay": Command(replay, "run a step again whose loss or gradient was not finite"),
-    "features": Command(features, "keep the frozen encoder's features ahead of training"),
-    "export": Command(export, "write weights for the plain sam2 package, and prove them"),
-    "evaluate": Command(
-        evaluate, "track the validation clips with a checkpoint and score the masks"
-    ),
-    "track": Command(track, "follow objects through a video of yours; writes masks and an overlay"),
-    "doctor": Command(doctor, "read a data set once, and tell what is wrong with it"),
-    "convert": Command(convert, "write a data set in another layout, without loss"),
+    "submit": Command(submit, "train as a SLURM job that resumes after preemption or timeout"),
+    "audit": Command(audit, "check which modules get gradient, without training"),
+    "plan": Command(plan, "estimate memory and time of a training step"),
+    "replay": Command(replay, "rerun a step whose loss or gradient was not finite"),
+    "features": Command(features, "precompute the features of the frozen image encoder"),
+    "export": Command(export, "export and verify weights for the official sam2 package"),
+    "evaluate": Command(evaluate, "track the validation videos and score the masks"),
+    "track": Command(track, "track objects through a video and write masks and an overlay"),
+    "doctor": Command(doctor, "check a data set and report problems"),
+    "convert": Command(convert, "convert a data set to another layout without loss"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
-    "sweep": Command(sweep, "run the notebooks for each point of a grid; one table of all"),
+    "sweep": Command(sweep, "run the notebooks for every point of a grid and rank the results"),
 }
 
 
 def _overview() -> str:
+    """Return the help of the command line without a command."""
     rows = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
     return (
         f"usage: sam2kit COMMAND ...    (or python -m sam2kit COMMAND ...)\n\n"
         f"Fine-tune SAM 2's memory modules on your own videos.\n\ncommands:\n{rows}\n\n"
-        "sam2kit COMMAND --help shows a command's flags; sam2kit --version the version."
+        "sam2kit COMMAND --help shows the flags of a command; sam2kit --version shows the version."
     )
 
 
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog, description=help.capitalize() + ".", allow_abbrev=False)
+    """Return a command's parser; abbreviations are off, so that new flags break no script."""
+    # Not capitalize(), which would turn SLURM into slurm.
+    description = f"{help[:1].upper()}{help[1:]}."
+    return argparse.ArgumentParser(prog, description=description, allow_abbrev=False)

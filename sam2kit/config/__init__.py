@@ -1,4 +1,4 @@
-"""Define, validate, load and save the configuration."""
+"""Define, validate, load and save the configuration of a run."""
 
 import lazy_loader
 

@@ -1,11 +1,10 @@
-"""Compose a :class:`~sam2kit.config.schema.Config` from YAML files and overrides, and write one as
-YAML.
+"""Compose a configuration from YAML files and overrides, and write it as YAML.
 
-Hydra composes; the dataclasses are the schema. Precedence, lowest first: the dataclasses' defaults,
-the groups that the file's defaults list names, the file, overrides. A file without a defaults list
-(a run's resolved ``config.yaml``, or what ``--create-config`` wrote) is composed in the same way,
-and a group chosen on top of it wins over the file's keys. No torch here, and Hydra only inside
-functions.
+Hydra composes; the dataclasses are the schema. Precedence, lowest first: the defaults of the
+dataclasses, the groups in the file's defaults list, the file, overrides. A file without a defaults
+list (a run's resolved ``config.yaml``, or a file from ``--create-config``) is composed in the same
+way, and a group chosen on the command line overrides its keys. This module does not import torch,
+and imports Hydra only inside functions.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2kit.config.schema import Config, options
-from sam2kit.config.validation import check, check_exists
+from sam2kit.config.validation import check, check_exists, default_hint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import missing
@@ -26,37 +25,46 @@ from sam2kit.utils.text import close_names, suggest
 
 SECTIONS = tuple(f.name for f in fields(Config) if "help" not in f.metadata)
 GROUPS = (*SECTIONS, "recipe")
-"""What a file's defaults list and the command line choose files for."""
+"""Config groups: a defaults list or ``group=choice`` selects a YAML file for each of them."""
 COMMAND_LINE = "command line"
-_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_TYPE_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def config_dir() -> Path:
-    """The folder of the kit's own YAML files: inside an installed wheel, else the repository's."""
+    """Return the directory of the bundled YAML files, in the wheel or in the repository."""
     package = Path(__file__).parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Compose and check a configuration.
+    """Compose and validate a configuration.
 
     Args:
-        config_file: any YAML file; its own folder and then the kit's are searched for the entries
-            of its defaults list. None: the kit's ``config.yaml``.
-        overrides: ``key=value`` and ``group=choice``, in Hydra's grammar; the last of a key wins.
+        config_file: path of a YAML file. The entries of its defaults list are searched for in its
+            directory and then among the bundled files. None (default): the bundled
+            ``config.yaml``.
+        overrides: ``key=value`` and ``group=choice`` in Hydra's grammar; the last one of a key
+            wins.
+
+    Returns:
+        The validated configuration. It does not check that data and checkpoints exist; see
+        :func:`sam2kit.config.validation.check_paths`.
 
     Raises:
-        ConfigError: a missing or malformed file, an unknown key or group, a wrong type, or a value
-            or combination that cannot work. Whether the data exist is for
-            :func:`sam2kit.config.validation.check_paths`.
+        ConfigError: the file is missing or malformed, a key or group is unknown, a value has the
+            wrong type or is out of range, or a combination of values is invalid.
     """
     path = config_dir() / "config.yaml" if config_file is None else Path(config_file)
     return _assemble(read_yaml(path), str(path), [path.absolute().parent, config_dir()], overrides)
 
 
 def settle_precision(config: Config) -> Config:
-    """The configuration with ``trainer.precision`` ``auto`` replaced by what it means here."""
+    """Replace ``trainer.precision=auto`` by the precision that this machine supports.
+
+    Returns:
+        A changed copy, or the same object if ``trainer.precision`` is not ``auto``.
+    """
     from sam2kit.utils.device import resolve_precision  # imports torch
 
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
@@ -68,22 +76,22 @@ def settle_precision(config: Config) -> Config:
 def override_config(
     config: Config | Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
 ) -> Config:
-    """Put overrides on a configuration, or on the plain dictionary of one, and check the result.
+    """Apply overrides to a configuration or its plain dictionary, and validate the result.
 
     Args:
-        config: left as it is.
-        overrides: as in :func:`load_config`.
-        source: where the dictionary comes from, for messages (a checkpoint's path, say).
+        config: configuration or dictionary; it is not modified.
+        overrides: see :func:`load_config`.
+        source: origin of the dictionary for error messages, such as the path of a checkpoint.
 
     Raises:
-        ConfigError: as :func:`load_config`.
+        ConfigError: see :func:`load_config`.
     """
     content = asdict(config) if isinstance(config, Config) else dict(config)
     return _assemble(content, source, [config_dir()], overrides)
 
 
 def override(key: str, value: Any) -> str:
-    """The override that sets ``key`` to ``value``, text quoted so that Hydra takes it literally."""
+    """Return the override that sets ``key`` to ``value``, quoting text so that Hydra keeps it."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if isinstance(value, bool):
@@ -94,37 +102,37 @@ def override(key: str, value: Any) -> str:
 
 
 def override_key(text: str) -> str:
-    """The key that an override such as ``optimizer.lr=1e-3`` sets."""
+    """Return the key that an override such as ``optimizer.lr=1e-3`` sets."""
     return text.partition("=")[0].lstrip("+~")
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the resolved configuration atomically; :func:`load_config` reads it back equal.
+    """Write the resolved configuration atomically, as YAML that :func:`load_config` reads back.
 
     Raises:
-        ConfigError: the file exists, and it is not a saved configuration.
+        ConfigError: the file exists and is not a saved configuration.
     """
     if Path(path).exists() and not is_saved(read_yaml(Path(path))):
         raise ConfigError(
             f"{path} exists and is not a run's saved configuration",
-            hint="name another folder, so that it is not overwritten",
+            hint="choose another directory so that it is not overwritten",
         )
     write_text(path, to_yaml(config, comments=False))
 
 
 def is_saved(content: Mapping[str, Any]) -> bool:
-    """Whether a YAML file holds a whole configuration, as :func:`save_config` writes it."""
+    """Return whether a YAML file contains a complete configuration from :func:`save_config`."""
     return "defaults" not in content and {"model", "dataset", "trainer"} <= content.keys()
 
 
 def to_yaml(config: Config, comments: bool = True) -> str:
-    """The whole configuration as YAML, every key under the comment that documents it."""
+    """Return the complete configuration as YAML, each key below a comment that documents it."""
     from omegaconf import OmegaConf
 
     def entry(name: str, value: Any, help: str) -> str:
-        above = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
+        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
         text = OmegaConf.to_yaml({name: value})
-        return f"{above}\n{text}" if comments else text
+        return f"{comment}\n{text}" if comments else text
 
     parts = []
     for f in fields(config):
@@ -138,7 +146,7 @@ def to_yaml(config: Config, comments: bool = True) -> str:
         title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n" if comments else ""
         parts.append(f"{title}{f.name}:\n{textwrap.indent(inner, '  ')}")
     if comments:
-        parts.insert(0, "# Train with it: sam2kit train --config THIS_FILE\n")
+        parts.insert(0, "# Train with: sam2kit train --config THIS_FILE\n")
         parts.insert(-5, "\n")
     return "".join(parts)
 
@@ -146,18 +154,26 @@ def to_yaml(config: Config, comments: bool = True) -> str:
 def _assemble(
     content: dict[str, Any], source: str, folders: list[Path], overrides: Sequence[str]
 ) -> Config:
-    """Compose ``content`` (a YAML file's), the groups it names and the overrides."""
+    """Compose the content of a YAML file, the groups in its defaults list and the overrides.
+
+    Args:
+        content: keys of the file, with its ``defaults`` list if it has one.
+        source: name of the file for error messages.
+        folders: directories in which groups are searched, in this order.
+        overrides: see :func:`load_config`.
+    """
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    # Hydra's own errors name neither the file nor the expected type, so check keys and types first.
     _check_values(((k, v) for k, v in content.items() if k != "defaults"), source)
     groups = _groups_of(content, folders)
     overrides = [_normalize(text, folders, groups) for text in overrides]
     overrides.append(f"hydra.searchpath=[{override('', f'file://{folders[-1]}')[1:]}]")
-    with _own_hydra(folders[0]):
+    with _isolated_hydra(folders[0]):
         store = ConfigStore.instance()
         store.store("sam2kit_schema", Config)
         store.store("sam2kit_file", OmegaConf.create(content))
@@ -167,18 +183,19 @@ def _assemble(
             schema = OmegaConf.structured(Config)
             config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"{source}: {_on_one_line(error)}") from error
+            hint = "correct this entry of the file or the command line"
+            raise ConfigError(f"{source}: {_on_one_line(error)}", hint=hint) from error
     assert isinstance(config, Config)
     check(config)
     return config
 
 
 @contextmanager
-def _own_hydra(folder: Path) -> Iterator[None]:
-    """Hydra searching ``folder``, whatever state it was in; that state is restored afterwards.
+def _isolated_hydra(folder: Path) -> Iterator[None]:
+    """Initialise Hydra with the search path ``folder``, and restore its previous state on exit.
 
-    Importing ``sam2`` initialises Hydra, after which a second initialisation raises and without
-    which sam2's builders fail; so the kit must neither rely on that state nor leave its own.
+    Importing ``sam2`` initialises Hydra globally. A second initialisation raises an error, and
+    without the first one sam2's model builders fail, so neither state may leak into the other.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -194,28 +211,31 @@ def _own_hydra(folder: Path) -> Iterator[None]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file, interpolations as they are written.
+    """Read a YAML file without resolving interpolations.
 
     Raises:
-        ConfigError: missing, not YAML, or no keys in it.
+        ConfigError: the file is missing, is not YAML, or does not contain a mapping.
     """
     import yaml
     from omegaconf import OmegaConf
 
     if not path.is_file():
-        message = f"{path} is a folder, not a file" if path.is_dir() else missing(path)
-        raise ConfigError(message, key="--config", value=str(path))
+        message = f"{path} is a directory, not a file" if path.is_dir() else missing(path)
+        hint = "give the path of a YAML file"
+        raise ConfigError(message, key="--config", value=str(path), hint=hint)
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+        message = f"{path} is not a YAML file: {' '.join(str(error).split())}"
+        raise ConfigError(message, hint="correct the syntax at that line") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys such as model: and dataset:, got a list")
+        hint = "write keys such as model: and dataset:"
+        raise ConfigError(f"{path} contains a list instead of keys", hint=hint)
     return {str(key): value for key, value in content.items()}
 
 
 def _groups_of(content: Mapping[str, Any], folders: list[Path]) -> set[str]:
-    """The groups that a defaults list chooses from, here or in the files it names."""
+    """Return the groups that a defaults list selects, including those of the files it includes."""
     groups = set()
     for item in content.get("defaults") or []:
         if isinstance(item, Mapping):
@@ -230,7 +250,13 @@ def _groups_of(content: Mapping[str, Any], folders: list[Path]) -> set[str]:
 
 
 def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
-    """Check one override and write it so that Hydra takes it: ``+group=choice`` for a new group."""
+    """Validate one override and return it in the form that Hydra expects.
+
+    Args:
+        text: the override as the user wrote it.
+        folders: directories in which groups are searched.
+        groups: groups that the defaults list selects. Hydra requires ``+group=choice`` for others.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -241,8 +267,9 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
         raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value", hint=hint) from error
     key = parsed.key_or_group
     if parsed.is_delete():
-        hint = f"give {key}=null instead"
-        raise ConfigError(f"{text!r} on the {COMMAND_LINE} removes it", key=key, hint=hint)
+        hint = f"set {key}=null instead"
+        message = f"{text!r} on the {COMMAND_LINE} removes the key"
+        raise ConfigError(message, key=key, hint=hint)
     if parsed.is_sweep_override():
         hint = f"write a list as {key}=[a,b], or one text as \"{key}='a,b'\""
         message = f"{text!r} on the {COMMAND_LINE} gives several values"
@@ -251,19 +278,22 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
     if key in GROUPS and isinstance(value, (str, int, float)):
         choices = {file.stem for folder in folders for file in (folder / key).glob("*.yaml")}
         if str(value) not in choices:
-            expected, hint = "a group's file name", suggest(str(value), sorted(choices))
+            expected, hint = (
+                "the name of a file in that group",
+                suggest(str(value), sorted(choices)),
+            )
             raise ConfigError(COMMAND_LINE, key=key, value=value, expected=expected, hint=hint)
         if key == "recipe" and key not in groups:
             raise ConfigError(
-                f"{text!r} on the {COMMAND_LINE} chooses a loss and an optimizer too, and this "
-                "file has no defaults list to choose them in",
+                f"{text!r} on the {COMMAND_LINE} also selects a loss and an optimizer, but this "
+                "file has no defaults list in which to replace them",
                 key=key,
-                hint="give the parts themselves (loss=official optimizer=official, ...), or start "
-                "from a file with one, such as configs/config.yaml",
+                hint="select the groups themselves (loss=official optimizer=official, ...), or use "
+                "a file with a defaults list, such as configs/config.yaml",
             )
         return text.lstrip("+") if key in groups else f"+{text.lstrip('+')}"
     _check_values([(key, value)], COMMAND_LINE)
-    # Names in a dictionary are the user's own, and have to be added to those that are there.
+    # The keys inside a dictionary value are not part of the schema, so Hydra must add them.
     return f"++{text.lstrip('+')}" if isinstance(value, Mapping) else text.lstrip("+")
 
 
@@ -271,7 +301,8 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
     """Reject unknown keys and wrong types.
 
     Raises:
-        ConfigError: names the source, the key, the value and what was expected.
+        ConfigError: a key is unknown or a value has the wrong type; it names the source and the
+            key, and the value and expected type or the closest known key.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -281,7 +312,7 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
     for key, value in items:
         if key in SECTIONS:
             if not isinstance(value, Mapping):
-                hint = f"to choose a group, put '{key}: {value}' in the file's defaults list or "
+                hint = f"to select a group, put '{key}: {value}' in the file's defaults list or "
                 hint += f"{key}=... on the command line"
                 expected = "a section with keys"
                 raise ConfigError(source, key=key, value=value, expected=expected, hint=hint)
@@ -291,17 +322,20 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
             raise ConfigError(f"unknown key in {source}", key=key, hint=_known_keys(key, known))
         try:
             OmegaConf.update(schema, key, value)
-            fits = _strictly(value, known[key].type)
+            fits = _matches_type(value, known[key].type)
         except OmegaConfBaseException:
             fits = False
         if not fits:
-            expected = _words(known[key].type)
-            raise ConfigError(source, key=key, value=value, expected=expected)
+            expected, hint = _describe_type(known[key].type), default_hint(key, known[key])
+            raise ConfigError(source, key=key, value=value, expected=expected, hint=hint)
 
 
-def _strictly(value: Any, type_name: str) -> bool:
-    """What OmegaConf lets pass: a truth value as text, anything within a list of text, lists
-    within a list of numbers, and ???."""
+def _matches_type(value: Any, type_name: str) -> bool:
+    """Return whether a value that OmegaConf accepted has the type of its key.
+
+    OmegaConf also accepts booleans as text, any items in a list of text, lists and dictionaries in
+    a list of numbers, and ``???`` (a missing value) everywhere.
+    """
     if value == "???":
         return False
     if type_name.startswith("str"):
@@ -313,19 +347,23 @@ def _strictly(value: Any, type_name: str) -> bool:
     return True
 
 
-def _words(type_name: str) -> str:
-    """A dataclass field's type in words: ``list[float] | None`` is a list of numbers or null."""
+def _describe_type(type_name: str) -> str:
+    """Describe a type annotation in words.
+
+    For example ``list[float] | None`` is "a list, each item a number, or null".
+    """
     base, _, optional = type_name.partition(" | ")
     if base.startswith("dict[str, float"):
-        return "names with a number each, such as {image_encoder: 1e-5}"
+        return "a mapping of names to numbers, such as {image_encoder: 1e-5}"
     if base.startswith("dict"):
-        return "names with a value each, such as {other: other.ckpt}"
-    words = _WORDS.get(base) or f"a list, each item {_WORDS.get(base[5:-1], 'keys with values')}"
+        return "a mapping of names to values, such as {other: other.ckpt}"
+    item = _TYPE_WORDS.get(base[5:-1], "a mapping of keys to values")
+    words = _TYPE_WORDS.get(base) or f"a list, each item {item}"
     return f"{words}, or null" if optional else words
 
 
 def _known_keys(key: str, known: Iterable[str]) -> str:
-    """Name the known key closest to ``key``: within its section, else by its last name anywhere."""
+    """Suggest the known key closest to ``key``, in its own section or else in any section."""
     section, _, name = key.rpartition(".")
     anywhere = {k.rpartition(".")[2]: k for k in reversed(list(known))}
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
@@ -334,31 +372,37 @@ def _known_keys(key: str, known: Iterable[str]) -> str:
     for pool in (siblings, anywhere):
         if close := close_names(name, pool, 1):
             return f"did you mean {pool[close[0]]}?"
-    return f"{section or 'a configuration'} has {', '.join(siblings)}"
+    return f"the keys of {section or 'a configuration'} are {', '.join(siblings)}"
 
 
 def _on_one_line(error: BaseException) -> str:
-    """Return Hydra's or OmegaConf's message, with the cause where that says more."""
+    """Return an error of Hydra or OmegaConf on one line, with a cause that adds to it."""
     cause = error.__cause__
     text = str(error) if cause is None or str(cause) in str(error) else f"{error} ({cause})"
     return " ".join(text.split())
 
 
 def create_config(file: str, config: Config) -> None:
-    """Write the whole configuration, commented, to a new YAML file, or to the screen for ``-``.
+    """Write the complete configuration with comments to a new YAML file.
+
+    Args:
+        file: path of the new file; ``-`` prints to standard output.
+        config: the configuration to write.
 
     Raises:
-        ConfigError: the file exists, its folder does not, or its name does not end in ``.yaml``.
+        ConfigError: the file exists, its directory does not, or its name does not end in
+            ``.yaml`` or ``.yml``.
     """
     if file == "-":
         print(to_yaml(config), end="")
         return
     path, flag = Path(file), "--create-config"
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(key=flag, value=file, expected="a file name that ends in .yaml")
+        expected, hint = "a file name that ends in .yaml", f"try {path.stem}.yaml"
+        raise ConfigError(key=flag, value=file, expected=expected, hint=hint)
     if path.exists():
-        hint = "name another file or delete it"
-        raise ConfigError(f"{file} exists already", key=flag, value=file, hint=hint)
+        hint = "choose another name or delete the file"
+        raise ConfigError(f"{file} already exists", key=flag, value=file, hint=hint)
     check_exists(flag, path.parent)
     path.write_text(to_yaml(config), encoding="utf-8")
     print(f"wrote {path}; train with: sam2kit train --config {path}")

@@ -1,7 +1,7 @@
-"""Define the configuration: the dataclasses are the only schema and hold the only defaults.
+"""Define the configuration as dataclasses, which are the only schema and hold all defaults.
 
-YAML files under ``configs/`` hold differences from these defaults; :mod:`sam2kit.config.loading`
-combines the two. This module does not import torch.
+YAML files under ``configs/`` contain differences from these defaults;
+:mod:`sam2kit.config.loading` combines the two. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixtur
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
-"""Who decides a key: what a run is (its checkpoint says so too), where files are, or how this
-machine is used. Of a checkpoint the keys of RUN alone are obeyed: it may be a stranger's file."""
+"""Scopes of a key: RUN defines the run itself, PATH locates files, MACHINE controls how this
+machine is used. Checkpoints come from untrusted sources, so only their RUN keys are applied."""
 
 
 def option(
@@ -33,16 +33,16 @@ def option(
 ) -> Any:
     """Declare a configuration key.
 
-    Choices and limits hold for the value, or for each item of a list or dictionary; a null that the
-    type allows always passes. :func:`sam2kit.config.validation.check` reads them.
+    Choices and limits apply to the value, or to each item of a list or dictionary. None passes if
+    the type allows it. :func:`sam2kit.config.validation.check` enforces them.
 
     Args:
-        default: a value; a list or dictionary is copied for each configuration.
-        help: the line that documents it (``--create-config`` writes it out).
+        default: default value; lists and dictionaries are copied for each configuration.
+        help: one line of documentation, shown by ``--help`` and ``--create-config``.
         scope: :data:`RUN`, :data:`PATH` or :data:`MACHINE`.
-        choices: the texts that are allowed.
-        limits: ``ge``, ``gt``, ``le`` or ``lt`` (at least, above, at most, below) of a number,
-            which then must be finite.
+        choices: allowed strings. None (default): any value of the type.
+        limits: bounds of a number: ``ge``, ``gt``, ``le`` or ``lt`` (at least, above, at most,
+            below). A number with limits must also be finite.
     """
     metadata = {"help": help, "scope": scope, "choices": choices, "limits": limits}
     if isinstance(default, (list, dict)):
@@ -50,11 +50,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-amount = partial(option, ge=0)
-count = partial(option, ge=1)
-share = partial(option, ge=0, le=1)
+non_negative = partial(option, ge=0)
+positive_count = partial(option, ge=1)
+ratio = partial(option, ge=0, le=1)
 
-# What says where videos come from, and may differ between the sources of a mixture.
+# Keys that locate the videos. Only these may differ between the sources of a mixture: all other
+# keys shape the batch, and clips of different sources are batched together.
 SOURCE_KEYS = (
     "type",
     "data_path",
@@ -77,323 +78,434 @@ class DatasetConfig:
 
     type: str = option(
         "video",
-        "video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), images (single "
-        "pictures), synthetic (generated) or mixture (docs/data.md)",
+        "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
+        "images (still images), synthetic (generated) or mixture (several sources); see "
+        "docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(
-        None, "folder of the videos; for coco the root of file_name", PATH
+        None,
+        "directory of the videos; for type=coco the directory that file_name is relative to",
+        PATH,
     )
     masks_path: str | None = option(
         None,
-        "where masks are that do not lie beside their frames: a folder with one for each video, or "
-        "for type files a COCO JSON",
+        "location of the masks if they are not stored beside their frames: a directory with one "
+        "subdirectory per video, or a COCO JSON file for type=files",
         PATH,
     )
     annotation_file: str | None = option(
-        None, "the COCO JSON (type coco only), or several as a pattern: labels/*.json", PATH
+        None,
+        "COCO JSON file (type=coco only); a glob pattern such as labels/*.json reads several",
+        PATH,
     )
     identity: str = option(
         "auto",
-        "what is one object of type coco: track (by track, instance or object ids), category, auto "
-        "(track where there are ids, else category); components, of any type with masks: each "
-        "connected component, followed from frame to frame",
+        "what defines one object: track (track, instance or object IDs; type=coco only), category "
+        "(type=coco only), components (each connected component of the masks, matched from frame "
+        "to frame; any type) or auto (track if the file has IDs, otherwise category)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
-        True, "leave out masks of frames that a COCO JSON flags as no key frames (interpolated)"
+        True, "ignore masks of frames that a COCO JSON file marks as interpolated (not key frames)"
     )
     split: str | None = option(
-        None, "list of video names: a text file, or its name under ImageSets (2016/train)", PATH
+        None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
     )
     corrections: str | None = option(
         None,
-        "corrections.jsonl of the prompt debugger: its masks replace the data set's",
+        "corrections.jsonl written by the prompt debugger; its masks replace those of the data set",
         PATH,
     )
     sav_masklets: str = option(
-        "manual", "which masklets of SA-V: manual, auto or both", choices=("manual", "auto", "both")
+        "manual", "SA-V masklets to use: manual, auto or both", choices=("manual", "auto", "both")
     )
     mixture: list[dict[str, Any]] = option(
         [],
-        "the sources of type mixture: each type, data_path and so on, and weight (1), its share of "
-        "the clips in an epoch",
+        "sources of type=mixture: a list of entries with the keys type, data_path and so on, and "
+        "weight (default 1), the relative number of clips per epoch",
         PATH,
     )
-    video_clip_length: int = count(5, "frames in a clip, at least 1")
-    frame_stride: int = count(1, "take every n-th frame")
-    max_gap: int = amount(
-        0, "between two frames of a training clip leave out up to so many more (of every n-th)"
+    video_clip_length: int = positive_count(5, "number of frames per clip")
+    frame_stride: int = positive_count(1, "use every N-th frame of a video")
+    max_gap: int = non_negative(
+        0,
+        "maximum number of additional frames (after frame_stride) to skip at random between two "
+        "frames of a training clip",
     )
     short_videos: str = option(
         "turn_back",
-        "videos shorter than a clip: turn_back (played forwards and backwards) or error",
+        "what to do with videos shorter than a clip: turn_back (play forwards and backwards) or "
+        "error",
         choices=("turn_back", "error"),
     )
-    clips_per_video: int = count(1, "clips drawn from each video in an epoch")
-    image_size: int = option(512, "frames are squashed to this square; a multiple of 32")
-    batch_size: int = count(1, "clips in a batch")
-    num_workers: int = amount(2, "processes that load clips; 0 loads in the main process", MACHINE)
-    max_objects: int | None = count(3, "at most this many objects a clip; null: all")
-    min_objects: int = count(
-        1, "begin training clips where so many objects are visible, if such a frame is soon found"
+    clips_per_video: int = positive_count(1, "number of clips drawn from each video per epoch")
+    image_size: int = option(
+        512,
+        "side length in pixels to which frames are resized, ignoring the aspect ratio; a multiple "
+        "of 32",
     )
-    synthetic_objects: int = count(
-        3, "at most this many generated objects a clip, for videos without masks and type synthetic"
+    batch_size: int = positive_count(1, "number of clips per batch")
+    num_workers: int = non_negative(
+        2, "number of data loader processes; 0 loads clips in the main process", MACHINE
     )
-    synthetic_videos: int = count(256, "videos in an epoch of type synthetic")
-    synthetic_motion: float = amount(
-        0.14, "mean way of a generated object on one frame as a share of its diameter"
+    max_objects: int | None = positive_count(
+        3, "maximum number of objects per clip; null means no limit"
     )
-    synthetic_lifelike: float = share(
+    min_objects: int = positive_count(
+        1,
+        "start training clips on a frame with at least this many visible objects, if one is found "
+        "within a few tries",
+    )
+    synthetic_objects: int = positive_count(
+        3,
+        "maximum number of generated objects per clip, for videos without masks and for "
+        "type=synthetic",
+    )
+    synthetic_videos: int = positive_count(256, "number of videos per epoch for type=synthetic")
+    synthetic_motion: float = non_negative(
+        0.14, "mean displacement of a generated object per frame, as a fraction of its diameter"
+    )
+    synthetic_lifelike: float = ratio(
         0.0,
-        "share of the videos of type synthetic that come closer to filmed video: a moving camera, "
-        "blur, changing light, shadows, limbs, objects that leave or are wholly hidden and come "
-        "back, speeds from slow to twice the mean",
+        "fraction of the type=synthetic videos that resemble real footage: moving camera, blur, "
+        "changing light, shadows, articulated limbs, objects that leave or are fully occluded and "
+        "return, and speeds from slow to twice the mean",
     )
     synthetic_photos: str | None = option(
         None,
-        "folder of pictures from which lifelike videos take most of their surfaces; null: all "
-        "surfaces are generated",
+        "directory of images that lifelike videos use for most of their textures; null: all "
+        "textures are generated",
         PATH,
     )
     augment: bool = option(
-        False, "flip, crop, reverse and recolour training clips, by the strengths in augmentation"
+        False,
+        "augment training clips (flip, crop, reverse, colour), with the strengths set in the "
+        "section augmentation",
     )
     prompt_types: list[str] = option(
-        ["mask"], "any of mask, box, point; each object draws one", choices=PROMPT_TYPES
+        ["mask"],
+        "prompt types, any of mask, box, point; one is drawn for each object",
+        choices=PROMPT_TYPES,
     )
-    prompt_probabilities: list[float] | None = share(
-        None, "one probability for each of prompt_types; null: equal"
+    prompt_probabilities: list[float] | None = ratio(
+        None, "probability of each entry of prompt_types; null: equal probabilities"
     )
     prompt_per_batch: bool = option(
-        False, "all objects of a batch draw the same of prompt_types, which trains faster"
+        False, "use the same prompt type for all objects of a batch, which trains faster"
     )
-    num_positive_points: int = count(1, "positive clicks of a point prompt")
-    num_negative_points: int = amount(0, "negative clicks of a point prompt")
+    num_positive_points: int = positive_count(1, "number of positive clicks of a point prompt")
+    num_negative_points: int = non_negative(0, "number of negative clicks of a point prompt")
     negative_kinds: list[str] = option(
         ["near"],
-        "where negative clicks fall, each click draws one: near (around the object), border (just "
-        "outside it), object (on another object of the clip, else border) or anywhere",
+        "placement of negative clicks, drawn for each click: near (around the object), border "
+        "(just outside it), object (on another object of the clip, otherwise border) or anywhere",
         choices=NEGATIVE_KINDS,
     )
-    include_center: bool = option(True, "the first positive click is the object's centre")
-    box_noise: float = amount(
-        0.0, "move a box's sides at random by up to this share of its size, and up to 20 pixels"
+    include_center: bool = option(
+        True, "place the first positive click at the centre of the object"
     )
-    mask_noise: float = amount(
-        0.0, "move, grow or shrink masks of prompts by up to this share of the object's size"
+    box_noise: float = non_negative(
+        0.0,
+        "maximum random shift of each side of a box prompt, as a fraction of the box size and up "
+        "to 20 pixels",
     )
-    max_conditioning_frames: int = count(
-        1, "prompt each object on 1 to this many frames: the first it is visible on, and others"
+    mask_noise: float = non_negative(
+        0.0,
+        "maximum random shift, dilation or erosion of mask prompts, as a fraction of the object "
+        "size",
     )
-    correction_clicks: int = amount(
-        0, "clicks on each corrected frame, where the prediction is wrong (box and point prompts)"
+    max_conditioning_frames: int = positive_count(
+        1,
+        "maximum number of prompted frames per object: the first frame that shows it, and further "
+        "frames drawn at random",
     )
-    max_correction_frames: int = count(
-        1, "correct the prompted frames and others, up to this many frames an object"
+    correction_clicks: int = non_negative(
+        0,
+        "number of correction clicks per corrected frame, placed where the prediction is wrong "
+        "(box and point prompts only)",
     )
-    correction_from_truth: float = share(
-        0.0, "probability that a correction click falls anywhere on the object instead"
+    max_correction_frames: int = positive_count(
+        1,
+        "maximum number of corrected frames per object: the prompted frames, and further frames "
+        "drawn at random",
+    )
+    correction_from_truth: float = ratio(
+        0.0,
+        "probability that a correction click is drawn from the ground-truth object instead of the "
+        "error region",
     )
 
     def parts(self) -> list[DatasetConfig]:
-        """The sources of a mixture as configurations; without one, this configuration alone."""
+        """Return the sources of a mixture as configurations; for any other type, only itself."""
         if self.type != "mixture":
             return [self]
         return [self.part(entry) for entry in self.mixture]
 
     def part(self, entry: dict[str, Any]) -> DatasetConfig:
-        """One source of a mixture; what its entry does not say is as it is here."""
-        own = {key: value for key, value in entry.items() if key != "weight"}
-        return replace(self, **({"type": "video", "mixture": [], "corrections": None} | own))
+        """Return one source of a mixture as a configuration.
+
+        Args:
+            entry: keys of this source; all other keys are inherited from this configuration.
+        """
+        source_values = {key: value for key, value in entry.items() if key != "weight"}
+        return replace(
+            self, **({"type": "video", "mixture": [], "corrections": None} | source_values)
+        )
 
 
 @dataclass
 class AugmentationConfig:
-    """What dataset.augment does to a training clip; all at 0 leaves it as it is."""
+    """Strengths of the augmentation that dataset.augment enables; 0 disables an operation."""
 
-    reverse: float = share(0.5, "probability that a clip is played backwards")
-    flip: float = share(0.5, "probability that it is mirrored left to right")
+    reverse: float = ratio(0.5, "probability of playing a clip backwards")
+    flip: float = ratio(0.5, "probability of mirroring a clip horizontally")
     crop: float = option(
-        0.3, "cut away up to this share of the frame's area; blow up the rest", ge=0, le=0.9
+        0.3,
+        "maximum fraction of the frame area to crop away; the rest is resized to the full frame",
+        ge=0,
+        le=0.9,
     )
-    stretch: float = share(0.1, "the cut part is up to this share wider or higher than the frame")
-    degrees: float = option(0.0, "turn by up to so many degrees, either way", ge=0, le=180)
-    shear: float = option(0.0, "slant by up to so many degrees, either way", ge=0, le=60)
-    scale: float = option(0.0, "shrink or enlarge by up to this share", ge=0, le=0.9)
-    translate: float = share(0.0, "move by up to this share of the frame's width and height")
-    brightness: float = share(0.2, "change brightness by up to this share, alike on all frames")
-    contrast: float = share(0.2, "as brightness, of the contrast")
-    saturation: float = share(0.2, "as brightness, of the saturation")
-    grayscale: float = share(0.0, "probability that a clip loses its colours")
-    frame_brightness: float = share(0.0, "as brightness, on top of it, each frame by itself")
-    frame_contrast: float = share(0.0, "as frame_brightness, of the contrast")
-    frame_saturation: float = share(0.0, "as frame_brightness, of the saturation")
+    stretch: float = ratio(0.1, "maximum change of the aspect ratio of the crop, as a fraction")
+    degrees: float = option(0.0, "maximum rotation in degrees, in either direction", ge=0, le=180)
+    shear: float = option(0.0, "maximum shear in degrees, in either direction", ge=0, le=60)
+    scale: float = option(0.0, "maximum change of scale, up or down, as a fraction", ge=0, le=0.9)
+    translate: float = ratio(
+        0.0, "maximum translation, as a fraction of the frame width and height"
+    )
+    brightness: float = ratio(
+        0.2, "maximum relative change of brightness, the same on all frames of a clip"
+    )
+    contrast: float = ratio(
+        0.2, "maximum relative change of contrast, the same on all frames of a clip"
+    )
+    saturation: float = ratio(
+        0.2, "maximum relative change of saturation, the same on all frames of a clip"
+    )
+    grayscale: float = ratio(0.0, "probability of converting a clip to greyscale")
+    frame_brightness: float = ratio(
+        0.0, "maximum relative change of brightness per frame, in addition to brightness"
+    )
+    frame_contrast: float = ratio(
+        0.0, "maximum relative change of contrast per frame, in addition to contrast"
+    )
+    frame_saturation: float = ratio(
+        0.0, "maximum relative change of saturation per frame, in addition to saturation"
+    )
 
 
 @dataclass
 class ValDatasetConfig:
-    """Where validation clips come from. A null key is taken from ``dataset``."""
+    """Where validation clips come from; null keys take the value of the section dataset."""
 
-    type: str | None = option(None, "as dataset.type")
-    data_path: str | None = option(None, "as dataset.data_path", PATH)
+    type: str | None = option(None, "like dataset.type; null: same as dataset")
+    data_path: str | None = option(None, "like dataset.data_path; null: same as dataset", PATH)
     masks_path: str | None = option(
-        None, "as dataset.masks_path, which counts where type and data_path are null too", PATH
+        None,
+        "like dataset.masks_path; null: same as dataset if type and data_path are null too, "
+        "otherwise none",
+        PATH,
     )
-    annotation_file: str | None = option(None, "as dataset.annotation_file", PATH)
-    split: str | None = option(None, "as dataset.split, of the validation videos", PATH)
+    annotation_file: str | None = option(
+        None, "like dataset.annotation_file; null: same as dataset", PATH
+    )
+    split: str | None = option(
+        None, "like dataset.split, for the validation videos; null: same as dataset", PATH
+    )
     fraction: float = option(
         0.2,
-        "share of the training videos held out when neither data_path, annotation_file nor split "
-        "is given here",
+        "fraction of the training videos to hold out for validation if data_path, annotation_file "
+        "and split are all null",
         gt=0,
         lt=1,
     )
-    video_clip_length: int | None = option(None, "frames in a clip; null: as dataset")
-    frame_stride: int | None = option(None, "null: as dataset")
-    batch_size: int = option(1, "clips in a batch")
-    max_objects: int | None = option(None, "at most this many objects a clip; null: all")
-    synthetic_videos: int = option(16, "videos of type synthetic")
-    prompt_types: list[str] = option(["mask"], "as dataset.prompt_types")
+    video_clip_length: int | None = option(None, "number of frames per clip; null: same as dataset")
+    frame_stride: int | None = option(
+        None, "use every N-th frame of a video; null: same as dataset"
+    )
+    batch_size: int = option(1, "number of clips per batch")
+    max_objects: int | None = option(
+        None, "maximum number of objects per clip; null means no limit"
+    )
+    synthetic_videos: int = option(16, "number of videos for type=synthetic")
+    prompt_types: list[str] = option(["mask"], "like dataset.prompt_types")
 
 
 @dataclass
 class ModelConfig:
-    """Which SAM 2 is built and which of its modules are trained."""
+    """The SAM 2 model to build and the modules of it to train."""
 
     size: str = option(
-        "t", "nano, t, s, b+ or l (SAM 2.1; nano is the kit's own small one)", choices=SIZES
+        "t",
+        "model size: t, s, b+ or l (SAM 2.1), or nano (a small model of this project)",
+        choices=SIZES,
     )
     checkpoint: str | None = option(
         None,
-        "official-format .pt, a run's folder, .ckpt or adapter.pt, or a name such as "
-        "sam2.1_hiera_tiny; null: random",
+        "initial weights: an official-format .pt file, a run directory, a .ckpt or adapter.pt "
+        "file, or a model name such as sam2.1_hiera_tiny; null: random weights",
         PATH,
     )
     trainable_modules: list[str] = option(
         ["memory_attention", "memory_encoder"],
-        "module names or globs; '*' trains everything (docs/architecture.md lists the groups)",
+        "names or glob patterns of the modules to train; '*' trains everything "
+        "(docs/architecture.md lists the modules)",
     )
-    reset_modules: list[str] = option([], "module names or globs set back to random start values")
+    reset_modules: list[str] = option(
+        [], "names or glob patterns of modules to reinitialise with random weights"
+    )
     memory_attention_bias: float = option(
         0.0,
-        "start value of the memory cross-attention's rotary query and key biases; 3 lets a model "
-        "from random weights attend to the same place in the memory (of no effect on what a "
-        "checkpoint brings)",
+        "initial value of the rotary query and key biases of the memory cross-attention; 3 makes "
+        "a randomly initialised model attend to the same position in the memory. Weights from a "
+        "checkpoint override it",
     )
     object_score_bias: float = option(
         0.0,
-        "start value of the object score's bias; 3 keeps random weights from clamping masks away",
+        "initial bias of the object score; 3 prevents a randomly initialised model from "
+        "suppressing all masks",
     )
     lora_modules: list[str] = option(
         [],
-        "module names or globs whose linear layers get LoRA: they are frozen, and small matrices "
-        "beside them are trained (needs the extra lora)",
+        "names or glob patterns of modules whose linear layers get LoRA: the layers are frozen "
+        "and LoRA matrices are trained instead (requires the extra lora)",
     )
-    lora_rank: int = count(8, "rank of LoRA's matrices")
-    lora_alpha: float = option(16.0, "LoRA's product is scaled by lora_alpha / lora_rank", gt=0)
+    lora_rank: int = positive_count(8, "rank of the LoRA matrices")
+    lora_alpha: float = option(
+        16.0, "LoRA scaling: the update is multiplied by lora_alpha / lora_rank", gt=0
+    )
     lora_dropout: float = option(
-        0.0, "share of a LoRA layer's inputs that is dropped in training", ge=0, lt=1
+        0.0, "dropout probability on the inputs of LoRA layers", ge=0, lt=1
     )
-    detach_memory_every: int | None = count(
+    detach_memory_every: int | None = positive_count(
         None,
-        "after every so many frames gradient no longer flows back through the memories; 1 leaves "
-        "the memory encoder without any; null: never",
+        "stop the gradient through the memories every N frames; 1 leaves the memory encoder "
+        "without gradient; null: never",
     )
     activation_checkpointing: bool = option(
-        False, "compute each frame again in the backward pass: less memory, the same gradients"
+        False,
+        "recompute the activations of each frame in the backward pass: less memory, same gradients",
     )
-    objects_together: int | None = count(
+    objects_together: int | None = positive_count(
         None,
-        "track at most so many objects in one call: the same result, and with "
-        "activation_checkpointing less memory; null: all",
+        "maximum number of objects tracked per forward call; the result is the same, and with "
+        "activation_checkpointing it needs less memory; null means no limit",
     )
-    memory_dropout: float | None = share(
+    memory_dropout: float | None = ratio(
         None,
-        "dropout everywhere in the memory attention; 0 is faster and takes less memory; null: the "
-        "size's own (0.1, nano 0)",
+        "dropout probability throughout the memory attention; 0 is faster and needs less memory; "
+        "null: default of the model size (0.1, nano 0)",
     )
-    attention_dropout: float | None = share(
-        None, "that of the attention's weights, where it is to differ from memory_dropout"
+    attention_dropout: float | None = ratio(
+        None, "dropout probability of the memory attention weights; null: same as memory_dropout"
     )
     compile: bool = option(
         False,
-        "compile the image encoder and the memory attention (torch.compile): minutes at the start, "
-        "for runs of hours; needs a C++ compiler on a CPU",
+        "compile the image encoder and the memory attention with torch.compile: takes minutes at "
+        "startup and pays off in runs of hours; requires a C++ compiler on a CPU",
         MACHINE,
     )
-    drop_path_rate: float = option(0.0, "stochastic depth of the image encoder's trunk", ge=0, lt=1)
+    drop_path_rate: float = option(
+        0.0, "stochastic depth rate of the image encoder trunk", ge=0, lt=1
+    )
 
 
 @dataclass
 class LossConfig:
-    """Weights of the terms of the training loss; 0 leaves a term out."""
+    """Weights of the terms of the training loss; 0 disables a term."""
 
     type: str = option(
         "frames",
-        "frames: the answer of each frame, mean over frames; steps: every answer of the decoder, "
-        "of three masks the best, summed over frames as upstream does",
+        "frames: loss of the final output of each frame, averaged over frames; steps: loss of "
+        "every decoder output, best of three masks, summed over frames as in the official SAM 2 "
+        "training code",
         choices=("frames", "steps"),
     )
-    focal: float = amount(0.0, "focal loss of the mask, mean over pixels")
-    bce: float = amount(1.0, "binary cross-entropy of the mask, mean over pixels")
-    dice: float = amount(1.0, "1 - soft Dice of the mask")
-    iou: float = amount(0.5, "1 - soft Jaccard index of the mask")
-    temporal: float = amount(0.1, "change of probability between frames against the truth's change")
-    iou_head: float = amount(0.0, "L1 between the predicted and the reached IoU")
-    object_score: float = amount(0.0, "cross-entropy of the score that says an object is visible")
-    bce_positive_weight: float = count(
-        1.0, "largest weight of object pixels in the cross-entropy; 1 counts all pixels alike"
+    focal: float = non_negative(0.0, "weight of the focal loss of the mask, averaged over pixels")
+    bce: float = non_negative(
+        1.0, "weight of the binary cross-entropy of the mask, averaged over pixels"
+    )
+    dice: float = non_negative(1.0, "weight of the soft Dice loss of the mask")
+    iou: float = non_negative(0.5, "weight of the soft Jaccard (IoU) loss of the mask")
+    temporal: float = non_negative(
+        0.1,
+        "weight of the difference between the predicted and the true change of the mask from "
+        "frame to frame",
+    )
+    iou_head: float = non_negative(
+        0.0, "weight of the L1 loss between the predicted and the actual IoU"
+    )
+    object_score: float = non_negative(
+        0.0,
+        "weight of the cross-entropy of the object score, which predicts whether an object is "
+        "visible",
+    )
+    bce_positive_weight: float = positive_count(
+        1.0, "maximum weight of object pixels in the cross-entropy; 1 weights all pixels equally"
     )
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW."""
+    """Settings of the AdamW optimizer."""
 
-    name: str = option("adamw", "adamw", choices=("adamw",))
+    name: str = option("adamw", "optimizer; only adamw is available", choices=("adamw",))
     lr: float = option(1e-4, "peak learning rate", gt=0)
-    weight_decay: float = amount(0.01, "not applied to biases, norms and single tokens")
-    betas: list[float] = option([0.9, 0.999], "AdamW's two betas", ge=0, lt=1)
+    weight_decay: float = non_negative(
+        0.01, "weight decay; not applied to biases, normalisation layers and single tokens"
+    )
+    betas: list[float] = option([0.9, 0.999], "the two betas of AdamW", ge=0, lt=1)
     module_lr: dict[str, float] = option(
         {},
-        "peak learning rates of their own, by module name or glob; the last that fits counts",
+        "peak learning rate per module name or glob pattern; the last match wins",
         gt=0,
     )
-    module_weight_decay: dict[str, float] = amount({}, "as module_lr, for the weight decay")
+    module_weight_decay: dict[str, float] = non_negative(
+        {}, "weight decay per module name or glob pattern; the last match wins"
+    )
     layer_decay: float = option(
-        1.0, "each trunk layer's learning rate is this times that of the layer above it", gt=0, le=1
+        1.0,
+        "layer-wise learning rate decay: factor per trunk layer, from the last layer to the first",
+        gt=0,
+        le=1,
     )
 
 
 @dataclass
 class SchedulerConfig:
-    """Linear warm-up, then cosine (or constant), set anew at every step."""
+    """Learning rate schedule, updated every step: linear warm-up, then cosine or constant."""
 
-    name: str = option("cosine", "cosine or constant", choices=("cosine", "constant"))
-    warmup_steps: int = amount(0, "steps of linear warm-up from 0")
-    min_lr_ratio: float = share(0.1, "the cosine ends at this share of optimizer.lr")
+    name: str = option(
+        "cosine", "schedule after the warm-up: cosine or constant", choices=("cosine", "constant")
+    )
+    warmup_steps: int = non_negative(0, "number of steps of linear warm-up from 0")
+    min_lr_ratio: float = ratio(
+        0.1, "final learning rate of the cosine schedule, as a fraction of optimizer.lr"
+    )
 
 
 @dataclass
 class TrainerConfig:
-    """How Lightning's Trainer runs."""
+    """Settings of the training loop, which Lightning's Trainer runs."""
 
-    max_epochs: int = count(10, "epochs")
-    max_steps: int = option(-1, "stop after this many optimizer steps; -1: no limit")
+    max_epochs: int = positive_count(10, "maximum number of epochs")
+    max_steps: int = option(-1, "maximum number of optimizer steps; -1 means no limit")
     max_time: str | None = option(
         None,
-        "stop after this time, DD:HH:MM:SS, whatever the schedule has left; null: no limit",
+        "maximum training time as DD:HH:MM:SS, after which the run stops wherever the schedule "
+        "is; null means no limit",
     )
     accelerator: str = option(
-        "auto", "auto, cpu, gpu, mps", MACHINE, choices=("auto", "cpu", "gpu", "cuda", "mps")
+        "auto",
+        "hardware to use: auto, cpu, gpu (or cuda) or mps",
+        MACHINE,
+        choices=("auto", "cpu", "gpu", "cuda", "mps"),
     )
     devices: str = option(
-        "1", "number of devices of a machine, a list such as 0,1, or auto", MACHINE
+        "1", "devices per machine: a number, a list of indices such as 0,1, or auto", MACHINE
     )
-    num_nodes: int = count(
-        1, "number of machines, each with that many devices (docs/scale.md)", MACHINE
+    num_nodes: int = positive_count(
+        1, "number of machines, each with the same number of devices (docs/scale.md)", MACHINE
     )
     strategy: str = option(
         "auto",
@@ -403,76 +515,87 @@ class TrainerConfig:
     )
     precision: str = option(
         "auto",
-        "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that has it, else 32",
+        "32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed on a GPU that supports it, otherwise "
+        "32-true",
         MACHINE,
         choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
-    gradient_clip_val: float | None = option(1.0, "largest gradient norm; null: no clipping", gt=0)
-    accumulate_grad_batches: int = count(1, "batches in an optimizer step")
-    log_every_n_steps: int = count(10, "steps between two log lines")
-    check_val_every_n_epoch: int = count(1, "epochs between two validations")
-    limit_train_batches: int | None = count(None, "at most this many batches an epoch")
-    limit_val_batches: int | None = count(None, "at most this many validation batches")
-    early_stopping_patience: int | None = count(
-        None, "stop after this many validations without a lower validation loss; null: never"
+    gradient_clip_val: float | None = option(1.0, "maximum gradient norm; null: no clipping", gt=0)
+    accumulate_grad_batches: int = positive_count(1, "number of batches per optimizer step")
+    log_every_n_steps: int = positive_count(10, "log every N optimizer steps")
+    check_val_every_n_epoch: int = positive_count(1, "validate every N epochs")
+    limit_train_batches: int | None = positive_count(
+        None, "maximum number of training batches per epoch; null means no limit"
+    )
+    limit_val_batches: int | None = positive_count(
+        None, "maximum number of validation batches; null means no limit"
+    )
+    early_stopping_patience: int | None = positive_count(
+        None, "stop after N validations without a lower validation loss; null: never"
     )
     ema_decay: float | None = option(
         None,
-        "validate and save the exponential moving average of the weights, which keeps this share "
-        "of itself at a step (0.995, say); null: the weights themselves",
+        "decay per step of the exponential moving average of the weights (for example 0.995), "
+        "which is then validated and saved; null: validate and save the weights themselves",
         gt=0,
         lt=1,
     )
     audit: str = option(
         "stop",
-        "before the first step, a module that is to train and gets no gradient: stop, warn or off",
+        "what to do before the first step if a trainable module gets no gradient: stop, warn or "
+        "off (no check)",
         choices=("stop", "warn", "off"),
     )
     logger: str = option(
         "tensorboard",
-        "tensorboard, wandb or swanlab",
+        "experiment logger: tensorboard, wandb or swanlab",
         MACHINE,
         choices=("tensorboard", "wandb", "swanlab"),
     )
-    checkpoint_minutes: float | None = amount(
+    checkpoint_minutes: float | None = non_negative(
         10.0,
-        "write last.ckpt after so many minutes within an epoch too, for a run that is killed; "
-        "null: at an epoch's end alone",
+        "also write last.ckpt every N minutes within an epoch, in case the run is killed; null: "
+        "not by time",
         MACHINE,
     )
-    checkpoint_steps: int | None = count(
+    checkpoint_steps: int | None = positive_count(
         None,
-        "write last.ckpt after so many steps within an epoch too; null: as the minutes say",
+        "also write last.ckpt every N steps within an epoch; null: not by steps",
         MACHINE,
     )
-    keep_checkpoints: int = amount(
-        0, "keep so many of the last.ckpt written, older ones too, as step-N.ckpt", MACHINE
+    keep_checkpoints: int = non_negative(
+        0, "number of recent versions of last.ckpt to keep as well, as step-N.ckpt", MACHINE
     )
-    resume_from: str | None = option(None, "a run's last.ckpt to continue from", MACHINE)
+    resume_from: str | None = option(None, "last.ckpt of the run to resume", MACHINE)
 
 
 @dataclass
 class FeaturesConfig:
-    """The cache of the frozen image encoder's features (docs/speed.md)."""
+    """The on-disk cache of features from the frozen image encoder (docs/speed.md)."""
 
     cache: str = option(
         "auto",
-        "auto: read a frame's features from disk where the encoder is frozen and frames come "
-        "again as they were; on: refuse to train where that is not so; off: encode every time",
+        "auto: read the features of a frame from disk if the encoder is frozen and frames repeat "
+        "unchanged; on: like auto, but stop with an error if that is not the case; off: run the "
+        "encoder every time",
         MACHINE,
         choices=("auto", "on", "off"),
     )
     folder: str | None = option(
         None,
-        "a folder for them alone; null: features in $SAM2KIT_CACHE, by default ~/.cache/sam2kit",
+        "directory used only for cached features; null: features in $SAM2KIT_CACHE, which "
+        "defaults to ~/.cache/sam2kit",
         MACHINE,
     )
-    budget_gb: float = amount(
-        50.0, "gigabytes in that folder at which nothing more is written to it", MACHINE
+    budget_gb: float = non_negative(
+        50.0,
+        "maximum size of the cache directory in gigabytes; nothing more is written beyond it",
+        MACHINE,
     )
     dtype: str = option(
         "exact",
-        "exact: as they are computed; bfloat16: rounded for training, half of the disk",
+        "exact: store features as computed; bfloat16: round them for training, which halves the "
+        "disk space",
         MACHINE,
         choices=("exact", "bfloat16"),
     )
@@ -480,50 +603,59 @@ class FeaturesConfig:
 
 @dataclass
 class EvaluationConfig:
-    """How whole videos are prompted, tracked and scored (docs/evaluation.md)."""
+    """How complete videos are prompted, tracked and scored (docs/evaluation.md)."""
 
     protocol: str = option(
         "mask",
-        "prompt of each object on the first frame it is seen on: mask, box or clicks",
+        "prompt of each object on the first frame that shows it: mask, box or clicks",
         choices=("mask", "box", "clicks"),
     )
-    clicks: int = count(
-        1, "protocol clicks: the object's centre, then each where the error is deepest"
+    clicks: int = positive_count(
+        1,
+        "number of clicks per prompted frame for protocol=clicks: the centre of the object first, "
+        "then the deepest point of the error region",
     )
-    reprompt_every: int | None = count(
-        None, "prompt an object again after so many frames, once it is seen; null: never"
+    reprompt_every: int | None = positive_count(
+        None,
+        "prompt an object again on the first frame that shows it N or more frames after its last "
+        "prompt; null: never",
     )
-    noise: float = share(0.0, "prompts are off by up to this share of the object's size")
+    noise: float = ratio(0.0, "maximum error of the prompts, as a fraction of the object size")
     noise_kinds: list[str] = option(
         list(NOISE_KINDS),
-        "any of shift, scale, dilate, erode, jitter; each prompt takes its own",
+        "kinds of prompt noise, any of shift, scale, dilate, erode, jitter; each prompt uses "
+        "those that apply to its type",
         choices=NOISE_KINDS,
     )
-    noise_levels: list[float] = share(
-        [], "track again at each of these in place of noise, for curves of robustness"
+    noise_levels: list[float] = ratio(
+        [], "evaluate again with each of these values of noise, for robustness curves"
     )
     convention: str | None = option(
         None,
-        "which frames count, and how: prompted, davis2016, davis2017, sav, all_frames; null: "
-        "prompted, or that of the data where results of others are scored",
+        "scoring convention (which frames count, and how): prompted, davis2016, davis2017, sav or "
+        "all_frames; null: prompted, or the convention of the data set when scoring existing "
+        "predictions",
         choices=("prompted", "davis2016", "davis2017", "sav", "all_frames"),
     )
     compare: dict[str, str] = option(
         {},
-        "further models on the same prompts: the name to show, and a checkpoint or its name",
+        "additional models to evaluate on the same prompts: display name to checkpoint or model "
+        "name",
         PATH,
     )
-    calibration_videos: int = amount(
-        0, "choose thresholds on this many training videos and show them as one more tracker"
+    calibration_videos: int = non_negative(
+        0,
+        "number of training videos on which to tune thresholds, reported as an additional "
+        "tracker; 0: no tuning",
     )
     tracker: dict[str, Any] = option(
-        {}, "conventions of tracking that differ from upstream's (docs/tracking.md)"
+        {}, "tracking options that differ from the official SAM 2 predictor (docs/tracking.md)"
     )
 
 
 @dataclass
 class Config:
-    """Everything a run needs."""
+    """The complete configuration of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -536,24 +668,26 @@ class Config:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     recipe: str = option(
-        "memory", "the recipe this began from: memory or official", choices=("memory", "official")
+        "memory",
+        "name of the recipe this configuration was derived from: memory or official",
+        choices=("memory", "official"),
     )
     seed: int = option(
         42, "seed of weights, sampling, augmentation and prompts", ge=0, le=2**32 - 1
     )
-    use_wandb: bool = option(False, "log to Weights & Biases in place of trainer.logger", MACHINE)
-    output_dir: str = option("outputs", "runs go to a dated folder under this one", MACHINE)
+    use_wandb: bool = option(False, "log to Weights & Biases, overriding trainer.logger", MACHINE)
+    output_dir: str = option("outputs", "parent directory of the dated run directories", MACHINE)
     log_level: str = option(
         "INFO",
-        "DEBUG, INFO, WARNING or ERROR",
+        "minimum level of log messages: DEBUG, INFO, WARNING or ERROR",
         MACHINE,
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
     )
-    debug: bool = option(False, "set by --debug: the run is marked as such")
+    debug: bool = option(False, "mark this as a debug run; set by --debug")
 
     @property
     def logger(self) -> str:
-        """The logger in use: ``use_wandb`` wins over ``trainer.logger``."""
+        """Name of the logger in use; ``use_wandb`` overrides ``trainer.logger``."""
         return "wandb" if self.use_wandb else self.trainer.logger
 
     @property
@@ -563,19 +697,22 @@ class Config:
         return val.data_path is None and val.annotation_file is None and val.split is None
 
     def validation_dataset(self) -> DatasetConfig:
-        """``valdataset`` as a full :class:`DatasetConfig`, nulls taken from ``dataset``."""
-        own = {
+        """Return ``valdataset`` as a :class:`DatasetConfig`, with nulls taken from ``dataset``."""
+        val_values = {
             f.name: getattr(self.valdataset, f.name)
             for f in fields(ValDatasetConfig)
             if f.name != "fraction"
         }
-        # Masks that lie elsewhere are those of the training videos' own folder.
-        elsewhere = self.valdataset.type is not None or self.valdataset.data_path is not None
-        kept = ("max_objects", "masks_path") if elsewhere else ("max_objects",)
-        own = {k: v for k, v in own.items() if v is not None or k in kept}
+        # dataset.masks_path belongs to the training videos. If the validation videos are stored in
+        # another place, a null masks_path means that they have none. A null max_objects always
+        # means no limit.
+        other_videos = self.valdataset.type is not None or self.valdataset.data_path is not None
+        keep_null = ("max_objects", "masks_path") if other_videos else ("max_objects",)
+        val_values = {k: v for k, v in val_values.items() if v is not None or k in keep_null}
+        # Validation is deterministic: one clip per video, without noise or augmentation.
         return replace(
             self.dataset,
-            **own,
+            **val_values,
             clips_per_video=1,
             max_gap=0,
             min_objects=1,
@@ -589,7 +726,7 @@ class Config:
 
 
 def get(config: Config, key: str) -> Any:
-    """The value of a dotted key such as ``optimizer.lr``."""
+    """Return the value of a dotted key such as ``optimizer.lr``."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
@@ -597,18 +734,23 @@ def get(config: Config, key: str) -> Any:
 
 
 def put(config: Config, key: str, value: Any) -> None:
-    """Set a dotted key."""
+    """Set the value of a dotted key such as ``optimizer.lr``."""
     section, _, name = key.rpartition(".")
     setattr(get(config, section) if section else config, name, value)
 
 
 def options(config: Any = None, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a configuration with the dataclass field that declares it."""
-    found: dict[str, Any] = {}
+    """Map every dotted key of a configuration to the dataclass field that declares it.
+
+    Args:
+        config: a configuration or one of its sections. None (default): the whole configuration.
+        prefix: prepended to the keys, such as ``dataset.``.
+    """
+    declared: dict[str, Any] = {}
     config = Config() if config is None else config
     for f in fields(config):
         if "help" in f.metadata:
-            found[prefix + f.name] = f
+            declared[prefix + f.name] = f
         else:
-            found.update(options(getattr(config, f.name), f"{prefix}{f.name}."))
-    return found
+            declared.update(options(getattr(config, f.name), f"{prefix}{f.name}."))
+    return declared

@@ -1,10 +1,10 @@
-"""Read a stored configuration, in a checkpoint or beside it, and take only what it may decide.
+"""Read a stored configuration and apply only the keys that an untrusted file may set.
 
-A checkpoint may be a stranger's file. Its configuration decides what describes the run (scope
-``RUN`` of :mod:`sam2kit.config.schema`): model, data layout, prompts, evaluation conventions, seed.
-Paths and the use of the machine come from the caller: from ``config.yaml`` beside the checkpoint,
-which is the caller's own file as one given with ``--config`` is, else from the defaults and flags.
-No reader resolves an interpolation, so none reads the environment.
+A checkpoint may come from an untrusted source. Only its keys of scope ``RUN`` (see
+:mod:`sam2kit.config.schema`) are applied: model, data layout, prompts, evaluation conventions and
+seed. Paths and the use of the machine come from the caller: from ``config.yaml`` beside the
+checkpoint, which is trusted like a file given with ``--config``, or else from defaults and flags.
+Interpolations are never resolved, so a stored configuration cannot read environment variables.
 """
 
 from __future__ import annotations
@@ -24,22 +24,27 @@ from sam2kit.config.schema import PATH, RUN, Config, get, options, put
 from sam2kit.config.validation import check_data
 from sam2kit.utils.errors import CheckpointError, ConfigError
 
+# Limits far above any configuration that this project writes, so that a crafted file cannot exhaust
+# memory or recursion before it is rejected.
 MAX_DEPTH = 8  # the schema needs 4: dataset.mixture[0].data_path
-MAX_VALUES = 10_000  # the schema has 160, and a source of a mixture up to 13
+MAX_VALUES = 10_000  # the schema has 160, and each source of a mixture up to 13
 MAX_TEXT = 10_000  # characters; a path on Linux has up to 4,096
-_PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
+_PLAIN_TYPES = (dict, list, tuple, str, int, float, bool, type(None))
 
 
 def read_stored(content: Any, path: str | Path) -> Config:
-    """Turn a stored configuration into a whole :class:`Config`, to compare with, not to obey.
+    """Convert a stored configuration to a :class:`Config` without trusting it.
+
+    The result is for comparison; :func:`read_allowed` selects the keys that may be applied.
 
     Args:
-        content: as it was read from a file.
-        path: the file, for messages.
+        content: stored configuration as read from the file.
+        path: the file, for error messages.
 
     Raises:
-        CheckpointError: names the key of an interpolation, of anything but plain values, or of what
-            is too long, too many or nested too deeply; or it is a configuration of another version.
+        CheckpointError: the content has an interpolation or a value that is not plain data, is too
+            long, too large or nested too deeply (the error names the key), or does not fit the
+            schema of this version.
     """
     _check_plain(content, path)
     try:
@@ -47,41 +52,44 @@ def read_stored(content: Any, path: str | Path) -> Config:
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: its configuration does not fit this version: {error}"
+            f"{path}: the stored configuration does not fit this version of sam2kit: {error}",
+            hint="load it with the version that wrote it",
         ) from error
 
 
 def read_allowed(
     content: Any, checkpoint: Path, released: Collection[str] = ()
 ) -> tuple[Config, list[str]]:
-    """Take from a checkpoint's configuration what it may decide, and the rest from the caller.
+    """Combine the allowed keys of a checkpoint's configuration with the caller's other keys.
 
     Args:
-        content: as for :func:`read_stored`.
-        checkpoint: the file; a run's ``config.yaml`` beside it is the caller's part.
-        released: names that ``model.checkpoint`` may have.
+        content: stored configuration as read from the checkpoint.
+        checkpoint: the checkpoint file. A ``config.yaml`` that a run saved in the same directory
+            supplies the paths and the use of the machine.
+        released: names of released models, which ``model.checkpoint`` may keep.
 
     Returns:
-        the configuration, and the keys of stored paths that it lacks. With a ``config.yaml``
-        beside the checkpoint there are none.
+        The configuration, and the keys of the stored paths that were not applied (empty if there
+        is a ``config.yaml``).
 
     Raises:
         CheckpointError: see :func:`read_stored`.
-        ConfigError: ``config.yaml`` is not YAML.
+        ConfigError: ``config.yaml`` is not valid YAML.
     """
     config, defaults = read_stored(content, checkpoint), Config()
-    callers = _saved_config(checkpoint.with_name("config.yaml"))
+    trusted = _saved_config(checkpoint.with_name("config.yaml"))
     ignored = []
     for key, option in options().items():
         stored = get(config, key)
         if option.metadata["scope"] == RUN:
             continue
-        # A list of videos under ImageSets, such as 2016/train, is no path either.
+        # A name of a split under ImageSets (2016/train) or of a released model is not a path: it
+        # cannot point outside the data set or the model registry, so it is applied.
         is_name = key.endswith(".split") and re.fullmatch(r"[\w-]+(/[\w-]+)*", stored or "")
-        if callers is None and (is_name or (key == "model.checkpoint" and stored in released)):
+        if trusted is None and (is_name or (key == "model.checkpoint" and stored in released)):
             continue
-        put(config, key, get(callers or defaults, key))
-        if callers is None and option.metadata["scope"] == PATH and stored != get(defaults, key):
+        put(config, key, get(trusted or defaults, key))
+        if trusted is None and option.metadata["scope"] == PATH and stored != get(defaults, key):
             ignored.append(key)
     return config, ignored
 
@@ -89,15 +97,21 @@ def read_allowed(
 def override_allowed(
     config: Config, ignored: list[str], overrides: Sequence[str], source: str
 ) -> tuple[Config, list[str]]:
-    """Put the caller's overrides on what :func:`read_allowed` gave, for an evaluation.
+    """Apply the caller's overrides to the result of :func:`read_allowed`, for an evaluation.
+
+    Args:
+        config: configuration from :func:`read_allowed`.
+        ignored: keys of the stored paths that were not applied.
+        overrides: see :func:`~sam2kit.config.loading.load_config`.
+        source: path of the checkpoint for error messages.
 
     Returns:
-        the checked configuration, and the keys of stored paths that it still lacks.
+        The validated configuration, and the keys of stored paths that are still not set.
 
     Raises:
-        CheckpointError: the name of the file itself is an interpolation.
-        ConfigError: see :func:`~sam2kit.config.loading.override_config`; or it lacks validation
-            videos.
+        CheckpointError: the name of the checkpoint file is an interpolation.
+        ConfigError: see :func:`~sam2kit.config.loading.override_config`; or the validation videos
+            are not set.
     """
     _check_plain(asdict(config), source)
     try:
@@ -107,24 +121,25 @@ def override_allowed(
             section = "dataset" if config.holds_out_validation else "valdataset"
             check_data(section, config.validation_dataset())
     except ConfigError as error:
+        # Explain the error only if it is about a path that the checkpoint stored.
         names = {key.rpartition(".")[2] for key in ignored}
         if not any((p.key or "").rpartition(".")[2] in names for p in error.problems):
             raise
         raise ConfigError(
-            f"{source}: {error}. Paths stored in a checkpoint are not used (here "
+            f"{source}: {error}. Paths stored in a checkpoint are not used (here: "
             f"{', '.join(ignored)})",
-            hint="give --data-path DIR, the keys themselves, or --config FILE",
+            hint="give --data-path DIR, KEY=PATH for these keys, or --config FILE",
         ) from error
     if ignored:
         logger.warning(
-            "{}: its stored paths are not used ({}); a run's config.yaml beside it brings them",
+            "{}: the stored paths are not used ({}); to use them, copy the run's config.yaml there",
             *(source, ", ".join(ignored)),
         )
     return config, ignored
 
 
 def _saved_config(file: Path) -> Config | None:
-    """The configuration that the kit saved as ``file``; None where it is missing or another."""
+    """Read a configuration that a run saved; None if the file is missing or something else."""
     if not file.is_file():
         return None
     content = read_yaml(file)
@@ -132,28 +147,35 @@ def _saved_config(file: Path) -> Config | None:
 
 
 def _check_plain(content: Any, path: str | Path) -> None:
-    """Reject a configuration that the kit cannot have saved."""
+    """Reject content that sam2kit cannot have saved as a configuration.
+
+    Raises:
+        CheckpointError: it names the key and the fault.
+    """
     rows: list[tuple[str, Any, int]] = [("the configuration", content, 0)]
-    for key, value, depth in rows:  # which grows
+    # Breadth first with an explicit list, which grows while it is read: a recursive walk could
+    # overflow the stack on a deeply nested or self-referencing structure.
+    for key, value, depth in rows:
         inner: list[tuple[Any, Any]] = []
         if type(value) is dict:
             inner = list(value.items())
         elif type(value) in (list, tuple):
             inner = list(enumerate(value))
         fault = None
-        if type(value) not in _PLAIN or (depth == 0 and type(value) is not dict):
-            fault = f"is a {type(value).__name__}, expected keys with plain values"
+        if type(value) not in _PLAIN_TYPES or (depth == 0 and type(value) is not dict):
+            fault = f"is a {type(value).__name__}; expected plain keys and values"
         elif isinstance(value, str) and "${" in value:
-            fault = "is an interpolation (${...}), and saved configurations are resolved"
+            fault = "is an interpolation (${...}), which saved configurations never contain"
         elif isinstance(value, str) and len(value) > MAX_TEXT:
             fault = f"has {len(value)} characters; the maximum is {MAX_TEXT}"
         elif depth > MAX_DEPTH:
             fault = f"is nested too deeply; the maximum is {MAX_DEPTH} levels"
         elif len(rows) + len(inner) > MAX_VALUES:
-            fault = f"and the rest are too many values; the maximum is {MAX_VALUES}"
+            fault = f"brings the number of values above the maximum of {MAX_VALUES}"
         elif not all(isinstance(name, str | int) for name, _ in inner):
-            fault = "has a key that is no text"
+            fault = "has a key that is not text"
         if fault:
-            raise CheckpointError(f"{path}: {key} {fault}")
+            hint = "obtain the checkpoint again from a source you trust"
+            raise CheckpointError(f"{path}: {key} {fault}", hint=hint)
         prefix = f"{key[:200]}." if depth else ""
         rows += [(f"{prefix}{str(name)[:200]}", item, depth + 1) for name, item in inner]

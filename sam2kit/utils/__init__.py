@@ -1,4 +1,4 @@
-"""Provide errors, files, paths, devices and processes to every other package."""
+"""Provide errors, files, paths, devices and processes to all other packages."""
 
 import lazy_loader
 

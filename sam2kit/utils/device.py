@@ -1,4 +1,4 @@
-"""Resolve the names of devices and precisions."""
+"""Resolve accelerator and precision names to what this machine supports."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from sam2kit.utils.errors import ConfigError
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The torch device of ``trainer.accelerator``; ``auto`` takes a GPU where there is one.
+    """Return the torch device of an accelerator name.
+
+    Args:
+        accelerator: a value of ``trainer.accelerator``; ``auto`` selects CUDA if it is available,
+            otherwise the CPU.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: this machine has no such device.
     """
     names = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
     usable = {"cpu": True, "cuda": torch.cuda.is_available()}
     usable["mps"] = torch.backends.mps.is_available()
     if accelerator != "auto" and not usable[names[accelerator]]:
-        key, expected = "trainer.accelerator", "a device of this machine"
+        key, expected = "trainer.accelerator", "a device that this machine has"
         raise ConfigError(key=key, value=accelerator, expected=expected, hint="try cpu or auto")
     if accelerator == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,9 +29,9 @@ def pick_device(accelerator: str) -> torch.device:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Replace ``auto`` by ``bf16-mixed`` on a GPU that supports it, else by ``32-true``.
+    """Replace ``auto`` by ``bf16-mixed`` on a GPU that supports it, otherwise by ``32-true``.
 
-    CPUs get full precision: whether bfloat16 is faster there depends on the size of the model.
+    CPUs use full precision, because whether bfloat16 is faster there depends on the model size.
     """
     if precision != "auto":
         return precision

@@ -1,8 +1,8 @@
-"""The exceptions that sam2kit raises for input it cannot use.
+"""Define the exceptions that sam2kit raises for input it cannot use.
 
-An error names the configuration key, flag or file, its value, what was expected and the fix, as
-fields and in its text. The command line prints the text and exits with code 2; nothing else in the
-library exits.
+An error names the configuration key, flag or file, its value, what was expected and the fix, both
+as attributes and in its text. Only the command line exits the process: it prints the text and
+returns exit code 2.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class SAM2KitError(Exception):
-    """Base class of the errors below; ``str`` gives the text that :func:`render` makes.
+    """Base class of all errors of sam2kit; ``str(error)`` is the result of :func:`render`.
 
     Args:
-        message: what is wrong; with ``expected`` the place of the key, such as a file.
-        key: the configuration key, flag or argument.
-        value: what it was set to.
-        expected: what it must be, such as ``at least 1``.
-        hint: what to do about it.
+        message: what is wrong; with ``expected``, the source of the key, such as a file.
+        key: configuration key, flag or argument.
+        value: value of ``key``.
+        expected: what the value must be, such as ``at least 1``.
+        hint: the fix, as an instruction.
     """
 
     def __init__(
@@ -38,9 +38,14 @@ class SAM2KitError(Exception):
 def render(
     message: str, key: str | None, value: Any, expected: str | None, hint: str | None
 ) -> str:
-    """Return ``KEY=VALUE must be EXPECTED; HINT`` or ``KEY: MESSAGE; HINT``, without what is None.
+    """Render the fields of an error as one line.
 
-    With ``expected`` the message comes first: ``FILE: KEY=VALUE must be EXPECTED``.
+    Args:
+        message, key, value, expected, hint: see :class:`SAM2KitError`.
+
+    Returns:
+        With ``expected``, ``MESSAGE: KEY=VALUE must be EXPECTED; HINT``; otherwise
+        ``KEY: MESSAGE; HINT``. Empty fields are left out.
     """
     parts = [key, message] if expected is None else [message, f"{key}={value!r} must be {expected}"]
     text = ": ".join(part for part in parts if part)
@@ -48,10 +53,12 @@ def render(
 
 
 class ConfigError(SAM2KitError):
-    """A configuration key, value or combination that cannot be used.
+    """Raised for an invalid configuration key, value or combination of values.
 
     Args:
-        problems: the errors that a check found, where there are several; the text is a line each.
+        message: see :class:`SAM2KitError`.
+        problems: several errors to report together; the text has one line for each.
+        about: the other fields of :class:`SAM2KitError`.
     """
 
     def __init__(
@@ -62,21 +69,21 @@ class ConfigError(SAM2KitError):
 
     @property
     def problems(self) -> list[ConfigError]:
-        """The single errors; this one alone unless it combines several."""
+        """The combined errors, or a list of only this error if it combines none."""
         return self._problems or [self]
 
 
 class DataError(SAM2KitError):
-    """A video, mask or annotation file that is missing, unreadable or inconsistent."""
+    """Raised for a video, mask or annotation file that is missing, unreadable or inconsistent."""
 
 
 class CheckpointError(SAM2KitError):
-    """A checkpoint that is missing, unsafe, truncated or made for another model."""
+    """Raised for a checkpoint that is missing, unsafe, truncated or of another model."""
 
 
 class TrainingError(SAM2KitError):
-    """A training that cannot continue: a process failed, or a loss or gradient is not finite."""
+    """Raised if training cannot continue, such as after a non-finite loss or a dead process."""
 
 
 class PipelineError(SAM2KitError):
-    """A staged notebook that failed or was called with parameters it does not have."""
+    """Raised if a staged notebook fails or is called with parameters it does not have."""

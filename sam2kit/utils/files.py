@@ -12,18 +12,18 @@ from pathlib import Path
 def atomic_write(
     path: str | Path, fsync: bool = False, temporary: Path | None = None
 ) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to, which takes its name when the block ends.
+    """Yield a temporary path that replaces ``path`` when the block ends.
 
-    A reader finds the old file or the new one, never a part. Where the block raises or writes
-    nothing, ``path`` stays as it was. The temporary file is removed in any case.
+    Readers see either the old or the new file, never a partial one. If the block raises or writes
+    nothing, ``path`` does not change. The temporary file is always removed.
 
     Args:
-        path: a file in an existing folder.
-        fsync: wait until the content is on the disk, so that a machine that goes down keeps the
-            old file or the new one, too.
-        temporary: by default ``path`` with ``.part`` appended, which a killed process leaves behind
-            and the next one overwrites. Processes that write the same path at the same time need
-            a name each.
+        path: a file in an existing directory.
+        fsync: flush the content to disk before the replacement, so that even a power failure
+            leaves the old or the new file.
+        temporary: temporary path. None (default): ``path`` with the suffix ``.part``. A killed
+            process leaves it behind and the next one overwrites it. Processes that may write the
+            same path at the same time need different temporary paths.
     """
     temporary = temporary or Path(f"{path}.part")
     temporary.unlink(missing_ok=True)
@@ -35,11 +35,11 @@ def atomic_write(
                     os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        # Also where replacing did nothing, because both names are links to the same file.
+        # os.replace does nothing if both names are hard links to the same file.
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file with :func:`atomic_write`, in UTF-8."""
+    """Write a UTF-8 text file atomically; see :func:`atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Run directories, file names, and errors about paths that do not exist."""
+"""Create run directories and file names, and describe paths that do not exist."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from sam2kit.utils.text import close_names
 
 
 def file_name(name: str) -> str:
-    """Turn a name from a data set (a video's, say) into a file name, different for each name.
+    """Convert a name from a data set, such as a video name, to a safe and unique file name.
 
-    It may hold anything: slashes and dots that lead out of the folder, or too many letters.
+    The name is untrusted: it may contain slashes, lead out of the directory with dots, or be too
+    long for the file system. A changed name gets a checksum, so that different names never collide.
     """
     safe = re.sub(r"[^\w .()+-]", "_", name)[:60].strip(" .")
     return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
 
 
 def new_run_dir(output_dir: str | Path) -> Path:
-    """Make ``OUTPUT_DIR/YYYY-MM-DD/HH-MM-SS``, with a counter when that second is taken."""
+    """Create the run directory ``OUTPUT_DIR/YYYY-MM-DD/HH-MM-SS``.
+
+    A counter is appended if a run of the same second exists already.
+
+    Raises:
+        ConfigError: no unused name was available.
+    """
     now = datetime.now()
     day = Path(output_dir) / now.strftime("%Y-%m-%d")
     for attempt in range(1000):
@@ -32,16 +39,22 @@ def new_run_dir(output_dir: str | Path) -> Path:
             return run_dir
         except FileExistsError:
             continue
-    raise ConfigError(f"no free run folder under {day}", key="output_dir")
+    message, hint = f"no unused run directory under {day}", "set another output_dir"
+    raise ConfigError(message, key="output_dir", value=str(output_dir), hint=hint)
 
 
 def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
-    """``run_dir``, made if need be; where it is None, a new dated folder under ``output_dir``.
+    """Create and return a run directory.
+
+    Args:
+        run_dir: directory to use; it may exist. None: a new dated directory in ``output_dir``, see
+            :func:`new_run_dir`.
+        output_dir: parent of the dated directories.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: the directory cannot be created or is not writable.
     """
-    given = output_dir if run_dir is None else run_dir
+    target = output_dir if run_dir is None else run_dir
     try:
         folder = new_run_dir(output_dir) if run_dir is None else Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,18 +63,22 @@ def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
     else:
         if os.access(folder, os.W_OK):
             return folder
-        reason = "no right to write"
-    message = f"nothing can be written under {given} ({reason})"
-    raise ConfigError(message, key="output_dir", value=str(given), hint="name another")
+        reason = "no write permission"
+    message = f"cannot write to {target} ({reason})"
+    hint = "choose another directory"
+    raise ConfigError(message, key="output_dir", value=str(target), hint=hint)
 
 
 def missing(path: str | Path) -> str:
-    """Say that ``path`` does not exist, and name its nearest folder and similar names there."""
+    """Return a message that ``path`` does not exist and what its closest parent contains.
+
+    It lists names similar to the missing one, or else the first few names.
+    """
     path = Path(path)
     parent, name = path.absolute().parent, path.name
     while not parent.is_dir():
         parent, name = parent.parent, parent.name
     names = sorted(e.name for e in parent.iterdir() if not e.name.startswith("."))
-    near = close_names(name, names) or names[:5]
-    listing = ", ".join(near) if near else "nothing, it is empty"
-    return f"{path} does not exist; {parent} holds {listing}"
+    similar = close_names(name, names) or names[:5]
+    listing = f"contains {', '.join(similar)}" if similar else "is empty"
+    return f"{path} does not exist; {parent} {listing}"

@@ -1,7 +1,8 @@
-"""Processes that do not outlive the one that started them.
+"""Start processes that exit when their parent process exits.
 
-``python -m sam2kit.utils.processes MODULE ARGUMENT …`` runs a module as ``python -m MODULE`` does,
-and ends as soon as the process that holds the other end of its standard input has gone.
+``python -m sam2kit.utils.processes MODULE ARGUMENT …`` runs a module like ``python -m MODULE`` and
+exits as soon as the other end of its standard input is closed. The operating system closes it when
+the parent dies, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 
 
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Run a module in a process of its own, which ends with this one.
+    """Run a module in a new process that exits when this process exits.
 
-    Interrupts from the terminal do not reach it, so that the caller decides what to do.
+    The new process has its own session, so Ctrl-C in the terminal reaches only the caller.
 
     Args:
-        module: as for ``python -m``; the same interpreter runs it.
-        options: ``subprocess.Popen``'s, such as ``env``.
+        module: module name as for ``python -m``; the same interpreter runs it.
+        arguments: command line arguments of the module.
+        options: keyword arguments of ``subprocess.Popen``, such as ``env``.
     """
     command = [sys.executable, "-m", "sam2kit.utils.processes", module, *arguments]
     return subprocess.Popen(
@@ -33,11 +35,12 @@ def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]
 
 
 def end_with_parent() -> None:
-    """Exit at once when the other end of standard input is closed, as when its holder dies."""
+    """Start a thread that exits this process when its standard input is closed."""
 
     def wait() -> None:
         while os.read(0, 1024):
             pass
+        # sys.exit would only end this thread.
         os._exit(1)
 
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
@@ -45,13 +48,14 @@ def end_with_parent() -> None:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C, from which everything unwinds in good order."""
+    """Raise KeyboardInterrupt on SIGTERM, so that the process shuts down as after Ctrl-C."""
+    # Python allows signal handlers only in the main thread.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt("ended by SIGTERM")
+        raise KeyboardInterrupt("received SIGTERM")
 
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -1,4 +1,4 @@
-"""Report the progress of long loops in the log."""
+"""Log the progress of long loops."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ LOG_SECONDS = 10
 
 
 def log_progress(items: Iterable[T], total: int, doing: str, unit: str) -> Iterator[T]:
-    """Yield ``items`` and log every :data:`LOG_SECONDS` how many are done, and the time left.
+    """Yield ``items`` and log progress and remaining time every :data:`LOG_SECONDS` seconds.
 
     Args:
+        items: items to yield.
         total: number of items.
-        doing: begins the log lines, such as ``read``.
-        unit: names the items, in the plural, such as ``videos``.
+        doing: first word of each log line, a past participle such as ``read``.
+        unit: plural noun for the items, such as ``videos``.
     """
     start_time = last_log_time = time.monotonic()
     for done, item in enumerate(items, 1):

@@ -1,8 +1,8 @@
-"""Make text that comes from data safe to show: in tables, figures, pages, widgets and terminals.
+"""Escape untrusted text for tables, figures, pages, widgets and terminals.
 
-Names of videos, objects, trackers and files, and messages that quote them, may hold anything: HTML,
-Markdown, TeX, control characters, ten thousand letters. Everything that shows such text passes it
-through one of these functions first; all of them begin with :func:`visible_text`.
+Names of videos, objects, trackers and files come from data, and so do messages that quote them.
+They may contain HTML, Markdown, TeX, control characters or ten thousand letters. All output code
+passes such text through one of these functions; each of them starts with :func:`visible_text`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import html
 import re
 from collections.abc import Collection, Iterable
 
-MAX_LENGTH = 1000  # of a cell or a message: what still fits on a screen
-MAX_WORD = 200  # a word is not wrapped; longer than most paths
-MAX_LABEL = 48  # in figures and lists to choose from, where a line has to fit
+MAX_LENGTH = 1000  # characters of a table cell or message, about one screen
+MAX_WORD = 200  # characters of a word, which is never wrapped; most paths are shorter
+MAX_LABEL = 48  # characters of a label in a figure or a selection list, which is one line
 MAX_LABEL_LINES = 4
-MAX_NAMES = 15  # that a message lists to choose from
+MAX_NAMES = 15  # names that a message offers as choices
 
-# Control characters; invisible ones; those that change the direction of the text around them
-# (Trojan Source, CVE-2021-42574); halves of surrogate pairs, which undecodable file names hold and
-# UTF-8 cannot encode. The joiners U+200C and U+200D stay: Persian and emoji need them.
+# Control characters, invisible characters, and characters that change the direction of the text
+# around them (Trojan Source, CVE-2021-42574). Also lone surrogates: Python uses them in undecodable
+# file names, and UTF-8 cannot encode them. The joiners U+200C and U+200D are allowed, because
+# Persian and emoji need them.
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _LONG_WORD = re.compile(rf"\S{{{MAX_WORD + 1},}}")
-# An underscore within a word and an ampersand that begins no entity mean nothing in Markdown.
+# Markdown leaves an underscore inside a word and an ampersand outside an entity as they are.
 _MARKDOWN = re.compile(
     r"[<>`*\[\]|~#!@$\\]|&(?=#|\w+;)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE
 )
@@ -36,52 +37,54 @@ _MATH = "$\\"
 def visible_text(
     value: object, max_length: int | None = MAX_LENGTH, multiline: bool = False
 ) -> str:
-    """Return plain text on one line in which every character can be seen.
+    """Return a value as plain text on one line in which every character is visible.
 
     Control, invisible and bidirectional control characters become escape sequences such as
-    ``\\u202e``. A text longer than ``max_length`` loses its middle to an ellipsis, and so does a
-    word longer than :data:`MAX_WORD`.
+    ``\\u202e``. An ellipsis replaces the middle of a text longer than ``max_length`` and of a word
+    longer than :data:`MAX_WORD`.
 
     Args:
-        max_length: maximum number of characters. None: no limit, for words neither.
-        multiline: keep line breaks and tabs as they are.
+        value: object to convert with ``str``.
+        max_length: maximum number of characters. None: no limit for the text and its words.
+        multiline: whether to keep line breaks and tabs.
     """
     text = str(value)
-    kept = "\n\t" if multiline else ""
-    text = _HIDDEN.sub(lambda match: match[0] if match[0] in kept else _escape(match[0]), text)
+    allowed = "\n\t" if multiline else ""
+    text = _HIDDEN.sub(lambda match: match[0] if match[0] in allowed else _escape(match[0]), text)
     if max_length is None:
         return text
     return _shorten(_LONG_WORD.sub(lambda match: _shorten(match[0], MAX_WORD), text), max_length)
 
 
 def label_text(value: object) -> str:
-    """Return :func:`visible_text` of up to :data:`MAX_LABEL` characters."""
+    """Return :func:`visible_text` shortened to :data:`MAX_LABEL` characters."""
     return visible_text(value, MAX_LABEL)
 
 
 def html_text(value: object) -> str:
-    """Return :func:`visible_text` escaped for HTML, as content or as a quoted attribute.
+    """Return :func:`visible_text` escaped for HTML content or a quoted attribute.
 
-    JupyterLab typesets ``$...$`` in HTML, too; the element around it needs the class
+    JupyterLab also typesets ``$...$`` in HTML. The enclosing element needs the class
     ``mathjax_ignore``, which :class:`sam2kit.viz.tables.Table` sets.
     """
     return html.escape(visible_text(value))
 
 
 def markdown_text(value: object) -> str:
-    """Return :func:`visible_text` with every active character of Markdown as an HTML entity.
+    """Return :func:`visible_text` with all special characters of Markdown as HTML entities.
 
-    Entities rather than backslashes, because two backslashes and a bracket begin a formula in
-    JupyterLab. It also looks for formulas in the finished page, but not across elements.
+    Backslash escapes are not safe, because two backslashes and a bracket start a formula in
+    JupyterLab. JupyterLab also searches the rendered page for formulas, but not across elements,
+    so dollar signs and backslashes are put into elements of their own.
     """
     return _MARKDOWN.sub(_entity, visible_text(value))
 
 
 def figure_text(value: object) -> str:
-    """Return a label that matplotlib draws literally, each line as :func:`label_text`.
+    """Return a label that matplotlib draws literally, with each line as :func:`label_text`.
 
-    A pair of dollar signs would be parsed as TeX, which raises where it is malformed. A legend
-    leaves out labels that begin with an underscore.
+    matplotlib parses text between dollar signs as TeX and raises an error if it is malformed, and
+    legends omit labels that start with an underscore.
     """
     lines = str(value).split("\n")[:MAX_LABEL_LINES]
     text = "\n".join(label_text(line).replace("$", r"\$") for line in lines)
@@ -105,12 +108,12 @@ def _shorten(text: str, max_length: int) -> str:
 
 
 def close_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to ``count`` of the ``known`` names that are like ``name``, the closest first."""
+    """Return up to ``count`` of the ``known`` names similar to ``name``, the closest first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """Return a half sentence with the names closest to ``name``, or with the first few of all."""
+    """Return a hint with the known names closest to ``name``, or else with the first few names."""
     if close := close_names(name, known):
         return f"did you mean {' or '.join(close)}?"
     more = ", ..." if len(known) > MAX_NAMES else ""
@@ -118,5 +121,5 @@ def suggest(name: str, known: Collection[str]) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Return ``number`` with ``noun`` in the matching form: 1 object, 2 objects."""
+    """Return ``number`` with ``noun`` in the singular or plural: 1 object, 2 objects."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

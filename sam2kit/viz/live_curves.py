@@ -1,4 +1,4 @@
-"""The curves of a training, redrawn in a notebook while it goes on."""
+"""Show training curves in a notebook and update them during training."""
 
 from __future__ import annotations
 
@@ -13,43 +13,46 @@ from IPython.display import display
 from sam2kit.viz.plots import training_curves
 
 SECONDS = 5.0
-LEAST_REST = 20  # times what the last drawing took, so that training loses a twentieth at most
+# Pause at least this many times as long as the last drawing took, so that drawing takes less than
+# 5% of the time from training in the same process.
+MIN_PAUSE_FACTOR = 20
 
 
 @contextmanager
 def show_live_curves(run_dir: str | Path, seconds: float = SECONDS) -> Iterator[None]:
-    """Show :func:`~sam2kit.viz.plots.training_curves` of a run folder below the cell, and renew it.
+    """Show the training curves of a run below the cell and update them while the block runs.
 
-    One picture is replaced again and again, also in an executed notebook that papermill keeps, and
-    drawn a last time when the block ends, however it ends. What is drawn is ``metrics.csv``, so it
-    does not matter which process trains. Without a kernel it prints a line for each picture.
+    One figure is replaced at each update, also if papermill executes the notebook, and drawn a last
+    time when the block ends or raises an error. The curves are read from ``metrics.csv``, so the
+    training may run in another process. Without a notebook kernel, IPython prints one line per
+    update. See :func:`~sam2kit.viz.plots.training_curves`.
 
     Args:
-        run_dir: where the training writes ``metrics.csv``; a file of an earlier run is drawn, too.
-        seconds: between two drawings at least.
+        run_dir: directory in which training writes ``metrics.csv``; an existing file is shown too.
+        seconds: minimum time between two updates in seconds.
     """
     file, stop = Path(run_dir) / "metrics.csv", threading.Event()
-    handle, drawn = None, 0
+    handle, last_drawn_time = None, 0
 
     def draw() -> None:
-        nonlocal handle, drawn
-        changed = file.stat().st_mtime_ns if file.exists() else 0
-        if changed == drawn or (figure := training_curves(file)) is None:
+        nonlocal handle, last_drawn_time
+        modified_time = file.stat().st_mtime_ns if file.exists() else 0
+        if modified_time == last_drawn_time or (figure := training_curves(file)) is None:
             return
-        drawn = changed
+        last_drawn_time = modified_time
         if handle is None:
             handle = display(figure, display_id=True)
         else:
             handle.update(figure)
 
-    def repeat() -> None:
-        rest = seconds
-        while not stop.wait(rest):
-            start = time.monotonic()
+    def redraw_until_stopped() -> None:
+        pause = seconds
+        while not stop.wait(pause):
+            start_time = time.monotonic()
             draw()
-            rest = max(seconds, LEAST_REST * (time.monotonic() - start))
+            pause = max(seconds, MIN_PAUSE_FACTOR * (time.monotonic() - start_time))
 
-    thread = threading.Thread(target=repeat, daemon=True, name="live curves")
+    thread = threading.Thread(target=redraw_until_stopped, daemon=True, name="live curves")
     thread.start()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Draw masks and prompts on frames, and lay images out in contact sheets.
+"""Draw masks and prompts on frames, and arrange images in contact sheets.
 
-Functions return RGB arrays or matplotlib figures and never show anything; a notebook displays what
-it gets. Figures are made without pyplot, which keeps every figure in global state.
+Functions return RGB arrays or matplotlib figures and display nothing themselves. Figures are
+created without pyplot, which would keep every figure in global state.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sam2kit.utils.text import figure_text
 
-# Okabe and Ito's eight colours (Color Universal Design, 2008) without black, which dark frames
-# swallow, in an order that sets the first few apart best on photographs.
+# The colours of Okabe and Ito (Color Universal Design, 2008), which are distinguishable with any
+# colour vision. Black is omitted because it is invisible on dark frames. The order maximises the
+# contrast between the first few on photographs.
 PALETTE = np.array(
     [
         [86, 180, 233],  # sky blue
@@ -31,7 +32,7 @@ PALETTE = np.array(
 )
 POSITIVE, NEGATIVE, BOX = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 WHITE = (255, 255, 255)
-# Of the same eight colours three that differ in lightness too, whatever the colour vision.
+# Three of the same colours that also differ in lightness.
 ERROR_COLORS = {
     "hit": (0, 114, 178),  # blue
     "missed": (240, 228, 66),  # yellow
@@ -40,19 +41,26 @@ ERROR_COLORS = {
 
 
 def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return the colours ``[N,3]`` uint8 of objects at N positions: :data:`PALETTE`, repeated."""
+    """Return one colour of :data:`PALETTE`, repeated as needed, per object.
+
+    Args:
+        positions: ``[N]``, indices of the objects, from 0.
+
+    Returns:
+        RGB colours ``[N,3]`` uint8.
+    """
     return PALETTE[np.asarray(positions, int) % len(PALETTE)]
 
 
 def frames_to_images(frames: Tensor) -> np.ndarray:
-    """Frames ``[...,3,H,W]`` uint8 as images ``[...,H,W,3]`` uint8.
+    """Convert frames ``[...,3,H,W]`` uint8 to images ``[...,H,W,3]`` uint8.
 
     Raises:
-        ValueError: the frames are not uint8, for instance already normalised.
+        ValueError: the frames are not uint8, for example because they are already normalised.
     """
     if str(frames.dtype) != "torch.uint8":
         raise ValueError(
-            f"only uint8 frames can be shown, got {frames.dtype}; do so before normalising"
+            f"frames must be uint8, got {frames.dtype}; convert them before normalisation"
         )
     return np.ascontiguousarray(frames.movedim(-3, -1).cpu().numpy())
 
@@ -64,20 +72,20 @@ def overlay(
     alpha: float = 0.5,
     contours: bool = True,
 ) -> np.ndarray:
-    """Colour the objects of a frame; where objects overlap, the later one is on top.
+    """Draw masks on a frame; later objects are drawn over earlier ones.
 
     Args:
         frame: ``[H,W,3]`` uint8.
-        masks: bool ``[O,H,W]``.
-        colors: ``[O,3]`` uint8; None: :data:`PALETTE`, repeated as needed.
-        alpha: how opaque the colour is, from 0 to 1.
-        contours: whether each object gets an opaque outline one pixel wide.
+        masks: ``[O,H,W]`` bool.
+        colors: ``[O,3]`` uint8. None (default): :data:`PALETTE`, repeated as needed.
+        alpha: opacity of the masks, from 0 to 1.
+        contours: whether to draw an opaque outline, one pixel wide, around each object.
 
     Returns:
-        A new ``[H,W,3]`` uint8.
+        A new image ``[H,W,3]`` uint8.
 
     Raises:
-        ValueError: shapes that disagree.
+        ValueError: the masks and the frame have different sizes.
     """
     if masks.ndim != 3 or masks.shape[1:] != frame.shape[:2]:
         raise ValueError(f"masks of shape {masks.shape} do not fit a frame of {frame.shape}")
@@ -97,15 +105,16 @@ def overlay(
 
 
 def error_overlay(frame: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Where a mask is right and wrong, in :data:`ERROR_COLORS` on the frame without its colours.
+    """Draw hits, misses and false alarms of a mask in :data:`ERROR_COLORS` on a grey frame.
 
     Args:
         frame: ``[H,W,3]`` uint8.
-        prediction, truth: bool ``[H,W]``.
+        prediction, truth: ``[H,W]`` bool.
 
     Returns:
-        A new ``[H,W,3]`` uint8.
+        A new image ``[H,W,3]`` uint8.
     """
+    # Grey and darker, so that the colours of the frame do not compete with those of the errors.
     grey = np.repeat(frame.mean(2, keepdims=True) * 0.7, 3, axis=2).astype(np.uint8)
     masks = np.stack([prediction & truth, truth & ~prediction, prediction & ~truth])
     return overlay(grey, masks, np.array(list(ERROR_COLORS.values())), 0.75, contours=False)
@@ -117,18 +126,20 @@ def draw_prompts(
     labels: np.ndarray | None = None,
     box: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw one object's clicks and box: positive ones as discs, negative ones as crosses.
+    """Draw the clicks (discs: positive, crosses: negative) and the box of one object.
 
     Args:
         frame: ``[H,W,3]`` uint8.
-        points: ``[P,2]`` x and y, with ``labels`` ``[P]`` (1 and 0; 2 and 3 are a box's corners).
-        box: x0, y0, x1, y1, inclusive.
+        points: ``[P,2]``, x and y in pixels. None (default): no clicks.
+        labels: ``[P]``: 1 positive, 0 negative, 2 and 3 first and last corner of a box.
+        box: ``[4]``, x0, y0, x1, y1 in pixels, inclusive. None (default): the corners in
+            ``points``, if there are any.
 
     Returns:
-        A new ``[H,W,3]`` uint8.
+        A new image ``[H,W,3]`` uint8.
 
     Raises:
-        ValueError: points without labels, or not as many.
+        ValueError: the numbers of points and labels differ.
     """
     picture = frame.copy()
     points = np.zeros((0, 2)) if points is None else np.asarray(points)
@@ -137,7 +148,7 @@ def draw_prompts(
         raise ValueError(f"{len(points)} points but {len(labels)} labels")
     if box is None and (labels == 2).any() and (labels == 3).any():
         box = np.concatenate([points[labels == 2][0], points[labels == 3][0]])
-    unit = max(1, round(min(frame.shape[:2]) / 128))  # line width that suits the frame's size
+    unit = max(1, round(min(frame.shape[:2]) / 128))  # line width, proportional to the frame size
     if box is not None:
         x0, y0, x1, y1 = (int(v) for v in box)
         cv2.rectangle(picture, (x0, y0), (x1, y1), BOX, unit)
@@ -161,16 +172,18 @@ def contact_sheet(
     captions: Sequence[str] = (),
     cell_inches: float = 1.6,
 ) -> Figure:
-    """Lay out images ``[H,W,3]`` uint8 in a grid; rows may be of different lengths.
+    """Arrange images in a grid.
 
     Args:
-        row_labels: one per row, or none; written at its left.
-        column_labels: one per column, or none; written above the first row.
-        captions: one per image in reading order, or none; written above it in up to two lines.
-        cell_inches: the width of an image; its height follows the first image's shape.
+        rows: images ``[H,W,3]`` uint8; rows may have different lengths.
+        row_labels: one label per row, at its left, or none.
+        column_labels: one label per column, above the first row, or none.
+        title: title above the grid. None (default): no title.
+        captions: one caption of up to two lines per image in reading order, or none.
+        cell_inches: width of an image in inches; the height follows the shape of the first image.
 
     Raises:
-        ValueError: no images, or labels that do not match the grid.
+        ValueError: there are no images, or the number of labels does not match the grid.
     """
     count, columns = len(rows), max(map(len, rows), default=0)
     if not columns:
@@ -182,24 +195,24 @@ def contact_sheet(
     ):
         if len(texts) not in (0, expected):
             raise ValueError(
-                f"a sheet of {count} rows and {columns} columns takes {expected} {kind} or none, "
+                f"a sheet of {count} rows and {columns} columns needs {expected} {kind} or none; "
                 f"got {len(texts)}"
             )
-    # Room for text is computed here: matplotlib's layout engines take seconds for 40 images.
+    # Compute the space for text here: matplotlib's layout engines take seconds for 40 images.
     first = next(image for row in rows for image in row)
     size = np.array([cell_inches, cell_inches * first.shape[0] / first.shape[1]])
     row_labels, remaining = list(map(figure_text, row_labels)), iter(captions)
     letters = max((len(line) for label in row_labels for line in label.splitlines()), default=0)
     left, gap = 0.08 * letters + 0.1, 0.05
     top = 0.3 * bool(column_labels) + 0.35 * bool(title) + 0.05
-    above = 0.38 if captions else 0.0  # room over every row, for two lines
-    step = size + [gap, gap + above]
+    caption_height = 0.38 if captions else 0.0  # two lines
+    step = size + [gap, gap + caption_height]
     width, height = left + columns * step[0], top + count * step[1]
     figure = Figure((width, height), dpi=120)
     for r, c in np.ndindex(count, columns):
         x, y = left + c * step[0], height - top - (r + 1) * step[1] + gap
-        place = (x / width, y / height, size[0] / width, size[1] / height)
-        axes = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)
+        rectangle = (x / width, y / height, size[0] / width, size[1] / height)
+        axes = figure.add_axes(rectangle, xticks=[], yticks=[], frame_on=False)
         if row_labels and c == 0:
             axes.set_ylabel(row_labels[r], rotation=0, ha="right", va="center", fontsize=9)
         if column_labels and r == 0:
@@ -214,6 +227,6 @@ def contact_sheet(
 
 
 def evenly_spaced(count: int, max_count: int) -> list[int]:
-    """Return up to ``max_count`` positions, evenly spread over ``count`` with both ends."""
+    """Return up to ``max_count`` evenly spaced indices from 0 to ``count - 1``, both included."""
     steps = np.linspace(0, count - 1, min(count, max_count)).round().astype(int)
     return sorted(set(steps.tolist()))

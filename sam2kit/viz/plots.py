@@ -1,4 +1,4 @@
-"""Plot lines and intervals; figures are returned, never shown."""
+"""Plot curves and intervals as matplotlib figures, without displaying them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from matplotlib.ticker import MaxNLocator
 from sam2kit.utils.text import figure_text
 from sam2kit.viz.overlays import PALETTE
 
-LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # those that can be told from white paper
-WIDTH = 5.6  # inches, at which text can be read on a phone, too
-LEGEND_LABEL = 30  # letters, of which three labels fit beside each other
+LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # without yellow, which is invisible on white
+WIDTH = 5.6  # inches; wider figures are not legible on a phone
+LEGEND_LABEL = 30  # characters, so that three labels fit on one line
 
 
 def curves(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     x_label: str = "step",
 ) -> Figure:
-    """Line plots beside each other.
+    """Draw line plots side by side.
 
     Args:
-        panels: title of a panel to the lines in it: name of the line to its x and y values. A
-            value that is not a number leaves a gap.
+        panels: maps the title of each panel to its lines, and the name of each line to its x and y
+            values. NaN leaves a gap in the line.
+        x_label: label of the x axes.
 
     Raises:
-        ValueError: no panels.
+        ValueError: there are no panels.
     """
     if not panels:
-        raise ValueError("curves needs at least one panel")
+        raise ValueError("at least one panel is required")
     figure = Figure((4.2 * len(panels), 3.0), dpi=120, layout="constrained")
     for axes, (title, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -47,46 +48,53 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if any(lines):  # one without a name needs no legend
+        if any(lines):  # no legend for a single line with an empty name
             axes.legend(fontsize=7, frameon=False)
     return figure
 
 
 def training_curves(file: str | Path) -> Figure | None:
-    """A run's ``metrics.csv``: losses in training and validation, and the validation IoU.
+    """Plot the training losses, validation losses and validation IoU of a run.
 
-    None where there is nothing to draw yet. The learning rate is left out.
+    Args:
+        file: ``metrics.csv`` of the run. The learning rate is not plotted.
+
+    Returns:
+        The figure, or None if there is nothing to plot yet.
     """
     if not Path(file).exists():
         return None
     panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {
         title: {} for title in ("training loss", "validation loss", "validation IoU")
     }
-    whole_lines = Path(file).read_text().rpartition("\n")[0]  # it may be in the middle of a line
-    for row in csv.DictReader(whole_lines.splitlines()):
+    # Training may be writing the last line at this moment, so drop what follows the last newline.
+    complete_lines = Path(file).read_text().rpartition("\n")[0]
+    for row in csv.DictReader(complete_lines.splitlines()):
         for key in [k for k in row if row[k] and k not in ("epoch", "step", "learning_rate")]:
             title = list(panels)[key.startswith("val_") + (key == "val_iou")]
             x, y = panels[title].setdefault(key, ([], []))
             x.append(int(row["step"]))
             y.append(float(row[key]))
-    shown = {title: dict(sorted(lines.items())) for title, lines in panels.items() if lines}
-    return curves(shown) if shown else None
+    non_empty = {title: dict(sorted(lines.items())) for title, lines in panels.items() if lines}
+    return curves(non_empty) if non_empty else None
 
 
 def interval_chart(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], x_label: str) -> Figure:
-    """Means with their intervals, a row for each name of each group.
+    """Draw means with their intervals, one row per name of each group.
 
     Args:
-        groups: title of a group -> name -> ``mean`` and, where there are any, ``low``, ``high``.
+        groups: maps the title of each group to its names, and each name to a dictionary with
+            ``mean`` (None: not drawn) and optionally the bounds ``low`` and ``high``.
+        x_label: label of the x axis.
 
     Raises:
-        ValueError: no groups.
+        ValueError: there are no groups.
     """
     rows = [
-        (group, name, value) for group, found in groups.items() for name, value in found.items()
+        (group, name, value) for group, values in groups.items() for name, value in values.items()
     ]
     if not rows:
-        raise ValueError("a chart of intervals needs at least one group")
+        raise ValueError("at least one group is required")
     names = list(dict.fromkeys(name for _, name, _ in rows))
     figure = Figure((WIDTH, 0.6 + 0.26 * len(rows)), dpi=120, layout="constrained")
     axes = figure.subplots()

@@ -6,22 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sam2kit.utils.text import html_text, markdown_text, visible_text
 
-# JupyterLab's MathJax, and older front ends, leave elements of these classes alone.
+# MathJax does not typeset elements of these classes (the first in JupyterLab, the second in older
+# front ends).
 LITERAL = 'class="mathjax_ignore tex2jax_ignore"'
 
 
 class TrustedMarkdown(str):
-    """A cell that holds Markdown on purpose, written in code; never text that comes from data."""
+    """Markdown that is written in code, which tables do not escape; never use it for data."""
 
 
 class Table:
-    """Rows with the same keys; floats get three digits, None a dash.
+    """A table that notebooks show as HTML, terminals as plain text and files as Markdown.
 
-    A notebook shows it as HTML; ``str()`` gives plain text for terminals and :meth:`markdown` a
-    table for files.
+    ``str()`` returns plain text and :meth:`markdown` a Markdown table. Floats have three decimals,
+    and None is shown as a dash.
+
+    Args:
+        rows: one mapping of column names to cells per row, with the keys of the first row.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, object]]) -> None:
@@ -30,7 +34,7 @@ class Table:
         self.rows = list(rows)
 
     def _cells(self, escape: Callable[[object], str]) -> list[list[str]]:
-        """The texts of all cells, the header first."""
+        """Return the texts of all rows, the header first."""
         keys = list(self.rows[0])
 
         def text(cell: object) -> str:
@@ -41,11 +45,12 @@ class Table:
         return [list(map(escape, keys)), *([text(row[key]) for key in keys] for row in self.rows)]
 
     def _lines(self, escape: Callable[[object], str]) -> str:
+        """Return the table as lines with vertical bars."""
         head, *rows = self._cells(escape)
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
     def markdown(self) -> str:
-        """A table in which text is shown as it is; a :class:`TrustedMarkdown` is kept."""
+        """Return a Markdown table, with all text but :class:`TrustedMarkdown` escaped."""
 
         def escape(cell: object) -> str:
             return str(cell) if isinstance(cell, TrustedMarkdown) else markdown_text(cell)
@@ -67,7 +72,7 @@ class Table:
 
 
 class Caption:
-    """A line above a figure, shown in bold."""
+    """A bold caption above a figure."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -83,9 +88,9 @@ class Caption:
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Format rows as Markdown; see :class:`~sam2kit.viz.tables.Table`.
+    """Format rows as a Markdown table; see :class:`~sam2kit.viz.tables.Table`.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     return Table(rows).markdown()

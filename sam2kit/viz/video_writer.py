@@ -1,4 +1,4 @@
-"""Moving pictures as files: GIF, and MP4 written frame by frame."""
+"""Write GIF and MP4 files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,33 @@ from sam2kit.utils.text import html_text
 
 
 def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 5.0) -> None:
-    """Write images ``[H,W,3]`` uint8 as an endless GIF, whose clock ticks every 10 ms.
+    """Write an endless GIF.
+
+    Args:
+        path: file to write.
+        frames: images ``[H,W,3]`` uint8.
+        fps: frames per second, above 0 and up to 50. GIF files store durations in steps of 10 ms,
+            so the actual rate may differ slightly.
 
     Raises:
-        ValueError: no frames, or ``fps`` outside 0 to 50.
+        ValueError: there are no frames, or ``fps`` is out of range.
     """
     if not len(frames) or not 0 < fps <= 50:
-        raise ValueError(f"a GIF needs frames and fps in (0, 50], got {len(frames)} and {fps}")
-    pages = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
+        raise ValueError(f"a GIF needs frames and fps in (0, 50]; got {len(frames)} and {fps}")
+    # Dithering would flicker from frame to frame.
+    images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
     duration = round(100 / fps) * 10
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=duration, loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
 
 
 def gif_html(path: str | Path, width: int | None = None) -> str:
-    """A GIF as HTML that holds it, for a notebook's output.
+    """Return an HTML image element that embeds a GIF, for the output of a notebook.
 
-    A display of the type ``image/gif`` is lost where a notebook is converted to HTML.
+    Outputs of the type ``image/gif`` are lost when a notebook is converted to HTML.
 
     Args:
-        width: pixels on the screen; None: its own.
+        path: the GIF file.
+        width: display width in pixels. None (default): the width of the GIF.
     """
     content = base64.b64encode(Path(path).read_bytes()).decode("ascii")
     size = "" if width is None else f' width="{width}"'
@@ -44,18 +52,23 @@ def gif_html(path: str | Path, width: int | None = None) -> str:
 
 @contextmanager
 def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an MP4 that browsers play (H.264, 4:2:0), one image at a time.
+    """Write an MP4 file that browsers can play (H.264, 4:2:0), one image at a time.
 
-    ``with mp4_writer(path, 25) as write:`` gives a function that takes images ``[H,W,3]`` uint8,
-    all of one size; a last odd row or column is doubled, since 4:2:0 needs even sizes. The file
-    appears when the block ends, and not at all when it fails or without any image.
+    ``with mp4_writer(path, 25) as write:`` yields a function that takes one image ``[H,W,3]`` uint8
+    per call. An odd last row or column is duplicated, because 4:2:0 needs even sizes. The file is
+    created when the block ends. There is no file if the block raises an error or writes no image.
+
+    Args:
+        path: file to write.
+        fps: frames per second.
 
     Raises:
-        ValueError: an image of another size than the first.
+        ValueError: an image has another size than the first one.
     """
     shape: tuple[int, ...] | None = None
-    with atomic_write(path) as unfinished:
-        with av.open(str(unfinished), "w", "mp4", options={"movflags": "faststart"}) as container:
+    with atomic_write(path) as temporary:
+        # faststart puts the index at the beginning, so that browsers play while they download.
+        with av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}) as container:
             rate = Fraction(fps).limit_denominator(1001)
             # Equal images must give equal files. With its macroblock tree (mbtree), x264 does not
             # guarantee that; without it, CRF 22 has about the size and quality of CRF 20 with it.
@@ -69,20 +82,29 @@ def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], 
                     stream.height, stream.width = (n + n % 2 for n in image.shape[:2])
                     shape = image.shape
                 if image.shape != shape:
-                    raise ValueError(f"images of one size make a video, got {shape}, {image.shape}")
-                odd = [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)]
-                frame = av.VideoFrame.from_ndarray(np.pad(image, odd, "edge"), format="rgb24")
+                    raise ValueError(f"images must have one size; got {shape} and {image.shape}")
+                padding = [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)]
+                frame = av.VideoFrame.from_ndarray(np.pad(image, padding, "edge"), format="rgb24")
                 container.mux(stream.encode(frame))
 
             yield write
             if shape is not None:
-                container.mux(stream.encode())
+                container.mux(stream.encode())  # the frames that the encoder still buffers
         if shape is None:
-            unfinished.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def save_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10.0) -> None:
-    """Write images, which may be generated one by one; see :func:`mp4_writer`."""
+    """Write an MP4 file from an iterable of images; see :func:`mp4_writer`.
+
+    Args:
+        path: file to write.
+        frames: images ``[H,W,3]`` uint8 of one size; a generator keeps memory low.
+        fps: frames per second.
+
+    Raises:
+        ValueError: see :func:`mp4_writer`.
+    """
     with mp4_writer(path, fps) as write:
         for frame in frames:
             write(frame)

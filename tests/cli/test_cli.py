@@ -1,4 +1,4 @@
-"""The command line: flags, what it refuses, and every YAML file through the real thing."""
+"""The command line: flags, errors, and a training with every bundled YAML file."""
 
 from __future__ import annotations
 
@@ -24,29 +24,28 @@ ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
 
 
-class Fake(types.ModuleType):
-    """A module that is not there."""
+class FakeModule(types.ModuleType):
+    """A replacement for a module of the library."""
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The library's functions replaced by ones that note how they are called; no torch needed."""
-    noted = []
+    """Replace functions of the library and record their calls, so that torch is not imported."""
+    recorded = []
 
-    def stand_in(module, name, result=None):
+    def replace(module, name, result=None):
         fake = sys.modules.get(f"sam2kit.{module}")
-        if not isinstance(fake, Fake):
-            fake = Fake(f"sam2kit.{module}")
-        setattr(fake, name, lambda *a, **k: noted.append((name, a, k)) or result)
+        if not isinstance(fake, FakeModule):
+            fake = FakeModule(f"sam2kit.{module}")
+        setattr(fake, name, lambda *a, **k: recorded.append((name, a, k)) or result)
         monkeypatch.setitem(sys.modules, f"sam2kit.{module}", fake)
 
-    stand_in(
-        "training.trainer", "fit", types.SimpleNamespace(interrupted=False, run_dir=Path("run"))
-    )
-    stand_in("evaluation.evaluate", "evaluate_checkpoint")
-    stand_in("evaluation.evaluate", "evaluate_predictions")
-    stand_in("pipeline.runner", "run_stages")
-    return noted
+    result = types.SimpleNamespace(interrupted=False, run_dir=Path("run"))
+    replace("training.trainer", "fit", result)
+    replace("evaluation.evaluate", "evaluate_checkpoint")
+    replace("evaluation.evaluate", "evaluate_predictions")
+    replace("pipeline.runner", "run_stages")
+    return recorded
 
 
 def trained(calls, *argv) -> Config:
@@ -54,8 +53,8 @@ def trained(calls, *argv) -> Config:
     return calls[-1][1][0]
 
 
-def refused(capsys, *argv) -> str:
-    """The message of a refusal, which is one line of "error: ..." and exit code 2."""
+def error_output(capsys, *argv) -> str:
+    """Run a command that must exit with code 2 and print "error: ..."; return what it prints."""
     assert main(list(argv)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "Traceback" not in err
@@ -82,7 +81,7 @@ def refused(capsys, *argv) -> str:
         (["model=nano"], "model.size", "nano"),
     ],
 )
-def test_flag_sets_its_key_and_no_other(calls, argv, key, value):
+def test_flag_sets_only_its_key(calls, argv, key, value):
     config, plain = trained(calls, *argv), load_config(None, SYNTHETIC)
     assert get(config, key) == value
     section, _, name = key.rpartition(".")
@@ -90,7 +89,7 @@ def test_flag_sets_its_key_and_no_other(calls, argv, key, value):
     assert config == plain
 
 
-def test_debug_is_a_bundle_that_flags_and_overrides_win_over(calls, tmp_path):
+def test_flags_and_overrides_take_precedence_over_debug(calls, tmp_path):
     (tmp_path / "f.yaml").write_text("dataset: {num_workers: 4, type: synthetic}\nlog_level: ERROR")
     file = str(tmp_path / "f.yaml")
     config = trained(calls, "--config", file, "--debug", "trainer.limit_val_batches=1")
@@ -105,15 +104,15 @@ def test_flags_and_overrides_may_be_mixed(calls):
     assert (config.model.size, config.loss.iou) == ("nano", 0)
 
 
-def test_no_wandb_wins_over_a_file(calls, tmp_path):
+def test_no_wandb_overrides_a_file(calls, tmp_path):
     (tmp_path / "w.yaml").write_text("use_wandb: true\ntrainer: {logger: wandb}\n")
     file = ["--config", str(tmp_path / "w.yaml")]
     assert trained(calls, *file).logger == "wandb"
     assert trained(calls, *file, "--no-wandb").logger == "tensorboard"
 
 
-def test_a_key_given_twice_is_refused(capsys):
-    message = refused(capsys, "train", "--lr", "1", "optimizer.lr=2")
+def test_a_flag_and_an_override_of_the_same_key_are_rejected(capsys):
+    message = error_output(capsys, "train", "--lr", "1", "optimizer.lr=2")
     assert "--lr" in message and "optimizer.lr=2" in message
 
 
@@ -124,7 +123,7 @@ def test_create_config_loads_back_equal(calls, tmp_path, capsys):
     assert "--config" in capsys.readouterr().out
     assert main(["train", "--config", file]) == 0
     assert calls[-1][1][0] == load_config(None, ["optimizer.lr=3e-5", *changes[2:]])
-    assert "exists already" in refused(capsys, "train", "--create-config", file)
+    assert file in error_output(capsys, "train", "--create-config", file)
 
 
 def test_create_config_prints(tmp_path, capsys):
@@ -134,8 +133,8 @@ def test_create_config_prints(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("file", ["optimizer.lr=1", "no/such/folder/a.yaml"])
-def test_create_config_refuses(capsys, file):
-    assert "--create-config" in refused(capsys, "train", "--create-config", file)
+def test_create_config_rejects_unusable_file_names(capsys, file):
+    assert "--create-config" in error_output(capsys, "train", "--create-config", file)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +163,13 @@ def test_create_config_refuses(capsys, file):
         (["trian"], ["'trian'", "train"]),
     ],
 )
-def test_bad_input_is_one_message_before_torch(capsys, monkeypatch, argv, words):
+def test_invalid_input_is_reported_before_torch_is_imported(capsys, monkeypatch, argv, words):
     monkeypatch.chdir(ROOT)
-    # importing it would raise ImportError
+    # None in sys.modules makes an import of the module raise ImportError.
     monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", None)
     monkeypatch.setitem(sys.modules, "sam2kit.evaluation.evaluate", None)
     monkeypatch.setitem(sys.modules, "sam2kit.pipeline.runner", None)
-    message = refused(capsys, *argv)
+    message = error_output(capsys, *argv)
     assert all(word in message for word in words), message
 
 
@@ -195,10 +194,10 @@ def test_malformed_flags_exit_2(argv, capsys):
     assert stop.value.code == 2 and f"sam2kit {argv[0]}" in capsys.readouterr().err
 
 
-def test_run_without_a_config_takes_the_kits_own(calls, capsys, tmp_path):
+def test_run_without_a_config_uses_the_bundled_one(calls, capsys, tmp_path):
     assert main(["run", *SYNTHETIC]) == 0
     assert calls[-1][1][0] == str(config_dir() / "config.yaml")
-    assert "dataset.data_path: not set" in refused(capsys, "run")
+    assert "dataset.data_path: not set" in error_output(capsys, "run")
 
 
 def test_evaluate_calls_the_library(calls, tmp_path):
@@ -225,11 +224,11 @@ def test_run_calls_the_library(calls, tmp_path):
     config = ["run", "--config", str(tmp_path / "c.yaml")]
     assert main(config) == 0
     assert calls[-1][1] == (config[2], {}, [1, 2, 3, 4], None)
-    given = ["-p", "epochs=2", "-p", "lr=1e-3", "-p", "name=a=b", "--stages", "1,3-4"]
-    assert main([*config, *given, "--run-dir", "here"]) == 0
+    flags = ["-p", "epochs=2", "-p", "lr=1e-3", "-p", "name=a=b", "--stages", "1,3-4"]
+    assert main([*config, *flags, "--run-dir", "here"]) == 0
     parameters = {"epochs": 2, "lr": 1e-3, "name": "a=b"}
     assert calls[-1][1] == (config[2], parameters, [1, 3, 4], Path("here"))
-    # The flags of training and overrides reach the notebooks as their parameter of that name.
+    # The notebooks receive the flags of training and the overrides as the parameter "overrides".
     assert main([*config, "--lr", "0.5", "seed=7", "-p", 'overrides=["seed=3"]']) == 0
     assert calls[-1][1][1] == {"overrides": ["seed=3", "optimizer.lr=0.5", "seed=7"]}
     assert main([*config, "--debug", "--wandb"]) == 0
@@ -237,16 +236,16 @@ def test_run_calls_the_library(calls, tmp_path):
     assert "debug=true" in overrides and "use_wandb=true" in overrides
 
 
-@pytest.mark.parametrize("how", ["raised", "lightning", "told"])
-def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how):
+@pytest.mark.parametrize("how", ["raised", "lightning", "returned"])
+def test_interruption_exits_130_and_names_the_results(monkeypatch, capsys, how):
     def fit(config, run_dir, resume):
-        if how == "told":
+        if how == "returned":
             return types.SimpleNamespace(interrupted=True, run_dir=Path("here"))
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             if how == "lightning":
-                sys.exit(1)  # what Lightning's trainer does
+                sys.exit(1)  # like Lightning's Trainer
             raise
 
     fake = types.ModuleType("sam2kit.training.trainer")
@@ -254,10 +253,10 @@ def test_interruption_exits_130_and_tells_what_was_kept(monkeypatch, capsys, how
     monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", fake)
     assert main(["train", *SYNTHETIC, "--output-dir", "here"]) == 130
     err = capsys.readouterr().err
-    assert "interrupted" in err and "kept" in err and "here" in err
+    assert "interrupted" in err and "saved" in err and "here" in err
 
 
-def test_errors_that_are_nobody_s_input_are_not_swallowed(monkeypatch):
+def test_internal_errors_are_not_swallowed(monkeypatch):
     fake = types.ModuleType("sam2kit.training.trainer")
     fake.fit = lambda config, run_dir, resume: 1 / 0
     monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", fake)
@@ -286,14 +285,14 @@ def test_help_of_each_command(command, capsys):
     assert stop.value.code == 0 and flag in capsys.readouterr().out
 
 
-def test_without_a_command_the_commands_are_shown(capsys):
+def test_without_a_command_all_commands_are_listed(capsys):
     assert main([]) == 2
     assert "train" in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("sam2kit 0.")
 
 
-# Every YAML file under configs/ through the real command line, on generated data.
+# Train with every YAML file under configs/ through the command line, on generated data.
 
 TINY = [
     "dataset.image_size=64",
@@ -311,7 +310,7 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Three videos of three frames with one object, in both layouts, with splits."""
+    """Three videos of three frames with one object, as frame folders and COCO, with splits."""
     root = tmp_path_factory.mktemp("data")
     splits = {"train": "a\nb\n", "val": "c\n"}
     for name, text in {**splits, **{f"2016/{k}": v for k, v in splits.items()}}.items():
@@ -351,11 +350,11 @@ def data(tmp_path_factory) -> Path:
 
 
 def train_tiny(tmp_path: Path, *argv: str) -> None:
-    """Run the command for one batch of each kind and look at what it left."""
+    """Train and validate on one batch, and check the run directory."""
     assert main(["train", "--debug", "--output-dir", str(tmp_path), *argv, *TINY]) == 0
     (run,) = tmp_path.glob("*/*")
     assert (run / "best.ckpt").is_file() and load_config(run / "config.yaml").debug
-    for file in run.glob("*.ckpt"):  # the large model's take gigabytes, and pytest keeps folders
+    for file in run.glob("*.ckpt"):  # gigabytes for the large model, and pytest keeps tmp_path
         file.unlink()
 
 
@@ -366,7 +365,7 @@ STAGED = sorted(f"nano/{file.name}" for file in (config_dir() / "nano").glob("*.
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *STAGED])
 def test_every_experiment_trains(tmp_path, data, name):
     argv = ["--config", str(config_dir() / name), "--data-path", str(data), "model=nano"]
-    if name in STAGED:  # later stages start from the earlier one's checkpoint
+    if name in STAGED:  # later stages start from the checkpoint of the previous one
         argv.append("model.checkpoint=null")
     if name == "coco.yaml":
         argv.append(f"dataset.annotation_file={data}/annotations.json")
@@ -378,7 +377,7 @@ CHOICES = {
     for folder in sorted(config_dir().iterdir())
     if folder.is_dir() and folder.name not in ("model", "dataset", "valdataset", "nano")
 }
-# Each choice once: the n-th run takes the n-th choice of every group, or the last one again.
+# Each choice is used once: run N uses choice N of every group, or its last one.
 RUNS = [
     {group: choice or CHOICES[group][-1] for group, choice in zip(CHOICES, row, strict=True)}
     for row in zip_longest(*CHOICES.values())
@@ -387,8 +386,8 @@ RUNS = [
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: "-".join(run.values()))
 def test_every_group_trains(tmp_path, run):
-    chosen = [f"{group}={choice}" for group, choice in run.items()]
-    train_tiny(tmp_path, "model=nano", *SYNTHETIC, *chosen)
+    overrides = [f"{group}={choice}" for group, choice in run.items()]
+    train_tiny(tmp_path, "model=nano", *SYNTHETIC, *overrides)
 
 
 DATASETS = {
@@ -404,7 +403,7 @@ DATASETS = {
 VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
 
 
-def test_every_data_choice_is_in_the_tables():
+def test_every_data_choice_is_tested():
     stems = {g: {f.stem for f in (config_dir() / g).glob("*.yaml")} for g in CHOICES}
     assert stems.keys() >= {"loss", "optimizer", "scheduler", "trainer"}
     assert {f.stem for f in (config_dir() / "dataset").glob("*.yaml")} == set(DATASETS)
@@ -424,10 +423,10 @@ def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
         make_sav(tmp_path / kind)
         data = tmp_path / kind
     if kind == "images":
-        for folder, taken in (("images", "JPEGImages"), ("masks", "Annotations")):
-            shutil.copytree(data / taken / "a", tmp_path / kind / folder)
+        for folder, source in (("images", "JPEGImages"), ("masks", "Annotations")):
+            shutil.copytree(data / source / "a", tmp_path / kind / folder)
         data = tmp_path / kind
-    if kind == "mixture":  # its parts say where they lie, data_samples in the repository's root
+    if kind == "mixture":  # its sources have paths relative to the root of the repository
         monkeypatch.chdir(ROOT)
     else:
         argv = ["--data-path", str(data), *argv]
@@ -444,7 +443,7 @@ def test_every_model_trains(tmp_path, name):
 
 
 def test_train_as_a_module_is_the_same_command(tmp_path, monkeypatch):
-    """What ``python -m sam2kit.train`` runs."""
+    """Run the module like ``python -m sam2kit.train``."""
     argv = ["--debug", "--output-dir", str(tmp_path), "model=nano", *SYNTHETIC, *TINY]
     monkeypatch.setattr(sys, "argv", ["sam2kit.train", *argv])
     monkeypatch.delitem(sys.modules, "sam2kit.train", raising=False)

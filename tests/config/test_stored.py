@@ -1,4 +1,4 @@
-"""A checkpoint may be a stranger's: it decides what its model is, and nothing of the caller's."""
+"""An untrusted checkpoint defines its model and data layout, but no paths or machine settings."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ NAMES_OR_WORDS = {
     "evaluation.tracker",
     "recipe",
 }
-"""The keys that hold text, decide nothing about the caller's files or machine, and are obeyed."""
+"""Text keys of scope RUN: they name neither files nor hardware, so checkpoints may set them."""
 
 
-def test_every_key_that_holds_text_is_classified():
-    """A new key that may hold a path fails here, until it is one of these or gets its scope."""
+def test_every_text_key_has_a_reviewed_scope():
+    """A new text key fails here until it is listed above or has the scope PATH or MACHINE."""
     of_text = {k for k, f in options().items() if "str" in f.type or "Any" in f.type}
     scopes = {k: f.metadata["scope"] for k, f in options().items()}
     assert set(scopes.values()) == {RUN, PATH, MACHINE}
@@ -79,7 +79,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def hostile(tiny_config, tmp_path, data, monkeypatch) -> Path:
-    """A downloaded checkpoint that names the caller's folders; its victim's files have "mine"."""
+    """A downloaded checkpoint that names directories of its victim, whose files contain "mine"."""
     victim = tmp_path / "victim"
     for name in ("photos/lock", "photos/1.jpg", "code/lock", "code/ab/main.c", "start.pt"):
         (victim / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def write_run(config: Config, path: Path) -> Path:
 
 
 def rewrite(path: Path, key: str, value: object) -> None:
-    """Put a value into the configuration of a checkpoint; dictionaries on the way are made."""
+    """Set a value in the configuration of a checkpoint and create missing sections."""
     content = torch.load(path, weights_only=True)
     *sections, name = key.split(".")
     inner = content[CONFIG_KEY]
@@ -123,7 +123,8 @@ def files_below(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# What would stop an evaluation that obeyed it, before the cache is emptied.
+# Reset the keys that would stop an evaluation early if they were applied, so that it would get as
+# far as emptying the cache.
 BAIT = {
     "model.checkpoint": None,
     "model.compile": False,
@@ -135,7 +136,7 @@ BAIT = {
 
 
 @pytest.mark.parametrize("changes", [{}, BAIT])
-def test_evaluate_deletes_writes_and_reveals_nothing(hostile, tmp_path, data, changes):
+def test_evaluate_writes_only_to_its_own_output_directory(hostile, tmp_path, data, changes):
     for key, value in changes.items():
         rewrite(hostile, key, value)
     before = files_below(tmp_path)
@@ -149,13 +150,14 @@ def test_evaluate_deletes_writes_and_reveals_nothing(hostile, tmp_path, data, ch
     assert not [path for path in written if b"victim" in after[path]]
     (file,) = outputs.rglob("config.yaml")
     config = load_config(file)
-    decided = [k for k, f in options().items() if f.metadata["scope"] == MACHINE]
-    assert decided and {k: get(config, k) for k in decided} == {
-        k: "cpu" if k == "trainer.accelerator" else get(Config(), k) for k in decided
+    machine_keys = [k for k, f in options().items() if f.metadata["scope"] == MACHINE]
+    assert machine_keys and {k: get(config, k) for k in machine_keys} == {
+        k: "cpu" if k == "trainer.accelerator" else get(Config(), k) for k in machine_keys
     }
     metrics = json.loads((file.parent / "metrics.json").read_text())
-    start = [BEFORE] if changes else []  # random weights are no path
-    assert list(metrics["trackers"]) == [AFTER, *start, ZEROED, COPY]
+    # The score before training needs the initial weights; only random ones need no path.
+    before_training = [BEFORE] if changes else []
+    assert list(metrics["trackers"]) == [AFTER, *before_training, ZEROED, COPY]
 
 
 FIELDS = (
@@ -185,8 +187,8 @@ def test_an_interpolation_is_rejected_and_not_resolved(hostile, tmp_path, data, 
     before = files_below(tmp_path)
     argv = ["evaluate", "--model-checkpoint", str(hostile), "--data-path", str(data)]
     assert main(argv) == 2
-    said = "".join(capsys.readouterr())
-    assert str(hostile) in said and key in said and SECRET not in said
+    output = "".join(capsys.readouterr())
+    assert str(hostile) in output and key in output and SECRET not in output
     loaders = [load_run, load_model, read_run_config, source_config]
     for load in loaders:
         with pytest.raises(CheckpointError, match=f"{key}.* interpolation") as error:
@@ -195,7 +197,7 @@ def test_an_interpolation_is_rejected_and_not_resolved(hostile, tmp_path, data, 
     assert files_below(tmp_path) == before
 
 
-def test_readers_of_a_stored_configuration_take_nothing_of_the_callers(hostile, tmp_path):
+def test_paths_and_machine_settings_of_a_checkpoint_are_ignored(hostile, tmp_path):
     before = files_below(tmp_path)
     for config in (load_run(hostile)[0], load_model(hostile)[0], source_config(hostile)[0]):
         assert config.model.size == "nano" and config.dataset.image_size == 64
@@ -213,7 +215,9 @@ def test_readers_of_a_stored_configuration_take_nothing_of_the_callers(hostile, 
     assert files_below(tmp_path) == before
 
 
-def test_an_adapter_and_a_replay_that_interpolate(tiny_config, hostile, tmp_path, batch):
+def test_adapters_and_replays_with_interpolations_are_rejected(
+    tiny_config, hostile, tmp_path, batch
+):
     adapter = tmp_path / "downloads" / "adapter.pt"
     save_adapter(tiny_config, build_sam2_model(tiny_config), adapter)
     for file in (adapter, hostile):
@@ -228,7 +232,7 @@ def test_an_adapter_and_a_replay_that_interpolate(tiny_config, hostile, tmp_path
         replay(tmp_path / "replay.pt")
 
 
-def test_an_adapter_takes_its_start_by_name_or_from_its_run(tiny_config, tmp_path):
+def test_an_adapter_finds_its_base_weights_by_name_or_in_its_run(tiny_config, tmp_path):
     adapter, start = tmp_path / "run" / "adapter.pt", tmp_path / "start.pt"
     adapter.parent.mkdir()
     torch.save({"model": build_sam2_model(tiny_config).state_dict()}, start)
@@ -248,28 +252,30 @@ def test_an_adapter_takes_its_start_by_name_or_from_its_run(tiny_config, tmp_pat
     assert frozen and all(torch.equal(v, expected[k]) for k, v in frozen.items())
 
 
-def test_a_lone_checkpoint_asks_for_its_data(hostile, tmp_path, data, capsys):
+def test_a_checkpoint_without_its_run_requires_a_data_path(hostile, tmp_path, data, capsys):
     before = files_below(tmp_path)
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for word in (str(hostile), "data_path: not set", "stored in a checkpoint are not used"):
-        assert word in said
-    assert "--data-path DIR" in said and "--config FILE" in said and "victim" not in said
+        assert word in output
+    assert "--data-path DIR" in output and "--config FILE" in output and "victim" not in output
     assert files_below(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["coco", "mixture"])
-def test_a_lone_checkpoint_of_another_kind_of_data(hostile, kind, capsys):
+def test_a_checkpoint_without_its_run_requires_the_paths_of_its_data_type(hostile, kind, capsys):
     rewrite(hostile, "dataset.type", kind)
     rewrite(hostile, "dataset.annotation_file", "a.json")
     rewrite(hostile, "dataset.mixture", [{"data_path": "a"}])
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
-    said = capsys.readouterr().err
-    assert ("annotation_file=None" if kind == "coco" else "mixture=[]") in said
-    assert "stored in a checkpoint are not used" in said and "--config FILE" in said
+    output = capsys.readouterr().err
+    assert ("annotation_file=None" if kind == "coco" else "mixture=[]") in output
+    assert "stored in a checkpoint are not used" in output and "--config FILE" in output
 
 
-def test_a_run_of_ones_own_brings_its_paths(tiny_config, tmp_path, data, monkeypatch):
+def test_config_yaml_beside_a_checkpoint_supplies_its_paths(
+    tiny_config, tmp_path, data, monkeypatch
+):
     tiny_config.dataset.data_path, tiny_config.trainer.accelerator = str(data), "cpu"
     torch.save({"model": build_sam2_model(tiny_config).state_dict()}, tmp_path / "start.pt")
     tiny_config.model.checkpoint = str(tmp_path / "start.pt")
@@ -287,7 +293,7 @@ def test_a_run_of_ones_own_brings_its_paths(tiny_config, tmp_path, data, monkeyp
     assert evaluation.output_dir.is_relative_to(tmp_path / "outputs")
 
 
-def test_a_runs_configuration_that_interpolates(tiny_config, hostile, monkeypatch):
+def test_config_yaml_with_interpolations_is_rejected(tiny_config, hostile, monkeypatch):
     beside = hostile.with_name("config.yaml")
     save_config(tiny_config, beside)
     beside.write_text(beside.read_text().replace("data_path: null", "data_path: ${oc.env:SECRET}"))
@@ -298,7 +304,7 @@ def test_a_runs_configuration_that_interpolates(tiny_config, hostile, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["defaults: [x]\nseed: '${oc.env:SECRET}'\n", "name: other\n"])
-def test_another_configuration_beside_a_checkpoint_is_not_its_own(hostile, text, tiny_config):
+def test_config_yaml_of_another_program_is_ignored_and_not_overwritten(hostile, text, tiny_config):
     beside = hostile.with_name("config.yaml")
     beside.write_text(text)
     assert "dataset.data_path" in source_config(hostile)[1]
@@ -307,7 +313,7 @@ def test_another_configuration_beside_a_checkpoint_is_not_its_own(hostile, text,
     assert beside.read_text() == text
 
 
-def test_a_file_name_that_interpolates(tiny_config, hostile, tmp_path):
+def test_a_file_name_with_an_interpolation_is_rejected(tiny_config, hostile, tmp_path):
     file = tmp_path / "${oc.env:SECRET}.pt"
     torch.save({"model": build_sam2_model(tiny_config).state_dict()}, file)
     with pytest.raises(CheckpointError, match="model.checkpoint is an interpolation"):
@@ -319,7 +325,7 @@ def nested(depth: int) -> object:
     return {"a": nested(depth - 1)} if depth else 1
 
 
-def endless() -> dict:
+def self_referencing() -> dict:
     content: dict = {}
     content["evaluation"] = {"tracker": content}
     return content
@@ -333,23 +339,24 @@ def endless() -> dict:
         ([], "is a list"),
         ({"model": {"size": torch.zeros(1)}}, "model.size is a Tensor"),
         ({"evaluation": {"tracker": nested(MAX_DEPTH)}}, "nested too deeply"),
-        (endless(), "nested too deeply"),
-        ({"model": {"trainable_modules": ["a"] * MAX_VALUES}}, "too many values"),
+        (self_referencing(), "nested too deeply"),
+        ({"model": {"trainable_modules": ["a"] * MAX_VALUES}}, f"maximum of {MAX_VALUES}"),
         ({"recipe": "a" * (MAX_TEXT + 1)}, f"recipe has {MAX_TEXT + 1} characters"),
-        ({"model": {torch.zeros(1): 1}}, "model has a key that is no text"),
+        ({"model": {torch.zeros(1): 1}}, "model has a key that is not text"),
         ({"model": {"colour": "red"}}, "does not fit this version"),
         ({"model": 3}, "does not fit this version"),
         ({"seed": "much"}, "does not fit this version"),
         ({"dataset": {"mixture": {"a": 1}}}, "does not fit this version"),
     ],
 )
-def test_what_the_kit_cannot_have_saved(content, word):
+def test_content_that_sam2kit_cannot_have_saved_is_rejected(content, word):
     with pytest.raises(CheckpointError, match=word) as error:
         read_stored(content, "run.ckpt")
     assert str(error.value).startswith("run.ckpt: ") and len(str(error.value)) < 1000
+    assert error.value.hint
 
 
-def test_a_name_of_a_split_or_of_weights_is_no_path(hostile):
+def test_names_of_splits_and_of_released_models_are_kept(hostile):
     rewrite(hostile, "dataset.split", "2016/train")
     rewrite(hostile, "model.checkpoint", "sam2.1_hiera_tiny")
     config, ignored = source_config(hostile)
@@ -361,8 +368,8 @@ def test_a_name_of_a_split_or_of_weights_is_no_path(hostile):
         assert source_config(hostile)[0].dataset.split is None
 
 
-def test_resuming_deletes_nothing_that_a_checkpoint_names(toy_config, tmp_path):
-    """Lightning takes the path of the file to replace from the checkpoint's state."""
+def test_resuming_does_not_delete_paths_in_the_checkpoint(toy_config, tmp_path):
+    """Lightning would delete the path that the state of the checkpoint callback contains."""
     toy_config.dataset.synthetic_videos, toy_config.trainer.max_epochs = 2, 1
     toy_config.scheduler.name = "constant"
     run = fit(toy_config, tmp_path / "run")

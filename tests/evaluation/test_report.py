@@ -79,7 +79,7 @@ def test_the_page_needs_no_other_file(tmp_path, trackers, source, read_masks):
 
 def test_page_without_masks_or_other_trackers(tmp_path, trackers, source):
     page = write_report(Evaluation(Config(), source, trackers[:1], tmp_path)).read_text()
-    assert "Worst objects" not in page and "against the others" not in page
+    assert "Worst objects" not in page and "compared with the other trackers" not in page
     assert "data:image/svg+xml" in page and "data:image/jpeg" not in page
 
 

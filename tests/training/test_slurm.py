@@ -87,7 +87,7 @@ def test_slurm_script(config, tmp_path, monkeypatch, capsys):
     save_config(config, tmp_path / "c.yaml")
     command = ["submit", "--config", str(tmp_path / "c.yaml"), "--hours", "2", "--partition", "gpu"]
     assert main([*command, "--run-dir", str(tmp_path / "run")]) == 0
-    assert "job 12; its log" in capsys.readouterr().out
+    assert "job 12. Log file: " in capsys.readouterr().out
     script = (tmp_path / "script").read_text()
     options = ("--gpus-per-node=4", "--nodes=2", "--time=120", "--partition=gpu", "USR2@120")
     assert all(line in script for line in options), script

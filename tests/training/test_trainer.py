@@ -268,7 +268,7 @@ def test_missing_device_is_rejected(config, tmp_path):
     with pytest.raises(ConfigError, match="trainer.devices=1") as error:
         fit(config, tmp_path / "run")
     assert (error.value.key, error.value.value) == ("trainer.accelerator", "gpu")
-    with pytest.raises(ConfigError, match="trainer.accelerator='gpu' must be a device of this"):
+    with pytest.raises(ConfigError, match="trainer.accelerator='gpu' must be a device that this"):
         pick_device("gpu")
 
 
@@ -281,7 +281,7 @@ def test_run_directory_without_write_access_is_rejected(config, tmp_path, monkey
             fit(config, run_dir)
         assert (error.value.key, error.value.value) == ("output_dir", str(path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match="no right to write"):
+    with pytest.raises(ConfigError, match="no write permission"):
         open_run_dir(tmp_path, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from sam2kit.utils.files import atomic_write, write_text
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+def test_a_failed_write_keeps_only_the_old_file(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a.txt") as part:
         part.write_text("half")
@@ -18,14 +18,14 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_block_that_writes_nothing_changes_nothing(tmp_path):
-    (tmp_path / "a.txt.part").write_text("left by a process that was killed")
+def test_a_block_that_writes_nothing_removes_a_stale_temporary_file(tmp_path):
+    (tmp_path / "a.txt.part").write_text("left by a killed process")
     with atomic_write(tmp_path / "a.txt"):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_a_new_file_has_the_permissions_of_any_other(tmp_path):
+def test_a_new_file_has_default_permissions(tmp_path):
     (tmp_path / "plain").touch()
     with atomic_write(tmp_path / "a", fsync=True, temporary=tmp_path / "b") as part:
         part.write_bytes(b"x")
@@ -33,7 +33,7 @@ def test_a_new_file_has_the_permissions_of_any_other(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_fsync_waits_for_the_disk_before_the_file_gets_its_name(tmp_path, monkeypatch):
+def test_fsync_flushes_before_the_replacement(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(os, "fsync", lambda file: order.append(f"fsync {os.fstat(file).st_size}"))
     replace = os.replace

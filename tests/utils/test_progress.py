@@ -1,4 +1,4 @@
-"""Long loops report how far they are."""
+"""Long loops log their progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from loguru import logger
 from sam2kit.utils import progress
 
 
-def test_one_line_for_each_interval_with_rate_and_time_left(monkeypatch):
+def test_each_interval_logs_one_line_with_rate_and_remaining_time(monkeypatch):
     clock, lines = iter([0.0, 4.0, 8.0, 12.0, 16.0]), []
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")

@@ -1,4 +1,4 @@
-"""Names that come from data are shown as text: the functions, tables, figures, pages, widgets."""
+"""Names from data are shown as literal text in tables, figures, pages, widgets and terminals."""
 
 import io
 import re
@@ -53,24 +53,24 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_plain_names_stay_as_they_are():
+def test_plain_names_do_not_change():
     for name in ("val_004", "a/b-c.d", "naïve 図 👩‍🔬", "می‌خواهم"):
         assert visible_text(name) == html_text(name) == markdown_text(name) == name
         assert label_text(name) == figure_text(name) == name
 
 
 @pytest.mark.parametrize("character", "\x00\x1b\x7f\n\r\u200b\u200f\u202e\u2066\u2028\ufeff\ud800")
-def test_characters_that_cannot_be_seen_are_made_visible(character):
+def test_invisible_characters_become_escape_sequences(character):
     code = character.encode("unicode_escape").decode()
     assert visible_text(f"a{character}b") == f"a{code}b"
     visible_text(f"a{character}b").encode()  # a lone surrogate cannot be encoded
 
 
-def test_line_breaks_are_kept_where_asked_for():
+def test_multiline_keeps_line_breaks():
     assert visible_text("a\n\tb\u202e", multiline=True) == "a\n\tb\\u202e"
 
 
-def test_long_texts_lose_their_middle():
+def test_long_texts_are_shortened_in_the_middle():
     assert len(visible_text(LONG)) == MAX_WORD and "…" in visible_text(LONG)
     text = "start " + "word " * 5000 + "end"
     shown = visible_text(text)
@@ -94,15 +94,15 @@ def test_markdown_shows_the_text_and_has_no_tags(name):
     assert not page.attributes and visible_text(name).strip() in page.text
 
 
-def test_formulas_are_broken_up_for_mathjax():
-    # It looks for them in the text of a finished page, but not across elements.
+def test_mathjax_finds_no_formulas():
+    # MathJax searches the text of a rendered page, but not across elements.
     rendered = render(markdown_text(TEX))
     assert all(not re.search(r"\$.|\\[(\[b]", text) for text in re.split(r"<[^>]*>", rendered))
     for shown in (Table([{"name": TEX}]), Caption(TEX)):
         assert re.match(r'<\w+ class="mathjax_ignore ', shown._repr_html_())
 
 
-def test_a_table():
+def test_table_formats():
     table = Table([{"video": IMAGE, "J": 0.12345, "n": 8}, {"video": "b", "J": None, "n": 9}])
     page = Tags(table._repr_html_())
     assert page.tags == {"table", "thead", "tbody", "tr", "th", "td"}
@@ -136,7 +136,7 @@ def test_figures_draw_names_literally(name):
     assert literal == "\n".join(label_text(line) for line in name.split("\n"))
 
 
-def test_the_doctor_in_a_terminal_and_as_a_page(tmp_path):
+def test_doctor_report_in_a_terminal_and_as_a_page(tmp_path):
     examination = run_doctor(write_videos(tmp_path))
     text, page = examination.text(), Tags(examination.page())
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e\u2066]", text) and "n" * 250 not in text
@@ -147,7 +147,7 @@ def test_the_doctor_in_a_terminal_and_as_a_page(tmp_path):
     assert label_text(DIRECTION)[:10] in page.text and "\u202e" not in page.text
 
 
-def test_widgets_get_names_that_can_be_shown(tmp_path):
+def test_widgets_show_escaped_names(tmp_path):
     browser = ClipBrowser(write_videos(tmp_path))
     assert set(browser.videos) == set(map(label_text, NAMES))
     assert browser.layer_labels == browser.layers == ["truth"]
@@ -158,13 +158,13 @@ def test_widgets_get_names_that_can_be_shown(tmp_path):
     assert error_text(ValueError()) == "ValueError"
 
 
-def test_an_image_of_any_file_name(tmp_path):
+def test_an_image_with_a_hostile_file_name(tmp_path):
     path = tmp_path / IMAGE.replace("/", "")
     path.write_bytes(b"GIF")
     assert Tags(gif_html(path)).attributes == {"alt", "src"}
 
 
-def test_log_lines_are_no_format_and_no_markup(capsys):
+def test_log_messages_are_neither_formatted_nor_colored(capsys):
     try:
         log_to_console("INFO")
         logger.info("{}", "<red>{x}{0}</red>")
@@ -174,5 +174,5 @@ def test_log_lines_are_no_format_and_no_markup(capsys):
     assert capsys.readouterr().err.count("<red>{x}{0}</red>") == 2
 
 
-def test_scripts_cannot_leave_a_page():
+def test_scripts_and_links_are_escaped():
     assert "<" not in html_text(SCRIPT) and "](" not in markdown_text(LINK)

@@ -1,4 +1,4 @@
-"""Curves of a training that are renewed while it goes on."""
+"""Training curves are updated in a notebook during training."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_training_curves(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", HEAD, f"{HEAD}0,1,3."])
-def test_a_file_that_is_being_written_has_only_its_whole_lines(tmp_path, text):
+def test_incomplete_lines_are_ignored(tmp_path, text):
     file = tmp_path / "metrics.csv"
     file.write_text(text)
     assert training_curves(file) is None and training_curves(tmp_path / "missing.csv") is None
 
 
-class Shown:
-    """Stands for the front end: what was displayed, and what replaced it."""
+class FakeFrontEnd:
+    """Replaces the notebook front end and records the displayed figures."""
 
     def __init__(self):
         self.figures, self.new = [], threading.Event()
@@ -62,15 +62,15 @@ class Shown:
 
 @pytest.fixture
 def shown(monkeypatch):
-    shown = Shown()
+    shown = FakeFrontEnd()
     monkeypatch.setattr(live, "display", shown.display)
     return shown
 
 
-def test_one_picture_is_renewed_and_drawn_a_last_time(tmp_path, shown):
+def test_one_figure_is_updated_and_drawn_a_last_time_after_an_error(tmp_path, shown):
     file = tmp_path / "metrics.csv"
     with (
-        pytest.raises(RuntimeError, match="as training may"),
+        pytest.raises(RuntimeError, match="training failed"),
         live.show_live_curves(tmp_path, 0.01),
     ):
         file.write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
@@ -78,12 +78,12 @@ def test_one_picture_is_renewed_and_drawn_a_last_time(tmp_path, shown):
         with file.open("a") as opened:
             opened.write("0,2,2.5,0.01,0.8,,\r\n")
         shown.wait()
-        raise RuntimeError("as training may")
+        raise RuntimeError("training failed")
     assert shown.figures == [[(1, 3.5)], [(1, 3.5), (2, 2.5)]]
     assert "live curves" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_training_that_is_over_at_once_is_drawn(tmp_path, shown):
+def test_a_training_that_ends_before_the_first_update_is_drawn(tmp_path, shown):
     with live.show_live_curves(tmp_path, seconds=1000):
         (tmp_path / "metrics.csv").write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
     with live.show_live_curves(tmp_path / "nothing", seconds=1000):

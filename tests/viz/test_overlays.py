@@ -1,4 +1,4 @@
-"""Pictures: the pixels that matter, the shapes, and that nothing touches pyplot."""
+"""Overlays, sheets, GIFs and plots have the expected pixels, shapes and labels."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def make_batch(frames=3):
     return collate([clip, clip.select_objects([1])])
 
 
-def test_overlay_blends_inside_outlines_and_leaves_the_rest():
+def test_overlay_changes_only_the_pixels_of_objects():
     frame, masks = GREY.copy(), square_masks()
     picture = overlay(frame, masks, alpha=0.5)
     assert (frame == GREY).all()
@@ -54,24 +54,24 @@ def test_overlay_blends_inside_outlines_and_leaves_the_rest():
     assert picture[6, 8].tolist() == PALETTE[1].tolist()  # the later object is on top
 
 
-def test_overlay_without_outline_or_with_own_colours():
+def test_overlay_without_outlines_and_with_given_colours():
     picture = overlay(GREY, square_masks()[:1], np.array([[0, 0, 200]]), 0.25, contours=False)
     assert picture[2, 2].tolist() == [75, 75, 125]
     assert (overlay(GREY, np.zeros((0, 16, 20), dtype=bool)) == GREY).all()
 
 
-def test_overlay_of_more_objects_than_colours():
+def test_colours_repeat_for_many_objects():
     masks = np.zeros((9, 16, 20), dtype=bool)
     masks[8, 3, 3] = True
     assert overlay(GREY, masks)[3, 3].tolist() == PALETTE[8 % len(PALETTE)].tolist()
 
 
-def test_overlay_refuses_masks_of_another_size():
+def test_overlay_rejects_masks_of_another_size():
     with pytest.raises(ValueError, match="do not fit"):
         overlay(GREY, np.zeros((1, 8, 8), dtype=bool))
 
 
-def test_prompts_are_drawn_where_they_are():
+def test_prompts_are_drawn_at_their_positions():
     frame = np.zeros((64, 64, 3), dtype=np.uint8)
     points = np.array([[20, 10], [40, 50]], dtype=np.float32)
     picture = draw_prompts(frame, points, np.array([1, 0]), box=np.array([5, 6, 60, 58]))
@@ -88,7 +88,7 @@ def test_box_given_as_two_points():
     assert (as_points == draw_prompts(frame, box=corners.flatten())).all() and as_points.any()
 
 
-def test_points_need_labels():
+def test_points_without_labels_are_rejected():
     with pytest.raises(ValueError, match="labels"):
         draw_prompts(GREY, np.zeros((2, 2)), np.array([1]))
 
@@ -103,7 +103,7 @@ def test_contact_sheet(tmp_path):
         assert image.width > image.height > 100
 
 
-def test_contact_sheet_refuses_what_does_not_fit():
+def test_contact_sheet_rejects_labels_that_do_not_match():
     with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])
     with pytest.raises(ValueError, match="row labels"):
@@ -114,7 +114,7 @@ def test_contact_sheet_refuses_what_does_not_fit():
         contact_sheet([[GREY], [GREY]], captions=["a"])
 
 
-def test_sheets_of_a_batch():
+def test_clip_and_prompt_sheets_of_a_batch():
     batch = make_batch(frames=10)
     assert len(clip_sheet(batch, max_columns=4).axes) == 8
     prompts = PromptGenerator(["mask", "box", "point"])(batch, torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def test_sheets_of_a_batch():
     assert len(titles) == 3 and all("two squares, object" in title for title in titles)
 
 
-def test_normalised_frames_cannot_be_shown():
+def test_normalised_frames_are_rejected():
     with pytest.raises(ValueError, match="uint8"):
         frames_to_images(torch.zeros(3, 8, 8))
     assert frames_to_images(torch.zeros(2, 3, 8, 9, dtype=torch.uint8)).shape == (2, 8, 9, 3)
@@ -147,7 +147,7 @@ def test_tracking_figure_shows_numbers_and_scores():
     assert shown == ["frame 0", "frame 20", "frame 40"]
 
 
-def test_gif_of_trackers(tmp_path):
+def test_gif_of_several_trackers(tmp_path):
     pictures = tracking_frames(*tracked())
     assert pictures.dtype == np.uint8 and pictures.shape == (5, 20 + 192, 3 * 192, 3)
     save_gif(tmp_path / "overlay.gif", pictures, fps=4)
@@ -158,7 +158,7 @@ def test_gif_of_trackers(tmp_path):
 
 
 @pytest.mark.parametrize(("frames", "fps"), [([], 5), ([GREY], 0), ([GREY], 60)])
-def test_gif_refuses(tmp_path, frames, fps):
+def test_gif_rejects_missing_frames_and_invalid_rates(tmp_path, frames, fps):
     with pytest.raises(ValueError, match="GIF"):
         save_gif(tmp_path / "x.gif", frames, fps)
 

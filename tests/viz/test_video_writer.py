@@ -1,4 +1,4 @@
-"""Moving pictures: what is written can be played, what is read is the right frame."""
+"""Written videos can be played, and read frames are the right ones."""
 
 import base64
 import pickle
@@ -15,7 +15,7 @@ from sam2kit.viz.video_writer import gif_html, mp4_writer, save_gif, save_mp4
 
 
 def ramp(count=30, size=(48, 64)):
-    """Frames whose brightness is their number, so that each can be told."""
+    """Return frames whose brightness encodes their index."""
     return [np.full((*size, 3), 8 * t, dtype=np.uint8) for t in range(count)]
 
 
@@ -33,7 +33,7 @@ def number(frame):
     return round(float(frame.mean()) / 8)
 
 
-def test_an_mp4_plays_in_browsers_and_holds_what_was_written(tmp_path):
+def test_an_mp4_has_the_written_frames_in_a_format_for_browsers(tmp_path):
     save_mp4(tmp_path / "a.mp4", (f for f in ramp(5, (45, 63))), fps=12.5)
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
@@ -43,10 +43,10 @@ def test_an_mp4_plays_in_browsers_and_holds_what_was_written(tmp_path):
             *range(5)
         ]
     content = (tmp_path / "a.mp4").read_bytes()
-    assert content.index(b"moov") < content.index(b"mdat")  # plays before all of it has come
+    assert content.index(b"moov") < content.index(b"mdat")  # playable before the download ends
 
 
-def test_a_failed_mp4_leaves_nothing(tmp_path):
+def test_a_failed_mp4_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="one size"), mp4_writer(tmp_path / "a.mp4", 5) as write:
         write(ramp(1)[0])
         write(ramp(1, (48, 66))[0])
@@ -69,7 +69,7 @@ def test_frames_of_a_file_in_any_order(tmp_path, name, codec):
     assert number(pickle.loads(pickle.dumps(source)).read_frame(0, 7)) == 7
 
 
-def test_a_turned_video_stands_upright(tmp_path):
+def test_a_rotated_video_is_read_upright(tmp_path):
     frame = np.zeros((48, 64, 3), dtype=np.uint8)
     frame[:, :32] = 200  # bright at the left
     write_video(tmp_path / "a.mp4", "libx264", [frame])
@@ -91,7 +91,7 @@ def test_a_folder_of_frames_is_a_video(tmp_path):
     assert source.read_frame(0, 1)[0, 0, 0] == 200
 
 
-def test_what_is_no_video_is_told(tmp_path):
+def test_files_that_are_not_videos_are_rejected(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     (tmp_path / "empty").mkdir()
     for name, message in (
@@ -103,7 +103,7 @@ def test_what_is_no_video_is_told(tmp_path):
             open_video(tmp_path / name)
 
 
-def test_a_file_that_was_cut_off_is_told(tmp_path):
+def test_a_truncated_file_is_reported(tmp_path):
     write_video(tmp_path / "a.mkv", "libx264", ramp())
     source = open_video(tmp_path / "a.mkv")
     content = (tmp_path / "a.mkv").read_bytes()
@@ -112,7 +112,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path):
         source.read_frame(0, 29)
 
 
-def test_a_gif_as_html_holds_the_file(tmp_path):
+def test_gif_html_embeds_the_file(tmp_path):
     save_gif(tmp_path / "a.gif", ramp(3))
     html = gif_html(tmp_path / "a.gif", width=480)
     head, _, content = html.rpartition("base64,")
