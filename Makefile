@@ -1,6 +1,7 @@
 # make demo   run notebooks 1 to 4 on the sample clips, with the nano model, on two CPU cores
 # make lab    open JupyterLab in notebooks/ with 00_quickstart
 # make lint   run ruff, the word check, mypy and import-linter
+# make check  run make lint and the quick tests, in under two minutes
 # make test   run make lint and the default tests
 # make docs   build the documentation site, offline; open site/index.html
 # make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo lab docs docs-notebooks test lint setup clean
+.PHONY: check demo lab docs docs-notebooks test lint setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -60,6 +61,9 @@ lint: $(STAMP)
 	$(BIN)/python docs/check_words.py
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+check: lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --quick
 
 test: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,29 @@ from old_run_helpers import old_evaluation, old_run, same_arithmetic  # noqa: F4
 
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch, VideoClip, collate
+
+LONG_TESTS = Path(__file__).parent / "long_tests.txt"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="skip the browser tests and the tests that tests/long_tests.txt lists",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
+    quick: list[pytest.Item] = []
+    skipped: list[pytest.Item] = []
+    for item in items:
+        is_long = item.nodeid in long or item.get_closest_marker("browser") is not None
+        (skipped if is_long else quick).append(item)
+    config.hook.pytest_deselected(items=skipped)
+    items[:] = quick
 
 
 @pytest.fixture(scope="session", autouse=True)
