@@ -363,7 +363,7 @@ def test_a_run_is_not_trained_over_but_goes_on(config, tmp_path, stopped, capsys
     assert main([*again, str(stopped.run_dir)]) == 2
     assert f"--run-dir {stopped.run_dir} --resume auto" in capsys.readouterr().err
     assert main([*again, str(tmp_path / "b"), f"trainer.resume_from={stopped.run_dir}"]) == 2
-    assert "is a folder; name its last.ckpt" in capsys.readouterr().err
+    assert "is a directory; give " in capsys.readouterr().err
     goes_on = f"trainer.resume_from={stopped.last_checkpoint}"
     assert main([*again, str(stopped.run_dir), goes_on]) == 0
     assert state(stopped)["global_step"] == 8
