@@ -340,8 +340,8 @@ def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
             f"{path}: needs the weights that its run started from, but paths that are stored in a "
             "checkpoint are not trusted",
             key="model.checkpoint",
-            hint="copy config.yaml of the run to the same directory, with the path of the weights "
-            "as model.checkpoint",
+            hint="put the run's config.yaml beside it, with the path of the weights as "
+            "model.checkpoint",
         )
     model = create_sam2_model(config, load=is_adapter)
     if is_adapter:
