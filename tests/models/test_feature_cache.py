@@ -506,7 +506,7 @@ def test_when_training_uses_it(tiny_config, tmp_path, changes, word):
         module.use_features(data)
         assert data.with_keys == (True, True)
     else:
-        with pytest.raises(ConfigError, match=f"features.cache is on, but {word}"):
+        with pytest.raises(ConfigError, match=f"features.cache: .*{word}"):
             module.use_features(data)
 
 
