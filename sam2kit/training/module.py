@@ -105,7 +105,7 @@ class SAM2LightningModule(LightningModule):
         if reason := obstacle(self.config, self.model, source):
             if self.config.features.cache == "on":
                 raise ConfigError(
-                    f"features.cache is on, but {reason}",
+                    f"the cache cannot be used: {reason}",
                     key="features.cache",
                     value="on",
                     hint="set features.cache=auto, or change that key",
