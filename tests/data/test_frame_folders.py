@@ -387,7 +387,7 @@ def test_invalid_coco_files(tmp_path, change, message):
         ({"size": [24, 32], "counts": "00000"}, "add up to"),
         ({"size": [24, 32], "counts": "abc"}, "counts 'abc' are not COCO's: cut off"),
         ({"size": [24, 32], "counts": "zz"}, "counts 'zz' are not COCO's.*characters"),
-        ({"size": [24, 32], "counts": 3}, "neither a list nor"),
+        ({"size": [24, 32], "counts": 3}, "neither a list nor a string"),
     ],
 )
 def test_coco_damaged_segmentations(tmp_path, segmentation, message):
@@ -487,7 +487,7 @@ def test_videos_without_objects_are_errors():
     small[0, 0] = True  # vanishes at 32 pixels, where it could not be a prompt
     with pytest.raises(DataError, match="at 32 pixels"):
         clips(Large([{1: small}] * 4))[0]
-    with pytest.raises(DataError, match="no videos"):
+    with pytest.raises(DataError, match="video source is empty"):
         clips(ListSource())
 
 
@@ -640,7 +640,7 @@ def test_videos_without_masks_get_composited_objects(tmp_path, messages):
     config = config_for(tmp_path)
     train, val = build_datasets(config)
     assert isinstance(train.source, CompositedDataset) and isinstance(val.source, CompositedDataset)
-    assert any("INFO" in m and "has no Annotations" in m for m in messages)
+    assert any("INFO" in m and "has no masks" in m for m in messages)
     assert not set(train.source.names) & set(val.source.names)
     clip = train[0]
     train.set_epoch(1)
