@@ -53,7 +53,14 @@ def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
     """
     if workers:
         cv2.setNumThreads(0)
-    yield from DataLoader(items, None, num_workers=workers, collate_fn=_identity)
+    results = iter(DataLoader(items, None, num_workers=workers, collate_fn=_identity))
+    try:
+        yield from results
+    finally:
+        # After an error the traceback keeps the iterator alive, and its processes with it. The
+        # caller may be about to delete what they still write, so stop them here.
+        if workers:
+            results._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class ErrorFromWorker(Exception):
