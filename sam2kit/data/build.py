@@ -80,7 +80,9 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
         return build_source(what.dataset, what.seed)
     path = Path(what)
     if not path.exists():
-        raise DataError(missing(path))
+        raise DataError(
+            missing(path), hint="check the path; it is relative to the working directory"
+        )
     if path.is_file():
         if path.suffix.lower() == ".json":
             return COCODataset(path)
@@ -324,7 +326,12 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
     """Build the source class that ``config.type`` selects."""
     if config.type not in DATASET_TYPES:
         expected = f"one of {', '.join(DATASET_TYPES)}"
-        raise ConfigError(key=f"{section}.type", value=config.type, expected=expected)
+        raise ConfigError(
+            key=f"{section}.type",
+            value=config.type,
+            expected=expected,
+            hint="docs/data.md lists them",
+        )
     if config.type == "synthetic":
         return SyntheticDataset(
             config.synthetic_videos,

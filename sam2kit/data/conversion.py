@@ -72,7 +72,12 @@ def convert(
     """
     out = Path(out)
     if to not in TARGETS:
-        raise ConfigError(key="--to", value=to, expected=" or ".join(TARGETS))
+        raise ConfigError(
+            key="--to",
+            value=to,
+            expected=" or ".join(TARGETS),
+            hint="davis writes palette PNG files",
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")
     source = open_source(what)

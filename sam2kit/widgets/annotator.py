@@ -324,7 +324,7 @@ class PromptDebugger(ImageWidget):
                 self.cancel()
                 raise
             if self.error:
-                raise DataError(self.error)
+                raise DataError(self.error, hint="correct the cause and propagate again")
 
     def cancel(self) -> None:
         """Stop tracking after the current frame; the masks tracked so far remain."""

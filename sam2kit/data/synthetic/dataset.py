@@ -197,4 +197,10 @@ def _check_at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
         if value < minimum:
             expected = f"at least {minimum}"
-            raise DataError("generated videos", key=name, value=value, expected=expected)
+            raise DataError(
+                "generated videos",
+                key=name,
+                value=value,
+                expected=expected,
+                hint="use a larger number",
+            )
