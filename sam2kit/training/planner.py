@@ -327,7 +327,7 @@ class _OneFrame(FeatureCache):
         if not self._levels:
             levels = _forward(model, images[:1])
             self._levels = [x.bfloat16() if self.rounded else x for x in levels]
-        return self._together(model, images, [self._levels] * len(images))
+        return self._combine(model, images, [self._levels] * len(images))
 
 
 @torch.no_grad()

@@ -771,7 +771,7 @@ def test_open_source_detects_the_format(tmp_path, sample_of):
     assert open_source(source) is source
     config = Config(dataset=config_of(sample_of("composited")))
     assert kind(config) == "CompositedDataset"
-    with pytest.raises(DataError, match=r"nothing does not exist; .* holds"):
+    with pytest.raises(DataError, match=r"nothing does not exist; .* is empty"):
         open_source(tmp_path / "nothing")
     with pytest.raises(DataError, match="no videos found; .*ROOT/JPEGImages"):
         open_source(tmp_path)

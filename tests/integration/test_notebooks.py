@@ -253,7 +253,7 @@ def check_scores_of_the_trackers(result):
     metrics = json.loads((result.run_dir / "metrics.json").read_text())
     # One was computed at the model's resolution, the other at the video's.
     assert metrics["trackers"]["first mask copied"]["J"] == pytest.approx(copied, abs=0.005)
-    results = ["checkpoint", "overlay picture", "overlay GIF", "metrics", "report"]
+    results = ["checkpoint", "overlay image", "overlay GIF", "metrics", "report"]
     assert list(result.results) == results
 
 

@@ -209,6 +209,7 @@ config.model.memory_attention_bias = config.model.object_score_bias = 3.0
 model = create_sam2_model(config).eval()
 cache = FeatureCache(sys.argv[1])
 print("ready", flush=True)
+sys.stdin.readline()  # wait until the test has started both processes
 for seed in range(int(sys.argv[2])):
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(0, 256, (2, 3, 64, 64), generator=generator).to(torch.uint8)
@@ -220,7 +221,9 @@ print(cache.encoded)
 def start_writer(folder: Path, count: int) -> subprocess.Popen:
     command = [sys.executable, "-c", WRITER, str(folder), str(count)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_two_concurrent_processes_of_which_one_is_killed(model, tmp_path):
@@ -228,6 +231,9 @@ def test_two_concurrent_processes_of_which_one_is_killed(model, tmp_path):
     killed, finished = start_writer(tmp_path, 10_000), start_writer(tmp_path, 40)
     with killed, finished:
         assert killed.stdout.readline() == finished.stdout.readline() == "ready\n"
+        for process in (killed, finished):
+            process.stdin.write("start\n")
+            process.stdin.flush()
         deadline = time.monotonic() + 60
         while len(files(cache)) < 20 and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -50,7 +50,7 @@ def test_dead_loader_process_reports_the_frame(config, tmp_path, monkeypatch):
 
     def die(self, i, window, stored, masks):
         if self.training and self.source.name(i).endswith("3"):
-            self._note(i, window[0])
+            self._record_position(i, window[0])
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self, i, window, stored, masks)
 

@@ -15,11 +15,13 @@ from loguru import logger
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import override_config, save_config
+from sam2kit.data.build import build_datasets
 from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.loader import create_dataloader
 from sam2kit.models import checkpoint_io as checkpoint_files
 from sam2kit.models.checkpoint_io import fault_in, keep_copy, kept_copies, write_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model
-from sam2kit.training import module as engine
+from sam2kit.training import module as training_module
 from sam2kit.training.resume import latest_valid_checkpoint
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
@@ -46,7 +48,7 @@ def config(toy_config, tmp_path, monkeypatch):
                 module.p = 0.2
         return model
 
-    monkeypatch.setattr(engine, "create_sam2_model", with_dropout)
+    monkeypatch.setattr(training_module, "create_sam2_model", with_dropout)
     return toy_config
 
 
@@ -59,7 +61,7 @@ def steps(monkeypatch):
         signal = signal.SIGINT
 
     seen = Steps()
-    step = engine.SAM2LightningModule.training_step
+    step = training_module.SAM2LightningModule.training_step
 
     def watched(self, batch, batch_idx):
         number = self.trainer.fit_loop.total_batch_idx
@@ -69,7 +71,7 @@ def steps(monkeypatch):
             os.kill(os.getpid(), seen.signal)
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(engine.SAM2LightningModule, "training_step", watched)
+    monkeypatch.setattr(training_module.SAM2LightningModule, "training_step", watched)
     return seen
 
 
@@ -174,7 +176,7 @@ def test_killed_run_resumes_within_its_epoch(
 ):
     whole, undisturbed = runs(config, steps, overrides)
     config = override_config(config, [*overrides, "trainer.checkpoint_minutes=0"])
-    seen, forward = [], engine.SAM2LightningModule.forward
+    seen, forward = [], training_module.SAM2LightningModule.forward
 
     def dies(self, *arguments):
         if self.training:
@@ -183,7 +185,7 @@ def test_killed_run_resumes_within_its_epoch(
                 raise Killed
         return forward(self, *arguments)
 
-    monkeypatch.setattr(engine.SAM2LightningModule, "forward", dies)
+    monkeypatch.setattr(training_module.SAM2LightningModule, "forward", dies)
     with pytest.raises(Killed):
         fit(config, tmp_path / "run")
     assert not list(tmp_path.rglob("*.part"))
@@ -250,11 +252,11 @@ def test_every_epoch_draws_new_clips(config, steps, tmp_path, workers):
     config.dataset.num_workers = workers
     fit(config, tmp_path / "run")
     assert len({frames for _, frames in steps}) == 8  # no batch comes twice
-    clips, _ = engine.build_datasets(config)
+    clips, _ = build_datasets(config)
     expected = []
     for epoch in range(2):
         clips.set_epoch(epoch)
-        loader = engine.create_dataloader(clips, config.dataset, True, config.seed)
+        loader = create_dataloader(clips, config.dataset, True, config.seed)
         expected += [int(batch.frames.sum()) for batch in loader]
     assert [frames for _, frames in steps] == expected
 
@@ -487,7 +489,7 @@ def test_one_command_starts_and_resumes_a_run(tiny_config, tmp_path, capsys):
     small = ["dataset.type=synthetic", "dataset.synthetic_videos=2", "dataset.image_size=32"]
     command += [*small, "valdataset.synthetic_videos=1", "--accelerator", "cpu"]
     assert main([*command, "--max-epochs", "1"]) == 2
-    assert "name that folder too" in capsys.readouterr().err
+    assert "give --run-dir DIR" in capsys.readouterr().err
     command += ["--run-dir", str(tmp_path / "run")]
     for epochs in (1, 2, 2):  # start, resume, nothing left to train
         assert main([*command, "--max-epochs", str(epochs)]) == 0
