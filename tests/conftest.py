@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="skip the browser tests and the tests that tests/long_tests.txt lists",
+        help="skip the browser tests and the tests and files that tests/long_tests.txt lists",
     )
 
 
@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     quick: list[pytest.Item] = []
     skipped: list[pytest.Item] = []
     for item in items:
-        is_long = item.nodeid in long or item.get_closest_marker("browser") is not None
+        file, _, _ = item.nodeid.partition("::")
+        is_long = bool({file, item.nodeid} & long) or item.get_closest_marker("browser") is not None
         (skipped if is_long else quick).append(item)
     config.hook.pytest_deselected(items=skipped)
     items[:] = quick
