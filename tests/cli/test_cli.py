@@ -435,8 +435,19 @@ def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
     train_tiny(tmp_path / "runs", "model=nano", *argv)
 
 
+MODELS = sorted(file.stem for file in (config_dir() / "model").glob("*.yaml"))
+LARGE_MODELS = ("base_plus", "large")
+
+
+@pytest.mark.parametrize("name", LARGE_MODELS)
+def test_large_models_are_valid_configurations(name):
+    config = load_config(overrides=[f"model={name}", "dataset=synthetic"])
+    assert config.model.size == {"base_plus": "b+", "large": "l"}[name]
+
+
 @pytest.mark.parametrize(
-    "name", sorted(file.stem for file in (config_dir() / "model").glob("*.yaml"))
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE_MODELS else n for n in MODELS],
 )
 def test_every_model_trains(tmp_path, name):
     train_tiny(tmp_path, f"model={name}", *SYNTHETIC)
