@@ -330,7 +330,7 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             key=f"{section}.type",
             value=config.type,
             expected=expected,
-            hint="docs/data.md lists them",
+            hint="docs/data.md describes each layout",
         )
     if config.type == "synthetic":
         return SyntheticDataset(

@@ -76,7 +76,7 @@ def convert(
             key="--to",
             value=to,
             expected=" or ".join(TARGETS),
-            hint="davis writes palette PNG files",
+            hint="davis writes frame folders with palette PNG masks, coco-video one JSON file",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")

@@ -368,7 +368,8 @@ def test_run_is_not_overwritten_but_can_be_resumed(config, tmp_path, stopped, ca
     assert main([*again, str(stopped.run_dir)]) == 2
     assert f"--run-dir {stopped.run_dir} --resume auto" in capsys.readouterr().err
     assert main([*again, str(tmp_path / "b"), f"trainer.resume_from={stopped.run_dir}"]) == 2
-    assert "is a directory; give " in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "is a directory; give " in message and "last.ckpt" in message
     override = f"trainer.resume_from={stopped.last_checkpoint}"
     assert main([*again, str(stopped.run_dir), override]) == 0
     assert state(stopped)["global_step"] == 8
