@@ -19,6 +19,7 @@ from sam2kit.data.sources.images import ImageDataset, picture_folders
 from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.training_set import INDEX_FILE, TrainingSet
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
@@ -57,6 +58,7 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
       out for validation (:func:`build_validation_source` opens the validation videos);
     * a ``.json`` file: COCO JSON, with image paths relative to the folder of the file;
     * any other file: one video, with SA-V masks if their JSON file is in the same folder;
+    * a folder with ``training_set.json``: a training set;
     * a folder of image files: one video, one frame per image;
     * a folder of video files, or of folders with video files: SA-V if SA-V JSON files are next to
       the videos, otherwise videos with optional mask folders;
@@ -88,6 +90,8 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
             return COCODataset(path)
         is_sav = _has_sav_masklets([path])
         return SAVDataset(path, masklets="both") if is_sav else open_video(path)
+    if (path / INDEX_FILE).is_file():
+        return TrainingSet(path)
     if list_folder(path, FRAME_ENDINGS).files:
         return open_video(path)
     if video_files := _video_files(path):
@@ -372,6 +376,8 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
         )
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
+    if config.type == "training_set" or (Path(config.data_path) / INDEX_FILE).is_file():
+        return TrainingSet(config.data_path, config.split)
     if config.type == "sav":
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]

@@ -6,15 +6,55 @@ the files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
+from loguru import logger
+from PIL import Image
 
+from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.frame_folders import image_size
+from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID, object_names, read_id_mask
+from sam2kit.data.sources.training_set import (
+    COCO_FILE,
+    FRAMES,
+    INDEX_FILE,
+    MASKS,
+    VERSION,
+    VIDEOS,
+    Index,
+    StoredObject,
+    StoredVideo,
+    frame_names,
+    open_stored,
+    read_index,
+)
+from sam2kit.data.sources.video_decoder import OneVideo, open_video
+from sam2kit.data.writers import (
+    COCO_CATEGORIES,
+    LARGEST_NUMBER,
+    coco_annotation,
+    coco_image,
+    write_id_mask,
+)
+from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.files import atomic_write, write_text
+from sam2kit.utils.locks import locked
+from sam2kit.utils.paths import file_name
+from sam2kit.utils.text import plural
 
+LOCK_FILE, PROVENANCE_FOLDER = ".lock", "provenance"
 FORMATS = ("davis", "coco")
 PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "accepted")
 
@@ -57,6 +97,10 @@ class TrainingSetSummary(NamedTuple):
     unchanged: int = 0
     overlaps: int = 0
 
+    def __str__(self) -> str:
+        counts = f"{self.replaced} replaced, {self.unchanged} unchanged"
+        return f"{self.video}: {plural(self.written, 'frame')} added, {counts} ({self.folder})"
+
 
 def add_to_training_set(
     folder: str | Path,
@@ -89,5 +133,404 @@ def add_to_training_set(
     Raises:
         ConfigError: the folder cannot be written, holds something else, or has another format.
         DataError: a frame is not in the video, or a mask does not have the size of its frame.
+        PipelineError: another process is writing to the folder.
     """
-    raise NotImplementedError
+    root = Path(folder)
+    if format not in (None, *FORMATS):
+        raise ConfigError(
+            key="format",
+            value=format,
+            expected=" or ".join(FORMATS),
+            hint="davis writes PNG files, coco one JSON file",
+        )
+    frames = sorted(frames, key=lambda frame: frame.index)
+    _check_frames(source, i, frames)
+    with _writing(root), locked(root, LOCK_FILE):
+        index = _open_index(root, format)
+        name, video = _add_video(root, index, source, i, copy)
+        entry = index.videos[name]
+        _add_objects(entry, frames, names or {})
+        work = _write_coco if index.format == "coco" else _write_png
+        changed, counts = work(root, name, entry, video, frames)
+        _write_provenance(root, name, entry, frames, changed)
+        # Last, so that the index never lists what is not there.
+        _write_index(root, index)
+    numbers = (counts[key] for key in ("written", "replaced", "unchanged", "overlaps"))
+    summary = TrainingSetSummary(root, name, *numbers)
+    logger.info("{}", summary)
+    return summary
+
+
+def _check_frames(source: VideoSource, i: int, frames: Sequence[AcceptedFrame]) -> None:
+    """Check numbers, masks and provenance of all frames before anything is written.
+
+    Raises:
+        DataError: see :func:`add_to_training_set`.
+    """
+    count, seen, name = source.num_frames(i), set[int](), source.name(i)
+    video_size = source.read_frame(i, 0).shape[:2]
+    for frame in frames:
+        if not 0 <= frame.index < count or frame.index in seen:
+            raise DataError(
+                f"frames of video {name!r}",
+                key="index",
+                value=frame.index,
+                expected=f"from 0 to {count - 1}, each once",
+                hint="give each frame of the video at most once",
+            )
+        seen.add(frame.index)
+        for made in frame.provenance.values():
+            if made not in PROVENANCE:
+                raise DataError(
+                    f"frame {frame.index} of video {name!r}",
+                    key="provenance",
+                    value=made,
+                    expected=f"one of {', '.join(PROVENANCE)}",
+                    hint="use one of these words",
+                )
+        if not frame.masks:
+            continue
+        path = source.frame_path(i, frame.index)
+        size = image_size(path) if path else video_size
+        for identity, mask in frame.masks.items():
+            if mask.shape != tuple(size) or mask.dtype != bool:
+                raise DataError(
+                    f"the mask of object {identity!r} on frame {frame.index} of video {name!r} is "
+                    f"{mask.dtype} {mask.shape}, but its frame has {tuple(size)}",
+                    hint="give bool masks of the size of the frame",
+                )
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Create the folder, and turn errors of the file system into errors with a fix."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"the training set {root} cannot be written ({error}); it is complete up to the last "
+            "change",
+            key="folder",
+            value=str(root),
+            hint="check permissions and free disk space, and repeat the command",
+        ) from error
+
+
+def _open_index(root: Path, format: str | None) -> Index:
+    """Read the index of a training set, or begin a new one in an empty folder."""
+    if (root / INDEX_FILE).exists():
+        index = read_index(root)
+        if format not in (None, index.format):
+            raise ConfigError(
+                f"the training set {root} has masks in the format {index.format}",
+                key="format",
+                value=format,
+                expected=index.format,
+                hint=f"leave the format out, or choose a new folder for {format}",
+            )
+        return index
+    others = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    if others:
+        raise ConfigError(
+            f"{root} is no training set: it holds {', '.join(others[:3])}",
+            key="folder",
+            value=str(root),
+            hint="choose a new folder",
+        )
+    index = Index(VERSION, format or FORMATS[0], {})
+    _write_index(root, index)  # an interrupted first call can then be repeated
+    return index
+
+
+def _write_index(root: Path, index: Index) -> None:
+    content = msgspec.json.format(msgspec.json.encode(index), indent=1)
+    write_text(root / INDEX_FILE, content.decode() + "\n")
+
+
+def _add_video(
+    root: Path, index: Index, source: VideoSource, i: int, copy: bool
+) -> tuple[str, OneVideo]:
+    """Find or add the index entry of a video, and return its name there and the opened video."""
+    count, path = source.num_frames(i), source.video_path(i)
+    if path is not None and open_video(path).num_frames(0) != count:
+        path = None  # the source uses only some of its frames
+    files = [source.frame_path(i, t) for t in range(count)] if path is None else []
+    image_files = [file for file in files if file is not None]
+    if len(image_files) < len(files):
+        image_files = []
+    name = _find_video(root, index, source.name(i), count, path, image_files)
+    if name is None:
+        name = _unused(source.name(i) or "video", list(index.videos))
+        if name != source.name(i):
+            logger.info("{} has another video {!r}; adding {!r}", root, source.name(i), name)
+        size = source.read_frame(i, 0).shape[:2]
+        entry = StoredVideo(file_name(name), count, (size[0], size[1]))
+        index.videos[name] = entry
+        entry.folder = _unused(file_name(name), [v.folder for v in index.videos.values()][:-1])
+    entry = index.videos[name]
+    entry.absolute = "" if path is None else str(path.resolve())
+    entry.files = [_relative(root, file) for file in image_files]
+    copied = entry.path.startswith((f"{VIDEOS}/", f"{FRAMES}/"))
+    if path is not None and not copied:
+        entry.path = _copy_video(root, entry, path) if copy else _relative(root, path)
+    elif path is None and not copied and (copy or not entry.files):
+        entry.path = _copy_frames(root, entry, source, i)
+    if entry.path:
+        entry.files = []
+    return name, open_stored(root, name, entry)
+
+
+def _find_video(
+    root: Path, index: Index, name: str, count: int, path: Path | None, files: list[Path]
+) -> str | None:
+    """Return the name under which a training set has a video, or None."""
+    if path is not None:
+        target = path.resolve()
+        for known, entry in index.videos.items():
+            places = [(root / entry.path).resolve()] if entry.path else []
+            if target in places or str(target) == entry.absolute:
+                return known
+            # A video that was moved: its former path is empty now.
+            moved = places and not places[0].exists() and not Path(entry.absolute).exists()
+            if moved and places[0].name == path.name and entry.frames == count:
+                return known
+        return None
+    relative = [_relative(root, file) for file in files]
+    for known, entry in index.videos.items():
+        if files and entry.files == relative:
+            return known
+        # Copied frames have no other identity than the name.
+        if not files and known == name and entry.path.startswith(f"{FRAMES}/"):
+            return known if entry.frames == count else None
+    return None
+
+
+def _unused(name: str, used: Sequence[str]) -> str:
+    """Return a name that differs from the used ones, also where case does not matter."""
+    taken, number, candidate = {n.casefold() for n in used}, 1, name
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _relative(root: Path, path: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return path.resolve().as_posix()
+
+
+def _copy_video(root: Path, entry: StoredVideo, path: Path) -> str:
+    """Copy a video file or a folder of frames into a training set, and return its new path."""
+    target = root / VIDEOS / f"{entry.folder}{'' if path.is_dir() else path.suffix}"
+    target.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        _replace_folder(target, lambda folder: _copy_files(open_video(path), folder))
+    else:
+        with atomic_write(target) as temporary:
+            shutil.copyfile(path, temporary)
+    return target.relative_to(root).as_posix()
+
+
+def _copy_files(video: OneVideo, folder: Path) -> None:
+    for t in range(video.num_frames(0)):
+        file = video.frame_path(0, t)
+        assert file is not None  # a folder of frames has one file per frame
+        shutil.copyfile(file, folder / file.name)
+
+
+def _copy_frames(root: Path, entry: StoredVideo, source: VideoSource, i: int) -> str:
+    """Write the frames of a video that no file holds as PNG, and return the path of the folder."""
+    logger.info("no video file holds {!r}: copying its frames", source.name(i))
+
+    def write(folder: Path) -> None:
+        for t in range(source.num_frames(i)):
+            Image.fromarray(source.read_frame(i, t)).save(folder / f"{t:05d}.png")
+
+    target = root / FRAMES / entry.folder
+    target.parent.mkdir(exist_ok=True)
+    _replace_folder(target, write)
+    return target.relative_to(root).as_posix()
+
+
+def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under a temporary name, so that it is complete as soon as it exists."""
+    temporary = target.with_name(f".{target.name}.part")
+    for folder in (temporary, target):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+    temporary.mkdir()
+    write(temporary)
+    temporary.replace(target)
+
+
+def _add_objects(
+    entry: StoredVideo, frames: Sequence[AcceptedFrame], names: Mapping[ObjectId, str]
+) -> None:
+    """Add the objects of new frames to the index entry of their video, and update their names."""
+    known = {o.id: o for o in entry.objects}
+    for identity in [identity for frame in frames for identity in frame.masks]:
+        if identity not in known:
+            known[identity] = StoredObject(identity, str(identity))
+            entry.objects.append(known[identity])
+    for identity, text in names.items():
+        if identity in known:
+            known[identity].name = text
+
+
+def _visible(frame: AcceptedFrame) -> dict[ObjectId, np.ndarray]:
+    return {identity: mask for identity, mask in frame.masks.items() if mask.any()}
+
+
+def _write_png(
+    root: Path, name: str, entry: StoredVideo, video: OneVideo, frames: Sequence[AcceptedFrame]
+) -> tuple[set[int], Counter[str]]:
+    """Write masks as PNG, one file per frame.
+
+    Returns:
+        The frames whose masks changed, and the numbers for :class:`TrainingSetSummary`.
+    """
+    folder, counts = root / MASKS / entry.folder, Counter[str]()
+    changed: set[int] = set()
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = _numbers(folder, entry)
+    dtype = np.uint16 if max(numbers.values(), default=0) >= VOID else np.uint8
+    stems = frame_names(video)
+    for frame in frames:
+        masks = _visible(frame)
+        size = next((mask.shape for mask in masks.values()), entry.size)
+        ids = np.zeros(size, dtype)
+        # Where masks overlap, the smaller object is in front: otherwise it could vanish.
+        for identity in sorted(masks, key=lambda o: -np.count_nonzero(masks[o])):
+            ids[masks[identity]] = numbers[identity]
+        areas = sum(np.count_nonzero(mask) for mask in masks.values())
+        counts["overlaps"] += areas > np.count_nonzero(ids)
+        path = folder / f"{stems[frame.index]}.png"
+        if path.exists() and np.array_equal(read_id_mask(path), ids):
+            counts["unchanged"] += 1
+            continue
+        counts["replaced" if path.exists() else "written"] += 1
+        changed.add(frame.index)
+        with atomic_write(path) as temporary:
+            write_id_mask(temporary, ids)
+    if counts["overlaps"]:
+        logger.warning(
+            "{}: masks overlap on {} of {} frames; PNG files hold one object per pixel, and the "
+            "smaller object gets it. The format coco keeps both",
+            *(name, counts["overlaps"], len(frames)),
+        )
+    return changed, counts
+
+
+def _numbers(folder: Path, entry: StoredVideo) -> dict[ObjectId, int]:
+    """Return the pixel value of each object, and save new ones before masks use them.
+
+    An id from 1 to 254 is its own value, if no other object has the value already. The values of
+    earlier masks never change.
+    """
+    numbers = {identity: number for number, identity in object_names(folder).items()}
+    used = set(numbers.values())
+    ids = [o.id for o in entry.objects if o.id not in numbers]
+    for fitting in (True, False):
+        for identity in ids:
+            fits = isinstance(identity, int) and 0 < identity < VOID and identity not in used
+            if fits and fitting:
+                numbers[identity] = int(identity)
+            elif not fitting and identity not in numbers:
+                numbers[identity] = next(n for n in range(1, len(used) + 2) if n not in used)
+            else:
+                continue
+            used.add(numbers[identity])
+    if len(numbers) > LARGEST_NUMBER:
+        raise DataError(
+            f"{len(numbers)} objects are more than the {LARGEST_NUMBER} that a 16-bit PNG holds",
+            hint="use the format coco",
+        )
+    by_number = {number: identity for identity, number in numbers.items()}
+    if any(number != identity for number, identity in by_number.items()):
+        write_text(folder / OBJECTS_FILE, json.dumps(by_number))
+    return numbers
+
+
+def _write_coco(
+    root: Path, name: str, entry: StoredVideo, video: OneVideo, frames: Sequence[AcceptedFrame]
+) -> tuple[set[int], Counter[str]]:
+    """Write masks into the COCO file of a training set; returns as :func:`_write_png`."""
+    path, counts = root / COCO_FILE, Counter[str]()
+    content = {"images": [], "annotations": [], "categories": COCO_CATEGORIES}
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    by_image: dict[int, tuple[str, int]] = {}
+    for image in content["images"]:
+        key = image["video_id"], image["order_in_video"]
+        rows[key], by_image[image["id"]] = (image, []), key
+    for annotation in content["annotations"]:
+        rows[by_image[annotation["image_id"]]][1].append(annotation)
+    changed: set[int] = set()
+    stems = frame_names(video)
+    for frame in frames:
+        masks = {identity: encode_mask(mask) for identity, mask in _visible(frame).items()}
+        key, before = (name, frame.index), rows.get((name, frame.index))
+        if before and {a["track_id"]: a["segmentation"] for a in before[1]} == masks:
+            counts["unchanged"] += 1
+            continue
+        counts["replaced" if before else "written"] += 1
+        changed.add(frame.index)
+        size = next((tuple(runs["size"]) for runs in masks.values()), entry.size)
+        image = coco_image(0, name, frame.index, f"{entry.folder}/{stems[frame.index]}.png", size)
+        rows[key] = image, [coco_annotation(0, 0, *item) for item in masks.items()]
+    content["images"] = [rows[key][0] | {"id": n} for n, key in enumerate(sorted(rows), 1)]
+    annotations = [
+        annotation | {"image_id": n}
+        for n, key in enumerate(sorted(rows), 1)
+        for annotation in rows[key][1]
+    ]
+    content["annotations"] = [row | {"id": n} for n, row in enumerate(annotations, 1)]
+    if changed:
+        write_text(path, json.dumps(content))
+    return changed, counts
+
+
+def _write_provenance(
+    root: Path, name: str, entry: StoredVideo, frames: Sequence[AcceptedFrame], changed: set[int]
+) -> None:
+    """Update the file that says how each mask of a video was made."""
+    path = root / PROVENANCE_FOLDER / f"{entry.folder}.json"
+    path.parent.mkdir(exist_ok=True)
+    stored = read_provenance(root, name) if path.exists() else {}
+    for frame in frames:
+        made = [{"id": o, "made": frame.provenance.get(o, "accepted")} for o in frame.masks]
+        row = {"objects": made, "model": frame.model}
+        before = stored.get(frame.index, {})
+        if frame.index in changed or row != {k: v for k, v in before.items() if k != "added"}:
+            added = datetime.now().astimezone().isoformat(timespec="seconds")
+            stored[frame.index] = row | {"added": added}
+    content = {"version": VERSION, "video": name, "frames": dict(sorted(stored.items()))}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_provenance(folder: str | Path, video: str) -> dict[int, dict[str, Any]]:
+    """Read how the masks of a video in a training set were made.
+
+    Args:
+        folder: the training set.
+        video: name of the video in it.
+
+    Returns:
+        By frame number: ``objects`` (a list of ``id`` and ``made``, one of :data:`PROVENANCE`),
+        ``model`` (None: no model) and ``added`` (date and time).
+
+    Raises:
+        DataError: the training set or the file cannot be read.
+    """
+    root = Path(folder)
+    path = root / PROVENANCE_FOLDER / f"{read_index(root).videos[video].folder}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {int(t): dict(row) for t, row in content["frames"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r})", hint="delete it and add the frames again"
+        ) from error
