@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,15 +49,15 @@ from sam2kit.data.writers import (
     coco_image,
     write_id_mask,
 )
+from sam2kit.utils import locks
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import atomic_write, write_text
-from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.text import plural
+from sam2kit.utils.text import plural, suggest
 
 LOCK_FILE, PROVENANCE_FOLDER = ".lock", "provenance"
 FORMATS = ("davis", "coco")
-PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "accepted")
+PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "truth", "accepted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def add_to_training_set(
     folder: str | Path,
     source: VideoSource,
     i: int,
-    frames: Sequence[AcceptedFrame],
+    frames: Iterable[AcceptedFrame],
     *,
     names: Mapping[ObjectId, str] | None = None,
     format: str | None = None,
@@ -124,16 +125,16 @@ def add_to_training_set(
         folder: the training set.
         source: opened by :func:`~sam2kit.data.build.open_source` or similar.
         i: index of the video in ``source``.
-        frames: the frames, in any order.
+        frames: the frames, in any order; each is written before the next one is taken.
         names: names of objects to show to people. None (default): the ids.
         format: ``davis`` (PNG files) or ``coco`` (one JSON file, in which masks may overlap). None
             (default): the format of the existing set, or ``davis``.
         copy: also copy the video into the folder, so that the folder can be moved alone.
 
     Raises:
-        ConfigError: the folder cannot be written, holds something else, or has another format.
+        ConfigError: the folder cannot be written, holds something else, has another format, or is
+            in use by another process.
         DataError: a frame is not in the video, or a mask does not have the size of its frame.
-        PipelineError: another process is writing to the folder.
     """
     root = Path(folder)
     if format not in (None, *FORMATS):
@@ -143,39 +144,54 @@ def add_to_training_set(
             expected=" or ".join(FORMATS),
             hint="davis writes PNG files, coco one JSON file",
         )
-    frames = sorted(frames, key=lambda frame: frame.index)
-    _check_frames(source, i, frames)
-    with _writing(root), locked(root, LOCK_FILE):
+    with _writing(root):
         index = _open_index(root, format)
         name, video = _add_video(root, index, source, i, copy)
         entry = index.videos[name]
-        _add_objects(entry, frames, names or {})
-        work = _write_coco if index.format == "coco" else _write_png
-        changed, counts = work(root, name, entry, video, frames)
-        _write_provenance(root, name, entry, frames, changed)
-        # Last, so that the index never lists what is not there.
-        _write_index(root, index)
-    numbers = (counts[key] for key in ("written", "replaced", "unchanged", "overlaps"))
-    summary = TrainingSetSummary(root, name, *numbers)
+        writer = (_CocoFile if index.format == "coco" else _PngFiles)(root, name, entry, video)
+        provenance = _Provenance(root, name, entry)
+        counts: Counter[str] = Counter()
+        try:
+            for frame in _checked(source, i, entry, frames):
+                _add_objects(entry, frame, names or {})
+                result = writer.add(frame)
+                counts[result] += 1
+                provenance.add(frame, result != "unchanged")
+        finally:
+            # Also after an error, for the frames before it. The index comes last, so that it never
+            # lists what is not there.
+            if counts:
+                writer.close()
+                provenance.close()
+                _write_index(root, index)
+    numbers = (counts[key] for key in ("written", "replaced", "unchanged"))
+    summary = TrainingSetSummary(root, name, *numbers, writer.overlaps)
     logger.info("{}", summary)
+    if summary.overlaps:
+        logger.warning(
+            "{}: masks overlap on {} frames; PNG files hold one object per pixel, and the smaller "
+            "object gets it. The format coco keeps both",
+            *(name, summary.overlaps),
+        )
     return summary
 
 
-def _check_frames(source: VideoSource, i: int, frames: Sequence[AcceptedFrame]) -> None:
-    """Check numbers, masks and provenance of all frames before anything is written.
+def _checked(
+    source: VideoSource, i: int, entry: StoredVideo, frames: Iterable[AcceptedFrame]
+) -> Iterator[AcceptedFrame]:
+    """Yield frames after checking their numbers, masks and provenance.
 
     Raises:
         DataError: see :func:`add_to_training_set`.
     """
-    count, seen, name = source.num_frames(i), set[int](), source.name(i)
-    video_size = source.read_frame(i, 0).shape[:2]
+    seen, name = set[int](), source.name(i)
     for frame in frames:
-        if not 0 <= frame.index < count or frame.index in seen:
+        if not 0 <= frame.index < entry.frames or frame.index in seen:
             raise DataError(
                 f"frames of video {name!r}",
                 key="index",
                 value=frame.index,
-                expected=f"from 0 to {count - 1}, each once",
+                expected=f"from 0 to {entry.frames - 1}, each once",
                 hint="give each frame of the video at most once",
             )
         seen.add(frame.index)
@@ -188,25 +204,33 @@ def _check_frames(source: VideoSource, i: int, frames: Sequence[AcceptedFrame]) 
                     expected=f"one of {', '.join(PROVENANCE)}",
                     hint="use one of these words",
                 )
-        if not frame.masks:
-            continue
         path = source.frame_path(i, frame.index)
-        size = image_size(path) if path else video_size
+        size = image_size(path) if path else entry.size
         for identity, mask in frame.masks.items():
-            if mask.shape != tuple(size) or mask.dtype != bool:
+            if mask.shape != size or mask.dtype != bool:
                 raise DataError(
                     f"the mask of object {identity!r} on frame {frame.index} of video {name!r} is "
-                    f"{mask.dtype} {mask.shape}, but its frame has {tuple(size)}",
+                    f"{mask.dtype} {mask.shape}, but its frame has {size}",
                     hint="give bool masks of the size of the frame",
                 )
+        yield frame
 
 
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
-    """Create the folder, and turn errors of the file system into errors with a fix."""
+    """Create and lock the folder, and turn errors of the file system into errors with a fix."""
+    lock = None
     try:
         root.mkdir(parents=True, exist_ok=True)
+        lock = locks.acquire(root / LOCK_FILE)
         yield
+    except locks.LockedError as error:
+        raise ConfigError(
+            f"the training set {root} is in use by process {error.pid} on {error.host}",
+            key="folder",
+            value=str(root),
+            hint="wait for that process or end it",
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"the training set {root} cannot be written ({error}); it is complete up to the last "
@@ -215,6 +239,9 @@ def _writing(root: Path) -> Iterator[None]:
             value=str(root),
             hint="check permissions and free disk space, and repeat the command",
         ) from error
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _open_index(root: Path, format: str | None) -> Index:
@@ -252,20 +279,20 @@ def _add_video(
     root: Path, index: Index, source: VideoSource, i: int, copy: bool
 ) -> tuple[str, OneVideo]:
     """Find or add the index entry of a video, and return its name there and the opened video."""
-    count, path = source.num_frames(i), source.video_path(i)
-    if path is not None and open_video(path).num_frames(0) != count:
+    num_frames, path = source.num_frames(i), source.video_path(i)
+    if path is not None and open_video(path).num_frames(0) != num_frames:
         path = None  # the source uses only some of its frames
-    files = [source.frame_path(i, t) for t in range(count)] if path is None else []
+    files = [source.frame_path(i, t) for t in range(num_frames)] if path is None else []
     image_files = [file for file in files if file is not None]
     if len(image_files) < len(files):
         image_files = []
-    name = _find_video(root, index, source.name(i), count, path, image_files)
+    name = _find_video(root, index, source.name(i), num_frames, path, image_files)
     if name is None:
         name = _unused(source.name(i) or "video", list(index.videos))
         if name != source.name(i):
             logger.info("{} has another video {!r}; adding {!r}", root, source.name(i), name)
         size = source.read_frame(i, 0).shape[:2]
-        entry = StoredVideo(file_name(name), count, (size[0], size[1]))
+        entry = StoredVideo(file_name(name), num_frames, (size[0], size[1]))
         index.videos[name] = entry
         entry.folder = _unused(file_name(name), [v.folder for v in index.videos.values()][:-1])
     entry = index.videos[name]
@@ -282,7 +309,7 @@ def _add_video(
 
 
 def _find_video(
-    root: Path, index: Index, name: str, count: int, path: Path | None, files: list[Path]
+    root: Path, index: Index, name: str, num_frames: int, path: Path | None, files: list[Path]
 ) -> str | None:
     """Return the name under which a training set has a video, or None."""
     if path is not None:
@@ -293,7 +320,7 @@ def _find_video(
                 return known
             # A video that was moved: its former path is empty now.
             moved = places and not places[0].exists() and not Path(entry.absolute).exists()
-            if moved and places[0].name == path.name and entry.frames == count:
+            if moved and places[0].name == path.name and entry.frames == num_frames:
                 return known
         return None
     relative = [_relative(root, file) for file in files]
@@ -302,7 +329,7 @@ def _find_video(
             return known
         # Copied frames have no other identity than the name.
         if not files and known == name and entry.path.startswith(f"{FRAMES}/"):
-            return known if entry.frames == count else None
+            return known if entry.frames == num_frames else None
     return None
 
 
@@ -365,150 +392,155 @@ def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     temporary.replace(target)
 
 
-def _add_objects(
-    entry: StoredVideo, frames: Sequence[AcceptedFrame], names: Mapping[ObjectId, str]
-) -> None:
-    """Add the objects of new frames to the index entry of their video, and update their names."""
+def _add_objects(entry: StoredVideo, frame: AcceptedFrame, names: Mapping[ObjectId, str]) -> None:
+    """Add the objects of a frame to the index entry of its video, and update their names."""
     known = {o.id: o for o in entry.objects}
-    for identity in [identity for frame in frames for identity in frame.masks]:
+    for identity in frame.masks:
         if identity not in known:
             known[identity] = StoredObject(identity, str(identity))
             entry.objects.append(known[identity])
-    for identity, text in names.items():
-        if identity in known:
-            known[identity].name = text
+        if identity in names:
+            known[identity].name = names[identity]
 
 
 def _visible(frame: AcceptedFrame) -> dict[ObjectId, np.ndarray]:
     return {identity: mask for identity, mask in frame.masks.items() if mask.any()}
 
 
-def _write_png(
-    root: Path, name: str, entry: StoredVideo, video: OneVideo, frames: Sequence[AcceptedFrame]
-) -> tuple[set[int], Counter[str]]:
-    """Write masks as PNG, one file per frame.
+class _PngFiles:
+    """Write the masks of one video as PNG, one file per frame.
 
-    Returns:
-        The frames whose masks changed, and the numbers for :class:`TrainingSetSummary`.
+    Attributes:
+        overlaps: number of frames on which masks overlap.
     """
-    folder, counts = root / MASKS / entry.folder, Counter[str]()
-    changed: set[int] = set()
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = _numbers(folder, entry)
-    dtype = np.uint16 if max(numbers.values(), default=0) >= VOID else np.uint8
-    stems = frame_names(video)
-    for frame in frames:
+
+    def __init__(self, root: Path, name: str, entry: StoredVideo, video: OneVideo) -> None:
+        self.folder, self.entry, self.stems = root / MASKS / entry.folder, entry, frame_names(video)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.numbers = {identity: n for n, identity in object_names(self.folder).items()}
+        if not self.numbers:  # without objects.json, the ids are the numbers
+            ids = (stored.id for stored in entry.objects)
+            self.numbers = {i: i for i in ids if isinstance(i, int) and 0 < i < VOID}
+        self.overlaps = 0
+
+    def add(self, frame: AcceptedFrame) -> str:
+        """Write a frame, and return the name of a count of :class:`TrainingSetSummary`."""
         masks = _visible(frame)
-        size = next((mask.shape for mask in masks.values()), entry.size)
-        ids = np.zeros(size, dtype)
+        self._number(masks)
+        is_wide = max(self.numbers.values(), default=0) >= VOID
+        size = next((mask.shape for mask in masks.values()), self.entry.size)
+        ids = np.zeros(size, np.uint16 if is_wide else np.uint8)
         # Where masks overlap, the smaller object is in front: otherwise it could vanish.
-        for identity in sorted(masks, key=lambda o: -np.count_nonzero(masks[o])):
-            ids[masks[identity]] = numbers[identity]
-        areas = sum(np.count_nonzero(mask) for mask in masks.values())
-        counts["overlaps"] += areas > np.count_nonzero(ids)
-        path = folder / f"{stems[frame.index]}.png"
-        if path.exists() and np.array_equal(read_id_mask(path), ids):
-            counts["unchanged"] += 1
-            continue
-        counts["replaced" if path.exists() else "written"] += 1
-        changed.add(frame.index)
+        areas = {identity: np.count_nonzero(mask) for identity, mask in masks.items()}
+        for identity in sorted(masks, key=lambda o: -areas[o]):
+            ids[masks[identity]] = self.numbers[identity]
+        self.overlaps += sum(areas.values()) > np.count_nonzero(ids)
+        path = self.folder / f"{self.stems[frame.index]}.png"
+        is_replaced = path.exists()
+        if is_replaced and np.array_equal(read_id_mask(path), ids):
+            return "unchanged"
         with atomic_write(path) as temporary:
             write_id_mask(temporary, ids)
-    if counts["overlaps"]:
-        logger.warning(
-            "{}: masks overlap on {} of {} frames; PNG files hold one object per pixel, and the "
-            "smaller object gets it. The format coco keeps both",
-            *(name, counts["overlaps"], len(frames)),
-        )
-    return changed, counts
+        return "replaced" if is_replaced else "written"
+
+    def _number(self, identities: Iterable[ObjectId]) -> None:
+        """Choose the pixel value of new objects, and save it before masks use it.
+
+        An id from 1 to 254 is its own value, if no other object has the value already. The values
+        of earlier masks never change.
+        """
+        new = [identity for identity in identities if identity not in self.numbers]
+        if not new:
+            return
+        used = set(self.numbers.values())
+        for identity in new:
+            is_free = isinstance(identity, int) and 0 < identity < VOID and identity not in used
+            free = int(identity) if is_free else next(n for n in count(1) if n not in used)
+            self.numbers[identity] = free
+            used.add(free)
+        if len(used) > LARGEST_NUMBER:
+            raise DataError(
+                f"{len(used)} objects are more than the {LARGEST_NUMBER} that a 16-bit PNG holds",
+                hint="use the format coco",
+            )
+        if any(number != identity for identity, number in self.numbers.items()):
+            by_number = {number: identity for identity, number in self.numbers.items()}
+            write_text(self.folder / OBJECTS_FILE, json.dumps(by_number))
+
+    def close(self) -> None:
+        """Do nothing: each file is complete."""
 
 
-def _numbers(folder: Path, entry: StoredVideo) -> dict[ObjectId, int]:
-    """Return the pixel value of each object, and save new ones before masks use them.
+class _CocoFile:
+    """Write the masks of one video into the COCO file of a training set.
 
-    An id from 1 to 254 is its own value, if no other object has the value already. The values of
-    earlier masks never change.
+    Attributes:
+        overlaps: 0, because the file keeps overlapping masks.
     """
-    numbers = {identity: number for number, identity in object_names(folder).items()}
-    used = set(numbers.values())
-    ids = [o.id for o in entry.objects if o.id not in numbers]
-    for fitting in (True, False):
-        for identity in ids:
-            fits = isinstance(identity, int) and 0 < identity < VOID and identity not in used
-            if fits and fitting:
-                numbers[identity] = int(identity)
-            elif not fitting and identity not in numbers:
-                numbers[identity] = next(n for n in range(1, len(used) + 2) if n not in used)
-            else:
-                continue
-            used.add(numbers[identity])
-    if len(numbers) > LARGEST_NUMBER:
-        raise DataError(
-            f"{len(numbers)} objects are more than the {LARGEST_NUMBER} that a 16-bit PNG holds",
-            hint="use the format coco",
-        )
-    by_number = {number: identity for identity, number in numbers.items()}
-    if any(number != identity for number, identity in by_number.items()):
-        write_text(folder / OBJECTS_FILE, json.dumps(by_number))
-    return numbers
 
+    overlaps = 0
 
-def _write_coco(
-    root: Path, name: str, entry: StoredVideo, video: OneVideo, frames: Sequence[AcceptedFrame]
-) -> tuple[set[int], Counter[str]]:
-    """Write masks into the COCO file of a training set; returns as :func:`_write_png`."""
-    path, counts = root / COCO_FILE, Counter[str]()
-    content = {"images": [], "annotations": [], "categories": COCO_CATEGORIES}
-    if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-    rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    by_image: dict[int, tuple[str, int]] = {}
-    for image in content["images"]:
-        key = image["video_id"], image["order_in_video"]
-        rows[key], by_image[image["id"]] = (image, []), key
-    for annotation in content["annotations"]:
-        rows[by_image[annotation["image_id"]]][1].append(annotation)
-    changed: set[int] = set()
-    stems = frame_names(video)
-    for frame in frames:
+    def __init__(self, root: Path, name: str, entry: StoredVideo, video: OneVideo) -> None:
+        self.path, self.name, self.entry = root / COCO_FILE, name, entry
+        self.stems = frame_names(video)
+        self.rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text(encoding="utf-8"))
+        by_image: dict[int, tuple[str, int]] = {}
+        for image in content["images"]:
+            key = image["video_id"], image["order_in_video"]
+            self.rows[key], by_image[image["id"]] = (image, []), key
+        for annotation in content["annotations"]:
+            self.rows[by_image[annotation["image_id"]]][1].append(annotation)
+
+    def add(self, frame: AcceptedFrame) -> str:
+        """Add a frame, and return the name of a count of :class:`TrainingSetSummary`."""
         masks = {identity: encode_mask(mask) for identity, mask in _visible(frame).items()}
-        key, before = (name, frame.index), rows.get((name, frame.index))
+        before = self.rows.get((self.name, frame.index))
         if before and {a["track_id"]: a["segmentation"] for a in before[1]} == masks:
-            counts["unchanged"] += 1
-            continue
-        counts["replaced" if before else "written"] += 1
-        changed.add(frame.index)
-        size = next((tuple(runs["size"]) for runs in masks.values()), entry.size)
-        image = coco_image(0, name, frame.index, f"{entry.folder}/{stems[frame.index]}.png", size)
-        rows[key] = image, [coco_annotation(0, 0, *item) for item in masks.items()]
-    content["images"] = [rows[key][0] | {"id": n} for n, key in enumerate(sorted(rows), 1)]
-    annotations = [
-        annotation | {"image_id": n}
-        for n, key in enumerate(sorted(rows), 1)
-        for annotation in rows[key][1]
-    ]
-    content["annotations"] = [row | {"id": n} for n, row in enumerate(annotations, 1)]
-    if changed:
-        write_text(path, json.dumps(content))
-    return changed, counts
+            return "unchanged"
+        size = next((tuple(runs["size"]) for runs in masks.values()), self.entry.size)
+        file = f"{self.entry.folder}/{self.stems[frame.index]}.png"
+        image = coco_image(0, self.name, frame.index, file, size)
+        annotations = [coco_annotation(0, 0, *item) for item in masks.items()]
+        self.rows[self.name, frame.index] = image, annotations
+        return "replaced" if before else "written"
+
+    def close(self) -> None:
+        """Write the file."""
+        images, annotations = [], []
+        for n, key in enumerate(sorted(self.rows), 1):
+            image, rows = self.rows[key]
+            images.append(image | {"id": n})
+            annotations += [row | {"image_id": n} for row in rows]
+        annotations = [row | {"id": n} for n, row in enumerate(annotations, 1)]
+        content = {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+        write_text(self.path, json.dumps(content))
 
 
-def _write_provenance(
-    root: Path, name: str, entry: StoredVideo, frames: Sequence[AcceptedFrame], changed: set[int]
-) -> None:
+class _Provenance:
     """Update the file that says how each mask of a video was made."""
-    path = root / PROVENANCE_FOLDER / f"{entry.folder}.json"
-    path.parent.mkdir(exist_ok=True)
-    stored = read_provenance(root, name) if path.exists() else {}
-    for frame in frames:
+
+    def __init__(self, root: Path, name: str, entry: StoredVideo) -> None:
+        self.path, self.name = root / PROVENANCE_FOLDER / f"{entry.folder}.json", name
+        self.frames = _read_provenance(self.path) if self.path.exists() else {}
+
+    def add(self, frame: AcceptedFrame, is_changed: bool) -> None:
+        """Record a frame."""
         made = [{"id": o, "made": frame.provenance.get(o, "accepted")} for o in frame.masks]
         row = {"objects": made, "model": frame.model}
-        before = stored.get(frame.index, {})
-        if frame.index in changed or row != {k: v for k, v in before.items() if k != "added"}:
+        before = self.frames.get(frame.index, {})
+        if is_changed or row != {k: v for k, v in before.items() if k != "added"}:
             added = datetime.now().astimezone().isoformat(timespec="seconds")
-            stored[frame.index] = row | {"added": added}
-    content = {"version": VERSION, "video": name, "frames": dict(sorted(stored.items()))}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+            self.frames[frame.index] = row | {"added": added}
+
+    def close(self) -> None:
+        """Write the file."""
+        frames = dict(sorted(self.frames.items()))
+        content = {"version": VERSION, "video": self.name, "frames": frames}
+        self.path.parent.mkdir(exist_ok=True)
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def read_provenance(folder: str | Path, video: str) -> dict[int, dict[str, Any]]:
@@ -526,7 +558,18 @@ def read_provenance(folder: str | Path, video: str) -> dict[int, dict[str, Any]]
         DataError: the training set or the file cannot be read.
     """
     root = Path(folder)
-    path = root / PROVENANCE_FOLDER / f"{read_index(root).videos[video].folder}.json"
+    videos = read_index(root).videos
+    if video not in videos:
+        raise DataError(
+            f"the training set {root} has no video of this name",
+            key="video",
+            value=video,
+            hint=suggest(video, videos),
+        )
+    return _read_provenance(root / PROVENANCE_FOLDER / f"{videos[video].folder}.json")
+
+
+def _read_provenance(path: Path) -> dict[int, dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {int(t): dict(row) for t, row in content["frames"].items()}

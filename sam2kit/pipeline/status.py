@@ -16,12 +16,39 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sam2kit.utils import locks
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.locks import is_locked as is_locked
-from sam2kit.utils.locks import locked as locked
 
 SCHEMA_VERSION = 1
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Lock a directory for this process, and for those that inherit the file descriptor.
+
+    Yields:
+        the file descriptor of the lock.
+
+    Raises:
+        PipelineError: another process holds the lock.
+    """
+    try:
+        file = locks.acquire(folder / "run.lock")
+    except locks.LockedError as error:
+        raise PipelineError(
+            f"{folder} is in use by process {error.pid} on {error.host}",
+            hint="wait for that process or end it, or choose another directory",
+        ) from None
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process has locked a directory."""
+    return locks.is_locked(folder / "run.lock")
 
 
 def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:

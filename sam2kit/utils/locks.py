@@ -1,4 +1,7 @@
-"""Lock a directory to one process, with a lock that ends when the process dies."""
+"""Lock a file to one process, which other processes can name.
+
+The operating system releases the lock of a process that dies, so no lock is ever left behind.
+"""
 
 from __future__ import annotations
 
@@ -6,71 +9,54 @@ import fcntl
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from sam2kit.utils.errors import PipelineError
-
-LOCK_FILE = "run.lock"
+WAIT_FOR_LIVING, WAIT_FOR_DEAD = 1, 15  # seconds to try for
 
 
-@contextmanager
-def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[int]:
-    """Lock a directory for this process, and for those that inherit the file descriptor.
+class LockedError(Exception):
+    """Raised if another process holds a lock.
 
-    Args:
-        folder: the directory.
-        name: name of the lock file in it, which stays there.
+    Attributes:
+        pid: its process number, as text.
+        host: name of its machine.
+    """
 
-    Yields:
-        the file descriptor of the lock.
+    def __init__(self, pid: str, host: str) -> None:
+        super().__init__(f"locked by process {pid} on {host}")
+        self.pid, self.host = pid, host
+
+
+def acquire(path: Path) -> int:
+    """Lock a file, which is created if it is missing, and write the process number into it.
+
+    Another process may hold the lock for a moment, and a killed process releases it only when it
+    and the processes that it started have ended, so this tries for some seconds.
+
+    Returns:
+        the file descriptor of the lock; closing it releases the lock.
 
     Raises:
-        PipelineError: another process holds the lock.
+        LockedError: another process holds the lock.
+        OSError: the file cannot be created, or its file system has no locks.
     """
-    file = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(file, folder)
+        _wait(file)
         os.ftruncate(file, 0)
-        os.write(file, f"{os.getpid()} {platform.node()}\n".encode())
-        yield file
-    finally:
+        os.pwrite(file, f"{os.getpid()} {platform.node()}\n".encode(), 0)
+    except BaseException:
         os.close(file)
+        raise
+    return file
 
 
-def _lock(file: int, folder: Path) -> None:
-    """Acquire the lock.
-
-    Another process may hold it for a moment to read the state, and a killed process releases it
-    only when it and its kernel have ended, so try for some seconds.
-    """
-    start = time.monotonic()
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid, _, host = os.pread(file, 200, 0).decode().strip().partition(" ")
-            wait = 1 if _may_be_alive(pid, host) else 15
-            if time.monotonic() > start + wait:
-                raise PipelineError(
-                    f"{folder} is in use by process {pid} on {host}",
-                    hint="wait for that process or end it, or choose another directory",
-                ) from None
-            time.sleep(0.1)
-
-
-def _may_be_alive(pid: str, host: str) -> bool:
-    """Return whether a process may be running; this is unknown for one on another machine."""
-    return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))
-
-
-def is_locked(folder: Path, name: str = LOCK_FILE) -> bool:
-    """Return whether a process has locked a directory."""
+def is_locked(path: Path) -> bool:
+    """Return whether a process has locked a file."""
     try:
-        file = os.open(folder / name, os.O_RDWR)
+        file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
@@ -80,3 +66,21 @@ def is_locked(folder: Path, name: str = LOCK_FILE) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def _wait(file: int) -> None:
+    start = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid, _, host = os.pread(file, 200, 0).decode(errors="replace").strip().partition(" ")
+            wait = WAIT_FOR_LIVING if _may_be_alive(pid, host) else WAIT_FOR_DEAD
+            if time.monotonic() > start + wait:
+                raise LockedError(pid, host) from None
+            time.sleep(0.1)
+
+
+def _may_be_alive(pid: str, host: str) -> bool:
+    """Return whether a process may be running; this is unknown for one on another machine."""
+    return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from PIL import Image
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import SyntheticDataset, build_source, open_source
 from sam2kit.data import training_set as writer
+from sam2kit.data.detection import detect_layout
 from sam2kit.data.sources.training_set import INDEX_FILE, TrainingSet
 from sam2kit.data.training_set import AcceptedFrame, add_to_training_set, read_provenance
-from sam2kit.utils.errors import ConfigError, DataError, PipelineError
-from sam2kit.utils.locks import locked
+from sam2kit.utils import locks
+from sam2kit.utils.errors import ConfigError, DataError
 
 COUNTS = ("written", "replaced", "unchanged", "overlaps")
 
@@ -205,9 +207,9 @@ def test_invalid_frames_and_folders_are_rejected(tmp_path, video):
     for frame in wrong:
         with pytest.raises(DataError):
             add_to_training_set(folder, source, 0, [frame])
+        assert not list(folder.rglob("*.png"))
     with pytest.raises(DataError):
         add_to_training_set(folder, source, 0, frames(0, 0))
-    assert not folder.exists()
     with pytest.raises(ConfigError) as caught:
         add_to_training_set(video.parent, source, 0, frames(0))
     assert caught.value.key == "folder"
@@ -215,8 +217,10 @@ def test_invalid_frames_and_folders_are_rejected(tmp_path, video):
     with pytest.raises(ConfigError) as caught:
         add_to_training_set(folder, source, 0, frames(0), format="coco")
     assert caught.value.key == "format"
-    with locked(folder, writer.LOCK_FILE), pytest.raises(PipelineError):
+    lock = locks.acquire(folder / writer.LOCK_FILE)
+    with pytest.raises(ConfigError, match="process"):
         add_to_training_set(folder, source, 0, frames(0))
+    os.close(lock)
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 10000, '{"version": 9}', '{"videos": {}}'])
@@ -230,8 +234,8 @@ def test_a_damaged_index_is_an_error(tmp_path, content):
 def test_training_recognizes_the_folder(tmp_path, video):
     folder = tmp_path / "set"
     add_to_training_set(folder, open_source(video), 0, frames(0))
-    for type in ("video", "training_set"):
-        source = build_source(DatasetConfig(type=type, data_path=str(folder)), seed=0)
-        assert isinstance(source, TrainingSet)
+    source = build_source(DatasetConfig(type="training_set", data_path=str(folder)), seed=0)
+    assert isinstance(source, TrainingSet) and isinstance(open_source(folder), TrainingSet)
+    assert detect_layout(folder).type == "training_set"
     index = json.loads((folder / INDEX_FILE).read_text())
     assert index["videos"]["a"]["path"] == "../films/a.mp4"
