@@ -21,6 +21,7 @@ from sam2kit.cli.arguments import (
     add_data_flags,
     add_flags,
     add_pipeline_flags,
+    add_prompt_flags,
     add_submit_flags,
     add_train_flags,
     flag_overrides,
@@ -191,28 +192,48 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Track objects through a video; see :func:`sam2kit.tracking.tracking_job.track_video`."""
-    parser.add_argument("video", metavar="VIDEO", help="video file or directory of frames")
+    """Track objects; see :func:`sam2kit.tracking.tracking_job.track_videos`."""
     parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="prompts.json with the objects to track"
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="video file, directory of frames, or a folder or data set with several videos",
     )
+    add_prompt_flags(parser)
     add_checkpoint_flag(parser, required=True)
     parser.add_argument(
-        "--output-dir", metavar="DIR", help="new directory for the results; default: a dated one"
+        "--output-dir",
+        metavar="DIR",
+        help="directory for the results; videos are added to it, finished ones are skipped, and an "
+        "unfinished one is tracked again; default: a dated one",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace results that were made with other prompts or another model",
     )
     add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
-    arguments = parser.parse_args(argv)
-    check_exists("VIDEO", arguments.video)
+    arguments = parser.parse_intermixed_args(argv)
+    for video in arguments.videos:
+        check_exists("VIDEO", video)
     check_exists("--prompts", arguments.prompts)
+    if (arguments.prompts is None) == (arguments.prompt_flags is None):
+        raise ConfigError(
+            "no object to track" if arguments.prompts is None else "prompts are given twice",
+            key="--prompts",
+            value=arguments.prompts,
+            hint="give --prompts FILE, or any number of --box, --point and --mask",
+        )
     log_to_console("INFO")
-    from sam2kit.tracking.tracking_job import track_video
+    from sam2kit.tracking.tracking_job import track_videos
 
-    track_video(
-        arguments.video,
-        arguments.prompts,
+    track_videos(
+        arguments.videos,
+        arguments.prompts or arguments.prompt_flags,
         arguments.model_checkpoint,
         arguments.output_dir,
         arguments.accelerator or "auto",
+        overwrite=arguments.overwrite,
     )
 
 

@@ -88,7 +88,7 @@ COMMANDS = {
     "features": Command(features, "precompute the features of the frozen image encoder"),
     "export": Command(export, "export and verify weights for the official sam2 package"),
     "evaluate": Command(evaluate, "track the validation videos and score the masks"),
-    "track": Command(track, "track objects through a video and write masks and an overlay"),
+    "track": Command(track, "track objects through videos and write masks and overlays"),
     "doctor": Command(doctor, "check a data set and report problems"),
     "convert": Command(convert, "convert a data set to another layout without loss"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
