@@ -175,7 +175,7 @@ def prompts_from_flags(
             entries.append({**flag, "object_id": identity})
             continue
         for t, file in _label_images(Path(flag["file"]), flag["frame_index"], video):
-            masks: dict[ObjectId, np.ndarray] = dict(read_label_image(file, size))
+            masks: dict[ObjectId, np.ndarray] = {**read_label_image(file, size)}
             if flag["object_id"] is not None:
                 masks = {flag["object_id"]: np.any(list(masks.values()), axis=0)}
             elif list(masks) == [255]:  # a black and white picture

@@ -119,8 +119,8 @@ class TrackRecord:
                     row["track_id"]: decode_mask(row["segmentation"])
                     for row in rows.get(image["id"], ())
                 }
-                made = {o: prompts.get(t, {}).get(o, "propagated") for o in masks}
-                yield AcceptedFrame(t, masks, made, self.content.get("checkpoint"))
+                provenance = {o: prompts.get(t, {}).get(o, "propagated") for o in masks}
+                yield AcceptedFrame(t, masks, provenance, self.content.get("checkpoint"))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path} cannot be read ({error!r})", hint="track the video again"
