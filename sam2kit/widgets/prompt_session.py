@@ -366,6 +366,7 @@ class PromptSession:
         self.objects.remove(o)
         self.names.pop(o, None)
         self.colors.pop(o, None)
+        self.hidden.discard(o)
         if o in self._truth_objects:
             self._deleted.add(o)
         self.prompts = {k: p for k, p in self.prompts.items() if k[0] != o}
@@ -523,8 +524,8 @@ class PromptSession:
         self,
         t: int,
         points_per_side: int = 16,
-        min_iou: float = 0.7,
-        min_stability: float = 0.85,
+        min_iou: float = 0.5,
+        min_stability: float = 0.7,
         max_overlap: float = 0.5,
         max_area: float = 0.5,
     ) -> Iterator[float]:
