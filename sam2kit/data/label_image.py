@@ -24,8 +24,8 @@ def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[in
         ``[H,W]`` bool by value, in ascending order.
 
     Raises:
-        DataError: the image cannot be read, has colours, another size, negative values or
-            fractions, no object, or more than :data:`MAX_LABELS` objects.
+        DataError: the image cannot be read, has colours, another size, negative values, fractions,
+            no object, or more than :data:`MAX_LABELS` objects.
     """
     labels = _read_pixels(file)
     if labels.ndim == 3 and (labels == labels[..., :1]).all():
@@ -51,8 +51,8 @@ def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[in
 def _read_pixels(file: str | Path | bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise _invalid(f"it has {image.n_frames} pages", "a single page")
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise _invalid(f"it has {pages} pages", "a single page")
             # The values of a palette image are the labels; its colours are arbitrary.
             return np.asarray(image).astype(np.float64 if image.mode == "F" else np.int64)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
