@@ -237,6 +237,65 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
 
 
+def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Make a training set; see :func:`sam2kit.tracking.training_set_job.make_training_set`."""
+    parser.add_argument(
+        "annotations",
+        nargs="+",
+        type=Path,
+        metavar="ANNOTATIONS",
+        help="run directory of the annotator, or output directory of sam2kit track",
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the training set, a new folder or one to add to; train with --data-path FOLDER",
+    )
+    parser.add_argument(
+        "--frames",
+        choices=["accepted", "checked", "all"],
+        help="frames to use: accepted in the annotator (default), checked (prompted or accepted "
+        "one by one), or all with masks (default for the output of sam2kit track)",
+    )
+    parser.add_argument(
+        "--every", type=positive, default=1, metavar="N", help="use every N-th of these frames"
+    )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        metavar="DATA",
+        help="file, folder or data set of the videos; default: where they were annotated",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["davis", "coco"],
+        help="davis: PNG files (default); coco: one JSON file, in which masks may overlap",
+    )
+    parser.add_argument(
+        "--copy",
+        action="store_true",
+        help="copy the videos into the folder; default: refer to them where they are",
+    )
+    arguments = parser.parse_args(argv)
+    for path in arguments.annotations:
+        check_exists("ANNOTATIONS", path)
+    check_exists("--videos", arguments.videos)
+    log_to_console("INFO")
+    from sam2kit.tracking.training_set_job import make_training_set
+
+    make_training_set(
+        arguments.annotations,
+        arguments.to,
+        arguments.frames,
+        arguments.every,
+        arguments.videos,
+        arguments.format,
+        arguments.copy,
+    )
+
+
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Run the staged notebooks; see :func:`sam2kit.pipeline.runner.run_stages`."""
     parser.add_argument(

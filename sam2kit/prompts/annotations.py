@@ -104,6 +104,8 @@ class VideoState(msgspec.Struct):
         accepted: frames whose masks are accepted.
         checked: accepted frames that a person looked at one by one.
         stale: whether the prompts have changed since the last tracking.
+        path: the video file or folder of frames, as an absolute path; empty if no file holds just
+            this video.
         version: of the format.
     """
 
@@ -116,6 +118,7 @@ class VideoState(msgspec.Struct):
     accepted: list[int] = []
     checked: list[int] = []
     stale: bool = False
+    path: str = ""
     version: Literal[1] = VERSION
 
 
