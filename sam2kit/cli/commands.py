@@ -7,6 +7,7 @@ appears at once. That is why library modules are imported inside the functions.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -235,6 +236,59 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         arguments.accelerator or "auto",
         overwrite=arguments.overwrite,
     )
+
+
+def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Open the annotator; see :func:`sam2kit.pipeline.lab.prepare_annotator`.
+
+    Returns:
+        The exit code of JupyterLab.
+    """
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="what to annotate: a video file, a folder of frames, or a folder of videos",
+    )
+    parser.add_argument(
+        "--model-checkpoint",
+        default="sam2.1_hiera_tiny",
+        metavar="FILE",
+        help="model that answers clicks: a run directory, .ckpt or .pt file, or name (default: "
+        "%(default)s, which is downloaded once; nano needs no download)",
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory for the annotations; default: the same directory in outputs/annotate for "
+        "each call with this PATH",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine only; see docs/remote.md)",
+    )
+    parser.add_argument("--port", type=positive, metavar="N", help="port; default: 8888")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address and open no browser"
+    )
+    parser.add_argument(
+        "--no-lab", action="store_true", help="only write the notebook, and print its path"
+    )
+    arguments = parser.parse_args(argv)
+    check_exists("PATH", arguments.path)
+    check_checkpoint("--model-checkpoint", arguments.model_checkpoint)
+    log_to_console("INFO")
+    from sam2kit.pipeline.lab import lab_command, prepare_annotator
+
+    notebook = prepare_annotator(arguments.path, arguments.model_checkpoint, arguments.run_dir)
+    print(notebook, flush=True)
+    if arguments.no_lab:
+        return 0
+    command = lab_command(notebook, arguments.host, arguments.port)
+    # JupyterLab replaces this process, so that signals and the terminal are its own.
+    os.execv(command[0], command + ["--no-browser"] * arguments.no_browser)
 
 
 def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:

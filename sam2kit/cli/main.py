@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import sam2kit
 from sam2kit.cli.commands import (
+    annotate,
     audit,
     convert,
     doctor,
@@ -81,6 +82,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "annotate": Command(annotate, "click on objects and correct masks in JupyterLab"),
     "train": Command(train, "fine-tune a model on your videos"),
     "submit": Command(submit, "train as a SLURM job that resumes after preemption or timeout"),
     "audit": Command(audit, "check which modules get gradient, without training"),
