@@ -22,7 +22,17 @@ SIZE_NAMES = {
 }
 RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
-DATASET_TYPES = ("auto", "video", "coco", "sav", "files", "images", "synthetic", "mixture")
+DATASET_TYPES = (
+    "auto",
+    "video",
+    "coco",
+    "sav",
+    "files",
+    "images",
+    "training_set",
+    "synthetic",
+    "mixture",
+)
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -87,8 +97,9 @@ class DatasetConfig:
     type: str = option(
         "auto",
         "data layout: auto (detected when the videos are opened), video (frame folders), coco "
-        "(COCO JSON), sav (SA-V), files (video files), images (still images), synthetic "
-        "(generated) or mixture (several sources); see docs/data.md",
+        "(COCO JSON), sav (SA-V), files (video files), images (still images), training_set (made "
+        "by sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
+        "sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(

@@ -23,6 +23,7 @@ from sam2kit.data.sources.images import ImageDataset
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
@@ -540,6 +541,8 @@ def _open_type(
     if config.data_path is None:
         raise _no_path(config, section)
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
+    if config.type == "training_set":
+        return TrainingSet(config.data_path, config.split)
     if config.type == "sav":
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
     if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):

@@ -18,6 +18,7 @@ from loguru import logger
 
 from sam2kit.data.sources.images import picture_folders
 from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, Listing, list_folder
+from sam2kit.data.sources.training_set import INDEX_FILE
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import missing
 from sam2kit.utils.text import plural, visible_text
@@ -194,6 +195,13 @@ def video_file(candidate: Candidate) -> Layout | None:
     return Layout("files", "a video file", path)
 
 
+def training_set(candidate: Candidate) -> Layout | None:
+    """Recognise a training set by its index."""
+    if not (candidate.is_folder and (candidate.path / INDEX_FILE).is_file()):
+        return None
+    return Layout("training_set", f"a training set, with {INDEX_FILE}", candidate.path)
+
+
 def sav(candidate: Candidate) -> Layout | None:
     """Recognise video files with SA-V annotation files beside them."""
     path = candidate.path
@@ -318,6 +326,7 @@ def frame_folders(candidate: Candidate) -> Layout | None:
 DETECTORS: tuple[Detector, ...] = (
     coco_file,
     video_file,
+    training_set,
     # Directories: first those that annotation files identify, then by the kinds of their content.
     sav,
     mixed_kinds,
