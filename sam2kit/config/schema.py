@@ -64,6 +64,8 @@ SOURCE_KEYS = (
     "identity",
     "split",
     "sav_masklets",
+    "intensity_window",
+    "intensity_percentiles",
     "synthetic_objects",
     "synthetic_videos",
     "synthetic_motion",
@@ -119,6 +121,18 @@ class DatasetConfig:
     )
     sav_masklets: str = option(
         "manual", "SA-V masklets to use: manual, auto or both", choices=("manual", "auto", "both")
+    )
+    intensity_window: list[float] | None = option(
+        None,
+        "the two pixel values that become 0 and 255, for all videos (such as [-160, 240] for CT); "
+        "null: intensity_percentiles, or the window that a DICOM file names",
+    )
+    intensity_percentiles: list[float] = option(
+        [0.1, 99.9],
+        "percentiles of the pixel values of a whole video that become 0 and 255, for frames of "
+        "more than 8 bits",
+        ge=0,
+        le=100,
     )
     mixture: list[dict[str, Any]] = option(
         [],
