@@ -15,7 +15,11 @@ PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
-DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
+DATASET_TYPES = (
+    *("video", "coco", "sav", "files", "images"),
+    *("tiff", "ctc", "nifti", "dicom", "npz"),
+    *("synthetic", "mixture"),
+)
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -66,6 +70,12 @@ SOURCE_KEYS = (
     "sav_masklets",
     "intensity_window",
     "intensity_percentiles",
+    "stack_axes",
+    "stack_channels",
+    "stack_z",
+    "ctc_truth",
+    "volume_axis",
+    "volume_reverse",
     "synthetic_objects",
     "synthetic_videos",
     "synthetic_motion",
@@ -81,7 +91,8 @@ class DatasetConfig:
     type: str = option(
         "video",
         "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
-        "images (still images), synthetic (generated) or mixture (several sources); see "
+        "images (still images), tiff (microscopy stacks), ctc (Cell Tracking Challenge), nifti, "
+        "dicom or npz (medical volumes), synthetic (generated) or mixture (several sources); see "
         "docs/data.md",
         choices=DATASET_TYPES,
     )
@@ -134,6 +145,36 @@ class DatasetConfig:
         ge=0,
         le=100,
     )
+    stack_axes: str | None = option(
+        None,
+        "axes of TIFF stacks: one letter of T, C, Z, Y, X and S (colour samples) for each axis of "
+        "the file, such as TCYX; null: the metadata of the file decide",
+    )
+    stack_channels: list[int] | None = option(
+        None,
+        "channels of TIFF stacks to use, from 0: one is shown grey, two or three as red, green and "
+        "blue; null: all of up to three",
+        ge=0,
+    )
+    stack_z: str | None = option(
+        None,
+        "what to use of the slices along Z if a TIFF stack also has time: max, mean, or the index "
+        "of a slice; null: such stacks are rejected",
+    )
+    ctc_truth: str = option(
+        "auto",
+        "masks of type=ctc: gold (01_GT/SEG), silver (01_ST/SEG), track (the markers in "
+        "01_GT/TRA) or auto (gold where a frame has it, else silver)",
+        choices=("auto", "gold", "silver", "track"),
+    )
+    volume_axis: int | None = option(
+        None,
+        "axis of the stored array along which the slices of a volume become frames: 0, 1 or 2; "
+        "null: 2 for NIfTI, 0 for NPZ",
+        ge=0,
+        le=2,
+    )
+    volume_reverse: bool = option(False, "play the slices of volumes from the last to the first")
     mixture: list[dict[str, Any]] = option(
         [],
         "sources of type=mixture: a list of entries with the keys type, data_path and so on, and "
