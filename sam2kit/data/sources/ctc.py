@@ -159,14 +159,10 @@ class CTCDataset(StackSource):
 
     def parents(self, i: int) -> dict[ObjectId, ObjectId]:
         sequence = self._sequences[i]
-        ids = sequence.ids
-        links = {
-            ids.get(n, n): ids.get(track.parent, track.parent)
-            for n, track in sequence.tracks.items()
-            if track.parent
-        }
+        named = ((n, track.parent) for n, track in sequence.tracks.items() if track.parent)
+        links = ((sequence.ids.get(n, n), sequence.ids.get(p, p)) for n, p in named)
         # The parts of an object that was out of view are tracks of their own with the same id.
-        return {child: parent for child, parent in links.items() if child != parent}
+        return {child: parent for child, parent in links if child != parent}
 
     def markers(self, i: int, t: int) -> np.ndarray | None:
         """Read the tracking markers of frame ``t``: ``[H,W]``; None if there are none."""

@@ -641,7 +641,7 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
         return {n: v._replace(labels=v.labels or found[n]) for n, v in videos.items()}
     videos = _videos_in(root, listing, label_folders)
     for folder in sorted(set(listing.folders) - set(label_folders), key=natural_key):
-        if label_base(folder) in listing.folders:
+        if label_base(folder) in {*listing.folders, *map(stem, listing.files)}:
             continue  # VIDEO_labels beside VIDEO
         below = list_folder(root / folder, TIFF_ENDINGS)
         if not below.files:
