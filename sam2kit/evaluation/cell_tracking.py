@@ -84,9 +84,9 @@ class CellTrackingScorer:
             result: ``[H,W]`` labels of the tracks of the result.
         """
         if segmentation is not None:
-            found = match_labels(segmentation, result)
+            matches = match_labels(segmentation, result)
             self._segmented += len(labels_in(segmentation))
-            self._ious += [iou for _, iou in found.values()]
+            self._ious += [iou for _, iou in matches.values()]
         known = markers is not None
         self._nodes.append(labels_in(markers) if markers is not None else [])
         self._result_nodes.append(labels_in(result) if known else [])

@@ -70,10 +70,10 @@ def find_label_results(source: VideoSource, folder: Path) -> list[LabelResults] 
     finders = (_find_ctc, _find_nifti, _find_tiff)
     results = []
     for i in range(len(source)):
-        found = next((r for r in (find(source, i, folder) for find in finders) if r), None)
-        if found is None:
+        result = next((r for r in (find(source, i, folder) for find in finders) if r), None)
+        if result is None:
             return None
-        results.append(found)
+        results.append(result)
     return results
 
 

@@ -16,9 +16,8 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 def hd95(one: np.ndarray, other: np.ndarray, spacing: Sequence[float]) -> float | None:
     """Return the 95th percentile of the distances between two surfaces, as MedPy defines it.
 
-    A surface is the voxels of an object that have a neighbour outside it, across a face. Of every
-    voxel of either surface the distance to the other surface is taken, and the percentile is that
-    of all these distances together.
+    A surface is the voxels of an object that have a neighbour outside it, across a face. The
+    percentile is taken over the distances of all voxels of both surfaces to the other surface.
 
     Args:
         one, other: bool arrays of the same shape.

@@ -50,8 +50,8 @@ def test_results_of_the_challenge(tmp_path):
         save_result(tmp_path / "res", 1), overrides("ctc", data), tmp_path / "out"
     )
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    for place in (scores["trackers"]["res"], scores["videos"]["01"]):
-        assert [place[k] for k in ("SEG", "DET", "TRA")] == pytest.approx(VALUES[1], abs=1e-12)
+    for row in (scores["trackers"]["res"], scores["videos"]["01"]):
+        assert [row[k] for k in ("SEG", "DET", "TRA")] == pytest.approx(VALUES[1], abs=1e-12)
     assert scores["videos"]["01"]["nodes"] == 25
     # The labels of the result are others than those of the ground truth.
     assert 0.2 < evaluation.scores["res"] < 0.9

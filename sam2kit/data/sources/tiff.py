@@ -329,7 +329,7 @@ class TiffSequence:
     """Read TIFF files of one frame each as one stack.
 
     Args:
-        files: the files in order. None stands for a frame without a file.
+        files: the files in order. None is a frame without a file.
         options: how the axes of each file are read.
 
     Attributes:
@@ -635,10 +635,10 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
     if inner is not None and not listing.files:
         # ROOT/images beside ROOT/labels.
         videos = find_tiffs(root / inner)
-        found = {n: _labels_in_folders(root, label_folders, n) for n in videos}
+        folder_labels = {n: _labels_in_folders(root, label_folders, n) for n in videos}
         if set(videos) == {inner}:  # the frames of one video
-            found[inner] = root / label_folders[0] if label_folders else None
-        return {n: v._replace(labels=v.labels or found[n]) for n, v in videos.items()}
+            folder_labels[inner] = root / label_folders[0] if label_folders else None
+        return {n: v._replace(labels=v.labels or folder_labels[n]) for n, v in videos.items()}
     videos = _videos_in(root, listing, label_folders)
     for folder in sorted(set(listing.folders) - set(label_folders), key=natural_key):
         if label_base(folder) in {*listing.folders, *map(stem, listing.files)}:
@@ -690,8 +690,8 @@ def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[s
 
 
 def _labels_in_folders(root: Path, folders: list[str], name: str) -> Path | None:
-    found = (find_labels(root / folder, name) for folder in folders)
-    return next((path for path in found if path is not None), None)
+    matches = (find_labels(root / folder, name) for folder in folders)
+    return next((path for path in matches if path is not None), None)
 
 
 def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | None:
