@@ -13,16 +13,22 @@ from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
+from sam2kit.data.intensity import IntensityRule
 from sam2kit.data.problems import no_masks
 from sam2kit.data.sources.base import FrameRange, SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
+from sam2kit.data.sources.ctc import CTCDataset
+from sam2kit.data.sources.dicom import DicomDataset
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
+from sam2kit.data.sources.nifti import NiftiDataset
+from sam2kit.data.sources.npz import NPZDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.tiff import StackOptions, TiffDataset
 from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
@@ -547,6 +553,8 @@ def _open_type(
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
     if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):
         return open_video(config.data_path)
+    if config.type in ("tiff", "ctc", "nifti", "dicom", "npz"):
+        return _open_stacks(config)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
     return source(config.data_path, config.split, masks_path=config.masks_path)
 
@@ -558,6 +566,20 @@ def _no_path(config: DatasetConfig, section: str) -> ConfigError:
         key=f"{section}.data_path",
         hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
     )
+
+
+def _open_stacks(config: DatasetConfig) -> VideoSource:
+    """Build a source of stacks or volumes, whose values are scaled to 8 bits."""
+    root, split, rule = config.data_path or "", config.split, IntensityRule.from_config(config)
+    channels = None if config.stack_channels is None else tuple(config.stack_channels)
+    options = StackOptions(config.stack_axes, channels, config.stack_z)
+    if config.type == "tiff":
+        return TiffDataset(root, split, config.masks_path, rule, options)
+    if config.type == "ctc":
+        return CTCDataset(root, split, rule, options, config.ctc_truth)
+    volumes = {"nifti": NiftiDataset, "dicom": DicomDataset, "npz": NPZDataset}[config.type]
+    axis, reverse = config.volume_axis, config.volume_reverse
+    return volumes(root, split, config.masks_path, rule, axis, reverse)
 
 
 def _is_one_video(path: str) -> bool:

@@ -98,6 +98,21 @@ def _score_video(
     return scorer.result()
 
 
+def read_prediction(
+    source: VideoSource, i: int, folder: Path, t: int
+) -> dict[ObjectId, np.ndarray]:
+    """Read the masks on one frame of a folder in DAVIS layout; none if there is no file.
+
+    Raises:
+        DataError: as for :func:`read_result`.
+    """
+    masks = folder / source.names[i]
+    path = masks / f"{source.frame_name(i, t)}.png"
+    if not path.is_file():
+        return {}
+    return read_result(path, object_names(masks), source.raw_frame(i, t).shape[:2])
+
+
 def read_result(
     path: Path, names: Mapping[int, ObjectId], size: tuple[int, ...]
 ) -> dict[ObjectId, np.ndarray]:
