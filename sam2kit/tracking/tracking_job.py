@@ -17,6 +17,7 @@ import numpy as np
 from loguru import logger
 
 import sam2kit
+from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
 from sam2kit.models.checkpoints import find_checkpoint, load_model
@@ -137,6 +138,7 @@ def track_videos(
     for video in inputs:
         if video.name in documents:
             document, key = documents[video.name]
+            log_time_split(config, video.path)
             loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size)
             jobs.append(_Job(video, prompts_name, document, key, *loaded))
     checkpoint_state = _file_state(path)
@@ -298,6 +300,24 @@ def _track(
         )
     objects = plural(len(job.object_ids), "object")
     logger.info("{}: {} frames, {}", visible_text(record.name), done, objects)
+
+
+def log_time_split(config: Config, video: Path) -> None:
+    """Log which frames of a video the model was trained and validated on, if it was split by time.
+
+    Args:
+        config: the configuration of the model.
+        video: the video to track.
+    """
+    split, data = config.dataset.time_split, config.dataset.data_path
+    if split is None or data is None:
+        return
+    files = [Path(data), *Path(data).glob(f"{video.name}"), *Path(data).glob(f"*/{video.name}")]
+    if any(file.resolve() == video.resolve() for file in files):
+        logger.info(
+            "the model was trained on frames 0 to {} of this video and validated on {} to {}",
+            *(split[0] - 1, split[1], split[2] - 1),
+        )
 
 
 def _write_frames(
