@@ -101,7 +101,8 @@ def content(session):
     attributes = ("objects", "names", "colors", "hidden", "accepted")
     lists = [copy(getattr(session, name)) for name in attributes]
     prompts = {k: (p.points, p.labels, p.box) for k, p in session.prompts.items()}
-    return masks, kinds, *lists, prompts, dict(session.tracked), session.timeline(), session.stale
+    tracks = dict(session.tracked), session.j, session.timeline(), session.stale
+    return masks, kinds, *lists, prompts, *tracks
 
 
 def test_every_change_is_on_disk_at_once(reopen, model):
@@ -610,7 +611,7 @@ def test_frames_to_check(session):
         counts = prompt_session.encode_mask(square(0, 0, side, size))["counts"]
         return TrackedMask(counts, score, disagreement=disagreement)
 
-    tracks = {(1, t): track(10) for t in range(40)}
+    tracks = {(1, t): track(10) for t in range(300)}  # pycocotools fails for lists above 255
     tracks[1, 8] = track(10, score=0.2)
     tracks[1, 9] = track(10, score=0.5)  # next to a worse one
     tracks[1, 20] = track(20)
