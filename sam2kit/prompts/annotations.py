@@ -106,6 +106,8 @@ class VideoState(msgspec.Struct):
         accepted: frames whose masks are accepted.
         checked: accepted frames that a person looked at one by one.
         stale: whether the prompts have changed since the last tracking.
+        thumbnail: grey values of the first frame at a very small size, 0 to 255, by which another
+            video of the same name is noticed.
         version: of the format.
     """
 
@@ -118,6 +120,7 @@ class VideoState(msgspec.Struct):
     accepted: list[int] = []
     checked: list[int] = []
     stale: bool = False
+    thumbnail: list[int] = []
     version: Literal[1] = VERSION
 
 
