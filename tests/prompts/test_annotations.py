@@ -239,7 +239,7 @@ def test_two_widgets_of_one_process_do_not_overwrite_each_other(store):
 
 WRITER = """
 mask = TrackedMask("0" * 2000)
-state = store.load("a") or VideoState("a", (24, 32), 6)
+state = store.load("a") or VideoState("a", (24, 32), 10**6)
 while True:
     n = state.revision + 1
     state.accepted = [n] * 3000
