@@ -106,6 +106,8 @@ class VideoState(msgspec.Struct):
         accepted: frames whose masks are accepted.
         checked: accepted frames that a person looked at one by one.
         stale: whether the prompts have changed since the last tracking.
+        path: the video file or folder of frames, as an absolute path; empty if no file holds just
+            this video.
         thumbnail: grey values of the first frame at a very small size, 0 to 255, by which another
             video of the same name is noticed.
         version: of the format.
@@ -120,6 +122,7 @@ class VideoState(msgspec.Struct):
     accepted: list[int] = []
     checked: list[int] = []
     stale: bool = False
+    path: str = ""
     thumbnail: list[int] = []
     version: Literal[1] = VERSION
 

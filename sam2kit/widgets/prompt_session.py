@@ -1253,6 +1253,7 @@ class PromptSession:
             sorted(self.accepted),
             sorted(self._checked),
             self.stale,
+            "" if (path := self.source.video_path(self.i)) is None else str(path.resolve()),
             self._thumbnail,
         )
         self.store.save(self.video, state)

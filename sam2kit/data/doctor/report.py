@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
+from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.video_checks import Finding, VideoRecord, read_video
 from sam2kit.data.parallel import each_video
+from sam2kit.data.problems import no_masks
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.utils.errors import DataError
@@ -35,7 +37,8 @@ class Examination:
 
     Attributes:
         data: description of the data by part: ``training`` and possibly ``validation``.
-        settings: training settings that the checks used (image size, clip length, stride).
+        settings: training settings that the checks used (image size, clip length, stride, maximum
+            distance of annotated frames).
         videos: the videos in order, training first.
         findings: problems of opening the data, then of each video in order, then of the comparison
             of videos with each other.
@@ -198,8 +201,8 @@ def run_doctor(
     Args:
         what: the data, as for :func:`~sam2kit.data.build.open_source`. For a configuration, the
             training and the validation videos of its run are read.
-        settings: ``image_size``, ``video_clip_length`` and ``frame_stride`` are those of training.
-            None (default): those of the configuration, or the defaults.
+        settings: ``image_size``, ``video_clip_length``, ``frame_stride`` and the like are those of
+            training. None (default): those of the configuration, or the defaults.
         val: validation videos, which are compared with the training videos. None (default): those
             of the configuration, or none.
         workers: number of processes that read; 0 (default): this process.
@@ -230,12 +233,16 @@ def run_doctor(
         if source is not None:
             work = partial(read_video, settings=settings, part=part)
             videos += each_video(work, source, workers, f"{part}: read")
+        if source is not None and not source.has_masks and not settings.synthetic_objects:
+            where = data[part]
+            findings.append(Finding("error", "unannotated", where, str(no_masks(where))))
     findings += [f for video in videos for f in video.findings]
     if open_error is not None and not any(f.severity == "error" for f in findings):
         findings.insert(0, Finding("error", "refused", data["training"], str(open_error)))
     findings += same_names(videos) + same_frames(videos)
     used_settings = {
-        k: getattr(settings, k) for k in ("image_size", "video_clip_length", "frame_stride")
+        k: getattr(settings, k)
+        for k in ("image_size", "video_clip_length", "frame_stride", "max_annotation_gap")
     }
     return Examination(data, used_settings, videos, findings)
 
@@ -264,12 +271,8 @@ def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> V
     try:
         return open_source(what)
     except DataError as error:
-        root: Any = what
-        split = None
-        if isinstance(what, Config):
-            root = what.dataset.data_path if what.dataset.type == "video" else None
-            split = what.dataset.split
-        if not isinstance(root, (str, Path)) or not Path(root).is_dir():
+        root, split = _frame_folders_of(what)
+        if root is None:
             report(error)
             return None
     try:
@@ -277,6 +280,25 @@ def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> V
     except DataError as error:
         report(error)
         return None
+
+
+def _frame_folders_of(
+    what: str | Path | Config | VideoSource,
+) -> tuple[str | Path | None, str | None]:
+    """Return the directory and the split of data that are folders of frames; None for others."""
+    if isinstance(what, Config):
+        root, split, layout_type = what.dataset.data_path, what.dataset.split, what.dataset.type
+    elif isinstance(what, (str, Path)):
+        root, split, layout_type = what, None, "auto"
+    else:
+        return None, None
+    if root is None or not Path(root).is_dir():
+        return None, None
+    try:
+        layout_type = detect_layout(root).type if layout_type == "auto" else layout_type
+    except DataError:
+        return None, None
+    return (root, split) if layout_type == "video" else (None, None)
 
 
 def same_names(videos: Sequence[VideoRecord]) -> list[Finding]:

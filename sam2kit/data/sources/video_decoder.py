@@ -42,8 +42,14 @@ class OneVideo(VideoSource):
         self.path = path
         self.names = [path.stem if path.is_file() else path.resolve().name]
 
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        return iter(())
+
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         return None
+
+    def video_path(self, i: int) -> Path | None:
+        return self.path
 
 
 class FrameFolder(OneVideo):
@@ -69,6 +75,10 @@ class FrameFolder(OneVideo):
 
     def frame_name(self, i: int, t: int) -> str:
         return self._frames[t].stem
+
+    def frame_path(self, i: int, t: int) -> Path:
+        """Return the file of frame ``t``."""
+        return self._frames[t]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self._frames[t])
