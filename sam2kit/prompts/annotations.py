@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -28,11 +28,13 @@ from loguru import logger
 
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.training_set import AcceptedFrame
 from sam2kit.utils import locks
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, end_last_line
 from sam2kit.utils.text import close_names, visible_text
+
+if TYPE_CHECKING:
+    from sam2kit.data.training_set import AcceptedFrame
 
 VERSION: Literal[1] = 1
 # Above the first number of lines, a file is rewritten if it has this many lines per frame.
@@ -362,6 +364,9 @@ class AnnotationStore:
 
     def _accepted(self, state: VideoState, which: Which, every: int) -> Iterator[AcceptedFrame]:
         """Decode the masks frame by frame, because those of all frames may not fit in memory."""
+        # Imported here because it loads torch, which reading the folder does not need.
+        from sam2kit.data.training_set import AcceptedFrame
+
         visible = {entry.id for entry in state.objects if not entry.deleted}
         tracked = self._read_lines(state.video)
         prompts: dict[int, list[StoredPrompt]] = {}
