@@ -319,6 +319,7 @@ class AnnotationStore:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
+            self._lines.pop(path, None)  # a full disk may have left half a line too
             raise _cannot_write(path, error) from error
         self._lines[path] += len(frames)
         if self._lines[path] > MAX_LINES:
