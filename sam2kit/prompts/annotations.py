@@ -14,6 +14,7 @@ name, and a checksum, which keeps names apart. The name itself is in the file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -46,7 +47,9 @@ ObjectFrame = tuple[ObjectId, int]
 
 # The lock of each folder that this process holds, and the process, because a forked child has a
 # copy of this dictionary. Widgets of one process share a lock.
-_locks: dict[tuple[int, Path], int] = {}
+# None: the file system has no locks.
+_locks: dict[tuple[int, Path], int | None] = {}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class StoredObject(msgspec.Struct, omit_defaults=True):
@@ -180,9 +183,9 @@ class AnnotationStore:
         Raises:
             DataError: another process is the owner, or the folder cannot be written.
         """
+        key = os.getpid(), self.folder.resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            key = os.getpid(), self.folder.resolve()
             if key not in _locks:
                 _locks[key] = locks.acquire(self.folder / LOCK_FILE)
         except locks.LockedError as error:
@@ -191,7 +194,12 @@ class AnnotationStore:
                 hint="shut down that kernel, or give another folder for the annotations",
             ) from None
         except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+            if error.errno not in _NO_LOCKS:
+                raise _cannot_write(self.folder, error) from error
+            logger.warning(
+                "{}: the file system has no locks, so do not annotate in two kernels", self.folder
+            )
+            _locks[key] = None
 
     def close(self) -> None:
         """Let other processes write; a later change acquires the folder again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -248,6 +249,15 @@ def test_a_second_process_is_told_who_writes(store, monkeypatch):
     assert f"process {os.getpid()} on" in second.communicate()[1]
     store.close()
     assert run("store.acquire()", store.folder).wait() == 0
+
+
+def test_file_systems_without_locks(store, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(annotations.locks.fcntl, "flock", flock)
+    store.save("a", state())
+    assert store.videos() == ["a"]
 
 
 def test_two_widgets_of_one_process_do_not_overwrite_each_other(store):
