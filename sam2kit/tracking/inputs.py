@@ -18,7 +18,7 @@ from sam2kit.data.build import open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.label_image import read_label_image
 from sam2kit.data.rle import encode_mask
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.listing import list_folder, natural_key, stem
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.sources.video_files import find_videos
@@ -177,7 +177,7 @@ def prompts_from_flags(
             entries.append({**flag, "object_id": identity})
             continue
         for t, file in _label_images(Path(flag["file"]), flag["frame_index"], video):
-            masks: dict[ObjectId, np.ndarray] = {**read_label_image(file, size)}
+            masks: dict[Any, np.ndarray] = dict(read_label_image(file, size))
             if flag["object_id"] is not None:
                 masks = {flag["object_id"]: np.any(list(masks.values()), axis=0)}
             elif list(masks) == [255]:  # a black and white picture
