@@ -32,7 +32,6 @@ from sam2kit.data.sources.stacks import (
     check_size,
     is_label_folder,
     label_base,
-    labels_missing,
 )
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
@@ -410,8 +409,8 @@ class TiffDataset(StackSource):
         options: how the axes of the frames are read.
 
     Raises:
-        DataError: no TIFF files, a damaged file, axes that are not clear, labels that do not fit
-            their frames, or a video without labels among videos with labels.
+        DataError: no TIFF files, a damaged file, axes that are not clear, or labels that do
+            not fit their frames.
     """
 
     def __init__(
@@ -430,9 +429,6 @@ class TiffDataset(StackSource):
         self.names = list(files) if split is None else read_split(split, self.root, files)
         self._videos = [self._open_video(files[name]) for name in self.names]
         self.has_masks = any(video.labels is not None for video in self._videos)
-        missing = [n for n, v in zip(self.names, self._videos, strict=True) if v.labels is None]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
         self._recent: int | None = None
 
     def _open_video(self, files: TiffFiles) -> _Video:
@@ -497,9 +493,11 @@ class TiffDataset(StackSource):
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         labels = self._video(i).labels
-        if labels is None or (isinstance(labels, TiffSequence) and not labels.has(t)):
-            return None
-        return labels.read(t)
+        return labels.read(t) if labels is not None and self.is_annotated(i, t) else None
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        labels = self._videos[i].labels
+        return labels.has(t) if isinstance(labels, TiffSequence) else labels is not None
 
     def object_names(self, i: int) -> dict[int, ObjectId]:
         path = self._videos[i].label_path

@@ -42,6 +42,10 @@ class VolumeSource(StackSource):
         """Load the volume of video ``i``, with the axes of its geometry."""
 
     @abstractmethod
+    def has_labels(self, i: int) -> bool:
+        """Return whether video ``i`` has labels; then all its slices are annotated."""
+
+    @abstractmethod
     def load_labels(self, i: int) -> np.ndarray | None:
         """Load the labels of video ``i``, with the axes of its geometry; None without labels."""
 
@@ -59,6 +63,9 @@ class VolumeSource(StackSource):
         volume = self._cached("volume", i, self.load)
         assert volume is not None
         return self._geometries[i].frame(volume, t)
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        return self.has_labels(i)
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         labels = self._cached("labels", i, self.load_labels)
