@@ -132,7 +132,7 @@ def load_nifti(path: Path) -> np.ndarray:
         if (data.slope, data.inter) == (1, 0):
             voxels = np.asanyarray(data)
         else:
-            voxels = data.get_scaled(np.float32)
+            voxels = np.asarray(data, dtype=np.float32)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _unreadable(path, error) from error
     return voxels.reshape(shape)

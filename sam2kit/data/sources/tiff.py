@@ -44,7 +44,8 @@ LAYOUTS = (
 )
 IMAGE_FOLDERS = ("images", "imagestr", "stacks", "raw", "frames")
 # What tifffile raises for damaged files.
-TIFF_ERRORS = (OSError, ValueError, LookupError, TypeError, struct.error, RuntimeError)
+TIFF_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
+TIFF_ERRORS += (struct.error, RuntimeError)
 
 
 class StackOptions(NamedTuple):
@@ -95,7 +96,7 @@ class TiffStack:
         self.path, self._options = path, options
         self._open: tuple[int, Any, Any] | None = None  # process, file, memory map
         try:
-            tiff = _open_tiff(path)
+            tiff = open_tiff(path)
             with tiff:
                 series = tiff.series
                 if len(series) != 1:
@@ -223,16 +224,20 @@ class TiffStack:
     def _file(self) -> tuple[int, Any, Any]:
         # A forked process shares the file position of its parent, so it must open the file itself.
         if self._open is None or self._open[0] != os.getpid():
-            tiff = _open_tiff(self.path)
+            tiff = open_tiff(self.path)
             mapped = tiff.series[0].asarray(out="memmap") if self._is_mapped else None
             self._open = os.getpid(), tiff, mapped
         return self._open
 
 
-def _open_tiff(path: Path) -> Any:
+def open_tiff(path: Path) -> Any:
+    """Open a file with tifffile; raises one of :data:`TIFF_ERRORS` if it is damaged."""
     import tifffile  # imported here: most data sets have no TIFF stack
 
-    return tifffile.TiffFile(path)
+    try:
+        return tifffile.TiffFile(path)
+    except tifffile.TiffFileError as error:
+        raise ValueError(str(error)) from error
 
 
 def _decode_page(path: Path, page: Any) -> np.ndarray:

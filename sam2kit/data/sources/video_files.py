@@ -51,6 +51,9 @@ class VideoFileSource(VideoSource):
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return self.video(i).read_frame(0, t)
 
+    def video_path(self, i: int) -> Path | None:
+        return self._paths[i]
+
 
 class VideoFileDataset(VideoFileSource, MaskedFrames):
     """Read a directory of video files, or one file, with the decoder of :class:`VideoFile`.
@@ -95,7 +98,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
             Path(masks_path) if masks_path is not None else default if default.is_dir() else None
         )
         self.has_masks = masks is not None
-        self._masks: list[MaskFiles | _COCOMasks | None] = []
+        self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
             indices = {name: k for k, name in enumerate(content.names)}
@@ -103,7 +106,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
                 count = self.num_frames(i)
                 video = indices.get(name)
                 self._masks.append(
-                    None if video is None else _COCOMasks(content, masks, video, name, count)
+                    None if video is None else COCOMasks(content, masks, video, name, count)
                 )
         elif masks is not None:
             mask_files = [
@@ -142,7 +145,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         return masks.read(t, f"{t} of {self._paths[i]}", self.video(i).size)
 
 
-class _COCOMasks:
+class COCOMasks:
     """Read the masks of one video file from a COCO JSON file.
 
     Args:
