@@ -578,9 +578,10 @@ def _open_stacks(config: DatasetConfig, root: str) -> VideoSource:
         return TiffDataset(root, split, config.masks_path, rule, options)
     if config.type == "ctc":
         return CTCDataset(root, split, rule, options, config.ctc_truth)
-    volumes = {"nifti": NiftiDataset, "dicom": DicomDataset, "npz": NPZDataset}[config.type]
-    axis, reverse = config.volume_axis, config.volume_reverse
-    return volumes(root, split, config.masks_path, rule, axis, reverse)
+    keys = (root, split, config.masks_path, rule, config.volume_axis, config.volume_reverse)
+    if config.type == "nifti":
+        return NiftiDataset(*keys)
+    return DicomDataset(*keys) if config.type == "dicom" else NPZDataset(*keys)
 
 
 def _no_path(config: DatasetConfig, section: str) -> ConfigError:

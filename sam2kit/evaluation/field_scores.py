@@ -92,7 +92,8 @@ def _score_cells(
     """Score a video whose masks are both segmentation and markers."""
     truth_numbers: dict[ObjectId, int] = {}
     numbers: dict[ObjectId, int] = {}
-    frames, seen = [], {}
+    frames: list[tuple[np.ndarray | None, np.ndarray]] = []
+    seen: dict[ObjectId, tuple[int, int]] = {}  # first and last visible frame
     for t in range(source.num_frames(i)):
         masks = source.read_masks(i, t)
         size = next((m.shape for m in (masks or {}).values()), None)

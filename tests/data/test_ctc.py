@@ -42,16 +42,16 @@ def test_half_a_marker_is_no_match():
     markers[:2], masks[1:] = 7, 3
     assert labels_of_tracks(masks, markers)[1:] == ([3], [7])
     masks[0, 0] = 3
-    found, unknown, uncovered = labels_of_tracks(masks, markers)
-    assert (unknown, uncovered) == ([], []) and set(found[masks > 0].tolist()) == {7}
+    shown, unknown, uncovered = labels_of_tracks(masks, markers)
+    assert (unknown, uncovered) == ([], []) and set(shown[masks > 0].tolist()) == {7}
 
 
 def test_a_mask_over_two_markers():
     masks = np.full((4, 8), 3)
     markers = np.zeros((4, 8), int)
     markers[0, :2], markers[3] = 1, 2
-    found, unknown, uncovered = labels_of_tracks(masks, markers)
-    assert (found == 2).all() and (unknown, uncovered) == ([], [1])
+    shown, unknown, uncovered = labels_of_tracks(masks, markers)
+    assert (shown == 2).all() and (unknown, uncovered) == ([], [1])
 
 
 def test_a_frame_with_a_part_of_its_masks_is_unannotated(tmp_path):

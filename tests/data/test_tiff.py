@@ -163,7 +163,7 @@ def test_lzw(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place",
+    "pattern",
     [
         "{}_labels.tif",
         "{}_masks.TIF",
@@ -172,10 +172,10 @@ def test_lzw(tmp_path):
         "masks/{}_masks.tif",
     ],
 )
-def test_places_of_labels(place, tmp_path):
+def test_names_of_labels(pattern, tmp_path):
     for name in ("x1", "x2"):
         save_tiff(tmp_path / f"{name}.tif", stack(), axes="TYX")
-        save_tiff(tmp_path / place.format(name), labels(), axes="TYX")
+        save_tiff(tmp_path / pattern.format(name), labels(), axes="TYX")
     source = open_source(tmp_path)
     assert source.names == ["x1", "x2"] and source.has_masks
     assert np.array_equal(source.read_masks(1, 2)[1], square(0, 4))

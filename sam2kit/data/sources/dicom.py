@@ -25,7 +25,15 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
 # What pydicom raises for damaged files, missing elements and missing decoders.
-DICOM_ERRORS = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, RuntimeError)
+DICOM_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+)
 DICOM_ERRORS += (NotImplementedError,)
 NO_DICOM = (".txt", ".json", ".xml", ".csv", ".md", ".zip", ".png", ".jpg", *NIFTI_ENDINGS)
 HEADER_TAGS = [
@@ -57,12 +65,12 @@ class DicomSlice(NamedTuple):
 
     Attributes:
         path: the file.
-        index: frame of a file of several frames; None if the file has one.
+        number: frame of a file of several frames; None if the file has one.
         slope, intercept: rescale values, as float.
     """
 
     path: Path
-    index: int | None
+    number: int | None
     slope: float
     intercept: float
 
@@ -201,10 +209,10 @@ def find_series(root: Path) -> dict[str, list[Path]]:
     if root.is_file():
         folders[root] = [root]
     else:
-        for folder, names, files in os.walk(root):
-            names[:] = sorted(n for n in names if not n.startswith("."))
-            paths = [Path(folder) / n for n in files if not n.startswith(".") and n != "DICOMDIR"]
-            folders[Path(folder)] = [p for p in paths if not p.name.lower().endswith(NO_DICOM)]
+        for name, inner, files in os.walk(root):
+            inner[:] = sorted(n for n in inner if not n.startswith("."))
+            paths = [Path(name) / n for n in files if not n.startswith(".") and n != "DICOMDIR"]
+            folders[Path(name)] = [p for p in paths if not p.name.lower().endswith(NO_DICOM)]
     series: dict[str, list[Path]] = {}
     ignored: Counter[str] = Counter()
     for folder, paths in folders.items():
@@ -379,7 +387,7 @@ def read_slice(one: DicomSlice, series: DicomSeries) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     try:
-        pixels = pixel_array(one.path, index=one.index)
+        pixels = pixel_array(one.path, index=one.number)
     except DICOM_ERRORS as error:
         raise _unreadable(one.path, error) from error
     if pixels.shape[:2] != series.size:

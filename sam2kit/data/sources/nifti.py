@@ -102,7 +102,7 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
     import nibabel  # imported here: most data sets have no volume
 
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         shape = tuple(int(n) for n in image.shape)
         dtype = image.get_data_dtype()
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as e:

@@ -19,7 +19,14 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
 LAYOUT = "CASE.npz with imgs [D,H,W] or [D,H,W,3], and optionally gts [D,H,W] and spacing [3]"
-NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
+NPZ_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 NPZ_ERRORS += (NotImplementedError, RuntimeError)  # compression methods, encrypted members
 SMALL_BYTES = 1 << 10  # of the array spacing
 

@@ -44,7 +44,13 @@ LAYOUTS = (
 )
 IMAGE_FOLDERS = ("images", "imagestr", "stacks", "raw", "frames")
 # What tifffile raises for damaged files.
-TIFF_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
+TIFF_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 TIFF_ERRORS += (struct.error, RuntimeError)
 
 
@@ -612,7 +618,7 @@ def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path
 
 
 def _first(positions: dict[str, int], *names: str | None) -> int | None:
-    return next((positions[name] for name in names if name in positions), None)  # type: ignore[index]
+    return next((positions[name] for name in names if name in positions), None)
 
 
 def _last_number(name: str) -> int | None:

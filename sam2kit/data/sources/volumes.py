@@ -112,7 +112,8 @@ def find_volumes(
     paths = [root] if root.is_file() else _walk(root, endings)
     stems = {path: volume_stem(path, endings) for path in paths}
     beside = {(path.parent, stems[path]) for path in paths}
-    volumes, labels = [], []
+    volumes: list[Path] = []
+    labels: list[Path] = []
     for path in paths:
         base = label_base(stems[path])
         only_name = is_label_folder(stems[path])
