@@ -131,35 +131,38 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="prompts.json with the objects to track, of one or of many videos",
     )
-    name = "OBJECT, a number or name, gives an object several prompts; default: a new object. "
-    frame = "FRAME counts from 0 (default: 0)."
-    parser.add_argument(
-        "--box",
-        action="append",
-        dest="prompt_flags",
-        type=box_prompt,
-        metavar="[OBJECT][@FRAME=]LEFT,TOP,RIGHT,BOTTOM",
-        help=f"box around an object, in pixels of the video, such as 10,20,90,75 or "
-        f"cell@12=10,20,90,75; may be repeated. {name}{frame}",
+    # No brackets in the metavars: argparse cannot wrap a usage line with them.
+    flags = (
+        (
+            "--box",
+            box_prompt,
+            "LEFT,TOP,RIGHT,BOTTOM of a new object on frame 0, in pixels of the video. "
+            "OBJECT@FRAME=LEFT,TOP,RIGHT,BOTTOM names the object, the frame (from 0) or both, such "
+            "as cell@12=10,20,90,75, cell=... or @12=...",
+        ),
+        (
+            "--point",
+            point_prompt,
+            "X,Y of a click on a new object, or OBJECT@FRAME=X,Y as for --box; with ,0 at the end "
+            "(cell=120,80,0) the click is beside the object",
+        ),
+        (
+            "--mask",
+            mask_prompt,
+            "label image (PNG or TIFF), in which each value above 0 is an object, or "
+            "OBJECT@FRAME=FILE for a mask of one object; or a folder with VIDEO.png or "
+            "VIDEO/FRAME.png for each video",
+        ),
     )
-    parser.add_argument(
-        "--point",
-        action="append",
-        dest="prompt_flags",
-        type=point_prompt,
-        metavar="[OBJECT][@FRAME=]X,Y[,LABEL]",
-        help="click on an object, such as 120,80 or cell@12=120,80; LABEL 0 is a click beside it; "
-        "may be repeated",
-    )
-    parser.add_argument(
-        "--mask",
-        action="append",
-        dest="prompt_flags",
-        type=mask_prompt,
-        metavar="[OBJECT][@FRAME=]FILE",
-        help="label image (PNG or TIFF): each value above 0 is an object, or with OBJECT all are "
-        "one; or a folder with VIDEO.png or VIDEO/FRAME.png for each video; may be repeated",
-    )
+    for name, type, help in flags:
+        parser.add_argument(
+            name,
+            action="append",
+            dest="prompt_flags",
+            type=type,
+            metavar=name.strip("-").upper(),
+            help=f"{help}; may be repeated",
+        )
 
 
 def positive(text: str) -> int:

@@ -143,7 +143,9 @@ def track_videos(
     for video in inputs:
         if video.name in documents:
             document, key = documents[video.name]
-            loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size)
+            # The frames are compared with image_size, whose rows and columns are often swapped.
+            size = video.read_frame(0).shape[:2]
+            loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size, size)
             jobs.append(_Job(video, prompts_name, document, key, *loaded))
     checkpoint_state = _file_state(path)
     folder = open_run_dir(output_dir, "outputs")
@@ -248,7 +250,7 @@ def _free_name(video: VideoInput, used: Collection[str]) -> str:
     """Return the name of a video, or a longer one if another video has it already."""
     parent = video.path.resolve().parent.name
     numbered = (f"{video.name}-{n}" for n in count(2))
-    candidates = chain([video.name, f"{parent}/{video.source_name}"], numbered)
+    candidates = chain([video.name, f"{parent}/{video.base_name}"], numbered)
     return next(name for name in candidates if name not in used)
 
 

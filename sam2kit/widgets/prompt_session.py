@@ -190,8 +190,6 @@ class PromptSession:
         hidden: the objects that the view hides; their masks are tracked, accepted and saved.
         prompts: the prompts.
         accepted: the frames whose masks are accepted.
-        j: J of the tracked masks against the ground truth, on annotated frames, since the video was
-            opened.
         proposals: the masks of :meth:`propose_masks` that were neither accepted nor discarded.
 
     Raises:
@@ -213,6 +211,7 @@ class PromptSession:
         self.num_frames = self.source.num_frames(self.i)
         first = self.frame(0)
         self.size: tuple[int, int] = (first.shape[0], first.shape[1])
+        self._thumbnail = _thumbnail(first)
         self.image_size = model.image_size
         self.store, self.model_name = store, model_name
         self.objects: list[ObjectId] = []
@@ -221,7 +220,6 @@ class PromptSession:
         self.hidden: set[ObjectId] = set()
         self.prompts: dict[ObjectFrame, FramePrompt] = {}
         self.accepted: set[int] = set()
-        self.j: dict[ObjectFrame, float] = {}
         self.proposals: list[Proposal] = []
         self._proposal_frame = 0
         self._checked: set[int] = set()
@@ -742,7 +740,6 @@ class PromptSession:
         for key, track in tracks.items():
             if track is None:
                 self._tracks.pop(key, None)
-                self.j.pop(key, None)
             else:
                 self._tracks[key] = track
             self._unsaved_frames.add(key[1])
@@ -989,7 +986,6 @@ class PromptSession:
     ) -> Iterator[int]:
         if to_end:
             self._tracked_prompts = prompts
-        directions = {reverse for _, reverse in passes}
         if whole:
             self._drop_outdated(prompts, passes)
         self._save()
@@ -999,7 +995,7 @@ class PromptSession:
             for frames, reverse in passes:
                 for t, masks in self._track(prompts, frames, reverse):
                     self._keep(t, masks, reverse, fresh, prompts)
-                    self._drop_missing(t, masks, directions, fresh, prompts)
+                    self._drop_missing(t, masks, reverse, fresh, prompts)
                     fresh |= {(o, t) for o in masks}
                     if time.monotonic() - last_save > SAVE_SECONDS:
                         self._save_tracks()
@@ -1030,21 +1026,21 @@ class PromptSession:
         self,
         t: int,
         masks: Mapping[ObjectId, TrackedMask],
-        directions: Collection[bool],
+        reverse: bool,
         fresh: Collection[ObjectFrame],
         prompts: Mapping[ObjectFrame, FramePrompt],
     ) -> None:
-        """Remove the masks of a frame that were tracked before in these directions, but not now."""
+        """Remove the masks of a frame that were tracked in this direction before, but not now."""
         if t in self.accepted:
             return
         prompted = {o for o, _ in prompts}
         missing = [
-            (o, frame)
+            (o, t)
             for o in self.objects
-            if (track := self._tracks.get((o, frame := t))) is not None
+            if (track := self._tracks.get((o, t))) is not None
             and o not in masks
             and (o, t) not in fresh
-            and (track.backward in directions or o not in prompted)
+            and (track.backward == reverse or o not in prompted)
         ]
         self._change_tracks(dict.fromkeys(missing))
 
@@ -1081,6 +1077,8 @@ class PromptSession:
     ) -> None:
         """Store the masks of a frame, except where an accepted or a better one exists."""
         for o, track in masks.items():
+            if o not in self.objects:  # deleted during the propagation
+                continue
             existing = self._tracks.get((o, t))
             if existing is not None and (o, t) in fresh:  # the other pass has tracked it
                 first, second = (
@@ -1097,12 +1095,14 @@ class PromptSession:
                     continue
             if existing is not None and t in self.accepted:
                 continue
+            if self.truth(t) is not None:
+                track.j = self.j_of(o, t, self._decode(track.counts, o, t))
             self._change_tracks({(o, t): track})
-            if (j := self._truth_j(o, t, track)) is not None:
-                self.j[o, t] = j
 
-    def _truth_j(self, o: ObjectId, t: int, track: TrackedMask) -> float | None:
-        return None if self.truth(t) is None else self.j_of(o, t, self._decode(track.counts, o, t))
+    @property
+    def j(self) -> dict[ObjectFrame, float]:
+        """J of the tracked masks against the ground truth, on annotated frames."""
+        return {key: track.j for key, track in self._tracks.items() if track.j is not None}
 
     def j_of(self, o: ObjectId, t: int, mask: np.ndarray) -> float | None:
         """Return J of a mask against the ground truth, without void pixels.
@@ -1254,6 +1254,7 @@ class PromptSession:
             sorted(self._checked),
             self.stale,
             "" if (path := self.source.video_path(self.i)) is None else str(path.resolve()),
+            self._thumbnail,
         )
         self.store.save(self.video, state)
         self._revision = state.revision
@@ -1303,6 +1304,13 @@ class PromptSession:
                 f"{self.num_frames} frames of {list(self.size)}",
                 hint="open the video that was annotated, or give another folder for annotations",
             )
+        # Decoders differ by a few grey levels.
+        if state.thumbnail and np.abs(np.subtract(state.thumbnail, self._thumbnail)).mean() > 8:
+            raise DataError(
+                f"{store.folder}: the annotations of {visible_text(self.video)!r} are for another "
+                "video of this name, with other pixels",
+                hint="open the video that was annotated, or give another folder for annotations",
+            )
         self._revision = state.revision
         for entry in state.objects:
             if entry.deleted:
@@ -1340,6 +1348,14 @@ class PromptSession:
         # Masks of an object that was deleted just before the kernel was killed.
         self._unsaved_frames = {t for o, t in tracks if (o, t) not in self._tracks}
         self._tracked_prompts = {} if state.stale else self.prompts
+
+
+def _thumbnail(frame: np.ndarray) -> list[int]:
+    """Return 64 mean grey values of a frame."""
+    gray = frame.mean(axis=2, dtype=np.float32)
+    return (
+        cv2.resize(gray, (8, 8), interpolation=cv2.INTER_AREA).round().astype(int).ravel().tolist()
+    )
 
 
 def _without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource, int]:

@@ -19,6 +19,7 @@ from PIL import Image
 from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
+from sam2kit.data import AcceptedFrame, add_to_training_set, open_source
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
@@ -422,6 +423,7 @@ DATASETS = {
     "images": ["valdataset=synthetic"],
     "mixture": ["valdataset=synthetic"],
     "sav": ["valdataset=synthetic"],
+    "training_set": ["valdataset=held_out"],
 }
 VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
 
@@ -448,6 +450,13 @@ def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
     if kind == "images":
         for folder, source in (("images", "JPEGImages"), ("masks", "Annotations")):
             shutil.copytree(data / source / "a", tmp_path / kind / folder)
+        data = tmp_path / kind
+    if kind == "training_set":
+        source = open_source(data)
+        for i in range(len(source)):
+            count = source.num_frames(i)
+            frames = [AcceptedFrame(t, source.read_masks(i, t)) for t in range(count)]
+            add_to_training_set(tmp_path / kind, source, i, frames)
         data = tmp_path / kind
     if kind == "mixture":  # its sources have paths relative to the root of the repository
         monkeypatch.chdir(ROOT)

@@ -18,12 +18,14 @@ from PIL import Image
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.evaluation.metrics import iou
 from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.annotations import AnnotationStore, TrackedMask
 from sam2kit.prompts.geometry import mask_center
 from sam2kit.prompts.io import load_video_prompts
+from sam2kit.tracking.training_set_job import make_training_set
 from sam2kit.utils.errors import DataError
 from sam2kit.widgets import prompt_session
 from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
@@ -101,7 +103,8 @@ def content(session):
     attributes = ("objects", "names", "colors", "hidden", "accepted")
     lists = [copy(getattr(session, name)) for name in attributes]
     prompts = {k: (p.points, p.labels, p.box) for k, p in session.prompts.items()}
-    return masks, kinds, *lists, prompts, dict(session.tracked), session.timeline(), session.stale
+    tracks = dict(session.tracked), session.j, session.timeline(), session.stale
+    return masks, kinds, *lists, prompts, *tracks
 
 
 def test_every_change_is_on_disk_at_once(reopen, model):
@@ -171,6 +174,17 @@ def test_accepted_frames_of_the_store(reopen, store):
     assert session.timeline()["accepted"] == [2, 5]
     session.delete_object(2)
     assert {f.index: list(f.masks) for f in store.accepted(session.video)} == {2: [1], 5: [1]}
+
+
+def test_the_store_knows_where_the_video_is(model, store, tmp_path):
+    session = PromptSession(VideoDataset(SAMPLES), 0, model, store=store)
+    session.paint(1, 3, square(3, 3, 30, session.size))
+    session.accept([3])
+    assert Path(store.load(session.video).path) == SAMPLES / "JPEGImages" / session.video
+    # So the command line needs nothing but the folder of annotations.
+    (summary,) = make_training_set([store.folder], tmp_path / "set")
+    assert summary.written == 1
+    assert list(TrainingSet(tmp_path / "set").annotated_frames(0)) == [3]
 
 
 def test_only_frames_with_masks_can_be_accepted(model):
@@ -349,6 +363,27 @@ def test_a_stopped_propagation_keeps_old_and_new_masks(reopen):
     assert dict(reopen().tracked) == dict(session.tracked)
 
 
+def test_edits_during_a_propagation(reopen):
+    session = reopen()
+    session.click(1, 0, *truth_center(session))
+    session.click(2, 0, *truth_center(session, 2))
+    for t in session.propagate():
+        if t == 1:
+            session.delete_object(1)
+        if t == 2:
+            session.paint(2, 4, square(0, 0, 9, session.size))
+        if t == 3:
+            session.accept([0])
+    assert {o for o, _ in session.tracked} == {2} and len(session.tracked) == LENGTH
+    assert session.stale  # the painted mask was not tracked
+    session.undo()
+    session.undo()
+    session.undo()
+    assert session.objects == [1, 2]
+    assert (1, 0) in session.tracked and (1, 5) not in session.tracked
+    assert content(reopen()) == content(session)
+
+
 KILLED = """
 import os, signal, sys, time
 import torch
@@ -396,6 +431,14 @@ def test_another_video_of_the_same_name_is_noticed(reopen, store, model):
     with pytest.raises(DataError, match=f"{LENGTH} frames .* 2 frames") as error:
         PromptSession(Clips(count=2), 0, model, store=store)
     assert error.value.hint
+    other = SelectedVideos(Clips(), [1])
+    other.name = lambda i: Clips().names[0]
+    with pytest.raises(DataError, match="other pixels") as error:
+        PromptSession(other, 0, model, store=store)
+    assert error.value.hint
+    slightly = Clips()
+    slightly.read_frame = lambda i, t: Clips().read_frame(i, t) // 2 * 2  # another decoder
+    assert list(PromptSession(slightly, 0, model, store=store).prompts) == [(1, 0)]
 
 
 def test_prompt_files_keep_several_videos(session, model, tmp_path):
@@ -610,7 +653,7 @@ def test_frames_to_check(session):
         counts = prompt_session.encode_mask(square(0, 0, side, size))["counts"]
         return TrackedMask(counts, score, disagreement=disagreement)
 
-    tracks = {(1, t): track(10) for t in range(40)}
+    tracks = {(1, t): track(10) for t in range(300)}  # pycocotools fails for lists above 255
     tracks[1, 8] = track(10, score=0.2)
     tracks[1, 9] = track(10, score=0.5)  # next to a worse one
     tracks[1, 20] = track(20)
