@@ -31,6 +31,7 @@ from .models import create_sam2_model as create_sam2_model
 from .models import export as export
 from .models import load_model as load_model
 from .pipeline import run_stages as run_stages
+from .pipeline import start_notebook as start_notebook
 from .prompts import Prompt as Prompt
 from .prompts import PromptGenerator as PromptGenerator
 from .tracking import FrameTracks as FrameTracks

@@ -1,6 +1,7 @@
 from .loading import load_config as load_config
 from .loading import override as override
 from .loading import save_config as save_config
+from .loading import split_overrides as split_overrides
 from .schema import PROMPT_TYPES as PROMPT_TYPES
 from .schema import AugmentationConfig as AugmentationConfig
 from .schema import Config as Config

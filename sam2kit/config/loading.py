@@ -9,6 +9,8 @@ and imports Hydra only inside functions.
 
 from __future__ import annotations
 
+import copy
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sam2kit.config.schema import SIZE_NAMES, Config, options
+from sam2kit.config.schema import PATH, SIZE_NAMES, Config, get, options, put
 from sam2kit.config.validation import check, check_exists, default_hint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
@@ -45,7 +47,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
             directory and then among the bundled files. None (default): the bundled
             ``config.yaml``.
         overrides: ``key=value`` and ``group=choice`` in Hydra's grammar; the last one of a key
-            wins.
+            wins. One text with all of them is accepted too, see :func:`split_overrides`.
 
     Returns:
         The validated configuration. It does not check that data and checkpoints exist; see
@@ -90,6 +92,18 @@ def override_config(
     return _assemble(content, source, [config_dir()], overrides)
 
 
+def split_overrides(overrides: str | Sequence[str]) -> list[str]:
+    """Return overrides as a list.
+
+    Args:
+        overrides: a list, or one text, which is what ``papermill -p overrides "KEY=VALUE"`` passes.
+            A space in front of the next ``key=`` separates two overrides.
+    """
+    if not isinstance(overrides, str):
+        return list(overrides)
+    return [part.strip() for part in re.split(r"\s+(?=[\w.+~@/]+=)", overrides) if part.strip()]
+
+
 def override(key: str, value: Any) -> str:
     """Return the override that sets ``key`` to ``value``, quoting text so that Hydra keeps it."""
     from hydra.core.override_parser.types import Quote, QuotedString
@@ -109,6 +123,9 @@ def override_key(text: str) -> str:
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved configuration atomically, as YAML that :func:`load_config` reads back.
 
+    Paths of existing files and directories are written as absolute paths, so that the file also
+    works from another working directory.
+
     Raises:
         ConfigError: the file exists and is not a saved configuration.
     """
@@ -117,7 +134,52 @@ def save_config(config: Config, path: str | Path) -> None:
             f"{path} exists and is not a run's saved configuration",
             hint="choose another directory so that it is not overwritten",
         )
-    write_text(path, to_yaml(config, comments=False))
+    write_text(path, to_yaml(with_absolute_paths(config), comments=False))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return a copy in which the paths of existing files and directories are absolute.
+
+    ``output_dir``, which only new runs use, and names (of splits, of released models) stay as they
+    are.
+    """
+    config = copy.deepcopy(config)
+    for key, option in options().items():
+        if option.metadata["scope"] == PATH and key != "output_dir":
+            put(config, key, _absolute(get(config, key)))
+    return config
+
+
+def _absolute(value: Any) -> Any:
+    """Make the paths in a value absolute: a text, or a list or dictionary of values."""
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _absolute(item) for name, item in value.items()}
+    # A glob pattern exists if its directory does.
+    if not isinstance(value, str) or not value:
+        return value
+    path = Path(value)
+    exists = path.exists() or ("*" in path.name and path.parent.is_dir())
+    return str(path.absolute()) if exists else value
+
+
+def same_value(value: Any, other: Any) -> bool:
+    """Return whether two values of a key are equal, an absolute path and its relative form too.
+
+    The working directory of the relative form is not known, so it has to be the end of the absolute
+    path.
+    """
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(same_value, value, other))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(same_value(value[k], other[k]) for k in value)
+    if value == other or not isinstance(value, str) or not isinstance(other, str):
+        return bool(value == other)
+    relative, absolute = sorted((Path(value), Path(other)), key=Path.is_absolute)
+    if relative.is_absolute() or not absolute.is_absolute():
+        return False
+    return absolute.parts[-len(relative.parts) :] == relative.parts
 
 
 def is_saved(content: Mapping[str, Any]) -> bool:
@@ -171,7 +233,7 @@ def _assemble(
     # Hydra's own errors name neither the file nor the expected type, so check keys and types first.
     _check_values(((k, v) for k, v in content.items() if k != "defaults"), source)
     groups = _groups_of(content, folders)
-    overrides = [_normalize(text, folders, groups) for text in overrides]
+    overrides = [_normalize(text, folders, groups) for text in split_overrides(overrides)]
     overrides.append(f"hydra.searchpath=[{override('', f'file://{folders[-1]}')[1:]}]")
     with _isolated_hydra(folders[0]):
         store = ConfigStore.instance()

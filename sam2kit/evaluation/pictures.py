@@ -16,6 +16,7 @@ from sam2kit.evaluation.scores import DataSetScores, VideoScores, summary
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.text import label_text
 from sam2kit.viz.overlays import WHITE, contact_sheet, error_overlay, evenly_spaced, overlay
+from sam2kit.viz.plots import save_figure
 from sam2kit.viz.video_writer import save_gif, save_mp4
 
 ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
@@ -23,6 +24,7 @@ ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
 
 MAX_PICTURES = 4
 MAX_PICTURE_FRAMES = 40
+MAX_COLUMNS = 8  # of a figure, so that a frame stays large enough
 PICTURE_WIDTH = 240  # pixels; only the MP4 files show frames at their full size
 
 
@@ -46,17 +48,18 @@ def draw_videos(
     animations: list[np.ndarray] = []
     for video in _videos_around_the_median(trackers[0]):
         numbers, frames, truth, masks = _sample_frames(video, trackers, source, read_masks)
+        annotated = video.annotated.any(1)[numbers]
         scores = {}
         for tracker in trackers:
             mean = summary([tracker.by_name()[video.name]])["J&F"]
             scores[tracker.tracker] = "no score" if mean is None else f"J&F {mean:.2f}"
-        figure = tracking_figure(frames, truth, masks, scores, video.name, numbers)
+        figure = tracking_figure(frames, truth, masks, scores, video.name, numbers, annotated)
         path = folder / "overlays" / f"{file_name(video.name)}.png"
-        figure.savefig(path)
+        save_figure(figure, path)
         save_mp4(path.with_suffix(".mp4"), _side_by_side(video, trackers[0], source, read_masks))
         if not animations:
-            figure.savefig(folder / "overlay.png")
-        animations.append(tracking_frames(frames, truth, masks))
+            save_figure(figure, folder / "overlay.png")
+        animations.append(tracking_frames(frames, truth, masks, annotated))
     # All frames of a GIF have one size.
     same_size = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
     save_gif(folder / "overlay.gif", np.concatenate(same_size), fps=4)
@@ -73,14 +76,21 @@ def _videos_around_the_median(main: DataSetScores) -> list[VideoScores]:
 def _sample_frames(
     video: VideoScores, trackers: Sequence[DataSetScores], source: VideoSource, read: ReadMasks
 ) -> tuple[list[int], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Read frames and masks, evenly spread over a video, at a small size.
+    """Read frames and masks, spread over a video, at a small size.
+
+    If only some frames are annotated, as many of them as a figure shows are among the frames.
 
     Returns:
         T frame numbers, frames ``[T,h,w,3]`` uint8, ground truth bool ``[T,O,h,w]``, and
         predictions of the same shape by tracker.
     """
     i = source.names.index(video.name)
+    annotated = np.flatnonzero(video.annotated.any(1))
     numbers = evenly_spaced(len(video.J), MAX_PICTURE_FRAMES)
+    if 0 < len(annotated) < len(video.J):
+        shown = annotated[evenly_spaced(len(annotated), MAX_COLUMNS)]
+        others = evenly_spaced(len(video.J), MAX_PICTURE_FRAMES - len(shown))
+        numbers = sorted({*shown.tolist(), *others})
     height, width = source.read_frame(i, 0).shape[:2]
     size = min(PICTURE_WIDTH, width), max(1, round(height * min(PICTURE_WIDTH / width, 1)))
     frames = (source.read_frame(i, t) for t in numbers)
@@ -125,9 +135,12 @@ def tracking_figure(
     scores: Mapping[str, str],
     title: str,
     numbers: Sequence[int],
-    max_columns: int = 8,
+    annotated: np.ndarray | None = None,
+    max_columns: int = MAX_COLUMNS,
 ) -> Figure:
     """Draw one row of frames per tracker, below a row with the ground truth.
+
+    Annotated frames are preferred, since on others there is nothing to compare with.
 
     Args:
         frames: ``[T,H,W,3]`` uint8.
@@ -136,21 +149,30 @@ def tracking_figure(
         scores: the text beside each tracker's row, by tracker.
         title: the title of the figure.
         numbers: T frame numbers, which label the columns.
+        annotated: ``[T]`` bool. None (default): all frames are annotated.
         max_columns: maximum number of frames, evenly spread from the first to the last.
     """
-    steps = evenly_spaced(len(frames), max_columns)
+    annotated = np.ones(len(frames), bool) if annotated is None else annotated
+    candidates = np.flatnonzero(annotated) if annotated.sum() > 1 else np.arange(len(frames))
+    steps = candidates[evenly_spaced(len(candidates), max_columns)].tolist()
     rows = {"truth": truth} | {f"{name}\n{scores[name]}": p for name, p in predictions.items()}
     images = [[overlay(frames[t], masks[t]) for t in steps] for masks in rows.values()]
-    return contact_sheet(images, list(rows), [f"frame {numbers[t]}" for t in steps], title)
+    labels = [f"frame {numbers[t]}" + ("" if annotated[t] else "\nunannotated") for t in steps]
+    return contact_sheet(images, list(rows), labels, title)
 
 
 def tracking_frames(
-    frames: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]
+    frames: np.ndarray,
+    truth: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    annotated: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw frames of an animation: the ground truth and the trackers side by side.
 
+    The caption of the ground truth says which frames are unannotated.
+
     Args:
-        frames, truth, predictions: as for :func:`tracking_figure`.
+        frames, truth, predictions, annotated: as for :func:`tracking_figure`.
 
     Returns:
         ``[T,H',W',3]`` uint8. Each panel is about 192 to 256 pixels wide: wide enough to read the
@@ -159,17 +181,24 @@ def tracking_frames(
     panels = {"truth": truth, **predictions}
     factor = min(max(1, -(-192 // frames.shape[2])), 256 / frames.shape[2])
     height, width = round(frames.shape[1] * factor), round(frames.shape[2] * factor)
-    captions = []
-    for name in panels:
-        caption, font = np.full((20, width, 3), 255, dtype=np.uint8), cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(caption, label_text(name), (4, 14), font, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-        captions.append(caption)
-    header, pictures = np.concatenate(captions, axis=1), []
+    headers = {
+        name: np.concatenate([_caption(text, width) for text in (name, *predictions)], axis=1)
+        for name in ("truth", "truth: unannotated")
+    }
+    pictures = []
     for t, frame in enumerate(frames):
+        header = headers["truth" if annotated is None or annotated[t] else "truth: unannotated"]
         images = [overlay(frame, masks[t]) for masks in panels.values()]
         images = [cv2.resize(m, (width, height), interpolation=cv2.INTER_NEAREST) for m in images]
         pictures.append(np.concatenate([header, np.concatenate(images, axis=1)]))
     return np.stack(pictures)
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    """Return a white strip ``[20,width,3]`` uint8 with a text."""
+    strip, font = np.full((20, width, 3), 255, dtype=np.uint8), cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(strip, label_text(text), (4, 14), font, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
 
 
 @dataclass

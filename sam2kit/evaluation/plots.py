@@ -13,7 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 
 from sam2kit.evaluation.scores import DataSetScores
+from sam2kit.utils.text import figure_text
 from sam2kit.viz.plots import LEGEND_LABEL, LINE_COLORS, WIDTH, curves
+
+MAX_NAMED_BARS = 40  # more names would overlap
 
 
 def over_time(trackers: Sequence[DataSetScores], video: str) -> Figure:
@@ -60,7 +63,8 @@ def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> 
 def difference_chart(found: Mapping[str, Any]) -> Figure:
     """Plot the differences between two trackers, one bar per object, sorted.
 
-    The dashed line is the mean, and the grey band its interval.
+    The dashed line is the mean, and the grey band its interval. Up to :data:`MAX_NAMED_BARS` bars
+    carry the names of their video and object.
 
     Args:
         found: a result of :func:`sam2kit.evaluation.statistics.paired_differences`.
@@ -77,5 +81,10 @@ def difference_chart(found: Mapping[str, Any]) -> Figure:
         axes.axhspan(found["low"], found["high"], color="grey", alpha=0.25)
     axes.set_xlim(-0.6, max(len(values), 8) - 0.4)  # keep the bars narrow if there are only a few
     axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {found['score']}")
+    if 0 < len(values) <= MAX_NAMED_BARS:
+        names = [f"{row['video']}: {row['object']}" for row in found["differences"]]
+        names = [name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}" for name in names]
+        axes.set_xticks(range(len(names)), list(map(figure_text, names)), rotation=90, fontsize=6)
+        figure.set_size_inches(WIDTH, 2.3 + 0.055 * max(map(len, names)))
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,3 +1,4 @@
+from .notebook import start_notebook as start_notebook
 from .runner import PipelineResult as PipelineResult
 from .runner import run_stages as run_stages
 from .status import read_status as read_status

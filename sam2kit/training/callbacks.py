@@ -13,23 +13,27 @@ from loguru import logger
 
 
 class LogProgress(Callback):
-    """Log progress every ``every_n_steps`` steps and after each validation.
+    """Log progress after the first step, every ``every_n_steps`` steps, and after each validation.
 
-    A progress bar overwrites one line of a terminal; these lines are readable in a log file too.
+    Slow steps and long validations are logged every ``seconds`` at the latest. A progress bar
+    overwrites one line of a terminal; these lines are readable in a log file too.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
-        self.every_n_steps = every_n_steps
+    def __init__(self, every_n_steps: int, seconds: float = 30) -> None:
+        self.every_n_steps, self.seconds = every_n_steps, seconds
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start_time, self._first_step = time.monotonic(), trainer.global_step
+        self._last_log_time = self._start_time
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
-        if step % self.every_n_steps and step != total:
+        is_due = step % self.every_n_steps == 0 or step in (total, self._first_step + 1)
+        if not is_due and time.monotonic() < self._last_log_time + self.seconds:
             return
+        self._last_log_time = time.monotonic()
         loss = float(trainer.callback_metrics["loss"])
         # Measured from the first step of this process: a resumed run starts at a later step.
         seconds = (time.monotonic() - self._start_time) / max(step - self._first_step, 1)
@@ -43,6 +47,20 @@ class LogProgress(Callback):
             seconds,
             seconds * (total - step),
         )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if time.monotonic() >= self._last_log_time + self.seconds:
+            self._last_log_time = time.monotonic()
+            total = sum(int(n) for n in trainer.num_val_batches)
+            logger.info("validation batch {}/{}", batch_idx + 1, total)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = {

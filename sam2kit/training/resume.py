@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 from loguru import logger
 
+from sam2kit.config.loading import same_value
 from sam2kit.config.schema import Config, get, options
 from sam2kit.models.checkpoint_io import fault_in, kept_copies
 from sam2kit.models.checkpoints import read_run_config
@@ -234,7 +235,7 @@ def _check_keys(config: Config, stored: Config, path: str) -> None:
     changed = [
         f"{key} is {get(config, key)!r} and was {get(stored, key)!r}"
         for key in fixed
-        if key not in _MAY_CHANGE and get(config, key) != get(stored, key)
+        if key not in _MAY_CHANGE and not same_value(get(config, key), get(stored, key))
     ]
     if changed:
         raise ConfigError(

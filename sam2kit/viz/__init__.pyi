@@ -6,6 +6,7 @@ from .overlays import frames_to_images as frames_to_images
 from .overlays import overlay as overlay
 from .plots import curves as curves
 from .plots import interval_chart as interval_chart
+from .plots import save_figure as save_figure
 from .plots import training_curves as training_curves
 from .tables import Caption as Caption
 from .tables import Table as Table

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import figure_text
 from sam2kit.viz.overlays import PALETTE
 
@@ -49,8 +50,36 @@ def curves(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if any(lines):  # no legend for a single line with an empty name
-            axes.legend(fontsize=7, frameon=False)
+            # Below the axes, where it cannot hide a line.
+            axes.legend(
+                fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2
+            )
     return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, for the screen, and as PDF, for a paper.
+
+    Args:
+        figure: the figure.
+        path: the file without its ending; a ``.png`` at its end is ignored.
+
+    Returns:
+        The path of the PNG; the PDF is beside it.
+
+    Raises:
+        DataError: the files cannot be written.
+    """
+    png = Path(str(path).removesuffix(".png") + ".png")
+    try:
+        figure.savefig(png)
+        figure.savefig(png.with_suffix(".pdf"))
+    except OSError as error:
+        raise DataError(
+            f"{png} cannot be written ({error.strerror})",
+            hint="free some space, or choose a directory that is writable",
+        ) from error
+    return png
 
 
 def training_curves(file: str | Path) -> Figure | None:

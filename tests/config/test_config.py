@@ -14,7 +14,9 @@ from sam2kit.config.loading import (
     load_config,
     override,
     override_config,
+    same_value,
     save_config,
+    split_overrides,
     to_yaml,
 )
 from sam2kit.config.schema import Config, ModelConfig, options
@@ -75,6 +77,69 @@ def test_text_that_looks_like_a_number_survives(tmp_path):
     save_config(config, tmp_path / "c.yaml")
     assert load_config(tmp_path / "c.yaml") == config
     assert (config.output_dir, config.model.checkpoint) == ("1e3", "null")
+
+
+def test_a_saved_configuration_holds_in_another_directory(tmp_path, monkeypatch):
+    (tmp_path / "here" / "videos").mkdir(parents=True)
+    (tmp_path / "here" / "other.ckpt").touch()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    changes = ["dataset.data_path=videos", "valdataset.data_path=missing", "output_dir=videos"]
+    changes += ["dataset.annotation_file='videos/*.json'", "valdataset.split=2016/val"]
+    changes += ["evaluation.compare={other: other.ckpt}"]
+    changes += ["dataset.mixture=[{data_path: videos}]", "model.checkpoint=nano"]
+    config = load_config(None, changes)
+    save_config(config, tmp_path / "there" / "config.yaml")
+    monkeypatch.chdir(tmp_path / "there")
+    saved = load_config("config.yaml")
+    videos = str(tmp_path / "here" / "videos")
+    assert saved.dataset.data_path == videos
+    assert saved.dataset.annotation_file == f"{videos}/*.json"
+    assert saved.dataset.mixture == [{"data_path": videos}]
+    assert saved.evaluation.compare == {"other": str(tmp_path / "here" / "other.ckpt")}
+    # Names, missing files, and the parent of new runs stay as they are.
+    assert (saved.valdataset.data_path, saved.valdataset.split) == ("missing", "2016/val")
+    assert (saved.output_dir, saved.model.checkpoint) == ("videos", "nano")
+    assert config.dataset.data_path == "videos"
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "same"),
+    [
+        ("a/b", "/x/a/b", True),
+        ("/x/a/b", "a/b", True),
+        ("a/b", "/x/c/b", False),
+        ("/a/b", "/x/a/b", False),
+        ("a", "b", False),
+        (["m"], ["/x/m"], True),
+        ({"k": "m", "n": 1}, {"k": "/x/m", "n": 1}, True),
+        ({"k": "m"}, {"k": "m", "n": 1}, False),
+        (1, 1.0, True),
+        (None, "/x", False),
+    ],
+)
+def test_an_absolute_path_equals_its_relative_form(value, other, same):
+    assert same_value(value, other) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.b=1", ["a.b=1"]),
+        ("a.b=1 model=nano  +c=[x, y]", ["a.b=1", "model=nano", "+c=[x, y]"]),
+        ("a.b='one two'", ["a.b='one two'"]),
+        ("", []),
+        (["a=1", "b=2"], ["a=1", "b=2"]),
+    ],
+)
+def test_overrides_may_be_one_text(text, expected):
+    assert split_overrides(text) == expected
+
+
+def test_a_text_of_overrides_is_applied():
+    config = load_config(None, "seed=7 model.trainable_modules=[memory_attention, memory_encoder]")
+    assert config.seed == 7
+    assert config.model.trainable_modules == ["memory_attention", "memory_encoder"]
 
 
 def test_every_key_is_commented_and_every_line_fits():

@@ -146,6 +146,8 @@ def test_charts_of_differences_and_intervals(trackers):
     (axes,) = difference_chart(result).axes
     bars = [bar.get_height() for bar in axes.patches[: result["objects"]]]
     assert bars == [row["difference"] for row in result["differences"]]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == [f"{row['video']}: {row['object']}" for row in result["differences"]]
     empty = {"differences": [], "mean": None, "low": None, "high": None, "score": "J"}
     assert isinstance(difference_chart(empty), Figure)
     values = {"a": {"mean": 0.5, "low": 0.4, "high": 0.6}, "b": {"mean": 0.3}, "c": {"mean": None}}

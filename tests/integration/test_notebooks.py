@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.runner import run_stages
 from sam2kit.viz.video_writer import save_mp4
 
@@ -273,12 +272,14 @@ def test_all_notebooks_run_in_sequence(tmp_path):
     check_scores_of_the_trackers(result)
 
 
-def papermill(notebook, executed, **parameters):
+def papermill(notebook, executed, arguments=(), directory=ROOT, **parameters):
     """Run a notebook with the papermill command, and return the outputs of its code cells."""
     command = [sys.executable, "-m", "papermill", str(notebook), str(executed), "--no-progress-bar"]
-    command += ["-y", json.dumps(parameters)]  # JSON is YAML
+    command += ["-y", json.dumps(parameters), *arguments]  # JSON is YAML
     environment = os.environ | {"MPLBACKEND": "agg"}
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    process = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, env=environment
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     return [output for cell in code_cells(executed) for output in cell.outputs]
 
@@ -306,23 +307,23 @@ def test_papermill_command_runs_all_notebooks(tmp_path):
     }
 
 
-def test_training_notebook_started_in_its_directory(tmp_path, monkeypatch):
-    """JupyterLab starts kernels in ``notebooks/``; paths are relative to the repository."""
-    for name in ("configs", "data_samples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    overrides = [*QUICK, "dataset=synthetic", "valdataset=synthetic", "dataset.image_size=64"]
-    overrides += ["dataset.synthetic_videos=4", "valdataset.synthetic_videos=2"]
-    source, executed = ROOT / "notebooks" / "03_train.ipynb", tmp_path / "executed.ipynb"
-    with (tmp_path / "lock").open("w") as lock:
-        execute(source, executed, {"overrides": overrides}, lock.fileno())
-    run_dir = tmp_path / "outputs" / "notebooks"
-    assert (run_dir / "best.ckpt").is_file() and (run_dir / "training.png").is_file()
-    outputs = [o for cell in code_cells(executed) for o in cell.outputs]
+def test_training_notebook_started_in_its_directory(tmp_path):
+    """JupyterLab starts kernels in ``notebooks/``; ``-p`` passes all overrides as one text."""
+    changes = [*QUICK, "dataset=synthetic", "valdataset=synthetic", "dataset.image_size=64"]
+    changes += ["dataset.synthetic_videos=4", "valdataset.synthetic_videos=2"]
+    outputs = papermill(
+        NOTEBOOKS[3],
+        tmp_path / "executed.ipynb",
+        ["-p", "overrides", " ".join(changes)],
+        ROOT / "notebooks",
+        run_dir=str(tmp_path / "run"),
+    )
+    names = {"best.ckpt", "training.png", "training.pdf"}
+    assert names <= {path.name for path in (tmp_path / "run").iterdir()}
     # Every update replaces the picture of the live curves.
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
-    assert "memory of a step" in "".join(o.text for o in outputs if o.output_type == "stream")
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "memory of a step" in printed and "step 1/" in printed
 
 
 class TestOtherData:

@@ -14,8 +14,9 @@ from sam2kit.data.preview import clip_sheet
 from sam2kit.evaluation.pictures import tracking_figure, tracking_frames
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.preview import prompt_sheet
+from sam2kit.utils.errors import DataError
 from sam2kit.viz.overlays import PALETTE, contact_sheet, draw_prompts, frames_to_images, overlay
-from sam2kit.viz.plots import curves
+from sam2kit.viz.plots import curves, save_figure
 from sam2kit.viz.tables import markdown_table
 from sam2kit.viz.video_writer import save_gif
 
@@ -145,6 +146,46 @@ def test_tracking_figure_shows_numbers_and_scores():
     assert {"truth", "truth again\nJ&F 0.12", "lost\nno score"} <= set(labels)
     shown = [label for label in labels if label.startswith("frame")]
     assert shown == ["frame 0", "frame 20", "frame 40"]
+
+
+def test_tracking_figure_prefers_annotated_frames_and_labels_the_others():
+    frames, truth, predictions = tracked()
+    annotated = np.zeros(len(frames), bool)
+    annotated[[1, 4]] = True
+    scores, numbers = dict.fromkeys(predictions, "-"), range(len(frames))
+    figure = tracking_figure(frames, truth, predictions, scores, "v", numbers, annotated)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["frame 1", "frame 4"]
+    annotated[4] = False  # one annotated frame shows no tracking, so all frames are shown
+    figure = tracking_figure(frames, truth, predictions, scores, "v", numbers, annotated)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles[:2] == ["frame 0\nunannotated", "frame 1"]
+
+
+def test_gif_says_which_frames_are_unannotated():
+    arrays = tracked()
+    everywhere = tracking_frames(*arrays)
+    annotated = np.arange(len(arrays[0])) != 2
+    some = tracking_frames(*arrays, annotated)
+    differs = [bool((a != b).any()) for a, b in zip(everywhere, some, strict=True)]
+    assert differs == (~annotated).tolist()
+
+
+def test_figures_are_written_as_png_and_pdf(tmp_path):
+    figure = curves({"loss": {"loss": ([1, 2], [3.0, 2.0])}})
+    assert save_figure(figure, tmp_path / "clips_v1.5") == tmp_path / "clips_v1.5.png"
+    assert (tmp_path / "clips_v1.5.pdf").read_bytes().startswith(b"%PDF")
+    assert save_figure(figure, tmp_path / "a.png") == tmp_path / "a.png"
+    with pytest.raises(DataError):
+        save_figure(figure, tmp_path / "missing" / "a")
+
+
+def test_the_legend_hides_no_line():
+    figure = curves({"loss": {name: ([1, 2], [3.0, 2.0]) for name in "abcdef"}})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y1 <= axes.get_window_extent().y0
 
 
 def test_gif_of_several_trackers(tmp_path):
