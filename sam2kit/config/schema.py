@@ -65,6 +65,18 @@ non_negative = partial(option, ge=0)
 positive_count = partial(option, ge=1)
 ratio = partial(option, ge=0, le=1)
 
+# Keys that say how stacks and volumes become frames.
+STACK_KEYS = (
+    "intensity_window",
+    "intensity_percentiles",
+    "stack_axes",
+    "stack_channels",
+    "stack_z",
+    "ctc_truth",
+    "volume_axis",
+    "volume_reverse",
+)
+
 # Keys that locate the videos. Only these may differ between the sources of a mixture: all other
 # keys shape the batch, and clips of different sources are batched together.
 SOURCE_KEYS = (
@@ -76,14 +88,7 @@ SOURCE_KEYS = (
     "split",
     "time_split",
     "sav_masklets",
-    "intensity_window",
-    "intensity_percentiles",
-    "stack_axes",
-    "stack_channels",
-    "stack_z",
-    "ctc_truth",
-    "volume_axis",
-    "volume_reverse",
+    *STACK_KEYS,
     "synthetic_objects",
     "synthetic_videos",
     "synthetic_motion",
@@ -99,10 +104,10 @@ class DatasetConfig:
     type: str = option(
         "auto",
         "data layout: auto (detected when the videos are opened), video (frame folders), coco "
-        "(COCO JSON), sav (SA-V), files (video files), images (still images), training_set (made "
-        "by sam2kit training-set or the annotator), tiff (microscopy stacks), ctc (Cell Tracking "
-        "Challenge), nifti, dicom or npz (medical volumes), synthetic (generated) or mixture "
-        "(several sources); see docs/data.md",
+        "(COCO JSON), sav (SA-V), files (video files), images (still images), tiff (microscopy "
+        "stacks), ctc (Cell Tracking Challenge), nifti, dicom or npz (medical volumes), "
+        "training_set (made by sam2kit training-set or the annotator), synthetic (generated) or "
+        "mixture (several sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(

@@ -49,6 +49,7 @@ WEIGHT: Field[Any] = option(1.0, "relative number of clips of a mixture's source
 EXAMPLES = {
     "intensity_window": [0, 4095],
     "stack_channels": [0],
+    "time_split": [80, 84, 100],
     "volume_axis": 0,
 }
 OWN_MASKS = ("coco", "sav", "ctc", "npz", "synthetic")  # types without masks_path
@@ -340,6 +341,15 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
     if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
         expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
         yield must_be("time_split", expected, "set it to null to split the video again")
+    yield from _stack_problems(section, dataset)
+    if dataset.masks_path is not None and dataset.type in OWN_MASKS:
+        expected = f"null with type={dataset.type}, which has its own masks"
+        yield must_be("masks_path", expected, f"set {section}.masks_path=null")
+
+
+def _stack_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
+    """Check the keys of stacks and volumes."""
+    must_be = partial(_must_be, section, dataset)
     z, channels = dataset.stack_z, dataset.stack_channels
     if z not in (None, "max", "mean") and not str(z).isdecimal():
         yield must_be("stack_z", "max, mean, the index of a slice, or null", "try max")
@@ -350,9 +360,6 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         if pair is not None and (len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf):
             hint = "try [0, 4095]" if name == "intensity_window" else "the default is [0.1, 99.9]"
             yield must_be(name, "two finite numbers, the smaller one first", hint)
-    if dataset.masks_path is not None and dataset.type in OWN_MASKS:
-        expected = f"null with type={dataset.type}, which has its own masks"
-        yield must_be("masks_path", expected, f"set {section}.masks_path=null")
 
 
 def _mixture_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:

@@ -16,12 +16,17 @@ from .loader import create_dataloader as create_dataloader
 from .preview import clip_sheet as clip_sheet
 from .sources import COCODataset as COCODataset
 from .sources import ConnectedObjects as ConnectedObjects
+from .sources import CTCDataset as CTCDataset
 from .sources import DerivedSource as DerivedSource
+from .sources import DicomDataset as DicomDataset
 from .sources import ImageDataset as ImageDataset
 from .sources import MixtureDataset as MixtureDataset
+from .sources import NiftiDataset as NiftiDataset
+from .sources import NPZDataset as NPZDataset
 from .sources import ObjectId as ObjectId
 from .sources import SAVDataset as SAVDataset
 from .sources import SelectedVideos as SelectedVideos
+from .sources import TiffDataset as TiffDataset
 from .sources import TrainingSet as TrainingSet
 from .sources import VideoDataset as VideoDataset
 from .sources import VideoFileDataset as VideoFileDataset

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from loguru import logger
 
-from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.config.schema import DATASET_TYPES, STACK_KEYS, Config, DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
@@ -67,7 +67,9 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
     return _with_generated(source, config, seed)
 
 
-def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
+def open_source(
+    what: str | Path | Config | VideoSource, settings: DatasetConfig | None = None
+) -> VideoSource:
     """Open a path, configuration or source as a video source, without generated objects.
 
     A source is returned unchanged. A configuration opens all videos of its ``dataset`` section,
@@ -78,6 +80,8 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
 
     Args:
         what: path, configuration or source.
+        settings: how the stacks and volumes of a path become frames
+            (:data:`~sam2kit.config.schema.STACK_KEYS`). None (default): the defaults.
 
     Raises:
         DataError: the path does not exist or has none of these layouts; the message lists them.
@@ -91,7 +95,8 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     if layout.type == "files" and layout.data_path is not None and layout.data_path.is_file():
         return open_video(layout.data_path)
     # Unlike a run, a look at the data shows all masklets.
-    config = _with_layout(DatasetConfig(sav_masklets="both"), layout)
+    keys = {key: getattr(settings, key) for key in STACK_KEYS} if settings else {}
+    config = _with_layout(DatasetConfig(sav_masklets="both", **keys), layout)
     return _open_type(config, 0, "dataset")
 
 
@@ -547,16 +552,36 @@ def _open_type(
     if config.data_path is None:
         raise _no_path(config, section)
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
+    return _open_path(config, config.data_path)
+
+
+def _open_path(config: DatasetConfig, path: str) -> VideoSource:
+    """Build the source of a type that reads its videos from one path."""
     if config.type == "training_set":
-        return TrainingSet(config.data_path, config.split)
+        return TrainingSet(path, config.split)
     if config.type == "sav":
-        return SAVDataset(config.data_path, config.split, config.sav_masklets)
-    if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):
-        return open_video(config.data_path)
+        return SAVDataset(path, config.split, config.sav_masklets)
+    if config.type == "video" and config.masks_path is None and _is_one_video(path):
+        return open_video(path)
     if config.type in ("tiff", "ctc", "nifti", "dicom", "npz"):
-        return _open_stacks(config)
+        return _open_stacks(config, path)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
-    return source(config.data_path, config.split, masks_path=config.masks_path)
+    return source(path, config.split, masks_path=config.masks_path)
+
+
+def _open_stacks(config: DatasetConfig, root: str) -> VideoSource:
+    """Build a source of stacks or volumes, whose values are scaled to 8 bits."""
+    split, rule = config.split, IntensityRule.from_config(config)
+    channels = None if config.stack_channels is None else tuple(config.stack_channels)
+    options = StackOptions(config.stack_axes, channels, config.stack_z)
+    if config.type == "tiff":
+        return TiffDataset(root, split, config.masks_path, rule, options)
+    if config.type == "ctc":
+        return CTCDataset(root, split, rule, options, config.ctc_truth)
+    keys = (root, split, config.masks_path, rule, config.volume_axis, config.volume_reverse)
+    if config.type == "nifti":
+        return NiftiDataset(*keys)
+    return DicomDataset(*keys) if config.type == "dicom" else NPZDataset(*keys)
 
 
 def _no_path(config: DatasetConfig, section: str) -> ConfigError:
@@ -566,20 +591,6 @@ def _no_path(config: DatasetConfig, section: str) -> ConfigError:
         key=f"{section}.data_path",
         hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
     )
-
-
-def _open_stacks(config: DatasetConfig) -> VideoSource:
-    """Build a source of stacks or volumes, whose values are scaled to 8 bits."""
-    root, split, rule = config.data_path or "", config.split, IntensityRule.from_config(config)
-    channels = None if config.stack_channels is None else tuple(config.stack_channels)
-    options = StackOptions(config.stack_axes, channels, config.stack_z)
-    if config.type == "tiff":
-        return TiffDataset(root, split, config.masks_path, rule, options)
-    if config.type == "ctc":
-        return CTCDataset(root, split, rule, options, config.ctc_truth)
-    volumes = {"nifti": NiftiDataset, "dicom": DicomDataset, "npz": NPZDataset}[config.type]
-    axis, reverse = config.volume_axis, config.volume_reverse
-    return volumes(root, split, config.masks_path, rule, axis, reverse)
 
 
 def _is_one_video(path: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from loguru import logger
 from sam2kit.data.sources.images import picture_folders
 from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, Listing, list_folder
 from sam2kit.data.sources.stacks import is_label_folder, label_base
-from sam2kit.data.sources.tiff import TIFF_ENDINGS
+from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff
 from sam2kit.data.sources.training_set import INDEX_FILE
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import missing
@@ -31,6 +30,7 @@ SAV_KINDS = ("manual", "auto")
 # archivers leave behind. Compared in lower case; a suffix such as _6fps is ignored.
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", "@eadir", "__macosx")
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
+MAX_FOLDERS = 64  # looked at per level to find volumes
 HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
@@ -202,20 +202,47 @@ def cell_tracking(candidate: Candidate) -> Layout | None:
 
 
 def volumes(candidate: Candidate) -> Layout | None:
-    """Recognise NIfTI, NPZ and DICOM files in a directory or in one of its subdirectories."""
-    for folder in ("", *candidate.listing.folders):
-        names = list_folder(candidate.path / folder, ("",)).files
-        if layout := _volume_layout(candidate.path, [f"{folder}/{n}".strip("/") for n in names]):
-            return layout
+    """Recognise NIfTI, NPZ and DICOM files in a directory, or up to three levels below it."""
+    folders = [""]
+    has_frames = candidate.frame_folders or candidate.files(FRAME_ENDINGS)
+    is_other = bool(candidate.video_files or has_frames or candidate.find_folder("JPEGImages"))
+    for _ in range(1 if is_other else 4):
+        inner: list[str] = []
+        for folder in folders:
+            listing = list_folder(candidate.path / folder, ("",))
+            names = [f"{folder}/{n}".strip("/") for n in sorted(listing.files)]
+            if layout := _volume_layout(candidate.path, names):
+                return layout
+            # Labels may be NIfTI beside series of DICOM; imagesTr holds the volumes of nnU-Net.
+            inner += [
+                f"{folder}/{n}".strip("/")
+                for n in sorted(listing.folders)
+                if not is_label_folder(n) and not is_other_folder(n)
+            ]
+        folders = inner[:MAX_FOLDERS]
     return None
 
 
 def _volume_layout(path: Path, names: list[str]) -> Layout | None:
     for kind, endings in VOLUME_ENDINGS.items():
-        files = sorted(name for name in names if name.lower().endswith(endings))
+        files = [name for name in names if name.lower().endswith(endings)]
         if files:
             return Layout(kind, _examples(files, f"{kind.upper()} file"), path)
+    # Scanners and archives often write DICOM files without an extension.
+    root = path if path.is_dir() else path.parent
+    bare = [name for name in names if not Path(name).suffix or Path(name).suffix[1:].isdecimal()]
+    if bare and has_dicom_preamble(root / bare[0]):
+        return Layout("dicom", _examples(bare, "DICOM file"), path)
     return None
+
+
+def has_dicom_preamble(path: Path) -> bool:
+    """Return whether a file begins as DICOM files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def tiff_stacks(candidate: Candidate) -> Layout | None:
@@ -241,13 +268,11 @@ def tiff_stacks(candidate: Candidate) -> Layout | None:
 
 def has_pages_or_depth(path: Path) -> bool:
     """Return whether a TIFF file has several pages or more than 8 bits per value."""
-    import tifffile  # imported here: most data sets have no TIFF file
-
     try:
-        with tifffile.TiffFile(path) as file:
+        with open_tiff(path) as file:
             page = file.pages.first
             return len(file.pages) > 1 or len(file.series) != 1 or page.dtype.itemsize > 1
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+    except TIFF_ERRORS:
         return False
 
 

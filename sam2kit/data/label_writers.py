@@ -162,7 +162,12 @@ def write_tiff_labels(
 
 def write_label_names(path: Path, labels: Mapping[ObjectId, int]) -> None:
     """Write the ids of labels that are not the labels themselves, if there are any, as JSON."""
-    if names := names_of(labels):
+    _write_names(path, names_of(labels))
+
+
+def _write_names(path: Path, names: Mapping[int, ObjectId]) -> None:
+    path.unlink(missing_ok=True)  # of earlier results
+    if names:
         write_text(path, json.dumps(names))
 
 
@@ -215,8 +220,7 @@ def write_ctc_labels(
                     image[image == old] = label
             write_image(image_path(t), image)
     write_tracks(tracks_path, dict(sorted(tracks.items())))
-    if names:
-        write_text(tracks_path.with_name("objects.json"), json.dumps(names))
+    _write_names(tracks_path.with_name("objects.json"), names)
 
 
 class _Segment(NamedTuple):

@@ -168,7 +168,7 @@ def _edges(nodes: list[list[int]], tracks: Mapping[int, Track]) -> Edges:
         if not track.parent:
             continue
         parent, child = (tracks[track.parent].end, track.parent), (track.begin, label)
-        if all(t < len(nodes) and n in nodes[t] for t, n in (parent, child)):
+        if all(0 <= t < len(nodes) and n in nodes[t] for t, n in (parent, child)):
             edges[parent, child] = True
     return edges
 

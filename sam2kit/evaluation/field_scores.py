@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam2kit.data.lineage import Track
-from sam2kit.data.sources.base import DerivedSource, ObjectId, VideoSource
+from sam2kit.data.sources.base import DerivedSource, FrameRange, ObjectId, VideoSource
 from sam2kit.data.sources.ctc import CTCDataset
 from sam2kit.data.sources.stacks import labels_in
 from sam2kit.data.sources.tiff import TiffDataset
@@ -43,9 +43,10 @@ def field_scores(
         ``HD95`` in mm and ``volume_objects``, the scores of each object, for volumes; otherwise
         nothing.
     """
-    located, k = _locate(source, i)
+    located, k, start = _locate(source, i)
     if isinstance(located, CTCDataset):
-        return _score_markers(located, k, predicted, tracks)
+        frames = range(start, start + source.num_frames(i))
+        return _score_markers(located, k, frames, predicted, tracks)
     if isinstance(located, TiffDataset):
         return _score_cells(source, i, predicted, tracks)
     if located.geometry(k) is not None:
@@ -53,22 +54,31 @@ def field_scores(
     return {}
 
 
-def _locate(source: VideoSource, i: int) -> tuple[VideoSource, int]:
-    """Return the source that reads the files of a video."""
+def _locate(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return the source that reads the files of a video, its index there and its first frame."""
+    start = 0
     while isinstance(source, DerivedSource):
+        if isinstance(source, FrameRange):
+            start += source.start
         source, i = source.locate(i)
-    return source, i
+    return source, i, start
 
 
 def _score_markers(
     source: CTCDataset,
     i: int,
+    frames: range,
     predicted: Callable[[int], Masks],
     tracks: Mapping[int, Track] | None,
 ) -> dict[str, Any]:
-    scorer, numbers = CellTrackingScorer(source.tracks(i), tracks), {}
-    for t in range(source.num_frames(i)):
-        result = _label_image(predicted(t), numbers, source.frame_size(i), tracks is not None)
+    lineage = {
+        label: Track(track.begin - frames.start, track.end - frames.start, track.parent)
+        for label, track in source.tracks(i).items()
+    }
+    scorer = CellTrackingScorer(lineage, tracks)
+    numbers: dict[ObjectId, int] = {}
+    for k, t in enumerate(frames):
+        result = _label_image(predicted(k), numbers, source.frame_size(i), tracks is not None)
         scorer.add(source.markers(i, t), source.segmentation(i, t), result)
     return scorer.result()
 
@@ -82,7 +92,8 @@ def _score_cells(
     """Score a video whose masks are both segmentation and markers."""
     truth_numbers: dict[ObjectId, int] = {}
     numbers: dict[ObjectId, int] = {}
-    frames, seen = [], {}
+    frames: list[tuple[np.ndarray | None, np.ndarray]] = []
+    seen: dict[ObjectId, tuple[int, int]] = {}  # first and last visible frame
     for t in range(source.num_frames(i)):
         masks = source.read_masks(i, t)
         size = next((m.shape for m in (masks or {}).values()), None)

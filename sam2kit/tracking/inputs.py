@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.label_image import read_label_image
@@ -67,18 +68,25 @@ class VideoInput:
         return self.source.read_frame(self.i, t)
 
 
-def open_inputs(paths: Sequence[str | Path]) -> list[VideoInput]:
+def open_inputs(
+    paths: Sequence[str | Path], settings: DatasetConfig | None = None
+) -> list[VideoInput]:
     """Open video files, folders of frames, and folders or data sets with several videos.
 
     A video is named like its file or folder. If two videos have the same name, the names of the
     folders that contain them come before it, such as ``monday/clip`` and ``friday/clip``.
+
+    Args:
+        paths: the videos.
+        settings: how stacks and volumes become frames, as for
+            :func:`~sam2kit.data.build.open_source`.
 
     Raises:
         DataError: a path cannot be opened, or a video is named twice.
     """
     videos: list[tuple[Path, VideoSource, int, str]] = []
     for path in map(Path, paths):
-        videos += _open(path)
+        videos += _open(path, settings)
     base_names = [base_name for _, _, _, base_name in videos]
     locations = [_location(path, source, i) for path, source, i, _ in videos]
     if twice := [path for path, number in Counter(locations).items() if number > 1]:
@@ -92,11 +100,11 @@ def open_inputs(paths: Sequence[str | Path]) -> list[VideoInput]:
     return [VideoInput(*video, name) for video, name in zip(videos, names, strict=True)]
 
 
-def _open(path: Path) -> list[tuple[Path, VideoSource, int, str]]:
+def _open(path: Path, settings: DatasetConfig | None) -> list[tuple[Path, VideoSource, int, str]]:
     layout = detect_layout(path)
     if layout.type == "files" and path.is_dir():  # each file for itself: masks are not needed
         return [(file, open_video(file), 0, name) for name, file in find_videos(path).items()]
-    source = open_source(path)
+    source = open_source(path, settings)
     return [(path, source, i, source.name(i)) for i in range(len(source))]
 
 

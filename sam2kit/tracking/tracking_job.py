@@ -18,9 +18,11 @@ from loguru import logger
 
 import sam2kit
 from sam2kit.config.schema import Config
+from sam2kit.data.label_writers import LabelRecorder
+from sam2kit.data.result_forms import result_form, write_in_form
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
-from sam2kit.models.checkpoints import find_checkpoint, load_model
+from sam2kit.models.checkpoints import find_checkpoint, load_model, source_config
 from sam2kit.prompts.io import video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.inputs import (
@@ -95,12 +97,15 @@ def track_videos(
     - ``objects.csv``: area in pixels, object score (logit) and predicted IoU per object and frame,
     - ``overlay.mp4``, and ``overlay.gif`` with up to 60 evenly spaced frames and up to 480 pixels
       of width,
-    - ``track.json``: inputs, options and version.
+    - ``track.json``: inputs, options and version,
+    - of stacks and volumes the masks in the form of the data: ``labels/VIDEO_labels.tif``,
+      ``VIDEO_RES`` with ``res_track.txt`` (Cell Tracking Challenge), or ``labels/VIDEO.nii.gz``
+      with the affine of the volume.
 
-    The last three of a video that is not the only one are in ``videos/VIDEO``. An object has no
-    mask before its first prompt. After an interruption, all files contain the frames that were
-    tracked. A later call adds videos to the directory, skips those that are finished, and tracks
-    unfinished ones again.
+    The table, the overlays and ``track.json`` of a video that is not the only one are in
+    ``videos/VIDEO``. An object has no mask before its first prompt. After an interruption, all
+    files contain the frames that were tracked. A later call adds videos to the directory, skips
+    those that are finished, and tracks unfinished ones again.
 
     Args:
         videos: video files, directories of frames, or folders or data sets with several videos.
@@ -124,7 +129,8 @@ def track_videos(
         KeyboardInterrupt: tracking was interrupted; all files are complete.
     """
     path = find_checkpoint(checkpoint, key="--model-checkpoint")
-    inputs = open_inputs(videos)
+    # Stacks and volumes become frames as they did in training.
+    inputs = open_inputs(videos, source_config(path)[0].dataset)
     if isinstance(prompts, (str, Path)):
         documents = prompts_from_file(prompts, inputs)
         prompts_name = str(prompts)
@@ -287,12 +293,16 @@ def _track(
     for prompt in job.prompts:
         session.add_prompt(prompt)
     masks = MaskWriter(record.masks, record.name, job.object_ids)
+    has_form = result_form(video.source, video.i) is not None
+    recorder = LabelRecorder(record.name) if has_form else None
     done = _write_frames(
-        session.propagate(), video, record.folder, masks, job.prompts, image_size, names
+        session.propagate(), video, record.folder, masks, recorder, job.prompts, image_size, names
     )
     frame_file = video.source.frame_path(video.i, 0)
     ending = ".jpg" if frame_file is None else frame_file.suffix
     write_text(record.folder / MASKS_JSON, json.dumps(coco_json([masks.sav()], ending)))
+    if recorder is not None:
+        write_in_form(recorder, video.source, video.i, record.root, file_name(record.name))
     record.save(frames=done, finished=done == count_frames)
     if done < count_frames:
         frames = f"the masks of frames 0 to {done - 1} of {visible_text(record.name)}"
@@ -327,6 +337,7 @@ def _write_frames(
     video: VideoInput,
     folder: Path,
     masks: MaskWriter,
+    recorder: LabelRecorder | None,
     prompts: list[Prompt],
     image_size: int,
     names: list[str],
@@ -365,6 +376,8 @@ def _write_frames(
                         area = np.count_nonzero(visible[n])
                         table.writerow([t, ids[n], area, *(f"{v:.4f}" for v in values)])
                 masks.add(names[t], by_object, frame.shape[:2])
+                if recorder is not None:
+                    recorder.add(by_object, frame.shape[:2])
                 done = t + 1
                 picture = overlay(frame, visible)
                 for prompt in prompts:

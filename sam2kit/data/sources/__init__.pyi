@@ -4,10 +4,15 @@ from .base import SelectedVideos as SelectedVideos
 from .base import VideoSource as VideoSource
 from .coco import COCODataset as COCODataset
 from .components import ConnectedObjects as ConnectedObjects
+from .ctc import CTCDataset as CTCDataset
+from .dicom import DicomDataset as DicomDataset
 from .frame_folders import VideoDataset as VideoDataset
 from .images import ImageDataset as ImageDataset
 from .mixture import MixtureDataset as MixtureDataset
+from .nifti import NiftiDataset as NiftiDataset
+from .npz import NPZDataset as NPZDataset
 from .sav import SAVDataset as SAVDataset
+from .tiff import TiffDataset as TiffDataset
 from .training_set import TrainingSet as TrainingSet
 from .video_decoder import open_video as open_video
 from .video_files import VideoFileDataset as VideoFileDataset

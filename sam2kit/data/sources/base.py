@@ -278,6 +278,14 @@ class FrameRange(DerivedSource):
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         return self.source.read_void(i, self._frame(t))
 
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        return self.source.raw_frame(i, self._frame(t))
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        geometry = self.source.geometry(i)
+        count = self.source.num_frames(i)
+        return geometry and geometry.part(self.start, self.stop, count)
+
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(i, self._frame(t))
 

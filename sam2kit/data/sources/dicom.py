@@ -19,14 +19,21 @@ from sam2kit.data.sources.stacks import (
     MAX_VOLUME_BYTES,
     check_size,
     label_base,
-    labels_missing,
 )
 from sam2kit.data.sources.volumes import VolumeSource, volume_stem
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
 # What pydicom raises for damaged files, missing elements and missing decoders.
-DICOM_ERRORS = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, RuntimeError)
+DICOM_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+)
 DICOM_ERRORS += (NotImplementedError,)
 NO_DICOM = (".txt", ".json", ".xml", ".csv", ".md", ".zip", ".png", ".jpg", *NIFTI_ENDINGS)
 HEADER_TAGS = [
@@ -58,12 +65,12 @@ class DicomSlice(NamedTuple):
 
     Attributes:
         path: the file.
-        index: frame of a file of several frames; None if the file has one.
+        number: frame of a file of several frames; None if the file has one.
         slope, intercept: rescale values, as float.
     """
 
     path: Path
-    index: int | None
+    number: int | None
     slope: float
     intercept: float
 
@@ -111,8 +118,7 @@ class DicomDataset(VolumeSource):
 
     Raises:
         DataError: no series, a damaged file, slices of different sizes or orientations, two slices
-            at one position, labels of another shape, or a series without labels among series with
-            labels.
+            at one position, or labels of another shape.
     """
 
     def __init__(
@@ -146,9 +152,6 @@ class DicomDataset(VolumeSource):
             self._geometries.append(VolumeGeometry(series.geometry.affine, self._axis, reverse))
             self._labels.append(_find_labels(self.root, name, masks, len(series_files)))
         self.has_masks = any(self._labels)
-        missing = [n for n, path in zip(self.names, self._labels, strict=True) if path is None]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
 
     def window(self, i: int) -> tuple[float, float] | None:
         return self._series[i].window
@@ -168,6 +171,9 @@ class DicomDataset(VolumeSource):
         series = self._series[i]
         frames = np.stack([read_slice(one, series) for one in series.slices])
         return frames.transpose(2, 1, 0) if frames.ndim == 3 else frames.transpose(2, 1, 0, 3)
+
+    def has_labels(self, i: int) -> bool:
+        return self._labels[i] is not None
 
     def load_labels(self, i: int) -> np.ndarray | None:
         path = self._labels[i]
@@ -203,10 +209,10 @@ def find_series(root: Path) -> dict[str, list[Path]]:
     if root.is_file():
         folders[root] = [root]
     else:
-        for folder, names, files in os.walk(root):
-            names[:] = sorted(n for n in names if not n.startswith("."))
-            paths = [Path(folder) / n for n in files if not n.startswith(".") and n != "DICOMDIR"]
-            folders[Path(folder)] = [p for p in paths if not p.name.lower().endswith(NO_DICOM)]
+        for name, inner, files in os.walk(root):
+            inner[:] = sorted(n for n in inner if not n.startswith("."))
+            paths = [Path(name) / n for n in files if not n.startswith(".") and n != "DICOMDIR"]
+            folders[Path(name)] = [p for p in paths if not p.name.lower().endswith(NO_DICOM)]
     series: dict[str, list[Path]] = {}
     ignored: Counter[str] = Counter()
     for folder, paths in folders.items():
@@ -381,7 +387,7 @@ def read_slice(one: DicomSlice, series: DicomSeries) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     try:
-        pixels = pixel_array(one.path, index=one.index)
+        pixels = pixel_array(one.path, index=one.number)
     except DICOM_ERRORS as error:
         raise _unreadable(one.path, error) from error
     if pixels.shape[:2] != series.size:

@@ -32,7 +32,6 @@ from sam2kit.data.sources.stacks import (
     check_size,
     is_label_folder,
     label_base,
-    labels_missing,
 )
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
@@ -45,7 +44,14 @@ LAYOUTS = (
 )
 IMAGE_FOLDERS = ("images", "imagestr", "stacks", "raw", "frames")
 # What tifffile raises for damaged files.
-TIFF_ERRORS = (OSError, ValueError, LookupError, TypeError, struct.error, RuntimeError)
+TIFF_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+TIFF_ERRORS += (struct.error, RuntimeError)
 
 
 class StackOptions(NamedTuple):
@@ -96,7 +102,7 @@ class TiffStack:
         self.path, self._options = path, options
         self._open: tuple[int, Any, Any] | None = None  # process, file, memory map
         try:
-            tiff = _open_tiff(path)
+            tiff = open_tiff(path)
             with tiff:
                 series = tiff.series
                 if len(series) != 1:
@@ -224,16 +230,20 @@ class TiffStack:
     def _file(self) -> tuple[int, Any, Any]:
         # A forked process shares the file position of its parent, so it must open the file itself.
         if self._open is None or self._open[0] != os.getpid():
-            tiff = _open_tiff(self.path)
+            tiff = open_tiff(self.path)
             mapped = tiff.series[0].asarray(out="memmap") if self._is_mapped else None
             self._open = os.getpid(), tiff, mapped
         return self._open
 
 
-def _open_tiff(path: Path) -> Any:
+def open_tiff(path: Path) -> Any:
+    """Open a file with tifffile; raises one of :data:`TIFF_ERRORS` if it is damaged."""
     import tifffile  # imported here: most data sets have no TIFF stack
 
-    return tifffile.TiffFile(path)
+    try:
+        return tifffile.TiffFile(path)
+    except tifffile.TiffFileError as error:
+        raise ValueError(str(error)) from error
 
 
 def _decode_page(path: Path, page: Any) -> np.ndarray:
@@ -410,8 +420,8 @@ class TiffDataset(StackSource):
         options: how the axes of the frames are read.
 
     Raises:
-        DataError: no TIFF files, a damaged file, axes that are not clear, labels that do not fit
-            their frames, or a video without labels among videos with labels.
+        DataError: no TIFF files, a damaged file, axes that are not clear, or labels that do
+            not fit their frames.
     """
 
     def __init__(
@@ -430,9 +440,6 @@ class TiffDataset(StackSource):
         self.names = list(files) if split is None else read_split(split, self.root, files)
         self._videos = [self._open_video(files[name]) for name in self.names]
         self.has_masks = any(video.labels is not None for video in self._videos)
-        missing = [n for n, v in zip(self.names, self._videos, strict=True) if v.labels is None]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
         self._recent: int | None = None
 
     def _open_video(self, files: TiffFiles) -> _Video:
@@ -497,9 +504,11 @@ class TiffDataset(StackSource):
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         labels = self._video(i).labels
-        if labels is None or (isinstance(labels, TiffSequence) and not labels.has(t)):
-            return None
-        return labels.read(t)
+        return labels.read(t) if labels is not None and self.is_annotated(i, t) else None
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        labels = self._videos[i].labels
+        return labels.has(t) if isinstance(labels, TiffSequence) else labels is not None
 
     def object_names(self, i: int) -> dict[int, ObjectId]:
         path = self._videos[i].label_path
@@ -609,7 +618,7 @@ def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path
 
 
 def _first(positions: dict[str, int], *names: str | None) -> int | None:
-    return next((positions[name] for name in names if name in positions), None)  # type: ignore[index]
+    return next((positions[name] for name in names if name in positions), None)
 
 
 def _last_number(name: str) -> int | None:

@@ -42,6 +42,10 @@ class VolumeSource(StackSource):
         """Load the volume of video ``i``, with the axes of its geometry."""
 
     @abstractmethod
+    def has_labels(self, i: int) -> bool:
+        """Return whether video ``i`` has labels; then all its slices are annotated."""
+
+    @abstractmethod
     def load_labels(self, i: int) -> np.ndarray | None:
         """Load the labels of video ``i``, with the axes of its geometry; None without labels."""
 
@@ -59,6 +63,9 @@ class VolumeSource(StackSource):
         volume = self._cached("volume", i, self.load)
         assert volume is not None
         return self._geometries[i].frame(volume, t)
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        return self.has_labels(i)
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         labels = self._cached("labels", i, self.load_labels)
@@ -105,7 +112,8 @@ def find_volumes(
     paths = [root] if root.is_file() else _walk(root, endings)
     stems = {path: volume_stem(path, endings) for path in paths}
     beside = {(path.parent, stems[path]) for path in paths}
-    volumes, labels = [], []
+    volumes: list[Path] = []
+    labels: list[Path] = []
     for path in paths:
         base = label_base(stems[path])
         only_name = is_label_folder(stems[path])
