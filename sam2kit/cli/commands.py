@@ -35,6 +35,8 @@ from sam2kit.cli.arguments import (
 )
 from sam2kit.config.validation import check_checkpoint, check_exists, check_new, check_paths
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import write_text
+from sam2kit.utils.text import log_format
 
 
 def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -449,7 +451,7 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     report = run_doctor(source, config.dataset, arguments.val, arguments.workers)
     for path, render in ((arguments.json, report.to_json), (arguments.html, report.page)):
         if path is not None:
-            path.write_text(render(), encoding="utf-8")
+            write_text(path, render())
     print(report.text())
     return int(report.broken)
 
@@ -536,7 +538,7 @@ def log_to_console(level: str) -> None:
     """Log to standard error with time and message only, without loguru's module and line."""
     from loguru import logger
 
-    line = "<green>{time:HH:mm:ss}</green> <level>{message}</level>"
+    line = log_format("<green>{time:HH:mm:ss}</green> <level>{extra[text]}</level>")
     logger.configure(handlers=[{"sink": sys.stderr, "level": level, "format": line}])
 
 

@@ -8,6 +8,8 @@ input; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import getpass
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -30,7 +32,7 @@ from sam2kit.cli.commands import (
     train,
     training_set,
 )
-from sam2kit.utils.errors import ConfigError, SAM2KitError
+from sam2kit.utils.errors import ConfigError, SAM2KitError, from_system
 from sam2kit.utils.text import suggest
 
 
@@ -58,9 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}", hint=suggest(name, COMMANDS))
         command = COMMANDS[name]
+        if not {"-h", "--help"} & set(argv):
+            _check_home()
         return command.run(_parser(f"sam2kit {name}", command.help), argv[1:]) or 0
     except SAM2KitError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if (fault := from_system(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         result = f"{stop}" if stop.args else "nothing was written"
@@ -108,6 +117,26 @@ def _overview() -> str:
         f"Fine-tune SAM 2's memory modules on your own videos.\n\ncommands:\n{rows}\n\n"
         "sam2kit COMMAND --help shows the flags of a command; sam2kit --version shows the version."
     )
+
+
+def _check_home() -> None:
+    """Prepare for a user ID that the system does not know, as in ``docker run --user 1234``.
+
+    Raises:
+        ConfigError: there is no home directory, where torch, matplotlib and Jupyter have files.
+    """
+    if os.path.expanduser("~") == "~":
+        raise ConfigError(
+            f"your home directory is unknown: HOME is not set, and user {os.getuid()} has no entry "
+            "in the system's list of users",
+            key="HOME",
+            hint="set it to a folder that you can write to, such as: export HOME=/tmp (docker run "
+            "-e HOME=/tmp)",
+        )
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # torch names a cache directory after the user
+        os.environ["USER"] = f"user{os.getuid()}"
 
 
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:

@@ -470,5 +470,5 @@ def create_config(file: str, config: Config) -> None:
         hint = "choose another name or delete the file"
         raise ConfigError(f"{file} already exists", key=flag, value=file, hint=hint)
     check_exists(flag, path.parent)
-    path.write_text(to_yaml(config), encoding="utf-8")
+    write_text(path, to_yaml(config))
     print(f"wrote {path}; train with: sam2kit train --config {path}")

@@ -228,6 +228,12 @@ class DatasetConfig:
     num_workers: int = non_negative(
         2, "number of data loader processes; 0 loads clips in the main process", MACHINE
     )
+    loader_timeout: int = non_negative(
+        900,
+        "maximum number of seconds that training waits for the next batch of the loader processes, "
+        "after which it ends with an error instead of hanging; 0 means no limit",
+        MACHINE,
+    )
     max_objects: int | None = positive_count(
         3, "maximum number of objects per clip; null means no limit"
     )

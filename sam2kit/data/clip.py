@@ -139,6 +139,14 @@ class ClipBatch:
         """Return the batch in page-locked memory; ``DataLoader`` calls it with pin_memory=True."""
         return self._map_tensors(Tensor.pin_memory)
 
+    def share_memory(self) -> ClipBatch:
+        """Return the batch in memory that other processes can read.
+
+        Raises:
+            RuntimeError: there is too little of it.
+        """
+        return self._map_tensors(Tensor.share_memory_)
+
     def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> ClipBatch:
         """Return the batch with ``function`` applied to each of its tensors."""
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,8 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from sam2kit.config.schema import DatasetConfig
-from sam2kit.data.clip import ClipBatch, collate
+from sam2kit.data.clip import ClipBatch, VideoClip, collate
 from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.parallel import errors_from_workers
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import MIB
 
 
 @dataclass(eq=False)
@@ -57,6 +62,71 @@ class EpochSampler(Sampler[int]):
         self.dataset.set_epoch(epoch)
 
 
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_HINT = (
+    "set dataset.num_workers=0, or a smaller dataset.batch_size, dataset.video_clip_length or "
+    "dataset.image_size; in a container, start it with more shared memory: docker run --shm-size=8g"
+)
+PREFETCHED = 2  # batches per loader process that wait in shared memory, PyTorch's default
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Join the clips of a batch in a loader process, and put the batch into shared memory.
+
+    PyTorch does this later, in a thread of the process. Where ``/dev/shm`` is full, that thread
+    prints a traceback and drops the batch, and the main process waits for it for ever.
+
+    Attributes:
+        with_keys: see :func:`~sam2kit.data.clip.collate`.
+    """
+
+    with_keys: bool
+
+    def __call__(self, clips: list[VideoClip]) -> ClipBatch:
+        batch = collate(clips, self.with_keys)
+        with errors_from_workers():
+            try:
+                return batch.share_memory()
+            except RuntimeError as error:
+                if "shared memory" not in str(error):
+                    raise
+                raise DataError(
+                    f"{SHARED_MEMORY} is too small for the batches of the loader processes "
+                    f"({_size_of(batch) / MIB:.0f} MiB each)",
+                    key="dataset.num_workers",
+                    hint=SHARED_MEMORY_HINT,
+                ) from None
+
+
+def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
+    """Check that the batches which loader processes prepare fit into shared memory.
+
+    Args:
+        config: ``batch_size``, ``num_workers`` and the size of a clip are read.
+        processes: number of trainings that share the memory, one per device.
+
+    Raises:
+        DataError: the frames and the masks of one object do not fit; more objects need more.
+    """
+    if not config.num_workers or not SHARED_MEMORY.is_dir():  # macOS has no such directory
+        return
+    pixels = config.batch_size * config.video_clip_length * config.image_size**2
+    needed = 4 * pixels * config.num_workers * PREFETCHED * processes  # three colours and a mask
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise DataError(
+            f"{SHARED_MEMORY} has {free / MIB:.0f} MiB free, and {config.num_workers} loader "
+            f"processes fill {needed / MIB:.0f} MiB with {PREFETCHED} batches each",
+            key="dataset.num_workers",
+            hint=SHARED_MEMORY_HINT,
+        )
+
+
+def _size_of(batch: ClipBatch) -> int:
+    return sum(t.numel() * t.element_size() for t in vars(batch).values() if torch.is_tensor(t))
+
+
 def create_dataloader(
     dataset: ClipDataset,
     config: DatasetConfig | None = None,
@@ -96,11 +166,13 @@ def create_dataloader(
     if batches is None:
         sampler = EpochSampler(dataset, training, seed, done, share)
         order = {"sampler": sampler, "batch_size": config.batch_size}
+    join = Collate(with_keys) if config.num_workers else partial(collate, with_keys=with_keys)
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # of VideoClip; collate turns them into ClipBatch
         **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
-        collate_fn=partial(collate, with_keys=with_keys),
+        collate_fn=join,
+        timeout=config.loader_timeout if config.num_workers else 0,
         pin_memory=torch.cuda.is_available(),
     )

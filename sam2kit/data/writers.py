@@ -15,6 +15,7 @@ from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.files import errors_name, write_text
 
 LARGEST_NUMBER = 65535  # of a 16-bit PNG
 COCO_CATEGORIES = [{"id": 1, "name": "object"}]
@@ -188,16 +189,17 @@ def coco_annotation(
 def write_id_mask(path: Path, ids: np.ndarray) -> None:
     """Write ``[H,W]`` object numbers: uint16 as a 16-bit grey PNG, others as a palette PNG."""
     if ids.dtype == np.uint16:
-        Image.fromarray(ids).save(path, "png")
-        return
-    image = Image.fromarray(ids.astype(np.uint8))
-    image.putpalette(davis_palette().tobytes())
-    image.save(path, "png")
+        image = Image.fromarray(ids)
+    else:
+        image = Image.fromarray(ids.astype(np.uint8))
+        image.putpalette(davis_palette().tobytes())
+    with errors_name(path):
+        image.save(path, "png")
 
 
 def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:
     """Write ``objects.json``, which maps the numbers in palette PNG files to object ids."""
-    (folder / OBJECTS_FILE).write_text(json.dumps(names), encoding="utf-8")
+    write_text(folder / OBJECTS_FILE, json.dumps(names))
 
 
 def davis_palette() -> np.ndarray:

@@ -27,6 +27,7 @@ from sam2kit.evaluation.scores import metrics as score_metrics
 from sam2kit.evaluation.statistics import paired_differences, score_interval
 from sam2kit.evaluation.tracker_runs import ResultFiles
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.paths import file_name
 from sam2kit.viz.html import render
 from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
@@ -139,7 +140,7 @@ def write_results(evaluation: Evaluation) -> None:
     """
     folder, files = evaluation.output_dir, evaluation.files
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=1))
+    write_text(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1))
     write_csv(folder / "objects.csv", evaluation.trackers)
     write_report(evaluation)
     if files is None:
@@ -147,7 +148,8 @@ def write_results(evaluation: Evaluation) -> None:
     (folder / "coco").mkdir(exist_ok=True)
     for tracker in evaluation.trackers:
         content = coco_json(files.sav(tracker.tracker, [v.name for v in tracker.videos]))
-        (folder / "coco" / f"{file_name(tracker.tracker)}.json").write_text(json.dumps(content))
+        path = folder / "coco" / f"{file_name(tracker.tracker)}.json"
+        write_text(path, json.dumps(content))
     draw_videos(evaluation.trackers, evaluation.source, files.masks, folder)
 
 
@@ -162,7 +164,10 @@ def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
         for video in t.videos
         for identity, scores in video.objects().items()
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["tracker", "video", "object"])
         writer.writeheader()
         writer.writerows(rows)
@@ -193,7 +198,7 @@ def write_report(evaluation: Evaluation) -> Path:
         | {name: version(name) for name in PACKAGES},
     )
     path = evaluation.output_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -13,7 +13,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.build import choose_time_split, hold_out, settle_datasets, split_by_time
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
-from sam2kit.data.loader import create_dataloader
+from sam2kit.data.loader import check_shared_memory, create_dataloader
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.training.resume import position
 
@@ -60,6 +60,8 @@ class SAM2LightningDataModule(LightningDataModule):
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
+        per_machine = max(1, self.devices // self.config.trainer.num_nodes)
+        check_shared_memory(self.config.dataset, per_machine)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of training in the data, a digest of the videos and the world size.

@@ -37,6 +37,8 @@ def actionable_errors(
             # The traceback's frames hold the tensors of the step; the planner needs their memory.
             traceback.clear_frames(error.__traceback__)
             raise _out_of_memory(config, error) from None
+        if "DataLoader timed out" in str(error):
+            raise _loader_timeout(config) from None
         if "DataLoader worker" in str(error):
             raise _dead_loader(data, str(error)) from None
         raise
@@ -74,6 +76,17 @@ def _out_of_memory(config: Config, error: BaseException) -> TrainingError:
         hint=f"memory of a step, and settings that fit:\n{advice}\nOther programs on the device "
         f"use memory too. If the clips of a step stay the same, {RESUME_HINT}; otherwise start a "
         "new run",
+    )
+
+
+def _loader_timeout(config: Config) -> TrainingError:
+    seconds = config.dataset.loader_timeout
+    return TrainingError(
+        f"the loader processes delivered no batch for {seconds} seconds",
+        key="dataset.loader_timeout",
+        hint="a full /dev/shm or a disk that does not answer can stop them: set "
+        "dataset.num_workers=0, give a container more shared memory (docker run --shm-size=8g), or "
+        f"raise dataset.loader_timeout if your data are this slow; then {RESUME_HINT}",
     )
 
 

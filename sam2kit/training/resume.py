@@ -40,6 +40,7 @@ _MAY_CHANGE = (
     "dataset.masks_path",
     "dataset.annotation_file",
     "dataset.num_workers",
+    "dataset.loader_timeout",
     "model.compile",
 )
 DATA_KEY = "SAM2LightningDataModule"  # Lightning stores the data module's state under its name

@@ -56,7 +56,9 @@ from sam2kit.training.resume import (
 )
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
+from sam2kit.utils.text import log_format
 
+LOG_LINE = "{time:YYYY-MM-DD HH:mm:ss.SSS} | {level: <8} | {name}:{function}:{line} - {extra[text]}"
 # Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
 LIGHTNING_KEYS = (
     *("accelerator", "precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
@@ -160,7 +162,10 @@ def fit(
         _make_trainer(config, run_dir, [], [])  # reject unavailable devices before starting ranks
         return _existing_result(config, run_dir, train_on_devices(config, run_dir, devices))
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
+    # loguru would replace braces in the path.
+    log_file = str(run_dir / "train.log").replace("{", "{{").replace("}", "}}")
+    level = config.log_level if first else "ERROR"
+    sink = logger.add(log_file, level=level, format=log_format(LOG_LINE))
     try:
         logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
         logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)

@@ -7,8 +7,21 @@ returns exit code 2.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from sam2kit.utils.text import visible_text
+
+MAX_VALUE = 300  # characters of a value or word in a message; paths may need 200
+MAX_MESSAGE = 600  # characters of what is wrong, with all values; about eight lines
+MAX_HINT = (
+    350  # characters of a hint of one line. The tables of hints of several lines are complete
+)
+MAX_PROBLEMS = 900  # characters of combined errors; the others are counted
+_LONG_WORD = re.compile(rf"\S{{{MAX_VALUE + 1},}}")
 
 
 class SAM2KitError(Exception):
@@ -45,11 +58,36 @@ def render(
 
     Returns:
         With ``expected``, ``MESSAGE: KEY=VALUE must be EXPECTED; HINT``; otherwise
-        ``KEY: MESSAGE; HINT``. Empty fields are left out.
+        ``KEY: MESSAGE; HINT``. Empty fields are left out. An ellipsis replaces the middle of a
+        value or a word of more than :data:`MAX_VALUE` characters, so that with the other limits
+        of this module a text of one line has fewer than 1,000 characters. Characters that cannot
+        be seen, which names from data may contain, become escape sequences.
     """
-    parts = [key, message] if expected is None else [message, f"{key}={value!r} must be {expected}"]
-    text = ": ".join(part for part in parts if part)
-    return f"{text}; {hint}" if hint else text
+    key = key and _shorten(key)
+    parts = [key, message]
+    if expected is not None:
+        parts = [message, f"{key}={_shorten(_repr(value))} must be {expected}"]
+    text = _readable(": ".join(part for part in parts if part), MAX_MESSAGE)
+    return f"{text}; {_readable(hint, MAX_HINT)}" if hint else text
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python does not print integers of more than 4,300 digits
+        return f"a {type(value).__name__} with too many digits"
+
+
+def _readable(text: str, max_length: int) -> str:
+    """Escape invisible characters, and shorten long words and text of one line."""
+    text = visible_text(text, None, multiline=True)
+    text = _LONG_WORD.sub(lambda match: _shorten(match[0]), text)
+    return text if "\n" in text else _shorten(text, max_length)
+
+
+def _shorten(text: str, max_length: int = MAX_VALUE) -> str:
+    half = max_length // 2
+    return text if len(text) <= max_length else f"{text[:half]}…{text[-half:]}"
 
 
 class ConfigError(SAM2KitError):
@@ -64,13 +102,26 @@ class ConfigError(SAM2KitError):
     def __init__(
         self, message: str = "", *, problems: Sequence[ConfigError] = (), **about: Any
     ) -> None:
-        super().__init__(message or "\n".join(map(str, problems)), **about)
+        super().__init__(message or _join(problems), **about)
         self._problems = list(problems)
 
     @property
     def problems(self) -> list[ConfigError]:
         """The combined errors, or a list of only this error if it combines none."""
         return self._problems or [self]
+
+
+def _join(problems: Sequence[ConfigError]) -> str:
+    """Return one line for each error, up to :data:`MAX_PROBLEMS` characters."""
+    lines = [str(problem) for problem in problems]
+    length = shown = 0
+    for line in lines:
+        length += len(line) + 1
+        if shown and length > MAX_PROBLEMS:
+            break
+        shown += 1
+    more = len(lines) - shown
+    return "\n".join(lines[:shown] + [f"and {more} more errors"] * (more > 0))
 
 
 class DataError(SAM2KitError):
@@ -87,3 +138,48 @@ class TrainingError(SAM2KitError):
 
 class PipelineError(SAM2KitError):
     """Raised if a staged notebook fails or is called with parameters it does not have."""
+
+
+# Errors of the operating system that a user can solve: what is wrong, and the fix.
+SYSTEM_ERRORS = {
+    errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
+    errno.EDQUOT: ("your disk quota is used up", "delete some files, or write to another disk"),
+    errno.EFBIG: ("the file is larger than allowed", "write to another disk, or see ulimit -f"),
+    errno.EROFS: ("the file system is read-only", "write to another folder"),
+    errno.EACCES: ("permission denied", "use a folder that you can read and write"),
+    errno.EPERM: ("permission denied", "use a folder that you can read and write"),
+    errno.EMFILE: (
+        "too many open files",
+        "raise the limit, such as with: ulimit -n 4096; or use fewer loader processes, such as "
+        "with dataset.num_workers=0",
+    ),
+    errno.ENFILE: ("too many open files on this machine", "close other programs"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+    errno.EISDIR: ("it is a folder, not a file", "choose another path"),
+    errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one"),
+    errno.ENOENT: ("no such file or folder", "create its folder, or correct the path"),
+    errno.EEXIST: ("it exists already", "choose another path"),
+    errno.EIO: ("the disk cannot be read or written", "check the disk, or use another one"),
+    errno.ESTALE: ("the network drive has changed", "mount it again, then repeat the command"),
+}
+
+
+class SystemFault(SAM2KitError):
+    """Raised by the command line for an error of the operating system that has a known fix."""
+
+
+def from_system(error: OSError) -> SystemFault | None:
+    """Translate an error of the operating system; None for one without a known fix.
+
+    Args:
+        error: the error. Its file name, if it has one, is named.
+    """
+    # NumPy and Pillow report a short write, which only a full disk causes, without a number.
+    number = errno.ENOSPC if "requested and" in str(error) else error.errno
+    if number not in SYSTEM_ERRORS:
+        return None
+    what, fix = SYSTEM_ERRORS[number]
+    file = error.filename
+    if isinstance(file, int):  # a file descriptor
+        file = None
+    return SystemFault(f"{os.fsdecode(file)}: {what}" if file else what, hint=fix)

@@ -16,7 +16,8 @@ def atomic_write(
     """Yield a temporary path that replaces ``path`` when the block ends.
 
     Readers see either the old or the new file, never a partial one. If the block raises or writes
-    nothing, ``path`` does not change. The temporary file is always removed.
+    nothing, ``path`` does not change. The temporary file is always removed. An OSError without a
+    file name, such as of a full disk, gets the name of ``path``.
 
     Args:
         path: a file in an existing directory.
@@ -27,17 +28,35 @@ def atomic_write(
             same path at the same time need different temporary paths.
     """
     temporary = temporary or Path(f"{path}.part")
-    temporary.unlink(missing_ok=True)
+    with errors_name(path, temporary):
+        temporary.unlink(missing_ok=True)
     try:
-        yield temporary
-        if temporary.exists():
-            if fsync:
-                with temporary.open("r+b") as file:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
+        with errors_name(path, temporary):
+            yield temporary
+            if temporary.exists():
+                if fsync:
+                    with temporary.open("r+b") as file:
+                        os.fsync(file.fileno())
+                os.replace(temporary, path)
     finally:
         # os.replace does nothing if both names are hard links to the same file.
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
+    """Add the name of a file to an OSError without one, such as of writing to a full disk.
+
+    Args:
+        path: the file that is written.
+        temporary: the temporary file, whose name is replaced by ``path`` in errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename == str(temporary):
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:

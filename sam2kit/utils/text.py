@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import html
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 MAX_LENGTH = 1000  # characters of a table cell or message, about one screen
 MAX_WORD = 200  # characters of a word, which is never wrapped; most paths are shorter
@@ -89,6 +90,24 @@ def figure_text(value: object) -> str:
     lines = str(value).split("\n")[:MAX_LABEL_LINES]
     text = "\n".join(label_text(line).replace("$", r"\$") for line in lines)
     return f" {text}" if text.startswith("_") else text
+
+
+def log_format(line: str) -> Callable[[Any], str]:
+    """Return a format function for loguru that keeps each record apart from the others.
+
+    A name with a line break, such as of a folder, could otherwise add lines that look like records
+    of their own. The further lines of a message are indented, and invisible characters escaped.
+
+    Args:
+        line: loguru's format, in which ``{extra[text]}`` is the message.
+    """
+
+    def format(record: Any) -> str:
+        text = visible_text(record["message"], None, multiline=True)
+        record["extra"]["text"] = text.replace("\n", "\n  ")
+        return f"{line}\n{{exception}}"
+
+    return format
 
 
 def _escape(character: str) -> str:
