@@ -109,6 +109,11 @@ class DatasetConfig:
     keyframes_only: bool = option(
         True, "ignore masks of frames that a COCO JSON file marks as interpolated (not key frames)"
     )
+    strict: bool = option(
+        False,
+        "raise an error for annotations that cannot be used and for missing frame files, instead "
+        "of leaving them out (annotation files only)",
+    )
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
     )

@@ -309,6 +309,7 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             config.split,
             "category" if config.identity == "components" else config.identity,
             keyframes_only=config.keyframes_only,
+            strict=config.strict,
         )
     if config.data_path is None:
         raise ConfigError(

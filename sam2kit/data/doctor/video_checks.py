@@ -21,7 +21,7 @@ from sam2kit.data.problems import (
     nothing_visible,
     too_short,
 )
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
 from sam2kit.utils.errors import DataError
 
 T = TypeVar("T")
@@ -43,7 +43,8 @@ class Finding:
             worse.
         kind: ``refused`` (a file or video that cannot be used), ``sizes``, ``empty`` (no object to
             train on), ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
-            ``short``, ``shared`` (between training and validation).
+            ``short``, ``shared`` (between training and validation), ``left out`` (annotations and
+            frames that cannot be used).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
     """
@@ -152,6 +153,7 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
         if has_soft_edges(masks.values()):
             soft_frames.append(t)
         identities.check_frame(t, masks)
+    record.findings += [left_out_finding(entry) for entry in source.left_out_masks(i)]
     if len(sizes) > 1:
         record.add("error", "sizes", record.name, str(mixed_frame_sizes(record.name, sizes)))
     if soft_frames:
@@ -167,6 +169,16 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     _check_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
     record.findings = _shorten(record.findings)
     return record
+
+
+def left_out_finding(entry: LeftOut) -> Finding:
+    """Describe what a source has left out."""
+    what = "frames without a file are" if entry.kind == "frames" else "annotations are"
+    if entry.count == 1:
+        what = "frame without a file is" if entry.kind == "frames" else "annotation is"
+    effect = "" if entry.kind == "frames" else "; the object counts as absent there"
+    message = f"{entry.count} {what} left out{effect}. The first: {entry.message}"
+    return Finding("warning", "left out", entry.where, message)
 
 
 def mask_label(source: VideoSource, i: int, t: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,23 @@ import numpy as np
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Describe data that a source cannot use and has left out.
+
+    Attributes:
+        kind: ``frames`` or ``masks``.
+        count: how many there are.
+        where: the first of them, by file, annotation or frame.
+        message: what is wrong with the first one, and how to fix it.
+    """
+
+    kind: str
+    count: int
+    where: str
+    message: str
 
 
 class VideoSource(ABC):
@@ -85,6 +103,14 @@ class VideoSource(ABC):
         """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
         return []
 
+    def left_out(self) -> list[LeftOut]:
+        """Return what the source left out when it was opened, one entry per kind of problem."""
+        return []
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        """Return the masks of video ``i`` that reading has left out so far, in this process."""
+        return []
+
     def index_in_epoch(self, i: int, epoch: int) -> int:
         """Return the index of the video at position ``i`` of a training epoch.
 
@@ -128,6 +154,14 @@ class DerivedSource(VideoSource):
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)
         return source.frame_path(k, t)
+
+    def left_out(self) -> list[LeftOut]:
+        sources = {id(source): source for i in range(len(self)) for source in [self.locate(i)[0]]}
+        return [entry for source in sources.values() for entry in source.left_out()]
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        source, k = self.locate(i)
+        return source.left_out_masks(k)
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)
