@@ -15,7 +15,12 @@ PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
-DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
+DATASET_TYPES = (
+    *("video", "coco", "sav", "files", "images"),
+    *("cvat", "label_studio", "labelme", "yolo"),
+    *("synthetic", "mixture"),
+)
+TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -79,7 +84,8 @@ class DatasetConfig:
     type: str = option(
         "video",
         "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
-        "images (still images), synthetic (generated) or mixture (several sources); see "
+        "images (still images), cvat, label_studio, labelme or yolo (exports of these annotation "
+        "tools), synthetic (generated) or mixture (several sources); see "
         "docs/data.md",
         choices=DATASET_TYPES,
     )
@@ -96,18 +102,21 @@ class DatasetConfig:
     )
     annotation_file: str | None = option(
         None,
-        "COCO JSON file (type=coco only); a glob pattern such as labels/*.json reads several",
+        "COCO JSON file (type=coco), or the exported file if it is not in data_path (type=cvat or "
+        "label_studio); a glob pattern such as labels/*.json reads several",
         PATH,
     )
     identity: str = option(
         "auto",
-        "what defines one object: track (track, instance or object IDs; type=coco only), category "
-        "(type=coco only), components (each connected component of the masks, matched from frame "
-        "to frame; any type) or auto (track if the file has IDs, otherwise category)",
+        "what defines one object: track (track, instance or object IDs), category (both only for "
+        "type=coco and annotation tools), components (each connected component of the masks, "
+        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise category; for "
+        "annotation tools see docs/data.md)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
-        True, "ignore masks of frames that a COCO JSON file marks as interpolated (not key frames)"
+        True,
+        "ignore masks of frames that an annotation file marks as interpolated (not key frames)",
     )
     strict: bool = option(
         False,

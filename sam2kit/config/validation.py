@@ -22,6 +22,7 @@ from sam2kit.config.schema import (
     NEGATIVE_KINDS,
     PROMPT_TYPES,
     SOURCE_KEYS,
+    TOOL_TYPES,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -319,11 +320,11 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in ("coco", "mixture")
+    may_have_ids = section == "valdataset" or dataset.type in ("coco", "mixture", *TOOL_TYPES)
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
-        yield must_be("identity", expected, "only a COCO JSON file has track IDs and categories")
-    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
+        yield must_be("identity", expected, "only annotation files have track IDs and categories")
+    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic", *TOOL_TYPES):
         expected = f"null with type={dataset.type}, which has its own masks"
         yield must_be("masks_path", expected, f"set {section}.masks_path=null")
 

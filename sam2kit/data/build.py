@@ -8,20 +8,24 @@ from pathlib import Path
 import numpy as np
 from loguru import logger
 
-from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.config.schema import DATASET_TYPES, TOOL_TYPES, Config, DatasetConfig
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
+from sam2kit.data.sources.cvat import CVATDataset
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
+from sam2kit.data.sources.label_studio import LabelStudioDataset
+from sam2kit.data.sources.labelme import LabelMeDataset
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.sav import SAVDataset
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
+from sam2kit.data.sources.yolo import YOLODataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -320,10 +324,25 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
     if config.type == "sav":
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
+    if config.type in TOOL_TYPES:
+        return _open_export(config)
     if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):
         return open_video(config.data_path)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
     return source(config.data_path, config.split, masks_path=config.masks_path)
+
+
+def _open_export(config: DatasetConfig) -> VideoSource:
+    """Open the export of an annotation tool."""
+    assert config.data_path is not None
+    identity = "category" if config.identity == "components" else config.identity
+    root, split, strict = config.data_path, config.split, config.strict
+    if config.type in ("cvat", "label_studio"):
+        kind = CVATDataset if config.type == "cvat" else LabelStudioDataset
+        file, keyframes_only = config.annotation_file, config.keyframes_only
+        return kind(root, file, split, identity, keyframes_only, strict)
+    simple = LabelMeDataset if config.type == "labelme" else YOLODataset
+    return simple(root, split, identity, strict)
 
 
 def _is_one_video(path: str) -> bool:

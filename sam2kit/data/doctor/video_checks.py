@@ -44,7 +44,7 @@ class Finding:
         kind: ``refused`` (a file or video that cannot be used), ``sizes``, ``empty`` (no object to
             train on), ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
             ``short``, ``shared`` (between training and validation), ``left out`` (annotations and
-            frames that cannot be used).
+            frames that cannot be used), ``boxes`` (filled as if they were masks).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
     """
@@ -173,6 +173,9 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
 
 def left_out_finding(entry: LeftOut) -> Finding:
     """Describe what a source has left out."""
+    if entry.kind == "boxes":
+        message = f"{entry.count} shapes are boxes, filled as masks. The first: {entry.message}"
+        return Finding("warning", "boxes", entry.where, message)
     what = "frames without a file are" if entry.kind == "frames" else "annotations are"
     if entry.count == 1:
         what = "frame without a file is" if entry.kind == "frames" else "annotation is"

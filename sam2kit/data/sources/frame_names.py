@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from sam2kit.data.sources.listing import natural_key, stem
+from sam2kit.utils.errors import DataError
 
 # Roboflow's version of a file: frame-12_jpg.rf.0123456789abcdef0123456789abcdef.jpg.
 _ROBOFLOW = re.compile(r"(?:_(?:jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9A-Za-z_-]+$", re.IGNORECASE)
@@ -73,3 +75,32 @@ def repeated(frames: Iterable[FrameName]) -> list[tuple[FrameName, int]]:
     counts = Counter(frames)
     twice = [(frame, count) for frame, count in counts.items() if count > 1]
     return sorted(twice, key=lambda item: (natural_key(item[0].video), item[0].number))
+
+
+def group_to_videos(paths: Sequence[str], root: Path) -> dict[str, list[int]]:
+    """Group image files to videos by :func:`group_frames`.
+
+    Args:
+        paths: the paths of the files, below ``root``.
+        root: the data set; its name is that of a video without a folder.
+
+    Returns:
+        By video, the indices of its files in the order of their frame numbers.
+
+    Raises:
+        DataError: two files have the same place in a video.
+    """
+    frames = group_frames(paths, root.resolve().stem)
+    if twice := repeated(frames):
+        (video, number), count = twice[0]
+        raise DataError(
+            f"{root}: {count} files are frame {number} of video {video!r}; folders and file names "
+            "define the videos",
+            hint="remove augmented copies, or put each video into a folder of its own",
+        )
+    videos: defaultdict[str, list[int]] = defaultdict(list)
+    for n, frame in enumerate(frames):
+        videos[frame.video].append(n)
+    return {
+        video: sorted(members, key=lambda n: frames[n].number) for video, members in videos.items()
+    }
