@@ -17,6 +17,7 @@ SIZES = ("nano", "t", "s", "b+", "l")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 DATASET_TYPES = (
     *("video", "coco", "sav", "files", "images"),
+    *("tiff", "ctc", "nifti", "dicom", "npz"),
     *("cvat", "label_studio", "labelme", "yolo"),
     *("synthetic", "mixture"),
 )
@@ -69,6 +70,14 @@ SOURCE_KEYS = (
     "identity",
     "split",
     "sav_masklets",
+    "intensity_window",
+    "intensity_percentiles",
+    "stack_axes",
+    "stack_channels",
+    "stack_z",
+    "ctc_truth",
+    "volume_axis",
+    "volume_reverse",
     "synthetic_objects",
     "synthetic_videos",
     "synthetic_motion",
@@ -84,8 +93,9 @@ class DatasetConfig:
     type: str = option(
         "video",
         "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
-        "images (still images), cvat, label_studio, labelme or yolo (exports of these annotation "
-        "tools), synthetic (generated) or mixture (several sources); see "
+        "images (still images), tiff (microscopy stacks), ctc (Cell Tracking Challenge), nifti, "
+        "dicom or npz (medical volumes), cvat, label_studio, labelme or yolo (exports of these "
+        "annotation tools), synthetic (generated) or mixture (several sources); see "
         "docs/data.md",
         choices=DATASET_TYPES,
     )
@@ -110,8 +120,8 @@ class DatasetConfig:
         "auto",
         "what defines one object: track (track, instance or object IDs), category (both only for "
         "type=coco and annotation tools), components (each connected component of the masks, "
-        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise category; for "
-        "annotation tools see docs/data.md)",
+        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise "
+        "category; for annotation tools see docs/data.md)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
@@ -134,6 +144,48 @@ class DatasetConfig:
     sav_masklets: str = option(
         "manual", "SA-V masklets to use: manual, auto or both", choices=("manual", "auto", "both")
     )
+    intensity_window: list[float] | None = option(
+        None,
+        "the two pixel values that become 0 and 255, for all videos (such as [-160, 240] for CT); "
+        "null: intensity_percentiles, or the window that a DICOM file names",
+    )
+    intensity_percentiles: list[float] = option(
+        [0.1, 99.9],
+        "percentiles of the pixel values of a whole video that become 0 and 255, for frames of "
+        "more than 8 bits",
+        ge=0,
+        le=100,
+    )
+    stack_axes: str | None = option(
+        None,
+        "axes of TIFF stacks: one letter of T, C, Z, Y, X and S (colour samples) for each axis of "
+        "the file, such as TCYX; null: the metadata of the file decide",
+    )
+    stack_channels: list[int] | None = option(
+        None,
+        "channels of TIFF stacks to use, from 0: one is shown grey, two or three as red, green and "
+        "blue; null: all of up to three",
+        ge=0,
+    )
+    stack_z: str | None = option(
+        None,
+        "what to use of the slices along Z if a TIFF stack also has time: max, mean, or the index "
+        "of a slice; null: such stacks are rejected",
+    )
+    ctc_truth: str = option(
+        "auto",
+        "masks of type=ctc: gold (01_GT/SEG), silver (01_ST/SEG), track (the markers in "
+        "01_GT/TRA) or auto (gold where a frame has it, else silver)",
+        choices=("auto", "gold", "silver", "track"),
+    )
+    volume_axis: int | None = option(
+        None,
+        "axis of the stored array along which the slices of a volume become frames: 0, 1 or 2; "
+        "null: 2 for NIfTI, 0 for NPZ",
+        ge=0,
+        le=2,
+    )
+    volume_reverse: bool = option(False, "play the slices of volumes from the last to the first")
     mixture: list[dict[str, Any]] = option(
         [],
         "sources of type=mixture: a list of entries with the keys type, data_path and so on, and "

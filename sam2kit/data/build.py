@@ -11,18 +11,24 @@ from loguru import logger
 from sam2kit.config.schema import DATASET_TYPES, TOOL_TYPES, Config, DatasetConfig
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
+from sam2kit.data.intensity import IntensityRule
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
+from sam2kit.data.sources.ctc import CTCDataset
 from sam2kit.data.sources.cvat import CVATDataset
+from sam2kit.data.sources.dicom import DicomDataset
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
 from sam2kit.data.sources.label_studio import LabelStudioDataset
 from sam2kit.data.sources.labelme import LabelMeDataset
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
+from sam2kit.data.sources.nifti import NiftiDataset
+from sam2kit.data.sources.npz import NPZDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.tiff import StackOptions, TiffDataset
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.sources.yolo import YOLODataset
@@ -328,6 +334,8 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
         return _open_export(config)
     if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):
         return open_video(config.data_path)
+    if config.type in ("tiff", "ctc", "nifti", "dicom", "npz"):
+        return _open_stacks(config)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
     return source(config.data_path, config.split, masks_path=config.masks_path)
 
@@ -343,6 +351,20 @@ def _open_export(config: DatasetConfig) -> VideoSource:
         return kind(root, file, split, identity, keyframes_only, strict)
     simple = LabelMeDataset if config.type == "labelme" else YOLODataset
     return simple(root, split, identity, strict)
+
+
+def _open_stacks(config: DatasetConfig) -> VideoSource:
+    """Build a source of stacks or volumes, whose values are scaled to 8 bits."""
+    root, split, rule = config.data_path or "", config.split, IntensityRule.from_config(config)
+    channels = None if config.stack_channels is None else tuple(config.stack_channels)
+    options = StackOptions(config.stack_axes, channels, config.stack_z)
+    if config.type == "tiff":
+        return TiffDataset(root, split, config.masks_path, rule, options)
+    if config.type == "ctc":
+        return CTCDataset(root, split, rule, options, config.ctc_truth)
+    volumes = {"nifti": NiftiDataset, "dicom": DicomDataset, "npz": NPZDataset}[config.type]
+    axis, reverse = config.volume_axis, config.volume_reverse
+    return volumes(root, split, config.masks_path, rule, axis, reverse)
 
 
 def _is_one_video(path: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from loguru import logger
 
 from sam2kit.data.sources.images import picture_folders
 from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, Listing, list_folder
+from sam2kit.data.sources.stacks import is_label_folder, label_base
+from sam2kit.data.sources.tiff import TIFF_ENDINGS
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import missing
 from sam2kit.utils.text import plural, visible_text
@@ -26,6 +29,7 @@ SAV_KINDS = ("manual", "auto")
 # Folders that never hold videos of their own: masks, lists of videos, and what file servers and
 # archivers leave behind. Compared in lower case; a suffix such as _6fps is ignored.
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", "@eadir", "__macosx")
+VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
 HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
@@ -176,6 +180,76 @@ def _examples(names: list[str], noun: str) -> str:
 # --- the detectors, in the order of the table ---------------------------------------------------
 
 
+def stack_file(candidate: Candidate) -> Layout | None:
+    """Recognise a file of a stack or a volume by its extension."""
+    path = candidate.path
+    if candidate.is_folder:
+        return None
+    if path.name.lower().endswith(TIFF_ENDINGS):
+        return Layout("tiff", "a TIFF stack", path)
+    return _volume_layout(path, [path.name])
+
+
+def cell_tracking(candidate: Candidate) -> Layout | None:
+    """Recognise the Cell Tracking Challenge: ``01`` beside ``01_GT`` or ``01_ST``."""
+    folders = set(candidate.listing.folders)
+    names = [n for n in sorted(folders) if re.fullmatch(r"\d{2,3}", n)]
+    truths = [n for n in names if {f"{n}_GT", f"{n}_ST"} & folders]
+    if not truths:
+        return None
+    return Layout("ctc", f"sequence {truths[0]} of the Cell Tracking Challenge", candidate.path)
+
+
+def volumes(candidate: Candidate) -> Layout | None:
+    """Recognise NIfTI, NPZ and DICOM files in a directory or in one of its subdirectories."""
+    for folder in ("", *candidate.listing.folders):
+        names = list_folder(candidate.path / folder, ("",)).files
+        if layout := _volume_layout(candidate.path, [f"{folder}/{n}".strip("/") for n in names]):
+            return layout
+    return None
+
+
+def _volume_layout(path: Path, names: list[str]) -> Layout | None:
+    for kind, endings in VOLUME_ENDINGS.items():
+        files = sorted(name for name in names if name.lower().endswith(endings))
+        if files:
+            return Layout(kind, _examples(files, f"{kind.upper()} file"), path)
+    return None
+
+
+def tiff_stacks(candidate: Candidate) -> Layout | None:
+    """Recognise TIFF files that have several pages, more than 8 bits, or labels beside them."""
+    path, names = candidate.path, candidate.files(TIFF_ENDINGS)
+    folder = next((n for n in candidate.data_folders if _holds(path / n, TIFF_ENDINGS)), None)
+    if candidate.find_folder("JPEGImages") or (not names and folder is None):
+        return None
+    if names and len(names) < len(candidate.files(FRAME_ENDINGS)):
+        return None  # images of several kinds
+    inside = names or sorted(list_folder(path / str(folder), TIFF_ENDINGS).files)
+    first = path / inside[0] if names else path / str(folder) / inside[0]
+    reason = _examples(inside, "TIFF file")
+    if any(label_base(n.rpartition(".")[0]) for n in inside):
+        return Layout("tiff", f"{reason}, with labels beside them", path)
+    label_folders = [n for n in candidate.listing.folders if is_label_folder(n)]
+    if any(_holds(path / n, TIFF_ENDINGS) for n in label_folders):
+        return Layout("tiff", f"{reason}, with labels in {label_folders[0]}", path)
+    if has_pages_or_depth(first):
+        return Layout("tiff", f"{reason}, of several pages or more than 8 bits", path)
+    return None
+
+
+def has_pages_or_depth(path: Path) -> bool:
+    """Return whether a TIFF file has several pages or more than 8 bits per value."""
+    import tifffile  # imported here: most data sets have no TIFF file
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            return len(file.pages) > 1 or len(file.series) != 1 or page.dtype.itemsize > 1
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+        return False
+
+
 def coco_file(candidate: Candidate) -> Layout | None:
     """Recognise a JSON file: COCO, with image paths relative to its directory."""
     path = candidate.path
@@ -317,9 +391,13 @@ def frame_folders(candidate: Candidate) -> Layout | None:
 
 DETECTORS: tuple[Detector, ...] = (
     coco_file,
+    stack_file,
     video_file,
     # Directories: first those that annotation files identify, then by the kinds of their content.
+    cell_tracking,
     sav,
+    tiff_stacks,
+    volumes,
     mixed_kinds,
     coco_folder,
     video_files,

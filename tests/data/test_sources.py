@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom.pixels
 import pytest
 import torch
 from data_helpers import (
@@ -32,6 +33,16 @@ from data_helpers import (
 )
 from loguru import logger
 from PIL import Image
+from stack_helpers import (
+    WINDOW,
+    make_ctc,
+    make_dicom,
+    make_frames,
+    make_nifti,
+    make_npz,
+    make_stacks,
+)
+from tifffile import TiffPage
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
@@ -47,6 +58,7 @@ from sam2kit.data import (
 )
 from sam2kit.data.clip import collate
 from sam2kit.data.doctor.report import run_doctor
+from sam2kit.data.sources import nifti
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.sources.mask_files import MaskFiles
@@ -212,6 +224,25 @@ def synthetic(root: Path) -> Sample:
     return Sample(keys, names=("synthetic_0_00000", "synthetic_0_00001"), known_pixels=False)
 
 
+def stacks(root: Path, **keys: Any) -> Sample:
+    return Sample({"type": "tiff", "data_path": str(root), "intensity_window": WINDOW, **keys})
+
+
+def frame_files(root: Path) -> Sample:
+    sample = stacks(make_frames(root))
+    return replace(sample, annotated=lambda t: t % 2 == 0, frame_names="img_{}".format)
+
+
+def cell_tracking(root: Path) -> Sample:
+    sample = stacks(make_ctc(root), type="ctc")
+    return replace(
+        sample,
+        names=("01", "02"),
+        annotated=lambda t: t % 2 == 0,
+        frame_names="t{:03d}".format,
+    )
+
+
 FORMATS: dict[str, Callable[[Path], Sample]] = {
     "folders": folders,
     "resolution and tiff": lambda root: folders(root, below="480p", ending=".tif"),
@@ -229,6 +260,14 @@ FORMATS: dict[str, Callable[[Path], Sample]] = {
     "files with coco": files_with_coco,
     "sav": sav,
     "images": images,
+    "stacks": lambda root: stacks(make_stacks(root)),
+    "compressed stacks": lambda root: stacks(make_stacks(root, compression="zlib")),
+    "stack frames": frame_files,
+    "cell tracking": cell_tracking,
+    "nifti": lambda root: stacks(make_nifti(root), type="nifti"),
+    "nifti, not compressed": lambda root: stacks(make_nifti(root, ending=".nii"), type="nifti"),
+    "dicom": lambda root: stacks(make_dicom(root), type="dicom"),
+    "npz": lambda root: stacks(make_npz(root), type="npz"),
     "mixture": mixture,
     "composited": composited,
     "synthetic": synthetic,
@@ -329,6 +368,9 @@ def test_opening_decodes_no_pixels(name, sample_of, monkeypatch):
 
     monkeypatch.setattr(Image, "open", decode)
     monkeypatch.setattr(VideoFile, "read_frame", decode)
+    monkeypatch.setattr(TiffPage, "asarray", decode)
+    monkeypatch.setattr(nifti, "load_nifti", decode)
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", decode)
     assert len(build_source(config_of(sample), seed=0)) == len(sample.names)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
@@ -91,6 +92,25 @@ class VideoSource(ABC):
         """
         return None
 
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        """Read frame ``t`` of video ``i`` before it is scaled to 8 bits.
+
+        Returns:
+            ``[H,W]`` or ``[H,W,C]`` of the type in which the file stores it.
+
+        Raises:
+            IndexError, DataError: as for :meth:`read_frame`.
+        """
+        return self.read_frame(i, t)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        """Return the parent of each object of video ``i`` that came from a division."""
+        return {}
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        """Return how the frames of video ``i`` lie in a volume; None if they are no slices."""
+        return None
+
     def frame_name(self, i: int, t: int) -> str:
         """Return the name of the frame without extension, under which results are exported."""
         return f"{t:05d}"
@@ -146,6 +166,18 @@ class DerivedSource(VideoSource):
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         source, k = self.locate(i)
         return source.read_void(k, t)
+
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        source, k = self.locate(i)
+        return source.raw_frame(k, t)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        source, k = self.locate(i)
+        return source.parents(k)
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        source, k = self.locate(i)
+        return source.geometry(k)
 
     def frame_name(self, i: int, t: int) -> str:
         source, k = self.locate(i)
