@@ -34,6 +34,7 @@ from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.sources.yolo import YOLODataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.paths import unpack_hint
 
 # Added to the seed of generated validation videos, so that training never sees one of them.
 VALIDATION_SEED_OFFSET = 1_000_003
@@ -377,6 +378,8 @@ def _weights(config: DatasetConfig) -> list[float]:
 
 
 def _check_path(path: str, section: str, folder: bool) -> None:
+    if (hint := unpack_hint(path)) and Path(path).is_file():
+        raise DataError(f"{path} is an archive", key=f"{section}.data_path", value=path, hint=hint)
     if not (Path(path).is_dir() if folder else Path(path).exists()):
         problem = "is not a folder" if Path(path).exists() else "does not exist"
         raise DataError(

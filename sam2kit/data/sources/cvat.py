@@ -51,9 +51,9 @@ class CVATDataset(ShapeDataset):
     ``ROOT`` is such a folder, a folder of them, or the XML file. ``annotation_file`` gives XML
     files that are elsewhere.
 
-    *Frames.* ``frame`` is the number in ``frame_000012.png``, as CVAT names frames of videos, and
-    otherwise the index of the file in natural order, or the frame of the video file. Images of
-    "CVAT for images" are found by their names, and grouped to videos by
+    *Frames.* ``frame`` is the number in ``frame_000012.png``, as CVAT names frames of videos (but
+    not in tasks of images), and otherwise the index of the file in natural order, or the frame of
+    the video file. Images of "CVAT for images" are found by their names, and grouped to videos by
     :func:`~sam2kit.data.sources.frame_names.group_frames`.
 
     *Masks* are polygons, masks (run lengths), ellipses and boxes (filled, with a warning). Shapes
@@ -153,7 +153,7 @@ class _Task:
         sources = [e.text or "" for e in self.root.iter("source") if e.text]
         video = AnnotatedVideo(self.name, find_frames(self.folders, sources))
         size = self._size()
-        position = _positions(video.frames)
+        position = self._positions(video.frames)
         count = len(position) if position is not None else VideoFile(_path(video)).num_frames(0)
         tracks = self.root.findall("track")
         ids = self._track_ids(tracks)
@@ -185,6 +185,16 @@ class _Task:
         if (listed := self.root.findtext("meta/sam2kit/annotated_frames")) is not None:
             video.annotated = _numbers(listed, count, self.file)
         return video
+
+    def _positions(self, frames: list[Path] | Path) -> dict[int, int] | None:
+        """Map frame numbers to indices of image files; None for a video file."""
+        if isinstance(frames, Path):
+            return None
+        stems = [stem(path.name) for path in frames]
+        is_video = self.root.findtext("meta/task/mode") != "annotation"
+        if is_video and all(s.startswith("frame_") and s[6:].isdecimal() for s in stems):
+            return {int(s[6:]): t for t, s in enumerate(stems)}
+        return {t: t for t in range(len(stems))}
 
     def _track_ids(self, tracks: list[Element]) -> list[ObjectId | None]:
         """Return the ids of the tracks, or None for all if they are shapes of a single frame."""
@@ -326,16 +336,6 @@ def mask_element(mask: np.ndarray) -> dict[str, str]:
         "width": str(patch.shape[1]),
         "height": str(patch.shape[0]),
     }
-
-
-def _positions(frames: list[Path] | Path) -> dict[int, int] | None:
-    """Map frame numbers to indices of image files; None for a video file, whose frames they are."""
-    if isinstance(frames, Path):
-        return None
-    stems = [stem(path.name) for path in frames]
-    if all(s.startswith("frame_") and s[6:].isdecimal() for s in stems):
-        return {int(s[6:]): t for t, s in enumerate(stems)}
-    return {t: t for t in range(len(stems))}
 
 
 def _path(video: AnnotatedVideo) -> Path:

@@ -168,13 +168,16 @@ class _Media:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files: dict[str, Path] = {}
+        # Each file by its path from the root and by all ends of it; None where two files share one.
+        self._files: dict[str, Path | None] = {}
         endings = (*FRAME_ENDINGS, *VIDEO_ENDINGS)
         for path in sorted(root.rglob("*")):
-            if path.suffix.lower() in endings and not path.name.startswith("."):
-                relative = path.relative_to(root).as_posix()
-                self._files[relative] = path
-                self._files.setdefault(path.name, path)
+            if path.suffix.lower() not in endings or path.name.startswith("."):
+                continue
+            parts = path.relative_to(root).parts
+            for k in range(len(parts)):
+                end = "/".join(parts[k:])
+                self._files[end] = None if end in self._files else path
 
     def find(self, address: str) -> Path | None:
         """Return the file, trying the address with ever fewer folders, then no upload prefix."""
@@ -182,7 +185,7 @@ class _Media:
         candidates = ["/".join(parts[k:]) for k in range(len(parts))]
         if parts and _UPLOAD_PREFIX.match(parts[-1]):
             candidates.append(parts[-1][9:])
-        return next((self._files[c] for c in candidates if c in self._files), None)
+        return next((path for c in candidates if (path := self._files.get(c)) is not None), None)
 
 
 def _annotation(task: dict[str, Any]) -> dict[str, Any] | None:
