@@ -49,8 +49,8 @@ def score_predictions(
     """
     # Check all files before the first video is scored, which may take minutes.
     folder = Path(folder)
-    found = {name: result_folder(folder, name) for name in source.names}
-    folders = {name: path for name, path in found.items() if path is not None}
+    candidates = {name: result_folder(folder, name) for name in source.names}
+    folders = {name: path for name, path in candidates.items() if path is not None}
     missing = [name for name in source.names if name not in folders]
     if missing:
         raise DataError(
@@ -114,7 +114,7 @@ def _score_video(
 def result_folder(folder: Path, video: str) -> Path | None:
     """Return the folder of a video's results in ``folder`` or ``folder/masks``, or None.
 
-    Its name is that of the video or, as ``sam2kit evaluate`` writes it, the video's name as a file
+    It is named like the video or, as ``sam2kit evaluate`` writes it, by the video's name as a file
     name: ``cam1/clip`` becomes ``cam1_clip-`` and a checksum.
     """
     names = dict.fromkeys([video, file_name(video)])

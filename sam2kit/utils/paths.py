@@ -71,7 +71,7 @@ def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
 
 
 def unpack_hint(path: str | Path) -> str | None:
-    """Return the command that unpacks an archive, or None if the path is not that of an archive."""
+    """Return a hint with the command that unpacks an archive, or None for other files."""
     path = Path(path)
     name = path.name.lower()
     folder = path.with_name(re.sub(r"(\.tar)?\.[^.]+$", "", path.name, flags=re.IGNORECASE))

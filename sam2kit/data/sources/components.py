@@ -121,7 +121,7 @@ def _match_frame(labels: np.ndarray, count: int, latest: list[np.ndarray]) -> li
 def match_masks(masks: list[np.ndarray], latest: list[np.ndarray]) -> list[int]:
     """Return the object number of each mask of a frame, and update ``latest`` in place.
 
-    The rule is that of :class:`ConnectedObjects`, for masks that may overlap.
+    The rule is the same as in :class:`ConnectedObjects`, but masks may overlap.
 
     Args:
         masks: ``[H,W]`` bool each.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -276,10 +277,10 @@ class _Task:
             if element.tag in ("box", "ellipse"):
                 turn = float(element.get("rotation", 0))
                 if element.tag == "ellipse":
-                    values = [float(element.attrib[k]) for k in ("cx", "cy", "rx", "ry")]
-                    return _polygon(ellipse_corners(*values, turn), *about)
-                values = [float(element.attrib[k]) for k in ("xtl", "ytl", "xbr", "ybr")]
-                shape = _polygon(box_corners(*values, turn), *about)
+                    x, y, a, b = (float(element.attrib[k]) for k in ("cx", "cy", "rx", "ry"))
+                    return _polygon(ellipse_corners(x, y, a, b, turn), *about)
+                x, y, a, b = (float(element.attrib[k]) for k in ("xtl", "ytl", "xbr", "ybr"))
+                shape = _polygon(box_corners(x, y, a, b, turn), *about)
                 note_box(self.problems, where)
                 return shape
         except (KeyError, ValueError, OverflowError) as fault:
@@ -294,13 +295,13 @@ class _Task:
         return None
 
 
-def _polygon(corners: np.ndarray, *about) -> Polygon:  # type: ignore[no-untyped-def]
+def _polygon(corners: np.ndarray, *about: Any) -> Polygon:
     if len(corners) < 3 or not np.isfinite(corners).all():
         raise ValueError("a polygon needs three points or more")
     return Polygon(corners, *about)
 
 
-def _mask(element: Element, *about) -> Patch:  # type: ignore[no-untyped-def]
+def _mask(element: Element, *about: Any) -> Patch:
     left, top, width, height = (int(element.attrib[k]) for k in ("left", "top", "width", "height"))
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"a mask of {height} rows and {width} columns")

@@ -82,7 +82,7 @@ def group_to_videos(paths: Sequence[str], root: Path) -> dict[str, list[int]]:
 
     Args:
         paths: the paths of the files, below ``root``.
-        root: the data set; its name is that of a video without a folder.
+        root: the data set; a video without a folder gets its name.
 
     Returns:
         By video, the indices of its files in the order of their frame numbers.

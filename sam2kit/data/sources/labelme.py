@@ -80,7 +80,7 @@ class LabelMeDataset(ShapeDataset):
 
 
 def is_labelme(content: Any) -> bool:
-    """Return whether the content of a JSON file is that of a LabelMe file."""
+    """Return whether a JSON file has the content of a LabelMe file."""
     return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 

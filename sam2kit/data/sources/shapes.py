@@ -276,7 +276,8 @@ class ShapeDataset(VideoSource):
         self._open: tuple[int, VideoFile] | None = None
         # Per video and frame: the ids of the shapes that are matched from frame to frame.
         self._matched: OrderedDict[int, dict[int, list[ObjectId]]] = OrderedDict()
-        self._unreadable: dict[int, dict[str, str]] = {}
+        # Per video: the shapes that were left out on reading, by frame and number.
+        self._unreadable: dict[int, dict[tuple[int, int], tuple[str, str]]] = {}
 
     def left_out(self) -> list[LeftOut]:
         return list(self._problems.entries.values())
@@ -285,7 +286,7 @@ class ShapeDataset(VideoSource):
         unreadable = self._unreadable.get(i)
         if not unreadable:
             return []
-        where, message = next(iter(unreadable.items()))
+        where, message = next(iter(unreadable.values()))
         return [LeftOut("masks", len(unreadable), where, message)]
 
     def _video_file(self, i: int, path: Path) -> VideoFile:
@@ -341,7 +342,7 @@ class ShapeDataset(VideoSource):
         else:
             size = self._video_file(i, video.frames).size
         filled = []
-        for shape in shapes:
+        for n, shape in enumerate(shapes):
             try:
                 filled.append((shape, shape.mask(size)))
             except DataError as error:
@@ -353,13 +354,14 @@ class ShapeDataset(VideoSource):
                         "doctor counts them, and dataset.strict=true makes them errors",
                         error,
                     )
-                self._unreadable.setdefault(i, {})[shape.where] = str(error)
+                self._unreadable.setdefault(i, {})[t, n] = shape.where, str(error)
         return filled
 
     def _matches(self, i: int) -> dict[int, list[ObjectId]]:
         """Return the ids of the shapes without one, by frame of video ``i``."""
         if i not in self._matched:
-            video, matched = self._videos[i], {}
+            video = self._videos[i]
+            matched: dict[int, list[ObjectId]] = {}
             latest: defaultdict[str, list[np.ndarray]] = defaultdict(list)
             frames = [
                 t
