@@ -62,6 +62,13 @@ class VolumeGeometry:
         ordered = frames[::-1] if self.reverse else frames
         return np.moveaxis(ordered.transpose(0, 2, 1), 0, self.axis)
 
+    def part(self, start: int, stop: int, count: int) -> VolumeGeometry:
+        """Return the geometry of frames ``start`` to ``stop - 1`` of a video of ``count``."""
+        affine = np.array(self.affine, float)
+        first_slice = count - stop if self.reverse else start
+        affine[:3, 3] += first_slice * affine[:3, self.axis]
+        return VolumeGeometry(affine, self.axis, self.reverse)
+
     @classmethod
     def from_spacing(cls, spacing: Sequence[float]) -> VolumeGeometry:
         """Return the geometry of frames whose spacing is known, but not their orientation.

@@ -111,6 +111,21 @@ def _score_video(
     return scorer.result()
 
 
+def read_prediction(
+    source: VideoSource, i: int, folder: Path, t: int
+) -> dict[ObjectId, np.ndarray]:
+    """Read the masks on one frame of a folder of results; none if there is no file.
+
+    Raises:
+        DataError: as :class:`ResultMasks`.
+    """
+    masks = result_folder(folder, source.names[i])
+    if masks is None:
+        return {}
+    result, frame = ResultMasks(masks), source.frame_name(i, t)
+    return result.read(frame, source.raw_frame(i, t).shape[:2]) if result.has(frame) else {}
+
+
 def result_folder(folder: Path, video: str) -> Path | None:
     """Return the folder of a video's results in ``folder`` or ``folder/masks``, or None.
 

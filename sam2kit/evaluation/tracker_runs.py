@@ -19,6 +19,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
+from sam2kit.evaluation.predictions import ResultMasks
 from sam2kit.evaluation.prompt_protocols import (
     CopiedMasks,
     PromptedFrame,
@@ -259,6 +260,21 @@ class ResultFiles:
         sav = self._recent[1]
         runs_by_object = zip(sav["masklet_id"], sav["masklet"][t], strict=True)
         return {o: decode_mask(runs) for o, runs in runs_by_object}
+
+    def label_masks(
+        self, tracker: str, source: VideoSource, i: int
+    ) -> Callable[[int], Mapping[ObjectId, np.ndarray]]:
+        """Return a function that reads the masks of a frame as exported: one object per pixel."""
+        video = source.names[i]
+        exported = ResultMasks(self.path("masks", tracker, video))
+
+        def read(t: int) -> Mapping[ObjectId, np.ndarray]:
+            overlapping = self.masks(tracker, video, t)
+            frame = source.frame_name(i, t)
+            size = next((mask.shape for mask in overlapping.values()), None)
+            return exported.read(frame, size) if size and exported.has(frame) else overlapping
+
+        return read
 
     def sav(self, tracker: str, videos: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Yield the masks of videos in SA-V's format.

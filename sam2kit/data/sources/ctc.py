@@ -68,8 +68,7 @@ class CTCDataset(StackSource):
 
     Raises:
         DataError: no sequences, a missing or damaged file, markers without a line in
-            ``man_track.txt``, masks of another size, or a sequence without masks among sequences
-            with masks.
+            ``man_track.txt``, or masks of another size.
     """
 
     def __init__(
@@ -87,8 +86,7 @@ class CTCDataset(StackSource):
             raise DataError(f"{root} holds no sequences", hint=f"expected {LAYOUT}")
         self.names = names if split is None else read_split(split, self.root, names)
         self._sequences = [self._open_sequence(name, options) for name in self.names]
-        usable = [bool(self._truths(s)) for s in self._sequences]
-        self.has_masks = any(usable)
+        self.has_masks = any(self._truths(s) for s in self._sequences)
         only_markers = [s for s in self._sequences if s.markers and not self._truths(s)]
         if only_markers and not self.has_masks:
             raise DataError(
@@ -97,13 +95,6 @@ class CTCDataset(StackSource):
                 value=truth,
                 expected="track, to use the markers as masks",
                 hint="or add 01_GT/SEG or 01_ST/SEG",
-            )
-        if self.has_masks and not all(usable):
-            name = self.names[usable.index(False)]
-            raise DataError(
-                f"{root}: sequence {name} has no masks for dataset.ctc_truth={truth}, but others "
-                "have",
-                hint=f"remove {name} from the split, or set another dataset.ctc_truth",
             )
         self._left_out: Counter[str] = Counter()
 
@@ -177,6 +168,15 @@ class CTCDataset(StackSource):
         """
         sequence = self._sequences[i]
         return _read(sequence.gold or sequence.silver, t, f"{self.name(i)}, frame {t}")
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        sequence, kinds = self._sequences[i], self._truths(self._sequences[i])
+        images = {"silver": sequence.silver, "track": sequence.markers}
+        if any((labels := images.get(kind)) is not None and labels.has(t) for kind in kinds):
+            return True
+        # Whether gold truth covers all tracks is known when it is read.
+        gold = sequence.gold
+        return "gold" in kinds and gold is not None and gold.has(t) and super().is_annotated(i, t)
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         sequence, where = self._sequences[i], f"{self.name(i)}, frame {t}"

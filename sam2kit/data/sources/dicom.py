@@ -19,7 +19,6 @@ from sam2kit.data.sources.stacks import (
     MAX_VOLUME_BYTES,
     check_size,
     label_base,
-    labels_missing,
 )
 from sam2kit.data.sources.volumes import VolumeSource, volume_stem
 from sam2kit.utils.errors import DataError
@@ -111,8 +110,7 @@ class DicomDataset(VolumeSource):
 
     Raises:
         DataError: no series, a damaged file, slices of different sizes or orientations, two slices
-            at one position, labels of another shape, or a series without labels among series with
-            labels.
+            at one position, or labels of another shape.
     """
 
     def __init__(
@@ -126,27 +124,26 @@ class DicomDataset(VolumeSource):
     ) -> None:
         super().__init__(rule)
         self.root, self._axis = Path(root), 2 if axis is None else axis
-        found = find_series(self.root)
-        if not found:
+        series_files = find_series(self.root)
+        if not series_files:
             raise DataError(
                 f"{root} holds no DICOM images", hint="expected one folder per series, VIDEO/*.dcm"
             )
-        self.names = list(found) if split is None else read_split(split, self.root, found)
+        self.names = list(series_files)
+        if split is not None:
+            self.names = read_split(split, self.root, series_files)
         self._series: list[DicomSeries] = []
         self._labels: list[Path | None] = []
         masks = None if masks_path is None else Path(masks_path)
         for name in self.names:
-            series = read_series(found[name], name)
+            series = read_series(series_files[name], name)
             shape = (series.size[1], series.size[0], len(series.slices))
-            check_size(found[name][0], shape, 4 * series.samples, MAX_VOLUME_BYTES)
+            check_size(series_files[name][0], shape, 4 * series.samples, MAX_VOLUME_BYTES)
             self._series.append(series)
             self._shapes.append(shape)
             self._geometries.append(VolumeGeometry(series.geometry.affine, self._axis, reverse))
-            self._labels.append(_find_labels(self.root, name, masks, len(found)))
+            self._labels.append(_find_labels(self.root, name, masks, len(series_files)))
         self.has_masks = any(self._labels)
-        missing = [n for n, path in zip(self.names, self._labels, strict=True) if path is None]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
 
     def window(self, i: int) -> tuple[float, float] | None:
         return self._series[i].window
@@ -166,6 +163,9 @@ class DicomDataset(VolumeSource):
         series = self._series[i]
         frames = np.stack([read_slice(one, series) for one in series.slices])
         return frames.transpose(2, 1, 0) if frames.ndim == 3 else frames.transpose(2, 1, 0, 3)
+
+    def has_labels(self, i: int) -> bool:
+        return self._labels[i] is not None
 
     def load_labels(self, i: int) -> np.ndarray | None:
         path = self._labels[i]

@@ -14,7 +14,7 @@ from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.mask_files import read_object_names
-from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size, labels_missing
+from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size
 from sam2kit.data.sources.volumes import VolumeFiles, VolumeSource, find_volumes, volume_stem
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
@@ -43,8 +43,8 @@ class NiftiDataset(VolumeSource):
         reverse: play slices from the last to the first.
 
     Raises:
-        DataError: no volumes, a damaged file, a volume with time, labels of another shape or
-            orientation, or a volume without labels among volumes with labels.
+        DataError: no volumes, a damaged file, a volume with time, or labels of another shape
+            or orientation.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class NiftiDataset(VolumeSource):
             if labels is not None:
                 _check_labels(labels, path, shape, image.affine)
         self.has_masks = any(labels is not None for _, labels in self._files)
-        missing = [n for n, f in zip(self.names, self._files, strict=True) if f.labels is None]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
 
     def load(self, i: int) -> np.ndarray:
         return load_nifti(self._files[i].volume)
+
+    def has_labels(self, i: int) -> bool:
+        return self._files[i].labels is not None
 
     def load_labels(self, i: int) -> np.ndarray | None:
         path = self._files[i].labels

@@ -13,7 +13,7 @@ from loguru import logger
 from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
 from sam2kit.data.sources.listing import read_split
-from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size, labels_missing
+from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size
 from sam2kit.data.sources.volumes import VolumeSource, find_volumes
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
@@ -41,8 +41,8 @@ class NPZDataset(VolumeSource):
         reverse: play slices from the last to the first.
 
     Raises:
-        DataError: no files, a damaged file, a missing or too large array, arrays of different
-            shapes, or a file without labels among files with labels.
+        DataError: no files, a damaged file, a missing or too large array, or arrays of
+            different shapes.
     """
 
     def __init__(
@@ -68,11 +68,8 @@ class NPZDataset(VolumeSource):
             raise DataError(f"{root} holds no NPZ files", hint=f"expected {LAYOUT}")
         self.names = list(files) if split is None else read_split(split, self.root, files)
         self._paths = [files[name] for name in self.names]
-        labelled = [self._open_file(path, axis or 0, reverse) for path in self._paths]
-        self.has_masks = any(labelled)
-        missing = [n for n, known in zip(self.names, labelled, strict=True) if not known]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
+        self._labelled = [self._open_file(path, axis or 0, reverse) for path in self._paths]
+        self.has_masks = any(self._labelled)
 
     def _open_file(self, path: Path, axis: int, reverse: bool) -> bool:
         """Check the headers of a file; return whether it has labels."""
@@ -101,8 +98,11 @@ class NPZDataset(VolumeSource):
         voxels = _read(self._paths[i], "imgs")
         return voxels.transpose(2, 1, 0) if voxels.ndim == 3 else voxels.transpose(2, 1, 0, 3)
 
+    def has_labels(self, i: int) -> bool:
+        return self._labelled[i]
+
     def load_labels(self, i: int) -> np.ndarray | None:
-        return _read(self._paths[i], "gts").transpose(2, 1, 0) if self.has_masks else None
+        return _read(self._paths[i], "gts").transpose(2, 1, 0) if self._labelled[i] else None
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,13 @@ class StackSource(VideoSource):
         Returns:
             ``[H,W]`` of any type, 0 on the background; None if the frame is unannotated.
         """
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        """Return whether frame ``t`` of video ``i`` is annotated."""
+        return self.read_labels(i, t) is not None
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        return (t for t in range(self.num_frames(i)) if self.is_annotated(i, t))
 
     def object_names(self, i: int) -> Mapping[int, ObjectId]:
         """Return the ids of the labels of video ``i`` that are not the labels themselves."""
@@ -226,12 +233,3 @@ def label_base(name: str) -> str | None:
 def is_label_folder(name: str) -> bool:
     """Return whether a directory of this name holds labels: ``labels``, ``masks``, ``seg``, ..."""
     return _LABEL_FOLDER.fullmatch(name) is not None
-
-
-def labels_missing(root: Path, names: Collection[str]) -> DataError:
-    """Make the error for videos without labels among videos that have some."""
-    return DataError(
-        f"{root}: {len(names)} videos have no labels, such as {visible_text(min(names))}, but "
-        "others have",
-        hint="add the labels, or list the videos to use in dataset.split",
-    )

@@ -32,7 +32,6 @@ from sam2kit.data.sources.stacks import (
     check_size,
     is_label_folder,
     label_base,
-    labels_missing,
 )
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
@@ -329,7 +328,7 @@ class TiffSequence:
     """Read TIFF files of one frame each as one stack.
 
     Args:
-        files: the files in order. None stands for a frame without a file.
+        files: the files in order. None is a frame without a file.
         options: how the axes of each file are read.
 
     Attributes:
@@ -410,8 +409,8 @@ class TiffDataset(StackSource):
         options: how the axes of the frames are read.
 
     Raises:
-        DataError: no TIFF files, a damaged file, axes that are not clear, labels that do not fit
-            their frames, or a video without labels among videos with labels.
+        DataError: no TIFF files, a damaged file, axes that are not clear, or labels that do
+            not fit their frames.
     """
 
     def __init__(
@@ -430,9 +429,6 @@ class TiffDataset(StackSource):
         self.names = list(files) if split is None else read_split(split, self.root, files)
         self._videos = [self._open_video(files[name]) for name in self.names]
         self.has_masks = any(video.labels is not None for video in self._videos)
-        missing = [n for n, v in zip(self.names, self._videos, strict=True) if v.labels is None]
-        if self.has_masks and missing:
-            raise labels_missing(self.root, missing)
         self._recent: int | None = None
 
     def _open_video(self, files: TiffFiles) -> _Video:
@@ -497,9 +493,11 @@ class TiffDataset(StackSource):
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         labels = self._video(i).labels
-        if labels is None or (isinstance(labels, TiffSequence) and not labels.has(t)):
-            return None
-        return labels.read(t)
+        return labels.read(t) if labels is not None and self.is_annotated(i, t) else None
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        labels = self._videos[i].labels
+        return labels.has(t) if isinstance(labels, TiffSequence) else labels is not None
 
     def object_names(self, i: int) -> dict[int, ObjectId]:
         path = self._videos[i].label_path
@@ -635,10 +633,10 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
     if inner is not None and not listing.files:
         # ROOT/images beside ROOT/labels.
         videos = find_tiffs(root / inner)
-        found = {n: _labels_in_folders(root, label_folders, n) for n in videos}
+        folder_labels = {n: _labels_in_folders(root, label_folders, n) for n in videos}
         if set(videos) == {inner}:  # the frames of one video
-            found[inner] = root / label_folders[0] if label_folders else None
-        return {n: v._replace(labels=v.labels or found[n]) for n, v in videos.items()}
+            folder_labels[inner] = root / label_folders[0] if label_folders else None
+        return {n: v._replace(labels=v.labels or folder_labels[n]) for n, v in videos.items()}
     videos = _videos_in(root, listing, label_folders)
     for folder in sorted(set(listing.folders) - set(label_folders), key=natural_key):
         if label_base(folder) in {*listing.folders, *map(stem, listing.files)}:
@@ -690,8 +688,8 @@ def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[s
 
 
 def _labels_in_folders(root: Path, folders: list[str], name: str) -> Path | None:
-    found = (find_labels(root / folder, name) for folder in folders)
-    return next((path for path in found if path is not None), None)
+    matches = (find_labels(root / folder, name) for folder in folders)
+    return next((path for path in matches if path is not None), None)
 
 
 def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | None:

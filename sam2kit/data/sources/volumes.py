@@ -42,6 +42,10 @@ class VolumeSource(StackSource):
         """Load the volume of video ``i``, with the axes of its geometry."""
 
     @abstractmethod
+    def has_labels(self, i: int) -> bool:
+        """Return whether video ``i`` has labels; then all its slices are annotated."""
+
+    @abstractmethod
     def load_labels(self, i: int) -> np.ndarray | None:
         """Load the labels of video ``i``, with the axes of its geometry; None without labels."""
 
@@ -59,6 +63,9 @@ class VolumeSource(StackSource):
         volume = self._cached("volume", i, self.load)
         assert volume is not None
         return self._geometries[i].frame(volume, t)
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        return self.has_labels(i)
 
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
         labels = self._cached("labels", i, self.load_labels)
@@ -119,24 +126,24 @@ def find_volumes(
     if masks_path is not None:
         labels = [masks_path] if masks_path.is_file() else _walk(masks_path, endings)
     stems |= {path: volume_stem(path, endings) for path in labels}
-    found: dict[str, VolumeFiles] = {}
+    entries: dict[str, VolumeFiles] = {}
     for path in volumes:
         name = stems[path] if path.parent == root or root.is_file() else _name(root, path, stems)
-        if name in found:
+        if name in entries:
             raise DataError(
-                f"{path} and {found[name].volume} both have the name {visible_text(name)}",
+                f"{path} and {entries[name].volume} both have the name {visible_text(name)}",
                 hint="rename one of them",
             )
         if masks_path is not None and masks_path.is_file() and len(volumes) == 1:
-            found[name] = VolumeFiles(path, masks_path)
+            entries[name] = VolumeFiles(path, masks_path)
             continue
         key = stems[path].removesuffix("_0000")
-        own = {stems[path], key}
+        names = {stems[path], key}
         matches = [
             p
             for p in labels
-            if (stems[p] in own and p.parent != path.parent and _near(p, path, masks_path))
-            or (label_base(stems[p]) in own and _near(p, path, masks_path))
+            if (stems[p] in names and p.parent != path.parent and _near(p, path, masks_path))
+            or (label_base(stems[p]) in names and _near(p, path, masks_path))
             or (p.parent == path.parent and is_label_folder(stems[p]) and not root.is_file())
         ]
         if len(matches) > 1:
@@ -144,8 +151,8 @@ def find_volumes(
                 f"{', '.join(map(str, matches[:3]))} may all be the labels of {path}",
                 hint="keep one of them, or set dataset.masks_path",
             )
-        found[name] = VolumeFiles(path, matches[0] if matches else None)
-    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+        entries[name] = VolumeFiles(path, matches[0] if matches else None)
+    return dict(sorted(entries.items(), key=lambda item: natural_key(item[0])))
 
 
 def _near(labels: Path, volume: Path, masks_path: Path | None) -> bool:
