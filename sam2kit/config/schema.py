@@ -176,7 +176,12 @@ class DatasetConfig:
         "maximum number of generated objects per clip, for videos without masks and for "
         "type=synthetic",
     )
-    synthetic_videos: int = positive_count(256, "number of videos per epoch for type=synthetic")
+    synthetic_videos: int = positive_count(
+        # An epoch has one clip per video, and the name of each is kept in memory.
+        256,
+        "number of videos per epoch for type=synthetic",
+        le=1_000_000,
+    )
     synthetic_motion: float = non_negative(
         0.14, "mean displacement of a generated object per frame, as a fraction of its diameter"
     )
@@ -341,7 +346,7 @@ class ValDatasetConfig:
     max_objects: int | None = option(
         None, "maximum number of objects per clip; null means no limit"
     )
-    synthetic_videos: int = option(16, "number of videos for type=synthetic")
+    synthetic_videos: int = option(16, "number of videos for type=synthetic", le=1_000_000)
     prompt_types: list[str] = option(["mask"], "like dataset.prompt_types")
 
 

@@ -35,6 +35,7 @@ from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import read_json
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
 # The model itself empties a mask whose object score is below 0: lower thresholds have no effect.
@@ -217,7 +218,7 @@ class ResultFiles:
         path = self.path("scores", name, video, ".json")
         has_masks = noise is not None or self.path("sav", name, video, ".json").is_file()
         if path.is_file() and has_masks:
-            saved = json.loads(path.read_text())
+            saved = read_json(path, hint="delete the file", non_finite=True)
             # A round trip through JSON makes tuples lists, as in the saved document.
             if saved["made_of"] == json.loads(json.dumps(made_of)):
                 return VideoScores.from_dict(saved["scores"])
@@ -265,7 +266,7 @@ class ResultFiles:
         :func:`sam2kit.data.writers.coco_json` converts them.
         """
         for video in videos:
-            yield json.loads(self.path("sav", tracker, video, ".json").read_text())
+            yield read_json(self.path("sav", tracker, video, ".json"), hint="evaluate again")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sam2kit.evaluation.scores import VideoScores
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import read_json
 
 TRUTH = "truth"  # name of the layer with the ground truth
 
@@ -69,8 +69,8 @@ class Results:
 
 def _read_json(path: Path, key: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
-    except (ValueError, KeyError, TypeError) as error:
+        return read_json(path, hint="evaluate the run again", non_finite=True)[key]
+    except (OSError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r})", hint="evaluate the run again"
         ) from error

@@ -26,6 +26,7 @@ from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.data.sources.base import DerivedSource, ObjectId, SelectedVideos, VideoSource
 from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import MAX_DATA_BYTES, parse_json, read_text
 
 FILE_NAME = "corrections.jsonl"
 
@@ -189,8 +190,8 @@ def with_corrections(source: VideoSource, path: str | Path) -> VideoSource:
 def _read(path: Path) -> Iterator[tuple[str, Correction]]:
     """Yield the location of each line (file and line number) and its content."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, max_bytes=MAX_DATA_BYTES)
+    except (OSError, DataError) as error:
         raise DataError(
             f"{path} is not a readable corrections file ({error})",
             hint="give a file that the prompt debugger wrote",
@@ -198,8 +199,8 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
     for number, row in enumerate(text.splitlines(), 1):
         where = f"{path}: line {number}"
         try:
-            yield where, msgspec.convert(json.loads(row), Correction)
-        except ValueError as error:
+            yield where, msgspec.convert(parse_json(row, where), Correction)
+        except (ValueError, DataError) as error:
             raise DataError(
                 f"{where} is not a correction of version 1 ({error})", hint="remove the line"
             ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import Listing, list_folder, stem
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import read_json
 
 # The void label: in palette masks, and in grey masks that also have other ids (as in DAVIS).
 VOID = 255
@@ -172,7 +172,7 @@ def object_names(folder: Path) -> dict[int, ObjectId]:
     if not path.is_file():
         return {}
     try:
-        names = msgspec.convert(json.loads(path.read_text()), dict[int, int | str], str_keys=True)
+        names = msgspec.convert(read_json(path), dict[int, int | str], str_keys=True)
         if len(set(names.values())) < len(names):
             raise ValueError("two numbers have the same object id")
     except (OSError, ValueError) as error:
