@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from loguru import logger
@@ -11,13 +12,13 @@ from loguru import logger
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
+from sam2kit.data.intensity import IntensityRule
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
-from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.sav import SAVDataset
 from sam2kit.data.sources.video_decoder import open_video
@@ -309,6 +310,7 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             config.split,
             "category" if config.identity == "components" else config.identity,
             keyframes_only=config.keyframes_only,
+            intensity=IntensityRule.from_config(config),
         )
     if config.data_path is None:
         raise ConfigError(
@@ -319,15 +321,16 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
     if config.type == "sav":
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
-    if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):
-        return open_video(config.data_path)
-    source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
-    return source(config.data_path, config.split, masks_path=config.masks_path)
-
-
-def _is_one_video(path: str) -> bool:
-    """Return whether a directory holds frames itself, instead of in a directory per video."""
-    return bool(list_folder(path, FRAME_ENDINGS).files)
+    rule = IntensityRule.from_config(config)
+    masks: dict[str, Any] = {
+        "masks_path": config.masks_path,
+        "mask_values": config.mask_values,
+        "mask_colours": config.mask_colours,
+    }
+    if config.type == "files":
+        return VideoFileDataset(config.data_path, config.split, **masks)
+    source = {"video": VideoDataset, "images": ImageDataset}[config.type]
+    return source(config.data_path, config.split, **masks, intensity=rule)
 
 
 def _weights(config: DatasetConfig) -> list[float]:

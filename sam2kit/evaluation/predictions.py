@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.mask_files import object_names, read_id_mask, values_in
+from sam2kit.data.sources.listing import find_entry
+from sam2kit.data.sources.mask_files import object_names
+from sam2kit.data.sources.mask_values import MaskValues, decide, values_in
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
     CONVENTIONS,
@@ -42,7 +44,8 @@ def score_predictions(
     """
     # Check all files before the first video is scored, which may take minutes.
     folder = Path(folder)
-    missing = [name for name in source.names if not (folder / name).is_dir()]
+    folders = [find_entry(folder, name) for name in source.names]
+    missing = [name for name, path in zip(source.names, folders, strict=True) if not path.is_dir()]
     if missing:
         raise DataError(
             f"{folder} has no folder for {len(missing)} of {len(source)} videos, such as "
@@ -60,8 +63,8 @@ def score_predictions(
     if convention is None:
         convention = CONVENTIONS["davis2017" if max(object_counts) > 1 else "davis2016"]
     paths = [
-        {t: folder / name / f"{source.frame_name(i, t)}.png" for t in visibility[i][1]}
-        for i, name in enumerate(source.names)
+        {t: find_entry(path, f"{source.frame_name(i, t)}.png") for t in visibility[i][1]}
+        for i, path in enumerate(folders)
     ]
     missing_files = [path for files in paths for path in files.values() if not path.is_file()]
     if missing_files:
@@ -69,9 +72,13 @@ def score_predictions(
             f"{missing_files[0]} is missing, one of {len(missing_files)} missing masks",
             hint="write a mask for every annotated frame, an empty one where no object is visible",
         )
+    # The files are those of one tracker, so their values have one meaning.
+    values = decide([path for files in paths for path in files.values()], where=str(folder))
     videos = [
-        _score_video(source, i, paths[i], convention, visibility[i][0], object_names(folder / name))
-        for i, name in enumerate(source.names)
+        _score_video(
+            source, i, paths[i], convention, visibility[i][0], object_names(folders[i]), values
+        )
+        for i in range(len(source))
     ]
     return DataSetScores(folder.resolve().name, videos)
 
@@ -83,6 +90,7 @@ def _score_video(
     convention: Convention,
     first_visible: dict[ObjectId, int],
     names: Mapping[int, ObjectId],
+    values: MaskValues,
 ) -> VideoScores:
     scorer = VideoScorer(source.names[i], convention, list(first_visible))
     for t in range(source.num_frames(i)):
@@ -91,7 +99,8 @@ def _score_video(
         if t in files:
             # Read the frame only if no mask has its size.
             size = next((mask.shape for mask in (truth or {}).values()), None)
-            prediction = read_result(files[t], names, size or source.read_frame(i, t).shape[:2])
+            size = size or source.read_frame(i, t).shape[:2]
+            prediction = read_result(files[t], names, size, values)
         void = source.read_void(i, t) if convention.void == "ignore" else None
         prompted = [o for o, first in first_visible.items() if first == t]
         scorer.add(t, truth, prediction, void, prompted if convention.after_prompt else ())
@@ -99,7 +108,10 @@ def _score_video(
 
 
 def read_result(
-    path: Path, names: Mapping[int, ObjectId], size: tuple[int, ...]
+    path: Path,
+    names: Mapping[int, ObjectId],
+    size: tuple[int, ...],
+    values: MaskValues | None = None,
 ) -> dict[ObjectId, np.ndarray]:
     """Read a tracker's masks on one frame from a PNG file.
 
@@ -107,6 +119,7 @@ def read_result(
         path: the file; a pixel's value is the number of its object, and 0 is background.
         names: object by number; see :func:`object_names`. A number without a name is the object.
         size: H and W of the frame in pixels.
+        values: what the values of the tracker's files mean. None (default): object numbers.
 
     Returns:
         Bool ``[H,W]`` by object.
@@ -114,7 +127,8 @@ def read_result(
     Raises:
         DataError: the file cannot be read or has another size.
     """
-    ids = read_id_mask(path)
+    ids, colours = (values or MaskValues()).read(path)
+    names = {**colours, **names}
     if ids.shape != size:
         raise DataError(
             f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, but its frame has "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,23 @@ import numpy as np
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
+NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Say how a data set was read, or what of it was not read; the doctor reports it.
+
+    Attributes:
+        kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
+            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored`` or ``order``.
+        where: the file or directory.
+        message: what it is, and the fix if it is not a note.
+    """
+
+    kind: str
+    where: str
+    message: str
 
 
 class VideoSource(ABC):
@@ -28,6 +46,11 @@ class VideoSource(ABC):
 
     names: list[str]
     has_masks: bool = True
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """How the data set is read, and what of it is not read; this may read some masks."""
+        return []
 
     def __len__(self) -> int:
         return len(self.names)
@@ -158,6 +181,10 @@ class SelectedVideos(DerivedSource):
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]
         self.has_masks = source.has_masks
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, self.indices[i]

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from loguru import logger
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.coco_index import CocoIndex
-from sam2kit.data.sources.frame_folders import image_size, read_image
+from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import read_split, stem
 from sam2kit.utils.errors import DataError
 
@@ -63,6 +65,7 @@ class COCODataset(VideoSource):
         files: False does not search for image files: only masks can be read, at the size that the
             JSON file gives.
         keyframes_only: False uses interpolated masks as ground truth.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
         DataError: an invalid JSON file, a missing key, a duplicate order, an annotation of an
@@ -80,6 +83,7 @@ class COCODataset(VideoSource):
         identity: str = "auto",
         files: bool = True,
         keyframes_only: bool = True,
+        intensity: IntensityRule | None = None,
     ) -> None:
         if identity not in ("auto", "track", "category"):
             raise DataError(
@@ -89,6 +93,7 @@ class COCODataset(VideoSource):
                 hint="for components, wrap a source of identity category in "
                 "sam2kit.data.ConnectedObjects",
             )
+        self._scaler = VideoScaler(intensity or IntensityRule())
         json_files = list_files(annotation_file)
         for file in json_files:
             folder = Path(root) if root is not None else file.parent
@@ -174,7 +179,8 @@ class COCODataset(VideoSource):
         return self._path(i, t) if self._paths else None
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._path(i, t))
+        self._path(i, t)
+        return read_scaled(self, self._scaler, i, t)
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         index, f = self._frame(i, t)

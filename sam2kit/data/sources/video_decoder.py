@@ -12,19 +12,24 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import list_frames, read_image
+from sam2kit.data.sources.frame_folders import list_frames, read_scaled
 from sam2kit.data.sources.listing import FRAME_ENDINGS
 from sam2kit.utils.errors import DataError
 
 
-def open_video(path: str | Path) -> OneVideo:
+def open_video(path: str | Path, intensity: IntensityRule | None = None) -> OneVideo:
     """Open a video file or a directory of frames as a source of one video without masks.
+
+    Args:
+        path: the file or directory.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
         DataError: ``path`` is neither of them, or cannot be read.
     """
-    return FrameFolder(path) if Path(path).is_dir() else VideoFile(path)
+    return FrameFolder(path, intensity) if Path(path).is_dir() else VideoFile(path)
 
 
 class OneVideo(VideoSource):
@@ -51,13 +56,18 @@ class FrameFolder(OneVideo):
 
     The order is as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
 
+    Args:
+        path: the directory.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
+
     Raises:
         DataError: the directory has no frames.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, intensity: IntensityRule | None = None) -> None:
         super().__init__(Path(path))
         self._frames = list_frames(self.path)
+        self._scaler = VideoScaler(intensity or IntensityRule())
         if not self._frames:
             raise DataError(
                 f"{path} holds no frames ({', '.join(FRAME_ENDINGS)})",
@@ -71,7 +81,10 @@ class FrameFolder(OneVideo):
         return self._frames[t].stem
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._frames[t])
+        return read_scaled(self, self._scaler, i, t)
+
+    def frame_path(self, i: int, t: int) -> Path:
+        return self._frames[t]
 
 
 class VideoFile(OneVideo):
