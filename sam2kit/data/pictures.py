@@ -117,15 +117,6 @@ def read_labels(path: Path) -> Labels:
     return Labels("deep", whole)
 
 
-def read(k: int) -> np.ndarray:
-        path = source.frame_path(i, k)
-        assert path is not None
-        return read_picture(path)
-
-    pixels = scaler.scale(i, read(t), read, source.num_frames(i), source.name(i))
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-
-
 def image_size(path: Path) -> tuple[int, int]:
     """Read the rows and columns of an upright image from its header.
 

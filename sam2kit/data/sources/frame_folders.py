@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sam2kit.data.intensity import IntensityRule, VideoScaler
-from sam2kit.data.pictures import image_size
+from sam2kit.data.pictures import image_size, read_picture
 from sam2kit.data.sources.base import NOTE, ObjectId, Remark, VideoSource
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
@@ -224,5 +224,14 @@ def read_scaled(source: VideoSource, scaler: VideoScaler, i: int, t: int) -> np.
         ``[H,W,3]`` uint8 RGB.
 
     Raises:
-        DataError: as :func:`~sam2kit.data.pictures.read_picture` and :meth:`~sam2kit.data.intensity.VideoScaler.scale`.
+        DataError: as :func:`~sam2kit.data.pictures.read_picture` and
+            :meth:`~sam2kit.data.intensity.VideoScaler.scale`.
     """
+
+    def read(k: int) -> np.ndarray:
+        path = source.frame_path(i, k)
+        assert path is not None
+        return read_picture(path)
+
+    pixels = scaler.scale(i, read(t), read, source.num_frames(i), source.name(i))
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
