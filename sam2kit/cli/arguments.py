@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam2kit.config.schema import Config, options
+from sam2kit.config.schema import SIZE_NAMES, SIZES, Config, options
 from sam2kit.utils.errors import ConfigError
 
 OVERRIDES_HELP = "any number of key=value and group=choice, in Hydra's grammar"
@@ -36,11 +36,13 @@ class Flag(NamedTuple):
         name: the flag, such as ``--lr``.
         key: the dotted key, whose help the flag shows.
         type: converts the text of the flag to a value.
+        aliases: other names of the flag.
     """
 
     name: str
     key: str
     type: Callable[[str], Any] = str
+    aliases: tuple[str, ...] = ()
 
 
 def named_file(text: str) -> tuple[str, str]:
@@ -90,10 +92,25 @@ def stages(text: str) -> list[int]:
     return stages
 
 
+def model_size(text: str) -> str:
+    """Parse a model size or the name of a released model."""
+    size = SIZE_NAMES.get(text, text)
+    if size not in SIZES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a model size ({', '.join(SIZES)}, tiny, small, base_plus or large); "
+            "give weights with --model-checkpoint"
+        )
+    return size
+
+
 TRAIN_FLAGS = (
-    Flag("--lr", "optimizer.lr", float),
-    Flag("--max-epochs", "trainer.max_epochs", int),
+    Flag("--model", "model.size", model_size, ("--model-size",)),
+    Flag("--lr", "optimizer.lr", float, ("--learning-rate",)),
+    Flag("--max-epochs", "trainer.max_epochs", int, ("--epochs",)),
     Flag("--batch-size", "dataset.batch_size", int),
+    Flag("--image-size", "dataset.image_size", int),
+    Flag("--clip-length", "dataset.video_clip_length", int),
+    Flag("--num-workers", "dataset.num_workers", int),
     Flag("--seed", "seed", int),
     Flag("--output-dir", "output_dir"),
     Flag("--model-checkpoint", "model.checkpoint"),
@@ -252,7 +269,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
     for flag in flags:
         help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
         metavar = "N" if flag.type is int else "X" if flag.type is float else "VALUE"
-        parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
+        parser.add_argument(flag.name, *flag.aliases, type=flag.type, metavar=metavar, help=help)
 
 
 def flag_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:

@@ -14,9 +14,16 @@ from typing import Any  # OmegaConf reads the annotations at run time, in Python
 PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
+# Other names of the sizes, which are accepted as model.size.
+SIZE_NAMES = {
+    **{"tiny": "t", "small": "s", "base": "b+", "base+": "b+", "base_plus": "b+", "large": "l"},
+    **{"sam2.1_hiera_tiny": "t", "sam2.1_hiera_small": "s", "sam2.1_hiera_large": "l"},
+    "sam2.1_hiera_base_plus": "b+",
+}
+RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 MASK_VALUES = ("auto", "ids", "all_ids", "binary", "threshold", "colours")
-DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
+DATASET_TYPES = ("auto", "video", "coco", "sav", "files", "images", "synthetic", "mixture")
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -66,6 +73,7 @@ SOURCE_KEYS = (
     "annotation_file",
     "identity",
     "split",
+    "time_split",
     "sav_masklets",
     "intensity_window",
     "intensity_percentiles",
@@ -82,10 +90,10 @@ class DatasetConfig:
     """Where training clips come from and how they are prompted."""
 
     type: str = option(
-        "video",
-        "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
-        "images (still images), synthetic (generated) or mixture (several sources); see "
-        "docs/data.md",
+        "auto",
+        "data layout: auto (detected when the videos are opened), video (frame folders), coco "
+        "(COCO JSON), sav (SA-V), files (video files), images (still images), synthetic "
+        "(generated) or mixture (several sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(
@@ -131,6 +139,11 @@ class DatasetConfig:
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
     )
+    time_split: list[int] | None = non_negative(
+        None,
+        "split of a single video by time: number of training frames, index of the first validation "
+        "frame, number of frames; null: chosen from valdataset.fraction and stored with the run",
+    )
     corrections: str | None = option(
         None,
         "corrections.jsonl written by the prompt debugger; its masks replace those of the data set",
@@ -164,6 +177,11 @@ class DatasetConfig:
         "maximum number of additional frames (after frame_stride) to skip at random between two "
         "frames of a training clip",
     )
+    max_annotation_gap: int = positive_count(
+        100,
+        "maximum distance in frames between two annotated frames that a clip of a sparsely "
+        "annotated video spans; its frames are then evenly spaced, whatever frame_stride is",
+    )
     short_videos: str = option(
         "turn_back",
         "what to do with videos shorter than a clip: turn_back (play forwards and backwards) or "
@@ -188,10 +206,10 @@ class DatasetConfig:
         "start training clips on a frame with at least this many visible objects, if one is found "
         "within a few tries",
     )
-    synthetic_objects: int = positive_count(
-        3,
-        "maximum number of generated objects per clip, for videos without masks and for "
-        "type=synthetic",
+    synthetic_objects: int = non_negative(
+        0,
+        "maximum number of generated objects per video, composited onto videos without masks; 0: "
+        "none, so that training on videos without masks is an error (3 for type=synthetic)",
     )
     synthetic_videos: int = positive_count(
         # An epoch has one clip per video, and the name of each is kept in memory.
@@ -286,7 +304,7 @@ class DatasetConfig:
         """
         source_values = {key: value for key, value in entry.items() if key != "weight"}
         return replace(
-            self, **({"type": "video", "mixture": [], "corrections": None} | source_values)
+            self, **({"type": "auto", "mixture": [], "corrections": None} | source_values)
         )
 
 
@@ -379,7 +397,8 @@ class ModelConfig:
     checkpoint: str | None = option(
         None,
         "initial weights: an official-format .pt file, a run directory, a .ckpt or adapter.pt "
-        "file, or a model name such as sam2.1_hiera_tiny; null: random weights",
+        "file, a model name such as sam2.1_hiera_tiny, or random; null: the released weights of "
+        "model.size",
         PATH,
     )
     trainable_modules: list[str] = option(
@@ -739,11 +758,20 @@ class Config:
             for f in fields(ValDatasetConfig)
             if f.name != "fraction"
         }
+        own_paths = (
+            self.valdataset.data_path is not None,
+            self.valdataset.annotation_file is not None,
+        )
+        # "auto" detects validation videos of their own; without any, the type of dataset applies.
+        if self.valdataset.type == "auto" and not any(own_paths):
+            val_values["type"] = None
         # dataset.masks_path belongs to the training videos. If the validation videos are stored in
         # another place, a null masks_path means that they have none. A null max_objects always
         # means no limit.
-        other_videos = self.valdataset.type is not None or self.valdataset.data_path is not None
-        keep_null = ("max_objects", "masks_path") if other_videos else ("max_objects",)
+        other_videos = val_values["type"] is not None or own_paths[0]
+        keep_null = ["max_objects", *(["masks_path"] if other_videos else [])]
+        if (val_values["type"] or self.dataset.type) == "auto" and own_paths[0]:
+            keep_null.append("annotation_file")
         val_values = {k: v for k, v in val_values.items() if v is not None or k in keep_null}
         # Validation is deterministic: one clip per video, without noise or augmentation.
         return replace(

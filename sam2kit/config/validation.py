@@ -23,6 +23,7 @@ import msgspec
 from sam2kit.config.schema import (
     NEGATIVE_KINDS,
     PROMPT_TYPES,
+    SIZE_NAMES,
     SOURCE_KEYS,
     Config,
     DatasetConfig,
@@ -90,7 +91,8 @@ def check_data(section: str, dataset: DatasetConfig) -> None:
     """
     for n, part in enumerate(dataset.parts()):
         prefix = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
-        if part.type not in ("synthetic", "coco") and part.data_path is None:
+        has_path = part.type == "auto" and part.annotation_file is not None
+        if part.type not in ("synthetic", "coco") and part.data_path is None and not has_path:
             raise ConfigError(
                 f"not set, and type {part.type} reads videos from it",
                 key=f"{prefix}.data_path",
@@ -140,6 +142,8 @@ def check_new(run_dir: Path) -> None:
 
 def looks_like_path(checkpoint: str) -> bool:
     """Return whether ``model.checkpoint`` is a file rather than the name of a released model."""
+    if checkpoint.removesuffix(".pt") in SIZE_NAMES and not Path(checkpoint).exists():
+        return False
     return "/" in checkpoint or "\\" in checkpoint or checkpoint.endswith(CHECKPOINT_SUFFIXES)
 
 
@@ -322,7 +326,7 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in ("coco", "mixture")
+    may_have_ids = section == "valdataset" or dataset.type in ("auto", "coco", "mixture")
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
         yield must_be("identity", expected, "only a COCO JSON file has track IDs and categories")
@@ -331,6 +335,10 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         if pair is not None and (len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf):
             hint = "try [0, 4095]" if name == "intensity_window" else "the default is [0.1, 99.9]"
             yield must_be(name, "two finite numbers, the smaller one first", hint)
+    split = dataset.time_split
+    if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
+        expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
+        yield must_be("time_split", expected, "set it to null to split the video again")
     if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
         expected = f"null with type={dataset.type}, which has its own masks"
         yield must_be("masks_path", expected, f"set {section}.masks_path=null")

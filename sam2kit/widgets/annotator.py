@@ -16,12 +16,13 @@ import traitlets
 from PIL import Image
 
 from sam2kit.config.loading import load_config
-from sam2kit.config.schema import PROMPT_TYPES, Config, DatasetConfig
+from sam2kit.config.schema import PROMPT_TYPES, RANDOM, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
 from sam2kit.models.checkpoints import create_sam2_model, load_model
 from sam2kit.models.feature_cache import create_cache
+from sam2kit.models.initial_weights import settle_size
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
@@ -531,8 +532,8 @@ def _load_model(
         return model
     if model is None and run_dir is not None and (run_dir / "best.ckpt").exists():
         model = run_dir / "best.ckpt"
-    if model is None and config is not None and config.model.checkpoint is not None:
-        return create_sam2_model(config)
+    if model is None and config is not None and config.model.checkpoint not in (None, RANDOM):
+        return create_sam2_model(settle_size(config))
     return load_model(model or "nano")[1]
 
 

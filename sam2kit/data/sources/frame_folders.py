@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,14 @@ class MaskedFrames(VideoSource):
     def mask_paths(self, i: int, t: int) -> list[Path]:
         files, k = self.masks_of(i, t)
         return [path for _, path in files.paths(k)] if files else []
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        first_files, k = self.masks_of(i, 0)
+        if first_files is None:
+            return iter(())
+        # Still images share one MaskFiles, in which the frame of an image is its position.
+        end = k + self.num_frames(i)
+        return iter([t - k for t in first_files.annotated() if k <= t < end])
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         path, (files, k) = self.frame_path(i, t), self.masks_of(i, t)
@@ -123,10 +131,9 @@ class VideoDataset(MaskedFrames):
         self.names: list[str] = []
         self._folders: list[Path] = []
         self._frames: list[str] = []
-        self._masks: list[MaskFiles] = []
+        self._masks: list[MaskFiles | None] = []
         videos = sorted(folders, key=natural_key)
         selected = videos if split is None else read_split(split, self.root, videos)
-        self.has_masks = any(folders[name].has_masks for name in selected)
         for name in selected:
             try:
                 self._add(name, folders[name])
@@ -139,8 +146,16 @@ class VideoDataset(MaskedFrames):
                 f"{self.root}: none of the videos can be used",
                 hint="fix the errors of the single videos",
             )
+        self.has_masks = any(files is not None for files in self._masks)
+        if layout.masks is not None and not self.has_masks:
+            raise DataError(
+                f"{layout.masks} has no folder for any of the {len(self.names)} videos, such as "
+                f"{self.names[0]!r}",
+                hint=f"put the masks of a video into {layout.masks / self.names[0]}",
+            )
         self._remarks = [*layout.remarks, *self._dropped.report()]
-        self._decision = share_decision(self._masks, mask_values, mask_colours, self.root)
+        mask_files = [files for files in self._masks if files is not None]
+        self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)
 
     @property
     def remarks(self) -> list[Remark]:
@@ -156,37 +171,31 @@ class VideoDataset(MaskedFrames):
                 hint="remove the folder, or list the videos to use in dataset.split",
             )
         # An error of the masks must be raised before the video is added: it may be skipped.
-        masks = self._masks_of(name, video, files) if self.has_masks else None
+        masks = self._masks_of(video, files) if video.has_masks else None
         self.names.append(name)
         self._folders.append(video.folder)
         self._frames.append("/".join(files))  # file names cannot contain a "/"
+        self._masks.append(masks)
         if masks is not None:
-            self._masks.append(masks)
             self._dropped.add(masks.folder, masks.others)
             self._dropped.jpeg_masks += masks.dropped
         if has_two_orders([stem(file) for file in files]):
             self._dropped.unclear_orders.append(video.folder)
 
-    def _masks_of(self, name: str, video: VideoFolder, files: list[str]) -> MaskFiles:
+    def _masks_of(self, video: VideoFolder, files: list[str]) -> MaskFiles:
         """Index the masks of a video with the given frames."""
         indices = {same_form(stem(file)): t for t, file in enumerate(files)}
         hint = f"name masks like their frames (first frame: {files[0]})"
-        if video.masks_beside:
-            of_mask = {same_form(stem(m)): frame for frame, m in video.masks_beside.items()}
-            return MaskFiles(
-                video.folder,
-                len(files),
-                lambda mask: indices.get(of_mask[mask]),
-                hint,
-                files=list(video.masks_beside.values()),
-            )
-        if video.masks is None or not video.masks.is_dir():
-            problem = f"{video.masks} is missing" if video.masks else f"{video.folder} has no masks"
-            raise DataError(
-                f"{problem}, and other videos have masks",
-                hint=f"add it, or remove {name!r} from the split",
-            )
-        return MaskFiles(video.masks, len(files), indices.get, hint, self._jpeg_masks)
+        if video.masks is not None:
+            return MaskFiles(video.masks, len(files), indices.get, hint, self._jpeg_masks)
+        of_mask = {same_form(stem(m)): frame for frame, m in video.masks_beside.items()}
+        return MaskFiles(
+            video.folder,
+            len(files),
+            lambda mask: indices.get(of_mask[mask]),
+            hint,
+            files=list(video.masks_beside.values()),
+        )
 
     def num_frames(self, i: int) -> int:
         return self._frames[i].count("/") + 1
@@ -202,7 +211,7 @@ class VideoDataset(MaskedFrames):
         return read_scaled(self, self._scaler, i, t)
 
     def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
-        return self._masks[i] if self.has_masks else None, t
+        return self._masks[i], t
 
 
 def list_frames(folder: Path) -> list[Path]:

@@ -158,6 +158,16 @@ class MaskFiles:
         picks = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
         return [self.folder / below / files[k] for k in dict.fromkeys(picks.tolist())]
 
+    def annotated(self) -> list[int]:
+        """Return the indices of the frames that have a mask file, sorted."""
+        frames = {
+            t
+            for _, names in self._files.values()
+            for t, name in enumerate(names.split("/"))
+            if name
+        }
+        return sorted(frames)
+
     def paths(self, t: int) -> Iterator[tuple[ObjectId | None, Path]]:
         """Yield the mask files of frame ``t`` with their object ids.
 

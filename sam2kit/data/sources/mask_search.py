@@ -86,9 +86,10 @@ def find_mask_folder(root: Path, names: Iterable[str]) -> Path | None:
     Raises:
         DataError: there are several.
     """
-    folders = [n for n in sorted(names) if is_mask_folder(n) and holds_pictures(root / n)]
-    if "Annotations" in folders:
+    names = list(names)
+    if "Annotations" in names:
         return root / "Annotations"
+    folders = [n for n in sorted(names) if is_mask_folder(n) and holds_pictures(root / n)]
     if len(folders) > 1:
         raise DataError(
             f"{root} has several folders of masks: {', '.join(folders)}",

@@ -66,6 +66,7 @@ class VideoFolders:
 
     Attributes:
         videos: the videos by name.
+        masks: the directory that holds the masks of all videos. None: there is none.
         remarks: how masks were found.
 
     Raises:
@@ -88,6 +89,7 @@ class VideoFolders:
             masks = find_mask_folder(folder, here.folders)
         elif masks is not None and masks_path is None and masks.name != "Annotations":
             self._note(masks)
+        self.masks = masks
         # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
         no_videos = {"ImageSets"} | ({masks.name} if masks and masks.parent == folder else set())
         listings = {n: listing for n, listing in listings.items() if n not in no_videos}
@@ -127,6 +129,9 @@ class VideoFolders:
             mask_folder = find_entry(masks, name) if masks else None
             if name in siblings:
                 mask_folder = folder / siblings[name]
+            # A video without a folder of masks is unannotated, even if others have masks.
+            if mask_folder is not None and not mask_folder.is_dir():
+                mask_folder = None
             videos[name] = self._video(folder / name, listing, mask_folder)
         self._dropped.loose_frames += [folder / name for name in here.files]
         return videos
