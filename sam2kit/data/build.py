@@ -61,7 +61,9 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
     return _with_generated(source, config, seed)
 
 
-def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
+def open_source(
+    what: str | Path | Config | VideoSource, settings: DatasetConfig | None = None
+) -> VideoSource:
     """Open a path, configuration or source as a video source, without generated objects.
 
     A source is returned unchanged. A configuration opens all videos of its ``dataset`` section,
@@ -72,6 +74,8 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
 
     Args:
         what: path, configuration or source.
+        settings: how a path is read: ``masks_path``, ``mask_values`` and the other keys of
+            :data:`sam2kit.config.schema.SOURCE_KEYS`. None (default): the default configuration.
 
     Raises:
         DataError: the path does not exist or has none of these layouts; the message lists them.
@@ -81,12 +85,18 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
         return what
     if isinstance(what, Config):
         return _open(settle_layout(what.dataset), what.seed, "dataset")
-    layout = detect_layout(what)
-    if layout.type == "files" and layout.data_path is not None and layout.data_path.is_file():
-        return open_video(layout.data_path)
+    config = DatasetConfig() if settings is None else settings
+    if config.type in ("auto", "mixture", "synthetic"):
+        layout = detect_layout(what)
+        has_masks = config.masks_path is not None or layout.masks_path is not None
+        path = layout.data_path
+        if layout.type == "files" and path is not None and path.is_file() and not has_masks:
+            return open_video(path)
+        config = _with_layout(config, layout)
+    else:
+        config = replace(config, data_path=str(what))
     # Unlike a run, a look at the data shows all masklets.
-    config = _with_layout(DatasetConfig(sav_masklets="both"), layout)
-    return _open_type(config, 0, "dataset")
+    return _open_type(replace(config, sav_masklets="both"), 0, "dataset")
 
 
 def settle_layouts(config: Config) -> Config:
