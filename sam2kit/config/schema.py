@@ -23,7 +23,13 @@ SIZE_NAMES = {
 RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 MASK_VALUES = ("auto", "ids", "all_ids", "binary", "threshold", "colours")
-DATASET_TYPES = ("auto", "video", "coco", "sav", "files", "images", "synthetic", "mixture")
+DATASET_TYPES = (
+    *("auto", "video", "coco", "sav", "files", "images"),
+    *("tiff", "ctc", "nifti", "dicom", "npz"),
+    *("cvat", "label_studio", "labelme", "yolo"),
+    *("synthetic", "mixture"),
+)
+TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -77,6 +83,12 @@ SOURCE_KEYS = (
     "sav_masklets",
     "intensity_window",
     "intensity_percentiles",
+    "stack_axes",
+    "stack_channels",
+    "stack_z",
+    "ctc_truth",
+    "volume_axis",
+    "volume_reverse",
     "synthetic_objects",
     "synthetic_videos",
     "synthetic_motion",
@@ -92,8 +104,10 @@ class DatasetConfig:
     type: str = option(
         "auto",
         "data layout: auto (detected when the videos are opened), video (frame folders), coco "
-        "(COCO JSON), sav (SA-V), files (video files), images (still images), synthetic "
-        "(generated) or mixture (several sources); see docs/data.md",
+        "(COCO JSON), sav (SA-V), files (video files), images (still images), tiff (microscopy "
+        "stacks), ctc (Cell Tracking Challenge), nifti, dicom or npz (medical volumes), cvat, "
+        "label_studio, labelme or yolo (exports of these annotation tools), synthetic (generated) "
+        "or mixture (several sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(
@@ -123,18 +137,26 @@ class DatasetConfig:
     )
     annotation_file: str | None = option(
         None,
-        "COCO JSON file (type=coco only); a glob pattern such as labels/*.json reads several",
+        "COCO JSON file (type=coco), or the exported file if it is not in data_path (type=cvat or "
+        "label_studio); a glob pattern such as labels/*.json reads several",
         PATH,
     )
     identity: str = option(
         "auto",
-        "what defines one object: track (track, instance or object IDs; type=coco only), category "
-        "(type=coco only), components (each connected component of the masks, matched from frame "
-        "to frame; any type) or auto (track if the file has IDs, otherwise category)",
+        "what defines one object: track (track, instance or object IDs), category (both only for "
+        "type=coco and annotation tools), components (each connected component of the masks, "
+        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise "
+        "category; for annotation tools see docs/data.md)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
-        True, "ignore masks of frames that a COCO JSON file marks as interpolated (not key frames)"
+        True,
+        "ignore masks of frames that an annotation file marks as interpolated (not key frames)",
+    )
+    strict: bool = option(
+        False,
+        "raise an error for annotations that cannot be used and for missing frame files, instead "
+        "of leaving them out (annotation files only)",
     )
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
@@ -164,6 +186,36 @@ class DatasetConfig:
         ge=0,
         le=100,
     )
+    stack_axes: str | None = option(
+        None,
+        "axes of TIFF stacks: one letter of T, C, Z, Y, X and S (colour samples) for each axis of "
+        "the file, such as TCYX; null: the metadata of the file decide",
+    )
+    stack_channels: list[int] | None = option(
+        None,
+        "channels of TIFF stacks to use, from 0: one is shown grey, two or three as red, green and "
+        "blue; null: all of up to three",
+        ge=0,
+    )
+    stack_z: str | None = option(
+        None,
+        "what to use of the slices along Z if a TIFF stack also has time: max, mean, or the index "
+        "of a slice; null: such stacks are rejected",
+    )
+    ctc_truth: str = option(
+        "auto",
+        "masks of type=ctc: gold (01_GT/SEG), silver (01_ST/SEG), track (the markers in "
+        "01_GT/TRA) or auto (gold where a frame has it, else silver)",
+        choices=("auto", "gold", "silver", "track"),
+    )
+    volume_axis: int | None = option(
+        None,
+        "axis of the stored array along which the slices of a volume become frames: 0, 1 or 2; "
+        "null: 2 for NIfTI, 0 for NPZ",
+        ge=0,
+        le=2,
+    )
+    volume_reverse: bool = option(False, "play the slices of volumes from the last to the first")
     mixture: list[dict[str, Any]] = option(
         [],
         "sources of type=mixture: a list of entries with the keys type, data_path and so on, and "

@@ -25,6 +25,7 @@ from sam2kit.config.schema import (
     PROMPT_TYPES,
     SIZE_NAMES,
     SOURCE_KEYS,
+    TOOL_TYPES,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -45,7 +46,13 @@ LIMITS = {
     "lt": ("below", operator.lt),
 }
 WEIGHT: Field[Any] = option(1.0, "relative number of clips of a mixture's source per epoch", gt=0)
-EXAMPLES = {"intensity_window": [0, 4095]}  # of keys that default to null and take no text
+# Values of keys that default to null and take no text.
+EXAMPLES = {
+    "intensity_window": [0, 4095],
+    "stack_channels": [0],
+    "volume_axis": 0,
+}
+OWN_MASKS = ("coco", "sav", "ctc", "npz", "synthetic")  # types without masks_path
 PATH_KEYS = ("data_path", "masks_path", "annotation_file", "corrections", "synthetic_photos")
 
 
@@ -326,10 +333,16 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in ("auto", "coco", "mixture")
+    has_ids = ("auto", "coco", "mixture", *TOOL_TYPES)
+    may_have_ids = section == "valdataset" or dataset.type in has_ids
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
-        yield must_be("identity", expected, "only a COCO JSON file has track IDs and categories")
+        yield must_be("identity", expected, "only annotation files have track IDs and categories")
+    z, channels = dataset.stack_z, dataset.stack_channels
+    if z not in (None, "max", "mean") and not str(z).isdecimal():
+        yield must_be("stack_z", "max, mean, the index of a slice, or null", "try max")
+    if channels is not None and not 1 <= len(channels) <= 3:
+        yield must_be("stack_channels", "one to three channels, or null", "try [0]")
     for name in ("intensity_window", "intensity_percentiles"):
         pair = getattr(dataset, name)
         if pair is not None and (len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf):
@@ -339,7 +352,7 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
     if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
         expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
         yield must_be("time_split", expected, "set it to null to split the video again")
-    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
+    if dataset.masks_path is not None and dataset.type in (*OWN_MASKS, *TOOL_TYPES):
         expected = f"null with type={dataset.type}, which has its own masks"
         yield must_be("masks_path", expected, f"set {section}.masks_path=null")
 

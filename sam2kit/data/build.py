@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.config.schema import DATASET_TYPES, TOOL_TYPES, Config, DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
@@ -20,14 +20,24 @@ from sam2kit.data.sources.base import FrameRange, SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
+from sam2kit.data.sources.ctc import CTCDataset
+from sam2kit.data.sources.cvat import CVATDataset
+from sam2kit.data.sources.dicom import DicomDataset
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
+from sam2kit.data.sources.label_studio import LabelStudioDataset
+from sam2kit.data.sources.labelme import LabelMeDataset
 from sam2kit.data.sources.mixture import MixtureDataset
+from sam2kit.data.sources.nifti import NiftiDataset
+from sam2kit.data.sources.npz import NPZDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.tiff import StackOptions, TiffDataset
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
+from sam2kit.data.sources.yolo import YOLODataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
 # Added to the seed of generated validation videos, so that training never sees one of them.
@@ -548,12 +558,23 @@ def _open_type(
             "category" if config.identity == "components" else config.identity,
             keyframes_only=config.keyframes_only,
             intensity=IntensityRule.from_config(config),
+            strict=config.strict,
         )
     if config.data_path is None:
         raise _no_path(config, section)
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
     if config.type == "sav":
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
+    if config.type in TOOL_TYPES:
+        return _open_export(config)
+    if config.type in ("tiff", "ctc", "nifti", "dicom", "npz"):
+        return _open_stacks(config)
+    return _open_pictures(config)
+
+
+def _open_pictures(config: DatasetConfig) -> VideoSource:
+    """Build a source whose masks are pictures: folders of frames, video files or images."""
+    assert config.data_path is not None
     rule = IntensityRule.from_config(config)
     masks: dict[str, Any] = {
         "masks_path": config.masks_path,
@@ -575,11 +596,40 @@ def _no_path(config: DatasetConfig, section: str) -> ConfigError:
     )
 
 
+def _open_export(config: DatasetConfig) -> VideoSource:
+    """Open the export of an annotation tool."""
+    assert config.data_path is not None
+    identity = "category" if config.identity == "components" else config.identity
+    root, split, strict = config.data_path, config.split, config.strict
+    if config.type in ("cvat", "label_studio"):
+        kind = CVATDataset if config.type == "cvat" else LabelStudioDataset
+        file, keyframes_only = config.annotation_file, config.keyframes_only
+        return kind(root, file, split, identity, keyframes_only, strict)
+    simple = LabelMeDataset if config.type == "labelme" else YOLODataset
+    return simple(root, split, identity, strict)
+
+
+def _open_stacks(config: DatasetConfig) -> VideoSource:
+    """Build a source of stacks or volumes, whose values are scaled to 8 bits."""
+    root, split, rule = config.data_path or "", config.split, IntensityRule.from_config(config)
+    channels = None if config.stack_channels is None else tuple(config.stack_channels)
+    options = StackOptions(config.stack_axes, channels, config.stack_z)
+    if config.type == "tiff":
+        return TiffDataset(root, split, config.masks_path, rule, options)
+    if config.type == "ctc":
+        return CTCDataset(root, split, rule, options, config.ctc_truth)
+    volumes = {"nifti": NiftiDataset, "dicom": DicomDataset, "npz": NPZDataset}[config.type]
+    axis, reverse = config.volume_axis, config.volume_reverse
+    return volumes(root, split, config.masks_path, rule, axis, reverse)
+
+
 def _weights(config: DatasetConfig) -> list[float]:
     return [float(entry.get("weight", 1)) for entry in config.mixture]
 
 
 def _check_path(path: str, section: str, folder: bool) -> None:
+    if (hint := unpack_hint(path)) and Path(path).is_file():
+        raise DataError(f"{path} is an archive", key=f"{section}.data_path", value=path, hint=hint)
     if not (Path(path).is_dir() if folder else Path(path).exists()):
         problem = "is not a folder" if Path(path).exists() else "does not exist"
         raise DataError(

@@ -39,6 +39,9 @@ class IntensityRule:
         )
 
 
+DEFAULT_RULE = IntensityRule()
+
+
 class VideoScaler:
     """Scale the frames of the videos of one source to uint8.
 

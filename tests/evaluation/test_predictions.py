@@ -12,6 +12,7 @@ import pytest
 from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 from PIL import Image
 
+from sam2kit.data.sources.base import DerivedSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.mask_values import MaskValues
@@ -21,6 +22,7 @@ from sam2kit.evaluation.predictions import score_predictions
 from sam2kit.evaluation.report import write_csv
 from sam2kit.evaluation.scores import CONVENTIONS
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 
 SHARED = Path(__file__).parents[3] / "shared"
 DAVIS2017 = CONVENTIONS["davis2017"]
@@ -105,6 +107,47 @@ def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
     expect(r"no folder for 1 of 2 videos, such as 'b'")
     with pytest.raises(DataError, match="nowhere"):
         score_predictions(truth, results / "nowhere", DAVIS2017)
+
+
+def test_a_folder_per_object(truth, tmp_path):
+    """SAM 2's own tool with --per_obj_png_file, and SA-V's layout."""
+    for i, name in enumerate(truth.names):
+        for t in range(6):
+            for object_id, mask in truth.read_masks(i, t).items():
+                path = tmp_path / "per_object" / name / f"{object_id:03d}" / f"{t:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask * np.uint8(255)).save(path)
+    scores = score_predictions(truth, tmp_path / "per_object")
+    assert scores.metrics()["videos"]["a"]["J"] == scores.metrics()["videos"]["b"]["F"] == 1
+    gone = tmp_path / "per_object" / "a" / "002" / "00003.png"
+    gone.unlink()  # the object is absent there
+    objects = score_predictions(truth, tmp_path / "per_object").metrics()["videos"]["a"]["objects"]
+    assert objects["1"]["J"] == 1 and objects["2"]["J"] == 0.75
+    gone.with_name("00003.png").parents[1].joinpath("001", "00003.png").unlink()
+    with pytest.raises(DataError, match=r"00003\.png is missing"):
+        score_predictions(truth, tmp_path / "per_object")
+    (tmp_path / "per_object" / "b" / "2").mkdir()
+    with pytest.raises(DataError, match="two folders belong to object 2"):
+        score_predictions(truth, tmp_path / "per_object")
+
+
+def test_videos_in_folders(truth, results):
+    """The kit writes the masks of a video cam1/clip to a folder with a checksum in its name."""
+
+    class Named(DerivedSource):
+        names = ["cam1/clip", "cam2/clip"]
+
+        def locate(self, i):
+            return truth, i
+
+    for name, written in zip(Named.names, "ab", strict=True):
+        (results / written).rename(results / file_name(name))
+    metrics = score_predictions(Named(), results).metrics()
+    assert metrics["videos"]["cam2/clip"]["J"] == 1
+    nested = results.with_name("nested")
+    nested.mkdir()
+    results.rename(nested / "masks")
+    assert score_predictions(Named(), nested).metrics()["videos"]["cam1/clip"]["J"] == 1
 
 
 def test_unannotated_frames_need_no_mask(tmp_path):

@@ -16,7 +16,12 @@ from matplotlib.figure import Figure
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
 from sam2kit.data.detection import detect_layout
-from sam2kit.data.doctor.video_checks import Finding, VideoRecord, read_video
+from sam2kit.data.doctor.video_checks import (
+    Finding,
+    VideoRecord,
+    left_out_finding,
+    read_video,
+)
 from sam2kit.data.intensity import IntensityRule
 from sam2kit.data.parallel import each_video
 from sam2kit.data.problems import no_masks
@@ -238,6 +243,8 @@ def run_doctor(
     videos: list[VideoRecord] = []
     for part, source in sources.items():
         if source is not None:
+            new = [left_out_finding(entry) for entry in source.left_out()]
+            findings += [f for f in new if f not in findings]  # both parts may share a source
             work = partial(read_video, settings=settings, part=part)
             videos += each_video(work, source, workers, f"{part}: read")
         if source is not None and not source.has_masks and not settings.synthetic_objects:

@@ -26,7 +26,7 @@ from sam2kit.data.problems import (
     too_short,
     truth_out_of_reach,
 )
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
 from sam2kit.data.sources.listing import frame_numbers
 from sam2kit.utils.errors import DataError
 
@@ -52,7 +52,8 @@ class Finding:
             train on), ``unannotated`` (no masks), ``supervision`` (no tracked frame has a truth),
             ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``, ``short``,
             ``ignored`` (files that may be data and are not read), ``damaged`` (decoded in part),
-            ``shared`` (between training and validation).
+            ``shared`` (between training and validation), ``left out`` (annotations and frames that
+            cannot be used), ``boxes`` (filled as if they were masks).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
     """
@@ -171,6 +172,7 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
             soft_frames.append(t)
         identities.check_frame(t, masks)
     _read_at_random(record, source, i)
+    record.findings += [left_out_finding(entry) for entry in source.left_out_masks(i)]
     if len(sizes) > 1:
         record.add("error", "sizes", record.name, str(mixed_frame_sizes(record.name, sizes)))
     if soft_frames:
@@ -187,6 +189,19 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     _check_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
     record.findings = _shorten(record.findings)
     return record
+
+
+def left_out_finding(entry: LeftOut) -> Finding:
+    """Describe what a source has left out."""
+    if entry.kind == "boxes":
+        message = f"{entry.count} shapes are boxes, filled as masks. The first: {entry.message}"
+        return Finding("warning", "boxes", entry.where, message)
+    what = "frames without a file are" if entry.kind == "frames" else "annotations are"
+    if entry.count == 1:
+        what = "frame without a file is" if entry.kind == "frames" else "annotation is"
+    effect = "" if entry.kind == "frames" else "; the object counts as absent there"
+    message = f"{entry.count} {what} left out{effect}. The first: {entry.message}"
+    return Finding("warning", "left out", entry.where, message)
 
 
 def mask_label(source: VideoSource, i: int, t: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
@@ -27,6 +28,23 @@ class Remark:
     """
 
     kind: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Describe data that a source cannot use and has left out.
+
+    Attributes:
+        kind: ``frames`` or ``masks``.
+        count: how many there are.
+        where: the first of them, by file, annotation or frame.
+        message: what is wrong with the first one, and how to fix it.
+    """
+
+    kind: str
+    count: int
     where: str
     message: str
 
@@ -107,6 +125,25 @@ class VideoSource(ABC):
         """
         return None
 
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        """Read frame ``t`` of video ``i`` before it is scaled to 8 bits.
+
+        Returns:
+            ``[H,W]`` or ``[H,W,C]`` of the type in which the file stores it.
+
+        Raises:
+            IndexError, DataError: as for :meth:`read_frame`.
+        """
+        return self.read_frame(i, t)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        """Return the parent of each object of video ``i`` that came from a division."""
+        return {}
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        """Return how the frames of video ``i`` lie in a volume; None if they are no slices."""
+        return None
+
     def frame_name(self, i: int, t: int) -> str:
         """Return the name of the frame without extension, under which results are exported."""
         return f"{t:05d}"
@@ -117,6 +154,14 @@ class VideoSource(ABC):
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
+        return []
+
+    def left_out(self) -> list[LeftOut]:
+        """Return what the source left out when it was opened, one entry per kind of problem."""
+        return []
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        """Return the masks of video ``i`` that reading has left out so far, in this process."""
         return []
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
@@ -159,6 +204,18 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.read_void(k, t)
 
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        source, k = self.locate(i)
+        return source.raw_frame(k, t)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        source, k = self.locate(i)
+        return source.parents(k)
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        source, k = self.locate(i)
+        return source.geometry(k)
+
     def frame_name(self, i: int, t: int) -> str:
         source, k = self.locate(i)
         return source.frame_name(k, t)
@@ -166,6 +223,14 @@ class DerivedSource(VideoSource):
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)
         return source.frame_path(k, t)
+
+    def left_out(self) -> list[LeftOut]:
+        sources = {id(source): source for i in range(len(self)) for source in [self.locate(i)[0]]}
+        return [entry for source in sources.values() for entry in source.left_out()]
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        source, k = self.locate(i)
+        return source.left_out_masks(k)
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)

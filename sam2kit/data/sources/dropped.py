@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,12 @@ from loguru import logger
 
 from sam2kit.data.sources.base import Remark
 from sam2kit.data.sources.listing import (
-    ARCHIVES,
     OTHER_PICTURES,
     SYSTEM_FOLDERS,
     VIDEO_ENDINGS,
     log_ignored,
 )
+from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import visible_text
 
 IGNORED, ORDER = "ignored", "order"
@@ -52,8 +51,9 @@ class DroppedFiles:
 
     def add_data(self, folder: Path, names: Sequence[str]) -> None:
         """Add those names in a directory that may be data: archives, videos and pictures."""
-        endings = (*ARCHIVES, *OTHER_PICTURES, *VIDEO_ENDINGS, *SYSTEM_FOLDERS)
-        self.add(folder, [n for n in names if n.lower().endswith(endings) and n[0] != "."])
+        endings = (*OTHER_PICTURES, *VIDEO_ENDINGS, *SYSTEM_FOLDERS)
+        may_be_data = [n for n in names if n.lower().endswith(endings) or unpack_hint(n)]
+        self.add(folder, [n for n in may_be_data if n[0] != "."])
 
     def report(self) -> list[Remark]:
         """Log what is not read, and return the remarks about what may be data."""
@@ -89,9 +89,8 @@ class DroppedFiles:
         for paths, what, fix in groups:
             if paths:
                 yield _remark(IGNORED, paths, f"{what} {_are(paths)} not read; {fix}")
-        if archives := self._ending(tuple(ARCHIVES)):
-            command = next(c for e, c in ARCHIVES.items() if archives[0].name.lower().endswith(e))
-            fix = f"unpack with: {command} {shlex.quote(archives[0].name)}"
+        if archives := [path for path in self.others if unpack_hint(path)]:
+            fix = unpack_hint(min(archives))
             yield _remark(IGNORED, archives, f"archives {_are(archives)} not read; {fix}")
         if paths := self.unclear_orders:
             yield _remark(
@@ -119,8 +118,3 @@ def _are(paths: Sequence[Path]) -> str:
 
 def _remark(kind: str, paths: Sequence[Path], message: str) -> Remark:
     return Remark(kind, str(min(paths)), message)
-
-
-def archives_in(names: Sequence[str]) -> list[str]:
-    """Return the names of archives, which may hold frames."""
-    return sorted(n for n in names if n.lower().endswith(tuple(ARCHIVES)) and n[0] != ".")

@@ -43,16 +43,6 @@ SYSTEM_FOLDERS = (
     *("@eadir", "@recycle", "@tmp", "#recycle", "__macosx", "lost+found", "$recycle.bin"),
     "system volume information",
 )
-ARCHIVES = {
-    ".zip": "unzip",
-    ".tar": "tar -xf",
-    ".tar.gz": "tar -xf",
-    ".tgz": "tar -xf",
-    ".tar.bz2": "tar -xf",
-    ".tar.xz": "tar -xf",
-    ".7z": "7z x",
-    ".rar": "unrar x",
-}
 # Pictures that no source reads.
 OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".exr", ".svg")
 

@@ -229,7 +229,11 @@ def object_names(folder: Path) -> dict[int, ObjectId]:
     Raises:
         DataError: the file cannot be read, or gives two numbers to one id.
     """
-    path = folder / OBJECTS_FILE
+    return read_object_names(folder / OBJECTS_FILE)
+
+
+def read_object_names(path: Path) -> dict[int, ObjectId]:
+    """Read a file of object ids by number; see :func:`object_names`."""
     if not path.is_file():
         return {}
     try:

@@ -186,7 +186,7 @@ def decide(
 
     * masks in colours: each colour is an object. Colours of the palette of PASCAL VOC and DAVIS
       are the object numbers that they stand for;
-    * no other values than 0 and 255, or than 0 and another one above 64: one object;
+    * no other values than 0 and 255 (65535 in 16 bits): one object, number 1;
     * otherwise values are object numbers. In masks of 8 bits, 255 is void, unless all numbers are
       above 64 (such as 85, 170 and 255).
 
@@ -292,8 +292,7 @@ def _decide(sample: _Sample) -> MaskValues:
         return _decide_colours(sample)
     shades = 2 * sample.thin > sample.large
     one = next(iter(values)) if len(values) == 1 else 0
-    # A single object of a 16-bit mask keeps its number.
-    if one > _LARGEST_SAFE_ID and not shades and ("deep" not in sample.forms or one in _WHITE):
+    if one in _WHITE and not shades:
         reason = f"the {count} masks read to decide have no values but 0 and {one}: one object"
         return MaskValues("binary", known=frozenset(values), is_guess=True, reason=reason)
     if shades:

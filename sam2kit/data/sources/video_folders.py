@@ -8,9 +8,8 @@ from pathlib import Path
 from loguru import logger
 
 from sam2kit.data.sources.base import NOTE, Remark
-from sam2kit.data.sources.dropped import DroppedFiles, archives_in
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
-    ARCHIVES,
     FRAME_ENDINGS,
     VIDEO_ENDINGS,
     Listing,
@@ -214,9 +213,6 @@ class VideoFolders:
             return f"it holds the data sets {', '.join(sorted(set(inner)))}: give one of them"
         if films := list_folder(self.root, VIDEO_ENDINGS).files:
             return f"it holds video files such as {min(films)}: set dataset.type=files"
-        if archives := archives_in(list_folder(folder, ()).others):
-            command = next(c for e, c in ARCHIVES.items() if archives[0].lower().endswith(e))
-            return f"it holds archives; unpack them with: {command} {archives[0]}"
         return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
 
 
