@@ -22,6 +22,7 @@ SIZE_NAMES = {
 }
 RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
+MASK_VALUES = ("auto", "ids", "all_ids", "binary", "threshold", "colours")
 DATASET_TYPES = (
     *("auto", "video", "coco", "sav", "files", "images"),
     *("tiff", "ctc", "nifti", "dicom", "npz"),
@@ -73,6 +74,8 @@ SOURCE_KEYS = (
     "type",
     "data_path",
     "masks_path",
+    "mask_values",
+    "mask_colours",
     "annotation_file",
     "identity",
     "split",
@@ -116,6 +119,20 @@ class DatasetConfig:
         None,
         "location of the masks if they are not stored beside their frames: a directory with one "
         "subdirectory per video, or a COCO JSON file for type=files",
+        PATH,
+    )
+    mask_values: str = option(
+        "auto",
+        "meaning of the pixel values of mask files: ids (object numbers, 255 is void), all_ids "
+        "(255 is an object too), binary (one object: all values but 0), threshold (one object: "
+        "values from 128 on; also reads JPEG), colours (each colour is an object) or auto "
+        "(decided from the values of many masks, and logged)",
+        choices=MASK_VALUES,
+    )
+    mask_colours: str | None = option(
+        None,
+        "colour table of masks in colours: voc, cityscapes, a JSON file with entries such as "
+        '"cell": [255, 0, 0], or a labelmap.txt of CVAT; null: none',
         PATH,
     )
     annotation_file: str | None = option(

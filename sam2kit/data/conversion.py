@@ -30,12 +30,12 @@ from sam2kit.data.label_writers import (
     write_tiff_labels,
 )
 from sam2kit.data.parallel import each_video
+from sam2kit.data.pictures import image_size
 from sam2kit.data.problems import frame_label
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.data.sources.listing import FRAME_ENDINGS, natural_key
-from sam2kit.data.sources.mask_files import VOID
+from sam2kit.data.sources.mask_values import VOID
 from sam2kit.data.writers import (
     COCO_CATEGORIES,
     coco_annotation,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.listing import list_folder
-from sam2kit.data.sources.mask_files import object_names, read_id_mask, values_in
+from sam2kit.data.sources.listing import find_entry, list_folder
+from sam2kit.data.sources.mask_files import object_names
+from sam2kit.data.sources.mask_values import MaskDecision, values_in
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
     CONVENTIONS,
@@ -70,6 +72,11 @@ def score_predictions(
     if convention is None:
         convention = CONVENTIONS["davis2017" if max(object_counts) > 1 else "davis2016"]
     results = [ResultMasks(folders[name]) for name in source.names]
+    # The files are those of one tracker, so their values have one meaning.
+    sample = [path for result in results for path in result.files]
+    decision = MaskDecision(sample, where=folder)
+    for result in results:
+        result.decision = decision
     frames = [{t: source.frame_name(i, t) for t in visibility[i][1]} for i in range(len(source))]
     missing_files = [
         result.folder / f"{name}.png"
@@ -133,7 +140,8 @@ def result_folder(folder: Path, video: str) -> Path | None:
     name: ``cam1/clip`` becomes ``cam1_clip-`` and a checksum.
     """
     names = dict.fromkeys([video, file_name(video)])
-    candidates = [base / name for base in (folder, folder / "masks") for name in names]
+    bases = (folder, folder / "masks")
+    candidates = [find_entry(base, name) for base in bases for name in names]
     return next((path for path in candidates if path.is_dir()), None)
 
 
@@ -144,6 +152,10 @@ class ResultMasks:
         folder: with PNG files directly in it, a pixel's value is the number of its object, 0 is
             background, and ``objects.json`` may map numbers to ids. Otherwise each folder in it has
             the name of an object (``002`` is object 2), whose pixels are not zero in its files.
+
+    Attributes:
+        files: files that hold object numbers.
+        decision: what their values mean. By default it is decided from the files of the video.
 
     Raises:
         DataError: two folders belong to one object, or ``objects.json`` cannot be read.
@@ -161,11 +173,13 @@ class ResultMasks:
                     f"{folder}: two folders belong to object {object_id}", hint="keep one of them"
                 )
             self._objects[object_id] = folder / name
+        self.files = [folder / name for name in sorted(listing.files)]
+        self.decision = MaskDecision(self.files, where=folder)
 
     def has(self, frame: str) -> bool:
         """Return whether there is a mask of any object on the frame of this name."""
         folders = self._objects.values() or [self.folder]
-        return any((folder / f"{frame}.png").is_file() for folder in folders)
+        return any(find_entry(folder, f"{frame}.png").is_file() for folder in folders)
 
     def read(self, frame: str, size: tuple[int, ...]) -> dict[ObjectId, np.ndarray]:
         """Read the masks on one frame; an object without a file is absent.
@@ -182,22 +196,25 @@ class ResultMasks:
         """
         name = f"{frame}.png"
         if not self._objects:
-            ids = _read_ids(self.folder / name, size)
-            return {self._names.get(n, n): ids == n for n in values_in(ids) if n}
-        return {
-            object_id: _read_ids(folder / name, size) > 0
-            for object_id, folder in self._objects.items()
-            if (folder / name).is_file()
-        }
+            path = find_entry(self.folder, name)
+            ids, colours = self.decision.values.read(path)
+            _check_size(path, ids.shape, size)
+            names = {**colours, **self._names}
+            return {names.get(n, n): ids == n for n in values_in(ids) if n}
+        masks: dict[ObjectId, np.ndarray] = {}
+        for object_id, folder in self._objects.items():
+            path = find_entry(folder, name)
+            if path.is_file():
+                pixels = read_labels(path).pixels
+                _check_size(path, pixels.shape, size)
+                masks[object_id] = pixels > 0
+        return masks
 
 
-def _read_ids(path: Path, size: tuple[int, ...]) -> np.ndarray:
-    """Read the object numbers in a file, and check its size."""
-    ids = read_id_mask(path)
-    if ids.shape != size:
+def _check_size(path: Path, shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+    if shape != size:
         raise DataError(
-            f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, but its frame has "
+            f"{path} has {shape[0]} rows and {shape[1]} columns, but its frame has "
             f"{size[0]} and {size[1]}",
             hint="write masks at the size of the frames",
         )
-    return ids

@@ -74,7 +74,7 @@ def unpack_hint(path: str | Path) -> str | None:
     """Return a hint with the command that unpacks an archive, or None for other files."""
     path = Path(path)
     name = path.name.lower()
-    folder = path.with_name(re.sub(r"(\.tar)?\.[^.]+$", "", path.name, flags=re.IGNORECASE))
+    folder = path.parent / re.sub(r"(\.tar)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
     source, target = shlex.quote(str(path)), shlex.quote(str(folder))
     if name.endswith(".zip"):
         return f"unpack it: unzip {source} -d {target}"

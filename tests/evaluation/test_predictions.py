@@ -15,7 +15,7 @@ from PIL import Image
 from sam2kit.data.sources.base import DerivedSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.frame_folders import VideoDataset
-from sam2kit.data.sources.mask_files import read_id_mask
+from sam2kit.data.sources.mask_values import MaskValues
 from sam2kit.data.writers import MaskWriter, coco_json, davis_palette
 from sam2kit.evaluation.metrics import iou
 from sam2kit.evaluation.predictions import score_predictions
@@ -226,11 +226,11 @@ def test_overlapping_masks_go_to_the_higher_logit(tmp_path):
     writer.add("00001", {}, SIZE)
     expected = np.where(square(0, 4), 7, np.where(square(0, 0), 3, 0))
     path = tmp_path / "v" / "00000.png"
-    np.testing.assert_array_equal(read_id_mask(path), expected)
+    np.testing.assert_array_equal(MaskValues().read(path)[0], expected)
     palette = np.array(Image.open(path).getpalette()).reshape(-1, 3)
     np.testing.assert_array_equal(palette, davis_palette()[: len(palette)])
     assert davis_palette()[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert not read_id_mask(tmp_path / "v" / "00001.png").any()
+    assert not MaskValues().read(tmp_path / "v" / "00001.png")[0].any()
     assert not (tmp_path / "v" / "objects.json").exists()
 
 
@@ -238,7 +238,7 @@ def test_objects_without_a_palette_number_are_named_in_a_file(tmp_path):
     writer = MaskWriter(tmp_path / "v", "v", ["cat", 300])
     writer.add("00000", {"cat": square(0, 0), 300: square(12, 0)}, SIZE)
     assert json.loads((tmp_path / "v" / "objects.json").read_text()) == {"1": "cat", "2": 300}
-    assert np.unique(read_id_mask(tmp_path / "v" / "00000.png")).tolist() == [0, 1, 2]
+    assert np.unique(MaskValues().read(tmp_path / "v" / "00000.png")[0]).tolist() == [0, 1, 2]
     with pytest.raises(DataError, match="300 objects"):
         MaskWriter(tmp_path / "w", "w", list(range(300)))
     MaskWriter(None, "w", list(range(300)))

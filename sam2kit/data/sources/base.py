@@ -13,6 +13,23 @@ from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
+NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Say how a data set was read, or what of it was not read; the doctor reports it.
+
+    Attributes:
+        kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
+            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored`` or ``order``.
+        where: the file or directory.
+        message: what it is, and the fix if it is not a note.
+    """
+
+    kind: str
+    where: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,11 @@ class VideoSource(ABC):
     names: list[str]
     has_masks: bool = True
     generated: bool = False
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """How the data set is read, and what of it is not read; this may read some masks."""
+        return []
 
     def __len__(self) -> int:
         return len(self.names)
@@ -239,6 +261,10 @@ class SelectedVideos(DerivedSource):
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]
         self.has_masks, self.generated = source.has_masks, source.generated
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, self.indices[i]

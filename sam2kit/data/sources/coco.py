@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
 from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
 from sam2kit.data.sources.coco_index import CocoIndex, polygons_of
-from sam2kit.data.sources.frame_folders import image_size, read_image
+from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import read_split, stem
 from sam2kit.utils.errors import DataError
 
@@ -73,6 +75,7 @@ class COCODataset(VideoSource):
         files: False does not search for image files: only masks can be read, at the size that the
             JSON file gives.
         keyframes_only: False uses interpolated masks as ground truth.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
         strict: True raises an error for annotations and images that cannot be used.
 
     Raises:
@@ -90,6 +93,7 @@ class COCODataset(VideoSource):
         identity: str = "auto",
         files: bool = True,
         keyframes_only: bool = True,
+        intensity: IntensityRule | None = None,
         strict: bool = False,
     ) -> None:
         if identity not in ("auto", "track", "category"):
@@ -100,6 +104,7 @@ class COCODataset(VideoSource):
                 hint="for components, wrap a source of identity category in "
                 "sam2kit.data.ConnectedObjects",
             )
+        self._scaler = VideoScaler(intensity or IntensityRule())
         json_files = list_files(annotation_file)
         for file in json_files:
             folder = Path(root) if root is not None else file.parent
@@ -247,7 +252,8 @@ class COCODataset(VideoSource):
         return self._path(i, t) if self._paths else None
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._path(i, t))
+        self._path(i, t)
+        return read_scaled(self, self._scaler, i, t)
 
     def annotated_frames(self, i: int) -> Iterator[int]:
         if not self.num_frames(i):

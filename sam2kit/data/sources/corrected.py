@@ -22,9 +22,15 @@ import msgspec
 import numpy as np
 from loguru import logger
 
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode_mask, encode_mask
-from sam2kit.data.sources.base import DerivedSource, ObjectId, SelectedVideos, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
+from sam2kit.data.sources.base import (
+    DerivedSource,
+    ObjectId,
+    Remark,
+    SelectedVideos,
+    VideoSource,
+)
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MAX_DATA_BYTES, parse_json, read_text
 
@@ -125,6 +131,10 @@ class CorrectedSource(DerivedSource):
     def videos(self) -> set[str]:
         """Return the names of the videos that have a corrected frame."""
         return {video for video, _ in self._lines}
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, i

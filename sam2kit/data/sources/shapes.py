@@ -7,7 +7,7 @@ A tool's module parses its files to :class:`AnnotatedVideo` entries. This module
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
 from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
 from sam2kit.data.sources.components import match_masks
-from sam2kit.data.sources.frame_folders import image_size, read_image
+from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     VIDEO_ENDINGS,
@@ -273,6 +275,8 @@ class ShapeDataset(VideoSource):
         self.names = list(by_name) if split is None else read_split(split, root, by_name)
         self._videos = [by_name[name] for name in self.names]
         identify(self._videos, identity, root)
+        # How frames of more than 8 bits are scaled; build_source sets the configured rule.
+        self.scaler = VideoScaler(IntensityRule())
         self._open: tuple[int, VideoFile] | None = None
         # Per video and frame: the ids of the shapes that are matched from frame to frame.
         self._matched: OrderedDict[int, dict[int, list[ObjectId]]] = OrderedDict()
@@ -307,6 +311,9 @@ class ShapeDataset(VideoSource):
             raise IndexError(f"frame {t} of {self.num_frames(i)}")
         return self._videos[i]
 
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        return iter(sorted(self._videos[i].annotated))
+
     def frame_name(self, i: int, t: int) -> str:
         path = self.frame_path(i, t)
         return stem(path.name) if path else f"{t:05d}"
@@ -318,7 +325,7 @@ class ShapeDataset(VideoSource):
     def read_frame(self, i: int, t: int) -> np.ndarray:
         frames = self._check(i, t).frames
         if isinstance(frames, list):
-            return read_image(frames[t])
+            return read_scaled(self, self.scaler, i, t)
         return self._video_file(i, frames).read_frame(0, t)
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
