@@ -455,7 +455,10 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Convert a data set; see :func:`sam2kit.data.conversion.convert`."""
     add_data_flags(parser, "SRC", "[SRC] DST [OVERRIDE ...]")
     parser.add_argument(
-        "--to", required=True, metavar="FORM", help="target layout: davis or coco-video"
+        "--to",
+        required=True,
+        metavar="FORM",
+        help="target layout: davis, coco-video, tiff, ctc, nifti or cvat",
     )
     arguments = parser.parse_intermixed_args(argv)
     paths, overrides = paths_and_overrides(arguments.words, "SRC", "DST")

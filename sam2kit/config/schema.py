@@ -22,17 +22,14 @@ SIZE_NAMES = {
 }
 RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
+MASK_VALUES = ("auto", "ids", "all_ids", "binary", "threshold", "colours")
 DATASET_TYPES = (
-    "auto",
-    "video",
-    "coco",
-    "sav",
-    "files",
-    "images",
-    "training_set",
-    "synthetic",
-    "mixture",
+    *("auto", "video", "coco", "sav", "files", "images"),
+    *("tiff", "ctc", "nifti", "dicom", "npz"),
+    *("cvat", "label_studio", "labelme", "yolo"),
+    *("training_set", "synthetic", "mixture"),
 )
+TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -77,11 +74,21 @@ SOURCE_KEYS = (
     "type",
     "data_path",
     "masks_path",
+    "mask_values",
+    "mask_colours",
     "annotation_file",
     "identity",
     "split",
     "time_split",
     "sav_masklets",
+    "intensity_window",
+    "intensity_percentiles",
+    "stack_axes",
+    "stack_channels",
+    "stack_z",
+    "ctc_truth",
+    "volume_axis",
+    "volume_reverse",
     "synthetic_objects",
     "synthetic_videos",
     "synthetic_motion",
@@ -97,8 +104,10 @@ class DatasetConfig:
     type: str = option(
         "auto",
         "data layout: auto (detected when the videos are opened), video (frame folders), coco "
-        "(COCO JSON), sav (SA-V), files (video files), images (still images), training_set (made "
-        "by sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
+        "(COCO JSON), sav (SA-V), files (video files), images (still images), tiff (microscopy "
+        "stacks), ctc (Cell Tracking Challenge), nifti, dicom or npz (medical volumes), cvat, "
+        "label_studio, labelme or yolo (exports of these annotation tools), training_set (made by "
+        "sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
         "sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
@@ -113,20 +122,42 @@ class DatasetConfig:
         "subdirectory per video, or a COCO JSON file for type=files",
         PATH,
     )
+    mask_values: str = option(
+        "auto",
+        "meaning of the pixel values of mask files: ids (object numbers, 255 is void), all_ids "
+        "(255 is an object too), binary (one object: all values but 0), threshold (one object: "
+        "values from 128 on; also reads JPEG), colours (each colour is an object) or auto "
+        "(decided from the values of many masks, and logged)",
+        choices=MASK_VALUES,
+    )
+    mask_colours: str | None = option(
+        None,
+        "colour table of masks in colours: voc, cityscapes, a JSON file with entries such as "
+        '"cell": [255, 0, 0], or a labelmap.txt of CVAT; null: none',
+        PATH,
+    )
     annotation_file: str | None = option(
         None,
-        "COCO JSON file (type=coco only); a glob pattern such as labels/*.json reads several",
+        "COCO JSON file (type=coco), or the exported file if it is not in data_path (type=cvat or "
+        "label_studio); a glob pattern such as labels/*.json reads several",
         PATH,
     )
     identity: str = option(
         "auto",
-        "what defines one object: track (track, instance or object IDs; type=coco only), category "
-        "(type=coco only), components (each connected component of the masks, matched from frame "
-        "to frame; any type) or auto (track if the file has IDs, otherwise category)",
+        "what defines one object: track (track, instance or object IDs), category (both only for "
+        "type=coco and annotation tools), components (each connected component of the masks, "
+        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise "
+        "category; for annotation tools see docs/data.md)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
-        True, "ignore masks of frames that a COCO JSON file marks as interpolated (not key frames)"
+        True,
+        "ignore masks of frames that an annotation file marks as interpolated (not key frames)",
+    )
+    strict: bool = option(
+        False,
+        "raise an error for annotations that cannot be used and for missing frame files, instead "
+        "of leaving them out (annotation files only)",
     )
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
@@ -144,6 +175,48 @@ class DatasetConfig:
     sav_masklets: str = option(
         "manual", "SA-V masklets to use: manual, auto or both", choices=("manual", "auto", "both")
     )
+    intensity_window: list[float] | None = option(
+        None,
+        "the two pixel values that become 0 and 255, for all videos (such as [-160, 240] for CT); "
+        "null: intensity_percentiles, or the window that a DICOM file names",
+    )
+    intensity_percentiles: list[float] = option(
+        [0.1, 99.9],
+        "percentiles of the pixel values of a whole video that become 0 and 255, for frames of "
+        "more than 8 bits",
+        ge=0,
+        le=100,
+    )
+    stack_axes: str | None = option(
+        None,
+        "axes of TIFF stacks: one letter of T, C, Z, Y, X and S (colour samples) for each axis of "
+        "the file, such as TCYX; null: the metadata of the file decide",
+    )
+    stack_channels: list[int] | None = option(
+        None,
+        "channels of TIFF stacks to use, from 0: one is shown grey, two or three as red, green and "
+        "blue; null: all of up to three",
+        ge=0,
+    )
+    stack_z: str | None = option(
+        None,
+        "what to use of the slices along Z if a TIFF stack also has time: max, mean, or the index "
+        "of a slice; null: such stacks are rejected",
+    )
+    ctc_truth: str = option(
+        "auto",
+        "masks of type=ctc: gold (01_GT/SEG), silver (01_ST/SEG), track (the markers in "
+        "01_GT/TRA) or auto (gold where a frame has it, else silver)",
+        choices=("auto", "gold", "silver", "track"),
+    )
+    volume_axis: int | None = option(
+        None,
+        "axis of the stored array along which the slices of a volume become frames: 0, 1 or 2; "
+        "null: 2 for NIfTI, 0 for NPZ",
+        ge=0,
+        le=2,
+    )
+    volume_reverse: bool = option(False, "play the slices of volumes from the last to the first")
     mixture: list[dict[str, Any]] = option(
         [],
         "sources of type=mixture: a list of entries with the keys type, data_path and so on, and "
@@ -191,7 +264,12 @@ class DatasetConfig:
         "maximum number of generated objects per video, composited onto videos without masks; 0: "
         "none, so that training on videos without masks is an error (3 for type=synthetic)",
     )
-    synthetic_videos: int = positive_count(256, "number of videos per epoch for type=synthetic")
+    synthetic_videos: int = positive_count(
+        # An epoch has one clip per video, and the name of each is kept in memory.
+        256,
+        "number of videos per epoch for type=synthetic",
+        le=1_000_000,
+    )
     synthetic_motion: float = non_negative(
         0.14, "mean displacement of a generated object per frame, as a fraction of its diameter"
     )
@@ -356,7 +434,7 @@ class ValDatasetConfig:
     max_objects: int | None = option(
         None, "maximum number of objects per clip; null means no limit"
     )
-    synthetic_videos: int = option(16, "number of videos for type=synthetic")
+    synthetic_videos: int = option(16, "number of videos for type=synthetic", le=1_000_000)
     prompt_types: list[str] = option(["mask"], "like dataset.prompt_types")
 
 

@@ -16,13 +16,16 @@ from dataclasses import MISSING, Field, fields
 from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import msgspec
 
 from sam2kit.config.schema import (
     NEGATIVE_KINDS,
     PROMPT_TYPES,
     SIZE_NAMES,
     SOURCE_KEYS,
+    TOOL_TYPES,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -43,6 +46,14 @@ LIMITS = {
     "lt": ("below", operator.lt),
 }
 WEIGHT: Field[Any] = option(1.0, "relative number of clips of a mixture's source per epoch", gt=0)
+# Values of keys that default to null and take no text.
+EXAMPLES = {
+    "intensity_window": [0, 4095],
+    "stack_channels": [0],
+    "time_split": [80, 84, 100],
+    "volume_axis": 0,
+}
+OWN_MASKS = ("coco", "sav", "ctc", "npz", "synthetic")  # types without masks_path
 PATH_KEYS = ("data_path", "masks_path", "annotation_file", "corrections", "synthetic_photos")
 
 
@@ -323,17 +334,38 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in ("auto", "coco", "mixture")
+    may_have_ids = section == "valdataset" or dataset.type in (
+        "auto",
+        "coco",
+        "mixture",
+        *TOOL_TYPES,
+    )
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
-        yield must_be("identity", expected, "only a COCO JSON file has track IDs and categories")
+        yield must_be("identity", expected, "only annotation files have track IDs and categories")
     split = dataset.time_split
     if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
         expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
         yield must_be("time_split", expected, "set it to null to split the video again")
-    if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
+    yield from _stack_problems(section, dataset)
+    if dataset.masks_path is not None and dataset.type in (*OWN_MASKS, *TOOL_TYPES):
         expected = f"null with type={dataset.type}, which has its own masks"
         yield must_be("masks_path", expected, f"set {section}.masks_path=null")
+
+
+def _stack_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
+    """Check the keys of stacks and volumes."""
+    must_be = partial(_must_be, section, dataset)
+    z, channels = dataset.stack_z, dataset.stack_channels
+    if z not in (None, "max", "mean") and not str(z).isdecimal():
+        yield must_be("stack_z", "max, mean, the index of a slice, or null", "try max")
+    if channels is not None and not 1 <= len(channels) <= 3:
+        yield must_be("stack_channels", "one to three channels, or null", "try [0]")
+    for name in ("intensity_window", "intensity_percentiles"):
+        pair = getattr(dataset, name)
+        if pair is not None and (len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf):
+            hint = "try [0, 4095]" if name == "intensity_window" else "the default is [0.1, 99.9]"
+            yield must_be(name, "two finite numbers, the smaller one first", hint)
 
 
 def _mixture_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
@@ -361,9 +393,10 @@ def _entry_problems(prefix: str, entry: dict[str, Any]) -> Iterator[ConfigError]
         if field is None:
             hint = suggest(str(name), known)
             yield ConfigError("unknown key of a source", key=key, value=value, hint=hint)
-        elif not _same_type(value, [0] if name == "time_split" and value else field.default):
-            default = field.default
-            expected = "text" if default is None else f"a value such as {default!r}"
+        elif not _has_type(name, value):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            text = default is None and _has_type(name, "text")
+            expected = "text" if text else f"a value such as {EXAMPLES.get(name, default)!r}"
             hint = default_hint(key, field)
             yield ConfigError(key=key, value=value, expected=expected, hint=hint)
         elif (name, value) == ("type", "mixture"):
@@ -373,11 +406,11 @@ def _entry_problems(prefix: str, entry: dict[str, Any]) -> Iterator[ConfigError]
             yield from _value_problems(key, value, field)
 
 
-def _same_type(value: object, default: object) -> bool:
-    """Return whether a value has the type of its default; keys that default to null take text."""
-    if isinstance(default, list):
-        return isinstance(value, list) and all(_same_type(item, default[0]) for item in value)
-    if isinstance(default, (int, float)):
-        kinds = (int,) if isinstance(default, int) else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool)
-    return isinstance(value, str) or (default is None and value is None)
+def _has_type(name: str, value: object) -> bool:
+    """Return whether a value has the type of the key of this name of a source."""
+    kind = float if name == "weight" else get_type_hints(DatasetConfig)[name]
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True

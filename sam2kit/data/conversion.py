@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -17,13 +18,24 @@ from PIL import Image
 
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
+from sam2kit.data.cvat_writer import LABELS_JSON, write_cvat
+from sam2kit.data.geometry import VolumeGeometry
+from sam2kit.data.label_writers import (
+    LabelRecorder,
+    write_ctc_labels,
+    write_image,
+    write_nifti,
+    write_nifti_labels,
+    write_stack,
+    write_tiff_labels,
+)
 from sam2kit.data.parallel import each_video
+from sam2kit.data.pictures import image_size
 from sam2kit.data.problems import frame_label
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.data.sources.listing import FRAME_ENDINGS, natural_key
-from sam2kit.data.sources.mask_files import VOID
+from sam2kit.data.sources.mask_values import VOID
 from sam2kit.data.writers import (
     COCO_CATEGORIES,
     coco_annotation,
@@ -34,14 +46,15 @@ from sam2kit.data.writers import (
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
 
-TARGETS = ("davis", "coco-video")
+TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
 COCO_FILE = "annotations.json"
+LABELS_FILE = "labels.json"  # of target cvat
 
 
 def convert(
     what: str | Path | Config | VideoSource, out: str | Path, to: str, workers: int = 0
 ) -> Path:
-    """Write the videos of any source in DAVIS layout or as COCO JSON.
+    """Write the videos of any source in another layout.
 
     * ``davis``: ``JPEGImages/VIDEO/FRAME.jpg`` and, for annotated frames, a palette PNG
       ``Annotations/VIDEO/FRAME.png``. A pixel belongs to one object, so overlapping masks and more
@@ -50,6 +63,20 @@ def convert(
     * ``coco-video``: ``annotations.json`` with ``video_id``, ``order_in_video``, ``track_id`` and
       compressed run lengths, and ``images/VIDEO/FRAME.jpg``. It holds any masks. Unannotated frames
       have ``"annotated": false``. Void pixels are lost, with a warning.
+
+    * ``tiff``: stacks ``VIDEO.tif`` with the pixel values as stored, and ``VIDEO_labels.tif``, or a
+      folder of that name if some frames are unannotated. ``VIDEO_labels.txt`` names parents.
+    * ``ctc``: the layout of the Cell Tracking Challenge, with the pixel values as stored. The masks
+      are both segmentation and markers; ``man_track.txt`` names parents. Videos are numbered from
+      01 unless their names are such numbers.
+    * ``nifti``: ``images/VIDEO.nii.gz`` and ``labels/VIDEO.nii.gz`` with the affine of the source.
+      Every frame must be annotated.
+    * ``cvat``: a task per video, ``VIDEO/annotations.xml`` ("CVAT for video 1.1") with
+      ``VIDEO/images/FRAME.jpg``, and ``labels.json``, the definition of the label that CVAT needs
+      to keep the ids. It holds any masks. Void pixels are lost, with a warning.
+
+    ``tiff``, ``ctc`` and ``nifti`` hold one object per pixel and reject overlapping masks. Only
+    ``tiff`` and ``ctc`` hold parents; they are lost in the others, with a warning.
 
     Frame files are copied byte for byte; frames from videos are written as PNG. Frames keep their
     names, unless the names contradict their order: then they are renumbered from 00000, with a
@@ -75,8 +102,10 @@ def convert(
         raise ConfigError(
             key="--to",
             value=to,
-            expected=" or ".join(TARGETS),
-            hint="davis writes frame folders with palette PNG masks, coco-video one JSON file",
+            expected=f"one of {', '.join(TARGETS)}",
+            hint="davis writes frame folders with palette PNG masks, coco-video one JSON file, "
+            "tiff stacks, ctc the layout of the Cell Tracking Challenge, nifti volumes, cvat tasks "
+            "of the annotation tool",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")
@@ -93,9 +122,11 @@ def convert(
             f"{out} cannot be written: {error}", hint="choose a folder that you can write to"
         ) from error
     try:
-        work = partial(_write_davis if to == "davis" else _write_coco, out=partial_out)
+        work = partial(WRITERS[to], out=partial_out)
         written = each_video(work, source, workers, "wrote")
-        counts = _gather(written, None if to == "davis" else partial_out / COCO_FILE)
+        counts = _gather(written, partial_out / COCO_FILE if to == "coco-video" else None)
+        if to == "cvat":
+            (partial_out / LABELS_FILE).write_text(LABELS_JSON, encoding="utf-8")
         partial_out.replace(out)
     except OSError as error:
         raise ConfigError(
@@ -108,7 +139,11 @@ def convert(
     for change in ("renumbered", "written as PNG", "without their void pixels"):
         if counts[change]:
             logger.warning("Frames {}: {}", change, counts[change])
-    return out if to == "davis" else out / COCO_FILE
+    if counts["parents"]:
+        logger.warning("Links to parents that {} cannot hold: {}", to, counts["parents"])
+    if counts["numbered videos"]:
+        logger.warning("Videos numbered from 01, in their order: {}", len(source))
+    return out / COCO_FILE if to == "coco-video" else out
 
 
 class _Written(NamedTuple):
@@ -153,6 +188,7 @@ def _gather(videos: Iterable[_Written], path: Path | None) -> Counter[str]:
 def _write_davis(source: VideoSource, i: int, out: Path) -> _Written:
     """Write frames and palette PNG of one video in DAVIS layout."""
     counts, files = _write_frames(source, i, out / "JPEGImages")
+    counts["parents"] = len(source.parents(i))
     if source.has_masks:
         folder = out / "Annotations" / source.name(i)
         folder.mkdir(parents=True)
@@ -232,6 +268,7 @@ def _write_palette(
 def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
     """Write the frames of one video, and make its COCO entries with ids from 1 on."""
     counts, files = _write_frames(source, i, out / "images")
+    counts["parents"] = len(source.parents(i))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for t, path in enumerate(files):
@@ -248,16 +285,135 @@ def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
     return _Written(counts, images, annotations)
 
 
-def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str], list[Path]]:
-    """Copy or write the frames of a video.
+def _write_cvat(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write the frames and the masks of one video as a task of CVAT."""
+    counts, files = _write_frames(source, i, out, "images")
+    counts["parents"] = len(source.parents(i))
+
+    def frames() -> Iterable[dict[ObjectId, np.ndarray] | None]:
+        for t in range(len(files)):
+            void = source.read_void(i, t)
+            counts["without their void pixels"] += void is not None and bool(void.any())
+            yield source.read_masks(i, t)
+
+    path = out / source.name(i) / "annotations.xml"
+    write_cvat(path, source.name(i), frames(), image_size(files[0]))
+    return _Written(counts, [], [])
+
+
+def _write_tiff(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write one video as a stack, and its labels beside it."""
+    name = _folder_name(source, i)
+    recorder, counts = _record(source, i)
+    shape, dtype = _stored(source, i)
+    frames = (source.raw_frame(i, t) for t in range(source.num_frames(i)))
+    write_stack(out / f"{name}.tif", frames, (len(recorder), *shape), dtype, compress=False)
+    names = [f"{t:05d}" for t in range(len(recorder))]
+    if [source.frame_name(i, t) for t in range(len(recorder))] != names:
+        counts["renumbered"] = len(recorder)
+    if source.has_masks:
+        write_tiff_labels(recorder, out / f"{name}_labels.tif", source.parents(i))
+    return _Written(counts, [], [])
+
+
+def _write_ctc(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write one video as a sequence of the Cell Tracking Challenge."""
+    recorder, counts = _record(source, i)
+    numbered = not all(re.fullmatch(r"\d{2,3}", name) for name in source.names)
+    name = f"{i + 1:02d}" if numbered else source.name(i)
+    counts["numbered videos"] = numbered
+    digits = max(3, len(str(len(recorder) - 1)))
+    _, dtype = _stored(source, i)
+    if not np.issubdtype(dtype, np.unsignedinteger):
+        raise DataError(
+            f"video {source.name(i)!r} has values of type {dtype}, but the Cell Tracking Challenge "
+            "stores 8 or 16 bits without sign",
+            hint="convert to tiff",
+        )
+    names = [f"t{t:0{digits}d}" for t in range(len(recorder))]
+    if [source.frame_name(i, t) for t in range(len(recorder))] != names:
+        counts["renumbered"] = len(recorder)
+    for t, frame in enumerate(names):
+        write_image(out / name / f"{frame}.tif", source.raw_frame(i, t))
+    if source.has_masks:
+        truth = out / f"{name}_GT"
+        marker = partial(_ctc_path, truth / "TRA" / "man_track", digits)
+        write_ctc_labels(recorder, source.parents(i), marker, truth / "TRA" / "man_track.txt")
+        (truth / "SEG").mkdir()
+        for t, annotated in enumerate(recorder.annotated):
+            if annotated:
+                shutil.copyfile(marker(t), _ctc_path(truth / "SEG" / "man_seg", digits, t))
+    return _Written(counts, [], [])
+
+
+def _ctc_path(prefix: Path, digits: int, t: int) -> Path:
+    return prefix.with_name(f"{prefix.name}{t:0{digits}d}.tif")
+
+
+def _write_nifti(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write one video as a volume, and its labels as another one."""
+    name = _folder_name(source, i)
+    recorder, counts = _record(source, i)
+    counts["parents"] = len(source.parents(i))
+    geometry = source.geometry(i)
+    if geometry is None:
+        logger.info("{}: no spacing is known; 1 mm is written", source.name(i))
+        geometry = VolumeGeometry.from_spacing((1, 1, 1))
+    frames = np.stack([source.raw_frame(i, t) for t in range(len(recorder))])
+    if frames.ndim == 4:
+        if (frames != frames[..., :1]).any():
+            raise DataError(
+                f"video {source.name(i)!r} has colours, but a volume holds one number per voxel",
+                hint="convert to tiff, davis or coco-video",
+            )
+        frames = frames[..., 0]
+    write_nifti(out / "images" / f"{name}.nii.gz", geometry.volume(frames), geometry)
+    if source.has_masks:
+        (out / "labels").mkdir(exist_ok=True)
+        write_nifti_labels(recorder, out / "labels" / f"{name}.nii.gz", geometry)
+    return _Written(counts, [], [])
+
+
+def _record(source: VideoSource, i: int) -> tuple[LabelRecorder, Counter[str]]:
+    """Record the masks of a video as label images, and count its frames."""
+    recorder = LabelRecorder(source.name(i))
+    counts: Counter[str] = Counter({"frames": source.num_frames(i)})
+    for t in range(source.num_frames(i)):
+        masks = source.read_masks(i, t)
+        size = next((m.shape for m in (masks or {}).values()), None)
+        if size is None:  # the frame is needed for its size only
+            size = source.raw_frame(i, t).shape[:2]
+        recorder.add(masks, size)
+        void = source.read_void(i, t)
+        counts["without their void pixels"] += void is not None and bool(void.any())
+    return recorder, counts
+
+
+def _stored(source: VideoSource, i: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and type of the frames of a video, as they are stored."""
+    frame = source.raw_frame(i, 0)
+    return frame.shape, frame.dtype
+
+
+def _folder_name(source: VideoSource, i: int) -> str:
+    """Return the name of a video, which must be possible as the name of a file."""
+    name = source.name(i)
+    if not name or file_name(name) != name:
+        raise DataError(f"video {name!r}: its name is no folder name", hint="rename the video")
+    return name
+
+
+def _write_frames(
+    source: VideoSource, i: int, out: Path, below: str = ""
+) -> tuple[Counter[str], list[Path]]:
+    """Copy or write the frames of a video to ``out/VIDEO/below``.
 
     Returns:
         Numbers of frames: all, renumbered, and written as PNG; and the files in order.
     """
-    video, count = source.name(i), source.num_frames(i)
-    if not video or file_name(video) != video:
-        raise DataError(f"video {video!r}: its name is no folder name", hint="rename the video")
-    (out / video).mkdir(parents=True)
+    video, count = _folder_name(source, i), source.num_frames(i)
+    folder = out / video / below
+    folder.mkdir(parents=True)
     names = [source.frame_name(i, t) for t in range(count)]
     # The reader sorts files by name, so the sorted names must give the order of the frames.
     ordered = names == sorted(set(names), key=natural_key)
@@ -269,10 +425,20 @@ def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str],
     for t, name in enumerate(names):
         path = source.frame_path(i, t)
         if path is not None and path.suffix.lower() in FRAME_ENDINGS:
-            files.append(out / video / f"{name}{path.suffix}")
+            files.append(folder / f"{name}{path.suffix}")
             shutil.copyfile(path, files[-1])
         else:
-            files.append(out / video / f"{name}.png")
+            files.append(folder / f"{name}.png")
             Image.fromarray(source.read_frame(i, t)).save(files[-1])
             counts["written as PNG"] += 1
     return counts, files
+
+
+WRITERS = {
+    "davis": _write_davis,
+    "coco-video": _write_coco,
+    "tiff": _write_tiff,
+    "ctc": _write_ctc,
+    "nifti": _write_nifti,
+    "cvat": _write_cvat,
+}

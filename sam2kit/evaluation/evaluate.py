@@ -10,6 +10,7 @@ and the scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from sam2kit.config.schema import Config
 from sam2kit.config.stored import override_allowed
 from sam2kit.data.build import build_datasets, build_validation_source
 from sam2kit.data.sources.base import VideoSource
-from sam2kit.evaluation.predictions import score_predictions
+from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
+from sam2kit.evaluation.label_results import find_label_results, score_label_results
+from sam2kit.evaluation.predictions import read_prediction, score_predictions
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
 from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScores, summary
@@ -82,6 +85,7 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
         for run in runs
         if levels and run.model is not None and not run.zero_memory
     }
+    fields: dict[str, dict[str, Any]] = {run.name: {} for run in runs}
     for i, video in enumerate(source.names):
         objects = list(first_visible_frames(source, i)[0])
         if not objects:
@@ -90,6 +94,8 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
         for run in runs:
             scores = files.scores(run, source, i, objects)
             results[run.name].videos.append(scores)
+            if field := field_scores(source, i, files.label_masks(run.name, source, i)):
+                fields[run.name][video] = field
             mean = summary([scores])["J&F"]
             text = "not measured" if mean is None else f"{mean:.3f}"
             logger.info("{} ({} of {}), {}: J&F {}", video, i + 1, len(source), run.name, text)
@@ -100,7 +106,7 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
         for name, curve in curves.items()
     }
     return Evaluation(
-        config, source, list(results.values()), output_dir, files, robustness, calibration
+        config, source, list(results.values()), output_dir, files, robustness, calibration, fields
     )
 
 
@@ -208,11 +214,14 @@ def evaluate_predictions(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score masks that any tracker wrote in DAVIS layout, and write the results.
+    """Score masks that any tracker wrote, and write the results.
 
     Args:
         folder: the masks, ``FOLDER/VIDEO/FRAME.png``; see
-            :func:`sam2kit.evaluation.predictions.score_predictions`.
+            :func:`sam2kit.evaluation.predictions.score_predictions`. Or label images in the form of
+            the data: ``FOLDER/VIDEO_labels.tif``, ``FOLDER/VIDEO_RES/mask000.tif`` or
+            ``FOLDER/VIDEO.nii.gz``; see
+            :func:`sam2kit.evaluation.label_results.score_label_results`.
         overrides, output_dir: as for :func:`evaluate_checkpoint`.
         config_file: the configuration to use. None (default): the default configuration.
 
@@ -225,17 +234,32 @@ def evaluate_predictions(
     """
     config = load_config(config_file, overrides)
     source = build_validation_source(config)
-    convention = config.evaluation.convention
-    scores = score_predictions(source, folder, CONVENTIONS[convention] if convention else None)
+    name = config.evaluation.convention
+    convention = CONVENTIONS[name] if name else None
+    if (results := find_label_results(source, Path(folder))) is not None:
+        scores, fields = score_label_results(source, results, Path(folder), convention)
+    else:
+        scores = score_predictions(source, folder, convention)
+        fields = {
+            video: field_scores(source, i, partial(read_prediction, source, i, Path(folder)))
+            for i, video in enumerate(source.names)
+        }
     output_dir = open_run_dir(output_dir, config.output_dir)
     save_config(config, output_dir / "config.yaml")
-    return _write_and_log(Evaluation(config, source, [scores], output_dir))
+    by_tracker = {scores.tracker: {video: field for video, field in fields.items() if field}}
+    return _write_and_log(Evaluation(config, source, [scores], output_dir, fields=by_tracker))
 
 
 def _write_and_log(evaluation: Evaluation) -> Evaluation:
     write_results(evaluation)
     for name, score in evaluation.scores.items():
-        logger.info("{:22} J&F {:.3f}", name, score)
+        others = field_summary(evaluation.fields.get(name, {}).values())
+        texts = [
+            f", {key.replace('_', ' ')} {others[key]:.3f}{' mm' * (key == 'HD95')}"
+            for key in FIELD_SCORES
+            if others.get(key) is not None
+        ]
+        logger.info("{:22} J&F {:.3f}{}", name, score, "".join(texts))
     logger.info("Wrote the results to {}", evaluation.output_dir)
     return evaluation
 

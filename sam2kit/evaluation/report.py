@@ -19,6 +19,7 @@ from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.writers import coco_json
+from sam2kit.evaluation.field_scores import field_summary
 from sam2kit.evaluation.pictures import Example, compare_errors, draw_videos, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time, robustness_chart
 from sam2kit.evaluation.scores import DataSetScores, VideoScores, summary
@@ -52,6 +53,7 @@ class Evaluation:
         robustness: tracker -> level of prompt noise -> mean J&F.
         calibration: the chosen thresholds and the videos that they were chosen on. None (default):
             no calibration.
+        fields: tracker -> video -> :func:`sam2kit.evaluation.field_scores.field_scores`.
 
     Raises:
         DataError: the first tracker has no scored frame.
@@ -64,6 +66,7 @@ class Evaluation:
     files: ResultFiles | None = None
     robustness: Mapping[str, Mapping[float, float | None]] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
+    fields: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.means[self.trackers[0].tracker]["J&F"] is None:
@@ -105,6 +108,11 @@ class Evaluation:
         content = score_metrics(self.trackers)
         for name, interval in self.intervals.items():
             content["trackers"][name]["J&F_interval"] = [interval["low"], interval["high"]]
+        for name, videos in self.fields.items():
+            content["trackers"][name] |= field_summary(videos.values())
+            for video, scores in videos.items():
+                entry = content["videos"][video]
+                (entry if name == content["tracker"] else entry["trackers"][name]).update(scores)
         evaluation = asdict(self.config.evaluation)
         return content | {
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
@@ -171,6 +179,7 @@ def write_report(evaluation: Evaluation) -> Path:
         convention=asdict(main.videos[0].convention),
         evaluation=asdict(config.evaluation),
         rows=score_rows(evaluation),
+        field_rows=field_rows(evaluation),
         intervals=interval_chart(
             {"": evaluation.intervals}, "J&F with 95% interval, videos resampled"
         ),
@@ -224,6 +233,15 @@ def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         | {column: means[column] for column in columns}
         | {"objects": means["scored_objects"]}
         for name, means in evaluation.means.items()
+    ]
+
+
+def field_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return one row per tracker with the scores of its field; no rows if there are none."""
+    return [
+        {"tracker": name} | scores
+        for name, videos in evaluation.fields.items()
+        if (scores := field_summary(videos.values()))
     ]
 
 

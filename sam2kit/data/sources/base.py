@@ -4,13 +4,49 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
+NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Say how a data set was read, or what of it was not read; the doctor reports it.
+
+    Attributes:
+        kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
+            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored`` or ``order``.
+        where: the file or directory.
+        message: what it is, and the fix if it is not a note.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Describe data that a source cannot use and has left out.
+
+    Attributes:
+        kind: ``frames`` or ``masks``.
+        count: how many there are.
+        where: the first of them, by file, annotation or frame.
+        message: what is wrong with the first one, and how to fix it.
+    """
+
+    kind: str
+    count: int
+    where: str
+    message: str
 
 
 class VideoSource(ABC):
@@ -31,6 +67,11 @@ class VideoSource(ABC):
     names: list[str]
     has_masks: bool = True
     generated: bool = False
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """How the data set is read, and what of it is not read; this may read some masks."""
+        return []
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,6 +125,25 @@ class VideoSource(ABC):
         """
         return None
 
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        """Read frame ``t`` of video ``i`` before it is scaled to 8 bits.
+
+        Returns:
+            ``[H,W]`` or ``[H,W,C]`` of the type in which the file stores it.
+
+        Raises:
+            IndexError, DataError: as for :meth:`read_frame`.
+        """
+        return self.read_frame(i, t)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        """Return the parent of each object of video ``i`` that came from a division."""
+        return {}
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        """Return how the frames of video ``i`` lie in a volume; None if they are no slices."""
+        return None
+
     def frame_name(self, i: int, t: int) -> str:
         """Return the name of the frame without extension, under which results are exported."""
         return f"{t:05d}"
@@ -101,6 +161,14 @@ class VideoSource(ABC):
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
+        return []
+
+    def left_out(self) -> list[LeftOut]:
+        """Return what the source left out when it was opened, one entry per kind of problem."""
+        return []
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        """Return the masks of video ``i`` that reading has left out so far, in this process."""
         return []
 
     def index_in_epoch(self, i: int, epoch: int) -> int:
@@ -143,6 +211,18 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.read_void(k, t)
 
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        source, k = self.locate(i)
+        return source.raw_frame(k, t)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        source, k = self.locate(i)
+        return source.parents(k)
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        source, k = self.locate(i)
+        return source.geometry(k)
+
     def frame_name(self, i: int, t: int) -> str:
         source, k = self.locate(i)
         return source.frame_name(k, t)
@@ -154,6 +234,14 @@ class DerivedSource(VideoSource):
     def video_path(self, i: int) -> Path | None:
         source, k = self.locate(i)
         return source.video_path(k)
+
+    def left_out(self) -> list[LeftOut]:
+        sources = {id(source): source for i in range(len(self)) for source in [self.locate(i)[0]]}
+        return [entry for source in sources.values() for entry in source.left_out()]
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        source, k = self.locate(i)
+        return source.left_out_masks(k)
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)
@@ -184,6 +272,10 @@ class SelectedVideos(DerivedSource):
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]
         self.has_masks, self.generated = source.has_masks, source.generated
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, self.indices[i]
@@ -237,6 +329,14 @@ class FrameRange(DerivedSource):
 
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         return self.source.read_void(i, self._frame(t))
+
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        return self.source.raw_frame(i, self._frame(t))
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        geometry = self.source.geometry(i)
+        count = self.source.num_frames(i)
+        return geometry and geometry.part(self.start, self.stop, count)
 
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(i, self._frame(t))

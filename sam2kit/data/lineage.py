@@ -1,0 +1,63 @@
+"""Read and write the tracks of the Cell Tracking Challenge, which name the parents of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.files import write_text
+from sam2kit.utils.text import visible_text
+
+
+class Track(NamedTuple):
+    """One line of ``man_track.txt`` or ``res_track.txt``.
+
+    Attributes:
+        begin, end: first and last frame.
+        parent: label of the parent; 0 if there is none.
+    """
+
+    begin: int
+    end: int
+    parent: int
+
+
+def read_tracks(path: Path) -> dict[int, Track]:
+    """Read a file with one track per line: label, first frame, last frame, label of the parent.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not four numbers.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="export it again") from error
+    tracks: dict[int, Track] = {}
+    for number, line in enumerate(lines, 1):
+        if not (words := line.split()):
+            continue
+        try:
+            label, begin, end, parent = map(int, words)
+            if label < 1 or parent < 0 or not 0 <= begin <= end or label in tracks:
+                raise ValueError
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}: {visible_text(line[:80])!r} is no track",
+                hint="a line has four numbers, label, first frame, last frame and label of the "
+                "parent or 0, and each label has one line",
+            ) from error
+        tracks[label] = Track(begin, end, parent)
+    for label, track in tracks.items():
+        if track.parent and track.parent not in tracks:
+            raise DataError(
+                f"{path}: the parent {track.parent} of track {label} is not in the file",
+                hint="add its line, or write 0 as the parent",
+            )
+    return tracks
+
+
+def write_tracks(path: Path, tracks: Mapping[int, Track]) -> None:
+    """Write tracks in the format that :func:`read_tracks` reads."""
+    write_text(path, "".join(f"{n} {t.begin} {t.end} {t.parent}\n" for n, t in tracks.items()))

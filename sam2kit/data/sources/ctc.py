@@ -1,0 +1,297 @@
+"""Read the layout of the Cell Tracking Challenge: frames, segmentations and tracking markers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from loguru import logger
+
+from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
+from sam2kit.data.lineage import Track, read_tracks
+from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.listing import list_folder, read_split, sort_files
+from sam2kit.data.sources.mask_files import read_object_names
+from sam2kit.data.sources.stacks import StackSource, integer_labels, labels_in, overlapping
+from sam2kit.data.sources.tiff import DEFAULT_OPTIONS, TIFF_ENDINGS, StackOptions, TiffSequence
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import visible_text
+
+LAYOUT = (
+    "01/t000.tif with 01_GT/SEG/man_seg000.tif, 01_GT/TRA/man_track000.tif and "
+    "01_GT/TRA/man_track.txt"
+)
+OBJECTS = "objects.json"
+
+
+class _Sequence(NamedTuple):
+    """The files of one sequence; a folder of labels without files is None."""
+
+    names: list[str]
+    frames: TiffSequence
+    gold: TiffSequence | None
+    silver: TiffSequence | None
+    markers: TiffSequence | None
+    tracks: dict[int, Track]
+    ids: dict[int, ObjectId]  # ids of labels that are not the labels themselves
+
+
+class CTCDataset(StackSource):
+    """Read 2D data sets of the Cell Tracking Challenge (Maška et al., Nature Methods, 2023).
+
+    ``ROOT/01/t000.tif`` are the frames of sequence ``01``. Masks come from segmentations and
+    identities from tracking:
+
+    * ``01_GT/SEG/man_seg000.tif`` (gold truth) has exact masks on some frames, whose labels have no
+      meaning. A mask belongs to the track whose marker in ``01_GT/TRA/man_track000.tif`` it covers
+      by more than half, the rule of the challenge. If it covers several markers, the largest
+      overlap decides. A mask without a marker has no identity and is left out;
+    * a frame on which a marker has no mask is unannotated, because its other cells are not absent;
+    * ``01_ST/SEG/man_seg000.tif`` (silver truth) is used on frames without usable gold truth;
+    * frames with neither are unannotated.
+
+    The log counts what is left out, when a frame is read. ``man_track.txt`` names the parents:
+    daughters are new objects (:meth:`parents`).
+
+    Args:
+        root: the data set.
+        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
+        rule: how frames of more than 8 bits are scaled.
+        options: how the axes of a frame are read.
+        truth: ``gold``, ``silver``, ``track`` (the markers themselves are the masks) or ``auto``
+            (default): gold, else silver.
+
+    Raises:
+        DataError: no sequences, a missing or damaged file, markers without a line in
+            ``man_track.txt``, or masks of another size.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        rule: IntensityRule = DEFAULT_RULE,
+        options: StackOptions = DEFAULT_OPTIONS,
+        truth: str = "auto",
+    ) -> None:
+        super().__init__(rule)
+        self.root, self.truth = Path(root), truth
+        names = find_sequences(self.root)
+        if not names:
+            raise DataError(f"{root} holds no sequences", hint=f"expected {LAYOUT}")
+        self.names = names if split is None else read_split(split, self.root, names)
+        self._sequences = [self._open_sequence(name, options) for name in self.names]
+        self.has_masks = any(self._truths(s) for s in self._sequences)
+        only_markers = [s for s in self._sequences if s.markers and not self._truths(s)]
+        if only_markers and not self.has_masks:
+            raise DataError(
+                f"{root} has tracking markers, but no segmentations",
+                key="dataset.ctc_truth",
+                value=truth,
+                expected="track, to use the markers as masks",
+                hint="or add 01_GT/SEG or 01_ST/SEG",
+            )
+        self._left_out: Counter[str] = Counter()
+
+    def _open_sequence(self, name: str, options: StackOptions) -> _Sequence:
+        folder = self.root / name
+        files = sort_files(list_folder(folder, TIFF_ENDINGS).files, folder)
+        if not files:
+            raise DataError(f"{folder} holds no TIFF frames", hint=f"expected {LAYOUT}")
+        paths = [folder / file for file in files]
+        frames = TiffSequence(paths, options)
+        numbers = {_number(path): t for t, path in enumerate(paths)}
+        gold, silver, markers = (
+            _open_labels(self.root / f"{name}_{kind}", numbers, frames.size)
+            for kind in ("GT/SEG", "ST/SEG", "GT/TRA")
+        )
+        tracking = self.root / f"{name}_GT" / "TRA"
+        tracks = {}
+        if markers is not None:
+            tracks = read_tracks(tracking / "man_track.txt")
+        ids = read_object_names(tracking / OBJECTS)
+        return _Sequence([p.stem for p in paths], frames, gold, silver, markers, tracks, ids)
+
+    def _truths(self, sequence: _Sequence) -> list[str]:
+        """Return the kinds of masks to use for a sequence, the preferred one first."""
+        kinds = ("gold", "silver") if self.truth == "auto" else (self.truth,)
+        usable = {
+            # Without markers the masks of different frames cannot be connected.
+            "gold": sequence.gold is not None and sequence.markers is not None,
+            "silver": sequence.silver is not None,
+            "track": sequence.markers is not None,
+        }
+        return [kind for kind in kinds if usable[kind]]
+
+    def num_frames(self, i: int) -> int:
+        return self._sequences[i].frames.num_frames
+
+    def frame_size(self, i: int) -> tuple[int, int]:
+        return self._sequences[i].frames.size
+
+    def frame_name(self, i: int, t: int) -> str:
+        return self._sequences[i].names[t]
+
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        self.check_index(i, t)
+        return self._sequences[i].frames.read(t)
+
+    def object_names(self, i: int) -> Mapping[int, ObjectId]:
+        return self._sequences[i].ids
+
+    def tracks(self, i: int) -> dict[int, Track]:
+        """Return the tracks of sequence ``i`` by label, as ``man_track.txt`` lists them."""
+        return dict(self._sequences[i].tracks)
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        sequence = self._sequences[i]
+        named = ((n, track.parent) for n, track in sequence.tracks.items() if track.parent)
+        links = ((sequence.ids.get(n, n), sequence.ids.get(p, p)) for n, p in named)
+        # The parts of an object that was out of view are tracks of their own with the same id.
+        return {child: parent for child, parent in links if child != parent}
+
+    def markers(self, i: int, t: int) -> np.ndarray | None:
+        """Read the tracking markers of frame ``t``: ``[H,W]``; None if there are none."""
+        return _read(self._sequences[i].markers, t, f"{self.name(i)}, frame {t}")
+
+    def segmentation(self, i: int, t: int) -> np.ndarray | None:
+        """Read the segmentation of frame ``t`` with its own labels: gold, or else silver.
+
+        Returns:
+            ``[H,W]``; None if the frame has none. Silver truth counts only if a sequence has no
+            gold truth at all.
+        """
+        sequence = self._sequences[i]
+        return _read(sequence.gold or sequence.silver, t, f"{self.name(i)}, frame {t}")
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        sequence, kinds = self._sequences[i], self._truths(self._sequences[i])
+        images = {"silver": sequence.silver, "track": sequence.markers}
+        if any((labels := images.get(kind)) is not None and labels.has(t) for kind in kinds):
+            return True
+        # Whether gold truth covers all tracks is known when it is read.
+        gold = sequence.gold
+        return "gold" in kinds and gold is not None and gold.has(t) and super().is_annotated(i, t)
+
+    def read_labels(self, i: int, t: int) -> np.ndarray | None:
+        sequence, where = self._sequences[i], f"{self.name(i)}, frame {t}"
+        for kind in self._truths(sequence):
+            if kind == "gold":
+                labels = self._gold(i, t)
+            else:
+                labels = _read(sequence.silver if kind == "silver" else sequence.markers, t, where)
+            if labels is not None:
+                return labels
+        return None
+
+    def _gold(self, i: int, t: int) -> np.ndarray | None:
+        """Return the gold masks with the labels of their tracks; None if not all have one."""
+        sequence, where = self._sequences[i], f"{self.name(i)}, frame {t}"
+        masks, markers = _read(sequence.gold, t, where), _read(sequence.markers, t, where)
+        if masks is None or markers is None:
+            return None
+        labels, unknown, uncovered = labels_of_tracks(masks, markers)
+        if missing := sorted(set(labels_in(labels)) - set(sequence.tracks)):
+            raise DataError(
+                f"video {visible_text(where)}: marker {missing[0]} has no line in man_track.txt",
+                hint="add the track to the file",
+            )
+        self._report(where, "segmented cells have no tracking marker and are left out", unknown)
+        text = "tracked cells have no segmentation; the frame is not used as gold truth"
+        self._report(where, text, uncovered)
+        return None if uncovered else labels
+
+    def _report(self, where: str, text: str, labels: list[int]) -> None:
+        """Log what is left out: the first frame of a kind at once, later ones for debugging."""
+        if labels:
+            self._left_out[text] += 1
+            level = "INFO" if self._left_out[text] == 1 and parent_process() is None else "DEBUG"
+            logger.log(level, "{}: {} {}, such as {}", where, len(labels), text, labels[0])
+
+
+def find_sequences(root: Path) -> list[str]:
+    """Return the names of the sequences: folders of two or three digits, in order."""
+    folders = list_folder(root, TIFF_ENDINGS).folders
+    return sorted(name for name in folders if re.fullmatch(r"\d{2,3}", name))
+
+
+def labels_of_tracks(
+    masks: np.ndarray, markers: np.ndarray
+) -> tuple[np.ndarray, list[int], list[int]]:
+    """Give the masks of a segmentation the labels of the tracking markers that they cover.
+
+    Args:
+        masks: ``[H,W]`` with any labels, 0 on the background.
+        markers: ``[H,W]`` labels of the tracks.
+
+    Returns:
+        ``[H,W]`` masks with the labels of their tracks; labels of masks that cover no marker, which
+        are 0 in the result; labels of markers that no mask covers.
+    """
+    overlaps = overlapping(masks, markers)
+    areas: Counter[int] = Counter()
+    for _, marker, count in overlaps:
+        areas[marker] += count
+    best: dict[int, tuple[int, int]] = {}  # mask -> overlap and marker
+    for mask, marker, count in overlaps:
+        if mask and marker and 2 * count > areas[marker]:
+            best[mask] = max(best.get(mask, (0, 0)), (count, marker))
+    labels = np.zeros_like(markers)
+    for mask, (_, marker) in best.items():
+        labels[masks == mask] = marker
+    unknown = sorted({mask for mask, _, _ in overlaps if mask} - set(best))
+    # A marker whose mask has the label of another marker is not shown, but not absent either.
+    shown = {marker for _, marker in best.values()}
+    return labels, unknown, sorted({marker for marker in areas if marker} - shown)
+
+
+def _read(labels: TiffSequence | None, t: int, where: str) -> np.ndarray | None:
+    return integer_labels(labels.read(t), where) if labels is not None and labels.has(t) else None
+
+
+def _open_labels(
+    folder: Path, frames: Mapping[int, int], size: tuple[int, int]
+) -> TiffSequence | None:
+    """Open the label images of a sequence; None if there are none.
+
+    Args:
+        folder: directory of the images.
+        frames: index of each frame by its number.
+        size: rows and columns of the frames.
+    """
+    files = list_folder(folder, TIFF_ENDINGS).files if folder.is_dir() else []
+    if not files:
+        return None
+    slots: list[Path | None] = [None] * len(frames)
+    for path in (folder / name for name in sorted(files)):
+        if re.search(r"_\d+_\d+$", path.stem):
+            raise DataError(
+                f"{path} segments one slice of a 3D frame, and 3D data sets are not supported",
+                hint="project frames and masks to 2D first",
+            )
+        t = frames.get(_number(path))
+        if t is None or slots[t] is not None:
+            problem = "belongs to no frame" if t is None else f"and {slots[t]} are of one frame"
+            raise DataError(f"{path} {problem}", hint="number masks like their frames")
+        slots[t] = path
+    sequence = TiffSequence(slots)
+    if sequence.size != size:
+        raise DataError(
+            f"{folder}: its images have {sequence.size[0]} rows and {sequence.size[1]} columns, "
+            f"but the frames have {size[0]} and {size[1]}",
+            hint="export masks at the size of their frames",
+        )
+    return sequence
+
+
+def _number(path: Path) -> int:
+    """Return the frame number at the end of a file name."""
+    match = re.search(r"(\d{1,18})$", path.stem)
+    if match is None:
+        raise DataError(f"{path} has no frame number", hint="name frames t000.tif, t001.tif, ...")
+    return int(match[1])

@@ -1,0 +1,720 @@
+"""Read TIFF stacks of microscopy, with labels in stacks or folders beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from loguru import logger
+from PIL import Image
+
+from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
+from sam2kit.data.lineage import read_tracks
+from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.listing import (
+    Listing,
+    list_folder,
+    log_ignored,
+    natural_key,
+    read_split,
+    sort_files,
+    stem,
+)
+from sam2kit.data.sources.mask_files import read_object_names
+from sam2kit.data.sources.stacks import (
+    MAX_FRAME_BYTES,
+    StackSource,
+    check_size,
+    is_label_folder,
+    label_base,
+)
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import visible_text
+
+TIFF_ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
+AXES = "TCZYXS"
+LAYOUTS = (
+    "VIDEO.tif with VIDEO_labels.tif or labels/VIDEO.tif, or VIDEO/00000.tif with "
+    "VIDEO/labels/00000.tif or VIDEO_labels/00000.tif"
+)
+IMAGE_FOLDERS = ("images", "imagestr", "stacks", "raw", "frames")
+# What tifffile raises for damaged files.
+TIFF_ERRORS = (OSError, ValueError, LookupError, TypeError, struct.error, RuntimeError)
+
+
+class StackOptions(NamedTuple):
+    """How the axes of a stack are read.
+
+    Attributes:
+        axes: letters of the axes, any of T, C, Z, Y, X and S (colour samples), in the order of the
+            file. None (default): the metadata decide.
+        channels: up to 3 channels that become red, green and blue; a single one becomes grey. None
+            (default): all of up to 3 channels.
+        z: how the Z axis of a stack with time is reduced: ``max``, ``mean`` or the index of a
+            slice. None (default): such stacks are rejected.
+    """
+
+    axes: str | None = None
+    channels: tuple[int, ...] | None = None
+    z: str | None = None
+
+
+DEFAULT_OPTIONS = StackOptions()
+
+
+class TiffStack:
+    """Read the frames of one TIFF file, page by page.
+
+    Opening reads the headers of the pages. The file stays open after the first frame is read, once
+    per process.
+
+    Args:
+        path: the file.
+        options: how its axes are read.
+        num_frames: number of frames that the file is expected to have, which decides about an axis
+            without a name. None (default): not known.
+
+    Attributes:
+        num_frames: number of frames.
+        size: rows and columns.
+        axes: letters of the axes.
+        shape: their lengths.
+
+    Raises:
+        DataError: the file is damaged, too large, or has axes that are not clear.
+    """
+
+    def __init__(
+        self, path: Path, options: StackOptions = DEFAULT_OPTIONS, num_frames: int | None = None
+    ) -> None:
+        self.path, self._options = path, options
+        self._open: tuple[int, Any, Any] | None = None  # process, file, memory map
+        try:
+            tiff = _open_tiff(path)
+            with tiff:
+                series = tiff.series
+                if len(series) != 1:
+                    sizes = sorted({s.shape for s in series})
+                    raise DataError(
+                        f"{path} holds {len(series)} images of different shapes, such as "
+                        f"{sizes[:2]}",
+                        hint="save the stack in a file of its own",
+                    )
+                stored, self.shape = series[0].axes.upper(), tuple(map(int, series[0].shape))
+                self.dtype = np.dtype(series[0].dtype)
+                # Axes of the file that a page does not have.
+                self._leading = len(self.shape) - len(series[0].keyframe.shape)
+                self._is_mapped = series[0].dataoffset is not None
+                self._num_pages = len(series[0])
+        except TIFF_ERRORS as error:
+            raise _unreadable(path, error) from error
+        self.axes = _resolve_axes(path, stored, self.shape, options.axes, num_frames)
+        lengths = dict(zip(self.axes, self.shape, strict=True))
+        self.num_frames = lengths.get("T", 1)
+        self.size = lengths["Y"], lengths["X"]
+        self._lengths = lengths
+        page = self.shape[self._leading :]
+        itemsize = self.dtype.itemsize
+        one_frame = [n for axis, n in lengths.items() if axis != "T"]
+        check_size(path, one_frame if self._is_mapped else page, itemsize, MAX_FRAME_BYTES)
+        self._check_options(lengths)
+
+    def _check_options(self, lengths: dict[str, int]) -> None:
+        z, channels = self._options.z, self._options.channels
+        if lengths.get("Z", 1) > 1:
+            index = int(z) if z is not None and z.isdecimal() else None
+            if z is None or (index is not None and index >= lengths["Z"]):
+                raise DataError(
+                    f"{self.path} has {lengths['T']} frames of {lengths['Z']} slices",
+                    key="dataset.stack_z",
+                    value=z,
+                    expected=f"max, mean, or the index of a slice from 0 to {lengths['Z'] - 1}",
+                    hint="a video has one slice per frame; dataset.stack_z=max projects them",
+                )
+        count = lengths.get("C", 1)
+        if (channels is None and count > 3) or max(channels or (0,)) >= count:
+            raise DataError(
+                f"{self.path} has {count} channels",
+                key="dataset.stack_channels",
+                value=None if channels is None else list(channels),
+                expected=f"up to 3 indices from 0 to {count - 1}",
+                hint="one channel is shown grey, several are red, green and blue: "
+                "dataset.stack_channels=[0]",
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+    def close(self) -> None:
+        """Close the file; the next frame opens it again."""
+        if self._open is not None and self._open[0] == os.getpid():
+            self._open[1].close()
+        self._open = None
+
+    def read(self, t: int) -> np.ndarray:
+        """Read frame ``t`` as stored.
+
+        Returns:
+            ``[H,W]``, or ``[H,W,C]`` with up to 3 channels.
+
+        Raises:
+            DataError: the frame cannot be decoded.
+        """
+        try:
+            return self._arrange(self._select(t))
+        except TIFF_ERRORS as error:
+            self.close()
+            raise _unreadable(self.path, error, f", frame {t}") from error
+
+    def _select(self, t: int) -> np.ndarray:
+        """Return the pixels of frame ``t`` with the axes of the file, where T has length 1."""
+        _, tiff, mapped = self._file()
+        wanted: list[Any] = [slice(None)] * len(self.shape)
+        choices = {"T": [t] if "T" in self._lengths else None, "C": self._options.channels}
+        if "Z" in self._lengths and self._options.z and self._options.z.isdecimal():
+            choices["Z"] = [int(self._options.z)]
+        for axis, indices in choices.items():
+            if indices is not None and axis in self.axes:
+                wanted[self.axes.index(axis)] = list(indices)
+        leading, inner = wanted[: self._leading], wanted[self._leading :]
+        if mapped is not None:
+            pixels = mapped
+            leading, inner = wanted, []
+        else:
+            counts = self.shape[: self._leading]
+            numbers = np.arange(int(np.prod(counts, dtype=int))).reshape(counts)
+            for k, index in enumerate(leading):
+                numbers = numbers[(slice(None),) * k + (index,)]
+            pages = [_decode_page(self.path, tiff.series[0][n]) for n in numbers.reshape(-1)]
+            pixels = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
+            leading = [slice(None)] * self._leading
+        for k, index in enumerate([*leading, *inner]):
+            if not isinstance(index, slice):
+                pixels = pixels[(slice(None),) * k + (index,)]
+        return np.array(pixels)
+
+    def _arrange(self, pixels: np.ndarray) -> np.ndarray:
+        """Reduce the axes of the file to rows, columns and channels."""
+        axes = self.axes
+        if "T" in axes:
+            pixels, axes = pixels.squeeze(axes.index("T")), axes.replace("T", "")
+        if "Z" in axes:
+            z = axes.index("Z")
+            reduce = np.mean if self._options.z == "mean" else np.max
+            reduced = reduce(pixels, axis=z)
+            pixels, axes = reduced.astype(pixels.dtype), axes.replace("Z", "")
+        if "S" in axes and "C" in axes:
+            raise DataError(
+                f"{self.path} has both channels and colours", hint="save it with one of them"
+            )
+        channel = next((axes.index(axis) for axis in "CS" if axis in axes), None)
+        if channel is not None:
+            pixels = np.moveaxis(pixels, channel, -1)
+            axes = axes[:channel] + axes[channel + 1 :]
+            # Of colours with transparency the colours; channels have been chosen.
+            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
+        return np.swapaxes(pixels, 0, 1) if axes == "XY" else pixels
+
+    def _file(self) -> tuple[int, Any, Any]:
+        # A forked process shares the file position of its parent, so it must open the file itself.
+        if self._open is None or self._open[0] != os.getpid():
+            tiff = _open_tiff(self.path)
+            mapped = tiff.series[0].asarray(out="memmap") if self._is_mapped else None
+            self._open = os.getpid(), tiff, mapped
+        return self._open
+
+
+def _open_tiff(path: Path) -> Any:
+    import tifffile  # imported here: most data sets have no TIFF stack
+
+    return tifffile.TiffFile(path)
+
+
+def _decode_page(path: Path, page: Any) -> np.ndarray:
+    """Decode one page, with Pillow where tifffile would need further packages, such as for LZW."""
+    if page is None:
+        raise ValueError("a page is missing")
+    try:
+        return page.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        with Image.open(path) as image:
+            image.seek(page.index)
+            pixels = np.array(image)
+        if pixels.shape != tuple(page.shape):
+            raise
+        return pixels.astype(page.dtype)
+
+
+def _unreadable(path: Path, error: Exception, where: str = "") -> DataError:
+    if isinstance(error, DataError):
+        return error
+    text = str(error) or type(error).__name__
+    hint = "replace the file"
+    if "imagecodecs" in text:
+        hint = "install its decoder: pip install imagecodecs"
+    return DataError(f"{path}{where} cannot be read as TIFF: {visible_text(text)}", hint=hint)
+
+
+def _resolve_axes(
+    path: Path,
+    stored: str,
+    shape: tuple[int, ...],
+    axes: str | None,
+    num_frames: int | None,
+) -> str:
+    """Return the letters of the axes, each of which is one of T, C, Z, Y, X and S.
+
+    Args:
+        path: the file, for logs and errors.
+        stored: letters that tifffile read from the metadata; Q and I are unknown.
+        shape: lengths of the axes.
+        axes: letters that the user set. None: use ``stored``.
+        num_frames: expected number of frames. None: not known.
+    """
+    if axes is not None:
+        axes = axes.upper()
+        if len(axes) != len(shape):
+            # The file leaves out axes of length 1, such as the C of TCYX.
+            raise _unclear(path, shape, stored, axes)
+        if set(axes) - set(AXES) or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
+            raise _unclear(path, shape, stored, axes)
+    else:
+        axes = stored
+        unknown = [k for k, axis in enumerate(axes) if axis not in AXES]
+        if len(unknown) > 1 or (unknown and "T" in axes):
+            raise _unclear(path, shape, stored, None)
+        if unknown:
+            length = shape[unknown[0]]
+            # 2 to 4 pages without metadata may be channels or colours as well as frames.
+            if 2 <= length <= 4 and length != num_frames:
+                raise _unclear(path, shape, stored, None)
+            axes = axes[: unknown[0]] + "T" + axes[unknown[0] + 1 :]
+            if num_frames is None and length > 1:
+                logger.info("{}: {} pages without metadata, read as frames", path, length)
+    if "T" not in axes and "Z" in axes:
+        axes = axes.replace("Z", "T")
+        if num_frames is None:
+            logger.info(
+                "{}: no time axis, {} slices along Z are read as frames",
+                path,
+                shape[axes.index("T")],
+            )
+    if len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
+        raise _unclear(path, shape, stored, None)
+    return axes
+
+
+def _unclear(path: Path, shape: tuple[int, ...], stored: str, axes: str | None) -> DataError:
+    letters = {2: "YX", 3: "TYX", 4: "TCYX", 5: "TZCYX"}.get(len(shape), "TYX")
+    other = ", or CYX for channels" if len(shape) == 3 else ""
+    return DataError(
+        f"{path} has the shape {shape}, and its metadata name the axes "
+        f"{stored.replace('Q', '?').replace('I', '?')}",
+        key="dataset.stack_axes",
+        value=axes,
+        expected=f"one letter of T, C, Z, Y, X, S for each of its {len(shape)} axes",
+        hint=f"for example {letters}{other}",
+    )
+
+
+class TiffSequence:
+    """Read TIFF files of one frame each as one stack.
+
+    Args:
+        files: the files in order. None is a frame without a file.
+        options: how the axes of each file are read.
+
+    Attributes:
+        num_frames, size: as for :class:`TiffStack`.
+
+    Raises:
+        DataError: the first file is damaged, or has several frames.
+    """
+
+    def __init__(
+        self, files: Sequence[Path | None], options: StackOptions = DEFAULT_OPTIONS
+    ) -> None:
+        self._files, self._options = list(files), options
+        self.num_frames = len(files)
+        self.size = self._stack(next(t for t, path in enumerate(files) if path)).size
+
+    def has(self, t: int) -> bool:
+        """Return whether frame ``t`` has a file."""
+        return self._files[t] is not None
+
+    def _stack(self, t: int) -> TiffStack:
+        path = self._files[t]
+        assert path is not None
+        stack = TiffStack(path, self._options, num_frames=1)
+        if stack.num_frames != 1:
+            raise DataError(
+                f"{path} holds {stack.num_frames} frames, but it is one of {self.num_frames} "
+                "files in a folder that are read as one frame each",
+                hint="move stacks and single frames to different folders",
+            )
+        return stack
+
+    def read(self, t: int) -> np.ndarray:
+        """Read frame ``t`` as stored; see :meth:`TiffStack.read`."""
+        stack = self._stack(t)
+        try:
+            return stack.read(0)
+        finally:
+            stack.close()
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+class _Video(NamedTuple):
+    """The files of one video: stacks, or files of one frame each."""
+
+    frames: TiffStack | TiffSequence
+    names: list[str] | None  # of frames that have files
+    labels: TiffStack | TiffSequence | None
+    label_path: Path | None
+
+
+class TiffDataset(StackSource):
+    """Read microscopy videos in TIFF files.
+
+    A video is one file of several pages, ``ROOT/VIDEO.tif``, or a directory of files with one frame
+    each, ``ROOT/VIDEO/*.tif`` in the natural order of their names. ``ROOT`` may itself be one such
+    file or directory. The metadata of ImageJ, OME and tifffile name the axes. Without metadata the
+    pages are frames; 2 to 4 pages could also be channels and are rejected. Slices along Z of a
+    stack without time are frames, too. Frames are read one by one.
+
+    Labels are integer images of the same size, in which the value of a pixel is its object number
+    and 0 is the background. They are in ``VIDEO_labels.tif``, ``VIDEO_masks.tif`` (also
+    ``_cp_masks``, ``_seg``, ``_gt``) beside a stack, or in a directory ``labels`` or ``masks``
+    under the name of the video, with or without such a suffix. For frames in files of their own the
+    labels are files named like the frames in ``VIDEO/labels`` or ``VIDEO_labels``, or with a suffix
+    beside the frames; frames without a file are unannotated. In a stack of labels every page is
+    annotated. ``VIDEO_labels.txt`` beside the labels names parents, as in the Cell Tracking
+    Challenge.
+
+    Args:
+        root: the directory or file.
+        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
+        masks_path: directory of the labels, or one file if there is one video. None (default): as
+            above.
+        rule: how frames of more than 8 bits are scaled.
+        options: how the axes of the frames are read.
+
+    Raises:
+        DataError: no TIFF files, a damaged file, axes that are not clear, or labels that do
+            not fit their frames.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        masks_path: str | Path | None = None,
+        rule: IntensityRule = DEFAULT_RULE,
+        options: StackOptions = DEFAULT_OPTIONS,
+    ) -> None:
+        super().__init__(rule)
+        self.root, self._options = Path(root), options
+        files = find_tiffs(self.root)
+        if masks_path is not None:
+            files = {name: f.with_labels(Path(masks_path), len(files)) for name, f in files.items()}
+        self.names = list(files) if split is None else read_split(split, self.root, files)
+        self._videos = [self._open_video(files[name]) for name in self.names]
+        self.has_masks = any(video.labels is not None for video in self._videos)
+        self._recent: int | None = None
+
+    def _open_video(self, files: TiffFiles) -> _Video:
+        if files.stack is not None:
+            frames: TiffStack | TiffSequence = TiffStack(files.stack, self._options)
+            names = None
+        else:
+            frames = TiffSequence(files.frames, self._options)
+            names = [path.stem for path in files.frames]
+        labels = self._open_labels(files, frames, names)
+        if labels is not None and labels.size != frames.size:
+            raise DataError(
+                f"{files.labels} has {labels.size[0]} rows and {labels.size[1]} columns, but the "
+                f"frames of {files.stack or files.frames[0]} have {frames.size[0]} and "
+                f"{frames.size[1]}",
+                hint="export labels at the size of their frames",
+            )
+        return _Video(frames, names, labels, files.labels)
+
+    def _open_labels(
+        self, files: TiffFiles, frames: TiffStack | TiffSequence, names: list[str] | None
+    ) -> TiffStack | TiffSequence | None:
+        count, path = frames.num_frames, files.labels
+        # Only a slice number means the same for labels; the maximum of labels is no label.
+        z = self._options.z if (self._options.z or "").isdecimal() else None
+        if path is None:
+            return None
+        if path.is_file():
+            labels = TiffStack(path, StackOptions(z=z), num_frames=count)
+            if labels.num_frames != count:
+                raise DataError(
+                    f"{path} holds {labels.num_frames} label images, but its video has {count} "
+                    "frames",
+                    hint="save one label image per frame, empty where no object is visible; or "
+                    "save annotated frames as single files in a folder labels",
+                )
+            return labels
+        names = names or [f"{t:05d}" for t in range(count)]
+        return TiffSequence(match_labels(files.label_files(), names, path), StackOptions(z=z))
+
+    def num_frames(self, i: int) -> int:
+        return self._videos[i].frames.num_frames
+
+    def frame_size(self, i: int) -> tuple[int, int]:
+        return self._videos[i].frames.size
+
+    def frame_name(self, i: int, t: int) -> str:
+        names = self._videos[i].names
+        return super().frame_name(i, t) if names is None else names[t]
+
+    def raw_frame(self, i: int, t: int) -> np.ndarray:
+        self.check_index(i, t)
+        frames = self._video(i).frames
+        pixels = frames.read(t)
+        if pixels.shape[:2] != frames.size:
+            raise DataError(
+                f"video {visible_text(self.name(i))}: its frames differ in size, {frames.size} and "
+                f"{pixels.shape[:2]}",
+                hint="make all frames of a video the same size",
+            )
+        return pixels
+
+    def read_labels(self, i: int, t: int) -> np.ndarray | None:
+        labels = self._video(i).labels
+        return labels.read(t) if labels is not None and self.is_annotated(i, t) else None
+
+    def is_annotated(self, i: int, t: int) -> bool:
+        labels = self._videos[i].labels
+        return labels.has(t) if isinstance(labels, TiffSequence) else labels is not None
+
+    def object_names(self, i: int) -> dict[int, ObjectId]:
+        path = self._videos[i].label_path
+        return {} if path is None else read_object_names(sidecar(path, ".json"))
+
+    def parents(self, i: int) -> dict[ObjectId, ObjectId]:
+        path = self._videos[i].label_path
+        if path is None or not sidecar(path, ".txt").is_file():
+            return {}
+        names = self.object_names(i)
+        tracks = read_tracks(sidecar(path, ".txt"))
+        return {
+            names.get(n, n): names.get(track.parent, track.parent)
+            for n, track in tracks.items()
+            if track.parent
+        }
+
+    def _video(self, i: int) -> _Video:
+        """Return video ``i``, and close the files of the video that was read before."""
+        if self._recent is not None and self._recent != i:
+            previous = self._videos[self._recent]
+            previous.frames.close()
+            if previous.labels is not None:
+                previous.labels.close()
+        self._recent = i
+        return self._videos[i]
+
+
+def sidecar(labels: Path, ending: str) -> Path:
+    """Return the file beside a stack or directory of labels that holds names or parents."""
+    return labels.with_name(f"{labels.stem if labels.suffix else labels.name}{ending}")
+
+
+class TiffFiles(NamedTuple):
+    """The files of one video.
+
+    Attributes:
+        stack: file of all frames. None: the frames are in files of their own.
+        frames: files of one frame each, in order.
+        labels: stack or directory of the labels. None: there are no labels.
+    """
+
+    stack: Path | None
+    frames: list[Path]
+    labels: Path | None
+
+    @property
+    def name(self) -> str:
+        """Name of the file or directory of the video, without extension."""
+        return self.stack.stem if self.stack else self.frames[0].parent.name
+
+    def with_labels(self, masks: Path, num_videos: int) -> TiffFiles:
+        """Return the files with labels from ``masks_path``."""
+        if masks.is_file() and num_videos > 1:
+            raise DataError(
+                f"{masks} is one file, but there are {num_videos} videos",
+                key="dataset.masks_path",
+                value=str(masks),
+                hint="give a folder with one file or folder of labels per video",
+            )
+        if masks.is_file():
+            return self._replace(labels=masks)
+        labels = find_labels(masks, self.name)
+        if labels is None and num_videos == 1 and list_folder(masks, TIFF_ENDINGS).files:
+            labels = masks
+        return self._replace(labels=labels)
+
+    def label_files(self) -> list[Path]:
+        """Return the label files of single frames."""
+        assert self.labels is not None
+        names = list_folder(self.labels, TIFF_ENDINGS).files
+        if self.frames and self.labels == self.frames[0].parent:
+            names = [name for name in names if label_base(stem(name))]
+        return [self.labels / name for name in sort_files(names, self.labels)]
+
+
+def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path | None]:
+    """Return the label file of each frame, or None.
+
+    A label file has the name of its frame, with or without a label suffix. If no file has, the last
+    number in the names decides.
+
+    Args:
+        files: label files.
+        names: names of the frames without extension.
+        folder: directory of the labels, for the error.
+
+    Raises:
+        DataError: a file belongs to no frame, or two to one frame.
+    """
+    positions = {name: t for t, name in enumerate(names)}
+    matches = [_first(positions, path.stem, label_base(path.stem)) for path in files]
+    if all(t is None for t in matches):
+        numbers = {_last_number(name): t for t, name in enumerate(names)}
+        matches = [numbers.get(_last_number(path.stem)) for path in files]
+    slots: list[Path | None] = [None] * len(names)
+    for path, t in zip(files, matches, strict=True):
+        if t is None or slots[t] is not None:
+            problem = "belongs to no frame" if t is None else f"and {slots[t]} are of one frame"
+            raise DataError(
+                f"{path} {problem}", hint=f"name labels like their frames (first: {names[0]})"
+            )
+        slots[t] = path
+    if not files:
+        raise DataError(f"{folder} holds no TIFF labels", hint="add labels or remove the folder")
+    return slots
+
+
+def _first(positions: dict[str, int], *names: str | None) -> int | None:
+    return next((positions[name] for name in names if name in positions), None)  # type: ignore[index]
+
+
+def _last_number(name: str) -> int | None:
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers and len(numbers[-1]) < 19 else None
+
+
+def find_tiffs(root: Path) -> dict[str, TiffFiles]:
+    """Find the videos in a directory and their labels.
+
+    Returns:
+        The files by names of videos, in natural order.
+
+    Raises:
+        DataError: there are no TIFF files, labels without a stack, or two videos of one name.
+    """
+    if root.is_file():
+        name = root.stem
+        return {name: TiffFiles(root, [], find_labels(root.parent, name, stack=root.name))}
+    listing = list_folder(root, TIFF_ENDINGS)
+    inner = next((n for n in listing.folders if n.lower() in IMAGE_FOLDERS), None)
+    label_folders = sorted(n for n in listing.folders if is_label_folder(n))
+    if inner is not None and not listing.files:
+        # ROOT/images beside ROOT/labels.
+        videos = find_tiffs(root / inner)
+        folder_labels = {n: _labels_in_folders(root, label_folders, n) for n in videos}
+        if set(videos) == {inner}:  # the frames of one video
+            folder_labels[inner] = root / label_folders[0] if label_folders else None
+        return {n: v._replace(labels=v.labels or folder_labels[n]) for n, v in videos.items()}
+    videos = _videos_in(root, listing, label_folders)
+    for folder in sorted(set(listing.folders) - set(label_folders), key=natural_key):
+        if label_base(folder) in {*listing.folders, *map(stem, listing.files)}:
+            continue  # VIDEO_labels beside VIDEO
+        below = list_folder(root / folder, TIFF_ENDINGS)
+        if not below.files:
+            continue
+        inside = _videos_in(
+            root / folder, below, sorted(n for n in below.folders if is_label_folder(n))
+        )
+        for name, files in inside.items():
+            is_folder = files.stack is None
+            labels = files.labels or (find_labels(root, folder) if is_folder else None)
+            labels = labels or _labels_in_folders(root, label_folders, name)
+            videos[folder if is_folder else f"{folder}/{name}"] = files._replace(labels=labels)
+    if not videos:
+        raise DataError(f"{root} holds no TIFF files", hint=f"expected {LAYOUTS}")
+    log_ignored(root, [n for n in listing.others if not n.lower().endswith((".txt", ".json"))])
+    return dict(sorted(videos.items(), key=lambda item: natural_key(item[0])))
+
+
+def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[str, TiffFiles]:
+    """Return the videos of the files that are directly in a directory."""
+    names = sort_files(listing.files, root)
+    stems = {stem(name) for name in names}
+    frames = [n for n in names if label_base(stem(n)) not in stems]
+    orphans = [n for n in frames if label_base(stem(n))]
+    if orphans and len(orphans) < len(frames):
+        raise DataError(
+            f"{root / orphans[0]} has the name of labels, but there is no "
+            f"{label_base(stem(orphans[0]))}.tif beside it",
+            hint="add the frames, or rename the file",
+        )
+    if not frames:
+        return {}
+    if len(frames) > 1 and TiffStack(root / frames[0], num_frames=1).num_frames == 1:
+        paths = [root / name for name in frames]
+        beside = root if len(frames) < len(names) else None
+        labels = root / label_folders[0] if label_folders else beside
+        return {root.resolve().name: TiffFiles(None, paths, labels)}
+    return {
+        stem(n): TiffFiles(
+            root / n,
+            [],
+            find_labels(root, stem(n), stack=n) or _labels_in_folders(root, label_folders, stem(n)),
+        )
+        for n in frames
+    }
+
+
+def _labels_in_folders(root: Path, folders: list[str], name: str) -> Path | None:
+    matches = (find_labels(root / folder, name) for folder in folders)
+    return next((path for path in matches if path is not None), None)
+
+
+def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | None:
+    """Return the file or directory of labels of a video, or None.
+
+    Args:
+        folder: the directory to search.
+        name: name of the video.
+        stack: name of the file of its frames, which is no label file. None (default): the frames
+            are in another directory, so that labels may have the same name.
+    """
+    listing = list_folder(folder, TIFF_ENDINGS)
+    entries = [*((stem(n), n) for n in listing.files if n != stack)]
+    entries += [(n, n) for n in listing.folders]
+    exact = [n for base, n in entries if base == name and stack is None]
+    matches = [n for base, n in entries if label_base(base) == name]
+    if stack is None and (folder / name).is_dir() and not is_label_folder(folder.name):
+        exact = [n for n in exact if n != name]  # the directory of the frames themselves
+    candidates = exact + sorted(matches)
+    if len(candidates) > 1:
+        raise DataError(
+            f"{folder}: {', '.join(candidates[:3])} may all be the labels of {name}",
+            hint="keep one of them, or set dataset.masks_path",
+        )
+    if not candidates and stack is not None:
+        folders = [n for n in listing.folders if is_label_folder(n)]
+        return _labels_in_folders(folder, sorted(folders), name)
+    return folder / candidates[0] if candidates else None
