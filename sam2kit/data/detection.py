@@ -22,7 +22,7 @@ from sam2kit.data.sources.stacks import is_label_folder, label_base
 from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff
 from sam2kit.data.sources.training_set import INDEX_FILE
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.paths import missing
+from sam2kit.utils.paths import missing, unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
 SAV_KINDS = ("manual", "auto")
@@ -31,6 +31,13 @@ SAV_KINDS = ("manual", "auto")
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", "@eadir", "__macosx")
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
 MAX_FOLDERS = 64  # looked at per level to find volumes
+ROBOFLOW_FILE = "_annotations.coco.json"
+# The beginnings of the files of annotation tools; data/sources cites the formats.
+_CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
+_LABEL_STUDIO = re.compile(rb'^\s*\[\s*\{.*"(annotations|data)"\s*:\s*[\[{]', re.DOTALL)
+_LABELME = re.compile(rb'"shapes"\s*:\s*\[(?:\s*\{\s*"label"|.*"imagePath")', re.DOTALL)
+_YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z)")
+MAX_TOOL_FOLDERS = 5  # subfolders that are looked into for the files of annotation tools
 HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
@@ -135,6 +142,12 @@ def detect_layout(path: str | Path) -> Layout:
     for detector in DETECTORS:
         if (layout := detector(candidate)) is not None:
             return layout
+    archives = [path / name for name in sorted(candidate.listing.files) if unpack_hint(name)]
+    if archives and not candidate.listing.folders:
+        raise DataError(
+            f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
+            hint=unpack_hint(archives[0]),
+        )
     # The source of this type describes all layouts in its error.
     return Layout("video", "no other layout matches", path)
 
@@ -273,6 +286,93 @@ def has_pages_or_depth(path: Path) -> bool:
             page = file.pages.first
             return len(file.pages) > 1 or len(file.series) != 1 or page.dtype.itemsize > 1
     except TIFF_ERRORS:
+        return False
+
+
+def archive(candidate: Candidate) -> Layout | None:
+    """Reject an archive, and say how to unpack it."""
+    if not candidate.is_folder and (hint := unpack_hint(candidate.path)):
+        raise DataError(f"{candidate.path} is an archive, which is not read", hint=hint)
+    return None
+
+
+def tool_file(candidate: Candidate) -> Layout | None:
+    """Recognise an XML file of CVAT, and the JSON export of Label Studio."""
+    path = candidate.path
+    if candidate.is_folder:
+        return None
+    if path.suffix.lower() == ".xml" and _head(path, _CVAT):
+        return Layout("cvat", "an XML file of CVAT", path)
+    if path.suffix.lower() == ".json" and _head(path, _LABEL_STUDIO):
+        return Layout("label_studio", "an export of Label Studio", path)
+    if path.suffix.lower() == ".json" and _head(path, _LABELME) and not is_coco(path):
+        return Layout("labelme", "a JSON file of LabelMe and those beside it", path.parent)
+    return None
+
+
+def tool_folder(candidate: Candidate) -> Layout | None:
+    """Recognise the exports of annotation tools by the files that only they write."""
+    path = candidate.path
+    if not candidate.is_folder:
+        return None
+    # Videos usually have a folder each, of which there may be thousands.
+    inner = sorted(candidate.listing.folders)[:MAX_TOOL_FOLDERS]
+    for folder in [path, *(path / name for name in inner)]:
+        listing = candidate.listing if folder == path else list_folder(folder, ("",))
+        names = sorted(listing.files)
+        if xml := [n for n in names if n.lower().endswith(".xml") and _head(folder / n, _CVAT)]:
+            return Layout("cvat", f"CVAT's file {xml[0]}", path)
+        if layout := _json_of_tools(path, folder, names):
+            return layout
+    return _yolo(candidate)
+
+
+def _json_of_tools(path: Path, folder: Path, names: list[str]) -> Layout | None:
+    """Recognise exports of Label Studio, LabelMe and Roboflow by a JSON file in a folder."""
+    for name in [n for n in names if n.lower().endswith(".json")][:3]:
+        file = folder / name
+        if name == ROBOFLOW_FILE and folder != path:
+            return Layout(
+                "coco", "COCO JSON of Roboflow", annotation_file=path / "*" / ROBOFLOW_FILE
+            )
+        if _head(file, _LABEL_STUDIO):
+            return Layout("label_studio", f"Label Studio's file {name}", path, annotation_file=file)
+        if _head(file, _LABELME) and not is_coco(file):
+            return Layout("labelme", f"LabelMe's file {name}", path)
+    return None
+
+
+def _yolo(candidate: Candidate) -> Layout | None:
+    """Recognise YOLO by ``labels`` with text files, or by text files of the names of images."""
+    path = candidate.path
+    labels = [path / "labels", *(path / name / "labels" for name in candidate.data_folders)]
+    for folder in labels[: MAX_TOOL_FOLDERS + 1]:
+        if folder.is_dir():
+            listing = list_folder(folder, (".txt",))
+            if _has_rows([folder / name for name in sorted(listing.files)]):
+                return Layout("yolo", "text files in labels", path)
+            for name in sorted(listing.folders)[:MAX_TOOL_FOLDERS]:
+                texts = sorted(list_folder(folder / name, (".txt",)).files)
+                if _has_rows([folder / name / text for text in texts]):
+                    return Layout("yolo", "text files in labels", path)
+    stems = {name.rpartition(".")[0] for name in candidate.files(FRAME_ENDINGS)}
+    texts = [name for name in candidate.files((".txt",)) if name.rpartition(".")[0] in stems]
+    if _has_rows([path / name for name in texts]):
+        return Layout("yolo", "text files beside images", path)
+    return None
+
+
+def _has_rows(files: list[Path]) -> bool:
+    """Return whether one of the first text files begins with a row of YOLO."""
+    return any(_head(file, _YOLO) for file in files[:20])
+
+
+def _head(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Return whether the beginning of a file matches a pattern."""
+    try:
+        with path.open("rb") as file:
+            return bool(pattern.search(file.read(HEAD_BYTES)))
+    except OSError:
         return False
 
 
@@ -423,6 +523,8 @@ def frame_folders(candidate: Candidate) -> Layout | None:
 
 
 DETECTORS: tuple[Detector, ...] = (
+    archive,
+    tool_file,
     coco_file,
     stack_file,
     video_file,
@@ -432,6 +534,7 @@ DETECTORS: tuple[Detector, ...] = (
     sav,
     tiff_stacks,
     volumes,
+    tool_folder,
     mixed_kinds,
     coco_folder,
     video_files,

@@ -23,7 +23,7 @@ from loguru import logger
 from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import RANDOM, Config
 from sam2kit.pipeline.kernel import execute
-from sam2kit.pipeline.status import Status, locked
+from sam2kit.pipeline.status import Status, locked, read_metrics
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.processes import sigterm_interrupts
@@ -276,8 +276,4 @@ def _existing_results(run_dir: Path) -> dict[str, Path]:
 
 
 def _read_scores(run_dir: Path) -> dict[str, float]:
-    path = run_dir / "metrics.json"
-    if not path.exists():
-        return {}
-    trackers = json.loads(path.read_text())["trackers"]
-    return {name: scores["J&F"] for name, scores in trackers.items()}
+    return {name: scores["J&F"] for name, scores in read_metrics(run_dir).items()}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sam2kit.cli.main import main
 from sam2kit.data import VideoFileDataset
-from sam2kit.data.sources.mask_files import read_id_mask
+from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.writers import davis_palette
 from sam2kit.prompts.io import load_video_prompts
@@ -313,7 +313,7 @@ def test_300_objects(tmp_path):
     assert track(video, "--mask", tmp_path / "labels.png", "--output-dir", out) == 0
     with Image.open(out / "masks" / "clip" / "00000.png") as image:
         assert image.mode == "I;16"
-    assert read_id_mask(out / "masks" / "clip" / "00000.png").max() > 255
+    assert read_labels(out / "masks" / "clip" / "00000.png").pixels.max() > 255
     source = VideoFileDataset(video, masks_path=out / "masks")
     assert max(source.read_masks(0, 0)) > 255
 
