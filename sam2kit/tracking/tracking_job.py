@@ -14,6 +14,7 @@ import numpy as np
 from loguru import logger
 
 import sam2kit
+from sam2kit.config.schema import Config
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.writers import MaskWriter, coco_json
 from sam2kit.models.checkpoints import find_checkpoint, load_model
@@ -82,6 +83,7 @@ def track_video(
     path = find_checkpoint(checkpoint, key="--model-checkpoint")
     source = open_video(video)
     config, model = load_model(path)
+    log_time_split(config, Path(video))
     image_size, name = config.dataset.image_size, source.names[0]
     video_prompts, object_ids = load_video_prompts(prompts, name, source.num_frames(0), image_size)
     folder = open_run_dir(output_dir, "outputs")
@@ -101,6 +103,24 @@ def track_video(
         raise KeyboardInterrupt(f"the masks of frames 0 to {done - 1} are in {folder}")
     logger.info("{} frames, {} objects: results in {}", done, len(object_ids), folder)
     return folder
+
+
+def log_time_split(config: Config, video: Path) -> None:
+    """Log which frames of a video the model was trained and validated on, if it was split by time.
+
+    Args:
+        config: the configuration of the model.
+        video: the video to track.
+    """
+    split, data = config.dataset.time_split, config.dataset.data_path
+    if split is None or data is None:
+        return
+    files = [Path(data), *Path(data).glob(f"{video.name}"), *Path(data).glob(f"*/{video.name}")]
+    if any(file.resolve() == video.resolve() for file in files):
+        logger.info(
+            "the model was trained on frames 0 to {} of this video and validated on {} to {}",
+            *(split[0] - 1, split[1], split[2] - 1),
+        )
 
 
 def _write_frames(
