@@ -27,6 +27,7 @@ from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
 from sam2kit.data.sources.label_studio import LabelStudioDataset
 from sam2kit.data.sources.labelme import LabelMeDataset
+from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.nifti import NiftiDataset
 from sam2kit.data.sources.npz import NPZDataset

@@ -38,6 +38,8 @@ _LABEL_STUDIO = re.compile(rb'^\s*\[\s*\{.*"(annotations|data)"\s*:\s*[\[{]', re
 _LABELME = re.compile(rb'"shapes"\s*:\s*\[(?:\s*\{\s*"label"|.*"imagePath")', re.DOTALL)
 _YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z)")
 MAX_TOOL_FOLDERS = 5  # subfolders that are looked into for the files of annotation tools
+# Where images of a COCO JSON file are; CVAT exports them to images/default.
+IMAGE_FOLDERS = ("JPEGImages", "images", "frames", "images/default")
 HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
@@ -464,7 +466,7 @@ def _image_root(file: Path, root: Path) -> Path:
             pass
     match = re.search(rb'"file_names?"\s*:\s*\[?\s*"([^"]+)"', block)
     name = match[1].decode(errors="replace") if match else ""
-    folders = [file.parent, root, *(root / n for n in ("JPEGImages", "images", "frames"))]
+    folders = [file.parent, root, *(root / n for n in IMAGE_FOLDERS)]
     return next((folder for folder in folders if name and (folder / name).exists()), file.parent)
 
 

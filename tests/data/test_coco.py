@@ -251,6 +251,7 @@ def test_missing_frames_are_one_finding(tmp_path):
     assert [round(source.read_frame(0, t).mean()) for t in (0, 1)] == [0, 30]
     assert np.array_equal(source.read_masks(0, 1)[3], square(0, 6))
     assert [source.order(0, t) for t in (0, 1)] == [0, 6]
+    assert list(source.annotated_frames(0)) == [0, 1]
     with pytest.raises(IndexError):
         source.read_masks(0, 2)
     assert [(entry.kind, entry.count) for entry in source.left_out()] == [("frames", 6)]

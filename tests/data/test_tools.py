@@ -106,6 +106,18 @@ def test_roboflow_is_coco(tmp_path):
     assert detect_layout(tmp_path / "data/train").type == "coco"
 
 
+def test_coco_of_cvat_is_found_with_its_images(tmp_path):
+    content = make_coco(tmp_path / "old", 3, ("a",))
+    for image in content["images"]:
+        t = image.pop("order_in_video") // 2
+        image.pop("video_id")
+        image["file_name"] = f"frame_{t:06d}.PNG"
+        save_frame(tmp_path / "task/images/default" / image["file_name"], 10 * t)
+    save_json(tmp_path / "task/annotations/instances_default.json", content)
+    source = open_source(tmp_path / "task")
+    assert source.names == ["default"] and set(source.read_masks(0, 2)) == {3, "cat"}
+
+
 # --- archives -----------------------------------------------------------------------------------
 
 

@@ -263,11 +263,10 @@ class COCODataset(VideoSource):
         return read_scaled(self, self._scaler, i, t)
 
     def annotated_frames(self, i: int) -> Iterator[int]:
-        if not self.num_frames(i):
-            return iter(())
-        index, f = self._frame(i, 0)
-        frames = np.flatnonzero(np.asarray(index.annotated[f : f + self.num_frames(i)]))
-        return iter(frames.tolist())
+        k, v = self._locations[i]
+        begin, end = self._indices[k].first[v : v + 2].tolist()
+        annotated, present = self._indices[k].annotated[begin:end], self._present[i]
+        return iter(np.flatnonzero(annotated if present is None else annotated[present]).tolist())
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         index, f = self._frame(i, t)

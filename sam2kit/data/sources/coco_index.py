@@ -401,11 +401,12 @@ class CocoIndex:
                 DataError(f"{self._name(row, n)} has no 'segmentation'", hint=hint),
             )
             return False
-        if memoryview(raw).nbytes > _SHORT or usable(json.loads(bytes(raw))):
+        if memoryview(raw).nbytes > _SHORT or _is_usable(raw):
             return True
+        text = bytes(raw).decode(errors="replace")
         error = DataError(
-            f"{self._name(row, n)}: 'segmentation' {bytes(raw).decode()} is no polygon of three "
-            "points or more, and no run lengths",
+            f"{self._name(row, n)}: 'segmentation' {text} is no polygon of three points or more, "
+            "and no run lengths",
             hint="draw the mask again, or remove the annotation",
         )
         self._reject("with an empty mask", error)
@@ -576,6 +577,14 @@ def usable(segmentation: Any) -> bool:
     if isinstance(segmentation, dict):
         return bool(segmentation)  # what is missing is reported when it is decoded
     return isinstance(segmentation, list) and any(polygons_of(segmentation)[0])
+
+
+def _is_usable(raw: Raw) -> bool:
+    """Return :func:`usable` for the text of a mask; damaged text is reported when it is read."""
+    try:
+        return usable(json.loads(bytes(raw)))
+    except ValueError:
+        return True
 
 
 def polygons_of(segmentation: list[Any]) -> tuple[list[list[Any]], int]:

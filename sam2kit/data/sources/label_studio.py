@@ -94,8 +94,9 @@ class LabelStudioDataset(ShapeDataset):
         for file in files:
             for n, task in enumerate(_tasks(file)):
                 where = f"{file}: task {task.get('id', f'number {n}')}"
-                kind, address = _address(task, where)
-                path = media.find(address)
+                kind, address = _checked(partial(_address, task, where), where)
+                annotation = _checked(partial(_annotation, task), where)
+                path = _checked(partial(media.find, address), where)
                 if path is None:
                     error = DataError(
                         f"{where}: {address!r} is not in {media.root}",
@@ -103,7 +104,6 @@ class LabelStudioDataset(ShapeDataset):
                     )
                     problems.reject("tasks without a file", error, where, "frames")
                     continue
-                annotation = _annotation(task)
                 if kind == "image":
                     images.append((address, path, annotation, where))
                 else:
@@ -329,7 +329,7 @@ def _image_videos(
             if annotation is None:
                 continue
             video.annotated.add(t)
-            for region in _regions(annotation):
+            for region in _checked(partial(_regions, annotation), where):
                 region_where = f"{where}, region {region.get('id')}"
                 try:
                     shape = _region_shape(region, region_where, problems)
