@@ -494,6 +494,10 @@ def still_images(candidate: Candidate) -> Layout | None:
     folder, masks = picture_folders(candidate.path)
     if folder == candidate.path or not _holds(folder, FRAME_ENDINGS):
         return None
+    # A stray picture beside folders of frames does not make them single images.
+    inner = [n for n in list_folder(folder, ()).folders if not is_other_folder(n)]
+    if any(_holds(folder / name, FRAME_ENDINGS) for name in inner):
+        return None
     beside = f" beside {masks.name}" if masks else " without masks"
     return Layout("images", f"single images in {folder.name}{beside}", candidate.path)
 

@@ -80,7 +80,7 @@ class VideoFolders:
     ) -> None:
         self.root, self._dropped = root, dropped
         self.remarks: list[Remark] = []
-        folder, masks = self._find_folders(resolution)
+        folder, masks = self._find_folders(resolution, masks_path)
         if masks_path is not None:
             masks = masks_path
             if (masks / folder.name).is_dir():  # of this resolution
@@ -94,6 +94,8 @@ class VideoFolders:
         self.masks = masks
         # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
         no_videos = {"ImageSets"} | ({masks.name} if masks and masks.parent == folder else set())
+        if masks is not None:
+            no_videos |= {name for name in listings if is_mask_folder(name)}
         listings = {n: listing for n, listing in listings.items() if n not in no_videos}
         if here.files and not any(inner.files for inner in listings.values()):
             self.videos = self._one_video(folder, here, masks)
@@ -182,13 +184,16 @@ class VideoFolders:
         folders = list_folder(masks, ()).folders
         self._dropped.orphans += [masks / n for n in sorted(folders) if same_form(n) not in used]
 
-    def _find_folders(self, resolution: str | None) -> tuple[Path, Path | None]:
+    def _find_folders(
+        self, resolution: str | None, masks_path: Path | None
+    ) -> tuple[Path, Path | None]:
         """Return the directory of the videos, and the directory of the masks or None."""
         images, annotations = (_find_folder(self.root, n) for n in ("JPEGImages", "Annotations"))
         if images is None:
             names = list_folder(self.root, ()).folders
-            masks = find_mask_folder(self.root, names)
-            frames = find_frame_folder(self.root, names) if masks else None
+            # A directory that is named needs no search, which may find several.
+            masks = masks_path or find_mask_folder(self.root, names)
+            frames = find_frame_folder(self.root, names) if masks in self.root.iterdir() else None
             return (frames, masks) if frames else (self.root, masks or annotations)
         inner = _list_videos(images)
         # Directories of frames are videos; directories of directories only are resolutions.
