@@ -2,7 +2,7 @@
 
 :data:`DETECTORS` is the table of layouts, in the order in which they are tried. Another format is
 one more function and one more entry. A detector looks at names and, where names do not decide, at
-the beginning of a file; it decodes nothing.
+the beginning of a file. Of pictures that would be frames, a few are decoded: they may be masks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from pathlib import Path
 from loguru import logger
 
 from sam2kit.data.sources.images import picture_folders
-from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, Listing, list_folder
+from sam2kit.data.sources.listing import (
+    FRAME_ENDINGS,
+    SYSTEM_FOLDERS,
+    VIDEO_ENDINGS,
+    Listing,
+    list_folder,
+)
+from sam2kit.data.sources.mask_search import is_mask_folder, sibling_masks, split_masks
+from sam2kit.data.sources.mask_values import looks_like_mask
 from sam2kit.data.sources.stacks import is_label_folder, label_base
 from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff
 from sam2kit.data.sources.training_set import INDEX_FILE
@@ -28,7 +36,7 @@ from sam2kit.utils.text import plural, visible_text
 SAV_KINDS = ("manual", "auto")
 # Folders that never hold videos of their own: masks, lists of videos, and what file servers and
 # archivers leave behind. Compared in lower case; a suffix such as _6fps is ignored.
-OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", "@eadir", "__macosx")
+OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", *SYSTEM_FOLDERS)
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
 MAX_FOLDERS = 64  # looked at per level to find volumes
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -40,6 +48,7 @@ _YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z
 MAX_TOOL_FOLDERS = 5  # subfolders that are looked into for the files of annotation tools
 # Where images of a COCO JSON file are; CVAT exports them to images/default.
 IMAGE_FOLDERS = ("JPEGImages", "images", "frames", "images/default")
+MAX_DECODED = 16  # pictures that are decoded to find masks among them
 HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
@@ -156,8 +165,9 @@ def detect_layout(path: str | Path) -> Layout:
 
 def is_other_folder(name: str) -> bool:
     """Return whether a directory of this name holds masks or lists instead of videos."""
-    name = name.lower()
-    return name in OTHER_FOLDERS or name.startswith(tuple(f"{n}_" for n in OTHER_FOLDERS))
+    lower = name.lower()
+    is_named = lower in OTHER_FOLDERS or lower.startswith(tuple(f"{n}_" for n in OTHER_FOLDERS))
+    return is_named or is_mask_folder(name)
 
 
 def is_coco(path: Path) -> bool:
@@ -489,13 +499,39 @@ def frames_of_one_video(candidate: Candidate) -> Layout | None:
     names = candidate.files(FRAME_ENDINGS)
     if not names:
         return None
-    return Layout("video", f"{_examples(names, 'frame')} of one video", candidate.path)
+    frames = split_masks(names).frames
+    _reject_masks(candidate.path, [candidate.path / name for name in frames])
+    return Layout("video", f"{_examples(frames, 'frame')} of one video", candidate.path)
+
+
+def _reject_masks(root: Path, frames: list[Path]) -> None:
+    """Raise if pictures that would be frames look like masks."""
+    picks = frames[:: max(1, len(frames) // MAX_DECODED)][:MAX_DECODED]
+    masks = [path for path in picks if looks_like_mask(path)]
+    if masks:
+        one_folder = {path.parent for path in frames} == {root}
+        raise DataError(
+            f"{masks[0]} would be a frame, but looks like a mask: it has few values",
+            key="dataset.masks_path",
+            value=None,
+            expected="the folder of the masks",
+            hint=(
+                "move the masks to a folder of their own, named masks"
+                if one_folder and len(masks) < len(picks)
+                else f"set dataset.masks_path={masks[0].parent}"
+            )
+            + ", or dataset.type=video if these are frames",
+        )
 
 
 def still_images(candidate: Candidate) -> Layout | None:
     """Recognise ``images`` beside ``masks``, and image files directly in ``JPEGImages``."""
     folder, masks = picture_folders(candidate.path)
     if folder == candidate.path or not _holds(folder, FRAME_ENDINGS):
+        return None
+    # A stray picture beside folders of frames does not make them single images.
+    inner = [n for n in list_folder(folder, ()).folders if not is_other_folder(n)]
+    if any(_holds(folder / name, FRAME_ENDINGS) for name in inner):
         return None
     beside = f" beside {masks.name}" if masks else " without masks"
     return Layout("images", f"single images in {folder.name}{beside}", candidate.path)
@@ -520,7 +556,13 @@ def frame_folders(candidate: Candidate) -> Layout | None:
             candidate.path,
             names[:3],
         )
-    reason = _examples(candidate.frame_folders, "folder")
+    siblings = sibling_masks(candidate.frame_folders).values()
+    names = [name for name in candidate.frame_folders if name not in siblings]
+    folders = [candidate.path / name for name in names][:MAX_DECODED]
+    frames = [sorted(split_masks(list_folder(f, FRAME_ENDINGS).files).frames) for f in folders]
+    middle = [f / inner[len(inner) // 2] for f, inner in zip(folders, frames, strict=True) if inner]
+    _reject_masks(candidate.path, middle)
+    reason = _examples(names, "folder")
     return Layout("video", f"{reason}, with the frames of a video each", candidate.path)
 
 

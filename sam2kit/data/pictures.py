@@ -124,7 +124,8 @@ def image_size(path: Path) -> tuple[int, int]:
         DataError: the file is missing or damaged, or larger than :data:`MAX_PIXELS`.
     """
     with _opened(path, "an image") as image:
-        turned = _orientation(image) in _TRANSPOSED
+        # Pillow gives the size of an upright TIFF already.
+        turned = image.format != "TIFF" and _orientation(image) in _TRANSPOSED
         return (image.width, image.height) if turned else (image.height, image.width)
 
 

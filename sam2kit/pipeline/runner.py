@@ -22,7 +22,7 @@ from loguru import logger
 
 from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import RANDOM, Config
-from sam2kit.pipeline.kernel import execute
+from sam2kit.pipeline.kernel import execute, literal_path
 from sam2kit.pipeline.status import Status, locked, read_metrics
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.paths import open_run_dir
@@ -154,7 +154,7 @@ def _accepted_parameters(
     Raises:
         PipelineError: no notebook has a parameter, or its default has another type.
     """
-    defaults = {source: papermill.inspect_notebook(str(source)) for source in sources}
+    defaults = {source: papermill.inspect_notebook(literal_path(source)) for source in sources}
     for source, names in defaults.items():
         if "run_dir" not in names:
             raise PipelineError(

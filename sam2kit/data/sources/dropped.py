@@ -65,33 +65,37 @@ class DroppedFiles:
 
     def _remarks(self) -> Iterator[Remark]:
         groups = (
-            (self.jpeg_masks, "JPEG files among the masks", "export them as PNG"),
-            (self.other_masks, "further masks beside the frames", "move them away if not needed"),
-            (self.orphans, "folders of masks without frames", "add the frames, or remove them"),
+            (self.jpeg_masks, "JPEG file{} among the masks", "export masks as PNG"),
+            (self.other_masks, "further mask{} beside the frames", "remove them if not needed"),
+            (
+                self.orphans,
+                "folder{} of masks without frames",
+                "add the frames or remove the masks",
+            ),
             (
                 self.subfolders,
-                "folders with pictures in a folder of frames",
-                "make each a video of its own, or remove them",
+                "folder{} of pictures in a folder of frames",
+                "make it a video of its own or remove it",
             ),
             (
                 self.loose_frames,
-                "pictures beside the folders of videos",
-                "move them to a folder of their own",
+                "picture{} beside the folders of videos",
+                "move it into a folder of its own or remove it",
             ),
-            (self._ending(OTHER_PICTURES), "pictures of other formats", "convert them to PNG"),
+            (self._ending(OTHER_PICTURES), "picture{} of another format", "convert it to PNG"),
             (
                 self._ending(VIDEO_ENDINGS),
-                "video files among pictures",
-                "move them to a folder of their own, and read it with dataset.type=files",
+                "video file{} among pictures",
+                "move it into a folder of its own, and read it with dataset.type=files",
             ),
-            (self._system(), "folders of the operating system or of a file server", "remove them"),
+            (self._system(), "folder{} of the operating system or a file server", "remove it"),
         )
-        for paths, what, fix in groups:
+        for paths, noun, fix in groups:
             if paths:
-                yield _remark(IGNORED, paths, f"{what} {_are(paths)} not read; {fix}")
+                yield _remark(IGNORED, paths, f"{_not_read(paths, noun)}; {fix}")
         if archives := [path for path in self.others if unpack_hint(path)]:
             fix = unpack_hint(min(archives))
-            yield _remark(IGNORED, archives, f"archives {_are(archives)} not read; {fix}")
+            yield _remark(IGNORED, archives, f"{_not_read(archives, 'archive{}')}; {fix}")
         if paths := self.unclear_orders:
             yield _remark(
                 ORDER,
@@ -112,8 +116,9 @@ class DroppedFiles:
         return [path for path in self.others if path.name.lower() in SYSTEM_FOLDERS]
 
 
-def _are(paths: Sequence[Path]) -> str:
-    return f"({len(paths)}) {'are' if len(paths) > 1 else 'is'}"
+def _not_read(paths: Sequence[Path], noun: str) -> str:
+    is_one = len(paths) == 1
+    return f"{len(paths)} {noun.format('' if is_one else 's')} {'is' if is_one else 'are'} not read"
 
 
 def _remark(kind: str, paths: Sequence[Path], message: str) -> Remark:

@@ -21,6 +21,7 @@ from loguru import logger
 
 from sam2kit.data.pictures import Labels, read_labels
 from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.listing import MASK_ENDINGS
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
@@ -342,6 +343,24 @@ def values_in(pixels: np.ndarray) -> list[int]:
     if pixels.size and pixels.max() < 1 << 16:
         return np.flatnonzero(np.bincount(pixels.reshape(-1))).tolist()
     return np.unique(pixels).tolist()
+
+
+def looks_like_mask(path: Path) -> bool:
+    """Return whether a picture looks like a mask: few grey or palette values, 0 among them.
+
+    JPEG files and files that cannot be read are not looked at.
+    """
+    if path.suffix.lower() not in MASK_ENDINGS:
+        return False
+    try:
+        form, pixels = read_labels(path)
+    except DataError:
+        return False
+    if form == "colour":
+        return False
+    values = values_in(pixels)
+    few = 2 <= len(values) <= _LARGEST_SAFE_ID and values[0] == 0
+    return few and 10 * np.count_nonzero(pixels == 0) >= pixels.size
 
 
 def colours_in(pixels: np.ndarray) -> list[int]:

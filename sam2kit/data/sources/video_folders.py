@@ -8,9 +8,10 @@ from pathlib import Path
 from loguru import logger
 
 from sam2kit.data.sources.base import NOTE, Remark
-from sam2kit.data.sources.dropped import DroppedFiles
+from sam2kit.data.sources.dropped import IGNORED, DroppedFiles
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
+    MASK_ENDINGS,
     VIDEO_ENDINGS,
     Listing,
     find_entry,
@@ -21,6 +22,8 @@ from sam2kit.data.sources.mask_search import (
     find_frame_folder,
     find_mask_folder,
     holds_pictures,
+    is_frame_folder,
+    is_mask_folder,
     sibling_masks,
     split_masks,
 )
@@ -77,7 +80,7 @@ class VideoFolders:
     ) -> None:
         self.root, self._dropped = root, dropped
         self.remarks: list[Remark] = []
-        folder, masks = self._find_folders(resolution)
+        folder, masks = self._find_folders(resolution, masks_path)
         if masks_path is not None:
             masks = masks_path
             if (masks / folder.name).is_dir():  # of this resolution
@@ -91,6 +94,8 @@ class VideoFolders:
         self.masks = masks
         # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
         no_videos = {"ImageSets"} | ({masks.name} if masks and masks.parent == folder else set())
+        if masks is not None:
+            no_videos |= {name for name in listings if is_mask_folder(name)}
         listings = {n: listing for n, listing in listings.items() if n not in no_videos}
         if here.files and not any(inner.files for inner in listings.values()):
             self.videos = self._one_video(folder, here, masks)
@@ -103,6 +108,8 @@ class VideoFolders:
                 problem = f"{root} has {masks.name} but no JPEGImages"
                 raise DataError(problem, hint=self._hint(folder))
             raise DataError(f"{root}: no videos found", hint=self._hint(folder))
+        if not any(video.has_masks for video in self.videos.values()):
+            self._find_masks_beside_root()
         dropped.add_data(folder, here.others)
         if root != folder:
             dropped.add_data(root, list_folder(root, ()).others)
@@ -126,6 +133,8 @@ class VideoFolders:
             if name in siblings.values():
                 continue
             mask_folder = find_entry(masks, name) if masks else None
+            if masks and len(listings) == 1 and list_folder(masks, MASK_ENDINGS).files:
+                mask_folder = masks  # of the only video
             if name in siblings:
                 mask_folder = folder / siblings[name]
             # A video without a folder of masks is unannotated, even if others have masks.
@@ -155,6 +164,16 @@ class VideoFolders:
         self._dropped.other_masks += [folder / name for name in others]
         return VideoFolder(folder, frames, None, beside)
 
+    def _find_masks_beside_root(self) -> None:
+        """Remark that the directory is named ``frames`` and masks are beside it."""
+        root = self.root.resolve()
+        if is_frame_folder(root.name) and root.parent != root:
+            names = [n for n in list_folder(root.parent, ()).folders if is_mask_folder(n)]
+            if names:
+                masks = self.root.parent / names[0]
+                message = f"the folder may hold the masks; set dataset.masks_path={masks}"
+                self.remarks.append(Remark(IGNORED, str(masks), message))
+
     def _note(self, masks: Path) -> None:
         """Remark, for the first video, where masks were found."""
         if not any(remark.kind == NOTE for remark in self.remarks):
@@ -165,13 +184,16 @@ class VideoFolders:
         folders = list_folder(masks, ()).folders
         self._dropped.orphans += [masks / n for n in sorted(folders) if same_form(n) not in used]
 
-    def _find_folders(self, resolution: str | None) -> tuple[Path, Path | None]:
+    def _find_folders(
+        self, resolution: str | None, masks_path: Path | None
+    ) -> tuple[Path, Path | None]:
         """Return the directory of the videos, and the directory of the masks or None."""
         images, annotations = (_find_folder(self.root, n) for n in ("JPEGImages", "Annotations"))
         if images is None:
             names = list_folder(self.root, ()).folders
-            masks = find_mask_folder(self.root, names)
-            frames = find_frame_folder(self.root, names) if masks else None
+            # A directory that is named needs no search, which may find several.
+            masks = masks_path or find_mask_folder(self.root, names)
+            frames = find_frame_folder(self.root, names) if masks in self.root.iterdir() else None
             return (frames, masks) if frames else (self.root, masks or annotations)
         inner = _list_videos(images)
         # Directories of frames are videos; directories of directories only are resolutions.
