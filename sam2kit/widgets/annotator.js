@@ -144,10 +144,9 @@ class Annotator {
       if (files.length) this.send(this.importType, {}, [await files[0].arrayBuffer()]);
       this.imported.value = "";
     };
-    const pick = (type) => () => ((this.importType = type), this.imported.click());
     const prompts = this.group(bar, "Prompts");
     this.button(prompts, "Mask file…", "Use the nonzero pixels of an image as the object's mask",
-      pick("import"), "import");
+      () => this.pick("import"), "import");
     this.truth = this.button(prompts, "Ground truth", "Use the ground truth mask as the prompt",
       () => this.send("take_truth"), "truth");
     this.recipes = make("select", { title: "Recipe of the random prompt" }, prompts);
@@ -158,13 +157,6 @@ class Annotator {
       () => this.send("clear"));
     this.button(prompts, "Clear all", "Remove all prompts of the video; Undo brings them back",
       () => this.send("clear", { everything: true }), "clear-all");
-    const many = this.group(bar, "Many objects");
-    this.propose = this.button(many, "Find objects",
-      "Automatic masks of this frame, to accept or discard in the list",
-      () => (this.wait("segmenting the frame…"), this.send("propose")), "propose");
-    this.button(many, "Label image…",
-      "Import an image (PNG, TIFF) whose pixel values are object numbers; 0 is background",
-      pick("import_labels"), "labels");
   }
 
   buildStage(parent) {
@@ -176,9 +168,10 @@ class Annotator {
     this.zoomText = this.button(zoom, "1×", "Fit the whole frame (f)", () => this.viewport.fit(), "fit");
     this.button(zoom, "+", "Zoom in (+)", () => this.viewport.zoomBy(ZOOM_STEP), "zoom-in");
     const frames = make("div", { className: "bar frames" }, parent);
-    this.button(frames, "◀", "Previous frame (←)", () => this.step(-1), "back");
-    this.playButton = this.button(frames, "⏵", "Play, pause (Space)", () => this.play(), "play");
-    this.button(frames, "▶", "Next frame (→)", () => this.step(1), "next");
+    setIcon(this.button(frames, "", "Previous frame (←)", () => this.step(-1), "back"), "back");
+    this.playButton = this.button(frames, "", "Play, pause (Space)", () => this.play(), "play");
+    setIcon(this.playButton, "play");
+    setIcon(this.button(frames, "", "Next frame (→)", () => this.step(1), "next"), "next");
     this.position = make("output", { className: "position", title: FRAME_TITLE }, frames);
     const toggles = make("span", { className: "toggles" }, frames);
     this.boxes = {};
@@ -188,6 +181,9 @@ class Annotator {
       this.boxes[name].onchange = () => this.toggle(name);
       label.append(name);
     }
+    this.errors = this.button(toggles, "Errors",
+      "Of the selected object: hits in blue, missed pixels in yellow, false positives in red",
+      () => this.send("view", { mode: this.state.mode === "errors" ? "masks" : "errors" }));
     this.opacityField = make("input", {
       type: "range", min: 0, max: 100, value: 100 * this.opacity, title: "Opacity of the masks (, and .)",
       oninput: () => ((this.opacity = this.opacityField.value / 100), this.redraw()),
@@ -203,7 +199,7 @@ class Annotator {
 
   buildObjects(parent) {
     const { head, element } = this.section(parent, "Objects");
-    this.allButton = this.button(head, "all", "Show all objects, or hide all (0)",
+    this.allButton = this.button(head, "", "Show all objects, or hide all (0)",
       () => this.toggleAll(), "toggle-all");
     this.objectList = make("div", { className: "objects", role: "listbox" }, element);
     const add = make("div", { className: "row" }, element);
@@ -218,6 +214,13 @@ class Annotator {
     };
     this.newName.onkeydown = (event) => event.key === "Enter" && create();
     this.button(add, "Add", "Add an object", create, "add");
+    const many = make("div", { className: "row many" }, element);
+    this.propose = this.button(many, "Find objects",
+      "Automatic masks of this frame, to keep or discard in the list",
+      () => (this.wait("segmenting the frame…"), this.send("propose")), "propose");
+    this.button(many, "Label image…",
+      "Import an image (PNG, TIFF) whose pixel values are object numbers; 0 is background",
+      () => this.pick("import_labels"), "labels");
     this.proposals = make("div", { className: "proposals", hidden: true }, element);
     make("span", { className: "count" }, this.proposals);
     this.button(this.proposals, "Keep all", "Make objects of all proposals that are left",
@@ -282,9 +285,6 @@ class Annotator {
     this.target.dataset.name = "training-folder";
     make("span", { className: "space" }, bar);
     const files = this.group(bar, "Files");
-    this.errors = this.button(files, "Errors",
-      "Hits in blue, missed pixels in yellow, false positives in red",
-      () => this.send("view", { mode: this.state.mode === "errors" ? "masks" : "errors" }));
     this.button(files, "Save prompts", "Write the prompts of all videos to prompts.json",
       () => this.send("save"), "save");
     this.append = this.button(files, "Append to data",
@@ -369,6 +369,12 @@ class Annotator {
 
   // ------------------------------------------------------------------ actions
 
+  // Let the user choose a file; the message of this type sends its content.
+  pick(type) {
+    this.importType = type;
+    this.imported.click();
+  }
+
   click(x, y, positive) {
     this.pending.push([x, y, positive]); // drawn at once; the mask follows
     this.send("click", { x, y, positive });
@@ -444,7 +450,7 @@ class Annotator {
   play() {
     if (this.playing) return this.stop();
     this.playing = performance.now();
-    this.playButton.textContent = "⏸";
+    setIcon(this.playButton, "pause");
     return this.go(this.state.frame === this.state.frames - 1 ? 0 : this.state.frame + 1);
   }
 
@@ -460,7 +466,7 @@ class Annotator {
 
   stop() {
     this.playing = null;
-    this.playButton.textContent = "⏵";
+    setIcon(this.playButton, "play");
   }
 
   // Show a text until the kernel has answered.
@@ -530,7 +536,7 @@ class Annotator {
     context.filter = "none";
     const style = {
       colorOf: (n) => this.colorOf(n), opacity: this.opacity, fill: this.shows.masks,
-      outline: this.shows.outlines, selected: isError ? null : state.object,
+      outline: this.shows.masks && this.shows.outlines, selected: isError ? null : state.object,
     };
     if (detail) {
       context.save(); // outside the part in full resolution, the masks of the whole frame
@@ -672,7 +678,9 @@ class Annotator {
     this.radius.parentElement.classList.toggle("off", this.tool === "point");
     this.undo.disabled = !state.can_undo;
     this.redo.disabled = !state.can_redo;
-    this.truth.disabled = this.errors.disabled = !state.annotated;
+    this.truth.disabled = !state.annotated;
+    this.errors.hidden = this.truth.hidden = !this.model.get("setup").has_truth;
+    this.errors.disabled = !state.annotated;
     this.random.disabled = state.object === null;
     this.errors.setAttribute("aria-pressed", state.mode === "errors");
     this.slider.max = state.frames - 1;
@@ -724,6 +732,7 @@ class Annotator {
       this.shownObject = state.object;
     }
     this.allButton.hidden = objects.length < 2;
+    setIcon(this.allButton, objects.some(({ hidden }) => hidden) ? "hidden" : "shown");
     const proposals = objects.filter(({ proposal }) => proposal).length;
     this.proposals.hidden = !proposals;
     this.proposals.firstChild.textContent = `${proposals} proposals`;
@@ -745,13 +754,18 @@ class Annotator {
     name.onclick = () => this.send("select", { index: n });
     name.ondblclick = () => this.rename(row, name, n);
     if (object.note) make("span", { className: "note", textContent: object.note }, row);
-    const eye = this.button(row, object.hidden ? "◌" : "●",
-      `${object.hidden ? "Show" : "Hide"} object ${object.name}`, () => this.toggleObject(n), `hide-${n}`);
-    eye.setAttribute("aria-pressed", object.hidden);
+    const icon = (name, title, act, dataName) => {
+      const element = this.button(row, "", title, act, dataName);
+      element.setAttribute("aria-label", title);
+      setIcon(element, name);
+    };
     if (object.proposal)
-      this.button(row, "✓", "Keep this proposal as an object",
+      icon("keep", "Keep this proposal as an object",
         () => this.send("accept_proposals", { indices: [n] }), `keep-${n}`);
-    this.button(row, "✕", object.proposal ? "Discard this proposal" : `Delete object ${object.name}`,
+    else
+      icon(object.hidden ? "hidden" : "shown", `${object.hidden ? "Show" : "Hide"} object ${object.name}`,
+        () => this.toggleObject(n), `hide-${n}`);
+    icon("remove", object.proposal ? "Discard this proposal" : `Delete object ${object.name}; Undo brings it back`,
       () => this.send("delete_object", { index: n }), `delete-${n}`);
   }
 

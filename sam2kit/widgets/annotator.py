@@ -1,11 +1,12 @@
-"""Prompt the objects of a video interactively in a notebook."""
+"""Annotate the objects of videos interactively in a notebook."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import traitlets
+from loguru import logger
 from PIL import Image
 
 from sam2kit.config.loading import load_config
@@ -20,13 +22,19 @@ from sam2kit.config.schema import PROMPT_TYPES, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
-from sam2kit.models.checkpoints import create_sam2_model, load_model
+from sam2kit.models.checkpoints import (
+    HUB_CHECKPOINTS,
+    SHIPPED_CHECKPOINTS,
+    create_sam2_model,
+    load_model,
+)
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.models.sam2 import SAM2Model
+from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.text import label_text, visible_text
-from sam2kit.viz.overlays import ERROR_COLORS, PALETTE, draw_prompts, object_colors, overlay
+from sam2kit.utils.text import label_text, plural, visible_text
+from sam2kit.viz.overlays import ERROR_COLORS, contrasting_palette, draw_prompts, overlay
 from sam2kit.widgets.base import (
     ImageWidget,
     display_size,
@@ -34,30 +42,36 @@ from sam2kit.widgets.base import (
     encode_png,
     error_text,
     video_number,
+    view_files,
 )
+from sam2kit.widgets.layers import label_planes
 from sam2kit.widgets.prompt_session import Prediction, PromptSession
 
 MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
+MAX_CHECKS = 20  # frames worth checking in the list
 REFRESH_SECONDS = 0.2  # minimum time between two updates of the view while tracking
-THUMBNAIL_SIZE = 160  # longer side of the image of a candidate, in pixels
+THUMBNAIL_SIZE = 120  # longer side of the image of a candidate, in pixels
 Masks = Mapping[ObjectId, np.ndarray | None]
 """``[H,W]`` bool by object; None for an object without a mask on the frame."""
+Color = tuple[int, int, int]
 
 
-class PromptDebugger(ImageWidget):
-    """Prompt objects with clicks, boxes and masks, and show the model's prediction at once.
+class Annotator(ImageWidget):
+    """Annotate objects with clicks, boxes and masks, track them, and make a training set.
 
     docs/widgets.md describes the view. Every action of the view is also a method, so that scripts
-    and notebooks without a front end can do the same. :class:`PromptSession` has the details.
+    and notebooks without a front end can do the same. :class:`PromptSession` has the details of one
+    video. Annotations are written to disk at each change, and come back when a video is opened.
 
     Args:
         what: a path, a configuration or a source, as for :func:`~sam2kit.data.build.open_source`.
         model: a model, or a value of ``--model-checkpoint``. None (default): ``run_dir/best.ckpt``
             if it exists, else the checkpoint of the configuration, else ``nano``.
         video: name or index of the first video.
-        run_dir: the directory to which :meth:`save` and :meth:`append` write. None (default): they
-            need a path.
-        recipes: settings of :meth:`dice` by name. None (default): each kind of prompt, the
+        run_dir: the directory of the annotations and of what :meth:`save`, :meth:`append` and
+            :meth:`make_training_set` write. None (default): annotations are lost when the kernel
+            stops, and the methods need a path.
+        recipes: settings of :meth:`random_prompt` by name. None (default): each kind of prompt, the
             recipe ``official``, and the dataset settings of the configuration.
         corrections: the file that :meth:`append` extends. None (default): ``dataset.corrections``
             of the configuration, else ``run_dir/corrections.jsonl``.
@@ -69,11 +83,16 @@ class PromptDebugger(ImageWidget):
         ConfigError: the device is not available.
     """
 
-    _esm = Path(__file__).with_suffix(".js")
-    _css = Path(__file__).with_suffix(".css")
+    _esm, _css = view_files("annotator")
+    setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
+    objects: traitlets.List = traitlets.List().tag(sync=True)
+    timeline = traitlets.Dict().tag(sync=True)
+    checks: traitlets.List = traitlets.List().tag(sync=True)
+    report: traitlets.List = traitlets.List().tag(sync=True)
     picture = traitlets.Bytes().tag(sync=True)
-    masks = traitlets.Bytes().tag(sync=True)
+    planes: traitlets.List = traitlets.List().tag(sync=True)
+    detail = traitlets.Dict().tag(sync=True)
     candidates: traitlets.List = traitlets.List().tag(sync=True)
 
     def __init__(
@@ -88,42 +107,94 @@ class PromptDebugger(ImageWidget):
     ) -> None:
         config = what if isinstance(what, Config) else None
         self.source = open_source(what)
+        self._folder = _folder_text(what)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.model = _load_model(model, config, self.run_dir)
-        self.model.feature_cache = create_cache(config or Config(), exact=True)
         self.device = pick_device(accelerator)
+        self._config = config or Config()
+        self.model, self._model_text = _load_model(model, config, self.run_dir)
+        self.model.feature_cache = create_cache(self._config, exact=True)
         self.recipes = dict(_default_recipes(config) if recipes is None else recipes)
         if corrections is None and config is not None:
             corrections = config.dataset.corrections
         if corrections is None and self.run_dir is not None:
             corrections = self.run_dir / FILE_NAME
         self.corrections = corrections
+        if self.run_dir is None:
+            # Switching between videos keeps the annotations too; the directory is removed with the
+            # widget.
+            self._temporary = tempfile.TemporaryDirectory(prefix="sam2kit-annotations-")
+        folder = self._temporary.name if self.run_dir is None else self.run_dir / "annotations"
+        self.store = AnnotationStore(folder)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # stops the last propagation; each has its own event
         self._running = False
+        self._run = 0
+        self._places: dict[str, int] = {}  # the frame that was shown last, by video
         super().__init__()
         self.open_video(video)
 
-    # Actions of the view.
+    # Videos, folders and models.
 
     def open_video(self, video: int | str) -> None:
-        """Open another video; unsaved prompts of the current one are lost.
+        """Open another video, with the annotations that it has.
 
         Args:
             video: its name or index.
 
         Raises:
-            DataError: there is no such video.
+            DataError: there is no such video, or its annotations are for a video of another length
+                or size. The current video remains.
         """
-        video = video_number(self.source, video)
+        self._open(self.source, video_number(self.source, video), self.model, self._model_text)
+
+    def open_folder(self, folder: str | Path | Config | VideoSource, video: int | str = 0) -> None:
+        """Open other videos; the annotations of the current ones remain on disk.
+
+        Args:
+            folder: a path, a configuration or a source.
+            video: name or index of the first video.
+
+        Raises:
+            DataError: the videos cannot be opened. The current video remains.
+        """
+        source = open_source(folder)
+        self._open(source, video_number(source, video), self.model, self._model_text)
+        self._folder = _folder_text(folder)
+        self._show()
+
+    def open_model(self, model: SAM2Model | str | Path) -> None:
+        """Use another model for the next prompts and the next tracking; masks remain.
+
+        Args:
+            model: a model, or the name of a model, a run directory or a checkpoint.
+
+        Raises:
+            CheckpointError: the model cannot be loaded. The current model remains.
+        """
+        loaded, text = _load_model(model, None, None)
+        loaded.feature_cache = create_cache(self._config, exact=True)
+        frame = self.frame
+        self._open(self.source, self.session.i, loaded, text)
+        self.go(frame)
+
+    def _open(self, source: VideoSource, i: int, model: SAM2Model, text: str) -> None:
         self.cancel()
+        self.wait()
         with self.lock:
-            self.session = PromptSession(self.source, video, self.model, self.device)
-            self.frame, self.mode, self.seed, self.message = 0, "masks", 0, ""
+            session = PromptSession(source, i, model, self.device, store=self.store)
+            if hasattr(self, "session"):
+                self._places[self.session.video] = self.frame
+            self.source, self.session, self.model, self._model_text = source, session, model, text
+            self.frame = min(self._places.get(session.video, 0), session.num_frames - 1)
+            self.mode, self.seed, self._viewport = "masks", 0, None
             self.done = self.total = 0
             self.recipe = next(iter(self.recipes), "")
-            self.object: ObjectId | None = next(iter(self.session.objects), None)
+            self.object: ObjectId | None = next(iter(session.objects), None)
+            self._palette = contrasting_palette(session.frame(self.frame))
+            self._checks_of: Any = None
             self._show()
+
+    # Frames and objects.
 
     def go(self, frame: int) -> None:
         """Show a frame; an index outside the video is clipped."""
@@ -132,7 +203,8 @@ class PromptDebugger(ImageWidget):
 
     def select(self, index: int) -> None:
         """Select the object to prompt, by its index in the list of objects."""
-        self.object = self.session.objects[index]
+        if index < len(self.session.objects):
+            self.object = self.session.objects[index]
         self._show()
 
     def add_object(self, identity: ObjectId | None = None) -> None:
@@ -143,6 +215,45 @@ class PromptDebugger(ImageWidget):
         """
         self.object = self.session.add_object(identity or None)
         self._show()
+
+    def rename(self, index: int, name: str) -> None:
+        """Give an object another name to show; its number in masks and files stays the same."""
+        self.session.rename(self.session.objects[index], name)
+        self._show()
+
+    def recolor(self, index: int, color: str | Sequence[int]) -> None:
+        """Change the colour of an object.
+
+        Args:
+            index: of the object, in the list of objects.
+            color: red, green and blue from 0 to 255, or ``#rrggbb``.
+        """
+        self.session.recolor(self.session.objects[index], _rgb(color))
+        self._show()
+
+    def set_hidden(self, index: int, hidden: bool = True) -> None:
+        """Hide or show an object; its masks are kept."""
+        self.session.set_hidden(self.session.objects[index], hidden)
+        self._show()
+
+    def hide_all(self, hidden: bool = True) -> None:
+        """Hide or show all objects."""
+        for o in self.session.objects:
+            self.session.set_hidden(o, hidden)
+        self._show()
+
+    def delete_object(self, index: int) -> None:
+        """Delete an object with its prompts and masks, or discard a proposal; undo reverts it."""
+        o = self._listed()[index]
+        if o in self._proposed():
+            self.session.discard_proposals([o])
+        else:
+            self.session.delete_object(o)
+            if o == self.object:
+                self.object = next(iter(self.session.objects), None)
+        self._show()
+
+    # Prompts.
 
     def click(self, x: int, y: int, positive: bool = True) -> None:
         """Add a click on the selected object (positive) or off it, at a pixel of the frame."""
@@ -197,6 +308,21 @@ class PromptDebugger(ImageWidget):
         self.session.paint(self._selected_object(), self.frame, mask)
         self._show()
 
+    def import_labels(self, file: str | Path | bytes) -> None:
+        """Add the objects of a label image on this frame, as mask prompts.
+
+        Args:
+            file: an image (PNG, TIFF) of the frame's size, or its bytes. The value of a pixel is
+                the number of its object; 0 is background.
+
+        Raises:
+            DataError: the image cannot be read, is empty or has another size.
+        """
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+        added = self.session.add_label_image(self.frame, content)
+        self.object = added[0] if added else self.object
+        self._show(f"imported {plural(len(added), 'object')}")
+
     def take_truth(self) -> None:
         """Use the ground truth mask as the prompt of the selected object.
 
@@ -217,7 +343,7 @@ class PromptDebugger(ImageWidget):
         self.session.choose(self._selected_object(), self.frame, candidate)
         self._show()
 
-    def dice(self, recipe: str | None = None, seed: int | None = None) -> None:
+    def random_prompt(self, recipe: str | None = None, seed: int | None = None) -> None:
         """Prompt the selected object with a random prompt, drawn as in training.
 
         Args:
@@ -240,9 +366,16 @@ class PromptDebugger(ImageWidget):
         self.session.draw(self._selected_object(), self.frame, recipe_config, self.seed)
         self._show()
 
+    dice = random_prompt  # the name that notebooks of earlier versions call
+
     def undo(self) -> None:
-        """Revert the last edit of the prompts."""
+        """Revert the last edit of the video."""
         self.session.undo()
+        self._show()
+
+    def redo(self) -> None:
+        """Repeat the edit that was reverted last."""
+        self.session.redo()
         self._show()
 
     def clear(self, everything: bool = False) -> None:
@@ -295,36 +428,59 @@ class PromptDebugger(ImageWidget):
         self._show(f"appended frame {self.frame} (objects: {names}) to {path}")
         return Path(path)
 
-    def propagate(self, start: int | None = None, wait: bool = True) -> None:
-        """Track all objects.
+    def propagate(
+        self,
+        start: int | None = None,
+        end: int | None = None,
+        direction: str = "forward",
+        wait: bool = True,
+    ) -> None:
+        """Track all objects from their prompts.
 
         Args:
-            start: begin at this frame, as a quick preview. None (default): at the first prompt.
+            start: first frame to track. None (default): the first prompt, or for other directions
+                the start of the video.
+            end: last frame to track. None (default): the end of the video, or for ``backward`` the
+                last prompt.
+            direction: ``forward``, ``backward`` or ``both``.
             wait: return when tracking has ended (default); False: track in the background.
 
         Raises:
-            DataError: no object has a prompt, or a frame cannot be tracked.
+            DataError: no object has a prompt, the range is invalid, or a frame cannot be tracked.
         """
-        if not self.session.prompts:
-            raise DataError("no object has a prompt", hint="click on an object first")
+        frames = self.session.propagate(start, end, direction)
+        self._begin(frames, self._frames_to_track(start, end, direction), "tracked", "frame", wait)
+
+    def _frames_to_track(self, start: int | None, end: int | None, direction: str) -> int:
+        """Return the number of frames that a propagation yields."""
+        prompted = [t for _, t in self.session.prompts]
+        first = start if start is not None else min(prompted) if direction == "forward" else 0
+        last = end
+        if last is None:
+            last = max(prompted) if direction == "backward" else self.session.num_frames - 1
+        return max(1, last - first + 1)
+
+    def _begin(
+        self, steps: Iterator[Any], total: int, verb: str, noun: str, wait: bool = True
+    ) -> None:
+        """Run an iterator in a thread that the view can cancel."""
         # A propagation that still runs ends after its current frame: it has its own stop event.
         self.cancel()
         self.error, self._running, self._stop = "", True, threading.Event()
-        self.total = self.session.num_frames - (
-            min(t for _, t in self.session.prompts) if start is None else start
-        )
-        self.done = 0
-        arguments = (self.session.propagate(start), self._stop)
-        self._thread = threading.Thread(target=self._propagate, args=arguments, daemon=True)
+        self._run, self.done, self.total = self._run + 1, 0, total
+        arguments = (steps, self._stop, verb, noun)
+        self._thread = threading.Thread(target=self._work, args=arguments, daemon=True)
         self._thread.start()
-        if wait:
-            try:
-                self.wait()
-            except KeyboardInterrupt:  # interrupting the cell stops the thread too
-                self.cancel()
-                raise
-            if self.error:
-                raise DataError(self.error, hint="correct the cause and propagate again")
+        if not wait:
+            self._show()
+            return
+        try:
+            self.wait()
+        except KeyboardInterrupt:  # interrupting the cell stops the thread too
+            self.cancel()
+            raise
+        if self.error:
+            raise DataError(self.error, hint="correct the cause and propagate again")
 
     def cancel(self) -> None:
         """Stop tracking after the current frame; the masks tracked so far remain."""
@@ -335,19 +491,149 @@ class PromptDebugger(ImageWidget):
         if self._thread is not None:
             self._thread.join()
 
+    # Results.
+
+    def accept(self, frames: int | Sequence[int] | None = None) -> None:
+        """Accept the masks of a frame as ground truth, or revert that.
+
+        Args:
+            frames: one or more frames to accept. None (default): the current frame; if it is
+                accepted already, it is no longer accepted.
+        """
+        if frames is None and self.frame in self.session.accepted:
+            self.session.unaccept([self.frame])
+        else:
+            chosen = self.frame if frames is None else frames
+            self.session.accept([chosen] if isinstance(chosen, int) else list(chosen))
+        self._show()
+
+    def accept_all(self, every: int = 1) -> None:
+        """Accept every Nth frame that has been tracked or prompted.
+
+        Args:
+            every: 1 (default): all of them.
+
+        Raises:
+            DataError: nothing has been tracked or prompted.
+        """
+        timeline = self.session.timeline()
+        frames = sorted({*timeline["tracked"], *timeline["prompted"]})[:: max(1, every)]
+        if not frames:
+            raise DataError("no frame has masks to accept", hint="prompt an object and track it")
+        self.session.accept(frames)
+        self._show(f"accepted {plural(len(frames), 'frame')}")
+
+    def next_check(self) -> None:
+        """Go to the next frame worth checking, and select the object that it is about.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self._checks:
+            raise DataError("there is no frame to check", hint="track the objects first")
+        later = [n for n, check in enumerate(self._checks) if check.frame > self.frame]
+        self.go_to_check(later[0] if later else 0)
+
+    def go_to_check(self, index: int) -> None:
+        """Go to a frame worth checking, by its index in the list."""
+        check = self._checks[index]
+        if check.object in self.session.objects:
+            self.object = check.object
+        self.go(check.frame)
+
+    def propose(self, wait: bool = True) -> None:
+        """Find objects on this frame automatically; they are proposals until they are kept.
+
+        Args:
+            wait: return when all have been found (default); False: search in the background.
+        """
+        self._begin(self.session.propose_masks(self.frame), 0, "found", "proposal", wait)
+
+    def accept_proposals(self, indices: Sequence[int] | None = None) -> None:
+        """Make objects of proposals.
+
+        Args:
+            indices: in the list of objects. None (default): all proposals.
+        """
+        listed = self._listed()
+        proposals = self._proposed() if indices is None else [listed[n] for n in indices]
+        self.session.accept_proposals(list(proposals))
+        self._show()
+
+    def discard_proposals(self) -> None:
+        """Remove the proposals that were not kept."""
+        self.session.discard_proposals()
+        self._show()
+
+    def make_training_set(self, folder: str | Path | None = None) -> Path:
+        """Write the accepted frames of all annotated videos as a dataset to train on.
+
+        Frames that are in the folder already are replaced if their masks have changed.
+
+        Args:
+            folder: None (default) or "": ``run_dir/training_set``.
+
+        Returns:
+            The folder, a value of ``--data-path``.
+
+        Raises:
+            DataError: no frame is accepted, or there is no folder.
+            ConfigError: the folder cannot be written, or holds something else.
+        """
+        raise NotImplementedError
+
+    def close_report(self) -> None:
+        """Close the message about the last training set."""
+        self.report = []
+
     # Handlers of the view's messages; the fields of a message are the arguments.
     on_open_video, on_go, on_select, on_add_object = open_video, go, select, add_object
-    on_click, on_box, on_brush, on_take_truth = click, box, brush, take_truth
-    on_choose, on_dice, on_undo, on_clear, on_view = choose, dice, undo, clear, view
-    on_save, on_append, on_cancel = save, append, cancel
+    on_rename, on_recolor, on_set_hidden, on_hide_all = rename, recolor, set_hidden, hide_all
+    on_delete_object, on_click, on_box, on_brush = delete_object, click, box, brush
+    on_take_truth, on_choose, on_random_prompt = take_truth, choose, random_prompt
+    on_undo, on_redo, on_clear, on_view, on_save, on_append = undo, redo, clear, view, save, append
+    on_cancel, on_accept, on_accept_all = cancel, accept, accept_all
+    on_next_check, on_go_to_check, on_close_report = next_check, go_to_check, close_report
+    on_accept_proposals, on_discard_proposals = accept_proposals, discard_proposals
+
+    def on_ready(self) -> None:
+        """Send the current state to a new view."""
+        super().on_ready()
+        self._show()
+
+    def on_open_folder(self, folder: str) -> None:
+        """Open the folder that was named in the view."""
+        self.open_folder(Path(folder).expanduser())
+
+    def on_open_model(self, model: str) -> None:
+        """Load the model that was named in the view."""
+        self.open_model(model)
 
     def on_import(self, buffers: list[bytes]) -> None:
         """Import the mask that the view has read from a file."""
         self.import_mask(buffers[0])
 
-    def on_propagate(self, start: int | None = None) -> None:
+    def on_import_labels(self, buffers: list[bytes]) -> None:
+        """Import the label image that the view has read from a file."""
+        self.import_labels(buffers[0])
+
+    def on_propagate(
+        self, direction: str = "forward", start: int | None = None, end: int | None = None
+    ) -> None:
         """Track in the background, so that the view can cancel it."""
-        self.propagate(start, wait=False)
+        self.propagate(start, end, direction, wait=False)
+
+    def on_propose(self) -> None:
+        """Find objects in the background, so that the view can cancel it."""
+        self.propose(wait=False)
+
+    def on_make_training_set(self, folder: str = "") -> None:
+        """Write the training set to the folder that was named in the view."""
+        self.make_training_set(folder)
+
+    def on_viewport(self, rect: list[int] | None) -> None:
+        """Send the visible part of the frame in full resolution; None: the whole frame is shown."""
+        self._viewport = None if rect is None else tuple(rect)
         self._show()
 
     def _selected_object(self) -> ObjectId:
@@ -355,34 +641,44 @@ class PromptDebugger(ImageWidget):
             self.object = self.session.add_object()
         return self.object
 
-    def _propagate(self, frames: Iterator[int], stop: threading.Event) -> None:
+    def _proposed(self) -> Mapping[ObjectId, np.ndarray]:
+        """Return the masks of the proposals of this frame by identity."""
+        return self.session.proposals
+
+    def _listed(self) -> list[ObjectId]:
+        """Return what the list of objects shows: the objects, then the proposals."""
+        return [*self.session.objects, *self._proposed()]
+
+    def _work(self, steps: Iterator[Any], stop: threading.Event, verb: str, noun: str) -> None:
         last_refresh = 0.0
         try:
             while True:
                 with self.lock:  # released after each frame, so that messages are handled between
-                    t = None if stop.is_set() else next(frames, None)
+                    t = None if stop.is_set() else next(steps, None)
                     if t is None:
+                        steps.close()  # type: ignore[attr-defined]  # what it has to write
                         break
                     self.done += 1
                     if t == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
-                        self._show(f"tracked {self.done} of {self.total} frames")
+                        self._show(f"{verb} {plural(self.done, noun)}")
                         last_refresh = time.monotonic()
                 # A lock is not fair: without a pause this thread would take it again at once.
                 time.sleep(0.001)
         except Exception as error:
             # Python prints the traceback of a thread where users do not see it.
+            logger.opt(exception=error).debug("error while tracking")
             with self.lock:
                 self.error = error_text(error)
         with self.lock:
             if self._stop is stop:  # otherwise another propagation has started
                 self._running = False
-                verb = "stopped after" if stop.is_set() else "tracked"
-                self._show(f"{verb} {self.done} frames")
+                verb = "stopped after" if stop.is_set() else verb
+                self._show(f"{verb} {plural(self.done, noun)}")
 
     # State of the view.
 
     def _show(self, message: str = "") -> None:
-        """Send the current state to the view.
+        """Send what has changed to the view.
 
         Args:
             message: the status line; "" (default) clears it.
@@ -395,64 +691,116 @@ class PromptDebugger(ImageWidget):
                 self._sent_frame = session, t
                 self.picture = encode_jpeg(self._frame, display_size(session.size))
             truth = session.truth(t)
-            if self.object is None:
+            if self.object not in session.objects:
                 self.object = next(iter(session.objects), None)
-            masks = {o: session.mask(o, t) for o in session.objects}
+            masks: dict[ObjectId, np.ndarray | None] = {
+                o: session.mask(o, t) for o in session.objects
+            }
             prediction = None if self.object is None else session.prediction(self.object, t)
-            self.masks = self._draw_masks(masks, truth)
+            self._send_masks(masks, truth)
             self.candidates = [] if prediction is None else self._thumbnails(prediction)
-            controls = self._control_state(message)
-            self.state = (
-                controls | self._frame_state(masks, prediction) | {"annotated": truth is not None}
-            )
+            self.setup = self._setup_state()
+            self.objects = self._object_states(masks)
+            self._send_time()
+            self.state = self._control_state(message) | self._frame_state(masks, prediction, truth)
             self.seq += 1
 
     _sent_frame: tuple[Any, int] | None = None
+    _sent_detail: tuple[Any, ...] | None = None
 
-    def _draw_masks(self, masks: Masks, truth: Masks | None) -> bytes:
-        """Encode all masks, or in mode ``errors`` the errors of the selected object.
+    def _send_masks(self, masks: Masks, truth: Masks | None) -> None:
+        """Send the masks of all objects, or in mode ``errors`` the errors of the selected one.
 
         Without a mask or a ground truth to compare, mode ``errors`` shows the masks too.
         """
         mask = None if self.object is None else masks.get(self.object)
-        if self.object is None or self.mode != "errors" or truth is None or mask is None:
-            return _palette_png(masks.values(), PALETTE, self.session.size)
-        truth_mask = truth.get(self.object)
-        truth_mask = np.zeros_like(mask) if truth_mask is None else truth_mask
-        colors = np.array(list(ERROR_COLORS.values()), np.uint8)
-        return _palette_png(
-            [mask & truth_mask, truth_mask & ~mask, mask & ~truth_mask], colors, self.session.size
-        )
+        self._errors = self.mode == "errors" and truth is not None and mask is not None
+        if truth is not None and mask is not None and self._errors:
+            truth_mask = truth.get(self.object) if self.object is not None else None
+            truth_mask = np.zeros_like(mask) if truth_mask is None else truth_mask
+            shown = [mask & truth_mask, truth_mask & ~mask, mask & ~truth_mask]
+            positions = dict(enumerate(shown))
+        else:
+            listed = [*masks.values(), *self._proposed().values()]
+            positions = {n: m for n, m in enumerate(listed) if m is not None}
+        self.planes = _encode_planes(positions, display_size(self.session.size))
+        if self._viewport is None:
+            self.detail = {}
+            return
+        x0, y0, x1, y1 = self._viewport
+        size = display_size((y1 - y0, x1 - x0))
+        part = {n: m[y0:y1, x0:x1] for n, m in positions.items()}
+        self.detail = {
+            "rect": [x0, y0, x1, y1],
+            "picture": encode_jpeg(self._frame[y0:y1, x0:x1], size),
+            "planes": _encode_planes(part, size),
+        }
 
     def _thumbnails(self, prediction: Prediction) -> list[bytes]:
         """Encode the candidates of the selected object as small JPEG images."""
         size = np.array(self._frame.shape[1::-1])
         small = tuple(int(n) for n in (size * THUMBNAIL_SIZE / size.max()).round().clip(1))
         frame = cv2.resize(self._frame, small, interpolation=cv2.INTER_AREA)
-        color = object_colors([self.session.objects.index(self._selected_object())])
+        color = np.array([self._color(self._selected_object())], np.uint8)
         images = []
         for mask in prediction.candidates:
             resized = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST)
             images.append(encode_jpeg(overlay(frame, resized[None].astype(bool), color, 0.6)))
         return images
 
-    def _frame_state(self, masks: Masks, prediction: Prediction | None) -> dict[str, Any]:
+    def _color(self, o: ObjectId) -> Color:
+        """Return the colour of an object: the chosen one, or one that stands out from the video."""
+        chosen = self.session.colors.get(o)
+        color = self._palette[self._listed().index(o) % len(self._palette)]
+        red, green, blue = (int(v) for v in (color if chosen is None else chosen))
+        return red, green, blue
+
+    def _object_states(self, masks: Masks) -> list[dict[str, Any]]:
+        """Return what the list of objects shows."""
+        session, proposals = self.session, self._proposed()
+        return [
+            {
+                "name": label_text(session.names.get(o, o)),
+                "color": list(self._color(o)),
+                "hidden": bool(session.hidden.get(o, False)),
+                "mask": o in proposals or masks.get(o) is not None,
+                "proposal": o in proposals,
+            }
+            for o in self._listed()
+        ]
+
+    def _send_time(self) -> None:
+        """Send the markers of the time line and the frames worth checking."""
+        timeline = self.session.timeline()
+        self.timeline = {name: _ranges(frames) for name, frames in timeline.items()}
+        if not self._running:
+            self._checks = self.session.frames_to_check(MAX_CHECKS)
+        self.checks = [
+            {
+                "frame": check.frame,
+                "name": label_text(self.session.names.get(check.object, check.object)),
+                "reason": visible_text(check.reason),
+            }
+            for check in self._checks
+        ]
+
+    def _frame_state(
+        self, masks: Masks, prediction: Prediction | None, truth: Masks | None
+    ) -> dict[str, Any]:
         """Return the state of the frame and of the selected object, without images."""
         session, t, o = self.session, self.frame, self.object
         mask = None if o is None else masks[o]
         candidates = () if prediction is None or mask is None else prediction.candidates
         chosen = [n for n, candidate in enumerate(candidates) if (candidate == mask).all()]
         tracked_j = [value for (identity, _), value in session.j.items() if identity == o]
-        colors = object_colors(range(len(session.objects))).tolist()
+        accepted = t in session.accepted
+        badges = {"accepted": accepted, "annotated": truth is not None}
         return {
+            "key": f"{id(self.source)} {session.i}",
             "video": session.i,
             "frame": t,
             "frames": session.num_frames,
             "size": list(session.size),
-            "objects": [
-                {"name": label_text(name), "color": color, "mask": masks[name] is not None}
-                for name, color in zip(session.objects, colors, strict=True)
-            ],
             "object": None if o is None else session.objects.index(o),
             "marks": [
                 {"object": session.objects.index(identity)}
@@ -460,42 +808,70 @@ class PromptDebugger(ImageWidget):
                 for (identity, frame), prompt in session.prompts.items()
                 if frame == t
             ],
-            "prompted": sorted({frame for _, frame in session.prompts}),
             "ious": [] if prediction is None else list(prediction.ious),
             "score": None if prediction is None else prediction.score,
             "chosen": chosen[0] if chosen else None,
             "j": None if mask is None or o is None else session.j_of(o, t, mask),
             "mean_j": float(np.mean(tracked_j)) if tracked_j else None,
+            "provenance": "" if mask is None or o is None else self._provenance(o, t),
             "stale": session.stale,
+            "annotated": truth is not None,
+            "accepted": accepted,
+            "badges": [text for text, applies in badges.items() if applies],
+            "errors": [list(c) for c in ERROR_COLORS.values()] if self._errors else None,
         }
+
+    def _provenance(self, o: ObjectId, t: int) -> str:
+        """Return how the mask of an object was made."""
+        return visible_text(self.session.provenance(o, t) or "")
 
     def _control_state(self, message: str) -> dict[str, Any]:
         """Return the state of the controls and of a running propagation."""
         return {
-            "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
             "mode": self.mode,
-            "recipes": list(self.recipes),
             "recipe": self.recipe,
             "seed": self.seed,
+            "can_undo": self.session.can_undo,
+            "can_redo": self.session.can_redo,
             "running": self._running,
+            "run": self._run,
             "done": self.done,
             "total": self.total,
             "message": visible_text(message),
         }
 
+    def _setup_state(self) -> dict[str, Any]:
+        """Return the choices of videos, models and recipes, which rarely change."""
+        target = "" if self.run_dir is None else str(self.run_dir / "training_set")
+        return {
+            "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
+            "has_truth": self.source.has_masks,
+            "folder": visible_text(self._folder),
+            "model": visible_text(self._model_text),
+            "models": self._model_names(),
+            "recipes": list(map(label_text, self.recipes)),
+            "training_set": visible_text(target),
+        }
+
+    def _model_names(self) -> list[str]:
+        """Return models to suggest: run directories beside this one, and published names."""
+        runs = []
+        if self.run_dir is not None:
+            paths = self.run_dir.glob("*.ckpt"), self.run_dir.parent.glob("*/best.ckpt")
+            runs = [str(path) for group in paths for path in sorted(group)]
+        return [*map(visible_text, runs), *SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS]
+
     def snapshot(self) -> bytes:
         """Return the frame with the masks and prompts of all objects as PNG bytes."""
         with self.lock:
             session, t, frame = self.session, self.frame, self._frame
-            masks = {
-                n: mask
-                for n, o in enumerate(session.objects)
-                if (mask := session.mask(o, t)) is not None
-            }
+            shown = [o for o in session.objects if not session.hidden.get(o, False)]
+            masks = {o: mask for o in shown if (mask := session.mask(o, t)) is not None}
             if masks:
-                frame = overlay(frame, np.stack(list(masks.values())), object_colors([*masks]))
-            for (_, prompt_frame), prompt in session.prompts.items():
-                if prompt_frame == t:
+                colors = np.array([self._color(o) for o in masks], np.uint8)
+                frame = overlay(frame, np.stack(list(masks.values())), colors)
+            for (o, prompt_frame), prompt in session.prompts.items():
+                if prompt_frame == t and o in shown:
                     box = None if prompt.box is None else np.array(prompt.box)
                     points = np.array(prompt.points).reshape(-1, 2)
                     frame = draw_prompts(frame, points, np.array(prompt.labels), box)
@@ -503,44 +879,74 @@ class PromptDebugger(ImageWidget):
             return encode_png(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA))
 
 
-def _palette_png(
-    masks: Iterable[np.ndarray | None], colors: np.ndarray, size: tuple[int, int]
-) -> bytes:
-    """Encode masks as a palette PNG, later masks on top; value 0 is transparent.
+def _encode_planes(
+    masks: Mapping[int, np.ndarray], size: tuple[int, int]
+) -> list[dict[str, int | bytes]]:
+    """Encode masks as PNG images of labels.
 
     Args:
-        masks: ``[H,W]`` bool each; None: no mask, but its colour is skipped.
-        colors: ``[N,3]`` uint8, repeated if there are more masks.
-        size: H and W of the masks.
+        masks: ``[H,W]`` bool by position of the object.
+        size: rows and columns of the images.
     """
-    labels = np.zeros(size, np.uint8)
-    for n, mask in enumerate(masks):
-        if mask is not None:
-            labels[mask] = n % len(colors) + 1
-    resized = cv2.resize(labels, display_size(size)[::-1], interpolation=cv2.INTER_NEAREST)
-    image = Image.fromarray(resized)
-    image.putpalette(bytes(3) + colors.tobytes())
-    return encode_png(image, transparency=0, compress_level=1)
+    encoded: list[dict[str, int | bytes]] = []
+    for base, labels in label_planes(masks):
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        encoded.append({"base": base, "labels": encode_png(labels, compress_level=1)})
+    return encoded
+
+
+def _ranges(frames: Iterable[int]) -> list[list[int]]:
+    """Return sorted frames as ranges of first and last frame, inclusive."""
+    ranges: list[list[int]] = []
+    for t in sorted(frames):
+        if ranges and t == ranges[-1][1] + 1:
+            ranges[-1][1] = t
+        else:
+            ranges.append([t, t])
+    return ranges
+
+
+def _rgb(color: str | Sequence[int]) -> Color:
+    """Return a colour, given as three values or as ``#rrggbb``, as three values from 0 to 255."""
+    try:
+        values = bytes.fromhex(color.removeprefix("#")) if isinstance(color, str) else bytes(color)
+        red, green, blue = values
+    except (TypeError, ValueError):
+        raise DataError(
+            key="color",
+            value=color,
+            expected="red, green and blue from 0 to 255, or #rrggbb",
+            hint="for example #56b4e9",
+        ) from None
+    return red, green, blue
+
+
+def _folder_text(what: str | Path | Config | VideoSource) -> str:
+    """Return the path to show for what was opened; "" for a source of the user's own."""
+    if isinstance(what, Config):
+        return str(what.dataset.annotation_file or what.dataset.data_path or "")
+    return "" if isinstance(what, VideoSource) else str(what)
 
 
 def _load_model(
     model: SAM2Model | str | Path | None, config: Config | None, run_dir: Path | None
-) -> SAM2Model:
-    """Return the given model, or load the default that :class:`PromptDebugger` documents."""
+) -> tuple[SAM2Model, str]:
+    """Return the model, or the default that :class:`Annotator` documents, and its name."""
     if isinstance(model, SAM2Model):
-        return model
+        return model, ""
     if model is None and run_dir is not None and (run_dir / "best.ckpt").exists():
         model = run_dir / "best.ckpt"
     if model is None and config is not None and config.model.checkpoint is not None:
-        return create_sam2_model(config)
-    return load_model(model or "nano")[1]
+        return create_sam2_model(config), str(config.model.checkpoint)
+    return load_model(model or "nano")[1], str(model or "nano")
 
 
 def _default_recipes(config: Config | None) -> dict[str, DatasetConfig]:
-    """Return the recipes of :meth:`PromptDebugger.dice` by name, the default one first."""
+    """Return the recipes of :meth:`Annotator.random_prompt` by name, the default one first."""
     configured = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
     return configured | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}
 
 
-Annotator = PromptDebugger  # alias, for users who only annotate
+PromptDebugger = Annotator  # the name of earlier versions

@@ -23,6 +23,27 @@ function svg(tag, attributes) {
   return element;
 }
 
+// Icons as paths in a square of 16: fonts lack some of these characters.
+const ICONS = {
+  back: "M10 3 5 8l5 5",
+  next: "M6 3l5 5-5 5",
+  play: "M5 3v10l8-5z",
+  pause: "M5 3v10M11 3v10",
+  shown: "M1.5 8S4 3.5 8 3.5 14.5 8 14.5 8 12 12.5 8 12.5 1.5 8 1.5 8zM8 6.2a1.8 1.8 0 1 0 .01 0",
+  hidden: "M1.5 8S4 3.5 8 3.5 14.5 8 14.5 8 12 12.5 8 12.5 1.5 8 1.5 8zM3 13.5 13 2.5",
+  keep: "M3 8.5l3.5 3.5L13 4.5",
+  remove: "M4 4l8 8M12 4l-8 8",
+};
+
+function setIcon(button, name) {
+  if (button.dataset.icon === name) return;
+  button.dataset.icon = name;
+  const image = svg("svg", { viewBox: "0 0 16 16", class: "icon", "aria-hidden": true });
+  const fill = name === "play" ? "currentColor" : "none";
+  image.append(svg("path", { d: ICONS[name], fill }));
+  button.replaceChildren(image);
+}
+
 // Rebuild an element only if its content has changed: a click on a button that is replaced between
 // press and release would be lost.
 function refill(element, content, build) {
@@ -338,7 +359,7 @@ class Keyboard {
     for (const [keys, text] of this.bindings.filter((binding) => binding[1])) {
       const names = make("span", {}, list);
       for (const key of keys.filter((name) => !HIDDEN_KEYS.has(name)))
-        make("kbd", { textContent: KEY_NAMES[key] ?? key.replace("Shift+", "⇧ ") }, names);
+        make("kbd", { textContent: KEY_NAMES[key] ?? key.replace("Shift+", "⇧ ").replace("Delete", "Del") }, names);
       make("span", { textContent: text }, list);
     }
     return panel;

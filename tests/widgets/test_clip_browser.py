@@ -360,7 +360,7 @@ def test_view_in_jupyterlab(lab, browser, tmp_path):
     def shows(t):
         book.until(f"e => e.dataset.frame === '{t}' && e.dataset.playing !== 'true'", root)
         kernel_has("browser.frame", t)
-        assert root.locator(".position").inner_text() == f"frame {t} / 5"
+        assert root.locator(".position").inner_text() == f"frame {t} of 0–5"
         assert abs(book.pixel(canvas, 0.1, 0.9)[0] - 10 * t) <= 3  # frame t is grey with value 10 t
 
     def saturation():  # at a pixel of the second object; 0 is grey
