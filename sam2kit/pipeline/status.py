@@ -6,7 +6,6 @@ the lock of a process that dies, so "running" in a directory without a lock mean
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -17,8 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from sam2kit.utils import locks
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
 
@@ -35,55 +33,22 @@ def locked(folder: Path) -> Iterator[int]:
     Raises:
         PipelineError: another process holds the lock.
     """
-    file = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(file, folder)
-        os.ftruncate(file, 0)
-        os.write(file, f"{os.getpid()} {platform.node()}\n".encode())
+        file = locks.acquire(folder / "run.lock")
+    except locks.LockedError as error:
+        raise PipelineError(
+            f"{folder} is in use by process {error.pid} on {error.host}",
+            hint="wait for that process or end it, or choose another directory",
+        ) from None
+    try:
         yield file
     finally:
         os.close(file)
 
 
-def _lock(file: int, folder: Path) -> None:
-    """Acquire the lock.
-
-    Another process may hold it for a moment to read the state, and a killed process releases it
-    only when it and its kernel have ended, so try for some seconds.
-    """
-    start = time.monotonic()
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid, _, host = os.pread(file, 200, 0).decode().strip().partition(" ")
-            wait = 1 if _may_be_alive(pid, host) else 15
-            if time.monotonic() > start + wait:
-                raise PipelineError(
-                    f"{folder} is in use by process {pid} on {host}",
-                    hint="wait for that process or end it, or choose another directory",
-                ) from None
-            time.sleep(0.1)
-
-
-def _may_be_alive(pid: str, host: str) -> bool:
-    """Return whether a process may be running; this is unknown for one on another machine."""
-    return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))
-
-
 def is_locked(folder: Path) -> bool:
     """Return whether a process has locked a directory."""
-    try:
-        file = os.open(folder / "run.lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    return locks.is_locked(folder / "run.lock")
 
 
 def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loguru import logger
 
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.prompts.geometry import box_to_points
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.files import write_text
 
 SCHEMA_VERSION = 1
+SCHEMA_VERSION_SIZES = 2  # also image_sizes, for videos of different sizes
 CONTENTS = {"mask": ["mask"], "box": ["box"], "point": ["points", "labels"]}
 
 
@@ -28,7 +31,8 @@ def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> N
     """Write prompts as JSON.
 
     The file contains ``version``, ``image_size`` (rows and columns of the resized frame, to which
-    the coordinates refer) and ``prompts``. There is one entry per object with ``video``,
+    the coordinates refer) and ``prompts``. Version 2 can also contain ``image_sizes``, which gives
+    videos by name a size of their own. There is one entry per object with ``video``,
     ``object_id``, ``frame_index`` (in the video, from 0), ``kind`` and either ``points`` and
     ``labels``, or ``box``, or ``mask`` (COCO's compressed run lengths).
 
@@ -46,7 +50,7 @@ def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> N
         _entry(prompt.to("cpu"), n, batch) for prompt in prompts for n in range(len(prompt.objects))
     ]
     document = {"version": SCHEMA_VERSION, "image_size": [rows, columns], "prompts": entries}
-    Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _positions(batch: ClipBatch) -> dict[tuple[str, int | str], int]:
@@ -94,16 +98,17 @@ def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
         DataError: the file is missing or unreadable, a field is missing or invalid, or the batch
             does not have the frame, object or frame size of an entry.
     """
-    size, entries = check_document(read_document(path), str(path), batch.names)
-    if size != tuple(batch.masks.shape[-2:]):
-        raise DataError(
-            f"{path}: field 'image_size' is {list(size)}, but the frames are "
-            f"{list(batch.masks.shape[-2:])}",
-            hint="create the prompts with the same dataset.image_size",
-        )
+    sizes, entries = check_document(read_document(path), str(path), batch.names)
     positions = _positions(batch)
     prompts = []
     for where, entry in entries:
+        size = sizes[entry["video"]]
+        if size != tuple(batch.masks.shape[-2:]):
+            raise DataError(
+                f"{path}: field 'image_size' is {list(size)}, but the frames are "
+                f"{list(batch.masks.shape[-2:])}",
+                hint="create the prompts with the same dataset.image_size",
+            )
         position = positions.get((entry["video"], entry["object_id"]))
         if position is None:
             raise DataError(
@@ -125,7 +130,11 @@ def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
 
 
 def load_video_prompts(
-    path: str | Path, video: str, num_frames: int, image_size: int
+    path: str | Path,
+    video: str,
+    num_frames: int,
+    image_size: int,
+    frame_size: tuple[int, ...] | None = None,
 ) -> tuple[list[Prompt], list[int | str]]:
     """Read the prompts of a whole video, written by :func:`save_prompts` or by hand.
 
@@ -138,36 +147,48 @@ def load_video_prompts(
         video: name of the video, whose entries are read.
         num_frames: number of frames of the video.
         image_size: rows and columns of the resized frames.
+        frame_size: rows and columns of the stored frames, against which the ``image_size`` of the
+            file is checked. None (default): it is not checked.
 
     Returns:
         The prompts, grouped, whose ``frame`` is a position in the video and whose ``objects`` are
         positions in the second list; and the object ids in the order of the file.
 
     Raises:
-        DataError: as :func:`load_prompts`, or the file has no prompts for ``video``.
+        DataError: as :func:`load_prompts`, the file has no prompts for ``video``, or its
+            ``image_size`` has rows and columns swapped.
     """
-    return video_prompts(read_document(path), str(path), video, num_frames, image_size)
+    document = read_document(path)
+    return video_prompts(document, str(path), video, num_frames, image_size, frame_size)
 
 
 def video_prompts(
-    document: Any, where: str, video: str, num_frames: int, image_size: int
+    document: Any,
+    where: str,
+    video: str,
+    num_frames: int,
+    image_size: int,
+    frame_size: tuple[int, ...] | None = None,
 ) -> tuple[list[Prompt], list[int | str]]:
     """Read the prompts of a whole video from the content of a prompt file.
 
     Args:
         document: the content (:func:`read_document`).
         where: name of the file, to start error messages with.
-        video, num_frames, image_size: as for :func:`load_video_prompts`.
+        video, num_frames, image_size, frame_size: as for :func:`load_video_prompts`.
 
     Raises:
         DataError: as :func:`load_video_prompts`.
     """
-    size, entries = check_document(document, where, [video])
+    sizes, entries = check_document(document, where, [video])
     if not entries:
         raise DataError(
             f"{where}: no prompt with the field 'video' {video!r}",
             hint="set 'video' of the prompts to this name",
         )
+    size = sizes[video]
+    if frame_size is not None:
+        check_image_size(where, size, (frame_size[0], frame_size[1]))
     identities = list(dict.fromkeys(entry["object_id"] for _, entry in entries))
     scale = torch.tensor([image_size / size[1], image_size / size[0]])
     prompts = []
@@ -210,9 +231,87 @@ def read_document(path: str | Path) -> Any:
         ) from None
 
 
+def check_image_size(where: str, size: tuple[int, int], frame_size: tuple[int, int]) -> None:
+    """Check the ``image_size`` of a prompt file against the frames of the video.
+
+    Prompts may be in pixels of resized frames, either square as the model's input or in the shape
+    of the stored frames. Another shape is reported with a warning.
+
+    Raises:
+        DataError: rows and columns are swapped.
+    """
+
+    def has_shape(rows: int, columns: int) -> bool:
+        # As wide as high in the same ratio, within a pixel of rounding.
+        return abs(size[0] * columns - size[1] * rows) <= max(rows, columns)
+
+    rows, columns = frame_size
+    if size[0] == size[1] or has_shape(rows, columns):
+        return
+    if has_shape(columns, rows):
+        raise DataError(
+            f"{where}: field 'image_size' is {list(size)}, but the frames have {rows} rows and "
+            f"{columns} columns: rows and columns are swapped",
+            key="image_size",
+            value=list(size),
+            hint=f"write it as [rows, columns]: {[size[1], size[0]]}",
+        )
+    logger.warning(
+        "{}: field 'image_size' is {}, which has not the shape of the frames, {}; if the prompts "
+        "are off, write the rows and columns of the frames on which they were made",
+        *(where, list(size), [rows, columns]),
+    )
+
+
+def merge_documents(path: str | Path, document: dict[str, Any], video: str) -> dict[str, Any]:
+    """Put the prompts of one video into the content of an existing prompt file.
+
+    Args:
+        path: the file, whose prompts of other videos are kept. It may be missing.
+        document: the content with the prompts of ``video`` alone.
+        video: name of the video.
+
+    Returns:
+        The content to write: of version 1 if all videos have one ``image_size``, else of version 2.
+
+    Raises:
+        DataError: the existing file is not a prompt file.
+    """
+    if not Path(path).exists():
+        return document
+    existing = read_document(path)
+    entries = existing.get("prompts") if isinstance(existing, dict) else None
+    names = [e["video"] for e in entries or () if isinstance(e, dict) and "video" in e]
+    names = [name for name in names if isinstance(name, str)]
+    sizes, _ = check_document(existing, str(path), names)
+    others = [e for e in existing["prompts"] if e.get("video") != video]
+    # The file's own entries come first, in their order, and each video keeps its size.
+    image_sizes = {n: list(sizes[n]) for n in names if n != video}
+    image_sizes[video] = document["image_size"]
+    merged = document | {"prompts": [*others, *document["prompts"]]}
+    if len(set(map(tuple, image_sizes.values()))) > 1:
+        merged |= {"version": SCHEMA_VERSION_SIZES, "image_sizes": image_sizes}
+    return merged
+
+
+def write_document(path: str | Path, document: dict[str, Any]) -> None:
+    """Write the content of a prompt file atomically, and create its folder.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror})", hint="name another file"
+        ) from error
+
+
 def check_document(
     document: Any, path: str, videos: Collection[str]
-) -> tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
+) -> tuple[dict[str, tuple[int, int]], list[tuple[str, dict[str, Any]]]]:
     """Check the content of a prompt file, and select the entries of some videos.
 
     Args:
@@ -221,21 +320,30 @@ def check_document(
         videos: names of the videos.
 
     Returns:
-        ``image_size``, and the entries, each with its name in error messages.
+        ``image_size`` by video, and the entries, each with its name in error messages.
 
     Raises:
         DataError: a field is missing or invalid.
     """
-    if not isinstance(document, dict) or document.get("version") != SCHEMA_VERSION:
+    versions = (SCHEMA_VERSION, SCHEMA_VERSION_SIZES)
+    if not isinstance(document, dict) or document.get("version") not in versions:
         raise DataError(
-            f"{path}: field 'version' must be {SCHEMA_VERSION}",
+            f"{path}: field 'version' must be {SCHEMA_VERSION} or {SCHEMA_VERSION_SIZES}",
             hint="create the file with save_prompts of this version",
         )
-    size = document.get("image_size")
-    if not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
+    size = _read_size(document.get("image_size"), path, "image_size")
+    other_sizes = document.get("image_sizes", {})
+    if not isinstance(other_sizes, dict):
         raise DataError(
-            f"{path}: field 'image_size' is {size!r}", hint="write it as [rows, columns]"
+            f"{path}: field 'image_sizes' must be an object",
+            hint="write the name of each video with its [rows, columns]",
         )
+    sizes = {
+        name: _read_size(other_sizes[name], path, f"image_sizes[{name!r}]")
+        if name in other_sizes
+        else size
+        for name in videos
+    }
     if not isinstance(document.get("prompts"), list):
         raise DataError(
             f"{path}: field 'prompts' must be a list", hint="write one entry per object"
@@ -253,7 +361,14 @@ def check_document(
         if entry["video"] in videos:
             entries.append((where, entry))
             _check_fields(where, entry)
-    return (size[0], size[1]), entries
+    return sizes, entries
+
+
+def _read_size(size: Any, path: str, field: str) -> tuple[int, int]:
+    """Check a size of two numbers above 0."""
+    if not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
+        raise DataError(f"{path}: field '{field}' is {size!r}", hint="write it as [rows, columns]")
+    return size[0], size[1]
 
 
 def _check_fields(where: str, entry: dict[str, Any]) -> None:

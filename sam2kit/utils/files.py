@@ -43,3 +43,28 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically; see :func:`atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def cut_last_line(path: Path) -> str:
+    """Remove a last line without a line break, which a process that was killed has left.
+
+    Returns:
+        the removed text; empty if the file is complete or missing.
+    """
+    try:
+        with path.open("r+b") as file:
+            start, size = 0, file.seek(0, os.SEEK_END)
+            # Searched from the end in blocks, because the file can be large.
+            for position in range(max(size - 4096, 0), -4096, -4096):
+                file.seek(max(position, 0))
+                block = file.read(4096 + min(position, 0))
+                if (offset := block.rfind(b"\n")) >= 0:
+                    start = max(position, 0) + offset + 1
+                    break
+            file.seek(start)
+            removed = file.read()
+            if removed:
+                file.truncate(start)
+            return removed.decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""

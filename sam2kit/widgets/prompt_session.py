@@ -10,15 +10,19 @@ produces the same masks from the file to which the prompts are saved:
   becomes a mask prompt too.
 * If all clicks of a refinement are negative, a positive click at the centre of the mask is added:
   without memory, a model ignores the mask under negative clicks alone.
+
+With an :class:`~sam2kit.prompts.annotations.AnnotationStore`, every change is on disk before the
+method that makes it returns, and opening the same video again continues from there.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -27,26 +31,50 @@ from torch.nn import functional as F
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.clip import VideoClip, collate
-from sam2kit.data.rle import decode_mask, encode_mask
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.label_image import read_label_image
+from sam2kit.data.rle import decode_mask, encode_mask, encode_masks
+from sam2kit.data.sources.base import DerivedSource, ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
+from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.data.transforms import resize_masks
 from sam2kit.evaluation.metrics import iou, outside_void
+from sam2kit.models.automatic_masks import Proposal, propose
 from sam2kit.models.sam2 import SAM2Model
+from sam2kit.prompts.annotations import (
+    AnnotationStore,
+    StoredObject,
+    StoredPrompt,
+    TrackedMask,
+    VideoState,
+)
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.geometry import mask_center
-from sam2kit.prompts.io import SCHEMA_VERSION, video_prompts
+from sam2kit.prompts.io import (
+    SCHEMA_VERSION,
+    check_document,
+    check_image_size,
+    merge_documents,
+    read_document,
+    video_prompts,
+    write_document,
+)
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.tracking_job import OPTIONS
 from sam2kit.tracking.video_tracker import FrameTracks, TrackingSession, VideoTracker
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import visible_text
+from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
 
 Point = tuple[int, int]
 Box = tuple[int, int, int, int]
+Color = tuple[int, int, int]
 ObjectFrame = tuple[ObjectId, int]
 """An object and the index of a frame."""
 
+Direction = Literal["forward", "backward", "both"]
+
 UNDO_STEPS = 100
+SAVE_SECONDS = 2.0  # maximum time between two saves of tracked masks during a propagation
 MASK_LOGIT = 10.0  # upstream converts a mask prompt to logits of +10 and -10
 
 
@@ -60,6 +88,11 @@ class FramePrompt:
         box: x0, y0, x1, y1, inclusive; None (default): no box.
         base: ``[H,W]`` bool, the mask that the clicks refine; None (default): no mask.
         mask: ``[H,W]`` bool, a mask prompt that replaces points and box; None (default): no mask.
+        provenance: ``click``, ``painted``, ``imported``, ``automatic`` or ``truth``.
+        result: the mask that follows from points and box, as compressed run lengths; None
+            (default): ``mask``, or not predicted yet.
+        correction: whether the object had a tracked mask on the frame when it was prompted.
+        model: name of the model that predicted the mask; None (default): none or unknown.
     """
 
     points: tuple[Point, ...] = ()
@@ -67,6 +100,10 @@ class FramePrompt:
     box: Box | None = None
     base: np.ndarray | None = None
     mask: np.ndarray | None = None
+    provenance: str = "click"
+    result: str | None = None
+    correction: bool = False
+    model: str | None = None
 
     @property
     def clicked(self) -> bool:
@@ -91,45 +128,125 @@ class Prediction:
     score: float
 
 
+@dataclass(frozen=True)
+class _Edits:
+    """Hold everything that undo() restores."""
+
+    prompts: dict[ObjectFrame, FramePrompt]
+    objects: tuple[ObjectId, ...]
+    names: Mapping[ObjectId, str]
+    colors: Mapping[ObjectId, Color]
+    deleted: frozenset[ObjectId]
+    accepted: frozenset[int]
+    checked: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Hold the state before an edit, and the tracked masks that it changed.
+
+    Attributes:
+        before: the state.
+        tracks: the tracked masks of the changed keys before the edit; None: no mask.
+    """
+
+    before: _Edits
+    tracks: Mapping[ObjectFrame, TrackedMask | None]
+
+
+class _Runs(Mapping[ObjectFrame, dict[str, Any]]):
+    """Show tracked masks as run lengths."""
+
+    def __init__(self, tracks: Mapping[ObjectFrame, TrackedMask], size: tuple[int, int]) -> None:
+        self._tracks, self._size = tracks, size
+
+    def __getitem__(self, key: ObjectFrame) -> dict[str, Any]:
+        return {"size": list(self._size), "counts": self._tracks[key].counts}
+
+    def __iter__(self) -> Iterator[ObjectFrame]:
+        return iter(self._tracks)
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+
 class PromptSession:
     """Edit the prompts of one video and compute the masks that follow from them.
 
     Args:
-        source: the videos.
+        source: the videos. Objects that are generated onto unannotated videos are not shown.
         i: index of the video.
         model: set to evaluation mode.
         device: the model is moved to it. None (default): the model stays on its device.
+        store: keeps all changes on disk; what it has of this video is loaded. None (default):
+            changes are only in memory.
+        model_name: name of the model in the provenance of masks. None (default): unknown.
 
     Attributes:
         size: H and W of the video's frames.
         objects: the objects of the ground truth on the frames read so far, and the added ones.
+        names: the name of each object for people; by default the identity.
+        colors: red, green and blue, 0 to 255, of the objects whose color the user chose.
+        hidden: the objects that the view hides; their masks are tracked, accepted and saved.
         prompts: the prompts.
-        tracked: run-length encoded masks of the last tracking.
-        j: J of the tracked masks against the ground truth, on annotated frames.
+        accepted: the frames whose masks are accepted.
+        j: J of the tracked masks against the ground truth, on annotated frames, since the video was
+            opened.
+        proposals: the masks of :meth:`propose_masks` that were neither accepted nor discarded.
+
+    Raises:
+        DataError: the video cannot be read, another process owns the store, or the annotations in
+            it are damaged or belong to another video of this name.
     """
 
     def __init__(
-        self, source: VideoSource, i: int, model: SAM2Model, device: torch.device | None = None
+        self,
+        source: VideoSource,
+        i: int,
+        model: SAM2Model,
+        device: torch.device | None = None,
+        store: AnnotationStore | None = None,
+        model_name: str | None = None,
     ) -> None:
-        self.source, self.i, self.video = source, i, source.name(i)
-        self.num_frames = source.num_frames(i)
+        self.source, self.i = _without_generated_objects(source, i)
+        self.video = source.name(i)
+        self.num_frames = self.source.num_frames(self.i)
         first = self.frame(0)
         self.size: tuple[int, int] = (first.shape[0], first.shape[1])
         self.image_size = model.image_size
+        self.store, self.model_name = store, model_name
         self.objects: list[ObjectId] = []
+        self.names: dict[ObjectId, str] = {}
+        self.colors: dict[ObjectId, Color] = {}
+        self.hidden: set[ObjectId] = set()
         self.prompts: dict[ObjectFrame, FramePrompt] = {}
-        self.tracked: dict[ObjectFrame, dict[str, Any]] = {}
+        self.accepted: set[int] = set()
         self.j: dict[ObjectFrame, float] = {}
+        self.proposals: list[Proposal] = []
+        self._proposal_frame = 0
+        self._checked: set[int] = set()
+        self._deleted: set[ObjectId] = set()  # objects of the ground truth that are not annotated
+        self._truth_objects: dict[ObjectId, None] = {}
+        self._tracks: dict[ObjectFrame, TrackedMask] = {}
         self._tracked_prompts: dict[ObjectFrame, FramePrompt] = {}
-        self._history: list[dict[ObjectFrame, FramePrompt]] = []
+        self._history: list[_Step] = []
+        self._undone: list[_Step] = []
         # Predictions of one frame only, so that memory does not grow with the number of prompts.
         self._predictions: dict[FramePrompt, Prediction] = {}
         self._predicted_frame = 0
         self._truth: tuple[int, tuple] | None = None
+        self._annotated: list[int] | None = None
+        # What is saved: the last revision, prompts that are encoded already, and frames to write.
+        self._revision = 0
+        self._stored: WeakKeyDictionary[FramePrompt, StoredPrompt] = WeakKeyDictionary()
+        self._unsaved_frames: set[int] = set()
         self._model = model
         self._tracker = VideoTracker(model, OPTIONS, device)
         # Predicts masks for prompts, separately from tracking; it caches the frame's features.
         self._prompting = self._open()
+        if store is not None:
+            store.acquire()
+            self._load(store)
         # The first annotated frame makes the objects of the ground truth known.
         for t in range(self.num_frames):
             if self.truth(t) is not None:
@@ -153,11 +270,15 @@ class PromptSession:
     def _read_truth(self, t: int) -> tuple[dict[ObjectId, np.ndarray] | None, np.ndarray | None]:
         """Return masks and void pixels of a frame; those of the last frame are cached."""
         if self._truth is None or self._truth[0] != t:
-            masks, void = self.source.read_masks(self.i, t), self.source.read_void(self.i, t)
-            self._truth = t, (masks, void)
+            masks = self.source.read_masks(self.i, t)
+            self._truth = t, (masks, self.source.read_void(self.i, t))
             for identity in masks or ():
-                self.add_object(identity)
+                self._truth_objects[identity] = None
+                if identity not in self._deleted:
+                    self._list_object(identity)
         return self._truth[1]
+
+    # Objects.
 
     def add_object(self, identity: ObjectId | None = None) -> ObjectId:
         """Add an object unless it exists, and return its identity.
@@ -166,10 +287,98 @@ class PromptSession:
             identity: None (default): one more than the largest number of an object.
         """
         if identity is None:
-            identity = max([o for o in self.objects if isinstance(o, int)], default=0) + 1
+            numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
+            identity = max(numbers, default=0) + 1
+        if identity not in self.objects:
+            edits = self._edits()
+            self._list_object(identity)
+            self._deleted.discard(identity)
+            self._record(edits)
+        return identity
+
+    def _list_object(self, identity: ObjectId) -> None:
         if identity not in self.objects:
             self.objects.append(identity)
-        return identity
+        self.names.setdefault(identity, str(identity))
+
+    def rename(self, o: ObjectId, name: str) -> None:
+        """Give an object another name for people; its identity stays.
+
+        Raises:
+            DataError: there is no such object, or the name is empty.
+        """
+        self._check_object(o)
+        if not (name := name.strip()):
+            raise DataError(
+                key="name", value=name, expected="a text", hint="type at least one letter"
+            )
+        edits = self._edits()
+        self.names[o] = name
+        self._record(edits)
+
+    def recolor(self, o: ObjectId, rgb: Sequence[int] | None) -> None:
+        """Give an object a color.
+
+        Args:
+            o: the object.
+            rgb: red, green and blue, 0 to 255. None: the automatic color.
+
+        Raises:
+            DataError: there is no such object, or the color is invalid.
+        """
+        self._check_object(o)
+        edits = self._edits()
+        if rgb is None:
+            self.colors.pop(o, None)
+        else:
+            values = [int(v) for v in rgb]
+            if len(values) != 3 or not all(0 <= v <= 255 for v in values):
+                raise DataError(
+                    key="rgb",
+                    value=list(rgb),
+                    expected="three numbers from 0 to 255",
+                    hint="give red, green and blue",
+                )
+            self.colors[o] = values[0], values[1], values[2]
+        self._record(edits)
+
+    def set_hidden(self, o: ObjectId, hidden: bool) -> None:
+        """Hide an object in the view, or show it again; undo() does not revert this.
+
+        Raises:
+            DataError: there is no such object.
+        """
+        self._check_object(o)
+        (self.hidden.add if hidden else self.hidden.discard)(o)
+        self._save()
+
+    def delete_object(self, o: ObjectId) -> None:
+        """Remove an object with its prompts and tracked masks.
+
+        An object of the ground truth is not removed from the data set: it is no longer listed,
+        tracked or accepted, :meth:`append` keeps its mask, and :meth:`add_object` lists it again.
+
+        Raises:
+            DataError: there is no such object.
+        """
+        self._check_object(o)
+        edits = self._edits()
+        self.objects.remove(o)
+        self.names.pop(o, None)
+        self.colors.pop(o, None)
+        if o in self._truth_objects:
+            self._deleted.add(o)
+        self.prompts = {k: p for k, p in self.prompts.items() if k[0] != o}
+        self._record(edits, {k: None for k in self._tracks if k[0] == o})
+
+    def _check_object(self, o: ObjectId) -> None:
+        if o not in self.objects:
+            raise DataError(
+                key="object",
+                value=o,
+                expected="an object of the list",
+                hint=f"choose from {', '.join(map(visible_text, self.objects[:15])) or 'none'}",
+            )
 
     # Edits of the prompts. undo() reverts each of them.
 
@@ -197,12 +406,22 @@ class PromptSession:
         (x0, x1), (y0, y1) = (sorted(values) for values in zip(*corners, strict=True))
         self._set_prompt((o, t), FramePrompt(box=(x0, y0, x1, y1)))
 
-    def paint(self, o: ObjectId, t: int, mask: np.ndarray) -> None:
+    def paint(self, o: ObjectId, t: int, mask: np.ndarray, provenance: str = "painted") -> None:
         """Replace the prompt by a mask ``[H,W]`` bool.
+
+        Args:
+            o: the object.
+            t: the frame.
+            mask: the mask.
+            provenance: how it was made: ``painted`` (default), ``imported``, ``automatic`` or
+                ``truth``.
 
         Raises:
             DataError: the mask is empty or does not have the size of the frame.
         """
+        self._set_prompt((o, t), self._mask_prompt(mask, provenance))
+
+    def _mask_prompt(self, mask: np.ndarray, provenance: str) -> FramePrompt:
         if mask.shape != self.size:
             raise DataError(
                 key="mask.shape",
@@ -212,7 +431,7 @@ class PromptSession:
             )
         if not mask.any():
             raise DataError("the mask is empty", hint="clear the prompts of this frame instead")
-        self._set_prompt((o, t), FramePrompt(mask=mask))
+        return FramePrompt(mask=mask, provenance=provenance)
 
     def choose(self, o: ObjectId, t: int, candidate: int) -> None:
         """Make a candidate, counted from 0, the mask prompt.
@@ -259,6 +478,127 @@ class PromptSession:
             (o, t), draw_prompt((o, t), mask, self.video, self.image_size, recipe, seed)
         )
 
+    def add_label_image(
+        self, t: int, file: str | Path | bytes, prefix: str | None = None
+    ) -> list[ObjectId]:
+        """Prompt one object per nonzero value of a label image with its mask.
+
+        One undo() reverts all of them.
+
+        Args:
+            t: the frame.
+            file: a palette, grey or 16-bit PNG or a TIFF at the size of the frames, or its bytes.
+            prefix: the object of value 7 is ``PREFIX 7``. None (default): it is the number 7; if
+                that object exists, the mask replaces its prompt on this frame.
+
+        Returns:
+            The objects, in ascending order of their values.
+
+        Raises:
+            DataError: see :func:`~sam2kit.data.label_image.read_label_image`.
+        """
+        labels = read_label_image(file, self.size)
+        masks: dict[ObjectId, np.ndarray] = {
+            value if prefix is None else f"{prefix} {value}": mask for value, mask in labels.items()
+        }
+        return self._add_masks(t, masks, "imported")
+
+    def _add_masks(
+        self, t: int, masks: Mapping[ObjectId, np.ndarray], provenance: str
+    ) -> list[ObjectId]:
+        """Prompt objects with masks, in one edit."""
+        edits = self._edits()
+        prompts = {}
+        for o, mask in masks.items():
+            correction = (o, t) in self._tracks
+            prompts[o, t] = replace(self._mask_prompt(mask, provenance), correction=correction)
+        for o in masks:
+            self._list_object(o)
+            self._deleted.discard(o)
+        self.prompts = self.prompts | prompts
+        self._record(edits)
+        return list(masks)
+
+    def propose_masks(
+        self,
+        t: int,
+        points_per_side: int = 16,
+        min_iou: float = 0.7,
+        min_stability: float = 0.85,
+        max_overlap: float = 0.5,
+        max_area: float = 0.5,
+    ) -> Iterator[float]:
+        """Find objects on a frame that have no mask yet; the result is in ``proposals``.
+
+        Args:
+            t: the frame.
+            points_per_side, min_iou, min_stability, max_overlap, max_area: see
+                :func:`~sam2kit.models.automatic_masks.propose`.
+
+        Yields:
+            The share of the work that is done, 0 to 1.
+        """
+        self.proposals, self._proposal_frame = [], t
+        shown = (self.mask(o, t) for o in self.objects)
+        existing = [mask for mask in shown if mask is not None]
+        steps = propose(
+            self._model,
+            self.frame(t),
+            existing,
+            points_per_side,
+            min_iou,
+            min_stability,
+            max_overlap,
+            max_area,
+        )
+        for share, proposals in steps:
+            self.proposals = proposals
+            yield share
+
+    def accept_proposals(self, indices: Iterable[int] | None = None) -> list[ObjectId]:
+        """Make objects of proposals, in one edit, and remove them from ``proposals``.
+
+        Args:
+            indices: positions in ``proposals``. None (default): all of them.
+
+        Returns:
+            The new objects.
+
+        Raises:
+            DataError: there is no such proposal.
+        """
+        chosen = self._take_proposals(indices)
+        numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
+        first = max(numbers, default=0) + 1
+        masks: dict[ObjectId, np.ndarray] = {
+            first + n: proposal.mask for n, proposal in enumerate(chosen)
+        }
+        return self._add_masks(self._proposal_frame, masks, "automatic") if masks else []
+
+    def discard_proposals(self, indices: Iterable[int] | None = None) -> None:
+        """Remove proposals.
+
+        Args:
+            indices: positions in ``proposals``. None (default): all of them.
+
+        Raises:
+            DataError: there is no such proposal.
+        """
+        self._take_proposals(indices)
+
+    def _take_proposals(self, indices: Iterable[int] | None) -> list[Proposal]:
+        chosen = set(range(len(self.proposals)) if indices is None else indices)
+        if unknown := chosen - set(range(len(self.proposals))):
+            raise DataError(
+                key="indices",
+                value=sorted(unknown),
+                expected=f"below {len(self.proposals)}, the number of proposals",
+                hint="count the proposals from 0",
+            )
+        taken = [p for n, p in enumerate(self.proposals) if n in chosen]
+        self.proposals = [p for n, p in enumerate(self.proposals) if n not in chosen]
+        return taken
+
     def clear(self, o: ObjectId | None = None, t: int | None = None) -> None:
         """Remove prompts.
 
@@ -269,10 +609,142 @@ class PromptSession:
         cleared = {k for k in self.prompts if o in (None, k[0]) and t in (None, k[1])}
         self._replace_prompts({k: p for k, p in self.prompts.items() if k not in cleared})
 
+    # Accepting masks.
+
+    def accept(self, frames: Iterable[int]) -> None:
+        """Accept the masks of frames as annotations to train on.
+
+        Later propagations keep these masks. Objects of the ground truth that have no other mask on
+        an annotated frame are accepted with the mask of the ground truth. A frame that is accepted
+        in a call of its own counts as checked by a person, and so does one with a prompt.
+
+        Raises:
+            DataError: a frame is not in the video, or has no mask of any object.
+        """
+        chosen = self._check_frames(frames)
+        added: dict[ObjectFrame, TrackedMask | None] = {}
+        masked = {t for _, t in (*self.prompts, *self._tracks)}
+        empty = []
+        for t in sorted(chosen - self.accepted):
+            truth = self.truth(t)
+            if truth is None and t not in masked:
+                empty.append(t)
+            added |= {
+                (o, t): TrackedMask(encode_mask(mask)["counts"], provenance="truth")
+                for o, mask in (truth or {}).items()
+                if o not in self._deleted and self.prompts.keys().isdisjoint([(o, t)])
+                if (o, t) not in self._tracks
+            }
+        if empty:
+            raise DataError(
+                f"frames {', '.join(map(str, empty[:10]))} have no mask",
+                key="frames",
+                value=empty,
+                hint="track the objects up to these frames, or prompt one on them",
+            )
+        edits = self._edits()
+        self.accepted |= chosen
+        prompted = {t for _, t in self.prompts}
+        self._checked |= chosen if len(chosen) == 1 else chosen & prompted
+        self._record(edits, added)
+
+    def unaccept(self, frames: Iterable[int]) -> None:
+        """Withdraw the acceptance of frames; frames that are not accepted are ignored.
+
+        Raises:
+            DataError: a frame is not in the video.
+        """
+        chosen = self._check_frames(frames)
+        edits = self._edits()
+        self.accepted -= chosen
+        self._checked -= chosen
+        truth = [k for k, v in self._tracks.items() if k[1] in chosen and v.provenance == "truth"]
+        self._record(edits, dict.fromkeys(truth))
+
+    def _check_frames(self, frames: Iterable[int]) -> set[int]:
+        chosen = {int(t) for t in frames}
+        if outside := sorted(t for t in chosen if not 0 <= t < self.num_frames):
+            raise DataError(
+                key="frames",
+                value=outside,
+                expected=f"from 0 to {self.num_frames - 1}",
+                hint="give indices of frames, counted from 0",
+            )
+        return chosen
+
+    # Undo and redo.
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is an edit to revert."""
+        return bool(self._history)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a reverted edit to repeat."""
+        return bool(self._undone)
+
     def undo(self) -> None:
-        """Revert the last edit, if there is one."""
-        if self._history:
-            self.prompts = self._history.pop()
+        """Revert the last edit of prompts or objects, if there is one."""
+        self._move(self._history, self._undone)
+
+    def redo(self) -> None:
+        """Repeat the edit that undo() reverted last, if no other edit was made since."""
+        self._move(self._undone, self._history)
+
+    def _move(self, steps: list[_Step], opposite: list[_Step]) -> None:
+        if not steps:
+            return
+        step = steps.pop()
+        tracks = {k: self._tracks.get(k) for k in step.tracks}
+        opposite.append(_Step(self._edits(), tracks))
+        edits = step.before
+        self.prompts = edits.prompts
+        annotated = [o for o in self._truth_objects if o not in edits.deleted]
+        self.objects = list(dict.fromkeys([*edits.objects, *annotated]))
+        self.names = {o: str(o) for o in self.objects} | dict(edits.names)
+        self.colors, self._deleted = dict(edits.colors), set(edits.deleted)
+        self.accepted, self._checked = set(edits.accepted), set(edits.checked)
+        self._change_tracks(step.tracks)
+        self._save()
+
+    def _edits(self) -> _Edits:
+        return _Edits(
+            self.prompts,
+            tuple(self.objects),
+            dict(self.names),
+            dict(self.colors),
+            frozenset(self._deleted),
+            frozenset(self.accepted),
+            frozenset(self._checked),
+        )
+
+    def _record(
+        self, before: _Edits, tracks: Mapping[ObjectFrame, TrackedMask | None] | None = None
+    ) -> None:
+        """Make an edit undoable and save it, unless it changed nothing.
+
+        Args:
+            before: the state before the edit.
+            tracks: tracked masks to change; None removes one.
+        """
+        tracks = tracks or {}
+        if not tracks and before == self._edits():
+            return
+        step = _Step(before, {k: self._tracks.get(k) for k in tracks})
+        self._history = [*self._history[1 - UNDO_STEPS :], step]
+        self._undone = []
+        self._change_tracks(tracks)
+        self._save()
+
+    def _change_tracks(self, tracks: Mapping[ObjectFrame, TrackedMask | None]) -> None:
+        for key, track in tracks.items():
+            if track is None:
+                self._tracks.pop(key, None)
+                self.j.pop(key, None)
+            else:
+                self._tracks[key] = track
+            self._unsaved_frames.add(key[1])
 
     def _check_point(self, x: int, y: int) -> Point:
         if not (0 <= x < self.size[1] and 0 <= y < self.size[0]):
@@ -285,7 +757,19 @@ class PromptSession:
         return int(x), int(y)
 
     def _set_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> None:
+        prompt, prediction = self._predicted(key, prompt)
+        edits = self._edits()
+        self._list_object(key[0])
+        self._deleted.discard(key[0])
+        self.prompts = self.prompts | {key: prompt}
+        self._record(edits)
+        self._store_prediction(key[1], prompt, prediction)
+
+    def _predicted(self, key: ObjectFrame, prompt: FramePrompt) -> tuple[FramePrompt, Prediction]:
+        """Predict the mask of a prompt, and return the prompt with it."""
         prediction = self._predict(key, prompt)
+        previous = self.prompts.get(key)
+        correction = key in self._tracks if previous is None else previous.correction
         if prompt.base is not None and prompt.mask is None:
             if not prediction.mask.any():
                 raise DataError(
@@ -293,14 +777,14 @@ class PromptSession:
                 )
             # prompts.json cannot express the refined mask by clicks: it becomes a mask prompt.
             prompt = replace(prompt, mask=prediction.mask)
-        self.add_object(key[0])
-        self._replace_prompts(self.prompts | {key: prompt})
-        self._store_prediction(key[1], prompt, prediction)
+        result = None if prompt.mask is not None else encode_mask(prediction.mask)["counts"]
+        model = self.model_name if prompt.clicked else None
+        return replace(prompt, result=result, correction=correction, model=model), prediction
 
     def _replace_prompts(self, prompts: dict[ObjectFrame, FramePrompt]) -> None:
-        if prompts != self.prompts:
-            self._history = [*self._history[1 - UNDO_STEPS :], self.prompts]
-            self.prompts = prompts
+        edits = self._edits()
+        self.prompts = prompts
+        self._record(edits)
 
     # Predictions of the model.
 
@@ -323,15 +807,61 @@ class PromptSession:
         """Return the mask ``[H,W]`` bool of an object on a frame, or None if it has none.
 
         A mask prompt comes first, then the prediction for other prompts, then the tracked mask.
+
+        Raises:
+            DataError: the stored mask is damaged.
         """
         prompt = self.prompts.get((o, t))
         if prompt is not None and prompt.mask is not None:
             return prompt.mask
-        prediction = self.prediction(o, t)
-        if prediction is not None:
-            return prediction.mask
-        tracked = self.tracked.get((o, t))
-        return None if tracked is None else decode_mask(tracked, self.size)
+        if prompt is not None and prompt in self._predictions:
+            return self._predictions[prompt].mask
+        if prompt is not None and prompt.result is not None:
+            return self._decode(prompt.result, o, t)
+        track = self._tracks.get((o, t))
+        return None if track is None else self._decode(track.counts, o, t)
+
+    def _decode(self, counts: str, o: ObjectId, t: int) -> np.ndarray:
+        try:
+            return decode_mask({"size": self.size, "counts": counts}, self.size)
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"the stored mask of object {visible_text(o)} on frame {t} of "
+                f"{visible_text(self.video)!r} is damaged ({error})",
+                hint="delete the object, or track it again",
+            ) from error
+
+    def provenance(self, o: ObjectId, t: int) -> str | None:
+        """Return how the mask of an object on a frame was made.
+
+        Returns:
+            ``click`` (also a box), ``painted``, ``propagated``, ``imported``, ``automatic``, or
+            ``truth``; None without a mask.
+        """
+        if prompt := self.prompts.get((o, t)):
+            return prompt.provenance
+        track = self._tracks.get((o, t))
+        return None if track is None else track.provenance
+
+    def mask_model(self, o: ObjectId, t: int) -> str | None:
+        """Return the name of the model that made the mask of an object on a frame, if known."""
+        mask = self.prompts.get((o, t)) or self._tracks.get((o, t))
+        return None if mask is None else mask.model
+
+    def score(self, o: ObjectId, t: int) -> float | None:
+        """Return the object score of a tracked mask, a logit; None without one."""
+        track = self._tracks.get((o, t))
+        return None if track is None else track.score
+
+    def disagreement(self, o: ObjectId, t: int) -> float | None:
+        """Return 1 - IoU of forward and backward tracking on a frame; None if not measured."""
+        track = self._tracks.get((o, t))
+        return None if track is None else track.disagreement
+
+    @property
+    def tracked(self) -> Mapping[ObjectFrame, dict[str, Any]]:
+        """The tracked masks, run-length encoded."""
+        return _Runs(self._tracks, self.size)
 
     def _predict(self, key: ObjectFrame, prompt: FramePrompt) -> Prediction:
         if prompt.mask is not None and not prompt.clicked:
@@ -377,41 +907,201 @@ class PromptSession:
         document = to_document(prompts, self.video, self.size)
         return video_prompts(document, "prompts", self.video, self.num_frames, self.image_size)
 
-    def propagate(self, start: int | None = None) -> Iterator[int]:
-        """Track all objects as ``sam2kit track`` does, from their first prompt to the end.
+    # Tracking.
 
-        The masks tracked so far remain if the iteration is stopped.
-
-        Args:
-            start: begin at this frame with only the memories of the prompts. This is a quick
-                preview, whose masks can differ. None (default): begin at the first prompt.
-
-        Yields:
-            The index of each frame after it has been tracked.
+    def propagation_frames(
+        self, start: int | None = None, end: int | None = None, direction: Direction = "forward"
+    ) -> list[int]:
+        """Return the frames that :meth:`propagate` yields with the same arguments, in its order.
 
         Raises:
-            DataError: no object has a prompt.
+            DataError: as :meth:`propagate`.
         """
+        return [t for frames, _ in self._passes(start, end, direction) for t in frames]
+
+    def _passes(
+        self, start: int | None, end: int | None, direction: Direction
+    ) -> list[tuple[range, bool]]:
+        """Return the frames of each pass, and whether it runs backward."""
         if not self.prompts:
             raise DataError("no object has a prompt", hint="click on an object first")
-        return self._track(dict(self.prompts), start)
+        if direction not in get_args(Direction):
+            raise DataError(
+                key="direction",
+                value=direction,
+                expected=f"one of {', '.join(get_args(Direction))}",
+                hint="forward is the default",
+            )
+        self._check_frames(t for t in (start, end) if t is not None)
+        if start is not None and end is not None and start > end:
+            raise DataError(
+                key="end", value=end, expected=f"{start} or more, the start", hint="swap them"
+            )
+        prompted = [t for _, t in self.prompts]
+        # Nothing can be tracked forward before the first prompt, nor backward after the last one.
+        first = max(min(prompted), 0 if start is None else start)
+        last = min(max(prompted), self.num_frames - 1 if end is None else end)
+        forward = range(first, (self.num_frames - 1 if end is None else end) + 1)
+        backward = range(last, (0 if start is None else start) - 1, -1)
+        passes = [] if direction == "backward" else [(forward, False)]
+        if direction != "forward" and last > 0:  # upstream tracks nothing backward from frame 0
+            passes.append((backward, True))
+        return passes
 
-    def _track(self, prompts: dict[ObjectFrame, FramePrompt], start: int | None) -> Iterator[int]:
+    def propagate(
+        self,
+        start: int | None = None,
+        end: int | None = None,
+        direction: Direction = "forward",
+    ) -> Iterator[int]:
+        """Track all objects, from their first prompt to the end as ``sam2kit track`` does.
+
+        The masks tracked so far remain if the iteration is stopped, and frames that were not
+        reached keep their earlier masks. Masks of accepted frames do not change.
+
+        Args:
+            start: the first frame of the range, which is tracked with only the memories of the
+                prompts; masks of other frames remain. None (default): the first prompt, or frame 0
+                if tracking backward.
+            end: the last frame of the range. None (default): the last frame, or the last prompt if
+                tracking backward.
+            direction: ``forward`` (default); ``backward``, from the last prompt towards the start;
+                or ``both``, one after the other. Frames that both track keep the mask of the pass
+                whose prompt is nearer (forward if both are), and 1 - IoU as the disagreement.
+
+        Yields:
+            The index of each frame after it has been tracked, as :meth:`propagation_frames` lists.
+
+        Raises:
+            DataError: no object has a prompt, or the range is invalid.
+        """
+        passes = self._passes(start, end, direction)
+        whole = start is None and end is None
+        return self._propagate(dict(self.prompts), passes, whole, end is None)
+
+    def _propagate(
+        self,
+        prompts: dict[ObjectFrame, FramePrompt],
+        passes: list[tuple[range, bool]],
+        whole: bool,
+        to_end: bool,
+    ) -> Iterator[int]:
+        if to_end:
+            self._tracked_prompts = prompts
+        directions = {reverse for _, reverse in passes}
+        if whole:
+            self._drop_outdated(prompts, passes)
+        self._save()
+        last_save = time.monotonic()
+        fresh: set[ObjectFrame] = set()
+        try:
+            for frames, reverse in passes:
+                for t, masks in self._track(prompts, frames, reverse):
+                    self._keep(t, masks, reverse, fresh, prompts)
+                    self._drop_missing(t, masks, directions, fresh, prompts)
+                    fresh |= {(o, t) for o in masks}
+                    if time.monotonic() - last_save > SAVE_SECONDS:
+                        self._save_tracks()
+                        last_save = time.monotonic()
+                    yield t
+        finally:
+            self._save_tracks()
+
+    def _drop_outdated(
+        self, prompts: Mapping[ObjectFrame, FramePrompt], passes: list[tuple[range, bool]]
+    ) -> None:
+        """Remove tracked masks that a run over the whole video would no longer produce.
+
+        These are the masks of objects without prompts, and those in the direction of a pass that
+        are on frames that the pass does not reach.
+        """
+        prompted = {o for o, _ in prompts}
+        reached = {reverse: set(frames) for frames, reverse in passes}
+        outdated = [
+            (o, t)
+            for (o, t), track in self._tracks.items()
+            if t not in self.accepted
+            and (o not in prompted or t not in reached.get(track.backward, {t}))
+        ]
+        self._change_tracks(dict.fromkeys(outdated))
+
+    def _drop_missing(
+        self,
+        t: int,
+        masks: Mapping[ObjectId, TrackedMask],
+        directions: Collection[bool],
+        fresh: Collection[ObjectFrame],
+        prompts: Mapping[ObjectFrame, FramePrompt],
+    ) -> None:
+        """Remove the masks of a frame that were tracked before in these directions, but not now."""
+        if t in self.accepted:
+            return
+        prompted = {o for o, _ in prompts}
+        missing = [
+            (o, frame)
+            for o in self.objects
+            if (track := self._tracks.get((o, frame := t))) is not None
+            and o not in masks
+            and (o, t) not in fresh
+            and (track.backward in directions or o not in prompted)
+        ]
+        self._change_tracks(dict.fromkeys(missing))
+
+    def _track(
+        self, prompts: dict[ObjectFrame, FramePrompt], frames: range, reverse: bool
+    ) -> Iterator[tuple[int, dict[ObjectId, TrackedMask]]]:
+        """Track one pass; yield the masks of each frame."""
         session = self._open()
         model_prompts, identities = self._model_prompts(prompts)
         for prompt in model_prompts:
             session.add_prompt(prompt)
-        earlier = {k: v for k, v in self.tracked.items() if start is not None and k[1] < start}
-        self.tracked, self.j = earlier, {k: v for k, v in self.j.items() if k in earlier}
-        self._tracked_prompts = prompts
-        for tracks in session.propagate(start):
-            masks = tracks.masks(self.size)
-            for n, mask in zip(tracks.objects, masks, strict=True):
-                key = identities[n], tracks.frame
-                self.tracked[key] = encode_mask(mask)
-                if (j := self.j_of(*key, mask)) is not None:
-                    self.j[key] = j
-            yield tracks.frame
+        if not frames:
+            return
+        for tracks in session.propagate(frames.start, frames.stop, reverse):
+            runs = encode_masks(tracks.masks(self.size)) if tracks.objects else []
+            scores = tracks.object_score.tolist()
+            yield (
+                tracks.frame,
+                {
+                    identities[n]: TrackedMask(
+                        run["counts"], round(score, 4), self.model_name, backward=reverse
+                    )
+                    for n, run, score in zip(tracks.objects, runs, scores, strict=True)
+                },
+            )
+
+    def _keep(
+        self,
+        t: int,
+        masks: Mapping[ObjectId, TrackedMask],
+        reverse: bool,
+        fresh: Collection[ObjectFrame],
+        prompts: Mapping[ObjectFrame, FramePrompt],
+    ) -> None:
+        """Store the masks of a frame, except where an accepted or a better one exists."""
+        for o, track in masks.items():
+            existing = self._tracks.get((o, t))
+            if existing is not None and (o, t) in fresh:  # the other pass has tracked it
+                first, second = (
+                    self._decode(existing.counts, o, t),
+                    self._decode(track.counts, o, t),
+                )
+                existing.disagreement = round(1 - float(iou(first, second)), 4)
+                track.disagreement = existing.disagreement
+                prompted = [frame for identity, frame in prompts if identity == o]
+                after = min((f - t for f in prompted if f >= t), default=self.num_frames)
+                before = min((t - f for f in prompted if f <= t), default=self.num_frames)
+                self._unsaved_frames.add(t)
+                if before <= after:
+                    continue
+            if existing is not None and t in self.accepted:
+                continue
+            self._change_tracks({(o, t): track})
+            if (j := self._truth_j(o, t, track)) is not None:
+                self.j[o, t] = j
+
+    def _truth_j(self, o: ObjectId, t: int, track: TrackedMask) -> float | None:
+        return None if self.truth(t) is None else self.j_of(o, t, self._decode(track.counts, o, t))
 
     def j_of(self, o: ObjectId, t: int, mask: np.ndarray) -> float | None:
         """Return J of a mask against the ground truth, without void pixels.
@@ -427,33 +1117,93 @@ class PromptSession:
     @property
     def stale(self) -> bool:
         """Whether the prompts have changed since the last tracking."""
-        return bool(self.tracked) and self.prompts != self._tracked_prompts
+        return bool(self._tracks) and self.prompts != self._tracked_prompts
+
+    # Overview of the video.
+
+    def frames_to_check(self, limit: int = 20) -> list[FrameToCheck]:
+        """List the tracked masks that are most likely wrong, the worst first.
+
+        Reasons are a low object score, a large change of the area since the frame before, and a
+        disagreement of forward and backward tracking. Accepted frames, frames on which the object
+        is prompted, and neighbours of a listed frame are left out.
+
+        Args:
+            limit: maximum length of the list.
+        """
+        skipped = {k: None for k in self._tracks if k[1] in self.accepted} | self.prompts
+        return frames_to_check(self._tracks, skipped, self.size, limit)
+
+    def timeline(self) -> dict[str, list[int]]:
+        """Return the frames to mark on a time line, in ascending order.
+
+        Returns:
+            ``prompted``, ``corrected`` (prompted after the object was tracked there), ``tracked``,
+            ``accepted`` and ``annotated`` (with ground truth).
+        """
+        if self._annotated is None:
+            self._annotated = [t for t in range(self.num_frames) if self._is_annotated(t)]
+        frames = {
+            "prompted": {t for _, t in self.prompts},
+            "corrected": {t for (_, t), prompt in self.prompts.items() if prompt.correction},
+            "tracked": {t for (_, t), v in self._tracks.items() if v.provenance == "propagated"},
+            "accepted": self.accepted,
+            "annotated": self._annotated,
+        }
+        return {kind: sorted(numbers) for kind, numbers in frames.items()}
+
+    def _is_annotated(self, t: int) -> bool:
+        if not self.source.has_masks:
+            return False
+        # A mask file says so without being decoded.
+        return bool(self.source.mask_paths(self.i, t)) or self.truth(t) is not None
 
     # Files.
 
     def save(self, path: str | Path) -> Path:
-        """Write ``prompts.json``, in pixels of the video's frames.
+        """Write the prompts to ``prompts.json``, in pixels of the video's frames.
+
+        Prompts of other videos in an existing file remain.
 
         Raises:
-            DataError: there is no prompt, or the file cannot be written.
+            DataError: there is no prompt, or the file is something else or cannot be written.
         """
         if not self.prompts:
             raise DataError(
                 "no object has a prompt, so there is nothing to save",
                 hint="click on an object first",
             )
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                json.dumps(to_document(self.prompts, self.video, self.size), indent=1) + "\n",
-                "utf-8",
-            )
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be written ({error.strerror})", hint="name another file"
-            ) from error
-        return path
+        document = to_document(self.prompts, self.video, self.size)
+        write_document(path, merge_documents(path, document, self.video))
+        return Path(path)
+
+    def load(self, path: str | Path) -> None:
+        """Replace the prompts by those of this video in a prompt file, in one edit.
+
+        Points and boxes are rounded to whole pixels of the frames.
+
+        Raises:
+            DataError: the file cannot be read, has no prompts of this video, or does not match it.
+        """
+        document = read_document(path)
+        # Reading them as a tracker does checks all values.
+        video_prompts(document, str(path), self.video, self.num_frames, self.image_size, self.size)
+        sizes, entries = check_document(document, str(path), [self.video])
+        check_image_size(str(path), sizes[self.video], self.size)
+        prompts: dict[ObjectFrame, FramePrompt] = {}
+        for _, entry in entries:
+            key = entry["object_id"], entry["frame_index"]
+            prompts[key] = from_entry(entry, sizes[self.video], self.size, prompts.get(key))
+        prompts = {
+            key: prompt if prompt.mask is not None else self._predicted(key, prompt)[0]
+            for key, prompt in prompts.items()
+        }
+        edits = self._edits()
+        self.prompts = prompts
+        for o, _ in prompts:
+            self._list_object(o)
+            self._deleted.discard(o)
+        self._record(edits)
 
     def append(self, path: str | Path, t: int) -> list[ObjectId]:
         """Append the masks of a frame to a file of corrections.
@@ -474,6 +1224,168 @@ class PromptSession:
             )
         append_correction(path, self.video, t, (self.truth(t) or {}) | corrected, self.size)
         return list(corrected)
+
+    # The store.
+
+    def _save(self) -> None:
+        """Save everything that has changed, if there is a store."""
+        if self.store is None:
+            self._unsaved_frames.clear()
+            return
+        listed = [(o, False) for o in self.objects] + [(o, True) for o in self._deleted]
+        state = VideoState(
+            self.video,
+            self.size,
+            self.num_frames,
+            self._revision,
+            [
+                StoredObject(
+                    o,
+                    None if (name := self.names.get(o, str(o))) == str(o) else name,
+                    self.colors.get(o),
+                    o in self.hidden,
+                    deleted,
+                )
+                for o, deleted in listed
+            ],
+            [self._stored_prompt(k, p) for k, p in self.prompts.items()],
+            sorted(self.accepted),
+            sorted(self._checked),
+            self.stale,
+        )
+        self.store.save(self.video, state)
+        self._revision = state.revision
+        self._save_tracks()
+
+    def _save_tracks(self) -> None:
+        """Append the frames whose tracked masks have changed."""
+        if self.store is not None and self._unsaved_frames:
+            frames: dict[int, list[tuple[ObjectId, TrackedMask]]] = {
+                t: [] for t in sorted(self._unsaved_frames)
+            }
+            for (o, t), track in self._tracks.items():
+                if t in frames:
+                    frames[t].append((o, track))
+            self.store.save_tracked(self.video, frames)
+        self._unsaved_frames.clear()
+
+    def _stored_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> StoredPrompt:
+        """Return a prompt to save; masks are encoded once."""
+        if prompt not in self._stored:
+            base, mask = (
+                None if m is None else encode_mask(m)["counts"] for m in (prompt.base, prompt.mask)
+            )
+            self._stored[prompt] = StoredPrompt(
+                *key,
+                prompt.provenance,
+                list(prompt.points),
+                list(prompt.labels),
+                prompt.box,
+                base,
+                mask,
+                prompt.result,
+                prompt.correction,
+                prompt.model,
+            )
+        return self._stored[prompt]
+
+    def _load(self, store: AnnotationStore) -> None:
+        """Continue from what the store has of this video."""
+        state = store.load(self.video)
+        if state is None:
+            return
+        if (tuple(state.size), state.num_frames) != (self.size, self.num_frames):
+            raise DataError(
+                f"{store.folder}: the annotations of {visible_text(self.video)!r} are for "
+                f"{state.num_frames} frames of {list(state.size)} pixels, but the video has "
+                f"{self.num_frames} frames of {list(self.size)}",
+                hint="open the video that was annotated, or give another folder for annotations",
+            )
+        self._revision = state.revision
+        for entry in state.objects:
+            if entry.deleted:
+                self._deleted.add(entry.id)
+                continue
+            self._list_object(entry.id)
+            if entry.name is not None:
+                self.names[entry.id] = entry.name
+            if entry.color is not None:
+                self.colors[entry.id] = entry.color
+            if entry.hidden:
+                self.hidden.add(entry.id)
+        for stored in state.prompts:
+            base, mask = (
+                None if m is None else self._decode(m, stored.object, stored.frame)
+                for m in (stored.base, stored.mask)
+            )
+            points = tuple((x, y) for x, y in stored.points)
+            prompt = FramePrompt(
+                points,
+                tuple(stored.labels),
+                stored.box,
+                base,
+                mask,
+                stored.provenance,
+                stored.result,
+                stored.correction,
+                stored.model,
+            )
+            self.prompts[stored.object, stored.frame] = prompt
+            self._stored[prompt] = stored
+        self.accepted, self._checked = set(state.accepted), set(state.checked)
+        tracks = store.load_tracked(self.video)
+        self._tracks = {k: v for k, v in tracks.items() if k[0] in self.objects}
+        # Masks of an object that was deleted just before the kernel was killed.
+        self._unsaved_frames = {t for o, t in tracks if (o, t) not in self._tracks}
+        self._tracked_prompts = {} if state.stale else self.prompts
+
+
+def _without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource, int]:
+    """Return the source and index of a video without objects that were generated onto it."""
+    below, k = source, i
+    while isinstance(below, DerivedSource):
+        below, k = below.locate(k)
+    if isinstance(below, CompositedDataset):
+        return _without_generated_objects(below.source, k % len(below))
+    return source, i
+
+
+def from_entry(
+    entry: Mapping[str, Any],
+    size: tuple[int, int],
+    frame_size: tuple[int, int],
+    other: FramePrompt | None = None,
+) -> FramePrompt:
+    """Convert a checked entry of ``prompts.json`` to a prompt in pixels of the frames.
+
+    Args:
+        entry: the entry.
+        size: ``image_size`` of the file, to which the coordinates refer.
+        frame_size: H and W of the frames.
+        other: an earlier entry for the same object and frame, to which points are added. None
+            (default): there is none.
+    """
+    if entry["kind"] == "mask":
+        mask = decode_mask(entry["mask"], size)
+        if size != frame_size:
+            resized = cv2.resize(
+                mask.astype(np.uint8), frame_size[::-1], interpolation=cv2.INTER_NEAREST
+            )
+            mask = resized.astype(bool)
+        return FramePrompt(mask=mask, provenance="imported")
+    scale = np.array([frame_size[1] / size[1], frame_size[0] / size[0]])
+    last = np.array([frame_size[1] - 1, frame_size[0] - 1])
+
+    def scaled(values: Any) -> list[Point]:
+        points = (np.array(values, float).reshape(-1, 2) + 0.5) * scale - 0.5
+        return [(int(x), int(y)) for x, y in points.round().clip(0, last)]
+
+    if entry["kind"] == "box":
+        (x0, y0), (x1, y1) = scaled(entry["box"])
+        return FramePrompt(box=(x0, y0, x1, y1))
+    previous = FramePrompt() if other is None or other.mask is not None else other
+    points, labels = scaled(entry["points"]), [int(label) for label in entry["labels"]]
+    return replace(previous, points=(*previous.points, *points), labels=(*previous.labels, *labels))
 
 
 def _add_centre_click(prompt: FramePrompt) -> FramePrompt:

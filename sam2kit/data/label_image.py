@@ -1,0 +1,71 @@
+"""Read a label image: a picture whose pixel values are numbers of objects."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sam2kit.utils.errors import DataError
+
+MAX_LABELS = 2000  # more are a picture, not labels
+
+
+def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[int, np.ndarray]:
+    """Read one mask per nonzero value of a label image.
+
+    Args:
+        file: a palette, grey or 16-bit PNG or a TIFF of one page, or its bytes.
+        size: expected H and W.
+
+    Returns:
+        ``[H,W]`` bool by value, in ascending order.
+
+    Raises:
+        DataError: the image cannot be read, has colours, another size, negative values, fractions,
+            no object, or more than :data:`MAX_LABELS` objects.
+    """
+    labels = _read_pixels(file)
+    if labels.ndim == 3 and (labels == labels[..., :1]).all():
+        labels = labels[..., 0]  # a grey image that was saved with three equal channels
+    if labels.ndim != 2:
+        raise _invalid(f"it has {labels.shape[-1]} channels", "one number per pixel")
+    if labels.shape != size:
+        raise _invalid(
+            f"it has {labels.shape[0]} rows and {labels.shape[1]} columns",
+            f"{size[0]} rows and {size[1]} columns, as the frames",
+        )
+    values, inverse = np.unique(labels, return_inverse=True)
+    if not np.isfinite(values).all() or (values < 0).any() or (values != values.round()).any():
+        raise _invalid("it has negative values or fractions", "whole numbers, 0 for background")
+    if len(values) - (values[0] == 0) > MAX_LABELS:
+        raise _invalid(f"it has {len(values)} values", f"up to {MAX_LABELS} objects")
+    if not values.any():
+        raise _invalid("all its pixels are 0", "a number above 0 on each object")
+    inverse = inverse.reshape(labels.shape)
+    return {int(value): inverse == n for n, value in enumerate(values) if value}
+
+
+def _read_pixels(file: str | Path | bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise _invalid(f"it has {pages} pages", "a single page")
+            # The values of a palette image are the labels; its colours are arbitrary.
+            return np.asarray(image).astype(np.float64 if image.mode == "F" else np.int64)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        raise DataError(
+            f"the label image cannot be read: {error}",
+            key="file",
+            hint="choose a PNG or a TIFF whose pixel values are numbers of objects",
+        ) from error
+
+
+def _invalid(problem: str, expected: str) -> DataError:
+    return DataError(
+        f"the label image cannot be used: {problem}, but {expected} is expected",
+        key="file",
+        hint="export one number per object, at the size of the frames",
+    )

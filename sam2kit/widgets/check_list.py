@@ -1,0 +1,96 @@
+"""List the tracked masks that are most likely wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pycocotools import mask as coco_mask
+
+from sam2kit.data.sources.base import ObjectId
+from sam2kit.prompts.annotations import ObjectFrame, TrackedMask
+
+MIN_SEVERITY = 0.3  # less is the normal course of tracking
+NEIGHBORHOOD = 5  # frames around a listed one that are not listed for the same object
+
+
+@dataclass(frozen=True)
+class FrameToCheck:
+    """A frame on which the mask of an object may be wrong.
+
+    Attributes:
+        frame: index of the frame.
+        object: identity of the object.
+        reason: why, for people.
+        severity: 0 to 1, 1 is the worst.
+    """
+
+    frame: int
+    object: ObjectId
+    reason: str
+    severity: float
+
+
+def frames_to_check(
+    tracks: Mapping[ObjectFrame, TrackedMask],
+    skipped: Mapping[ObjectFrame, object],
+    size: tuple[int, int],
+    limit: int,
+) -> list[FrameToCheck]:
+    """List the worst frames, at most one in a neighbourhood of frames per object.
+
+    Args:
+        tracks: the tracked masks by object and frame.
+        skipped: objects and frames to leave out.
+        size: H and W of the masks.
+        limit: maximum length of the list.
+
+    Returns:
+        The frames, the worst first.
+    """
+    runs = [{"size": list(size), "counts": t.counts.encode()} for t in tracks.values()]
+    areas = dict(zip(tracks, coco_mask.area(runs).tolist() if runs else [], strict=True))
+    suspects = [
+        max(reasons, key=lambda suspect: suspect.severity)
+        for (o, t), track in tracks.items()
+        if (o, t) not in skipped
+        and (reasons := list(_reasons(o, t, track, tracks.get((o, t - 1)), areas)))
+    ]
+    suspects.sort(key=lambda suspect: (-suspect.severity, suspect.frame))
+    listed: list[FrameToCheck] = []
+    for suspect in suspects:
+        if len(listed) == limit:
+            break
+        if not any(
+            suspect.object == other.object and abs(suspect.frame - other.frame) < NEIGHBORHOOD
+            for other in listed
+        ):
+            listed.append(suspect)
+    return listed
+
+
+def _reasons(
+    o: ObjectId,
+    t: int,
+    track: TrackedMask,
+    previous: TrackedMask | None,
+    areas: Mapping[ObjectFrame, int],
+) -> Iterator[FrameToCheck]:
+    """Yield the reasons to check a mask that are severe enough."""
+    disappears = previous is not None and areas[o, t - 1] > 0 and areas[o, t] == 0
+    reasons = [(track.disagreement or 0.0, "forward and backward tracking disagree")]
+    if track.score is not None and areas[o, t] > 0:
+        # 2 / (1 + exp(score)): 1 where the model gives absence the same probability as presence.
+        score = min(max(track.score, 0.0), 50.0)
+        reasons.append((2 / (1 + math.exp(score)), f"low object score ({track.score:.1f})"))
+    if disappears:
+        reasons.append((0.9, "the object disappears"))
+    elif previous is not None and areas[o, t - 1] != areas[o, t]:
+        before, now = areas[o, t - 1], areas[o, t]
+        change = abs(now - before) / max(now, before)
+        text = "appears" if before == 0 else f"changes its area by {(now - before) / before:+.0%}"
+        reasons.append((0.9 * change, f"the object {text}"))
+    for severity, reason in reasons:
+        if severity >= MIN_SEVERITY:
+            yield FrameToCheck(t, o, reason, severity)
