@@ -15,7 +15,16 @@ PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
-DATASET_TYPES = ("video", "coco", "sav", "files", "images", "synthetic", "mixture")
+DATASET_TYPES = (
+    "video",
+    "coco",
+    "sav",
+    "files",
+    "images",
+    "training_set",
+    "synthetic",
+    "mixture",
+)
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -79,8 +88,8 @@ class DatasetConfig:
     type: str = option(
         "video",
         "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
-        "images (still images), synthetic (generated) or mixture (several sources); see "
-        "docs/data.md",
+        "images (still images), training_set (made by sam2kit training-set or the annotator), "
+        "synthetic (generated) or mixture (several sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(

@@ -10,24 +10,24 @@ from loguru import logger
 
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
 from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.detection import Layout, detect_layout
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
 from sam2kit.data.sources.frame_folders import VideoDataset
-from sam2kit.data.sources.images import ImageDataset, picture_folders
-from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, list_folder
+from sam2kit.data.sources.images import ImageDataset
+from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
-from sam2kit.utils.paths import missing
 
 # Added to the seed of generated validation videos, so that training never sees one of them.
 VALIDATION_SEED_OFFSET = 1_000_003
-_SAV_KINDS = ("manual", "auto")
 
 
 def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
@@ -50,22 +50,11 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
 def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     """Open a path, configuration or source as a video source.
 
-    The first rule that applies decides:
-
-    * a source is returned unchanged;
-    * a configuration: all videos of its ``dataset`` section, including those that a run would hold
-      out for validation (:func:`build_validation_source` opens the validation videos);
-    * a ``.json`` file: COCO JSON, with image paths relative to the folder of the file;
-    * any other file: one video, with SA-V masks if their JSON file is in the same folder;
-    * a folder of image files: one video, one frame per image;
-    * a folder of video files, or of folders with video files: SA-V if SA-V JSON files are next to
-      the videos, otherwise videos with optional mask folders;
-    * a folder with ``images`` and ``masks``, or with image files directly in ``JPEGImages``: single
-      images;
-    * any other folder: DAVIS layout, or one folder of frames per video.
-
-    Only file name extensions and folder names are looked at; no file is opened to decide. If the
-    result is not the intended one, set ``dataset.type`` in a configuration instead.
+    A source is returned unchanged. A configuration opens all videos of its ``dataset`` section,
+    including those that a run would hold out for validation (:func:`build_validation_source` opens
+    the validation videos). The layout of a path is detected
+    (:func:`~sam2kit.data.detection.detect_layout`); if the result is not the intended one, set
+    ``dataset.type`` in a configuration instead.
 
     Args:
         what: path, configuration or source.
@@ -78,66 +67,23 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
         return what
     if isinstance(what, Config):
         return build_source(what.dataset, what.seed)
-    path = Path(what)
-    if not path.exists():
-        raise DataError(
-            missing(path), hint="check the path; it is relative to the working directory"
-        )
-    if path.is_file():
-        if path.suffix.lower() == ".json":
-            return COCODataset(path)
-        is_sav = _has_sav_masklets([path])
-        return SAVDataset(path, masklets="both") if is_sav else open_video(path)
-    if list_folder(path, FRAME_ENDINGS).files:
-        return open_video(path)
-    if video_files := _video_files(path):
-        is_sav = _has_sav_masklets(video_files)
-        return SAVDataset(path, masklets="both") if is_sav else VideoFileDataset(path)
-    image_folder, _ = picture_folders(path)
-    if image_folder != path and list_folder(image_folder, FRAME_ENDINGS).files:
-        return ImageDataset(path)
-    json_names = sorted(p.name for p in path.glob("*.json"))
-    if masklets := [name for name in json_names if name.endswith(("_manual.json", "_auto.json"))]:
-        video_name = f"{masklets[0].rpartition('_')[0]}.mp4"
-        raise DataError(
-            f"{path / masklets[0]} is an SA-V annotation file, but its video {video_name} is "
-            "missing",
-            hint="copy the video into the same folder",
-        )
-    # A COCO file in the folder may be what the caller meant, but the folder itself was named.
-    if json_names and not (path / "Annotations").is_dir():
-        logger.info(
-            "{}: {} are not read; open one of these files to use it as COCO JSON",
-            path,
-            json_names[:3],
-        )
-    return VideoDataset(path)
-
-
-def _video_files(root: Path) -> list[Path]:
-    """List the video files in the first folder that has any.
-
-    The list is empty if a folder with image files comes first: the data are folders of frames then.
-    """
-    listing = list_folder(root, VIDEO_ENDINGS)
-    if listing.files:
-        return [root / name for name in listing.files]
-    for folder in sorted(listing.folders):
-        names = list_folder(root / folder, VIDEO_ENDINGS + FRAME_ENDINGS).files
-        if paths := [root / folder / f for f in names if f.lower().endswith(VIDEO_ENDINGS)]:
-            return paths
-        if names:
-            return []
-    return []
-
-
-def _has_sav_masklets(videos: list[Path]) -> bool:
-    """Check whether an SA-V annotation file is next to any of the videos."""
-    return any(
-        video.with_name(f"{video.stem}_{kind}.json").is_file()
-        for video in videos
-        for kind in _SAV_KINDS
+    layout = detect_layout(what)
+    if layout.type == "files" and layout.data_path is not None and layout.data_path.is_file():
+        return open_video(layout.data_path)
+    # Unlike a run, a look at the data shows all masklets.
+    return _open_type(
+        _with_layout(DatasetConfig(sav_masklets="both"), layout), seed=0, section="dataset"
     )
+
+
+def _with_layout(config: DatasetConfig, layout: Layout) -> DatasetConfig:
+    """Return a copy of a section that reads its data as a layout says."""
+    paths = {
+        key: None if path is None else str(path)
+        for key in ("data_path", "masks_path", "annotation_file")
+        for path in [getattr(layout, key)]
+    }
+    return replace(config, type=layout.type, **paths)
 
 
 def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
@@ -372,10 +318,19 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
         )
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
+    if config.type == "training_set":
+        return TrainingSet(config.data_path, config.split)
     if config.type == "sav":
         return SAVDataset(config.data_path, config.split, config.sav_masklets)
+    if config.type == "video" and config.masks_path is None and _is_one_video(config.data_path):
+        return open_video(config.data_path)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
     return source(config.data_path, config.split, masks_path=config.masks_path)
+
+
+def _is_one_video(path: str) -> bool:
+    """Return whether a directory holds frames itself, instead of in a directory per video."""
+    return bool(list_folder(path, FRAME_ENDINGS).files)
 
 
 def _weights(config: DatasetConfig) -> list[float]:

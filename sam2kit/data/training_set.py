@@ -6,17 +6,58 @@ the files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
+from loguru import logger
+from PIL import Image
 
+from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.frame_folders import image_size
+from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID, object_names, read_id_mask
+from sam2kit.data.sources.training_set import (
+    COCO_FILE,
+    FRAMES,
+    INDEX_FILE,
+    MASKS,
+    VERSION,
+    VIDEOS,
+    Index,
+    StoredObject,
+    StoredVideo,
+    frame_names,
+    open_stored,
+    read_index,
+)
+from sam2kit.data.sources.video_decoder import OneVideo, open_video
+from sam2kit.data.writers import (
+    COCO_CATEGORIES,
+    LARGEST_NUMBER,
+    coco_annotation,
+    coco_image,
+    write_id_mask,
+)
+from sam2kit.utils import locks
+from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.files import atomic_write, write_text
+from sam2kit.utils.paths import file_name
+from sam2kit.utils.text import plural, suggest
 
+LOCK_FILE, PROVENANCE_FOLDER = ".lock", "provenance"
 FORMATS = ("davis", "coco")
-PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "accepted")
+PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "truth", "accepted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +98,16 @@ class TrainingSetSummary(NamedTuple):
     unchanged: int = 0
     overlaps: int = 0
 
+    def __str__(self) -> str:
+        counts = f"{self.replaced} replaced, {self.unchanged} unchanged"
+        return f"{self.video}: {plural(self.written, 'frame')} added, {counts} ({self.folder})"
+
 
 def add_to_training_set(
     folder: str | Path,
     source: VideoSource,
     i: int,
-    frames: Sequence[AcceptedFrame],
+    frames: Iterable[AcceptedFrame],
     *,
     names: Mapping[ObjectId, str] | None = None,
     format: str | None = None,
@@ -80,14 +125,455 @@ def add_to_training_set(
         folder: the training set.
         source: opened by :func:`~sam2kit.data.build.open_source` or similar.
         i: index of the video in ``source``.
-        frames: the frames, in any order.
+        frames: the frames, in any order; each is written before the next one is taken.
         names: names of objects to show to people. None (default): the ids.
         format: ``davis`` (PNG files) or ``coco`` (one JSON file, in which masks may overlap). None
             (default): the format of the existing set, or ``davis``.
         copy: also copy the video into the folder, so that the folder can be moved alone.
 
     Raises:
-        ConfigError: the folder cannot be written, holds something else, or has another format.
+        ConfigError: the folder cannot be written, holds something else, has another format, or is
+            in use by another process.
         DataError: a frame is not in the video, or a mask does not have the size of its frame.
     """
-    raise NotImplementedError
+    root = Path(folder)
+    if format not in (None, *FORMATS):
+        raise ConfigError(
+            key="format",
+            value=format,
+            expected=" or ".join(FORMATS),
+            hint="davis writes PNG files, coco one JSON file",
+        )
+    with _writing(root):
+        index = _open_index(root, format)
+        name, video = _add_video(root, index, source, i, copy)
+        entry = index.videos[name]
+        writer = (_CocoFile if index.format == "coco" else _PngFiles)(root, name, entry, video)
+        provenance = _Provenance(root, name, entry)
+        counts: Counter[str] = Counter()
+        try:
+            for frame in _checked(source, i, entry, frames):
+                _add_objects(entry, frame, names or {})
+                result = writer.add(frame)
+                counts[result] += 1
+                provenance.add(frame, result != "unchanged")
+        finally:
+            # Also after an error, for the frames before it. The index comes last, so that it never
+            # lists what is not there.
+            if counts:
+                writer.close()
+                provenance.close()
+                _write_index(root, index)
+    numbers = (counts[key] for key in ("written", "replaced", "unchanged"))
+    summary = TrainingSetSummary(root, name, *numbers, writer.overlaps)
+    logger.info("{}", summary)
+    if summary.overlaps:
+        logger.warning(
+            "{}: masks overlap on {} frames; PNG files hold one object per pixel, and the smaller "
+            "object gets it. The format coco keeps both",
+            *(name, summary.overlaps),
+        )
+    return summary
+
+
+def _checked(
+    source: VideoSource, i: int, entry: StoredVideo, frames: Iterable[AcceptedFrame]
+) -> Iterator[AcceptedFrame]:
+    """Yield frames after checking their numbers, masks and provenance.
+
+    Raises:
+        DataError: see :func:`add_to_training_set`.
+    """
+    seen, name = set[int](), source.name(i)
+    for frame in frames:
+        if not 0 <= frame.index < entry.frames or frame.index in seen:
+            raise DataError(
+                f"frames of video {name!r}",
+                key="index",
+                value=frame.index,
+                expected=f"from 0 to {entry.frames - 1}, each once",
+                hint="give each frame of the video at most once",
+            )
+        seen.add(frame.index)
+        for made in frame.provenance.values():
+            if made not in PROVENANCE:
+                raise DataError(
+                    f"frame {frame.index} of video {name!r}",
+                    key="provenance",
+                    value=made,
+                    expected=f"one of {', '.join(PROVENANCE)}",
+                    hint="use one of these words",
+                )
+        path = source.frame_path(i, frame.index)
+        size = image_size(path) if path else entry.size
+        for identity, mask in frame.masks.items():
+            if mask.shape != size or mask.dtype != bool:
+                raise DataError(
+                    f"the mask of object {identity!r} on frame {frame.index} of video {name!r} is "
+                    f"{mask.dtype} {mask.shape}, but its frame has {size}",
+                    hint="give bool masks of the size of the frame",
+                )
+        yield frame
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Create and lock the folder, and turn errors of the file system into errors with a fix."""
+    lock = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = locks.acquire(root / LOCK_FILE)
+        yield
+    except locks.LockedError as error:
+        raise ConfigError(
+            f"the training set {root} is in use by process {error.pid} on {error.host}",
+            key="folder",
+            value=str(root),
+            hint="wait for that process or end it",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"the training set {root} cannot be written ({error}); it is complete up to the last "
+            "change",
+            key="folder",
+            value=str(root),
+            hint="check permissions and free disk space, and repeat the command",
+        ) from error
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _open_index(root: Path, format: str | None) -> Index:
+    """Read the index of a training set, or begin a new one in an empty folder."""
+    if (root / INDEX_FILE).exists():
+        index = read_index(root)
+        if format not in (None, index.format):
+            raise ConfigError(
+                f"the training set {root} has masks in the format {index.format}",
+                key="format",
+                value=format,
+                expected=index.format,
+                hint=f"leave the format out, or choose a new folder for {format}",
+            )
+        return index
+    others = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    if others:
+        raise ConfigError(
+            f"{root} is no training set: it holds {', '.join(others[:3])}",
+            key="folder",
+            value=str(root),
+            hint="choose a new folder",
+        )
+    index = Index(VERSION, format or FORMATS[0], {})
+    _write_index(root, index)  # an interrupted first call can then be repeated
+    return index
+
+
+def _write_index(root: Path, index: Index) -> None:
+    content = msgspec.json.format(msgspec.json.encode(index), indent=1)
+    write_text(root / INDEX_FILE, content.decode() + "\n")
+
+
+def _add_video(
+    root: Path, index: Index, source: VideoSource, i: int, copy: bool
+) -> tuple[str, OneVideo]:
+    """Find or add the index entry of a video, and return its name there and the opened video."""
+    num_frames, path = source.num_frames(i), source.video_path(i)
+    if path is not None and open_video(path).num_frames(0) != num_frames:
+        path = None  # the source uses only some of its frames
+    files = [source.frame_path(i, t) for t in range(num_frames)] if path is None else []
+    image_files = [file for file in files if file is not None]
+    if len(image_files) < len(files):
+        image_files = []
+    name = _find_video(root, index, source.name(i), num_frames, path, image_files)
+    if name is None:
+        name = _unused(source.name(i) or "video", list(index.videos))
+        if name != source.name(i):
+            logger.info("{} has another video {!r}; adding {!r}", root, source.name(i), name)
+        size = source.read_frame(i, 0).shape[:2]
+        entry = StoredVideo(file_name(name), num_frames, (size[0], size[1]))
+        index.videos[name] = entry
+        entry.folder = _unused(file_name(name), [v.folder for v in index.videos.values()][:-1])
+    entry = index.videos[name]
+    entry.absolute = "" if path is None else str(path.resolve())
+    entry.files = [_relative(root, file) for file in image_files]
+    copied = entry.path.startswith((f"{VIDEOS}/", f"{FRAMES}/"))
+    if path is not None and not copied:
+        entry.path = _copy_video(root, entry, path) if copy else _relative(root, path)
+    elif path is None and not copied and (copy or not entry.files):
+        entry.path = _copy_frames(root, entry, source, i)
+    if entry.path:
+        entry.files = []
+    return name, open_stored(root, name, entry)
+
+
+def _find_video(
+    root: Path, index: Index, name: str, num_frames: int, path: Path | None, files: list[Path]
+) -> str | None:
+    """Return the name under which a training set has a video, or None."""
+    if path is not None:
+        target = path.resolve()
+        for known, entry in index.videos.items():
+            places = [(root / entry.path).resolve()] if entry.path else []
+            if target in places or str(target) == entry.absolute:
+                return known
+            # A video that was moved: its former path is empty now.
+            moved = places and not places[0].exists() and not Path(entry.absolute).exists()
+            if moved and places[0].name == path.name and entry.frames == num_frames:
+                return known
+        return None
+    relative = [_relative(root, file) for file in files]
+    for known, entry in index.videos.items():
+        if files and entry.files == relative:
+            return known
+        # Copied frames have no other identity than the name.
+        if not files and known == name and entry.path.startswith(f"{FRAMES}/"):
+            return known if entry.frames == num_frames else None
+    return None
+
+
+def _unused(name: str, used: Sequence[str]) -> str:
+    """Return a name that differs from the used ones, also where case does not matter."""
+    taken, number, candidate = {n.casefold() for n in used}, 1, name
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _relative(root: Path, path: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return path.resolve().as_posix()
+
+
+def _copy_video(root: Path, entry: StoredVideo, path: Path) -> str:
+    """Copy a video file or a folder of frames into a training set, and return its new path."""
+    target = root / VIDEOS / f"{entry.folder}{'' if path.is_dir() else path.suffix}"
+    target.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        _replace_folder(target, lambda folder: _copy_files(open_video(path), folder))
+    else:
+        with atomic_write(target) as temporary:
+            shutil.copyfile(path, temporary)
+    return target.relative_to(root).as_posix()
+
+
+def _copy_files(video: OneVideo, folder: Path) -> None:
+    for t in range(video.num_frames(0)):
+        file = video.frame_path(0, t)
+        assert file is not None  # a folder of frames has one file per frame
+        shutil.copyfile(file, folder / file.name)
+
+
+def _copy_frames(root: Path, entry: StoredVideo, source: VideoSource, i: int) -> str:
+    """Write the frames of a video that no file holds as PNG, and return the path of the folder."""
+    logger.info("no video file holds {!r}: copying its frames", source.name(i))
+
+    def write(folder: Path) -> None:
+        for t in range(source.num_frames(i)):
+            Image.fromarray(source.read_frame(i, t)).save(folder / f"{t:05d}.png")
+
+    target = root / FRAMES / entry.folder
+    target.parent.mkdir(exist_ok=True)
+    _replace_folder(target, write)
+    return target.relative_to(root).as_posix()
+
+
+def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under a temporary name, so that it is complete as soon as it exists."""
+    temporary = target.with_name(f".{target.name}.part")
+    for folder in (temporary, target):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+    temporary.mkdir()
+    write(temporary)
+    temporary.replace(target)
+
+
+def _add_objects(entry: StoredVideo, frame: AcceptedFrame, names: Mapping[ObjectId, str]) -> None:
+    """Add the objects of a frame to the index entry of its video, and update their names."""
+    known = {o.id: o for o in entry.objects}
+    for identity in frame.masks:
+        if identity not in known:
+            known[identity] = StoredObject(identity, str(identity))
+            entry.objects.append(known[identity])
+        if identity in names:
+            known[identity].name = names[identity]
+
+
+def _visible(frame: AcceptedFrame) -> dict[ObjectId, np.ndarray]:
+    return {identity: mask for identity, mask in frame.masks.items() if mask.any()}
+
+
+class _PngFiles:
+    """Write the masks of one video as PNG, one file per frame.
+
+    Attributes:
+        overlaps: number of frames on which masks overlap.
+    """
+
+    def __init__(self, root: Path, name: str, entry: StoredVideo, video: OneVideo) -> None:
+        self.folder, self.entry, self.stems = root / MASKS / entry.folder, entry, frame_names(video)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.numbers = {identity: n for n, identity in object_names(self.folder).items()}
+        if not self.numbers:  # without objects.json, the ids are the numbers
+            ids = (stored.id for stored in entry.objects)
+            self.numbers = {i: i for i in ids if isinstance(i, int) and 0 < i < VOID}
+        self.overlaps = 0
+
+    def add(self, frame: AcceptedFrame) -> str:
+        """Write a frame, and return the name of a count of :class:`TrainingSetSummary`."""
+        masks = _visible(frame)
+        self._number(masks)
+        is_wide = max(self.numbers.values(), default=0) >= VOID
+        size = next((mask.shape for mask in masks.values()), self.entry.size)
+        ids = np.zeros(size, np.uint16 if is_wide else np.uint8)
+        # Where masks overlap, the smaller object is in front: otherwise it could vanish.
+        areas = {identity: np.count_nonzero(mask) for identity, mask in masks.items()}
+        for identity in sorted(masks, key=lambda o: -areas[o]):
+            ids[masks[identity]] = self.numbers[identity]
+        self.overlaps += sum(areas.values()) > np.count_nonzero(ids)
+        path = self.folder / f"{self.stems[frame.index]}.png"
+        is_replaced = path.exists()
+        if is_replaced and np.array_equal(read_id_mask(path), ids):
+            return "unchanged"
+        with atomic_write(path) as temporary:
+            write_id_mask(temporary, ids)
+        return "replaced" if is_replaced else "written"
+
+    def _number(self, identities: Iterable[ObjectId]) -> None:
+        """Choose the pixel value of new objects, and save it before masks use it.
+
+        An id from 1 to 254 is its own value, if no other object has the value already. The values
+        of earlier masks never change.
+        """
+        new = [identity for identity in identities if identity not in self.numbers]
+        if not new:
+            return
+        used = set(self.numbers.values())
+        for identity in new:
+            is_free = isinstance(identity, int) and 0 < identity < VOID and identity not in used
+            free = int(identity) if is_free else next(n for n in count(1) if n not in used)
+            self.numbers[identity] = free
+            used.add(free)
+        if len(used) > LARGEST_NUMBER:
+            raise DataError(
+                f"{len(used)} objects are more than the {LARGEST_NUMBER} that a 16-bit PNG holds",
+                hint="use the format coco",
+            )
+        if any(number != identity for identity, number in self.numbers.items()):
+            by_number = {number: identity for identity, number in self.numbers.items()}
+            write_text(self.folder / OBJECTS_FILE, json.dumps(by_number))
+
+    def close(self) -> None:
+        """Do nothing: each file is complete."""
+
+
+class _CocoFile:
+    """Write the masks of one video into the COCO file of a training set.
+
+    Attributes:
+        overlaps: 0, because the file keeps overlapping masks.
+    """
+
+    overlaps = 0
+
+    def __init__(self, root: Path, name: str, entry: StoredVideo, video: OneVideo) -> None:
+        self.path, self.name, self.entry = root / COCO_FILE, name, entry
+        self.stems = frame_names(video)
+        self.rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text(encoding="utf-8"))
+        by_image: dict[int, tuple[str, int]] = {}
+        for image in content["images"]:
+            key = image["video_id"], image["order_in_video"]
+            self.rows[key], by_image[image["id"]] = (image, []), key
+        for annotation in content["annotations"]:
+            self.rows[by_image[annotation["image_id"]]][1].append(annotation)
+
+    def add(self, frame: AcceptedFrame) -> str:
+        """Add a frame, and return the name of a count of :class:`TrainingSetSummary`."""
+        masks = {identity: encode_mask(mask) for identity, mask in _visible(frame).items()}
+        before = self.rows.get((self.name, frame.index))
+        if before and {a["track_id"]: a["segmentation"] for a in before[1]} == masks:
+            return "unchanged"
+        size = next((tuple(runs["size"]) for runs in masks.values()), self.entry.size)
+        file = f"{self.entry.folder}/{self.stems[frame.index]}.png"
+        image = coco_image(0, self.name, frame.index, file, size)
+        annotations = [coco_annotation(0, 0, *item) for item in masks.items()]
+        self.rows[self.name, frame.index] = image, annotations
+        return "replaced" if before else "written"
+
+    def close(self) -> None:
+        """Write the file."""
+        images, annotations = [], []
+        for n, key in enumerate(sorted(self.rows), 1):
+            image, rows = self.rows[key]
+            images.append(image | {"id": n})
+            annotations += [row | {"image_id": n} for row in rows]
+        annotations = [row | {"id": n} for n, row in enumerate(annotations, 1)]
+        content = {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+        write_text(self.path, json.dumps(content))
+
+
+class _Provenance:
+    """Update the file that says how each mask of a video was made."""
+
+    def __init__(self, root: Path, name: str, entry: StoredVideo) -> None:
+        self.path, self.name = root / PROVENANCE_FOLDER / f"{entry.folder}.json", name
+        self.frames = _read_provenance(self.path) if self.path.exists() else {}
+
+    def add(self, frame: AcceptedFrame, is_changed: bool) -> None:
+        """Record a frame."""
+        made = [{"id": o, "made": frame.provenance.get(o, "accepted")} for o in frame.masks]
+        row = {"objects": made, "model": frame.model}
+        before = self.frames.get(frame.index, {})
+        if is_changed or row != {k: v for k, v in before.items() if k != "added"}:
+            added = datetime.now().astimezone().isoformat(timespec="seconds")
+            self.frames[frame.index] = row | {"added": added}
+
+    def close(self) -> None:
+        """Write the file."""
+        frames = dict(sorted(self.frames.items()))
+        content = {"version": VERSION, "video": self.name, "frames": frames}
+        self.path.parent.mkdir(exist_ok=True)
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def read_provenance(folder: str | Path, video: str) -> dict[int, dict[str, Any]]:
+    """Read how the masks of a video in a training set were made.
+
+    Args:
+        folder: the training set.
+        video: name of the video in it.
+
+    Returns:
+        By frame number: ``objects`` (a list of ``id`` and ``made``, one of :data:`PROVENANCE`),
+        ``model`` (None: no model) and ``added`` (date and time).
+
+    Raises:
+        DataError: the training set or the file cannot be read.
+    """
+    root = Path(folder)
+    videos = read_index(root).videos
+    if video not in videos:
+        raise DataError(
+            f"the training set {root} has no video of this name",
+            key="video",
+            value=video,
+            hint=suggest(video, videos),
+        )
+    return _read_provenance(root / PROVENANCE_FOLDER / f"{videos[video].folder}.json")
+
+
+def _read_provenance(path: Path) -> dict[int, dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {int(t): dict(row) for t, row in content["frames"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r})", hint="delete it and add the frames again"
+        ) from error

@@ -11,21 +11,24 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sam2kit.data.rle import encode_masks
+from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID
 from sam2kit.utils.errors import DataError
 
+LARGEST_NUMBER = 65535  # of a 16-bit PNG
 COCO_CATEGORIES = [{"id": 1, "name": "object"}]
 
 
 class MaskWriter:
-    """Write the masks of one video: palette PNG frame by frame, SA-V JSON at the end.
+    """Write the masks of one video: PNG frame by frame, SA-V JSON at the end.
 
-    If all object ids are integers from 1 to 254, they are the pixel values of the PNG (255 is
-    void). Otherwise the objects are numbered from 1, and ``objects.json`` in the folder maps the
-    numbers to the ids. A PNG has one object per pixel: where masks overlap, the highest logit wins,
-    and the first object if logits are equal. The JSON contains overlapping masks completely.
+    Up to 254 objects are written as palette PNG, where 255 is void, and more objects as 16-bit grey
+    PNG. If all object ids are integers that a pixel can hold (1 to 254, or to 65,535 with 16 bits),
+    they are the pixel values. Otherwise the objects are numbered from 1, and ``objects.json`` in
+    the folder maps the numbers to the ids. A PNG has one object per pixel: where masks overlap, the
+    highest logit wins, and the first object if logits are equal. The JSON contains overlapping
+    masks completely.
 
     Args:
         folder: folder of the PNG files, created if it does not exist. None: no PNG files.
@@ -33,7 +36,7 @@ class MaskWriter:
         object_ids: the objects, in the order of the output.
 
     Raises:
-        DataError: more than 254 objects, and PNG files are to be written.
+        DataError: more than 65,535 objects, and PNG files are to be written.
     """
 
     def __init__(
@@ -43,15 +46,17 @@ class MaskWriter:
         self.folder, self.video, self.object_ids = folder, video, list(object_ids)
         self._frames: list[str] = []
         self._runs: list[list[dict[str, Any]]] = []
-        ids_fit = all(isinstance(i, int) and 0 < i < VOID for i in self.object_ids)
+        self.wide = len(self.object_ids) >= VOID
+        limit = LARGEST_NUMBER + 1 if self.wide else VOID
+        ids_fit = all(isinstance(i, int) and 0 < i < limit for i in self.object_ids)
         self._numbers = [int(i) if ids_fit else n + 1 for n, i in enumerate(self.object_ids)]
         if folder is None:
             return
-        if len(self.object_ids) >= VOID:
+        if len(self.object_ids) > LARGEST_NUMBER:
             raise DataError(
-                f"{video} has {len(self.object_ids)} objects, but a palette PNG holds up to "
-                f"{VOID - 1}",
-                hint="write JSON without PNG files",
+                f"{video} has {len(self.object_ids)} objects, but a 16-bit PNG holds up to "
+                f"{LARGEST_NUMBER}",
+                hint="prompt fewer objects at a time",
             )
         folder.mkdir(parents=True, exist_ok=True)
         if not ids_fit:
@@ -66,13 +71,21 @@ class MaskWriter:
                 mask has an empty one.
             size: H and W.
         """
-        empty = np.zeros(size, bool)
-        stack = np.stack([np.asarray(masks.get(i, empty), np.float32) for i in self.object_ids])
         self._frames.append(frame_name)
-        self._runs.append(encode_masks(stack > 0))
-        if self.folder is not None:
-            ids = np.array(self._numbers, np.uint8)[stack.argmax(0)] * (stack.max(0) > 0)
-            write_id_mask(self.folder / f"{frame_name}.png", ids)
+        empty = encode_mask(np.zeros(size, bool))
+        stored = {i: encode_mask(np.asarray(masks[i]) > 0) for i in self.object_ids if i in masks}
+        self._runs.append([stored.get(i, empty) for i in self.object_ids])
+        if self.folder is None:
+            return
+        # One object at a time: a stack of 300 objects would take gigabytes.
+        ids = np.zeros(size, np.uint16 if self.wide else np.uint8)
+        highest = np.zeros(size, np.float32)
+        for number, identity in zip(self._numbers, self.object_ids, strict=True):
+            if identity in masks:
+                logits = np.asarray(masks[identity], np.float32)
+                ids[logits > highest] = number
+                np.maximum(highest, logits, out=highest)
+        write_id_mask(self.folder / f"{frame_name}.png", ids)
 
     def sav(self) -> dict[str, Any]:
         """Return the video in the format of SA-V's JSON files.
@@ -152,10 +165,13 @@ def coco_annotation(
 
 
 def write_id_mask(path: Path, ids: np.ndarray) -> None:
-    """Write ``[H,W]`` object numbers, 0 to 255, as a palette PNG."""
+    """Write ``[H,W]`` object numbers: uint16 as a 16-bit grey PNG, others as a palette PNG."""
+    if ids.dtype == np.uint16:
+        Image.fromarray(ids).save(path, "png")
+        return
     image = Image.fromarray(ids.astype(np.uint8))
     image.putpalette(davis_palette().tobytes())
-    image.save(path)
+    image.save(path, "png")
 
 
 def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:

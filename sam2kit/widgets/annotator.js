@@ -689,7 +689,7 @@ class Annotator {
     refill(this.badges, state.badges, () => state.badges.forEach((text) =>
       make("span", { textContent: text }, this.badges)));
     this.acceptButton.setAttribute("aria-pressed", state.accepted);
-    this.runs.forEach((b) => (b.disabled = state.running));
+    for (const b of [...this.runs, this.propose]) b.disabled = state.running;
     this.from.max = this.to.max = state.frames - 1;
     this.cancel.disabled = !state.running;
     this.fillScores();
@@ -733,9 +733,11 @@ class Annotator {
     }
     this.allButton.hidden = objects.length < 2;
     setIcon(this.allButton, objects.some(({ hidden }) => hidden) ? "hidden" : "shown");
-    const proposals = objects.filter(({ proposal }) => proposal).length;
-    this.proposals.hidden = !proposals;
-    this.proposals.firstChild.textContent = `${proposals} proposals`;
+    this.proposals.hidden = !state.proposals;
+    if (state.proposals) {
+      const [count, frame] = state.proposals;
+      this.proposals.firstChild.textContent = `${count} proposals on frame ${frame}`;
+    }
   }
 
   addRow(object, n) {

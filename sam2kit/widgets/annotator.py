@@ -6,7 +6,7 @@ import io
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,19 @@ from sam2kit.widgets.base import (
     video_number,
     view_files,
 )
+from sam2kit.widgets.check_list import FrameToCheck
 from sam2kit.widgets.layers import label_planes
-from sam2kit.widgets.prompt_session import Prediction, PromptSession
+from sam2kit.widgets.prompt_session import Direction, Prediction, PromptSession
 
 MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
 MAX_CHECKS = 20  # frames worth checking in the list
 REFRESH_SECONDS = 0.2  # minimum time between two updates of the view while tracking
 THUMBNAIL_SIZE = 120  # longer side of the image of a candidate, in pixels
+MADE_BY = {  # how a mask was made, for people
+    "click": "prompted",
+    "propagated": "tracked",
+    "truth": "ground truth",
+}
 Masks = Mapping[ObjectId, np.ndarray | None]
 """``[H,W]`` bool by object; None for an object without a mask on the frame."""
 Color = tuple[int, int, int]
@@ -127,9 +133,11 @@ class Annotator(ImageWidget):
         self.store = AnnotationStore(folder)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # stops the last propagation; each has its own event
+        self._steps: Generator[Any, None, None] | None = None
         self._running = False
         self._run = 0
         self._places: dict[str, int] = {}  # the frame that was shown last, by video
+        self._opened: dict[str, tuple[VideoSource, int]] = {}  # sources of annotated videos
         super().__init__()
         self.open_video(video)
 
@@ -174,24 +182,30 @@ class Annotator(ImageWidget):
         loaded, text = _load_model(model, None, None)
         loaded.feature_cache = create_cache(self._config, exact=True)
         frame = self.frame
-        self._open(self.source, self.session.i, loaded, text)
+        self._open(self.source, self._video, loaded, text)
         self.go(frame)
 
     def _open(self, source: VideoSource, i: int, model: SAM2Model, text: str) -> None:
-        self.cancel()
-        self.wait()
         with self.lock:
-            session = PromptSession(source, i, model, self.device, store=self.store)
+            self.cancel()
+            if self._steps is not None:
+                self._steps.close()  # write what was tracked before it is read again
+            name = text or None
+            session = PromptSession(source, i, model, self.device, self.store, name)
             if hasattr(self, "session"):
                 self._places[self.session.video] = self.frame
             self.source, self.session, self.model, self._model_text = source, session, model, text
+            self._video, self._running = i, False
+            self._opened[session.video] = source, i
             self.frame = min(self._places.get(session.video, 0), session.num_frames - 1)
             self.mode, self.seed, self._viewport = "masks", 0, None
             self.done = self.total = 0
             self.recipe = next(iter(self.recipes), "")
             self.object: ObjectId | None = next(iter(session.objects), None)
             self._palette = contrasting_palette(session.frame(self.frame))
-            self._checks_of: Any = None
+            self._checks: list[FrameToCheck] = []
+            self._visited: set[tuple[ObjectId, int]] = set()  # of the frames to check
+            self._proposal_frame = 0
             self._show()
 
     # Frames and objects.
@@ -244,13 +258,11 @@ class Annotator(ImageWidget):
 
     def delete_object(self, index: int) -> None:
         """Delete an object with its prompts and masks, or discard a proposal; undo reverts it."""
-        o = self._listed()[index]
-        if o in self._proposed():
-            self.session.discard_proposals([o])
+        count = len(self.session.objects)
+        if index >= count:
+            self.session.discard_proposals([index - count])
         else:
-            self.session.delete_object(o)
-            if o == self.object:
-                self.object = next(iter(self.session.objects), None)
+            self.session.delete_object(self.session.objects[index])
         self._show()
 
     # Prompts.
@@ -305,7 +317,7 @@ class Annotator(ImageWidget):
                 key="file",
                 hint="choose a PNG of the frame's size",
             ) from error
-        self.session.paint(self._selected_object(), self.frame, mask)
+        self.session.paint(self._selected_object(), self.frame, mask, "imported")
         self._show()
 
     def import_labels(self, file: str | Path | bytes) -> None:
@@ -318,8 +330,7 @@ class Annotator(ImageWidget):
         Raises:
             DataError: the image cannot be read, is empty or has another size.
         """
-        content = file if isinstance(file, bytes) else Path(file).read_bytes()
-        added = self.session.add_label_image(self.frame, content)
+        added = self.session.add_label_image(self.frame, file)
         self.object = added[0] if added else self.object
         self._show(f"imported {plural(len(added), 'object')}")
 
@@ -335,7 +346,7 @@ class Annotator(ImageWidget):
                 f"the ground truth has no mask of object {self.object} on frame {self.frame}",
                 hint="go to a frame on which it is annotated",
             )
-        self.session.paint(self._selected_object(), self.frame, mask)
+        self.session.paint(self._selected_object(), self.frame, mask, "truth")
         self._show()
 
     def choose(self, candidate: int) -> None:
@@ -432,7 +443,7 @@ class Annotator(ImageWidget):
         self,
         start: int | None = None,
         end: int | None = None,
-        direction: str = "forward",
+        direction: Direction = "forward",
         wait: bool = True,
     ) -> None:
         """Track all objects from their prompts.
@@ -448,28 +459,17 @@ class Annotator(ImageWidget):
         Raises:
             DataError: no object has a prompt, the range is invalid, or a frame cannot be tracked.
         """
-        frames = self.session.propagate(start, end, direction)
-        self._begin(frames, self._frames_to_track(start, end, direction), "tracked", "frame", wait)
+        total = len(self.session.propagation_frames(start, end, direction))
+        self._begin(self.session.propagate(start, end, direction), total, wait)
 
-    def _frames_to_track(self, start: int | None, end: int | None, direction: str) -> int:
-        """Return the number of frames that a propagation yields."""
-        prompted = [t for _, t in self.session.prompts]
-        first = start if start is not None else min(prompted) if direction == "forward" else 0
-        last = end
-        if last is None:
-            last = max(prompted) if direction == "backward" else self.session.num_frames - 1
-        return max(1, last - first + 1)
-
-    def _begin(
-        self, steps: Iterator[Any], total: int, verb: str, noun: str, wait: bool = True
-    ) -> None:
-        """Run an iterator in a thread that the view can cancel."""
+    def _begin(self, steps: Iterable[Any], total: int, wait: bool = True) -> None:
+        """Run a generator in a thread that the view can cancel."""
         # A propagation that still runs ends after its current frame: it has its own stop event.
         self.cancel()
         self.error, self._running, self._stop = "", True, threading.Event()
         self._run, self.done, self.total = self._run + 1, 0, total
-        arguments = (steps, self._stop, verb, noun)
-        self._thread = threading.Thread(target=self._work, args=arguments, daemon=True)
+        self._steps = steps if isinstance(steps, Generator) else None
+        self._thread = threading.Thread(target=self._work, args=(steps, self._stop), daemon=True)
         self._thread.start()
         if not wait:
             self._show()
@@ -524,21 +524,23 @@ class Annotator(ImageWidget):
         self._show(f"accepted {plural(len(frames), 'frame')}")
 
     def next_check(self) -> None:
-        """Go to the next frame worth checking, and select the object that it is about.
+        """Go to the next frame worth checking, the worst first, and select its object.
 
         Raises:
             DataError: there is none.
         """
         if not self._checks:
             raise DataError("there is no frame to check", hint="track the objects first")
-        later = [n for n, check in enumerate(self._checks) if check.frame > self.frame]
-        self.go_to_check(later[0] if later else 0)
+        new = [n for n, c in enumerate(self._checks) if (c.object, c.frame) not in self._visited]
+        if not new:  # all have been visited: begin again
+            self._visited.clear()
+        self.go_to_check(new[0] if new else 0)
 
     def go_to_check(self, index: int) -> None:
         """Go to a frame worth checking, by its index in the list."""
         check = self._checks[index]
-        if check.object in self.session.objects:
-            self.object = check.object
+        self._visited.add((check.object, check.frame))
+        self.object = check.object
         self.go(check.frame)
 
     def propose(self, wait: bool = True) -> None:
@@ -547,18 +549,21 @@ class Annotator(ImageWidget):
         Args:
             wait: return when all have been found (default); False: search in the background.
         """
-        self._begin(self.session.propose_masks(self.frame), 0, "found", "proposal", wait)
+        self._proposal_frame = self.frame
+        self._begin(self.session.propose_masks(self.frame), 100, wait)
 
     def accept_proposals(self, indices: Sequence[int] | None = None) -> None:
         """Make objects of proposals.
 
         Args:
-            indices: in the list of objects. None (default): all proposals.
+            indices: in the list of objects, where proposals follow the objects. None (default): all
+                proposals.
         """
-        listed = self._listed()
-        proposals = self._proposed() if indices is None else [listed[n] for n in indices]
-        self.session.accept_proposals(list(proposals))
-        self._show()
+        count = len(self.session.objects)
+        chosen = None if indices is None else [n - count for n in indices]
+        added = self.session.accept_proposals(chosen)
+        self.object = added[0] if added else self.object
+        self._show(f"kept {plural(len(added), 'proposal')}")
 
     def discard_proposals(self) -> None:
         """Remove the proposals that were not kept."""
@@ -618,7 +623,7 @@ class Annotator(ImageWidget):
         self.import_labels(buffers[0])
 
     def on_propagate(
-        self, direction: str = "forward", start: int | None = None, end: int | None = None
+        self, direction: Direction = "forward", start: int | None = None, end: int | None = None
     ) -> None:
         """Track in the background, so that the view can cancel it."""
         self.propagate(start, end, direction, wait=False)
@@ -641,26 +646,27 @@ class Annotator(ImageWidget):
             self.object = self.session.add_object()
         return self.object
 
-    def _proposed(self) -> Mapping[ObjectId, np.ndarray]:
-        """Return the masks of the proposals of this frame by identity."""
-        return self.session.proposals
+    def _proposed(self) -> list[np.ndarray]:
+        """Return the masks of the proposals, if their frame is shown."""
+        if self.frame != self._proposal_frame:
+            return []
+        return [proposal.mask for proposal in self.session.proposals]
 
-    def _listed(self) -> list[ObjectId]:
-        """Return what the list of objects shows: the objects, then the proposals."""
-        return [*self.session.objects, *self._proposed()]
-
-    def _work(self, steps: Iterator[Any], stop: threading.Event, verb: str, noun: str) -> None:
-        last_refresh = 0.0
+    def _work(self, steps: Iterable[Any], stop: threading.Event) -> None:
+        """Run the steps of tracking (frames) or of the search for objects (shares of the work)."""
+        iterator, last_refresh = iter(steps), 0.0
         try:
             while True:
                 with self.lock:  # released after each frame, so that messages are handled between
-                    t = None if stop.is_set() else next(steps, None)
-                    if t is None:
-                        steps.close()  # type: ignore[attr-defined]  # what it has to write
+                    step = None if stop.is_set() else next(iterator, None)
+                    if step is None:
+                        if isinstance(steps, Generator):
+                            steps.close()  # writes what was tracked
                         break
-                    self.done += 1
-                    if t == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
-                        self._show(f"{verb} {plural(self.done, noun)}")
+                    searches = isinstance(step, float)
+                    self.done = round(100 * step) if searches else self.done + 1
+                    if step == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
+                        self._show(self._progress(searches))
                         last_refresh = time.monotonic()
                 # A lock is not fair: without a pause this thread would take it again at once.
                 time.sleep(0.001)
@@ -672,8 +678,13 @@ class Annotator(ImageWidget):
         with self.lock:
             if self._stop is stop:  # otherwise another propagation has started
                 self._running = False
-                verb = "stopped after" if stop.is_set() else verb
-                self._show(f"{verb} {plural(self.done, noun)}")
+                self._show(self._progress(self.total == 100 and not self.session.tracked))
+
+    def _progress(self, searches: bool) -> str:
+        if searches:
+            return f"found {plural(len(self.session.proposals), 'object')} to keep or discard"
+        verb = "stopped after" if self._stop.is_set() else "tracked"
+        return f"{verb} {plural(self.done, 'frame')}"
 
     # State of the view.
 
@@ -721,7 +732,7 @@ class Annotator(ImageWidget):
             shown = [mask & truth_mask, truth_mask & ~mask, mask & ~truth_mask]
             positions = dict(enumerate(shown))
         else:
-            listed = [*masks.values(), *self._proposed().values()]
+            listed = [*masks.values(), *self._proposed()]
             positions = {n: m for n, m in enumerate(listed) if m is not None}
         self.planes = _encode_planes(positions, display_size(self.session.size))
         if self._viewport is None:
@@ -741,33 +752,40 @@ class Annotator(ImageWidget):
         size = np.array(self._frame.shape[1::-1])
         small = tuple(int(n) for n in (size * THUMBNAIL_SIZE / size.max()).round().clip(1))
         frame = cv2.resize(self._frame, small, interpolation=cv2.INTER_AREA)
-        color = np.array([self._color(self._selected_object())], np.uint8)
+        index = self.session.objects.index(self._selected_object())
+        color = np.array([self._color(index)], np.uint8)
         images = []
         for mask in prediction.candidates:
             resized = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST)
             images.append(encode_jpeg(overlay(frame, resized[None].astype(bool), color, 0.6)))
         return images
 
-    def _color(self, o: ObjectId) -> Color:
+    def _color(self, index: int) -> Color:
         """Return the colour of an object: the chosen one, or one that stands out from the video."""
-        chosen = self.session.colors.get(o)
-        color = self._palette[self._listed().index(o) % len(self._palette)]
-        red, green, blue = (int(v) for v in (color if chosen is None else chosen))
+        color: Any = self._palette[index % len(self._palette)]
+        if index < len(self.session.objects):
+            color = self.session.colors.get(self.session.objects[index], color)
+        red, green, blue = (int(v) for v in color)
         return red, green, blue
 
     def _object_states(self, masks: Masks) -> list[dict[str, Any]]:
-        """Return what the list of objects shows."""
-        session, proposals = self.session, self._proposed()
-        return [
+        """Return what the list of objects shows: the objects, then the proposals."""
+        session = self.session
+        rows = [
             {
                 "name": label_text(session.names.get(o, o)),
-                "color": list(self._color(o)),
-                "hidden": bool(session.hidden.get(o, False)),
-                "mask": o in proposals or masks.get(o) is not None,
-                "proposal": o in proposals,
+                "color": list(self._color(n)),
+                "hidden": o in session.hidden,
+                "mask": masks.get(o) is not None,
+                "proposal": False,
             }
-            for o in self._listed()
+            for n, o in enumerate(session.objects)
         ]
+        for n in range(len(self._proposed())):
+            color = list(self._color(len(rows)))
+            rows.append({"name": f"proposal {n + 1}", "color": color, "proposal": True})
+            rows[-1] |= {"hidden": False, "mask": True}
+        return rows
 
     def _send_time(self) -> None:
         """Send the markers of the time line and the frames worth checking."""
@@ -796,8 +814,8 @@ class Annotator(ImageWidget):
         accepted = t in session.accepted
         badges = {"accepted": accepted, "annotated": truth is not None}
         return {
-            "key": f"{id(self.source)} {session.i}",
-            "video": session.i,
+            "key": f"{id(self.source)} {self._video}",
+            "video": self._video,
             "frame": t,
             "frames": session.num_frames,
             "size": list(session.size),
@@ -822,12 +840,17 @@ class Annotator(ImageWidget):
         }
 
     def _provenance(self, o: ObjectId, t: int) -> str:
-        """Return how the mask of an object was made."""
-        return visible_text(self.session.provenance(o, t) or "")
+        """Return how the mask of an object was made, for people."""
+        made = self.session.provenance(o, t) or ""
+        model = self.session.mask_model(o, t)
+        text = MADE_BY.get(made, made)
+        return visible_text(f"{text} by {label_text(model)}" if model else text)
 
     def _control_state(self, message: str) -> dict[str, Any]:
         """Return the state of the controls and of a running propagation."""
+        proposals = len(self.session.proposals)
         return {
+            "proposals": [proposals, self._proposal_frame] if proposals else None,
             "mode": self.mode,
             "recipe": self.recipe,
             "seed": self.seed,
@@ -845,7 +868,7 @@ class Annotator(ImageWidget):
         target = "" if self.run_dir is None else str(self.run_dir / "training_set")
         return {
             "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
-            "has_truth": self.source.has_masks,
+            "has_truth": self.session.source.has_masks,
             "folder": visible_text(self._folder),
             "model": visible_text(self._model_text),
             "models": self._model_names(),
@@ -865,11 +888,11 @@ class Annotator(ImageWidget):
         """Return the frame with the masks and prompts of all objects as PNG bytes."""
         with self.lock:
             session, t, frame = self.session, self.frame, self._frame
-            shown = [o for o in session.objects if not session.hidden.get(o, False)]
+            shown = [o for o in session.objects if o not in session.hidden]
             masks = {o: mask for o in shown if (mask := session.mask(o, t)) is not None}
             if masks:
-                colors = np.array([self._color(o) for o in masks], np.uint8)
-                frame = overlay(frame, np.stack(list(masks.values())), colors)
+                colors = [self._color(session.objects.index(o)) for o in masks]
+                frame = overlay(frame, np.stack(list(masks.values())), np.array(colors, np.uint8))
             for (o, prompt_frame), prompt in session.prompts.items():
                 if prompt_frame == t and o in shown:
                     box = None if prompt.box is None else np.array(prompt.box)

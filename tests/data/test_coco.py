@@ -468,3 +468,19 @@ def test_paths_cannot_leave_the_root(tmp_path, absolute):
     file = save_json(tmp_path / "a.json", content)
     with pytest.raises(DataError, match=r"secret\.png"):
         everything(COCODataset(file, tmp_path / "root"))
+
+
+def test_frames_with_equal_file_names_have_different_names(tmp_path):
+    # Results are named like the frames: with equal names they would overwrite each other.
+    content = make_coco(tmp_path, 4, ("a", "b"))
+    for image in content["images"]:
+        if image["video_id"] == "a" and int(image["order_in_video"]) % 4:
+            name = image["file_name"].replace("/a/", "/a/other/")
+            number = image["order_in_video"] // 2 - 1
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            target = Path(name).with_stem(str(number))
+            (tmp_path / image["file_name"]).rename(tmp_path / target)
+            image["file_name"] = str(target)
+    source = COCODataset(save_json(tmp_path / "labels.json", content))
+    names = [[source.frame_name(i, t) for t in range(4)] for i in (0, 1)]
+    assert names == [["00000", "00001", "00002", "00003"], ["0", "1", "2", "3"]]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
+from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.video_checks import Finding, VideoRecord, read_video
 from sam2kit.data.parallel import each_video
 from sam2kit.data.sources.base import VideoSource
@@ -264,12 +265,8 @@ def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> V
     try:
         return open_source(what)
     except DataError as error:
-        root: Any = what
-        split = None
-        if isinstance(what, Config):
-            root = what.dataset.data_path if what.dataset.type == "video" else None
-            split = what.dataset.split
-        if not isinstance(root, (str, Path)) or not Path(root).is_dir():
+        root, split = _frame_folders_of(what)
+        if root is None:
             report(error)
             return None
     try:
@@ -277,6 +274,25 @@ def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> V
     except DataError as error:
         report(error)
         return None
+
+
+def _frame_folders_of(
+    what: str | Path | Config | VideoSource,
+) -> tuple[str | Path | None, str | None]:
+    """Return the directory and the split of data that are folders of frames; None for others."""
+    if isinstance(what, Config):
+        root, split, layout_type = what.dataset.data_path, what.dataset.split, what.dataset.type
+    elif isinstance(what, (str, Path)):
+        root, split, layout_type = what, None, "auto"
+    else:
+        return None, None
+    if root is None or not Path(root).is_dir():
+        return None, None
+    try:
+        layout_type = detect_layout(root).type if layout_type == "auto" else layout_type
+    except DataError:
+        return None, None
+    return (root, split) if layout_type == "video" else (None, None)
 
 
 def same_names(videos: Sequence[VideoRecord]) -> list[Finding]:

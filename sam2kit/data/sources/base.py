@@ -81,6 +81,13 @@ class VideoSource(ABC):
         """Return the image file of frame ``t`` of video ``i``; None if no file holds just it."""
         return None
 
+    def video_path(self, i: int) -> Path | None:
+        """Return the file or folder that holds just the frames of video ``i``, or None.
+
+        :func:`~sam2kit.data.sources.video_decoder.open_video` reads the same frames from it.
+        """
+        return None
+
     def mask_paths(self, i: int, t: int) -> list[Path]:
         """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
         return []
@@ -128,6 +135,10 @@ class DerivedSource(VideoSource):
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)
         return source.frame_path(k, t)
+
+    def video_path(self, i: int) -> Path | None:
+        source, k = self.locate(i)
+        return source.video_path(k)
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)

@@ -106,6 +106,9 @@ class COCODataset(VideoSource):
         # Per video: the index of its JSON file, and its index in that file.
         self._locations = [locations[name] for name in self.names]
         self._roots = [Path(root) if root is not None else file.parent for file in json_files]
+        # Videos whose frames come from several folders with equal file names: results that are
+        # named like the files would overwrite each other.
+        self._numbered: list[bool] = []
         self._paths = self._find_files() if files else None
         if skipped := sum(index.between_keyframes for index in self._indices):
             logger.info(
@@ -150,6 +153,8 @@ class COCODataset(VideoSource):
                     )
             # One string per video, because every loader process would copy a million small ones.
             paths.append("\0".join(video_paths))
+            stems = {stem(path.rpartition("/")[2]) for path in video_paths}
+            self._numbered.append(len(stems) < len(video_paths))
         return paths
 
     def _where(self, i: int, t: int) -> str:
@@ -168,7 +173,8 @@ class COCODataset(VideoSource):
         return float(index.order[f])
 
     def frame_name(self, i: int, t: int) -> str:
-        return stem(self._path(i, t).name) if self._paths else f"{t:05d}"
+        has_names = self._paths is not None and not self._numbered[i]
+        return stem(self._path(i, t).name) if has_names else f"{t:05d}"
 
     def frame_path(self, i: int, t: int) -> Path | None:
         return self._path(i, t) if self._paths else None

@@ -213,6 +213,10 @@ class VideoDataset(MaskedFrames):
         """Return the file of frame ``t`` of video ``i``."""
         return self._folder / self.names[i] / self._frames[i].split("/")[t]
 
+    def video_path(self, i: int) -> Path:
+        """Return the folder of the frames of video ``i``."""
+        return self._folder / self.names[i]
+
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self.frame_path(i, t))
 

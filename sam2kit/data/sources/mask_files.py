@@ -18,6 +18,7 @@ from sam2kit.utils.errors import DataError
 # The void label: in palette masks, and in grey masks that also have other ids (as in DAVIS).
 VOID = 255
 OBJECTS_FILE = "objects.json"
+WIDE = "I;16"  # begins the name of each Pillow mode of 16 bits
 # Grey values above this are shades of an image or of a soft edge, not object numbers.
 _LARGEST_GREY_ID = 64
 
@@ -185,17 +186,20 @@ def read_id_mask(path: Path) -> np.ndarray:
 
     * palette PNG: the pixel is the object number, 0 is background, 255 is void;
     * grey PNG of 0 and 255 only, or 1-bit PNG: one object, number 1;
-    * other grey PNG with values up to 64: as a palette PNG, where 255 is void.
+    * other grey PNG with values up to 64: as a palette PNG, where 255 is void;
+    * 16-bit grey PNG: the pixel is the object number, 0 is background, and no value is void.
 
     Returns:
-        ``[H,W]`` uint8; 0 is background or void.
+        ``[H,W]`` uint8, or uint16 for 16 bits; 0 is background or void.
 
     Raises:
-        DataError: a file that is damaged, has colours or 16 bits, or is a grey image with shades.
+        DataError: a file that is damaged, has colours, or is a grey image with shades.
     """
     mode, pixels = _read_pixels(path)
     if mode == "1":
         return pixels.astype(np.uint8)
+    if mode.startswith(WIDE):
+        return pixels.astype(np.uint16)
     if mode == "L":
         values = values_in(pixels)
         if set(values) <= {0, VOID}:
@@ -211,17 +215,20 @@ def read_id_mask(path: Path) -> np.ndarray:
 
 
 def values_in(pixels: np.ndarray) -> list[int]:
-    """Return the sorted distinct values of a uint8 image.
+    """Return the sorted distinct values of a uint8 or uint16 image.
 
     A histogram, because ``np.unique`` sorts all pixels, which takes longer than reading the file.
     """
+    if pixels.dtype == np.uint16:
+        return np.flatnonzero(np.bincount(pixels.ravel())).tolist()
     return np.flatnonzero(cv2.calcHist([pixels], [0], None, [256], [0, 256])).tolist()
 
 
 def _read_object(path: Path) -> np.ndarray:
     """Read the mask of a file with one object as ``[H,W]`` bool."""
     _, pixels = _read_pixels(path)
-    values = [v for v in values_in(pixels.astype(np.uint8)) if v]
+    dtype = np.uint8 if pixels.dtype == bool else pixels.dtype
+    values = [v for v in values_in(pixels.astype(dtype)) if v]
     if len(values) > 1:
         raise DataError(
             f"{path} must show one object, but has the values {values[:3]}",
@@ -232,7 +239,11 @@ def _read_object(path: Path) -> np.ndarray:
 
 
 def _read_pixels(path: Path) -> tuple[str, np.ndarray]:
-    """Return the Pillow mode of a mask, P, L or 1, and its pixels as ``[H,W]`` uint8 or bool."""
+    """Return the Pillow mode of a mask and its pixels.
+
+    Returns:
+        P, L, 1, or a mode of 16 bits; and ``[H,W]`` uint8, bool or uint16.
+    """
     try:
         with Image.open(path) as image:
             mode, pixels = image.mode, np.array(image)
@@ -240,10 +251,9 @@ def _read_pixels(path: Path) -> tuple[str, np.ndarray]:
         raise DataError(
             f"{path} cannot be read as a mask: {error}", hint="replace the file"
         ) from error
-    if mode not in ("P", "L", "1"):
-        fault = "has 16 bits per pixel" if mode.startswith("I") else f"is an image of mode {mode}"
+    if mode not in ("P", "L", "1") and not mode.startswith(WIDE):
         raise DataError(
-            f"{path} {fault}",
+            f"{path} is an image of mode {mode}",
             hint="colours are not object numbers. Save the mask as a palette PNG (pixel = object "
             "number), or as a grey PNG of 0 and 255 for one object",
         )

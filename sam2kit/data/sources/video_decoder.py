@@ -45,6 +45,9 @@ class OneVideo(VideoSource):
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         return None
 
+    def video_path(self, i: int) -> Path | None:
+        return self.path
+
 
 class FrameFolder(OneVideo):
     """Read a directory of frames as one video.
@@ -69,6 +72,10 @@ class FrameFolder(OneVideo):
 
     def frame_name(self, i: int, t: int) -> str:
         return self._frames[t].stem
+
+    def frame_path(self, i: int, t: int) -> Path:
+        """Return the file of frame ``t``."""
+        return self._frames[t]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self._frames[t])

@@ -50,6 +50,9 @@ class VideoFileSource(VideoSource):
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return self.video(i).read_frame(0, t)
 
+    def video_path(self, i: int) -> Path | None:
+        return self._paths[i]
+
 
 class VideoFileDataset(VideoFileSource, MaskedFrames):
     """Read a directory of video files, or one file, with the decoder of :class:`VideoFile`.
@@ -94,13 +97,13 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
             Path(masks_path) if masks_path is not None else default if default.is_dir() else None
         )
         self.has_masks = masks is not None
-        self._masks: list[MaskFiles | _COCOMasks] = []
+        self._masks: list[MaskFiles | COCOMasks] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
             indices = {name: k for k, name in enumerate(content.names)}
             for i, name in enumerate(names):
                 count = self.num_frames(i)
-                self._masks.append(_COCOMasks(content, masks, indices.get(name), name, count))
+                self._masks.append(COCOMasks(content, masks, indices.get(name), name, count))
         elif masks is not None:
             mask_files = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
             log_ignored(masks, [name for files in mask_files for name in files.others])
@@ -124,7 +127,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         return self._masks[i].read(t, f"{t} of {self._paths[i]}", self.video(i).size)
 
 
-class _COCOMasks:
+class COCOMasks:
     """Read the masks of one video file from a COCO JSON file.
 
     Args:
