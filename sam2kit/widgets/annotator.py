@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from sam2kit.config.schema import PROMPT_TYPES, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
+from sam2kit.data.training_set import add_to_training_set
 from sam2kit.models.checkpoints import (
     HUB_CHECKPOINTS,
     SHIPPED_CHECKPOINTS,
@@ -100,6 +102,8 @@ class Annotator(ImageWidget):
     planes: traitlets.List = traitlets.List().tag(sync=True)
     detail = traitlets.Dict().tag(sync=True)
     candidates: traitlets.List = traitlets.List().tag(sync=True)
+    session: PromptSession
+    frame: int
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class Annotator(ImageWidget):
         self._steps: Generator[Any, None, None] | None = None
         self._running = False
         self._run = 0
-        self._places: dict[str, int] = {}  # the frame that was shown last, by video
+        self._last_frames: dict[str, int] = {}  # the frame that was shown last, by video
         self._opened: dict[str, tuple[VideoSource, int]] = {}  # sources of annotated videos
         super().__init__()
         self.open_video(video)
@@ -192,13 +196,14 @@ class Annotator(ImageWidget):
                 self._steps.close()  # write what was tracked before it is read again
             name = text or None
             session = PromptSession(source, i, model, self.device, self.store, name)
-            if hasattr(self, "session"):
-                self._places[self.session.video] = self.frame
+            if self._sent_frame is not None:
+                self._last_frames[self.session.video] = self.frame
             self.source, self.session, self.model, self._model_text = source, session, model, text
             self._video, self._running = i, False
             self._opened[session.video] = source, i
-            self.frame = min(self._places.get(session.video, 0), session.num_frames - 1)
-            self.mode, self.seed, self._viewport = "masks", 0, None
+            self.frame = min(self._last_frames.get(session.video, 0), session.num_frames - 1)
+            self.mode, self.seed = "masks", 0
+            self._viewport: tuple[int, int, int, int] | None = None
             self.done = self.total = 0
             self.recipe = next(iter(self.recipes), "")
             self.object: ObjectId | None = next(iter(session.objects), None)
@@ -585,7 +590,54 @@ class Annotator(ImageWidget):
             DataError: no frame is accepted, or there is no folder.
             ConfigError: the folder cannot be written, or holds something else.
         """
-        raise NotImplementedError
+        if not folder and self.run_dir is None:
+            raise DataError("no folder for the training set", hint="give a folder, or run_dir")
+        folder = Path(folder).expanduser() if folder else Path(self.run_dir or "") / "training_set"
+        lines, written, missing = [], 0, []
+        for video in self.store.videos():
+            source_and_index = self._find_source(video)
+            if source_and_index is None:
+                missing.append(video)
+                continue
+            counts = self._add_to_training_set(folder, video, *source_and_index)
+            if counts is not None:
+                written += 1
+                lines.append(f"{label_text(video)}: {counts}")
+        if missing:
+            names = ", ".join(map(label_text, missing))
+            lines.append(f"Not included, because their folder is not open: {names}")
+        if not written:
+            raise DataError(
+                "; ".join(["no frame is accepted", *lines]),
+                hint="track, check the masks, and accept frames (key a, or Accept all)",
+            )
+        lines.insert(0, f"Training set of {plural(written, 'video')} in {visible_text(folder)}")
+        self.report = [{"text": line, "command": False} for line in lines]
+        command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
+        self.report = [*self.report, {"text": visible_text(command), "command": True}]
+        self._show()
+        return folder
+
+    def _find_source(self, video: str) -> tuple[VideoSource, int] | None:
+        """Return the source and index of an annotated video; None if its folder is not open."""
+        if video in self._opened:
+            return self._opened[video]
+        return (self.source, self.source.names.index(video)) if video in self.source.names else None
+
+    def _add_to_training_set(
+        self, folder: Path, video: str, source: VideoSource, i: int
+    ) -> str | None:
+        """Add the accepted frames of a video; return their numbers, or None if there are none."""
+        state = self.store.load(video)
+        if state is None or not state.accepted:
+            return None
+        names = {o.id: o.name for o in state.objects if o.name}
+        summary = add_to_training_set(folder, source, i, self.store.accepted(video), names=names)
+        text = f"{plural(summary.written, 'frame')} added, {summary.replaced} replaced, "
+        text += f"{summary.unchanged} unchanged"
+        if summary.overlaps:
+            text += f"; masks overlap on {plural(summary.overlaps, 'frame')}"
+        return text
 
     def close_report(self) -> None:
         """Close the message about the last training set."""
@@ -638,7 +690,7 @@ class Annotator(ImageWidget):
 
     def on_viewport(self, rect: list[int] | None) -> None:
         """Send the visible part of the frame in full resolution; None: the whole frame is shown."""
-        self._viewport = None if rect is None else tuple(rect)
+        self._viewport = None if rect is None else (rect[0], rect[1], rect[2], rect[3])
         self._show()
 
     def _selected_object(self) -> ObjectId:
@@ -717,7 +769,6 @@ class Annotator(ImageWidget):
             self.seq += 1
 
     _sent_frame: tuple[Any, int] | None = None
-    _sent_detail: tuple[Any, ...] | None = None
 
     def _send_masks(self, masks: Masks, truth: Masks | None) -> None:
         """Send the masks of all objects, or in mode ``errors`` the errors of the selected one.
@@ -761,7 +812,7 @@ class Annotator(ImageWidget):
         return images
 
     def _color(self, index: int) -> Color:
-        """Return the colour of an object: the chosen one, or one that stands out from the video."""
+        """Return the colour of an object: the chosen one, or one in contrast to the video."""
         color: Any = self._palette[index % len(self._palette)]
         if index < len(self.session.objects):
             color = self.session.colors.get(self.session.objects[index], color)
