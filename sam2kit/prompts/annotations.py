@@ -31,10 +31,10 @@ from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.training_set import AcceptedFrame
 from sam2kit.utils import locks
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.files import atomic_write, cut_last_line
+from sam2kit.utils.files import atomic_write, end_last_line
 from sam2kit.utils.text import close_names, visible_text
 
-VERSION = 1
+VERSION: Literal[1] = 1
 LOCK_FILE = "annotations.lock"
 Which = Literal["accepted", "all", "checked"]
 ObjectFrame = tuple[ObjectId, int]
@@ -104,6 +104,7 @@ class VideoState(msgspec.Struct):
         accepted: frames whose masks are accepted.
         checked: accepted frames that a person looked at one by one.
         stale: whether the prompts have changed since the last tracking.
+        version: of the format.
     """
 
     video: str
@@ -115,6 +116,7 @@ class VideoState(msgspec.Struct):
     accepted: list[int] = []
     checked: list[int] = []
     stale: bool = False
+    version: Literal[1] = VERSION
 
 
 class TrackedMask(msgspec.Struct, array_like=True):
@@ -135,12 +137,6 @@ class TrackedMask(msgspec.Struct, array_like=True):
     provenance: str = "propagated"
     disagreement: float | None = None
     backward: bool = False
-
-
-class _Content(VideoState):
-    """The content of a file."""
-
-    version: Literal[1] = 1
 
 
 class _Line(msgspec.Struct):
@@ -237,9 +233,8 @@ class AnnotationStore:
                 hint="open the video again to continue with the latest state",
             )
         state.revision += 1
-        content = _Content(**{name: getattr(state, name) for name in VideoState.__struct_fields__})
         # json escapes what UTF-8 cannot encode, such as undecodable bytes in the name of a file.
-        text = json.dumps(msgspec.to_builtins(content), separators=(",", ":")) + "\n"
+        text = json.dumps(msgspec.to_builtins(state), separators=(",", ":")) + "\n"
         try:
             with atomic_write(path, fsync=True) as temporary:
                 temporary.write_text(text, "utf-8")
@@ -306,7 +301,7 @@ class AnnotationStore:
                     temporary.write_text(text, "utf-8")
                 return
             if path not in self._repaired:  # a killed process may have left half a line
-                cut_last_line(path)
+                end_last_line(path, is_complete=lambda line: False)
                 self._repaired.add(path)
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -404,7 +399,7 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 def _read_state(path: Path) -> VideoState:
     try:
-        return msgspec.convert(json.loads(path.read_text("utf-8")), _Content)
+        return msgspec.convert(json.loads(path.read_text("utf-8")), VideoState)
     except (OSError, ValueError) as error:
         hint = "restore the file from a copy, or move it away to annotate the video from scratch"
         raise _damaged(str(path), error, hint) from None

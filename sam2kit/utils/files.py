@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -45,26 +46,40 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def cut_last_line(path: Path) -> str:
-    """Remove a last line without a line break, which a process that was killed has left.
+def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
+    """Prepare a file of lines for appending, after a writer that may have been killed in a line.
+
+    A last line without a line break gets one if it is complete, and is removed otherwise.
+
+    Args:
+        path: a file, which may be missing.
+        is_complete: called with the text of the last line.
 
     Returns:
-        the removed text; empty if the file is complete or missing.
+        the removed text; empty if nothing was removed.
     """
     try:
         with path.open("r+b") as file:
-            start, size = 0, file.seek(0, os.SEEK_END)
-            # Searched from the end in blocks, because the file can be large.
-            for position in range(max(size - 4096, 0), -4096, -4096):
-                file.seek(max(position, 0))
-                block = file.read(4096 + min(position, 0))
-                if (offset := block.rfind(b"\n")) >= 0:
-                    start = max(position, 0) + offset + 1
-                    break
-            file.seek(start)
-            removed = file.read()
-            if removed:
-                file.truncate(start)
-            return removed.decode("utf-8", "replace")
+            file.seek(_last_line_start(file))
+            start, line = file.tell(), file.read().decode("utf-8", "replace")
+            if not line:
+                return ""
+            if is_complete(line):
+                file.write(b"\n")
+                return ""
+            file.truncate(start)
+            return line
     except FileNotFoundError:
         return ""
+
+
+def _last_line_start(file: BinaryIO, block_size: int = 4096) -> int:
+    """Return the position after the last line break, searched from the end in blocks."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(end - block_size, 0)
+        file.seek(start)
+        if (offset := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + offset + 1
+        end = start
+    return 0

@@ -130,3 +130,22 @@ def test_files_that_cannot_be_read_or_written(source, path, tmp_path):
         append_correction(tmp_path, "a", 0, {}, SIZE)
     with pytest.raises(ValueError, match="do not have the frame's size"):
         append_correction(path, "a", 0, {1: np.ones((3, 3), bool)}, SIZE)
+
+
+def test_a_line_that_was_cut_off_swallows_nothing(source, path):
+    """A writer that was killed leaves half a line: reading drops it, appending removes it."""
+    append_correction(path, "a", 0, {1: square(0, 0)}, SIZE)
+    first = path.read_text()
+    append_correction(path, "a", 1, {1: square(1, 1)}, SIZE)
+    for length in (1, 40, len(path.read_text()) - len(first) - 2):
+        path.write_text(first + path.read_text()[len(first) :][:length])
+        assert CorrectedSource(source, path).corrected == 1
+        append_correction(path, "a", 2, {1: square(2, 2)}, SIZE)
+        assert path.read_text().startswith(first)
+        corrected = CorrectedSource(source, path)
+        assert corrected.corrected == 2 and (corrected.read_masks(0, 2)[1] == square(2, 2)).all()
+    # A complete line without a line break, as editors leave it, is used.
+    path.write_text(first.rstrip())
+    assert CorrectedSource(source, path).corrected == 1
+    append_correction(path, "a", 2, {}, SIZE)
+    assert path.read_text().startswith(first) and CorrectedSource(source, path).corrected == 2

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from sam2kit.utils.files import atomic_write, write_text
+from sam2kit.utils.files import atomic_write, end_last_line, write_text
 
 
 def test_a_failed_write_keeps_only_the_old_file(tmp_path):
@@ -41,3 +41,16 @@ def test_fsync_flushes_before_the_replacement(tmp_path, monkeypatch):
     with atomic_write(tmp_path / "a", fsync=True) as part:
         part.write_bytes(b"abc")
     assert order == ["fsync 3", "replace"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 4097, 9000])
+def test_a_line_without_end_is_removed_or_ended(tmp_path, length):
+    path, line = tmp_path / "lines", "x" * length
+    assert end_last_line(path, bool) == ""  # no such file
+    for first in ("", "a\n", "a\n" * 3000):
+        path.write_text(first + line)
+        assert end_last_line(path, lambda text: False) == line
+        assert path.read_text() == first
+        path.write_text(first + line)
+        assert end_last_line(path, lambda text: text == line) == ""
+        assert path.read_text() == first + (f"{line}\n" if line else "")

@@ -26,6 +26,7 @@ from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.data.sources.base import DerivedSource, ObjectId, SelectedVideos, VideoSource
 from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.files import end_last_line
 
 FILE_NAME = "corrections.jsonl"
 
@@ -76,6 +77,9 @@ def append_correction(
     line = Correction(1, video, frame, (size[0], size[1]), objects, made)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # A writer that was killed may have left half a line, which would swallow this one.
+        if removed := end_last_line(Path(path), _is_json):
+            logger.warning("{}: removed a last line that was cut off: {}...", path, removed[:60])
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
     except OSError as error:
@@ -195,6 +199,7 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
             f"{path} is not a readable corrections file ({error})",
             hint="give a file that the prompt debugger wrote",
         ) from None
+    text = _without_cut_line(text, path)
     for number, row in enumerate(text.splitlines(), 1):
         where = f"{path}: line {number}"
         try:
@@ -203,3 +208,20 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
             raise DataError(
                 f"{where} is not a correction of version 1 ({error})", hint="remove the line"
             ) from None
+
+
+def _without_cut_line(text: str, path: Path) -> str:
+    """Drop a last line that a writer did not finish because it was killed."""
+    complete, line_break, last = text.rpartition("\n")
+    if not last or _is_json(last):
+        return text
+    logger.warning("{}: the last line is cut off and ignored; append its frame again", path)
+    return complete + line_break
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
