@@ -181,9 +181,14 @@ class Annotator {
       this.boxes[name].onchange = () => this.toggle(name);
       label.append(name);
     }
-    this.errors = this.button(toggles, "Errors",
-      "Of the selected object: hits in blue, missed pixels in yellow, false positives in red",
-      () => this.send("view", { mode: this.state.mode === "errors" ? "masks" : "errors" }));
+    const errors = make("label", {}, toggles);
+    this.errors = make("input", {
+      type: "checkbox",
+      title: "Of the selected object: hits in blue, missed pixels in yellow, false positives in red",
+      onchange: () => this.send("view", { mode: this.errors.checked ? "errors" : "masks" }),
+    }, errors);
+    this.errors.dataset.name = "errors";
+    errors.append("errors");
     this.opacityField = make("input", {
       type: "range", min: 0, max: 100, value: 100 * this.opacity, title: "Opacity of the masks (, and .)",
       oninput: () => ((this.opacity = this.opacityField.value / 100), this.redraw()),
@@ -679,10 +684,11 @@ class Annotator {
     this.undo.disabled = !state.can_undo;
     this.redo.disabled = !state.can_redo;
     this.truth.disabled = !state.annotated;
-    this.errors.hidden = this.truth.hidden = !this.model.get("setup").has_truth;
+    const hasTruth = this.model.get("setup").has_truth;
+    this.errors.parentElement.hidden = this.truth.hidden = !hasTruth;
     this.errors.disabled = !state.annotated;
     this.random.disabled = state.object === null;
-    this.errors.setAttribute("aria-pressed", state.mode === "errors");
+    this.errors.checked = state.mode === "errors";
     this.slider.max = state.frames - 1;
     if (this.nextFrame === null) this.slider.value = state.frame;
     this.position.textContent = framePosition(state.frame, state.frames);

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +23,15 @@ from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.evaluation.metrics import iou
+from sam2kit.models.automatic_masks import Proposal
 from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.geometry import mask_center
 from sam2kit.tracking.tracking_job import track_video
 from sam2kit.utils.errors import DataError
 from sam2kit.viz.overlays import ERROR_COLORS, PALETTE
-from sam2kit.widgets.annotator import PromptDebugger
+from sam2kit.widgets.annotator import Annotator, PromptDebugger
+from sam2kit.widgets.check_list import FrameToCheck
 from sam2kit.widgets.prompt_session import PromptSession
 
 SAMPLES = Path(__file__).parents[2] / "data_samples"
@@ -66,7 +70,7 @@ def session(samples, model):
 
 @pytest.fixture
 def widget(samples, model, tmp_path):
-    return PromptDebugger(samples, model, run_dir=tmp_path)
+    return Annotator(samples, model, run_dir=tmp_path)
 
 
 def center(session, o=1, t=0):
@@ -271,33 +275,59 @@ def test_append_writes_a_correction_for_the_dataset(session, tmp_path):
 def test_unannotated_videos(tmp_path, model, count):
     for t in range(count):
         save_frame(tmp_path / "clip" / f"{t}.png", 40 + t)
-    widget = PromptDebugger(tmp_path / "clip", model)
-    assert widget.state["objects"] == [] and not widget.state["annotated"]
+    widget = Annotator(tmp_path / "clip", model)
+    assert widget.objects == [] and not widget.state["annotated"]
     with pytest.raises(DataError, match="no object has a prompt"):
         widget.propagate()
     widget.click(3, 4)
-    assert [o["name"] for o in widget.state["objects"]] == ["1"] and widget.state["j"] is None
+    assert [o["name"] for o in widget.objects] == ["1"] and widget.state["j"] is None
     widget.propagate()
     assert len(widget.session.tracked) == count and widget.state["mean_j"] is None
-    with pytest.raises(DataError, match="run_dir"):
-        widget.save()
-    with pytest.raises(DataError, match="run_dir"):
-        widget.append()
+    for action in (widget.save, widget.append, widget.make_training_set):
+        with pytest.raises(DataError, match="run_dir"):
+            action()
     widget.append(tmp_path / "c.jsonl")
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
 
 
+def test_generated_objects_are_not_shown(tmp_path, model, tiny_config):
+    for t in range(3):
+        save_frame(tmp_path / "clip" / f"{t}.png", 40 + t)
+    tiny_config.dataset.type, tiny_config.dataset.data_path = "video", str(tmp_path)
+    tiny_config.dataset.synthetic_objects = 2
+    widget = Annotator(tiny_config, model)
+    frame = np.array(Image.open(io.BytesIO(widget.picture)))
+    assert np.ptp(frame) <= 2 and widget.objects == [] and not widget.setup["has_truth"]
+
+
+def shown(planes, position):
+    """Return the mask of an object that is sent to the view."""
+    assert all(plane["base"] == 0 for plane in planes)
+    images = [np.array(Image.open(io.BytesIO(plane["labels"]))) for plane in planes]
+    return np.any([image == position + 1 for image in images], 0)
+
+
 def test_large_frames_and_many_objects(tmp_path, model):
     save_frame(tmp_path / "clip" / "0.png", 90, (1080, 1920))
-    widget = PromptDebugger(tmp_path / "clip", model)
+    widget = Annotator(tmp_path / "clip", model)
     with Image.open(io.BytesIO(widget.picture)) as picture:
         assert picture.size == (960, 540)
     for n in range(12):
         widget.add_object(f"object {n}")
         widget.click(1919 - n, 1079)
-    assert len(widget.state["objects"]) == 12 and len(widget.state["marks"]) == 12
+    assert len(widget.objects) == 12 and len(widget.state["marks"]) == 12
     assert widget.session.prompts["object 0", 0].points == ((1919, 1079),)
     assert widget.session.mask("object 3", 0).shape == (1080, 1920)
+    # Zoomed in, the visible part is sent in full resolution.
+    widget.add_object("painted")
+    widget.brush([[205, 110]], 3)
+    message(widget, "viewport", rect=[100, 50, 400, 250])
+    with Image.open(io.BytesIO(widget.detail["picture"])) as picture:
+        assert picture.size == (300, 200)
+    mask = shown(widget.detail["planes"], 12)
+    assert mask.any() and (mask == widget.session.mask("painted", 0)[50:250, 100:400]).all()
+    message(widget, "viewport", rect=None)
+    assert widget.detail == {}
 
 
 def test_messages_change_the_state(widget):
@@ -308,12 +338,11 @@ def test_messages_change_the_state(widget):
     assert widget.views == 1 and widget.error == "" and widget.seq > seq
     assert widget.state["marks"][0]["points"] == ((x, y),) and len(widget.candidates) == 3
     assert widget.state["j"] > 0.7 and widget.state["chosen"] is not None
-    with Image.open(io.BytesIO(widget.masks)) as masks:
-        assert masks.mode == "P" and np.array(masks)[y, x] == 1
-        assert masks.getpalette()[3:6] == PALETTE[0].tolist()
+    assert widget.state["provenance"] == "prompted"
+    assert shown(widget.planes, 0)[y, x]
     message(widget, "view", mode="errors")
-    with Image.open(io.BytesIO(widget.masks)) as masks:
-        assert masks.getpalette()[3:12] == [v for c in ERROR_COLORS.values() for v in c]
+    assert widget.state["errors"] == [list(c) for c in ERROR_COLORS.values()]
+    assert shown(widget.planes, 0)[y, x]  # a hit
     message(widget, "choose", candidate=0)
     assert widget.state["chosen"] == 0
     message(widget, "undo")
@@ -324,13 +353,87 @@ def test_messages_change_the_state(widget):
     assert widget.session.mask(2, 0)[:4, 2:20].all()
     message(widget, "brush", points=[[10, 2]], radius=1, erase=True)
     assert not widget.session.mask(2, 0)[1:4, 9:12].any()
-    message(widget, "dice", recipe="box")
+    message(widget, "undo")
+    assert widget.session.mask(2, 0)[1:4, 9:12].all()
+    message(widget, "redo")
+    assert not widget.session.mask(2, 0)[1:4, 9:12].any()
+    message(widget, "random_prompt", recipe="box")
     first = widget.state["marks"][-1]["box"]
     assert first is not None and widget.state["seed"] == 1
     message(widget, "go", frame=99)
     assert widget.state["frame"] == 3 and widget.state["marks"] == []
-    message(widget, "open_video", video=1)
-    assert widget.state["video"] == 1 and not widget.session.prompts
+
+
+def test_list_of_objects(widget):
+    message(widget, "rename", index=0, name="<b>one</b>")
+    message(widget, "recolor", index=0, color="#010203")
+    message(widget, "set_hidden", index=1, hidden=True)
+    first, second = widget.objects
+    assert (first["name"], first["color"], first["hidden"]) == ("<b>one</b>", [1, 2, 3], False)
+    assert second["hidden"] and second["color"] != first["color"]
+    message(widget, "hide_all", hidden=False)
+    assert not widget.objects[1]["hidden"]
+    message(widget, "delete_object", index=0)
+    assert [o["name"] for o in widget.objects] == ["2"]
+    message(widget, "undo")
+    assert [o["name"] for o in widget.objects] == ["<b>one</b>", "2"]
+    message(widget, "recolor", index=0, color="#12")
+    assert "color='#12'" in widget.error
+
+
+def test_colors_stand_out_from_the_video(tmp_path, model):
+    Image.new("RGB", (64, 48), tuple(PALETTE[0].tolist())).save(tmp_path / "0.png")
+    widget = Annotator(tmp_path, model)
+    widget.click(3, 3)
+    assert widget.objects[0]["color"] != PALETTE[0].tolist()
+    assert sorted(map(tuple, widget._palette.tolist())) == sorted(map(tuple, PALETTE.tolist()))
+    assert widget._palette[-1].tolist() == PALETTE[0].tolist()
+
+
+def test_annotations_survive_switching_and_a_new_widget(samples, model, tmp_path):
+    widget = Annotator(samples, model, run_dir=tmp_path)
+    x, y = center(widget.session)
+    widget.click(x, y)
+    widget.rename(0, "tool")
+    widget.propagate(end=2)
+    widget.accept([1, 2])
+    mask = widget.session.mask(1, 2)
+    widget.go(2)
+    widget.open_video(1)
+    assert not widget.session.prompts and widget.state["video"] == 1
+    widget.open_video(0)
+    for current in (widget, Annotator(samples, model, run_dir=tmp_path)):
+        assert current.session.prompts[1, 0].points == ((x, y),)
+        assert (current.session.mask(1, 2) == mask).all()
+        assert current.timeline["accepted"] == [[1, 2]] and current.timeline["tracked"] == [[0, 2]]
+        assert current.objects[0]["name"] == "tool"
+    assert widget.frame == 2  # where the video was left
+    # Without a run directory, switching keeps them too.
+    other = Annotator(samples, model)
+    other.click(x, y)
+    other.open_video(1)
+    other.open_video(0)
+    assert (1, 0) in other.session.prompts
+
+
+def test_another_folder_and_another_model(widget, tmp_path, monkeypatch):
+    widget.click(*center(widget.session))
+    message(widget, "open_folder", folder=str(tmp_path / "nowhere"))
+    assert "nowhere does not exist" in widget.error and (1, 0) in widget.session.prompts
+    folder = tmp_path / "videos" / "clip"
+    save_frame(folder / "0.png", 90)
+    message(widget, "open_folder", folder=str(folder.parent))
+    assert widget.error == "" and widget.setup["folder"] == str(folder.parent)
+    assert widget.session.size == SIZE and not widget.session.prompts
+    message(widget, "open_model", model="no such model")
+    assert "no such model" in widget.error and widget.setup["model"] == ""
+    old = widget.model
+    message(widget, "click", x=3, y=3, positive=True)
+    message(widget, "open_model", model="nano")
+    assert widget.error == "" and widget.model is not old and widget.setup["model"] == "nano"
+    assert (1, 0) in widget.session.prompts and "nano" in widget.setup["models"]
+    widget.click(4, 4)
+    assert widget.state["provenance"] == "prompted by nano"
 
 
 def test_errors_are_shown_in_the_widget(widget):
@@ -350,10 +453,49 @@ def test_import_mask(widget, tmp_path):
     Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
     message(widget, "import", buffers=[memoryview(file.getvalue())])
     assert (widget.session.mask(1, 0) == mask).all()
+    assert widget.state["provenance"] == "imported"
     (tmp_path / "mask.png").write_bytes(file.getvalue())
     widget.go(1)
     widget.import_mask(tmp_path / "mask.png")
     assert (widget.session.mask(1, 1) == mask).all()
+
+
+def test_import_label_image(widget):
+    labels = np.zeros(widget.session.size, np.uint16)
+    labels[2:5, 3:9], labels[20:30, 20:40] = 7, 300
+    file = io.BytesIO()
+    Image.fromarray(labels).save(file, format="TIFF")
+    message(widget, "import_labels", buffers=[memoryview(file.getvalue())])
+    assert widget.error == "" and [o["name"] for o in widget.objects] == ["1", "2", "7", "300"]
+    assert (widget.session.mask(300, 0) == (labels == 300)).all() and widget.object == 7
+    message(widget, "undo")
+    assert len(widget.objects) == 2
+
+
+def test_proposals_are_kept_or_discarded_in_the_list(widget, monkeypatch):
+    masks = [np.zeros(widget.session.size, bool) for _ in range(3)]
+    for n, mask in enumerate(masks):
+        mask[10 * n : 10 * n + 5, :5] = True
+
+    def propose_masks(t):
+        widget.session.proposals = [Proposal(mask, 0.9) for mask in masks]
+        widget.session._proposal_frame = t
+        yield 1.0
+
+    monkeypatch.setattr(widget.session, "propose_masks", propose_masks)
+    message(widget, "propose")
+    widget.wait()
+    assert widget.state["proposals"] == [3, 0] and not widget.state["running"]
+    assert [o["proposal"] for o in widget.objects] == [False, False, True, True, True]
+    assert (shown(widget.planes, 3) == masks[1]).all()
+    message(widget, "delete_object", index=2)
+    message(widget, "accept_proposals", indices=[2])
+    assert [o["proposal"] for o in widget.objects] == [False] * 3 + [True]
+    assert (widget.session.mask(3, 0) == masks[1]).all()
+    message(widget, "go", frame=1)
+    assert len(widget.objects) == 3 and widget.state["proposals"] == [1, 0]
+    message(widget, "discard_proposals")
+    assert widget.state["proposals"] is None
 
 
 def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeypatch):
@@ -375,8 +517,96 @@ def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeyp
     message(widget, "propagate")
     message(widget, "click", x=5, y=5, positive=False)
     widget.wait()
-    assert widget.state["done"] == 4 and widget.state["stale"]
+    assert widget.state["done"] == widget.state["total"] == 4 and widget.state["stale"]
     assert widget.error == "" and len(widget.session.prompts[1, 0].points) == 2
+
+
+def test_propagation_over_a_range_and_backward(widget):
+    widget.go(2)
+    widget.click(*center(widget.session, 1, 2))
+    message(widget, "propagate", direction="backward")
+    widget.wait()
+    assert widget.timeline["tracked"] == [[0, 2]] and widget.state["total"] == 3
+    message(widget, "propagate", direction="forward", start=2, end=3)
+    widget.wait()
+    assert widget.timeline["tracked"] == [[0, 3]] and widget.state["total"] == 2
+    message(widget, "propagate", direction="both", start=3, end=1)
+    assert "end=1" in widget.error
+
+
+def test_switching_the_video_stops_propagation_and_keeps_its_masks(widget, monkeypatch):
+    widget.click(*center(widget.session))
+    reached = threading.Event()
+    read_frame = FirstFrames.read_frame
+
+    def wait_for_the_switch(self, i, t):
+        if t == 1:
+            reached.set()
+            time.sleep(0.05)
+        return read_frame(self, i, t)
+
+    monkeypatch.setattr(FirstFrames, "read_frame", wait_for_the_switch)
+    widget.propagate(wait=False)
+    assert reached.wait(60)
+    widget.open_video(1)
+    widget.wait()
+    assert not widget.state["running"] and not widget.session.tracked
+    widget.open_video(0)
+    assert (1, 1) in widget.session.tracked
+
+
+def test_frames_to_check_and_acceptance(widget, monkeypatch):
+    widget.click(*center(widget.session))
+    widget.propagate()
+    suspects = [FrameToCheck(3, 2, "low score", 0.9), FrameToCheck(1, 1, "area", 0.5)]
+    monkeypatch.setattr(widget.session, "frames_to_check", lambda limit: suspects[:limit])
+    widget.go(0)
+    assert widget.checks[0] == {"frame": 3, "name": "2", "reason": "low score"}
+    visited = []
+    for _ in range(3):
+        message(widget, "next_check")
+        visited.append((widget.frame, widget.object))
+    assert visited == [(3, 2), (1, 1), (3, 2)]
+    message(widget, "accept")
+    assert widget.state["accepted"] and widget.session.accepted == {3}
+    message(widget, "accept")
+    assert not widget.session.accepted
+    message(widget, "accept_all", every=2)
+    assert widget.timeline["accepted"] == [[0, 0], [2, 2]]
+    monkeypatch.setattr(widget.session, "frames_to_check", lambda limit: [])
+    widget.go(0)
+    message(widget, "next_check")
+    assert "no frame to check" in widget.error
+
+
+def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
+    message(widget, "make_training_set", folder="")
+    assert "no frame is accepted" in widget.error
+    for i in (0, 1):
+        widget.open_video(i)
+        widget.click(*center(widget.session, widget.session.objects[0]))
+        widget.propagate()
+        widget.accept_all(every=2)
+    message(widget, "make_training_set", folder="")
+    assert widget.error == ""
+    command = widget.report[-1]
+    assert command["command"] and command["text"].endswith(str(tmp_path / "training_set"))
+    source = open_source(tmp_path / "training_set")
+    assert source.names == samples.names[:2] and source.num_frames(0) == 4
+    assert [source.read_masks(0, t) is not None for t in range(4)] == [True, False, True, False]
+    o = next(iter(widget.session.objects))
+    written = source.read_masks(1, 2)[o]  # where masks overlap, the smaller object is in front
+    assert written.any() and not (written & ~widget.session.mask(o, 2)).any()
+    # A second call adds what is new; a video whose folder is not open is reported.
+    widget.accept([1])
+    save_frame(tmp_path / "videos" / "clip" / "0.png", 90)
+    other = Annotator(tmp_path / "videos", widget.model, run_dir=tmp_path)
+    with pytest.raises(DataError, match="folder is not open"):
+        other.make_training_set()
+    widget.make_training_set()
+    assert "1 frame added, 0 replaced, 2 unchanged" in str(widget.report)
+    message(widget, "close_report")
+    assert widget.report == []
 
 
 def test_unreadable_frame_stops_propagation_with_its_error(widget, monkeypatch):
@@ -405,10 +635,11 @@ def test_static_image_without_a_front_end(widget):
 
 
 def test_arguments(samples, model, tmp_path, tiny_config):
+    assert PromptDebugger is Annotator
     tiny_config.dataset.data_path = str(make_davis(tmp_path / "davis"))
     tiny_config.dataset.corrections = str(tmp_path / "c.jsonl")
     Path(tiny_config.dataset.corrections).touch()
-    widget = PromptDebugger(tiny_config, video="b")
+    widget = Annotator(tiny_config, video="b")
     assert widget.session.size == SIZE and "this configuration" in widget.recipes
     assert (
         widget.corrections == tiny_config.dataset.corrections and widget.session.image_size == 128
@@ -418,7 +649,7 @@ def test_arguments(samples, model, tmp_path, tiny_config):
             widget.open_video(video)
         assert (error.value.key, error.value.value) == ("video", video)
     with pytest.raises(DataError) as error:
-        PromptDebugger(samples, model, recipes={"a": DatasetConfig()}).dice("other")
+        Annotator(samples, model, recipes={"a": DatasetConfig()}).random_prompt("other")
     assert (error.value.key, error.value.value) == ("recipe", "other")
 
 
@@ -432,7 +663,8 @@ NOTEBOOK = """
 import torch
 torch.set_num_threads(1)
 from sam2kit.data.build import open_source
-from sam2kit.widgets.annotator import PromptDebugger
+from sam2kit.widgets.annotator import Annotator, PromptDebugger
+from sam2kit.widgets.check_list import FrameToCheck
 debugger = PromptDebugger({samples!r}, run_dir={run_dir!r})
 debugger
 """
