@@ -662,7 +662,7 @@ class Annotator {
         const entry = make("span", { className: counts[n] ? "" : "none" }, this.legend);
         make("i", { className: `${shape} ${name}` }, entry);
         entry.append(`${text} ${counts[n]}`);
-        entry.dataset.count = `${name} ${counts[n]}`;
+        entry.dataset.count = `${name}-${counts[n]}`;
       });
       const entry = make("span", { className: checks ? "" : "none" }, this.legend);
       make("i", { className: "dot check" }, entry);

@@ -209,6 +209,7 @@ class Annotator(ImageWidget):
             self.object: ObjectId | None = next(iter(session.objects), None)
             self._palette = contrasting_palette(session.frame(self.frame))
             self._checks: list[FrameToCheck] = []
+            self._checked_state: tuple[Any, ...] = ()
             self._visited: set[tuple[ObjectId, int]] = set()  # of the frames to check
             self._proposal_frame = 0
             self._show()
@@ -842,8 +843,11 @@ class Annotator(ImageWidget):
         """Send the markers of the time line and the frames worth checking."""
         timeline = self.session.timeline()
         self.timeline = {name: _ranges(frames) for name, frames in timeline.items()}
-        if not self._running:
-            self._checks = self.session.frames_to_check(MAX_CHECKS)
+        session = self.session
+        # What the list depends on: listing thousands of masks takes too long to do on each click.
+        state = session, self._run, session.prompts, sorted(session.accepted), len(session.tracked)
+        if not self._running and state != self._checked_state:
+            self._checks, self._checked_state = session.frames_to_check(MAX_CHECKS), state
         self.checks = [
             {
                 "frame": check.frame,

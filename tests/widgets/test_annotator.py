@@ -662,99 +662,279 @@ def test_settings_of_the_model_are_restored(session, model):
 NOTEBOOK = """
 import torch
 torch.set_num_threads(1)
-from sam2kit.data.build import open_source
-from sam2kit.widgets.annotator import Annotator, PromptDebugger
-from sam2kit.widgets.check_list import FrameToCheck
-debugger = PromptDebugger({samples!r}, run_dir={run_dir!r})
-debugger
+from sam2kit.widgets.annotator import Annotator
+annotator = Annotator({samples!r}, run_dir={run_dir!r})
+annotator
 """
+CENTERS = (
+    "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
+    "annotator.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
+)
+SIZE_OF_SAMPLES = 160, 128  # columns and rows
+
+
+class View:
+    """The annotator in a page: actions, and what it shows."""
+
+    def __init__(self, notebook) -> None:
+        self.notebook, self.page = notebook, notebook.page
+        self.root = notebook.wait(".sam2kit-annotator[data-ready='true']")
+        self.canvas = self.root.locator(".stage canvas")
+
+    def button(self, name):
+        return self.root.locator(f"[data-name='{name}']")
+
+    def act(self, action):
+        """Call an action and wait until the view has been repainted."""
+        self.notebook.after(self.root, action)
+
+    def press(self, key):
+        self.act(lambda: self.root.press(key))
+
+    def kernel_has(self, expression, value):
+        """Wait until an expression has a value in the kernel."""
+        deadline = time.monotonic() + 60
+        while self.notebook.kernel(expression) != value and time.monotonic() < deadline:
+            self.page.wait_for_timeout(50)
+        assert self.notebook.kernel(expression) == value
+
+    def until(self, condition):
+        self.notebook.until(condition, self.root)
+
+    def counts(self, kind, number):
+        """Wait until the legend of the time line has a number."""
+        self.until(f"e => e.querySelector('[data-count={kind}-{number}]')")
+
+    def at(self, column, row, rect=(0, 0, *SIZE_OF_SAMPLES)):
+        """Return the position on the page of a pixel of the frame, of which a part is visible."""
+        box = self.canvas.bounding_box()
+        x = box["x"] + (column + 0.5 - rect[0]) / (rect[2] - rect[0]) * box["width"]
+        return x, box["y"] + (row + 0.5 - rect[1]) / (rect[3] - rect[1]) * box["height"]
+
+    def click(self, column, row, button="left", **options):
+        x, y = self.at(column, row, **options)
+        self.act(lambda: self.page.mouse.click(x, y, button=button))
+
+    def drag(self, start, end, button="left"):
+        self.page.mouse.move(*start)
+        self.page.mouse.down(button=button)
+        self.page.mouse.move(*end, steps=3)
+        self.page.mouse.up(button=button)
+
+    def is_colored(self, column, row):
+        """Return whether the canvas differs from the frame at a pixel; the frame is not zoomed."""
+        position = (column + 0.5) / SIZE_OF_SAMPLES[0], (row + 0.5) / SIZE_OF_SAMPLES[1]
+        shown = self.notebook.pixel(self.canvas, *position)
+        frame = f"annotator.session.frame(annotator.frame)[{row}, {column}].tolist()"
+        plain = self.notebook.kernel(frame)
+        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
+
+    def cells(self):
+        return self.page.locator(".jp-Cell").count()
+
+
+PROMPTS = (
+    "[[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
+    "for m in annotator.session.prompts.values()]"
+)
 
 
 @pytest.mark.browser
-def test_view_in_jupyterlab(lab, tmp_path):
-    notebook = lab.open(
-        "prompt_debugger", NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))
-    )
-    root = notebook.wait(".sam2kit-debugger[data-ready='true']")
-    canvas = root.locator("canvas")
-    centers = notebook.kernel(
-        "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
-        "debugger.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
-    )
-    (x, y), (u, v) = centers
-    size = {"width": 160, "height": 128}
-    box = canvas.bounding_box()
-
-    def at(column, row):
-        shares = (column + 0.5) / size["width"], (row + 0.5) / size["height"]
-        return {"x": shares[0] * box["width"], "y": shares[1] * box["height"]}
-
-    def colored(column, row):
-        """Return whether the canvas differs from the frame at this pixel."""
-        shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
-        plain = notebook.kernel(f"debugger.session.frame(0)[{row}, {column}].tolist()")
-        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
-
-    def act(action):
-        notebook.after(root, action)
-        return notebook.kernel(
-            "[debugger.error, [[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
-            "for m in debugger.session.prompts.values()]]"
-        )
-
-    def button(name):
-        return act(lambda: root.locator(f"[data-name='{name}']").click())
-
+def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
+    view = View(lab.open("annotator", NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))))
+    (x, y), (u, v) = view.notebook.kernel(CENTERS)
     aside = (x + 6, y + 5)  # on the object, but not covered by the drawn click
-    assert not colored(*aside)
-    # A click on the object, then a click off it.
-    assert act(lambda: canvas.click(position=at(x, y))) == ["", [[[[x, y]], [1], None]]]
-    assert colored(*aside) and root.locator(".candidates img").count() == 3
-    error, ((points, labels, _),) = act(lambda: canvas.click(position=at(u, v), button="right"))
-    assert (error, points, labels) == ("", [[x, y], [u, v]], [1, 0])
-    assert notebook.page.locator(".lm-Menu:visible").count() == 0  # no context menu
-    red, _, blue = notebook.pixel(canvas, (u + 0.5) / 160, (v + 0.5) / 128 + 4 / 512)
-    assert red > 150 > blue  # the negative click's disc
-    # Undo both clicks: the canvas shows the plain frame.
-    assert button("undo")[1] == [[[[x, y]], [1], None]]
-    assert button("undo")[1] == [] and not colored(*aside)
-    # Drag a box.
-    corners = at(x - 20, y - 15), at(x + 20, y + 15)
-    mouse = notebook.page.mouse
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    mouse.move(box["x"] + corners[0]["x"], box["y"] + corners[0]["y"])
-    mouse.down()
-    mouse.move(box["x"] + corners[1]["x"], box["y"] + corners[1]["y"], steps=3)
-    assert act(mouse.up) == ["", [[[], [], [x - 20, y - 15, x + 20, y + 15]]]]
-    assert colored(*aside)
-    # Propagate and show another frame. The widget handles keys, JupyterLab does not.
-    root.locator("[data-name='propagate']").click()
-    notebook.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'", root)
-    assert notebook.kernel("len(debugger.session.tracked)") == 8
-    act(lambda: root.press("ArrowRight"))
-    assert notebook.kernel("debugger.frame") == 1
-    assert root.locator(".position").inner_text().startswith("frame 1 / 7")
-    row, column = notebook.kernel(
-        "[int(v[len(v) // 2]) for v in debugger.session.mask(1, 1).nonzero()]"
-    )
-    plain = notebook.kernel(f"debugger.session.frame(1)[{row}, {column}].tolist()")
-    shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
-    assert max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
-    assert notebook.page.locator(".jp-Cell").count() == 1
-    # Save the prompts and append a correction.
-    button("save")
-    saved = json.loads((tmp_path / "prompts.json").read_text())["prompts"]
-    assert [entry["box"] for entry in saved] == [[x - 20, y - 15, x + 20, y + 15]]
-    button("append")
-    line = json.loads((tmp_path / "corrections.jsonl").read_text())
-    assert (line["frame_index"], [o["id"] for o in line["objects"]]) == (1, [1, 2])
+    assert not view.is_colored(*aside)
+
+    # A click on the object, then a click off it; undo both.
+    view.click(x, y)
+    view.kernel_has(PROMPTS, [[[[x, y]], [1], None]])
+    view.until("e => e.querySelectorAll('.strip img').length === 3")
+    assert view.is_colored(*aside)
+    view.click(u, v, button="right")
+    view.kernel_has(PROMPTS, [[[[x, y], [u, v]], [1, 0], None]])
+    assert view.page.locator(".lm-Menu:visible").count() == 0  # no context menu
+    view.press("z")
+    view.press("Control+z")
+    view.kernel_has(PROMPTS, [])
+    assert not view.is_colored(*aside)
+    view.press("y")
+    view.kernel_has(PROMPTS, [[[[x, y]], [1], None]])
+    view.press("Delete")
+    view.kernel_has(PROMPTS, [])
+
+    # Drag a box. M hides the masks, and the number of an object selects it.
+    view.act(lambda: view.drag(view.at(x - 20, y - 15), view.at(x + 20, y + 15)))
+    view.kernel_has(PROMPTS, [[[], [], [x - 20, y - 15, x + 20, y + 15]]])
+    assert view.is_colored(*aside)
+    view.root.press("m")
+    view.page.wait_for_timeout(200)
+    assert not view.is_colored(*aside)
+    view.root.press("m")
+    view.press("2")
+    view.kernel_has("annotator.object", 2)
+
+    # Zoomed in with the wheel, a click reaches the pixel under the pointer, and pixels stay sharp.
+    view.page.mouse.move(*view.at(u, v))
+    view.page.mouse.wheel(0, -400)
+    view.until("e => Number(e.dataset.zoom) > 1.5")
+    view.click(u, v, rect=zoomed(view, u, v))
+    view.kernel_has("list(map(list, annotator.session.prompts[2, 0].points))", [[u, v]])
+    before = view.root.get_attribute("data-zoom")
+    view.root.press("+")
+    view.until(f"e => Number(e.dataset.zoom) > {before}")
+    view.page.keyboard.down(" ")
+    view.drag(view.at(80, 64), view.at(20, 40))  # moves the picture, and draws no box
+    view.page.keyboard.up(" ")
+    view.drag(view.at(80, 64), view.at(120, 90), button="middle")
+    view.root.press("f")
+    view.until("e => e.dataset.zoom === '1.00'")
+    view.kernel_has("[p.box for p in annotator.session.prompts.values()][1]", None)
+
+    # The brush has an outline of its size at the pointer; [ and ] change it.
+    view.root.press("b")
+    view.root.press("]")
+    size = int(view.root.locator("input[title^='Radius']").input_value())
+    assert size > 10
+    view.page.mouse.move(*view.at(60, 60))
+    view.page.wait_for_timeout(200)
+    ring = (60 + size + 0.5 + 0.5) / 160, 60.5 / 128
+    red, green, blue = view.notebook.pixel(view.canvas, *ring)
+    assert green > red + 30 or max(red, green, blue) < 90  # the green line, or its dark border
+    view.act(lambda: view.drag(view.at(30, 100), view.at(40, 100)))
+    view.kernel_has("annotator.session.provenance(2, 0)", "painted")
+    view.root.press("c")
+
+    # The list of objects: add, rename (a hostile name is text), hide, delete, undo.
+    view.root.locator("input[placeholder^='name']").fill("cell")
+    view.act(lambda: view.button("add").click())
+    view.kernel_has("annotator.object", "cell")
+    view.button("object-2").locator(".label").dblclick()
+    editor = view.root.locator("input.editing")
+    editor.fill("<img src=x onerror=alert(1)>")
+    view.act(lambda: editor.press("Enter"))
+    view.kernel_has("annotator.session.names['cell']", "<img src=x onerror=alert(1)>")
+    view.until("e => e.querySelector('.objects').textContent.includes('<img src=x')")
+    assert view.root.locator("img[src='x']").count() == 0
+    view.act(lambda: view.button("object-0").locator("input").fill("#ff00ff"))
+    view.kernel_has("annotator.objects[0]['color']", [255, 0, 255])
+    view.act(lambda: view.button("hide-0").click())
+    view.kernel_has("annotator.objects[0]['hidden']", True)
+    assert not view.is_colored(*aside)
+    view.press("0")
+    view.kernel_has("[o['hidden'] for o in annotator.objects]", [False] * 3)
+    view.act(lambda: view.button("delete-2").click())
+    view.kernel_has("annotator.session.objects", [1, 2])
+    view.press("z")
+    view.kernel_has("annotator.session.objects", [1, 2, "cell"])
+    view.press("y")
+    view.kernel_has("annotator.session.objects", [1, 2])
+
+    # Keys work whatever has the focus, and none of them reaches the notebook.
+    view.root.locator(".frame-slider").fill("3")
+    view.until("e => e.dataset.frame === '3'")
+    view.root.locator(".frame-slider").press("ArrowRight")
+    view.until("e => e.dataset.frame === '4'")
+    view.root.locator("input[title^='Opacity']").press("ArrowLeft")
+    view.until("e => e.dataset.frame === '3'")
+    view.button("back").click()
+    view.until("e => e.dataset.frame === '2'")
+    for key in ("d", "d", "x", "j", "Home"):
+        view.page.keyboard.press(key)
+    view.until("e => e.dataset.frame === '0'")
+    assert view.root.locator(".position").inner_text() == "frame 0 of 0–7"
+    assert view.cells() == 1
+    view.page.keyboard.press("?")
+    assert view.root.locator(".help").is_visible()
+    assert "next frame worth checking" in view.root.locator(".help").inner_text()
+    view.page.keyboard.press("Escape")
+    assert view.root.locator(".help").is_hidden()
+
     # Errors are shown in the widget.
-    root.locator("[data-name='add']").click()
-    button("propagate")
-    notebook.until("e => !e.querySelector('[data-name=propagate]').disabled", root)
-    act(lambda: root.press("ArrowLeft"))
-    error, _ = button("truth")
-    assert "mask of object 3" in error
-    # The repaint that `after` saw may still have been the one of the arrow key.
-    notebook.until("e => e.innerText.includes('mask of object 3')", root)
+    view.act(lambda: view.button("add").click())
+    view.act(lambda: view.button("truth").click())
+    view.until("e => e.querySelector('.status.error').innerText.includes('mask of object 3')")
+
+
+def zoomed(view, x, y):
+    """Return the visible part of the frame after zooming at a pixel, from the rules of the view."""
+    zoom, (columns, rows) = float(view.root.get_attribute("data-zoom")), SIZE_OF_SAMPLES
+    (x0, y0), (width, height) = (0, 0), (columns / zoom, rows / zoom)
+    x0 = x + 0.5 - (x + 0.5) / zoom
+    y0 = y + 0.5 - (y + 0.5) / zoom
+    return x0, y0, x0 + width, y0 + height
+
+
+@pytest.mark.browser
+def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
+    cell = NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))
+    view = View(lab.open("tracking", cell))
+    (x, y), _ = view.notebook.kernel(CENTERS)
+    view.click(x, y)
+    view.counts("prompted", 1)
+
+    # Track over a range, then everything; the time line follows.
+    view.button("from").fill("0")
+    view.button("to").fill("3")
+    view.button("forward").click()
+    view.counts("tracked", 4)
+    view.until("e => e.dataset.running === 'false'")
+    view.button("from").fill("")
+    view.button("to").fill("")
+    view.root.press("t")
+    view.counts("tracked", 8)
+    view.until("e => e.dataset.running === 'false'")
+    view.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'")
+
+    # Click on the time line to jump; correct the mask there.
+    box = view.root.locator(".timeline").bounding_box()
+    view.root.locator(".timeline").click(
+        position={"x": 8 + (box["width"] - 16) * 5 / 7, "y": box["height"] / 2}
+    )
+    view.until("e => e.dataset.frame === '5'")
+    row, column = view.notebook.kernel(
+        "[int(v[len(v) // 2]) for v in annotator.session.mask(1, 5).nonzero()]"
+    )
+    assert view.is_colored(column, row)
+    view.click(column, row)
+    view.counts("corrected", 1)
+    view.until("e => e.querySelector('.scores').textContent.includes('stale')")
+
+    # Frames worth checking, and acceptance.
+    view.notebook.kernel(
+        "setattr(annotator.session, 'frames_to_check', lambda limit: [__import__("
+        "'sam2kit.widgets.check_list', fromlist=['']).FrameToCheck(6, 1, 'low score', 0.9)])"
+    )
+    view.press("Home")
+    view.root.press("t")
+    view.until("e => e.querySelector('.checks').textContent.includes('low score')")
+    view.until("e => e.dataset.running === 'false'")
+    view.press("n")
+    view.until("e => e.dataset.frame === '6'")
+    view.press("a")
+    view.counts("accepted", 1)
+    assert view.cells() == 1  # JupyterLab's key for a new cell
+    view.button("every").fill("2")
+    view.button("accept-all").click()
+    view.counts("accepted", 4)
+    view.button("training-set").click()
+    view.until("e => e.querySelector('.report').textContent.includes('sam2kit train --data-path')")
+    assert open_source(tmp_path / "training_set").names == ["train_000"]
+
+    # Another video and back.
+    view.root.get_by_title("Video", exact=True).select_option("train_001")
+    view.counts("prompted", 0)
+    view.kernel_has("annotator.session.video", "train_001")
+    view.root.get_by_title("Video", exact=True).select_option("train_000")
+    view.counts("corrected", 1)
+    view.counts("accepted", 4)
+
+    # Kill the kernel and reload the page: everything is there again, and work goes on.
+    view.press("z")
+    view.click(3, 3, button="right")
+    expected = view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]")
+    view = View(lab.reopen(view.notebook))
+    view.counts("accepted", 4)
+    assert view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]") == expected
+    view.click(x, y)
+    view.kernel_has("annotator.error", "")
