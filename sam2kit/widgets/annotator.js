@@ -825,7 +825,8 @@ class Annotator {
     const { frame } = this.state;
     this.checks.title.textContent = checks.length ? `Frames to check (${checks.length})` : "Frames to check";
     this.next.disabled = !checks.length;
-    refill(this.checkList, [checks, frame], () => {
+    const tracked = (this.model.get("timeline").tracked ?? []).length > 0;
+    refill(this.checkList, [checks, frame, tracked], () => {
       checks.forEach((check, n) => {
         const row = this.button(this.checkList, "", "Go to this frame",
           () => this.send("go_to_check", { index: n }), `check-${n}`);
@@ -834,7 +835,8 @@ class Annotator {
         make("span", { textContent: `${check.name}: ${check.reason}` }, row);
       });
       if (!checks.length)
-        make("p", { textContent: "Track first: the list shows where the masks are doubtful." }, this.checkList);
+        make("p", { textContent: tracked ? "No tracked mask looks doubtful."
+          : "Track first: the list shows where the masks are doubtful." }, this.checkList);
     });
   }
 
@@ -875,7 +877,8 @@ class Annotator {
       if (this.shownRun !== state.run) Object.assign(this, { shownRun: state.run, began: performance.now() });
       const elapsed = (performance.now() - this.began) / 1000;
       const left = state.done ? (elapsed / state.done) * (state.total - state.done) : null;
-      this.progressText.textContent = `${state.done} of ${state.total} frames · ${duration(elapsed)}`
+      const done = state.unit === "%" ? `${state.done} %` : `${state.done} of ${state.total} frames`;
+      this.progressText.textContent = `${done} · ${duration(elapsed)}`
         + (left === null ? "" : ` · about ${duration(left)} left`);
     }
     const waits = this.sent !== undefined && performance.now() - this.sent > 1000 * ANSWER_SECONDS;

@@ -138,7 +138,7 @@ class Annotator(ImageWidget):
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # stops the last propagation; each has its own event
         self._steps: Generator[Any, None, None] | None = None
-        self._running = False
+        self._running = self._searches = False
         self._run = 0
         self._last_frames: dict[str, int] = {}  # the frame that was shown last, by video
         self._opened: dict[str, tuple[VideoSource, int]] = {}  # sources of annotated videos
@@ -466,6 +466,7 @@ class Annotator(ImageWidget):
             DataError: no object has a prompt, the range is invalid, or a frame cannot be tracked.
         """
         total = len(self.session.propagation_frames(start, end, direction))
+        self._searches = False
         self._begin(self.session.propagate(start, end, direction), total, wait)
 
     def _begin(self, steps: Iterable[Any], total: int, wait: bool = True) -> None:
@@ -556,6 +557,7 @@ class Annotator(ImageWidget):
             wait: return when all have been found (default); False: search in the background.
         """
         self._proposal_frame = self.frame
+        self._searches = True
         self._begin(self.session.propose_masks(self.frame), 100, wait)
 
     def accept_proposals(self, indices: Sequence[int] | None = None) -> None:
@@ -716,10 +718,9 @@ class Annotator(ImageWidget):
                         if isinstance(steps, Generator):
                             steps.close()  # writes what was tracked
                         break
-                    searches = isinstance(step, float)
-                    self.done = round(100 * step) if searches else self.done + 1
+                    self.done = round(100 * step) if self._searches else self.done + 1
                     if step == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
-                        self._show(self._progress(searches))
+                        self._show(self._progress())
                         last_refresh = time.monotonic()
                 # A lock is not fair: without a pause this thread would take it again at once.
                 time.sleep(0.001)
@@ -731,10 +732,10 @@ class Annotator(ImageWidget):
         with self.lock:
             if self._stop is stop:  # otherwise another propagation has started
                 self._running = False
-                self._show(self._progress(self.total == 100 and not self.session.tracked))
+                self._show(self._progress())
 
-    def _progress(self, searches: bool) -> str:
-        if searches:
+    def _progress(self) -> str:
+        if self._searches:
             return f"found {plural(len(self.session.proposals), 'object')} to keep or discard"
         verb = "stopped after" if self._stop.is_set() else "tracked"
         return f"{verb} {plural(self.done, 'frame')}"
@@ -800,15 +801,20 @@ class Annotator(ImageWidget):
         }
 
     def _thumbnails(self, prediction: Prediction) -> list[bytes]:
-        """Encode the candidates of the selected object as small JPEG images."""
-        size = np.array(self._frame.shape[1::-1])
+        """Encode the candidates of the selected object with their surroundings as small JPEG."""
+        if not len(prediction.candidates):
+            return []
+        rows, columns = _surroundings(prediction.candidates.any(0))
+        frame = self._frame[rows, columns]
+        size = np.array(frame.shape[1::-1])
         small = tuple(int(n) for n in (size * THUMBNAIL_SIZE / size.max()).round().clip(1))
-        frame = cv2.resize(self._frame, small, interpolation=cv2.INTER_AREA)
+        frame = cv2.resize(frame, small, interpolation=cv2.INTER_AREA)
         index = self.session.objects.index(self._selected_object())
         color = np.array([self._color(index)], np.uint8)
         images = []
         for mask in prediction.candidates:
-            resized = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST)
+            part = mask[rows, columns].astype(np.uint8)
+            resized = cv2.resize(part, small, interpolation=cv2.INTER_NEAREST)
             images.append(encode_jpeg(overlay(frame, resized[None].astype(bool), color, 0.6)))
         return images
 
@@ -915,6 +921,7 @@ class Annotator(ImageWidget):
             "run": self._run,
             "done": self.done,
             "total": self.total,
+            "unit": "%" if self._searches else "frames",
             "message": visible_text(message),
         }
 
@@ -955,6 +962,19 @@ class Annotator(ImageWidget):
                     frame = draw_prompts(frame, points, np.array(prompt.labels), box)
             size = display_size(session.size)
             return encode_png(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA))
+
+
+def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns around a mask with a margin, at least a quarter of the frame."""
+    slices = []
+    for axis, length in enumerate(mask.shape):
+        inside = np.flatnonzero(mask.any(1 - axis))
+        first, last = (inside[0], inside[-1]) if len(inside) else (0, length - 1)
+        half = max(0.7 * (last - first + 1), length / 8)
+        center = (first + last + 1) / 2
+        start = int(min(max(center - half, 0), length - 1))
+        slices.append(slice(start, max(start + 1, int(min(center + half, length)))))
+    return slices[0], slices[1]
 
 
 def _encode_planes(
