@@ -1,5 +1,5 @@
 # make demo   run notebooks 1 to 4 on the sample clips, with the nano model, on two CPU cores
-# make lab    open JupyterLab in notebooks/ with 00_quickstart
+# make lab    open JupyterLab with 00_quickstart; HOST=0.0.0.0 for other machines, PORT=8899
 # make lint   run ruff, the word check, mypy and import-linter
 # make check  run make lint and the quick tests, in under two minutes
 # make test   run make lint and the default tests
@@ -15,6 +15,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two test processes share two cores, so each uses one thread.
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# JupyterLab listens on loopback, unless HOST is given to make; some shells export a variable HOST.
+LAB_HOST := $(if $(filter command,$(firstword $(origin HOST))),$(HOST),127.0.0.1)
+# Root needs a switch, and is the only user of many containers.
+LAB_OPTIONS := $(if $(filter 0,$(shell id -u)),--allow-root) \
+$(if $(filter command,$(firstword $(origin PORT))),--ServerApp.port=$(PORT))
 
 .PHONY: check demo lab docs docs-notebooks test lint setup clean
 .DEFAULT_GOAL := demo
@@ -45,8 +51,8 @@ demo: $(STAMP)
 	$(BIN)/python -m sam2kit run --config configs/quickstart.yaml
 
 lab: $(STAMP)
-	$(BIN)/python -m jupyterlab --notebook-dir=notebooks --ServerApp.ip=127.0.0.1 \
-	--LabApp.default_url=/lab/tree/00_quickstart.ipynb
+	$(BIN)/python -m jupyterlab "--ServerApp.root_dir=$(CURDIR)" --ServerApp.ip=$(LAB_HOST) \
+	--LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(LAB_OPTIONS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

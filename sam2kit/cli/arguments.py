@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -68,6 +69,95 @@ def parameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def box_prompt(text: str) -> dict[str, Any]:
+    """Parse ``[OBJECT][@FRAME]=LEFT,TOP,RIGHT,BOTTOM`` to an entry of a prompt file."""
+    entry, value = _prompt_entry(text)
+    return entry | {"kind": "box", "box": _coordinates(text, value, 4)}
+
+
+def point_prompt(text: str) -> dict[str, Any]:
+    """Parse ``[OBJECT][@FRAME]=X,Y[,LABEL]`` to an entry of a prompt file."""
+    entry, value = _prompt_entry(text)
+    count = 3 if value.count(",") == 2 else 2
+    x, y, label = [*_coordinates(text, value, count), 1][:3]
+    if label not in (0, 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: LABEL must be 1 on the object or 0 beside it")
+    return entry | {"kind": "point", "points": [[x, y]], "labels": [int(label)]}
+
+
+def mask_prompt(text: str) -> dict[str, Any]:
+    """Parse ``[OBJECT][@FRAME]=FILE``."""
+    if Path(text).exists():
+        return {"object_id": None, "frame_index": 0, "kind": "mask", "file": text}
+    entry, value = _prompt_entry(text)
+    if not Path(value).exists():
+        raise argparse.ArgumentTypeError(f"{value!r} does not exist")
+    return entry | {"kind": "mask", "file": value}
+
+
+def _prompt_entry(text: str) -> tuple[dict[str, Any], str]:
+    """Split a prompt into object and frame, and the rest."""
+    about, equals, value = text.rpartition("=")
+    name, at, frame = about.rpartition("@")
+    if not at:
+        name, frame = about, "0"
+    if not frame.isdecimal() or (equals and not about):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be such as {value}, cell={value} or "
+            f"cell@12={value}, with a frame number after the @"
+        )
+    object_id: int | str | None = int(name) if name.isdecimal() else name or None
+    return {"object_id": object_id, "frame_index": int(frame)}, value
+
+
+def _coordinates(text: str, value: str, count: int) -> list[float]:
+    try:
+        values = [float(part) for part in value.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text!r} needs {count} numbers, separated by commas")
+    return values
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which objects to track; each may be repeated."""
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts.json with the objects to track, of one or of many videos",
+    )
+    name = "OBJECT, a number or name, gives an object several prompts; default: a new object. "
+    frame = "FRAME counts from 0 (default: 0)."
+    parser.add_argument(
+        "--box",
+        action="append",
+        dest="prompt_flags",
+        type=box_prompt,
+        metavar="[OBJECT][@FRAME=]LEFT,TOP,RIGHT,BOTTOM",
+        help=f"box around an object, in pixels of the video, such as 10,20,90,75 or "
+        f"cell@12=10,20,90,75; may be repeated. {name}{frame}",
+    )
+    parser.add_argument(
+        "--point",
+        action="append",
+        dest="prompt_flags",
+        type=point_prompt,
+        metavar="[OBJECT][@FRAME=]X,Y[,LABEL]",
+        help="click on an object, such as 120,80 or cell@12=120,80; LABEL 0 is a click beside it; "
+        "may be repeated",
+    )
+    parser.add_argument(
+        "--mask",
+        action="append",
+        dest="prompt_flags",
+        type=mask_prompt,
+        metavar="[OBJECT][@FRAME=]FILE",
+        help="label image (PNG or TIFF): each value above 0 is an object, or with OBJECT all are "
+        "one; or a folder with VIDEO.png or VIDEO/FRAME.png for each video; may be repeated",
+    )
 
 
 def positive(text: str) -> int:

@@ -7,6 +7,7 @@ appears at once. That is why library modules are imported inside the functions.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sam2kit.cli.arguments import (
     add_data_flags,
     add_flags,
     add_pipeline_flags,
+    add_prompt_flags,
     add_submit_flags,
     add_train_flags,
     flag_overrides,
@@ -191,28 +193,160 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Track objects through a video; see :func:`sam2kit.tracking.tracking_job.track_video`."""
-    parser.add_argument("video", metavar="VIDEO", help="video file or directory of frames")
+    """Track objects; see :func:`sam2kit.tracking.tracking_job.track_videos`."""
     parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="prompts.json with the objects to track"
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="video file, directory of frames, or a folder or data set with several videos",
     )
+    add_prompt_flags(parser)
     add_checkpoint_flag(parser, required=True)
     parser.add_argument(
-        "--output-dir", metavar="DIR", help="new directory for the results; default: a dated one"
+        "--output-dir",
+        metavar="DIR",
+        help="directory for the results; videos are added to it, finished ones are skipped, and an "
+        "unfinished one is tracked again; default: a dated one",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace results that were made with other prompts or another model",
     )
     add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
-    arguments = parser.parse_args(argv)
-    check_exists("VIDEO", arguments.video)
+    arguments = parser.parse_intermixed_args(argv)
+    for video in arguments.videos:
+        check_exists("VIDEO", video)
     check_exists("--prompts", arguments.prompts)
+    if (arguments.prompts is None) == (arguments.prompt_flags is None):
+        raise ConfigError(
+            "no object to track" if arguments.prompts is None else "prompts are given twice",
+            key="--prompts",
+            value=arguments.prompts,
+            hint="give --prompts FILE, or any number of --box, --point and --mask",
+        )
     log_to_console("INFO")
-    from sam2kit.tracking.tracking_job import track_video
+    from sam2kit.tracking.tracking_job import track_videos
 
-    track_video(
-        arguments.video,
-        arguments.prompts,
+    track_videos(
+        arguments.videos,
+        arguments.prompts or arguments.prompt_flags,
         arguments.model_checkpoint,
         arguments.output_dir,
         arguments.accelerator or "auto",
+        overwrite=arguments.overwrite,
+    )
+
+
+def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Open the annotator; see :func:`sam2kit.pipeline.lab.prepare_annotator`.
+
+    Returns:
+        The exit code of JupyterLab.
+    """
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="what to annotate: a video file, a folder of frames, or a folder of videos",
+    )
+    parser.add_argument(
+        "--model-checkpoint",
+        default="sam2.1_hiera_tiny",
+        metavar="FILE",
+        help="model that answers clicks: a run directory, .ckpt or .pt file, or name (default: "
+        "%(default)s, which is downloaded once; nano needs no download)",
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory for the annotations; default: the same directory in outputs/annotate for "
+        "each call with this PATH",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine only; see docs/remote.md)",
+    )
+    parser.add_argument("--port", type=positive, metavar="N", help="port; default: 8888")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address and open no browser"
+    )
+    parser.add_argument(
+        "--no-lab", action="store_true", help="only write the notebook, and print its path"
+    )
+    arguments = parser.parse_args(argv)
+    check_exists("PATH", arguments.path)
+    check_checkpoint("--model-checkpoint", arguments.model_checkpoint)
+    log_to_console("INFO")
+    from sam2kit.pipeline.lab import lab_command, prepare_annotator
+
+    notebook = prepare_annotator(arguments.path, arguments.model_checkpoint, arguments.run_dir)
+    print(notebook, flush=True)
+    if arguments.no_lab:
+        return 0
+    command = lab_command(notebook, arguments.host, arguments.port)
+    # JupyterLab replaces this process, so that signals and the terminal are its own.
+    os.execv(command[0], command + ["--no-browser"] * arguments.no_browser)
+
+
+def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Make a training set; see :func:`sam2kit.tracking.training_set_job.make_training_set`."""
+    parser.add_argument(
+        "annotations",
+        nargs="+",
+        type=Path,
+        metavar="ANNOTATIONS",
+        help="run directory of the annotator, or output directory of sam2kit track",
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the training set, a new folder or one to add to; train with --data-path FOLDER",
+    )
+    parser.add_argument(
+        "--frames",
+        choices=["accepted", "checked", "all"],
+        help="frames to use: accepted in the annotator (default), checked (prompted or accepted "
+        "one by one), or all with masks (default for the output of sam2kit track)",
+    )
+    parser.add_argument(
+        "--every", type=positive, default=1, metavar="N", help="use every N-th of these frames"
+    )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        metavar="DATA",
+        help="file, folder or data set of the videos; default: where they were annotated",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["davis", "coco"],
+        help="davis: PNG files (default); coco: one JSON file, in which masks may overlap",
+    )
+    parser.add_argument(
+        "--copy",
+        action="store_true",
+        help="copy the videos into the folder; default: refer to them where they are",
+    )
+    arguments = parser.parse_args(argv)
+    for path in arguments.annotations:
+        check_exists("ANNOTATIONS", path)
+    check_exists("--videos", arguments.videos)
+    log_to_console("INFO")
+    from sam2kit.tracking.training_set_job import make_training_set
+
+    make_training_set(
+        arguments.annotations,
+        arguments.to,
+        arguments.frames,
+        arguments.every,
+        arguments.videos,
+        arguments.format,
+        arguments.copy,
     )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import sam2kit
 from sam2kit.cli.commands import (
+    annotate,
     audit,
     convert,
     doctor,
@@ -27,6 +28,7 @@ from sam2kit.cli.commands import (
     sweep,
     track,
     train,
+    training_set,
 )
 from sam2kit.utils.errors import ConfigError, SAM2KitError
 from sam2kit.utils.text import suggest
@@ -80,6 +82,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "annotate": Command(annotate, "click on objects and correct masks in JupyterLab"),
     "train": Command(train, "fine-tune a model on your videos"),
     "submit": Command(submit, "train as a SLURM job that resumes after preemption or timeout"),
     "audit": Command(audit, "check which modules get gradient, without training"),
@@ -88,7 +91,8 @@ COMMANDS = {
     "features": Command(features, "precompute the features of the frozen image encoder"),
     "export": Command(export, "export and verify weights for the official sam2 package"),
     "evaluate": Command(evaluate, "track the validation videos and score the masks"),
-    "track": Command(track, "track objects through a video and write masks and an overlay"),
+    "track": Command(track, "track objects through videos and write masks and overlays"),
+    "training-set": Command(training_set, "collect annotated or tracked masks to train on"),
     "doctor": Command(doctor, "check a data set and report problems"),
     "convert": Command(convert, "convert a data set to another layout without loss"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
@@ -98,7 +102,7 @@ COMMANDS = {
 
 def _overview() -> str:
     """Return the help of the command line without a command."""
-    rows = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
+    rows = "\n".join(f"  {name:<14}{command.help}" for name, command in COMMANDS.items())
     return (
         f"usage: sam2kit COMMAND ...    (or python -m sam2kit COMMAND ...)\n\n"
         f"Fine-tune SAM 2's memory modules on your own videos.\n\ncommands:\n{rows}\n\n"

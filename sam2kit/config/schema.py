@@ -16,6 +16,7 @@ NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 DATASET_TYPES = (
+    "auto",
     "video",
     "coco",
     "sav",
@@ -72,6 +73,7 @@ SOURCE_KEYS = (
     "annotation_file",
     "identity",
     "split",
+    "time_split",
     "sav_masklets",
     "synthetic_objects",
     "synthetic_videos",
@@ -86,10 +88,11 @@ class DatasetConfig:
     """Where training clips come from and how they are prompted."""
 
     type: str = option(
-        "video",
-        "data layout: video (frame folders), coco (COCO JSON), sav (SA-V), files (video files), "
-        "images (still images), training_set (made by sam2kit training-set or the annotator), "
-        "synthetic (generated) or mixture (several sources); see docs/data.md",
+        "auto",
+        "data layout: auto (detected when the videos are opened), video (frame folders), coco "
+        "(COCO JSON), sav (SA-V), files (video files), images (still images), training_set (made "
+        "by sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
+        "sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(
@@ -121,6 +124,11 @@ class DatasetConfig:
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
     )
+    time_split: list[int] | None = non_negative(
+        None,
+        "split of a single video by time: number of training frames, index of the first validation "
+        "frame, number of frames; null: chosen from valdataset.fraction and stored with the run",
+    )
     corrections: str | None = option(
         None,
         "corrections.jsonl written by the prompt debugger; its masks replace those of the data set",
@@ -141,6 +149,11 @@ class DatasetConfig:
         0,
         "maximum number of additional frames (after frame_stride) to skip at random between two "
         "frames of a training clip",
+    )
+    max_annotation_gap: int = positive_count(
+        100,
+        "maximum distance in frames between two annotated frames that a clip of a sparsely "
+        "annotated video spans; its frames are then evenly spaced, whatever frame_stride is",
     )
     short_videos: str = option(
         "turn_back",
@@ -166,10 +179,10 @@ class DatasetConfig:
         "start training clips on a frame with at least this many visible objects, if one is found "
         "within a few tries",
     )
-    synthetic_objects: int = positive_count(
-        3,
-        "maximum number of generated objects per clip, for videos without masks and for "
-        "type=synthetic",
+    synthetic_objects: int = non_negative(
+        0,
+        "maximum number of generated objects per video, composited onto videos without masks; 0: "
+        "none, so that training on videos without masks is an error (3 for type=synthetic)",
     )
     synthetic_videos: int = positive_count(256, "number of videos per epoch for type=synthetic")
     synthetic_motion: float = non_negative(
@@ -259,7 +272,7 @@ class DatasetConfig:
         """
         source_values = {key: value for key, value in entry.items() if key != "weight"}
         return replace(
-            self, **({"type": "video", "mixture": [], "corrections": None} | source_values)
+            self, **({"type": "auto", "mixture": [], "corrections": None} | source_values)
         )
 
 
@@ -712,11 +725,20 @@ class Config:
             for f in fields(ValDatasetConfig)
             if f.name != "fraction"
         }
+        own_paths = (
+            self.valdataset.data_path is not None,
+            self.valdataset.annotation_file is not None,
+        )
+        # "auto" detects validation videos of their own; without any, the type of dataset applies.
+        if self.valdataset.type == "auto" and not any(own_paths):
+            val_values["type"] = None
         # dataset.masks_path belongs to the training videos. If the validation videos are stored in
         # another place, a null masks_path means that they have none. A null max_objects always
         # means no limit.
-        other_videos = self.valdataset.type is not None or self.valdataset.data_path is not None
-        keep_null = ("max_objects", "masks_path") if other_videos else ("max_objects",)
+        other_videos = val_values["type"] is not None or own_paths[0]
+        keep_null = ["max_objects", *(["masks_path"] if other_videos else [])]
+        if (val_values["type"] or self.dataset.type) == "auto" and own_paths[0]:
+            keep_null.append("annotation_file")
         val_values = {k: v for k, v in val_values.items() if v is not None or k in keep_null}
         # Validation is deterministic: one clip per video, without noise or augmentation.
         return replace(

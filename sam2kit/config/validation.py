@@ -87,7 +87,8 @@ def check_data(section: str, dataset: DatasetConfig) -> None:
     """
     for n, part in enumerate(dataset.parts()):
         prefix = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
-        if part.type not in ("synthetic", "coco") and part.data_path is None:
+        has_path = part.type == "auto" and part.annotation_file is not None
+        if part.type not in ("synthetic", "coco") and part.data_path is None and not has_path:
             raise ConfigError(
                 f"not set, and type {part.type} reads videos from it",
                 key=f"{prefix}.data_path",
@@ -319,10 +320,14 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in ("coco", "mixture")
+    may_have_ids = section == "valdataset" or dataset.type in ("auto", "coco", "mixture")
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
         yield must_be("identity", expected, "only a COCO JSON file has track IDs and categories")
+    split = dataset.time_split
+    if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
+        expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
+        yield must_be("time_split", expected, "set it to null to split the video again")
     if dataset.masks_path is not None and dataset.type in ("coco", "sav", "synthetic"):
         expected = f"null with type={dataset.type}, which has its own masks"
         yield must_be("masks_path", expected, f"set {section}.masks_path=null")
@@ -353,7 +358,7 @@ def _entry_problems(prefix: str, entry: dict[str, Any]) -> Iterator[ConfigError]
         if field is None:
             hint = suggest(str(name), known)
             yield ConfigError("unknown key of a source", key=key, value=value, hint=hint)
-        elif not _same_type(value, field.default):
+        elif not _same_type(value, [0] if name == "time_split" and value else field.default):
             default = field.default
             expected = "text" if default is None else f"a value such as {default!r}"
             hint = default_hint(key, field)
@@ -367,6 +372,8 @@ def _entry_problems(prefix: str, entry: dict[str, Any]) -> Iterator[ConfigError]
 
 def _same_type(value: object, default: object) -> bool:
     """Return whether a value has the type of its default; keys that default to null take text."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_same_type(item, default[0]) for item in value)
     if isinstance(default, (int, float)):
         kinds = (int,) if isinstance(default, int) else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool)

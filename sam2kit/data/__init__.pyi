@@ -22,11 +22,14 @@ from .sources import MixtureDataset as MixtureDataset
 from .sources import ObjectId as ObjectId
 from .sources import SAVDataset as SAVDataset
 from .sources import SelectedVideos as SelectedVideos
+from .sources import TrainingSet as TrainingSet
 from .sources import VideoDataset as VideoDataset
 from .sources import VideoFileDataset as VideoFileDataset
 from .sources import VideoSource as VideoSource
 from .sources import open_video as open_video
 from .synthetic import CompositedDataset as CompositedDataset
 from .synthetic import SyntheticDataset as SyntheticDataset
+from .training_set import AcceptedFrame as AcceptedFrame
+from .training_set import add_to_training_set as add_to_training_set
 from .writers import MaskWriter as MaskWriter
 from .writers import coco_json as coco_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 from loguru import logger
 
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
+from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
-from sam2kit.data.sources.base import SelectedVideos, VideoSource
+from sam2kit.data.problems import no_masks
+from sam2kit.data.sources.base import FrameRange, SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
@@ -25,15 +28,22 @@ from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.text import plural, visible_text
 
 # Added to the seed of generated validation videos, so that training never sees one of them.
 VALIDATION_SEED_OFFSET = 1_000_003
+MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
+GENERATED_OBJECTS = 3  # maximum per video of type=synthetic if dataset.synthetic_objects is 0
+# Prepares the videos of a section for their use; the arguments are those of _prepare.
+Prepare = Callable[[VideoSource, DatasetConfig, int, str], VideoSource]
 
 
 def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
-    """Build the source of type ``config.type``.
+    """Build the source of type ``config.type``; type ``auto`` is detected.
 
-    Videos without masks get generated objects, composited onto their frames.
+    Of videos with and without masks, only those with masks are used. If no video has masks and
+    ``config.synthetic_objects`` is above 0, that many generated objects are composited onto the
+    frames.
 
     Args:
         config: the keys of :data:`sam2kit.config.schema.SOURCE_KEYS` and ``mixture`` are read.
@@ -44,11 +54,15 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
         ConfigError: a key is missing.
         DataError: a file or folder is missing, unreadable or inconsistent.
     """
-    return _with_objects(_open(config, seed, section), config, seed)
+    config = settle_layout(config, section)
+    source = _annotated_videos(_open(config, seed, section), config)
+    if source.has_masks or not config.synthetic_objects:
+        return source
+    return _with_generated(source, config, seed)
 
 
 def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
-    """Open a path, configuration or source as a video source.
+    """Open a path, configuration or source as a video source, without generated objects.
 
     A source is returned unchanged. A configuration opens all videos of its ``dataset`` section,
     including those that a run would hold out for validation (:func:`build_validation_source` opens
@@ -66,59 +80,164 @@ def open_source(what: str | Path | Config | VideoSource) -> VideoSource:
     if isinstance(what, VideoSource):
         return what
     if isinstance(what, Config):
-        return build_source(what.dataset, what.seed)
+        return _open(settle_layout(what.dataset), what.seed, "dataset")
     layout = detect_layout(what)
     if layout.type == "files" and layout.data_path is not None and layout.data_path.is_file():
         return open_video(layout.data_path)
     # Unlike a run, a look at the data shows all masklets.
-    return _open_type(
-        _with_layout(DatasetConfig(sav_masklets="both"), layout), seed=0, section="dataset"
-    )
+    config = _with_layout(DatasetConfig(sav_masklets="both"), layout)
+    return _open_type(config, 0, "dataset")
+
+
+def settle_layouts(config: Config) -> Config:
+    """Replace ``type=auto`` of all sections by the detected type, with the paths it needs.
+
+    ``valdataset`` keeps ``auto`` (also if it inherited it), so that other validation videos, given
+    to a later command, are detected by themselves.
+
+    Returns:
+        A changed copy, or the same object if nothing had to be detected.
+
+    Raises:
+        ConfigError, DataError: as :func:`settle_layout`.
+    """
+    dataset = settle_layout(config.dataset)
+    if dataset is config.dataset:
+        return config
+    val = config.valdataset
+    if val.type is None and config.dataset.type == "auto":
+        val = replace(val, type="auto")
+    return replace(config, dataset=dataset, valdataset=val)
+
+
+def settle_layout(config: DatasetConfig, section: str = "dataset") -> DatasetConfig:
+    """Replace ``type=auto`` of a section, and of the sources of its mixture, by the detected type.
+
+    Args:
+        config: the section.
+        section: its name in messages.
+
+    Returns:
+        A changed copy, or the same object if nothing had to be detected.
+
+    Raises:
+        ConfigError: no path is set, or a key does not fit the detected type.
+        DataError: as :func:`~sam2kit.data.detection.detect_layout`.
+    """
+    if config.type == "mixture":
+        parts = [
+            (part, settle_layout(part, f"{section}.mixture[{n}]"))
+            for n, part in enumerate(config.parts())
+        ]
+        if all(settled is part for part, settled in parts):
+            return config
+        keys = ("type", "data_path", "masks_path", "annotation_file")
+        entries = [
+            entry | {k: getattr(settled, k) for k in keys if getattr(settled, k) is not None}
+            for entry, (_, settled) in zip(config.mixture, parts, strict=True)
+        ]
+        return replace(config, mixture=entries)
+    if config.type != "auto":
+        return config
+    if config.annotation_file is not None:
+        settled = replace(config, type="coco")
+    elif config.data_path is None:
+        raise _no_path(config, section)
+    else:
+        _check_path(config.data_path, section, folder=False)
+        layout = detect_layout(config.data_path)
+        logger.info(
+            "{}: {} ({}.type={}); set {}.type to read it in another way",
+            *(config.data_path, layout.reason, section, layout.type, section),
+        )
+        settled = _with_layout(config, layout)
+    check_dataset(settled, section)
+    return settled
 
 
 def _with_layout(config: DatasetConfig, layout: Layout) -> DatasetConfig:
-    """Return a copy of a section that reads its data as a layout says."""
-    paths = {
-        key: None if path is None else str(path)
-        for key in ("data_path", "masks_path", "annotation_file")
-        for path in [getattr(layout, key)]
-    }
-    return replace(config, type=layout.type, **paths)
+    """Return a copy of a section that reads its data as a layout says.
+
+    Keys that are set in the section win over the paths of the layout.
+    """
+    paths = {key: getattr(layout, key) for key in ("masks_path", "annotation_file")}
+    data_path = layout.data_path
+    return replace(
+        config,
+        type=layout.type,
+        data_path=None if data_path is None else str(data_path),
+        **{k: str(path) for k, path in paths.items() if path and getattr(config, k) is None},
+    )
 
 
 def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
     """Build the training and the validation clips.
 
     If ``valdataset`` names no data, ``valdataset.fraction`` of the training videos are held out: at
-    least one, chosen with ``config.seed``. Validation videos of type synthetic are generated from
-    another seed instead.
+    least one, chosen with ``config.seed``. A single video is split by time
+    (:func:`split_by_time`). Validation videos of type synthetic are generated from another seed
+    instead. Of videos with and without masks, only those with masks are used.
 
     Returns:
         Training clips, validation clips.
 
     Raises:
-        ConfigError: a key is missing, or there is only one video, so that none can be held out.
-        DataError: a file or folder is missing, unreadable or inconsistent.
+        ConfigError: a key is missing, or there is only one video and it cannot be split.
+        DataError: a file or folder is missing, unreadable or inconsistent; or no video has masks,
+            and ``dataset.synthetic_objects`` is 0.
     """
-    train_config, val_config = config.dataset, config.validation_dataset()
-    if _holds_out(config):
-        train, val = _split_source(train_config, config, "dataset")
-    else:
-        train = _open(train_config, config.seed, "dataset")
-        val = _open(val_config, config.seed + VALIDATION_SEED_OFFSET, "valdataset")
-        _warn_of_shared_videos(train, train_config, val, val_config)
-        train = _with_objects(train, train_config, config.seed)
-        val = _with_objects(val, val_config, config.seed + VALIDATION_SEED_OFFSET)
+    return settle_datasets(config)[1:]
+
+
+def settle_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
+    """Build the clips of :func:`build_datasets`, and record what was decided on the way.
+
+    Returns:
+        The configuration with the detected layout and the split by time, from which a later
+        command builds the same clips; training clips; validation clips.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_datasets`.
+    """
+    config, train, val = _open_sets(settle_layouts(config), inspect=False)
     return (
-        ClipDataset(train, train_config, True, config.seed, config.augmentation),
-        ClipDataset(val, val_config, training=False, seed=config.seed),
+        config,
+        ClipDataset(train, config.dataset, True, config.seed, config.augmentation),
+        ClipDataset(val, config.validation_dataset(), training=False, seed=config.seed),
     )
+
+
+def _open_sets(config: Config, inspect: bool) -> tuple[Config, VideoSource, VideoSource]:
+    """Open the training and the validation videos.
+
+    Args:
+        config: its layouts are settled.
+        inspect: keep videos as they are, instead of preparing them for training.
+
+    Returns:
+        The configuration with the split by time, training videos, validation videos.
+    """
+    prepare = _as_stored if inspect else _prepare
+    if _holds_out(config):
+        dataset, train, val = _split_source(config.dataset, config, "dataset", prepare)
+        return replace(config, dataset=dataset), train, val
+    train_config = config.dataset
+    val_config = settle_layout(config.validation_dataset(), "valdataset")
+    val_seed = config.seed + VALIDATION_SEED_OFFSET
+    train = _open(train_config, config.seed, "dataset", prepare)
+    val = _open(val_config, val_seed, "valdataset", prepare)
+    _warn_of_shared_videos(train, train_config, val, val_config)
+    train = prepare(train, train_config, config.seed, "dataset")
+    return config, train, prepare(val, val_config, val_seed, "valdataset")
 
 
 def sets_to_inspect(
     config: Config, what: str | Path | VideoSource | None = None
 ) -> dict[str, ClipDataset]:
     """Build data sets with one clip per video, chosen as in validation, for inspection.
+
+    Videos are shown as they are: no objects are generated, and a clip of an unannotated video has
+    no objects.
 
     Args:
         config: ``dataset`` gives the clip length and the image size.
@@ -132,14 +251,12 @@ def sets_to_inspect(
         ConfigError, DataError: as :func:`build_datasets` and :func:`open_source`.
     """
     if what is None:
-        train, val = build_datasets(config)
-        sets = {"train": (train.source, train.config), "validation": (val.source, val.config)}
+        config, train, val = _open_sets(settle_layouts(config), inspect=True)
+        sets = {"train": (train, config.dataset), "validation": (val, config.validation_dataset())}
     else:
-        data_config = replace(config.dataset, data_path=str(what))
-        source = _with_objects(open_source(what), data_config, config.seed)
-        sets = {"data": (source, data_config)}
+        sets = {"data": (open_source(what), replace(config.dataset, data_path=str(what)))}
     return {
-        name: ClipDataset(*source_and_config, training=False, seed=config.seed)
+        name: ClipDataset(*source_and_config, training=False, seed=config.seed, unannotated=True)
         for name, source_and_config in sets.items()
     }
 
@@ -166,11 +283,14 @@ def build_validation_source(config: Config) -> VideoSource:
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
     """
-    if _holds_out(config):
-        return build_datasets(config)[1].source
+    if config.holds_out_validation:
+        config = settle_layouts(config)
+        if _holds_out(config):
+            return _open_sets(config, inspect=False)[2]
     seed = config.seed + VALIDATION_SEED_OFFSET
-    val_config = config.validation_dataset()
-    return _with_objects(_open(val_config, seed, "valdataset"), val_config, seed)
+    val_config = settle_layout(config.validation_dataset(), "valdataset")
+    source = _open(val_config, seed, "valdataset", _prepare)
+    return _prepare(source, val_config, seed, "valdataset")
 
 
 def _holds_out(config: Config) -> bool:
@@ -180,39 +300,57 @@ def _holds_out(config: Config) -> bool:
 
 
 def _split_source(
-    config: DatasetConfig, run_config: Config, section: str
-) -> tuple[VideoSource, VideoSource]:
+    config: DatasetConfig, run_config: Config, section: str, prepare: Prepare
+) -> tuple[DatasetConfig, VideoSource, VideoSource]:
     """Split the videos of a section into training and held-out videos.
 
-    Each source of a mixture is split by itself. Videos without masks get generated objects.
+    Each source of a mixture is split by itself.
 
     Args:
         config: the section, or one source of its mixture.
         run_config: the whole configuration, for the seed and the ``valdataset`` section.
         section: name of ``config`` in error messages.
+        prepare: applied to each half.
+
+    Returns:
+        The section with the split by time, the training videos, the held-out videos.
     """
     seed, val_seed = run_config.seed, run_config.seed + VALIDATION_SEED_OFFSET
     if config.type == "mixture":
         parts = [
-            _split_source(part, run_config, f"{section}.mixture[{n}]")
+            _split_source(part, run_config, f"{section}.mixture[{n}]", prepare)
             for n, part in enumerate(config.parts())
         ]
-        names = [name for pair in parts for source in pair for name in source.names]
+        names = [name for part in parts for source in part[1:] for name in source.names]
         # Decided over both halves, so that a video is named as in the mixture without a split.
         has_duplicates = len(set(names)) < len(names)
         mixed_train, mixed_val = (
             MixtureDataset(
-                [pair[k] for pair in parts], _weights(config), mixture_seed, numbered=has_duplicates
+                [part[k] for part in parts], _weights(config), mixture_seed, numbered=has_duplicates
             )
-            for k, mixture_seed in enumerate((seed, val_seed))
+            for k, mixture_seed in ((1, seed), (2, val_seed))
         )
-        return _corrected(mixed_train, config), _corrected(mixed_val, config)
-    train = _open(config, seed, section)
+        entries = [
+            entry | ({"time_split": part.time_split} if part.time_split else {})
+            for entry, (part, *_) in zip(config.mixture, parts, strict=True)
+        ]
+        config = replace(config, mixture=entries)
+        return config, _corrected(mixed_train, config), _corrected(mixed_val, config)
+    source = _open(config, seed, section)
     if config.type == "synthetic":
-        config = replace(config, synthetic_videos=run_config.valdataset.synthetic_videos)
-        return train, _open(config, val_seed, section)
-    train, val = hold_out(train, run_config.valdataset.fraction, seed, section)
-    return _with_objects(train, config, seed), _with_objects(val, config, val_seed)
+        val_config = replace(config, synthetic_videos=run_config.valdataset.synthetic_videos)
+        return config, source, _open(val_config, val_seed, section)
+    if prepare is _prepare:
+        source = _annotated_videos(source, config)
+    if len(source) == 1 and (source.num_frames(0) > 1 or config.time_split):
+        fraction = run_config.valdataset.fraction
+        split = config.time_split or choose_time_split(source, fraction, config, section)
+        train, val = split_by_time(source, split, section)
+        config = replace(config, time_split=split)
+    else:
+        train, val = hold_out(source, run_config.valdataset.fraction, seed, section)
+    train = prepare(train, config, seed, section)
+    return config, train, prepare(val, config, val_seed, section)
 
 
 def hold_out(
@@ -254,9 +392,93 @@ def hold_out(
     )
 
 
-def _open(config: DatasetConfig, seed: int, section: str) -> VideoSource:
-    """Build a source with object identities and corrections, but without generated objects."""
-    source = _open_type(config, seed, section)
+def choose_time_split(
+    source: VideoSource, fraction: float, config: DatasetConfig, section: str = "dataset"
+) -> list[int]:
+    """Choose which frames of a single video train and which validate.
+
+    The last ``fraction`` of the frames validates. Before it is a gap of the span of a clip, but up
+    to a tenth of the video, so that no validation frame is next to a training frame. If one part
+    would have fewer than :data:`MIN_ANNOTATED` annotated frames, the last ``fraction`` of the
+    annotated frames validates instead.
+
+    Args:
+        source: one video.
+        fraction: share of the frames to validate on, 0 to 1.
+        config: ``video_clip_length`` and ``frame_stride`` give the span of a clip.
+        section: name of the configuration section in error messages.
+
+    Returns:
+        Number of training frames, index of the first validation frame, number of frames.
+
+    Raises:
+        ConfigError: the video has too few frames or annotated frames to be split.
+    """
+    n = source.num_frames(0)
+    annotated = list(source.annotated_frames(0)) if source.has_masks else list(range(n))
+    if len(annotated) < 2 * MIN_ANNOTATED:
+        raise ConfigError(
+            f"only one video, {source.names[0]!r}, and its "
+            f"{plural(len(annotated), 'annotated frame')} cannot be split into {MIN_ANNOTATED} to "
+            f"train on and {MIN_ANNOTATED} to validate on",
+            key=f"{section}.data_path",
+            hint="annotate more frames, add a video, or give validation videos as "
+            "valdataset.data_path",
+        )
+    first = n - min(max(round(n * fraction), 1), n - 1)
+    in_val = sum(t >= first for t in annotated)
+    if not MIN_ANNOTATED <= in_val <= len(annotated) - MIN_ANNOTATED:
+        count = max(round(len(annotated) * fraction), MIN_ANNOTATED)
+        first = annotated[-min(count, len(annotated) - MIN_ANNOTATED)]
+    span = (config.video_clip_length - 1) * config.frame_stride + 1
+    gap = min(span, n // 10)
+    # The gap must not take the annotated frames that training needs.
+    return [max(first - gap, annotated[MIN_ANNOTATED - 1] + 1), first, n]
+
+
+def split_by_time(
+    source: VideoSource, split: list[int], section: str = "dataset"
+) -> tuple[VideoSource, VideoSource]:
+    """Split a single video into its first frames, to train on, and its last ones, to validate on.
+
+    Args:
+        source: one video.
+        split: number of training frames, index of the first validation frame, number of frames, as
+            :func:`choose_time_split` returns them.
+        section: name of the configuration section in error messages.
+
+    Raises:
+        DataError: the source is not the video of the split.
+    """
+    train_stop, val_start, count = split
+    if len(source) != 1 or source.num_frames(0) < count:
+        raise DataError(
+            f"the split was made for one video of {plural(count, 'frame')}, but there are "
+            f"{plural(len(source), 'video')}, the first with {source.num_frames(0)} frames",
+            key=f"{section}.time_split",
+            value=split,
+            expected="null for other videos",
+            hint=f"set {section}.time_split=null to split again, or give the same video",
+        )
+    logger.info(
+        "{!r} is split by time: frames 0 to {} train, frames {} to {} validate",
+        *(source.names[0], train_stop - 1, val_start, count - 1),
+    )
+    return FrameRange(source, 0, train_stop), FrameRange(source, val_start, count)
+
+
+def _open(
+    config: DatasetConfig, seed: int, section: str, prepare: Prepare | None = None
+) -> VideoSource:
+    """Build a source with object identities and corrections, but without generated objects.
+
+    Args:
+        config: the section; its layout is settled.
+        seed: seed of everything that is generated.
+        section: name of ``config`` in error messages.
+        prepare: applied to each source of a mixture. None (default): they stay as they are.
+    """
+    source = _open_type(config, seed, section, prepare or _as_stored)
     # The sources of a mixture have applied their own identity setting already.
     has_stored_masks = config.type not in ("synthetic", "mixture") and source.has_masks
     if has_stored_masks and config.identity == "components":
@@ -268,8 +490,10 @@ def _corrected(source: VideoSource, config: DatasetConfig) -> VideoSource:
     return source if config.corrections is None else with_corrections(source, config.corrections)
 
 
-def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
-    """Build the source class that ``config.type`` selects."""
+def _open_type(
+    config: DatasetConfig, seed: int, section: str, prepare: Prepare | None = None
+) -> VideoSource:
+    """Build the source class that ``config.type`` selects; see :func:`_open`."""
     if config.type not in DATASET_TYPES:
         expected = f"one of {', '.join(DATASET_TYPES)}"
         raise ConfigError(
@@ -283,18 +507,19 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             config.synthetic_videos,
             (config.video_clip_length - 1) * config.frame_stride + 1,
             config.image_size,
-            config.synthetic_objects,
+            config.synthetic_objects or GENERATED_OBJECTS,
             seed,
             config.synthetic_motion,
             lifelike=config.synthetic_lifelike,
             photos=config.synthetic_photos,
         )
     if config.type == "mixture":
-        parts = [
-            _with_objects(_open(part, seed, f"{section}.mixture[{n}]"), part, seed)
-            for n, part in enumerate(config.parts())
-        ]
-        return MixtureDataset(parts, _weights(config), seed)
+        prepare = prepare or _as_stored
+        sources = []
+        for n, part in enumerate(config.parts()):
+            name = f"{section}.mixture[{n}]"
+            sources.append(prepare(_open(part, seed, name), part, seed, name))
+        return MixtureDataset(sources, _weights(config), seed)
     if config.type == "coco":
         if config.annotation_file is None:
             raise ConfigError(
@@ -312,11 +537,7 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
             keyframes_only=config.keyframes_only,
         )
     if config.data_path is None:
-        raise ConfigError(
-            f"not set, and type {config.type} reads videos from it",
-            key=f"{section}.data_path",
-            hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
-        )
+        raise _no_path(config, section)
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
     if config.type == "training_set":
         return TrainingSet(config.data_path, config.split)
@@ -326,6 +547,15 @@ def _open_type(config: DatasetConfig, seed: int, section: str) -> VideoSource:
         return open_video(config.data_path)
     source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
     return source(config.data_path, config.split, masks_path=config.masks_path)
+
+
+def _no_path(config: DatasetConfig, section: str) -> ConfigError:
+    """Make the error for a section without a path."""
+    return ConfigError(
+        f"not set, and type {config.type} reads videos from it",
+        key=f"{section}.data_path",
+        hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
+    )
 
 
 def _is_one_video(path: str) -> bool:
@@ -348,10 +578,43 @@ def _check_path(path: str, section: str, folder: bool) -> None:
         )
 
 
-def _with_objects(source: VideoSource, config: DatasetConfig, seed: int) -> VideoSource:
-    """Composite generated objects onto the frames of a source that has no masks."""
+def _as_stored(source: VideoSource, config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    """Keep videos as they are stored, to inspect them."""
+    return source
+
+
+def _prepare(source: VideoSource, config: DatasetConfig, seed: int, section: str) -> VideoSource:
+    """Select the annotated videos or, if there are none, composite generated objects.
+
+    Raises:
+        DataError: no video has masks, and no generated objects are asked for.
+    """
+    source = _annotated_videos(source, config)
     if source.has_masks:
         return source
+    if config.synthetic_objects:
+        return _with_generated(source, config, seed)
+    raise no_masks(f"{config.data_path or config.annotation_file}", section)
+
+
+def _annotated_videos(source: VideoSource, config: DatasetConfig) -> VideoSource:
+    """Leave out the videos without masks, unless no video has any."""
+    # Every video of SA-V has its JSON file, which would be read here.
+    if not source.has_masks or config.type in ("synthetic", "mixture", "sav"):
+        return source
+    selected = [i for i in range(len(source)) if next(source.annotated_frames(i), None) is not None]
+    if not selected or len(selected) == len(source):
+        return source
+    missing = sorted(set(range(len(source))) - set(selected))
+    logger.warning(
+        "{} of {} videos have no masks and are not used, such as {}",
+        *(len(missing), len(source), visible_text(source.names[missing[0]])),
+    )
+    return SelectedVideos(source, selected)
+
+
+def _with_generated(source: VideoSource, config: DatasetConfig, seed: int) -> VideoSource:
+    """Composite generated objects onto the frames of a source without masks."""
     logger.info(
         "{} has no masks; compositing up to {} generated objects per video onto its frames",
         config.data_path,

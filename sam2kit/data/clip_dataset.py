@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sam2kit.config.schema import AugmentationConfig, DatasetConfig
 from sam2kit.data.clip import VideoClip
+from sam2kit.data.clip_windows import nearest_annotated, regular_window, window_to
 from sam2kit.data.parallel import errors_from_workers
 from sam2kit.data.problems import (
     frame_label,
@@ -21,6 +22,7 @@ from sam2kit.data.problems import (
     mixed_frame_sizes,
     nothing_visible,
     too_short,
+    truth_out_of_reach,
 )
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.transforms import augment, resize_frames, resize_masks
@@ -49,6 +51,12 @@ class ClipDataset(Dataset[VideoClip]):
     video allows. At the end of the video the clip reverses direction (0 1 2 1 0 ... in a video of
     three frames). ``config.short_videos=error`` rejects videos that are shorter than a clip.
 
+    *Sparse annotation.* If none of the frames after the first one is annotated, the clip goes from
+    its first frame to the nearest annotated one instead, later in the video if possible, in equal
+    steps of up to ``config.max_annotation_gap`` frames together; the frames between are tracked
+    without a loss. If the first frame has no annotated neighbour within that distance, another
+    annotated frame is the first one.
+
     *Objects.* A clip contains the objects that are visible on at least one of its frames, except
     those first visible on its last frame, because nothing is left to track (in a clip of one frame,
     all visible objects). If there are more than ``config.max_objects``, training draws that many,
@@ -65,10 +73,12 @@ class ClipDataset(Dataset[VideoClip]):
             ``config.augment`` is set. False (default): one fixed clip per video.
         seed: 0 or more.
         augmentation: strengths of the augmentation. None (default): the default strengths.
+        unannotated: also make clips of unannotated videos, without objects, to inspect them.
 
     Raises:
         DataError: the source is empty, or has short videos and ``config.short_videos`` is
-            ``error``; on reading, a video without any object.
+            ``error``; on reading, a video without any object, or whose annotated frames are too far
+            apart.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class ClipDataset(Dataset[VideoClip]):
         training: bool = False,
         seed: int = 0,
         augmentation: AugmentationConfig | None = None,
+        unannotated: bool = False,
     ) -> None:
         config = DatasetConfig() if config is None else config
         if len(source) == 0:
@@ -87,6 +98,7 @@ class ClipDataset(Dataset[VideoClip]):
         self.training = training
         self.seed = seed
         self.augmentation = augmentation
+        self.unannotated = unannotated
         # Shared memory, because persistent loader processes must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         # What each loader process is reading: its pid, video and frame (-1: between clips). The
@@ -127,8 +139,9 @@ class ClipDataset(Dataset[VideoClip]):
             return
         checked = np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int)
         for i in checked.tolist():
-            masks = cache(lambda t, i=i: self._resized(self.source.read_masks(i, t)))
-            self._first_frame(i, np.zeros(1, int), masks, None)
+            stored = cache(partial(self.source.read_masks, i))
+            masks = cache(lambda t, stored=stored: self._resized(stored(t)))
+            self._frames(i, stored, masks, None)
 
     def __len__(self) -> int:
         return len(self.source) * (self.config.clips_per_video if self.training else 1)
@@ -168,9 +181,7 @@ class ClipDataset(Dataset[VideoClip]):
         # The search for the first frame and the clip use the same masks: decode and resize once.
         stored = cache(partial(self._read_masks, i))
         masks = cache(lambda t: self._resized(stored(t)))
-        steps = self._steps(i, generator)
-        start = self._first_frame(i, steps, masks, generator)
-        clip = self._read(i, self._window(i, start, steps), stored, masks)
+        clip = self._read(i, self._frames(i, stored, masks, generator), stored, masks)
         if generator is not None and self.config.augment:
             clip = augment(clip, generator, self.augmentation, self.config.min_objects)
         return self._select(clip, generator)
@@ -193,6 +204,41 @@ class ClipDataset(Dataset[VideoClip]):
             if reader == pid and i >= 0:
                 return frame_label(self.source, i, t)
         return None
+
+    def _frames(
+        self,
+        i: int,
+        stored: ReadMasks,
+        masks: ReadMasks,
+        generator: np.random.Generator | None,
+    ) -> list[int]:
+        """Choose the T frames of a clip of video ``i``; see the class for the rule.
+
+        Args:
+            i: index of the video.
+            stored: reads the masks of a frame at their stored size.
+            masks: reads the masks of a frame at the size of the clip.
+            generator: draws the clip. None: the fixed clip of validation.
+        """
+        steps = self._steps(i, generator)
+        start = self._first_frame(i, steps, masks, generator)
+        count, stride = self.source.num_frames(i), self.config.frame_stride
+        window = regular_window(start, steps.tolist(), count, stride)
+        # The masks of the window are read anyway, so fully annotated videos lose nothing here.
+        if len(window) == 1 or any(stored(t) is not None for t in window[1:]):
+            return window
+        annotated = list(self.source.annotated_frames(i))
+        if not annotated and self.unannotated:
+            return window
+        limit = self.config.max_annotation_gap
+        for t in sorted(annotated, key=lambda t: abs(t - start)):
+            target = nearest_annotated(t, annotated, limit)
+            if target is not None and _shows_object(masks(t)):
+                return window_to(t, target, count, len(window), stride)
+        if self.unannotated:
+            return window
+        shown = [t for t in annotated if _shows_object(masks(t))]
+        raise truth_out_of_reach(self.source.name(i), annotated, shown, limit)
 
     def _steps(self, i: int, generator: np.random.Generator | None) -> np.ndarray:
         """Return ``[T]``: distance of each frame from the first one, in strides.
@@ -233,19 +279,9 @@ class ClipDataset(Dataset[VideoClip]):
                 best, max_visible = t, visible
             if max_visible >= min_objects or (max_visible and tried >= TRIES):
                 return best
-        if max_visible:
+        if max_visible or self.unannotated:
             return best
         raise nothing_visible(self.source.name(i), n, self.config.image_size)
-
-    def _window(self, i: int, start: int, steps: np.ndarray) -> list[int]:
-        """Return T frame numbers from ``start`` on, reversing at the ends of the video."""
-        stride = self.config.frame_stride
-        usable = range(start % stride, self.source.num_frames(i), stride)
-        last = len(usable) - 1
-        positions = start // stride + steps
-        # A triangle wave of period 2 * last: 0 1 2 1 0 ... for last = 2.
-        reflected = last - np.abs(positions % max(2 * last, 1) - last)
-        return [usable[k] for k in reflected.tolist()]
 
     def _resized(self, masks: Masks) -> Masks:
         """Return the masks at the size of the clip."""
@@ -316,3 +352,8 @@ class ClipDataset(Dataset[VideoClip]):
                 by_area = sorted(selected, key=lambda o: (-int(areas[first[o], o]), o))
                 selected = sorted(by_area[:max_objects])
         return clip.select_objects(selected)
+
+
+def _shows_object(masks: Masks) -> bool:
+    """Return whether a frame is annotated and shows an object."""
+    return any(mask.any() for mask in (masks or {}).values())

@@ -5,12 +5,14 @@ Training raises what the doctor reports, so both use the same texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.utils.errors import DataError
+
+MAX_LISTED = 10  # frames that a message lists
 
 
 def frame_label(source: VideoSource, i: int, t: int) -> str:
@@ -29,6 +31,48 @@ def nothing_visible(name: str, count: int, image_size: int) -> DataError:
     return DataError(
         f"video {name!r}: none of its {count} frames shows an object at {image_size} pixels",
         hint="remove the video from the split or annotate it",
+    )
+
+
+def no_masks(where: str, section: str = "dataset") -> DataError:
+    """Make the error for data without any masks, if no generated objects are asked for."""
+    return DataError(
+        f"{where} has no masks, so there is nothing to train on or to score",
+        key=f"{section.replace('valdataset', 'dataset')}.synthetic_objects",
+        value=0,
+        expected="above 0 for videos without masks",
+        hint="annotate some frames (notebooks/02_debug_prompts.ipynb, then "
+        "dataset.corrections=FILE), or set dataset.synthetic_objects=3 to train on generated "
+        "objects that are composited onto the frames",
+    )
+
+
+def truth_out_of_reach(
+    name: str, annotated: Sequence[int], shown: Sequence[int], limit: int
+) -> DataError:
+    """Make the error for a video of which no clip has an annotated frame after the prompted one.
+
+    Args:
+        name: name of the video.
+        annotated: its annotated frames, sorted.
+        shown: those that show an object, at least one.
+        limit: value of ``dataset.max_annotation_gap``.
+    """
+    listed = ", ".join(map(str, annotated[:MAX_LISTED])) + ", ..." * (len(annotated) > MAX_LISTED)
+    more = "annotate another frame of this video, or remove the video from the split"
+    if len(annotated) < 2:
+        return DataError(
+            f"video {name!r}: only frame {listed} is annotated, so no tracked frame has a truth",
+            hint=more,
+        )
+    gap = min(abs(u - t) for t in shown for u in annotated if u != t)
+    return DataError(
+        f"video {name!r}: its annotated frames {listed} are too far apart, so no tracked frame has "
+        "a truth",
+        key="dataset.max_annotation_gap",
+        value=limit,
+        expected=f"at least {gap}",
+        hint=f"set dataset.max_annotation_gap={gap}, or {more}",
     )
 
 

@@ -164,8 +164,8 @@ def add_to_training_set(
                 writer.close()
                 provenance.close()
                 _write_index(root, index)
-    numbers = (counts[key] for key in ("written", "replaced", "unchanged"))
-    summary = TrainingSetSummary(root, name, *numbers, writer.overlaps)
+    numbers = {key: counts[key] for key in ("written", "replaced", "unchanged")}
+    summary = TrainingSetSummary(root, name, **numbers, overlaps=writer.overlaps)
     logger.info("{}", summary)
     if summary.overlaps:
         logger.warning(

@@ -136,6 +136,27 @@ def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict
     return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
 
 
+def merge_coco(parts: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
+    """Combine COCO files of :func:`coco_json` into one.
+
+    Args:
+        parts: the content of a file, and the name of the video to take from it.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for content, video in parts:
+        numbers = {}
+        for image in content["images"]:
+            if image["video_id"] == video:
+                numbers[image["id"]] = len(images) + 1
+                images.append(image | {"id": len(images) + 1})
+        for row in content["annotations"]:
+            if row["image_id"] in numbers:
+                new_ids = {"id": len(annotations) + 1, "image_id": numbers[row["image_id"]]}
+                annotations.append(row | new_ids)
+    return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+
+
 def coco_image(number: int, video: str, t: int, file: str, size: tuple[int, ...]) -> dict[str, Any]:
     """Make the COCO image entry of frame ``t`` of a video; ``size`` is rows and columns."""
     return {

@@ -32,8 +32,8 @@ def propose(
     frame: np.ndarray,
     existing: Sequence[np.ndarray] = (),
     points_per_side: int = 16,
-    min_iou: float = 0.7,
-    min_stability: float = 0.85,
+    min_iou: float = 0.5,
+    min_stability: float = 0.7,
     max_overlap: float = 0.5,
     max_area: float = 0.5,
 ) -> Iterator[tuple[float, list[Proposal]]]:
@@ -44,8 +44,10 @@ def propose(
         frame: ``[H,W,3]`` uint8.
         existing: ``[H,W]`` bool each: masks of objects that need no proposal.
         points_per_side: the grid has the square of this number of points.
-        min_iou: minimum IoU that the model predicts for a mask.
-        min_stability: minimum IoU of the masks at a higher and a lower threshold, as upstream.
+        min_iou: minimum IoU that the model predicts for a mask. The small ``nano`` rarely predicts
+            more than 0.7; for large models, upstream uses 0.8.
+        min_stability: minimum IoU of the masks at a higher and a lower threshold; upstream uses
+            0.95.
         max_overlap: maximum share of the smaller mask that another mask, or an existing one,
             covers. Of two masks the one with the higher score is kept.
         max_area: maximum share of the frame, because larger masks are mostly background.

@@ -35,6 +35,8 @@ from sam2kit.utils.files import atomic_write, end_last_line
 from sam2kit.utils.text import close_names, visible_text
 
 VERSION: Literal[1] = 1
+# Above the first number of lines, a file is rewritten if it has this many lines per frame.
+MAX_LINES, MAX_OUTDATED = 500, 4
 LOCK_FILE = "annotations.lock"
 Which = Literal["accepted", "all", "checked"]
 ObjectFrame = tuple[ObjectId, int]
@@ -104,6 +106,8 @@ class VideoState(msgspec.Struct):
         accepted: frames whose masks are accepted.
         checked: accepted frames that a person looked at one by one.
         stale: whether the prompts have changed since the last tracking.
+        path: the video file or folder of frames, as an absolute path; empty if no file holds just
+            this video.
         version: of the format.
     """
 
@@ -116,6 +120,7 @@ class VideoState(msgspec.Struct):
     accepted: list[int] = []
     checked: list[int] = []
     stale: bool = False
+    path: str = ""
     version: Literal[1] = VERSION
 
 
@@ -129,6 +134,7 @@ class TrackedMask(msgspec.Struct, array_like=True):
         provenance: ``propagated``, or ``truth`` for a mask of the data set that was accepted.
         disagreement: 1 - IoU of forward and backward tracking. None (default): not measured.
         backward: whether it was tracked backward.
+        j: J against the ground truth when it was tracked. None (default): not annotated.
     """
 
     counts: str
@@ -137,6 +143,7 @@ class TrackedMask(msgspec.Struct, array_like=True):
     provenance: str = "propagated"
     disagreement: float | None = None
     backward: bool = False
+    j: float | None = None
 
 
 class _Line(msgspec.Struct):
@@ -160,7 +167,7 @@ class AnnotationStore:
         self.folder = Path(folder)
         # The last known revision of a video, valid as long as its file is the same.
         self._revisions: dict[str, tuple[Any, int]] = {}
-        self._repaired: set[Path] = set()
+        self._lines: dict[Path, int] = {}  # number of lines of a file that is being appended to
 
     def acquire(self) -> None:
         """Make this process the owner of the folder; writing does it too.
@@ -299,14 +306,20 @@ class AnnotationStore:
             if replace:
                 with atomic_write(path, fsync=True) as temporary:
                     temporary.write_text(text, "utf-8")
+                self._lines[path] = len(frames)
                 return
-            if path not in self._repaired:  # a killed process may have left half a line
+            if path not in self._lines:  # a killed process may have left half a line
                 end_last_line(path, is_complete=lambda line: False)
-                self._repaired.add(path)
+                self._lines[path] = len(_complete_lines(path)) if path.exists() else 0
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise _cannot_write(path, error) from error
+        self._lines[path] += len(frames)
+        if self._lines[path] > MAX_LINES:
+            latest = self._read_lines(video)
+            if self._lines[path] > MAX_OUTDATED * len(latest):
+                self.save_tracked(video, latest, replace=True)
 
     def accepted(
         self, video: str, which: Which = "accepted", every: int | None = None

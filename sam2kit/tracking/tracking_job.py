@@ -1,145 +1,350 @@
-"""Track a video without ground truth and write the results: ``sam2kit track``."""
+"""Track videos without ground truth and write the results: ``sam2kit track``."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from loguru import logger
 
 import sam2kit
-from sam2kit.data.sources.video_decoder import OneVideo, open_video
+from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
 from sam2kit.models.checkpoints import find_checkpoint, load_model
-from sam2kit.prompts.io import load_video_prompts
+from sam2kit.prompts.io import video_prompts
 from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.inputs import (
+    VideoInput,
+    digest,
+    open_inputs,
+    prompts_from_file,
+    prompts_from_flags,
+)
 from sam2kit.tracking.options import TrackerOptions
+from sam2kit.tracking.results import (
+    MASKS_JSON,
+    VIDEOS,
+    TrackRecord,
+    read_records,
+    write_combined,
+)
 from sam2kit.tracking.video_tracker import FrameTracks, VideoTracker
+from sam2kit.utils import locks
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name, open_run_dir
 from sam2kit.utils.progress import log_progress
+from sam2kit.utils.text import plural, visible_text
 from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
 
 GIF_FRAMES, GIF_WIDTH = 60, 480
+MIN_FPS = 1.0  # of the overlays
+LOCK_FILE = ".track.lock"
 # Upstream also tracks an object before its first prompt; users do not expect masks there.
 OPTIONS = TrackerOptions(track_before_prompt=False)
 
 
 def track_video(
     video: str | Path,
-    prompts: str | Path,
+    prompts: str | Path | Sequence[Mapping[str, Any]],
     checkpoint: str | Path,
     output_dir: str | Path | None = None,
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
 ) -> Path:
-    """Track the objects of a prompt file through a video, from the first prompt to the end.
+    """Track objects through one video, or through all videos of a folder; see :func:`track_videos`.
+
+    Args:
+        video: a video file, a directory of frames, or a folder or data set with several videos.
+        prompts, checkpoint, output_dir, accelerator, options: as for :func:`track_videos`.
+
+    Returns:
+        The output directory.
+    """
+    return track_videos([video], prompts, checkpoint, output_dir, accelerator, options)
+
+
+def track_videos(
+    videos: Sequence[str | Path],
+    prompts: str | Path | Sequence[Mapping[str, Any]],
+    checkpoint: str | Path,
+    output_dir: str | Path | None = None,
+    accelerator: str = "auto",
+    options: TrackerOptions = OPTIONS,
+    overwrite: bool = False,
+) -> Path:
+    """Track objects through videos, each from its first prompt to the end.
 
     Frames are read one by one. The output directory gets:
 
-    - ``masks/VIDEO/FRAME.png``: palette PNG in the DAVIS layout,
+    - ``masks/VIDEO/FRAME.png``: palette PNG in the DAVIS layout, or 16-bit PNG for more than 254
+      objects,
     - ``masks.json``: the masks in the COCO format,
     - ``objects.csv``: area in pixels, object score (logit) and predicted IoU per object and frame,
     - ``overlay.mp4``, and ``overlay.gif`` with up to 60 evenly spaced frames and up to 480 pixels
       of width,
     - ``track.json``: inputs, options and version.
 
-    An object has no mask before its first prompt. After an interruption, all files contain the
-    frames that were tracked.
+    The last three of a video that is not the only one are in ``videos/VIDEO``. An object has no
+    mask before its first prompt. After an interruption, all files contain the frames that were
+    tracked. A later call adds videos to the directory, skips those that are finished, and tracks
+    unfinished ones again.
 
     Args:
-        video: a video file or a directory of frames.
-        prompts: a prompt file, as :func:`~sam2kit.prompts.io.load_video_prompts` reads it.
+        videos: video files, directories of frames, or folders or data sets with several videos.
+        prompts: a prompt file, as :func:`~sam2kit.prompts.io.load_video_prompts` reads it, or
+            prompts for every video, as :func:`~sam2kit.tracking.inputs.prompts_from_flags` takes
+            them. Videos without prompts in the file are logged and not tracked.
         checkpoint: a checkpoint, as :func:`~sam2kit.models.checkpoints.load_model` accepts it.
         output_dir: None (default): a new dated directory in ``outputs``.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         options: see :class:`~sam2kit.tracking.options.TrackerOptions`.
+        overwrite: replace results that were made with other prompts or another model.
 
     Returns:
         The output directory.
 
     Raises:
-        ConfigError: the output directory contains masks already, or is not writable.
-        DataError: the video or the prompt file cannot be used.
+        ConfigError: the output directory has results of the same video with other inputs, is in
+            use, or is not writable.
+        DataError: a video or the prompt file cannot be used.
         CheckpointError: the checkpoint cannot be used.
         KeyboardInterrupt: tracking was interrupted; all files are complete.
     """
-    if output_dir is not None and (Path(output_dir) / "masks").exists():
-        raise ConfigError(
-            f"{output_dir} contains masks already",
-            key="--output-dir",
-            value=str(output_dir),
-            hint="choose another directory",
-        )
     path = find_checkpoint(checkpoint, key="--model-checkpoint")
-    source = open_video(video)
+    inputs = open_inputs(videos)
+    if isinstance(prompts, (str, Path)):
+        documents = prompts_from_file(prompts, inputs)
+        prompts_name = str(prompts)
+    else:
+        documents = {video.name: prompts_from_flags(prompts, video) for video in inputs}
+        prompts_name = "the command line"
     config, model = load_model(path)
-    image_size, name = config.dataset.image_size, source.names[0]
-    video_prompts, object_ids = load_video_prompts(prompts, name, source.num_frames(0), image_size)
+    image_size = config.dataset.image_size
+    # All prompts are read before the first video is tracked.
+    jobs = []
+    for video in inputs:
+        if video.name in documents:
+            document, key = documents[video.name]
+            loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size)
+            jobs.append(_Job(video, prompts_name, document, key, *loaded))
+    checkpoint_state = _file_state(path)
     folder = open_run_dir(output_dir, "outputs")
-    size = source.read_frame(0, 0).shape[:2]
-    tracker = VideoTracker(model, options, pick_device(accelerator))
-    session = tracker.open(lambda t: source.read_frame(0, t), source.num_frames(0), size)
-    for prompt in video_prompts:
-        session.add_prompt(prompt)
-    masks = MaskWriter(folder / "masks" / file_name(name), name, object_ids)
-    done = _write_frames(session.propagate(), source, folder, masks, video_prompts, image_size)
-    (folder / "masks.json").write_text(json.dumps(coco_json([masks.sav()])))
-    inputs = {"video": str(video), "prompts": str(prompts), "checkpoint": str(checkpoint)}
-    results = {"sam2kit_version": sam2kit.__version__, "frames": done, "objects": object_ids}
-    content = {**inputs, **results, "options": asdict(options)}
-    (folder / "track.json").write_text(json.dumps(content, indent=1))
-    if done < source.num_frames(0):
-        raise KeyboardInterrupt(f"the masks of frames 0 to {done - 1} are in {folder}")
-    logger.info("{} frames, {} objects: results in {}", done, len(object_ids), folder)
+    with _locked(folder):
+        records = _find_records(folder, jobs)
+        inputs_digests = [
+            digest(job.entries, _file_state(job.video.path), checkpoint_state, asdict(options))
+            for job in jobs
+        ]
+        if not overwrite:
+            _check_results(records, inputs_digests)
+        tracker = VideoTracker(model, options, pick_device(accelerator))
+        try:
+            for n, (job, record) in enumerate(zip(jobs, records, strict=True)):
+                name = visible_text(record.name)
+                if record.finished and record.content.get("digest") == inputs_digests[n]:
+                    logger.info("{}: finished already, in {}", name, record.folder)
+                    continue
+                if len(jobs) > 1:
+                    logger.info("Video {} of {}: {}", n + 1, len(jobs), name)
+                about = {"checkpoint": str(checkpoint), "digest": inputs_digests[n]}
+                _track(tracker, job, record, about | {"options": asdict(options)}, image_size)
+        finally:
+            write_combined(folder)
+    logger.info("{}: results in {}", plural(len(jobs), "video"), folder)
     return folder
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A video with its prompts: the content of a prompt file and the name of the video in it."""
+
+    video: VideoInput
+    prompts_name: str
+    document: dict[str, Any]
+    key: str
+    prompts: list[Prompt]
+    object_ids: list[ObjectId]
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries of the video in the prompt file, and the size to which they refer."""
+        entries = [e for e in self.document["prompts"] if e.get("video") == self.key]
+        sizes = {k: v for k, v in self.document.items() if k.startswith("image_size")}
+        return [sizes, *({k: v for k, v in e.items() if k != "video"} for e in entries)]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a result folder to this process."""
+    try:
+        lock = locks.acquire(folder / LOCK_FILE)
+    except locks.LockedError as error:
+        raise ConfigError(
+            f"{folder} is in use by process {error.pid} on {error.host}",
+            key="--output-dir",
+            value=str(folder),
+            hint="wait for that process or end it, or choose another directory",
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _file_state(path: Path) -> list[Any]:
+    """Return what changes when a file is replaced."""
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns if path.is_file() else 0]
+
+
+def _find_records(folder: Path, jobs: Sequence[_Job]) -> list[TrackRecord]:
+    """Find the record of each video in a result folder, or make one that is not saved yet."""
+    known = read_records(folder)
+    by_video = {(r.content["video"], r.content.get("video_name", r.name)): r for r in known}
+    used = {record.name for record in known}
+    records = []
+    for job in jobs:
+        path, video_name = str(job.video.path.resolve()), job.video.source_name
+        # Earlier versions recorded the path as it was typed.
+        keys = (path, video_name), (str(job.video.path), video_name)
+        record = next((by_video[key] for key in keys if key in by_video), None)
+        if record is None:
+            name = _free_name(job.video, used)
+            used.add(name)
+            content = {"name": name, "video": path, "video_name": video_name, "finished": False}
+            is_only_one = len(jobs) == 1 and not known
+            subfolder = folder if is_only_one else folder / VIDEOS / file_name(name)
+            record = TrackRecord(folder, subfolder, content)
+            if any(record.masks.glob("*.png")):
+                raise ConfigError(
+                    f"{record.masks} contains masks that sam2kit track has not recorded",
+                    key="--output-dir",
+                    value=str(folder),
+                    hint="choose another directory, or move the masks",
+                )
+        records.append(record)
+    return records
+
+
+def _free_name(video: VideoInput, used: Collection[str]) -> str:
+    """Return the name of a video, or a longer one if another video has it already."""
+    parent = video.path.resolve().parent.name
+    numbered = (f"{video.name}-{n}" for n in count(2))
+    candidates = chain([video.name, f"{parent}/{video.source_name}"], numbered)
+    return next(name for name in candidates if name not in used)
+
+
+def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> None:
+    """Reject results of the same videos that were made with other inputs."""
+    changed = [
+        visible_text(record.name)
+        for record, inputs_digest in zip(records, digests, strict=True)
+        if record.finished and record.content.get("digest") != inputs_digest
+    ]
+    if changed:
+        folder = records[0].root
+        raise ConfigError(
+            f"{folder} contains results of {changed[0]!r} that were made with other prompts, "
+            f"another model or another version of the video ({plural(len(changed), 'video')})",
+            key="--output-dir",
+            value=str(folder),
+            hint="choose another directory, or add --overwrite to replace them",
+        )
+
+
+def _track(
+    tracker: VideoTracker, job: _Job, record: TrackRecord, about: dict[str, Any], image_size: int
+) -> None:
+    """Track one video, and write its results."""
+    video, count_frames = job.video, job.video.num_frames
+    names = [video.source.frame_name(video.i, t) for t in range(count_frames)]
+    # Written first: if this process is killed, the next call knows what it may replace.
+    prompted = [
+        {k: e[k] for k in ("object_id", "frame_index", "kind")} for e in job.entries if "kind" in e
+    ]
+    inputs = {"prompts": job.prompts_name, "prompted": prompted, "objects": job.object_ids}
+    version = {"sam2kit_version": sam2kit.__version__, "frames": 0, "finished": False}
+    record.save(**about, **inputs, **version)
+    record.clear_masks(names)
+    size = video.read_frame(0).shape[:2]
+    session = tracker.open(video.read_frame, count_frames, size)
+    for prompt in job.prompts:
+        session.add_prompt(prompt)
+    masks = MaskWriter(record.masks, record.name, job.object_ids)
+    done = _write_frames(
+        session.propagate(), video, record.folder, masks, job.prompts, image_size, names
+    )
+    frame_file = video.source.frame_path(video.i, 0)
+    ending = ".jpg" if frame_file is None else frame_file.suffix
+    write_text(record.folder / MASKS_JSON, json.dumps(coco_json([masks.sav()], ending)))
+    record.save(frames=done, finished=done == count_frames)
+    if done < count_frames:
+        frames = f"the masks of frames 0 to {done - 1} of {visible_text(record.name)}"
+        raise KeyboardInterrupt(
+            f"{frames} are in {record.root}; the same command tracks this video again and then the "
+            "rest"
+        )
+    objects = plural(len(job.object_ids), "object")
+    logger.info("{}: {} frames, {}", visible_text(record.name), done, objects)
 
 
 def _write_frames(
     tracks: Iterator[FrameTracks],
-    source: OneVideo,
+    video: VideoInput,
     folder: Path,
     masks: MaskWriter,
     prompts: list[Prompt],
     image_size: int,
+    names: list[str],
 ) -> int:
     """Write masks, table and videos until the end or an interruption.
 
     Returns:
         The number of frames that were written.
     """
-    count, done, ids = source.num_frames(0), 0, masks.object_ids
+    num_frames, done, ids = video.num_frames, 0, masks.object_ids
     first = min(prompt.frame for prompt in prompts)
-    gif_frames, gif_step = [], -(-count // GIF_FRAMES)  # rounded up
+    # A time lapse with one frame per minute would play for days.
+    if (fps := max(video.fps, MIN_FPS)) > video.fps:
+        logger.info(
+            "overlay.mp4 plays at {:g} frames per second, the video at {:g}", fps, video.fps
+        )
+    gif_frames, gif_step = [], -(-num_frames // GIF_FRAMES)  # rounded up
     with ExitStack() as files:
-        write = files.enter_context(mp4_writer(folder / "overlay.mp4", source.fps))
+        write = files.enter_context(mp4_writer(folder / "overlay.mp4", fps))
         table = csv.writer(files.enter_context((folder / "objects.csv").open("w", newline="")))
         table.writerow(["frame", "object", "area", "object_score", "predicted_iou"])
         try:
-            for t in log_progress(range(count), count, "tracked", "frames"):
+            for t in log_progress(range(num_frames), num_frames, "tracked", "frames"):
                 frame_tracks = next(tracks) if t >= first else None
-                frame = source.read_frame(0, t)
-                logits = np.full((len(ids), *frame.shape[:2]), -np.inf, dtype=np.float32)
+                frame = video.read_frame(t)
+                visible = np.zeros((len(ids), *frame.shape[:2]), dtype=bool)
+                by_object = {}
                 if frame_tracks is not None:
-                    logits[frame_tracks.objects] = (
-                        frame_tracks.logits(frame.shape[:2]).cpu().numpy()
-                    )
+                    logits = frame_tracks.logits(frame.shape[:2]).cpu().numpy()
+                    visible[frame_tracks.objects] = logits > 0
+                    by_object = {
+                        ids[n]: x for n, x in zip(frame_tracks.objects, logits, strict=True)
+                    }
                     scores = frame_tracks.object_score.tolist(), frame_tracks.iou.tolist()
                     for n, *values in zip(frame_tracks.objects, *scores, strict=True):
-                        area = np.count_nonzero(logits[n] > 0)
+                        area = np.count_nonzero(visible[n])
                         table.writerow([t, ids[n], area, *(f"{v:.4f}" for v in values)])
-                by_object = dict(zip(ids, logits, strict=True))
-                masks.add(source.frame_name(0, t), by_object, frame.shape[:2])
+                masks.add(names[t], by_object, frame.shape[:2])
                 done = t + 1
-                picture = overlay(frame, logits > 0)
+                picture = overlay(frame, visible)
                 for prompt in prompts:
                     if prompt.frame == t:
                         picture = _draw(picture, prompt, image_size)
@@ -152,8 +357,7 @@ def _write_frames(
         except KeyboardInterrupt:
             logger.warning("Interrupted: the output files contain the first {} frames", done)
     if gif_frames:
-        # save_gif accepts up to 50 frames per second.
-        save_gif(folder / "overlay.gif", gif_frames, min(source.fps / gif_step, 50))
+        save_gif(folder / "overlay.gif", gif_frames, min(max(fps / gif_step, MIN_FPS), 50))
     return done
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from sam2kit.config.schema import Config
-from sam2kit.data.build import build_datasets, hold_out
+from sam2kit.data.build import choose_time_split, hold_out, settle_datasets, split_by_time
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
@@ -22,7 +23,7 @@ class SAM2LightningDataModule(LightningDataModule):
 
     Args:
         config: the sections ``dataset``, ``valdataset`` and ``augmentation`` and the key ``seed``
-            are read.
+            are read. The attribute ``config`` is a copy with the detected layout.
         devices: world size. Each rank gets its shard of an epoch's clips and of the validation
             batches.
         train_source: videos to train on. None (default): the videos of ``config.dataset``.
@@ -44,9 +45,9 @@ class SAM2LightningDataModule(LightningDataModule):
         val_source: VideoSource | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
         self.devices = devices
-        self.train_clips, self.val_clips = _datasets(config, train_source, val_source)
+        # With the detected layout and the split of a single video, to be stored with the run.
+        self.config, self.train_clips, self.val_clips = _datasets(config, train_source, val_source)
         # Whether training and validation batches carry frame keys, which the feature cache needs.
         self.with_keys = (False, False)
         self._resume_position = (0, 0)  # an epoch, and the number of its clips already trained on
@@ -132,15 +133,23 @@ class SAM2LightningDataModule(LightningDataModule):
 
 def _datasets(
     config: Config, train_source: VideoSource | None, val_source: VideoSource | None
-) -> tuple[ClipDataset, ClipDataset]:
+) -> tuple[Config, ClipDataset, ClipDataset]:
     if train_source is None:
         if val_source is not None:
             raise ValueError("val_source needs train_source; pass both")
-        return build_datasets(config)
+        return settle_datasets(config)
     if val_source is None:
         fraction = config.valdataset.fraction
-        train_source, val_source = hold_out(train_source, fraction, config.seed, "train_source")
+        if len(train_source) == 1 and train_source.num_frames(0) > 1:
+            split = config.dataset.time_split or choose_time_split(
+                train_source, fraction, config.dataset, "train_source"
+            )
+            train_source, val_source = split_by_time(train_source, split)
+            config = replace(config, dataset=replace(config.dataset, time_split=split))
+        else:
+            train_source, val_source = hold_out(train_source, fraction, config.seed, "train_source")
     return (
+        config,
         ClipDataset(train_source, config.dataset, True, config.seed, config.augmentation),
         ClipDataset(val_source, config.validation_dataset(), training=False, seed=config.seed),
     )

@@ -35,6 +35,7 @@ _FIXED = (
 # data set may be moved.
 _MAY_CHANGE = (
     "dataset.data_path",
+    "dataset.masks_path",
     "dataset.annotation_file",
     "dataset.num_workers",
     "model.compile",

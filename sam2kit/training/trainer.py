@@ -133,6 +133,7 @@ def fit(
     data = SAM2LightningDataModule(
         config, world_size, train_source=train_source, val_source=val_source
     )
+    config = data.config
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
     try:

@@ -22,8 +22,8 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: f
     Args:
         path: file to write.
         frames: images ``[H,W,3]`` uint8.
-        fps: frames per second, above 0 and up to 50. GIF files store durations in steps of 10 ms,
-            so the actual rate may differ slightly.
+        fps: frames per second, above 0 and up to 50. GIF files store durations in steps of 10 ms
+            up to 655 s, so the actual rate may differ.
 
     Raises:
         ValueError: there are no frames, or ``fps`` is out of range.
@@ -32,7 +32,7 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, fps: f
         raise ValueError(f"a GIF needs frames and fps in (0, 50]; got {len(frames)} and {fps}")
     # Dithering would flicker from frame to frame.
     images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
-    duration = round(100 / fps) * 10
+    duration = min(round(100 / fps), 65535) * 10
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
 
 
@@ -69,7 +69,8 @@ def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], 
     with atomic_write(path) as temporary:
         # faststart puts the index at the beginning, so that browsers play while they download.
         with av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}) as container:
-            rate = Fraction(fps).limit_denominator(1001)
+            # At least one frame in 1001 seconds: slower rates would become 0.
+            rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
             # Equal images must give equal files. With its macroblock tree (mbtree), x264 does not
             # guarantee that; without it, CRF 22 has about the size and quality of CRF 20 with it.
             options = {"crf": "22", "x264-params": "mbtree=0"}

@@ -49,8 +49,11 @@ def frames_to_check(
     Returns:
         The frames, the worst first.
     """
-    runs = [{"size": list(size), "counts": t.counts.encode()} for t in tracks.values()]
-    areas = dict(zip(tracks, coco_mask.area(runs).tolist() if runs else [], strict=True))
+    # One by one: given a list of more than 255 masks, pycocotools fails.
+    areas = {
+        key: int(coco_mask.area({"size": list(size), "counts": track.counts}))
+        for key, track in tracks.items()
+    }
     suspects = [
         max(reasons, key=lambda suspect: suspect.severity)
         for (o, t), track in tracks.items()

@@ -163,7 +163,7 @@ class ClipBrowser(ImageWidget):
             if not check_document(self._document, str(prompts), [name])[1]:
                 return []
             document = self._document, str(prompts), name, video_layers.num_frames, _PROMPT_SPACE
-            prompts, identities = video_prompts(*document)
+            prompts, identities = video_prompts(*document, (size[0], size[1]))
             space = (_PROMPT_SPACE, _PROMPT_SPACE)
         elif prompts is None or video_layers.i != self._first:
             return []

@@ -190,8 +190,6 @@ class PromptSession:
         hidden: the objects that the view hides; their masks are tracked, accepted and saved.
         prompts: the prompts.
         accepted: the frames whose masks are accepted.
-        j: J of the tracked masks against the ground truth, on annotated frames, since the video was
-            opened.
         proposals: the masks of :meth:`propose_masks` that were neither accepted nor discarded.
 
     Raises:
@@ -221,7 +219,6 @@ class PromptSession:
         self.hidden: set[ObjectId] = set()
         self.prompts: dict[ObjectFrame, FramePrompt] = {}
         self.accepted: set[int] = set()
-        self.j: dict[ObjectFrame, float] = {}
         self.proposals: list[Proposal] = []
         self._proposal_frame = 0
         self._checked: set[int] = set()
@@ -366,6 +363,7 @@ class PromptSession:
         self.objects.remove(o)
         self.names.pop(o, None)
         self.colors.pop(o, None)
+        self.hidden.discard(o)
         if o in self._truth_objects:
             self._deleted.add(o)
         self.prompts = {k: p for k, p in self.prompts.items() if k[0] != o}
@@ -523,8 +521,8 @@ class PromptSession:
         self,
         t: int,
         points_per_side: int = 16,
-        min_iou: float = 0.7,
-        min_stability: float = 0.85,
+        min_iou: float = 0.5,
+        min_stability: float = 0.7,
         max_overlap: float = 0.5,
         max_area: float = 0.5,
     ) -> Iterator[float]:
@@ -741,7 +739,6 @@ class PromptSession:
         for key, track in tracks.items():
             if track is None:
                 self._tracks.pop(key, None)
-                self.j.pop(key, None)
             else:
                 self._tracks[key] = track
             self._unsaved_frames.add(key[1])
@@ -988,7 +985,6 @@ class PromptSession:
     ) -> Iterator[int]:
         if to_end:
             self._tracked_prompts = prompts
-        directions = {reverse for _, reverse in passes}
         if whole:
             self._drop_outdated(prompts, passes)
         self._save()
@@ -998,7 +994,7 @@ class PromptSession:
             for frames, reverse in passes:
                 for t, masks in self._track(prompts, frames, reverse):
                     self._keep(t, masks, reverse, fresh, prompts)
-                    self._drop_missing(t, masks, directions, fresh, prompts)
+                    self._drop_missing(t, masks, reverse, fresh, prompts)
                     fresh |= {(o, t) for o in masks}
                     if time.monotonic() - last_save > SAVE_SECONDS:
                         self._save_tracks()
@@ -1029,21 +1025,21 @@ class PromptSession:
         self,
         t: int,
         masks: Mapping[ObjectId, TrackedMask],
-        directions: Collection[bool],
+        reverse: bool,
         fresh: Collection[ObjectFrame],
         prompts: Mapping[ObjectFrame, FramePrompt],
     ) -> None:
-        """Remove the masks of a frame that were tracked before in these directions, but not now."""
+        """Remove the masks of a frame that were tracked in this direction before, but not now."""
         if t in self.accepted:
             return
         prompted = {o for o, _ in prompts}
         missing = [
-            (o, frame)
+            (o, t)
             for o in self.objects
-            if (track := self._tracks.get((o, frame := t))) is not None
+            if (track := self._tracks.get((o, t))) is not None
             and o not in masks
             and (o, t) not in fresh
-            and (track.backward in directions or o not in prompted)
+            and (track.backward == reverse or o not in prompted)
         ]
         self._change_tracks(dict.fromkeys(missing))
 
@@ -1096,12 +1092,14 @@ class PromptSession:
                     continue
             if existing is not None and t in self.accepted:
                 continue
+            if self.truth(t) is not None:
+                track.j = self.j_of(o, t, self._decode(track.counts, o, t))
             self._change_tracks({(o, t): track})
-            if (j := self._truth_j(o, t, track)) is not None:
-                self.j[o, t] = j
 
-    def _truth_j(self, o: ObjectId, t: int, track: TrackedMask) -> float | None:
-        return None if self.truth(t) is None else self.j_of(o, t, self._decode(track.counts, o, t))
+    @property
+    def j(self) -> dict[ObjectFrame, float]:
+        """J of the tracked masks against the ground truth, on annotated frames."""
+        return {key: track.j for key, track in self._tracks.items() if track.j is not None}
 
     def j_of(self, o: ObjectId, t: int, mask: np.ndarray) -> float | None:
         """Return J of a mask against the ground truth, without void pixels.
@@ -1252,6 +1250,7 @@ class PromptSession:
             sorted(self.accepted),
             sorted(self._checked),
             self.stale,
+            "" if (path := self.source.video_path(self.i)) is None else str(path.resolve()),
         )
         self.store.save(self.video, state)
         self._revision = state.revision

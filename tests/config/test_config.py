@@ -215,7 +215,8 @@ INVALID = [
     "augmentation.crop=1",
     "augmentation.shear=90",
     "augmentation.frame_contrast=-0.1",
-    "dataset.synthetic_objects=0",
+    "dataset.synthetic_objects=-1",
+    "dataset.max_annotation_gap=0",
     "dataset.prompt_types=[]",
     "dataset.prompt_types=[scribble]",
     "dataset.prompt_types=[box,box]",
@@ -291,7 +292,10 @@ def test_invalid_value_is_reported_with_a_fix(text):
         (["dataset.type=coco"], ["dataset.annotation_file", "coco"]),
         (["valdataset.type=coco"], ["valdataset.annotation_file", "coco"]),
         (["dataset.min_objects=4"], ["dataset.min_objects=4", "at most dataset.max_objects=3"]),
-        (["dataset.identity=track"], ["dataset.identity", "type=video", "components"]),
+        (
+            ["dataset.type=video", "dataset.identity=track"],
+            ["dataset.identity", "type=video", "components"],
+        ),
         (["use_wandb=true", "trainer.logger=swanlab"], ["use_wandb", "swanlab", "--no-wandb"]),
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["loss={bce:0,dice:0,iou:0,temporal:0}"], ["loss", "all of", "above 0"]),
@@ -322,7 +326,7 @@ def test_all_problems_are_reported_at_once_without_duplicates():
 def test_choices_are_suggested_and_the_invalid_entry_is_named():
     error = load_error(None, ["dataset.type=vidoe"])
     assert error.value == "vidoe" and error.hint == "did you mean video?"
-    assert load_error(None, ["dataset.type=x"]).hint == 'the default is "video"'
+    assert load_error(None, ["dataset.type=x"]).hint == 'the default is "auto"'
     assert load_error(None, ["valdataset.synthetic_videos=0"]).hint == "the default is 16"
     error = load_error(None, ["optimizer.module_lr={image_encoder: 0}"])
     assert (error.key, error.expected) == ("optimizer.module_lr.image_encoder", "above 0")

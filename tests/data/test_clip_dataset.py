@@ -252,3 +252,71 @@ def test_benchmark_against_upstreams_data_set(tmp_path):
     assert [(row["size"], row["augmented"]) for row in rows] == [(32, "no"), (32, "yes")]
     assert all(row["upstream"] > 0 and row["ratio"] > 0 for row in rows)
     assert "| size | augmented |" in out.with_suffix(".md").read_text()
+
+
+# --- sparse annotation --------------------------------------------------------------------------
+
+
+class Sparse(Squares):
+    """Squares with masks on some frames only.
+
+    Args:
+        annotated: the annotated frames of every video.
+        videos: as for :class:`Squares`.
+    """
+
+    def __init__(self, annotated: set[int], *videos: tuple[int, list[tuple[int, int]]]):
+        super().__init__(*videos)
+        self.annotated = annotated
+
+    def read_masks(self, i, t):
+        return self._masks(i, t) if t in self.annotated else None
+
+
+def tracked_with_truth(clip) -> int:
+    return int(clip.annotated[1:, 0].sum())
+
+
+@pytest.mark.parametrize("changes", [{}, {"frame_stride": 2}, {"max_gap": 2}, {"augment": True}])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_annotated_frame_follows_the_prompted_one(changes, training):
+    source = Sparse({0, 5, 10, 15, 20}, (21, [(0, 20)]), (24, [(5, 15)]))
+    dataset = clips(source, training, clips_per_video=20, **changes)
+    for k in range(len(dataset)):
+        clip = dataset[k]
+        assert clip.visible[0].any() and tracked_with_truth(clip) >= 1, clip.frame_indices
+        assert clip.frames.shape[0] == 4 and set(clip.frame_indices) <= set(range(24))
+
+
+def test_frames_between_annotations_are_evenly_spaced():
+    (clip,) = (clips(Sparse({2, 14}, (40, [(0, 39)])), training=False)[0],)
+    assert clip.frame_indices == [2, 6, 10, 14]
+    (clip,) = (clips(Sparse({2, 7}, (40, [(0, 39)])), training=False, frame_stride=4)[0],)
+    assert clip.frame_indices == [2, 7, 11, 15]
+    # Nothing is annotated after the last frame, so the clip runs backwards.
+    (clip,) = (clips(Sparse({39, 30}, (40, [(31, 39)])), training=False)[0],)
+    assert clip.frame_indices == [39, 36, 33, 30]
+
+
+def test_fully_annotated_clips_do_not_change():
+    everything = Sparse(set(range(40)), *LONG.videos)
+    for changes in ({}, {"max_gap": 2, "frame_stride": 2, "augment": True}):
+        one, other = (
+            clips(LONG, clips_per_video=8, **changes),
+            clips(everything, clips_per_video=8, **changes),
+        )
+        assert [facts(one[k]) for k in range(16)] == [facts(other[k]) for k in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("annotated", "value", "expected"), [({0, 30}, 20, "at least 30"), ({7}, None, None)]
+)
+def test_annotations_out_of_reach(annotated, value, expected):
+    dataset = clips(Sparse(annotated, (40, [(0, 39)])), max_annotation_gap=20)
+    for read in (dataset.check_videos, lambda: dataset[0]):
+        with pytest.raises(
+            DataError, match="'video0'.*" + ".*".join(map(str, sorted(annotated)))
+        ) as error:
+            read()
+        assert (error.value.value, error.value.expected) == (value, expected)
+    assert "annotate another frame" in error.value.hint

@@ -259,7 +259,7 @@ def mask_without_a_frame(root: Path) -> Planted:
 @fault
 def folder_without_masks(root: Path) -> Planted:
     shutil.rmtree(root / "Annotations/b")
-    return "error", "refused", ("Annotations/b", "is missing")
+    return "warning", "unannotated", ("'b'", "not used for training")
 
 
 @fault
@@ -294,7 +294,7 @@ def test_training_raises_the_message_of_each_error_that_the_doctor_reports(tmp_p
         assert severity == "warning"
 
 
-@pytest.mark.parametrize("name", ["video_without_an_object", "colours", "folder_without_masks"])
+@pytest.mark.parametrize("name", ["video_without_an_object", "colours"])
 def test_training_rejects_data_before_it_creates_the_run_directory(tmp_path, name):
     FAULTS[name](healthy(tmp_path / "data"))
     if name == "colours":  # masks are read up to the first object
@@ -329,8 +329,12 @@ def test_all_faults_are_reported_and_readable_files_are_read(tmp_path):
     (tmp_path / "JPEGImages/d/00001.png").write_bytes(b"")
     (tmp_path / "JPEGImages/e/00005.png").write_bytes(b"")
     examination = examine(tmp_path)
-    assert [v.name for v in examination.videos] == ["a", "d", "e", "f"]
-    assert kinds(examination) == [("error", "refused")] * 4
+    assert [v.name for v in examination.videos] == ["a", "b", "d", "e", "f"]
+    assert kinds(examination) == [
+        *[("error", "refused")] * 1,
+        ("warning", "unannotated"),
+        *[("error", "refused")] * 2,
+    ]
     assert [Path(f.where).name for f in examination.findings[2:]] == ["00001.png", "00005.png"]
 
 
@@ -562,3 +566,51 @@ def test_command_writes_text_json_and_html(tmp_path, capsys):
 def test_command_rejects_invalid_arguments(argv, message, capsys):
     assert main(["doctor", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tracked_frames_with_truth_are_counted(tmp_path):
+    healthy(tmp_path, "ab")
+    for t in (1, 2, 4, 5):
+        (tmp_path / f"Annotations/b/{t:05d}.png").unlink()
+    examination = examine(tmp_path)
+    assert not examination.broken
+    assert [row["tracked truth"] for row in examination.rows()] == [3, 1]
+    settings = json.loads(examination.to_json())["settings"]
+    assert settings["max_annotation_gap"] == SETTINGS.max_annotation_gap
+
+
+def test_videos_without_a_tracked_truth_are_errors(tmp_path):
+    healthy(tmp_path, "abc")
+    for t in range(FRAMES):
+        if t != 2:
+            (tmp_path / f"Annotations/b/{t:05d}.png").unlink()
+        if t not in (0, 5):
+            (tmp_path / f"Annotations/c/{t:05d}.png").unlink()
+    settings = replace(SETTINGS, max_annotation_gap=4)
+    findings = run_doctor(tmp_path, settings).findings
+    assert [(f.severity, f.kind, f.where) for f in findings] == [
+        ("error", "supervision", "video 'b'"),
+        ("error", "supervision", "video 'c'"),
+    ]
+    assert "only frame 2" in findings[0].message
+    assert "max_annotation_gap=5" in findings[1].message
+
+
+def test_ids_that_change_on_every_annotated_frame(tmp_path):
+    healthy(tmp_path, "ab")
+    for t in range(FRAMES):
+        file = tmp_path / f"Annotations/b/{t:05d}.png"
+        file.unlink()
+        if t < 4:
+            save_palette(file, (t + 1) * square(4, 4 + 12 * t, 10, SIZE))
+    (finding,) = (f for f in examine(tmp_path).findings if f.kind == "supervision")
+    assert finding.severity == "error" and "1, 2, 3, 4" in finding.message
+
+
+def test_data_without_masks_need_generated_objects(tmp_path):
+    healthy(tmp_path, "ab")
+    shutil.rmtree(tmp_path / "Annotations")
+    (finding,) = examine(tmp_path).findings
+    assert (finding.severity, finding.kind) == ("error", "unannotated")
+    assert "dataset.synthetic_objects" in finding.message
+    assert not run_doctor(tmp_path, replace(SETTINGS, synthetic_objects=3)).findings

@@ -17,6 +17,7 @@ from data_helpers import (
     save_frame,
     save_json,
     save_palette,
+    save_video,
     square,
     uncompressed,
 )
@@ -25,6 +26,7 @@ from make_samples import make_samples
 from PIL import Image
 
 from sam2kit.config.schema import Config, DatasetConfig
+from sam2kit.config.validation import check
 from sam2kit.data import (
     ClipDataset,
     COCODataset,
@@ -34,8 +36,12 @@ from sam2kit.data import (
     VideoSource,
     build_datasets,
     build_source,
+    build_validation_source,
     create_dataloader,
+    open_source,
+    sets_to_inspect,
 )
+from sam2kit.data.build import settle_datasets
 from sam2kit.data.sources.frame_folders import read_image
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -196,7 +202,9 @@ def test_invalid_folders(tmp_path):
         VideoDataset(tmp_path / "1")
     make_davis(tmp_path / "2", {"a": 2, "b": 2})
     shutil.rmtree(tmp_path / "2" / "Annotations" / "b")
-    with pytest.raises(DataError, match="Annotations/b is missing"):
+    assert list(VideoDataset(tmp_path / "2").annotated_frames(1)) == []  # unannotated
+    shutil.rmtree(tmp_path / "2" / "Annotations" / "a")
+    with pytest.raises(DataError, match="no folder for any of the 2 videos"):
         VideoDataset(tmp_path / "2")
     make_davis(tmp_path / "3", {"a": 2})
     (tmp_path / "3" / "JPEGImages" / "a" / "00001.jpg").unlink()
@@ -596,7 +604,7 @@ def test_errors_of_workers_keep_type_and_message():
 
 def config_for(path, **dataset) -> Config:
     config = Config()
-    config.dataset = dataset_config(data_path=str(path), **dataset)
+    config.dataset = dataset_config(data_path=path and str(path), **dataset)
     return config
 
 
@@ -616,9 +624,75 @@ def test_held_out_validation_videos(tmp_path):
     assert train[0].frames.shape == (4, 3, 32, 32) and val[1].name in val.source.names
 
 
-def test_one_video_cannot_be_split(tmp_path):
-    with pytest.raises(ConfigError, match="valdataset.data_path"):
-        build_datasets(config_for(make_davis(tmp_path, {"only": 5})))
+def test_one_video_with_few_masks_cannot_be_split(tmp_path):
+    root = make_davis(tmp_path, {"only": 9}, annotated=lambda t: t % 4 == 0)
+    with pytest.raises(ConfigError, match="3 annotated frames.*valdataset.data_path"):
+        build_datasets(config_for(root))
+
+
+def test_one_video_is_split_by_time(tmp_path):
+    config = config_for(make_davis(tmp_path, {"only": 25}))
+    settled, train, val = settle_datasets(config)
+    assert settled.dataset.time_split == [18, 20, 25]  # a gap of a tenth
+    assert (train.source.num_frames(0), val.source.num_frames(0)) == (18, 5)
+    assert val.source.frame_name(0, 0) == "00020"
+    assert int(val.source.read_frame(0, 0)[0, 0, 0]) == pytest.approx(200, abs=3)
+    # A later command splits in the same way, whatever its fraction is.
+    settled.valdataset.fraction = 0.5
+    assert build_validation_source(settled).num_frames(0) == 5
+    settled.dataset.time_split = [18, 20, 26]
+    with pytest.raises(DataError) as error:
+        build_datasets(settled)
+    assert error.value.key == "dataset.time_split"
+
+
+def test_split_by_time_leaves_masks_in_both_parts(tmp_path):
+    root = make_davis(tmp_path, {"only": 25}, annotated=lambda t: t in (0, 4, 8, 12, 16))
+    settled, train, val = settle_datasets(config_for(root))
+    assert settled.dataset.time_split == [10, 12, 25]
+    assert list(train.source.annotated_frames(0)) == [0, 4, 8]
+    assert list(val.source.annotated_frames(0)) == [0, 4]
+
+
+def test_only_annotated_videos_are_used(tmp_path, messages):
+    root = make_davis(tmp_path, {"a": 5, "b": 5, "c": 5})
+    shutil.rmtree(root / "Annotations/b")
+    train, val = build_datasets(config_for(root))
+    assert sorted(train.source.names + val.source.names) == ["a", "c"]
+    assert any("WARNING" in m and "1 of 3 videos" in m for m in messages)
+    shown = sets_to_inspect(config_for(root))
+    assert sum(len(clips.source) for clips in shown.values()) == 3
+    counts = [clips[i].masks.shape[1] for clips in shown.values() for i in range(len(clips))]
+    assert sorted(counts) == [0, 2, 2]
+
+
+def test_the_detected_type_is_logged_and_recorded(tmp_path, messages):
+    config = config_for(make_davis(tmp_path / "one", {"a": 5, "b": 5}))
+    assert config.dataset.type == "auto"
+    settled, _, _ = settle_datasets(config)
+    assert (settled.dataset.type, settled.valdataset.type) == ("video", "auto")
+    assert settled.validation_dataset().type == "video"
+    assert any("dataset.type=video" in m and "set dataset.type" in m for m in messages)
+    # Validation videos that a later command gives are detected by themselves.
+    save_video(tmp_path / "films/a.mp4", [0, 10])
+    save_palette(tmp_path / "films/Annotations/a/00000.png", square(0, 0) * 1)
+    settled.valdataset.data_path = str(tmp_path / "films")
+    assert type(build_validation_source(settled)).__name__ == "VideoFileDataset"
+
+
+def test_a_mixture_of_detected_sources(tmp_path):
+    make_davis(tmp_path / "one", {"a": 5, "b": 5})
+    save_video(tmp_path / "films/c.mp4", [0, 10, 20, 30] * 5)
+    for t in range(20):
+        save_palette(tmp_path / f"films/Annotations/c/{t}.png", square(0, t) * 1)
+    entries = [{"data_path": str(tmp_path / name)} for name in ("one", "films")]
+    config = config_for(None, type="mixture", mixture=entries)
+    settled, train, val = settle_datasets(config)
+    assert [entry["type"] for entry in settled.dataset.mixture] == ["video", "files"]
+    assert settled.dataset.mixture[1]["time_split"] == [14, 16, 20]
+    check(settled)
+    assert build_validation_source(settled).names == val.source.names
+    assert "2_c" in train.source.names and "2_c" in val.source.names
 
 
 def test_separate_validation_data(tmp_path, messages):
@@ -638,7 +712,15 @@ def test_videos_without_masks_get_composited_objects(tmp_path, messages):
     make_davis(tmp_path, {"a": 5, "b": 5, "c": 5})
     shutil.rmtree(tmp_path / "Annotations")
     config = config_for(tmp_path)
+    with pytest.raises(DataError, match="has no masks") as error:
+        build_datasets(config)
+    assert (error.value.key, error.value.value) == ("dataset.synthetic_objects", 0)
+    for clips in sets_to_inspect(config).values():
+        assert clips[0].masks.shape[1] == 0
+    config.dataset.synthetic_objects = 3
+    assert not open_source(config).has_masks  # shown as it is
     train, val = build_datasets(config)
+    assert train.source.generated
     assert isinstance(train.source, CompositedDataset) and isinstance(val.source, CompositedDataset)
     assert any("INFO" in m and "has no masks" in m for m in messages)
     assert not set(train.source.names) & set(val.source.names)
@@ -669,9 +751,9 @@ def test_coco_from_the_configuration(tmp_path):
     [
         ({}, ConfigError, "dataset.data_path: not set"),
         ({"data_path": "/no/such/place"}, DataError, "dataset.data_path: /no/such/place does not"),
-        ({"data_path": __file__}, DataError, "dataset.data_path: .* is not a folder"),
+        ({"data_path": __file__}, DataError, "cannot be read as a video"),
         ({"type": "coco"}, ConfigError, "dataset.annotation_file: not set"),
-        ({"type": "other"}, ConfigError, "dataset.type='other' must be one of video"),
+        ({"type": "other"}, ConfigError, "dataset.type='other' must be one of auto, video"),
     ],
 )
 def test_missing_data_is_named(changes, error, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -192,10 +193,11 @@ def test_installed_wheel_trains_outside_the_repository(wheel, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="lists sockets of a process on Linux")
 def test_lab_listens_only_on_loopback_and_needs_a_token(tmp_path):
-    # The options of `make lab`, without starting a browser.
+    # The options of `make lab`, without starting a browser; also as root, if the tests run as root.
     commands = subprocess.run(
         ["make", "-n", "lab", f"PYTHON={sys.executable}"],
         cwd=ROOT,
+        env={**os.environ, "HOST": "0.0.0.0"},  # some shells export it: it must have no effect
         capture_output=True,
         text=True,
         check=True,
@@ -206,7 +208,7 @@ def test_lab_listens_only_on_loopback_and_needs_a_token(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, *arguments, "--no-browser", "--allow-root", f"--ServerApp.port={port}"],
+        [sys.executable, *arguments, "--no-browser", f"--ServerApp.port={port}"],
         cwd=ROOT,
         env={**os.environ, "HOME": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
@@ -225,6 +227,13 @@ def test_lab_listens_only_on_loopback_and_needs_a_token(tmp_path):
                 time.sleep(0.2)
             else:
                 pytest.fail("the server lists files without a token")
+        # With its random token it lists the files of the repository.
+        (server,) = tmp_path.glob("jpserver-*.json")
+        token = json.loads(server.read_text())["token"]
+        assert len(token) >= 32
+        url = f"http://127.0.0.1:{port}/api/contents?token={token}"
+        names = {row["name"] for row in json.load(urllib.request.urlopen(url))["content"]}
+        assert {"docs", "notebooks", "sam2kit"} <= names
         connections = psutil.Process(process.pid).net_connections("tcp")
         addresses = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
         assert addresses == {"127.0.0.1"}

@@ -105,6 +105,18 @@ def test_the_last_line_of_a_frame_applies(store):
     assert store.load_tracked("a") == {(1, 5): masks[2]}
 
 
+def test_outdated_lines_do_not_accumulate(store):
+    masks = [TrackedMask(counts(square(n, n))) for n in range(3)]
+    for number in range(700):
+        store.save_tracked("a", {number % 100: [(1, masks[number % 3])]})
+        if number == 400:
+            store = AnnotationStore(store.folder)
+    (path,) = store.folder.glob("*.jsonl")
+    assert len(path.read_text().splitlines()) < 320
+    expected = {(1, t): masks[(600 + t) % 3] for t in range(100)}
+    assert store.load_tracked("a") == expected
+
+
 def test_accepted_frames(store):
     first, second = square(0, 0), square(9, 9)
     prompts = [

@@ -18,6 +18,7 @@ from sam2kit.data.build import build_datasets, open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.video_checks import Finding, VideoRecord, read_video
 from sam2kit.data.parallel import each_video
+from sam2kit.data.problems import no_masks
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.utils.errors import DataError
@@ -36,7 +37,8 @@ class Examination:
 
     Attributes:
         data: description of the data by part: ``training`` and possibly ``validation``.
-        settings: training settings that the checks used (image size, clip length, stride).
+        settings: training settings that the checks used (image size, clip length, stride, maximum
+            distance of annotated frames).
         videos: the videos in order, training first.
         findings: problems of opening the data, then of each video in order, then of the comparison
             of videos with each other.
@@ -199,8 +201,8 @@ def run_doctor(
     Args:
         what: the data, as for :func:`~sam2kit.data.build.open_source`. For a configuration, the
             training and the validation videos of its run are read.
-        settings: ``image_size``, ``video_clip_length`` and ``frame_stride`` are those of training.
-            None (default): those of the configuration, or the defaults.
+        settings: ``image_size``, ``video_clip_length``, ``frame_stride`` and the like are those of
+            training. None (default): those of the configuration, or the defaults.
         val: validation videos, which are compared with the training videos. None (default): those
             of the configuration, or none.
         workers: number of processes that read; 0 (default): this process.
@@ -231,12 +233,16 @@ def run_doctor(
         if source is not None:
             work = partial(read_video, settings=settings, part=part)
             videos += each_video(work, source, workers, f"{part}: read")
+        if source is not None and not source.has_masks and not settings.synthetic_objects:
+            where = data[part]
+            findings.append(Finding("error", "unannotated", where, str(no_masks(where))))
     findings += [f for video in videos for f in video.findings]
     if open_error is not None and not any(f.severity == "error" for f in findings):
         findings.insert(0, Finding("error", "refused", data["training"], str(open_error)))
     findings += same_names(videos) + same_frames(videos)
     used_settings = {
-        k: getattr(settings, k) for k in ("image_size", "video_clip_length", "frame_stride")
+        k: getattr(settings, k)
+        for k in ("image_size", "video_clip_length", "frame_stride", "max_annotation_gap")
     }
     return Examination(data, used_settings, videos, findings)
 

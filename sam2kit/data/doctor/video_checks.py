@@ -14,12 +14,15 @@ import cv2
 import numpy as np
 
 from sam2kit.config.schema import DatasetConfig
+from sam2kit.data.clip_windows import count_truth
 from sam2kit.data.problems import (
+    MAX_LISTED,
     frame_label,
     mask_size_mismatch,
     mixed_frame_sizes,
     nothing_visible,
     too_short,
+    truth_out_of_reach,
 )
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.utils.errors import DataError
@@ -42,7 +45,8 @@ class Finding:
         severity: ``error``: training stops at it. ``warning``: training runs, but the model may be
             worse.
         kind: ``refused`` (a file or video that cannot be used), ``sizes``, ``empty`` (no object to
-            train on), ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
+            train on), ``unannotated`` (no masks), ``supervision`` (no tracked frame has a truth),
+            ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
             ``short``, ``shared`` (between training and validation).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
@@ -77,6 +81,8 @@ class VideoRecord:
         frames: number of frames.
         size: rows and columns of the first readable frame. None: no frame is readable.
         annotated: number of annotated frames.
+        tracked_truth: how many of the tracked frames of a training clip have a truth, as a mean
+            over the clips. None: clips of one frame, or no annotated frame.
         objects: the objects by id.
         visible: number of visible objects on each annotated frame.
         hashes: ``[T]`` uint64 hashes of the pixels; 0 for unreadable frames and frames of a single
@@ -89,6 +95,7 @@ class VideoRecord:
     frames: int
     size: tuple[int, int] | None = None
     annotated: int = 0
+    tracked_truth: float | None = None
     objects: dict[ObjectId, ObjectRecord] = field(default_factory=dict)
     visible: list[int] = field(default_factory=list)
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -102,7 +109,8 @@ class VideoRecord:
         """Return the video as a table row.
 
         ``annotated`` is a share of all frames, ``visible`` the mean share of annotated frames that
-        show an object, ``smallest`` and ``largest`` median object areas as shares of the frame.
+        show an object, ``tracked truth`` the mean number of tracked frames per training clip that
+        have a truth, ``smallest`` and ``largest`` median object areas as shares of the frame.
         """
         seen = [o.areas for o in self.objects.values() if o.areas]
         shares = [np.median(areas) for areas in seen]
@@ -112,6 +120,7 @@ class VideoRecord:
             "frames": self.frames,
             "size": f"{self.size[1]}x{self.size[0]}" if self.size else None,
             "annotated": self.annotated / self.frames,
+            "tracked truth": self.tracked_truth,
             "objects": len(seen),
             "visible": sum(map(len, seen)) / (len(seen) * self.annotated) if seen else None,
             "smallest": float(min(shares)) if shares else None,
@@ -126,7 +135,8 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     Args:
         source: the videos.
         i: index of the video.
-        settings: ``image_size``, ``video_clip_length`` and ``frame_stride`` are those of training.
+        settings: ``image_size``, ``video_clip_length``, ``frame_stride`` and
+            ``max_annotation_gap`` are those of training.
         part: ``training`` or ``validation``.
     """
     count = source.num_frames(i)
@@ -134,6 +144,7 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     identities = IdentityChecker(record, lambda t: mask_label(source, i, t))
     sizes: Counter[tuple[int, int]] = Counter()
     soft_frames: list[int] = []
+    annotated: dict[int, int] = {}  # annotated frame -> number of visible objects
     for t in range(count):
         where = frame_label(source, i, t)
         frame = _attempt(record, where, partial(source.read_frame, i, t))
@@ -149,6 +160,7 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
         masks = {o: mask for o, mask in masks.items() if _record_mask(record, o, mask, settings)}
         record.annotated += 1
         record.visible.append(len(masks))
+        annotated[t] = len(masks)
         if has_soft_edges(masks.values()):
             soft_frames.append(t)
         identities.check_frame(t, masks)
@@ -164,6 +176,7 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
             "smoothing",
         )
     _check_objects(record, source.has_masks, settings, bool(soft_frames))
+    _check_supervision(record, annotated, settings)
     _check_frames(record, [source.frame_name(i, t) for t in range(count)], settings)
     record.findings = _shorten(record.findings)
     return record
@@ -324,6 +337,17 @@ def _check_objects(
 ) -> None:
     """Find videos without an object, and objects without a mask or too small to train on."""
     size = settings.image_size
+    if not record.annotated:
+        # If a mask could not be read, this explains why no frame is annotated.
+        if has_masks and not any(f.kind == "refused" for f in record.findings):
+            record.add(
+                "warning",
+                "unannotated",
+                f"video {record.name!r}",
+                "it has no masks, other videos have some; it is not used for training; annotate "
+                "it, or remove it",
+            )
+        return
     if has_masks and not any(o.survives for o in record.objects.values()):
         # If a mask could not be read, this explains why there is no object.
         if not any(f.kind == "refused" for f in record.findings):
@@ -356,6 +380,41 @@ def _check_objects(
                 where,
                 f"{problem}; increase dataset.image_size, or crop the frames around the objects",
             )
+
+
+def _check_supervision(
+    record: VideoRecord, annotated: Mapping[int, int], settings: DatasetConfig
+) -> None:
+    """Count the tracked frames that have a truth, and find videos without any.
+
+    Args:
+        record: the video.
+        annotated: the number of visible objects on each annotated frame.
+        settings: see :func:`read_video`.
+    """
+    starts = [t for t, visible in annotated.items() if visible]
+    length, limit = settings.video_clip_length, settings.max_annotation_gap
+    if not starts or length < 2 or record.frames < 2:
+        return
+    frames = record.frames
+    record.tracked_truth = count_truth(
+        starts, annotated, frames, length, settings.frame_stride, limit
+    )
+    where = f"video {record.name!r}"
+    if not record.tracked_truth:
+        error = truth_out_of_reach(record.name, list(annotated), starts, limit)
+        record.add("error", "supervision", where, str(error))
+    elif all(len(o.areas) < 2 for o in record.objects.values()):
+        ids = [repr(i) for i, o in record.objects.items() if o.areas]
+        listed = ", ".join(ids[:MAX_LISTED]) + ", ..." * (len(ids) > MAX_LISTED)
+        record.add(
+            "error",
+            "supervision",
+            where,
+            f"each object ({listed}) is visible on one annotated frame only, so no tracked frame "
+            "shows an object that was prompted before; if these are the same object, give it the "
+            "same id on all frames, otherwise annotate further frames",
+        )
 
 
 def _check_frames(record: VideoRecord, names: Sequence[str], settings: DatasetConfig) -> None:

@@ -8,5 +8,6 @@ from .frame_folders import VideoDataset as VideoDataset
 from .images import ImageDataset as ImageDataset
 from .mixture import MixtureDataset as MixtureDataset
 from .sav import SAVDataset as SAVDataset
+from .training_set import TrainingSet as TrainingSet
 from .video_decoder import open_video as open_video
 from .video_files import VideoFileDataset as VideoFileDataset

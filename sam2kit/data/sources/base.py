@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,12 @@ class VideoSource(ABC):
     Attributes:
         names: unique names of the videos.
         has_masks: False for a source of frames only, whose ``read_masks`` always returns None.
+        generated: True if the objects are generated instead of annotated.
     """
 
     names: list[str]
     has_masks: bool = True
+    generated: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,6 +67,14 @@ class VideoSource(ABC):
             IndexError: no such video or frame.
             DataError: the masks cannot be read, or do not have the size of their frame.
         """
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        """Yield the annotated frames of video ``i`` in order.
+
+        This implementation reads the masks of each frame; a source that knows the frames without
+        reading them overrides it.
+        """
+        return (t for t in range(self.num_frames(i)) if self.read_masks(i, t) is not None)
 
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         """Read the void pixels of frame ``t``, which belong to no object and not to the background.
@@ -124,6 +135,10 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.read_masks(k, t)
 
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        source, k = self.locate(i)
+        return source.annotated_frames(k)
+
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         source, k = self.locate(i)
         return source.read_void(k, t)
@@ -168,7 +183,69 @@ class SelectedVideos(DerivedSource):
         self.source = source
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]
-        self.has_masks = source.has_masks
+        self.has_masks, self.generated = source.has_masks, source.generated
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, self.indices[i]
+
+
+class FrameRange(DerivedSource):
+    """Select consecutive frames of the videos of another source; frames keep their names.
+
+    Args:
+        source: the videos, each with at least ``stop`` frames.
+        start: index of the first frame.
+        stop: index after the last frame.
+
+    Raises:
+        DataError: a video has too few frames, or the range is empty.
+    """
+
+    def __init__(self, source: VideoSource, start: int, stop: int) -> None:
+        shortest = min(source.num_frames(i) for i in range(len(source)))
+        if not 0 <= start < stop <= shortest:
+            raise DataError(
+                key="frames",
+                value=[start, stop],
+                expected=f"a range within the {shortest} frames of {source.names[0]!r}",
+                hint="use the video for which the range was made",
+            )
+        self.source, self.start, self.stop = source, start, stop
+        self.names = list(source.names)
+        self.has_masks, self.generated = source.has_masks, source.generated
+
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        return self.source, i
+
+    def _frame(self, t: int) -> int:
+        if not 0 <= t < self.stop - self.start:
+            raise IndexError(f"frame {t} of {self.stop - self.start}")
+        return self.start + t
+
+    def num_frames(self, i: int) -> int:
+        return self.stop - self.start
+
+    def read_frame(self, i: int, t: int) -> np.ndarray:
+        return self.source.read_frame(i, self._frame(t))
+
+    def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
+        return self.source.read_masks(i, self._frame(t))
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        frames = self.source.annotated_frames(i)
+        return (t - self.start for t in frames if self.start <= t < self.stop)
+
+    def read_void(self, i: int, t: int) -> np.ndarray | None:
+        return self.source.read_void(i, self._frame(t))
+
+    def frame_name(self, i: int, t: int) -> str:
+        return self.source.frame_name(i, self._frame(t))
+
+    def frame_path(self, i: int, t: int) -> Path | None:
+        return self.source.frame_path(i, self._frame(t))
+
+    def video_path(self, i: int) -> Path | None:
+        return None  # the file has more frames
+
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        return self.source.mask_paths(i, self._frame(t))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -181,6 +181,13 @@ class COCODataset(VideoSource):
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return read_image(self._path(i, t))
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        if not self.num_frames(i):
+            return iter(())
+        index, f = self._frame(i, 0)
+        frames = np.flatnonzero(np.asarray(index.annotated[f : f + self.num_frames(i)]))
+        return iter(frames.tolist())
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         index, f = self._frame(i, t)

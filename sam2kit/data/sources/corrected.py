@@ -155,6 +155,10 @@ class CorrectedSource(DerivedSource):
                 f"{where}: field 'objects' cannot be read ({error})", hint="remove the line"
             ) from None
 
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        corrected = {t for video, t in self._lines if video == self.name(i)}
+        return iter(sorted(corrected | set(self.source.annotated_frames(i))))
+
     # A correction decides about every pixel and replaces the mask files of its frame.
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         return None if (self.name(i), t) in self._lines else self.source.read_void(i, t)

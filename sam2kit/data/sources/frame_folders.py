@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,14 @@ class MaskedFrames(VideoSource):
     def mask_paths(self, i: int, t: int) -> list[Path]:
         files, k = self.masks_of(i, t)
         return [path for _, path in files.paths(k)] if files else []
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        first_files, k = self.masks_of(i, 0)
+        if first_files is None:
+            return iter(())
+        # Still images share one MaskFiles, in which the frame of an image is its position.
+        end = k + self.num_frames(i)
+        return iter([t - k for t in first_files.annotated() if k <= t < end])
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         path, (files, k) = self.frame_path(i, t), self.masks_of(i, t)
@@ -120,8 +128,7 @@ class VideoDataset(MaskedFrames):
         self._folder = folder
         self.names: list[str] = []
         self._frames: list[str] = []
-        self._masks: list[MaskFiles] = []
-        self.has_masks = masks is not None
+        self._masks: list[MaskFiles | None] = []
         others: list[str] = []
         for name in videos if split is None else read_split(split, self.root, videos):
             try:
@@ -135,6 +142,13 @@ class VideoDataset(MaskedFrames):
                 f"{self.root}: none of the videos can be used",
                 hint="fix the errors of the single videos",
             )
+        self.has_masks = any(files is not None for files in self._masks)
+        if masks is not None and not self.has_masks:
+            raise DataError(
+                f"{masks} has no folder for any of the {len(self.names)} videos, such as "
+                f"{self.names[0]!r}",
+                hint=f"put the masks of a video into {masks / self.names[0]}",
+            )
         log_ignored(self.root, others)
 
     def _add(self, name: str, listing: Listing, masks: Path | None) -> list[str]:
@@ -146,11 +160,14 @@ class VideoDataset(MaskedFrames):
                 hint="remove the folder, or list the videos to use in dataset.split",
             )
         # An error of the masks must be raised before the video is added: it may be skipped.
-        mask_files = [] if masks is None else [_masks_of(masks / name, files)]
+        # A video without a folder of masks is unannotated, even if others have masks.
+        mask_files = None
+        if masks is not None and (masks / name).is_dir():
+            mask_files = _masks_of(masks / name, files)
         self.names.append(name)
         self._frames.append("/".join(files))  # file names cannot contain a "/"
-        self._masks += mask_files
-        return listing.others + [other for files in mask_files for other in files.others]
+        self._masks.append(mask_files)
+        return listing.others + (mask_files.others if mask_files else [])
 
     def _find_folders(self, resolution: str | None) -> tuple[Path, dict[str, Listing], Path | None]:
         """Find the frames and the masks.
@@ -221,16 +238,11 @@ class VideoDataset(MaskedFrames):
         return read_image(self.frame_path(i, t))
 
     def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
-        return self._masks[i] if self.has_masks else None, t
+        return self._masks[i], t
 
 
 def _masks_of(folder: Path, frames: list[str]) -> MaskFiles:
     """Index the masks of a video with the given frames."""
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is missing, and other videos have masks",
-            hint=f"add it, or remove {folder.name!r} from the split",
-        )
     indices = {stem(name): t for t, name in enumerate(frames)}
     hint = f"name masks like their frames (first frame: {frames[0]})"
     return MaskFiles(folder, len(frames), indices.get, hint)

@@ -108,6 +108,16 @@ class MaskFiles:
                 f"{folder} holds no PNG masks", hint="save masks as PNG files named like the frames"
             )
 
+    def annotated(self) -> list[int]:
+        """Return the indices of the frames that have a mask file, sorted."""
+        frames = {
+            t
+            for _, names in self._files.values()
+            for t, name in enumerate(names.split("/"))
+            if name
+        }
+        return sorted(frames)
+
     def paths(self, t: int) -> Iterator[tuple[ObjectId | None, Path]]:
         """Yield the mask files of frame ``t`` with their object ids.
 

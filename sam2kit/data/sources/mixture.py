@@ -50,7 +50,8 @@ class MixtureDataset(DerivedSource):
         names = [name for source in sources for name in source.names]
         self._prefix = len(set(names)) < len(names) if numbered is None else numbered
         self.names = [self._name(p, n) for p, source in enumerate(sources) for n in source.names]
-        self.has_masks = all(source.has_masks for source in sources)
+        self.has_masks = any(source.has_masks for source in sources)
+        self.generated = all(source.generated for source in sources)
         self._epoch_starts = np.cumsum([0, *shares(weights, len(names))])
         if not all(np.diff(self._epoch_starts)):
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,10 @@ class SAVDataset(VideoFileSource):
                 hint="download the file again",
             )
         return {"path": path, "masklet": frames, "masklet_id": ids}
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        count = max(len(content["masklet"]) for content in self._content(i))
+        return iter(range(0, self._counts[i], FRAMES_PER_ANNOTATION)[:count])
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         if not 0 <= t < self._counts[i]:

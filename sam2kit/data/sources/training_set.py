@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,7 +104,12 @@ class TrainingSet(VideoSource):
             content = COCODataset(path, files=False)
             indices = {name: k for k, name in enumerate(content.names)}
             for name, entry in zip(self.names, entries, strict=True):
-                masks = COCOMasks(content, path, indices.get(name), name, entry.frames)
+                if name not in indices:
+                    raise DataError(
+                        f"{path} has no video {name!r}, but {INDEX_FILE} lists it",
+                        hint="make the training set again",
+                    )
+                masks = COCOMasks(content, path, indices[name], name, entry.frames)
                 self._masks.append(masks)
         else:
             for video, entry in zip(self._videos, entries, strict=True):
@@ -144,6 +149,11 @@ class TrainingSet(VideoSource):
         if isinstance(masks, MaskFiles) and next(masks.paths(t), None) is None:
             return None
         return masks.read(t, f"{t} of {video.path}", frame_size(video, t))
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        masks = self._masks[i]
+        frames = masks.annotated() if isinstance(masks, MaskFiles) else sorted(masks.positions)
+        return iter([int(t) for t in frames])
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         masks = self._masks[i]

@@ -42,6 +42,9 @@ class OneVideo(VideoSource):
         self.path = path
         self.names = [path.stem if path.is_file() else path.resolve().name]
 
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        return iter(())
+
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,17 +98,29 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
             Path(masks_path) if masks_path is not None else default if default.is_dir() else None
         )
         self.has_masks = masks is not None
-        self._masks: list[MaskFiles | COCOMasks] = []
+        self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
             indices = {name: k for k, name in enumerate(content.names)}
             for i, name in enumerate(names):
                 count = self.num_frames(i)
-                self._masks.append(COCOMasks(content, masks, indices.get(name), name, count))
+                video = indices.get(name)
+                self._masks.append(
+                    None if video is None else COCOMasks(content, masks, video, name, count)
+                )
         elif masks is not None:
-            mask_files = [_mask_files(masks / n, self.num_frames(i)) for i, n in enumerate(names)]
-            log_ignored(masks, [name for files in mask_files for name in files.others])
+            mask_files = [
+                _mask_files(masks / n, self.num_frames(i)) if (masks / n).is_dir() else None
+                for i, n in enumerate(names)
+            ]
+            log_ignored(masks, [name for files in mask_files if files for name in files.others])
             self._masks += mask_files
+        if masks is not None and not any(self._masks):
+            raise DataError(
+                f"{masks} has no masks for any of the {len(names)} videos, such as {names[0]!r}",
+                hint="name folders of masks, or the videos of a COCO JSON file, like the video "
+                "files",
+            )
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]
@@ -119,12 +132,17 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         masks = self._masks[i] if self.has_masks else None
         return masks if isinstance(masks, MaskFiles) else None, t
 
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        masks = self._masks[i] if self.has_masks else None
+        return iter([]) if masks is None else iter(masks.annotated())
+
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         if not 0 <= t < self.num_frames(i):
             raise IndexError(f"frame {t} of {self._paths[i]}, which has {self.num_frames(i)}")
-        if not self.has_masks:
+        masks = self._masks[i] if self.has_masks else None
+        if masks is None:
             return None
-        return self._masks[i].read(t, f"{t} of {self._paths[i]}", self.video(i).size)
+        return masks.read(t, f"{t} of {self._paths[i]}", self.video(i).size)
 
 
 class COCOMasks:
@@ -133,19 +151,14 @@ class COCOMasks:
     Args:
         content: the JSON file, opened without image files.
         file: its path, for error messages.
-        video: index of the video in ``content``; None if it has no such video.
+        video: index of the video in ``content``.
         name: name of the video.
         num_frames: number of frames of the video file.
     """
 
     def __init__(
-        self, content: COCODataset, file: Path, video: int | None, name: str, num_frames: int
+        self, content: COCODataset, file: Path, video: int, name: str, num_frames: int
     ) -> None:
-        if video is None:
-            raise DataError(
-                f"{file} has no video {name!r}, but there is a video file of that name",
-                hint="add it to the JSON file, or remove it from the split",
-            )
         self.content, self.file, self.video = content, file, video
         orders = [content.order(self.video, k) for k in range(content.num_frames(self.video))]
         # Frame index in the video file -> index among the frames that the JSON file lists.
@@ -159,6 +172,11 @@ class COCOMasks:
                 expected=f"a frame index from 0 to {num_frames - 1}",
                 hint="for video files, 'order_in_video' counts the frames of the file",
             )
+
+    def annotated(self) -> list[int]:
+        """Return the annotated frames, sorted."""
+        known = set(self.content.annotated_frames(self.video))
+        return sorted(t for t, k in self.positions.items() if k in known)
 
     def read(self, t: int, frame: str, size: tuple[int, int]) -> dict[ObjectId, np.ndarray] | None:
         if t not in self.positions:
@@ -202,11 +220,6 @@ def find_videos(root: Path) -> dict[str, Path]:
 
 def _mask_files(folder: Path, num_frames: int) -> MaskFiles:
     """Index the masks of a video file, which are named by frame index."""
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is missing, but every video needs a folder of masks",
-            hint=f"add the masks, or remove {folder.name!r} from the split",
-        )
     return MaskFiles(
         folder,
         num_frames,

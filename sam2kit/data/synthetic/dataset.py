@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from sam2kit.utils.errors import DataError
 
 class _GeneratedSource(VideoSource):
     """Draw the objects of video ``i`` as a :class:`Scene`, for any number ``i`` from 0 up."""
+
+    generated = True
 
     def __init__(self, max_objects: int, seed: int, motion: float, max_distractors: int) -> None:
         _check_at_least(1, max_objects=max_objects)
@@ -34,6 +37,9 @@ class _GeneratedSource(VideoSource):
         if self._recent is None or self._recent[0] != i:
             self._recent = i, self._draw(i)
         return self._recent[1]
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        return iter(range(self.num_frames(i)))
 
     @abstractmethod
     def _draw(self, i: int) -> Scene: ...

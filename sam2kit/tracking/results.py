@@ -1,0 +1,194 @@
+"""Define the folder with the results of ``sam2kit track``, and read it.
+
+::
+
+    masks/VIDEO/FRAME.png     masks of all videos
+    masks.json                masks of all videos as COCO
+    track.json, objects.csv, overlay.mp4, overlay.gif      of the video that was tracked alone
+    videos/VIDEO/             these files and masks.json, for each further video
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loguru import logger
+
+from sam2kit.data.build import open_source
+from sam2kit.data.rle import decode_mask
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.mask_files import OBJECTS_FILE
+from sam2kit.data.training_set import AcceptedFrame
+from sam2kit.data.writers import merge_coco
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.files import write_text
+from sam2kit.utils.paths import file_name
+from sam2kit.utils.text import visible_text
+
+RECORD, MASKS_JSON, VIDEOS = "track.json", "masks.json", "videos"
+PROVENANCE = {"mask": "painted", "box": "box", "point": "click"}
+
+
+@dataclass
+class TrackRecord:
+    """What is known about one video of a result folder.
+
+    Attributes:
+        root: the result folder.
+        folder: the folder of the files that belong to this video alone.
+        content: the content of its ``track.json``.
+    """
+
+    root: Path
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the video, which is unique in the folder."""
+        return self.content.get("name") or Path(self.content["video"]).stem
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole video was tracked."""
+        # Earlier versions wrote the file only at the end.
+        return bool(self.content.get("finished", True))
+
+    @property
+    def masks(self) -> Path:
+        """The folder of its PNG files."""
+        return self.root / "masks" / mask_folder(self.name)
+
+    def save(self, **changes: Any) -> None:
+        """Change the content, and write the file."""
+        self.content |= changes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / RECORD, json.dumps(self.content, indent=1))
+
+    def clear_masks(self, frame_names: list[str]) -> None:
+        """Delete the masks that an unfinished or replaced tracking has written."""
+        for name in [*(f"{frame}.png" for frame in frame_names), OBJECTS_FILE]:
+            (self.masks / name).unlink(missing_ok=True)
+
+    def open_video(self, videos: VideoSource | None = None) -> tuple[VideoSource, int]:
+        """Open the video that was tracked.
+
+        Args:
+            videos: the source that has it now. None (default): the path in ``track.json``.
+
+        Raises:
+            DataError: it is missing.
+        """
+        name = self.content.get("video_name", self.name)
+        path = Path(self.content["video"])
+        if videos is None and not path.exists():
+            raise DataError(
+                f"video {visible_text(self.name)!r} was tracked from {path}, which does not exist",
+                hint="move it back, or name the folder of the videos with --videos",
+            )
+        source = open_source(path) if videos is None else videos
+        return find_video(source, name)
+
+    def frames(self, every: int = 1) -> Iterator[AcceptedFrame]:
+        """Yield the tracked masks of every N-th frame, from the first prompt on.
+
+        Raises:
+            DataError: ``masks.json`` is missing or damaged.
+        """
+        path = self.folder / MASKS_JSON
+        prompts: dict[int, dict[ObjectId, str]] = {}
+        for entry in self.content.get("prompted", ()):
+            made = PROVENANCE[entry["kind"]]
+            prompts.setdefault(entry["frame_index"], {})[entry["object_id"]] = made
+        first = min(prompts, default=0)
+        try:
+            content = json.loads(path.read_bytes())
+            rows: dict[int, list[dict[str, Any]]] = {}
+            for row in content["annotations"]:
+                rows.setdefault(row["image_id"], []).append(row)
+            for image in content["images"]:
+                t = image["order_in_video"]
+                if image["video_id"] != self.name or t < first or (t - first) % every:
+                    continue
+                masks: dict[ObjectId, np.ndarray] = {
+                    row["track_id"]: decode_mask(row["segmentation"])
+                    for row in rows.get(image["id"], ())
+                }
+                provenance = {o: prompts.get(t, {}).get(o, "propagated") for o in masks}
+                yield AcceptedFrame(t, masks, provenance, self.content.get("checkpoint"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error!r})", hint="track the video again"
+            ) from None
+
+
+def find_video(source: VideoSource, name: str) -> tuple[VideoSource, int]:
+    """Return a source and the index of a video in it.
+
+    Raises:
+        DataError: it has no video of this name.
+    """
+    if len(source) == 1:
+        return source, 0
+    if name not in source.names:
+        raise DataError(
+            f"no video {visible_text(name)!r} among {len(source)} videos, such as "
+            f"{visible_text(source.names[0])!r}",
+            hint="name the folder that holds it with --videos",
+        )
+    return source, source.names.index(name)
+
+
+def mask_folder(name: str) -> Path:
+    """Return the folder of the masks of a video, relative to ``masks``.
+
+    A name with slashes (``monday/clip``) becomes nested folders, as data sets read them.
+    """
+    parts = name.split("/")
+    is_clean = all(part and file_name(part) == part for part in parts)
+    return Path(*parts) if is_clean else Path(file_name(name))
+
+
+def read_records(root: Path) -> list[TrackRecord]:
+    """Read the records of all videos in a result folder; none if it is no result folder.
+
+    Raises:
+        DataError: a record is damaged.
+    """
+    records = []
+    for path in [root / RECORD, *sorted(root.glob(f"{VIDEOS}/*/{RECORD}"))]:
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_bytes())
+            record = TrackRecord(root, path.parent, dict(content))
+            record.content["video"] + record.name  # both are strings
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{path} is no record of sam2kit track ({error!r})",
+                hint="delete this file, or choose another folder",
+            ) from None
+        records.append(record)
+    return records
+
+
+def write_combined(root: Path) -> None:
+    """Write ``masks.json`` of all videos, if the folder has more than one."""
+    records = read_records(root)
+    if all(record.folder == root for record in records):
+        return
+    parts = []
+    for record in records:
+        path = record.folder / MASKS_JSON
+        if not path.is_file():
+            logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
+            continue
+        content = json.loads(path.read_bytes())
+        # The file in the folder itself may have been combined before.
+        parts.append((content, record.name))
+    write_text(root / MASKS_JSON, json.dumps(merge_coco(parts)))

@@ -1,0 +1,160 @@
+"""Make a training set from annotations or from tracked masks: ``sam2kit training-set``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
+
+from sam2kit.data.build import open_source
+from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.training_set import AcceptedFrame, TrainingSetSummary, add_to_training_set
+from sam2kit.prompts.annotations import AnnotationStore, Which
+from sam2kit.tracking.results import find_video, read_records
+from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.text import plural, visible_text
+
+ANNOTATIONS = "annotations"  # the folder of annotations in a run directory
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The frames of one video to add."""
+
+    video: str
+    source: VideoSource
+    i: int
+    frames: Iterable[AcceptedFrame]
+    names: dict[ObjectId, str]
+
+
+def make_training_set(
+    annotations: Sequence[str | Path],
+    folder: str | Path,
+    which: Which | None = None,
+    every: int = 1,
+    videos: str | Path | None = None,
+    format: str | None = None,
+    copy: bool = False,
+) -> list[TrainingSetSummary]:
+    """Add annotated or tracked frames to a training set, which is created if it is missing.
+
+    Args:
+        annotations: folders of annotations that the annotator wrote, run directories that have
+            them, and output directories of :func:`~sam2kit.tracking.tracking_job.track_videos`.
+        folder: the training set; see :func:`~sam2kit.data.training_set.add_to_training_set`.
+        which: frames of annotations: ``accepted``, ``checked`` (prompted or accepted one by one),
+            or ``all`` that have masks. Of tracked videos there is only ``all``. None (default):
+            ``accepted`` frames of annotations, ``all`` of tracked videos.
+        every: use every N-th of these frames.
+        videos: where the videos are now: a file, folder or data set. None (default): where they
+            were annotated.
+        format, copy: see :func:`~sam2kit.data.training_set.add_to_training_set`.
+
+    Returns:
+        What was added, one entry per video.
+
+    Raises:
+        ConfigError: an argument is invalid, or the folder cannot be written.
+        DataError: there is nothing to add, or a video or an annotation cannot be read.
+    """
+    if every < 1:
+        raise ConfigError(key="--every", value=every, expected="at least 1", hint="use 1 for all")
+    source = None if videos is None else open_source(videos)
+    parts: list[_Part] = []
+    for path in map(Path, annotations):
+        parts += _parts(path, which, every, source)
+    # All videos have been opened here, so that a missing one is reported before any work.
+    summaries = []
+    for part in parts:
+        summary = add_to_training_set(
+            folder,
+            part.source,
+            part.i,
+            part.frames,
+            names=part.names,
+            format=format,
+            copy=copy,
+        )
+        summaries.append(summary)
+    frames = sum(s.written + s.replaced + s.unchanged for s in summaries)
+    if not frames:
+        raise DataError(
+            "no frame has masks",
+            key="ANNOTATIONS",
+            value=[str(path) for path in annotations],
+            hint="prompt or track objects first",
+        )
+    logger.info(
+        "{} with {} from {}; train with: sam2kit train --data-path {}",
+        *(folder, plural(frames, "frame"), plural(len(summaries), "video"), folder),
+    )
+    return summaries
+
+
+def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | None) -> list[_Part]:
+    """Find the videos of annotations or of tracked masks, and open them."""
+    if records := read_records(path):
+        if which not in (None, "all"):
+            raise ConfigError(
+                f"{path} has tracked masks, of which no person has accepted any",
+                key="--frames",
+                value=which,
+                expected="all",
+                hint="leave out --frames, or accept frames in the annotator",
+            )
+        unfinished = [visible_text(record.name) for record in records if not record.finished]
+        if unfinished:
+            logger.warning("{}: not tracked to the end: {}", path, ", ".join(unfinished))
+        return [
+            _Part(record.name, *record.open_video(videos), record.frames(every), {})
+            for record in records
+        ]
+    folder = path / ANNOTATIONS if (path / ANNOTATIONS).is_dir() else path
+    store = AnnotationStore(folder)
+    which = which or "accepted"
+    parts, empty = [], []
+    for video in store.videos():
+        state = store.load(video)
+        assert state is not None  # it is listed
+        has_frames = bool({"accepted": state.accepted, "checked": state.checked}.get(which, True))
+        if not has_frames:
+            empty.append(visible_text(video))
+            continue
+        names = {o.id: o.name for o in state.objects if o.name}
+        opened = _open(folder, video, state.path, videos)
+        if opened[0].num_frames(opened[1]) != state.num_frames:
+            raise DataError(
+                f"video {visible_text(video)!r} has {opened[0].num_frames(opened[1])} frames, but "
+                f"was annotated with {state.num_frames}",
+                hint="name the videos that were annotated with --videos",
+            )
+        parts.append(_Part(video, *opened, store.accepted(video, which, every), names))
+    if empty:
+        logger.warning("{}: no {} frames in {}", folder, which, ", ".join(empty))
+    if not parts:
+        raise DataError(
+            f"{path} has no {which} frames, and no masks of sam2kit track",
+            key="ANNOTATIONS",
+            value=str(path),
+            hint="accept frames in the annotator, add --frames all, or name its run directory",
+        )
+    return parts
+
+
+def _open(
+    folder: Path, video: str, path: str, videos: VideoSource | None
+) -> tuple[VideoSource, int]:
+    """Open an annotated video."""
+    if videos is not None:
+        return find_video(videos, video)
+    if not path or not Path(path).exists():
+        where = f"{path}, which does not exist" if path else "a data set"
+        raise DataError(
+            f"{folder}: video {visible_text(video)!r} was annotated in {where}",
+            key="--videos",
+            hint="name the folder or data set of the videos with --videos",
+        )
+    return find_video(open_source(path), video)
