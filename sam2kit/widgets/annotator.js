@@ -412,7 +412,7 @@ class Annotator {
 
   toggleObject(n) {
     const object = this.objects[n];
-    if (object) this.send("set_hidden", { index: n, hidden: !object.hidden });
+    if (object && !object.proposal) this.send("set_hidden", { index: n, hidden: !object.hidden });
   }
 
   toggleAll() {
@@ -706,6 +706,10 @@ class Annotator {
     const setup = this.model.get("setup");
     refill(this.videos, setup.videos, () => setup.videos.forEach((name, n) =>
       make("option", { value: n, textContent: name }, this.videos)));
+    if (setup.more_videos && this.videos.length === setup.videos.length)
+      make("option", {
+        disabled: true, textContent: `${setup.more_videos} more: open_video("name")`,
+      }, this.videos);
     this.videos.value = this.state.video;
     this.videoLabel.hidden = setup.videos.length < 2;
     refill(this.recipes, setup.recipes, () => setup.recipes.forEach((name) =>
@@ -850,7 +854,7 @@ class Annotator {
     if (state.stale) parts.push("tracked masks are stale: track again");
     this.scores.textContent = parts.join(" · ");
     const error = this.model.get("error");
-    this.status.textContent = error || state.message;
+    this.status.textContent = error || state.message || this.model.get("setup").kept;
     this.status.classList.toggle("error", Boolean(error));
     this.root.classList.remove("busy");
     const report = this.model.get("report");

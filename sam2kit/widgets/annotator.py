@@ -48,7 +48,12 @@ from sam2kit.widgets.base import (
 )
 from sam2kit.widgets.check_list import FrameToCheck
 from sam2kit.widgets.layers import label_planes
-from sam2kit.widgets.prompt_session import Direction, Prediction, PromptSession
+from sam2kit.widgets.prompt_session import (
+    Direction,
+    Prediction,
+    PromptSession,
+    without_generated_objects,
+)
 
 MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
 MAX_CHECKS = 20  # frames worth checking in the list
@@ -200,7 +205,7 @@ class Annotator(ImageWidget):
                 self._last_frames[self.session.video] = self.frame
             self.source, self.session, self.model, self._model_text = source, session, model, text
             self._video, self._running = i, False
-            self._opened[session.video] = source, i
+            self._opened[session.video] = session.source, session.i
             self.frame = min(self._last_frames.get(session.video, 0), session.num_frames - 1)
             self.mode, self.seed = "masks", 0
             self._viewport: tuple[int, int, int, int] | None = None
@@ -625,7 +630,9 @@ class Annotator(ImageWidget):
         """Return the source and index of an annotated video; None if its folder is not open."""
         if video in self._opened:
             return self._opened[video]
-        return (self.source, self.source.names.index(video)) if video in self.source.names else None
+        if video not in self.source.names:
+            return None
+        return without_generated_objects(self.source, self.source.names.index(video))
 
     def _add_to_training_set(
         self, folder: Path, video: str, source: VideoSource, i: int
@@ -804,7 +811,7 @@ class Annotator(ImageWidget):
         """Encode the candidates of the selected object with their surroundings as small JPEG."""
         if not len(prediction.candidates):
             return []
-        rows, columns = _surroundings(prediction.candidates.any(0))
+        rows, columns = _surroundings(np.asarray(prediction.candidates.any(0)))
         frame = self._frame[rows, columns]
         size = np.array(frame.shape[1::-1])
         small = tuple(int(n) for n in (size * THUMBNAIL_SIZE / size.max()).round().clip(1))
@@ -930,6 +937,12 @@ class Annotator(ImageWidget):
         target = "" if self.run_dir is None else str(self.run_dir / "training_set")
         return {
             "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
+            "more_videos": max(0, len(self.source.names) - MAX_VIDEO_NAMES),
+            "kept": visible_text(
+                "Annotations are lost when the kernel stops: give run_dir to keep them"
+                if self.run_dir is None
+                else f"Annotations are saved in {self.store.folder}"
+            ),
             "has_truth": self.session.source.has_masks,
             "folder": visible_text(self._folder),
             "model": visible_text(self._model_text),

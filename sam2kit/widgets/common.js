@@ -322,7 +322,7 @@ class Keyboard {
     const { target, key } = event;
     const isText = target.matches("input:not([type=range], [type=checkbox], [type=color])");
     if (isText || target.matches("select, textarea")) {
-      if (key === "Escape") this.focus();
+      if (key === "Escape" || (key === "Enter" && target.type === "number")) this.focus();
       return;
     }
     // Space and Enter press buttons and check boxes that the Tab key has reached.

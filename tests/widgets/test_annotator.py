@@ -557,10 +557,9 @@ def test_switching_the_video_stops_propagation_and_keeps_its_masks(widget, monke
 
 def test_frames_to_check_and_acceptance(widget, monkeypatch):
     widget.click(*center(widget.session))
-    widget.propagate()
     suspects = [FrameToCheck(3, 2, "low score", 0.9), FrameToCheck(1, 1, "area", 0.5)]
     monkeypatch.setattr(widget.session, "frames_to_check", lambda limit: suspects[:limit])
-    widget.go(0)
+    widget.propagate()
     assert widget.checks[0] == {"frame": 3, "name": "2", "reason": "low score"}
     visited = []
     for _ in range(3):
@@ -573,8 +572,8 @@ def test_frames_to_check_and_acceptance(widget, monkeypatch):
     assert not widget.session.accepted
     message(widget, "accept_all", every=2)
     assert widget.timeline["accepted"] == [[0, 0], [2, 2]]
-    monkeypatch.setattr(widget.session, "frames_to_check", lambda limit: [])
-    widget.go(0)
+    suspects.clear()
+    widget.accept([1])
     message(widget, "next_check")
     assert "no frame to check" in widget.error
 
@@ -929,7 +928,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.counts("corrected", 1)
     view.counts("accepted", 4)
 
-    # Kill the kernel and reload the page: everything is there again, and work goes on.
+    # Kill the kernel and reload the page: everything is there again, and the widget answers.
     view.press("z")
     view.click(3, 3, button="right")
     expected = view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]")
