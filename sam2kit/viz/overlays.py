@@ -55,8 +55,8 @@ def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
 def contrasting_palette(frame: np.ndarray) -> np.ndarray:
     """Return :data:`PALETTE` in the order in which its colours stand out from a frame.
 
-    The contrast of a colour is the distance in CIELAB that a tenth of the frame's pixels fall
-    below. The next colour is the one whose contrast and distance from those before it is largest.
+    The contrast of a colour is the distance in CIELAB that 2 % of the frame's pixels fall below, so
+    that small objects count. The next colour is the one whose contrast and distance from those before it is largest.
 
     Args:
         frame: ``[H,W,3]`` uint8.
@@ -67,7 +67,7 @@ def contrasting_palette(frame: np.ndarray) -> np.ndarray:
     small = cv2.resize(frame, (48, 48), interpolation=cv2.INTER_AREA)
     pixels = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 1, 3)
     colors = cv2.cvtColor(PALETTE[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    contrast = np.percentile(np.linalg.norm(pixels - colors, axis=2), 10, axis=0)
+    contrast = np.percentile(np.linalg.norm(pixels - colors, axis=2), 2, axis=0)
     between = np.linalg.norm(colors[0][:, None] - colors, axis=2)
     order = [int(contrast.argmax())]
     while len(order) < len(PALETTE):

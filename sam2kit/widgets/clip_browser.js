@@ -5,7 +5,7 @@
 const CACHE_BYTES = 48 * 2 ** 20; // of encoded frames; one is about 0.1 MB
 const FRAMES_AHEAD = 12; // frames requested in advance while playing
 const IN_FLIGHT = 2; // maximum number of open requests, so that dragging the slider builds no queue
-const MAX_HEIGHT = 620; // of the frame, in CSS pixels
+const MAX_HEIGHT = 480; // of the frame, in CSS pixels
 // Of the trackers, when colours stand for objects.
 const DASHES = ["", "7 3", "2 3", "10 3 2 3", "1 6"];
 
