@@ -1,3 +1,4 @@
+from .annotations import AnnotationStore as AnnotationStore
 from .corrections import CorrectionGenerator as CorrectionGenerator
 from .corrections import Corrections as Corrections
 from .generator import PromptGenerator as PromptGenerator

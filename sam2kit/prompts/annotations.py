@@ -108,6 +108,8 @@ class VideoState(msgspec.Struct):
         stale: whether the prompts have changed since the last tracking.
         path: the video file or folder of frames, as an absolute path; empty if no file holds just
             this video.
+        thumbnail: grey values of the first frame at a very small size, 0 to 255, by which another
+            video of the same name is noticed.
         version: of the format.
     """
 
@@ -121,6 +123,7 @@ class VideoState(msgspec.Struct):
     checked: list[int] = []
     stale: bool = False
     path: str = ""
+    thumbnail: list[int] = []
     version: Literal[1] = VERSION
 
 
@@ -277,7 +280,7 @@ class AnnotationStore:
         for number, text in enumerate(_complete_lines(path), 1):
             try:
                 line = msgspec.convert(json.loads(text), _Line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _damaged(f"{path}: line {number}", error, "remove the line") from None
             frames[line.frame] = line.masks
         return frames
@@ -412,10 +415,40 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 def _read_state(path: Path) -> VideoState:
     try:
-        return msgspec.convert(json.loads(path.read_text("utf-8")), VideoState)
-    except (OSError, ValueError) as error:
+        state = msgspec.convert(json.loads(path.read_text("utf-8")), VideoState)
+        _check_values(state)
+        return state
+    except (OSError, ValueError, RecursionError) as error:
         hint = "restore the file from a copy, or move it away to annotate the video from scratch"
         raise _damaged(str(path), error, hint) from None
+
+
+def _check_values(state: VideoState) -> None:
+    """Check what types cannot express.
+
+    Raises:
+        ValueError: a value is out of range, or an object is missing or listed twice.
+    """
+    height, width = state.size
+    if min(height, width, state.num_frames) < 1:
+        raise ValueError("size and num_frames must be 1 or more")
+    identities = [entry.id for entry in state.objects]
+    if len(set(identities)) < len(identities):
+        raise ValueError("an object is listed twice")
+    if not {prompt.object for prompt in state.prompts} <= set(identities):
+        raise ValueError("an object with a prompt is not listed")
+    frames = [*state.accepted, *state.checked, *(prompt.frame for prompt in state.prompts)]
+    if not all(0 <= t < state.num_frames for t in frames):
+        raise ValueError(f"a frame is not from 0 to {state.num_frames - 1}")
+    if any(not 0 <= value <= 255 for entry in state.objects for value in entry.color or ()):
+        raise ValueError("a color is not from 0 to 255")
+    for prompt in state.prompts:
+        box = prompt.box or (0, 0, 0, 0)
+        points = [*prompt.points, box[:2], box[2:]]
+        if not all(0 <= x < width and 0 <= y < height for x, y in points):
+            raise ValueError(f"a point is outside the frame of {width} x {height} pixels")
+        if len(prompt.labels) != len(prompt.points) or not {*prompt.labels} <= {0, 1}:
+            raise ValueError("each point needs the label 0 or 1")
 
 
 def _complete_lines(path: Path) -> list[str]:

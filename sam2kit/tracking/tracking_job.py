@@ -137,7 +137,9 @@ def track_videos(
     for video in inputs:
         if video.name in documents:
             document, key = documents[video.name]
-            loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size)
+            # The frames are compared with image_size, whose rows and columns are often swapped.
+            size = video.read_frame(0).shape[:2]
+            loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size, size)
             jobs.append(_Job(video, prompts_name, document, key, *loaded))
     checkpoint_state = _file_state(path)
     folder = open_run_dir(output_dir, "outputs")

@@ -211,6 +211,7 @@ class PromptSession:
         self.num_frames = self.source.num_frames(self.i)
         first = self.frame(0)
         self.size: tuple[int, int] = (first.shape[0], first.shape[1])
+        self._thumbnail = _thumbnail(first)
         self.image_size = model.image_size
         self.store, self.model_name = store, model_name
         self.objects: list[ObjectId] = []
@@ -1076,6 +1077,8 @@ class PromptSession:
     ) -> None:
         """Store the masks of a frame, except where an accepted or a better one exists."""
         for o, track in masks.items():
+            if o not in self.objects:  # deleted during the propagation
+                continue
             existing = self._tracks.get((o, t))
             if existing is not None and (o, t) in fresh:  # the other pass has tracked it
                 first, second = (
@@ -1251,6 +1254,7 @@ class PromptSession:
             sorted(self._checked),
             self.stale,
             "" if (path := self.source.video_path(self.i)) is None else str(path.resolve()),
+            self._thumbnail,
         )
         self.store.save(self.video, state)
         self._revision = state.revision
@@ -1300,6 +1304,13 @@ class PromptSession:
                 f"{self.num_frames} frames of {list(self.size)}",
                 hint="open the video that was annotated, or give another folder for annotations",
             )
+        # Decoders differ by a few grey levels.
+        if state.thumbnail and np.abs(np.subtract(state.thumbnail, self._thumbnail)).mean() > 8:
+            raise DataError(
+                f"{store.folder}: the annotations of {visible_text(self.video)!r} are for another "
+                "video of this name, with other pixels",
+                hint="open the video that was annotated, or give another folder for annotations",
+            )
         self._revision = state.revision
         for entry in state.objects:
             if entry.deleted:
@@ -1337,6 +1348,14 @@ class PromptSession:
         # Masks of an object that was deleted just before the kernel was killed.
         self._unsaved_frames = {t for o, t in tracks if (o, t) not in self._tracks}
         self._tracked_prompts = {} if state.stale else self.prompts
+
+
+def _thumbnail(frame: np.ndarray) -> list[int]:
+    """Return 64 mean grey values of a frame."""
+    gray = frame.mean(axis=2, dtype=np.float32)
+    return (
+        cv2.resize(gray, (8, 8), interpolation=cv2.INTER_AREA).round().astype(int).ravel().tolist()
+    )
 
 
 def without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource, int]:

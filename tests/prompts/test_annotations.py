@@ -148,16 +148,38 @@ def test_damaged_files_are_named(store):
     store.save_tracked("a", {1: [(1, TrackedMask("zz"))], 2: [(1, TrackedMask("zz"))]})
     path, masks = sorted(store.folder.glob("a-*"))
     good = path.read_text()
-    for text in ("", "{", good[:-9], good.replace('"version":1', '"version":9'), "[]"):
+    for text in (
+        "",
+        "{",
+        "[" * 99_999,
+        good[:-9],
+        good.replace('"version":1', '"version":9'),
+        "[]",
+    ):
         path.write_text(text)
         for read in (lambda: store.load("a"), store.videos, lambda: store.save("a", state())):
             with pytest.raises(DataError, match=path.name) as error:
                 read()
             assert error.value.hint
         assert path.read_text() == text  # a damaged file is not replaced
-    path.write_text(good.replace('"accepted":[1]', '"accepted":["1"]'))
-    with pytest.raises(DataError, match="accepted"):
-        store.load("a")
+    for change, message in (
+        ({"accepted": ["1"]}, "accepted"),
+        ({"accepted": [6]}, "from 0 to 5"),
+        ({"num_frames": 0}, "1 or more"),
+        ({"objects": [{"id": 1}, {"id": 1}]}, "twice"),
+        ({"objects": [{"id": 1, "color": [1, 2, 256]}]}, "color"),
+        ({"prompts": [{"object": 1, "frame": 0}]}, "not listed"),
+        ({"objects": [{"id": 1}], "prompts": [{"object": 1, "frame": -1}]}, "frame"),
+    ):
+        path.write_text(json.dumps(json.loads(good) | change))
+        with pytest.raises(DataError, match=message):
+            store.load("a")
+    prompt = {"object": 1, "frame": 0}
+    for fields in ({"points": [[32, 0]], "labels": [1]}, {"points": [[1, 1]], "labels": [2]}):
+        changed = {"objects": [{"id": 1}], "prompts": [prompt | fields]}
+        path.write_text(json.dumps(json.loads(good) | changed))
+        with pytest.raises(DataError, match="point"):
+            store.load("a")
     path.write_text(good)
     lines = masks.read_text()
     masks.write_text("{}\n" + lines)
@@ -217,7 +239,7 @@ def test_two_widgets_of_one_process_do_not_overwrite_each_other(store):
 
 WRITER = """
 mask = TrackedMask("0" * 2000)
-state = store.load("a") or VideoState("a", (24, 32), 6)
+state = store.load("a") or VideoState("a", (24, 32), 10**6)
 while True:
     n = state.revision + 1
     state.accepted = [n] * 3000

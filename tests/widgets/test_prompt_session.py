@@ -350,6 +350,27 @@ def test_a_stopped_propagation_keeps_old_and_new_masks(reopen):
     assert dict(reopen().tracked) == dict(session.tracked)
 
 
+def test_edits_during_a_propagation(reopen):
+    session = reopen()
+    session.click(1, 0, *truth_center(session))
+    session.click(2, 0, *truth_center(session, 2))
+    for t in session.propagate():
+        if t == 1:
+            session.delete_object(1)
+        if t == 2:
+            session.paint(2, 4, square(0, 0, 9, session.size))
+        if t == 3:
+            session.accept([0])
+    assert {o for o, _ in session.tracked} == {2} and len(session.tracked) == LENGTH
+    assert session.stale  # the painted mask was not tracked
+    session.undo()
+    session.undo()
+    session.undo()
+    assert session.objects == [1, 2]
+    assert (1, 0) in session.tracked and (1, 5) not in session.tracked
+    assert content(reopen()) == content(session)
+
+
 KILLED = """
 import os, signal, sys, time
 import torch
@@ -397,6 +418,14 @@ def test_another_video_of_the_same_name_is_noticed(reopen, store, model):
     with pytest.raises(DataError, match=f"{LENGTH} frames .* 2 frames") as error:
         PromptSession(Clips(count=2), 0, model, store=store)
     assert error.value.hint
+    other = SelectedVideos(Clips(), [1])
+    other.name = lambda i: Clips().names[0]
+    with pytest.raises(DataError, match="other pixels") as error:
+        PromptSession(other, 0, model, store=store)
+    assert error.value.hint
+    slightly = Clips()
+    slightly.read_frame = lambda i, t: Clips().read_frame(i, t) // 2 * 2  # another decoder
+    assert list(PromptSession(slightly, 0, model, store=store).prompts) == [(1, 0)]
 
 
 def test_prompt_files_keep_several_videos(session, model, tmp_path):
