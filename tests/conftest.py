@@ -55,6 +55,7 @@ def tiny_config() -> Config:
     """Nano model with random weights at 64 px, and initial biases with which it learns."""
     config = Config()
     config.model.size = "nano"
+    config.model.checkpoint = "random"
     config.model.memory_attention_bias = 3.0
     config.model.object_score_bias = 3.0
     config.dataset.image_size = 64

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam2kit.config.schema import Config, options
+from sam2kit.config.schema import SIZE_NAMES, SIZES, Config, options
 from sam2kit.utils.errors import ConfigError
 
 OVERRIDES_HELP = "any number of key=value and group=choice, in Hydra's grammar"
@@ -37,11 +37,13 @@ class Flag(NamedTuple):
         name: the flag, such as ``--lr``.
         key: the dotted key, whose help the flag shows.
         type: converts the text of the flag to a value.
+        aliases: other names of the flag.
     """
 
     name: str
     key: str
     type: Callable[[str], Any] = str
+    aliases: tuple[str, ...] = ()
 
 
 def named_file(text: str) -> tuple[str, str]:
@@ -129,35 +131,38 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="prompts.json with the objects to track, of one or of many videos",
     )
-    name = "OBJECT, a number or name, gives an object several prompts; default: a new object. "
-    frame = "FRAME counts from 0 (default: 0)."
-    parser.add_argument(
-        "--box",
-        action="append",
-        dest="prompt_flags",
-        type=box_prompt,
-        metavar="[OBJECT][@FRAME=]LEFT,TOP,RIGHT,BOTTOM",
-        help=f"box around an object, in pixels of the video, such as 10,20,90,75 or "
-        f"cell@12=10,20,90,75; may be repeated. {name}{frame}",
+    # No brackets in the metavars: argparse cannot wrap a usage line with them.
+    flags = (
+        (
+            "--box",
+            box_prompt,
+            "LEFT,TOP,RIGHT,BOTTOM of a new object on frame 0, in pixels of the video. "
+            "OBJECT@FRAME=LEFT,TOP,RIGHT,BOTTOM names the object, the frame (from 0) or both, such "
+            "as cell@12=10,20,90,75, cell=... or @12=...",
+        ),
+        (
+            "--point",
+            point_prompt,
+            "X,Y of a click on a new object, or OBJECT@FRAME=X,Y as for --box; with ,0 at the end "
+            "(cell=120,80,0) the click is beside the object",
+        ),
+        (
+            "--mask",
+            mask_prompt,
+            "label image (PNG or TIFF), in which each value above 0 is an object, or "
+            "OBJECT@FRAME=FILE for a mask of one object; or a folder with VIDEO.png or "
+            "VIDEO/FRAME.png for each video",
+        ),
     )
-    parser.add_argument(
-        "--point",
-        action="append",
-        dest="prompt_flags",
-        type=point_prompt,
-        metavar="[OBJECT][@FRAME=]X,Y[,LABEL]",
-        help="click on an object, such as 120,80 or cell@12=120,80; LABEL 0 is a click beside it; "
-        "may be repeated",
-    )
-    parser.add_argument(
-        "--mask",
-        action="append",
-        dest="prompt_flags",
-        type=mask_prompt,
-        metavar="[OBJECT][@FRAME=]FILE",
-        help="label image (PNG or TIFF): each value above 0 is an object, or with OBJECT all are "
-        "one; or a folder with VIDEO.png or VIDEO/FRAME.png for each video; may be repeated",
-    )
+    for name, type, help in flags:
+        parser.add_argument(
+            name,
+            action="append",
+            dest="prompt_flags",
+            type=type,
+            metavar=name.strip("-").upper(),
+            help=f"{help}; may be repeated",
+        )
 
 
 def positive(text: str) -> int:
@@ -180,10 +185,25 @@ def stages(text: str) -> list[int]:
     return stages
 
 
+def model_size(text: str) -> str:
+    """Parse a model size or the name of a released model."""
+    size = SIZE_NAMES.get(text, text)
+    if size not in SIZES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a model size ({', '.join(SIZES)}, tiny, small, base_plus or large); "
+            "give weights with --model-checkpoint"
+        )
+    return size
+
+
 TRAIN_FLAGS = (
-    Flag("--lr", "optimizer.lr", float),
-    Flag("--max-epochs", "trainer.max_epochs", int),
+    Flag("--model", "model.size", model_size, ("--model-size",)),
+    Flag("--lr", "optimizer.lr", float, ("--learning-rate",)),
+    Flag("--max-epochs", "trainer.max_epochs", int, ("--epochs",)),
     Flag("--batch-size", "dataset.batch_size", int),
+    Flag("--image-size", "dataset.image_size", int),
+    Flag("--clip-length", "dataset.video_clip_length", int),
+    Flag("--num-workers", "dataset.num_workers", int),
     Flag("--seed", "seed", int),
     Flag("--output-dir", "output_dir"),
     Flag("--model-checkpoint", "model.checkpoint"),
@@ -342,7 +362,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
     for flag in flags:
         help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
         metavar = "N" if flag.type is int else "X" if flag.type is float else "VALUE"
-        parser.add_argument(flag.name, type=flag.type, metavar=metavar, help=help)
+        parser.add_argument(flag.name, *flag.aliases, type=flag.type, metavar=metavar, help=help)
 
 
 def flag_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sam2kit.config.schema import Config, options
+from sam2kit.config.schema import SIZE_NAMES, Config, options
 from sam2kit.config.validation import check, check_exists, default_hint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
@@ -186,6 +186,7 @@ def _assemble(
             hint = "correct this entry of the file or the command line"
             raise ConfigError(f"{source}: {_on_one_line(error)}", hint=hint) from error
     assert isinstance(config, Config)
+    config.model.size = SIZE_NAMES.get(config.model.size, config.model.size)
     check(config)
     return config
 
@@ -292,6 +293,9 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
                 "a file with a defaults list, such as configs/config.yaml",
             )
         return text.lstrip("+") if key in groups else f"+{text.lstrip('+')}"
+    if isinstance(value, str) and key in (known := options()):
+        if known[key].type.startswith("list[str]"):  # one item is accepted as a list
+            text, value = f"{key}=[{text.partition('=')[2]}]", [str(value)]
     _check_values([(key, value)], COMMAND_LINE)
     # The keys inside a dictionary value are not part of the schema, so Hydra must add them.
     return f"++{text.lstrip('+')}" if isinstance(value, Mapping) else text.lstrip("+")

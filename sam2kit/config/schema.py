@@ -14,6 +14,13 @@ from typing import Any  # OmegaConf reads the annotations at run time, in Python
 PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
+# Other names of the sizes, which are accepted as model.size.
+SIZE_NAMES = {
+    **{"tiny": "t", "small": "s", "base": "b+", "base+": "b+", "base_plus": "b+", "large": "l"},
+    **{"sam2.1_hiera_tiny": "t", "sam2.1_hiera_small": "s", "sam2.1_hiera_large": "l"},
+    "sam2.1_hiera_base_plus": "b+",
+}
+RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
 DATASET_TYPES = (
     "auto",
@@ -365,7 +372,8 @@ class ModelConfig:
     checkpoint: str | None = option(
         None,
         "initial weights: an official-format .pt file, a run directory, a .ckpt or adapter.pt "
-        "file, or a model name such as sam2.1_hiera_tiny; null: random weights",
+        "file, a model name such as sam2.1_hiera_tiny, or random; null: the released weights of "
+        "model.size",
         PATH,
     )
     trainable_modules: list[str] = option(

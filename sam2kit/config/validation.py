@@ -21,6 +21,7 @@ from typing import Any
 from sam2kit.config.schema import (
     NEGATIVE_KINDS,
     PROMPT_TYPES,
+    SIZE_NAMES,
     SOURCE_KEYS,
     Config,
     DatasetConfig,
@@ -138,6 +139,8 @@ def check_new(run_dir: Path) -> None:
 
 def looks_like_path(checkpoint: str) -> bool:
     """Return whether ``model.checkpoint`` is a file rather than the name of a released model."""
+    if checkpoint.removesuffix(".pt") in SIZE_NAMES and not Path(checkpoint).exists():
+        return False
     return "/" in checkpoint or "\\" in checkpoint or checkpoint.endswith(CHECKPOINT_SUFFIXES)
 
 

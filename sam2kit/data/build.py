@@ -160,13 +160,16 @@ def _with_layout(config: DatasetConfig, layout: Layout) -> DatasetConfig:
 
     Keys that are set in the section win over the paths of the layout.
     """
-    paths = {key: getattr(layout, key) for key in ("masks_path", "annotation_file")}
-    data_path = layout.data_path
+
+    def text(path: Path | None) -> str | None:
+        return None if path is None else str(path)
+
     return replace(
         config,
         type=layout.type,
-        data_path=None if data_path is None else str(data_path),
-        **{k: str(path) for k, path in paths.items() if path and getattr(config, k) is None},
+        data_path=text(layout.data_path),
+        masks_path=config.masks_path or text(layout.masks_path),
+        annotation_file=config.annotation_file or text(layout.annotation_file),
     )
 
 
@@ -321,14 +324,13 @@ def _split_source(
             _split_source(part, run_config, f"{section}.mixture[{n}]", prepare)
             for n, part in enumerate(config.parts())
         ]
-        names = [name for part in parts for source in part[1:] for name in source.names]
+        halves = [train for _, train, _ in parts], [val for _, _, val in parts]
+        names = [name for half in halves for source in half for name in source.names]
         # Decided over both halves, so that a video is named as in the mixture without a split.
         has_duplicates = len(set(names)) < len(names)
         mixed_train, mixed_val = (
-            MixtureDataset(
-                [part[k] for part in parts], _weights(config), mixture_seed, numbered=has_duplicates
-            )
-            for k, mixture_seed in ((1, seed), (2, val_seed))
+            MixtureDataset(list(sources), _weights(config), mixture_seed, numbered=has_duplicates)
+            for sources, mixture_seed in zip(halves, (seed, val_seed), strict=True)
         )
         entries = [
             entry | ({"time_split": part.time_split} if part.time_split else {})

@@ -10,6 +10,7 @@ and the scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from sam2kit.models.checkpoints import (
 )
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.utils.device import pick_device
-from sam2kit.utils.errors import CheckpointError, ConfigError
+from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.paths import open_run_dir
+from sam2kit.utils.text import visible_text
 from sam2kit.viz.overlays import evenly_spaced
 
 COPY = "first mask copied"
@@ -59,11 +61,13 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
 
     Raises:
         ConfigError: an option in ``evaluation`` is invalid.
-        DataError: the validation data cannot be read, or no frame of it can be scored.
+        DataError: the validation data cannot be read, only prompted frames are annotated, or no
+            frame can be scored.
     """
     # Check the options before anything is loaded or tracked.
     tracker_options(config)
     source = build_validation_source(config)
+    check_scored_frames(source, config.evaluation.convention)
     files = ResultFiles(output_dir, config)
     calibration = None
     if config.evaluation.calibration_videos:
@@ -98,6 +102,34 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
     return Evaluation(
         config, source, list(results.values()), output_dir, files, robustness, calibration
     )
+
+
+def check_scored_frames(source: VideoSource, convention: str | None = None) -> None:
+    """Warn of videos in which only the prompted frame is annotated, so that nothing is scored.
+
+    Args:
+        source: the validation videos.
+        convention: the value of ``evaluation.convention``; ``all_frames`` scores prompted frames.
+
+    Raises:
+        DataError: all videos are like that.
+    """
+    if convention == "all_frames":
+        return
+    # Up to two annotated frames are looked for, so that fully annotated videos are not read twice.
+    counts = [len(list(islice(source.annotated_frames(i), 2))) for i in range(len(source))]
+    names = [name for name, count in zip(source.names, counts, strict=True) if count < 2]
+    if not names:
+        return
+    videos = f"{len(names)} of {len(source)} validation videos, such as {visible_text(names[0])!r}"
+    problem = f"{videos}: only one frame is annotated, which is prompted, so no frame can be scored"
+    if len(names) == len(source):
+        raise DataError(
+            problem,
+            key="valdataset.data_path",
+            hint="annotate further frames of these videos, or give other validation videos",
+        )
+    logger.warning("{}", problem)
 
 
 def _calibrated(

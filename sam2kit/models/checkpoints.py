@@ -18,7 +18,7 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sam2kit.config.schema import Config, put
+from sam2kit.config.schema import RANDOM, Config, put
 from sam2kit.config.stored import read_allowed, read_stored
 from sam2kit.models.checkpoint_io import read_checkpoint, write_checkpoint
 from sam2kit.models.lora import add_lora, base_names, has_lora, is_lora, merged_state
@@ -99,7 +99,7 @@ def create_sam2_model(
         if value is not None:
             put(config, key, value)
     model = build_sam2_model(config)
-    if load and config.model.checkpoint:
+    if load and config.model.checkpoint and config.model.checkpoint != RANDOM:
         # Loading requires all tensors, so load everything and then restore the reset modules.
         reset_names = match_parameters(model, config.model.reset_modules, "model.reset_modules")
         initial = {n: p.detach().clone() for n, p in model.named_parameters() if n in reset_names}
@@ -306,7 +306,9 @@ def source_config(source: str | Path) -> tuple[Config, list[str]]:
 
 
 def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
-    return read_allowed(_stored(content, path), path, {*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS})
+    return read_allowed(
+        _stored(content, path), path, {*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS, RANDOM}
+    )
 
 
 def _stored(content: dict[str, Any], path: str | Path) -> Any:

@@ -9,13 +9,14 @@ from torch.utils.data import Dataset
 
 from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
-from sam2kit.data.build import build_datasets
+from sam2kit.data.build import settle_datasets
 from sam2kit.data.clip import frame_keys
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.parallel import errors_from_workers, load_items
 from sam2kit.data.transforms import resize_frames
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
+from sam2kit.models.initial_weights import settle_initial_weights
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.progress import log_progress
@@ -44,7 +45,8 @@ def fill(config: Config) -> FeatureCache:
         raise ConfigError(
             key="features.cache", value="off", expected="auto or on", hint="set features.cache=auto"
         )
-    training, validation = build_datasets(config)
+    config, training, validation = settle_datasets(config)
+    config = settle_initial_weights(config)
     device = pick_device(config.trainer.accelerator)
     model = create_sam2_model(config).to(device).eval()
     if not model.encoder_is_frozen:

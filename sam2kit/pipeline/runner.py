@@ -21,7 +21,7 @@ import papermill
 from loguru import logger
 
 from sam2kit.config.loading import load_config, to_yaml
-from sam2kit.config.schema import Config
+from sam2kit.config.schema import RANDOM, Config
 from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.status import Status, locked
 from sam2kit.utils.errors import PipelineError
@@ -213,11 +213,15 @@ def _find_checkpoints(config: Config, parameters: set[str]) -> None:
     Raises:
         CheckpointError: a checkpoint is missing or cannot be downloaded; the error names the key.
     """
-    checkpoints = {"model.checkpoint": config.model.checkpoint} if "resume" in parameters else {}
+    checkpoints = {}
+    if "resume" in parameters:  # the stage that trains
+        from sam2kit.models.initial_weights import settle_initial_weights
+
+        checkpoints["model.checkpoint"] = settle_initial_weights(config).model.checkpoint
     if "checkpoint" in parameters:
         checkpoints |= {f"evaluation.compare.{k}": v for k, v in config.evaluation.compare.items()}
     for key, checkpoint in checkpoints.items():
-        if checkpoint is not None:
+        if checkpoint not in (None, RANDOM):
             from sam2kit.models.checkpoints import find_checkpoint
 
             find_checkpoint(checkpoint, key)

@@ -18,7 +18,7 @@ from sam2kit.data.build import open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.label_image import read_label_image
 from sam2kit.data.rle import encode_mask
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.listing import list_folder, natural_key, stem
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.sources.video_files import find_videos
@@ -37,12 +37,14 @@ class VideoInput:
         path: what the user named: the video, or the data set that contains it.
         source: its source.
         i: its index in the source.
+        base_name: its name in what the user named, such as ``clip`` or ``cam1/clip``.
         name: a name that no other video of the same call has.
     """
 
     path: Path
     source: VideoSource
     i: int
+    base_name: str
     name: str
 
     @property
@@ -74,11 +76,11 @@ def open_inputs(paths: Sequence[str | Path]) -> list[VideoInput]:
     Raises:
         DataError: a path cannot be opened, or a video is named twice.
     """
-    videos: list[tuple[Path, VideoSource, int]] = []
+    videos: list[tuple[Path, VideoSource, int, str]] = []
     for path in map(Path, paths):
         videos += _open(path)
-    base_names = [source.name(i) for _, source, i in videos]
-    locations = [_location(path, source, i) for path, source, i in videos]
+    base_names = [base_name for _, _, _, base_name in videos]
+    locations = [_location(path, source, i) for path, source, i, _ in videos]
     if twice := [path for path, number in Counter(locations).items() if number > 1]:
         raise DataError(f"{twice[0]} is named more than once", hint="name each video once")
     names = list(base_names)
@@ -90,12 +92,12 @@ def open_inputs(paths: Sequence[str | Path]) -> list[VideoInput]:
     return [VideoInput(*video, name) for video, name in zip(videos, names, strict=True)]
 
 
-def _open(path: Path) -> list[tuple[Path, VideoSource, int]]:
+def _open(path: Path) -> list[tuple[Path, VideoSource, int, str]]:
     layout = detect_layout(path)
     if layout.type == "files" and path.is_dir():  # each file for itself: masks are not needed
-        return [(file, open_video(file), 0) for file in find_videos(path).values()]
+        return [(file, open_video(file), 0, name) for name, file in find_videos(path).items()]
     source = open_source(path)
-    return [(path, source, i) for i in range(len(source))]
+    return [(path, source, i, source.name(i)) for i in range(len(source))]
 
 
 def _location(path: Path, source: VideoSource, i: int) -> Path:
@@ -119,19 +121,19 @@ def prompts_from_file(
     check_document(document, str(path), ())
     entries = [entry for entry in document["prompts"] if isinstance(entry, dict)]
     named = {name for entry in entries if isinstance(name := entry.get("video"), str)}
-    shared = Counter(video.source_name for video in videos if video.name not in named)
     result = {}
     for video in videos:
-        if video.name in named:
-            result[video.name] = document, video.name
-        elif video.source_name in named:
-            if shared[video.source_name] > 1:
-                names = [v.name for v in videos if v.source_name == video.source_name]
-                raise DataError(
-                    f"{path}: field 'video' {video.source_name!r} fits {len(names)} videos",
-                    hint=f"write {' or '.join(names)}",
-                )
-            result[video.name] = document, video.source_name
+        keys = (video.name, video.base_name, video.source_name)
+        key = next((key for key in keys if key in named), None)
+        if key is None:
+            continue
+        same = [other.name for other in videos if key in (other.base_name, other.source_name)]
+        if key != video.name and len(same) > 1:
+            raise DataError(
+                f"{path}: field 'video' {key!r} fits {len(same)} videos",
+                hint=f"write {' or '.join(same)}",
+            )
+        result[video.name] = document, key
     missing = [visible_text(video.name) for video in videos if video.name not in result]
     if not result:
         raise DataError(
@@ -175,7 +177,7 @@ def prompts_from_flags(
             entries.append({**flag, "object_id": identity})
             continue
         for t, file in _label_images(Path(flag["file"]), flag["frame_index"], video):
-            masks: dict[ObjectId, np.ndarray] = {**read_label_image(file, size)}
+            masks: dict[Any, np.ndarray] = dict(read_label_image(file, size))
             if flag["object_id"] is not None:
                 masks = {flag["object_id"]: np.any(list(masks.values()), axis=0)}
             elif list(masks) == [255]:  # a black and white picture
@@ -195,7 +197,7 @@ def _label_images(path: Path, frame: int, video: VideoInput) -> Iterator[tuple[i
     if not path.is_dir():
         yield frame, path
         return
-    for name in dict.fromkeys((video.name, video.source_name)):
+    for name in dict.fromkeys((video.name, video.base_name, video.source_name)):
         for ending in LABEL_ENDINGS:
             if (file := path / f"{name}{ending}").is_file():
                 yield frame, file

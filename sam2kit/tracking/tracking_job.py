@@ -244,7 +244,7 @@ def _free_name(video: VideoInput, used: Collection[str]) -> str:
     """Return the name of a video, or a longer one if another video has it already."""
     parent = video.path.resolve().parent.name
     numbered = (f"{video.name}-{n}" for n in count(2))
-    candidates = chain([video.name, f"{parent}/{video.source_name}"], numbered)
+    candidates = chain([video.name, f"{parent}/{video.base_name}"], numbered)
     return next(name for name in candidates if name not in used)
 
 

@@ -22,6 +22,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
+from sam2kit.models.initial_weights import settle_initial_weights
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import (
     LOOSE_GROUP,
@@ -142,6 +143,7 @@ def audit_config(config: Config) -> Audit:
     """
     config = settle_precision(config)
     data = SAM2LightningDataModule(config)
+    config = settle_initial_weights(data.config)
     module = SAM2LightningModule(config)
     module.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
     return audit_gradients(module, data.train_clips)

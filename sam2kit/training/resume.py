@@ -9,6 +9,7 @@ batches.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,23 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
         )
     _check_unfinished(config, content, state["epoch"], path)
     return content["global_step"]
+
+
+def resumed_model(config: Config) -> Config:
+    """Return a configuration to resume with, without a start of its own.
+
+    If ``model.checkpoint`` is null, it and a default ``model.size`` become those of the stored run,
+    whose weights are continued.
+    """
+    path = config.trainer.resume_from
+    if path is None or config.model.checkpoint is not None:
+        return config
+    try:
+        stored = read_run_config(path).model
+    except CheckpointError:
+        return config  # check_resume raises it, with the key
+    size = stored.size if config.model.size == Config().model.size else config.model.size
+    return replace(config, model=replace(config.model, checkpoint=stored.checkpoint, size=size))
 
 
 def _check_unfinished(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:

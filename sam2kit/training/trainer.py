@@ -28,11 +28,12 @@ from loguru import logger
 from torch.distributed import destroy_process_group
 
 from sam2kit.config.loading import save_config, settle_precision, to_yaml
-from sam2kit.config.schema import Config
+from sam2kit.config.schema import RANDOM, Config
 from sam2kit.config.validation import check
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
+from sam2kit.models.initial_weights import settle_initial_weights
 from sam2kit.models.sam2 import format_report, parameter_report
 from sam2kit.training.callbacks import (
     LogProgress,
@@ -47,7 +48,12 @@ from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on
 from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
 from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
-from sam2kit.training.resume import TrainingComplete, check_resume, latest_valid_checkpoint
+from sam2kit.training.resume import (
+    TrainingComplete,
+    check_resume,
+    latest_valid_checkpoint,
+    resumed_model,
+)
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.paths import open_run_dir
 
@@ -136,8 +142,9 @@ def fit(
     config = data.config
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
+    resumed = config.trainer.resume_from is not None
+    config = resumed_model(config) if resumed else settle_initial_weights(config)
     try:
-        resumed = config.trainer.resume_from is not None
         steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingComplete as complete:
         # With resume=True a repeated call is idempotent; with resume_from it is a mistake.
@@ -186,9 +193,9 @@ def _existing_result(config: Config, run_dir: Path, interrupted: bool = False) -
 def _warn_of_random_weights(config: Config, module: SAM2LightningModule) -> None:
     """Warn if modules have random weights and are not trained."""
     frozen = [r.module for r in parameter_report(module.model)[:-1] if not r.trainable]
-    if config.model.checkpoint is None and config.trainer.resume_from is None and frozen:
+    if config.model.checkpoint == RANDOM and config.trainer.resume_from is None and frozen:
         logger.warning(
-            "model.checkpoint is null, so {} keep random weights and training cannot succeed; "
+            "model.checkpoint is random, so {} keep random weights and training cannot succeed; "
             "pass --model-checkpoint (such as sam2.1_hiera_tiny), or train all modules with "
             "'model.trainable_modules=[\"*\"]'",
             ", ".join(frozen),

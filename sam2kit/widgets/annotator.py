@@ -19,7 +19,7 @@ from loguru import logger
 from PIL import Image
 
 from sam2kit.config.loading import load_config
-from sam2kit.config.schema import PROMPT_TYPES, Config, DatasetConfig
+from sam2kit.config.schema import PROMPT_TYPES, RANDOM, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
@@ -31,8 +31,10 @@ from sam2kit.models.checkpoints import (
     load_model,
 )
 from sam2kit.models.feature_cache import create_cache
+from sam2kit.models.initial_weights import settle_size
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.annotations import AnnotationStore
+from sam2kit.tracking.results import find_video
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import label_text, plural, visible_text
@@ -613,7 +615,7 @@ class Annotator(ImageWidget):
                 lines.append(f"{label_text(video)}: {counts}")
         if missing:
             names = ", ".join(map(label_text, missing))
-            lines.append(f"Not included, because their folder is not open: {names}")
+            lines.append(f"Not included, because their folder is unknown (open it first): {names}")
         if not written:
             raise DataError(
                 "; ".join(["no frame is accepted", *lines]),
@@ -627,12 +629,14 @@ class Annotator(ImageWidget):
         return folder
 
     def _find_source(self, video: str) -> tuple[VideoSource, int] | None:
-        """Return the source and index of an annotated video; None if its folder is not open."""
+        """Return the source and index of an annotated video; None if nothing says where it is."""
         if video in self._opened:
             return self._opened[video]
-        if video not in self.source.names:
-            return None
-        return without_generated_objects(self.source, self.source.names.index(video))
+        if video in self.source.names:
+            return without_generated_objects(self.source, self.source.names.index(video))
+        state = self.store.load(video)
+        path = "" if state is None else state.path
+        return find_video(open_source(path), video) if path and Path(path).exists() else None
 
     def _add_to_training_set(
         self, folder: Path, video: str, source: VideoSource, i: int
@@ -1048,8 +1052,8 @@ def _load_model(
         return model, ""
     if model is None and run_dir is not None and (run_dir / "best.ckpt").exists():
         model = run_dir / "best.ckpt"
-    if model is None and config is not None and config.model.checkpoint is not None:
-        return create_sam2_model(config), str(config.model.checkpoint)
+    if model is None and config is not None and config.model.checkpoint not in (None, RANDOM):
+        return create_sam2_model(settle_size(config)), str(config.model.checkpoint)
     return load_model(model or "nano")[1], str(model or "nano")
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
+from sam2kit.data import AcceptedFrame, add_to_training_set, open_source
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
@@ -79,6 +80,26 @@ def error_output(capsys, *argv) -> str:
         (["--no-wandb"], "use_wandb", False),
         (["optimizer.lr=1e-5"], "optimizer.lr", 1e-5),
         (["model=nano"], "model.size", "nano"),
+        # What people guess.
+        (["--epochs", "3"], "trainer.max_epochs", 3),
+        (["--learning-rate", "1e-5"], "optimizer.lr", 1e-5),
+        (["--image-size", "256"], "dataset.image_size", 256),
+        (["--clip-length", "8"], "dataset.video_clip_length", 8),
+        (["--num-workers", "0"], "dataset.num_workers", 0),
+        (["--model", "small"], "model.size", "s"),
+        (["--model-size", "b+"], "model.size", "b+"),
+        (["--model", "sam2.1_hiera_large"], "model.size", "l"),
+        (["model.size=large"], "model.size", "l"),
+        (
+            ["--model-checkpoint", "sam2.1_hiera_tiny.pt"],
+            "model.checkpoint",
+            "sam2.1_hiera_tiny.pt",
+        ),
+        (
+            ["model.trainable_modules=sam_mask_decoder"],
+            "model.trainable_modules",
+            ["sam_mask_decoder"],
+        ),
     ],
 )
 def test_flag_sets_only_its_key(calls, argv, key, value):
@@ -142,6 +163,8 @@ def test_create_config_rejects_unusable_file_names(capsys, file):
     [
         (["train"], ["dataset.data_path: not set"]),
         (["train", "--config", "configs/quickstrat.yaml"], ["--config", "quickstart.yaml"]),
+        (["train", "trainable_modules=memory_attention"], ["model.trainable_modules"]),
+        (["train", "epochs=3"], ["trainer.max_epochs"]),
         (["train", "optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr"]),
         (["train", "dataset.batch_size=two"], ["dataset.batch_size", "'two'", "whole number"]),
         (["train", "dataset.image_size=100"], ["dataset.image_size", "100", "32"]),
@@ -177,7 +200,7 @@ def test_invalid_input_is_reported_before_torch_is_imported(capsys, monkeypatch,
     "argv",
     [
         ["train", "--lr", "fast"],
-        ["train", "--learning-rate", "1"],
+        ["train", "--model", "outputs/run"],
         ["train", "--max-epoch", "1"],
         ["evaluate"],
         ["evaluate", "--model-checkpoint", "a.ckpt", "--predictions", "masks"],
@@ -366,7 +389,7 @@ STAGED = sorted(f"nano/{file.name}" for file in (config_dir() / "nano").glob("*.
 def test_every_experiment_trains(tmp_path, data, name):
     argv = ["--config", str(config_dir() / name), "--data-path", str(data), "model=nano"]
     if name in STAGED:  # later stages start from the checkpoint of the previous one
-        argv.append("model.checkpoint=null")
+        argv.append("model.checkpoint=random")
     if name == "coco.yaml":
         argv.append(f"dataset.annotation_file={data}/annotations.json")
     train_tiny(tmp_path, *argv)
@@ -391,6 +414,7 @@ def test_every_group_trains(tmp_path, run):
 
 
 DATASETS = {
+    "auto": ["valdataset=held_out"],
     "video": ["valdataset=held_out"],
     "samples": ["valdataset=samples"],
     "coco": ["valdataset=synthetic"],
@@ -399,6 +423,7 @@ DATASETS = {
     "images": ["valdataset=synthetic"],
     "mixture": ["valdataset=synthetic"],
     "sav": ["valdataset=synthetic"],
+    "training_set": ["valdataset=held_out"],
 }
 VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
 
@@ -426,6 +451,13 @@ def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
         for folder, source in (("images", "JPEGImages"), ("masks", "Annotations")):
             shutil.copytree(data / source / "a", tmp_path / kind / folder)
         data = tmp_path / kind
+    if kind == "training_set":
+        source = open_source(data)
+        for i in range(len(source)):
+            count = source.num_frames(i)
+            frames = [AcceptedFrame(t, source.read_masks(i, t)) for t in range(count)]
+            add_to_training_set(tmp_path / kind, source, i, frames)
+        data = tmp_path / kind
     if kind == "mixture":  # its sources have paths relative to the root of the repository
         monkeypatch.chdir(ROOT)
     else:
@@ -450,7 +482,7 @@ def test_large_models_are_valid_configurations(name):
     [pytest.param(n, marks=pytest.mark.slow) if n in LARGE_MODELS else n for n in MODELS],
 )
 def test_every_model_trains(tmp_path, name):
-    train_tiny(tmp_path, f"model={name}", *SYNTHETIC)
+    train_tiny(tmp_path, f"model={name}", "model.checkpoint=random", *SYNTHETIC)
 
 
 def test_train_as_a_module_is_the_same_command(tmp_path, monkeypatch):

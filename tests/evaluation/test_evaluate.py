@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import SIZE, make_davis, save_frame, save_palette, square
+from loguru import logger
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config
@@ -373,3 +374,18 @@ def test_weights_without_a_run_can_be_evaluated(config, tmp_path):
     )
     assert list(evaluation.scores) == [AFTER, ZEROED, COPY]
     assert load_config(out / "config.yaml").model.size == "nano"
+
+
+def test_videos_with_one_annotated_frame_are_reported_before_tracking(config, runs, tmp_path):
+    for t in range(1, 4):
+        (tmp_path / f"val/Annotations/a/{t:05d}.png").unlink()
+    lines: list[str] = []
+    sink = logger.add(lambda m: lines.append(m.record["message"]), level="WARNING")
+    evaluate(config, runs[1:], tmp_path / "out")
+    logger.remove(sink)
+    assert any("1 of 2 validation videos" in line for line in lines)
+    for t in range(1, 5):
+        (tmp_path / f"val/Annotations/b/{t:05d}.png").unlink()
+    with pytest.raises(DataError, match="only one frame is annotated") as error:
+        evaluate(config, runs, tmp_path / "other")
+    assert error.value.key == "valdataset.data_path"

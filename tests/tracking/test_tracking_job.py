@@ -217,6 +217,7 @@ def test_names_of_single_files(tmp_path):
     root = tmp_path / "films"
     paths = films(root, "mon/clip.mp4", "tue/clip.mp4", "tue/b.mp4")
     assert [v.name for v in open_inputs(paths)] == ["mon/clip", "tue/clip", "b"]
+    assert [v.name for v in open_inputs([root])] == ["mon/clip", "tue/b", "tue/clip"]
     with pytest.raises(DataError):
         open_inputs([paths[0], paths[0]])
     assert mask_folder("mon/clip") == Path("mon/clip")

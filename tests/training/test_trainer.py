@@ -211,10 +211,10 @@ def test_a_logger_without_a_login(config, monkeypatch):
 def test_a_frozen_random_model_is_warned_of(config, tmp_path):
     result = fit(config, tmp_path / "run")
     log = (result.run_dir / "train.log").read_text()
-    assert "model.checkpoint is null, so image_encoder" in log
+    assert "model.checkpoint is random, so image_encoder" in log
     config.model.trainable_modules = ["*"]
     log = (fit(config, tmp_path / "whole").run_dir / "train.log").read_text()
-    assert "model.checkpoint is null" not in log
+    assert "model.checkpoint is random" not in log
 
 
 def test_failure_before_the_first_step_is_raised(config, monkeypatch):

@@ -18,12 +18,14 @@ from PIL import Image
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.evaluation.metrics import iou
 from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.annotations import AnnotationStore, TrackedMask
 from sam2kit.prompts.geometry import mask_center
 from sam2kit.prompts.io import load_video_prompts
+from sam2kit.tracking.training_set_job import make_training_set
 from sam2kit.utils.errors import DataError
 from sam2kit.widgets import prompt_session
 from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
@@ -172,6 +174,17 @@ def test_accepted_frames_of_the_store(reopen, store):
     assert session.timeline()["accepted"] == [2, 5]
     session.delete_object(2)
     assert {f.index: list(f.masks) for f in store.accepted(session.video)} == {2: [1], 5: [1]}
+
+
+def test_the_store_knows_where_the_video_is(model, store, tmp_path):
+    session = PromptSession(VideoDataset(SAMPLES), 0, model, store=store)
+    session.paint(1, 3, square(3, 3, 30, session.size))
+    session.accept([3])
+    assert Path(store.load(session.video).path) == SAMPLES / "JPEGImages" / session.video
+    # So the command line needs nothing but the folder of annotations.
+    (summary,) = make_training_set([store.folder], tmp_path / "set")
+    assert summary.written == 1
+    assert list(TrainingSet(tmp_path / "set").annotated_frames(0)) == [3]
 
 
 def test_only_frames_with_masks_can_be_accepted(model):

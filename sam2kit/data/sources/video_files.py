@@ -176,7 +176,7 @@ class COCOMasks:
     def annotated(self) -> list[int]:
         """Return the annotated frames, sorted."""
         known = set(self.content.annotated_frames(self.video))
-        return sorted(t for t, k in self.positions.items() if k in known)
+        return sorted(int(t) for t, k in self.positions.items() if k in known)
 
     def read(self, t: int, frame: str, size: tuple[int, int]) -> dict[ObjectId, np.ndarray] | None:
         if t not in self.positions:

@@ -1,0 +1,97 @@
+"""Choose the weights from which a training starts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from huggingface_hub import try_to_load_from_cache
+from loguru import logger
+
+from sam2kit.config.schema import Config
+from sam2kit.models.checkpoints import HUB_CHECKPOINTS, SHIPPED_CHECKPOINTS, find_checkpoint
+from sam2kit.utils.errors import CheckpointError, ConfigError
+
+# Sizes of the released files, for the question before a download.
+_MEGABYTES = {"t": 156, "s": 184, "b+": 324, "l": 898}
+
+
+def settle_initial_weights(config: Config) -> Config:
+    """Replace ``model.checkpoint=null`` by the released weights of the model size.
+
+    Weights that are not on this machine are downloaded if a person at a terminal agrees. A model
+    name that was given sets the model size (:func:`settle_size`).
+
+    Args:
+        config: the configuration of a training that is not resumed.
+
+    Returns:
+        A changed copy, or the same object if nothing had to be chosen.
+
+    Raises:
+        ConfigError: the weights are not on this machine and cannot be downloaded, or there is no
+            terminal to ask. It names the choices.
+    """
+    config = settle_size(config)
+    if config.model.checkpoint is not None:
+        return config
+    size = config.model.size
+    released = {hub_size: name for name, (_, hub_size) in HUB_CHECKPOINTS.items()}
+    name = released.get(size, size)  # the shipped model is named like its size
+    if name not in SHIPPED_CHECKPOINTS and not _is_downloaded(name):
+        _download(name, _MEGABYTES[size])
+    logger.info("model.checkpoint={}, the default of model.size={}", name, size)
+    return replace(config, model=replace(config.model, checkpoint=name))
+
+
+def settle_size(config: Config) -> Config:
+    """Set ``model.size`` to the size of the model that ``model.checkpoint`` names.
+
+    Only the default size is replaced: a size that was chosen and does not fit the weights is an
+    error when they are loaded.
+
+    Returns:
+        A changed copy, or the same object if the size fits or is not known.
+    """
+    name = (config.model.checkpoint or "").removesuffix(".pt")
+    sizes = {name: size for name, (_, size) in HUB_CHECKPOINTS.items()}
+    sizes |= {name: name for name in SHIPPED_CHECKPOINTS}
+    size = sizes.get(name, config.model.size)
+    if size == config.model.size or config.model.size != Config().model.size:
+        return config
+    logger.info("model.size={}, because model.checkpoint={}", size, config.model.checkpoint)
+    return replace(config, model=replace(config.model, size=size))
+
+
+def _is_downloaded(name: str) -> bool:
+    repository, _ = HUB_CHECKPOINTS[name]
+    return isinstance(try_to_load_from_cache(repository, f"{name}.pt"), str)
+
+
+def _download(name: str, megabytes: int) -> None:
+    """Download released weights if a person at the terminal agrees.
+
+    Raises:
+        ConfigError: there is no terminal, the person declines, or the download fails.
+    """
+    problem = f"training starts from {name} by default, which is not on this machine"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print(
+            f"{name} ({megabytes} MB) is not on this machine. Download it? [Y/n] ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
+                find_checkpoint(name)
+                return
+        except CheckpointError as error:
+            problem = str(error)
+    raise ConfigError(
+        problem,
+        key="model.checkpoint",
+        hint=f"give --model-checkpoint {name} to download it ({megabytes} MB), --model-checkpoint "
+        "nano for the small model that needs no network, or --model-checkpoint random for random "
+        "weights",
+    )
