@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -1061,7 +1062,12 @@ def _default_recipes(config: Config | None) -> dict[str, DatasetConfig]:
     """Return the recipes of :meth:`Annotator.random_prompt` by name, the default one first."""
     configured = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
-    return configured | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}
+    return configured | kinds | {"official": _official_recipe()}
+
+
+@cache
+def _official_recipe() -> DatasetConfig:
+    return load_config(overrides=["recipe=official"]).dataset
 
 
 PromptDebugger = Annotator  # the name of earlier versions
