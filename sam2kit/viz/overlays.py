@@ -56,8 +56,8 @@ def contrasting_palette(frame: np.ndarray) -> np.ndarray:
     """Return :data:`PALETTE` in the order in which its colours stand out from a frame.
 
     The contrast of a colour is the distance in CIELAB that 2 % of the frame's pixels fall below, so
-    that small objects count. The next colour is the one whose contrast and distance from those before
-    it is largest.
+    that small objects count. The next colour is the one whose contrast and distance from the
+    earlier ones is largest.
 
     Args:
         frame: ``[H,W,3]`` uint8.

@@ -108,6 +108,8 @@ class Annotator {
     this.videoLabel = make("label", { textContent: "video" }, bar);
     this.videos = make("select", { title: "Video" }, this.videoLabel);
     this.videos.onchange = () => this.send("open_video", { video: Number(this.videos.value) });
+    setIcon(this.button(bar, "", "Open the video again, with its annotations on disk",
+      () => this.send("open_video", { video: this.state.video }), "reload"), "reload");
     const open = (name, title, type, key) => {
       const input = this.field(bar, key, { type: "text", className: "path", title, spellcheck: false });
       input.dataset.name = name;

@@ -456,19 +456,20 @@ class Annotator(ImageWidget):
     def propagate(
         self,
         start: int | None = None,
+        wait: bool = True,
+        *,
         end: int | None = None,
         direction: Direction = "forward",
-        wait: bool = True,
     ) -> None:
         """Track all objects from their prompts.
 
         Args:
             start: first frame to track. None (default): the first prompt, or for other directions
                 the start of the video.
+            wait: return when tracking has ended (default); False: track in the background.
             end: last frame to track. None (default): the end of the video, or for ``backward`` the
                 last prompt.
             direction: ``forward``, ``backward`` or ``both``.
-            wait: return when tracking has ended (default); False: track in the background.
 
         Raises:
             DataError: no object has a prompt, the range is invalid, or a frame cannot be tracked.
@@ -625,6 +626,8 @@ class Annotator(ImageWidget):
         lines.insert(0, f"Training set of {plural(written, 'video')} in {visible_text(folder)}")
         self.report = [{"text": line, "command": False} for line in lines]
         command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
+        if self._model_text:  # training continues from the model that was annotated with
+            command += f" --model-checkpoint {shlex.quote(self._model_text)}"
         self.report = [*self.report, {"text": visible_text(command), "command": True}]
         self._show()
         return folder
@@ -693,7 +696,7 @@ class Annotator(ImageWidget):
         self, direction: Direction = "forward", start: int | None = None, end: int | None = None
     ) -> None:
         """Track in the background, so that the view can cancel it."""
-        self.propagate(start, end, direction, wait=False)
+        self.propagate(start, wait=False, end=end, direction=direction)
 
     def on_propose(self) -> None:
         """Find objects in the background, so that the view can cancel it."""

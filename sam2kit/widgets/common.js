@@ -33,6 +33,7 @@ const ICONS = {
   hidden: "M1.5 8S4 3.5 8 3.5 14.5 8 14.5 8 12 12.5 8 12.5 1.5 8 1.5 8zM3 13.5 13 2.5",
   keep: "M3 8.5l3.5 3.5L13 4.5",
   remove: "M4 4l8 8M12 4l-8 8",
+  reload: "M13 8a5 5 0 1 1-1.6-3.7M13 2.5v3h-3",
 };
 
 function setIcon(button, name) {

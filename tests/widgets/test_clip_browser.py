@@ -410,6 +410,21 @@ def test_view_in_jupyterlab(lab, browser, tmp_path):
     kernel_has("abs(browser.swipe - 0.9) < 0.01", True)
     assert saturation() > 5
 
+    root.press("+")
+    book.until("e => Number(e.dataset.zoom) > 1", root)
+    book.page.mouse.wheel(0, -300)
+    book.until("e => Number(e.dataset.zoom) > 1.3", root)
+    root.press("f")
+    book.until("e => e.dataset.zoom === '1.00'", root)
+    root.press("?")
+    assert "first, last frame" in root.locator(".help").inner_text()
+    root.press("Escape")
+    assert root.locator(".help").is_hidden()
+    root.locator("input.frames").press("ArrowLeft")  # the slider has the focus
+    shows(4)
+    root.press("ArrowRight")
+    shows(5)
+
     chart = root.locator(".chart")
     size = chart.bounding_box()
     chart.click(position={"x": 0.41 * size["width"], "y": size["height"] / 2})
