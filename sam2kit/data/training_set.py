@@ -486,13 +486,19 @@ class _CocoFile:
         self.rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         if not self.path.exists():
             return
-        content = json.loads(self.path.read_text(encoding="utf-8"))
-        by_image: dict[int, tuple[str, int]] = {}
-        for image in content["images"]:
-            key = image["video_id"], image["order_in_video"]
-            self.rows[key], by_image[image["id"]] = (image, []), key
-        for annotation in content["annotations"]:
-            self.rows[by_image[annotation["image_id"]]][1].append(annotation)
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            by_image: dict[int, tuple[str, int]] = {}
+            for image in content["images"]:
+                key = str(image["video_id"]), int(image["order_in_video"])
+                self.rows[key], by_image[image["id"]] = (image, []), key
+            for annotation in content["annotations"]:
+                self.rows[by_image[annotation["image_id"]]][1].append(annotation)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{self.path} cannot be read ({error!r}); nothing was added",
+                hint="restore the file from a copy, or choose a new folder",
+            ) from None
 
     def add(self, frame: AcceptedFrame) -> str:
         """Add a frame, and return the name of a count of :class:`TrainingSetSummary`."""

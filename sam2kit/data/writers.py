@@ -136,18 +136,18 @@ def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict
     return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
 
 
-def merge_coco(parts: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
+def merge_coco(parts: Iterable[tuple[Mapping[str, Any], str | None]]) -> dict[str, Any]:
     """Combine COCO files of :func:`coco_json` into one.
 
     Args:
-        parts: the content of a file, and the name of the video to take from it.
+        parts: the content of a file, and the name of the video to take from it. None: all videos.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for content, video in parts:
         numbers = {}
         for image in content["images"]:
-            if image["video_id"] == video:
+            if video in (None, image["video_id"]):
                 numbers[image["id"]] = len(images) + 1
                 images.append(image | {"id": len(images) + 1})
         for row in content["annotations"]:

@@ -209,6 +209,17 @@ def read_index(root: Path) -> Index:
             f"{path} has version {index.version} and format {index.format!r}",
             hint="read it with the version of sam2kit that wrote it",
         )
+    for name, entry in index.videos.items():
+        # The set may be downloaded, and masks are also written into these folders.
+        is_inside = Path(entry.folder).name == entry.folder and "\\" not in entry.folder
+        if not is_inside or entry.folder in ("", ".."):
+            raise DataError(
+                f"{path}: video {name!r}",
+                key="folder",
+                value=entry.folder,
+                expected="the name of a folder in this training set",
+                hint="make the training set again with sam2kit training-set",
+            )
     return index
 
 
