@@ -654,7 +654,8 @@ class Annotator(ImageWidget):
         text = f"{plural(summary.written, 'frame')} added, {summary.replaced} replaced, "
         text += f"{summary.unchanged} unchanged"
         if summary.overlaps:
-            text += f"; masks overlap on {plural(summary.overlaps, 'frame')}: the smaller is in front"
+            frames = plural(summary.overlaps, "frame")
+            text += f"; masks overlap on {frames}, where the smaller object is in front"
         return text
 
     def close_report(self) -> None:
