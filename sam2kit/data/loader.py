@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.clip import ClipBatch, VideoClip, collate
 from sam2kit.data.clip_dataset import ClipDataset
-from sam2kit.data.parallel import errors_from_workers
+from sam2kit.data.parallel import SHARED_MEMORY, SHARED_MEMORY_HINT, to_shared_memory
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MIB
 
@@ -62,20 +61,12 @@ class EpochSampler(Sampler[int]):
         self.dataset.set_epoch(epoch)
 
 
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_MEMORY_HINT = (
-    "set dataset.num_workers=0, or a smaller dataset.batch_size, dataset.video_clip_length or "
-    "dataset.image_size; in a container, start it with more shared memory: docker run --shm-size=8g"
-)
 PREFETCHED = 2  # batches per loader process that wait in shared memory, PyTorch's default
 
 
 @dataclass(frozen=True)
 class Collate:
     """Join the clips of a batch in a loader process, and put the batch into shared memory.
-
-    PyTorch does this later, in a thread of the process. Where ``/dev/shm`` is full, that thread
-    prints a traceback and drops the batch, and the main process waits for it for ever.
 
     Attributes:
         with_keys: see :func:`~sam2kit.data.clip.collate`.
@@ -84,19 +75,7 @@ class Collate:
     with_keys: bool
 
     def __call__(self, clips: list[VideoClip]) -> ClipBatch:
-        batch = collate(clips, self.with_keys)
-        with errors_from_workers():
-            try:
-                return batch.share_memory()
-            except RuntimeError as error:
-                if "shared memory" not in str(error):
-                    raise
-                raise DataError(
-                    f"{SHARED_MEMORY} is too small for the batches of the loader processes "
-                    f"({_size_of(batch) / MIB:.0f} MiB each)",
-                    key="dataset.num_workers",
-                    hint=SHARED_MEMORY_HINT,
-                ) from None
+        return to_shared_memory(collate(clips, self.with_keys), ClipBatch.share_memory)
 
 
 def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
@@ -121,10 +100,6 @@ def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
             key="dataset.num_workers",
             hint=SHARED_MEMORY_HINT,
         )
-
-
-def _size_of(batch: ClipBatch) -> int:
-    return sum(t.numel() * t.element_size() for t in vars(batch).values() if torch.is_tensor(t))
 
 
 def create_dataloader(

@@ -5,16 +5,23 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
+import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sam2kit.data.sources.base import VideoSource
-from sam2kit.utils.errors import SAM2KitError
+from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.progress import log_progress
 
 T = TypeVar("T")
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_HINT = (
+    "set dataset.num_workers=0, or a smaller dataset.batch_size, dataset.video_clip_length or "
+    "dataset.image_size; in a container, start it with more shared memory: docker run --shm-size=8g"
+)
 # Each process gets at least this many videos; for fewer, its start does not pay.
 MIN_VIDEOS_PER_PROCESS = 4
 
@@ -53,7 +60,8 @@ def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
     """
     if workers:
         cv2.setNumThreads(0)
-    results = iter(DataLoader(items, None, num_workers=workers, collate_fn=_identity))
+    join = _shared if workers else _identity
+    results = iter(DataLoader(items, None, num_workers=workers, collate_fn=join))
     try:
         yield from results
     finally:
@@ -103,6 +111,40 @@ class _ResultPerVideo(Dataset[Any]):
     def __getitem__(self, i: int) -> Any:
         with errors_from_workers():
             return self.work(self.source, i)
+
+
+def to_shared_memory(result: T, share: Callable[[T], Any]) -> T:
+    """Put a result of a loader process into shared memory.
+
+    PyTorch does this later, in a thread of the process. Where ``/dev/shm`` is full, that thread
+    prints a traceback and drops the result, and the main process waits for it for ever.
+
+    Args:
+        result: the result.
+        share: puts its tensors into shared memory, in place.
+
+    Raises:
+        DataError: there is too little shared memory.
+    """
+    with errors_from_workers():
+        try:
+            share(result)
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            raise DataError(
+                f"{SHARED_MEMORY} is too small for the results of the loader processes",
+                key="dataset.num_workers",
+                hint=SHARED_MEMORY_HINT,
+            ) from None
+    return result
+
+
+def _shared(result: Any) -> Any:
+    parts = result if isinstance(result, tuple) else (result,)
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    to_shared_memory(tensors, lambda tensors: [tensor.share_memory_() for tensor in tensors])
+    return result
 
 
 def _identity(result: Any) -> Any:

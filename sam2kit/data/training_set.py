@@ -23,10 +23,11 @@ import numpy as np
 from loguru import logger
 from PIL import Image
 
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
-from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID, object_names, read_id_mask
+from sam2kit.data.sources.mask_files import OBJECTS_FILE, object_names
+from sam2kit.data.sources.mask_values import VOID, MaskValues
 from sam2kit.data.sources.training_set import (
     COCO_FILE,
     FRAMES,
@@ -437,7 +438,7 @@ class _PngFiles:
         self.overlaps += sum(areas.values()) > np.count_nonzero(ids)
         path = self.folder / f"{self.stems[frame.index]}.png"
         is_replaced = path.exists()
-        if is_replaced and np.array_equal(read_id_mask(path), ids):
+        if is_replaced and np.array_equal(MaskValues().read(path)[0], ids):
             return "unchanged"
         with atomic_write(path) as temporary:
             write_id_mask(temporary, ids)

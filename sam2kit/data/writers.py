@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID
+from sam2kit.data.sources.mask_files import OBJECTS_FILE
+from sam2kit.data.sources.mask_values import VOID, davis_palette
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import errors_name, write_text
 
@@ -200,14 +201,3 @@ def write_id_mask(path: Path, ids: np.ndarray) -> None:
 def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:
     """Write ``objects.json``, which maps the numbers in palette PNG files to object ids."""
     write_text(folder / OBJECTS_FILE, json.dumps(names))
-
-
-def davis_palette() -> np.ndarray:
-    """Return ``[256,3]`` uint8: the palette of DAVIS, which PASCAL VOC uses too.
-
-    Bits 0, 3 and 6 of a number are the highest bits of its red channel, bits 1, 4 and 7 those of
-    green, bits 2 and 5 those of blue.
-    """
-    numbers = np.arange(256)
-    channels = [sum(((numbers >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
-    return np.stack(channels, axis=1).astype(np.uint8)

@@ -162,10 +162,7 @@ def fit(
         _make_trainer(config, run_dir, [], [])  # reject unavailable devices before starting ranks
         return _existing_result(config, run_dir, train_on_devices(config, run_dir, devices))
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    # loguru would replace braces in the path.
-    log_file = str(run_dir / "train.log").replace("{", "{{").replace("}", "}}")
-    level = config.log_level if first else "ERROR"
-    sink = logger.add(log_file, level=level, format=log_format(LOG_LINE))
+    sink = _log_to(run_dir / "train.log", config.log_level if first else "ERROR")
     try:
         logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
         logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)
@@ -186,6 +183,12 @@ def fit(
                 return _run(config, run_dir, module, data, [run_log, metrics], callbacks)
     finally:
         logger.remove(sink)
+
+
+def _log_to(path: Path, level: str) -> int:
+    """Log to a file, and return the number by which loguru removes it."""
+    file = str(path).replace("{", "{{").replace("}", "}}")  # loguru replaces names in braces
+    return logger.add(file, level=level, format=log_format(LOG_LINE))
 
 
 def _existing_result(config: Config, run_dir: Path, interrupted: bool = False) -> FitResult:

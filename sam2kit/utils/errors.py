@@ -17,9 +17,7 @@ from sam2kit.utils.text import visible_text
 
 MAX_VALUE = 300  # characters of a value or word in a message; paths may need 200
 MAX_MESSAGE = 600  # characters of what is wrong, with all values; about eight lines
-MAX_HINT = (
-    350  # characters of a hint of one line. The tables of hints of several lines are complete
-)
+MAX_HINT = 350  # characters of a hint of one line; a hint with a table is complete
 MAX_PROBLEMS = 900  # characters of combined errors; the others are counted
 _LONG_WORD = re.compile(rf"\S{{{MAX_VALUE + 1},}}")
 
