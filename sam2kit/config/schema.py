@@ -228,7 +228,7 @@ class DatasetConfig:
         "weight (default 1), the relative number of clips per epoch",
         PATH,
     )
-    video_clip_length: int = positive_count(5, "number of frames per clip")
+    video_clip_length: int = positive_count(5, "number of frames per clip", le=10_000)
     frame_stride: int = positive_count(1, "use every N-th frame of a video")
     max_gap: int = non_negative(
         0,
@@ -246,15 +246,20 @@ class DatasetConfig:
         "error",
         choices=("turn_back", "error"),
     )
-    clips_per_video: int = positive_count(1, "number of clips drawn from each video per epoch")
+    clips_per_video: int = positive_count(
+        1, "number of clips drawn from each video per epoch", le=1_000_000
+    )
     image_size: int = option(
         512,
         "side length in pixels to which frames are resized, ignoring the aspect ratio; a multiple "
         "of 32",
     )
-    batch_size: int = positive_count(1, "number of clips per batch")
+    batch_size: int = positive_count(1, "number of clips per batch", le=65_536)
     num_workers: int = non_negative(
-        2, "number of data loader processes; 0 loads clips in the main process", MACHINE
+        2,
+        "number of data loader processes; 0 loads clips in the main process",
+        MACHINE,
+        le=1024,
     )
     loader_timeout: int = non_negative(
         900,
@@ -312,8 +317,12 @@ class DatasetConfig:
     prompt_per_batch: bool = option(
         False, "use the same prompt type for all objects of a batch, which trains faster"
     )
-    num_positive_points: int = positive_count(1, "number of positive clicks of a point prompt")
-    num_negative_points: int = non_negative(0, "number of negative clicks of a point prompt")
+    num_positive_points: int = positive_count(
+        1, "number of positive clicks of a point prompt", le=1000
+    )
+    num_negative_points: int = non_negative(
+        0, "number of negative clicks of a point prompt", le=1000
+    )
     negative_kinds: list[str] = option(
         ["near"],
         "placement of negative clicks, drawn for each click: near (around the object), border "

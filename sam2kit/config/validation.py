@@ -45,6 +45,7 @@ LIMITS = {
     "le": ("at most", operator.le),
     "lt": ("below", operator.lt),
 }
+MAX_IMAGE_SIZE = 16_384  # attention over a frame of this size does not fit into any memory
 WEIGHT: Field[Any] = option(1.0, "relative number of clips of a mixture's source per epoch", gt=0)
 # Values of keys that default to null and take no text.
 EXAMPLES = {
@@ -303,9 +304,10 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigEr
     yield from _source_problems(section, dataset)
     if dataset.type == "mixture":
         yield from _mixture_problems(section, dataset)
-    if dataset.image_size < 32 or dataset.image_size % 32:
-        nearest = max(32, round(dataset.image_size / 32) * 32)
-        yield must_be("image_size", "a multiple of 32", f"try {nearest}")
+    if not 32 <= dataset.image_size <= MAX_IMAGE_SIZE or dataset.image_size % 32:
+        nearest = min(max(32, round(dataset.image_size / 32) * 32), MAX_IMAGE_SIZE)
+        expected = "a multiple of 32" + f" up to {MAX_IMAGE_SIZE}" * (dataset.image_size > nearest)
+        yield must_be("image_size", expected, f"try {nearest}")
     if dataset.corrections is not None and dataset.type == "synthetic":
         expected = "null with type=synthetic, whose frames are generated"
         yield must_be("corrections", expected, f"choose another {section}.type")

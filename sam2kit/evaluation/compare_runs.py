@@ -5,17 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from matplotlib.figure import Figure
 
 from sam2kit.evaluation.scores import SCHEMA_VERSION
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.readers import read_json
+from sam2kit.utils.readers import check_types, read_json
 from sam2kit.utils.text import visible_text
 from sam2kit.viz.plots import interval_chart
 
 LEADERBOARD = "leaderboard.json"
+_Score = TypedDict("_Score", {"J&F": float | None, "J&F_interval": list[float | None] | None})
+
+
+class _Means(_Score):
+    J: float | None
+    F: float | None
+    false_absence: float | None
+    recovery: float | None
+    scored_objects: int | None
+
+
+class _Metrics(TypedDict):
+    schema_version: Literal[SCHEMA_VERSION]  # type: ignore[valid-type]
+    trackers: dict[str, _Means]
+    videos: dict[str, Any]
+    convention: Any
+    protocol: Any
+
+
+class _Trial(_Score):
+    rank: int | None
+    name: str
+    state: str
+    error: str | None
+
+
+class _Leaderboard(TypedDict):
+    trials: list[_Trial]
 
 
 @dataclass(frozen=True)
@@ -58,12 +86,16 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
 
 
 def _read_result(
-    file: Path, version: int = SCHEMA_VERSION, hint: str = "evaluate the run again"
+    file: Path,
+    version: int = SCHEMA_VERSION,
+    hint: str = "evaluate the run again",
+    kind: Any = _Metrics,
 ) -> dict[str, Any]:
-    """Read a JSON file and check its schema version.
+    """Read a JSON file and check its schema version and the types of its values.
 
     Raises:
-        DataError: the file cannot be read or has another schema version; ``hint`` is the fix.
+        DataError: the file cannot be read, is damaged, or has another schema version; ``hint`` is
+            the fix.
     """
     try:
         content = read_json(file, hint=hint, non_finite=True)
@@ -74,6 +106,7 @@ def _read_result(
         raise DataError(
             str(file), key="schema_version", value=actual_version, expected=str(version), hint=hint
         )
+    check_types(content, kind, file, hint)
     return content
 
 
@@ -100,7 +133,9 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     names = _unique_names(sorted(file.parent for file in files))
     rows = []
     for folder, name in names.items():
-        for trial in _read_result(folder / LEADERBOARD, 1, "run the sweep again")["trials"]:
+        for trial in _read_result(folder / LEADERBOARD, 1, "run the sweep again", _Leaderboard)[
+            "trials"
+        ]:
             row = {"sweep": name, "rank": trial["rank"], "trial": trial["name"]}
             # An error may span many lines; the table has one cell for it.
             error = visible_text(" ".join((trial["error"] or "").split()), 160)
@@ -110,9 +145,14 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns ``J&F`` and ``95% interval``; None where there is no value."""
-    low, high = scores["J&F_interval"] or (None, None)
+    low, high = _interval(scores)
     interval = None if low is None else f"{low:.3f} to {high:.3f}"
     return {"J&F": scores["J&F"], "95% interval": interval}
+
+
+def _interval(scores: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    interval = scores["J&F_interval"] or ()
+    return tuple(interval) if len(interval) == 2 else (None, None)
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
@@ -131,7 +171,7 @@ def comparison_figure(runs: Sequence[EvaluatedRun]) -> Figure:
     """Plot J&F of every tracker of every run, with its interval."""
     groups = {
         run.name: {
-            tracker: dict(zip(("mean", "low", "high"), (s["J&F"], *s["J&F_interval"]), strict=True))
+            tracker: dict(zip(("mean", "low", "high"), (s["J&F"], *_interval(s)), strict=True))
             for tracker, s in run.metrics["trackers"].items()
         }
         for run in runs

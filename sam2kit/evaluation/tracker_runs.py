@@ -33,10 +33,10 @@ from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.noise import PromptNoise
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
-from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.readers import read_json
+from sam2kit.utils.readers import damage_is, read_json
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
 # The model itself empties a mask whose object score is below 0: lower thresholds have no effect.
@@ -220,9 +220,10 @@ class ResultFiles:
         has_masks = noise is not None or self.path("sav", name, video, ".json").is_file()
         if path.is_file() and has_masks:
             saved = read_json(path, hint="delete the file", non_finite=True)
-            # A round trip through JSON makes tuples lists, as in the saved document.
-            if saved["made_of"] == json.loads(json.dumps(made_of)):
-                return VideoScores.from_dict(saved["scores"])
+            with damage_is(DataError, path, "delete the file"):
+                # A round trip through JSON makes tuples lists, as in the saved document.
+                if saved["made_of"] == json.loads(json.dumps(made_of)):
+                    return VideoScores.from_dict(saved["scores"])
             logger.info(
                 "{}, {}: tracking again, since settings or weights have changed", video, name
             )

@@ -14,14 +14,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sam2kit.utils import locks
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.readers import read_json
+from sam2kit.utils.readers import check_types, read_json
 
 SCHEMA_VERSION = 1
+_Score = TypedDict("_Score", {"J&F": float | None})
+
+
+class _Metrics(TypedDict):
+    trackers: dict[str, _Score]
+
+
+class _Stage(TypedDict):
+    state: str
+
+
+class _Status(TypedDict):
+    state: str
+    stages: dict[str, _Stage]
 
 
 @contextmanager
@@ -76,6 +90,7 @@ def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
             key="schema_version",
             hint="delete the file to run all stages again, or choose another directory",
         )
+    check_types(content, _Status, path, "delete it to run all stages again", PipelineError)
     # A running process holds the lock, so "running" without a lock means that it was killed.
     if content["state"] == "running" and (held or not is_locked(run_dir)):
         content["state"] = "interrupted"
@@ -163,9 +178,6 @@ def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     content = read_json(path, hint=hint, error=PipelineError, non_finite=True)
-    trackers = content.get("trackers") if isinstance(content, dict) else None
-    if not isinstance(trackers, dict) or not all(
-        isinstance(scores, dict) and "J&F" in scores for scores in trackers.values()
-    ):
-        raise PipelineError(f"{path} has no scores of trackers", key="trackers", hint=hint)
+    check_types(content, _Metrics, path, hint, PipelineError)
+    trackers: dict[str, dict[str, Any]] = content["trackers"]
     return trackers

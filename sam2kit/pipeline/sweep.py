@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from loguru import logger
 
@@ -27,7 +27,7 @@ from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_metr
 from sam2kit.utils.errors import ConfigError, PipelineError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.processes import sigterm_interrupts, start
-from sam2kit.utils.readers import read_json
+from sam2kit.utils.readers import check_types, read_json
 
 METRIC = "J&F of the tracker 'after training' on the validation videos; higher is better"
 
@@ -163,6 +163,17 @@ def run_sweep(
     return rows
 
 
+class _TrialDefinition(TypedDict):
+    name: str
+    overrides: list[str]
+
+
+class _Definition(TypedDict):
+    trials: list[_TrialDefinition]
+    parameters: dict[str, Any]
+    stages: list[int]
+
+
 def _read_definition(path: Path) -> dict[str, Any]:
     """Read ``sweep.json``.
 
@@ -171,12 +182,8 @@ def _read_definition(path: Path) -> dict[str, Any]:
     """
     hint = "start the sweep again in another directory"
     content = read_json(path, hint=hint, error=PipelineError)
-    trials = content.get("trials") if isinstance(content, dict) else None
-    if not isinstance(trials, list) or not all(
-        isinstance(trial, dict) and {"name", "overrides"} <= trial.keys() for trial in trials
-    ):
-        raise PipelineError(f"{path} does not define a sweep", key="trials", hint=hint)
-    return content
+    check_types(content, _Definition, path, hint, PipelineError)
+    return cast("dict[str, Any]", content)
 
 
 def _define(sweep_dir: Path, trials: Sequence[Trial], about: dict[str, Any]) -> None:

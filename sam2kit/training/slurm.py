@@ -13,6 +13,7 @@ import psutil
 from sam2kit.config.loading import save_config
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError, TrainingError
+from sam2kit.utils.paths import file_name, open_run_dir
 from sam2kit.utils.processes import start
 
 if TYPE_CHECKING:
@@ -158,14 +159,23 @@ def submit(
             expected="1 with --cluster local",
             hint="set trainer.num_nodes=1, or submit to SLURM",
         )
+    for key, text in (("--run-dir", str(run_dir.resolve())), ("--partition", partition or "")):
+        # submitit copies both into the lines of the batch script.
+        if not text.isprintable():
+            raise ConfigError(
+                "contains a line break or another control character",
+                key=key,
+                value=text,
+                hint="rename the folder" if key == "--run-dir" else "give the name of a partition",
+            )
     logs = run_dir.resolve() / "slurm"
-    logs.mkdir(parents=True, exist_ok=True)
+    open_run_dir(logs, config.output_dir)
     config_file = logs / "submitted.yaml"
     save_config(config, config_file)
     devices = int(trainer.devices)
     executor = submitit.AutoExecutor(logs, cluster=cluster, slurm_max_num_timeout=1000)
     parameters: dict[str, Any] = {
-        "name": f"sam2kit-{run_dir.name}",
+        "name": f"sam2kit-{file_name(run_dir.name)}",
         "timeout_min": max(round(60 * hours), 1),
         "nodes": trainer.num_nodes,
         "tasks_per_node": 1,  # torchrun starts the ranks of a machine

@@ -18,7 +18,7 @@ from sam2kit.utils.text import visible_text
 MAX_VALUE = 300  # characters of a value or word in a message; paths may need 200
 MAX_MESSAGE = 600  # characters of what is wrong, with all values; about eight lines
 MAX_HINT = 350  # characters of a hint of one line; a hint with a table is complete
-MAX_PROBLEMS = 900  # characters of combined errors; the others are counted
+MAX_PROBLEMS = 900  # characters of a message of several lines, such as of combined errors
 _LONG_WORD = re.compile(rf"\S{{{MAX_VALUE + 1},}}")
 
 
@@ -65,8 +65,12 @@ def render(
     parts = [key, message]
     if expected is not None:
         parts = [message, f"{key}={_shorten(_repr(value))} must be {expected}"]
-    text = _readable(": ".join(part for part in parts if part), MAX_MESSAGE)
-    return f"{text}; {_readable(hint, MAX_HINT)}" if hint else text
+    text = ": ".join(part for part in parts if part)
+    text = _readable(text, MAX_PROBLEMS if "\n" in text else MAX_MESSAGE)
+    if not hint:
+        return text
+    max_hint = None if "\n" in hint else MAX_HINT
+    return f"{text}; {_readable(hint, max_hint)}"
 
 
 def _repr(value: Any) -> str:
@@ -76,11 +80,11 @@ def _repr(value: Any) -> str:
         return f"a {type(value).__name__} with too many digits"
 
 
-def _readable(text: str, max_length: int) -> str:
-    """Escape invisible characters, and shorten long words and text of one line."""
+def _readable(text: str, max_length: int | None) -> str:
+    """Escape invisible characters, and shorten long words and the text."""
     text = visible_text(text, None, multiline=True)
     text = _LONG_WORD.sub(lambda match: _shorten(match[0]), text)
-    return text if "\n" in text else _shorten(text, max_length)
+    return text if max_length is None else _shorten(text, max_length)
 
 
 def _shorten(text: str, max_length: int = MAX_VALUE) -> str:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,6 +279,47 @@ def read_text(
         return _read_bytes(path, error, hint, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise error(f"{path} is not a UTF-8 text file: {fault}", hint=hint) from fault
+
+
+def check_types(
+    content: Any,
+    kind: Any,
+    where: object,
+    hint: str,
+    error: type[SAM2KitError] = DataError,
+) -> None:
+    """Check the types of the values that are read from a JSON file later.
+
+    Args:
+        content: the parsed file.
+        kind: a type that msgspec checks, such as a ``TypedDict``; other keys are not checked.
+        where: name of the file.
+        hint: the fix.
+        error: class of the error.
+
+    Raises:
+        SAM2KitError: of class ``error``: a key is missing or a value has another type.
+    """
+    import msgspec
+
+    try:
+        msgspec.convert(content, kind)
+    except ValueError as fault:  # msgspec.ValidationError is one
+        raise error(f"{where} is damaged or of another version: {fault}", hint=hint) from fault
+
+
+@contextmanager
+def damage_is(error: type[SAM2KitError], where: object, hint: str) -> Iterator[None]:
+    """Turn errors about missing keys and wrong values of a file into ``error``.
+
+    For files that only this package writes, whose content has too many forms for
+    :func:`check_types`.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as fault:
+        message = f"{where} has a value that cannot be used ({type(fault).__name__}: {fault})"
+        raise error(message, hint=hint) from fault
 
 
 def check_size(

@@ -19,7 +19,7 @@ from sam2kit.evaluation.scores import VideoScores
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.readers import read_json
+from sam2kit.utils.readers import damage_is, read_json
 
 TRUTH = "truth"  # name of the layer with the ground truth
 
@@ -64,7 +64,8 @@ class Results:
         path = self.scores and self.scores / f"{file_name(video)}.json"
         if path is None or not path.is_file():
             return None
-        return VideoScores.from_dict(_read_json(path, "scores"))
+        with damage_is(DataError, path, "evaluate the run again"):
+            return VideoScores.from_dict(_read_json(path, "scores"))
 
 
 def _read_json(path: Path, key: str) -> Any:
@@ -127,7 +128,9 @@ def _trackers(folder: Path) -> list[str]:
     path = folder / "metrics.json"
     if not path.is_file():
         return sorted(p.name for p in (folder / "sav").iterdir() if p.is_dir())
-    return [t for t in _read_json(path, "trackers") if (folder / "sav" / file_name(t)).is_dir()]
+    with damage_is(DataError, path, "evaluate the run again"):
+        trackers = dict(_read_json(path, "trackers"))
+    return [t for t in trackers if (folder / "sav" / file_name(t)).is_dir()]
 
 
 class VideoLayers:
@@ -168,7 +171,8 @@ class VideoLayers:
                 self._masks[name] = ResultMasks(path)
             else:
                 ids, frames = (_read_json(path, key) for key in ("masklet_id", "masklet"))
-                self._encoded[name] = [dict(zip(ids, frame, strict=True)) for frame in frames]
+                with damage_is(DataError, path, "evaluate the run again"):
+                    self._encoded[name] = [dict(zip(ids, frame, strict=True)) for frame in frames]
         self._with_scores: set[str] = set()
         for r in results:
             self.J[r.name], self.counted[r.name] = {}, np.zeros(self.num_frames, bool)
