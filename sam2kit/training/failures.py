@@ -15,7 +15,7 @@ from loguru import logger
 from sam2kit.config.schema import Config
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.planner import report
-from sam2kit.utils.errors import TrainingError
+from sam2kit.utils.errors import SYSTEM_ERRORS, TrainingError
 
 RESUME_HINT = "resume with --resume auto"
 
@@ -37,6 +37,9 @@ def actionable_errors(
             # The traceback's frames hold the tensors of the step; the planner needs their memory.
             traceback.clear_frames(error.__traceback__)
             raise _out_of_memory(config, error) from None
+        if any(phrase in str(error) for phrase in ("Too many open files", "items of ancdata")):
+            what, fix = SYSTEM_ERRORS[errno.EMFILE]
+            raise TrainingError(f"{what} in the loader processes", hint=fix) from None
         if "DataLoader timed out" in str(error):
             raise _loader_timeout(config) from None
         if "DataLoader worker" in str(error):

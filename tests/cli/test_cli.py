@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import runpy
 import shutil
 import subprocess
@@ -493,3 +495,48 @@ def test_train_as_a_module_is_the_same_command(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("sam2kit.train", run_name="__main__")
     assert stop.value.code == 0 and list(tmp_path.glob("*/*/best.ckpt"))
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="no folder that not even root may write to")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", *SYNTHETIC, "--create-config", "/sys/sam2kit.yaml"],
+        ["doctor", *SYNTHETIC, "--html", "/sys/sam2kit.html"],
+        ["doctor", *SYNTHETIC, "--json", "/sys/sam2kit.json"],
+        ["submit", *SYNTHETIC, "--run-dir", "/sys/run", "model.checkpoint=random"]
+        + ["trainer.devices=1", "--cluster", "local"],
+        ["convert", *SYNTHETIC, "/sys/set", "--to", "davis"],
+    ],
+    ids=lambda argv: argv[0] + "".join(a[1:] for a in argv if a.startswith("--")),
+)
+def test_a_read_only_folder_is_one_error_with_the_path(capsys, argv):
+    text = error_output(capsys, *argv)
+    assert "/sys" in text and "folder" in text or "directory" in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_error_with_the_path(capsys, tmp_path):
+    page = tmp_path / "doctor.html"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # files of up to 1,000 bytes
+    try:
+        text = error_output(capsys, "doctor", *SYNTHETIC, "--html", str(page))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert str(page) in text and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_home_directory_is_one_error(capsys, monkeypatch):
+    def no_entry(*_):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert "HOME" in error_output(capsys, "features", "--list")
+    monkeypatch.setenv("HOME", "/tmp")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["features", "--list"]) == 0
+    assert os.environ["USER"] == f"user{os.getuid()}"
+    monkeypatch.delenv("USER")

@@ -116,3 +116,11 @@ def test_invalid_submissions_are_rejected(config, tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as error:
         submit(config, tmp_path / "run", cluster="local")
     assert (error.value.key, error.value.value) == ("trainer.num_nodes", 2)
+
+
+def test_a_line_break_cannot_reach_the_batch_script(config, tmp_path):
+    for run_dir, partition in ((tmp_path / "a\n#SBATCH --x", None), (tmp_path, "a\nreboot")):
+        with pytest.raises(ConfigError) as caught:
+            submit(config, run_dir, partition=partition, cluster="local")
+        assert caught.value.key == ("--partition" if partition else "--run-dir")
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from sam2kit.utils.errors import (
     PipelineError,
     SAM2KitError,
     TrainingError,
+    from_system,
 )
 
 PUBLIC_ERRORS = [ConfigError, DataError, CheckpointError, TrainingError, PipelineError]
@@ -156,3 +159,30 @@ def test_errors_that_a_user_can_cause_say_what_to_do():
         for line in raises_without_fix(path.read_text(encoding="utf-8"))
     ]
     assert not missing
+
+
+def test_long_values_are_shortened_and_hidden_characters_are_shown():
+    name = "a\x1b[31m\u202e" + "x" * 100_000
+    for error in (
+        DataError(f"{name} is damaged", hint=f"rename {name}"),
+        DataError(f"{'word ' * 100_000}", hint="word " * 100_000),
+        ConfigError(key=name, value=name, expected="short", hint=name),
+        ConfigError(key="seed", value=10**5000, expected="smaller"),
+        ConfigError(problems=[ConfigError(f"{name} {k}") for k in range(100)]),
+    ):
+        assert 0 < len(str(error)) < 1000
+        assert "\x1b" not in str(error) and "\u202e" not in str(error)
+    problems = [ConfigError(f"problem {k}", hint="solve it") for k in range(100)]
+    shown = str(ConfigError(problems=problems)).splitlines()
+    assert shown[0] == "problem 0; solve it" and shown[-1] == f"and {101 - len(shown)} more errors"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE])
+def test_errors_of_the_system_name_path_and_fix(number):
+    error = from_system(OSError(number, os.strerror(number), "/data/a.json"))
+    assert error is not None and "/data/a.json" in str(error) and error.hint
+
+
+def test_other_errors_of_the_system_keep_their_traceback():
+    assert from_system(BrokenPipeError(errno.EPIPE, "broken pipe")) is None
+    assert from_system(OSError("no number")) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -54,3 +55,12 @@ def test_a_line_without_end_is_removed_or_ended(tmp_path, length):
         path.write_text(first + line)
         assert end_last_line(path, lambda text: text == line) == ""
         assert path.read_text() == first + (f"{line}\n" if line else "")
+
+
+def test_errors_of_a_full_disk_name_the_file(tmp_path):
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.txt") and not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(tmp_path / "missing" / "a.txt", "x")
+    assert caught.value.filename == str(tmp_path / "missing" / "a.txt")

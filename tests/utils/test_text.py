@@ -22,6 +22,7 @@ from sam2kit.utils.text import (
     figure_text,
     html_text,
     label_text,
+    log_format,
     markdown_text,
     visible_text,
 )
@@ -176,3 +177,13 @@ def test_log_messages_are_neither_formatted_nor_colored(capsys):
 
 def test_scripts_and_links_are_escaped():
     assert "<" not in html_text(SCRIPT) and "](" not in markdown_text(LINK)
+
+
+def test_a_record_of_the_log_cannot_imitate_another(tmp_path):
+    file = tmp_path / "a.log"
+    sink = logger.add(file, format=log_format("{level} {extra[text]}"))
+    try:
+        logger.info("folder {}", "a\nERROR all data lost\x1b[2J{0}")
+    finally:
+        logger.remove(sink)
+    assert file.read_text() == "INFO folder a\n  ERROR all data lost\\x1b[2J{0}\n"
