@@ -119,7 +119,7 @@ def _join(problems: Sequence[ConfigError]) -> str:
     length = shown = 0
     for line in lines:
         length += len(line) + 1
-        if shown and length > MAX_PROBLEMS:
+        if shown and length > MAX_PROBLEMS - 40:  # 40 for the last line
             break
         shown += 1
     more = len(lines) - shown

@@ -77,7 +77,7 @@ scalars = st.one_of(
     st.floats(),
     st.text(max_size=12),
     st.sampled_from(["../../secret.png", "/etc/passwd", "..", "", "\0", "1" * 5000, -1, 10**12]),
-    st.sampled_from(["x" * 100_000, "a\nb", "${", "${oc.env:HOME}", 1e308, 2**31, [], {}, [[]]]),
+    st.sampled_from(["x" * 100_000, "a\nb", "${", "${oc.env:HOME}", 1e308, 2**31]),
 )
 values = st.recursive(
     scalars,
@@ -490,7 +490,7 @@ def make_training_set(root):
 
 
 FORMATS = {
-    "training_set": (make_training_set, ["training_set.json", "**/objects.json"]),
+    "training_set": (make_training_set, ["training_set.json", "Annotations/a/*.png"]),
     "sav": (lambda root: make_sav(root), ["**/*_manual.json", "**/*.mp4"]),
     "tiff": (lambda root: make_stacks(root, ("a",)), ["a.tif", "a_labels.tif"]),
     "ctc": (lambda root: make_ctc(root, ("01",)), ["**/man_track.txt", "**/t000.tif"]),

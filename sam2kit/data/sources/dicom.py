@@ -34,7 +34,7 @@ DICOM_ERRORS: tuple[type[Exception], ...] = (
     TypeError,
     RuntimeError,
 )
-DICOM_ERRORS += (NotImplementedError,)
+DICOM_ERRORS += (NotImplementedError, ArithmeticError, MemoryError)
 NO_DICOM = (".txt", ".json", ".xml", ".csv", ".md", ".zip", ".png", ".jpg", *NIFTI_ENDINGS)
 HEADER_TAGS = [
     "SOPClassUID",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
+# What nibabel raises for damaged files.
+NIFTI_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error)
+NIFTI_ERRORS += (struct.error, LookupError, TypeError, ArithmeticError, MemoryError)
 LAYOUTS = (
     "CASE.nii.gz with CASE_seg.nii.gz, or imagesTr/CASE.nii.gz (or CASE_0000.nii.gz) with "
     "labelsTr/CASE.nii.gz"
@@ -105,7 +109,7 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
         image: Any = nibabel.load(path)
         shape = tuple(int(n) for n in image.shape)
         dtype = image.get_data_dtype()
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as e:
+    except (*NIFTI_ERRORS, nibabel.filebasedimages.ImageFileError) as e:
         raise _unreadable(path, e) from e
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -133,7 +137,7 @@ def load_nifti(path: Path) -> np.ndarray:
             voxels = np.asanyarray(data)
         else:
             voxels = np.asarray(data, dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except NIFTI_ERRORS as error:
         raise _unreadable(path, error) from error
     return voxels.reshape(shape)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -28,6 +30,8 @@ NPZ_ERRORS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
 )
 NPZ_ERRORS += (NotImplementedError, RuntimeError)  # compression methods, encrypted members
+NPZ_ERRORS += (struct.error, TypeError, ArithmeticError, MemoryError, SyntaxError)
+NPZ_ERRORS += (tokenize.TokenError,)  # of a header, which NumPy parses as Python literals
 SMALL_BYTES = 1 << 10  # of the array spacing
 
 

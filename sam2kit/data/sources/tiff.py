@@ -51,7 +51,7 @@ TIFF_ERRORS: tuple[type[Exception], ...] = (
     TypeError,
     AttributeError,
 )
-TIFF_ERRORS += (struct.error, RuntimeError)
+TIFF_ERRORS += (struct.error, RuntimeError, ArithmeticError, MemoryError)
 
 
 class StackOptions(NamedTuple):
