@@ -35,7 +35,7 @@ from sam2kit.cli.arguments import (
 )
 from sam2kit.config.validation import check_checkpoint, check_exists, check_new, check_paths
 from sam2kit.utils.errors import ConfigError
-from sam2kit.utils.files import write_text
+from sam2kit.utils.files import check_writable, write_text
 from sam2kit.utils.text import log_format
 
 
@@ -126,6 +126,8 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     check_checkpoint("SOURCE", arguments.source)
+    if arguments.out.parent.is_dir():
+        check_writable(arguments.out)
     from sam2kit.models.exporter import export
 
     print(export(arguments.source, arguments.out).summary())
@@ -441,6 +443,7 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     for flag in ("json", "html"):
         if path := getattr(arguments, flag):
             check_exists(f"--{flag}", path.parent)
+            check_writable(path)
     from sam2kit.config.loading import load_config
 
     config = load_config(arguments.config, flag_overrides(arguments, DOCTOR_FLAGS))

@@ -79,6 +79,10 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
                 hint="run sam2kit evaluate first, or name a folder that it wrote",
             )
         metrics_by_path |= {file.parent.resolve(): _read_result(file) for file in files}
+    for path, metrics in metrics_by_path.items():
+        if not metrics["trackers"]:
+            message = f"{path / 'metrics.json'} has no scores of trackers"
+            raise DataError(message, key="trackers", hint="evaluate the run again")
     if not metrics_by_path:
         raise DataError("no run to compare", hint="name at least one folder")
     names = _unique_names(list(metrics_by_path))

@@ -43,6 +43,18 @@ def atomic_write(
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise the OSError of writing a file now, instead of after long work.
+
+    Args:
+        path: the file, which is not changed.
+    """
+    temporary = Path(f"{path}.part")
+    with errors_name(path, temporary):
+        temporary.touch()
+        temporary.unlink()
+
+
 @contextmanager
 def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
     """Add the name of a file to an OSError without one, such as of writing to a full disk.

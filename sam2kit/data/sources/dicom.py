@@ -21,20 +21,9 @@ from sam2kit.data.sources.stacks import (
     label_base,
 )
 from sam2kit.data.sources.volumes import VolumeSource, volume_stem
-from sam2kit.utils.errors import DataError
+from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
-# What pydicom raises for damaged files, missing elements and missing decoders.
-DICOM_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-)
-DICOM_ERRORS += (NotImplementedError, ArithmeticError, MemoryError)
 NO_DICOM = (".txt", ".json", ".xml", ".csv", ".md", ".zip", ".png", ".jpg", *NIFTI_ENDINGS)
 HEADER_TAGS = [
     "SOPClassUID",
@@ -249,7 +238,9 @@ def _header(path: Path) -> Any:
         if path.suffix.lower() != ".dcm":
             return None
         raise _unreadable(path, ValueError("it has no DICOM header")) from None
-    except DICOM_ERRORS as error:
+    except SAM2KitError:
+        raise
+    except Exception as error:  # the library raises many classes for damaged files
         raise _unreadable(path, error) from error
 
 
@@ -262,7 +253,9 @@ def read_series(paths: list[Path], name: str) -> DicomSeries:
     headers = [(path, _header(path)) for path in paths]
     try:
         return _series(headers, name)
-    except DICOM_ERRORS as error:
+    except SAM2KitError:
+        raise
+    except Exception as error:  # the library raises many classes for damaged files
         raise _unreadable(paths[0], error) from error
 
 
@@ -388,7 +381,9 @@ def read_slice(one: DicomSlice, series: DicomSeries) -> np.ndarray:
 
     try:
         pixels = pixel_array(one.path, index=one.number)
-    except DICOM_ERRORS as error:
+    except SAM2KitError:
+        raise
+    except Exception as error:  # the library raises many classes for damaged files
         raise _unreadable(one.path, error) from error
     if pixels.shape[:2] != series.size:
         raise _unreadable(one.path, ValueError(f"its pixels have the shape {pixels.shape}"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,10 @@ from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size
 from sam2kit.data.sources.volumes import VolumeFiles, VolumeSource, find_volumes, volume_stem
-from sam2kit.utils.errors import DataError
+from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-# What nibabel raises for damaged files.
-NIFTI_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error)
-NIFTI_ERRORS += (struct.error, LookupError, TypeError, ArithmeticError, MemoryError)
 LAYOUTS = (
     "CASE.nii.gz with CASE_seg.nii.gz, or imagesTr/CASE.nii.gz (or CASE_0000.nii.gz) with "
     "labelsTr/CASE.nii.gz"
@@ -109,7 +104,9 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
         image: Any = nibabel.load(path)
         shape = tuple(int(n) for n in image.shape)
         dtype = image.get_data_dtype()
-    except (*NIFTI_ERRORS, nibabel.filebasedimages.ImageFileError) as e:
+    except SAM2KitError:
+        raise
+    except Exception as e:  # the library raises many classes for damaged files
         raise _unreadable(path, e) from e
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -137,7 +134,9 @@ def load_nifti(path: Path) -> np.ndarray:
             voxels = np.asanyarray(data)
         else:
             voxels = np.asarray(data, dtype=np.float32)
-    except NIFTI_ERRORS as error:
+    except SAM2KitError:
+        raise
+    except Exception as error:  # the library raises many classes for damaged files
         raise _unreadable(path, error) from error
     return voxels.reshape(shape)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-import tokenize
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +14,10 @@ from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
 from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size
 from sam2kit.data.sources.volumes import VolumeSource, find_volumes
-from sam2kit.utils.errors import DataError
+from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
 LAYOUT = "CASE.npz with imgs [D,H,W] or [D,H,W,3], and optionally gts [D,H,W] and spacing [3]"
-NPZ_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
-NPZ_ERRORS += (NotImplementedError, RuntimeError)  # compression methods, encrypted members
-NPZ_ERRORS += (struct.error, TypeError, ArithmeticError, MemoryError, SyntaxError)
-NPZ_ERRORS += (tokenize.TokenError,)  # of a header, which NumPy parses as Python literals
 SMALL_BYTES = 1 << 10  # of the array spacing
 
 
@@ -138,7 +124,9 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                 if info.file_size - start != size:
                     raise ValueError(f"{name} has {info.file_size - start} bytes instead of {size}")
                 arrays[name] = tuple(map(int, shape)), dtype
-    except NPZ_ERRORS as error:
+    except SAM2KitError:
+        raise
+    except Exception as error:  # the library raises many classes for damaged files
         raise _unreadable(path, error) from error
     if objects:
         logger.info(
@@ -164,7 +152,9 @@ def _read(path: Path, name: str) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except NPZ_ERRORS as error:
+    except SAM2KitError:
+        raise
+    except Exception as error:  # the library raises many classes for damaged files
         raise _unreadable(path, error) from error
 
 

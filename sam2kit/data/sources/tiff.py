@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ from sam2kit.data.sources.stacks import (
     is_label_folder,
     label_base,
 )
-from sam2kit.utils.errors import DataError
+from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
 TIFF_ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
@@ -43,15 +42,7 @@ LAYOUTS = (
     "VIDEO/labels/00000.tif or VIDEO_labels/00000.tif"
 )
 IMAGE_FOLDERS = ("images", "imagestr", "stacks", "raw", "frames")
-# What tifffile raises for damaged files.
-TIFF_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
-TIFF_ERRORS += (struct.error, RuntimeError, ArithmeticError, MemoryError)
+TIFF_ERRORS = (Exception,)
 
 
 class StackOptions(NamedTuple):
@@ -118,7 +109,9 @@ class TiffStack:
                 self._leading = len(self.shape) - len(series[0].keyframe.shape)
                 self._is_mapped = series[0].dataoffset is not None
                 self._num_pages = len(series[0])
-        except TIFF_ERRORS as error:
+        except SAM2KitError:
+            raise
+        except Exception as error:  # the library raises many classes for damaged files
             raise _unreadable(path, error) from error
         self.axes = _resolve_axes(path, stored, self.shape, options.axes, num_frames)
         lengths = dict(zip(self.axes, self.shape, strict=True))
@@ -174,7 +167,9 @@ class TiffStack:
         """
         try:
             return self._arrange(self._select(t))
-        except TIFF_ERRORS as error:
+        except SAM2KitError:
+            raise
+        except Exception as error:  # the library raises many classes for damaged files
             self.close()
             raise _unreadable(self.path, error, f", frame {t}") from error
 
