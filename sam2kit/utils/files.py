@@ -66,9 +66,10 @@ def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[Non
     try:
         yield
     except OSError as error:
-        if error.filename is None or error.filename == str(temporary):
-            error.filename = str(path)
-        raise
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        # A new error, because those of PyAV do not let their attributes be set.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
