@@ -93,6 +93,13 @@ def test_stages_pass_results_on_and_run_on_this_interpreter(stage, capsys, monke
     assert "0.750" in printed and str(root / "run" / "metrics.json") in printed
 
 
+def test_braces_in_the_run_directory_are_not_a_template(stage):
+    write_notebook(stage, "01_first", "print(run_dir)")
+    folder = stage.parent / "run {lr} {0}"
+    pipeline.run_stages(stage.parent / "config.yaml", {}, (1,), folder)
+    assert read_status(folder)["stages"]["01_first"]["state"] == "done"
+
+
 def test_failure_stops_the_pipeline_and_names_the_notebook(stage):
     write_notebook(stage, "01_first", "a = 1", "raise ValueError('no such swan')")
     write_notebook(stage, "02_second", "b = 1")
