@@ -17,6 +17,7 @@ import numpy as np
 from loguru import logger
 
 import sam2kit
+from sam2kit.config.schema import Config
 from sam2kit.data.label_writers import LabelRecorder
 from sam2kit.data.result_forms import result_form, write_in_form
 from sam2kit.data.sources.base import ObjectId
@@ -137,6 +138,8 @@ def track_videos(
         documents = {video.name: prompts_from_flags(prompts, video) for video in inputs}
         prompts_name = "the command line"
     config, model = load_model(path)
+    for video in inputs:
+        log_time_split(config, video.path)
     image_size = config.dataset.image_size
     # All prompts are read before the first video is tracked.
     jobs = []
@@ -310,6 +313,24 @@ def _track(
         )
     objects = plural(len(job.object_ids), "object")
     logger.info("{}: {} frames, {}", visible_text(record.name), done, objects)
+
+
+def log_time_split(config: Config, video: Path) -> None:
+    """Log which frames of a video the model was trained and validated on, if it was split by time.
+
+    Args:
+        config: the configuration of the model.
+        video: the video to track.
+    """
+    split, data = config.dataset.time_split, config.dataset.data_path
+    if split is None or data is None:
+        return
+    files = [Path(data), *Path(data).glob(f"{video.name}"), *Path(data).glob(f"*/{video.name}")]
+    if any(file.resolve() == video.resolve() for file in files):
+        logger.info(
+            "the model was trained on frames 0 to {} of this video and validated on {} to {}",
+            *(split[0] - 1, split[1], split[2] - 1),
+        )
 
 
 def _write_frames(
