@@ -1,11 +1,12 @@
-"""Measure how long the prompt debugger takes to respond to a click, in the kernel only.
+"""Measure how long the annotator takes to respond to a click, in the kernel only.
 
     OMP_NUM_THREADS=2 python benchmarks/click.py [FOLDER] [--clicks 30]
 
 FOLDER is any source of videos (default: 480p frames of noise). The first click on a frame runs the
-image encoder; the others reuse the cached features. The time includes preparing what the widget
-sends (three candidate masks, images, scores), but neither the transfer to the browser nor drawing
-there.
+image encoder; the others reuse the cached features. ``zoomed`` sends the visible part of the frame
+in full resolution too. The time includes writing the annotations to disk and preparing what the
+widget sends (three candidate masks, images, scores), but neither the transfer to the browser nor
+drawing there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sam2kit.widgets.annotator import PromptDebugger
+from sam2kit.widgets.annotator import Annotator
 
 
 def write_noise(folder: Path, frames: int = 5) -> Path:
@@ -29,18 +30,22 @@ def write_noise(folder: Path, frames: int = 5) -> Path:
 
 
 def measure(videos: Path, clicks: int) -> None:
-    widget = PromptDebugger(videos, "nano", accelerator="cpu")
-    height, width = widget.session.size
-    times: dict[str, list[float]] = {"first on a frame": [], "further": [], "box": []}
-    generator = np.random.default_rng(0)
-    for n in range(clicks):
-        widget.go(n % widget.session.num_frames)
-        widget.clear()
-        for name in times:
-            x, y = (int(v) for v in generator.uniform(0.3, 0.6, 2) * (width, height))
-            start = time.perf_counter()
-            widget.box(x, y, x + 99, y + 99) if name == "box" else widget.click(x, y)
-            times[name].append(1000 * (time.perf_counter() - start))
+    with tempfile.TemporaryDirectory() as run_dir:
+        widget = Annotator(videos, "nano", accelerator="cpu", run_dir=run_dir)
+        height, width = widget.session.size
+        kinds = "first on a frame", "further", "zoomed", "box"
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        generator = np.random.default_rng(0)
+        for n in range(clicks):
+            widget.go(n % widget.session.num_frames)
+            widget.clear()
+            for name in times:
+                x, y = (int(v) for v in generator.uniform(0.3, 0.6, 2) * (width, height))
+                part = [width // 4, height // 4, 3 * width // 4, 3 * height // 4]
+                widget.on_viewport(part if name == "zoomed" else None)
+                start = time.perf_counter()
+                widget.box(x, y, x + 99, y + 99) if name == "box" else widget.click(x, y)
+                times[name].append(1000 * (time.perf_counter() - start))
     print(f"{width}x{height}, nano, CPU; milliseconds, {clicks} clicks")
     for name, values in times.items():
         print(f"{name:17} median {np.median(values):6.1f}   worst {max(values):6.1f}")

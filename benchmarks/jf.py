@@ -23,8 +23,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.frame_folders import VideoDataset
-from sam2kit.data.sources.mask_files import read_id_mask
 from sam2kit.evaluation.boundary import BOUNDARY_TOLERANCE, region_and_boundary
 from sam2kit.viz.tables import TrustedMarkdown, markdown_table
 
@@ -77,7 +77,7 @@ def davis_pairs(davis: Path, step: int) -> Iterator[tuple[np.ndarray, np.ndarray
             path = davis / "Predictions" / "osvos" / name / f"{source.frame_name(i, t)}.png"
             truth = (source.read_masks(i, t) or {}).get(1)
             if truth is not None:
-                yield read_id_mask(path) > 0, truth
+                yield read_labels(path).pixels > 0, truth
 
 
 def generated_pairs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

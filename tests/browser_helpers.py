@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ class Notebook:
 
     def __init__(self, page: Any, client: Any) -> None:
         self.page, self._client = page, client
+        self.address = page.url.replace("&reset", "")
 
     def kernel(self, expression: str) -> Any:
         """Evaluate an expression, such as ``[widget.x]``, in the kernel; its value must be JSON."""
@@ -98,7 +100,6 @@ class Lab:
     def open(self, name: str, *cells: str, dark: bool = False) -> Notebook:
         """Write a notebook of code cells, open it, run them, and check that none failed."""
         import nbformat
-        from jupyter_client import BlockingKernelClient
 
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -111,9 +112,31 @@ class Lab:
                 "window.jupyterapp.commands.execute('apputils:change-theme', "
                 "{theme: 'JupyterLab Dark'})"
             )
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         model = "window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
         assert page.evaluate(f"{model}.length") == len(cells)
+        return self._run(page)
+
+    def reopen(self, notebook: Notebook) -> Notebook:
+        """Kill the kernel of a notebook, reload its page, and run its cells again."""
+        old = notebook.kernel("__import__('os').getpid()")
+        notebook.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+        os.kill(old, signal.SIGKILL)
+        notebook.page.goto("about:blank")
+        notebook.page.goto(notebook.address)
+        notebook.page.wait_for_function(
+            f"{SESSION}?.kernel?.status === 'idle'", timeout=SECONDS * 1000
+        )
+        new = self._run(notebook.page)
+        assert new.kernel("__import__('os').getpid()") != old
+        return new
+
+    def _run(self, page: Any) -> Notebook:
+        """Run all cells of the notebook of a page, and check that none failed."""
+        from jupyter_client import BlockingKernelClient
+
+        model = "window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
+        page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(
             f"{model}.every(c => c.execution_count !== null) || {model}.some(c => "
             "c.outputs.some(o => o.output_type === 'error'))",

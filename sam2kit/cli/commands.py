@@ -461,7 +461,7 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--to",
         required=True,
         metavar="FORM",
-        help="target layout: davis, coco-video, tiff, ctc or nifti",
+        help="target layout: davis, coco-video, tiff, ctc, nifti or cvat",
     )
     arguments = parser.parse_intermixed_args(argv)
     paths, overrides = paths_and_overrides(arguments.words, "SRC", "DST")

@@ -23,12 +23,16 @@ from sam2kit.config.validation import check, check_exists, default_hint
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import missing
+from sam2kit.utils.readers import on_one_line
+from sam2kit.utils.readers import read_yaml as read_yaml_values
 from sam2kit.utils.text import close_names, suggest
 
 SECTIONS = tuple(f.name for f in fields(Config) if "help" not in f.metadata)
 GROUPS = (*SECTIONS, "recipe")
 """Config groups: a defaults list or ``group=choice`` selects a YAML file for each of them."""
 COMMAND_LINE = "command line"
+MAX_CAUSE = 400  # characters of an error of Hydra that are shown
+MAX_INCLUDES = 20  # files that include one another through their defaults lists
 _TYPE_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -226,31 +230,38 @@ def _assemble(
     """
     import hydra
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     # Hydra's own errors name neither the file nor the expected type, so check keys and types first.
     _check_values(((k, v) for k, v in content.items() if k != "defaults"), source)
-    groups = _groups_of(content, folders)
+    groups = _groups_of(content, folders, source)
     overrides = [_normalize(text, folders, groups) for text in split_overrides(overrides)]
     overrides.append(f"hydra.searchpath=[{override('', f'file://{folders[-1]}')[1:]}]")
-    with _isolated_hydra(folders[0]):
+    with _isolated_hydra(folders[0]), _translated_errors(source):
         store = ConfigStore.instance()
         store.store("sam2kit_schema", Config)
         store.store("sam2kit_file", OmegaConf.create(content))
         store.store("sam2kit", {"defaults": ["sam2kit_schema", "sam2kit_file"]})
-        try:
-            composed = hydra.compose("sam2kit", overrides)
-            schema = OmegaConf.structured(Config)
-            config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
-        except (HydraException, OmegaConfBaseException) as error:
-            hint = "correct this entry of the file or the command line"
-            raise ConfigError(f"{source}: {_on_one_line(error)}", hint=hint) from error
+        composed = hydra.compose("sam2kit", overrides)
+        schema = OmegaConf.structured(Config)
+        config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
     assert isinstance(config, Config)
     config.model.size = SIZE_NAMES.get(config.model.size, config.model.size)
     check(config)
     return config
+
+
+@contextmanager
+def _translated_errors(source: str) -> Iterator[None]:
+    """Turn the errors of Hydra, OmegaConf and PyYAML into a ConfigError that names ``source``."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    # Hydra lets errors of any class through for malformed content: assertions, lookups, types.
+    except Exception as error:
+        hint = "correct this entry of the file or the command line"
+        raise ConfigError(f"{source}: {_on_one_line(error)}", hint=hint) from error
 
 
 @contextmanager
@@ -279,37 +290,57 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not contain a mapping.
     """
-    import yaml
-    from omegaconf import OmegaConf
-
     if not path.is_file():
         message = f"{path} is a directory, not a file" if path.is_dir() else missing(path)
         hint = "give the path of a YAML file"
         raise ConfigError(message, key="--config", value=str(path), hint=hint)
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        message = f"{path} is not a YAML file: {' '.join(str(error).split())}"
-        raise ConfigError(message, hint="correct the syntax at that line") from error
+    content = read_yaml_values(path)
     if not isinstance(content, dict):
         hint = "write keys such as model: and dataset:"
         raise ConfigError(f"{path} contains a list instead of keys", hint=hint)
     return {str(key): value for key, value in content.items()}
 
 
-def _groups_of(content: Mapping[str, Any], folders: list[Path]) -> set[str]:
-    """Return the groups that a defaults list selects, including those of the files it includes."""
-    groups = set()
-    for item in content.get("defaults") or []:
+def _groups_of(
+    content: Mapping[str, Any], folders: list[Path], source: str, depth: int = 0
+) -> set[str]:
+    """Return the groups that a defaults list selects, including those of the files it includes.
+
+    The files are read here once, so that the errors of Hydra, which reads them again, are rare.
+
+    Raises:
+        ConfigError: the list is malformed, or files include each other.
+    """
+    groups: set[str] = set()
+    defaults = content.get("defaults") or []
+    if not isinstance(defaults, list) or not all(
+        isinstance(item, (str, Mapping)) for item in defaults
+    ):
+        expected = "a list of file names and entries such as dataset: video"
+        hint = "see configs/config.yaml for an example"
+        raise ConfigError(source, key="defaults", value=defaults, expected=expected, hint=hint)
+    if depth > MAX_INCLUDES:
+        message = f"{source}: its defaults list includes itself through other files"
+        raise ConfigError(message, key="defaults", hint="remove one of the entries")
+    for item in defaults:
         if isinstance(item, Mapping):
-            groups |= {str(key).split()[-1].lstrip("/") for key in item}
-            continue
-        for folder in folders:
-            file = folder / f"{item}.yaml"
-            if file.is_file():
-                groups |= _groups_of(read_yaml(file), folders)
-                break
+            names = {str(key).split()[-1].lstrip("/"): value for key, value in item.items() if key}
+            groups |= names.keys()
+            files = [f"{group}/{value}" for group, value in names.items()]
+        else:
+            files = [item]
+        for name in files:
+            file = _config_file(name, folders)
+            if file is not None:
+                groups |= _groups_of(read_yaml(file), folders, str(file), depth + 1)
     return groups
+
+
+def _config_file(name: str, folders: list[Path]) -> Path | None:
+    """Return the file of this name without extension in the first folder that has it, or None."""
+    if "\0" in name:
+        return None
+    return next((f for folder in folders if (f := folder / f"{name}.yaml").is_file()), None)
 
 
 def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
@@ -339,6 +370,8 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
         raise ConfigError(message, key=key, hint=hint)
     value = parsed.value()
     if key in GROUPS and isinstance(value, (str, int, float)):
+        if (file := _config_file(f"{key}/{value}", folders)) is not None:
+            read_yaml(file)  # a clear error, where Hydra's names neither file nor line
         choices = {file.stem for folder in folders for file in (folder / key).glob("*.yaml")}
         if str(value) not in choices:
             expected, hint = (
@@ -444,8 +477,10 @@ def _known_keys(key: str, known: Iterable[str]) -> str:
 def _on_one_line(error: BaseException) -> str:
     """Return an error of Hydra or OmegaConf on one line, with a cause that adds to it."""
     cause = error.__cause__
-    text = str(error) if cause is None or str(cause) in str(error) else f"{error} ({cause})"
-    return " ".join(text.split())
+    text = on_one_line(error) or type(error).__name__
+    if cause is not None and str(cause) not in str(error):
+        text = f"{text} ({on_one_line(cause)})"
+    return text if len(text) <= MAX_CAUSE else f"{text[:MAX_CAUSE]}…"
 
 
 def create_config(file: str, config: Config) -> None:

@@ -22,11 +22,14 @@ SIZE_NAMES = {
 }
 RANDOM = "random"  # value of model.checkpoint for random weights
 NOISE_KINDS = ("shift", "scale", "dilate", "erode", "jitter")
+MASK_VALUES = ("auto", "ids", "all_ids", "binary", "threshold", "colours")
 DATASET_TYPES = (
-    *("auto", "video", "coco", "sav", "files", "images", "training_set"),
+    *("auto", "video", "coco", "sav", "files", "images"),
     *("tiff", "ctc", "nifti", "dicom", "npz"),
-    *("synthetic", "mixture"),
+    *("cvat", "label_studio", "labelme", "yolo"),
+    *("training_set", "synthetic", "mixture"),
 )
+TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -83,6 +86,8 @@ SOURCE_KEYS = (
     "type",
     "data_path",
     "masks_path",
+    "mask_values",
+    "mask_colours",
     "annotation_file",
     "identity",
     "split",
@@ -105,9 +110,10 @@ class DatasetConfig:
         "auto",
         "data layout: auto (detected when the videos are opened), video (frame folders), coco "
         "(COCO JSON), sav (SA-V), files (video files), images (still images), tiff (microscopy "
-        "stacks), ctc (Cell Tracking Challenge), nifti, dicom or npz (medical volumes), "
-        "training_set (made by sam2kit training-set or the annotator), synthetic (generated) or "
-        "mixture (several sources); see docs/data.md",
+        "stacks), ctc (Cell Tracking Challenge), nifti, dicom or npz (medical volumes), cvat, "
+        "label_studio, labelme or yolo (exports of these annotation tools), training_set (made by "
+        "sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
+        "sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(
@@ -121,20 +127,42 @@ class DatasetConfig:
         "subdirectory per video, or a COCO JSON file for type=files",
         PATH,
     )
+    mask_values: str = option(
+        "auto",
+        "meaning of the pixel values of mask files: ids (object numbers, 255 is void), all_ids "
+        "(255 is an object too), binary (one object: all values but 0), threshold (one object: "
+        "values from 128 on; also reads JPEG), colours (each colour is an object) or auto "
+        "(decided from the values of many masks, and logged)",
+        choices=MASK_VALUES,
+    )
+    mask_colours: str | None = option(
+        None,
+        "colour table of masks in colours: voc, cityscapes, a JSON file with entries such as "
+        '"cell": [255, 0, 0], or a labelmap.txt of CVAT; null: none',
+        PATH,
+    )
     annotation_file: str | None = option(
         None,
-        "COCO JSON file (type=coco only); a glob pattern such as labels/*.json reads several",
+        "COCO JSON file (type=coco), or the exported file if it is not in data_path (type=cvat or "
+        "label_studio); a glob pattern such as labels/*.json reads several",
         PATH,
     )
     identity: str = option(
         "auto",
-        "what defines one object: track (track, instance or object IDs; type=coco only), category "
-        "(type=coco only), components (each connected component of the masks, matched from frame "
-        "to frame; any type) or auto (track if the file has IDs, otherwise category)",
+        "what defines one object: track (track, instance or object IDs), category (both only for "
+        "type=coco and annotation tools), components (each connected component of the masks, "
+        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise "
+        "category; for annotation tools see docs/data.md)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
-        True, "ignore masks of frames that a COCO JSON file marks as interpolated (not key frames)"
+        True,
+        "ignore masks of frames that an annotation file marks as interpolated (not key frames)",
+    )
+    strict: bool = option(
+        False,
+        "raise an error for annotations that cannot be used and for missing frame files, instead "
+        "of leaving them out (annotation files only)",
     )
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
@@ -241,7 +269,12 @@ class DatasetConfig:
         "maximum number of generated objects per video, composited onto videos without masks; 0: "
         "none, so that training on videos without masks is an error (3 for type=synthetic)",
     )
-    synthetic_videos: int = positive_count(256, "number of videos per epoch for type=synthetic")
+    synthetic_videos: int = positive_count(
+        # An epoch has one clip per video, and the name of each is kept in memory.
+        256,
+        "number of videos per epoch for type=synthetic",
+        le=1_000_000,
+    )
     synthetic_motion: float = non_negative(
         0.14, "mean displacement of a generated object per frame, as a fraction of its diameter"
     )
@@ -406,7 +439,7 @@ class ValDatasetConfig:
     max_objects: int | None = option(
         None, "maximum number of objects per clip; null means no limit"
     )
-    synthetic_videos: int = option(16, "number of videos for type=synthetic")
+    synthetic_videos: int = option(16, "number of videos for type=synthetic", le=1_000_000)
     prompt_types: list[str] = option(["mask"], "like dataset.prompt_types")
 
 

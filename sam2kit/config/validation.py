@@ -25,6 +25,7 @@ from sam2kit.config.schema import (
     PROMPT_TYPES,
     SIZE_NAMES,
     SOURCE_KEYS,
+    TOOL_TYPES,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -333,16 +334,21 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in ("auto", "coco", "mixture")
+    may_have_ids = section == "valdataset" or dataset.type in (
+        "auto",
+        "coco",
+        "mixture",
+        *TOOL_TYPES,
+    )
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
-        yield must_be("identity", expected, "only a COCO JSON file has track IDs and categories")
+        yield must_be("identity", expected, "only annotation files have track IDs and categories")
     split = dataset.time_split
     if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
         expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
         yield must_be("time_split", expected, "set it to null to split the video again")
     yield from _stack_problems(section, dataset)
-    if dataset.masks_path is not None and dataset.type in OWN_MASKS:
+    if dataset.masks_path is not None and dataset.type in (*OWN_MASKS, *TOOL_TYPES):
         expected = f"null with type={dataset.type}, which has its own masks"
         yield must_be("masks_path", expected, f"set {section}.masks_path=null")
 

@@ -5,35 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from loguru import logger
 
-from sam2kit.config.schema import DATASET_TYPES, STACK_KEYS, Config, DatasetConfig
+from sam2kit.config.schema import DATASET_TYPES, TOOL_TYPES, Config, DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.detection import Layout, detect_layout
-from sam2kit.data.intensity import IntensityRule
+from sam2kit.data.intensity import IntensityRule, VideoScaler
 from sam2kit.data.problems import no_masks
 from sam2kit.data.sources.base import FrameRange, SelectedVideos, VideoSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.components import ConnectedObjects
 from sam2kit.data.sources.corrected import with_corrections
 from sam2kit.data.sources.ctc import CTCDataset
+from sam2kit.data.sources.cvat import CVATDataset
 from sam2kit.data.sources.dicom import DicomDataset
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
+from sam2kit.data.sources.label_studio import LabelStudioDataset
+from sam2kit.data.sources.labelme import LabelMeDataset
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.nifti import NiftiDataset
 from sam2kit.data.sources.npz import NPZDataset
 from sam2kit.data.sources.sav import SAVDataset
+from sam2kit.data.sources.shapes import ShapeDataset
 from sam2kit.data.sources.tiff import StackOptions, TiffDataset
 from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
+from sam2kit.data.sources.yolo import YOLODataset
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
 # Added to the seed of generated validation videos, so that training never sees one of them.
@@ -80,8 +87,8 @@ def open_source(
 
     Args:
         what: path, configuration or source.
-        settings: how the stacks and volumes of a path become frames
-            (:data:`~sam2kit.config.schema.STACK_KEYS`). None (default): the defaults.
+        settings: how a path is read: ``masks_path``, ``mask_values`` and the other keys of
+            :data:`sam2kit.config.schema.SOURCE_KEYS`. None (default): the default configuration.
 
     Raises:
         DataError: the path does not exist or has none of these layouts; the message lists them.
@@ -91,13 +98,18 @@ def open_source(
         return what
     if isinstance(what, Config):
         return _open(settle_layout(what.dataset), what.seed, "dataset")
-    layout = detect_layout(what)
-    if layout.type == "files" and layout.data_path is not None and layout.data_path.is_file():
-        return open_video(layout.data_path)
+    config = DatasetConfig() if settings is None else settings
+    if config.type in ("auto", "mixture", "synthetic"):
+        layout = detect_layout(what)
+        has_masks = config.masks_path is not None or layout.masks_path is not None
+        path = layout.data_path
+        if layout.type == "files" and path is not None and path.is_file() and not has_masks:
+            return open_video(path)
+        config = _with_layout(config, layout)
+    else:
+        config = replace(config, data_path=str(what))
     # Unlike a run, a look at the data shows all masklets.
-    keys = {key: getattr(settings, key) for key in STACK_KEYS} if settings else {}
-    config = _with_layout(DatasetConfig(sav_masklets="both", **keys), layout)
-    return _open_type(config, 0, "dataset")
+    return _open_type(replace(config, sav_masklets="both"), 0, "dataset")
 
 
 def settle_layouts(config: Config) -> Config:
@@ -534,21 +546,7 @@ def _open_type(
             sources.append(prepare(_open(part, seed, name), part, seed, name))
         return MixtureDataset(sources, _weights(config), seed)
     if config.type == "coco":
-        if config.annotation_file is None:
-            raise ConfigError(
-                "not set, and type coco reads annotations from it",
-                key=f"{section}.annotation_file",
-                hint=f"give the COCO JSON as {section}.annotation_file=FILE",
-            )
-        if config.data_path is not None:
-            _check_path(config.data_path, section, folder=True)
-        return COCODataset(
-            config.annotation_file,
-            config.data_path,
-            config.split,
-            "category" if config.identity == "components" else config.identity,
-            keyframes_only=config.keyframes_only,
-        )
+        return _open_coco(config, section)
     if config.data_path is None:
         raise _no_path(config, section)
     _check_path(config.data_path, section, folder=config.type in ("video", "images"))
@@ -563,10 +561,60 @@ def _open_path(config: DatasetConfig, path: str) -> VideoSource:
         return SAVDataset(path, config.split, config.sav_masklets)
     if config.type == "video" and config.masks_path is None and _is_one_video(path):
         return open_video(path)
+    if config.type in TOOL_TYPES:
+        return _open_export(config)
     if config.type in ("tiff", "ctc", "nifti", "dicom", "npz"):
         return _open_stacks(config, path)
-    source = {"video": VideoDataset, "files": VideoFileDataset, "images": ImageDataset}[config.type]
-    return source(path, config.split, masks_path=config.masks_path)
+    masks: dict[str, Any] = {
+        "masks_path": config.masks_path,
+        "mask_values": config.mask_values,
+        "mask_colours": config.mask_colours,
+    }
+    if config.type == "files":
+        return VideoFileDataset(path, config.split, **masks)
+    source = {"video": VideoDataset, "images": ImageDataset}[config.type]
+    return source(path, config.split, **masks, intensity=IntensityRule.from_config(config))
+
+
+def _open_coco(config: DatasetConfig, section: str) -> VideoSource:
+    """Open COCO JSON files."""
+    if config.annotation_file is None:
+        raise ConfigError(
+            "not set, and type coco reads annotations from it",
+            key=f"{section}.annotation_file",
+            hint=f"give the COCO JSON as {section}.annotation_file=FILE",
+        )
+    if config.data_path is not None:
+        _check_path(config.data_path, section, folder=True)
+    return COCODataset(
+        config.annotation_file,
+        config.data_path,
+        config.split,
+        "category" if config.identity == "components" else config.identity,
+        keyframes_only=config.keyframes_only,
+        strict=config.strict,
+        intensity=IntensityRule.from_config(config),
+    )
+
+
+def _open_export(config: DatasetConfig) -> VideoSource:
+    """Open the export of an annotation tool."""
+    source = _parse_export(config)
+    source.scaler = VideoScaler(IntensityRule.from_config(config))
+    return source
+
+
+def _parse_export(config: DatasetConfig) -> ShapeDataset:
+    """Build the source of an annotation tool."""
+    assert config.data_path is not None
+    identity = "category" if config.identity == "components" else config.identity
+    root, split, strict = config.data_path, config.split, config.strict
+    if config.type in ("cvat", "label_studio"):
+        kind = CVATDataset if config.type == "cvat" else LabelStudioDataset
+        file, keyframes_only = config.annotation_file, config.keyframes_only
+        return kind(root, file, split, identity, keyframes_only, strict)
+    simple = LabelMeDataset if config.type == "labelme" else YOLODataset
+    return simple(root, split, identity, strict)
 
 
 def _open_stacks(config: DatasetConfig, root: str) -> VideoSource:
@@ -603,6 +651,8 @@ def _weights(config: DatasetConfig) -> list[float]:
 
 
 def _check_path(path: str, section: str, folder: bool) -> None:
+    if (hint := unpack_hint(path)) and Path(path).is_file():
+        raise DataError(f"{path} is an archive", key=f"{section}.data_path", value=path, hint=hint)
     if not (Path(path).is_dir() if folder else Path(path).exists()):
         problem = "is not a folder" if Path(path).exists() else "does not exist"
         raise DataError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
+import cv2
 import numpy as np
 import torch
 from loguru import logger
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from sam2kit.config.schema import AugmentationConfig, DatasetConfig
@@ -33,6 +35,7 @@ MAX_CHECKED_VIDEOS = 256
 TRIES = 8  # maximum number of first frames tried for one that shows config.min_objects
 Masks = dict[ObjectId, np.ndarray] | None
 ReadMasks = Callable[[int], Masks]
+ReadResized = Callable[[int], "ResizedMasks | None"]
 
 
 class ClipDataset(Dataset[VideoClip]):
@@ -181,10 +184,15 @@ class ClipDataset(Dataset[VideoClip]):
         # The search for the first frame and the clip use the same masks: decode and resize once.
         stored = cache(partial(self._read_masks, i))
         masks = cache(lambda t: self._resized(stored(t)))
-        clip = self._read(i, self._frames(i, stored, masks, generator), stored, masks)
-        if generator is not None and self.config.augment:
-            clip = augment(clip, generator, self.augmentation, self.config.min_objects)
-        return self._select(clip, generator)
+        window = self._frames(i, stored, masks, generator)
+        if generator is None or not self.config.augment:
+            return self._read(i, window, stored, masks, partial(self._select, generator=generator))
+        # Augmentation decides which objects are visible, so it needs all of them.
+        clip = self._read(i, window, stored, masks)
+        clip = augment(clip, generator, self.augmentation, self.config.min_objects)
+        areas = clip.masks.flatten(2).sum(-1)
+        selected = self._select(clip.visible, lambda t, o: int(areas[t, o]), generator)
+        return clip.select_objects(selected)
 
     def _read_masks(self, i: int, t: int) -> Masks:
         self._record_position(i, t)
@@ -209,7 +217,7 @@ class ClipDataset(Dataset[VideoClip]):
         self,
         i: int,
         stored: ReadMasks,
-        masks: ReadMasks,
+        masks: ReadResized,
         generator: np.random.Generator | None,
     ) -> list[int]:
         """Choose the T frames of a clip of video ``i``; see the class for the rule.
@@ -258,7 +266,7 @@ class ClipDataset(Dataset[VideoClip]):
         self,
         i: int,
         steps: np.ndarray,
-        masks: ReadMasks,
+        masks: ReadResized,
         generator: np.random.Generator | None,
     ) -> int:
         """Choose the first frame of a clip of video ``i``; see the class for the rule."""
@@ -274,7 +282,8 @@ class ClipDataset(Dataset[VideoClip]):
             )
         best, max_visible = 0, 0
         for tried, t in enumerate(starts.tolist(), 1):
-            visible = sum(bool(mask.any()) for mask in (masks(t) or {}).values())
+            frame_masks = masks(t)
+            visible = 0 if frame_masks is None else len(frame_masks.visible)
             if visible > max_visible:
                 best, max_visible = t, visible
             if max_visible >= min_objects or (max_visible and tried >= TRIES):
@@ -283,21 +292,27 @@ class ClipDataset(Dataset[VideoClip]):
             return best
         raise nothing_visible(self.source.name(i), n, self.config.image_size)
 
-    def _resized(self, masks: Masks) -> Masks:
+    def _resized(self, masks: Masks) -> ResizedMasks | None:
         """Return the masks at the size of the clip."""
-        size = (self.config.image_size,) * 2
-        if masks is None:
-            return None
-        return {o: resize_masks(torch.from_numpy(m), size).numpy() for o, m in masks.items()}
+        return None if masks is None else ResizedMasks(masks, self.config.image_size)
 
-    def _read(self, i: int, window: list[int], stored: ReadMasks, masks: ReadMasks) -> VideoClip:
-        """Read the clip, with every object that is visible on one of its frames.
+    def _read(
+        self,
+        i: int,
+        window: list[int],
+        stored: ReadMasks,
+        masks: ReadResized,
+        select: Callable[[Tensor, Callable[[int, int], int]], list[int]] | None = None,
+    ) -> VideoClip:
+        """Read the clip, with the objects that are visible on one of its frames.
 
         Args:
             i: index of the video.
             window: T frame numbers.
             stored: reads the masks of a frame at their stored size.
             masks: reads the masks of a frame at the size of the clip.
+            select: selects objects as :meth:`_select` does; the others are not resized. None
+                (default): all objects.
         """
         side = self.config.image_size
         sizes, mask_errors, frames = set(), [], {}
@@ -315,13 +330,21 @@ class ClipDataset(Dataset[VideoClip]):
         for error in filter(None, mask_errors):
             raise error
         masks_by_frame = [masks(t) for t in window]
-        visible = {o for m in masks_by_frame for o, mask in (m or {}).items() if mask.any()}
+        seen = [m.visible if m is not None else frozenset() for m in masks_by_frame]
         # Integers before strings: ids of both kinds cannot be compared with each other.
-        objects = sorted(visible, key=lambda o: (isinstance(o, str), o))
+        objects = sorted(frozenset().union(*seen), key=lambda o: (isinstance(o, str), o))
+        if select is not None:
+            visible = torch.tensor([[o in ids for o in objects] for ids in seen], dtype=torch.bool)
+
+            def area(t: int, o: int) -> int:
+                frame_masks = masks_by_frame[t]
+                return 0 if frame_masks is None else np.count_nonzero(frame_masks[objects[o]])
+
+            objects = [objects[k] for k in select(visible.view(len(window), -1), area)]
         stacked = torch.zeros(len(window), len(objects), side, side, dtype=torch.bool)
         for k, frame_masks in enumerate(masks_by_frame):
             for n, o in enumerate(objects):
-                if frame_masks and o in frame_masks:
+                if frame_masks is not None and o in frame_masks.visible:
                     stacked[k, n] = torch.from_numpy(frame_masks[o])
         annotated = torch.tensor([frame_masks is not None for frame_masks in masks_by_frame])
         return VideoClip(
@@ -337,9 +360,24 @@ class ClipDataset(Dataset[VideoClip]):
             generated=self.source.is_generated(i),
         )
 
-    def _select(self, clip: VideoClip, generator: np.random.Generator | None) -> VideoClip:
-        """Select the objects that can be tracked, up to ``config.max_objects``."""
-        visible = clip.visible
+    def _select(
+        self,
+        visible: Tensor,
+        area: Callable[[int, int], int],
+        generator: np.random.Generator | None,
+    ) -> list[int]:
+        """Select the objects that can be tracked, up to ``config.max_objects``.
+
+        Args:
+            visible: ``[T,O]`` bool.
+            area: returns the area of object ``o`` on frame ``t`` of the clip.
+            generator: draws the objects. None: the largest ones.
+
+        Returns:
+            Positions in the O axis, in increasing order.
+        """
+        if not visible.shape[1]:
+            return []
         first = visible.to(torch.uint8).argmax(0)
         # An object first visible on the last frame is prompted there, and nothing is left to track.
         trackable = visible.any(0) & (first <= max(len(visible) - 2, 0))
@@ -347,14 +385,58 @@ class ClipDataset(Dataset[VideoClip]):
         max_objects = self.config.max_objects
         if max_objects is not None and len(selected) > max_objects:
             if generator is not None:
-                selected = sorted(generator.choice(selected, max_objects, replace=False).tolist())
-            else:
-                areas = clip.masks.flatten(2).sum(-1)
-                by_area = sorted(selected, key=lambda o: (-int(areas[first[o], o]), o))
-                selected = sorted(by_area[:max_objects])
-        return clip.select_objects(selected)
+                return sorted(generator.choice(selected, max_objects, replace=False).tolist())
+            by_area = sorted(selected, key=lambda o: (-area(int(first[o]), o), o))
+            selected = sorted(by_area[:max_objects])
+        return selected
 
 
-def _shows_object(masks: Masks) -> bool:
-    """Return whether a frame is annotated and shows an object."""
-    return any(mask.any() for mask in (masks or {}).values())
+class ResizedMasks:
+    """Resize the masks of one frame to the size of a clip, each when it is used.
+
+    Of a hundred objects a clip contains a few, and resizing takes longer than decoding.
+
+    Args:
+        masks: ``[H,W]`` bool per object.
+        side: rows and columns of the clip.
+    """
+
+    def __init__(self, masks: dict[ObjectId, np.ndarray], side: int) -> None:
+        self._stored, self._side = masks, side
+        self._resized: dict[ObjectId, np.ndarray] = {}
+
+    def __getitem__(self, object_id: ObjectId) -> np.ndarray:
+        if object_id not in self._resized:
+            mask = torch.from_numpy(self._stored[object_id])
+            self._resized[object_id] = resize_masks(mask, (self._side, self._side)).numpy()
+        return self._resized[object_id]
+
+    @cached_property
+    def visible(self) -> frozenset[ObjectId]:
+        """The objects whose masks are not empty at the size of the clip."""
+        return frozenset(
+            o
+            for o, mask in self._stored.items()
+            if survives_resize(mask, self._side) or (mask.any() and self[o].any())
+        )
+
+
+def survives_resize(mask: np.ndarray, side: int) -> bool:
+    """Return True if a mask ``[H,W]`` is certainly not empty after it is resized to a square.
+
+    It is not if it contains a rectangle that covers the whole area from which a new pixel is
+    interpolated, wherever this pixel is. Of smaller masks nothing is certain.
+    """
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    scales = np.array(mask.shape) / side
+    # A pixel is interpolated from this distance on both sides; new pixels are ``scales`` apart.
+    rows, columns = np.ceil(2 * np.maximum(scales, 1) + scales).astype(int) + 1
+    if height < rows or width < columns:
+        return False
+    inside = mask[top : top + height, left : left + width].view(np.uint8)
+    kernel = np.ones((rows, columns), np.uint8)
+    return bool(cv2.erode(inside, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0).any())
+
+
+def _shows_object(masks: ResizedMasks | None) -> bool:
+    return masks is not None and bool(masks.visible)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
+from sam2kit.data.cvat_writer import LABELS_JSON, write_cvat
 from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.data.label_writers import (
     LabelRecorder,
@@ -29,12 +30,12 @@ from sam2kit.data.label_writers import (
     write_tiff_labels,
 )
 from sam2kit.data.parallel import each_video
+from sam2kit.data.pictures import image_size
 from sam2kit.data.problems import frame_label
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
 from sam2kit.data.sources.listing import FRAME_ENDINGS, natural_key
-from sam2kit.data.sources.mask_files import VOID
+from sam2kit.data.sources.mask_values import VOID
 from sam2kit.data.writers import (
     COCO_CATEGORIES,
     coco_annotation,
@@ -45,8 +46,9 @@ from sam2kit.data.writers import (
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
 
-TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti")
+TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
 COCO_FILE = "annotations.json"
+LABELS_FILE = "labels.json"  # of target cvat
 
 
 def convert(
@@ -69,9 +71,12 @@ def convert(
       01 unless their names are such numbers.
     * ``nifti``: ``images/VIDEO.nii.gz`` and ``labels/VIDEO.nii.gz`` with the affine of the source.
       Every frame must be annotated.
+    * ``cvat``: a task per video, ``VIDEO/annotations.xml`` ("CVAT for video 1.1") with
+      ``VIDEO/images/FRAME.jpg``, and ``labels.json``, the definition of the label that CVAT needs
+      to keep the ids. It holds any masks. Void pixels are lost, with a warning.
 
-    The last three hold one object per pixel and reject overlapping masks. Parents are lost in the
-    first two, and in ``nifti``, with a warning.
+    ``tiff``, ``ctc`` and ``nifti`` hold one object per pixel and reject overlapping masks. Only
+    ``tiff`` and ``ctc`` hold parents; they are lost in the others, with a warning.
 
     Frame files are copied byte for byte; frames from videos are written as PNG. Frames keep their
     names, unless the names contradict their order: then they are renumbered from 00000, with a
@@ -99,7 +104,8 @@ def convert(
             value=to,
             expected=f"one of {', '.join(TARGETS)}",
             hint="davis writes frame folders with palette PNG masks, coco-video one JSON file, "
-            "tiff stacks, ctc the layout of the Cell Tracking Challenge, nifti volumes",
+            "tiff stacks, ctc the layout of the Cell Tracking Challenge, nifti volumes, cvat tasks "
+            "of the annotation tool",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")
@@ -119,6 +125,8 @@ def convert(
         work = partial(WRITERS[to], out=partial_out)
         written = each_video(work, source, workers, "wrote")
         counts = _gather(written, partial_out / COCO_FILE if to == "coco-video" else None)
+        if to == "cvat":
+            (partial_out / LABELS_FILE).write_text(LABELS_JSON, encoding="utf-8")
         partial_out.replace(out)
     except OSError as error:
         raise ConfigError(
@@ -277,6 +285,22 @@ def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
     return _Written(counts, images, annotations)
 
 
+def _write_cvat(source: VideoSource, i: int, out: Path) -> _Written:
+    """Write the frames and the masks of one video as a task of CVAT."""
+    counts, files = _write_frames(source, i, out, "images")
+    counts["parents"] = len(source.parents(i))
+
+    def frames() -> Iterable[dict[ObjectId, np.ndarray] | None]:
+        for t in range(len(files)):
+            void = source.read_void(i, t)
+            counts["without their void pixels"] += void is not None and bool(void.any())
+            yield source.read_masks(i, t)
+
+    path = out / source.name(i) / "annotations.xml"
+    write_cvat(path, source.name(i), frames(), image_size(files[0]))
+    return _Written(counts, [], [])
+
+
 def _write_tiff(source: VideoSource, i: int, out: Path) -> _Written:
     """Write one video as a stack, and its labels beside it."""
     name = _folder_name(source, i)
@@ -379,14 +403,17 @@ def _folder_name(source: VideoSource, i: int) -> str:
     return name
 
 
-def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str], list[Path]]:
-    """Copy or write the frames of a video.
+def _write_frames(
+    source: VideoSource, i: int, out: Path, below: str = ""
+) -> tuple[Counter[str], list[Path]]:
+    """Copy or write the frames of a video to ``out/VIDEO/below``.
 
     Returns:
         Numbers of frames: all, renumbered, and written as PNG; and the files in order.
     """
     video, count = _folder_name(source, i), source.num_frames(i)
-    (out / video).mkdir(parents=True)
+    folder = out / video / below
+    folder.mkdir(parents=True)
     names = [source.frame_name(i, t) for t in range(count)]
     # The reader sorts files by name, so the sorted names must give the order of the frames.
     ordered = names == sorted(set(names), key=natural_key)
@@ -398,10 +425,10 @@ def _write_frames(source: VideoSource, i: int, out: Path) -> tuple[Counter[str],
     for t, name in enumerate(names):
         path = source.frame_path(i, t)
         if path is not None and path.suffix.lower() in FRAME_ENDINGS:
-            files.append(out / video / f"{name}{path.suffix}")
+            files.append(folder / f"{name}{path.suffix}")
             shutil.copyfile(path, files[-1])
         else:
-            files.append(out / video / f"{name}.png")
+            files.append(folder / f"{name}.png")
             Image.fromarray(source.read_frame(i, t)).save(files[-1])
             counts["written as PNG"] += 1
     return counts, files
@@ -413,4 +440,5 @@ WRITERS = {
     "tiff": _write_tiff,
     "ctc": _write_ctc,
     "nifti": _write_nifti,
+    "cvat": _write_cvat,
 }

@@ -2,7 +2,7 @@
 
 :data:`DETECTORS` is the table of layouts, in the order in which they are tried. Another format is
 one more function and one more entry. A detector looks at names and, where names do not decide, at
-the beginning of a file; it decodes nothing.
+the beginning of a file. Of pictures that would be frames, a few are decoded: they may be masks.
 """
 
 from __future__ import annotations
@@ -17,20 +17,38 @@ from pathlib import Path
 from loguru import logger
 
 from sam2kit.data.sources.images import picture_folders
-from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, Listing, list_folder
+from sam2kit.data.sources.listing import (
+    FRAME_ENDINGS,
+    SYSTEM_FOLDERS,
+    VIDEO_ENDINGS,
+    Listing,
+    list_folder,
+)
+from sam2kit.data.sources.mask_search import is_mask_folder, sibling_masks, split_masks
+from sam2kit.data.sources.mask_values import looks_like_mask
 from sam2kit.data.sources.stacks import is_label_folder, label_base
 from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff
 from sam2kit.data.sources.training_set import INDEX_FILE
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.paths import missing
+from sam2kit.utils.paths import missing, unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
 SAV_KINDS = ("manual", "auto")
 # Folders that never hold videos of their own: masks, lists of videos, and what file servers and
 # archivers leave behind. Compared in lower case; a suffix such as _6fps is ignored.
-OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", "@eadir", "__macosx")
+OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", *SYSTEM_FOLDERS)
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
 MAX_FOLDERS = 64  # looked at per level to find volumes
+ROBOFLOW_FILE = "_annotations.coco.json"
+# The beginnings of the files of annotation tools; data/sources cites the formats.
+_CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
+_LABEL_STUDIO = re.compile(rb'^\s*\[\s*\{.*"(annotations|data)"\s*:\s*[\[{]', re.DOTALL)
+_LABELME = re.compile(rb'"shapes"\s*:\s*\[(?:\s*\{\s*"label"|.*"imagePath")', re.DOTALL)
+_YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z)")
+MAX_TOOL_FOLDERS = 5  # subfolders that are looked into for the files of annotation tools
+# Where images of a COCO JSON file are; CVAT exports them to images/default.
+IMAGE_FOLDERS = ("JPEGImages", "images", "frames", "images/default")
+MAX_DECODED = 16  # pictures that are decoded to find masks among them
 HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
@@ -135,14 +153,21 @@ def detect_layout(path: str | Path) -> Layout:
     for detector in DETECTORS:
         if (layout := detector(candidate)) is not None:
             return layout
+    archives = [path / name for name in sorted(candidate.listing.files) if unpack_hint(name)]
+    if archives and not candidate.listing.folders:
+        raise DataError(
+            f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
+            hint=unpack_hint(archives[0]),
+        )
     # The source of this type describes all layouts in its error.
     return Layout("video", "no other layout matches", path)
 
 
 def is_other_folder(name: str) -> bool:
     """Return whether a directory of this name holds masks or lists instead of videos."""
-    name = name.lower()
-    return name in OTHER_FOLDERS or name.startswith(tuple(f"{n}_" for n in OTHER_FOLDERS))
+    lower = name.lower()
+    is_named = lower in OTHER_FOLDERS or lower.startswith(tuple(f"{n}_" for n in OTHER_FOLDERS))
+    return is_named or is_mask_folder(name)
 
 
 def is_coco(path: Path) -> bool:
@@ -276,6 +301,93 @@ def has_pages_or_depth(path: Path) -> bool:
         return False
 
 
+def archive(candidate: Candidate) -> Layout | None:
+    """Reject an archive, and say how to unpack it."""
+    if not candidate.is_folder and (hint := unpack_hint(candidate.path)):
+        raise DataError(f"{candidate.path} is an archive, which is not read", hint=hint)
+    return None
+
+
+def tool_file(candidate: Candidate) -> Layout | None:
+    """Recognise an XML file of CVAT, and the JSON export of Label Studio."""
+    path = candidate.path
+    if candidate.is_folder:
+        return None
+    if path.suffix.lower() == ".xml" and _head(path, _CVAT):
+        return Layout("cvat", "an XML file of CVAT", path)
+    if path.suffix.lower() == ".json" and _head(path, _LABEL_STUDIO):
+        return Layout("label_studio", "an export of Label Studio", path)
+    if path.suffix.lower() == ".json" and _head(path, _LABELME) and not is_coco(path):
+        return Layout("labelme", "a JSON file of LabelMe and those beside it", path.parent)
+    return None
+
+
+def tool_folder(candidate: Candidate) -> Layout | None:
+    """Recognise the exports of annotation tools by the files that only they write."""
+    path = candidate.path
+    if not candidate.is_folder:
+        return None
+    # Videos usually have a folder each, of which there may be thousands.
+    inner = sorted(candidate.listing.folders)[:MAX_TOOL_FOLDERS]
+    for folder in [path, *(path / name for name in inner)]:
+        listing = candidate.listing if folder == path else list_folder(folder, ("",))
+        names = sorted(listing.files)
+        if xml := [n for n in names if n.lower().endswith(".xml") and _head(folder / n, _CVAT)]:
+            return Layout("cvat", f"CVAT's file {xml[0]}", path)
+        if layout := _json_of_tools(path, folder, names):
+            return layout
+    return _yolo(candidate)
+
+
+def _json_of_tools(path: Path, folder: Path, names: list[str]) -> Layout | None:
+    """Recognise exports of Label Studio, LabelMe and Roboflow by a JSON file in a folder."""
+    for name in [n for n in names if n.lower().endswith(".json")][:3]:
+        file = folder / name
+        if name == ROBOFLOW_FILE and folder != path:
+            return Layout(
+                "coco", "COCO JSON of Roboflow", annotation_file=path / "*" / ROBOFLOW_FILE
+            )
+        if _head(file, _LABEL_STUDIO):
+            return Layout("label_studio", f"Label Studio's file {name}", path, annotation_file=file)
+        if _head(file, _LABELME) and not is_coco(file):
+            return Layout("labelme", f"LabelMe's file {name}", path)
+    return None
+
+
+def _yolo(candidate: Candidate) -> Layout | None:
+    """Recognise YOLO by ``labels`` with text files, or by text files of the names of images."""
+    path = candidate.path
+    labels = [path / "labels", *(path / name / "labels" for name in candidate.data_folders)]
+    for folder in labels[: MAX_TOOL_FOLDERS + 1]:
+        if folder.is_dir():
+            listing = list_folder(folder, (".txt",))
+            if _has_rows([folder / name for name in sorted(listing.files)]):
+                return Layout("yolo", "text files in labels", path)
+            for name in sorted(listing.folders)[:MAX_TOOL_FOLDERS]:
+                texts = sorted(list_folder(folder / name, (".txt",)).files)
+                if _has_rows([folder / name / text for text in texts]):
+                    return Layout("yolo", "text files in labels", path)
+    stems = {name.rpartition(".")[0] for name in candidate.files(FRAME_ENDINGS)}
+    texts = [name for name in candidate.files((".txt",)) if name.rpartition(".")[0] in stems]
+    if _has_rows([path / name for name in texts]):
+        return Layout("yolo", "text files beside images", path)
+    return None
+
+
+def _has_rows(files: list[Path]) -> bool:
+    """Return whether one of the first text files begins with a row of YOLO."""
+    return any(_head(file, _YOLO) for file in files[:20])
+
+
+def _head(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Return whether the beginning of a file matches a pattern."""
+    try:
+        with path.open("rb") as file:
+            return bool(pattern.search(file.read(HEAD_BYTES)))
+    except OSError:
+        return False
+
+
 def coco_file(candidate: Candidate) -> Layout | None:
     """Recognise a JSON file: COCO, with image paths relative to its directory."""
     path = candidate.path
@@ -364,7 +476,7 @@ def _image_root(file: Path, root: Path) -> Path:
             pass
     match = re.search(rb'"file_names?"\s*:\s*\[?\s*"([^"]+)"', block)
     name = match[1].decode(errors="replace") if match else ""
-    folders = [file.parent, root, *(root / n for n in ("JPEGImages", "images", "frames"))]
+    folders = [file.parent, root, *(root / n for n in IMAGE_FOLDERS)]
     return next((folder for folder in folders if name and (folder / name).exists()), file.parent)
 
 
@@ -387,13 +499,39 @@ def frames_of_one_video(candidate: Candidate) -> Layout | None:
     names = candidate.files(FRAME_ENDINGS)
     if not names:
         return None
-    return Layout("video", f"{_examples(names, 'frame')} of one video", candidate.path)
+    frames = split_masks(names).frames
+    _reject_masks(candidate.path, [candidate.path / name for name in frames])
+    return Layout("video", f"{_examples(frames, 'frame')} of one video", candidate.path)
+
+
+def _reject_masks(root: Path, frames: list[Path]) -> None:
+    """Raise if pictures that would be frames look like masks."""
+    picks = frames[:: max(1, len(frames) // MAX_DECODED)][:MAX_DECODED]
+    masks = [path for path in picks if looks_like_mask(path)]
+    if masks:
+        one_folder = {path.parent for path in frames} == {root}
+        raise DataError(
+            f"{masks[0]} would be a frame, but looks like a mask: it has few values",
+            key="dataset.masks_path",
+            value=None,
+            expected="the folder of the masks",
+            hint=(
+                "move the masks to a folder of their own, named masks"
+                if one_folder and len(masks) < len(picks)
+                else f"set dataset.masks_path={masks[0].parent}"
+            )
+            + ", or dataset.type=video if these are frames",
+        )
 
 
 def still_images(candidate: Candidate) -> Layout | None:
     """Recognise ``images`` beside ``masks``, and image files directly in ``JPEGImages``."""
     folder, masks = picture_folders(candidate.path)
     if folder == candidate.path or not _holds(folder, FRAME_ENDINGS):
+        return None
+    # A stray picture beside folders of frames does not make them single images.
+    inner = [n for n in list_folder(folder, ()).folders if not is_other_folder(n)]
+    if any(_holds(folder / name, FRAME_ENDINGS) for name in inner):
         return None
     beside = f" beside {masks.name}" if masks else " without masks"
     return Layout("images", f"single images in {folder.name}{beside}", candidate.path)
@@ -418,11 +556,19 @@ def frame_folders(candidate: Candidate) -> Layout | None:
             candidate.path,
             names[:3],
         )
-    reason = _examples(candidate.frame_folders, "folder")
+    siblings = sibling_masks(candidate.frame_folders).values()
+    names = [name for name in candidate.frame_folders if name not in siblings]
+    folders = [candidate.path / name for name in names][:MAX_DECODED]
+    frames = [sorted(split_masks(list_folder(f, FRAME_ENDINGS).files).frames) for f in folders]
+    middle = [f / inner[len(inner) // 2] for f, inner in zip(folders, frames, strict=True) if inner]
+    _reject_masks(candidate.path, middle)
+    reason = _examples(names, "folder")
     return Layout("video", f"{reason}, with the frames of a video each", candidate.path)
 
 
 DETECTORS: tuple[Detector, ...] = (
+    archive,
+    tool_file,
     coco_file,
     stack_file,
     video_file,
@@ -432,6 +578,7 @@ DETECTORS: tuple[Detector, ...] = (
     sav,
     tiff_stacks,
     volumes,
+    tool_folder,
     mixed_kinds,
     coco_folder,
     video_files,

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sam2kit.data.sources.base import ObjectId
 from sam2kit.utils.errors import DataError
 
 MAX_LABELS = 2000  # more are a picture, not labels
 
 
-def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[int, np.ndarray]:
+def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
     """Read one mask per nonzero value of a label image.
 
     Args:

@@ -9,6 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import MAX_PIXELS
 
 # COCO's compressed run lengths: each number is one to eight groups of five bits, lowest group
 # first, stored as characters from "0" on. The sixth bit says that another group follows.
@@ -46,6 +47,8 @@ def decode_mask(runs: Any, size: tuple[int, ...] | None = None) -> np.ndarray:
     if not isinstance(counts, (list, str)):
         raise TypeError(f"its counts are {counts!r}, neither a list nor a string")
     pixels = height * width
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"its size {[height, width]} has more than {MAX_PIXELS} pixels")
     lengths = np.asarray(_run_lengths(counts) if isinstance(counts, str) else counts)
     whole = lengths.dtype.kind == "i" and ((lengths >= 0) & (lengths <= pixels)).all()
     # Checked here, because pycocotools leaves uninitialised memory in the mask if the runs end

@@ -23,10 +23,11 @@ import numpy as np
 from loguru import logger
 from PIL import Image
 
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
-from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID, object_names, read_id_mask
+from sam2kit.data.sources.mask_files import OBJECTS_FILE, object_names
+from sam2kit.data.sources.mask_values import VOID, MaskValues
 from sam2kit.data.sources.training_set import (
     COCO_FILE,
     FRAMES,
@@ -437,7 +438,7 @@ class _PngFiles:
         self.overlaps += sum(areas.values()) > np.count_nonzero(ids)
         path = self.folder / f"{self.stems[frame.index]}.png"
         is_replaced = path.exists()
-        if is_replaced and np.array_equal(read_id_mask(path), ids):
+        if is_replaced and np.array_equal(MaskValues().read(path)[0], ids):
             return "unchanged"
         with atomic_write(path) as temporary:
             write_id_mask(temporary, ids)
@@ -486,13 +487,19 @@ class _CocoFile:
         self.rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         if not self.path.exists():
             return
-        content = json.loads(self.path.read_text(encoding="utf-8"))
-        by_image: dict[int, tuple[str, int]] = {}
-        for image in content["images"]:
-            key = image["video_id"], image["order_in_video"]
-            self.rows[key], by_image[image["id"]] = (image, []), key
-        for annotation in content["annotations"]:
-            self.rows[by_image[annotation["image_id"]]][1].append(annotation)
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            by_image: dict[int, tuple[str, int]] = {}
+            for image in content["images"]:
+                key = str(image["video_id"]), int(image["order_in_video"])
+                self.rows[key], by_image[image["id"]] = (image, []), key
+            for annotation in content["annotations"]:
+                self.rows[by_image[annotation["image_id"]]][1].append(annotation)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{self.path} cannot be read ({error!r}); nothing was added",
+                hint="restore the file from a copy, or choose a new folder",
+            ) from None
 
     def add(self, frame: AcceptedFrame) -> str:
         """Add a frame, and return the name of a count of :class:`TrainingSetSummary`."""

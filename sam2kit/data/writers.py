@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.sources.mask_files import OBJECTS_FILE, VOID
+from sam2kit.data.sources.mask_files import OBJECTS_FILE
+from sam2kit.data.sources.mask_values import VOID, davis_palette
 from sam2kit.utils.errors import DataError
 
 LARGEST_NUMBER = 65535  # of a 16-bit PNG
@@ -136,18 +137,18 @@ def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict
     return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
 
 
-def merge_coco(parts: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
+def merge_coco(parts: Iterable[tuple[Mapping[str, Any], str | None]]) -> dict[str, Any]:
     """Combine COCO files of :func:`coco_json` into one.
 
     Args:
-        parts: the content of a file, and the name of the video to take from it.
+        parts: the content of a file, and the name of the video to take from it. None: all videos.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for content, video in parts:
         numbers = {}
         for image in content["images"]:
-            if image["video_id"] == video:
+            if video in (None, image["video_id"]):
                 numbers[image["id"]] = len(images) + 1
                 images.append(image | {"id": len(images) + 1})
         for row in content["annotations"]:
@@ -198,14 +199,3 @@ def write_id_mask(path: Path, ids: np.ndarray) -> None:
 def write_object_names(folder: Path, names: Mapping[int, ObjectId]) -> None:
     """Write ``objects.json``, which maps the numbers in palette PNG files to object ids."""
     (folder / OBJECTS_FILE).write_text(json.dumps(names), encoding="utf-8")
-
-
-def davis_palette() -> np.ndarray:
-    """Return ``[256,3]`` uint8: the palette of DAVIS, which PASCAL VOC uses too.
-
-    Bits 0, 3 and 6 of a number are the highest bits of its red channel, bits 1, 4 and 7 those of
-    green, bits 2 and 5 those of blue.
-    """
-    numbers = np.arange(256)
-    channels = [sum(((numbers >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
-    return np.stack(channels, axis=1).astype(np.uint8)

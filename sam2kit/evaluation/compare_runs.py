@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from sam2kit.evaluation.scores import SCHEMA_VERSION
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import read_json
 from sam2kit.utils.text import visible_text
 from sam2kit.viz.plots import interval_chart
 
@@ -66,8 +66,8 @@ def _read_result(
         DataError: the file cannot be read or has another schema version; ``hint`` is the fix.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(file, hint=hint, non_finite=True)
+    except FileNotFoundError as error:
         raise DataError(f"{file} cannot be read ({error})", hint=hint) from error
     actual_version = content.get("schema_version") if isinstance(content, dict) else None
     if actual_version != version:

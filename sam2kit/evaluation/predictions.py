@@ -1,4 +1,4 @@
-"""Read and score masks that any tracker wrote in DAVIS layout."""
+"""Read and score masks that any tracker wrote: PNG files with all objects, or one per object."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.mask_files import object_names, read_id_mask, values_in
+from sam2kit.data.sources.listing import find_entry, list_folder
+from sam2kit.data.sources.mask_files import object_names
+from sam2kit.data.sources.mask_values import MaskDecision, values_in
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
     CONVENTIONS,
@@ -18,12 +21,18 @@ from sam2kit.evaluation.scores import (
     VideoScores,
 )
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 
 
 def score_predictions(
     source: VideoSource, folder: str | Path, convention: Convention | None = None
 ) -> DataSetScores:
-    """Score masks in DAVIS layout, ``FOLDER/VIDEO/FRAME.png``, written by any tracker.
+    """Score masks that any tracker has written.
+
+    The files are ``FOLDER/VIDEO/FRAME.png`` with the numbers of all objects (DAVIS), or
+    ``FOLDER/VIDEO/OBJECT/FRAME.png`` with a folder per object (SA-V, and SAM 2's own tool with
+    ``--per_obj_png_file``). The masks of a video ``cam1/clip`` may also be in a folder of the name
+    that ``sam2kit evaluate`` gives it (:func:`sam2kit.utils.paths.file_name`).
 
     Every annotated frame of every video needs a mask of the frame's name and size. If the
     convention scores only frames after a prompt, each object is assumed to have been prompted on
@@ -42,12 +51,15 @@ def score_predictions(
     """
     # Check all files before the first video is scored, which may take minutes.
     folder = Path(folder)
-    missing = [name for name in source.names if not (folder / name).is_dir()]
+    candidates = {name: result_folder(folder, name) for name in source.names}
+    folders = {name: path for name, path in candidates.items() if path is not None}
+    missing = [name for name in source.names if name not in folders]
     if missing:
         raise DataError(
             f"{folder} has no folder for {len(missing)} of {len(source)} videos, such as "
             f"{missing[0]!r}",
-            hint=f"store masks as {folder.name}/VIDEO/FRAME.png, or list the videos to score in "
+            hint=f"store masks as {folder.name}/VIDEO/FRAME.png or, per object, as "
+            f"{folder.name}/VIDEO/OBJECT/FRAME.png, or list the videos to score in "
             "valdataset.split",
         )
     visibility = [first_visible_frames(source, i) for i in range(len(source))]
@@ -59,19 +71,27 @@ def score_predictions(
         )
     if convention is None:
         convention = CONVENTIONS["davis2017" if max(object_counts) > 1 else "davis2016"]
-    paths = [
-        {t: folder / name / f"{source.frame_name(i, t)}.png" for t in visibility[i][1]}
-        for i, name in enumerate(source.names)
+    results = [ResultMasks(folders[name]) for name in source.names]
+    # The files are those of one tracker, so their values have one meaning.
+    sample = [path for result in results for path in result.files]
+    decision = MaskDecision(sample, where=folder)
+    for result in results:
+        result.decision = decision
+    frames = [{t: source.frame_name(i, t) for t in visibility[i][1]} for i in range(len(source))]
+    missing_files = [
+        result.folder / f"{name}.png"
+        for result, names in zip(results, frames, strict=True)
+        for name in names.values()
+        if not result.has(name)
     ]
-    missing_files = [path for files in paths for path in files.values() if not path.is_file()]
     if missing_files:
         raise DataError(
             f"{missing_files[0]} is missing, one of {len(missing_files)} missing masks",
             hint="write a mask for every annotated frame, an empty one where no object is visible",
         )
     videos = [
-        _score_video(source, i, paths[i], convention, visibility[i][0], object_names(folder / name))
-        for i, name in enumerate(source.names)
+        _score_video(source, i, results[i], frames[i], convention, visibility[i][0])
+        for i in range(len(source))
     ]
     return DataSetScores(folder.resolve().name, videos)
 
@@ -79,19 +99,19 @@ def score_predictions(
 def _score_video(
     source: VideoSource,
     i: int,
-    files: Mapping[int, Path],
+    result: ResultMasks,
+    frames: Mapping[int, str],
     convention: Convention,
     first_visible: dict[ObjectId, int],
-    names: Mapping[int, ObjectId],
 ) -> VideoScores:
     scorer = VideoScorer(source.names[i], convention, list(first_visible))
     for t in range(source.num_frames(i)):
         truth = source.read_masks(i, t)
         prediction: dict[ObjectId, np.ndarray] = {}
-        if t in files:
+        if t in frames:
             # Read the frame only if no mask has its size.
             size = next((mask.shape for mask in (truth or {}).values()), None)
-            prediction = read_result(files[t], names, size or source.read_frame(i, t).shape[:2])
+            prediction = result.read(frames[t], size or source.read_frame(i, t).shape[:2])
         void = source.read_void(i, t) if convention.void == "ignore" else None
         prompted = [o for o, first in first_visible.items() if first == t]
         scorer.add(t, truth, prediction, void, prompted if convention.after_prompt else ())
@@ -101,39 +121,100 @@ def _score_video(
 def read_prediction(
     source: VideoSource, i: int, folder: Path, t: int
 ) -> dict[ObjectId, np.ndarray]:
-    """Read the masks on one frame of a folder in DAVIS layout; none if there is no file.
+    """Read the masks on one frame of a folder of results; none if there is no file.
 
     Raises:
-        DataError: as for :func:`read_result`.
+        DataError: as :class:`ResultMasks`.
     """
-    masks = folder / source.names[i]
-    path = masks / f"{source.frame_name(i, t)}.png"
-    if not path.is_file():
+    masks = result_folder(folder, source.names[i])
+    if masks is None:
         return {}
-    return read_result(path, object_names(masks), source.raw_frame(i, t).shape[:2])
+    result, frame = ResultMasks(masks), source.frame_name(i, t)
+    return result.read(frame, source.raw_frame(i, t).shape[:2]) if result.has(frame) else {}
 
 
-def read_result(
-    path: Path, names: Mapping[int, ObjectId], size: tuple[int, ...]
-) -> dict[ObjectId, np.ndarray]:
-    """Read a tracker's masks on one frame from a PNG file.
+def result_folder(folder: Path, video: str) -> Path | None:
+    """Return the folder of a video's results in ``folder`` or ``folder/masks``, or None.
+
+    It is named like the video or, as ``sam2kit evaluate`` writes it, by the video's name as a file
+    name: ``cam1/clip`` becomes ``cam1_clip-`` and a checksum.
+    """
+    names = dict.fromkeys([video, file_name(video)])
+    bases = (folder, folder / "masks")
+    candidates = [find_entry(base, name) for base in bases for name in names]
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+class ResultMasks:
+    """Read the masks that a tracker wrote for one video: PNG files, or folders of them per object.
 
     Args:
-        path: the file; a pixel's value is the number of its object, and 0 is background.
-        names: object by number; see :func:`object_names`. A number without a name is the object.
-        size: H and W of the frame in pixels.
+        folder: with PNG files directly in it, a pixel's value is the number of its object, 0 is
+            background, and ``objects.json`` may map numbers to ids. Otherwise each folder in it has
+            the name of an object (``002`` is object 2), whose pixels are not zero in its files.
 
-    Returns:
-        Bool ``[H,W]`` by object.
+    Attributes:
+        files: files that hold object numbers.
+        decision: what their values mean. By default it is decided from the files of the video.
 
     Raises:
-        DataError: the file cannot be read or has another size.
+        DataError: two folders belong to one object, or ``objects.json`` cannot be read.
     """
-    ids = read_id_mask(path)
-    if ids.shape != size:
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listing = list_folder(folder, (".png",))
+        self._names = object_names(folder)
+        self._objects: dict[ObjectId, Path] = {}
+        for name in [] if listing.files else sorted(listing.folders):
+            object_id: ObjectId = int(name) if name.isdecimal() else name
+            if object_id in self._objects:
+                raise DataError(
+                    f"{folder}: two folders belong to object {object_id}", hint="keep one of them"
+                )
+            self._objects[object_id] = folder / name
+        self.files = [folder / name for name in sorted(listing.files)]
+        self.decision = MaskDecision(self.files, where=folder)
+
+    def has(self, frame: str) -> bool:
+        """Return whether there is a mask of any object on the frame of this name."""
+        folders = self._objects.values() or [self.folder]
+        return any(find_entry(folder, f"{frame}.png").is_file() for folder in folders)
+
+    def read(self, frame: str, size: tuple[int, ...]) -> dict[ObjectId, np.ndarray]:
+        """Read the masks on one frame; an object without a file is absent.
+
+        Args:
+            frame: name of the frame without extension.
+            size: H and W of the frame in pixels.
+
+        Returns:
+            Bool ``[H,W]`` by object.
+
+        Raises:
+            DataError: a file cannot be read or has another size.
+        """
+        name = f"{frame}.png"
+        if not self._objects:
+            path = find_entry(self.folder, name)
+            ids, colours = self.decision.values.read(path)
+            _check_size(path, ids.shape, size)
+            names = {**colours, **self._names}
+            return {names.get(n, n): ids == n for n in values_in(ids) if n}
+        masks: dict[ObjectId, np.ndarray] = {}
+        for object_id, folder in self._objects.items():
+            path = find_entry(folder, name)
+            if path.is_file():
+                pixels = read_labels(path).pixels
+                _check_size(path, pixels.shape, size)
+                masks[object_id] = pixels > 0
+        return masks
+
+
+def _check_size(path: Path, shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+    if shape != size:
         raise DataError(
-            f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, but its frame has "
+            f"{path} has {shape[0]} rows and {shape[1]} columns, but its frame has "
             f"{size[0]} and {size[1]}",
             hint="write masks at the size of the frames",
         )
-    return {names.get(n, n): ids == n for n in values_in(ids) if n}

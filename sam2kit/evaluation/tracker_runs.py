@@ -18,9 +18,8 @@ import sam2kit
 from sam2kit.config.schema import Config
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.mask_files import object_names
 from sam2kit.data.writers import MaskWriter
-from sam2kit.evaluation.predictions import read_result
+from sam2kit.evaluation.predictions import ResultMasks
 from sam2kit.evaluation.prompt_protocols import (
     CopiedMasks,
     PromptedFrame,
@@ -37,6 +36,7 @@ from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import read_json
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
 # The model itself empties a mask whose object score is below 0: lower thresholds have no effect.
@@ -219,7 +219,7 @@ class ResultFiles:
         path = self.path("scores", name, video, ".json")
         has_masks = noise is not None or self.path("sav", name, video, ".json").is_file()
         if path.is_file() and has_masks:
-            saved = json.loads(path.read_text())
+            saved = read_json(path, hint="delete the file", non_finite=True)
             # A round trip through JSON makes tuples lists, as in the saved document.
             if saved["made_of"] == json.loads(json.dumps(made_of)):
                 return VideoScores.from_dict(saved["scores"])
@@ -266,14 +266,13 @@ class ResultFiles:
     ) -> Callable[[int], Mapping[ObjectId, np.ndarray]]:
         """Return a function that reads the masks of a frame as exported: one object per pixel."""
         video = source.names[i]
-        folder = self.path("masks", tracker, video)
-        names = object_names(folder)
+        exported = ResultMasks(self.path("masks", tracker, video))
 
         def read(t: int) -> Mapping[ObjectId, np.ndarray]:
             overlapping = self.masks(tracker, video, t)
-            path = folder / f"{source.frame_name(i, t)}.png"
+            frame = source.frame_name(i, t)
             size = next((mask.shape for mask in overlapping.values()), None)
-            return read_result(path, names, size) if size and path.is_file() else overlapping
+            return exported.read(frame, size) if size and exported.has(frame) else overlapping
 
         return read
 
@@ -283,7 +282,7 @@ class ResultFiles:
         :func:`sam2kit.data.writers.coco_json` converts them.
         """
         for video in videos:
-            yield json.loads(self.path("sav", tracker, video, ".json").read_text())
+            yield read_json(self.path("sav", tracker, video, ".json"), hint="evaluate again")
 
 
 def _write_json(path: Path, content: Any) -> None:

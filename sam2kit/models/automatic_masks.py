@@ -78,7 +78,7 @@ def propose(
             size = (height, width)
             data.cat(generator._process_batch(batch, size, box, size, normalize=True))
     boxes, scores = data["boxes"].float(), data["iou_preds"] * data["stability_score"]
-    best = batched_nms(boxes, scores, torch.zeros(len(boxes)), generator.box_nms_thresh)
+    best = batched_nms(boxes, scores, torch.zeros_like(boxes[:, 0]), generator.box_nms_thresh)
     candidates = [Proposal(rle_to_mask(data["rles"][n]), float(scores[n])) for n in best.tolist()]
     yield 1.0, _separate(candidates, existing, max_overlap, max_area)
 

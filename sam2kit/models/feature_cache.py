@@ -44,8 +44,9 @@ from sam2kit.data.clip import frame_keys
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.transforms import normalize
 from sam2kit.models.sam2 import SAM2Model, module_path
-from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import atomic_write
+from sam2kit.utils.readers import read_json
 
 GB = 1e9
 RESERVED_BYTES = int(2e9)
@@ -366,10 +367,10 @@ def describe(folder: str | Path) -> str:
     for path, size in folder_sizes(folder).items():
         count = sum(kind == "file" and p.parent != path for p, kind in _entries(path, depth=1))
         try:
-            content = json.loads((path / "encoder.json").read_text(encoding="utf-8"))
+            content = read_json(path / "encoder.json")
             digest, side, dtype, device, _, stored_dtype = content["encoder"]
             encoder = f"{side} px, {dtype} on {device}, stored {stored_dtype}, weights {digest[:8]}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, DataError):
             encoder = "unknown encoder (encoder.json is missing or damaged)"
         lines.append(f"{path}  {size / GB:.3f} GB  {count} frames  {encoder}")
     return "\n".join(lines) or f"{folder} holds no features"

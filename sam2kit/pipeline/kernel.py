@@ -35,8 +35,8 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
     """
     try:
         papermill.execute_notebook(
-            str(source),
-            str(target),
+            literal_path(source),
+            literal_path(target),
             parameters=dict(values),
             progress_bar=False,
             stdout_file=sys.stdout,
@@ -102,3 +102,8 @@ class InterpreterKernelManager(AsyncKernelManager):
                 os.killpg(self._group, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # all processes of the group have ended already
+
+
+def literal_path(path: Path) -> str:
+    """Return a path for papermill, which fills names in braces with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")

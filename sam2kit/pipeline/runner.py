@@ -22,8 +22,8 @@ from loguru import logger
 
 from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import RANDOM, Config
-from sam2kit.pipeline.kernel import execute
-from sam2kit.pipeline.status import Status, locked
+from sam2kit.pipeline.kernel import execute, literal_path
+from sam2kit.pipeline.status import Status, locked, read_metrics
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.processes import sigterm_interrupts
@@ -154,7 +154,7 @@ def _accepted_parameters(
     Raises:
         PipelineError: no notebook has a parameter, or its default has another type.
     """
-    defaults = {source: papermill.inspect_notebook(str(source)) for source in sources}
+    defaults = {source: papermill.inspect_notebook(literal_path(source)) for source in sources}
     for source, names in defaults.items():
         if "run_dir" not in names:
             raise PipelineError(
@@ -276,8 +276,4 @@ def _existing_results(run_dir: Path) -> dict[str, Path]:
 
 
 def _read_scores(run_dir: Path) -> dict[str, float]:
-    path = run_dir / "metrics.json"
-    if not path.exists():
-        return {}
-    trackers = json.loads(path.read_text())["trackers"]
-    return {name: scores["J&F"] for name, scores in trackers.items()}
+    return {name: scores["J&F"] for name, scores in read_metrics(run_dir).items()}

@@ -19,6 +19,7 @@ from typing import Any
 from sam2kit.utils import locks
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.readers import read_json
 
 SCHEMA_VERSION = 1
 
@@ -66,13 +67,9 @@ def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
     """
     path = run_dir / "status.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, hint="delete it to run all stages again", error=PipelineError)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise PipelineError(
-            f"{path} cannot be read ({error})", hint="delete it to run all stages again"
-        ) from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise PipelineError(
             f"{path} does not have version {SCHEMA_VERSION}",
@@ -154,3 +151,21 @@ class Status:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Read the scores of each tracker from a run's ``metrics.json``; empty without the file.
+
+    Raises:
+        PipelineError: the file is damaged.
+    """
+    path, hint = run_dir / "metrics.json", "evaluate the run again"
+    if not path.exists():
+        return {}
+    content = read_json(path, hint=hint, error=PipelineError, non_finite=True)
+    trackers = content.get("trackers") if isinstance(content, dict) else None
+    if not isinstance(trackers, dict) or not all(
+        isinstance(scores, dict) and "J&F" in scores for scores in trackers.values()
+    ):
+        raise PipelineError(f"{path} has no scores of trackers", key="trackers", hint=hint)
+    return trackers

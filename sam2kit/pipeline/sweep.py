@@ -23,10 +23,11 @@ from loguru import logger
 from sam2kit.config.loading import COMMAND_LINE, load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check_paths
-from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_status
+from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_metrics, read_status
 from sam2kit.utils.errors import ConfigError, PipelineError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.processes import sigterm_interrupts, start
+from sam2kit.utils.readers import read_json
 
 METRIC = "J&F of the tracker 'after training' on the validation videos; higher is better"
 
@@ -151,7 +152,7 @@ def run_sweep(
     with locked(sweep_dir), sigterm_interrupts():
         if trials is not None:
             _define(sweep_dir, trials, {"parameters": dict(parameters or {}), "stages": stages})
-        sweep = _Sweep(sweep_dir, json.loads(definition.read_text(encoding="utf-8")))
+        sweep = _Sweep(sweep_dir, _read_definition(definition))
         try:
             sweep.run(jobs, retry_failed)
         except KeyboardInterrupt:
@@ -160,6 +161,22 @@ def run_sweep(
             rows = sweep.write_leaderboard()
     print((sweep_dir / "leaderboard.md").read_text(encoding="utf-8"), flush=True)
     return rows
+
+
+def _read_definition(path: Path) -> dict[str, Any]:
+    """Read ``sweep.json``.
+
+    Raises:
+        PipelineError: the file is damaged.
+    """
+    hint = "start the sweep again in another directory"
+    content = read_json(path, hint=hint, error=PipelineError)
+    trials = content.get("trials") if isinstance(content, dict) else None
+    if not isinstance(trials, list) or not all(
+        isinstance(trial, dict) and {"name", "overrides"} <= trial.keys() for trial in trials
+    ):
+        raise PipelineError(f"{path} does not define a sweep", key="trials", hint=hint)
+    return content
 
 
 def _define(sweep_dir: Path, trials: Sequence[Trial], about: dict[str, Any]) -> None:
@@ -300,8 +317,6 @@ class _Sweep:
         row = {"rank": None, "name": name, "overrides": self.trials[name], "state": state}
         row |= {"J&F": None, "J&F_interval": None, "run_dir": f"trials/{name}"}
         row["error"] = status.get("error") if state in ("failed", "interrupted") else None
-        if state == "done" and (folder / "metrics.json").exists():
-            trackers = json.loads((folder / "metrics.json").read_text("utf-8"))["trackers"]
-            scores = trackers["after training"]
-            row |= {"J&F": scores["J&F"], "J&F_interval": scores["J&F_interval"]}
+        if state == "done" and (scores := read_metrics(folder).get("after training")):
+            row |= {"J&F": scores["J&F"], "J&F_interval": scores.get("J&F_interval")}
         return row

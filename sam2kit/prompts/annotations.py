@@ -14,13 +14,14 @@ name, and a checksum, which keeps names apart. The name itself is in the file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -28,11 +29,13 @@ from loguru import logger
 
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.training_set import AcceptedFrame
 from sam2kit.utils import locks
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, end_last_line
 from sam2kit.utils.text import close_names, visible_text
+
+if TYPE_CHECKING:
+    from sam2kit.data.training_set import AcceptedFrame
 
 VERSION: Literal[1] = 1
 # Above the first number of lines, a file is rewritten if it has this many lines per frame.
@@ -44,7 +47,9 @@ ObjectFrame = tuple[ObjectId, int]
 
 # The lock of each folder that this process holds, and the process, because a forked child has a
 # copy of this dictionary. Widgets of one process share a lock.
-_locks: dict[tuple[int, Path], int] = {}
+# None: the file system has no locks.
+_locks: dict[tuple[int, Path], int | None] = {}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class StoredObject(msgspec.Struct, omit_defaults=True):
@@ -178,9 +183,9 @@ class AnnotationStore:
         Raises:
             DataError: another process is the owner, or the folder cannot be written.
         """
+        key = os.getpid(), self.folder.resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            key = os.getpid(), self.folder.resolve()
             if key not in _locks:
                 _locks[key] = locks.acquire(self.folder / LOCK_FILE)
         except locks.LockedError as error:
@@ -189,7 +194,12 @@ class AnnotationStore:
                 hint="shut down that kernel, or give another folder for the annotations",
             ) from None
         except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+            if error.errno not in _NO_LOCKS:
+                raise _cannot_write(self.folder, error) from error
+            logger.warning(
+                "{}: the file system has no locks, so do not annotate in two kernels", self.folder
+            )
+            _locks[key] = None
 
     def close(self) -> None:
         """Let other processes write; a later change acquires the folder again."""
@@ -317,6 +327,7 @@ class AnnotationStore:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
+            self._lines.pop(path, None)  # a full disk may have left half a line too
             raise _cannot_write(path, error) from error
         self._lines[path] += len(frames)
         if self._lines[path] > MAX_LINES:
@@ -362,6 +373,9 @@ class AnnotationStore:
 
     def _accepted(self, state: VideoState, which: Which, every: int) -> Iterator[AcceptedFrame]:
         """Decode the masks frame by frame, because those of all frames may not fit in memory."""
+        # Imported here because it loads torch, which reading the folder does not need.
+        from sam2kit.data.training_set import AcceptedFrame
+
         visible = {entry.id for entry in state.objects if not entry.deleted}
         tracked = self._read_lines(state.video)
         prompts: dict[int, list[StoredPrompt]] = {}

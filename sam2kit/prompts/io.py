@@ -21,9 +21,11 @@ from sam2kit.prompts.geometry import box_to_points
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.readers import MAX_PIXELS, read_json
 
 SCHEMA_VERSION = 1
 SCHEMA_VERSION_SIZES = 2  # also image_sizes, for videos of different sizes
+MAX_POINTS = 1000  # of one prompt; the attention over points grows with their number
 CONTENTS = {"mask": ["mask"], "box": ["box"], "point": ["points", "labels"]}
 
 
@@ -222,13 +224,9 @@ def read_document(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, hint="create it with save_prompts")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file", hint="create it with save_prompts") from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a JSON file ({error})", hint="create it with save_prompts"
-        ) from None
 
 
 def check_image_size(where: str, size: tuple[int, int], frame_size: tuple[int, int]) -> None:
@@ -368,6 +366,11 @@ def _read_size(size: Any, path: str, field: str) -> tuple[int, int]:
     """Check a size of two numbers above 0."""
     if not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
         raise DataError(f"{path}: field '{field}' is {size!r}", hint="write it as [rows, columns]")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"{path}: field '{field}' is {size!r}, more than {MAX_PIXELS} pixels",
+            hint="write the size of your frames",
+        )
     return size[0], size[1]
 
 
@@ -412,6 +415,10 @@ def _read_entry(
             raise ValueError(f"points are outside the frame of {size[1]} by {size[0]} pixels")
         if labels is None:
             field = "labels"
+            if len(entry["points"]) > MAX_POINTS:
+                raise ValueError(
+                    f"it has {len(entry['points'])} points; the maximum is {MAX_POINTS}"
+                )
             if any(label not in (0, 1) for label in entry["labels"]):
                 raise ValueError("labels must be 1 on the object or 0 off it")
             labels = torch.tensor([entry["labels"]], dtype=torch.int32)

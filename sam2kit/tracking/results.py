@@ -188,7 +188,12 @@ def write_combined(root: Path) -> None:
         if not path.is_file():
             logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
             continue
-        content = json.loads(path.read_bytes())
-        # The file in the folder itself may have been combined before.
-        parts.append((content, record.name))
-    write_text(root / MASKS_JSON, json.dumps(merge_coco(parts)))
+        try:
+            # The file in the folder itself may have been combined before.
+            parts.append(merge_coco([(json.loads(path.read_bytes()), record.name)]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error!r})",
+                hint="track the video again, with --overwrite",
+            ) from None
+    write_text(root / MASKS_JSON, json.dumps(merge_coco((part, None) for part in parts)))

@@ -138,14 +138,13 @@ def track_videos(
         documents = {video.name: prompts_from_flags(prompts, video) for video in inputs}
         prompts_name = "the command line"
     config, model = load_model(path)
-    for video in inputs:
-        log_time_split(config, video.path)
     image_size = config.dataset.image_size
     # All prompts are read before the first video is tracked.
     jobs = []
     for video in inputs:
         if video.name in documents:
             document, key = documents[video.name]
+            log_time_split(config, video.path)
             # The frames are compared with image_size, whose rows and columns are often swapped.
             size = video.read_frame(0).shape[:2]
             loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size, size)

@@ -7,8 +7,12 @@ returns exit code 2.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+MAX_VALUE = 300  # characters of a value or word in a message; paths may need 200
+_LONG_WORD = re.compile(rf"\S{{{MAX_VALUE + 1},}}")
 
 
 class SAM2KitError(Exception):
@@ -45,11 +49,21 @@ def render(
 
     Returns:
         With ``expected``, ``MESSAGE: KEY=VALUE must be EXPECTED; HINT``; otherwise
-        ``KEY: MESSAGE; HINT``. Empty fields are left out.
+        ``KEY: MESSAGE; HINT``. Empty fields are left out. An ellipsis replaces the middle of a
+        value or a word of more than :data:`MAX_VALUE` characters.
     """
-    parts = [key, message] if expected is None else [message, f"{key}={value!r} must be {expected}"]
+    key, message = key and _shorten(key), _LONG_WORD.sub(lambda m: _shorten(m[0]), message)
+    if expected is None:
+        parts = [key, message]
+    else:
+        parts = [message, f"{key}={_shorten(repr(value))} must be {expected}"]
     text = ": ".join(part for part in parts if part)
     return f"{text}; {hint}" if hint else text
+
+
+def _shorten(text: str) -> str:
+    half = MAX_VALUE // 2
+    return text if len(text) <= MAX_VALUE else f"{text[:half]}…{text[-half:]}"
 
 
 class ConfigError(SAM2KitError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import zlib
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +68,21 @@ def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
     message = f"cannot write to {target} ({reason})"
     hint = "choose another directory"
     raise ConfigError(message, key="output_dir", value=str(target), hint=hint)
+
+
+def unpack_hint(path: str | Path) -> str | None:
+    """Return a hint with the command that unpacks an archive, or None for other files."""
+    path = Path(path)
+    name = path.name.lower()
+    folder = path.parent / re.sub(r"(\.tar)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
+    source, target = shlex.quote(str(path)), shlex.quote(str(folder))
+    if name.endswith(".zip"):
+        return f"unpack it: unzip {source} -d {target}"
+    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")):
+        return f"unpack it: mkdir -p {target} && tar -xf {source} -C {target}"
+    if name.endswith((".7z", ".rar")):
+        return f"unpack it: 7z x {source} -o{target}"
+    return None
 
 
 def missing(path: str | Path) -> str:

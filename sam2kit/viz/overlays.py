@@ -52,6 +52,32 @@ def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
     return PALETTE[np.asarray(positions, int) % len(PALETTE)]
 
 
+def contrasting_palette(frame: np.ndarray) -> np.ndarray:
+    """Return :data:`PALETTE` in the order in which its colours stand out from a frame.
+
+    The contrast of a colour is the distance in CIELAB that 2 % of the frame's pixels fall below, so
+    that small objects count. The next colour is the one whose contrast and distance from the
+    earlier ones is largest.
+
+    Args:
+        frame: ``[H,W,3]`` uint8.
+
+    Returns:
+        ``[N,3]`` uint8.
+    """
+    small = cv2.resize(frame, (48, 48), interpolation=cv2.INTER_AREA)
+    pixels = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 1, 3)
+    colors = cv2.cvtColor(PALETTE[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    contrast = np.percentile(np.linalg.norm(pixels - colors, axis=2), 2, axis=0)
+    between = np.linalg.norm(colors[0][:, None] - colors, axis=2)
+    order = [int(contrast.argmax())]
+    while len(order) < len(PALETTE):
+        score = np.minimum(contrast, between[order].min(0) / 2)
+        score[order] = -1
+        order.append(int(score.argmax()))
+    return PALETTE[order]
+
+
 def frames_to_images(frames: Tensor) -> np.ndarray:
     """Convert frames ``[...,3,H,W]`` uint8 to images ``[...,H,W,3]`` uint8.
 

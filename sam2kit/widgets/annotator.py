@@ -1,18 +1,22 @@
-"""Prompt the objects of a video interactively in a notebook."""
+"""Annotate the objects of videos interactively in a notebook."""
 
 from __future__ import annotations
 
 import io
+import shlex
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import traitlets
+from loguru import logger
 from PIL import Image
 
 from sam2kit.config.loading import load_config
@@ -20,14 +24,22 @@ from sam2kit.config.schema import PROMPT_TYPES, RANDOM, Config, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
-from sam2kit.models.checkpoints import create_sam2_model, load_model
+from sam2kit.data.training_set import add_to_training_set
+from sam2kit.models.checkpoints import (
+    HUB_CHECKPOINTS,
+    SHIPPED_CHECKPOINTS,
+    create_sam2_model,
+    load_model,
+)
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.models.initial_weights import settle_size
 from sam2kit.models.sam2 import SAM2Model
+from sam2kit.prompts.annotations import AnnotationStore
+from sam2kit.tracking.results import find_video
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.text import label_text, visible_text
-from sam2kit.viz.overlays import ERROR_COLORS, PALETTE, draw_prompts, object_colors, overlay
+from sam2kit.utils.text import label_text, plural, visible_text
+from sam2kit.viz.overlays import ERROR_COLORS, contrasting_palette, draw_prompts, overlay
 from sam2kit.widgets.base import (
     ImageWidget,
     display_size,
@@ -35,30 +47,47 @@ from sam2kit.widgets.base import (
     encode_png,
     error_text,
     video_number,
+    view_files,
 )
-from sam2kit.widgets.prompt_session import Prediction, PromptSession
+from sam2kit.widgets.check_list import FrameToCheck
+from sam2kit.widgets.layers import label_planes
+from sam2kit.widgets.prompt_session import (
+    Direction,
+    Prediction,
+    PromptSession,
+    without_generated_objects,
+)
 
 MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
+MAX_CHECKS = 20  # frames worth checking in the list
 REFRESH_SECONDS = 0.2  # minimum time between two updates of the view while tracking
-THUMBNAIL_SIZE = 160  # longer side of the image of a candidate, in pixels
+THUMBNAIL_SIZE = 120  # longer side of the image of a candidate, in pixels
+MADE_BY = {  # how a mask was made, for people
+    "click": "prompted",
+    "propagated": "tracked",
+    "truth": "ground truth",
+}
 Masks = Mapping[ObjectId, np.ndarray | None]
 """``[H,W]`` bool by object; None for an object without a mask on the frame."""
+Color = tuple[int, int, int]
 
 
-class PromptDebugger(ImageWidget):
-    """Prompt objects with clicks, boxes and masks, and show the model's prediction at once.
+class Annotator(ImageWidget):
+    """Annotate objects with clicks, boxes and masks, track them, and make a training set.
 
     docs/widgets.md describes the view. Every action of the view is also a method, so that scripts
-    and notebooks without a front end can do the same. :class:`PromptSession` has the details.
+    and notebooks without a front end can do the same. :class:`PromptSession` has the details of one
+    video. Annotations are written to disk at each change, and come back when a video is opened.
 
     Args:
         what: a path, a configuration or a source, as for :func:`~sam2kit.data.build.open_source`.
         model: a model, or a value of ``--model-checkpoint``. None (default): ``run_dir/best.ckpt``
             if it exists, else the checkpoint of the configuration, else ``nano``.
         video: name or index of the first video.
-        run_dir: the directory to which :meth:`save` and :meth:`append` write. None (default): they
-            need a path.
-        recipes: settings of :meth:`dice` by name. None (default): each kind of prompt, the
+        run_dir: the directory of the annotations and of what :meth:`save`, :meth:`append` and
+            :meth:`make_training_set` write. None (default): annotations are lost when the kernel
+            stops, and the methods need a path.
+        recipes: settings of :meth:`random_prompt` by name. None (default): each kind of prompt, the
             recipe ``official``, and the dataset settings of the configuration.
         corrections: the file that :meth:`append` extends. None (default): ``dataset.corrections``
             of the configuration, else ``run_dir/corrections.jsonl``.
@@ -70,12 +99,19 @@ class PromptDebugger(ImageWidget):
         ConfigError: the device is not available.
     """
 
-    _esm = Path(__file__).with_suffix(".js")
-    _css = Path(__file__).with_suffix(".css")
+    _esm, _css = view_files("annotator")
+    setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
+    objects: traitlets.List = traitlets.List().tag(sync=True)
+    timeline = traitlets.Dict().tag(sync=True)
+    checks: traitlets.List = traitlets.List().tag(sync=True)
+    report: traitlets.List = traitlets.List().tag(sync=True)
     picture = traitlets.Bytes().tag(sync=True)
-    masks = traitlets.Bytes().tag(sync=True)
+    planes: traitlets.List = traitlets.List().tag(sync=True)
+    detail = traitlets.Dict().tag(sync=True)
     candidates: traitlets.List = traitlets.List().tag(sync=True)
+    session: PromptSession
+    frame: int
 
     def __init__(
         self,
@@ -89,42 +125,104 @@ class PromptDebugger(ImageWidget):
     ) -> None:
         config = what if isinstance(what, Config) else None
         self.source = open_source(what)
+        self._folder = _folder_text(what)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.model = _load_model(model, config, self.run_dir)
-        self.model.feature_cache = create_cache(config or Config(), exact=True)
         self.device = pick_device(accelerator)
+        self._config = config or Config()
+        self.model, self._model_text = _load_model(model, config, self.run_dir)
+        self.model.feature_cache = create_cache(self._config, exact=True)
         self.recipes = dict(_default_recipes(config) if recipes is None else recipes)
         if corrections is None and config is not None:
             corrections = config.dataset.corrections
         if corrections is None and self.run_dir is not None:
             corrections = self.run_dir / FILE_NAME
         self.corrections = corrections
+        if self.run_dir is None:
+            # Switching between videos keeps the annotations too; the directory is removed with the
+            # widget.
+            self._temporary = tempfile.TemporaryDirectory(prefix="sam2kit-annotations-")
+        folder = self._temporary.name if self.run_dir is None else self.run_dir / "annotations"
+        self.store = AnnotationStore(folder)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # stops the last propagation; each has its own event
-        self._running = False
+        self._steps: Generator[Any, None, None] | None = None
+        self._running = self._searches = False
+        self._run = 0
+        self._last_frames: dict[str, int] = {}  # the frame that was shown last, by video
+        self._opened: dict[str, tuple[VideoSource, int]] = {}  # sources of annotated videos
         super().__init__()
         self.open_video(video)
 
-    # Actions of the view.
+    # Videos, folders and models.
 
     def open_video(self, video: int | str) -> None:
-        """Open another video; unsaved prompts of the current one are lost.
+        """Open another video, with the annotations that it has.
 
         Args:
             video: its name or index.
 
         Raises:
-            DataError: there is no such video.
+            DataError: there is no such video, or its annotations are for a video of another length
+                or size. The current video remains.
         """
-        video = video_number(self.source, video)
-        self.cancel()
+        self._open(self.source, video_number(self.source, video), self.model, self._model_text)
+
+    def open_folder(self, folder: str | Path | Config | VideoSource, video: int | str = 0) -> None:
+        """Open other videos; the annotations of the current ones remain on disk.
+
+        Args:
+            folder: a path, a configuration or a source.
+            video: name or index of the first video.
+
+        Raises:
+            DataError: the videos cannot be opened. The current video remains.
+        """
+        source = open_source(folder)
+        self._open(source, video_number(source, video), self.model, self._model_text)
+        self._folder = _folder_text(folder)
+        self._show()
+
+    def open_model(self, model: SAM2Model | str | Path) -> None:
+        """Use another model for the next prompts and the next tracking; masks remain.
+
+        Args:
+            model: a model, or the name of a model, a run directory or a checkpoint.
+
+        Raises:
+            CheckpointError: the model cannot be loaded. The current model remains.
+        """
+        loaded, text = _load_model(model, None, None)
+        loaded.feature_cache = create_cache(self._config, exact=True)
+        frame = self.frame
+        self._open(self.source, self._video, loaded, text)
+        self.go(frame)
+
+    def _open(self, source: VideoSource, i: int, model: SAM2Model, text: str) -> None:
         with self.lock:
-            self.session = PromptSession(self.source, video, self.model, self.device)
-            self.frame, self.mode, self.seed, self.message = 0, "masks", 0, ""
+            self.cancel()
+            if self._steps is not None:
+                self._steps.close()  # write what was tracked before it is read again
+            name = text or None
+            session = PromptSession(source, i, model, self.device, self.store, name)
+            if self._sent_frame is not None:
+                self._last_frames[self.session.video] = self.frame
+            self.source, self.session, self.model, self._model_text = source, session, model, text
+            self._video, self._running = i, False
+            self._opened[session.video] = session.source, session.i
+            self.frame = min(self._last_frames.get(session.video, 0), session.num_frames - 1)
+            self.mode, self.seed = "masks", 0
+            self._viewport: tuple[int, int, int, int] | None = None
             self.done = self.total = 0
             self.recipe = next(iter(self.recipes), "")
-            self.object: ObjectId | None = next(iter(self.session.objects), None)
+            self.object: ObjectId | None = next(iter(session.objects), None)
+            self._palette = contrasting_palette(session.frame(self.frame))
+            self._checks: list[FrameToCheck] = []
+            self._checked_state: tuple[Any, ...] = ()
+            self._visited: set[tuple[ObjectId, int]] = set()  # of the frames to check
+            self._proposal_frame = 0
             self._show()
+
+    # Frames and objects.
 
     def go(self, frame: int) -> None:
         """Show a frame; an index outside the video is clipped."""
@@ -133,7 +231,8 @@ class PromptDebugger(ImageWidget):
 
     def select(self, index: int) -> None:
         """Select the object to prompt, by its index in the list of objects."""
-        self.object = self.session.objects[index]
+        if index < len(self.session.objects):
+            self.object = self.session.objects[index]
         self._show()
 
     def add_object(self, identity: ObjectId | None = None) -> None:
@@ -144,6 +243,43 @@ class PromptDebugger(ImageWidget):
         """
         self.object = self.session.add_object(identity or None)
         self._show()
+
+    def rename(self, index: int, name: str) -> None:
+        """Give an object another name to show; its number in masks and files stays the same."""
+        self.session.rename(self.session.objects[index], name)
+        self._show()
+
+    def recolor(self, index: int, color: str | Sequence[int]) -> None:
+        """Change the colour of an object.
+
+        Args:
+            index: of the object, in the list of objects.
+            color: red, green and blue from 0 to 255, or ``#rrggbb``.
+        """
+        self.session.recolor(self.session.objects[index], _rgb(color))
+        self._show()
+
+    def set_hidden(self, index: int, hidden: bool = True) -> None:
+        """Hide or show an object; its masks are kept."""
+        self.session.set_hidden(self.session.objects[index], hidden)
+        self._show()
+
+    def hide_all(self, hidden: bool = True) -> None:
+        """Hide or show all objects."""
+        for o in self.session.objects:
+            self.session.set_hidden(o, hidden)
+        self._show()
+
+    def delete_object(self, index: int) -> None:
+        """Delete an object with its prompts and masks, or discard a proposal; undo reverts it."""
+        count = len(self.session.objects)
+        if index >= count:
+            self.session.discard_proposals([index - count])
+        else:
+            self.session.delete_object(self.session.objects[index])
+        self._show()
+
+    # Prompts.
 
     def click(self, x: int, y: int, positive: bool = True) -> None:
         """Add a click on the selected object (positive) or off it, at a pixel of the frame."""
@@ -195,8 +331,22 @@ class PromptDebugger(ImageWidget):
                 key="file",
                 hint="choose a PNG of the frame's size",
             ) from error
-        self.session.paint(self._selected_object(), self.frame, mask)
+        self.session.paint(self._selected_object(), self.frame, mask, "imported")
         self._show()
+
+    def import_labels(self, file: str | Path | bytes) -> None:
+        """Add the objects of a label image on this frame, as mask prompts.
+
+        Args:
+            file: an image (PNG, TIFF) of the frame's size, or its bytes. The value of a pixel is
+                the number of its object; 0 is background.
+
+        Raises:
+            DataError: the image cannot be read, is empty or has another size.
+        """
+        added = self.session.add_label_image(self.frame, file)
+        self.object = added[0] if added else self.object
+        self._show(f"imported {plural(len(added), 'object')}")
 
     def take_truth(self) -> None:
         """Use the ground truth mask as the prompt of the selected object.
@@ -210,7 +360,7 @@ class PromptDebugger(ImageWidget):
                 f"the ground truth has no mask of object {self.object} on frame {self.frame}",
                 hint="go to a frame on which it is annotated",
             )
-        self.session.paint(self._selected_object(), self.frame, mask)
+        self.session.paint(self._selected_object(), self.frame, mask, "truth")
         self._show()
 
     def choose(self, candidate: int) -> None:
@@ -218,7 +368,7 @@ class PromptDebugger(ImageWidget):
         self.session.choose(self._selected_object(), self.frame, candidate)
         self._show()
 
-    def dice(self, recipe: str | None = None, seed: int | None = None) -> None:
+    def random_prompt(self, recipe: str | None = None, seed: int | None = None) -> None:
         """Prompt the selected object with a random prompt, drawn as in training.
 
         Args:
@@ -241,9 +391,16 @@ class PromptDebugger(ImageWidget):
         self.session.draw(self._selected_object(), self.frame, recipe_config, self.seed)
         self._show()
 
+    dice = random_prompt  # the name that notebooks of earlier versions call
+
     def undo(self) -> None:
-        """Revert the last edit of the prompts."""
+        """Revert the last edit of the video."""
         self.session.undo()
+        self._show()
+
+    def redo(self) -> None:
+        """Repeat the edit that was reverted last."""
+        self.session.redo()
         self._show()
 
     def clear(self, everything: bool = False) -> None:
@@ -296,36 +453,50 @@ class PromptDebugger(ImageWidget):
         self._show(f"appended frame {self.frame} (objects: {names}) to {path}")
         return Path(path)
 
-    def propagate(self, start: int | None = None, wait: bool = True) -> None:
-        """Track all objects.
+    def propagate(
+        self,
+        start: int | None = None,
+        wait: bool = True,
+        *,
+        end: int | None = None,
+        direction: Direction = "forward",
+    ) -> None:
+        """Track all objects from their prompts.
 
         Args:
-            start: begin at this frame, as a quick preview. None (default): at the first prompt.
+            start: first frame to track. None (default): the first prompt, or for other directions
+                the start of the video.
             wait: return when tracking has ended (default); False: track in the background.
+            end: last frame to track. None (default): the end of the video, or for ``backward`` the
+                last prompt.
+            direction: ``forward``, ``backward`` or ``both``.
 
         Raises:
-            DataError: no object has a prompt, or a frame cannot be tracked.
+            DataError: no object has a prompt, the range is invalid, or a frame cannot be tracked.
         """
-        if not self.session.prompts:
-            raise DataError("no object has a prompt", hint="click on an object first")
+        total = len(self.session.propagation_frames(start, end, direction))
+        self._searches = False
+        self._begin(self.session.propagate(start, end, direction), total, wait)
+
+    def _begin(self, steps: Iterable[Any], total: int, wait: bool = True) -> None:
+        """Run a generator in a thread that the view can cancel."""
         # A propagation that still runs ends after its current frame: it has its own stop event.
         self.cancel()
         self.error, self._running, self._stop = "", True, threading.Event()
-        self.total = self.session.num_frames - (
-            min(t for _, t in self.session.prompts) if start is None else start
-        )
-        self.done = 0
-        arguments = (self.session.propagate(start), self._stop)
-        self._thread = threading.Thread(target=self._propagate, args=arguments, daemon=True)
+        self._run, self.done, self.total = self._run + 1, 0, total
+        self._steps = steps if isinstance(steps, Generator) else None
+        self._thread = threading.Thread(target=self._work, args=(steps, self._stop), daemon=True)
         self._thread.start()
-        if wait:
-            try:
-                self.wait()
-            except KeyboardInterrupt:  # interrupting the cell stops the thread too
-                self.cancel()
-                raise
-            if self.error:
-                raise DataError(self.error, hint="correct the cause and propagate again")
+        if not wait:
+            self._show()
+            return
+        try:
+            self.wait()
+        except KeyboardInterrupt:  # interrupting the cell stops the thread too
+            self.cancel()
+            raise
+        if self.error:
+            raise DataError(self.error, hint="correct the cause and propagate again")
 
     def cancel(self) -> None:
         """Stop tracking after the current frame; the masks tracked so far remain."""
@@ -336,19 +507,209 @@ class PromptDebugger(ImageWidget):
         if self._thread is not None:
             self._thread.join()
 
+    # Results.
+
+    def accept(self, frames: int | Sequence[int] | None = None) -> None:
+        """Accept the masks of a frame as ground truth, or revert that.
+
+        Args:
+            frames: one or more frames to accept. None (default): the current frame; if it is
+                accepted already, it is no longer accepted.
+        """
+        if frames is None and self.frame in self.session.accepted:
+            self.session.unaccept([self.frame])
+        else:
+            chosen = self.frame if frames is None else frames
+            self.session.accept([chosen] if isinstance(chosen, int) else list(chosen))
+        self._show()
+
+    def accept_all(self, every: int = 1) -> None:
+        """Accept every Nth frame that has been tracked or prompted.
+
+        Args:
+            every: 1 (default): all of them.
+
+        Raises:
+            DataError: nothing has been tracked or prompted.
+        """
+        timeline = self.session.timeline()
+        frames = sorted({*timeline["tracked"], *timeline["prompted"]})[:: max(1, every)]
+        if not frames:
+            raise DataError("no frame has masks to accept", hint="prompt an object and track it")
+        self.session.accept(frames)
+        self._show(f"accepted {plural(len(frames), 'frame')}")
+
+    def next_check(self) -> None:
+        """Go to the next frame worth checking, the worst first, and select its object.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self._checks:
+            raise DataError("there is no frame to check", hint="track the objects first")
+        new = [n for n, c in enumerate(self._checks) if (c.object, c.frame) not in self._visited]
+        if not new:  # all have been visited: begin again
+            self._visited.clear()
+        self.go_to_check(new[0] if new else 0)
+
+    def go_to_check(self, index: int) -> None:
+        """Go to a frame worth checking, by its index in the list."""
+        check = self._checks[index]
+        self._visited.add((check.object, check.frame))
+        self.object = check.object
+        self.go(check.frame)
+
+    def propose(self, wait: bool = True) -> None:
+        """Find objects on this frame automatically; they are proposals until they are kept.
+
+        Args:
+            wait: return when all have been found (default); False: search in the background.
+        """
+        self._proposal_frame = self.frame
+        self._searches = True
+        self._begin(self.session.propose_masks(self.frame), 100, wait)
+
+    def accept_proposals(self, indices: Sequence[int] | None = None) -> None:
+        """Make objects of proposals.
+
+        Args:
+            indices: in the list of objects, where proposals follow the objects. None (default): all
+                proposals.
+        """
+        count = len(self.session.objects)
+        chosen = None if indices is None else [n - count for n in indices]
+        added = self.session.accept_proposals(chosen)
+        self.object = added[0] if added else self.object
+        self._show(f"kept {plural(len(added), 'proposal')}")
+
+    def discard_proposals(self) -> None:
+        """Remove the proposals that were not kept."""
+        self.session.discard_proposals()
+        self._show()
+
+    def make_training_set(self, folder: str | Path | None = None) -> Path:
+        """Write the accepted frames of all annotated videos as a dataset to train on.
+
+        Frames that are in the folder already are replaced if their masks have changed.
+
+        Args:
+            folder: None (default) or "": ``run_dir/training_set``.
+
+        Returns:
+            The folder, a value of ``--data-path``.
+
+        Raises:
+            DataError: no frame is accepted, or there is no folder.
+            ConfigError: the folder cannot be written, or holds something else.
+        """
+        if not folder and self.run_dir is None:
+            raise DataError("no folder for the training set", hint="give a folder, or run_dir")
+        folder = Path(folder).expanduser() if folder else Path(self.run_dir or "") / "training_set"
+        lines, written, missing = [], 0, []
+        for video in self.store.videos():
+            source_and_index = self._find_source(video)
+            if source_and_index is None:
+                missing.append(video)
+                continue
+            counts = self._add_to_training_set(folder, video, *source_and_index)
+            if counts is not None:
+                written += 1
+                lines.append(f"{label_text(video)}: {counts}")
+        if missing:
+            names = ", ".join(map(label_text, missing))
+            lines.append(f"Not included, because their folder is unknown (open it first): {names}")
+        if not written:
+            raise DataError(
+                "; ".join(["no frame is accepted", *lines]),
+                hint="track, check the masks, and accept frames (key a, or Accept all)",
+            )
+        lines.insert(0, f"Training set of {plural(written, 'video')} in {visible_text(folder)}")
+        self.report = [{"text": line, "command": False} for line in lines]
+        command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
+        if self._model_text:  # training continues from the model that was annotated with
+            command += f" --model-checkpoint {shlex.quote(self._model_text)}"
+        self.report = [*self.report, {"text": visible_text(command), "command": True}]
+        self._show()
+        return folder
+
+    def _find_source(self, video: str) -> tuple[VideoSource, int] | None:
+        """Return the source and index of an annotated video; None if nothing says where it is."""
+        if video in self._opened:
+            return self._opened[video]
+        if video in self.source.names:
+            return without_generated_objects(self.source, self.source.names.index(video))
+        state = self.store.load(video)
+        path = "" if state is None else state.path
+        return find_video(open_source(path), video) if path and Path(path).exists() else None
+
+    def _add_to_training_set(
+        self, folder: Path, video: str, source: VideoSource, i: int
+    ) -> str | None:
+        """Add the accepted frames of a video; return their numbers, or None if there are none."""
+        state = self.store.load(video)
+        if state is None or not state.accepted:
+            return None
+        names = {o.id: o.name for o in state.objects if o.name}
+        summary = add_to_training_set(folder, source, i, self.store.accepted(video), names=names)
+        text = f"{plural(summary.written, 'frame')} added, {summary.replaced} replaced, "
+        text += f"{summary.unchanged} unchanged"
+        if summary.overlaps:
+            frames = plural(summary.overlaps, "frame")
+            text += f"; masks overlap on {frames}, where the smaller object is in front"
+        return text
+
+    def close_report(self) -> None:
+        """Close the message about the last training set."""
+        self.report = []
+
     # Handlers of the view's messages; the fields of a message are the arguments.
     on_open_video, on_go, on_select, on_add_object = open_video, go, select, add_object
-    on_click, on_box, on_brush, on_take_truth = click, box, brush, take_truth
-    on_choose, on_dice, on_undo, on_clear, on_view = choose, dice, undo, clear, view
-    on_save, on_append, on_cancel = save, append, cancel
+    on_rename, on_recolor, on_set_hidden, on_hide_all = rename, recolor, set_hidden, hide_all
+    on_delete_object, on_click, on_box, on_brush = delete_object, click, box, brush
+    on_take_truth, on_choose, on_random_prompt = take_truth, choose, random_prompt
+    on_undo, on_redo, on_clear, on_view, on_save, on_append = undo, redo, clear, view, save, append
+    on_cancel, on_accept, on_accept_all = cancel, accept, accept_all
+    on_next_check, on_go_to_check, on_close_report = next_check, go_to_check, close_report
+    on_accept_proposals, on_discard_proposals = accept_proposals, discard_proposals
+
+    def on_ready(self) -> None:
+        """Send the current state to a new view."""
+        super().on_ready()
+        self._show()
+
+    def on_open_folder(self, folder: str) -> None:
+        """Open the folder that was named in the view."""
+        self.open_folder(Path(folder).expanduser())
+
+    def on_open_model(self, model: str) -> None:
+        """Load the model that was named in the view."""
+        self.open_model(model)
 
     def on_import(self, buffers: list[bytes]) -> None:
         """Import the mask that the view has read from a file."""
         self.import_mask(buffers[0])
 
-    def on_propagate(self, start: int | None = None) -> None:
+    def on_import_labels(self, buffers: list[bytes]) -> None:
+        """Import the label image that the view has read from a file."""
+        self.import_labels(buffers[0])
+
+    def on_propagate(
+        self, direction: Direction = "forward", start: int | None = None, end: int | None = None
+    ) -> None:
         """Track in the background, so that the view can cancel it."""
-        self.propagate(start, wait=False)
+        self.propagate(start, wait=False, end=end, direction=direction)
+
+    def on_propose(self) -> None:
+        """Find objects in the background, so that the view can cancel it."""
+        self.propose(wait=False)
+
+    def on_make_training_set(self, folder: str = "") -> None:
+        """Write the training set to the folder that was named in the view."""
+        self.make_training_set(folder)
+
+    def on_viewport(self, rect: list[int] | None) -> None:
+        """Send the visible part of the frame in full resolution; None: the whole frame is shown."""
+        self._viewport = None if rect is None else (rect[0], rect[1], rect[2], rect[3])
         self._show()
 
     def _selected_object(self) -> ObjectId:
@@ -356,34 +717,49 @@ class PromptDebugger(ImageWidget):
             self.object = self.session.add_object()
         return self.object
 
-    def _propagate(self, frames: Iterator[int], stop: threading.Event) -> None:
-        last_refresh = 0.0
+    def _proposed(self) -> list[np.ndarray]:
+        """Return the masks of the proposals, if their frame is shown."""
+        if self.frame != self._proposal_frame:
+            return []
+        return [proposal.mask for proposal in self.session.proposals]
+
+    def _work(self, steps: Iterable[Any], stop: threading.Event) -> None:
+        """Run the steps of tracking (frames) or of the search for objects (shares of the work)."""
+        iterator, last_refresh = iter(steps), 0.0
         try:
             while True:
                 with self.lock:  # released after each frame, so that messages are handled between
-                    t = None if stop.is_set() else next(frames, None)
-                    if t is None:
+                    step = None if stop.is_set() else next(iterator, None)
+                    if step is None:
+                        if isinstance(steps, Generator):
+                            steps.close()  # writes what was tracked
                         break
-                    self.done += 1
-                    if t == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
-                        self._show(f"tracked {self.done} of {self.total} frames")
+                    self.done = round(100 * step) if self._searches else self.done + 1
+                    if step == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
+                        self._show(self._progress())
                         last_refresh = time.monotonic()
                 # A lock is not fair: without a pause this thread would take it again at once.
                 time.sleep(0.001)
         except Exception as error:
             # Python prints the traceback of a thread where users do not see it.
+            logger.opt(exception=error).debug("error while tracking")
             with self.lock:
                 self.error = error_text(error)
         with self.lock:
             if self._stop is stop:  # otherwise another propagation has started
                 self._running = False
-                verb = "stopped after" if stop.is_set() else "tracked"
-                self._show(f"{verb} {self.done} frames")
+                self._show(self._progress())
+
+    def _progress(self) -> str:
+        if self._searches:
+            return f"found {plural(len(self.session.proposals), 'object')} to keep or discard"
+        verb = "stopped after" if self._stop.is_set() else "tracked"
+        return f"{verb} {plural(self.done, 'frame')}"
 
     # State of the view.
 
     def _show(self, message: str = "") -> None:
-        """Send the current state to the view.
+        """Send what has changed to the view.
 
         Args:
             message: the status line; "" (default) clears it.
@@ -396,64 +772,130 @@ class PromptDebugger(ImageWidget):
                 self._sent_frame = session, t
                 self.picture = encode_jpeg(self._frame, display_size(session.size))
             truth = session.truth(t)
-            if self.object is None:
+            if self.object not in session.objects:
                 self.object = next(iter(session.objects), None)
-            masks = {o: session.mask(o, t) for o in session.objects}
+            masks: dict[ObjectId, np.ndarray | None] = {
+                o: session.mask(o, t) for o in session.objects
+            }
             prediction = None if self.object is None else session.prediction(self.object, t)
-            self.masks = self._draw_masks(masks, truth)
+            self._send_masks(masks, truth)
             self.candidates = [] if prediction is None else self._thumbnails(prediction)
-            controls = self._control_state(message)
-            self.state = (
-                controls | self._frame_state(masks, prediction) | {"annotated": truth is not None}
-            )
+            self.setup = self._setup_state()
+            self.objects = self._object_states(masks)
+            self._send_time()
+            self.state = self._control_state(message) | self._frame_state(masks, prediction, truth)
             self.seq += 1
 
     _sent_frame: tuple[Any, int] | None = None
 
-    def _draw_masks(self, masks: Masks, truth: Masks | None) -> bytes:
-        """Encode all masks, or in mode ``errors`` the errors of the selected object.
+    def _send_masks(self, masks: Masks, truth: Masks | None) -> None:
+        """Send the masks of all objects, or in mode ``errors`` the errors of the selected one.
 
         Without a mask or a ground truth to compare, mode ``errors`` shows the masks too.
         """
         mask = None if self.object is None else masks.get(self.object)
-        if self.object is None or self.mode != "errors" or truth is None or mask is None:
-            return _palette_png(masks.values(), PALETTE, self.session.size)
-        truth_mask = truth.get(self.object)
-        truth_mask = np.zeros_like(mask) if truth_mask is None else truth_mask
-        colors = np.array(list(ERROR_COLORS.values()), np.uint8)
-        return _palette_png(
-            [mask & truth_mask, truth_mask & ~mask, mask & ~truth_mask], colors, self.session.size
-        )
+        self._errors = self.mode == "errors" and truth is not None and mask is not None
+        if truth is not None and mask is not None and self._errors:
+            truth_mask = truth.get(self.object) if self.object is not None else None
+            truth_mask = np.zeros_like(mask) if truth_mask is None else truth_mask
+            shown = [mask & truth_mask, truth_mask & ~mask, mask & ~truth_mask]
+            positions = dict(enumerate(shown))
+        else:
+            listed = [*masks.values(), *self._proposed()]
+            positions = {n: m for n, m in enumerate(listed) if m is not None}
+        self.planes = _encode_planes(positions, display_size(self.session.size))
+        if self._viewport is None:
+            self.detail = {}
+            return
+        x0, y0, x1, y1 = self._viewport
+        size = display_size((y1 - y0, x1 - x0))
+        part = {n: m[y0:y1, x0:x1] for n, m in positions.items()}
+        self.detail = {
+            "rect": [x0, y0, x1, y1],
+            "picture": encode_jpeg(self._frame[y0:y1, x0:x1], size),
+            "planes": _encode_planes(part, size),
+        }
 
     def _thumbnails(self, prediction: Prediction) -> list[bytes]:
-        """Encode the candidates of the selected object as small JPEG images."""
-        size = np.array(self._frame.shape[1::-1])
+        """Encode the candidates of the selected object with their surroundings as small JPEG."""
+        if not len(prediction.candidates):
+            return []
+        rows, columns = _surroundings(np.asarray(prediction.candidates.any(0)))
+        frame = self._frame[rows, columns]
+        size = np.array(frame.shape[1::-1])
         small = tuple(int(n) for n in (size * THUMBNAIL_SIZE / size.max()).round().clip(1))
-        frame = cv2.resize(self._frame, small, interpolation=cv2.INTER_AREA)
-        color = object_colors([self.session.objects.index(self._selected_object())])
+        frame = cv2.resize(frame, small, interpolation=cv2.INTER_AREA)
+        index = self.session.objects.index(self._selected_object())
+        color = np.array([self._color(index)], np.uint8)
         images = []
         for mask in prediction.candidates:
-            resized = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST)
+            part = mask[rows, columns].astype(np.uint8)
+            resized = cv2.resize(part, small, interpolation=cv2.INTER_NEAREST)
             images.append(encode_jpeg(overlay(frame, resized[None].astype(bool), color, 0.6)))
         return images
 
-    def _frame_state(self, masks: Masks, prediction: Prediction | None) -> dict[str, Any]:
+    def _color(self, index: int) -> Color:
+        """Return the colour of an object: the chosen one, or one in contrast to the video."""
+        color: Any = self._palette[index % len(self._palette)]
+        if index < len(self.session.objects):
+            color = self.session.colors.get(self.session.objects[index], color)
+        red, green, blue = (int(v) for v in color)
+        return red, green, blue
+
+    def _object_states(self, masks: Masks) -> list[dict[str, Any]]:
+        """Return what the list of objects shows: the objects, then the proposals."""
+        session = self.session
+        rows = [
+            {
+                "name": label_text(session.names.get(o, o)),
+                "color": list(self._color(n)),
+                "hidden": o in session.hidden,
+                "mask": masks.get(o) is not None,
+                "proposal": False,
+            }
+            for n, o in enumerate(session.objects)
+        ]
+        for n in range(len(self._proposed())):
+            color = list(self._color(len(rows)))
+            rows.append({"name": f"proposal {n + 1}", "color": color, "proposal": True})
+            rows[-1] |= {"hidden": False, "mask": True}
+        return rows
+
+    def _send_time(self) -> None:
+        """Send the markers of the time line and the frames worth checking."""
+        timeline = self.session.timeline()
+        self.timeline = {name: _ranges(frames) for name, frames in timeline.items()}
+        session = self.session
+        # What the list depends on: listing thousands of masks takes too long to do on each click.
+        state = session, self._run, session.prompts, sorted(session.accepted), len(session.tracked)
+        if not self._running and state != self._checked_state:
+            self._checks, self._checked_state = session.frames_to_check(MAX_CHECKS), state
+        self.checks = [
+            {
+                "frame": check.frame,
+                "name": label_text(self.session.names.get(check.object, check.object)),
+                "reason": visible_text(check.reason),
+            }
+            for check in self._checks
+        ]
+
+    def _frame_state(
+        self, masks: Masks, prediction: Prediction | None, truth: Masks | None
+    ) -> dict[str, Any]:
         """Return the state of the frame and of the selected object, without images."""
         session, t, o = self.session, self.frame, self.object
         mask = None if o is None else masks[o]
         candidates = () if prediction is None or mask is None else prediction.candidates
         chosen = [n for n, candidate in enumerate(candidates) if (candidate == mask).all()]
         tracked_j = [value for (identity, _), value in session.j.items() if identity == o]
-        colors = object_colors(range(len(session.objects))).tolist()
+        accepted = t in session.accepted
+        badges = {"accepted": accepted, "annotated": truth is not None}
         return {
-            "video": session.i,
+            "key": f"{id(self.source)} {self._video}",
+            "video": self._video,
             "frame": t,
             "frames": session.num_frames,
             "size": list(session.size),
-            "objects": [
-                {"name": label_text(name), "color": color, "mask": masks[name] is not None}
-                for name, color in zip(session.objects, colors, strict=True)
-            ],
             "object": None if o is None else session.objects.index(o),
             "marks": [
                 {"object": session.objects.index(identity)}
@@ -461,42 +903,82 @@ class PromptDebugger(ImageWidget):
                 for (identity, frame), prompt in session.prompts.items()
                 if frame == t
             ],
-            "prompted": sorted({frame for _, frame in session.prompts}),
             "ious": [] if prediction is None else list(prediction.ious),
             "score": None if prediction is None else prediction.score,
             "chosen": chosen[0] if chosen else None,
             "j": None if mask is None or o is None else session.j_of(o, t, mask),
             "mean_j": float(np.mean(tracked_j)) if tracked_j else None,
+            "provenance": "" if mask is None or o is None else self._provenance(o, t),
             "stale": session.stale,
+            "annotated": truth is not None,
+            "accepted": accepted,
+            "badges": [text for text, applies in badges.items() if applies],
+            "errors": [list(c) for c in ERROR_COLORS.values()] if self._errors else None,
         }
+
+    def _provenance(self, o: ObjectId, t: int) -> str:
+        """Return how the mask of an object was made, for people."""
+        made = self.session.provenance(o, t) or ""
+        model = self.session.mask_model(o, t)
+        text = MADE_BY.get(made, made)
+        return visible_text(f"{text} by {label_text(model)}" if model else text)
 
     def _control_state(self, message: str) -> dict[str, Any]:
         """Return the state of the controls and of a running propagation."""
+        proposals = len(self.session.proposals)
         return {
-            "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
+            "proposals": [proposals, self._proposal_frame] if proposals else None,
             "mode": self.mode,
-            "recipes": list(self.recipes),
             "recipe": self.recipe,
             "seed": self.seed,
+            "can_undo": self.session.can_undo,
+            "can_redo": self.session.can_redo,
             "running": self._running,
+            "run": self._run,
             "done": self.done,
             "total": self.total,
+            "unit": "%" if self._searches else "frames",
             "message": visible_text(message),
         }
+
+    def _setup_state(self) -> dict[str, Any]:
+        """Return the choices of videos, models and recipes, which rarely change."""
+        target = "" if self.run_dir is None else str(self.run_dir / "training_set")
+        return {
+            "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
+            "more_videos": max(0, len(self.source.names) - MAX_VIDEO_NAMES),
+            "kept": visible_text(
+                "Annotations are lost when the kernel stops: give run_dir to keep them"
+                if self.run_dir is None
+                else f"Annotations are saved in {self.store.folder}"
+            ),
+            "has_truth": self.session.source.has_masks,
+            "folder": visible_text(self._folder),
+            "model": visible_text(self._model_text),
+            "models": self._model_names(),
+            "recipes": list(map(label_text, self.recipes)),
+            "training_set": visible_text(target),
+        }
+
+    def _model_names(self) -> list[str]:
+        """Return models to suggest: run directories beside this one, and published names."""
+        runs = []
+        if self.run_dir is not None:
+            paths = self.run_dir.glob("*.ckpt"), self.run_dir.parent.glob("*/best.ckpt")
+            runs = [str(path) for group in paths for path in sorted(group)]
+        return [*map(visible_text, runs), *SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS]
 
     def snapshot(self) -> bytes:
         """Return the frame with the masks and prompts of all objects as PNG bytes."""
         with self.lock:
             session, t, frame = self.session, self.frame, self._frame
-            masks = {
-                n: mask
-                for n, o in enumerate(session.objects)
-                if (mask := session.mask(o, t)) is not None
-            }
+            shown = [o for o in session.objects if o not in session.hidden]
+            masks = {o: mask for o in shown if (mask := session.mask(o, t)) is not None}
             if masks:
-                frame = overlay(frame, np.stack(list(masks.values())), object_colors([*masks]))
-            for (_, prompt_frame), prompt in session.prompts.items():
-                if prompt_frame == t:
+                colors = [self._color(session.objects.index(o)) for o in masks]
+                frame = overlay(frame, np.stack(list(masks.values())), np.array(colors, np.uint8))
+            for (o, prompt_frame), prompt in session.prompts.items():
+                if prompt_frame == t and o in shown:
                     box = None if prompt.box is None else np.array(prompt.box)
                     points = np.array(prompt.points).reshape(-1, 2)
                     frame = draw_prompts(frame, points, np.array(prompt.labels), box)
@@ -504,44 +986,92 @@ class PromptDebugger(ImageWidget):
             return encode_png(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA))
 
 
-def _palette_png(
-    masks: Iterable[np.ndarray | None], colors: np.ndarray, size: tuple[int, int]
-) -> bytes:
-    """Encode masks as a palette PNG, later masks on top; value 0 is transparent.
+def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns around a mask with a margin, at least a quarter of the frame."""
+    slices = []
+    for axis, length in enumerate(mask.shape):
+        inside = np.flatnonzero(mask.any(1 - axis))
+        first, last = (inside[0], inside[-1]) if len(inside) else (0, length - 1)
+        half = max(0.7 * (last - first + 1), length / 8)
+        center = (first + last + 1) / 2
+        start = int(min(max(center - half, 0), length - 1))
+        slices.append(slice(start, max(start + 1, int(min(center + half, length)))))
+    return slices[0], slices[1]
+
+
+def _encode_planes(
+    masks: Mapping[int, np.ndarray], size: tuple[int, int]
+) -> list[dict[str, int | bytes]]:
+    """Encode masks as PNG images of labels.
 
     Args:
-        masks: ``[H,W]`` bool each; None: no mask, but its colour is skipped.
-        colors: ``[N,3]`` uint8, repeated if there are more masks.
-        size: H and W of the masks.
+        masks: ``[H,W]`` bool by position of the object.
+        size: rows and columns of the images.
     """
-    labels = np.zeros(size, np.uint8)
-    for n, mask in enumerate(masks):
-        if mask is not None:
-            labels[mask] = n % len(colors) + 1
-    resized = cv2.resize(labels, display_size(size)[::-1], interpolation=cv2.INTER_NEAREST)
-    image = Image.fromarray(resized)
-    image.putpalette(bytes(3) + colors.tobytes())
-    return encode_png(image, transparency=0, compress_level=1)
+    encoded: list[dict[str, int | bytes]] = []
+    for base, labels in label_planes(masks):
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        encoded.append({"base": base, "labels": encode_png(labels, compress_level=1)})
+    return encoded
+
+
+def _ranges(frames: Iterable[int]) -> list[list[int]]:
+    """Return sorted frames as ranges of first and last frame, inclusive."""
+    ranges: list[list[int]] = []
+    for t in sorted(frames):
+        if ranges and t == ranges[-1][1] + 1:
+            ranges[-1][1] = t
+        else:
+            ranges.append([t, t])
+    return ranges
+
+
+def _rgb(color: str | Sequence[int]) -> Color:
+    """Return a colour, given as three values or as ``#rrggbb``, as three values from 0 to 255."""
+    try:
+        values = bytes.fromhex(color.removeprefix("#")) if isinstance(color, str) else bytes(color)
+        red, green, blue = values
+    except (TypeError, ValueError):
+        raise DataError(
+            key="color",
+            value=color,
+            expected="red, green and blue from 0 to 255, or #rrggbb",
+            hint="for example #56b4e9",
+        ) from None
+    return red, green, blue
+
+
+def _folder_text(what: str | Path | Config | VideoSource) -> str:
+    """Return the path to show for what was opened; "" for a source of the user's own."""
+    if isinstance(what, Config):
+        return str(what.dataset.annotation_file or what.dataset.data_path or "")
+    return "" if isinstance(what, VideoSource) else str(what)
 
 
 def _load_model(
     model: SAM2Model | str | Path | None, config: Config | None, run_dir: Path | None
-) -> SAM2Model:
-    """Return the given model, or load the default that :class:`PromptDebugger` documents."""
+) -> tuple[SAM2Model, str]:
+    """Return the model, or the default that :class:`Annotator` documents, and its name."""
     if isinstance(model, SAM2Model):
-        return model
+        return model, ""
     if model is None and run_dir is not None and (run_dir / "best.ckpt").exists():
         model = run_dir / "best.ckpt"
     if model is None and config is not None and config.model.checkpoint not in (None, RANDOM):
-        return create_sam2_model(settle_size(config))
-    return load_model(model or "nano")[1]
+        return create_sam2_model(settle_size(config)), str(config.model.checkpoint)
+    return load_model(model or "nano")[1], str(model or "nano")
 
 
 def _default_recipes(config: Config | None) -> dict[str, DatasetConfig]:
-    """Return the recipes of :meth:`PromptDebugger.dice` by name, the default one first."""
+    """Return the recipes of :meth:`Annotator.random_prompt` by name, the default one first."""
     configured = {} if config is None else {"this configuration": config.dataset}
     kinds = {k: replace(DatasetConfig(), prompt_types=[k]) for k in PROMPT_TYPES}
-    return configured | kinds | {"official": load_config(overrides=["recipe=official"]).dataset}
+    return configured | kinds | {"official": _official_recipe()}
 
 
-Annotator = PromptDebugger  # alias, for users who only annotate
+@cache
+def _official_recipe() -> DatasetConfig:
+    return load_config(overrides=["recipe=official"]).dataset
+
+
+PromptDebugger = Annotator  # the name of earlier versions

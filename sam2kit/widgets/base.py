@@ -7,6 +7,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -21,6 +22,19 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import close_names, visible_text
 
 DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720  # maximum size of a frame that is sent, in pixels
+
+
+def view_files(name: str) -> tuple[str, str]:
+    """Return the JavaScript and the CSS of a view, with what all views share in front.
+
+    A view is one file to the browser: it cannot import ``common.js``.
+    """
+    folder = Path(__file__).parent
+    script, style = (
+        "\n".join((folder / f"{part}{ending}").read_text("utf-8") for part in ("common", name))
+        for ending in (".js", ".css")
+    )
+    return script, style
 
 
 class ImageWidget(anywidget.AnyWidget):

@@ -1,43 +1,13 @@
 // The view of the clip browser: requests frames from the kernel (clip_browser.py) on demand, caches
-// a bounded number of them, and draws them with masks, prompts and the swipe.
+// a bounded number of them, and draws them with masks, prompts and the swipe. common.js comes before
+// this file.
 
 const CACHE_BYTES = 48 * 2 ** 20; // of encoded frames; one is about 0.1 MB
 const FRAMES_AHEAD = 12; // frames requested in advance while playing
 const IN_FLIGHT = 2; // maximum number of open requests, so that dragging the slider builds no queue
-const MIN_WIDTH = 640; // of the canvas, in pixels; smaller frames are enlarged
+const MAX_HEIGHT = 480; // of the frame, in CSS pixels
 // Of the trackers, when colours stand for objects.
 const DASHES = ["", "7 3", "2 3", "10 3 2 3", "1 6"];
-const KEYS =
-  "Keys: ← → one frame (with Shift ten), Home and End first and last frame, Space play or pause, " +
-  "1–9 show or hide an object, 0 all objects, M masks, P prompts. Drag on the image to move the " +
-  "swipe, click on the curve to jump to a frame.";
-
-const rgb = (color, alpha = 1) => `rgb(${color.join(" ")} / ${alpha})`;
-const sleep = (ms) => new Promise((done) => setTimeout(done, Math.max(0, ms)));
-
-function make(tag, attributes = {}, parent = null) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes))
-    name in element ? (element[name] = value) : element.setAttribute(name, value);
-  if (parent) parent.append(element);
-  return element;
-}
-
-function svg(tag, attributes) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
-// Rebuild an element only if its content has changed: a click on a button that is replaced between
-// press and release would be lost.
-function refill(element, content, build) {
-  const text = JSON.stringify(content);
-  if (element.dataset.content === text) return;
-  element.dataset.content = text;
-  element.replaceChildren();
-  build();
-}
 
 // Encoded frames as the kernel sent them; evicts the least recently used ones beyond CACHE_BYTES.
 class FrameCache {
@@ -66,21 +36,10 @@ class FrameCache {
 }
 
 async function decode(entry) {
-  // Label values must survive decoding unchanged.
-  const exact = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
   const image = await createImageBitmap(new Blob([entry.buffers[0]], { type: "image/jpeg" }));
   const planes = [];
-  for (const [n, plane] of entry.planes.entries()) {
-    const file = new Blob([entry.buffers[n + 1]], { type: "image/png" });
-    const bitmap = await createImageBitmap(file, exact);
-    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.drawImage(bitmap, 0, 0);
-    const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-    const labels = new Uint8Array(pixels.data.length / 4);
-    for (let i = 0; i < labels.length; i++) labels[i] = pixels.data[4 * i];
-    planes.push({ ...plane, canvas, context, pixels, labels });
-  }
+  for (const [n, plane] of entry.planes.entries())
+    planes.push({ ...plane, ...(await decodeLabels(entry.buffers[n + 1])) });
   return { ...entry, image, planes };
 }
 
@@ -100,8 +59,8 @@ class ClipBrowser {
   // ------------------------------------------------------------------ the elements
 
   build(el) {
-    const root = make("div", { className: "sam2kit-clip", tabIndex: 0 }, el);
-    root.dataset.lmSuppressShortcuts = "true";
+    const root = make("div", { className: "sam2kit sam2kit-clip", tabIndex: 0 }, el);
+    root.setAttribute("aria-label", "Clip browser");
     root.dataset.seq = 0;
     const top = make("div", { className: "bar" }, root);
     this.videoChoice = make("select", { title: "Video" }, top);
@@ -113,15 +72,31 @@ class ClipBrowser {
       const label = make("label", { textContent: `${side} ` }, top);
       this.sides[side] = make("select", { title: `Layer on the ${side} side` }, label);
     }
+    make("span", { className: "space" }, top);
+    const helpButton = make("button", { textContent: "?", title: "Keys (?)" }, top);
+    helpButton.onclick = () => this.keyboard.help();
     this.stage = make("div", { className: "stage" }, root);
-    this.canvas = make("canvas", { width: MIN_WIDTH, height: 360 }, this.stage);
+    this.canvas = make("canvas", {}, this.stage);
     this.badges = make("div", { className: "badges" }, this.stage);
+    this.viewport = new Viewport(this.canvas, () => this.redraw());
+    const zoom = make("div", { className: "zoom" }, this.stage);
+    const zoomButton = (text, title, action) =>
+      Object.assign(make("button", { textContent: text, title }, zoom), { onclick: action });
+    zoomButton("−", "Zoom out (−)", () => this.viewport.zoomBy(1 / ZOOM_STEP));
+    this.zoomText = zoomButton("1×", "Fit the whole frame (f)", () => this.viewport.fit());
+    zoomButton("+", "Zoom in (+)", () => this.viewport.zoomBy(ZOOM_STEP));
     const bar = make("div", { className: "bar" }, root);
-    this.playButton = make("button", { textContent: "▶", title: "Play or pause (Space)" }, bar);
+    const icon = (name, title, action) => {
+      const element = make("button", { title, onclick: action }, bar);
+      setIcon(element, name);
+      return element;
+    };
+    icon("back", "Previous frame (←)", () => this.step(-1));
+    this.playButton = icon("play", "Play or pause (Space)", () => this.togglePlay());
+    icon("next", "Next frame (→)", () => this.step(1));
     const range = { type: "range", min: 0, step: 1, title: "Frame (← →)" };
     this.slider = make("input", { ...range, className: "frames" }, bar);
-    const positionTitle = "Index of the frame and of the last frame, from 0";
-    this.position = make("output", { className: "position", title: positionTitle }, bar);
+    this.position = make("output", { className: "position", title: FRAME_TITLE }, bar);
     const speed = make("label", { textContent: "frames/s " }, bar);
     this.speed = make("input", { type: "number", min: 0.1, max: 120, step: "any" }, speed);
     const chartTitle = "J over time; click to jump to a frame";
@@ -143,11 +118,11 @@ class ClipBrowser {
     };
     this.masks = check("masks");
     const zeroToOne = { type: "range", min: 0, max: 1, step: 0.05 };
-    this.opacity = make("input", { ...zeroToOne, title: "Opacity of the masks" }, tools);
+    this.opacity = make("input", { ...zeroToOne, title: "Opacity of the masks (, and .)" }, tools);
+    this.outlines = check("outlines");
     this.prompts = check("prompts");
     this.perObject = check("J of each object");
     this.error = make("div", { className: "error", role: "alert" }, root);
-    make("div", { className: "keys", textContent: KEYS }, root);
     this.root = root;
   }
 
@@ -166,7 +141,8 @@ class ClipBrowser {
       [["left", "right"], () => this.refetch()],
       [["frame"], () => this.show()],
       [["objects", "hidden"], () => (this.fill(), this.paint(), this.draw())],
-      [["opacity", "swipe", "show_masks", "show_prompts"], () => (this.fill(), this.paint())],
+      [["opacity", "swipe", "show_masks", "show_outlines", "show_prompts"],
+        () => (this.fill(), this.paint())],
       [["fps", "error"], () => this.fill()],
     ];
     for (const [names, action] of this.watched) on(names, action);
@@ -176,10 +152,10 @@ class ClipBrowser {
     };
     for (const [side, choice] of Object.entries(this.sides))
       choice.onchange = () => this.set(side, choice.value);
-    this.playButton.onclick = () => this.toggle();
     this.slider.oninput = () => (this.stop(), this.goto(Number(this.slider.value)));
     this.speed.onchange = () => this.speed.checkValidity() && this.set("fps", +this.speed.value);
     this.masks.onchange = () => this.set("show_masks", this.masks.checked);
+    this.outlines.onchange = () => this.set("show_outlines", this.outlines.checked);
     this.prompts.onchange = () => this.set("show_prompts", this.prompts.checked);
     this.opacity.oninput = () => this.set("opacity", Number(this.opacity.value));
     this.perObject.onchange = () => this.draw();
@@ -187,43 +163,49 @@ class ClipBrowser {
     const swipe = (event) => {
       const box = this.canvas.getBoundingClientRect();
       const share = (event.clientX - box.left) / box.width;
-      if (event.buttons & 1 && model.get("left") !== model.get("right"))
+      if (event.buttons & 1 && this.swiping && model.get("left") !== model.get("right"))
         this.set("swipe", Math.min(1, Math.max(0, share)));
     };
-    this.stage.onpointerdown = (event) => {
-      this.stage.setPointerCapture(event.pointerId);
+    this.canvas.onpointerdown = (event) => {
+      this.root.focus({ preventScroll: true });
+      this.canvas.setPointerCapture(event.pointerId);
+      this.swiping = true;
       swipe(event);
     };
-    this.stage.onpointermove = swipe;
-    this.root.onkeydown = (event) => this.key(event);
+    this.canvas.onpointermove = swipe;
+    this.canvas.onpointerup = this.canvas.onpointercancel = () => (this.swiping = false);
+    this.keyboard = new Keyboard(this.root, [
+      ...commonKeys(this),
+      [["1–9"], "show or hide an object", (n) => this.toggleObject(n)],
+      [["Escape"], "stop playing, close this list",
+        () => (this.keyboard.panel.hidden ? this.stop() : this.keyboard.help(false))],
+    ]);
+    this.viewport.listenToWheel(this.root);
+    this.panning = new Panning(this.root, this.stage, this.viewport, () => this.togglePlay());
+    this.resizing = new ResizeObserver(() => this.paint());
+    this.resizing.observe(this.root);
   }
 
-  key(event) {
-    const { target } = event;
-    // Sliders, lists and number fields have their own keys.
-    const movesSlider = target.type === "range" && /^(Arrow|Home|End)/.test(event.key);
-    const takesText = target.matches("select, input[type=number]");
-    if (takesText || movesSlider || event.ctrlKey || event.metaKey || event.altKey) return;
-    const step = event.shiftKey ? 10 : 1;
-    const t = this.model.get("frame");
-    const toggle = (name) => this.set(name, !this.model.get(name));
-    const actions = {
-      ArrowLeft: () => (this.stop(), this.goto(t - step)),
-      ArrowRight: () => (this.stop(), this.goto(t + step)),
-      Home: () => (this.stop(), this.goto(0)),
-      End: () => (this.stop(), this.goto(this.count - 1)),
-      " ": () => this.toggle(),
-      m: () => toggle("show_masks"),
-      p: () => toggle("show_prompts"),
-      0: () => this.hide(this.model.get("hidden").length ? [] : this.model.get("objects").keys()),
-    };
-    for (let n = 1; n <= 9; n++) actions[n] = () => this.toggleObject(n - 1);
-    const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    // Space on a button or a check box presses it.
-    if (!action || (event.key === " " && target.matches("button, [type=checkbox]"))) return;
-    event.preventDefault();
-    event.stopPropagation();
-    action();
+  step(by) {
+    this.stop();
+    this.goto(this.model.get("frame") + by);
+  }
+
+  go(t) {
+    this.stop();
+    this.goto(t);
+  }
+
+  toggle(name) {
+    this.set(`show_${name}`, !this.model.get(`show_${name}`));
+  }
+
+  toggleAll() {
+    this.hide(this.model.get("hidden").length ? [] : this.model.get("objects").keys());
+  }
+
+  fade(by) {
+    this.set("opacity", clamp(Math.round((this.model.get("opacity") + by) * 10) / 10, 0, 1));
   }
 
   hide(positions) {
@@ -323,7 +305,7 @@ class ClipBrowser {
   // Paint the current frame if it is cached; otherwise receive() calls this again when it arrives.
   async show() {
     const t = this.model.get("frame");
-    this.position.textContent = `frame ${t} / ${this.count - 1}`;
+    this.position.textContent = framePosition(t, this.count);
     this.slider.value = t;
     this.cursor.style.left = `${this.shareOf(t) * 100}%`;
     const [entry, key] = [this.cache.get(t), this.frameKey];
@@ -340,14 +322,14 @@ class ClipBrowser {
     this.painted?.();
   }
 
-  toggle() {
+  togglePlay() {
     if (this.playing) return this.stop();
     this.play();
   }
 
   stop() {
     this.playing = null;
-    this.playButton.textContent = "▶";
+    setIcon(this.playButton, "play");
     this.root.dataset.playing = "false";
     this.painted?.();
   }
@@ -356,7 +338,7 @@ class ClipBrowser {
   // is skipped.
   async play() {
     const playback = (this.playing = {}); // stop() or another play() replaces it
-    this.playButton.textContent = "⏸";
+    setIcon(this.playButton, "pause");
     this.root.dataset.playing = "true";
     if (this.model.get("frame") === this.count - 1) this.goto(0);
     while (this.playing === playback) {
@@ -399,6 +381,7 @@ class ClipBrowser {
     this.slider.value = model.get("frame");
     this.speed.value = Number(model.get("fps").toFixed(2));
     this.masks.checked = model.get("show_masks");
+    this.outlines.checked = model.get("show_outlines");
     this.prompts.checked = model.get("show_prompts");
     this.prompts.parentElement.hidden = !model.get("marks").length;
     this.tools.hidden = !model.get("layers").length && !model.get("marks").length;
@@ -514,49 +497,36 @@ class ClipBrowser {
     this.fillLegend();
   }
 
-  // Colour the labels of a plane; outlines are opaque.
-  tint({ base, canvas, context, pixels, labels }) {
-    const { width } = canvas;
-    const colors = new Uint32Array(256);
-    const edges = new Uint32Array(256);
-    const shown = new Set(this.visible());
-    for (let label = 1; label < 256; label++) {
-      const n = 255 * base + label - 1;
-      if (!shown.has(n)) continue;
-      const [r, g, b] = this.color(n);
-      const solid = (b << 16) | (g << 8) | r;
-      colors[label] = solid | (Math.round(255 * this.model.get("opacity")) << 24);
-      edges[label] = solid | (255 << 24);
-    }
-    const out = new Uint32Array(pixels.data.buffer);
-    for (let i = 0; i < labels.length; i++) {
-      const label = labels[i];
-      const inside = label === labels[i - 1] && label === labels[i + 1] &&
-        label === labels[i - width] && label === labels[i + width];
-      out[i] = label ? (inside ? colors : edges)[label] : 0;
-    }
-    context.putImageData(pixels, 0, 0);
+  redraw() {
+    this.repainting ??= requestAnimationFrame(() => ((this.repainting = undefined), this.paint()));
   }
 
   paint() {
-    const { shown, canvas, model } = this;
+    const { shown, canvas, model, viewport } = this;
     if (shown?.key !== this.frameKey) return; // frames of the current layers have been requested
-    const zoom = Math.max(1, Math.ceil(MIN_WIDTH / shown.image.width));
-    const [width, height] = [shown.image.width * zoom, shown.image.height * zoom];
-    if (canvas.width !== width) canvas.width = width;
-    if (canvas.height !== height) canvas.height = height;
+    const [rows, columns] = shown.size;
+    const style = getComputedStyle(this.root);
+    const space = this.root.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    viewport.resize(columns, rows, space, clamp(window.innerHeight * 0.55, 260, MAX_HEIGHT));
+    const { width, height } = canvas;
     const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.imageSmoothingEnabled = false;
-    context.drawImage(shown.image, 0, 0, width, height);
+    viewport.apply(context);
+    context.imageSmoothingEnabled = (viewport.scale * columns) / shown.image.width < 2;
+    context.drawImage(shown.image, 0, 0, columns, rows);
+    context.setTransform(1, 0, 0, 1, 0, 0);
     const split = model.get("left") !== model.get("right");
     const border = split ? model.get("swipe") * width : width;
     if (model.get("show_masks")) {
-      for (const plane of shown.planes) this.tint(plane);
+      const visible = new Set(this.visible());
+      this.colorOf = (n) => (visible.has(n) ? this.color(n) : null);
+      for (const plane of shown.planes) tint(plane, this.colorOf);
       this.layer(context, model.get("left"), 0, border);
       if (split) this.layer(context, model.get("right"), border, width);
     }
-    if (model.get("show_prompts")) this.drawPrompts(context, width / shown.size[1]);
+    if (model.get("show_prompts")) this.drawPrompts(context);
     if (split) this.drawSwipe(context, border, width, height);
+    this.zoomText.textContent = `${Number(viewport.zoom.toFixed(1))}×`;
+    this.root.dataset.zoom = viewport.zoom.toFixed(2);
     this.root.dataset.frame = shown.t;
     this.root.dataset.layers = JSON.stringify(this.layers);
     this.root.dataset.ready = "true";
@@ -564,12 +534,15 @@ class ClipBrowser {
   }
 
   layer(context, name, from, to) {
+    const planes = this.shown.planes.filter((p) => p.layer === name);
     context.save();
     context.beginPath();
     context.rect(from, 0, to - from, context.canvas.height);
     context.clip();
-    for (const plane of this.shown.planes.filter((p) => p.layer === name))
-      context.drawImage(plane.canvas, 0, 0, context.canvas.width, context.canvas.height);
+    drawPlanes(context, this.viewport, planes, [0, 0, this.viewport.columns, this.viewport.rows], {
+      colorOf: this.colorOf, opacity: this.model.get("opacity"), fill: true,
+      outline: this.model.get("show_outlines"), selected: null,
+    });
     context.restore();
   }
 
@@ -587,51 +560,32 @@ class ClipBrowser {
     }
   }
 
-  // Positive clicks are discs, negative ones crosses, as in sam2kit.viz.overlays.
-  drawPrompts(context, scale) {
-    const unit = Math.max(4, context.canvas.width / 120);
-    const { positive, negative, box } = this.model.get("colors");
-    const at = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
-    const stroke = (color, path, close = false) => {
-      for (const [style, width] of [["white", unit], [rgb(color), unit / 2]]) {
-        Object.assign(context, { strokeStyle: style, lineWidth: width });
-        context.beginPath();
-        path.map(at).forEach(([x, y], n) => (n ? context.lineTo(x, y) : context.moveTo(x, y)));
-        if (close) context.closePath();
-        context.stroke();
-      }
-    };
-    const disc = (point) => {
-      for (const [style, radius] of [["white", unit], [rgb(positive), 0.65 * unit]]) {
-        context.fillStyle = style;
-        context.beginPath();
-        context.arc(...at(point), radius, 0, 2 * Math.PI);
-        context.fill();
-      }
-    };
+  drawPrompts(context) {
+    const at = ([x, y]) => this.viewport.toCanvas(x + 0.5, y + 0.5);
     const visible = new Set(this.visible());
     const current = this.model.get("marks").filter((mark) => mark.frame === this.shown.t);
     for (const mark of current.filter((m) => visible.has(m.object))) {
-      for (const outline of mark.outline ?? []) stroke(this.color(mark.object), outline, true);
+      for (const outline of mark.outline ?? []) {
+        for (const [style, width] of [["white", 4], [rgb(this.color(mark.object)), 2]]) {
+          Object.assign(context, { strokeStyle: style, lineWidth: width });
+          context.beginPath();
+          outline.map(at).forEach(([x, y]) => context.lineTo(x, y));
+          context.closePath();
+          context.stroke();
+        }
+      }
       const { points = [], labels = [] } = mark;
       const corner = labels.indexOf(2);
-      if (corner >= 0) {
-        const [[x0, y0], [x1, y1]] = [points[corner], points[labels.indexOf(3)]];
-        stroke(box, [[x0, y0], [x1, y0], [x1, y1], [x0, y1]], true);
-      }
-      const d = (0.8 * unit) / scale;
-      points.forEach(([x, y], n) => {
-        if (labels[n] === 1) disc([x, y]);
-        if (labels[n] !== 0) return;
-        stroke(negative, [[x - d, y - d], [x + d, y + d]]);
-        stroke(negative, [[x - d, y + d], [x + d, y - d]]);
-      });
+      if (corner >= 0) drawBox(context, [...at(points[corner]), ...at(points[labels.indexOf(3)])]);
+      points.forEach((point, n) => labels[n] < 2 && drawClick(context, ...at(point), labels[n] === 1));
     }
   }
 
   close() {
     this.stop();
     cancelAnimationFrame(this.drawing);
+    cancelAnimationFrame(this.repainting);
+    this.resizing.disconnect();
     this.model.off("msg:custom", this.received);
     for (const [names, action] of this.watched)
       this.model.off(names.map((n) => `change:${n}`).join(" "), action);

@@ -27,6 +27,7 @@ from sam2kit.widgets.base import (
     encode_png,
     error_text,
     video_number,
+    view_files,
 )
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
@@ -69,8 +70,7 @@ class ClipBrowser(ImageWidget):
         DataError: a video does not exist, or predictions or prompts contain nothing for it.
     """
 
-    _esm = Path(__file__).with_suffix(".js")
-    _css = Path(__file__).with_suffix(".css")
+    _esm, _css = view_files("clip_browser")
     videos = traitlets.List(traitlets.Unicode()).tag(sync=True)
     video = traitlets.Int(-1, read_only=True).tag(sync=True)
     num_frames = traitlets.Int(1, read_only=True).tag(sync=True)
@@ -86,6 +86,7 @@ class ClipBrowser(ImageWidget):
     opacity = traitlets.Float(0.5, min=0, max=1).tag(sync=True)
     hidden = traitlets.List(traitlets.Int()).tag(sync=True)
     show_masks = traitlets.Bool(True).tag(sync=True)
+    show_outlines = traitlets.Bool(True).tag(sync=True)
     show_prompts = traitlets.Bool(True).tag(sync=True)
     fps = traitlets.Float(10.0, min=0.1, max=120).tag(sync=True)
 
@@ -117,9 +118,8 @@ class ClipBrowser(ImageWidget):
             fps=fps or getattr(self.source, "fps", 10.0),
             frame=0,
         )
-        points = {"positive": overlays.POSITIVE, "negative": overlays.NEGATIVE}
-        lists = {"objects": overlays.PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
-        self.set_trait("colors", points | {"box": overlays.BOX} | lists)
+        colors = {"objects": overlays.PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
+        self.set_trait("colors", colors)
         self.show_video(self._first)
 
     def show_video(self, video: int | str) -> None:
@@ -343,7 +343,7 @@ class ClipBrowser(ImageWidget):
         }
         if visible and self.show_masks:
             stack, colors = np.stack(list(visible.values())), overlays.object_colors([*visible])
-            image = overlays.overlay(image, stack, colors, self.opacity)
+            image = overlays.overlay(image, stack, colors, self.opacity, self.show_outlines)
         for mark in self.marks if self.show_prompts else []:
             if mark["frame"] == t and "points" in mark and mark["object"] not in self.hidden:
                 # Integer coordinates are pixel centres.

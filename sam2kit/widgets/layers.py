@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ import numpy as np
 
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.mask_files import object_names
 from sam2kit.evaluation.metrics import iou, outside_void
-from sam2kit.evaluation.predictions import read_result
+from sam2kit.evaluation.predictions import ResultMasks, result_folder
 from sam2kit.evaluation.scores import VideoScores
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import read_json
 
 TRUTH = "truth"  # name of the layer with the ground truth
 
@@ -46,18 +45,19 @@ class Results:
         Raises:
             DataError: it does not exist.
         """
-        names = dict.fromkeys([file_name(video), video])
-        paths = [base / name for base in (self.folder, self.folder / "masks") for name in names]
-        if self.scores is not None:
-            paths = [self.folder / f"{file_name(video)}.json"]
-        existing = [p for p in paths if p.is_file() == (self.scores is not None) and p.exists()]
-        if not existing:
+        if self.scores is None:
+            name = file_name(video)
+            path = result_folder(self.folder, video)
+        else:
+            name = f"{file_name(video)}.json"
+            path = self.folder / name if (self.folder / name).is_file() else None
+        if path is None:
             raise DataError(
-                f"{self.folder} contains no {paths[0].name}, the masks of the video {video!r}",
+                f"{self.folder} contains no {name}, the masks of the video {video!r}",
                 key=f"predictions[{self.name!r}]",
                 hint="name other masks, or choose a video that has masks",
             )
-        return existing[0]
+        return path
 
     def stored_scores(self, video: str) -> VideoScores | None:
         """Return the scores of a video that an evaluation stored, or None if there are none."""
@@ -69,8 +69,8 @@ class Results:
 
 def _read_json(path: Path, key: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
-    except (ValueError, KeyError, TypeError) as error:
+        return read_json(path, hint="evaluate the run again", non_finite=True)[key]
+    except (OSError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r})", hint="evaluate the run again"
         ) from error
@@ -162,10 +162,10 @@ class VideoLayers:
         self.counted: dict[str, np.ndarray] = {}
         self.done = 0 if source.has_masks else self.num_frames
         self._paths = {r.name: r.mask_path(video) for r in results}
-        self._names, self._encoded = {}, {}
+        self._masks, self._encoded = {}, {}
         for name, path in self._paths.items():
             if path.is_dir():
-                self._names[name] = object_names(path)
+                self._masks[name] = ResultMasks(path)
             else:
                 ids, frames = (_read_json(path, key) for key in ("masklet_id", "masklet"))
                 self._encoded[name] = [dict(zip(ids, frame, strict=True)) for frame in frames]
@@ -219,8 +219,8 @@ class VideoLayers:
         elif layer in self._encoded:
             masks = self._decode(layer, t, size)
         else:
-            path = self._paths[layer] / f"{self.source.frame_name(self.i, t)}.png"
-            masks = read_result(path, self._names[layer], size) if path.is_file() else None
+            files, frame = self._masks[layer], self.source.frame_name(self.i, t)
+            masks = files.read(frame, size) if files.has(frame) else None
         self.add_objects(list(masks or ()))
         return masks
 

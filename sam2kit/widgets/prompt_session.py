@@ -206,7 +206,7 @@ class PromptSession:
         store: AnnotationStore | None = None,
         model_name: str | None = None,
     ) -> None:
-        self.source, self.i = _without_generated_objects(source, i)
+        self.source, self.i = without_generated_objects(source, i)
         self.video = source.name(i)
         self.num_frames = self.source.num_frames(self.i)
         first = self.frame(0)
@@ -1358,13 +1358,13 @@ def _thumbnail(frame: np.ndarray) -> list[int]:
     )
 
 
-def _without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource, int]:
+def without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource, int]:
     """Return the source and index of a video without objects that were generated onto it."""
     below, k = source, i
     while isinstance(below, DerivedSource):
         below, k = below.locate(k)
     if isinstance(below, CompositedDataset):
-        return _without_generated_objects(below.source, k % len(below))
+        return without_generated_objects(below.source, k % len(below))
     return source, i
 
 

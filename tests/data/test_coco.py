@@ -28,6 +28,7 @@ from pycocotools import mask as mask_utils
 
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data import COCODataset, ConnectedObjects, build_source
+from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.rle import decode, decode_mask, encode_mask
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.components import components
@@ -122,7 +123,7 @@ def test_invalid_tracks(tmp_path, change, message):
         change(content)
 
     with pytest.raises(DataError, match=message) as caught:
-        by_track(tmp_path, renumber)
+        by_track(tmp_path, renumber, strict=True)
     assert "tracks.json" in str(caught.value)
 
 
@@ -131,7 +132,8 @@ def test_damaged_track(tmp_path):
         content["annotations"][0]["segmentations"][2] = {"size": [1, 1], "counts": [1]}
 
     with pytest.raises(DataError, match=r"annotation 0 \(frame 2 of video '2'\).*size \[1, 1\]"):
-        by_track(tmp_path, change).read_masks(0, 2)
+        by_track(tmp_path, change, strict=True).read_masks(0, 2)
+    assert list(by_track(tmp_path, change).read_masks(0, 2)) == [1]
 
 
 # --- identity ---------------------------------------------------------------------------------
@@ -168,7 +170,147 @@ def test_identity_without_its_keys(tmp_path):
         by_image(tmp_path, without_tracks, identity="track")
     assert "dataset.identity=category" in error.value.hint
     with pytest.raises(DataError, match="annotation 0 has no 'category_id'"):
-        by_image(tmp_path, set_row("annotations", category_id=None), identity="category")
+        by_image(
+            tmp_path, set_row("annotations", category_id=None), identity="category", strict=True
+        )
+
+
+# --- rows that cannot be used -------------------------------------------------------------------
+
+
+def first_row(change):
+    return lambda content: change(content["annotations"][0])
+
+
+POLYGON = [3, 2, 11, 2, 11, 10, 3, 10]
+BAD_ROWS = {
+    "empty": first_row(lambda row: row.update(segmentation=[])),
+    "two points": first_row(lambda row: row.update(segmentation=[[3, 3, 9, 9]])),
+    "odd": first_row(lambda row: row.update(segmentation=[[*POLYGON, 1]])),
+    "text": first_row(lambda row: row.update(segmentation=["x"])),
+    "no mask": first_row(lambda row: row.pop("segmentation")),
+    "another size": first_row(
+        lambda row: row.update(segmentation=compressed(square(0, 0, 8, (4, 4))))
+    ),
+    "damaged": first_row(
+        lambda row: row.update(segmentation={"size": [24, 32], "counts": "0" * 99})
+    ),
+    "no track": first_row(lambda row: row.pop("track_id")),
+    "no image": first_row(lambda row: row.update(image_id=99)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_left_out_and_counted(tmp_path, name):
+    """The other fifteen annotations are read; the doctor reports one warning."""
+    source = by_image(tmp_path, BAD_ROWS[name])
+    masks = [source.read_masks(i, t) for i in range(2) for t in range(4)]
+    assert sum(map(len, masks)) == 15 and list(source.read_masks(1, 3)) == ["cat"]
+    entries = source.left_out() + source.left_out_masks(1)
+    assert [(entry.kind, entry.count) for entry in entries] == [("masks", 1)]
+    assert "annotation 0" in entries[0].message
+    report = run_doctor(by_image(tmp_path, BAD_ROWS[name]), DatasetConfig(image_size=32))
+    left_out = [f for f in report.findings if f.kind == "left out"]
+    assert [f.severity for f in left_out] == ["warning"] and not report.broken
+    with pytest.raises(DataError, match="annotation 0"):
+        everything(by_image(tmp_path, BAD_ROWS[name], strict=True))
+
+
+def test_usable_parts_of_a_mask_are_read(tmp_path):
+    for segmentation in (POLYGON, [POLYGON, [3, 3, 9, 9]], [POLYGON, []]):
+        change = first_row(lambda row, s=segmentation: row.update(segmentation=s))
+        source = by_image(tmp_path, change)
+        assert np.array_equal(source.read_masks(1, 3)[3], square(2, 3))
+
+
+def test_files_without_a_usable_row(tmp_path):
+    with pytest.raises(DataError, match="none of its 16 annotations"):
+        by_image(tmp_path, for_all("annotations", segmentation=[]))
+
+
+def test_whole_floats_are_ids(tmp_path):
+    def change(content):
+        for n, image in enumerate(content["images"]):
+            for row in content["annotations"]:
+                if row["image_id"] == image["id"]:
+                    row.update(image_id=float(n), track_id=2.0)
+            image.update(id=n, video_id=1.0 if image["video_id"] == "a" else 2.0)
+
+    source = by_image(tmp_path, change)
+    assert source.names == ["1", "2"] and list(source.read_masks(0, 2)) == [2]
+
+
+def test_missing_frames_are_one_finding(tmp_path):
+    content = make_coco(tmp_path)
+    file = save_json(tmp_path / "labels.json", content)
+    for name in ("images/a/1.png", "images/a/2.png"):
+        (tmp_path / name).unlink()
+    shutil.rmtree(tmp_path / "images" / "7")
+    source = COCODataset(file)
+    assert source.names == ["a"] and source.num_frames(0) == 2
+    assert [round(source.read_frame(0, t).mean()) for t in (0, 1)] == [0, 30]
+    assert np.array_equal(source.read_masks(0, 1)[3], square(0, 6))
+    assert [source.order(0, t) for t in (0, 1)] == [0, 6]
+    assert list(source.annotated_frames(0)) == [0, 1]
+    with pytest.raises(IndexError):
+        source.read_masks(0, 2)
+    assert [(entry.kind, entry.count) for entry in source.left_out()] == [("frames", 6)]
+    report = run_doctor(file, DatasetConfig(image_size=32, video_clip_length=2))
+    assert [f.kind for f in report.findings if f.kind == "left out"] == ["left out"]
+    assert "6 frames" in report.findings[0].message and not report.broken
+    with pytest.raises(DataError, match="has no file"):
+        COCODataset(file, strict=True)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(DataError, match="none of 8 frames has a file"):
+        COCODataset(file)
+
+
+# --- images without video ids -------------------------------------------------------------------
+
+
+def without_videos(content, name):
+    """Remove the video ids, and rename the files: ``name`` maps a video and a frame to a path."""
+    for image in content["images"]:
+        video, t = image.pop("video_id"), image.pop("order_in_video") // 2
+        image["file_name"] = name(video, t)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("{0}/frame_{1:06d}.png", ["a", "b"]),
+        ("frames/{0}_{1}.png", ["frames-a", "frames-b"]),
+        ("{0}-{1}_png.rf.0123456789abcdef01234567.png", ["a", "b"]),
+    ],
+)
+def test_videos_by_file_names(tmp_path, name, names):
+    """CVAT's and Roboflow's exports: folders and the names before the number define the videos."""
+    content = make_coco(tmp_path / "old", 12, ("a", "b"))
+    content = without_videos(content, name.format)
+    for video in "ab":
+        for t in range(12):
+            save_frame(tmp_path / name.format(video, t), 10 * t)
+    source = COCODataset(save_json(tmp_path / "_annotations.coco.json", content))
+    assert source.names == names
+    assert [round(source.read_frame(1, t).mean()) for t in range(12)] == [*range(0, 120, 10)]
+    assert np.array_equal(source.read_masks(1, 10)[3], square(0, 20))
+
+
+def test_one_video_without_a_folder(tmp_path):
+    content = without_videos(make_coco(tmp_path, 3, ("a",)), lambda video, t: f"frame_{t:06d}.png")
+    for t in range(3):
+        save_frame(tmp_path / f"frame_{t:06d}.png", 10 * t)
+    assert COCODataset(save_json(tmp_path / "instances_default.json", content)).names == ["default"]
+
+
+def test_augmented_copies_have_no_order(tmp_path):
+    content = without_videos(
+        make_coco(tmp_path, 2, ("a", "b")), lambda video, t: f"f_{t}_jpg.rf.{video}{t}.jpg"
+    )
+    with pytest.raises(DataError, match="2 images are frame 0") as error:
+        COCODataset(save_json(tmp_path / "labels.json", content))
+    assert "augmented" in error.value.hint
 
 
 # --- key frames ---------------------------------------------------------------------------------
@@ -467,7 +609,10 @@ def test_paths_cannot_leave_the_root(tmp_path, absolute):
     content["images"][0]["file_name"] = str(outside) if absolute else "../secret.png"
     file = save_json(tmp_path / "a.json", content)
     with pytest.raises(DataError, match=r"secret\.png"):
-        everything(COCODataset(file, tmp_path / "root"))
+        everything(COCODataset(file, tmp_path / "root", strict=True))
+    source = COCODataset(file, tmp_path / "root")
+    assert [entry.count for entry in source.left_out()] == [1]
+    assert sum(source.num_frames(i) for i in range(2)) == 7
 
 
 def test_frames_with_equal_file_names_have_different_names(tmp_path):

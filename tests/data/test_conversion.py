@@ -291,7 +291,7 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["data", "out", "--to", "voc"], "one of davis, coco-video"),
+        (["data", "out", "--to", "voc"], "davis, coco-video"),
         (["data", "data", "--to", "davis"], "not an empty folder"),
         (["data", "data/JPEGImages/a/00000.jpg", "--to", "davis"], "not an empty folder"),
         (["data", "data/JPEGImages/a/00000.jpg/out", "--to", "davis"], "cannot be written"),

@@ -43,6 +43,7 @@ from stack_helpers import (
     make_stacks,
 )
 from tifffile import TiffPage
+from tool_helpers import make_cvat, make_label_studio, make_labelme, make_yolo
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DATASET_TYPES, Config, DatasetConfig
@@ -88,6 +89,7 @@ class Sample:
     annotated: Callable[[int], bool] = lambda t: True
     frame_names: Callable[[int], str] = "{:05d}".format
     known_pixels: bool = True  # False: pixels are generated
+    any_frame_name: bool = False  # True: frame names are not compared
 
     def masks(self, t: int) -> dict[ObjectId, np.ndarray] | None:
         if self.objects is None or not self.annotated(t):
@@ -262,6 +264,32 @@ def cell_tracking(root: Path) -> Sample:
     )
 
 
+def not_third(t: int) -> bool:
+    return t != 3
+
+
+def cvat(root: Path) -> Sample:
+    """Write frame 3 as interpolated."""
+    keys = {"type": "cvat", "data_path": str(make_cvat(root))}
+    return Sample(keys, annotated=not_third, frame_names="frame_{:06d}".format)
+
+
+def label_studio(root: Path) -> Sample:
+    keys = {"type": "label_studio", "data_path": str(make_label_studio(root))}
+    return Sample(keys, names=("media-a", "media-b"), objects=("one", "two"))
+
+
+def labelme(root: Path) -> Sample:
+    keys = {"type": "labelme", "data_path": str(make_labelme(root))}
+    return Sample(keys, annotated=not_third)
+
+
+def yolo(root: Path) -> Sample:
+    keys = {"type": "yolo", "data_path": str(make_yolo(root))}
+    # The names of the frames are those of one of the two videos.
+    return Sample(keys, objects=("one", "two"), annotated=not_third, any_frame_name=True)
+
+
 FORMATS: dict[str, Callable[[Path], Sample]] = {
     "folders": folders,
     "resolution and tiff": lambda root: folders(root, below="480p", ending=".tif"),
@@ -292,6 +320,10 @@ FORMATS: dict[str, Callable[[Path], Sample]] = {
     "mixture": mixture,
     "composited": composited,
     "synthetic": synthetic,
+    "cvat": cvat,
+    "label studio": label_studio,
+    "labelme": labelme,
+    "yolo": yolo,
 }
 
 
@@ -358,7 +390,8 @@ def check_frame(source: VideoSource, sample: Sample, i: int, t: int) -> None:
     if not sample.known_pixels:
         return
     assert abs(float(source.read_frame(i, t).mean()) - 10 * t) < 3
-    assert source.frame_name(i, t) == sample.frame_names(i if sample.num_frames == 1 else t)
+    if not sample.any_frame_name:
+        assert source.frame_name(i, t) == sample.frame_names(i if sample.num_frames == 1 else t)
     expected = sample.masks(t)
     if sample.objects is None:  # ids that differ from video to video
         expected = dict(
@@ -475,8 +508,9 @@ def test_parent_folder_of_data_sets(tmp_path):
 def test_folder_beside_videos_is_not_a_resolution(tmp_path):
     make_davis(tmp_path, {"a": 2})
     (tmp_path / "JPEGImages" / "@eaDir" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match="@eaDir holds no frames"):
-        VideoDataset(tmp_path)
+    source = VideoDataset(tmp_path)
+    assert source.names == ["a"] and source.has_masks
+    assert [(r.kind, Path(r.where).name) for r in source.remarks] == [("ignored", "@eaDir")]
 
 
 def test_ambiguous_mask_folders_are_an_error(tmp_path):
@@ -563,6 +597,11 @@ UNEVEN = {"times": [170 * (t // 3) + (0, 20, 70)[t % 3] for t in range(24)]}
         ("b_frames.avi", "mpeg4", {"gop_size": 6, "max_b_frames": 2}),
         ("b_frames2.avi", "libx264", {"gop_size": 6, "max_b_frames": 2}),
         ("plain.avi", "mpeg4", {"gop_size": 6, "max_b_frames": 0}),
+        ("camera.MTS", "libx264", {"gop_size": 6, "max_b_frames": 2}),
+        ("open.ts", "libx264", OPEN),
+        ("disc.mpg", "mpeg2video", {"gop_size": 6, "max_b_frames": 2}),
+        ("old.wmv", "wmv2", {"gop_size": 6, "max_b_frames": 0}),
+        ("raw.h264", "libx264", {"gop_size": 6}),
     ],
 )
 def test_index_means_the_same_frame_in_any_order(tmp_path, name, codec, options):
@@ -574,6 +613,31 @@ def test_index_means_the_same_frame_in_any_order(tmp_path, name, codec, options)
 
     for order in (range(24), range(23, -1, -1), range(0, 24, 3), [20, 2, 7, 7, 6, 21, 0, 23]):
         assert [frame_number(t) for t in order] == [*order]
+
+
+def test_recordings_that_begin_between_key_frames(tmp_path):
+    whole = save_video(tmp_path / "a.ts", [10 * t for t in range(24)], gop_size=6, max_b_frames=2)
+    content = whole.read_bytes()
+    packets = len(content) // 188
+    whole.write_bytes(content[packets // 3 * 188 :])
+    file = VideoFile(whole)
+    values = [round(file.read_frame(0, t).mean() / 10) for t in range(file.num_frames(0))]
+    assert values and values == list(range(24 - len(values), 24))
+    assert [round(file.read_frame(0, t).mean() / 10) for t in (5, 0)] == [values[5], values[0]]
+
+
+def test_metadata_that_are_not_utf8(tmp_path):
+    import av
+
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "KXhler"
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(32, 24, "yuv420p")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"KXhler", b"K\xf6hler"))
+    assert VideoFile(path).num_frames(0) == 1
 
 
 @pytest.mark.parametrize(("turn", "corner"), [(180, (1, 1)), (270, (1, 0)), (90, (0, 1))])
@@ -835,7 +899,7 @@ def test_open_source_detects_the_format(tmp_path, sample_of):
     label = sample_of("coco").keys["annotation_file"]
     assert kind(paths["folders"]) == "VideoDataset"
     assert kind(str(paths["masks elsewhere"])) == "VideoDataset"
-    assert kind(paths["folders"] / "JPEGImages" / "a") == "FrameFolder"
+    assert kind(paths["folders"] / "JPEGImages" / "a") == "VideoDataset"
     assert kind(paths["files"]) == kind(paths["files, avi"]) == "VideoFileDataset"
     assert kind(paths["files"] / "a.mp4") == "VideoFile"
     assert kind(paths["sav"]) == kind(paths["sav"] / "a.mp4") == "SAVDataset"

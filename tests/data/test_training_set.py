@@ -231,6 +231,27 @@ def test_a_damaged_index_is_an_error(tmp_path, content):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "", ".."])
+def test_a_downloaded_set_writes_nothing_elsewhere(tmp_path, video, name):
+    folder, source = tmp_path / "set", open_source(video)
+    add_to_training_set(folder, source, 0, frames(0))
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["videos"]["a"]["folder"] = name
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(DataError) as caught:
+        add_to_training_set(folder, source, 0, frames(2))
+    assert caught.value.key == "folder"
+
+
+def test_a_damaged_coco_file_is_kept(tmp_path, video):
+    folder, source = tmp_path / "set", open_source(video)
+    add_to_training_set(folder, source, 0, frames(0), format="coco")
+    (folder / "annotations.json").write_text('{"images": [{}]}')
+    with pytest.raises(DataError):
+        add_to_training_set(folder, source, 0, frames(2))
+    assert (folder / "annotations.json").read_text() == '{"images": [{}]}'
+
+
 def test_training_recognizes_the_folder(tmp_path, video):
     folder = tmp_path / "set"
     add_to_training_set(folder, open_source(video), 0, frames(0))

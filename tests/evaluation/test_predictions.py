@@ -12,15 +12,17 @@ import pytest
 from data_helpers import SIZE, make_davis, save_frame, save_palette, square
 from PIL import Image
 
+from sam2kit.data.sources.base import DerivedSource
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.frame_folders import VideoDataset
-from sam2kit.data.sources.mask_files import read_id_mask
+from sam2kit.data.sources.mask_values import MaskValues
 from sam2kit.data.writers import MaskWriter, coco_json, davis_palette
 from sam2kit.evaluation.metrics import iou
 from sam2kit.evaluation.predictions import score_predictions
 from sam2kit.evaluation.report import write_csv
 from sam2kit.evaluation.scores import CONVENTIONS
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 
 SHARED = Path(__file__).parents[3] / "shared"
 DAVIS2017 = CONVENTIONS["davis2017"]
@@ -107,6 +109,47 @@ def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
         score_predictions(truth, results / "nowhere", DAVIS2017)
 
 
+def test_a_folder_per_object(truth, tmp_path):
+    """SAM 2's own tool with --per_obj_png_file, and SA-V's layout."""
+    for i, name in enumerate(truth.names):
+        for t in range(6):
+            for object_id, mask in truth.read_masks(i, t).items():
+                path = tmp_path / "per_object" / name / f"{object_id:03d}" / f"{t:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask * np.uint8(255)).save(path)
+    scores = score_predictions(truth, tmp_path / "per_object")
+    assert scores.metrics()["videos"]["a"]["J"] == scores.metrics()["videos"]["b"]["F"] == 1
+    gone = tmp_path / "per_object" / "a" / "002" / "00003.png"
+    gone.unlink()  # the object is absent there
+    objects = score_predictions(truth, tmp_path / "per_object").metrics()["videos"]["a"]["objects"]
+    assert objects["1"]["J"] == 1 and objects["2"]["J"] == 0.75
+    gone.with_name("00003.png").parents[1].joinpath("001", "00003.png").unlink()
+    with pytest.raises(DataError, match=r"00003\.png is missing"):
+        score_predictions(truth, tmp_path / "per_object")
+    (tmp_path / "per_object" / "b" / "2").mkdir()
+    with pytest.raises(DataError, match="two folders belong to object 2"):
+        score_predictions(truth, tmp_path / "per_object")
+
+
+def test_videos_in_folders(truth, results):
+    """The kit writes the masks of a video cam1/clip to a folder with a checksum in its name."""
+
+    class Named(DerivedSource):
+        names = ["cam1/clip", "cam2/clip"]
+
+        def locate(self, i):
+            return truth, i
+
+    for name, written in zip(Named.names, "ab", strict=True):
+        (results / written).rename(results / file_name(name))
+    metrics = score_predictions(Named(), results).metrics()
+    assert metrics["videos"]["cam2/clip"]["J"] == 1
+    nested = results.with_name("nested")
+    nested.mkdir()
+    results.rename(nested / "masks")
+    assert score_predictions(Named(), nested).metrics()["videos"]["cam1/clip"]["J"] == 1
+
+
 def test_unannotated_frames_need_no_mask(tmp_path):
     source = VideoDataset(make_davis(tmp_path / "data", annotated=lambda t: t != 2))
     results = write_results(source, tmp_path / "results")
@@ -183,11 +226,11 @@ def test_overlapping_masks_go_to_the_higher_logit(tmp_path):
     writer.add("00001", {}, SIZE)
     expected = np.where(square(0, 4), 7, np.where(square(0, 0), 3, 0))
     path = tmp_path / "v" / "00000.png"
-    np.testing.assert_array_equal(read_id_mask(path), expected)
+    np.testing.assert_array_equal(MaskValues().read(path)[0], expected)
     palette = np.array(Image.open(path).getpalette()).reshape(-1, 3)
     np.testing.assert_array_equal(palette, davis_palette()[: len(palette)])
     assert davis_palette()[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert not read_id_mask(tmp_path / "v" / "00001.png").any()
+    assert not MaskValues().read(tmp_path / "v" / "00001.png")[0].any()
     assert not (tmp_path / "v" / "objects.json").exists()
 
 
@@ -195,7 +238,7 @@ def test_objects_without_a_palette_number_are_named_in_a_file(tmp_path):
     writer = MaskWriter(tmp_path / "v", "v", ["cat", 300])
     writer.add("00000", {"cat": square(0, 0), 300: square(12, 0)}, SIZE)
     assert json.loads((tmp_path / "v" / "objects.json").read_text()) == {"1": "cat", "2": 300}
-    assert np.unique(read_id_mask(tmp_path / "v" / "00000.png")).tolist() == [0, 1, 2]
+    assert np.unique(MaskValues().read(tmp_path / "v" / "00000.png")[0]).tolist() == [0, 1, 2]
     with pytest.raises(DataError, match="70000 objects"):
         MaskWriter(tmp_path / "w", "w", list(range(70_000)))
     MaskWriter(None, "w", list(range(300)))

@@ -1,12 +1,13 @@
 """Randomly corrupted input files either load or raise an error of sam2kit.
 
 ``SAM2KIT_FUZZ_CASES=2000 pytest tests/integration/test_fuzz.py`` tries 2,000 cases for each of the
-five kinds of files.
+kinds of files.
 """
 
 import copy
 import json
 import os
+import re
 import resource
 from datetime import timedelta
 
@@ -16,10 +17,11 @@ import yaml
 from data_helpers import everything, make_coco, make_davis, save_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tool_helpers import make_cvat, make_label_studio, make_labelme, make_yolo
 
 from sam2kit.config.loading import load_config, to_yaml
-from sam2kit.config.schema import Config
-from sam2kit.data import COCODataset, VideoDataset
+from sam2kit.config.schema import Config, DatasetConfig
+from sam2kit.data import COCODataset, VideoDataset, build_source
 from sam2kit.models.checkpoint_io import write_checkpoint
 from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.io import load_video_prompts
@@ -131,6 +133,51 @@ def test_corrupted_annotation_files(tmp_path):
         loads(lambda: everything(COCODataset(file, tmp_path)))
 
     run()
+
+
+@pytest.mark.parametrize("kind", ["cvat", "label_studio", "labelme", "yolo"])
+def test_corrupted_exports_of_annotation_tools(tmp_path, kind):
+    make, pattern = EXPORTS[kind]
+    root = make(tmp_path / "data", "a", 2)
+    (file, *_) = sorted(root.rglob(pattern))
+    original = file.read_bytes()
+    config = DatasetConfig(type=kind, data_path=str(root))
+    assert loads(lambda: everything(build_source(config, 0)))
+    cases = damaged(original)
+    if file.suffix == ".json":
+        cases = st.one_of(cases, changed(json.loads(original)).map(as_json))
+    else:
+        cases = st.one_of(cases, changed_words(original.decode()).map(str.encode))
+
+    @fuzz_settings
+    @given(cases)
+    def run(text):
+        file.write_bytes(text)
+        loads(lambda: everything(build_source(config, 0)))
+
+    run()
+
+
+@st.composite
+def changed_words(draw, text):
+    """Replace one to three numbers, names or attributes of a text."""
+    words = re.split(r"([\s\"=,;<>/]+)", text)
+    for _ in range(draw(st.integers(1, 3))):
+        words[draw(st.integers(0, len(words) - 1))] = draw(
+            st.one_of(odd_words, st.text(max_size=9))
+        )
+    return "".join(words).encode("utf-8", "replace").decode()
+
+
+odd_words = st.sampled_from(
+    ["-1", "1e400", "nan", "99999999999", "0", "", '"', "<a>" * 70, "1" * 5000]
+)
+EXPORTS = {
+    "cvat": (make_cvat, "*.xml"),
+    "label_studio": (make_label_studio, "*.json"),
+    "labelme": (make_labelme, "*.json"),
+    "yolo": (make_yolo, "*.txt"),
+}
 
 
 def as_json(content):

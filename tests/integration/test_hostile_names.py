@@ -109,7 +109,7 @@ def test_notebooks_and_widgets_show_names_as_text(lab, evaluated, tmp_path):
     book = lab.open("hostile", first, *inspect, *score, *compare, last)
     dialogs = watch(book.page)
     browsers = book.page.locator(".sam2kit-clip[data-ready='true']")
-    debugger = book.wait(".sam2kit-debugger[data-ready='true']")
+    debugger = book.wait(".sam2kit-annotator[data-ready='true']")
     book.wait(".sam2kit-clip[data-ready='true']")
     book.until("e => e.querySelector('.legend')?.textContent.includes('J 1.00')", browsers.last)
     book.page.wait_for_timeout(300)  # the error event of a broken image comes with a delay
@@ -125,7 +125,7 @@ def test_notebooks_and_widgets_show_names_as_text(lab, evaluated, tmp_path):
         text = widget.inner_text() + " ".join(widget.locator("option").all_text_contents())
         assert all(label_text(name) in text for name in (IMAGE, *SHOWN[1:4])), text
         assert is_clean(text)
-    message = {"type": "dice", "recipe": IMAGE}
+    message = {"type": "random_prompt", "recipe": IMAGE}
     book.after(debugger, lambda: book.kernel(f"debugger._handle_custom_msg({message!r}, [])"))
     assert shows(debugger.locator(".status").inner_text(), f"recipe={IMAGE!r}")
     assert book.page.evaluate(RAN) == NOTHING and not dialogs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -204,6 +205,33 @@ def test_a_cut_line_is_dropped_and_replaced(store):
         assert reopened.load_tracked("a") == {(1, 0): masks[0], (1, 1): masks[1]}
 
 
+def test_a_full_disk_leaves_no_half_line(store, monkeypatch):
+    masks = [TrackedMask(counts(square(n, n))) for n in range(3)]
+    store.save_tracked("a", {0: [(1, masks[0])]})
+    opened = Path.open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[:20])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Full(opened(path, *a, **k)))
+    with pytest.raises(DataError, match="No space left"):
+        store.save_tracked("a", {1: [(1, masks[1])]})
+    monkeypatch.setattr(Path, "open", opened)
+    store.save_tracked("a", {2: [(1, masks[2])]})
+    assert store.load_tracked("a") == {(1, 0): masks[0], (1, 2): masks[2]}
+
+
 def test_a_second_process_is_told_who_writes(store, monkeypatch):
     code = "store.acquire(); print('ready', flush=True); sys.stdin.read()"
     owner = run(code, store.folder, stdin=subprocess.PIPE)
@@ -221,6 +249,15 @@ def test_a_second_process_is_told_who_writes(store, monkeypatch):
     assert f"process {os.getpid()} on" in second.communicate()[1]
     store.close()
     assert run("store.acquire()", store.folder).wait() == 0
+
+
+def test_file_systems_without_locks(store, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(annotations.locks.fcntl, "flock", flock)
+    store.save("a", state())
+    assert store.videos() == ["a"]
 
 
 def test_two_widgets_of_one_process_do_not_overwrite_each_other(store):

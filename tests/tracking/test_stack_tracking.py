@@ -15,7 +15,7 @@ from stack_helpers import NUM_FRAMES, make_ctc, make_dicom, make_nifti, make_sta
 from sam2kit.cli.main import main
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.lineage import read_tracks
-from sam2kit.data.sources.mask_files import read_id_mask
+from sam2kit.data.pictures import read_labels
 from sam2kit.tracking.inputs import open_inputs
 
 
@@ -43,7 +43,9 @@ def track(path: Path, name: str, out: Path) -> int:
 
 def png_masks(out: Path, name: str, frames: list[str]) -> np.ndarray:
     """Read the palette PNG of the same call."""
-    masks = np.stack([read_id_mask(out / "masks" / name / f"{frame}.png") for frame in frames])
+    masks = np.stack(
+        [read_labels(out / "masks" / name / f"{frame}.png").pixels for frame in frames]
+    )
     assert Image.open(out / "masks" / name / f"{frames[0]}.png").mode == "P"
     return masks
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +23,15 @@ from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.evaluation.metrics import iou
+from sam2kit.models.automatic_masks import Proposal
 from sam2kit.models.checkpoints import load_model
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.geometry import mask_center
 from sam2kit.tracking.tracking_job import track_video
 from sam2kit.utils.errors import DataError
 from sam2kit.viz.overlays import ERROR_COLORS, PALETTE
-from sam2kit.widgets.annotator import PromptDebugger
+from sam2kit.widgets.annotator import Annotator, PromptDebugger
+from sam2kit.widgets.check_list import FrameToCheck
 from sam2kit.widgets.prompt_session import PromptSession
 
 SAMPLES = Path(__file__).parents[2] / "data_samples"
@@ -66,7 +70,7 @@ def session(samples, model):
 
 @pytest.fixture
 def widget(samples, model, tmp_path):
-    return PromptDebugger(samples, model, run_dir=tmp_path)
+    return Annotator(samples, model, run_dir=tmp_path)
 
 
 def center(session, o=1, t=0):
@@ -271,33 +275,60 @@ def test_append_writes_a_correction_for_the_dataset(session, tmp_path):
 def test_unannotated_videos(tmp_path, model, count):
     for t in range(count):
         save_frame(tmp_path / "clip" / f"{t}.png", 40 + t)
-    widget = PromptDebugger(tmp_path / "clip", model)
-    assert widget.state["objects"] == [] and not widget.state["annotated"]
+    widget = Annotator(tmp_path / "clip", model)
+    assert widget.objects == [] and not widget.state["annotated"]
     with pytest.raises(DataError, match="no object has a prompt"):
         widget.propagate()
     widget.click(3, 4)
-    assert [o["name"] for o in widget.state["objects"]] == ["1"] and widget.state["j"] is None
+    assert [o["name"] for o in widget.objects] == ["1"] and widget.state["j"] is None
     widget.propagate()
     assert len(widget.session.tracked) == count and widget.state["mean_j"] is None
-    with pytest.raises(DataError, match="run_dir"):
-        widget.save()
-    with pytest.raises(DataError, match="run_dir"):
-        widget.append()
+    for action in (widget.save, widget.append, widget.make_training_set):
+        with pytest.raises(DataError, match="run_dir"):
+            action()
     widget.append(tmp_path / "c.jsonl")
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
 
 
+def test_generated_objects_are_not_shown(tmp_path, model, tiny_config):
+    for t in range(3):
+        save_frame(tmp_path / "clip" / f"{t}.png", 40 + t)
+    tiny_config.dataset.type, tiny_config.dataset.data_path = "video", str(tmp_path)
+    tiny_config.dataset.synthetic_objects = 2
+    widget = Annotator(tiny_config, model)
+    frame = np.array(Image.open(io.BytesIO(widget.picture)))
+    assert np.ptp(frame) <= 2 and widget.objects == [] and not widget.setup["has_truth"]
+
+
+def shown(planes, position):
+    """Return the mask of an object that is sent to the view."""
+    assert all(plane["base"] == 0 for plane in planes)
+    images = [np.array(Image.open(io.BytesIO(plane["labels"]))) for plane in planes]
+    return np.any([image == position + 1 for image in images], 0)
+
+
 def test_large_frames_and_many_objects(tmp_path, model):
     save_frame(tmp_path / "clip" / "0.png", 90, (1080, 1920))
-    widget = PromptDebugger(tmp_path / "clip", model)
+    widget = Annotator(tmp_path / "clip", model)
     with Image.open(io.BytesIO(widget.picture)) as picture:
         assert picture.size == (960, 540)
-    for n in range(12):
+    for n in range(9):
         widget.add_object(f"object {n}")
-        widget.click(1919 - n, 1079)
-    assert len(widget.state["objects"]) == 12 and len(widget.state["marks"]) == 12
+    widget.select(0)
+    widget.click(1919, 1079)
+    assert len(widget.objects) == 9 and len(widget.state["marks"]) == 1
     assert widget.session.prompts["object 0", 0].points == ((1919, 1079),)
-    assert widget.session.mask("object 3", 0).shape == (1080, 1920)
+    assert widget.session.mask("object 0", 0).shape == (1080, 1920)
+    # Zoomed in, the visible part is sent in full resolution.
+    widget.add_object("painted")
+    widget.brush([[205, 110]], 3)
+    message(widget, "viewport", rect=[100, 50, 400, 250])
+    with Image.open(io.BytesIO(widget.detail["picture"])) as picture:
+        assert picture.size == (300, 200)
+    mask = shown(widget.detail["planes"], 9)
+    assert mask.any() and (mask == widget.session.mask("painted", 0)[50:250, 100:400]).all()
+    message(widget, "viewport", rect=None)
+    assert widget.detail == {}
 
 
 def test_messages_change_the_state(widget):
@@ -308,12 +339,11 @@ def test_messages_change_the_state(widget):
     assert widget.views == 1 and widget.error == "" and widget.seq > seq
     assert widget.state["marks"][0]["points"] == ((x, y),) and len(widget.candidates) == 3
     assert widget.state["j"] > 0.7 and widget.state["chosen"] is not None
-    with Image.open(io.BytesIO(widget.masks)) as masks:
-        assert masks.mode == "P" and np.array(masks)[y, x] == 1
-        assert masks.getpalette()[3:6] == PALETTE[0].tolist()
+    assert widget.state["provenance"] == "prompted"
+    assert shown(widget.planes, 0)[y, x]
     message(widget, "view", mode="errors")
-    with Image.open(io.BytesIO(widget.masks)) as masks:
-        assert masks.getpalette()[3:12] == [v for c in ERROR_COLORS.values() for v in c]
+    assert widget.state["errors"] == [list(c) for c in ERROR_COLORS.values()]
+    assert shown(widget.planes, 0)[y, x]  # a hit
     message(widget, "choose", candidate=0)
     assert widget.state["chosen"] == 0
     message(widget, "undo")
@@ -324,13 +354,87 @@ def test_messages_change_the_state(widget):
     assert widget.session.mask(2, 0)[:4, 2:20].all()
     message(widget, "brush", points=[[10, 2]], radius=1, erase=True)
     assert not widget.session.mask(2, 0)[1:4, 9:12].any()
-    message(widget, "dice", recipe="box")
+    message(widget, "undo")
+    assert widget.session.mask(2, 0)[1:4, 9:12].all()
+    message(widget, "redo")
+    assert not widget.session.mask(2, 0)[1:4, 9:12].any()
+    message(widget, "random_prompt", recipe="box")
     first = widget.state["marks"][-1]["box"]
     assert first is not None and widget.state["seed"] == 1
     message(widget, "go", frame=99)
     assert widget.state["frame"] == 3 and widget.state["marks"] == []
-    message(widget, "open_video", video=1)
-    assert widget.state["video"] == 1 and not widget.session.prompts
+
+
+def test_list_of_objects(widget):
+    message(widget, "rename", index=0, name="<b>one</b>")
+    message(widget, "recolor", index=0, color="#010203")
+    message(widget, "set_hidden", index=1, hidden=True)
+    first, second = widget.objects
+    assert (first["name"], first["color"], first["hidden"]) == ("<b>one</b>", [1, 2, 3], False)
+    assert second["hidden"] and second["color"] != first["color"]
+    message(widget, "hide_all", hidden=False)
+    assert not widget.objects[1]["hidden"]
+    message(widget, "delete_object", index=0)
+    assert [o["name"] for o in widget.objects] == ["2"]
+    message(widget, "undo")
+    assert [o["name"] for o in widget.objects] == ["<b>one</b>", "2"]
+    message(widget, "recolor", index=0, color="#12")
+    assert "color='#12'" in widget.error
+
+
+def test_colors_stand_out_from_the_video(tmp_path, model):
+    Image.new("RGB", (64, 48), tuple(PALETTE[0].tolist())).save(tmp_path / "0.png")
+    widget = Annotator(tmp_path, model)
+    widget.click(3, 3)
+    assert widget.objects[0]["color"] != PALETTE[0].tolist()
+    assert sorted(map(tuple, widget._palette.tolist())) == sorted(map(tuple, PALETTE.tolist()))
+    assert widget._palette[-1].tolist() == PALETTE[0].tolist()
+
+
+def test_annotations_survive_switching_and_a_new_widget(samples, model, tmp_path):
+    widget = Annotator(samples, model, run_dir=tmp_path)
+    x, y = center(widget.session)
+    widget.click(x, y)
+    widget.rename(0, "tool")
+    widget.propagate(end=2)
+    widget.accept([1, 2])
+    mask = widget.session.mask(1, 2)
+    widget.go(2)
+    widget.open_video(1)
+    assert not widget.session.prompts and widget.state["video"] == 1
+    widget.open_video(0)
+    for current in (widget, Annotator(samples, model, run_dir=tmp_path)):
+        assert current.session.prompts[1, 0].points == ((x, y),)
+        assert (current.session.mask(1, 2) == mask).all()
+        assert current.timeline["accepted"] == [[1, 2]] and current.timeline["tracked"] == [[0, 2]]
+        assert current.objects[0]["name"] == "tool"
+    assert widget.frame == 2  # where the video was left
+    # Without a run directory, switching keeps them too.
+    other = Annotator(samples, model)
+    other.click(x, y)
+    other.open_video(1)
+    other.open_video(0)
+    assert (1, 0) in other.session.prompts
+
+
+def test_another_folder_and_another_model(widget, tmp_path, monkeypatch):
+    widget.click(*center(widget.session))
+    message(widget, "open_folder", folder=str(tmp_path / "nowhere"))
+    assert "nowhere does not exist" in widget.error and (1, 0) in widget.session.prompts
+    folder = tmp_path / "videos" / "clip"
+    save_frame(folder / "0.png", 90)
+    message(widget, "open_folder", folder=str(folder.parent))
+    assert widget.error == "" and widget.setup["folder"] == str(folder.parent)
+    assert widget.session.size == SIZE and not widget.session.prompts
+    message(widget, "open_model", model="no such model")
+    assert "no such model" in widget.error and widget.setup["model"] == ""
+    old = widget.model
+    message(widget, "click", x=3, y=3, positive=True)
+    message(widget, "open_model", model="nano")
+    assert widget.error == "" and widget.model is not old and widget.setup["model"] == "nano"
+    assert (1, 0) in widget.session.prompts and "nano" in widget.setup["models"]
+    widget.click(4, 4)
+    assert widget.state["provenance"] == "prompted by nano"
 
 
 def test_errors_are_shown_in_the_widget(widget):
@@ -350,10 +454,49 @@ def test_import_mask(widget, tmp_path):
     Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
     message(widget, "import", buffers=[memoryview(file.getvalue())])
     assert (widget.session.mask(1, 0) == mask).all()
+    assert widget.state["provenance"] == "imported"
     (tmp_path / "mask.png").write_bytes(file.getvalue())
     widget.go(1)
     widget.import_mask(tmp_path / "mask.png")
     assert (widget.session.mask(1, 1) == mask).all()
+
+
+def test_import_label_image(widget):
+    labels = np.zeros(widget.session.size, np.uint16)
+    labels[2:5, 3:9], labels[20:30, 20:40] = 7, 300
+    file = io.BytesIO()
+    Image.fromarray(labels).save(file, format="TIFF")
+    message(widget, "import_labels", buffers=[memoryview(file.getvalue())])
+    assert widget.error == "" and [o["name"] for o in widget.objects] == ["1", "2", "7", "300"]
+    assert (widget.session.mask(300, 0) == (labels == 300)).all() and widget.object == 7
+    message(widget, "undo")
+    assert len(widget.objects) == 2
+
+
+def test_proposals_are_kept_or_discarded_in_the_list(widget, monkeypatch):
+    masks = [np.zeros(widget.session.size, bool) for _ in range(3)]
+    for n, mask in enumerate(masks):
+        mask[10 * n : 10 * n + 5, :5] = True
+
+    def propose_masks(t):
+        widget.session.proposals = [Proposal(mask, 0.9) for mask in masks]
+        widget.session._proposal_frame = t
+        yield 1.0
+
+    monkeypatch.setattr(widget.session, "propose_masks", propose_masks)
+    message(widget, "propose")
+    widget.wait()
+    assert widget.state["proposals"] == [3, 0] and not widget.state["running"]
+    assert [o["proposal"] for o in widget.objects] == [False, False, True, True, True]
+    assert (shown(widget.planes, 3) == masks[1]).all()
+    message(widget, "delete_object", index=2)
+    message(widget, "accept_proposals", indices=[2])
+    assert [o["proposal"] for o in widget.objects] == [False] * 3 + [True]
+    assert (widget.session.mask(3, 0) == masks[1]).all()
+    message(widget, "go", frame=1)
+    assert len(widget.objects) == 3 and widget.state["proposals"] == [1, 0]
+    message(widget, "discard_proposals")
+    assert widget.state["proposals"] is None
 
 
 def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeypatch):
@@ -375,8 +518,95 @@ def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeyp
     message(widget, "propagate")
     message(widget, "click", x=5, y=5, positive=False)
     widget.wait()
-    assert widget.state["done"] == 4 and widget.state["stale"]
+    assert widget.state["done"] == widget.state["total"] == 4 and widget.state["stale"]
     assert widget.error == "" and len(widget.session.prompts[1, 0].points) == 2
+
+
+def test_propagation_over_a_range_and_backward(widget):
+    widget.go(2)
+    widget.click(*center(widget.session, 1, 2))
+    message(widget, "propagate", direction="backward")
+    widget.wait()
+    assert widget.timeline["tracked"] == [[0, 2]] and widget.state["total"] == 3
+    message(widget, "propagate", direction="forward", start=2, end=3)
+    widget.wait()
+    assert widget.timeline["tracked"] == [[0, 3]] and widget.state["total"] == 2
+    message(widget, "propagate", direction="both", start=3, end=1)
+    assert "end=1" in widget.error
+
+
+def test_switching_the_video_stops_propagation_and_keeps_its_masks(widget, monkeypatch):
+    widget.click(*center(widget.session))
+    reached = threading.Event()
+    read_frame = FirstFrames.read_frame
+
+    def wait_for_the_switch(self, i, t):
+        if t == 1:
+            reached.set()
+            time.sleep(0.05)
+        return read_frame(self, i, t)
+
+    monkeypatch.setattr(FirstFrames, "read_frame", wait_for_the_switch)
+    widget.propagate(wait=False)
+    assert reached.wait(60)
+    widget.open_video(1)
+    widget.wait()
+    assert not widget.state["running"] and not widget.session.tracked
+    widget.open_video(0)
+    assert (1, 1) in widget.session.tracked
+
+
+def test_frames_to_check_and_acceptance(widget, monkeypatch):
+    widget.click(*center(widget.session))
+    suspects = [FrameToCheck(3, 2, "low score", 0.9), FrameToCheck(1, 1, "area", 0.5)]
+    monkeypatch.setattr(widget.session, "frames_to_check", lambda limit: suspects[:limit])
+    widget.propagate()
+    assert widget.checks[0] == {"frame": 3, "name": "2", "reason": "low score"}
+    visited = []
+    for _ in range(3):
+        message(widget, "next_check")
+        visited.append((widget.frame, widget.object))
+    assert visited == [(3, 2), (1, 1), (3, 2)]
+    message(widget, "accept")
+    assert widget.state["accepted"] and widget.session.accepted == {3}
+    message(widget, "accept")
+    assert not widget.session.accepted
+    message(widget, "accept_all", every=2)
+    assert widget.timeline["accepted"] == [[0, 0], [2, 2]]
+    suspects.clear()
+    widget.accept([1])
+    message(widget, "next_check")
+    assert "no frame to check" in widget.error
+
+
+def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
+    message(widget, "make_training_set", folder="")
+    assert "no frame is accepted" in widget.error
+    for i in (0, 1):
+        widget.open_video(i)
+        widget.click(*center(widget.session, widget.session.objects[0]))
+        widget.propagate()
+        widget.accept_all(every=2)
+    message(widget, "make_training_set", folder="")
+    assert widget.error == ""
+    command = widget.report[-1]
+    assert command["command"] and command["text"].endswith(str(tmp_path / "training_set"))
+    source = open_source(tmp_path / "training_set")
+    assert source.names == samples.names[:2] and source.num_frames(0) == 4
+    assert [source.read_masks(0, t) is not None for t in range(4)] == [True, False, True, False]
+    o = next(iter(widget.session.objects))
+    written = source.read_masks(1, 2)[o]  # where masks overlap, the smaller object is in front
+    assert written.any() and not (written & ~widget.session.mask(o, 2)).any()
+    # A second call adds what is new; a video whose folder is not open is reported.
+    widget.accept([1])
+    save_frame(tmp_path / "videos" / "clip" / "0.png", 90)
+    other = Annotator(tmp_path / "videos", widget.model, run_dir=tmp_path)
+    with pytest.raises(DataError, match="folder is unknown.*train_000"):
+        other.make_training_set()
+    widget.make_training_set()
+    assert "1 frame added, 0 replaced, 2 unchanged" in str(widget.report)
+    message(widget, "close_report")
+    assert widget.report == []
 
 
 def test_unreadable_frame_stops_propagation_with_its_error(widget, monkeypatch):
@@ -405,10 +635,11 @@ def test_static_image_without_a_front_end(widget):
 
 
 def test_arguments(samples, model, tmp_path, tiny_config):
+    assert PromptDebugger is Annotator
     tiny_config.dataset.data_path = str(make_davis(tmp_path / "davis"))
     tiny_config.dataset.corrections = str(tmp_path / "c.jsonl")
     Path(tiny_config.dataset.corrections).touch()
-    widget = PromptDebugger(tiny_config, video="b")
+    widget = Annotator(tiny_config, video="b")
     assert widget.session.size == SIZE and "this configuration" in widget.recipes
     assert (
         widget.corrections == tiny_config.dataset.corrections and widget.session.image_size == 128
@@ -418,7 +649,7 @@ def test_arguments(samples, model, tmp_path, tiny_config):
             widget.open_video(video)
         assert (error.value.key, error.value.value) == ("video", video)
     with pytest.raises(DataError) as error:
-        PromptDebugger(samples, model, recipes={"a": DatasetConfig()}).dice("other")
+        Annotator(samples, model, recipes={"a": DatasetConfig()}).random_prompt("other")
     assert (error.value.key, error.value.value) == ("recipe", "other")
 
 
@@ -431,98 +662,279 @@ def test_settings_of_the_model_are_restored(session, model):
 NOTEBOOK = """
 import torch
 torch.set_num_threads(1)
-from sam2kit.data.build import open_source
-from sam2kit.widgets.annotator import PromptDebugger
-debugger = PromptDebugger({samples!r}, run_dir={run_dir!r})
-debugger
+from sam2kit.widgets.annotator import Annotator
+annotator = Annotator({samples!r}, run_dir={run_dir!r})
+annotator
 """
+CENTERS = (
+    "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
+    "annotator.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
+)
+SIZE_OF_SAMPLES = 160, 128  # columns and rows
+
+
+class View:
+    """The annotator in a page: actions, and what it shows."""
+
+    def __init__(self, notebook) -> None:
+        self.notebook, self.page = notebook, notebook.page
+        self.root = notebook.wait(".sam2kit-annotator[data-ready='true']")
+        self.canvas = self.root.locator(".stage canvas")
+
+    def button(self, name):
+        return self.root.locator(f"[data-name='{name}']")
+
+    def act(self, action):
+        """Call an action and wait until the view has been repainted."""
+        self.notebook.after(self.root, action)
+
+    def press(self, key):
+        self.act(lambda: self.root.press(key))
+
+    def kernel_has(self, expression, value):
+        """Wait until an expression has a value in the kernel."""
+        deadline = time.monotonic() + 60
+        while self.notebook.kernel(expression) != value and time.monotonic() < deadline:
+            self.page.wait_for_timeout(50)
+        assert self.notebook.kernel(expression) == value
+
+    def until(self, condition):
+        self.notebook.until(condition, self.root)
+
+    def counts(self, kind, number):
+        """Wait until the legend of the time line has a number."""
+        self.until(f"e => e.querySelector('[data-count={kind}-{number}]')")
+
+    def at(self, column, row, rect=(0, 0, *SIZE_OF_SAMPLES)):
+        """Return the position on the page of a pixel of the frame, of which a part is visible."""
+        box = self.canvas.bounding_box()
+        x = box["x"] + (column + 0.5 - rect[0]) / (rect[2] - rect[0]) * box["width"]
+        return x, box["y"] + (row + 0.5 - rect[1]) / (rect[3] - rect[1]) * box["height"]
+
+    def click(self, column, row, button="left", **options):
+        x, y = self.at(column, row, **options)
+        self.act(lambda: self.page.mouse.click(x, y, button=button))
+
+    def drag(self, start, end, button="left"):
+        self.page.mouse.move(*start)
+        self.page.mouse.down(button=button)
+        self.page.mouse.move(*end, steps=3)
+        self.page.mouse.up(button=button)
+
+    def is_colored(self, column, row):
+        """Return whether the canvas differs from the frame at a pixel; the frame is not zoomed."""
+        position = (column + 0.5) / SIZE_OF_SAMPLES[0], (row + 0.5) / SIZE_OF_SAMPLES[1]
+        shown = self.notebook.pixel(self.canvas, *position)
+        frame = f"annotator.session.frame(annotator.frame)[{row}, {column}].tolist()"
+        plain = self.notebook.kernel(frame)
+        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
+
+    def cells(self):
+        return self.page.locator(".jp-Cell").count()
+
+
+PROMPTS = (
+    "[[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
+    "for m in annotator.session.prompts.values()]"
+)
 
 
 @pytest.mark.browser
-def test_view_in_jupyterlab(lab, tmp_path):
-    notebook = lab.open(
-        "prompt_debugger", NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))
-    )
-    root = notebook.wait(".sam2kit-debugger[data-ready='true']")
-    canvas = root.locator("canvas")
-    centers = notebook.kernel(
-        "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
-        "debugger.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
-    )
-    (x, y), (u, v) = centers
-    size = {"width": 160, "height": 128}
-    box = canvas.bounding_box()
-
-    def at(column, row):
-        shares = (column + 0.5) / size["width"], (row + 0.5) / size["height"]
-        return {"x": shares[0] * box["width"], "y": shares[1] * box["height"]}
-
-    def colored(column, row):
-        """Return whether the canvas differs from the frame at this pixel."""
-        shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
-        plain = notebook.kernel(f"debugger.session.frame(0)[{row}, {column}].tolist()")
-        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
-
-    def act(action):
-        notebook.after(root, action)
-        return notebook.kernel(
-            "[debugger.error, [[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
-            "for m in debugger.session.prompts.values()]]"
-        )
-
-    def button(name):
-        return act(lambda: root.locator(f"[data-name='{name}']").click())
-
+def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
+    view = View(lab.open("annotator", NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))))
+    (x, y), (u, v) = view.notebook.kernel(CENTERS)
     aside = (x + 6, y + 5)  # on the object, but not covered by the drawn click
-    assert not colored(*aside)
-    # A click on the object, then a click off it.
-    assert act(lambda: canvas.click(position=at(x, y))) == ["", [[[[x, y]], [1], None]]]
-    assert colored(*aside) and root.locator(".candidates img").count() == 3
-    error, ((points, labels, _),) = act(lambda: canvas.click(position=at(u, v), button="right"))
-    assert (error, points, labels) == ("", [[x, y], [u, v]], [1, 0])
-    assert notebook.page.locator(".lm-Menu:visible").count() == 0  # no context menu
-    red, _, blue = notebook.pixel(canvas, (u + 0.5) / 160, (v + 0.5) / 128 + 4 / 512)
-    assert red > 150 > blue  # the negative click's disc
-    # Undo both clicks: the canvas shows the plain frame.
-    assert button("undo")[1] == [[[[x, y]], [1], None]]
-    assert button("undo")[1] == [] and not colored(*aside)
-    # Drag a box.
-    corners = at(x - 20, y - 15), at(x + 20, y + 15)
-    mouse = notebook.page.mouse
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    mouse.move(box["x"] + corners[0]["x"], box["y"] + corners[0]["y"])
-    mouse.down()
-    mouse.move(box["x"] + corners[1]["x"], box["y"] + corners[1]["y"], steps=3)
-    assert act(mouse.up) == ["", [[[], [], [x - 20, y - 15, x + 20, y + 15]]]]
-    assert colored(*aside)
-    # Propagate and show another frame. The widget handles keys, JupyterLab does not.
-    root.locator("[data-name='propagate']").click()
-    notebook.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'", root)
-    assert notebook.kernel("len(debugger.session.tracked)") == 8
-    act(lambda: root.press("ArrowRight"))
-    assert notebook.kernel("debugger.frame") == 1
-    assert root.locator(".position").inner_text().startswith("frame 1 / 7")
-    row, column = notebook.kernel(
-        "[int(v[len(v) // 2]) for v in debugger.session.mask(1, 1).nonzero()]"
-    )
-    plain = notebook.kernel(f"debugger.session.frame(1)[{row}, {column}].tolist()")
-    shown = notebook.pixel(canvas, (column + 0.5) / 160, (row + 0.5) / 128)
-    assert max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
-    assert notebook.page.locator(".jp-Cell").count() == 1
-    # Save the prompts and append a correction.
-    button("save")
-    saved = json.loads((tmp_path / "prompts.json").read_text())["prompts"]
-    assert [entry["box"] for entry in saved] == [[x - 20, y - 15, x + 20, y + 15]]
-    button("append")
-    line = json.loads((tmp_path / "corrections.jsonl").read_text())
-    assert (line["frame_index"], [o["id"] for o in line["objects"]]) == (1, [1, 2])
+    assert not view.is_colored(*aside)
+
+    # A click on the object, then a click off it; undo both.
+    view.click(x, y)
+    view.kernel_has(PROMPTS, [[[[x, y]], [1], None]])
+    view.until("e => e.querySelectorAll('.strip img').length === 3")
+    assert view.is_colored(*aside)
+    view.click(u, v, button="right")
+    view.kernel_has(PROMPTS, [[[[x, y], [u, v]], [1, 0], None]])
+    assert view.page.locator(".lm-Menu:visible").count() == 0  # no context menu
+    view.press("z")
+    view.press("Control+z")
+    view.kernel_has(PROMPTS, [])
+    assert not view.is_colored(*aside)
+    view.press("y")
+    view.kernel_has(PROMPTS, [[[[x, y]], [1], None]])
+    view.press("Delete")
+    view.kernel_has(PROMPTS, [])
+
+    # Drag a box. M hides the masks, and the number of an object selects it.
+    view.act(lambda: view.drag(view.at(x - 20, y - 15), view.at(x + 20, y + 15)))
+    view.kernel_has(PROMPTS, [[[], [], [x - 20, y - 15, x + 20, y + 15]]])
+    assert view.is_colored(*aside)
+    view.root.press("m")
+    view.page.wait_for_timeout(200)
+    assert not view.is_colored(*aside)
+    view.root.press("m")
+    view.press("2")
+    view.kernel_has("annotator.object", 2)
+
+    # Zoomed in with the wheel, a click reaches the pixel under the pointer, and pixels stay sharp.
+    view.page.mouse.move(*view.at(u, v))
+    view.page.mouse.wheel(0, -400)
+    view.until("e => Number(e.dataset.zoom) > 1.5")
+    view.click(u, v, rect=zoomed(view, u, v))
+    view.kernel_has("list(map(list, annotator.session.prompts[2, 0].points))", [[u, v]])
+    before = view.root.get_attribute("data-zoom")
+    view.root.press("+")
+    view.until(f"e => Number(e.dataset.zoom) > {before}")
+    view.page.keyboard.down(" ")
+    view.drag(view.at(80, 64), view.at(20, 40))  # moves the picture, and draws no box
+    view.page.keyboard.up(" ")
+    view.drag(view.at(80, 64), view.at(120, 90), button="middle")
+    view.root.press("f")
+    view.until("e => e.dataset.zoom === '1.00'")
+    view.kernel_has("[p.box for p in annotator.session.prompts.values()][1]", None)
+
+    # The brush has an outline of its size at the pointer; [ and ] change it.
+    view.root.press("b")
+    view.root.press("]")
+    size = int(view.root.locator("input[title^='Radius']").input_value())
+    assert size > 10
+    view.page.mouse.move(*view.at(60, 60))
+    view.page.wait_for_timeout(200)
+    ring = (60 + size + 0.5 + 0.5) / 160, 60.5 / 128
+    red, green, blue = view.notebook.pixel(view.canvas, *ring)
+    assert green > red + 30 or max(red, green, blue) < 90  # the green line, or its dark border
+    view.act(lambda: view.drag(view.at(30, 100), view.at(40, 100)))
+    view.kernel_has("annotator.session.provenance(2, 0)", "painted")
+    view.root.press("c")
+
+    # The list of objects: add, rename (a hostile name is text), hide, delete, undo.
+    view.root.locator("input[placeholder^='name']").fill("cell")
+    view.act(lambda: view.button("add").click())
+    view.kernel_has("annotator.object", "cell")
+    view.button("object-2").locator(".label").dblclick()
+    editor = view.root.locator("input.editing")
+    editor.fill("<img src=x onerror=alert(1)>")
+    view.act(lambda: editor.press("Enter"))
+    view.kernel_has("annotator.session.names['cell']", "<img src=x onerror=alert(1)>")
+    view.until("e => e.querySelector('.objects').textContent.includes('<img src=x')")
+    assert view.root.locator("img[src='x']").count() == 0
+    view.act(lambda: view.button("object-0").locator("input").fill("#ff00ff"))
+    view.kernel_has("annotator.objects[0]['color']", [255, 0, 255])
+    view.act(lambda: view.button("hide-0").click())
+    view.kernel_has("annotator.objects[0]['hidden']", True)
+    assert not view.is_colored(*aside)
+    view.press("0")
+    view.kernel_has("[o['hidden'] for o in annotator.objects]", [False] * 3)
+    view.act(lambda: view.button("delete-2").click())
+    view.kernel_has("annotator.session.objects", [1, 2])
+    view.press("z")
+    view.kernel_has("annotator.session.objects", [1, 2, "cell"])
+    view.press("y")
+    view.kernel_has("annotator.session.objects", [1, 2])
+
+    # Keys work whatever has the focus, and none of them reaches the notebook.
+    view.root.locator(".frame-slider").fill("3")
+    view.until("e => e.dataset.frame === '3'")
+    view.root.locator(".frame-slider").press("ArrowRight")
+    view.until("e => e.dataset.frame === '4'")
+    view.root.locator("input[title^='Opacity']").press("ArrowLeft")
+    view.until("e => e.dataset.frame === '3'")
+    view.button("back").click()
+    view.until("e => e.dataset.frame === '2'")
+    for key in ("d", "d", "x", "j", "Home"):
+        view.page.keyboard.press(key)
+    view.until("e => e.dataset.frame === '0'")
+    assert view.root.locator(".position").inner_text() == "frame 0 of 0–7"
+    assert view.cells() == 1
+    view.page.keyboard.press("?")
+    assert view.root.locator(".help").is_visible()
+    assert "next frame worth checking" in view.root.locator(".help").inner_text()
+    view.page.keyboard.press("Escape")
+    assert view.root.locator(".help").is_hidden()
+
     # Errors are shown in the widget.
-    root.locator("[data-name='add']").click()
-    button("propagate")
-    notebook.until("e => !e.querySelector('[data-name=propagate]').disabled", root)
-    act(lambda: root.press("ArrowLeft"))
-    error, _ = button("truth")
-    assert "mask of object 3" in error
-    # The repaint that `after` saw may still have been the one of the arrow key.
-    notebook.until("e => e.innerText.includes('mask of object 3')", root)
+    view.act(lambda: view.button("add").click())
+    view.act(lambda: view.button("truth").click())
+    view.until("e => e.querySelector('.status.error').innerText.includes('mask of object 3')")
+
+
+def zoomed(view, x, y):
+    """Return the visible part of the frame after zooming at a pixel, from the rules of the view."""
+    zoom, (columns, rows) = float(view.root.get_attribute("data-zoom")), SIZE_OF_SAMPLES
+    (x0, y0), (width, height) = (0, 0), (columns / zoom, rows / zoom)
+    x0 = x + 0.5 - (x + 0.5) / zoom
+    y0 = y + 0.5 - (y + 0.5) / zoom
+    return x0, y0, x0 + width, y0 + height
+
+
+@pytest.mark.browser
+def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
+    cell = NOTEBOOK.format(samples=str(SAMPLES), run_dir=str(tmp_path))
+    view = View(lab.open("tracking", cell))
+    (x, y), _ = view.notebook.kernel(CENTERS)
+    view.click(x, y)
+    view.counts("prompted", 1)
+
+    # Track over a range, then everything; the time line follows.
+    view.button("from").fill("0")
+    view.button("to").fill("3")
+    view.button("forward").click()
+    view.counts("tracked", 4)
+    view.until("e => e.dataset.running === 'false'")
+    view.button("from").fill("")
+    view.button("to").fill("")
+    view.root.press("t")
+    view.counts("tracked", 8)
+    view.until("e => e.dataset.running === 'false'")
+    view.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'")
+
+    # Click on the time line to jump; correct the mask there.
+    box = view.root.locator(".timeline").bounding_box()
+    view.root.locator(".timeline").click(
+        position={"x": 8 + (box["width"] - 16) * 5 / 7, "y": box["height"] / 2}
+    )
+    view.until("e => e.dataset.frame === '5'")
+    row, column = view.notebook.kernel(
+        "[int(v[len(v) // 2]) for v in annotator.session.mask(1, 5).nonzero()]"
+    )
+    assert view.is_colored(column, row)
+    view.click(column, row)
+    view.counts("corrected", 1)
+    view.until("e => e.querySelector('.scores').textContent.includes('stale')")
+
+    # Frames worth checking, and acceptance.
+    view.notebook.kernel(
+        "setattr(annotator.session, 'frames_to_check', lambda limit: [__import__("
+        "'sam2kit.widgets.check_list', fromlist=['']).FrameToCheck(6, 1, 'low score', 0.9)])"
+    )
+    view.press("Home")
+    view.root.press("t")
+    view.until("e => e.querySelector('.checks').textContent.includes('low score')")
+    view.until("e => e.dataset.running === 'false'")
+    view.press("n")
+    view.until("e => e.dataset.frame === '6'")
+    view.press("a")
+    view.counts("accepted", 1)
+    assert view.cells() == 1  # JupyterLab's key for a new cell
+    view.button("every").fill("2")
+    view.button("accept-all").click()
+    view.counts("accepted", 4)
+    view.button("training-set").click()
+    view.until("e => e.querySelector('.report').textContent.includes('sam2kit train --data-path')")
+    assert open_source(tmp_path / "training_set").names == ["train_000"]
+
+    # Another video and back.
+    view.root.get_by_title("Video", exact=True).select_option("train_001")
+    view.counts("prompted", 0)
+    view.kernel_has("annotator.session.video", "train_001")
+    view.root.get_by_title("Video", exact=True).select_option("train_000")
+    view.counts("corrected", 1)
+    view.counts("accepted", 4)
+
+    # Kill the kernel and reload the page: everything is there again, and the widget answers.
+    view.press("z")
+    view.click(3, 3, button="right")
+    expected = view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]")
+    view = View(lab.reopen(view.notebook))
+    view.counts("accepted", 4)
+    assert view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]") == expected
+    view.click(x, y)
+    view.kernel_has("annotator.error", "")

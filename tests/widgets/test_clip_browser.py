@@ -360,7 +360,7 @@ def test_view_in_jupyterlab(lab, browser, tmp_path):
     def shows(t):
         book.until(f"e => e.dataset.frame === '{t}' && e.dataset.playing !== 'true'", root)
         kernel_has("browser.frame", t)
-        assert root.locator(".position").inner_text() == f"frame {t} / 5"
+        assert root.locator(".position").inner_text() == f"frame {t} of 0–5"
         assert abs(book.pixel(canvas, 0.1, 0.9)[0] - 10 * t) <= 3  # frame t is grey with value 10 t
 
     def saturation():  # at a pixel of the second object; 0 is grey
@@ -409,6 +409,21 @@ def test_view_in_jupyterlab(lab, browser, tmp_path):
     book.page.mouse.up()
     kernel_has("abs(browser.swipe - 0.9) < 0.01", True)
     assert saturation() > 5
+
+    root.press("+")
+    book.until("e => Number(e.dataset.zoom) > 1", root)
+    book.page.mouse.wheel(0, -300)
+    book.until("e => Number(e.dataset.zoom) > 1.3", root)
+    root.press("f")
+    book.until("e => e.dataset.zoom === '1.00'", root)
+    root.press("?")
+    assert "first, last frame" in root.locator(".help").inner_text()
+    root.press("Escape")
+    assert root.locator(".help").is_hidden()
+    root.locator("input.frames").press("ArrowLeft")  # the slider has the focus
+    shows(4)
+    root.press("ArrowRight")
+    shows(5)
 
     chart = root.locator(".chart")
     size = chart.bounding_box()

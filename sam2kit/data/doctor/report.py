@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,16 @@ from matplotlib.figure import Figure
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data.build import build_datasets, open_source
 from sam2kit.data.detection import detect_layout
-from sam2kit.data.doctor.video_checks import Finding, VideoRecord, read_video
+from sam2kit.data.doctor.video_checks import (
+    Finding,
+    VideoRecord,
+    left_out_finding,
+    read_video,
+)
+from sam2kit.data.intensity import IntensityRule
 from sam2kit.data.parallel import each_video
 from sam2kit.data.problems import no_masks
-from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.base import NOTE, VideoSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import figure_text, visible_text
@@ -42,12 +48,14 @@ class Examination:
         videos: the videos in order, training first.
         findings: problems of opening the data, then of each video in order, then of the comparison
             of videos with each other.
+        notes: how the data are read where there was a choice, such as the meaning of mask values.
     """
 
     data: dict[str, str]
     settings: dict[str, int]
     videos: list[VideoRecord]
     findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def broken(self) -> bool:
@@ -91,6 +99,7 @@ class Examination:
     def text(self) -> str:
         """Format the tables, then one line per problem."""
         lines = [f"{part}: {visible_text(where)}" for part, where in self.data.items()]
+        lines += [f"note: {visible_text(note)}" for note in self.notes]
         lines += ["", str(Table(self.summary()))]
         if rows := self.rows():
             lines += ["", str(Table(rows[:MAX_ROWS_OF_TEXT]))]
@@ -102,8 +111,8 @@ class Examination:
     def to_json(self) -> str:
         """Format everything but the hashes of the frames as JSON.
 
-        Fields: ``schema_version``, ``broken``, ``data``, ``settings``, ``summary``, ``findings``
-        and ``videos``.
+        Fields: ``schema_version``, ``broken``, ``data``, ``notes``, ``settings``, ``summary``,
+        ``findings`` and ``videos``.
         """
         videos = []
         for video, row in zip(self.videos, self.rows(), strict=True):
@@ -120,6 +129,7 @@ class Examination:
             "schema_version": 1,
             "broken": self.broken,
             "data": self.data,
+            "notes": self.notes,
             "settings": self.settings,
             "summary": self.summary(),
             "findings": self.finding_rows(),
@@ -225,17 +235,25 @@ def run_doctor(
             # Reported below, unless reading the remaining videos reports the cause more precisely.
             open_error = error
     if not sources:
-        sources["training"] = _open(what, findings)
+        sources["training"] = _open(what, settings, findings)
         if val is not None:
-            sources["validation"], data["validation"] = _open(val, findings), _describe(val)
+            val_settings = replace(settings, masks_path=None, split=None)
+            sources["validation"] = _open(val, val_settings, findings)
+            data["validation"] = _describe(val)
     videos: list[VideoRecord] = []
     for part, source in sources.items():
         if source is not None:
+            new = [left_out_finding(entry) for entry in source.left_out()]
+            findings += [f for f in new if f not in findings]  # both parts may share a source
             work = partial(read_video, settings=settings, part=part)
             videos += each_video(work, source, workers, f"{part}: read")
         if source is not None and not source.has_masks and not settings.synthetic_objects:
             where = data[part]
             findings.append(Finding("error", "unannotated", where, str(no_masks(where))))
+    remarks = [r for source in sources.values() if source is not None for r in source.remarks]
+    remarks = list(dict.fromkeys(remarks))
+    notes = [f"{r.where}: {r.message}" for r in remarks if r.kind == NOTE]
+    findings += [Finding("warning", *astuple(r)) for r in remarks if r.kind != NOTE]
     findings += [f for video in videos for f in video.findings]
     if open_error is not None and not any(f.severity == "error" for f in findings):
         findings.insert(0, Finding("error", "refused", data["training"], str(open_error)))
@@ -244,7 +262,7 @@ def run_doctor(
         k: getattr(settings, k)
         for k in ("image_size", "video_clip_length", "frame_stride", "max_annotation_gap")
     }
-    return Examination(data, used_settings, videos, findings)
+    return Examination(data, used_settings, videos, findings, notes)
 
 
 def _describe(what: str | Path | Config | VideoSource) -> str:
@@ -254,11 +272,14 @@ def _describe(what: str | Path | Config | VideoSource) -> str:
     return type(what).__name__ if isinstance(what, VideoSource) else str(what)
 
 
-def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> VideoSource | None:
+def _open(
+    what: str | Path | Config | VideoSource, settings: DatasetConfig, findings: list[Finding]
+) -> VideoSource | None:
     """Open the data; if one of several frame folders is invalid, open the others.
 
     Args:
         what: the data.
+        settings: how a path is read, such as ``masks_path``.
         findings: receives what cannot be opened.
 
     Returns:
@@ -269,14 +290,24 @@ def _open(what: str | Path | Config | VideoSource, findings: list[Finding]) -> V
         findings.append(Finding("error", "refused", _describe(what), str(error)))
 
     try:
-        return open_source(what)
+        return open_source(what, settings)
     except DataError as error:
         root, split = _frame_folders_of(what)
         if root is None:
             report(error)
             return None
     try:
-        return VideoDataset(root, split, refused=report)
+        keys = what.dataset if isinstance(what, Config) else settings
+        rule = IntensityRule.from_config(keys)
+        return VideoDataset(
+            root,
+            split,
+            masks_path=keys.masks_path,
+            refused=report,
+            mask_values=keys.mask_values,
+            mask_colours=keys.mask_colours,
+            intensity=rule,
+        )
     except DataError as error:
         report(error)
         return None

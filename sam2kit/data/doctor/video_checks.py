@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.clip_windows import count_truth
+from sam2kit.data.pictures import is_partly_damaged
 from sam2kit.data.problems import (
     MAX_LISTED,
     frame_label,
@@ -24,7 +26,8 @@ from sam2kit.data.problems import (
     too_short,
     truth_out_of_reach,
 )
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
+from sam2kit.data.sources.listing import frame_numbers
 from sam2kit.utils.errors import DataError
 
 T = TypeVar("T")
@@ -35,6 +38,7 @@ SAME_POSITION_IOU, MOVED_AWAY_IOU, UNMOVED_IOU = 0.5, 0.1, 0.7
 COMPARED_PIXELS = 1 << 16  # masks are subsampled to about this many pixels to compare them
 MIN_THIN_MASKS = 4
 MAX_FINDINGS_PER_KIND = 3  # in one video
+RANDOM_READS = 8  # frames of a video file that are read out of order
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ class Finding:
             worse.
         kind: ``refused`` (a file or video that cannot be used), ``sizes``, ``empty`` (no object to
             train on), ``unannotated`` (no masks), ``supervision`` (no tracked frame has a truth),
-            ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
-            ``short``, ``shared`` (between training and validation).
+            ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``, ``short``,
+            ``ignored`` (files that may be data and are not read), ``damaged`` (decoded in part),
+            ``left out`` (annotations and frames that cannot be used), ``boxes`` (filled as if they
+            were masks), ``shared`` (between training and validation).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
     """
@@ -152,6 +158,7 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
             sizes[frame.shape[:2]] += 1
             record.size = record.size or frame.shape[:2]
             record.hashes[t] = _hash(frame)
+            _check_damage(record, source.frame_path(i, t))
         masks = _attempt(record, mask_label(source, i, t), partial(source.read_masks, i, t))
         if masks is None:
             continue
@@ -164,6 +171,8 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
         if has_soft_edges(masks.values()):
             soft_frames.append(t)
         identities.check_frame(t, masks)
+    record.findings += [left_out_finding(entry) for entry in source.left_out_masks(i)]
+    _read_at_random(record, source, i)
     if len(sizes) > 1:
         record.add("error", "sizes", record.name, str(mixed_frame_sizes(record.name, sizes)))
     if soft_frames:
@@ -182,6 +191,19 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
     return record
 
 
+def left_out_finding(entry: LeftOut) -> Finding:
+    """Describe what a source has left out."""
+    if entry.kind == "boxes":
+        message = f"{entry.count} shapes are boxes, filled as masks. The first: {entry.message}"
+        return Finding("warning", "boxes", entry.where, message)
+    what = "frames without a file are" if entry.kind == "frames" else "annotations are"
+    if entry.count == 1:
+        what = "frame without a file is" if entry.kind == "frames" else "annotation is"
+    effect = "" if entry.kind == "frames" else "; the object counts as absent there"
+    message = f"{entry.count} {what} left out{effect}. The first: {entry.message}"
+    return Finding("warning", "left out", entry.where, message)
+
+
 def mask_label(source: VideoSource, i: int, t: int) -> str:
     """Name the masks of a frame in messages: by their file if there is one, else by the frame."""
     paths = source.mask_paths(i, t)
@@ -197,6 +219,38 @@ def _attempt(record: VideoRecord, where: str, read: Callable[[], T]) -> T | None
         if not record.findings or record.findings[-1].message != str(error):
             record.add("error", "refused", where, str(error))
         return None
+
+
+def _check_damage(record: VideoRecord, path: Path | None) -> None:
+    """Find JPEG files of which decoders return a part, without an error."""
+    if path is not None and is_partly_damaged(path):
+        record.add(
+            "warning",
+            "damaged",
+            str(path),
+            "the file is damaged, and decoders fill the damaged part with grey or shifted blocks; "
+            "replace the file",
+        )
+
+
+def _read_at_random(record: VideoRecord, source: VideoSource, i: int) -> None:
+    """Read some frames of a video file out of order, as training does, and compare the pixels."""
+    if source.frame_path(i, 0) is not None or source.generated or record.frames < 2:
+        return
+    generator = np.random.default_rng(record.frames)
+    picks = generator.integers(0, record.frames, RANDOM_READS - 1).tolist()
+    for t in (record.frames - 1, *picks):
+        where = f"{frame_label(source, i, t)}, read at random"
+        frame = _attempt(record, where, partial(source.read_frame, i, t))
+        if frame is not None and record.hashes[t] and _hash(frame) != record.hashes[t]:
+            record.add(
+                "error",
+                "refused",
+                where,
+                "the frame differs from the one at this position when the file is read from its "
+                "beginning; encode the file again, for example with ffmpeg -i FILE -c:v libx264 "
+                "NEW.mp4",
+            )
 
 
 def _hash(frame: np.ndarray) -> int:
@@ -461,10 +515,13 @@ def order_problem(names: Sequence[str]) -> str | None:
     """
     matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
     # Leading zeros belong to the number: f099 and f100 have the same prefix.
-    parts = {m and (m[1].rstrip("0"), m[3]) for m in matches}
-    if len(names) < 3 or len(parts) > 1 or not matches[0]:
+    parts = [m and (m[1].rstrip("0"), m[3]) for m in matches]
+    numbers: Sequence[Any] | None = frame_numbers(names)
+    if numbers is None and None not in parts and len(set(parts)) > 1:
+        return _several_series([(p, int(m[2])) for p, m in zip(parts, matches, strict=True) if m])
+    if len(names) < 3 or (numbers is None and (len(set(parts)) > 1 or not matches[0])):
         return None
-    steps = np.diff([int(match[2]) for match in matches if match])
+    steps = np.diff(numbers or [int(match[2]) for match in matches if match])
     usual_step, frequency = Counter(steps.tolist()).most_common(1)[0]
     decreases = np.flatnonzero(steps <= 0)
     if 0 < 2 * len(decreases) < len(steps):
@@ -481,6 +538,21 @@ def order_problem(names: Sequence[str]) -> str | None:
     return (
         f"frames are missing between {names[t]} and {names[t + 1]}{more}, where the other names "
         f"increase in steps of {usual_step}; add the frames, or split the video there"
+    )
+
+
+def _several_series(frames: Sequence[tuple[Any, int]]) -> str | None:
+    """Describe frames of several series in one directory, such as left_0, right_0, left_1, ..."""
+    series: dict[Any, set[int]] = {}
+    for part, number in frames:
+        series.setdefault(part, set()).add(number)
+    first, second = sorted(series.values(), key=len)[-2:]
+    if 3 * len(series) > len(frames) or 2 * len(first & second) < len(first):
+        return None
+    names = " and ".join(repr("".join((p[0], "N", p[1]))) for p in list(series)[:3])
+    return (
+        f"the frames are named in {len(series)} series, {names}, with the same numbers, and follow "
+        "each other series by series; put each series into a folder of its own"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,40 @@ from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
+NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Say how a data set was read, or what of it was not read; the doctor reports it.
+
+    Attributes:
+        kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
+            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored`` or ``order``.
+        where: the file or directory.
+        message: what it is, and the fix if it is not a note.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Describe data that a source cannot use and has left out.
+
+    Attributes:
+        kind: ``frames`` or ``masks``.
+        count: how many there are.
+        where: the first of them, by file, annotation or frame.
+        message: what is wrong with the first one, and how to fix it.
+    """
+
+    kind: str
+    count: int
+    where: str
+    message: str
 
 
 class VideoSource(ABC):
@@ -32,6 +67,11 @@ class VideoSource(ABC):
     names: list[str]
     has_masks: bool = True
     generated: bool = False
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """How the data set is read, and what of it is not read; this may read some masks."""
+        return []
 
     def __len__(self) -> int:
         return len(self.names)
@@ -127,6 +167,14 @@ class VideoSource(ABC):
         """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
         return []
 
+    def left_out(self) -> list[LeftOut]:
+        """Return what the source left out when it was opened, one entry per kind of problem."""
+        return []
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        """Return the masks of video ``i`` that reading has left out so far, in this process."""
+        return []
+
     def index_in_epoch(self, i: int, epoch: int) -> int:
         """Return the index of the video at position ``i`` of a training epoch.
 
@@ -195,6 +243,14 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.video_path(k)
 
+    def left_out(self) -> list[LeftOut]:
+        sources = {id(source): source for i in range(len(self)) for source in [self.locate(i)[0]]}
+        return [entry for source in sources.values() for entry in source.left_out()]
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        source, k = self.locate(i)
+        return source.left_out_masks(k)
+
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)
         return source.mask_paths(k, t)
@@ -224,6 +280,10 @@ class SelectedVideos(DerivedSource):
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]
         self.has_masks, self.generated = source.has_masks, source.generated
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, self.indices[i]

@@ -8,14 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from loguru import logger
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
-from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.coco_index import CocoIndex
-from sam2kit.data.sources.frame_folders import image_size, read_image
+from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
+from sam2kit.data.sources.coco_index import CocoIndex, polygons_of
+from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import read_split, stem
 from sam2kit.utils.errors import DataError
 
@@ -43,7 +46,16 @@ class COCODataset(VideoSource):
     * ``category``: all objects of a category are one object;
     * ``auto``: track if possible, else category.
 
-    Category ids may start at 0. ``iscrowd`` is ignored.
+    Category ids may start at 0, and ids may be whole floats. ``iscrowd`` is ignored.
+
+    *Missing video ids.* If no image has ``video_id`` and ``order_in_video``, as in the exports of
+    Roboflow and in CVAT's "COCO 1.0", folders and file names define the videos:
+    :func:`sam2kit.data.sources.frame_names.group_frames`.
+
+    *Bad rows.* An annotation that cannot be used (no mask, polygons of two points, run lengths of
+    another size, no track where the others have one, an unknown image) is left out, and so is an
+    image without a file. They are counted, logged in one line, and reported by the doctor. With
+    ``strict`` they are errors.
 
     *Masks* are polygons, or run lengths, compressed or not. A frame without annotations is
     annotated as empty. A frame is unannotated if its image has ``"annotated": false``. As
@@ -63,13 +75,14 @@ class COCODataset(VideoSource):
         files: False does not search for image files: only masks can be read, at the size that the
             JSON file gives.
         keyframes_only: False uses interpolated masks as ground truth.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
+        strict: True raises an error for annotations and images that cannot be used.
 
     Raises:
-        DataError: an invalid JSON file, a missing key, a duplicate order, an annotation of an
-            unknown image, a track whose length differs from its video, or a missing image file; on
-            reading, run lengths that are damaged or do not have the size of the frame, or polygons
-            on a file whose size differs from the JSON file. The message names the file, the image
-            or annotation, and the key.
+        DataError: an invalid JSON file, an image without a key, a duplicate order, no usable
+            annotation, or no image file; on reading, polygons on a file whose size differs from the
+            JSON file. With ``strict`` also what is left out otherwise. The message names the file,
+            the image or annotation, and the key.
     """
 
     def __init__(
@@ -80,6 +93,8 @@ class COCODataset(VideoSource):
         identity: str = "auto",
         files: bool = True,
         keyframes_only: bool = True,
+        intensity: IntensityRule | None = None,
+        strict: bool = False,
     ) -> None:
         if identity not in ("auto", "track", "category"):
             raise DataError(
@@ -89,6 +104,7 @@ class COCODataset(VideoSource):
                 hint="for components, wrap a source of identity category in "
                 "sam2kit.data.ConnectedObjects",
             )
+        self._scaler = VideoScaler(intensity or IntensityRule())
         json_files = list_files(annotation_file)
         for file in json_files:
             folder = Path(root) if root is not None else file.parent
@@ -97,7 +113,8 @@ class COCODataset(VideoSource):
                     f"{folder} (root of {file}) is not a folder",
                     hint="give the folder of the images",
                 )
-        self._indices = [CocoIndex(file, identity, keyframes_only) for file in json_files]
+        self._strict = strict
+        self._indices = [CocoIndex(file, identity, keyframes_only, strict) for file in json_files]
         locations = _names(self._indices)
         self.root = Path(root) if root is not None else json_files[0].parent
         self.names = (
@@ -109,6 +126,11 @@ class COCODataset(VideoSource):
         # Videos whose frames come from several folders with equal file names: results that are
         # named like the files would overwrite each other.
         self._numbered: list[bool] = []
+        # Per video: the frames that have a file; None: all of them.
+        self._present: list[np.ndarray | None] = [None] * len(self.names)
+        self._left_out = [entry for index in self._indices for entry in index.left_out.values()]
+        # Per video: the annotations that were left out on reading, by their names.
+        self._unreadable: dict[int, dict[str, str]] = {}
         self._paths = self._find_files() if files else None
         if skipped := sum(index.between_keyframes for index in self._indices):
             logger.info(
@@ -121,14 +143,18 @@ class COCODataset(VideoSource):
     def _find_files(self) -> list[str]:
         """Find the image files of each video, joined to one string relative to the root.
 
+        Frames without a file are left out, and videos without a frame.
+
         Raises:
-            DataError: an image has no path, has no file, or shares its file with another image.
+            DataError: an image has no path or shares its file with another image, no image has a
+                file, or (with ``strict``) an image has none.
         """
         finders = [_finder(root) for root in self._roots]
         frame_of: dict[str, tuple[int, int]] = {}
         paths = []
+        missing: list[DataError] = []
         for i, (k, v) in enumerate(self._locations):
-            video_paths = []
+            video_paths, present = [], []
             for t, candidates in enumerate(self._indices[k].files(v)):
                 if not candidates:
                     raise DataError(
@@ -137,12 +163,17 @@ class COCODataset(VideoSource):
                     )
                 path, tried = finders[k](candidates)
                 if path is None:
-                    raise DataError(
+                    error = DataError(
                         f"{self._where(i, t)} has no file; tried {', '.join(dict.fromkeys(tried))}",
                         hint="set dataset.data_path to the folder that its 'file_name' is relative "
                         "to",
                     )
+                    if self._strict:
+                        raise error
+                    missing.append(error)
+                    continue
                 video_paths.append(path)
+                present.append(t)
                 full = f"{self._roots[k]}/{path}"
                 # A shortened path may match a file of another video: this would go unnoticed.
                 if frame_of.setdefault(full, (i, t)) != (i, t):
@@ -151,11 +182,46 @@ class COCODataset(VideoSource):
                         f"file {full}",
                         hint=f"give each its own 'file_name' under {self._roots[k]}",
                     )
+            if len(present) < self.num_frames(i):
+                self._present[i] = np.array(present, np.int32)
             # One string per video, because every loader process would copy a million small ones.
             paths.append("\0".join(video_paths))
             stems = {stem(path.rpartition("/")[2]) for path in video_paths}
             self._numbered.append(len(stems) < len(video_paths))
-        return paths
+        return self._without_empty_videos(paths, missing)
+
+    def _without_empty_videos(self, paths: list[str], missing: list[DataError]) -> list[str]:
+        """Leave out videos of which no frame has a file, and report the missing files.
+
+        Args:
+            paths: the files of each video, joined.
+            missing: an error for each missing file.
+
+        Returns:
+            The entries of ``paths`` that are not empty.
+        """
+        if not missing:
+            return paths
+        count = sum(len(index.order) for index in self._indices)
+        used = [i for i, video_paths in enumerate(paths) if video_paths]
+        first = missing[0]
+        if not used:
+            text, _, hint = str(first).rpartition("; ")
+            raise DataError(f"none of {count} frames has a file. The first: {text}", hint=hint)
+        dropped = len(paths) - len(used)
+        videos = f", and with them {dropped} of {len(paths)} videos" if dropped else ""
+        logger.warning(
+            "Left out {} of {} frames that have no file{}. The first: {}. dataset.strict=true "
+            "makes them errors",
+            *(len(missing), count, videos, first),
+        )
+        where = str(self._indices[0].file)
+        self._left_out.append(LeftOut("frames", len(missing), where, str(first)))
+        self.names = [self.names[i] for i in used]
+        self._locations = [self._locations[i] for i in used]
+        self._present = [self._present[i] for i in used]
+        self._numbered = [self._numbered[i] for i in used]
+        return [paths[i] for i in used]
 
     def _where(self, i: int, t: int) -> str:
         """Return the JSON file and the image, for error messages."""
@@ -163,9 +229,22 @@ class COCODataset(VideoSource):
         return f"{self._indices[k].file}: {self._indices[k].frame(v, t)}"
 
     def num_frames(self, i: int) -> int:
+        present = self._present[i]
+        if present is not None:
+            return len(present)
         k, v = self._locations[i]
         begin, end = self._indices[k].first[v : v + 2].tolist()
         return end - begin
+
+    def left_out(self) -> list[LeftOut]:
+        return list(self._left_out)
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        unreadable = self._unreadable.get(i)
+        if not unreadable:
+            return []
+        where, message = next(iter(unreadable.items()))
+        return [LeftOut("masks", len(unreadable), where, message)]
 
     def order(self, i: int, t: int) -> float:
         """Return ``order_in_video`` of frame ``t`` of video ``i``, or its ``file_names`` index."""
@@ -180,20 +259,21 @@ class COCODataset(VideoSource):
         return self._path(i, t) if self._paths else None
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._path(i, t))
+        self._path(i, t)
+        return read_scaled(self, self._scaler, i, t)
 
     def annotated_frames(self, i: int) -> Iterator[int]:
-        if not self.num_frames(i):
-            return iter(())
-        index, f = self._frame(i, 0)
-        frames = np.flatnonzero(np.asarray(index.annotated[f : f + self.num_frames(i)]))
-        return iter(frames.tolist())
+        k, v = self._locations[i]
+        begin, end = self._indices[k].first[v : v + 2].tolist()
+        annotated, present = self._indices[k].annotated[begin:end], self._present[i]
+        return iter(np.flatnonzero(annotated if present is None else annotated[present]).tolist())
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         index, f = self._frame(i, t)
         if not index.annotated[f]:
             return None
-        stored = index.masks(self._locations[i][1], t)
+        k, v = self._locations[i]
+        stored = index.masks(v, f - int(index.first[v]))
         if not stored:
             return {}
         json_size = tuple(index.sizes[f].tolist())
@@ -210,15 +290,43 @@ class COCODataset(VideoSource):
                     f"{self._path(i, t)} has {list(size or ())}",
                     hint="correct the size in the JSON file, or replace the file",
                 )
-            mask = decode(segmentation, size, where)
+            mask = self._decode(i, segmentation, size, where)
+            if mask is None:
+                continue
             masks[object_id] = masks[object_id] | mask if object_id in masks else mask
         return masks
+
+    def _decode(
+        self, i: int, segmentation: Any, size: tuple[int, int] | None, where: str
+    ) -> np.ndarray | None:
+        """Decode a mask of video ``i``; return None, and count it, if it cannot be used."""
+        polygons, unusable = None, 0
+        if isinstance(segmentation, list):
+            polygons, unusable = polygons_of(segmentation)
+        try:
+            if self._strict and unusable:
+                polygons = segmentation  # the decoder raises an error
+            return decode(polygons or segmentation, size, where)
+        except DataError as error:
+            if self._strict or size is None:
+                raise
+            if not self._unreadable:
+                logger.warning(
+                    "Left out an annotation that cannot be used: {}. More are not logged; "
+                    "sam2kit doctor counts them, and dataset.strict=true makes them errors",
+                    error,
+                )
+            self._unreadable.setdefault(i, {})[where] = str(error)
+            return None
 
     def _frame(self, i: int, t: int) -> tuple[CocoIndex, int]:
         """Return the index of the video's JSON file, and the number of the frame in it."""
         k, v = self._locations[i]
         if not 0 <= t < self.num_frames(i):
             raise IndexError(f"frame {t} of {self.num_frames(i)}")
+        present = self._present[i]
+        if present is not None:
+            t = int(present[t])
         return self._indices[k], int(self._indices[k].first[v]) + t
 
     def _path(self, i: int, t: int) -> Path:

@@ -19,15 +19,19 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+from loguru import logger
 from msgspec import Raw, Struct
 
-from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.base import LeftOut, ObjectId
+from sam2kit.data.sources.frame_names import group_frames, repeated
 from sam2kit.data.sources.listing import natural_key
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import MAX_DATA_BYTES, MAX_FRAMES, check_depth, check_size, parse_json
 
 # Keys that identify a track, in order of preference.
 TRACKS = ("track_id", "instance_id", "object_id")
 _NULL = Raw(b"null")
+_SHORT = 80  # bytes of a mask that is checked at the start: no polygon of three points is shorter
 
 
 # gc=False: the garbage collector does not track the rows, which saves memory and time.
@@ -122,6 +126,8 @@ class CocoIndex:
         identity: ``auto``, ``track`` or ``category``, as in
             :class:`sam2kit.data.sources.coco.COCODataset`.
         keyframes_only: treat frames that are flagged as between key frames as unannotated.
+        strict: whether an annotation that cannot be used is an error. False (default): it is left
+            out.
 
     Attributes:
         names: ids of the videos as strings, in natural order.
@@ -130,13 +136,21 @@ class CocoIndex:
         sizes: ``[F,2]`` int32: rows and columns if the JSON file gives them, else 0.
         annotated: ``[F]`` bool: whether the frame is annotated.
         between_keyframes: number of frames that ``keyframes_only`` made unannotated.
+        left_out: the annotations that cannot be used, by the kind of problem.
 
     Raises:
         DataError: as COCODataset.
     """
 
-    def __init__(self, file: Path, identity: str = "auto", keyframes_only: bool = True) -> None:
-        self.file = file
+    def __init__(
+        self,
+        file: Path,
+        identity: str = "auto",
+        keyframes_only: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self.file, self._strict = file, strict
+        self.left_out: dict[str, LeftOut] = {}
         content = _read_rows(file, FrameRows, "images")[0]
         self._stamp = self._state()
         if content.images is None and content.videos is None:
@@ -163,13 +177,17 @@ class CocoIndex:
         # Object ids may be strings, so arrays hold codes: indices into the list of distinct ids.
         codes: dict[ObjectId, int] = {}
         objects = self._identify(rows.annotations, identity)
-        object_codes = np.fromiter((codes.setdefault(o, len(codes)) for o in objects), np.int32)
+        object_codes = np.fromiter(
+            (-1 if o is None else codes.setdefault(o, len(codes)) for o in objects), np.int32
+        )
         self._objects = list(codes)
         ids = _id_texts(rows.annotations)
+        self._check_rest(len(rows.annotations), int((object_codes[row_numbers] >= 0).sum()))
         del rows, position  # the rest needs as much memory
         # Sort the masks by frame (stable: in the order of the file), without unannotated frames.
         selected = np.argsort(frames, kind="stable")
         selected = selected[self.annotated[frames[selected]]]
+        selected = selected[object_codes[row_numbers[selected]] >= 0]
         self._start = np.searchsorted(frames[selected], np.arange(len(self.order) + 1))
         offset, length = _spans(raws, text)
         self._offset, self._length = offset[selected], length[selected]
@@ -179,6 +197,39 @@ class CocoIndex:
     def _name(self, row: Row, n: int) -> str:
         """Name a row in error messages: its file, its kind, and its id or else its index."""
         return f"{self.file}: {row.kind} {f'number {n}' if row.id is None else repr(row.id)}"
+
+    def _reject(self, problem: str, error: DataError) -> None:
+        """Raise the error of an annotation, or count the annotation by the kind of its problem."""
+        if self._strict:
+            raise error
+        known = self.left_out.get(problem)
+        self.left_out[problem] = LeftOut(
+            "masks",
+            known.count + 1 if known else 1,
+            known.where if known else str(self.file),
+            known.message if known else str(error),
+        )
+
+    def _check_rest(self, count: int, num_masks: int) -> None:
+        """Raise an error if no annotation is left, and log how many are left out."""
+        if not self.left_out:
+            return
+        rejected = sum(entry.count for entry in self.left_out.values())
+        first = next(iter(self.left_out.values()))
+        if num_masks == 0 or rejected >= count:
+            raise DataError(
+                f"{self.file}: none of its {count} annotations can be used. The first: "
+                f"{first.message}"
+            )
+        logger.warning(
+            "{}: left out {} of {} annotations that cannot be used ({}). The first: {}. "
+            "dataset.strict=true makes them errors",
+            self.file,
+            rejected,
+            count,
+            ", ".join(f"{entry.count} {problem}" for problem, entry in self.left_out.items()),
+            first.message,
+        )
 
     def _require(self, row: Row, n: int, *keys: str) -> None:
         """Raise a DataError if the row does not have all keys."""
@@ -191,6 +242,8 @@ class CocoIndex:
 
     def _positions(self, rows: Sequence[Row]) -> dict[str, int]:
         """Map the ids of the rows, which must be unique, to their indices."""
+        for row in rows:
+            row.id = _whole(row.id)
         position = {str(row.id): n for n, row in enumerate(rows)}
         for n, row in enumerate(rows):
             if position[str(row.id)] != n:
@@ -206,8 +259,10 @@ class CocoIndex:
             raise DataError(
                 f"{self.file}: 'images' is empty", hint="give a file with one image or more"
             )
+        self._derive_videos(images)
         for n, image in enumerate(images):
             self._require(image, n, "id", "video_id", "order_in_video")
+            image.video_id = _whole(image.video_id)
             order = image.order_in_video
             # NaN fails the comparison, and larger integers are not exact as float64.
             if type(order) not in (int, float) or not abs(order) < 2**53:
@@ -244,6 +299,42 @@ class CocoIndex:
         self._files = self._pack([f"{im.file_name or ''}\n{im.path or ''}" for im in images])
         return position
 
+    def _derive_videos(self, images: list[ImageRow]) -> None:
+        """Group images without video ids to videos by their file names, as of Roboflow and CVAT.
+
+        Raises:
+            DataError: two images have the same place in a video.
+        """
+        no_video = all(image.video_id is None for image in images)
+        no_order = all(image.order_in_video is None for image in images)
+        if not no_order or not all(image.file_name or image.path for image in images):
+            return
+        names = [image.file_name or image.path or "" for image in images]
+        if no_video:
+            frames = group_frames(names, self.file.stem.removeprefix("instances_").strip("_."))
+            if twice := repeated(frames):
+                (video, number), count = twice[0]
+                raise DataError(
+                    f"{self.file}: {count} images are frame {number} of video {video!r}, and "
+                    f"{len(twice) - 1} more frames occur several times; 'video_id' is missing, so "
+                    "folders and file names define the videos",
+                    hint="export without augmented copies, or add 'video_id' and 'order_in_video'",
+                )
+            logger.info(
+                "{}: no image has a 'video_id'; grouped {} images to {} videos by folder and by "
+                "the file name before the frame number",
+                self.file,
+                len(images),
+                len({frame.video for frame in frames}),
+            )
+            for image, frame in zip(images, frames, strict=True):
+                image.video_id, image.order_in_video = frame
+            return
+        logger.info("{}: no image has an 'order_in_video'; ordered by file name", self.file)
+        in_order = sorted(range(len(names)), key=lambda n: natural_key(names[n]))
+        for order, n in enumerate(in_order):
+            images[n].order_in_video = order
+
     def _index_videos(self, videos: list[VideoRow]) -> dict[str, int]:
         """Index the form per track, and return the video indices by video id."""
         for n, video in enumerate(videos):
@@ -251,6 +342,14 @@ class CocoIndex:
             where = self._name(video, n)
             if not (video.file_names or video.length or 0) or (video.length or 1) < 1:
                 raise DataError(f"{where} has no 'file_names'", hint="list the files of its frames")
+            if (video.length or 0) > MAX_FRAMES:
+                raise DataError(
+                    where,
+                    key="length",
+                    value=video.length,
+                    expected=f"up to {MAX_FRAMES}",
+                    hint="list the files of its frames as 'file_names'",
+                )
             if video.file_names and video.length not in (None, len(video.file_names)):
                 raise DataError(
                     f"{where} has {len(video.file_names)} 'file_names' but a 'length' of "
@@ -275,45 +374,73 @@ class CocoIndex:
     ) -> Iterator[tuple[int, int, Raw]]:
         """Yield the frame number, the annotation's index and the JSON text of each mask."""
         for n, row in enumerate(rows):
-            f = position.get(str(row.image_id), -1)
-            if f < 0 or _is_null(row.segmentation) or not self.annotated[f]:
-                self._require(row, n, "image_id", "segmentation")
-                fault = "is not the id of any image"
-                if f >= 0:
-                    fault = "is an image with 'annotated': false"
-                raise DataError(
-                    f"{self._name(row, n)}: 'image_id' {str(row.image_id)!r} {fault}",
+            f = position.get(str(_whole(row.image_id)), -1)
+            if f < 0 or not self.annotated[f]:
+                problem = "of unannotated images" if f >= 0 else "of unknown images"
+                fault = "is an image with 'annotated': false" if f >= 0 else "is not the id of any"
+                error = DataError(
+                    f"{self._name(row, n)}: 'image_id' {str(row.image_id)!r} {fault}"
+                    f"{'' if f >= 0 else ' image'}",
                     hint="remove the annotation, or correct the image",
                 )
+                self._reject(problem, error)
+                continue
+            if not self._has_mask(row, n, row.segmentation):
+                continue
             # One interpolated mask is enough: the frame has not been annotated by hand.
             if _is_between_keyframes(row):
                 self._flagged[f] = True
             yield f, n, row.segmentation
+
+    def _has_mask(self, row: AnnotationRow, n: int, raw: Raw) -> bool:
+        """Return whether an annotation has a mask, as far as its first bytes tell."""
+        if _is_null(raw):
+            hint = "every annotation needs one"
+            self._reject(
+                "without a segmentation",
+                DataError(f"{self._name(row, n)} has no 'segmentation'", hint=hint),
+            )
+            return False
+        if memoryview(raw).nbytes > _SHORT or _is_usable(raw):
+            return True
+        text = bytes(raw).decode(errors="replace")
+        error = DataError(
+            f"{self._name(row, n)}: 'segmentation' {text} is no polygon of three points or more, "
+            "and no run lengths",
+            hint="draw the mask again, or remove the annotation",
+        )
+        self._reject("with an empty mask", error)
+        return False
 
     def _masks_of_tracks(
         self, rows: list[AnnotationRow], position: dict[str, int]
     ) -> Iterator[tuple[int, int, Raw]]:
         """Yield the same as :meth:`_masks_of_images`."""
         for n, row in enumerate(rows):
-            self._require(row, n, "video_id", "segmentations")
-            where, raws = self._name(row, n), row.segmentations or []
-            v = position.get(str(row.video_id), -1)
-            if v < 0:
-                raise DataError(
-                    f"{where}: 'video_id' {str(row.video_id)!r} is not the id of any video",
-                    hint="remove the annotation, or add the video",
-                )
+            where, raws = self._name(row, n), row.segmentations
+            v = position.get(str(_whole(row.video_id)), -1)
+            if v < 0 or raws is None:
+                missing_key = "'segmentations'" if v >= 0 else "'video_id'"
+                fault = f"has no {missing_key}"
+                if v < 0 and row.video_id is not None:
+                    fault = f"'video_id' {str(row.video_id)!r} is not the id of any video"
+                    where += ":"
+                error = DataError(f"{where} {fault}", hint="correct or remove the annotation")
+                self._reject("without a video or masks", error)
+                continue
             begin, end = self.first[v : v + 2].tolist()
             if len(raws) != end - begin:
-                raise DataError(
+                error = DataError(
                     f"{where} has {len(raws)} 'segmentations', but its video {self.names[v]!r} has "
                     f"{end - begin} frames",
                     hint="give one per frame, null where the object is not visible",
                 )
+                self._reject("of another length than their video", error)
+                continue
             yield from ((begin + t, n, raw) for t, raw in enumerate(raws) if not _is_null(raw))
 
-    def _identify(self, rows: list[AnnotationRow], identity: str) -> Iterator[ObjectId]:
-        """Yield the object id of each annotation."""
+    def _identify(self, rows: list[AnnotationRow], identity: str) -> Iterator[ObjectId | None]:
+        """Yield the object id of each annotation, and None for one that is left out."""
         keys = () if identity == "category" else TRACKS
         tracks = (k for k in keys if any(_value_of(row, k) is not None for row in rows))
         # In the form per track, an annotation without these keys is a track itself.
@@ -325,23 +452,22 @@ class CocoIndex:
                 hint="add them, or use dataset.identity=category or components",
             )
         for n, row in enumerate(rows):
-            value = _value_of(row, key)
+            value = _whole(_value_of(row, key))
             if type(value) in (int, str):
                 yield value
                 continue
+            yield None
             where = self._name(row, n)
             if value is None:
                 reason = " (other annotations have it)" if key in TRACKS else ""
-                raise DataError(
+                error = DataError(
                     f"{where} has no {key!r}{reason}", hint="every annotation needs one"
                 )
-            raise DataError(
-                where,
-                key=key,
-                value=value,
-                expected="an integer or a string",
-                hint="export the file again",
-            )
+            else:
+                expected = "an integer or a string"
+                hint = "export the file again"
+                error = DataError(where, key=key, value=value, expected=expected, hint=hint)
+            self._reject(f"without a valid {key!r}", error)
 
     def _pack(self, texts: list[str]) -> list[str]:
         """Join one string per frame to one string per video."""
@@ -382,12 +508,8 @@ class CocoIndex:
                 for k in numbers:
                     stream.seek(self._offset[k])
                     where = f"{self.file}: annotation {self._id[k].decode()} ({self.frame(v, t)})"
-                    try:
-                        segmentation = json.loads(stream.read(self._length[k]))
-                    except (ValueError, RecursionError) as error:
-                        raise DataError(
-                            f"{where}: its mask is not JSON ({error})", hint="export the file again"
-                        ) from error
+                    text = stream.read(self._length[k])
+                    segmentation = parse_json(text, f"{where}: its mask", non_finite=True)
                     stored.append(StoredMask(self._objects[self._code[k]], segmentation, where))
         except OSError as error:
             raise DataError(
@@ -411,6 +533,7 @@ def _read_rows(path: Path, kind: type[Content], key: str) -> tuple[Content, mmap
         DataError: the file cannot be read, is not JSON, or has another structure.
     """
     try:
+        check_size(path, MAX_DATA_BYTES)
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size:
                 text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -421,7 +544,12 @@ def _read_rows(path: Path, kind: type[Content], key: str) -> tuple[Content, mmap
                 except msgspec.DecodeError:
                     pass  # Python's decoder accepts what some tools write: NaN, a BOM
             content = json.loads(file.read(), object_hook=_keep_raw)
+            check_depth(content, str(path))
             return msgspec.convert(content, kind), None
+    except RecursionError as error:
+        raise DataError(
+            f"{path} is nested too deeply for a COCO JSON file", hint="export it again"
+        ) from error
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error}", hint="check dataset.annotation_file"
@@ -442,6 +570,37 @@ def _keep_raw(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(row.get("segmentations"), list):
         row["segmentations"] = [Raw(json.dumps(s).encode()) for s in row["segmentations"]]
     return row
+
+
+def usable(segmentation: Any) -> bool:
+    """Return whether a mask has a polygon of three points or more, or any run lengths."""
+    if isinstance(segmentation, dict):
+        return bool(segmentation)  # what is missing is reported when it is decoded
+    return isinstance(segmentation, list) and any(polygons_of(segmentation)[0])
+
+
+def _is_usable(raw: Raw) -> bool:
+    """Return :func:`usable` for the text of a mask; damaged text is reported when it is read."""
+    try:
+        return usable(json.loads(bytes(raw)))
+    except ValueError:
+        return True
+
+
+def polygons_of(segmentation: list[Any]) -> tuple[list[list[Any]], int]:
+    """Return the polygons of three points or more, and the number of the other ones.
+
+    A flat list of coordinates is one polygon.
+    """
+    if segmentation and not any(isinstance(part, list) for part in segmentation):
+        segmentation = [segmentation]
+    parts = [p for p in segmentation if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
+    return parts, len(segmentation) - len(parts)
+
+
+def _whole(value: Any) -> Any:
+    """Return a float without a fraction as an integer: some tools write ids as 1.0."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _value_of(row: AnnotationRow, key: str) -> Any:

@@ -114,8 +114,40 @@ def _match_frame(labels: np.ndarray, count: int, latest: list[np.ndarray]) -> li
     shared = np.array(
         [np.bincount(flat[pixels], minlength=count + 1)[1:] for pixels in latest]
     ).reshape(len(latest), count)
-    lengths = np.array([len(pixels) for pixels in latest], int).reshape(-1, 1)
-    iou = shared / (areas + lengths - shared)
+    pixels = [np.flatnonzero(flat == component + 1) for component in range(count)]
+    return _assign(shared, areas, pixels, latest)
+
+
+def match_masks(masks: list[np.ndarray], latest: list[np.ndarray]) -> list[int]:
+    """Return the object number of each mask of a frame, and update ``latest`` in place.
+
+    The rule is the same as in :class:`ConnectedObjects`, but masks may overlap.
+
+    Args:
+        masks: ``[H,W]`` bool each.
+        latest: flat pixel indices of the latest mask of each object; object 1 comes first.
+    """
+    pixels = [np.flatnonzero(mask) for mask in masks]
+    shared = np.array(
+        [[np.count_nonzero(mask.ravel()[old[old < mask.size]]) for mask in masks] for old in latest]
+    ).reshape(len(latest), len(masks))
+    return _assign(shared, np.array([len(p) for p in pixels], int), pixels, latest)
+
+
+def _assign(
+    shared: np.ndarray, areas: np.ndarray, pixels: list[np.ndarray], latest: list[np.ndarray]
+) -> list[int]:
+    """Match masks to objects greedily in order of decreasing IoU.
+
+    Args:
+        shared: ``[objects, masks]`` numbers of common pixels.
+        areas: ``[masks]`` numbers of pixels.
+        pixels: flat pixel indices of each mask.
+        latest: as for :func:`match_masks`; updated in place.
+    """
+    count = len(pixels)
+    lengths = np.array([len(p) for p in latest], int).reshape(-1, 1)
+    iou = shared / np.maximum(areas + lengths - shared, 1)
     numbers = [0] * count
     # Greedy matching; the stable sort resolves ties the same way in every process.
     for pair in np.argsort(-iou, axis=None, kind="stable").tolist():
@@ -128,5 +160,5 @@ def _match_frame(labels: np.ndarray, count: int, latest: list[np.ndarray]) -> li
         if not numbers[component]:
             latest.append(np.empty(0, int))
             numbers[component] = len(latest)
-        latest[numbers[component] - 1] = np.flatnonzero(flat == component + 1)
+        latest[numbers[component] - 1] = pixels[component]
     return numbers

@@ -22,11 +22,18 @@ import msgspec
 import numpy as np
 from loguru import logger
 
+from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode_mask, encode_mask
-from sam2kit.data.sources.base import DerivedSource, ObjectId, SelectedVideos, VideoSource
-from sam2kit.data.sources.frame_folders import image_size
+from sam2kit.data.sources.base import (
+    DerivedSource,
+    ObjectId,
+    Remark,
+    SelectedVideos,
+    VideoSource,
+)
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import end_last_line
+from sam2kit.utils.readers import MAX_DATA_BYTES, parse_json, read_text
 
 FILE_NAME = "corrections.jsonl"
 
@@ -129,6 +136,10 @@ class CorrectedSource(DerivedSource):
         """Return the names of the videos that have a corrected frame."""
         return {video for video, _ in self._lines}
 
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
+
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, i
 
@@ -197,8 +208,8 @@ def with_corrections(source: VideoSource, path: str | Path) -> VideoSource:
 def _read(path: Path) -> Iterator[tuple[str, Correction]]:
     """Yield the location of each line (file and line number) and its content."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, max_bytes=MAX_DATA_BYTES)
+    except (OSError, DataError) as error:
         raise DataError(
             f"{path} is not a readable corrections file ({error})",
             hint="give a file that the prompt debugger wrote",
@@ -207,8 +218,8 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
     for number, row in enumerate(text.splitlines(), 1):
         where = f"{path}: line {number}"
         try:
-            yield where, msgspec.convert(json.loads(row), Correction)
-        except ValueError as error:
+            yield where, msgspec.convert(parse_json(row, where), Correction)
+        except (ValueError, DataError) as error:
             raise DataError(
                 f"{where} is not a correction of version 1 ({error})", hint="remove the line"
             ) from None

@@ -7,29 +7,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from loguru import logger
-from PIL import Image
-from torchvision.io import decode_jpeg, read_file
 
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.pictures import image_size, read_picture
+from sam2kit.data.sources.base import NOTE, ObjectId, Remark, VideoSource
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
-    VIDEO_ENDINGS,
-    Listing,
+    has_two_orders,
     list_folder,
-    log_ignored,
     natural_key,
     read_split,
+    same_form,
     sort_files,
     stem,
 )
-from sam2kit.data.sources.mask_files import MaskFiles
+from sam2kit.data.sources.mask_files import JPEG_KINDS, MaskFiles, share_decision
+from sam2kit.data.sources.mask_search import split_masks
+from sam2kit.data.sources.video_folders import LAYOUTS, VideoFolder, VideoFolders
 from sam2kit.utils.errors import DataError
-
-LAYOUTS = (
-    "ROOT/JPEGImages/VIDEO/00000.jpg with ROOT/Annotations/VIDEO/00000.png, either with a "
-    "resolution such as 480p before VIDEO, or ROOT/VIDEO/00000.jpg without masks"
-)
 
 
 class MaskedFrames(VideoSource):
@@ -70,19 +66,24 @@ class VideoDataset(MaskedFrames):
 
     The layouts are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
     ``ROOT/Annotations/[RESOLUTION/]VIDEO/`` (DAVIS, YouTube-VOS, MOSE, LVOS), and plain
-    ``ROOT/VIDEO/*.jpg`` without masks. If one of the two directories is missing, the only directory
-    with a longer name replaces it, such as ``JPEGImages_24fps``.
+    ``ROOT/VIDEO/*.jpg``. If one of the two directories is missing, the only directory with a longer
+    name replaces it, such as ``JPEGImages_24fps``. Directories with other usual names (``frames``
+    and ``masks``, ``imgs`` and ``labels``) are the same. Masks are also found in the directory of
+    their video (``VIDEO/ground-truth/00000.png``), beside it (``VIDEO_mask/``) and beside their
+    frames (``00000_mask.png``). A directory of frames itself is one video.
 
-    Frames are jpg, jpeg, png, webp, tif or tiff files, in upper or lower case. They are sorted by
-    name, with numbers compared by value (``2.jpg`` before ``10.jpg``); names need not be numbers,
-    and numbers may have gaps. Hidden files, and files that are neither frames nor masks, are
+    Frames are jpg, jpeg, png, webp, bmp, pgm, ppm, tif or tiff files, in upper or lower case. They
+    are sorted by name, with numbers compared by value (``2.jpg`` before ``10.jpg``, ``-1.jpg``
+    before ``0.jpg``); names need not be numbers, and numbers may have gaps. ``remarks`` lists what
+    may be data and is not read. Hidden files, and files that are neither frames nor masks, are
     ignored and logged.
 
-    Masks are read as described in :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG files
-    that hold object numbers, or one directory of PNG files per object. A frame without a mask file
-    is unannotated.
+    Masks are read as described in :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG, TIFF or
+    BMP files that hold object numbers, or one directory of such files per object. A frame without a
+    mask file is unannotated.
 
-    Directories are listed once, and no file is opened. Memory holds one string per video, so a
+    Directories are listed once. Up to 256 masks are read to decide what their values mean; no other
+    file is opened. Memory holds one string per video, so a
     million frames need no more than the length of their names.
 
     Args:
@@ -93,15 +94,18 @@ class VideoDataset(MaskedFrames):
             videos.
         resolution: the directory to use if there are several resolutions. None (default): 480p, if
             it exists.
-        masks_path: the directory with one subdirectory of masks per video. None (default):
-            ``ROOT/Annotations``.
+        masks_path: the directory with one subdirectory of masks per video, or for a single video
+            the directory of its masks. None (default): as in the layouts above.
         refused: called with the error of each unusable video, which is then skipped. None
             (default): the first such error is raised.
+        mask_values: ``dataset.mask_values``, the meaning of the values of mask files.
+        mask_colours: ``dataset.mask_colours``, a colour table.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
         DataError: no videos, an empty directory, a mask without a frame, two frames of one name, or
-            a video of the split that does not exist; on reading, a file that cannot be read, a
-            colour mask, or a mask whose size differs from its frame.
+            a video of the split that does not exist; on reading, a file that cannot be read, or a
+            mask whose size differs from its frame.
     """
 
     def __init__(
@@ -111,28 +115,28 @@ class VideoDataset(MaskedFrames):
         resolution: str | None = None,
         masks_path: str | Path | None = None,
         refused: Callable[[DataError], None] | None = None,
+        mask_values: str = "auto",
+        mask_colours: str | None = None,
+        intensity: IntensityRule | None = None,
     ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root} is not a folder", hint=f"expected {LAYOUTS}")
-        folder, listings, masks = self._find_folders(resolution)
-        if masks_path is not None:
-            masks = Path(masks_path)
-            if (masks / folder.name).is_dir():  # of this resolution
-                masks = masks / folder.name
-        # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
-        no_videos = ("ImageSets", masks.name if masks and masks.parent == folder else "")
-        videos = sorted((name for name in listings if name not in no_videos), key=natural_key)
-        if not any(listings[name].files for name in videos):
-            raise DataError(f"{self.root}: no videos found", hint=self._hint(folder))
-        self._folder = folder
+        self._jpeg_masks = mask_values in JPEG_KINDS
+        self._scaler = VideoScaler(intensity or IntensityRule())
+        self._dropped = DroppedFiles(self.root)
+        masks_folder = None if masks_path is None else Path(masks_path)
+        layout = VideoFolders(self.root, resolution, masks_folder, self._dropped)
+        folders = layout.videos
         self.names: list[str] = []
+        self._folders: list[Path] = []
         self._frames: list[str] = []
         self._masks: list[MaskFiles | None] = []
-        others: list[str] = []
-        for name in videos if split is None else read_split(split, self.root, videos):
+        videos = sorted(folders, key=natural_key)
+        selected = videos if split is None else read_split(split, self.root, videos)
+        for name in selected:
             try:
-                others += self._add(name, listings[name], masks)
+                self._add(name, folders[name])
             except DataError as error:
                 if refused is None:
                     raise
@@ -143,82 +147,55 @@ class VideoDataset(MaskedFrames):
                 hint="fix the errors of the single videos",
             )
         self.has_masks = any(files is not None for files in self._masks)
-        if masks is not None and not self.has_masks:
+        if layout.masks is not None and not self.has_masks:
             raise DataError(
-                f"{masks} has no folder for any of the {len(self.names)} videos, such as "
+                f"{layout.masks} has no folder for any of the {len(self.names)} videos, such as "
                 f"{self.names[0]!r}",
-                hint=f"put the masks of a video into {masks / self.names[0]}",
+                hint=f"put the masks of a video into {layout.masks / self.names[0]}",
             )
-        log_ignored(self.root, others)
+        self._remarks = [*layout.remarks, *self._dropped.report()]
+        mask_files = [files for files in self._masks if files is not None]
+        self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)
 
-    def _add(self, name: str, listing: Listing, masks: Path | None) -> list[str]:
-        """Add a video, and return the names in its directories that are neither frame nor mask."""
-        files = sort_files(listing.files, self._folder / name)
+    @property
+    def remarks(self) -> list[Remark]:
+        reason = self._decision.values.reason if self._masks else ""
+        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+
+    def _add(self, name: str, video: VideoFolder) -> None:
+        """Add a video."""
+        files = sort_files(video.frames, video.folder)
         if not files:
             raise DataError(
-                f"{self._folder / name} holds no frames ({', '.join(FRAME_ENDINGS)})",
+                f"{video.folder} holds no frames ({', '.join(FRAME_ENDINGS)})",
                 hint="remove the folder, or list the videos to use in dataset.split",
             )
         # An error of the masks must be raised before the video is added: it may be skipped.
-        # A video without a folder of masks is unannotated, even if others have masks.
-        mask_files = None
-        if masks is not None and (masks / name).is_dir():
-            mask_files = _masks_of(masks / name, files)
+        masks = self._masks_of(video, files) if video.has_masks else None
         self.names.append(name)
+        self._folders.append(video.folder)
         self._frames.append("/".join(files))  # file names cannot contain a "/"
-        self._masks.append(mask_files)
-        return listing.others + (mask_files.others if mask_files else [])
+        self._masks.append(masks)
+        if masks is not None:
+            self._dropped.add(masks.folder, masks.others)
+            self._dropped.jpeg_masks += masks.dropped
+        if has_two_orders([stem(file) for file in files]):
+            self._dropped.unclear_orders.append(video.folder)
 
-    def _find_folders(self, resolution: str | None) -> tuple[Path, dict[str, Listing], Path | None]:
-        """Find the frames and the masks.
-
-        Returns:
-            The directory of the videos, the listing of each video's directory, and the directory of
-            the masks or None.
-        """
-        images, annotations = (_find_folder(self.root, n) for n in ("JPEGImages", "Annotations"))
-        if images is None:
-            if annotations is not None:
-                raise DataError(
-                    f"{self.root} has Annotations but no JPEGImages", hint=self._hint(self.root)
-                )
-            return self.root, _list_videos(self.root), None
-        listings = _list_videos(images)
-        # Directories of frames are videos; directories of directories only are resolutions.
-        names = sorted(n for n, inner in listings.items() if inner.folders and not inner.files)
-        flat = not names or any(inner.files for inner in listings.values())
-        if flat and resolution is None:
-            return images, listings, annotations
-        if resolution is None and len(names) > 1 and "480p" in names:
-            logger.info("{}: using 480p of the resolutions {}", images, names)
-            resolution = "480p"
-        chosen = resolution or (names[0] if len(names) == 1 else None)
-        if chosen not in names:
-            raise DataError(
-                str(images),
-                key="resolution",
-                value=chosen,
-                expected=f"one of {', '.join(names)}",
-                hint="give one of these" if chosen else "there are several: keep one of them",
-            )
-        listings = _list_videos(images / chosen)
-        if annotations is None:
-            return images / chosen, listings, None
-        if not (annotations / chosen).is_dir():
-            raise DataError(
-                f"{images / chosen} has no counterpart {annotations / chosen}",
-                hint="put the masks there",
-            )
-        return images / chosen, listings, annotations / chosen
-
-    def _hint(self, folder: Path) -> str:
-        """Describe what is in the directory instead, and what to give."""
-        inner = [p.parent.name for p in self.root.glob("*/JPEGImages*") if p.is_dir()]
-        if inner:
-            return f"it holds the data sets {', '.join(sorted(set(inner)))}: give one of them"
-        if films := list_folder(self.root, VIDEO_ENDINGS).files:
-            return f"it holds video files such as {min(films)}: set dataset.type=files"
-        return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
+    def _masks_of(self, video: VideoFolder, files: list[str]) -> MaskFiles:
+        """Index the masks of a video with the given frames."""
+        indices = {same_form(stem(file)): t for t, file in enumerate(files)}
+        hint = f"name masks like their frames (first frame: {files[0]})"
+        if video.masks is not None:
+            return MaskFiles(video.masks, len(files), indices.get, hint, self._jpeg_masks)
+        of_mask = {same_form(stem(m)): frame for frame, m in video.masks_beside.items()}
+        return MaskFiles(
+            video.folder,
+            len(files),
+            lambda mask: indices.get(of_mask[mask]),
+            hint,
+            files=list(video.masks_beside.values()),
+        )
 
     def num_frames(self, i: int) -> int:
         return self._frames[i].count("/") + 1
@@ -228,111 +205,46 @@ class VideoDataset(MaskedFrames):
 
     def frame_path(self, i: int, t: int) -> Path:
         """Return the file of frame ``t`` of video ``i``."""
-        return self._folder / self.names[i] / self._frames[i].split("/")[t]
+        return self._folders[i] / self._frames[i].split("/")[t]
 
     def video_path(self, i: int) -> Path:
         """Return the folder of the frames of video ``i``."""
-        return self._folder / self.names[i]
+        return self._folders[i]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self.frame_path(i, t))
+        return read_scaled(self, self._scaler, i, t)
 
     def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
         return self._masks[i], t
 
 
-def _masks_of(folder: Path, frames: list[str]) -> MaskFiles:
-    """Index the masks of a video with the given frames."""
-    indices = {stem(name): t for t, name in enumerate(frames)}
-    hint = f"name masks like their frames (first frame: {frames[0]})"
-    return MaskFiles(folder, len(frames), indices.get, hint)
-
-
-def _find_folder(root: Path, name: str) -> Path | None:
-    """Return the directory of this name, or else the only one named ``NAME_*``, or None."""
-    if (root / name).is_dir():
-        return root / name
-    longer = sorted(p for p in root.glob(f"{name}_*") if p.is_dir())
-    if len(longer) > 1:
-        raise DataError(
-            f"{root} has several candidates for {name}: {', '.join(p.name for p in longer)}",
-            hint=f"rename the one to use to {name}",
-        )
-    return longer[0] if longer else None
-
-
-def _list_videos(folder: Path) -> dict[str, Listing]:
-    return {
-        name: list_folder(folder / name, FRAME_ENDINGS)
-        for name in list_folder(folder, FRAME_ENDINGS).folders
-    }
-
-
-def _summary(folder: Path) -> str:
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more or "nothing"
-
-
 def list_frames(folder: Path) -> list[Path]:
-    """List the frames of one video in the order of :class:`VideoDataset`.
+    """List the frames of one video in the order of :class:`VideoDataset`, without masks.
 
     Raises:
         DataError: two files differ only in their extension.
     """
-    return [folder / n for n in sort_files(list_folder(folder, FRAME_ENDINGS).files, folder)]
+    files = split_masks(list_folder(folder, FRAME_ENDINGS).files).frames
+    return [folder / name for name in sort_files(files, folder)]
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as stored; an EXIF orientation is ignored, as masks do not have one.
+def read_scaled(source: VideoSource, scaler: VideoScaler, i: int, t: int) -> np.ndarray:
+    """Read frame ``t`` of video ``i`` of a source whose frames are picture files.
+
+    Frames of more than 8 bits are scaled by the range of their video.
 
     Returns:
         ``[H,W,3]`` uint8 RGB.
 
     Raises:
-        DataError: the file is missing or damaged, has more than 8 bits per channel, or holds
-            several images.
+        DataError: as :func:`~sam2kit.data.pictures.read_picture` and
+            :meth:`~sam2kit.data.intensity.VideoScaler.scale`.
     """
-    if path.suffix.lower() in (".jpg", ".jpeg") and (pixels := _read_jpeg(path)) is not None:
-        return pixels
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{path} has more than 8 bits per channel", hint="convert it to 8 bits"
-                )
-            pages = getattr(image, "n_frames", 1)
-            if image.format in ("TIFF", "WEBP") and pages > 1:
-                raise DataError(f"{path} holds {pages} images", hint="save each in its own file")
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        raise DataError(
-            f"{path} cannot be read as an image: {error}", hint="replace the file"
-        ) from error
 
+    def read(k: int) -> np.ndarray:
+        path = source.frame_path(i, k)
+        assert path is not None
+        return read_picture(path)
 
-def _read_jpeg(path: Path) -> np.ndarray | None:
-    """Decode a JPEG of three channels to the pixels of Pillow, in a fifth of the time.
-
-    Returns None for all other files, which Pillow must read.
-    """
-    try:
-        decoded = decode_jpeg(read_file(str(path)))
-    except (RuntimeError, ValueError):  # Pillow then reports whether it is missing or damaged
-        return None
-    return decoded.permute(1, 2, 0).contiguous().numpy() if len(decoded) == 3 else None
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Read the rows and columns of an image from its header.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as an image: {error}", hint="replace the file"
-        ) from error
+    pixels = scaler.scale(i, read(t), read, source.num_frames(i), source.name(i))
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2kit.data.sources.frame_folders import MaskedFrames, read_image
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.sources.base import NOTE, Remark
+from sam2kit.data.sources.dropped import DroppedFiles
+from sam2kit.data.sources.frame_folders import MaskedFrames, read_scaled
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     list_folder,
-    log_ignored,
     read_split,
+    same_form,
     sort_files,
     stem,
 )
-from sam2kit.data.sources.mask_files import MaskFiles
+from sam2kit.data.sources.mask_files import JPEG_KINDS, MaskFiles, share_decision
+from sam2kit.data.sources.mask_search import find_frame_folder, find_mask_folder, is_video_name
 from sam2kit.utils.errors import DataError
 
 
@@ -32,6 +36,9 @@ class ImageDataset(MaskedFrames):
         split: names of images without extension, as in
             :class:`~sam2kit.data.sources.frame_folders.VideoDataset`. None (default): all images.
         masks_path: the directory of the masks. None (default): as in the layouts above.
+        mask_values, mask_colours, intensity: as for
+            :class:`~sam2kit.data.sources.frame_folders.VideoDataset`; each image of more than 8
+            bits is scaled by itself.
 
     Raises:
         DataError: no images, two of one name, a mask without an image; on reading, a file that
@@ -39,7 +46,13 @@ class ImageDataset(MaskedFrames):
     """
 
     def __init__(
-        self, root: str | Path, split: str | None = None, masks_path: str | Path | None = None
+        self,
+        root: str | Path,
+        split: str | None = None,
+        masks_path: str | Path | None = None,
+        mask_values: str = "auto",
+        mask_colours: str | None = None,
+        intensity: IntensityRule | None = None,
     ) -> None:
         self.root = Path(root)
         folder, masks = picture_folders(self.root)
@@ -54,15 +67,29 @@ class ImageDataset(MaskedFrames):
             )
         self._folder = folder
         # All images share one MaskFiles: the position of an image there is its "frame".
-        positions = {stem(name): k for k, name in enumerate(files)}
+        positions = {same_form(stem(name)): k for k, name in enumerate(files)}
         self.names = list(positions) if split is None else read_split(split, self.root, positions)
         self._files = [(positions[name], files[positions[name]]) for name in self.names]
         self._masks = None
         if masks is not None:
             hint = f"name masks like their images (first image: {files[0]})"
-            self._masks = MaskFiles(masks, len(files), positions.get, hint)
+            is_jpeg = mask_values in JPEG_KINDS
+            self._masks = MaskFiles(masks, len(files), positions.get, hint, is_jpeg)
         self.has_masks = masks is not None
-        log_ignored(self.root, listing.others + (self._masks.others if self._masks else []))
+        self._scaler = VideoScaler(intensity or IntensityRule())
+        mask_files = [self._masks] if self._masks else []
+        self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)
+        dropped = DroppedFiles(self.root)
+        dropped.add(folder, listing.others)
+        for files_of_masks in mask_files:
+            dropped.add(files_of_masks.folder, files_of_masks.others)
+            dropped.jpeg_masks += files_of_masks.dropped
+        self._remarks = dropped.report()
+
+    @property
+    def remarks(self) -> list[Remark]:
+        reason = self._decision.values.reason if self._masks else ""
+        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
 
     def num_frames(self, i: int) -> int:
         return 1
@@ -81,15 +108,24 @@ class ImageDataset(MaskedFrames):
         return self._folder / self._files[i][1]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self.frame_path(i, t))
+        return read_scaled(self, self._scaler, i, t)
 
     def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
         return self._masks, self._files[i][0]
 
 
 def picture_folders(root: Path) -> tuple[Path, Path | None]:
-    """Return the directory of the images and the one of their masks, or None if it is missing."""
-    for images, masks in (("images", "masks"), ("JPEGImages", "Annotations")):
-        if (root / images).is_dir():
-            return root / images, root / masks if (root / masks).is_dir() else None
+    """Return the directory of the images and the one of their masks, or None if it is missing.
+
+    Raises:
+        DataError: several directories are named as masks.
+    """
+    names = list_folder(root, ()).folders
+    for images in ("images", "JPEGImages"):
+        if images in names:
+            return root / images, find_mask_folder(root, names)
+    masks = find_mask_folder(root, names)
+    images_folder = find_frame_folder(root, names) if masks else None
+    if images_folder is not None and not is_video_name(images_folder.name):
+        return images_folder, masks
     return root, None

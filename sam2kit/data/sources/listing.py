@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +16,41 @@ from loguru import logger
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import suggest
 
-FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm")
+JPEG_ENDINGS = (".jpg", ".jpeg")
+MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
+FRAME_ENDINGS = (*JPEG_ENDINGS, ".webp", ".pgm", ".ppm", *MASK_ENDINGS)
+# What the decoder (FFmpeg) reads, of cameras and of the formats that people share.
+VIDEO_ENDINGS = (
+    *(".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".wmv", ".asf", ".mpg", ".mpeg", ".vob"),
+    *(
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".mxf",
+        ".dv",
+        ".flv",
+        ".3gp",
+        ".3g2",
+        ".ogv",
+        ".ogg",
+        ".m2v",
+        ".mp2t",
+    ),
+)
+# What file servers, archivers and desktops leave in folders, in lower case. They may hold pictures,
+# such as thumbnails.
+SYSTEM_FOLDERS = (
+    *("@eadir", "@recycle", "@tmp", "#recycle", "__macosx", "lost+found", "$recycle.bin"),
+    "system volume information",
+)
+# Pictures that no source reads.
+OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".exr", ".svg")
+
+_MINUS = ("-", "\u2212")  # a hyphen, and the minus sign of typography
+_NUMBERED = re.compile(
+    r"(?P<prefix>|.*?[^\d.,+\-\u2212])(?P<sign>[+\-\u2212]?)(?P<whole>\d{1,30})"
+    r"(?P<decimals>[.,]\d{1,30})?(?P<suffix>[^\d]*)"
+)
 
 
 class Listing(NamedTuple):
@@ -53,8 +88,10 @@ def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
             for entry in entries:
                 fits = entry.name.lower().endswith(endings) and not entry.name.startswith(".")
                 if fits and entry.is_file():
+                    _require_utf8(entry)
                     listing.files.append(entry.name)
-                elif entry.is_dir() and not entry.name.startswith("."):
+                elif entry.is_dir() and not _is_system_folder(entry.name):
+                    _require_utf8(entry)
                     listing.folders.append(entry.name)
                 elif fits and entry.is_symlink():
                     raise DataError(f"{entry.path} is a broken link", hint="repair or remove it")
@@ -65,6 +102,37 @@ def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
             f"{folder} cannot be listed: {error}", hint="give a readable directory"
         ) from error
     return listing
+
+
+def _is_system_folder(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def _require_utf8(entry: os.DirEntry[str]) -> None:
+    """Raise if a name is not UTF-8: reports, JSON files and logs could not contain it."""
+    if not entry.name.isascii() and any("\ud800" <= c <= "\udfff" for c in entry.name):
+        shown = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+        raise DataError(
+            f"{os.path.dirname(entry.path)} holds a name that is not UTF-8: {shown}",
+            hint="rename it, for example with: convmv -f latin1 -t utf8 -r --notest FOLDER",
+        )
+
+
+def same_form(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC), in which equal names are equal strings.
+
+    macOS stores "\u00e9" as two characters, and other systems as one.
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def find_entry(folder: Path, name: str) -> Path:
+    """Return ``folder / name``, or the entry that has this name in another Unicode form."""
+    path = folder / name
+    if name.isascii() or path.exists() or not folder.is_dir():
+        return path
+    names = (n for n in os.listdir(folder) if same_form(n) == same_form(name))
+    return folder / next(names, name)
 
 
 def log_ignored(root: str | Path, names: list[str]) -> None:
@@ -90,6 +158,41 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), p) if p.isdecimal() and len(p) < 1000 else (1, 0, p) for p in parts if p]
 
 
+def frame_numbers(stems: Sequence[str]) -> list[Decimal] | None:
+    """Read the numbers of frames whose names differ in nothing but a number with sign or decimals.
+
+    A minus or plus sign belongs to the number if some names have it and others do not, or if
+    nothing is before it: ``-1, 0, 1`` and ``t-1, t0, t1``, but not ``clip-1, clip-2``. A point is a
+    decimal point unless two names would have the same number, as ``1.1`` and ``1.10``.
+
+    Returns:
+        The numbers; None if the names have another form, or whole numbers without a sign.
+    """
+    matches = [_NUMBERED.fullmatch(name) for name in stems]
+    if len({m and (m["prefix"], m["suffix"]) for m in matches}) != 1 or not matches[0]:
+        return None
+    signs = {m["sign"] for m in matches if m}
+    signed = bool(signs & set(_MINUS)) and (not matches[0]["prefix"] or len(signs) > 1)
+    decimal = any(m["decimals"] for m in matches if m)
+    if not (signed or decimal):
+        return None
+    numbers = []
+    for m in matches:
+        assert m is not None
+        sign = "-" if signed and m["sign"] in _MINUS else ""
+        numbers.append(Decimal(f"{sign}{m['whole']}{(m['decimals'] or '').replace(',', '.')}"))
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def has_two_orders(stems: Sequence[str]) -> bool:
+    """Return whether the order of names depends on whether a point in them is a decimal point."""
+    numbers = frame_numbers(stems)
+    if numbers is None or not any("." in name or "," in name for name in stems):
+        return False
+    by_value = [name for _, name in sorted(zip(numbers, stems, strict=True))]
+    return min(numbers) >= 0 and by_value != sorted(stems, key=natural_key)
+
+
 def sort_files(files: list[str], folder: str | Path) -> list[str]:
     """Sort file names by their stems, with numbers compared by value.
 
@@ -100,7 +203,7 @@ def sort_files(files: list[str], folder: str | Path) -> list[str]:
     Raises:
         DataError: two files differ only in their extension.
     """
-    stems = [stem(name) for name in files]
+    stems = [same_form(stem(name)) for name in files]
     if len(set(stems)) < len(stems):
         duplicate = Counter(stems).most_common(1)[0][0]
         raise DataError(
@@ -109,8 +212,11 @@ def sort_files(files: list[str], folder: str | Path) -> list[str]:
             hint="keep one of them",
         )
     # Zero-padded numbers of equal length sort correctly as strings, which is much faster.
-    padded = len({len(s) for s in stems}) < 2 and all(s.isdecimal() for s in stems)
-    return sorted(files, key=stem if padded else lambda name: natural_key(stem(name)))
+    if len({len(s) for s in stems}) < 2 and all(s.isdecimal() for s in stems):
+        return sorted(files, key=stem)
+    if (numbers := frame_numbers(stems)) is not None:
+        return [name for _, name in sorted(zip(numbers, files, strict=True))]
+    return sorted(files, key=lambda name: natural_key(stem(name)))
 
 
 def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
@@ -142,11 +248,11 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
             f"{path} cannot be read as a list of videos: {error}",
             hint="give a UTF-8 text file with one video name per line",
         ) from error
-    existing = set(videos)
+    existing = {same_form(name): name for name in videos}
     names = dict.fromkeys(_video_of_line(line, existing) for line in lines if line.strip())
     if not names:
         raise DataError(f"{path} lists no videos", hint="write one video name per line")
-    missing = [name for name in names if name not in existing]
+    missing = [name for name in names if same_form(name) not in existing]
     if missing:
         raise DataError(
             f"{path} lists {len(missing)} videos that do not exist in {root}, such as "
@@ -156,9 +262,11 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
     return list(names)
 
 
-def _video_of_line(line: str, videos: Collection[str]) -> str:
+def _video_of_line(line: str, videos: Mapping[str, str]) -> str:
     line = line.strip()
-    if line in videos or "/" not in line:
+    if (name := videos.get(same_form(line))) is not None:
+        return name
+    if "/" not in line:
         return line
     first = Path(line.split()[0])  # DAVIS 2016: /JPEGImages/480p/bear/00000.jpg /Annotations/...
     return first.parent.name if first.suffix.lower() in FRAME_ENDINGS else first.name

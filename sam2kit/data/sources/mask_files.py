@@ -1,36 +1,42 @@
-"""Read masks from PNG files: the meaning of pixel values, and the files of one video."""
+"""Find and read the mask files of one video."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import msgspec
 import numpy as np
-from PIL import Image
 
+from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.sources.listing import Listing, list_folder, stem
+from sam2kit.data.sources.listing import (
+    JPEG_ENDINGS,
+    MASK_ENDINGS,
+    Listing,
+    list_folder,
+    same_form,
+    stem,
+)
+from sam2kit.data.sources.mask_values import MaskDecision, values_in
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import read_json
 
-# The void label: in palette masks, and in grey masks that also have other ids (as in DAVIS).
-VOID = 255
 OBJECTS_FILE = "objects.json"
-WIDE = "I;16"  # begins the name of each Pillow mode of 16 bits
-# Grey values above this are shades of an image or of a soft edge, not object numbers.
-_LARGEST_GREY_ID = 64
+# Kinds of values that survive the compression of JPEG; see MaskValues.
+JPEG_KINDS = ("binary", "threshold")
+_SAMPLED_VIDEOS = 256
 
 
 class MaskFiles:
     """Index the mask files of one video: ``FOLDER/FRAME.png`` or ``FOLDER/OBJECT/FRAME.png``.
 
-    In the first layout each pixel holds the number of its object (:func:`read_id_mask`);
-    ``FOLDER/objects.json`` may map numbers to ids (:func:`object_names`). In the second layout each
-    object has a directory named by its id (``002`` is object 2), and all nonzero pixels belong to
-    the object, so objects may overlap. A frame is annotated if it has a mask file of any object;
-    the objects without a file are absent there.
+    In the first layout each pixel holds the number of its object
+    (:class:`~sam2kit.data.sources.mask_values.MaskValues`); ``FOLDER/objects.json`` may map numbers
+    to ids (:func:`object_names`). In the second layout each object has a directory named by its id
+    (``002`` is object 2), and all nonzero pixels belong to the object, so objects may overlap. A
+    frame is annotated if it has a mask file of any object; the objects without a file are absent
+    there.
 
     Args:
         folder: the directory of the video's masks.
@@ -38,9 +44,16 @@ class MaskFiles:
         frame_index: maps the name of a mask without extension to a frame index, or to None if no
             such frame exists.
         naming_hint: how masks must be named; the hint of the error about masks without a frame.
+        jpeg: whether JPEG files are masks too. Their values are not exact, so that they are only
+            read as one object.
+        files: the masks in the directory, if it also holds other pictures. None (default): all
+            pictures are masks, or in one directory per object.
 
     Attributes:
         others: names in the directories that are not masks.
+        dropped: paths of JPEG files that are not read as masks.
+        decision: the meaning of the pixel values. :func:`share_decision` sets it for a data set;
+            until then it is decided from the masks of the video.
 
     Raises:
         DataError: no directory, no masks in it, a mask without a frame, two masks of one frame, or
@@ -53,60 +66,97 @@ class MaskFiles:
         num_frames: int,
         frame_index: Callable[[str], int | None],
         naming_hint: str,
+        jpeg: bool = False,
+        files: Sequence[str] | None = None,
     ) -> None:
         self.folder = folder
-        listing = list_folder(folder, (".png",))
+        self._jpeg = jpeg
+        self._num_frames, self._frame_index, self._hint = num_frames, frame_index, naming_hint
+        self.dropped: list[Path] = []
+        listing = self._list(folder) if files is None else Listing([*files], [], [])
         self.others = list(listing.others)
         # Per object: its directory, and the file names of all frames joined by "/" ("" for a frame
         # without a mask). One string instead of a list keeps a data set of millions of masks small.
         self._files: dict[ObjectId | None, tuple[str, str]] = {}
         self._names: dict[int, ObjectId] = {}
-
-        def pack(folder: Path, listing: Listing) -> str:
-            slots, orphans = [""] * num_frames, []
-            for name in listing.files:
-                if (t := frame_index(stem(name))) is None:
-                    orphans.append(name)
-                elif slots[t]:
-                    raise DataError(
-                        f"{folder}: {slots[t]} and {name} are masks of one frame",
-                        hint="keep one of them",
-                    )
-                else:
-                    slots[t] = name
-            if orphans:
-                raise DataError(
-                    f"{folder}: {len(orphans)} masks without a frame of that name, such as "
-                    f"{min(orphans)}",
-                    hint=naming_hint,
-                )
-            return "/".join(slots)
-
-        # PNG files directly in the directory decide for the first layout.
+        # Mask files directly in the directory decide for the first layout.
         if listing.files:
             if OBJECTS_FILE in listing.others:
                 self._names = object_names(folder)
                 self.others.remove(OBJECTS_FILE)
             self.others += listing.folders
-            self._files[None] = "", pack(folder, listing)
-            return
-        for name in sorted(listing.folders):
+            self._files[None] = "", self._pack(folder, listing.files)
+        else:
+            self._add_objects(listing.folders)
+        del self._frame_index  # may not be picklable, and is of no further use
+        self.decision = MaskDecision(self.sample(_SAMPLED_VIDEOS), where=folder)
+
+    def _add_objects(self, folders: list[str]) -> None:
+        """Add one directory per object."""
+        for name in sorted(folders):
             object_id: ObjectId = int(name) if name.isdecimal() else name
             if object_id in self._files:
                 raise DataError(
-                    f"{folder}: two folders belong to object {object_id}", hint="keep one of them"
+                    f"{self.folder}: two folders belong to object {object_id}",
+                    hint="keep one of them",
                 )
-            below = list_folder(folder / name, (".png",))
+            below = self._list(self.folder / name)
             self.others += below.others + below.folders
             if not below.files:
-                raise DataError(
-                    f"{folder / name} holds no PNG masks", hint="add masks or remove the folder"
-                )
-            self._files[object_id] = name, pack(folder / name, below)
+                raise self._empty(self.folder / name, "add masks or remove the folder")
+            self._files[object_id] = name, self._pack(self.folder / name, below.files)
         if not self._files:
+            raise self._empty(self.folder, "save masks as PNG files named like the frames")
+
+    def _list(self, folder: Path) -> Listing:
+        listing = list_folder(folder, MASK_ENDINGS + JPEG_ENDINGS)
+        if self._jpeg:
+            return listing
+        jpeg = [name for name in listing.files if name.lower().endswith(JPEG_ENDINGS)]
+        self.dropped += [folder / name for name in sorted(jpeg)]
+        return listing._replace(files=[name for name in listing.files if name not in set(jpeg)])
+
+    def _empty(self, folder: Path, hint: str) -> DataError:
+        if not self.dropped:
+            return DataError(f"{folder} holds no PNG masks", hint=hint)
+        return DataError(
+            f"{folder} holds no PNG masks, but JPEG files such as {self.dropped[0].name}, whose "
+            "values compression has changed",
+            key="dataset.mask_values",
+            value="auto",
+            expected="threshold, if they show one object in white",
+            hint="export the masks as PNG, or set this key",
+        )
+
+    def _pack(self, folder: Path, files: list[str]) -> str:
+        """Sort mask files by frame, and join their names by "/"."""
+        slots, orphans = [""] * self._num_frames, []
+        for name in files:
+            if (t := self._frame_index(same_form(stem(name)))) is None:
+                orphans.append(name)
+            elif slots[t]:
+                raise DataError(
+                    f"{folder}: {slots[t]} and {name} are masks of one frame",
+                    hint="keep one of them",
+                )
+            else:
+                slots[t] = name
+        if orphans:
             raise DataError(
-                f"{folder} holds no PNG masks", hint="save masks as PNG files named like the frames"
+                f"{folder}: {len(orphans)} masks without a frame of that name, such as "
+                f"{min(orphans)}",
+                hint=self._hint,
             )
+        return "/".join(slots)
+
+    def sample(self, count: int) -> list[Path]:
+        """Return up to ``count`` evenly spaced mask files whose pixels hold object numbers."""
+        if None not in self._files:
+            return []
+        below, names = self._files[None]
+        files = [name for name in names.split("/") if name]
+        picks = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+        return [self.folder / below / files[k] for k in dict.fromkeys(picks.tolist())]
 
     def annotated(self) -> list[int]:
         """Return the indices of the frames that have a mask file, sorted."""
@@ -144,7 +194,9 @@ class MaskFiles:
         masks: dict[ObjectId, np.ndarray] = {}
         files = list(self.paths(t))
         for object_id, path in files:
-            ids = read_id_mask(path) if object_id is None else _read_object(path)
+            ids, names = (
+                self.decision.values.read(path) if object_id is None else (_read_object(path), {})
+            )
             if ids.shape != size:
                 raise DataError(
                     f"{path} has {ids.shape[0]} rows and {ids.shape[1]} columns, but its frame "
@@ -152,7 +204,8 @@ class MaskFiles:
                     hint="export masks at the size of their frames",
                 )
             if object_id is None:
-                masks |= {self._names.get(n, n): ids == n for n in values_in(ids) if n != 0}
+                names = {**names, **self._names}
+                masks |= {names.get(n, n): ids == n for n in values_in(ids) if n != 0}
             else:
                 masks[object_id] = ids
         return masks if files else None
@@ -161,10 +214,7 @@ class MaskFiles:
         """Read the void pixels of frame ``t`` as ``[H,W]`` bool; None if it cannot have any."""
         for object_id, path in self.paths(t):
             if object_id is None:
-                mode, pixels = _read_pixels(path)
-                # In a grey mask of 0 and 255 only, 255 is the object.
-                grey = mode == "L" and bool(((pixels > 0) & (pixels < VOID)).any())
-                return pixels == VOID if mode == "P" or grey else None
+                return self.decision.values.void(path)
         return None
 
 
@@ -187,7 +237,7 @@ def read_object_names(path: Path) -> dict[int, ObjectId]:
     if not path.is_file():
         return {}
     try:
-        names = msgspec.convert(json.loads(path.read_text()), dict[int, int | str], str_keys=True)
+        names = msgspec.convert(read_json(path), dict[int, int | str], str_keys=True)
         if len(set(names.values())) < len(names):
             raise ValueError("two numbers have the same object id")
     except (OSError, ValueError) as error:
@@ -195,54 +245,33 @@ def read_object_names(path: Path) -> dict[int, ObjectId]:
     return names
 
 
-def read_id_mask(path: Path) -> np.ndarray:
-    """Read the object number of each pixel.
+def share_decision(
+    mask_files: Sequence[MaskFiles], kind: str, colours: str | None, where: object
+) -> MaskDecision:
+    """Make one decision about the pixel values of all videos of a data set.
 
-    * palette PNG: the pixel is the object number, 0 is background, 255 is void;
-    * grey PNG of 0 and 255 only, or 1-bit PNG: one object, number 1;
-    * other grey PNG with values up to 64: as a palette PNG, where 255 is void;
-    * 16-bit grey PNG: the pixel is the object number, 0 is background, and no value is void.
-
-    Returns:
-        ``[H,W]`` uint8, or uint16 for 16 bits; 0 is background or void.
+    Args:
+        mask_files: the masks of each video.
+        kind: ``dataset.mask_values``.
+        colours: ``dataset.mask_colours``.
+        where: the data set in the log.
 
     Raises:
-        DataError: a file that is damaged, has colours, or is a grey image with shades.
+        DataError: the colour table cannot be read.
     """
-    mode, pixels = _read_pixels(path)
-    if mode == "1":
-        return pixels.astype(np.uint8)
-    if mode.startswith(WIDE):
-        return pixels.astype(np.uint16)
-    if mode == "L":
-        values = values_in(pixels)
-        if set(values) <= {0, VOID}:
-            return (pixels == VOID).astype(np.uint8)
-        # Anti-aliased or JPEG-compressed masks would otherwise become dozens of tiny objects.
-        shades = [v for v in values if _LARGEST_GREY_ID < v != VOID]
-        if shades:
-            raise DataError(
-                f"{path} has grey values such as {shades[0]}, which are shades, not object numbers",
-                hint=f"use 0 and 255 for one object, or object numbers up to {_LARGEST_GREY_ID}",
-            )
-    return np.where(pixels == VOID, 0, pixels).astype(np.uint8)
-
-
-def values_in(pixels: np.ndarray) -> list[int]:
-    """Return the sorted distinct values of a uint8 or uint16 image.
-
-    A histogram, because ``np.unique`` sorts all pixels, which takes longer than reading the file.
-    """
-    if pixels.dtype == np.uint16:
-        return np.flatnonzero(np.bincount(pixels.ravel())).tolist()
-    return np.flatnonzero(cv2.calcHist([pixels], [0], None, [256], [0, 256])).tolist()
+    count = max(1, -(-_SAMPLED_VIDEOS // max(len(mask_files), 1)))
+    step = max(1, len(mask_files) // _SAMPLED_VIDEOS)
+    paths = [path for files in mask_files[::step] for path in files.sample(count)]
+    decision = MaskDecision(paths, kind, colours, where)
+    for files in mask_files:
+        files.decision = decision
+    return decision
 
 
 def _read_object(path: Path) -> np.ndarray:
     """Read the mask of a file with one object as ``[H,W]`` bool."""
-    _, pixels = _read_pixels(path)
-    dtype = np.uint8 if pixels.dtype == bool else pixels.dtype
-    values = [v for v in values_in(pixels.astype(dtype)) if v]
+    form, pixels = read_labels(path)
+    values = [] if form == "colour" else [v for v in values_in(pixels) if v]
     if len(values) > 1:
         raise DataError(
             f"{path} must show one object, but has the values {values[:3]}",
@@ -250,25 +279,3 @@ def _read_object(path: Path) -> np.ndarray:
             "object",
         )
     return pixels > 0
-
-
-def _read_pixels(path: Path) -> tuple[str, np.ndarray]:
-    """Return the Pillow mode of a mask and its pixels.
-
-    Returns:
-        P, L, 1, or a mode of 16 bits; and ``[H,W]`` uint8, bool or uint16.
-    """
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        raise DataError(
-            f"{path} cannot be read as a mask: {error}", hint="replace the file"
-        ) from error
-    if mode not in ("P", "L", "1") and not mode.startswith(WIDE):
-        raise DataError(
-            f"{path} is an image of mode {mode}",
-            hint="colours are not object numbers. Save the mask as a palette PNG (pixel = object "
-            "number), or as a grey PNG of 0 and 255 for one object",
-        )
-    return mode, pixels

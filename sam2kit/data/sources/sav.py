@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.data.sources.video_files import VideoFileSource, find_videos
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import MAX_FRAMES, read_json
 
 # SA-V has 24 frames per second and annotations at 6 (Ravi et al., SAM 2, 2024).
 FRAMES_PER_ANNOTATION = 4
@@ -89,11 +89,11 @@ class SAVDataset(VideoFileSource):
 
     def _load(self, i: int, path: Path) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path, hint="download the file again")
             frames, ids = content["masklet"], content["masklet_id"]
             if any(len(frame) != len(ids) for frame in frames):
                 raise ValueError("each frame of 'masklet' needs one mask per 'masklet_id'")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is not an SA-V annotation: {error!r}", hint="download the file again"
             ) from error
@@ -134,18 +134,18 @@ def _frame_count(path: Path) -> int:
         with path.open("rb") as file:
             head = file.read(4096)
         match = re.search(rb'"video_frame_count":\s*(\d+)', head)
-        count = int(match[1]) if match else int(json.loads(path.read_bytes())["video_frame_count"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        count = int(match[1]) if match else int(read_json(path)["video_frame_count"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{path} is not an SA-V annotation: its 'video_frame_count' cannot be read ({error!r})",
             hint="download the file again",
         ) from error
-    if count < 1:
+    if not 1 <= count <= MAX_FRAMES:
         raise DataError(
             str(path),
             key="video_frame_count",
             value=count,
-            expected="at least 1",
+            expected=f"from 1 to {MAX_FRAMES}",
             hint="download the file again",
         )
     return count

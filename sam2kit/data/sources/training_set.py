@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
+from sam2kit.data.pictures import image_size
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.coco import COCODataset
-from sam2kit.data.sources.frame_folders import image_size, read_image
+from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import read_split
-from sam2kit.data.sources.mask_files import MaskFiles
+from sam2kit.data.sources.mask_files import MaskFiles, share_decision
 from sam2kit.data.sources.video_decoder import FrameFolder, OneVideo, VideoFile, open_video
 from sam2kit.data.sources.video_files import COCOMasks
 from sam2kit.utils.errors import DataError
@@ -114,6 +116,9 @@ class TrainingSet(VideoSource):
         else:
             for video, entry in zip(self._videos, entries, strict=True):
                 self._masks.append(_mask_files(self.root / MASKS / entry.folder, video))
+            # The kit wrote the masks, so their values need no guess.
+            png_masks = [masks for masks in self._masks if isinstance(masks, MaskFiles)]
+            share_decision(png_masks, "ids", None, self.root)
         self._current: int | None = None
 
     def _open(self, name: str, entry: StoredVideo) -> OneVideo:
@@ -174,13 +179,13 @@ class FrameFiles(OneVideo):
 
     def __init__(self, path: Path, files: list[Path]) -> None:
         super().__init__(path)
-        self._files = files
+        self._files, self._scaler = files, VideoScaler(IntensityRule())
 
     def num_frames(self, i: int) -> int:
         return len(self._files)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._files[t])
+        return read_scaled(self, self._scaler, i, t)
 
     def frame_path(self, i: int, t: int) -> Path:
         """Return the file of frame ``t``."""
@@ -209,6 +214,17 @@ def read_index(root: Path) -> Index:
             f"{path} has version {index.version} and format {index.format!r}",
             hint="read it with the version of sam2kit that wrote it",
         )
+    for name, entry in index.videos.items():
+        # The set may be downloaded, and masks are also written into these folders.
+        is_inside = Path(entry.folder).name == entry.folder and "\\" not in entry.folder
+        if not is_inside or entry.folder in ("", ".."):
+            raise DataError(
+                f"{path}: video {name!r}",
+                key="folder",
+                value=entry.folder,
+                expected="the name of a folder in this training set",
+                hint="make the training set again with sam2kit training-set",
+            )
     return index
 
 

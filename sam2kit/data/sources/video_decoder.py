@@ -9,22 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.container
 import numpy as np
 from av.video.stream import VideoStream
 
+from sam2kit.data.intensity import IntensityRule, VideoScaler
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.data.sources.frame_folders import list_frames, read_image
+from sam2kit.data.sources.frame_folders import list_frames, read_scaled
 from sam2kit.data.sources.listing import FRAME_ENDINGS
 from sam2kit.utils.errors import DataError
 
 
-def open_video(path: str | Path) -> OneVideo:
+def open_video(path: str | Path, intensity: IntensityRule | None = None) -> OneVideo:
     """Open a video file or a directory of frames as a source of one video without masks.
+
+    Args:
+        path: the file or directory.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
         DataError: ``path`` is neither of them, or cannot be read.
     """
-    return FrameFolder(path) if Path(path).is_dir() else VideoFile(path)
+    return FrameFolder(path, intensity) if Path(path).is_dir() else VideoFile(path)
 
 
 class OneVideo(VideoSource):
@@ -57,13 +63,18 @@ class FrameFolder(OneVideo):
 
     The order is as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
 
+    Args:
+        path: the directory.
+        intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
+
     Raises:
         DataError: the directory has no frames.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, intensity: IntensityRule | None = None) -> None:
         super().__init__(Path(path))
         self._frames = list_frames(self.path)
+        self._scaler = VideoScaler(intensity or IntensityRule())
         if not self._frames:
             raise DataError(
                 f"{path} holds no frames ({', '.join(FRAME_ENDINGS)})",
@@ -81,7 +92,7 @@ class FrameFolder(OneVideo):
         return self._frames[t]
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return read_image(self._frames[t])
+        return read_scaled(self, self._scaler, i, t)
 
 
 class VideoFile(OneVideo):
@@ -109,7 +120,7 @@ class VideoFile(OneVideo):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path))
         try:
-            with av.open(str(path)) as container:
+            with _opened(path) as container:
                 stream = container.streams.best("video")  # skips cover pictures
                 if not isinstance(stream, VideoStream):
                     raise DataError(f"{path} holds no video stream", hint="give a video file")
@@ -119,9 +130,12 @@ class VideoFile(OneVideo):
                 # AVI stores the decoding order only, so FFmpeg guesses the times of B-frames.
                 counted = container.format.name == "avi" and stream.codec_context.has_b_frames
                 self._timed = not (counted or None in times or len(set(times)) < len(times))
-                if not self._timed:
-                    container.seek(0)
-                    times = [*range(sum(1 for _ in container.decode(stream)))]
+            if not self._timed:  # opened again, because not all files can be rewound
+                with _opened(path) as container:
+                    frames = container.decode(container.streams.best("video"))
+                    times = [*range(sum(1 for _ in frames))]
+            elif not packets or packets[0].pts != min(times) or not packets[0].is_keyframe:
+                times = self._decodable(times)
         except (av.FFmpegError, OSError) as error:
             raise DataError(
                 f"{path} cannot be read as a video: {error}", hint="give a readable video file"
@@ -130,14 +144,27 @@ class VideoFile(OneVideo):
             raise DataError(f"{path} holds a video without frames", hint="replace the file")
         self._times = np.sort(np.asarray(times, np.int64))
         keys = [p.pts for p in packets if p.is_keyframe] if self._timed else []
+        keys = [key for key in keys if key >= self._times[0]]
         self._keys = np.unique(np.asarray([self._times[0], *keys], np.int64))
+        self._missed: set[int] = set()  # key frames at which seeking has failed
         self._size: tuple[int, int] | None = None
         self._decoder: tuple[int, int, Iterator[Any]] | None = None  # process, next frame
         self._last: tuple[int, np.ndarray] | None = None
 
+    def _decodable(self, times: list[int | None]) -> list[int]:
+        """Return the times of frames from the first decodable frame on.
+
+        A recording that begins between key frames, such as a part of a broadcast, begins with
+        frames that refer to missing ones. Decoders skip them.
+        """
+        with _opened(self.path) as container:
+            first = next(container.decode(container.streams.best("video")), None)
+        begin = None if first is None else first.pts
+        return [t for t in times if t is not None and begin is not None and t >= begin]
+
     def __getstate__(self) -> dict[str, Any]:
         # An open decoder cannot be pickled; the copy opens its own.
-        return self.__dict__ | {"_decoder": None, "_last": None}
+        return self.__dict__ | {"_decoder": None, "_last": None, "_missed": set(self._missed)}
 
     def num_frames(self, i: int) -> int:
         return len(self._times)
@@ -186,12 +213,19 @@ class VideoFile(OneVideo):
                 if (frame := self._find(t, frames)) is not None:
                     return frame
             self.close()
-        # Containers seek by decoding time, which may end behind the requested key frame; then an
-        # earlier one is tried.
-        for earlier in range(key, max(key - 3, -1), -1):
-            if (frame := self._find(t, self._frames_from(earlier))) is not None:
-                return frame
-        raise LookupError
+        # Containers seek by decoding time, which may end behind the requested key frame, and a
+        # transport stream cannot be searched near its end. Then earlier key frames are tried, and
+        # at last the beginning.
+        failure: Exception = LookupError()
+        for start in _starts(key):
+            if start and start in self._missed:
+                continue
+            try:
+                if (frame := self._find(t, self._frames_from(start))) is not None:
+                    return frame
+            except (av.FFmpegError, OSError) as error:
+                failure = error
+        raise failure
 
     def _find(self, t: int, frames: Iterator[tuple[int, av.VideoFrame]]) -> np.ndarray | None:
         """Search the decoded frames for frame ``t``; None if they skip it."""
@@ -206,7 +240,7 @@ class VideoFile(OneVideo):
 
     def _frames_from(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield times and frames from a key frame on; nothing if seeking ends behind it."""
-        with av.open(str(self.path)) as container:
+        with _opened(self.path) as container:
             stream = container.streams.best("video")
             assert isinstance(stream, VideoStream)  # the constructor checked it
             # The decoder's threads would not survive a fork: a forked process that frees the
@@ -215,7 +249,9 @@ class VideoFile(OneVideo):
             if not self._timed:
                 yield from enumerate(container.decode(stream))
                 return
+            number = key
             if key:
+                self._missed.add(number)
                 container.seek(int(self._keys[key]), stream=stream)
             for packet in container.demux(stream):
                 # If the first packet is later, the seek ended behind the requested key frame. The
@@ -223,7 +259,24 @@ class VideoFile(OneVideo):
                 # key frame but stored after it), but they refer to frames that were skipped.
                 if key and packet.pts is not None and packet.pts > self._keys[key]:
                     return
+                self._missed.discard(number)
                 key = 0
                 for frame in stream.decode(packet):
                     if frame.pts is not None:
                         yield frame.pts, frame
+
+
+def _opened(path: str | Path) -> av.container.InputContainer:
+    """Open a video file; metadata that are not UTF-8, such as a title, do not matter."""
+    return av.open(str(path), metadata_errors="replace")
+
+
+def _starts(key: int) -> Iterator[int]:
+    """Yield the numbers of key frames to decode from, in the order in which to try them."""
+    yield key
+    distance = 1
+    while distance < key:
+        yield key - distance
+        distance *= 2
+    if key:
+        yield 0

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import NOTE, ObjectId, Remark, VideoSource
 from sam2kit.data.sources.coco import COCODataset
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import MaskedFrames
 from sam2kit.data.sources.listing import (
     VIDEO_ENDINGS,
+    find_entry,
     list_folder,
     log_ignored,
     natural_key,
     read_split,
+    same_form,
     sort_files,
     stem,
 )
-from sam2kit.data.sources.mask_files import MaskFiles
+from sam2kit.data.sources.mask_files import JPEG_KINDS, MaskFiles, share_decision
+from sam2kit.data.sources.mask_search import find_mask_folder, is_mask_folder
+from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
 
@@ -73,7 +78,10 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
     Args:
         root: the directory, or one video file.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        masks_path: the masks. None (default): ``ROOT/Annotations``, if it exists.
+        masks_path: the masks. None (default): ``ROOT/Annotations``, or a directory with another
+            usual name (``masks``, ``labels``), if it exists.
+        mask_values, mask_colours: as for
+            :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
 
     Raises:
         DataError: no videos, two of one name, a file that is not a video, a mask beyond the last
@@ -86,6 +94,8 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         root: str | Path,
         split: str | None = None,
         masks_path: str | Path | None = None,
+        mask_values: str = "auto",
+        mask_colours: str | None = None,
     ) -> None:
         self.root = Path(root)
         paths = find_videos(self.root)
@@ -93,11 +103,14 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         super().__init__({name: paths[name] for name in names})
         with ThreadPoolExecutor(8) as pool:  # FFmpeg releases Python's global lock
             self._videos = list(pool.map(VideoFile, self._paths))
-        default = self.root / "Annotations"
-        masks = (
-            Path(masks_path) if masks_path is not None else default if default.is_dir() else None
-        )
+        masks = Path(masks_path) if masks_path is not None else None
+        if masks is None and self.root.is_dir():
+            masks = find_mask_folder(self.root, list_folder(self.root, ()).folders)
         self.has_masks = masks is not None
+        dropped = DroppedFiles(self.root)
+        if self.root.is_dir():
+            dropped.add_data(self.root, list_folder(self.root, VIDEO_ENDINGS).others)
+        self._decision: MaskDecision | None = None
         self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
@@ -109,18 +122,34 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
                     None if video is None else COCOMasks(content, masks, video, name, count)
                 )
         elif masks is not None:
+            is_jpeg = mask_values in JPEG_KINDS
+            folders = [find_entry(masks, name) for name in names]
             mask_files = [
-                _mask_files(masks / n, self.num_frames(i)) if (masks / n).is_dir() else None
-                for i, n in enumerate(names)
+                _mask_files(path, self.num_frames(i), is_jpeg) if path.is_dir() else None
+                for i, path in enumerate(folders)
             ]
-            log_ignored(masks, [name for files in mask_files if files for name in files.others])
             self._masks += mask_files
+            existing = [files for files in mask_files if files is not None]
+            for files in existing:
+                dropped.add(files.folder, files.others)
+                dropped.jpeg_masks += files.dropped
+            if masks_path is None:
+                known = {same_form(name.split("/")[0]) for name in paths}
+                inner = sorted(list_folder(masks, ()).folders)
+                dropped.orphans += [masks / n for n in inner if same_form(n) not in known]
+            self._decision = share_decision(existing, mask_values, mask_colours, self.root)
         if masks is not None and not any(self._masks):
             raise DataError(
                 f"{masks} has no masks for any of the {len(names)} videos, such as {names[0]!r}",
                 hint="name folders of masks, or the videos of a COCO JSON file, like the video "
                 "files",
             )
+        self._remarks = dropped.report()
+
+    @property
+    def remarks(self) -> list[Remark]:
+        reason = self._decision.values.reason if self._decision else ""
+        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]
@@ -205,7 +234,8 @@ def find_videos(root: Path) -> dict[str, Path]:
         return {root.stem: root}
     listing = list_folder(root, VIDEO_ENDINGS)
     videos = {stem(name): root / name for name in sort_files(listing.files, root)}
-    for folder in sorted(set(listing.folders) - {"Annotations"}, key=natural_key):
+    folders = [name for name in listing.folders if not is_mask_folder(name)]
+    for folder in sorted(folders, key=natural_key):
         files = sort_files(list_folder(root / folder, VIDEO_ENDINGS).files, root / folder)
         videos |= {f"{folder}/{stem(name)}": root / folder / name for name in files}
     if not videos:
@@ -218,11 +248,12 @@ def find_videos(root: Path) -> dict[str, Path]:
     return videos
 
 
-def _mask_files(folder: Path, num_frames: int) -> MaskFiles:
+def _mask_files(folder: Path, num_frames: int, jpeg: bool) -> MaskFiles:
     """Index the masks of a video file, which are named by frame index."""
     return MaskFiles(
         folder,
         num_frames,
         lambda name: int(name) if name.isdecimal() and int(name) < num_frames else None,
         f"name masks by frame index, from 0 to {num_frames - 1}",
+        jpeg,
     )

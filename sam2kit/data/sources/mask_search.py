@@ -1,0 +1,168 @@
+"""Find masks by the names of folders and files, where people and tools put them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sam2kit.data.sources.listing import (
+    FRAME_ENDINGS,
+    JPEG_ENDINGS,
+    MASK_ENDINGS,
+    list_folder,
+    same_form,
+    stem,
+)
+from sam2kit.utils.errors import DataError
+
+# Names of directories, in lower case and without anything but letters and digits.
+_MASK_FOLDERS = frozenset(
+    "annotation annotations mask masks label labels gt gts groundtruth groundtruths seg segs "
+    "segmentation segmentations segmentationobject segmentationmask segmentationmasks maskimages "
+    "gtmask gtmasks objectmasks instancemasks annotationmasks labelimages pixellabels".split()
+)
+_FRAME_FOLDERS = frozenset(
+    "frame frames image images img imgs rgb rgbs picture pictures input inputs color raw "
+    "jpegimages originalimages".split()
+)
+# Endings of the names of masks that are beside their frames, the preferred ones first; "color"
+# variants are pictures for people.
+_MASK_SUFFIXES = tuple(
+    part
+    for word in (
+        *("mask", "masks", "label", "labels", "labelids", "instanceids", "gtfine_instanceids"),
+        *("seg", "segmentation", "gt", "groundtruth", "annotation", "watershed_mask", "color_mask"),
+        *("color_label", "gtfine_labelids", "gtfine_color", "labeltrainids"),
+    )
+    for part in (f"_{word}", f"-{word}", f".{word}")
+)
+_FRAME_SUFFIXES = (
+    *("", "_img", "_image", "_images", "_imgs", "_rgb", "_frame", "_frames", "_raw"),
+    "_leftimg8bit",
+)
+_MASK_NAME = re.compile(r"[._-](\w*mask|seg|gt|label|annot|instance|ground|color_)", re.IGNORECASE)
+
+
+def is_mask_folder(name: str) -> bool:
+    """Return whether a directory of this name holds masks, such as ``ground-truth``."""
+    return _plain(name) in _MASK_FOLDERS
+
+
+def is_frame_folder(name: str) -> bool:
+    """Return whether a directory of this name holds frames, such as ``imgs``."""
+    return _plain(name) in _FRAME_FOLDERS
+
+
+def is_video_name(name: str) -> bool:
+    """Return whether a directory of frames is named as those of a video, not as single images."""
+    return _plain(name).startswith("frame")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Return whether a directory or one of its first subdirectories holds picture files."""
+    listing = list_folder(folder, FRAME_ENDINGS)
+    if listing.files:
+        return True
+    return any(
+        inner.files or any(list_folder(folder / f / g, FRAME_ENDINGS).files for g in inner.folders)
+        for f in sorted(listing.folders)[:8]
+        for inner in [list_folder(folder / f, FRAME_ENDINGS)]
+    )
+
+
+def find_mask_folder(root: Path, names: Iterable[str]) -> Path | None:
+    """Return the subdirectory that holds masks as pictures, None if there is none.
+
+    Args:
+        root: the directory.
+        names: its subdirectories.
+
+    Raises:
+        DataError: there are several.
+    """
+    names = list(names)
+    if "Annotations" in names:
+        return root / "Annotations"
+    folders = [n for n in sorted(names) if is_mask_folder(n) and holds_pictures(root / n)]
+    if len(folders) > 1:
+        raise DataError(
+            f"{root} has several folders of masks: {', '.join(folders)}",
+            key="dataset.masks_path",
+            expected="one of them",
+            hint=f"set dataset.masks_path={root / folders[0]}, for example",
+        )
+    return root / folders[0] if folders else None
+
+
+def find_frame_folder(root: Path, names: Iterable[str]) -> Path | None:
+    """Return the only subdirectory that is named as one of frames and holds pictures, or None."""
+    folders = [n for n in names if is_frame_folder(n) and holds_pictures(root / n)]
+    return root / folders[0] if len(folders) == 1 else None
+
+
+class BesideFrames(NamedTuple):
+    """Divide the pictures of one directory into frames and the masks beside them.
+
+    Attributes:
+        frames: names of the frames.
+        masks: names of the masks by the stem (NFC) of their frame.
+        suffix: ending of the stems of the masks, as it is written; "" without masks.
+        others: names of further kinds of masks, which are not read.
+    """
+
+    frames: list[str]
+    masks: dict[str, str]
+    suffix: str
+    others: list[str]
+
+
+def split_masks(files: Sequence[str]) -> BesideFrames:
+    """Find masks beside their frames, such as ``a_mask.png`` beside ``a.png`` or ``a_img.png``."""
+    if not _MASK_NAME.search("\n".join(files)):
+        return BesideFrames(list(files), {}, "", [])
+    stems = {same_form(stem(name)).lower(): name for name in files}
+    groups: dict[str, dict[str, str]] = {}
+    for lower, name in stems.items():
+        for suffix in _MASK_SUFFIXES:
+            frame = _frame_of(lower, suffix, stems) if lower.endswith(suffix) else None
+            if frame is not None and name.lower().endswith(MASK_ENDINGS + JPEG_ENDINGS):
+                groups.setdefault(suffix, {})[same_form(stem(frame))] = name
+                break
+    if not groups:
+        return BesideFrames(list(files), {}, "", [])
+    suffix = min(groups, key=_MASK_SUFFIXES.index)
+    masks = groups.pop(suffix)
+    others = [name for group in groups.values() for name in group.values()]
+    used = {*masks.values(), *others}
+    example = stem(next(iter(masks.values())))
+    frames = [name for name in files if name not in used]
+    return BesideFrames(frames, masks, example[-len(suffix) :], others)
+
+
+def sibling_masks(videos: Collection[str]) -> dict[str, str]:
+    """Find directories of masks beside those of their videos: ``a_masks`` beside ``a``.
+
+    Returns:
+        The directories of masks by those of the frames.
+    """
+    names = {name.lower(): name for name in videos}
+    siblings: dict[str, str] = {}
+    for lower, name in names.items():
+        for suffix in _MASK_SUFFIXES:
+            frame = _frame_of(lower, suffix, names) if lower.endswith(suffix) else None
+            if frame is not None:
+                siblings.setdefault(frame, name)
+    return siblings
+
+
+def _frame_of(mask: str, suffix: str, names: Mapping[str, str]) -> str | None:
+    """Return the name of the frames of a mask, whose name is in lower case; None: no frames."""
+    base = mask.removesuffix(suffix)
+    matches = (names.get(base + ending) for ending in _FRAME_SUFFIXES)
+    return next((name for name in matches if name is not None), None)
