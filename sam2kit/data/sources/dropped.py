@@ -94,7 +94,7 @@ class DroppedFiles:
             if paths:
                 yield _remark(IGNORED, paths, f"{_not_read(paths, noun)}; {fix}")
         if archives := [path for path in self.others if unpack_hint(path)]:
-            fix = unpack_hint(min(archives))
+            fix = unpack_hint(min(archives)) or ""
             yield _remark(IGNORED, archives, f"{_not_read(archives, 'archive{}')}; {fix}")
         if paths := self.unclear_orders:
             yield _remark(
