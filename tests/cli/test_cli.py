@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from data_helpers import make_sav
 from PIL import Image
+from stack_helpers import make_ctc, make_dicom, make_nifti, make_npz, make_stacks
 
 from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
@@ -413,6 +414,13 @@ def test_every_group_trains(tmp_path, run):
     train_tiny(tmp_path, "model=nano", *SYNTHETIC, *overrides)
 
 
+STACKS = {
+    "tiff": make_stacks,
+    "ctc": make_ctc,
+    "nifti": make_nifti,
+    "dicom": make_dicom,
+    "npz": make_npz,
+}
 DATASETS = {
     "auto": ["valdataset=held_out"],
     "video": ["valdataset=held_out"],
@@ -424,6 +432,7 @@ DATASETS = {
     "mixture": ["valdataset=synthetic"],
     "sav": ["valdataset=synthetic"],
     "training_set": ["valdataset=held_out"],
+    **dict.fromkeys(STACKS, ["valdataset=held_out"]),
 }
 VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
 
@@ -451,6 +460,9 @@ def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
         for folder, source in (("images", "JPEGImages"), ("masks", "Annotations")):
             shutil.copytree(data / source / "a", tmp_path / kind / folder)
         data = tmp_path / kind
+    if kind in STACKS:
+        data = STACKS[kind](tmp_path / kind)
+        assert main(["doctor", str(data), "--workers", "1"]) == 0
     if kind == "training_set":
         source = open_source(data)
         for i in range(len(source)):
