@@ -29,6 +29,7 @@ class VideoClip:
         frame_indices: T positions in the video, from 0.
         object_ids: O object ids from the data set (ints or strings).
         size: (rows, columns) of the stored frames, before any resize.
+        generated: whether the objects are generated instead of annotated.
 
     Raises:
         ValueError: shapes that disagree.
@@ -41,6 +42,7 @@ class VideoClip:
     frame_indices: list[int] = field(default_factory=list)
     object_ids: list[int | str] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
+    generated: bool = False
 
     def __post_init__(self) -> None:
         t, o = self.masks.shape[:2]
@@ -87,6 +89,7 @@ class ClipBatch:
         sizes: B pairs (rows, columns) of the stored frames.
         frame_keys: B*T keys of the feature cache, all frames of the first clip first. None
             (default): not computed.
+        generated: numbers of the clips whose objects are generated instead of annotated.
     """
 
     frames: Tensor
@@ -98,6 +101,7 @@ class ClipBatch:
     object_ids: list[int | str]
     sizes: list[tuple[int, int]]
     frame_keys: list[str] | None = None
+    generated: list[int] = field(default_factory=list)
 
     @property
     def num_clips(self) -> int:
@@ -189,4 +193,5 @@ def collate(clips: list[VideoClip], with_keys: bool = False) -> ClipBatch:
         ],
         sizes=[clip.size for clip in clips],
         frame_keys=frame_keys(frames) if with_keys else None,
+        generated=[n for n, clip in enumerate(clips) if clip.generated],
     )

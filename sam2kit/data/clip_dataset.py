@@ -334,6 +334,7 @@ class ClipDataset(Dataset[VideoClip]):
             frame_indices=list(window),
             object_ids=list(objects),
             size=sizes.pop(),
+            generated=self.source.is_generated(i),
         )
 
     def _select(self, clip: VideoClip, generator: np.random.Generator | None) -> VideoClip:

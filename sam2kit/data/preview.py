@@ -12,6 +12,8 @@ from sam2kit.viz.overlays import contact_sheet, evenly_spaced, frames_to_images,
 def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:
     """Draw each clip of a batch as a row of frames, with its ground-truth masks as an overlay.
 
+    Generated objects are labelled as such.
+
     Args:
         batch: clips with uint8 frames.
         max_columns: maximum number of frames per clip; longer clips show evenly spaced frames.
@@ -22,5 +24,6 @@ def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:
     for clip, name in enumerate(batch.names):
         objects = (batch.clip_of_object == clip).cpu().numpy()
         rows.append([overlay(images[clip, t], masks[t, objects]) for t in steps])
-        labels.append(f"{name}\n{plural(int(objects.sum()), 'object')}")
+        noun = "generated object" if clip in batch.generated else "object"
+        labels.append(f"{name}\n{plural(int(objects.sum()), noun)}")
     return contact_sheet(rows, labels, [f"frame {t}" for t in steps])

@@ -15,7 +15,8 @@ from sam2kit.viz.overlays import PALETTE, contact_sheet, draw_prompts, frames_to
 def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int = 6) -> Figure:
     """Draw each object with its prompt, on the frame of the prompt.
 
-    A mask prompt is filled; with clicks and boxes, the ground-truth mask is outlined.
+    A mask prompt is filled; with clicks and boxes, the ground-truth mask is outlined. Without any
+    prompt, the first frame of each clip is drawn.
 
     Args:
         batch: clips with uint8 frames.
@@ -44,6 +45,9 @@ def prompt_sheet(batch: ClipBatch, prompts: Sequence[Prompt], max_columns: int =
             labels.append(
                 f"{batch.names[clip]}, object {identity}\n{prompt.kind}, frame {prompt.frame}"
             )
+    if not images:  # unannotated videos
+        images = [frames_to_images(clip_frames[0]) for clip_frames in batch.frames]
+        labels = [f"{name}\nno annotated object" for name in batch.names]
     starts = range(0, len(images), max_columns)
     rows = [images[i : i + max_columns] for i in starts]
     return contact_sheet(rows, captions=labels, cell_inches=2.2)

@@ -17,6 +17,7 @@ import numpy as np
 from loguru import logger
 
 import sam2kit
+from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
 from sam2kit.models.checkpoints import find_checkpoint, load_model
@@ -136,6 +137,7 @@ def track_videos(
     jobs = []
     for video in inputs:
         if video.name in documents:
+            log_time_split(config, video.path)
             document, key = documents[video.name]
             # The frames are compared with image_size, whose rows and columns are often swapped.
             size = video.read_frame(0).shape[:2]
@@ -300,6 +302,24 @@ def _track(
         )
     objects = plural(len(job.object_ids), "object")
     logger.info("{}: {} frames, {}", visible_text(record.name), done, objects)
+
+
+def log_time_split(config: Config, video: Path) -> None:
+    """Log which frames of a video the model was trained and validated on, if it was split by time.
+
+    Args:
+        config: the configuration of the model.
+        video: the video to track.
+    """
+    split, data = config.dataset.time_split, config.dataset.data_path
+    if split is None or data is None:
+        return
+    files = [Path(data), *Path(data).glob(f"{video.name}"), *Path(data).glob(f"*/{video.name}")]
+    if any(file.resolve() == video.resolve() for file in files):
+        logger.info(
+            "the model was trained on frames 0 to {} of this video and validated on {} to {}",
+            *(split[0] - 1, split[1], split[2] - 1),
+        )
 
 
 def _write_frames(

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sam2kit.config.loading import override_config, settle_precision
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
-from sam2kit.data.build import build_datasets, settle_datasets
+from sam2kit.data.build import build_datasets
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.transforms import normalize
@@ -105,7 +105,7 @@ def plan_training(config: Config) -> TrainingPlan:
     """
     check(config)
     config = settle_size(settle_precision(config))
-    config, clips, _ = settle_datasets(config)
+    clips, _ = build_datasets(config)
     counts = [len(clips[i].object_ids) for i in range(min(len(clips), CLIPS_LOOKED_AT))]
     return _plan(config, clips, max(counts), statistics.fmean(counts))
 

@@ -163,6 +163,9 @@ def fit(
     sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
         logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
+        logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)
+        if config.dataset.time_split:
+            logger.info("dataset.time_split={}", config.dataset.time_split)
         if first:
             save_config(config, run_dir / "config.yaml")
         logger.debug("configuration\n{}", to_yaml(config, comments=False))

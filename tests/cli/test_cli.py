@@ -419,7 +419,7 @@ DATASETS = {
     "samples": ["valdataset=samples"],
     "coco": ["valdataset=synthetic"],
     "synthetic": ["valdataset=synthetic"],
-    "files": ["valdataset=synthetic"],
+    "files": ["valdataset=synthetic", "dataset.synthetic_objects=2"],
     "images": ["valdataset=synthetic"],
     "mixture": ["valdataset=synthetic"],
     "sav": ["valdataset=synthetic"],

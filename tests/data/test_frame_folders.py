@@ -23,6 +23,7 @@ from data_helpers import (
 )
 from loguru import logger
 from make_samples import make_samples
+from matplotlib.text import Text
 from PIL import Image
 
 from sam2kit.config.schema import Config, DatasetConfig
@@ -37,6 +38,8 @@ from sam2kit.data import (
     build_datasets,
     build_source,
     build_validation_source,
+    clip_sheet,
+    collate,
     create_dataloader,
     open_source,
     sets_to_inspect,
@@ -721,6 +724,8 @@ def test_videos_without_masks_get_composited_objects(tmp_path, messages):
     assert not open_source(config).has_masks  # shown as it is
     train, val = build_datasets(config)
     assert train.source.generated
+    labels = [text.get_text() for text in clip_sheet(collate([train[0]])).findobj(Text)]
+    assert any("generated object" in label for label in labels)
     assert isinstance(train.source, CompositedDataset) and isinstance(val.source, CompositedDataset)
     assert any("INFO" in m and "has no masks" in m for m in messages)
     assert not set(train.source.names) & set(val.source.names)

@@ -17,10 +17,10 @@ from PIL import Image
 from sam2kit.cli.main import main
 from sam2kit.data import VideoFileDataset
 from sam2kit.data.sources.mask_files import read_id_mask
-from sam2kit.data.sources.video_decoder import FrameFolder, OneVideo, open_video
+from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.writers import davis_palette
 from sam2kit.prompts.io import load_video_prompts
-from sam2kit.tracking.inputs import open_inputs
+from sam2kit.tracking.inputs import VideoInput, open_inputs
 from sam2kit.tracking.results import mask_folder, read_records
 from sam2kit.utils import locks
 from sam2kit.utils.errors import DataError
@@ -115,14 +115,14 @@ def test_video_file_and_long_gif(tmp_path):
 
 def test_files_are_complete_after_an_interruption(clip, tmp_path, capsys, monkeypatch):
     prompts, out = write_prompts(tmp_path / "prompts.json", BOX), tmp_path / "out"
-    read = FrameFolder.read_frame
+    read = VideoInput.read_frame
 
-    def interrupted(self, i, t):
+    def interrupted(self, t):
         if t == 3:
             raise KeyboardInterrupt
-        return read(self, i, t)
+        return read(self, t)
 
-    monkeypatch.setattr(FrameFolder, "read_frame", interrupted)
+    monkeypatch.setattr(VideoInput, "read_frame", interrupted)
     assert run_track(clip, prompts, out) == 130
     assert "frames 0 to 2" in capsys.readouterr().err
     assert len(list((out / "masks" / "clip").glob("*.png"))) == 3

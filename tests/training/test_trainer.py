@@ -11,13 +11,15 @@ import sys
 import pytest
 import torch
 import yaml
+from data_helpers import make_davis
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tracker_helpers import BREAK_CONVENTION
 
 from sam2kit.config.loading import load_config, override_config, settle_precision
 from sam2kit.config.schema import Config, OptimizerConfig, SchedulerConfig
+from sam2kit.data import build_validation_source
 from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
-from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights
+from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights, read_run_config
 from sam2kit.training import trainer as train_module
 from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
@@ -340,3 +342,23 @@ def test_strategy_is_passed_to_lightning(config, run, strategy, monkeypatch, tmp
     assert first.keys() == second.keys()
     for name, weights in first.items():
         torch.testing.assert_close(second[name], weights)
+
+
+def test_a_single_video_is_detected_split_and_evaluated(tiny_config, tmp_path):
+    make_davis(tmp_path / "data", {"only": 25}, annotated=lambda t: t % 3 == 0)
+    tiny_config.dataset.data_path = str(tmp_path / "data")
+    tiny_config.dataset.clips_per_video = 2
+    tiny_config.trainer.accelerator, tiny_config.trainer.max_epochs = "cpu", 1
+    result = fit(tiny_config, tmp_path / "run")
+    config = load_config(result.run_dir / "config.yaml")
+    assert (config.dataset.type, config.dataset.time_split) == ("video", [18, 20, 25])
+    assert read_run_config(result.last_checkpoint).dataset.time_split == [18, 20, 25]
+    assert "dataset.time_split=[18, 20, 25]" in (result.run_dir / "train.log").read_text()
+    # More frames do not move the split, and the run resumes as it began.
+    make_davis(tmp_path / "data", {"only": 26}, annotated=lambda t: t % 3 == 0)
+    assert build_validation_source(config).num_frames(0) == 5
+    config.trainer.max_epochs = 2
+    assert fit(config, result.run_dir, resume=True).metrics.keys() >= {"val_loss"}
+    tiny_config.trainer.max_epochs = 2
+    with pytest.raises(ConfigError, match="time_split"):
+        fit(tiny_config, result.run_dir, resume=True)

@@ -43,6 +43,10 @@ class VideoSource(ABC):
     def num_frames(self, i: int) -> int:
         """Return the number of frames of video ``i``, at least 1."""
 
+    def is_generated(self, i: int) -> bool:
+        """Return whether the objects of video ``i`` are generated instead of annotated."""
+        return self.generated
+
     @abstractmethod
     def read_frame(self, i: int, t: int) -> np.ndarray:
         """Read frame ``t`` of video ``i``.
@@ -126,6 +130,10 @@ class DerivedSource(VideoSource):
     def num_frames(self, i: int) -> int:
         source, k = self.locate(i)
         return source.num_frames(k)
+
+    def is_generated(self, i: int) -> bool:
+        source, k = self.locate(i)
+        return source.is_generated(k)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         source, k = self.locate(i)
