@@ -115,13 +115,19 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "out",
         type=Path,
         metavar="OUT.pt",
-        help="new weights file; OUT.yaml is written beside it",
+        help="new weights file, OUT.yaml is written beside it; for transformers a new directory",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["sam2", "transformers"],
+        default="sam2",
+        help="sam2 (default), or transformers for its Sam2VideoModel",
     )
     arguments = parser.parse_args(argv)
     check_checkpoint("SOURCE", arguments.source)
     from sam2kit.models.exporter import export
 
-    print(export(arguments.source, arguments.out).summary())
+    print(export(arguments.source, arguments.out, arguments.format).summary())
 
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
