@@ -35,6 +35,7 @@ from sam2kit.models.checkpoints import (
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError
+from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.viz.overlays import evenly_spaced
 
@@ -152,22 +153,27 @@ def evaluate_checkpoint(
         ConfigError: a key, value or override is invalid.
         DataError: the validation data cannot be read, or no frame of it can be scored.
         CheckpointError: a checkpoint is missing or cannot be loaded.
+        PipelineError: another process uses ``output_dir``.
     """
     checkpoint = str(checkpoint)
-    if config_file is None:
-        config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
-    else:
-        config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
-    # The model before training is a baseline unless the weights it started from are unknown, or are
-    # the checkpoint itself.
-    file, start = find_checkpoint(checkpoint), config.model.checkpoint
-    no_start = "model.checkpoint" in ignored if start is None else start in (checkpoint, str(file))
-    runs = checkpoint_runs(config, checkpoint, not no_start)
-    output_dir = open_run_dir(output_dir, config.output_dir)
-    # Results may go into the run directory: keep the configuration of the training there.
-    if output_dir.resolve() != file.parent.resolve():
-        save_config(config, output_dir / "config.yaml")
-    return _write_and_log(evaluate(config, runs, output_dir))
+    with Owner() as owner:
+        owner.take(output_dir)
+        if config_file is None:
+            config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
+        else:
+            config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
+        # The model before training is a baseline unless the weights it started from are unknown, or
+        # are the checkpoint itself.
+        file, start = find_checkpoint(checkpoint), config.model.checkpoint
+        unknown = "model.checkpoint" in ignored
+        no_start = unknown if start is None else start in (checkpoint, str(file))
+        runs = checkpoint_runs(config, checkpoint, not no_start)
+        output_dir = open_run_dir(output_dir, config.output_dir)
+        owner.take(output_dir)
+        # Results may go into the run directory: keep the configuration of the training there.
+        if output_dir.resolve() != file.parent.resolve():
+            save_config(config, output_dir / "config.yaml")
+        return _write_and_log(evaluate(config, runs, output_dir))
 
 
 def evaluate_predictions(
@@ -193,11 +199,14 @@ def evaluate_predictions(
     """
     config = load_config(config_file, overrides)
     source = build_validation_source(config)
-    convention = config.evaluation.convention
-    scores = score_predictions(source, folder, CONVENTIONS[convention] if convention else None)
-    output_dir = open_run_dir(output_dir, config.output_dir)
-    save_config(config, output_dir / "config.yaml")
-    return _write_and_log(Evaluation(config, source, [scores], output_dir))
+    rule = config.evaluation.convention
+    with Owner() as owner:
+        owner.take(output_dir)
+        scores = score_predictions(source, folder, CONVENTIONS[rule] if rule else None)
+        output_dir = open_run_dir(output_dir, config.output_dir)
+        owner.take(output_dir)
+        save_config(config, output_dir / "config.yaml")
+        return _write_and_log(Evaluation(config, source, [scores], output_dir))
 
 
 def _write_and_log(evaluation: Evaluation) -> Evaluation:

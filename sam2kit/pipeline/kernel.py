@@ -18,6 +18,7 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.locks import for_children
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) -> None:
@@ -82,6 +83,7 @@ class InterpreterKernelManager(AsyncKernelManager):
     async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]
         if self.has_trait("transport_encryption"):  # avoid a warning about unencrypted messages
             self.transport_encryption = "auto"
+        arguments["env"] = {**(arguments.get("env") or {}), **for_children()}
         await super().start_kernel(pass_fds=(self.lock,), **arguments)
         self._group = getattr(self.provisioner, "pgid", None)
         if self._group is not None and self._guard is None:

@@ -1,4 +1,4 @@
-"""Write ``status.json`` and lock a run directory to one process.
+"""Write ``status.json``, the state of a run.
 
 A run holds a lock on its directory as long as it or its kernel lives. The operating system releases
 the lock of a process that dies, so "running" in a directory without a lock means interrupted.
@@ -6,7 +6,6 @@ the lock of a process that dies, so "running" in a directory without a lock mean
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -17,73 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.locks import is_locked, locked
 
+__all__ = ["SCHEMA_VERSION", "Status", "is_locked", "locked", "read_status"]
 SCHEMA_VERSION = 1
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Lock a directory for this process, and for those that inherit the file descriptor.
-
-    Yields:
-        the file descriptor of the lock.
-
-    Raises:
-        PipelineError: another process holds the lock.
-    """
-    file = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _lock(file, folder)
-        os.ftruncate(file, 0)
-        os.write(file, f"{os.getpid()} {platform.node()}\n".encode())
-        yield file
-    finally:
-        os.close(file)
-
-
-def _lock(file: int, folder: Path) -> None:
-    """Acquire the lock.
-
-    Another process may hold it for a moment to read the state, and a killed process releases it
-    only when it and its kernel have ended, so try for some seconds.
-    """
-    start = time.monotonic()
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid, _, host = os.pread(file, 200, 0).decode().strip().partition(" ")
-            wait = 1 if _may_be_alive(pid, host) else 15
-            if time.monotonic() > start + wait:
-                raise PipelineError(
-                    f"{folder} is in use by process {pid} on {host}",
-                    hint="wait for that process or end it, or choose another directory",
-                ) from None
-            time.sleep(0.1)
-
-
-def _may_be_alive(pid: str, host: str) -> bool:
-    """Return whether a process may be running; this is unknown for one on another machine."""
-    return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process has locked a directory."""
-    try:
-        file = os.open(folder / "run.lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-    return False
 
 
 def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
@@ -127,7 +65,7 @@ class Status:
     """Write ``status.json`` at each change of state.
 
     Args:
-        run_dir: the run directory, which this process has locked (:func:`locked`).
+        run_dir: the run directory, which this process has locked (:func:`~sam2kit.utils.locks.locked`).
         names: the stages to run; entries of other stages are kept.
         about: additional entries, such as the configuration file.
 

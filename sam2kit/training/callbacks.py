@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
+
+from sam2kit.utils.processes import STOP_SIGNALS
 
 
 class LogProgress(Callback):
@@ -103,10 +107,11 @@ class SaveWithinEpoch(Callback):
 
 
 class StopOnInterrupt(Callback):
-    """Stop after the current step at Ctrl-C or SIGTERM, and immediately at the second signal.
+    """Stop after the current step at Ctrl-C, SIGTERM or SIGHUP, and immediately at the second one.
 
-    Cluster managers such as SLURM send SIGTERM before they reclaim a machine. Lightning's own
-    handler calls ``sys.exit`` and leaves SIGINT disabled, which breaks a notebook's kernel.
+    Cluster managers such as SLURM send SIGTERM before they reclaim a machine, and a terminal that
+    closes sends SIGHUP. Lightning's own handler calls ``sys.exit`` and leaves SIGINT disabled,
+    which breaks a notebook's kernel.
 
     Attributes:
         interrupted: whether a signal stopped the training.
@@ -118,27 +123,53 @@ class StopOnInterrupt(Callback):
     _duplicates_until = 0.0
 
     def __init__(self) -> None:
-        self._previous_handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._previous_handlers = {n: signal.getsignal(n) for n in STOP_SIGNALS}
+        if self._previous_handlers[signal.SIGHUP] == signal.SIG_IGN:  # started with nohup
+            del self._previous_handlers[signal.SIGHUP]
+        self._messages: SimpleQueue[str | None] = SimpleQueue()
+        self._logging: threading.Thread | None = None
+        self._terminals: list[int] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Python sets signal handlers in the main thread only.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # After a terminal has closed, isatty is false.
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        self._logging = threading.Thread(target=self._log, name="log signals", daemon=True)
+        self._logging.start()
         # Lightning installs its own SIGTERM handler after on_fit_start, so replace it only here.
-        def stop(number: int, frame: Any) -> None:
-            if self.interrupted:
-                if time.monotonic() > self._duplicates_until:
-                    self.restore()
-                    signal.raise_signal(number)
-                return
-            self.interrupted, self._duplicates_until = True, time.monotonic() + 1
-            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        for number in self._previous_handlers:
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        """Handle a signal."""
+        if self.interrupted:
+            if time.monotonic() > self._duplicates_until:
+                self._reinstall()
+                signal.raise_signal(number)
+            return
+        self.interrupted, self._duplicates_until = True, time.monotonic() + 1
+        if number == signal.SIGHUP:
+            self._detach_from_terminal()
+        # This code interrupts the main thread anywhere, also inside loguru, which must not be
+        # entered twice. Another thread can wait, and SimpleQueue.put is reentrant.
+        self._messages.put("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+    def _detach_from_terminal(self) -> None:
+        """Discard the output to a terminal that has closed; writing to it would raise OSError."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+    def _log(self) -> None:
+        """Log the signals that arrive, until :meth:`restore`."""
+        while (name := self._messages.get()) is not None:
             logger.warning(
                 "Received {}; stopping after the current step. Send it again to exit immediately.",
                 name,
             )
-
-        # Python sets signal handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in self._previous_handlers:
-                signal.signal(number, stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,6 +183,12 @@ class StopOnInterrupt(Callback):
 
     def restore(self) -> None:
         """Reinstall the signal handlers from before this callback; call it after training."""
+        self._reinstall()
+        self._messages.put(None)
+        if self._logging is not None:
+            self._logging.join(timeout=5)
+
+    def _reinstall(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)

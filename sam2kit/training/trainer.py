@@ -29,7 +29,7 @@ from torch.distributed import destroy_process_group
 
 from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import Config
-from sam2kit.config.validation import check
+from sam2kit.config.validation import check, check_new
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
@@ -49,6 +49,7 @@ from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingComplete, check_resume, latest_valid_checkpoint
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 
 # Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
@@ -98,7 +99,8 @@ def fit(
         run_dir: the run directory. None (default): a dated folder under ``config.output_dir``.
         resume: resume the run in ``run_dir`` if it has a checkpoint, and ignore
             ``trainer.resume_from``. If ``last.ckpt`` is damaged, the newest kept copy is used, then
-            ``best.ckpt``. A run that has reached its end is left unchanged.
+            ``best.ckpt``. A run that has reached its end is left unchanged. If False (default), a
+            directory that holds a run is rejected.
         callbacks: Lightning callbacks, called before those of sam2kit.
         loss: as for :class:`~sam2kit.training.module.SAM2LightningModule`.
         train_source, val_source: as for
@@ -111,16 +113,41 @@ def fit(
         ConfigError, DataError, CheckpointError: before the first step; the error names the key or
             file. ConfigError also for callbacks, a loss or sources with several devices, because
             the ranks are started from the configuration alone.
+        PipelineError: another process uses the run directory; the message names it.
         TrainingError: a rank failed, the loss or a gradient is not finite, memory or disk is full,
             or a loader process died.
     """
     check(config)
     config = settle_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
+    sources = {"train_source": train_source, "val_source": val_source}
+    with Owner() as owner:
+        if _is_first() and run_dir is not None and run_dir.is_dir():
+            owner.take(open_run_dir(run_dir, config.output_dir))
+            if not resume and config.trainer.resume_from is None:
+                check_new(run_dir)
+        return _fit(config, run_dir, resume, owner, callbacks, loss, sources)
+
+
+def _is_first() -> bool:
+    """Return whether this process is the only one of its training, or rank 0."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def _fit(
+    config: Config,
+    run_dir: Path | None,
+    resume: bool,
+    owner: Owner,
+    callbacks: Sequence[Callback],
+    loss: Loss | None,
+    sources: dict[str, VideoSource | None],
+) -> FitResult:
+    """Train as :func:`fit` describes, and take the run directory when it exists."""
     log = make_logger_class(config)
     devices = device_count(config)
     world_size = devices * config.trainer.num_nodes
-    in_memory = [*callbacks, *(x for x in (loss, train_source, val_source) if x is not None)]
+    in_memory = [*callbacks, *(x for x in (loss, *sources.values()) if x is not None)]
     if world_size > 1 and in_memory:
         raise ConfigError(
             f"callbacks, loss and sources cannot be passed to {world_size} ranks, which start from "
@@ -130,9 +157,7 @@ def fit(
             hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own",
         )
     # Everything that can be checked is checked before the run directory is created.
-    data = SAM2LightningDataModule(
-        config, world_size, train_source=train_source, val_source=val_source
-    )
+    data = SAM2LightningDataModule(config, world_size, **sources)
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
     try:
@@ -148,10 +173,12 @@ def fit(
         data.check_videos()
     check_ranks(config, world_size, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
+    first = _is_first()
+    if first:
+        owner.take(run_dir)
     if world_size > 1 and not in_rank():
         _make_trainer(config, run_dir, [], [])  # reject unavailable devices before starting ranks
         return _existing_result(config, run_dir, train_on_devices(config, run_dir, devices))
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
         logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")

@@ -86,4 +86,4 @@ class TrainingError(SAM2KitError):
 
 
 class PipelineError(SAM2KitError):
-    """Raised if a staged notebook fails or is called with parameters it does not have."""
+    """Raised if a staged notebook fails or gets unknown parameters, or a directory is in use."""
