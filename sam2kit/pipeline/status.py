@@ -65,7 +65,7 @@ class Status:
     """Write ``status.json`` at each change of state.
 
     Args:
-        run_dir: the run directory, which this process has locked (:func:`~sam2kit.utils.locks.locked`).
+        run_dir: the run directory, which this process has locked.
         names: the stages to run; entries of other stages are kept.
         about: additional entries, such as the configuration file.
 

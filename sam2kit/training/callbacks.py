@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from loguru import logger
 
 from sam2kit.utils.processes import STOP_SIGNALS
@@ -104,6 +105,47 @@ class SaveWithinEpoch(Callback):
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             trainer.save_checkpoint(self.path)
             self._last_save_time, self._last_save_step = time.monotonic(), trainer.global_step
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Save checkpoints in the run directory, which may be moved between two calls.
+
+    Lightning stores absolute paths and forgets the best score if they differ, so a resumed run
+    would overwrite ``best.ckpt`` with a worse one. This class stores file names.
+
+    Args:
+        run_dir: the run directory.
+        same_run: whether the run resumes from a checkpoint in ``run_dir``. Otherwise it has its own
+            best checkpoint.
+        options: as for ``ModelCheckpoint``.
+    """
+
+    _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+    def __init__(self, run_dir: Path, same_run: bool, *arguments: Any, **options: Any) -> None:
+        super().__init__(run_dir, *arguments, enable_version_counter=False, **options)
+        self.same_run = same_run
+
+    @property
+    def state_key(self) -> str:
+        # Checkpoints of earlier versions have the state of Lightning's class.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        names = {key: Path(state[key]).name for key in self._PATHS if state[key]}
+        best = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return {**state, **names, "best_k_models": best, "dirpath": "."}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self.same_run:
+            return
+        folder = Path(self.dirpath or "")
+        paths = {k: str(folder / Path(state_dict[k]).name) for k in self._PATHS if state_dict[k]}
+        scores = state_dict["best_k_models"].items()
+        best = {str(folder / Path(path).name): score for path, score in scores}
+        paths |= {"dirpath": str(self.dirpath)}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best})
 
 
 class StopOnInterrupt(Callback):

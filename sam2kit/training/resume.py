@@ -32,8 +32,9 @@ _FIXED = (
     "features.dtype",
 )
 # Keys of these sections that may change. The videos are compared by a digest of their content, so a
-# data set may be moved.
+# data set may be moved, and so may a run directory with its corrections.
 _MAY_CHANGE = (
+    "dataset.corrections",
     "dataset.data_path",
     "dataset.annotation_file",
     "dataset.num_workers",

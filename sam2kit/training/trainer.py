@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
-    ModelCheckpoint,
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -36,6 +35,7 @@ from sam2kit.models.checkpoints import load_run, save_adapter
 from sam2kit.models.sam2 import format_report, parameter_report
 from sam2kit.training.callbacks import (
     LogProgress,
+    RunCheckpoint,
     SaveWithinEpoch,
     StopOnInterrupt,
     ValidateLastStep,
@@ -158,6 +158,7 @@ def _fit(
         )
     # Everything that can be checked is checked before the run directory is created.
     data = SAM2LightningDataModule(config, world_size, **sources)
+    resume_from = config.trainer.resume_from
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
     try:
@@ -183,7 +184,9 @@ def _fit(
     try:
         logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
         if first:
-            save_config(config, run_dir / "config.yaml")
+            # Without the checkpoint that is resumed: the directory may be moved.
+            t = replace(config.trainer, resume_from=resume_from)
+            save_config(replace(config, trainer=t), run_dir / "config.yaml")
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config, loss=loss)
@@ -232,7 +235,9 @@ def _run(
     # Two callbacks, because Lightning's save_last is written only together with the best
     # checkpoint. save_on_train_epoch_end also covers an epoch that ends early: at an interrupt,
     # max_steps or max_time.
-    save = partial(ModelCheckpoint, run_dir, enable_version_counter=False)
+    resume_from = config.trainer.resume_from
+    same_run = resume_from is not None and Path(resume_from).resolve().parent == run_dir.resolve()
+    save = partial(RunCheckpoint, run_dir, same_run)
     best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
     last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
@@ -260,7 +265,6 @@ def _run(
     with _quiet_lightning():
         ddp = in_rank() or config.trainer.strategy == "ddp"
         trainer = _make_trainer(config, run_dir, loggers, callbacks, ddp)
-        resume_from = config.trainer.resume_from
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         finally:
@@ -364,7 +368,6 @@ def _quiet_lightning() -> Iterator[None]:
                 "does not have many workers",
                 "number of training batches",
                 "your dataloader is not resumable",  # the data module resumes within an epoch
-                "The dirpath has changed",  # a run resumed in another directory has its own best
                 "exists and is not empty",  # the run directory has train.log and config.yaml
                 "LeafSpec",
                 "sync_dist=True",  # all ranks log the same value of a validation

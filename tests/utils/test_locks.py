@@ -1,4 +1,4 @@
-"""Directory locks: one process owns a directory, and a dead process blocks nobody."""
+"""Directory locks: one process owns a directory, and the lock of a dead process is free."""
 
 from __future__ import annotations
 
