@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from data_helpers import make_davis
 from loguru import logger
 
 from sam2kit.cli.main import main
@@ -591,3 +592,18 @@ def test_history_survives_a_kill_while_it_is_rewritten(tmp_path, monkeypatch):
         logger.log_metrics({"val_loss": 1.0}, 1)
         logger.save()
     assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_resume_with_exchanged_frames_is_rejected(toy_config, tmp_path):
+    data = make_davis(tmp_path / "data")
+    toy_config.dataset.type, toy_config.dataset.data_path = "video", str(data)
+    toy_config.trainer.max_steps = 1
+    first = fit(toy_config, tmp_path / "run")
+    toy_config.trainer.max_steps = 2
+    frames = sorted((data / "JPEGImages" / "a").iterdir())
+    frames[1].rename(data / "x")
+    frames[2].rename(frames[1])
+    (data / "x").rename(frames[2])
+    with pytest.raises(DataError, match="frames or masks") as error:
+        fit(toy_config, first.run_dir, resume=True)
+    assert error.value.key == "trainer.resume_from" and error.value.hint
