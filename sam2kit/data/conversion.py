@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -33,6 +32,7 @@ from sam2kit.data.writers import (
 )
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.unfinished import unfinished
 
 TARGETS = ("davis", "coco-video")
 COCO_FILE = "annotations.json"
@@ -85,25 +85,17 @@ def convert(
         logger.info("The source has no masks; writing frames only")
     # Written to a sibling folder that is renamed at the end, so that an interrupted conversion is
     # never taken for a complete one.
-    partial_out = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     try:
-        partial_out.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{out} cannot be written: {error}", hint="choose a folder that you can write to"
-        ) from error
-    try:
-        work = partial(_write_davis if to == "davis" else _write_coco, out=partial_out)
-        written = each_video(work, source, workers, "wrote")
-        counts = _gather(written, None if to == "davis" else partial_out / COCO_FILE)
-        partial_out.replace(out)
+        with unfinished(out) as folder:
+            work = partial(_write_davis if to == "davis" else _write_coco, out=folder)
+            written = each_video(work, source, workers, "wrote")
+            counts = _gather(written, None if to == "davis" else folder / COCO_FILE)
+            folder.replace(out)
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written: {error}",
             hint="check permissions and free disk space; no incomplete output was left",
         ) from error
-    finally:
-        shutil.rmtree(partial_out, ignore_errors=True)
     logger.info("Wrote {} videos, {} frames to {}", len(source), counts["frames"], out)
     for change in ("renumbered", "written as PNG", "without their void pixels"):
         if counts[change]:

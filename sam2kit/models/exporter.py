@@ -51,6 +51,7 @@ from sam2kit.prompts.geometry import mask_to_box
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import CheckpointError, ConfigError
 from sam2kit.utils.text import suggest
+from sam2kit.utils.unfinished import publish, remove_leftovers, unfinished
 from sam2kit.viz.overlays import frames_to_images
 
 FORMATS = ("sam2", "transformers")
@@ -127,14 +128,13 @@ def export(source: str | Path, out: str | Path, format: str = "sam2") -> Export:
         return _export_transformers(config, model, out)
     yaml = out.with_suffix(".yaml")
     # Beside OUT, so that the files can be renamed into place once the proof holds.
-    with tempfile.TemporaryDirectory(prefix=".sam2kit-export-", dir=out.parent) as folder:
-        weights, tree = Path(folder) / out.name, Path(folder) / yaml.name
+    with unfinished(out) as folder:
+        weights, tree = folder / out.name, folder / yaml.name
         save_weights(model, weights)
         text = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
         tree.write_text(f"# @package _global_\n{text}", encoding="utf-8")
         differences = prove(config, model, tree, weights)
-        os.replace(weights, out)
-        os.replace(tree, yaml)
+        publish({weights: out, tree: yaml})
     return Export(out, yaml, config.model.size, config.dataset.image_size, *differences)
 
 
@@ -165,6 +165,7 @@ def _check_target(out: Path, format: str) -> None:
                 hint=f"try {out.with_suffix('.pt')}",
             )
         paths = [out, out.with_suffix(".yaml")]
+    remove_leftovers(out)
     for path in paths:
         if path.exists():
             raise ConfigError(
@@ -200,8 +201,8 @@ def _export_transformers(config: Config, model: SAM2Model, out: Path) -> Export:
     state = merged_state(model)
     exported.load_state_dict(to_transformers(state, exported.state_dict()))
     # Beside OUT, so that the directory can be renamed into place once the proof holds.
-    with tempfile.TemporaryDirectory(prefix=".sam2kit-export-", dir=out.parent) as folder:
-        part = Path(folder) / out.name
+    with unfinished(out) as folder:
+        part = folder / out.name
         with redirect_stderr(StringIO()):  # hide the progress bar
             exported.save_pretrained(part)
         size = {"height": tree.image_size, "width": tree.image_size}

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.errors import KernelKilled, PipelineError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.locks import is_locked, locked
 
@@ -111,7 +111,7 @@ class Status:
             yield
             entry["state"] = "done"
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
+            stopped = isinstance(error, KeyboardInterrupt | KernelKilled)
             entry |= {"state": "interrupted" if stopped else "failed", "error": str(error)}
             raise
         finally:

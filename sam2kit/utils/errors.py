@@ -87,3 +87,7 @@ class TrainingError(SAM2KitError):
 
 class PipelineError(SAM2KitError):
     """Raised if a staged notebook fails or gets unknown parameters, or a directory is in use."""
+
+
+class KernelKilled(PipelineError):
+    """Raised if a signal from outside ended a notebook's kernel; the stage can be resumed."""
