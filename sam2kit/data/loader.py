@@ -98,7 +98,7 @@ def create_dataloader(
         sampler = EpochSampler(dataset, training, seed, done, share)
         order = {"sampler": sampler, "batch_size": config.batch_size}
     return ProcessLoader(
-        dataset,  # type: ignore[arg-type]  # of VideoClip; collate turns them into ClipBatch
+        dataset,
         **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,

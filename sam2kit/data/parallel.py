@@ -61,7 +61,7 @@ def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
         # After an error the traceback keeps the iterator alive, and its processes with it. The
         # caller may be about to delete what they still write, so stop them here.
         if workers:
-            results._shutdown_workers()  # type: ignore[attr-defined]
+            results._shutdown_workers()
 
 
 class ProcessLoader(DataLoader[T]):
@@ -71,8 +71,8 @@ class ProcessLoader(DataLoader[T]):
     ended, the main process could not finish its step and save a checkpoint.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, worker_init_fn=_start_process, **options)
+    def __init__(self, dataset: Any, batch_size: int | None = 1, **options: Any) -> None:
+        super().__init__(dataset, batch_size, worker_init_fn=_start_process, **options)
 
     def __iter__(self) -> Any:
         with without_stop_signals():

@@ -476,5 +476,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     """Return a checksum of tensors on the CPU."""
     digest = 0
     for name in sorted(tensors):
-        digest = zlib.crc32(tensors[name].view(-1).view(torch.uint8).numpy(), digest)
+        digest = zlib.crc32(tensors[name].view(-1).view(torch.uint8).numpy().data, digest)
     return f"{digest:08x}"

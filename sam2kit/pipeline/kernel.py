@@ -35,7 +35,8 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
         PipelineError: a cell failed, or the kernel died.
         KernelKilled: a signal ended the kernel.
     """
-    kernel = type("Kernel", (InterpreterKernelManager,), {"lock": lock, "exit_codes": []})
+    exit_codes: list[int] = []
+    attributes = {"lock": lock, "exit_codes": exit_codes}
     try:
         papermill.execute_notebook(
             str(source),
@@ -45,7 +46,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             store_widget_state=False,
-            kernel_manager_class=kernel,
+            kernel_manager_class=type("Kernel", (InterpreterKernelManager,), attributes),
         )
     except PapermillExecutionError as error:
         raise PipelineError(
@@ -56,7 +57,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
     # The kernel died or did not start; papermill's errors for that have no common base class.
     except Exception as error:
         # Negative: the number of a signal, such as from the system when memory is full.
-        killed = any(code < 0 for code in kernel.exit_codes)
+        killed = any(code < 0 for code in exit_codes)
         raise (KernelKilled if killed else PipelineError)(
             f"notebook {source.stem} failed: {type(error).__name__}: {_plain(str(error))}",
             hint=f"see the cells executed so far in {target}",

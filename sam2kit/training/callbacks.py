@@ -117,13 +117,14 @@ class RunCheckpoint(ModelCheckpoint):
         run_dir: the run directory.
         same_run: whether the run resumes from a checkpoint in ``run_dir``. Otherwise it has its own
             best checkpoint.
+        filename: name of the file without ``.ckpt``.
         options: as for ``ModelCheckpoint``.
     """
 
     _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
-    def __init__(self, run_dir: Path, same_run: bool, *arguments: Any, **options: Any) -> None:
-        super().__init__(run_dir, *arguments, enable_version_counter=False, **options)
+    def __init__(self, run_dir: Path, same_run: bool, filename: str, **options: Any) -> None:
+        super().__init__(run_dir, filename, enable_version_counter=False, **options)
         self.same_run = same_run
 
     @property

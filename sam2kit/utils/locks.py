@@ -89,7 +89,7 @@ def is_locked(folder: Path) -> bool:
     """Return whether a process has locked a directory."""
     try:
         file = os.open(folder / LOCK_FILE, os.O_RDWR)
-    except FileNotFoundError:
+    except OSError:  # no such file, or one that this user cannot lock
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
