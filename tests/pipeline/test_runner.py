@@ -14,7 +14,7 @@ import pytest
 
 from sam2kit.pipeline import runner as pipeline
 from sam2kit.pipeline.status import is_locked, locked, read_status
-from sam2kit.utils.errors import CheckpointError, ConfigError, PipelineError
+from sam2kit.utils.errors import CheckpointError, ConfigError, KernelKilled, PipelineError
 
 PARAMETERS = 'run_dir = "."\nconfig_file = ""\noverrides = []\n'
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
@@ -331,7 +331,13 @@ def ended(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(signal.SIGTERM, signal.SIGINT, signal.SIGKILL),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_stopping_leaves_no_process_behind(stage, number):
     root = stage.parent
     write_notebook(
@@ -370,3 +376,11 @@ def test_stopping_leaves_no_process_behind(stage, number):
     assert not is_locked(root / "run")
     content = read_status(root / "run")
     assert content["state"] == content["stages"]["01_first"]["state"] == "interrupted"
+
+
+def test_killed_kernel_is_an_interruption(stage):
+    """A signal from outside, such as from the system when memory is full: a sweep resumes it."""
+    write_notebook(stage, "01_first", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(KernelKilled, match="01_first failed: DeadKernelError"):
+        run(stage)
+    assert status(stage)["01_first"]["state"] == "interrupted"
