@@ -16,6 +16,7 @@ from PIL import Image
 
 from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.runner import run_stages
+from sam2kit.utils.errors import PipelineError
 from sam2kit.viz.video_writer import save_mp4
 
 ROOT = Path(__file__).parents[2]
@@ -323,6 +324,12 @@ def test_training_notebook_started_in_its_directory(tmp_path, monkeypatch):
     # Every update replaces the picture of the live curves.
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     assert "memory of a step" in "".join(o.text for o in outputs if o.output_type == "stream")
+    # Run again as shipped, with resume = False: a finished training is not overwritten.
+    before = (run_dir / "best.ckpt").read_bytes()
+    with (tmp_path / "lock").open("w") as lock:
+        with pytest.raises(PipelineError, match="holds a run"):
+            execute(source, tmp_path / "again.ipynb", {"overrides": overrides}, lock.fileno())
+    assert (run_dir / "best.ckpt").read_bytes() == before
 
 
 class TestOtherData:
