@@ -32,8 +32,8 @@ from sam2kit.cli.arguments import (
     train_overrides,
 )
 from sam2kit.config.validation import check_checkpoint, check_exists, check_new, check_paths
+from sam2kit.utils.directory_lock import check_free
 from sam2kit.utils.errors import ConfigError
-from sam2kit.utils.locks import check_free
 
 
 def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:

@@ -34,8 +34,8 @@ from sam2kit.models.checkpoints import (
 )
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.utils.device import pick_device
+from sam2kit.utils.directory_lock import Owner
 from sam2kit.utils.errors import CheckpointError, ConfigError
-from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.viz.overlays import evenly_spaced
 

@@ -17,8 +17,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from sam2kit.utils.directory_lock import for_children
 from sam2kit.utils.errors import KernelKilled, PipelineError
-from sam2kit.utils.locks import for_children
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) -> None:

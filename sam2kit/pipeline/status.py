@@ -16,9 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sam2kit.utils.directory_lock import is_locked, locked
 from sam2kit.utils.errors import KernelKilled, PipelineError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.locks import is_locked, locked
 
 __all__ = ["SCHEMA_VERSION", "Status", "is_locked", "locked", "read_status"]
 SCHEMA_VERSION = 1

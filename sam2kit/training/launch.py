@@ -16,8 +16,8 @@ from torch.distributed import is_torchelastic_launched
 
 from sam2kit.config.loading import save_config
 from sam2kit.config.schema import Config
+from sam2kit.utils.directory_lock import for_children
 from sam2kit.utils.errors import ConfigError, TrainingError
-from sam2kit.utils.locks import for_children
 from sam2kit.utils.processes import sigterm_interrupts, start
 
 

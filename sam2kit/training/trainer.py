@@ -48,8 +48,8 @@ from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class,
 from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import TrainingComplete, check_resume, latest_valid_checkpoint
+from sam2kit.utils.directory_lock import Owner
 from sam2kit.utils.errors import ConfigError
-from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 
 # Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from loguru import logger
 
+from sam2kit.utils.directory_lock import LOCK_FILE, locked
 from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.locks import LOCK_FILE, locked
 
 _JOURNAL = "published.json"
 

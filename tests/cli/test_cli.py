@@ -20,7 +20,7 @@ from PIL import Image
 from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
-from sam2kit.utils.locks import locked
+from sam2kit.utils.directory_lock import locked
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from sam2kit.utils import locks
+from sam2kit.utils import directory_lock as locks
+from sam2kit.utils.directory_lock import HOLDER, Owner, check_free, for_children, is_locked, locked
 from sam2kit.utils.errors import PipelineError
-from sam2kit.utils.locks import HOLDER, Owner, check_free, for_children, is_locked, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sam2kit.utils.locks import locked
+from sam2kit.utils.directory_lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
