@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
 from sam2kit.data import AcceptedFrame, add_to_training_set, open_source
+from sam2kit.utils.locks import locked
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
@@ -505,3 +507,19 @@ def test_train_as_a_module_is_the_same_command(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("sam2kit.train", run_name="__main__")
     assert stop.value.code == 0 and list(tmp_path.glob("*/*/best.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "dataset.type=synthetic", "--run-dir"],
+        ["train", "dataset.type=synthetic", "--resume", "auto", "--run-dir"],
+        ["evaluate", "--model-checkpoint", "nano", "--output-dir"],
+    ],
+    ids=" ".join,
+)
+def test_directory_in_use_is_rejected_and_its_process_named(tmp_path, capsys, command):
+    with locked(tmp_path):
+        assert main([*command, str(tmp_path)]) == 2
+    assert f"in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
