@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader, Sampler
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.clip import ClipBatch, VideoClip, collate
 from sam2kit.data.clip_dataset import ClipDataset
-from sam2kit.data.parallel import SHARED_MEMORY, SHARED_MEMORY_HINT, to_shared_memory
+from sam2kit.data.parallel import (
+    SHARED_MEMORY,
+    SHARED_MEMORY_HINT,
+    ProcessLoader,
+    to_shared_memory,
+)
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MIB
 
@@ -142,8 +147,8 @@ def create_dataloader(
         sampler = EpochSampler(dataset, training, seed, done, share)
         order = {"sampler": sampler, "batch_size": config.batch_size}
     join = Collate(with_keys) if config.num_workers else partial(collate, with_keys=with_keys)
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # of VideoClip; collate turns them into ClipBatch
+    return ProcessLoader(
+        dataset,
         **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,

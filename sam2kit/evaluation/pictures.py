@@ -48,7 +48,7 @@ def draw_videos(
     animations: list[np.ndarray] = []
     for video in _videos_around_the_median(trackers[0]):
         numbers, frames, truth, masks = _sample_frames(video, trackers, source, read_masks)
-        annotated = video.annotated.any(1)[numbers]
+        annotated = np.asarray(video.annotated.any(axis=1))[numbers]
         scores = {}
         for tracker in trackers:
             mean = summary([tracker.by_name()[video.name]])["J&F"]

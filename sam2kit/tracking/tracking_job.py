@@ -143,8 +143,8 @@ def track_videos(
     jobs = []
     for video in inputs:
         if video.name in documents:
-            document, key = documents[video.name]
             log_time_split(config, video.path)
+            document, key = documents[video.name]
             # The frames are compared with image_size, whose rows and columns are often swapped.
             size = video.read_frame(0).shape[:2]
             loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size, size)

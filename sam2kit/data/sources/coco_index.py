@@ -220,7 +220,7 @@ class CocoIndex:
             raise DataError(
                 f"{self.file}: none of its {count} annotations can be used. The first: "
                 f"{first.message}",
-                hint="export the file again",
+                hint="export the file again, or correct its annotations",
             )
         logger.warning(
             "{}: left out {} of {} annotations that cannot be used ({}). The first: {}. "
