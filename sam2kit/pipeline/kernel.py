@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from sam2kit.utils.errors import KernelKilled, PipelineError
 from sam2kit.utils.locks import for_children
+
+MIN_FILES = 128  # open files of this process and a kernel with its connections
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) -> None:
@@ -37,6 +40,12 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
     """
     exit_codes: list[int] = []
     attributes = {"lock": lock, "exit_codes": exit_codes}
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= files < MIN_FILES:  # below 0: no limit
+        raise PipelineError(
+            f"a notebook needs {MIN_FILES} open files, and {files} are allowed",
+            hint="raise the limit with: ulimit -n 4096",
+        )
     try:
         papermill.execute_notebook(
             literal_path(source),

@@ -22,6 +22,7 @@ from sam2kit.config.schema import Config, get, options
 from sam2kit.models.checkpoint_io import fault_in, kept_copies
 from sam2kit.models.checkpoints import read_run_config
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
+from sam2kit.utils.readers import damage_is
 
 # Keys that must not change within a run: those of the model, of the order of the clips, and of the
 # optimizer. The optimizer's state contains its settings, so new settings would be ignored silently.
@@ -149,6 +150,12 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
             value=path,
             hint="name the last.ckpt of a training run",
         ) from error
+    with damage_is(CheckpointError, path, "resume from another checkpoint of the run"):
+        return _check_position(config, data, path, stored)
+
+
+def _check_position(config: Config, data: dict[str, Any], path: str, stored: Config) -> int:
+    """Compare videos, keys and position of a run's checkpoint with the run that resumes it."""
     # mmap: only the position is needed, not the gigabytes of weights and optimizer state.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = content.get(DATA_KEY)

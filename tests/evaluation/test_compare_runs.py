@@ -9,6 +9,7 @@ from sam2kit.evaluation.compare_runs import (
     comparison_rows,
     comparison_warnings,
     find_runs,
+    leaderboard_rows,
 )
 from sam2kit.utils.errors import DataError
 
@@ -71,6 +72,33 @@ def test_folders_without_an_evaluation_are_rejected(tmp_path):
     assert (error.value.key, error.value.value, error.value.expected) == ("schema_version", 1, "2")
     assert error.value.hint == "evaluate the run again"
     (tmp_path / "old" / "metrics.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read") as error:
+    with pytest.raises(DataError, match=r"old.metrics\.json") as error:
         find_runs([tmp_path])
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["trackers"]["after training"].pop("J&F"),
+        lambda content: content["trackers"].update({"after training": 3}),
+        lambda content: content.update({"videos": ["a"]}),
+        lambda content: content.update({"trackers": {}}),
+        lambda content: content.pop("convention"),
+    ],
+)
+def test_a_damaged_evaluation_is_one_error(tmp_path, change):
+    file = write_run(tmp_path / "x", 0.5) / "metrics.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"x.metrics\.json") as error:
+        find_runs([tmp_path])
+    assert error.value.hint == "evaluate the run again"
+
+
+@pytest.mark.parametrize("trials", [3, [{"rank": 1}], [{"rank": "x", "name": 1}]])
+def test_a_damaged_leaderboard_is_one_error(tmp_path, trials):
+    (tmp_path / "leaderboard.json").write_text(json.dumps({"schema_version": 1, "trials": trials}))
+    with pytest.raises(DataError, match=r"leaderboard\.json"):
+        leaderboard_rows([tmp_path])

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import signal
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +56,7 @@ from sam2kit.models.checkpoints import load_model
 from sam2kit.pipeline.status import read_metrics, read_status
 from sam2kit.prompts.annotations import AnnotationStore, StoredObject, StoredPrompt, VideoState
 from sam2kit.prompts.io import load_video_prompts
+from sam2kit.training.resume import DATA_KEY, check_resume
 from sam2kit.utils.errors import SAM2KitError
 
 CASES = int(os.environ.get("SAM2KIT_FUZZ_CASES", "30"))
@@ -245,6 +247,32 @@ def test_corrupted_checkpoints(tmp_path):
     def run(data):
         file.write_bytes(data)
         assert not loads(load_model, file)  # the undamaged file is no complete model either
+
+    run()
+
+
+def test_corrupted_positions_of_runs(tmp_path):
+    config = Config()
+    config.trainer.resume_from = str(tmp_path / "last.ckpt")
+    data = {"videos": "3 videos", "content": "x", "devices": 1}
+    content = {
+        "sam2kit_config": yaml.safe_load(to_yaml(Config(), comments=False)),
+        "global_step": 3,
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {"is_last_batch": True}}},
+        "callbacks": {"EarlyStopping": {"wait_count": 0}},
+        DATA_KEY: data | {"epoch": 0, "clips": 4},
+    }
+
+    @fuzz_settings
+    @given(changed(content))
+    def run(changed_content):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save(
+                {"state_dict": {"model.a": torch.zeros(3)}, **changed_content},
+                tmp_path / "last.ckpt",
+            )
+        loads(check_resume, config, data)
 
     run()
 
