@@ -13,8 +13,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sam2kit.utils.text import visible_text
-
 MAX_VALUE = 300  # characters of a value or word in a message; paths may need 200
 MAX_MESSAGE = 600  # characters of what is wrong, with all values; about eight lines
 MAX_HINT = 350  # characters of a hint of one line; a hint with a table is complete
@@ -82,6 +80,8 @@ def _repr(value: Any) -> str:
 
 def _readable(text: str, max_length: int | None) -> str:
     """Escape invisible characters, and shorten long words and the text."""
+    from sam2kit.utils.text import visible_text  # here, so that importing sam2kit loads little
+
     text = visible_text(text, None, multiline=True)
     text = _LONG_WORD.sub(lambda match: _shorten(match[0]), text)
     return text if max_length is None else _shorten(text, max_length)
