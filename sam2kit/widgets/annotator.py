@@ -628,6 +628,8 @@ class Annotator(ImageWidget):
         command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
         if self._model_text:  # training continues from the model that was annotated with
             command += f" --model-checkpoint {shlex.quote(self._model_text)}"
+        if self.model.image_size != DatasetConfig().image_size:  # such as nano's 128 pixels
+            command += f" --image-size {self.model.image_size}"
         self.report = [*self.report, {"text": visible_text(command), "command": True}]
         self._show()
         return folder

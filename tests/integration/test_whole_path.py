@@ -1,0 +1,126 @@
+"""From a raw video to a tuned model, in the annotator and on the command line, without a detour."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser_helpers import View
+from PIL import Image
+
+from sam2kit.cli.main import main
+from sam2kit.data.build import open_source
+from sam2kit.prompts.geometry import mask_center
+from sam2kit.viz.video_writer import save_mp4
+
+SAMPLES = Path(__file__).parents[2] / "data_samples"
+QUICK = ["trainer.max_steps=2", "dataset.num_workers=0", "trainer.accelerator=cpu"]
+CLIP = "train_000"
+
+
+def back_and_forth(num_frames: int) -> list[int]:
+    """Return the frames of an 8-frame clip that is played forwards and backwards."""
+    period = [*range(8), *range(6, 0, -1)]
+    return [period[t % len(period)] for t in range(num_frames)]
+
+
+@pytest.fixture
+def film(lab) -> Path:
+    """An MP4 without masks, in a folder of its own below the root of JupyterLab."""
+    folder = lab.root / "films"
+    folder.mkdir()
+    frames = sorted((SAMPLES / "JPEGImages" / CLIP).iterdir())
+    save_mp4(folder / "film.mp4", [np.array(Image.open(frames[t])) for t in back_and_forth(28)])
+    return folder
+
+
+def centers(t: int) -> list[tuple[int, int]]:
+    """Return the centre of each object on a frame of the film, x before y."""
+    source = open_source(SAMPLES)
+    masks = source.read_masks(source.names.index(CLIP), back_and_forth(t + 1)[-1])
+    return [mask_center(mask) for _, mask in sorted(masks.items())]
+
+
+def shown_command(view: View) -> list[str]:
+    """Press *Make training set* and return the arguments of the command that the widget shows."""
+    if view.button("close-report").is_visible():
+        view.act(view.button("close-report").click)
+    view.button("training-set").click()
+    view.until("e => e.querySelector('.report').textContent.includes('sam2kit train')")
+    command = view.root.locator(".report code").last.inner_text()
+    program, *arguments = shlex.split(command)
+    assert program == "sam2kit"
+    return arguments
+
+
+def track(view: View, tracked: int) -> None:
+    view.root.press("t")
+    view.counts("tracked", tracked)
+    view.until("e => e.dataset.running === 'false'")
+
+
+def evaluate(run_dir: Path) -> dict:
+    assert main(["evaluate", "--model-checkpoint", str(run_dir)]) == 0
+    (file,) = run_dir.rglob("metrics.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.browser
+def test_from_a_raw_video_to_a_tuned_model(lab, film, tmp_path, monkeypatch, capsys):
+    start = time.monotonic()
+    monkeypatch.chdir(lab.root)
+    nano = ["--model-checkpoint", "nano", "--run-dir", "outputs/films"]
+    assert main(["annotate", "films", *nano, "--no-lab"]) == 0
+    notebook = Path(capsys.readouterr().out.strip())
+
+    # Open the annotator, click two objects, track.
+    view = View(lab.show(notebook.relative_to(lab.root).as_posix()))
+    (first, second) = centers(0)
+    view.click(*first)
+    view.act(lambda: view.button("add").click())
+    view.click(*second)
+    view.counts("prompted", 1)
+    track(view, 28)
+
+    # Correct a frame, track again, accept every second frame, make the training set, train.
+    view.root.locator(".frame-slider").fill("8")
+    view.until("e => e.dataset.frame === '8'")
+    view.click(*centers(8)[1])
+    view.counts("corrected", 1)
+    track(view, 28)
+    view.button("every").fill("2")
+    view.button("accept-all").click()
+    view.counts("accepted", 14)
+    command = shown_command(view)
+    assert command[:2] == ["train", "--data-path"] and command[3:] == [
+        *("--model-checkpoint", "nano"),
+        *("--image-size", "128"),
+    ]
+    tuned = lab.root / "outputs" / "tuned"
+    assert main([*command, "--run-dir", str(tuned), *QUICK]) == 0
+    metrics = evaluate(tuned)
+    assert {"before training", "first mask copied"} <= set(metrics["trackers"])
+
+    # Open the tuned model, correct another frame, add to the training set, train again.
+    view.button("model").fill("outputs/tuned")
+    view.button("model").press("Enter")
+    view.kernel_has("str(annotator._model_text)", "outputs/tuned")
+    view.until("e => !e.querySelector('.status').textContent.includes('opening')")
+    view.root.locator(".frame-slider").fill("13")
+    view.until("e => e.dataset.frame === '13'")
+    view.click(*centers(13)[0])
+    view.counts("corrected", 2)
+    view.press("a")
+    view.counts("accepted", 15)
+    command = shown_command(view)
+    report = view.root.locator(".report").inner_text()
+    assert "1 frame added" in report and "14 unchanged" in report
+    again = lab.root / "outputs" / "again"
+    assert command[4] == "outputs/tuned"
+    assert main([*command, "--run-dir", str(again), *QUICK]) == 0
+    assert (again / "best.ckpt").exists()
+    print(f"the whole path took {time.monotonic() - start:.0f} s")
