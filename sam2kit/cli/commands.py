@@ -35,6 +35,7 @@ from sam2kit.cli.arguments import (
 )
 from sam2kit.config.validation import check_checkpoint, check_exists, check_new, check_paths
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.locks import check_free
 
 
 def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -71,8 +72,10 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     if resume and run_dir is None:
         message, hint = "resumes the run in --run-dir, which is not set", "give --run-dir DIR"
         raise ConfigError(message, key="--resume", value=arguments.resume, hint=hint)
-    if run_dir and not resume and config.trainer.resume_from is None:
-        check_new(run_dir)
+    if run_dir:
+        check_free(run_dir)
+        if not resume and config.trainer.resume_from is None:
+            check_new(run_dir)
     with report_interruption(run_dir or config.output_dir):
         log_to_console(config.log_level)
         from sam2kit.training.trainer import fit
@@ -120,13 +123,19 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "out",
         type=Path,
         metavar="OUT.pt",
-        help="new weights file; OUT.yaml is written beside it",
+        help="new weights file, OUT.yaml is written beside it; for transformers a new directory",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["sam2", "transformers"],
+        default="sam2",
+        help="sam2 (default), or transformers for its Sam2VideoModel",
     )
     arguments = parser.parse_args(argv)
     check_checkpoint("SOURCE", arguments.source)
     from sam2kit.models.exporter import export
 
-    print(export(arguments.source, arguments.out).summary())
+    print(export(arguments.source, arguments.out, arguments.format).summary())
 
 
 def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -186,6 +195,8 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         from sam2kit.config.loading import load_config
 
         load_config(arguments.config, overrides)  # only to reject it before torch is imported
+    if arguments.output_dir is not None:
+        check_free(arguments.output_dir)
     with report_interruption(arguments.output_dir or "outputs"):
         log_to_console("INFO")
         from sam2kit.evaluation.evaluate import evaluate_checkpoint, evaluate_predictions

@@ -14,3 +14,4 @@ from .schema import OptimizerConfig as OptimizerConfig
 from .schema import SchedulerConfig as SchedulerConfig
 from .schema import TrainerConfig as TrainerConfig
 from .schema import ValDatasetConfig as ValDatasetConfig
+from .validation import check_new as check_new

@@ -144,7 +144,8 @@ def check_new(run_dir: Path) -> None:
             key="--run-dir",
             value=str(run_dir),
             hint="choose another directory, or resume that run: "
-            f"--config {run_dir / 'config.yaml'} --run-dir {run_dir} --resume auto",
+            f"--config {run_dir / 'config.yaml'} --run-dir {run_dir} --resume auto "
+            "(in Python and in 03_train: resume=True)",
         )
 
 

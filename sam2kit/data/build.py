@@ -27,7 +27,6 @@ from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.images import ImageDataset
 from sam2kit.data.sources.label_studio import LabelStudioDataset
 from sam2kit.data.sources.labelme import LabelMeDataset
-from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder
 from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.sources.nifti import NiftiDataset
 from sam2kit.data.sources.npz import NPZDataset
@@ -559,8 +558,6 @@ def _open_path(config: DatasetConfig, path: str) -> VideoSource:
         return TrainingSet(path, config.split)
     if config.type == "sav":
         return SAVDataset(path, config.split, config.sav_masklets)
-    if config.type == "video" and config.masks_path is None and _is_one_video(path):
-        return open_video(path)
     if config.type in TOOL_TYPES:
         return _open_export(config)
     if config.type in ("tiff", "ctc", "nifti", "dicom", "npz"):
@@ -639,11 +636,6 @@ def _no_path(config: DatasetConfig, section: str) -> ConfigError:
         key=f"{section}.data_path",
         hint=f"give {section}.data_path=FOLDER, or dataset.type=synthetic for generated videos",
     )
-
-
-def _is_one_video(path: str) -> bool:
-    """Return whether a directory holds frames itself, instead of in a directory per video."""
-    return bool(list_folder(path, FRAME_ENDINGS).files)
 
 
 def _weights(config: DatasetConfig) -> list[float]:

@@ -394,7 +394,7 @@ class ClipDataset(Dataset[VideoClip]):
 class ResizedMasks:
     """Resize the masks of one frame to the size of a clip, each when it is used.
 
-    A clip contains only a few of a hundred objects, and resizing takes longer than decoding.
+    A clip contains few of many objects, and resizing takes longer than decoding.
 
     Args:
         masks: ``[H,W]`` bool per object.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -45,6 +44,7 @@ from sam2kit.data.writers import (
 )
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.unfinished import unfinished
 
 TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
 COCO_FILE = "annotations.json"
@@ -114,27 +114,19 @@ def convert(
         logger.info("The source has no masks; writing frames only")
     # Written to a sibling folder that is renamed at the end, so that an interrupted conversion is
     # never taken for a complete one.
-    partial_out = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     try:
-        partial_out.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{out} cannot be written: {error}", hint="choose a folder that you can write to"
-        ) from error
-    try:
-        work = partial(WRITERS[to], out=partial_out)
-        written = each_video(work, source, workers, "wrote")
-        counts = _gather(written, partial_out / COCO_FILE if to == "coco-video" else None)
-        if to == "cvat":
-            (partial_out / LABELS_FILE).write_text(LABELS_JSON, encoding="utf-8")
-        partial_out.replace(out)
+        with unfinished(out) as folder:
+            work = partial(WRITERS[to], out=folder)
+            written = each_video(work, source, workers, "wrote")
+            counts = _gather(written, folder / COCO_FILE if to == "coco-video" else None)
+            if to == "cvat":
+                (folder / LABELS_FILE).write_text(LABELS_JSON, encoding="utf-8")
+            folder.replace(out)
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written: {error}",
             hint="check permissions and free disk space; no incomplete output was left",
         ) from error
-    finally:
-        shutil.rmtree(partial_out, ignore_errors=True)
     logger.info("Wrote {} videos, {} frames to {}", len(source), counts["frames"], out)
     for change in ("renumbered", "written as PNG", "without their void pixels"):
         if counts[change]:

@@ -128,9 +128,9 @@ def sampled_range(
     count = min(num_frames, SAMPLED_FRAMES)
     samples = []
     for t in np.linspace(0, num_frames - 1, count).round().astype(int).tolist():
-        frame = read(t).reshape(-1)
-        frame = frame[:: max(frame.size // SAMPLED_PIXELS, 1)]
-        samples.append(frame[np.isfinite(frame)])
+        frame = read(t)
+        sample = frame.reshape(-1)[:: max(frame.size // SAMPLED_PIXELS, 1)]
+        samples.append(sample[np.isfinite(sample)])
     values = np.concatenate(samples)
     if not values.size:
         raise DataError(

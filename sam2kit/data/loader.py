@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.clip import ClipBatch, collate
 from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.parallel import ProcessLoader
 
 
 @dataclass(eq=False)
@@ -96,8 +97,8 @@ def create_dataloader(
     if batches is None:
         sampler = EpochSampler(dataset, training, seed, done, share)
         order = {"sampler": sampler, "batch_size": config.batch_size}
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # of VideoClip; collate turns them into ClipBatch
+    return ProcessLoader(
+        dataset,
         **order,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,

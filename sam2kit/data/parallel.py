@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.utils.errors import SAM2KitError
+from sam2kit.utils.processes import end_when_terminated, without_stop_signals
 from sam2kit.utils.progress import log_progress
 
 T = TypeVar("T")
@@ -53,14 +54,33 @@ def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
     """
     if workers:
         cv2.setNumThreads(0)
-    results = iter(DataLoader(items, None, num_workers=workers, collate_fn=_identity))
+    results = iter(ProcessLoader(items, None, num_workers=workers, collate_fn=_identity))
     try:
         yield from results
     finally:
         # After an error the traceback keeps the iterator alive, and its processes with it. The
         # caller may be about to delete what they still write, so stop them here.
         if workers:
-            results._shutdown_workers()  # type: ignore[attr-defined]
+            results._shutdown_workers()
+
+
+class ProcessLoader(DataLoader[T]):
+    """A ``DataLoader`` whose processes ignore Ctrl-C, SIGTERM and SIGHUP.
+
+    Terminals, ``timeout`` and SLURM send these to the whole process group. If the loader processes
+    ended, the main process could not finish its step and save a checkpoint.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int | None = 1, **options: Any) -> None:
+        super().__init__(dataset, batch_size, worker_init_fn=_start_process, **options)
+
+    def __iter__(self) -> Any:
+        with without_stop_signals():
+            return super().__iter__()
+
+
+def _start_process(number: int) -> None:
+    end_when_terminated()
 
 
 class ErrorFromWorker(Exception):

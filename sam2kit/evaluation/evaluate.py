@@ -39,6 +39,7 @@ from sam2kit.models.checkpoints import (
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
+from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.text import visible_text
 from sam2kit.viz.overlays import evenly_spaced
@@ -190,22 +191,27 @@ def evaluate_checkpoint(
         ConfigError: a key, value or override is invalid.
         DataError: the validation data cannot be read, or no frame of it can be scored.
         CheckpointError: a checkpoint is missing or cannot be loaded.
+        PipelineError: another process uses ``output_dir``.
     """
     checkpoint = str(checkpoint)
-    if config_file is None:
-        config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
-    else:
-        config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
-    # The model before training is a baseline unless the weights it started from are unknown, or are
-    # the checkpoint itself.
-    file, start = find_checkpoint(checkpoint), config.model.checkpoint
-    no_start = "model.checkpoint" in ignored if start is None else start in (checkpoint, str(file))
-    runs = checkpoint_runs(config, checkpoint, not no_start)
-    output_dir = open_run_dir(output_dir, config.output_dir)
-    # Results may go into the run directory: keep the configuration of the training there.
-    if output_dir.resolve() != file.parent.resolve():
-        save_config(config, output_dir / "config.yaml")
-    return _write_and_log(evaluate(config, runs, output_dir))
+    with Owner() as owner:
+        owner.take(output_dir)
+        if config_file is None:
+            config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
+        else:
+            config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
+        # The model before training is a baseline unless the weights it started from are unknown, or
+        # are the checkpoint itself.
+        file, start = find_checkpoint(checkpoint), config.model.checkpoint
+        unknown = "model.checkpoint" in ignored
+        no_start = unknown if start is None else start in (checkpoint, str(file))
+        runs = checkpoint_runs(config, checkpoint, not no_start)
+        output_dir = open_run_dir(output_dir, config.output_dir)
+        owner.take(output_dir)
+        # Results may go into the run directory: keep the configuration of the training there.
+        if output_dir.resolve() != file.parent.resolve():
+            save_config(config, output_dir / "config.yaml")
+        return _write_and_log(evaluate(config, runs, output_dir))
 
 
 def evaluate_predictions(
@@ -236,18 +242,21 @@ def evaluate_predictions(
     source = build_validation_source(config)
     name = config.evaluation.convention
     convention = CONVENTIONS[name] if name else None
-    if (results := find_label_results(source, Path(folder))) is not None:
-        scores, fields = score_label_results(source, results, Path(folder), convention)
-    else:
-        scores = score_predictions(source, folder, convention)
-        fields = {
-            video: field_scores(source, i, partial(read_prediction, source, i, Path(folder)))
-            for i, video in enumerate(source.names)
-        }
-    output_dir = open_run_dir(output_dir, config.output_dir)
-    save_config(config, output_dir / "config.yaml")
-    by_tracker = {scores.tracker: {video: field for video, field in fields.items() if field}}
-    return _write_and_log(Evaluation(config, source, [scores], output_dir, fields=by_tracker))
+    with Owner() as owner:
+        owner.take(output_dir)
+        if (results := find_label_results(source, Path(folder))) is not None:
+            scores, fields = score_label_results(source, results, Path(folder), convention)
+        else:
+            scores = score_predictions(source, folder, convention)
+            fields = {
+                video: field_scores(source, i, partial(read_prediction, source, i, Path(folder)))
+                for i, video in enumerate(source.names)
+            }
+        output_dir = open_run_dir(output_dir, config.output_dir)
+        owner.take(output_dir)
+        save_config(config, output_dir / "config.yaml")
+        by_tracker = {scores.tracker: {video: field for video, field in fields.items() if field}}
+        return _write_and_log(Evaluation(config, source, [scores], output_dir, fields=by_tracker))
 
 
 def _write_and_log(evaluation: Evaluation) -> Evaluation:

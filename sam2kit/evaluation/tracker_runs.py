@@ -16,6 +16,7 @@ from loguru import logger
 
 import sam2kit
 from sam2kit.config.schema import Config
+from sam2kit.data import fingerprint
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
@@ -166,8 +167,9 @@ def tracker_options(config: Config) -> TrackerOptions:
 class ResultFiles:
     """The files of an evaluation, per tracker and video, from which it can resume.
 
-    ``scores/TRACKER/VIDEO.json`` has the scores and everything that they depend on: if that has
-    changed, the scores are stale and the video is tracked again. It is written last, so that a
+    ``scores/TRACKER/VIDEO.json`` has the scores and everything that they depend on, among it hashes
+    of the frames and masks: if that has changed, the scores are stale and the video is tracked
+    again. It is written last, so that a
     video with scores is complete. ``masks`` has palette PNG files in DAVIS layout, ``sav`` the
     masks in the format of SA-V.
 
@@ -189,6 +191,7 @@ class ResultFiles:
         self._shared = {"version": sam2kit.__version__, "seed": config.seed}
         self._shared |= {"evaluation": evaluation, "data": data}
         self._recent: tuple[tuple[str, str], Mapping[str, Any]] | None = None
+        self._content: tuple[int, dict[str, str | None]] | None = None
 
     def path(self, kind: str, tracker: str, video: str, ending: str = "") -> Path:
         """Return the path of a video's ``scores``, ``masks`` or ``sav``, by ``kind``."""
@@ -221,18 +224,35 @@ class ResultFiles:
         if path.is_file() and has_masks:
             saved = read_json(path, hint="delete the file", non_finite=True)
             # A round trip through JSON makes tuples lists, as in the saved document.
-            if saved["made_of"] == json.loads(json.dumps(made_of)):
+            if saved["made_of"] != json.loads(json.dumps(made_of)):
+                reason = "settings or weights"
+            elif not self._same_content(saved.get("content", {}), source, i):
+                reason = "frames or masks"
+            else:
                 return VideoScores.from_dict(saved["scores"])
-            logger.info(
-                "{}, {}: tracking again, since settings or weights have changed", video, name
-            )
+            logger.info("{}, {}: tracking again, since {} have changed", video, name, reason)
             path.unlink()
         if noise is None:
             scores = self._score_and_save_masks(run, source, i, objects)
         else:
             scores = run.score(source, i, objects, self.config, noise)
-        _write_json(path, {"made_of": made_of, "scores": scores.to_dict()})
+        about = {"made_of": made_of, "content": self._content_of(source, i)}
+        _write_json(path, {**about, "scores": scores.to_dict()})
         return scores
+
+    def _content_of(self, source: VideoSource, i: int) -> dict[str, str | None]:
+        """Return the hashes that show whether the files and the content of a video changed."""
+        if self._content is None or self._content[0] != i:
+            stamps, pixels = fingerprint.file_stamps(source, i), fingerprint.content(source, i)
+            self._content = i, {"stamps": stamps, "content": pixels}
+        return self._content[1]
+
+    def _same_content(self, saved: Mapping[str, Any], source: VideoSource, i: int) -> bool:
+        """Return whether a video is as it was; it is only read if its files have other stamps."""
+        stamps = saved.get("stamps")
+        if stamps is not None and stamps == fingerprint.file_stamps(source, i):
+            return True
+        return saved.get("content") == self._content_of(source, i)["content"]
 
     def _score_and_save_masks(
         self, run: TrackerRun, source: VideoSource, i: int, objects: Sequence[ObjectId]

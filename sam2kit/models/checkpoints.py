@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,22 +21,29 @@ from torch import Tensor
 
 from sam2kit.config.schema import RANDOM, Config, put
 from sam2kit.config.stored import read_allowed, read_stored
+from sam2kit.models import transformers_format
 from sam2kit.models.checkpoint_io import read_checkpoint, write_checkpoint
 from sam2kit.models.lora import add_lora, base_names, has_lora, is_lora, merged_state
 from sam2kit.models.sam2 import (
     SAM2Model,
     build_sam2_model,
+    describe_model,
     match_parameters,
     read_model_yaml,
     set_trainable,
 )
 from sam2kit.utils.errors import CheckpointError
+from sam2kit.utils.text import label_text
 
 HUB_CHECKPOINTS = {
     "sam2.1_hiera_tiny": ("facebook/sam2.1-hiera-tiny", "t"),
     "sam2.1_hiera_small": ("facebook/sam2.1-hiera-small", "s"),
     "sam2.1_hiera_base_plus": ("facebook/sam2.1-hiera-base-plus", "b+"),
     "sam2.1_hiera_large": ("facebook/sam2.1-hiera-large", "l"),
+    "sam2_hiera_tiny": ("facebook/sam2-hiera-tiny", "t"),
+    "sam2_hiera_small": ("facebook/sam2-hiera-small", "s"),
+    "sam2_hiera_base_plus": ("facebook/sam2-hiera-base-plus", "b+"),
+    "sam2_hiera_large": ("facebook/sam2-hiera-large", "l"),
 }
 """Maps a name to (repository on the Hugging Face Hub, model size)."""
 
@@ -46,6 +54,10 @@ CONFIG_KEY = "sam2kit_config"
 ADAPTER_KEY = "adapter"
 # A run's checkpoint holds the Lightning module, in which the model is the attribute "model".
 _MODEL_PREFIX = "model."
+# Keys under which training code stores a model's tensors; the first one is used.
+_STATE_KEYS = ("model", "state_dict", "model_state_dict")
+# A tensor that all SAM 2 weights have; what precedes it is the prefix of a wrapper.
+_LANDMARK = "image_encoder.trunk.patch_embed.proj.weight"
 # The parameters that SAM 2.1 added to SAM 2.0; weights without any of them are SAM 2.0's.
 _NEW_IN_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
 # (channels of the patch embedding, number of trunk blocks) -> model size.
@@ -142,24 +154,94 @@ def _load_content(
     if has_lora(model) and not any(map(is_lora, state)):
         state = base_names(model, state)
     _check_fit(current, state, source)
+    _check_finite(state, source)
     model.load_state_dict(state)
     logger.info("loaded {} tensors from {}", len(state), source)
 
 
 def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Get the model's tensors from the content of a run's checkpoint or of an official file."""
-    is_run = CONFIG_KEY in content
-    state = content.get("state_dict" if is_run else "model")
-    if is_run and isinstance(state, dict):
-        prefix = _MODEL_PREFIX
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    """Get the model's tensors, with official names, from the content of a file."""
+    if CONFIG_KEY in content:
+        state = content.get("state_dict")
+        if isinstance(state, dict):
+            prefix = _MODEL_PREFIX
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    else:
+        state = _plain_state(content, path)
     if not _is_tensors(state):
         raise CheckpointError(
-            f"{path}: holds no weights in the official format ({{'model': tensors}}) or of a "
-            f"sam2kit run; its keys are {', '.join(map(str, list(content)[:5]))}",
+            f"{path}: holds no weights in the official format ({{'model': tensors}}), of a sam2kit "
+            "run or of transformers' Sam2VideoModel; its keys are "
+            f"{', '.join(map(label_text, list(content)[:5]))}",
             hint="save them with torch.save({'model': model.state_dict()}, path)",
         )
     return state
+
+
+def _plain_state(content: dict[str, Any], path: Path) -> Any:
+    """Find the model's tensors in a file that no sam2kit run wrote, and normalise their names.
+
+    A ``state_dict`` may be the file itself or one of its entries. Its names may have the prefixes
+    of ``DataParallel`` (``module.``), ``torch.compile`` (``_orig_mod.``) or of the module that
+    contained the model, or be those of transformers.
+    """
+    states = {key: content[key] for key in _STATE_KEYS if _prefix_of(content.get(key)) is not None}
+    if _prefix_of(content) is not None:
+        states = {"": content, **states}
+    if not states:
+        # The tensors of another model, which later checks describe.
+        return content.get("model")
+    key, state = next(iter(states.items()))
+    if len(states) > 1:
+        logger.warning("{}: using the weights under {!r}, not {}", path, key, list(states)[1:])
+    prefix = _prefix_of(state) or ""
+    names = {name: name.replace("_orig_mod.", "") for name in state}
+    tensors = {
+        new[len(prefix) :]: state[old] for old, new in names.items() if new.startswith(prefix)
+    }
+    if len(tensors) < len(state):
+        others = [old for old, new in names.items() if not new.startswith(prefix)]
+        logger.warning(
+            "{}: ignoring {} entries outside {!r} (first: {!r})",
+            path,
+            len(others),
+            prefix,
+            others[0],
+        )
+    if transformers_format.LANDMARK in tensors and _is_tensors(tensors):
+        tensors = transformers_format.from_transformers(tensors, path)
+    return _complete_2_0(tensors, path)
+
+
+def _prefix_of(state: Any) -> str | None:
+    """Find what precedes the names of SAM 2's tensors; None: it has none of them."""
+    if not isinstance(state, dict):
+        return None
+    landmarks = "|".join(map(re.escape, (_LANDMARK, transformers_format.LANDMARK)))
+    for name in state:
+        match = re.fullmatch(rf"((?:.*\.)?)(?:{landmarks})", str(name).replace("_orig_mod.", ""))
+        if match:
+            return match[1]
+    return None
+
+
+def _complete_2_0(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Add the parameters that SAM 2.1 added to SAM 2.0, with the value 0.
+
+    With 0 they change nothing: SAM 2.0 adds no embedding of absent objects to its memories, and
+    uses a position of 0 for its object pointers. All else is equal in the official YAML files.
+    """
+    needed = {"maskmem_tpos_enc", "no_mem_embed"}
+    if _NEW_IN_2_1 & state.keys() or not needed <= state.keys() or not _is_tensors(state):
+        return state
+    memory, hidden = (state[name].shape[-1] for name in sorted(needed))
+    shapes = {
+        "no_obj_embed_spatial": (1, memory),
+        "obj_ptr_tpos_proj.weight": (memory, hidden),
+        "obj_ptr_tpos_proj.bias": (memory,),
+    }
+    logger.info("{}: weights of SAM 2.0; {} are set to 0, as if absent", path, ", ".join(shapes))
+    return {**state, **{name: torch.zeros(shape) for name, shape in shapes.items()}}
 
 
 def _is_tensors(state: Any) -> TypeGuard[dict[str, Tensor]]:
@@ -171,10 +253,11 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
     """Find the file of a checkpoint, and download it if necessary.
 
     Args:
-        source: one of: a file (official format, the same tensors as ``.safetensors``, a run's
-            ``.ckpt`` or its ``adapter.pt``); a name in :data:`SHIPPED_CHECKPOINTS`; a run directory
-            (its ``best.ckpt``); a name in :data:`HUB_CHECKPOINTS`, which is downloaded to the cache
-            of the Hugging Face Hub.
+        source: one of: a file (official format, a ``state_dict``, the same tensors as
+            ``.safetensors``, weights of transformers, a run's ``.ckpt`` or its ``adapter.pt``); a
+            name in :data:`SHIPPED_CHECKPOINTS`; a run directory (its ``best.ckpt``); a directory
+            that ``Sam2VideoModel.save_pretrained`` wrote; a name in :data:`HUB_CHECKPOINTS`, which
+            is downloaded to the cache of the Hugging Face Hub.
         key: the configuration key or flag that error messages name.
 
     Returns:
@@ -199,8 +282,12 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
     if path.is_dir():
         if (path / "best.ckpt").is_file():
             return path / "best.ckpt"
+        if transformers_format.is_saved_model(path):
+            return path / transformers_format.WEIGHTS_FILE
         raise CheckpointError(
-            f"the directory {path} has no best.ckpt, so it is not a run directory",
+            f"the directory {path} has no best.ckpt, so it is not a run directory, and no "
+            f"{transformers_format.WEIGHTS_FILE} and {transformers_format.CONFIG_FILE} of "
+            "transformers' Sam2VideoModel",
             key=key,
             value=str(source),
             hint="give the path of a checkpoint file",
@@ -273,6 +360,7 @@ def load_adapter(model: SAM2Model, path: str | Path) -> None:
         )
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     _check_fit(trainable, state, path)
+    _check_finite(state, path)
     model.load_state_dict(state, strict=False)
 
 
@@ -382,11 +470,14 @@ def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
     if size is None:
         raise CheckpointError(
             f"{path}: its weights match no model size of sam2kit",
-            hint="sam2kit loads SAM 2.1 in the sizes nano, t, s, b+ and l",
+            hint="sam2kit loads SAM 2 in the sizes nano, t, s, b+ and l",
         )
     config = Config()
     config.model.size, config.model.checkpoint = size, str(path)
     config.dataset.image_size = read_model_yaml(size).model.image_size
+    if transformers_format.is_saved_model(path.parent) and path.suffix == ".safetensors":
+        tree = describe_model(config)
+        config.dataset.image_size = transformers_format.read_settings(path.parent, tree)
     return config
 
 
@@ -427,17 +518,27 @@ def _check_fit(
         )
 
 
+def _check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Reject weights with NaN or infinite values, with which every mask would be empty."""
+    names = [name for name, value in state.items() if not value.isfinite().all()]
+    if names:
+        raise CheckpointError(
+            f"{source}: {len(names)} of {len(state)} tensors contain NaN or infinite values "
+            f"(first: {names[0]})",
+            hint="use an earlier checkpoint of that training, or download the file again",
+        )
+
+
 def _hint(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Guess where weights that do not fit come from, and suggest settings for them."""
     size, expected_size = guess_size(state), guess_size(expected)
     if expected_size is None:  # an adapter, which has no trunk
         return "use the model.trainable_modules and model.lora_* keys that it was trained with"
-    names = {size: name for name, (_, size) in HUB_CHECKPOINTS.items()}
-    if size and not _NEW_IN_2_1 & state.keys():
-        return (
-            f"these seem to be SAM 2.0 weights of size {size}, but sam2kit builds SAM 2.1: set "
-            f"model.checkpoint={names.get(size, names['t'])} and model.size={size}"
-        )
     if size and size != expected_size:
         return f"it seems to be of size {size}: set model.size={size}"
-    return f"use SAM 2.1 weights of size {expected_size}"
+    if size and "maskmem_tpos_enc" not in state:
+        return (
+            "these weights have no memory modules: save a Sam2VideoModel or a SAM2Base, not a "
+            "model for images"
+        )
+    return f"use SAM 2 weights of size {expected_size}"

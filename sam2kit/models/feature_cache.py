@@ -5,8 +5,9 @@ hash of the encoder's weights. So an entry cannot be stale: a changed frame (als
 image size, resize method or encoder has another key. Epochs, runs, processes, evaluations and
 widgets share the cache.
 
-Each file holds one frame (safetensors, memory-mapped) and is written atomically, so a killed
-process leaves a complete file or none. Nothing is evicted: writing stops at the budget.
+Each file holds one frame (safetensors, memory-mapped) with a checksum. It is flushed to the disk
+and then renamed, so a killed process leaves a complete file or none; a damaged file is written
+again. Nothing is evicted: writing stops at the budget.
 
 A cache is a directory that was empty when sam2kit created :data:`MARKER` in it. Any other directory
 is rejected, and :func:`clear` deletes only regular files whose path matches this layout::
@@ -22,17 +23,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 from loguru import logger
 from safetensors import SafetensorError, safe_open
@@ -58,9 +62,11 @@ MARKER = "sam2kit-features-2"
 """The empty file that marks a directory as a feature cache; its name ends in the format version."""
 _LAYOUT = (  # for each depth: patterns of directory names and of file names
     (r"[0-9a-f]{16}", re.escape(MARKER)),
-    (r"[0-9a-f]{2}", r"encoder\.json"),
+    (r"[0-9a-f]{2}", r"encoder\.json|\.part-[0-9a-f]{32}"),
     (r"(?!)", r"[0-9a-f]{40}|\.part-[0-9a-f]{32}"),
 )
+CHECKSUM = "crc32"
+"""Key of the checksum in the metadata of a file."""
 UNFINISHED_SECONDS = 3600  # an older temporary file was left by a killed process
 # Augmentations that create no new images: both orientations of a frame can be cached.
 _CACHEABLE_AUGMENTATIONS = ("reverse", "flip")
@@ -137,11 +143,13 @@ class FeatureCache:
 
     Attributes:
         read, encoded: numbers of frames that were read from the cache and that were computed.
+        stored: number of computed frames that were written to the cache.
+        damaged: number of files whose checksum was wrong; their frames were computed again.
     """
 
     def __init__(self, folder: str | Path, budget_gb: float = 50.0, rounded: bool = False) -> None:
         self.folder, self.budget, self.rounded = Path(folder), int(budget_gb * GB), rounded
-        self.read = self.encoded = 0
+        self.read = self.encoded = self.stored = self.damaged = 0
         self._encoder_folders: dict[tuple, Path] = {}
         self._digests: WeakKeyDictionary[SAM2Model, tuple] = WeakKeyDictionary()
         self._writing = True
@@ -179,7 +187,7 @@ class FeatureCache:
             if name in rows:
                 continue
             file = folder / name[:2] / name
-            levels = _load(file)
+            levels = self._load(file)
             if levels is None:
                 computed = model.forward_image(normalize(image[None]))["backbone_fpn"]
                 levels = [x.bfloat16() if self.rounded else x for x in computed]
@@ -259,11 +267,12 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MARKER).touch()
             folder.mkdir(exist_ok=True)
-            (folder / "encoder.json").write_text(text, encoding="utf-8")
+            with atomic_write(folder / "encoder.json", temporary=_temporary(folder)) as part:
+                part.write_text(text, encoding="utf-8")
             for path, kind in _entries(folder, depth=1):
                 if kind == "file" and path.name.startswith(".part-"):
                     with suppress(FileNotFoundError):  # renamed by another process
-                        if path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                        if _is_abandoned(path):
                             path.unlink()
         except OSError as error:
             self._stop_writing(f"{folder} cannot be written to", str(error.strerror))
@@ -279,12 +288,32 @@ class FeatureCache:
             file.parent.parent.mkdir(exist_ok=True)
             file.parent.mkdir(exist_ok=True)
             # Several processes may write this frame at once, so each needs its own temporary file.
-            temporary = file.with_name(f".part-{uuid.uuid4().hex}")
-            with atomic_write(file, temporary=temporary) as part:
-                save_file({str(k): x.cpu().contiguous() for k, x in enumerate(levels)}, part)
+            with atomic_write(file, fsync=True, temporary=_temporary(file.parent)) as part:
+                tensors = {str(k): x.cpu().contiguous() for k, x in enumerate(levels)}
+                save_file(tensors, part, {CHECKSUM: _checksum(tensors)})
             self._bytes_until_measuring -= size
+            self.stored += 1
         except (OSError, SafetensorError) as error:  # safetensors wraps OSError in its own type
             self._stop_writing(f"{file.parent} cannot be written to", str(error))
+
+    def _load(self, file: Path) -> list[Tensor] | None:
+        """Read the feature levels of a frame; None if the file is missing, cut or damaged."""
+        try:
+            with safe_open(file, "pt") as content:
+                tensors = {name: content.get_tensor(name) for name in content.keys()}
+                checksum = (content.metadata() or {}).get(CHECKSUM)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError):
+            checksum, tensors = None, {}
+        if tensors and checksum == _checksum(tensors):
+            return [tensors[name] for name in sorted(tensors)]
+        # Files of earlier versions have no checksum, and are written again.
+        if checksum is not None or not tensors:
+            self.damaged += 1
+            if self.damaged == 1:
+                logger.warning("{} is damaged; its features are computed again", file)
+        return None
 
     def _has_room(self, size: int) -> bool:
         """Check whether ``size`` more bytes may be written; the first failure logs a warning."""
@@ -426,10 +455,27 @@ def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
         yield path, kind
 
 
-def _load(file: Path) -> list[Tensor] | None:
-    """Read the feature levels of a frame; None if the file is missing or incomplete."""
-    try:
-        with safe_open(file, "pt") as content:
-            return [content.get_tensor(name) for name in sorted(content.keys())]
-    except (OSError, SafetensorError):
-        return None
+def _temporary(folder: Path) -> Path:
+    """Return a new name for a temporary file: process id, a checksum of the host, random digits."""
+    return folder / f".part-{os.getpid():08x}{_host()}{uuid.uuid4().hex[:16]}"
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether the process that wrote a temporary file has ended."""
+    digits = path.name.removeprefix(".part-")
+    if digits[8:16] == _host() and not psutil.pid_exists(int(digits[:8], 16)):
+        return True
+    # Its process may run on another machine, or its number may belong to another process by now.
+    return path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of tensors on the CPU."""
+    digest = 0
+    for name in sorted(tensors):
+        digest = zlib.crc32(tensors[name].view(-1).view(torch.uint8).numpy().data, digest)
+    return f"{digest:08x}"

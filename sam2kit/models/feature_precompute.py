@@ -36,7 +36,8 @@ def fill(config: Config) -> FeatureCache:
         The cache, which counted the frames.
 
     Raises:
-        ConfigError: the cache is off, or the configuration trains the encoder.
+        ConfigError: the cache is off, the configuration trains the encoder, or no features could be
+            kept.
         DataError: a frame cannot be read.
     """
     config = settle_precision(config)
@@ -65,6 +66,14 @@ def fill(config: Config) -> FeatureCache:
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         for images, keys in log_progress(parts, len(frames), "encoded", "parts"):
             cache.encode(model, images.to(device), keys)
+    if cache.encoded and not cache.stored:
+        raise ConfigError(
+            f"none of the {cache.encoded} computed frames could be kept (see the warning above)",
+            key="features.folder",
+            value=str(cache.folder),
+            hint="set features.folder to a writable directory with enough space, or raise "
+            "features.budget_gb",
+        )
     return cache
 
 

@@ -17,7 +17,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.errors import KernelKilled, PipelineError
+from sam2kit.utils.locks import for_children
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) -> None:
@@ -32,7 +33,10 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
 
     Raises:
         PipelineError: a cell failed, or the kernel died.
+        KernelKilled: a signal ended the kernel.
     """
+    exit_codes: list[int] = []
+    attributes = {"lock": lock, "exit_codes": exit_codes}
     try:
         papermill.execute_notebook(
             literal_path(source),
@@ -42,7 +46,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             store_widget_state=False,
-            kernel_manager_class=type("Kernel", (InterpreterKernelManager,), {"lock": lock}),
+            kernel_manager_class=type("Kernel", (InterpreterKernelManager,), attributes),
         )
     except PapermillExecutionError as error:
         raise PipelineError(
@@ -52,7 +56,9 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
         ) from error
     # The kernel died or did not start; papermill's errors for that have no common base class.
     except Exception as error:
-        raise PipelineError(
+        # Negative: the number of a signal, such as from the system when memory is full.
+        killed = any(code < 0 for code in exit_codes)
+        raise (KernelKilled if killed else PipelineError)(
             f"notebook {source.stem} failed: {type(error).__name__}: {_plain(str(error))}",
             hint=f"see the cells executed so far in {target}",
         ) from error
@@ -72,6 +78,7 @@ class InterpreterKernelManager(AsyncKernelManager):
     """
 
     lock: int
+    exit_codes: list[int]
     _group: int | None = None
     _guard: subprocess.Popen[bytes] | None = None
 
@@ -82,6 +89,7 @@ class InterpreterKernelManager(AsyncKernelManager):
     async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]
         if self.has_trait("transport_encryption"):  # avoid a warning about unencrypted messages
             self.transport_encryption = "auto"
+        arguments["env"] = {**(arguments.get("env") or {}), **for_children()}
         await super().start_kernel(pass_fds=(self.lock,), **arguments)
         self._group = getattr(self.provisioner, "pgid", None)
         if self._group is not None and self._guard is None:
@@ -90,6 +98,13 @@ class InterpreterKernelManager(AsyncKernelManager):
             self._guard = subprocess.Popen(
                 ["sh", "-c", end], stdin=subprocess.PIPE, start_new_session=True
             )
+
+    async def is_alive(self) -> bool:  # type: ignore[override]
+        alive = await super().is_alive()
+        code = await self.provisioner.poll() if self.provisioner is not None else None
+        if code is not None:
+            self.exit_codes.append(code)
+        return alive
 
     async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
         await super().cleanup_resources(restart)

@@ -1,4 +1,4 @@
-"""Write ``status.json`` and lock a run directory to one process.
+"""Write ``status.json``, the state of a run.
 
 A run holds a lock on its directory as long as it or its kernel lives. The operating system releases
 the lock of a process that dies, so "running" in a directory without a lock means interrupted.
@@ -16,40 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sam2kit.utils import locks
-from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.errors import KernelKilled, PipelineError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.locks import is_locked, locked
 from sam2kit.utils.readers import read_json
 
+__all__ = ["SCHEMA_VERSION", "Status", "is_locked", "locked", "read_status"]
 SCHEMA_VERSION = 1
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Lock a directory for this process, and for those that inherit the file descriptor.
-
-    Yields:
-        the file descriptor of the lock.
-
-    Raises:
-        PipelineError: another process holds the lock.
-    """
-    try:
-        file = locks.acquire(folder / "run.lock")
-    except locks.LockedError as error:
-        raise PipelineError(
-            f"{folder} is in use by process {error.pid} on {error.host}",
-            hint="wait for that process or end it, or choose another directory",
-        ) from None
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process has locked a directory."""
-    return locks.is_locked(folder / "run.lock")
 
 
 def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
@@ -89,7 +62,7 @@ class Status:
     """Write ``status.json`` at each change of state.
 
     Args:
-        run_dir: the run directory, which this process has locked (:func:`locked`).
+        run_dir: the run directory, which this process has locked.
         names: the stages to run; entries of other stages are kept.
         about: additional entries, such as the configuration file.
 
@@ -135,7 +108,7 @@ class Status:
             yield
             entry["state"] = "done"
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
+            stopped = isinstance(error, KeyboardInterrupt | KernelKilled)
             entry |= {"state": "interrupted" if stopped else "failed", "error": str(error)}
             raise
         finally:

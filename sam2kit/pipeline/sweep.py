@@ -277,8 +277,10 @@ class _Sweep:
         process.stdin.close()
         folder = self.folder / "trials" / name
         status = self.status(name)
-        if code and status["state"] != "failed" and not is_locked(folder):
-            # It failed before its first stage or was killed, so it has not recorded the failure.
+        # A killed trial is interrupted: the next call resumes it.
+        recorded = status["state"] in ("failed", "interrupted")
+        if code and not recorded and not is_locked(folder):
+            # It ended before its first stage, so it has not recorded the failure.
             lines = (folder / "output.log").read_text("utf-8", "replace").strip().splitlines()
             reason = f"killed by signal {-code}" if code < 0 else "".join(lines[-1:])
             status |= {"schema_version": SCHEMA_VERSION, "state": "failed", "error": reason}

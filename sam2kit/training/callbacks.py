@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from loguru import logger
+
+from sam2kit.utils.processes import STOP_SIGNALS
 
 
 class LogProgress(Callback):
@@ -120,11 +125,54 @@ class SaveWithinEpoch(Callback):
             self._last_save_time, self._last_save_step = time.monotonic(), trainer.global_step
 
 
-class StopOnInterrupt(Callback):
-    """Stop after the current step at Ctrl-C or SIGTERM, and immediately at the second signal.
+class RunCheckpoint(ModelCheckpoint):
+    """Save checkpoints in the run directory, which may be moved between two calls.
 
-    Cluster managers such as SLURM send SIGTERM before they reclaim a machine. Lightning's own
-    handler calls ``sys.exit`` and leaves SIGINT disabled, which breaks a notebook's kernel.
+    Lightning stores absolute paths and forgets the best score if they differ, so a resumed run
+    would overwrite ``best.ckpt`` with a worse one. This class stores file names.
+
+    Args:
+        run_dir: the run directory.
+        same_run: whether the run resumes from a checkpoint in ``run_dir``. Otherwise it has its own
+            best checkpoint.
+        filename: name of the file without ``.ckpt``.
+        options: as for ``ModelCheckpoint``.
+    """
+
+    _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+    def __init__(self, run_dir: Path, same_run: bool, filename: str, **options: Any) -> None:
+        super().__init__(run_dir, filename, enable_version_counter=False, **options)
+        self.same_run = same_run
+
+    @property
+    def state_key(self) -> str:
+        # Checkpoints of earlier versions have the state of Lightning's class.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        names = {key: Path(state[key]).name for key in self._PATHS if state[key]}
+        best = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return {**state, **names, "best_k_models": best, "dirpath": "."}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self.same_run:
+            return
+        folder = Path(self.dirpath or "")
+        paths = {k: str(folder / Path(state_dict[k]).name) for k in self._PATHS if state_dict[k]}
+        scores = state_dict["best_k_models"].items()
+        best = {str(folder / Path(path).name): score for path, score in scores}
+        paths |= {"dirpath": str(self.dirpath)}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best})
+
+
+class StopOnInterrupt(Callback):
+    """Stop after the current step at Ctrl-C, SIGTERM or SIGHUP, and immediately at the second one.
+
+    Cluster managers such as SLURM send SIGTERM before they reclaim a machine, and a terminal that
+    closes sends SIGHUP. Lightning's own handler calls ``sys.exit`` and leaves SIGINT disabled,
+    which breaks a notebook's kernel.
 
     Attributes:
         interrupted: whether a signal stopped the training.
@@ -136,27 +184,53 @@ class StopOnInterrupt(Callback):
     _duplicates_until = 0.0
 
     def __init__(self) -> None:
-        self._previous_handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._previous_handlers = {n: signal.getsignal(n) for n in STOP_SIGNALS}
+        if self._previous_handlers[signal.SIGHUP] == signal.SIG_IGN:  # started with nohup
+            del self._previous_handlers[signal.SIGHUP]
+        self._messages: SimpleQueue[str | None] = SimpleQueue()
+        self._logging: threading.Thread | None = None
+        self._terminals: list[int] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Python sets signal handlers in the main thread only.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # After a terminal has closed, isatty is false.
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        self._logging = threading.Thread(target=self._log, name="log signals", daemon=True)
+        self._logging.start()
         # Lightning installs its own SIGTERM handler after on_fit_start, so replace it only here.
-        def stop(number: int, frame: Any) -> None:
-            if self.interrupted:
-                if time.monotonic() > self._duplicates_until:
-                    self.restore()
-                    signal.raise_signal(number)
-                return
-            self.interrupted, self._duplicates_until = True, time.monotonic() + 1
-            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        for number in self._previous_handlers:
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        """Handle a signal."""
+        if self.interrupted:
+            if time.monotonic() > self._duplicates_until:
+                self._reinstall()
+                signal.raise_signal(number)
+            return
+        self.interrupted, self._duplicates_until = True, time.monotonic() + 1
+        if number == signal.SIGHUP:
+            self._detach_from_terminal()
+        # This code interrupts the main thread anywhere, also inside loguru, which must not be
+        # entered twice. Another thread can wait, and SimpleQueue.put is reentrant.
+        self._messages.put("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+    def _detach_from_terminal(self) -> None:
+        """Discard the output to a terminal that has closed; writing to it would raise OSError."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+    def _log(self) -> None:
+        """Log the signals that arrive, until :meth:`restore`."""
+        while (name := self._messages.get()) is not None:
             logger.warning(
                 "Received {}; stopping after the current step. Send it again to exit immediately.",
                 name,
             )
-
-        # Python sets signal handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in self._previous_handlers:
-                signal.signal(number, stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -170,6 +244,12 @@ class StopOnInterrupt(Callback):
 
     def restore(self) -> None:
         """Reinstall the signal handlers from before this callback; call it after training."""
+        self._reinstall()
+        self._messages.put(None)
+        if self._logging is not None:
+            self._logging.join(timeout=5)
+
+    def _reinstall(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)

@@ -13,6 +13,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.build import choose_time_split, hold_out, settle_datasets, split_by_time
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.fingerprint import sampled_content
 from sam2kit.data.loader import create_dataloader
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.training.resume import position
@@ -48,6 +49,7 @@ class SAM2LightningDataModule(LightningDataModule):
         self.devices = devices
         # With the detected layout and the split of a single video, to be stored with the run.
         self.config, self.train_clips, self.val_clips = _datasets(config, train_source, val_source)
+        self._content: str | None = None
         # Whether training and validation batches carry frame keys, which the feature cache needs.
         self.with_keys = (False, False)
         self._resume_position = (0, 0)  # an epoch, and the number of its clips already trained on
@@ -65,10 +67,17 @@ class SAM2LightningDataModule(LightningDataModule):
         """Return the position of training in the data, a digest of the videos and the world size.
 
         Returns:
-            ``videos`` and ``devices``; in a fit also ``epoch`` and ``clips``, the number of the
-            epoch's clips that a rank has trained on.
+            ``videos``, ``content`` (a digest of the frames and masks) and ``devices``; in a fit
+            also ``epoch`` and ``clips``, the number of the epoch's clips that a rank has trained
+            on.
         """
-        state: dict[str, Any] = {"videos": self.train_clips.videos, "devices": self.devices}
+        if self._content is None:
+            self._content = sampled_content(self.train_clips.source)
+        state: dict[str, Any] = {
+            "videos": self.train_clips.videos,
+            "content": self._content,
+            "devices": self.devices,
+        }
         if self.trainer is not None:
             epoch, batches = position(self.trainer)
             # The last batch of an epoch may be smaller, so do not multiply for a whole epoch.

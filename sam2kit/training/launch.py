@@ -17,6 +17,7 @@ from torch.distributed import is_torchelastic_launched
 from sam2kit.config.loading import save_config
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError, TrainingError
+from sam2kit.utils.locks import for_children
 from sam2kit.utils.processes import sigterm_interrupts, start
 
 
@@ -92,7 +93,11 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
         str(run_dir),
     ]
     process = start(
-        "torch.distributed.run", *torchrun, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        "torch.distributed.run",
+        *torchrun,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=for_children(),
     )
     assert process.stdin is not None and process.stdout is not None
     interrupted, first_error = False, ""

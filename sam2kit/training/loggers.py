@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from loguru import logger
 
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import atomic_write
+from sam2kit.utils.text import label_text
 
 
 def make_logger_class(config: Config) -> Callable[..., Any]:
@@ -147,15 +150,61 @@ class RunMetrics(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            file = Path(self.log_dir) / "metrics.csv"
-            rows: list[dict[str, Any]] = []
-            if self.steps and file.is_file():
-                with file.open(newline="") as opened:
-                    rows = [r for r in csv.DictReader(opened) if int(r["step"]) < self.steps]
-            writer = super().experiment
-            writer.metrics = rows
-            writer.save()
-        return super().experiment
+            rows = _read_rows(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
+            rows = [row for row in rows if float(row["step"]) < self.steps]
+            self._experiment = _MetricsWriter(self.log_dir, rows)
+        return self._experiment
+
+
+class _MetricsWriter(ExperimentWriter):
+    """Append rows to ``metrics.csv``, and rewrite it atomically when columns are added.
+
+    Args:
+        log_dir: the run directory.
+        rows: the rows to begin with; they replace an existing file.
+    """
+
+    def __init__(self, log_dir: str, rows: list[dict[str, str]]) -> None:
+        super().__init__(log_dir)
+        self.metrics_keys = sorted(set().union(*rows))
+        self._write(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Delete nothing, unlike Lightning: a run that is killed now would lose its history."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(_read_rows(Path(self.metrics_file_path)))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        if not rows:
+            Path(self.metrics_file_path).unlink(missing_ok=True)
+            return
+        with atomic_write(self.metrics_file_path, fsync=True) as part:
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.metrics_keys)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    """Read the complete rows of ``metrics.csv``; a killed process may leave the last one cut."""
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8", errors="replace") as opened:
+        table = list(csv.reader(line.replace("\0", "") for line in opened))
+    header, lines = (table[0], table[1:]) if table else ([], [])
+    rows = []
+    for cells in lines:
+        row = dict(zip(header, cells, strict=False))
+        try:
+            numbers = {k: float(v) for k, v in row.items() if v}
+            if len(cells) != len(header) or not float(numbers["step"]).is_integer():
+                raise ValueError("cut row")
+        except (ValueError, KeyError):
+            logger.warning("{}: ignoring an incomplete row: {}", file, label_text(",".join(cells)))
+        else:
+            rows.append(row)
+    return rows
 
 
 def last_values(run_dir: Path) -> dict[str, float]:
@@ -165,8 +214,6 @@ def last_values(run_dir: Path) -> dict[str, float]:
         value by name; empty if the file is missing.
     """
     values: dict[str, float] = {}
-    if (run_dir / "metrics.csv").is_file():
-        with (run_dir / "metrics.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                values |= {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
+    for row in _read_rows(run_dir / "metrics.csv"):
+        values |= {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
     return values

@@ -34,8 +34,9 @@ _FIXED = (
     "features.dtype",
 )
 # Keys of these sections that may change. The videos are compared by a digest of their content, so a
-# data set may be moved.
+# data set may be moved, and so may a run directory with its corrections.
 _MAY_CHANGE = (
+    "dataset.corrections",
     "dataset.data_path",
     "dataset.masks_path",
     "dataset.annotation_file",
@@ -124,8 +125,8 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
 
     Args:
         config: the configuration to resume with.
-        data: the state of the data module of ``config``: ``videos``, a digest of the videos, and
-            ``devices``, the world size.
+        data: the state of the data module of ``config``: ``videos`` and ``content``, digests of
+            the videos, and ``devices``, the world size.
 
     Returns:
         the number of optimizer steps that the run has done.
@@ -166,6 +167,14 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
             key="trainer.resume_from",
             value=path,
             hint=f"use the same videos, or {new_run}",
+        )
+    # Runs of earlier versions did not record it.
+    if state.get("content", data["content"]) != data["content"]:
+        raise DataError(
+            f"Cannot resume {path}: frames or masks of the training videos have changed",
+            key="trainer.resume_from",
+            value=path,
+            hint=f"use the same frames and masks, or {new_run}",
         )
     devices = state.get("devices", 1)
     if devices != data["devices"]:

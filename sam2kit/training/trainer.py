@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
-    ModelCheckpoint,
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -29,7 +28,7 @@ from torch.distributed import destroy_process_group
 
 from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import RANDOM, Config
-from sam2kit.config.validation import check
+from sam2kit.config.validation import check, check_new
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
@@ -37,6 +36,7 @@ from sam2kit.models.initial_weights import settle_initial_weights
 from sam2kit.models.sam2 import format_report, parameter_report
 from sam2kit.training.callbacks import (
     LogProgress,
+    RunCheckpoint,
     SaveWithinEpoch,
     StopOnInterrupt,
     ValidateLastStep,
@@ -55,6 +55,7 @@ from sam2kit.training.resume import (
     resumed_model,
 )
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 
 # Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
@@ -104,7 +105,8 @@ def fit(
         run_dir: the run directory. None (default): a dated folder under ``config.output_dir``.
         resume: resume the run in ``run_dir`` if it has a checkpoint, and ignore
             ``trainer.resume_from``. If ``last.ckpt`` is damaged, the newest kept copy is used, then
-            ``best.ckpt``. A run that has reached its end is left unchanged.
+            ``best.ckpt``. A run that has reached its end is left unchanged. If False (default), a
+            directory that holds a run is rejected.
         callbacks: Lightning callbacks, called before those of sam2kit.
         loss: as for :class:`~sam2kit.training.module.SAM2LightningModule`.
         train_source, val_source: as for
@@ -117,16 +119,41 @@ def fit(
         ConfigError, DataError, CheckpointError: before the first step; the error names the key or
             file. ConfigError also for callbacks, a loss or sources with several devices, because
             the ranks are started from the configuration alone.
+        PipelineError: another process uses the run directory; the message names it.
         TrainingError: a rank failed, the loss or a gradient is not finite, memory or disk is full,
             or a loader process died.
     """
     check(config)
     config = settle_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
+    sources = {"train_source": train_source, "val_source": val_source}
+    with Owner() as owner:
+        if _is_first() and run_dir is not None and run_dir.is_dir():
+            owner.take(open_run_dir(run_dir, config.output_dir))
+            if not resume and config.trainer.resume_from is None:
+                check_new(run_dir)
+        return _fit(config, run_dir, resume, owner, callbacks, loss, sources)
+
+
+def _is_first() -> bool:
+    """Return whether this process is the only one of its training, or rank 0."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def _fit(
+    config: Config,
+    run_dir: Path | None,
+    resume: bool,
+    owner: Owner,
+    callbacks: Sequence[Callback],
+    loss: Loss | None,
+    sources: dict[str, VideoSource | None],
+) -> FitResult:
+    """Train as :func:`fit` describes, and take the run directory when it exists."""
     log = make_logger_class(config)
     devices = device_count(config)
     world_size = devices * config.trainer.num_nodes
-    in_memory = [*callbacks, *(x for x in (loss, train_source, val_source) if x is not None)]
+    in_memory = [*callbacks, *(x for x in (loss, *sources.values()) if x is not None)]
     if world_size > 1 and in_memory:
         raise ConfigError(
             f"callbacks, loss and sources cannot be passed to {world_size} ranks, which start from "
@@ -136,10 +163,9 @@ def fit(
             hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own",
         )
     # Everything that can be checked is checked before the run directory is created.
-    data = SAM2LightningDataModule(
-        config, world_size, train_source=train_source, val_source=val_source
-    )
+    data = SAM2LightningDataModule(config, world_size, **sources)
     config = data.config
+    resume_from = config.trainer.resume_from
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
     resumed = config.trainer.resume_from is not None
@@ -156,18 +182,19 @@ def fit(
         data.check_videos()
     check_ranks(config, world_size, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
+    first = _is_first()
+    if first:
+        owner.take(run_dir)
     if world_size > 1 and not in_rank():
         _make_trainer(config, run_dir, [], [])  # reject unavailable devices before starting ranks
         return _existing_result(config, run_dir, train_on_devices(config, run_dir, devices))
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     sink = logger.add(run_dir / "train.log", level=config.log_level if first else "ERROR")
     try:
-        logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
-        logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)
-        if config.dataset.time_split:
-            logger.info("dataset.time_split={}", config.dataset.time_split)
+        _log_start(config, run_dir, data)
         if first:
-            save_config(config, run_dir / "config.yaml")
+            # Without the checkpoint that is resumed: the directory may be moved.
+            t = replace(config.trainer, resume_from=resume_from)
+            save_config(replace(config, trainer=t), run_dir / "config.yaml")
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
         module = SAM2LightningModule(config, loss=loss)
@@ -181,6 +208,14 @@ def fit(
                 return _run(config, run_dir, module, data, [run_log, metrics], callbacks)
     finally:
         logger.remove(sink)
+
+
+def _log_start(config: Config, run_dir: Path, data: SAM2LightningDataModule) -> None:
+    """Log where the run writes, and on what it trains."""
+    logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
+    logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)
+    if config.dataset.time_split:
+        logger.info("dataset.time_split={}", config.dataset.time_split)
 
 
 def _existing_result(config: Config, run_dir: Path, interrupted: bool = False) -> FitResult:
@@ -216,7 +251,9 @@ def _run(
     # Two callbacks, because Lightning's save_last is written only together with the best
     # checkpoint. save_on_train_epoch_end also covers an epoch that ends early: at an interrupt,
     # max_steps or max_time.
-    save = partial(ModelCheckpoint, run_dir, enable_version_counter=False)
+    resume_from = config.trainer.resume_from
+    same_run = resume_from is not None and Path(resume_from).resolve().parent == run_dir.resolve()
+    save = partial(RunCheckpoint, run_dir, same_run)
     best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
     last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
@@ -244,7 +281,6 @@ def _run(
     with _quiet_lightning():
         ddp = in_rank() or config.trainer.strategy == "ddp"
         trainer = _make_trainer(config, run_dir, loggers, callbacks, ddp)
-        resume_from = config.trainer.resume_from
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         finally:
@@ -348,7 +384,6 @@ def _quiet_lightning() -> Iterator[None]:
                 "does not have many workers",
                 "number of training batches",
                 "your dataloader is not resumable",  # the data module resumes within an epoch
-                "The dirpath has changed",  # a run resumed in another directory has its own best
                 "exists and is not empty",  # the run directory has train.log and config.yaml
                 "LeafSpec",
                 "sync_dist=True",  # all ranks log the same value of a validation

@@ -100,4 +100,8 @@ class TrainingError(SAM2KitError):
 
 
 class PipelineError(SAM2KitError):
-    """Raised if a staged notebook fails or is called with parameters it does not have."""
+    """Raised if a staged notebook fails or gets unknown parameters, or a directory is in use."""
+
+
+class KernelKilled(PipelineError):
+    """Raised if a signal from outside ended a notebook's kernel; the stage can be resumed."""

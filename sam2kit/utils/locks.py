@@ -1,19 +1,32 @@
-"""Lock a file to one process, which other processes can name.
+"""Lock a file or a directory to one process, which other processes can name.
 
-The operating system releases the lock of a process that dies, so no lock is ever left behind.
+The operating system releases the lock of a process that dies, so no lock is ever left behind, and a
+process can pass its lock on to a child (a notebook's kernel), which then holds it, too. The package
+filelock can neither name the holder nor pass a lock on.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
+from loguru import logger
 
+from sam2kit.utils.errors import PipelineError
+
+LOCK_FILE = "run.lock"  # of a directory
+HOLDER = "SAM2KIT_LOCK_HOLDER"
+"""Environment variable of a child: process id and host of the process that locked for it."""
 WAIT_FOR_LIVING, WAIT_FOR_DEAD = 1, 15  # seconds to try for
+# File systems without locks, such as some network mounts, report one of these.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class LockedError(Exception):
@@ -53,19 +66,93 @@ def acquire(path: Path) -> int:
     return file
 
 
-def is_locked(path: Path) -> bool:
-    """Return whether a process has locked a file."""
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Lock a directory for this process, and for those that inherit the file descriptor.
+
+    A process may lock a directory that is locked by the process in :data:`HOLDER` of its
+    environment, such as a training that a pipeline started. On a file system without locks a
+    warning is logged. The file ``run.lock`` remains; without a holder it is no lock.
+
+    Args:
+        folder: an existing directory.
+
+    Yields:
+        The file descriptor of the lock, or -1 if the process in :data:`HOLDER` has the lock, or
+        there are no locks.
+
+    Raises:
+        PipelineError: another process holds the lock, which the message names, or the directory is
+            not writable.
+    """
+    file = -1
     try:
-        file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+        file = acquire(folder / LOCK_FILE)
+    except LockedError as error:
+        if os.environ.get(HOLDER) != f"{error.pid} {error.host}":
+            raise PipelineError(
+                f"{folder} is in use by process {error.pid} on {error.host}",
+                hint="wait for that process or end it, or choose another directory",
+            ) from None
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise PipelineError(
+                f"{folder} cannot be locked ({error.strerror})", hint="choose another directory"
+            ) from error
+        logger.warning("{} cannot be locked ({})", folder, error.strerror)
+    try:
+        yield file
+    finally:
+        if file >= 0:
+            os.close(file)
+
+
+class Owner(ExitStack):
+    """Own a directory until the end of a ``with`` block, from when it exists."""
+
+    _folder: Path | None = None
+
+    def take(self, folder: Path | None) -> None:
+        """Lock a directory, unless it does not exist yet or was taken before.
+
+        Raises:
+            PipelineError: see :func:`locked`.
+        """
+        if self._folder is None and folder is not None and folder.is_dir():
+            self.enter_context(locked(folder))
+            self._folder = folder
+
+
+def check_free(folder: Path) -> None:
+    """Reject a directory that another process has locked.
+
+    Raises:
+        PipelineError: see :func:`locked`.
+    """
+    if is_locked(folder):
+        with locked(folder):
+            pass
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process has locked a file, or the file ``run.lock`` of a directory."""
+    try:
+        file = os.open(path / LOCK_FILE if path.is_dir() else path, os.O_RDWR)
+    except OSError:  # no such file, or one that this user cannot lock
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in _UNSUPPORTED
     finally:
         os.close(file)
     return False
+
+
+def for_children() -> dict[str, str]:
+    """Return an environment whose processes may use the directories that this one has locked."""
+    inherited = os.environ.get(HOLDER)
+    return {**os.environ, HOLDER: inherited or f"{os.getpid()} {platform.node()}"}
 
 
 def _wait(file: int) -> None:
@@ -76,7 +163,9 @@ def _wait(file: int) -> None:
         except BlockingIOError:
             pid, _, host = os.pread(file, 200, 0).decode(errors="replace").strip().partition(" ")
             wait = WAIT_FOR_LIVING if _may_be_alive(pid, host) else WAIT_FOR_DEAD
-            if time.monotonic() > start + wait:
+            # A child of the holder does not wait for it. For a moment, the file may still name the
+            # previous holder, so this is checked again each time.
+            if os.environ.get(HOLDER) == f"{pid} {host}" or time.monotonic() > start + wait:
                 raise LockedError(pid, host) from None
             time.sleep(0.1)
 

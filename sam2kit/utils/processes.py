@@ -46,22 +46,65 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What terminals, ``timeout`` and SLURM send to a whole process group to stop a command."""
+
+
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, so that the process shuts down as after Ctrl-C."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, so that the process ends as after Ctrl-C.
+
+    SIGHUP, which a closed terminal sends, stays ignored if it was ignored before (``nohup``).
+    """
     # Python allows signal handlers only in the main thread.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt("received SIGTERM")
+        raise KeyboardInterrupt(f"received {signal.Signals(number).name}")
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def without_stop_signals() -> Iterator[None]:
+    """Start child processes that do not get :data:`STOP_SIGNALS`: only this process handles them.
+
+    The signals are blocked in this thread, and children inherit that. This process gets them at
+    the end of the block. Children that must end when this process terminates them call
+    :func:`end_when_terminated`.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end_when_terminated() -> None:
+    """Exit when the parent sends SIGTERM; ignore SIGTERM of others, such as ``timeout``.
+
+    Called in a child that :func:`without_stop_signals` started. A handler cannot tell who sent a
+    signal, so a thread waits for it.
+    """
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where the child ends with its parent
+        threading.Thread(target=wait, name="end when terminated", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -524,7 +524,7 @@ class Annotator {
     const { picture, viewport, canvas } = this;
     if (!picture) return;
     const { state } = this;
-    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const context = canvas.getContext("2d");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     const whole = [0, 0, viewport.columns, viewport.rows];

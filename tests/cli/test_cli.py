@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 from data_helpers import make_sav
 from PIL import Image
+from stack_helpers import make_ctc, make_dicom, make_nifti, make_npz, make_stacks
 
 from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
 from sam2kit.data import AcceptedFrame, add_to_training_set, open_source
+from sam2kit.utils.locks import locked
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
@@ -413,6 +416,13 @@ def test_every_group_trains(tmp_path, run):
     train_tiny(tmp_path, "model=nano", *SYNTHETIC, *overrides)
 
 
+STACKS = {
+    "tiff": make_stacks,
+    "ctc": make_ctc,
+    "nifti": make_nifti,
+    "dicom": make_dicom,
+    "npz": make_npz,
+}
 DATASETS = {
     "auto": ["valdataset=held_out"],
     "video": ["valdataset=held_out"],
@@ -424,6 +434,7 @@ DATASETS = {
     "mixture": ["valdataset=synthetic"],
     "sav": ["valdataset=synthetic"],
     "training_set": ["valdataset=held_out"],
+    **dict.fromkeys(STACKS, ["valdataset=held_out"]),
 }
 VALDATASETS = {"davis": ["dataset=video", "dataset.split=2016/train"]}
 
@@ -451,6 +462,9 @@ def test_every_data_choice_trains(tmp_path, monkeypatch, data, argv):
         for folder, source in (("images", "JPEGImages"), ("masks", "Annotations")):
             shutil.copytree(data / source / "a", tmp_path / kind / folder)
         data = tmp_path / kind
+    if kind in STACKS:
+        data = STACKS[kind](tmp_path / kind)
+        assert main(["doctor", str(data), "--workers", "1"]) == 0
     if kind == "training_set":
         source = open_source(data)
         for i in range(len(source)):
@@ -493,3 +507,19 @@ def test_train_as_a_module_is_the_same_command(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("sam2kit.train", run_name="__main__")
     assert stop.value.code == 0 and list(tmp_path.glob("*/*/best.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "dataset.type=synthetic", "--run-dir"],
+        ["train", "dataset.type=synthetic", "--resume", "auto", "--run-dir"],
+        ["evaluate", "--model-checkpoint", "nano", "--output-dir"],
+    ],
+    ids=" ".join,
+)
+def test_directory_in_use_is_rejected_and_its_process_named(tmp_path, capsys, command):
+    with locked(tmp_path):
+        assert main([*command, str(tmp_path)]) == 2
+    assert f"in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]

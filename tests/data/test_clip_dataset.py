@@ -13,6 +13,8 @@ from loguru import logger
 from sam2kit.config.schema import AugmentationConfig, Config, DatasetConfig
 from sam2kit.data import ClipDataset, VideoSource, create_dataloader
 from sam2kit.data.build import build_datasets
+from sam2kit.data.clip_dataset import survives_resize
+from sam2kit.data.transforms import resize_masks
 from sam2kit.utils.errors import DataError
 
 
@@ -320,3 +322,47 @@ def test_annotations_out_of_reach(annotated, value, expected):
             read()
         assert (error.value.value, error.value.expected) == (value, expected)
     assert "annotate another frame" in error.value.hint
+
+
+def test_only_drawn_objects_are_resized(monkeypatch):
+    """A hundred objects cost little more than three."""
+    from sam2kit.data import clip_dataset
+    from sam2kit.data.sources.base import VideoSource
+
+    class Crowd(VideoSource):
+        names = ["crowd"]
+
+        def num_frames(self, i):
+            return 6
+
+        def read_frame(self, i, t):
+            return np.full((240, 320, 3), t, np.uint8)
+
+        def read_masks(self, i, t):
+            ids = np.kron(np.arange(1, 101).reshape(10, 10), np.ones((24, 32), int))
+            return {n: ids == n for n in range(1, 101)}
+
+    resized = []
+    resize = clip_dataset.resize_masks
+    monkeypatch.setattr(
+        clip_dataset, "resize_masks", lambda masks, size: resized.append(1) or resize(masks, size)
+    )
+    config = DatasetConfig(image_size=64, video_clip_length=5, max_objects=3)
+    clip = ClipDataset(Crowd(), config, training=True, seed=0)[0]
+    assert clip.masks.shape[:2] == (5, 3) and clip.masks.flatten(2).any(-1).all()
+    assert len(resized) == 5 * 3
+
+
+@pytest.mark.parametrize("side", [8, 32, 96])
+def test_masks_that_survive_for_certain_are_not_empty(side):
+    generator = np.random.default_rng(side)
+    certain = 0
+    for _ in range(200):
+        mask = np.zeros((45, 61), bool)
+        top, left, height, width = generator.integers(1, 40, 4)
+        mask[top : top + height, left : left + width] = True
+        mask &= generator.random(mask.shape) < generator.choice([0.9, 1])
+        if survives_resize(mask, side):
+            certain += 1
+            assert resize_masks(torch.from_numpy(mask), (side, side)).any()
+    assert certain > 10

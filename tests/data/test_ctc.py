@@ -9,6 +9,7 @@ from stack_helpers import NUM_FRAMES, labels, make_ctc, save_tiff, stack
 
 from sam2kit.data import open_source
 from sam2kit.data.detection import detect_layout
+from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.lineage import Track, read_tracks
 from sam2kit.data.sources.ctc import CTCDataset, labels_of_tracks
 from sam2kit.utils.errors import DataError
@@ -62,6 +63,10 @@ def test_a_frame_with_a_part_of_its_masks_is_unannotated(tmp_path):
     save_tiff(tmp_path / "01_GT" / "SEG" / "man_seg002.tif", image)
     source = open_source(tmp_path)
     assert list(source.annotated_frames(0)) == [0, 4] and source.read_masks(0, 2) is None
+    (entry,) = source.left_out_masks(0)
+    assert (entry.kind, entry.count) == ("masks", 1) and "t002" in entry.where
+    findings = run_doctor(open_source(tmp_path)).findings
+    assert [f.where for f in findings] == [entry.where]
 
 
 def test_a_mask_without_a_marker_is_left_out(tmp_path):
@@ -69,7 +74,9 @@ def test_a_mask_without_a_marker_is_left_out(tmp_path):
     image = np.where(labels()[0] > 0, labels()[0], 0).astype(np.uint16)
     image[square(0, 24, 4)] = 9
     save_tiff(tmp_path / "01_GT" / "SEG" / "man_seg000.tif", image)
-    assert set(open_source(tmp_path).read_masks(0, 0)) == {1, 2}
+    source = open_source(tmp_path)
+    assert set(source.read_masks(0, 0)) == {1, 2}
+    assert [entry.count for entry in source.left_out_masks(0)] == [1]
 
 
 def test_silver_truth(tmp_path):
@@ -80,6 +87,7 @@ def test_silver_truth(tmp_path):
         save_tiff(tmp_path / "01_ST" / "SEG" / f"man_seg{t:03d}.tif", silver)
     source = open_source(tmp_path)
     assert [set(source.read_masks(0, t)) for t in range(2)] == [{1, 2}, {1}]
+    assert source.left_out_masks(0) == []
     silver_only = CTCDataset(tmp_path, truth="silver")
     assert set(silver_only.read_masks(0, 0)) == {1}
     assert CTCDataset(tmp_path, truth="gold").read_masks(0, 1) is None

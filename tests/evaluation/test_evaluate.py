@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -171,6 +172,32 @@ def test_scores_of_other_settings_are_stale(config, tmp_path, monkeypatch, chang
     )
     ResultFiles(tmp_path, config).scores(copied, source, 0, [1, 2])
     assert bool(tracked) == bool(change)
+
+
+def test_scores_of_other_frames_or_masks_are_stale(config, tmp_path, monkeypatch):
+    copied = TrackerRun(COPY, None)
+    root = Path(config.valdataset.data_path)
+    tracked = []
+    score = TrackerRun.score
+    monkeypatch.setattr(
+        TrackerRun, "score", lambda self, *a, **k: tracked.append(a) or score(self, *a, **k)
+    )
+
+    def again():
+        tracked.clear()
+        source = VideoDataset(root)
+        ResultFiles(tmp_path / "out", config).scores(copied, source, 0, [1, 2])
+        return bool(tracked)
+
+    assert again() and not again()
+    frames, masks = (sorted((root / k / "a").iterdir()) for k in ("JPEGImages", "Annotations"))
+    os.utime(frames[0], (1, 1))  # copied: other time stamps, the same content
+    assert not again()
+    for first, second in (frames[1:3], masks[1:3]):
+        first.rename(root / "x")
+        second.rename(first)
+        (root / "x").rename(second)
+        assert again() and not again()
 
 
 def test_masks_that_an_evaluation_did_not_write_are_not_deleted(config, runs, tmp_path):

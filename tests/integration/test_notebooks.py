@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.runner import run_stages
+from sam2kit.utils.errors import PipelineError
 from sam2kit.viz.video_writer import save_mp4
 
 ROOT = Path(__file__).parents[2]
@@ -324,6 +326,13 @@ def test_training_notebook_started_in_its_directory(tmp_path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "memory of a step" in printed and "step 1/" in printed
+    # Run again as shipped, with resume = False: a finished training is not overwritten.
+    run_dir = tmp_path / "run"
+    before = (run_dir / "best.ckpt").read_bytes()
+    parameters = {"run_dir": str(run_dir), "overrides": changes}
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(PipelineError, match="holds a run"):
+        execute(NOTEBOOKS[3], tmp_path / "again.ipynb", parameters, lock.fileno())
+    assert (run_dir / "best.ckpt").read_bytes() == before
 
 
 class TestOtherData:

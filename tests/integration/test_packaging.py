@@ -55,7 +55,7 @@ def pinned() -> dict[str, Version]:
     versions: dict[str, Version] = {}
     for line in lines:
         if text := line.partition("#")[0].strip():
-            name, equals, version = text.partition("==")
+            name, equals, version = text.partition(";")[0].partition("==")
             assert equals, f"{text} is not pinned"
             assert canonicalize_name(name) not in versions, f"{name} is listed twice"
             versions[canonicalize_name(name)] = Version(version)
@@ -72,7 +72,7 @@ def test_requirements_pin_the_declared_packages():
 
 
 def test_extras_and_supported_torch_versions():
-    assert set(EXTRAS) == {"wandb", "swanlab", "lora", "slurm", "dev"}
+    assert set(EXTRAS) == {"wandb", "swanlab", "lora", "slurm", "transformers", "dev"}
     torch = declared(PROJECT["dependencies"])["torch"]
     assert Version("2.13.0") not in torch.specifier
     assert Version("2.5.1") in torch.specifier

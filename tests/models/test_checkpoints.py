@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import moving_clip
+from hydra.utils import instantiate
+from loguru import logger
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 import sam2kit.models.checkpoints as checkpoints
+from sam2kit.data.clip import collate
+from sam2kit.data.transforms import normalize
 from sam2kit.models.checkpoints import create_sam2_model, guess_size, load_weights, save_weights
+from sam2kit.models.plain_sam2 import track_steps
 from sam2kit.models.sam2 import build_sam2_model, module_path
+from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import CheckpointError
 
 
@@ -21,6 +30,15 @@ def official(tiny_config, tmp_path) -> Path:
     save_weights(build_sam2_model(tiny_config), tmp_path / "nano.pt")
     tiny_config.seed -= 1
     return tmp_path / "nano.pt"
+
+
+@pytest.fixture
+def logs():
+    """The log lines of a test."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    yield lines
+    logger.remove(sink)
 
 
 def test_round_trip(tiny_config, official):
@@ -226,19 +244,112 @@ def test_run_of_another_version_or_size_is_rejected(tiny_config, run):
     assert "model.size=nano" in error.value.hint
 
 
-@pytest.mark.parametrize("size", ["t", "b+"])
-def test_sam_2_0_is_recognised(tiny_config, tmp_path, size):
-    """Its files lack the parameters that 2.1 added: embedding of absence, pointer projection."""
-    tiny_config.model.size = size
-    state = build_sam2_model(tiny_config).state_dict()
-    for key in ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"):
-        del state[key]
-    torch.save({"model": state}, tmp_path / "sam2_hiera.pt")
-    tiny_config.model.size, tiny_config.model.checkpoint = "t", str(tmp_path / "sam2_hiera.pt")
-    name = {"t": "tiny", "b+": "base_plus"}[size]
-    with pytest.raises(CheckpointError, match="SAM 2.0") as error:
-        create_sam2_model(tiny_config)
-    assert f"model.checkpoint=sam2.1_hiera_{name}" in error.value.hint
+def trainer_checkpoint(state):
+    """What the official training code saves; see ``Trainer._save_checkpoint``."""
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4}]}
+    progress = {"epoch": 2, "steps": {"train": 3}, "time_elapsed": 1.5, "best_meter_values": {}}
+    return {"model": state, "optimizer": optimizer, "loss": None, **progress}
+
+
+def prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+def compiled(state):
+    """The names after ``torch.compile`` of the image encoder alone."""
+    start = "image_encoder."
+    return {name.replace(start, f"{start}_orig_mod.", 1): value for name, value in state.items()}
+
+
+FORMS = {
+    "bare.torch": lambda state: state,
+    "ddp.pt": lambda state: {"model": prefixed(state, "module.")},
+    "bare_ddp.pt": lambda state: prefixed(state, "module."),
+    "compiled.pt": lambda state: prefixed(state, "_orig_mod."),
+    "both.pt": lambda state: prefixed(state, "module._orig_mod."),
+    "encoder.pt": compiled,
+    "lightning.ckpt": lambda state: {"state_dict": prefixed(state, "net.sam2."), "epoch": 3},
+    "other.pth": lambda state: {"model_state_dict": state},
+    "trainer.pt": trainer_checkpoint,
+    "half.pt": lambda state: {name: value.half() for name, value in state.items()},
+    "plain.safetensors": lambda state: state,
+    "ddp.safetensors": lambda state: prefixed(state, "module."),
+    "compiled.safetensors": lambda state: prefixed(state, "_orig_mod."),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_weights_as_people_save_them(tiny_config, official, tmp_path, name):
+    state = torch.load(official, weights_only=True)["model"]
+    content, path = FORMS[name](state), tmp_path / name
+    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    config, model = checkpoints.load_model(path)
+    assert config.model.size == "nano"
+    for key, value in model.state_dict().items():
+        expected = state[key].half().float() if name == "half.pt" else state[key]
+        assert torch.equal(value, expected), key
+
+
+def test_tensors_outside_the_model_are_ignored_and_reported(tiny_config, official, tmp_path, logs):
+    state = torch.load(official, weights_only=True)["model"]
+    content = {**prefixed(state, "model."), "loss.weight": torch.ones(2)}
+    torch.save({"state_dict": content}, tmp_path / "x.pt")
+    load_weights(build_sam2_model(tiny_config), tmp_path / "x.pt")
+    assert any("loss.weight" in line for line in logs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_rejected(tiny_config, official, run, value):
+    """With them, every mask would be empty."""
+    name = "memory_encoder.pix_feat_proj.bias"
+    damage(official, lambda state: state[name].__setitem__(3, value))
+    rewrite(run, lambda content: content["state_dict"][f"model.{name}"].__setitem__(3, value))
+    model = build_sam2_model(tiny_config)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for file in (official, run):
+        with pytest.raises(CheckpointError, match=name) as error:
+            load_weights(model, file)
+        assert str(file) in str(error.value) and error.value.hint
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_sam_2_0_tracks_as_upstreams_own_2_0(tmp_path):
+    """The parameters that 2.1 added are 0, which equals their absence in upstream's 2.0."""
+    from sam2 import build_sam
+
+    tree = OmegaConf.load(Path(build_sam.__file__).parent / "configs/sam2/sam2_hiera_t.yaml").model
+    tree.image_size = 64
+    for attention in ("self_attention", "cross_attention"):
+        tree.memory_attention.layer[attention].feat_sizes = [4, 4]
+    torch.manual_seed(0)
+    upstream = instantiate(tree, _recursive_=True).eval()
+    with torch.no_grad():
+        upstream.maskmem_tpos_enc *= 50
+        # One object appears and the other does not, where 2.1 uses what 2.0 lacks.
+        upstream.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-5.0)
+    torch.save({"model": upstream.state_dict()}, tmp_path / "sam2_hiera_tiny.pt")
+    clip = collate([moving_clip(num_frames=5)])
+    model = create_sam2_model(checkpoint=tmp_path / "sam2_hiera_tiny.pt", image_size=64).eval()
+    steps = {"images": normalize(clip.frames[0]), "mask": clip.masks[0, 0]}
+    assert model.no_obj_embed_spatial.eq(0).all()
+    expected = track_steps(upstream, steps)
+    assert all(map(torch.equal, track_steps(model, steps), expected))
+    with torch.inference_mode():
+        output = model(clip, [Prompt(0, torch.tensor([0]), masks=clip.masks[0, :1])])
+    assert (expected[1][1:] < 0).all()
+    torch.testing.assert_close(output.mask_logits[:, 0], expected[0])
+    torch.testing.assert_close(output.object_score[:, 0], expected[1])
+
+
+def test_weights_without_memory_are_explained(tiny_config, official):
+    def image_model_only(state):
+        for name in [n for n in state if n.startswith(("memory_", "maskmem", "no_mem", "no_obj"))]:
+            del state[name]
+
+    damage(official, image_model_only)
+    with pytest.raises(CheckpointError, match="missing") as error:
+        load_weights(build_sam2_model(tiny_config), official)
+    assert "memory" in error.value.hint
 
 
 def test_truncated_safetensors(tiny_config, tmp_path):

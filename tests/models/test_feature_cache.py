@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import make_davis
+from safetensors.torch import load_file
 from tracker_helpers import BREAK_CONVENTION
 
 from sam2kit.cli.main import main
@@ -255,6 +256,52 @@ def test_old_temporary_files_are_deleted(model, tmp_path):
     os.utime(temporary, (time.time() - 7200,) * 2)
     FeatureCache(tmp_path).encode(model, images())
     assert not temporary.exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "zeroed tail", "no checksum"])
+def test_damaged_file_is_computed_again(model, cache, damage, caplog_warnings):
+    expected = cache.encode(model, images(count=1))["backbone_fpn"]
+    (file,) = files(cache)
+    content = bytearray(file.read_bytes())
+    if damage == "flipped bit":
+        content[-100] ^= 4
+    elif damage == "zeroed tail":
+        content[-500:] = bytes(500)
+    else:  # a file of an earlier version
+        features.save_file(load_file(file), file)
+        content = file.read_bytes()
+    file.write_bytes(content)
+    again = cache.encode(model, images(count=1))["backbone_fpn"]
+    assert all(map(torch.equal, again, expected))
+    assert counts(cache) == (0, 2) and cache.damaged == len(caplog_warnings)
+    assert cache.damaged == (damage != "no checksum")
+    cache.encode(model, images(count=1))
+    assert counts(cache) == (1, 2)
+
+
+def test_temporary_file_of_a_killed_process_is_deleted_at_once(model, tmp_path):
+    first = FeatureCache(tmp_path)
+    first.encode(model, images())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder = files(first)[0].parent
+    mine = features._temporary(folder)
+    other = mine.with_name(f".part-{dead.pid:08x}{mine.name[14:]}")
+    for path in (mine, other, folder.parent / other.name):
+        path.write_bytes(b"half")
+    assert "frames" in features.describe(tmp_path)
+    FeatureCache(tmp_path).encode(model, images())
+    assert mine.exists() and not other.exists() and not (folder.parent / other.name).exists()
+
+
+def test_command_fails_if_nothing_can_be_kept(tiny_config, tmp_path):
+    tiny_config.dataset.type = "synthetic"
+    tiny_config.dataset.synthetic_videos = 1
+    tiny_config.valdataset.synthetic_videos = 1
+    tiny_config.features.folder, tiny_config.features.budget_gb = str(tmp_path / "c"), 1e-9
+    with pytest.raises(ConfigError, match="could be kept") as error:
+        fill(tiny_config)
+    assert error.value.key == "features.folder" and "budget_gb" in error.value.hint
 
 
 def test_encoder_is_listed_and_hashed_once_per_model(model, cache, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 
 from sam2kit.pipeline import runner as pipeline
 from sam2kit.pipeline.status import is_locked, locked, read_status
-from sam2kit.utils.errors import CheckpointError, ConfigError, PipelineError
+from sam2kit.utils.errors import CheckpointError, ConfigError, KernelKilled, PipelineError
 
 PARAMETERS = 'run_dir = "."\nconfig_file = ""\noverrides = []\n'
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
@@ -91,6 +91,13 @@ def test_stages_pass_results_on_and_run_on_this_interpreter(stage, capsys, monke
     printed = capsys.readouterr().out
     assert "hello from the first" in printed and "02_second.ipynb" in printed
     assert "0.750" in printed and str(root / "run" / "metrics.json") in printed
+
+
+def test_braces_in_the_run_directory_are_not_a_template(stage):
+    write_notebook(stage, "01_first", "print(run_dir)")
+    folder = stage.parent / "run {lr} {0}"
+    pipeline.run_stages(stage.parent / "config.yaml", {}, (1,), folder)
+    assert read_status(folder)["stages"]["01_first"]["state"] == "done"
 
 
 def test_failure_stops_the_pipeline_and_names_the_notebook(stage):
@@ -324,7 +331,13 @@ def ended(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(signal.SIGTERM, signal.SIGINT, signal.SIGKILL),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_stopping_leaves_no_process_behind(stage, number):
     root = stage.parent
     write_notebook(
@@ -363,3 +376,11 @@ def test_stopping_leaves_no_process_behind(stage, number):
     assert not is_locked(root / "run")
     content = read_status(root / "run")
     assert content["state"] == content["stages"]["01_first"]["state"] == "interrupted"
+
+
+def test_killed_kernel_is_an_interruption(stage):
+    """A signal from outside, such as from the system when memory is full: a sweep resumes it."""
+    write_notebook(stage, "01_first", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(KernelKilled, match="01_first failed: DeadKernelError"):
+        run(stage)
+    assert status(stage)["01_first"]["state"] == "interrupted"

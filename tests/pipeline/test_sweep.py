@@ -26,6 +26,7 @@ TRIAL = """
     from pathlib import Path
     import yaml
     from sam2kit.pipeline.status import Status, locked
+    from sam2kit.utils.errors import KernelKilled
     flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     folder = Path(flags["--run-dir"])
     config = yaml.safe_load(Path(flags["--config"]).read_text())
@@ -38,6 +39,12 @@ TRIAL = """
     with locked(folder):
         status = Status(folder, ["03_train"], {})
         with status.of_run(), status.of_stage("03_train"):
+            if seed == 16 and not (folder / "go").exists():
+                (folder / "go").touch()
+                raise KernelKilled("killed")
+            if seed == 17 and not (folder / "go").exists():
+                (folder / "go").touch()
+                os.kill(os.getpid(), 9)
             while seed == 15 and not (folder / "go").exists():
                 time.sleep(0.05)
             if lr > 0.5:
@@ -151,6 +158,13 @@ def test_killed_trial_has_failed(config_file, tmp_path, stand_in):
         "002_seed-1": None,
         "001_seed-14": "killed by signal 9",
     }
+
+
+def test_killed_trial_is_resumed_by_the_next_call(config_file, tmp_path, stand_in):
+    """Its kernel was killed (16), or the trial itself (17)."""
+    rows = run_sweep(tmp_path / "sweep", plan_trials(config_file, ["seed=16,17"]))
+    assert {row["state"] for row in rows} == {"interrupted"}
+    assert {row["state"] for row in run_sweep(tmp_path / "sweep")} == {"done"}
 
 
 def test_another_sweep_in_the_directory_is_rejected(config_file, tmp_path, stand_in):

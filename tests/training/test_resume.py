@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from data_helpers import make_davis
 from loguru import logger
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import override_config, save_config
+from sam2kit.config.loading import load_config, override_config, save_config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
@@ -22,6 +23,7 @@ from sam2kit.models import checkpoint_io as checkpoint_files
 from sam2kit.models.checkpoint_io import fault_in, keep_copy, kept_copies, write_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.training import module as training_module
+from sam2kit.training.loggers import RunMetrics, last_values
 from sam2kit.training.resume import latest_valid_checkpoint
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
@@ -513,3 +515,95 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, previous)
     assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def files(folder):
+    return {
+        p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "run.lock"
+    }
+
+
+def test_moved_run_keeps_its_best_checkpoint(toy_config, tmp_path):
+    """Lightning forgets the best score if the absolute path of the directory has changed."""
+    toy_config.trainer.max_epochs = 1
+    toy_config.dataset.synthetic_videos = 2
+    first = fit(toy_config, tmp_path / "first")
+    content = state(first)
+    best = best_score(content)
+    assert best["best_model_path"] == "best.ckpt" and best["dirpath"] == "."
+    assert not [k for k in best["best_k_models"] if "/" in k]
+    # A score that no later epoch reaches.
+    best["best_model_score"] = best["kth_value"] = torch.tensor(-1e9)
+    best["best_k_models"] = {"best.ckpt": torch.tensor(-1e9)}
+    torch.save(content, first.last_checkpoint)
+    first.run_dir.rename(tmp_path / "moved")
+    expected = (tmp_path / "moved" / "best.ckpt").read_bytes()
+    toy_config.trainer.max_epochs = 2
+    second = fit(toy_config, tmp_path / "moved", resume=True)
+    assert (tmp_path / "moved" / "best.ckpt").read_bytes() == expected
+    assert second.best_checkpoint == tmp_path / "moved" / "best.ckpt"
+    assert load_config(tmp_path / "moved" / "config.yaml").trainer.resume_from is None
+    # A run that starts from another run's checkpoint has its own best one.
+    toy_config.trainer.max_epochs = 3
+    third = resume(toy_config, second, tmp_path, "third")
+    assert third.best_checkpoint == tmp_path / "third" / "best.ckpt"
+    assert third.best_checkpoint.read_bytes() != expected
+
+
+def test_directory_with_a_run_is_rejected_unless_it_is_resumed(toy_config, tmp_path):
+    toy_config.trainer.max_epochs = 1
+    toy_config.dataset.synthetic_videos = 2
+    result = fit(toy_config, tmp_path / "run")
+    before = files(result.run_dir)
+    with pytest.raises(ConfigError, match="holds a run") as error:
+        fit(toy_config, result.run_dir)
+    assert "resume" in error.value.hint and files(result.run_dir) == before
+
+
+@pytest.mark.parametrize("cut", ["9,0.5", "0.5,\0\0", '"', "x," * 20])
+def test_cut_row_of_metrics_is_dropped(toy_config, tmp_path, cut):
+    logger = RunMetrics(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"loss": 1.0 - step / 10, "val_loss": 0.5}, step)
+    logger.save()
+    whole = (tmp_path / "metrics.csv").read_text()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write(cut)
+    assert last_values(tmp_path) == {"loss": 0.8, "val_loss": 0.5}
+    resumed = RunMetrics(tmp_path, steps=3)
+    assert resumed.experiment and (tmp_path / "metrics.csv").read_text() == whole.replace("\r", "")
+
+
+def test_history_survives_a_kill_while_it_is_rewritten(tmp_path, monkeypatch):
+    logger = RunMetrics(tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.save()
+    before = (tmp_path / "metrics.csv").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("csv.DictWriter.writerows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _ = RunMetrics(tmp_path, steps=1).experiment
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    # Nor is it lost when the first value of another metric adds a column.
+    with pytest.raises(KeyboardInterrupt):
+        logger.log_metrics({"val_loss": 1.0}, 1)
+        logger.save()
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_resume_with_exchanged_frames_is_rejected(toy_config, tmp_path):
+    data = make_davis(tmp_path / "data")
+    toy_config.dataset.type, toy_config.dataset.data_path = "video", str(data)
+    toy_config.trainer.max_steps = 1
+    first = fit(toy_config, tmp_path / "run")
+    toy_config.trainer.max_steps = 2
+    frames = sorted((data / "JPEGImages" / "a").iterdir())
+    frames[1].rename(data / "x")
+    frames[2].rename(frames[1])
+    (data / "x").rename(frames[2])
+    with pytest.raises(DataError, match="frames or masks") as error:
+        fit(toy_config, first.run_dir, resume=True)
+    assert error.value.key == "trainer.resume_from" and error.value.hint

@@ -219,7 +219,8 @@ class CocoIndex:
         if num_masks == 0 or rejected >= count:
             raise DataError(
                 f"{self.file}: none of its {count} annotations can be used. The first: "
-                f"{first.message}"
+                f"{first.message}",
+                hint="export the file again, or correct its annotations",
             )
         logger.warning(
             "{}: left out {} of {} annotations that cannot be used ({}). The first: {}. "

@@ -14,7 +14,7 @@ from loguru import logger
 
 from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
 from sam2kit.data.lineage import Track, read_tracks
-from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.base import LeftOut, ObjectId
 from sam2kit.data.sources.listing import list_folder, read_split, sort_files
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.stacks import StackSource, integer_labels, labels_in, overlapping
@@ -55,8 +55,8 @@ class CTCDataset(StackSource):
     * ``01_ST/SEG/man_seg000.tif`` (silver truth) is used on frames without usable gold truth;
     * frames with neither are unannotated.
 
-    The log counts what is left out, when a frame is read. ``man_track.txt`` names the parents:
-    daughters are new objects (:meth:`parents`).
+    What is left out is logged when a frame is read, and counted by the doctor. ``man_track.txt``
+    names the parents: daughters are new objects (:meth:`parents`).
 
     Args:
         root: the data set.
@@ -96,7 +96,8 @@ class CTCDataset(StackSource):
                 expected="track, to use the markers as masks",
                 hint="or add 01_GT/SEG or 01_ST/SEG",
             )
-        self._left_out: Counter[str] = Counter()
+        # Video and problem -> frame -> labels.
+        self._left_out: dict[tuple[int, str], dict[int, list[int]]] = {}
 
     def _open_sequence(self, name: str, options: StackOptions) -> _Sequence:
         folder = self.root / name
@@ -201,17 +202,32 @@ class CTCDataset(StackSource):
                 f"video {visible_text(where)}: marker {missing[0]} has no line in man_track.txt",
                 hint="add the track to the file",
             )
-        self._report(where, "segmented cells have no tracking marker and are left out", unknown)
-        text = "tracked cells have no segmentation; the frame is not used as gold truth"
-        self._report(where, text, uncovered)
+        text = "has no tracking marker, so that its identity is unknown: add it to 01_GT/TRA"
+        self._leave_out(i, t, text, unknown)
+        silver = sequence.silver
+        if silver is None or not silver.has(t) or self.truth == "gold":
+            text = "is tracked but not segmented, so that its frame is unannotated: segment it"
+            self._leave_out(i, t, text, uncovered)
         return None if uncovered else labels
 
-    def _report(self, where: str, text: str, labels: list[int]) -> None:
-        """Log what is left out: the first frame of a kind at once, later ones for debugging."""
-        if labels:
-            self._left_out[text] += 1
-            level = "INFO" if self._left_out[text] == 1 and parent_process() is None else "DEBUG"
-            logger.log(level, "{}: {} {}, such as {}", where, len(labels), text, labels[0])
+    def _leave_out(self, i: int, t: int, text: str, labels: list[int]) -> None:
+        """Record labels that are left out; the first frame of a kind is logged at once."""
+        if not labels:
+            return
+        frames = self._left_out.setdefault((i, text), {})
+        if not frames and parent_process() is None:
+            logger.info("{}, frame {}: label {} {}", visible_text(self.name(i)), t, labels[0], text)
+        frames[t] = labels
+
+    def left_out_masks(self, i: int) -> list[LeftOut]:
+        entries = []
+        for (k, text), frames in self._left_out.items():
+            if k == i:
+                t = min(frames)
+                count = sum(map(len, frames.values()))
+                where = f"video {visible_text(self.name(i))}, frame {self.frame_name(i, t)}"
+                entries.append(LeftOut("masks", count, where, f"label {frames[t][0]} {text}"))
+        return entries
 
 
 def find_sequences(root: Path) -> list[str]:

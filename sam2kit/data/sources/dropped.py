@@ -75,27 +75,31 @@ class DroppedFiles:
             (
                 self.subfolders,
                 "folder{} of pictures in a folder of frames",
-                "make it a video of its own or remove it",
+                "make each a video of its own, or delete what is not needed",
             ),
             (
                 self.loose_frames,
                 "picture{} beside the folders of videos",
-                "move it into a folder of its own or remove it",
+                "move what is needed into a folder of its own",
             ),
-            (self._ending(OTHER_PICTURES), "picture{} of another format", "convert it to PNG"),
+            (self._ending(OTHER_PICTURES), "picture{} of another format", "convert to PNG"),
             (
                 self._ending(VIDEO_ENDINGS),
                 "video file{} among pictures",
-                "move it into a folder of its own, and read it with dataset.type=files",
+                "move to another folder, and read it with dataset.type=files",
             ),
-            (self._system(), "folder{} of the operating system or a file server", "remove it"),
+            (
+                self._system(),
+                "folder{} of the operating system or a file server",
+                "delete what is not needed",
+            ),
         )
         for paths, noun, fix in groups:
             if paths:
                 yield _remark(IGNORED, paths, f"{_not_read(paths, noun)}; {fix}")
         if archives := [path for path in self.others if unpack_hint(path)]:
-            fix = unpack_hint(min(archives)) or ""
-            yield _remark(IGNORED, archives, f"{_not_read(archives, 'archive{}')}; {fix}")
+            command = unpack_hint(min(archives))
+            yield _remark(IGNORED, archives, f"{_not_read(archives, 'archive{}')}; {command}")
         if paths := self.unclear_orders:
             yield _remark(
                 ORDER,

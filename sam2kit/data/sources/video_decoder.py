@@ -134,7 +134,7 @@ class VideoFile(OneVideo):
                 with _opened(path) as container:
                     frames = container.decode(container.streams.best("video"))
                     times = [*range(sum(1 for _ in frames))]
-            elif not packets or packets[0].pts != min(times) or not packets[0].is_keyframe:
+            elif packets and not (packets[0].is_keyframe and packets[0].pts == _earliest(times)):
                 times = self._decodable(times)
         except (av.FFmpegError, OSError) as error:
             raise DataError(
@@ -151,7 +151,7 @@ class VideoFile(OneVideo):
         self._decoder: tuple[int, int, Iterator[Any]] | None = None  # process, next frame
         self._last: tuple[int, np.ndarray] | None = None
 
-    def _decodable(self, times: list[int | None]) -> list[int]:
+    def _decodable(self, times: list[int | None]) -> list[int | None]:
         """Return the times of frames from the first decodable frame on.
 
         A recording that begins between key frames, such as a part of a broadcast, begins with
@@ -269,6 +269,10 @@ class VideoFile(OneVideo):
 def _opened(path: str | Path) -> av.container.InputContainer:
     """Open a video file; metadata that are not UTF-8, such as a title, do not matter."""
     return av.open(str(path), metadata_errors="replace")
+
+
+def _earliest(times: list[int | None]) -> int | None:
+    return min((time for time in times if time is not None), default=None)
 
 
 def _starts(key: int) -> Iterator[int]:

@@ -193,7 +193,9 @@ class VideoFolders:
             names = list_folder(self.root, ()).folders
             # A directory that is named needs no search, which may find several.
             masks = masks_path or find_mask_folder(self.root, names)
-            frames = find_frame_folder(self.root, names) if masks in self.root.iterdir() else None
+            frames = (
+                find_frame_folder(self.root, names) if masks and masks.parent == self.root else None
+            )
             return (frames, masks) if frames else (self.root, masks or annotations)
         inner = _list_videos(images)
         # Directories of frames are videos; directories of directories only are resolutions.

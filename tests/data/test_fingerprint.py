@@ -1,0 +1,76 @@
+"""Fingerprints: a changed or exchanged frame or mask changes them, moving the data does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from data_helpers import make_davis, save_frame, save_palette
+
+from sam2kit.config.schema import Config
+from sam2kit.data.build import build_datasets
+from sam2kit.data.fingerprint import content, file_stamps, sampled_content
+from sam2kit.data.sources.frame_folders import VideoDataset
+
+
+def exchange(first, second):
+    first.rename(first.with_name("x"))
+    second.rename(first)
+    first.with_name("x").rename(second)
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = make_davis(tmp_path / "data")
+    for t in range(6):  # same sizes, so that only the content differs
+        save_frame(root / "JPEGImages" / "a" / f"{t:05d}.jpg", 10 * t)
+    return root
+
+
+CHANGES = {
+    "frames exchanged": lambda root: exchange(
+        root / "JPEGImages" / "a" / "00001.jpg", root / "JPEGImages" / "a" / "00002.jpg"
+    ),
+    "masks exchanged": lambda root: exchange(
+        root / "Annotations" / "a" / "00001.png", root / "Annotations" / "a" / "00002.png"
+    ),
+    "frame replaced": lambda root: save_frame(root / "JPEGImages" / "a" / "00003.jpg", 99),
+    "mask emptied": lambda root: save_palette(
+        root / "Annotations" / "a" / "00003.png", VideoDataset(root).read_masks(0, 0)[1] * 0
+    ),
+    "mask deleted": lambda root: (root / "Annotations" / "a" / "00003.png").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_are_detected(root, name):
+    def prints():
+        source = VideoDataset(root)
+        return file_stamps(source, 0), content(source, 0), sampled_content(source)
+
+    before = prints()
+    assert prints() == before
+    other = content(VideoDataset(root), 1)
+    CHANGES[name](root)
+    assert all(one != two for one, two in zip(prints(), before, strict=True))
+    assert content(VideoDataset(root), 1) == other
+
+
+def test_moved_and_touched_data_have_the_same_content(root, tmp_path):
+    source = VideoDataset(root)
+    before = content(source, 0), sampled_content(source)
+    stamps = file_stamps(source, 0)
+    shutil.copytree(root, tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "JPEGImages" / "a" / "00000.jpg", (1, 1))
+    copy = VideoDataset(tmp_path / "copy")
+    assert (content(copy, 0), sampled_content(copy)) == before
+    assert file_stamps(copy, 0) != stamps
+
+
+def test_generated_videos_are_not_read(monkeypatch):
+    config = Config()
+    config.dataset.type = "synthetic"
+    source = build_datasets(config)[0].source
+    monkeypatch.setattr(type(source), "read_frame", None)
+    assert sampled_content(source) == "generated"
