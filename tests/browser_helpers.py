@@ -129,9 +129,20 @@ class View:
 
     def at(self, column, row, rect=(0, 0, *SIZE_OF_SAMPLES)):
         """Return the position on the page of a pixel of the frame, of which a part is visible."""
-        box = self.canvas.bounding_box()
+        box = self._steady_box()
         x = box["x"] + (column + 0.5 - rect[0]) / (rect[2] - rect[0]) * box["width"]
         return x, box["y"] + (row + 0.5 - rect[1]) / (rect[3] - rect[1]) * box["height"]
+
+    def _steady_box(self):
+        """Scroll to the canvas, and return its rectangle when the page has stopped moving."""
+        self.canvas.scroll_into_view_if_needed()
+        box = self.canvas.bounding_box()
+        for _ in range(100):
+            self.page.wait_for_timeout(30)
+            previous, box = box, self.canvas.bounding_box()
+            if box == previous:
+                break
+        return box
 
     def click(self, column, row, button="left", **options):
         x, y = self.at(column, row, **options)
