@@ -38,6 +38,12 @@ def film(lab) -> Path:
     return folder
 
 
+def other_film(folder: Path) -> Path:
+    frames = sorted((SAMPLES / "JPEGImages" / "train_001").iterdir())[:4]
+    save_mp4(folder / "new.mp4", [np.array(Image.open(frame)) for frame in frames])
+    return folder / "new.mp4"
+
+
 def centers(t: int) -> list[tuple[int, int]]:
     """Return the centre of each object on a frame of the film, x before y."""
     source = open_source(SAMPLES)
@@ -125,4 +131,9 @@ def test_from_a_raw_video_to_a_tuned_model(lab, film, tmp_path, monkeypatch, cap
     assert command[4] == "outputs/tuned"
     assert main([*command, "--run-dir", str(again), *QUICK]) == 0
     assert "before training" in evaluate(again)
+
+    # Use the result on another video.
+    box = ["--box", "10,10,60,60", "--model-checkpoint", str(again), "--output-dir", "outputs/new"]
+    assert main(["track", str(other_film(lab.root)), *box]) == 0
+    assert len(list((lab.root / "outputs" / "new" / "masks").glob("*/*.png"))) == 4
     print(f"the whole path took {time.monotonic() - start:.0f} s")
