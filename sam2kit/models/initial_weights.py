@@ -52,7 +52,7 @@ def settle_initial_weights(config: Config) -> Config:
 
 
 def settle_size(config: Config) -> Config:
-    """Set ``model.size`` to that of the model, run or file that ``model.checkpoint`` names.
+    """Set ``model.size`` to the size of the model, run or file in ``model.checkpoint``.
 
     Only the default size is replaced: a size that was chosen and does not fit the weights is an
     error when they are loaded.

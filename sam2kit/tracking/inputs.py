@@ -79,7 +79,7 @@ def open_inputs(
     Args:
         paths: the videos.
         settings: their keys :data:`~sam2kit.config.schema.STACK_KEYS` say how stacks and volumes
-            become frames. The type is detected: it need not be that of the training videos.
+            become frames. The type is detected and may differ from the training videos.
 
     Raises:
         DataError: a path cannot be opened, or a video is named twice.

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser_helpers import View
+from data_helpers import make_davis
 from PIL import Image
 
+from sam2kit import Annotator
 from sam2kit.cli.main import main
 from sam2kit.data.build import open_source
 from sam2kit.prompts.geometry import mask_center
@@ -137,3 +139,37 @@ def test_from_a_raw_video_to_a_tuned_model(lab, film, tmp_path, monkeypatch, cap
     assert main(["track", str(other_film(lab.root)), *box]) == 0
     assert len(list((lab.root / "outputs" / "new" / "masks").glob("*/*.png"))) == 4
     print(f"the whole path took {time.monotonic() - start:.0f} s")
+
+
+@pytest.mark.parametrize("kind", ["corrections", "masks on every fifth frame"])
+def test_sparse_annotations_train_the_memory(tmp_path, kind, capsys):
+    """Every clip has an annotated frame after the prompted one, so the audit finds gradients."""
+    argv = ["--run-dir", str(tmp_path / "run"), "--model-checkpoint", "nano", "--image-size", "64"]
+    if kind == "corrections":
+        for name, clip in (("a", CLIP), ("b", "train_001")):
+            frames = sorted((SAMPLES / "JPEGImages" / clip).iterdir())
+            pictures = [np.array(Image.open(frames[t])) for t in back_and_forth(21)]
+            (tmp_path / "films").mkdir(exist_ok=True)
+            save_mp4(tmp_path / "films" / f"{name}.mp4", pictures)
+        annotator = Annotator(tmp_path / "films", "nano", run_dir=tmp_path / "by_hand")
+        for video in annotator.source.names:
+            annotator.open_video(video)
+            for t in (0, 10, 20):
+                annotator.go(t)
+                annotator.box(40, 30, 100, 90)
+                annotator.append()
+        argv.append(f"dataset.corrections='{tmp_path / 'by_hand' / 'corrections.jsonl'}'")
+        data = tmp_path / "films"
+    else:
+        data = make_davis(tmp_path / "davis", {"a": 16, "b": 16}, annotated=lambda t: t % 5 == 0)
+    assert main(["train", "--data-path", str(data), *argv, *QUICK]) == 0
+    assert (tmp_path / "run" / "best.ckpt").exists()
+
+
+def test_training_on_films_without_masks_names_the_choices(tmp_path, capsys):
+    save_mp4(tmp_path / "a.mp4", [np.full((32, 32, 3), 20 * t, np.uint8) for t in range(6)])
+    argv = ["train", "--data-path", str(tmp_path), "--model-checkpoint", "nano", "--run-dir"]
+    assert main([*argv, str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "annotate" in message and "dataset.synthetic_objects" in message
+    assert not (tmp_path / "run").exists()
