@@ -43,6 +43,11 @@ JUPYTER_DIRECTORIES = (
     "IPYTHONDIR",
 )
 SESSION = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session"
+CODE_CELLS = (
+    "window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
+    ".filter(c => c.cell_type === 'code')"
+)
+SIZE_OF_SAMPLES = 160, 128  # columns and rows of data_samples
 SECONDS = 120  # timeout of every wait; generous, because CI machines may be busy
 
 
@@ -90,6 +95,77 @@ class Notebook:
         )
 
 
+class View:
+    """The annotator in a page: actions, and what it shows."""
+
+    def __init__(self, notebook) -> None:
+        self.notebook, self.page = notebook, notebook.page
+        self.root = notebook.wait(".sam2kit-annotator[data-ready='true']")
+        self.canvas = self.root.locator(".stage canvas")
+
+    def button(self, name):
+        return self.root.locator(f"[data-name='{name}']")
+
+    def act(self, action):
+        """Call an action and wait until the view has been repainted."""
+        self.notebook.after(self.root, action)
+
+    def press(self, key):
+        self.act(lambda: self.root.press(key))
+
+    def kernel_has(self, expression, value):
+        """Wait until an expression has a value in the kernel."""
+        deadline = time.monotonic() + 60
+        while self.notebook.kernel(expression) != value and time.monotonic() < deadline:
+            self.page.wait_for_timeout(50)
+        assert self.notebook.kernel(expression) == value
+
+    def until(self, condition):
+        self.notebook.until(condition, self.root)
+
+    def counts(self, kind, number):
+        """Wait until the legend of the time line has a number."""
+        self.until(f"e => e.querySelector('[data-count={kind}-{number}]')")
+
+    def at(self, column, row, rect=(0, 0, *SIZE_OF_SAMPLES)):
+        """Return the position on the page of a pixel of the frame, of which a part is visible."""
+        box = self._steady_box()
+        x = box["x"] + (column + 0.5 - rect[0]) / (rect[2] - rect[0]) * box["width"]
+        return x, box["y"] + (row + 0.5 - rect[1]) / (rect[3] - rect[1]) * box["height"]
+
+    def _steady_box(self):
+        """Scroll to the canvas, and return its rectangle when the page has stopped moving."""
+        self.canvas.scroll_into_view_if_needed()
+        box = self.canvas.bounding_box()
+        for _ in range(100):
+            self.page.wait_for_timeout(30)
+            previous, box = box, self.canvas.bounding_box()
+            if box == previous:
+                break
+        return box
+
+    def click(self, column, row, button="left", **options):
+        x, y = self.at(column, row, **options)
+        self.act(lambda: self.page.mouse.click(x, y, button=button))
+
+    def drag(self, start, end, button="left"):
+        self.page.mouse.move(*start)
+        self.page.mouse.down(button=button)
+        self.page.mouse.move(*end, steps=3)
+        self.page.mouse.up(button=button)
+
+    def is_colored(self, column, row):
+        """Return whether the canvas differs from the frame at a pixel; the frame is not zoomed."""
+        position = (column + 0.5) / SIZE_OF_SAMPLES[0], (row + 0.5) / SIZE_OF_SAMPLES[1]
+        shown = self.notebook.pixel(self.canvas, *position)
+        frame = f"annotator.session.frame(annotator.frame)[{row}, {column}].tolist()"
+        plain = self.notebook.kernel(frame)
+        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
+
+    def cells(self):
+        return self.page.locator(".jp-Cell").count()
+
+
 class Lab:
     """A running JupyterLab and a browser; :meth:`open` opens a notebook."""
 
@@ -104,16 +180,18 @@ class Lab:
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(book, self.root / f"{name}.ipynb")
+        return self.show(f"{name}.ipynb", dark=dark)
+
+    def show(self, path: str, dark: bool = False) -> Notebook:
+        """Open an existing notebook, a path below the root, run its cells, and check them."""
         page = self.browser.new_page()
-        page.goto(f"{self.url}lab/tree/{name}.ipynb?token={self.token}&reset")
+        page.goto(f"{self.url}lab/tree/{path}?token={self.token}&reset")
         page.wait_for_function(f"{SESSION}?.kernel?.status === 'idle'", timeout=SECONDS * 1000)
         if dark:
             page.evaluate(
                 "window.jupyterapp.commands.execute('apputils:change-theme', "
                 "{theme: 'JupyterLab Dark'})"
             )
-        model = "window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
-        assert page.evaluate(f"{model}.length") == len(cells)
         return self._run(page)
 
     def reopen(self, notebook: Notebook) -> Notebook:
@@ -134,16 +212,15 @@ class Lab:
         """Run all cells of the notebook of a page, and check that none failed."""
         from jupyter_client import BlockingKernelClient
 
-        model = "window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
         page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(
-            f"{model}.every(c => c.execution_count !== null) || {model}.some(c => "
-            "c.outputs.some(o => o.output_type === 'error'))",
+            f"{CODE_CELLS}.length && {CODE_CELLS}.every(c => c.execution_count !== null) || "
+            f"{CODE_CELLS}.some(c => c.outputs.some(o => o.output_type === 'error'))",
             timeout=SECONDS * 1000,
         )
         errors = page.evaluate(
-            f"{model}.flatMap(c => c.outputs).filter(o => o.output_type === 'error')"
+            f"{CODE_CELLS}.flatMap(c => c.outputs).filter(o => o.output_type === 'error')"
             ".map(o => o.traceback.join('\\n'))"
         )
         assert not errors, re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors))

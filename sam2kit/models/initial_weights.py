@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from loguru import logger
 
 from sam2kit.config.schema import Config
-from sam2kit.models.checkpoints import HUB_CHECKPOINTS, SHIPPED_CHECKPOINTS, find_checkpoint
+from sam2kit.models.checkpoints import (
+    HUB_CHECKPOINTS,
+    SHIPPED_CHECKPOINTS,
+    find_checkpoint,
+    source_config,
+)
 from sam2kit.utils.errors import CheckpointError, ConfigError
 
 # Sizes of the released files, for the question before a download.
@@ -36,7 +42,8 @@ def settle_initial_weights(config: Config) -> Config:
     if config.model.checkpoint is not None:
         return config
     size = config.model.size
-    released = {hub_size: name for name, (_, hub_size) in HUB_CHECKPOINTS.items()}
+    # SAM 2.1, which is listed before SAM 2.0.
+    released = {hub_size: name for name, (_, hub_size) in reversed(HUB_CHECKPOINTS.items())}
     name = released.get(size, size)  # the shipped model is named like its size
     if name not in SHIPPED_CHECKPOINTS and not _is_downloaded(name):
         _download(name, _MEGABYTES[size])
@@ -45,7 +52,7 @@ def settle_initial_weights(config: Config) -> Config:
 
 
 def settle_size(config: Config) -> Config:
-    """Set ``model.size`` to the size of the model that ``model.checkpoint`` names.
+    """Set ``model.size`` to the size of the model, run or file in ``model.checkpoint``.
 
     Only the default size is replaced: a size that was chosen and does not fit the weights is an
     error when they are loaded.
@@ -53,14 +60,25 @@ def settle_size(config: Config) -> Config:
     Returns:
         A changed copy, or the same object if the size fits or is not known.
     """
-    name = (config.model.checkpoint or "").removesuffix(".pt")
-    sizes = {name: size for name, (_, size) in HUB_CHECKPOINTS.items()}
-    sizes |= {name: name for name in SHIPPED_CHECKPOINTS}
-    size = sizes.get(name, config.model.size)
-    if size == config.model.size or config.model.size != Config().model.size:
+    if config.model.size != Config().model.size or config.model.checkpoint is None:
+        return config
+    size = _size_of(config.model.checkpoint)
+    if size in (None, config.model.size):
         return config
     logger.info("model.size={}, because model.checkpoint={}", size, config.model.checkpoint)
     return replace(config, model=replace(config.model, size=size))
+
+
+def _size_of(checkpoint: str) -> str | None:
+    """Return the size of a model by its name or its files; None if it is not known."""
+    if Path(checkpoint).expanduser().exists():
+        try:
+            return source_config(checkpoint)[0].model.size
+        except CheckpointError:  # reported when the weights are loaded
+            return None
+    sizes = {name: size for name, (_, size) in HUB_CHECKPOINTS.items()}
+    sizes |= {name: name for name in SHIPPED_CHECKPOINTS}
+    return sizes.get(checkpoint.removesuffix(".pt"))
 
 
 def _is_downloaded(name: str) -> bool:

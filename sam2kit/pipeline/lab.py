@@ -27,23 +27,30 @@ PARAMETERS = """\
 data = ""  # what to annotate: a video file, a folder of frames, or a folder of videos
 run_dir = ""  # directory for annotations and results
 checkpoint = ""  # a run directory, a file, or a name such as "sam2.1_hiera_tiny"
+working_dir = "."  # relative paths, also those typed in the widget, are relative to this directory
 """
 WIDGET = """\
+import os
+
 from sam2kit import Annotator
 
+os.chdir(working_dir)
 annotator = Annotator(data, checkpoint, run_dir=run_dir)
 annotator
 """
 NEXT = """\
 ## Train
 
-*Training set* in the widget writes the accepted frames to the folder `training_set` of the run
-directory. In a terminal, the first command does the same, and the second one trains:
+*Make training set* in the widget writes the accepted frames to the folder `training_set` of the
+run directory, and shows the command to train with. Run it in a terminal. This measures the result
+beside the model before training, where `RUN` is the run directory that the training prints:
 
 ```
-sam2kit training-set {run_dir} --to {run_dir}/training_set
-sam2kit train --data-path {run_dir}/training_set
+sam2kit evaluate --model-checkpoint RUN
 ```
+
+To continue with the trained model, enter `RUN` as *model* in the widget, track again, correct,
+accept, and press *Make training set* again: it adds what is new.
 """
 
 
@@ -81,7 +88,8 @@ def prepare_annotator(data: str | Path, checkpoint: str, run_dir: str | Path | N
     # A file of weights is named by an absolute path, because the kernel has another directory.
     model = str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint
     values: dict[str, Any] = {"data": str(data), "run_dir": str(run_dir), "checkpoint": model}
-    notebook = nbformat.read(target, 4) if target.is_file() else _notebook(data, run_dir)
+    values["working_dir"] = os.getcwd()
+    notebook = nbformat.read(target, 4) if target.is_file() else _notebook(data)
     # papermill adds these when it opens a notebook itself.
     notebook.metadata.setdefault("papermill", NotebookNode())
     for cell in notebook.cells:
@@ -101,7 +109,7 @@ def prepare_annotator(data: str | Path, checkpoint: str, run_dir: str | Path | N
     return target
 
 
-def _notebook(data: Path, run_dir: Path) -> NotebookNode:
+def _notebook(data: Path) -> NotebookNode:
     """Make the notebook: the parts of ``02_debug_prompts`` that also work without masks."""
     source = nbformat.read(notebooks_dir() / SOURCE, 4)
     help_cells = [
@@ -114,8 +122,7 @@ def _notebook(data: Path, run_dir: Path) -> NotebookNode:
     cells = [nbformat.v4.new_markdown_cell(title), parameters]
     cells.append(nbformat.v4.new_code_cell(WIDGET))
     cells += help_cells
-    shown_dir = os.path.relpath(run_dir)
-    cells.append(nbformat.v4.new_markdown_cell(NEXT.format(run_dir=shown_dir)))
+    cells.append(nbformat.v4.new_markdown_cell(NEXT))
     return nbformat.v4.new_notebook(cells=cells, metadata=source.metadata)
 
 

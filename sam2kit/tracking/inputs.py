@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from sam2kit.config.schema import DatasetConfig
+from sam2kit.config.schema import STACK_KEYS, DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.label_image import read_label_image
@@ -78,12 +78,14 @@ def open_inputs(
 
     Args:
         paths: the videos.
-        settings: how stacks and volumes become frames, as for
-            :func:`~sam2kit.data.build.open_source`.
+        settings: their keys :data:`~sam2kit.config.schema.STACK_KEYS` say how stacks and volumes
+            become frames. The type is detected and may differ from the training videos.
 
     Raises:
         DataError: a path cannot be opened, or a video is named twice.
     """
+    if settings is not None:
+        settings = DatasetConfig(**{key: getattr(settings, key) for key in STACK_KEYS})
     videos: list[tuple[Path, VideoSource, int, str]] = []
     for path in map(Path, paths):
         videos += _open(path, settings)

@@ -59,6 +59,7 @@ from sam2kit.widgets.prompt_session import (
 )
 
 MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
+CLIPS_PER_EPOCH = 40  # that the command for a training set suggests
 MAX_CHECKS = 20  # frames worth checking in the list
 REFRESH_SECONDS = 0.2  # minimum time between two updates of the view while tracking
 THUMBNAIL_SIZE = 120  # longer side of the image of a candidate, in pixels
@@ -628,6 +629,10 @@ class Annotator(ImageWidget):
         command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
         if self._model_text:  # training continues from the model that was annotated with
             command += f" --model-checkpoint {shlex.quote(self._model_text)}"
+        if self.model.image_size != DatasetConfig().image_size:  # such as nano's 128 pixels
+            command += f" --image-size {self.model.image_size}"
+        if written < CLIPS_PER_EPOCH:  # by default an epoch has only one clip of each video
+            command += f" dataset.clips_per_video={-(-CLIPS_PER_EPOCH // written)}"
         self.report = [*self.report, {"text": visible_text(command), "command": True}]
         self._show()
         return folder

@@ -16,6 +16,7 @@ from PIL import Image
 
 from sam2kit.pipeline.kernel import execute
 from sam2kit.pipeline.runner import run_stages
+from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.utils.errors import PipelineError
 from sam2kit.viz.video_writer import save_mp4
 
@@ -345,14 +346,26 @@ class TestOtherData:
     def summary(self, run_dir):
         return json.loads((run_dir / "data_summary.json").read_text())["sets"]["data"]
 
-    def test_video_file_without_masks(self, tmp_path):
+    def test_video_without_masks(self, tmp_path):
+        """Stages 1 and 2 show the video as it is; generated objects appear only in training."""
         frames = [np.full((48, 64, 3), 20 * t, dtype=np.uint8) for t in range(8)]
-        save_mp4(tmp_path / "film.mp4", frames)
-        result = self.inspect(tmp_path / "film.mp4", tmp_path / "run")
+        (tmp_path / "films").mkdir()
+        save_mp4(tmp_path / "films" / "film.mp4", frames)
+        config = ROOT / "configs" / "config.yaml"
+        film = f"dataset.data_path='{tmp_path / 'films'}'"
+        overrides = [film, "dataset.synthetic_objects=3", "dataset.image_size=64"]
+        parameters = {"data": str(tmp_path / "films"), "overrides": overrides, "shown_videos": 1}
+        result = run_stages(config, parameters, [1, 2], tmp_path / "run")
         summary = self.summary(result.run_dir)
-        assert summary["videos"] == 1 and summary["objects"] >= 1  # synthetic ones, as in training
+        assert summary["videos"] == 1 and summary["objects"] == 0
         (row,) = json.loads((result.run_dir / "doctor.json").read_text())["summary"]
         assert (row["frames"], row["masks"], row["sizes"]) == (8, 0, "64x48")
+        assert summary["copied mask"] is None
+        written = {path.name for path in result.run_dir.rglob("*")}
+        assert not written & {"prompts_mask.png", "prompts.json", "corrections.jsonl"}
+        store = AnnotationStore(result.run_dir / "by_hand" / "annotations")
+        assert all(not store.load(video).objects for video in store.videos())
+        assert {path.name for path in (tmp_path / "films").iterdir()} == {"film.mp4"}
 
     @pytest.mark.slow
     @pytest.mark.skipif(not FILM.exists(), reason=f"{FILM} does not exist")

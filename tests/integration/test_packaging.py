@@ -240,3 +240,25 @@ def test_lab_listens_only_on_loopback_and_needs_a_token(tmp_path):
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("user", [0, 1000])
+def test_make_lab_works_as_root_and_listens_on_loopback(tmp_path, user):
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    (tmp_path / "id").chmod(0o755)
+    (tmp_path / ".sam2kit-installed").touch()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOST": "gpu-box"}
+
+    def command(*options: str) -> list[str]:
+        words = ["make", "--dry-run", "lab", f"VENV={tmp_path}", *options]
+        result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return shlex.split(result.stdout.replace("\\\n", " "))
+
+    words = command()
+    assert f"--ServerApp.root_dir={ROOT}" in words and "--ServerApp.ip=127.0.0.1" in words
+    assert ("--allow-root" in words) == (user == 0)
+    assert not any("token" in word for word in words)
+    words = command("HOST=0.0.0.0", "PORT=8899")
+    assert "--ServerApp.ip=0.0.0.0" in words and "--ServerApp.port=8899" in words

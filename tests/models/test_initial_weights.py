@@ -5,12 +5,18 @@ from __future__ import annotations
 import io
 
 import pytest
+import torch
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import config_dir, load_config
 from sam2kit.config.schema import Config
 from sam2kit.models import initial_weights
-from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.checkpoints import (
+    CONFIG_KEY,
+    config_to_store,
+    create_sam2_model,
+    load_model,
+)
 from sam2kit.models.initial_weights import settle_initial_weights, settle_size
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.utils.errors import CheckpointError, ConfigError
@@ -85,6 +91,23 @@ def test_a_named_model_sets_the_default_size(checkpoint, size, expected):
     config = Config()
     config.model.checkpoint, config.model.size = checkpoint, size
     assert settle_size(config).model.size == expected
+
+
+def test_a_run_or_a_file_sets_the_default_size(tmp_path):
+    config = Config()
+    for checkpoint in (tmp_path / "run", tmp_path / "plain.pt"):
+        stored, model = load_model("nano")
+        if checkpoint.suffix:
+            torch.save({"model": model.state_dict()}, checkpoint)
+        else:
+            checkpoint.mkdir()
+            stored.model.checkpoint = "nano"
+            content = {CONFIG_KEY: config_to_store(stored), "state_dict": model.state_dict()}
+            torch.save(content, checkpoint / "best.ckpt")
+        config.model.checkpoint = str(checkpoint)
+        assert settle_size(config).model.size == "nano"
+    (tmp_path / "plain.pt").write_bytes(b"damaged")  # reported when the weights are loaded
+    assert settle_size(config) is config
 
 
 def test_random_weights_on_request(tiny_config):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from sam2kit.cli.main import main
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import VideoFileDataset
 from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
@@ -224,6 +225,14 @@ def test_names_of_single_files(tmp_path):
     hostile = {mask_folder(name) for name in ("../x", "a//b", "a/../b", "/x", "")}
     assert len(hostile) == 5 and not any(".." in path.parts for path in hostile)
     assert not any(path.is_absolute() for path in hostile)
+
+
+@pytest.mark.parametrize("kind", ["training_set", "video", "coco", "tiff"])
+def test_the_type_of_the_training_videos_does_not_matter(tmp_path, kind):
+    (path,) = films(tmp_path, "one.mp4")
+    settings = DatasetConfig(type=kind, split="2017/train", masks_path="masks")
+    assert [v.name for v in open_inputs([path], settings)] == ["one"]
+    assert [v.name for v in open_inputs([tmp_path], settings)] == ["one"]
 
 
 def test_a_second_video_is_added_to_the_same_folder(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser_helpers import SIZE_OF_SAMPLES, View
 from data_helpers import SIZE, make_davis, save_frame
 from PIL import Image
 
@@ -670,69 +671,6 @@ CENTERS = (
     "(lambda s, c: [[int(v) for v in c(m)] for m in s.truth(0).values()])("
     "annotator.session, __import__('sam2kit.prompts.geometry', fromlist=['']).mask_center)"
 )
-SIZE_OF_SAMPLES = 160, 128  # columns and rows
-
-
-class View:
-    """The annotator in a page: actions, and what it shows."""
-
-    def __init__(self, notebook) -> None:
-        self.notebook, self.page = notebook, notebook.page
-        self.root = notebook.wait(".sam2kit-annotator[data-ready='true']")
-        self.canvas = self.root.locator(".stage canvas")
-
-    def button(self, name):
-        return self.root.locator(f"[data-name='{name}']")
-
-    def act(self, action):
-        """Call an action and wait until the view has been repainted."""
-        self.notebook.after(self.root, action)
-
-    def press(self, key):
-        self.act(lambda: self.root.press(key))
-
-    def kernel_has(self, expression, value):
-        """Wait until an expression has a value in the kernel."""
-        deadline = time.monotonic() + 60
-        while self.notebook.kernel(expression) != value and time.monotonic() < deadline:
-            self.page.wait_for_timeout(50)
-        assert self.notebook.kernel(expression) == value
-
-    def until(self, condition):
-        self.notebook.until(condition, self.root)
-
-    def counts(self, kind, number):
-        """Wait until the legend of the time line has a number."""
-        self.until(f"e => e.querySelector('[data-count={kind}-{number}]')")
-
-    def at(self, column, row, rect=(0, 0, *SIZE_OF_SAMPLES)):
-        """Return the position on the page of a pixel of the frame, of which a part is visible."""
-        box = self.canvas.bounding_box()
-        x = box["x"] + (column + 0.5 - rect[0]) / (rect[2] - rect[0]) * box["width"]
-        return x, box["y"] + (row + 0.5 - rect[1]) / (rect[3] - rect[1]) * box["height"]
-
-    def click(self, column, row, button="left", **options):
-        x, y = self.at(column, row, **options)
-        self.act(lambda: self.page.mouse.click(x, y, button=button))
-
-    def drag(self, start, end, button="left"):
-        self.page.mouse.move(*start)
-        self.page.mouse.down(button=button)
-        self.page.mouse.move(*end, steps=3)
-        self.page.mouse.up(button=button)
-
-    def is_colored(self, column, row):
-        """Return whether the canvas differs from the frame at a pixel; the frame is not zoomed."""
-        position = (column + 0.5) / SIZE_OF_SAMPLES[0], (row + 0.5) / SIZE_OF_SAMPLES[1]
-        shown = self.notebook.pixel(self.canvas, *position)
-        frame = f"annotator.session.frame(annotator.frame)[{row}, {column}].tolist()"
-        plain = self.notebook.kernel(frame)
-        return max(abs(a - b) for a, b in zip(shown, plain, strict=True)) > 30
-
-    def cells(self):
-        return self.page.locator(".jp-Cell").count()
-
-
 PROMPTS = (
     "[[list(map(list, m.points)), list(m.labels), m.box and list(m.box)] "
     "for m in annotator.session.prompts.values()]"
