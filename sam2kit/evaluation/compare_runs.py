@@ -156,7 +156,9 @@ def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def _interval(scores: Mapping[str, Any]) -> tuple[float | None, float | None]:
     interval = scores["J&F_interval"] or ()
-    return tuple(interval) if len(interval) == 2 else (None, None)
+    if len(interval) != 2 or None in interval:
+        return None, None
+    return interval[0], interval[1]
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
