@@ -55,6 +55,7 @@ def test_all_cells_run_on_a_video_without_masks(video, tmp_path):
         if cell.cell_type == "code":
             exec(cell.source, names)
     assert len(names["annotator"].source.names) == 1
+    assert names["working_dir"] == str(tmp_path)  # relative paths typed in the widget start here
 
 
 def test_mistakes_are_reported_before_jupyterlab_starts(video, tmp_path):

@@ -119,7 +119,7 @@ def test_evaluation_without_the_initial_checkpoint(config, tmp_path, run):
 
 
 def test_checkpoint_of_another_size_is_rejected(run, config):
-    config.model.size = "t"
+    config.model.size = "s"  # a size that was chosen; the default would follow the run
     config.model.checkpoint = str(run.best_checkpoint)
     with pytest.raises(CheckpointError, match="set model.size=nano"):
         fit(config)
