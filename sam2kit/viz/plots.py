@@ -73,7 +73,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     png = Path(str(path).removesuffix(".png") + ".png")
     try:
         figure.savefig(png)
-        figure.savefig(png.with_suffix(".pdf"))
+        # Without its time, the PDF of a repeated evaluation is the same file.
+        figure.savefig(png.with_suffix(".pdf"), metadata={"CreationDate": None})
     except OSError as error:
         raise DataError(
             f"{png} cannot be written ({error.strerror})",

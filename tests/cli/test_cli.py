@@ -308,7 +308,8 @@ def test_help_is_fast_and_loads_neither_torch_nor_hydra():
 def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    flag = {"export": "SOURCE", "track": "--prompts", "replay": "FILE"}.get(command, "--config")
+    flags = {"export": "SOURCE", "track": "--prompts", "replay": "FILE"}
+    flag = (flags | {"annotate": "--run-dir", "training-set": "--to"}).get(command, "--config")
     assert stop.value.code == 0 and flag in capsys.readouterr().out
 
 

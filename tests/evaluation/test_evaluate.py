@@ -94,7 +94,7 @@ def test_all_result_files_are_written(config, runs, tmp_path):
     coco = json.loads((tmp_path / "coco" / f"{COPY}.json").read_text())
     assert len(coco["images"]) == 9 and len(coco["annotations"]) == 18
     assert (tmp_path / "sav" / AFTER / "a.json").exists()
-    files = {"a.png", "a.mp4", "b.png", "b.mp4"}
+    files = {f"{video}.{ending}" for video in "ab" for ending in ("png", "pdf", "mp4")}
     assert {p.name for p in (tmp_path / "overlays").iterdir()} == files
     assert AFTER in (tmp_path / "report.html").read_text()
     assert (tmp_path / "overlay.gif").exists() and (tmp_path / "overlay.png").exists()

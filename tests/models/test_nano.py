@@ -104,7 +104,7 @@ def test_stages_train_in_sequence(tmp_path):
 
 def test_each_stage_starts_from_the_previous_one():
     configs = [load_config(config_dir() / "nano" / f"{stage}.yaml") for stage in STAGES]
-    assert configs[0].model.checkpoint is None
+    assert configs[0].model.checkpoint == "random"
     for previous, config in zip(STAGES, configs[1:], strict=False):
         assert config.model.checkpoint == f"outputs/nano/{previous}/best.ckpt"
     assert configs[0].dataset.prompt_types == ["mask"]

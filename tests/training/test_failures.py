@@ -48,11 +48,11 @@ def test_out_of_memory_reports_the_plan(config, tmp_path, monkeypatch, error):
 def test_dead_loader_process_reports_the_frame(config, tmp_path, monkeypatch):
     read = ClipDataset._read
 
-    def die(self, i, window, stored, masks):
+    def die(self, i, window, *arguments):
         if self.training and self.source.name(i).endswith("3"):
             self._record_position(i, window[0])
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(self, i, window, stored, masks)
+        return read(self, i, window, *arguments)
 
     monkeypatch.setattr(ClipDataset, "_read", die)
     config = override_config(config, ["dataset.num_workers=1"])
