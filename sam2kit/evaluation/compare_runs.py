@@ -155,7 +155,7 @@ def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _interval(scores: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    interval = scores["J&F_interval"] or ()
+    interval: Sequence[float | None] = scores["J&F_interval"] or ()
     if len(interval) != 2 or None in interval:
         return None, None
     return interval[0], interval[1]
