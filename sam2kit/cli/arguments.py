@@ -200,6 +200,7 @@ TRAIN_FLAGS = (
     Flag("--model", "model.size", model_size, ("--model-size",)),
     Flag("--lr", "optimizer.lr", float, ("--learning-rate",)),
     Flag("--max-epochs", "trainer.max_epochs", int, ("--epochs",)),
+    Flag("--max-steps", "trainer.max_steps", int),
     Flag("--batch-size", "dataset.batch_size", int),
     Flag("--image-size", "dataset.image_size", int),
     Flag("--clip-length", "dataset.video_clip_length", int),

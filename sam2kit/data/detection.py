@@ -341,14 +341,20 @@ def tool_folder(candidate: Candidate) -> Layout | None:
 
 def _json_of_tools(path: Path, folder: Path, names: list[str]) -> Layout | None:
     """Recognise exports of Label Studio, LabelMe and Roboflow by a JSON file in a folder."""
-    for name in [n for n in names if n.lower().endswith(".json")][:3]:
+    json_names = [n for n in names if n.lower().endswith(".json")]
+    for name in json_names[:3]:
         file = folder / name
         if name == ROBOFLOW_FILE and folder != path:
             return Layout(
                 "coco", "COCO JSON of Roboflow", annotation_file=path / "*" / ROBOFLOW_FILE
             )
         if _head(file, _LABEL_STUDIO):
-            return Layout("label_studio", f"Label Studio's file {name}", path, annotation_file=file)
+            # A project may be exported in several files, which are read together.
+            every = folder == path and all(_head(folder / n, _LABEL_STUDIO) for n in json_names)
+            where = None if every else file
+            return Layout(
+                "label_studio", f"Label Studio's file {name}", path, annotation_file=where
+            )
         if _head(file, _LABELME) and not is_coco(file):
             return Layout("labelme", f"LabelMe's file {name}", path)
     return None
@@ -408,7 +414,17 @@ def video_file(candidate: Candidate) -> Layout | None:
 
 def training_set(candidate: Candidate) -> Layout | None:
     """Recognise a training set by its index."""
-    if not (candidate.is_folder and (candidate.path / INDEX_FILE).is_file()):
+    if not candidate.is_folder:
+        return None
+    inside = candidate.path / "training_set"
+    if (inside / INDEX_FILE).is_file() and (candidate.path / "annotations").is_dir():
+        raise DataError(
+            f"{candidate.path} is a run directory of the annotator",
+            key="dataset.data_path",
+            value=str(candidate.path),
+            hint=f"did you mean {inside}?",
+        )
+    if not (candidate.path / INDEX_FILE).is_file():
         return None
     return Layout("training_set", f"a training set, with {INDEX_FILE}", candidate.path)
 

@@ -331,6 +331,12 @@ def write_image(path: Path, image: np.ndarray) -> None:
     import tifffile  # imported here: it is needed for this format only
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    if image.ndim == 3 and image.shape[2] != 3:
+        raise DataError(
+            f"the frames have {image.shape[2]} channels, and {path.name} holds one or three",
+            key="dataset.stack_channels",
+            hint="choose one channel, such as dataset.stack_channels=[0]",
+        )
     photometric = "rgb" if image.ndim == 3 else "minisblack"
     with atomic_write(path) as temporary:
         tifffile.imwrite(temporary, image, photometric=photometric, compression="zlib")

@@ -41,9 +41,9 @@ def no_masks(where: str, section: str = "dataset") -> DataError:
         key=f"{section.replace('valdataset', 'dataset')}.synthetic_objects",
         value=0,
         expected="above 0 for videos without masks",
-        hint="annotate some frames (notebooks/02_debug_prompts.ipynb, then "
-        "dataset.corrections=FILE), or set dataset.synthetic_objects=3 to train on generated "
-        "objects that are composited onto the frames",
+        hint=f"draw masks with: sam2kit annotate {where}; if masks are stored elsewhere, give "
+        "dataset.masks_path or dataset.corrections; dataset.synthetic_objects=3 trains on "
+        "generated objects that are composited onto the frames",
     )
 
 

@@ -90,6 +90,7 @@ class TrainingSetSummary(NamedTuple):
         replaced: number of frames whose masks changed.
         unchanged: number of frames that the set has with the same masks already.
         overlaps: number of frames on which masks overlap, so that palette PNG cannot hold all.
+        others: number of further frames of the video that the set holds from earlier calls.
     """
 
     folder: Path
@@ -98,10 +99,22 @@ class TrainingSetSummary(NamedTuple):
     replaced: int = 0
     unchanged: int = 0
     overlaps: int = 0
+    others: int = 0
+
+    @property
+    def counts(self) -> str:
+        """The numbers of frames in words."""
+        text = f"{plural(self.written, 'frame')} added, {self.replaced} replaced, "
+        text += f"{self.unchanged} unchanged"
+        if self.others:
+            text += (
+                f"; {self.others} more from earlier stay in the set (to remove them, delete the "
+            )
+            text += "folder and make the set again)"
+        return text
 
     def __str__(self) -> str:
-        counts = f"{self.replaced} replaced, {self.unchanged} unchanged"
-        return f"{self.video}: {plural(self.written, 'frame')} added, {counts} ({self.folder})"
+        return f"{self.video}: {self.counts} ({self.folder})"
 
 
 def add_to_training_set(
@@ -152,8 +165,10 @@ def add_to_training_set(
         writer = (_CocoFile if index.format == "coco" else _PngFiles)(root, name, entry, video)
         provenance = _Provenance(root, name, entry)
         counts: Counter[str] = Counter()
+        others = writer.frames()
         try:
             for frame in _checked(source, i, entry, frames):
+                others.discard(frame.index)
                 _add_objects(entry, frame, names or {})
                 result = writer.add(frame)
                 counts[result] += 1
@@ -166,7 +181,9 @@ def add_to_training_set(
                 provenance.close()
                 _write_index(root, index)
     numbers = {key: counts[key] for key in ("written", "replaced", "unchanged")}
-    summary = TrainingSetSummary(root, name, **numbers, overlaps=writer.overlaps)
+    summary = TrainingSetSummary(
+        root, name, **numbers, overlaps=writer.overlaps, others=len(others)
+    )
     logger.info("{}", summary)
     if summary.overlaps:
         logger.warning(
@@ -424,6 +441,10 @@ class _PngFiles:
             self.numbers = {i: i for i in ids if isinstance(i, int) and 0 < i < VOID}
         self.overlaps = 0
 
+    def frames(self) -> set[int]:
+        """Return the indices of the frames that the set has."""
+        return {t for t, stem in enumerate(self.stems) if (self.folder / f"{stem}.png").exists()}
+
     def add(self, frame: AcceptedFrame) -> str:
         """Write a frame, and return the name of a count of :class:`TrainingSetSummary`."""
         masks = _visible(frame)
@@ -500,6 +521,10 @@ class _CocoFile:
                 f"{self.path} cannot be read ({error!r}); nothing was added",
                 hint="restore the file from a copy, or choose a new folder",
             ) from None
+
+    def frames(self) -> set[int]:
+        """Return the indices of the frames that the set has."""
+        return {t for name, t in self.rows if name == self.name}
 
     def add(self, frame: AcceptedFrame) -> str:
         """Add a frame, and return the name of a count of :class:`TrainingSetSummary`."""

@@ -269,7 +269,7 @@ def _write_and_log(evaluation: Evaluation) -> Evaluation:
             if others.get(key) is not None
         ]
         logger.info("{:22} J&F {:.3f}{}", name, score, "".join(texts))
-    logger.info("Wrote the results to {}", evaluation.output_dir)
+    logger.info("Wrote the results to {0}; open {0}/report.html", evaluation.output_dir)
     return evaluation
 
 

@@ -181,6 +181,7 @@ def write_report(evaluation: Evaluation) -> Path:
         "report.html",
         main=main.tracker,
         videos=len(main.videos),
+        scored_frames=sum(int(video.scored.any(1).sum()) for video in main.videos),
         convention=asdict(main.videos[0].convention),
         evaluation=asdict(config.evaluation),
         rows=score_rows(evaluation),

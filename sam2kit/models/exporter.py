@@ -95,6 +95,7 @@ class Export:
                 "  import os; from sam2.build_sam import build_sam2_video_predictor\n"
                 f'  yaml = "/" + os.path.abspath("{self.config}")\n'
                 f'  predictor = build_sam2_video_predictor(yaml, "{self.weights}")'
+                '  # without a GPU: device="cpu"'
             )
         return (
             f"wrote {self.weights} and {self.config} (size {self.size}, {self.image_size} px)\n"

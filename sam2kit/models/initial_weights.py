@@ -40,6 +40,7 @@ def settle_initial_weights(config: Config) -> Config:
     """
     config = settle_size(config)
     if config.model.checkpoint is not None:
+        _warn_of_image_size(config)
         return config
     size = config.model.size
     # SAM 2.1, which is listed before SAM 2.0.
@@ -79,6 +80,25 @@ def _size_of(checkpoint: str) -> str | None:
     sizes = {name: size for name, (_, size) in HUB_CHECKPOINTS.items()}
     sizes |= {name: name for name in SHIPPED_CHECKPOINTS}
     return sizes.get(checkpoint.removesuffix(".pt"))
+
+
+def _warn_of_image_size(config: Config) -> None:
+    """Warn if a run, or the shipped model, was trained at another image size."""
+    checkpoint, size = str(config.model.checkpoint), config.dataset.image_size
+    path = Path(checkpoint).expanduser()
+    is_run = path.is_dir() or path.suffix == ".ckpt"
+    if not (is_run or checkpoint in SHIPPED_CHECKPOINTS):
+        return
+    try:
+        trained = source_config(checkpoint)[0].dataset.image_size
+    except CheckpointError:  # reported when the weights are loaded
+        return
+    if trained != size:
+        logger.warning(
+            "{} was trained at {} pixels, and this run uses dataset.image_size={}; to keep the "
+            "size add --image-size {}",
+            *(checkpoint, trained, size, trained),
+        )
 
 
 def _is_downloaded(name: str) -> bool:

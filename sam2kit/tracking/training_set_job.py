@@ -79,7 +79,7 @@ def make_training_set(
             copy=copy,
         )
         summaries.append(summary)
-    frames = sum(s.written + s.replaced + s.unchanged for s in summaries)
+    frames = sum(s.written + s.replaced + s.unchanged + s.others for s in summaries)
     if not frames:
         raise DataError(
             "no frame has masks",

@@ -525,7 +525,9 @@ class Annotator(ImageWidget):
         self._show()
 
     def accept_all(self, every: int = 1) -> None:
-        """Accept every Nth frame that has been tracked or prompted.
+        """Accept every Nth frame that has been tracked, and all frames with prompts.
+
+        Corrected frames have prompts, and teach a model most.
 
         Args:
             every: 1 (default): all of them.
@@ -535,6 +537,7 @@ class Annotator(ImageWidget):
         """
         timeline = self.session.timeline()
         frames = sorted({*timeline["tracked"], *timeline["prompted"]})[:: max(1, every)]
+        frames = sorted({*frames, *timeline["prompted"]})
         if not frames:
             raise DataError("no frame has masks to accept", hint="prompt an object and track it")
         self.session.accept(frames)
@@ -656,8 +659,7 @@ class Annotator(ImageWidget):
             return None
         names = {o.id: o.name for o in state.objects if o.name}
         summary = add_to_training_set(folder, source, i, self.store.accepted(video), names=names)
-        text = f"{plural(summary.written, 'frame')} added, {summary.replaced} replaced, "
-        text += f"{summary.unchanged} unchanged"
+        text = summary.counts
         if summary.overlaps:
             frames = plural(summary.overlaps, "frame")
             text += f"; masks overlap on {frames}, where the smaller object is in front"

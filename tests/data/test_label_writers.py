@@ -29,7 +29,7 @@ from test_conversion import MemorySource, assert_same
 from sam2kit.data import open_source
 from sam2kit.data.conversion import convert
 from sam2kit.data.geometry import VolumeGeometry
-from sam2kit.data.label_writers import LabelRecorder, write_ctc_labels
+from sam2kit.data.label_writers import LabelRecorder, write_ctc_labels, write_image
 from sam2kit.data.lineage import Track, read_tracks
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.nifti import NiftiDataset
@@ -212,3 +212,9 @@ def test_frame_count(tmp_path):
     root = make_stacks(tmp_path / "in", names=("a",))
     assert open_source(convert(root, tmp_path / "o", "nifti")).num_frames(0) == NUM_FRAMES
     assert isinstance(tmp_path, Path)
+
+
+def test_a_frame_of_two_channels_is_rejected(tmp_path):
+    with pytest.raises(DataError) as error:
+        write_image(tmp_path / "a.tif", np.zeros((4, 4, 2), np.uint16))
+    assert error.value.key == "dataset.stack_channels"

@@ -255,3 +255,17 @@ def test_doctor_reads_frames_of_video_files_at_random(tmp_path, monkeypatch):
     monkeypatch.setattr(VideoFile, "read_frame", broken_random_access)
     findings = run_doctor(tmp_path, DatasetConfig()).findings
     assert any(f.severity == "error" and "read at random" in f.where for f in findings)
+
+
+def test_a_video_may_have_the_name_of_a_mask_folder(tmp_path):
+    make_davis(tmp_path, {"labels": 2, "gt": 2})
+    assert sorted(open_source(tmp_path).names) == ["gt", "labels"]
+
+
+def test_folders_beside_the_frames_of_a_video_are_reported(tmp_path):
+    for name in "ab":
+        for t in range(3):
+            save_frame(tmp_path / name / "frames" / f"{t:05d}.jpg", 10 * t)
+            save_frame(tmp_path / name / "instance" / f"{t:05d}.png", 10 * t)
+    messages = [remark.where for remark in open_source(tmp_path).remarks]
+    assert any("instance" in where for where in messages)

@@ -167,6 +167,21 @@ def test_interpolated_shapes_of_cvat(tmp_path):
     assert CVATDataset(root).read_masks(0, 3) is None
 
 
+def test_a_task_of_cvat_that_begins_later_in_its_film(tmp_path):
+    """Its frames carry the numbers of the film, as its shapes do."""
+    shapes = "".join(polygon(t, square(0, t)) for t in (2, 5))
+    root = xml(tmp_path, f'<track id="0" label="cell">{shapes}</track>', 0)
+    for t in range(2, 6):
+        save_frame(root / "images" / f"{t:05d}.png", 10 * t)
+    file = root / "annotations.xml"
+    meta = "<meta><task><mode>interpolation</mode><start_frame>2</start_frame></task></meta>"
+    file.write_text(file.read_text().replace("<meta/>", meta))
+    source = CVATDataset(root)
+    assert [t for t in range(4) if source.read_masks(0, t)] == [0, 3]
+    (mask,) = source.read_masks(0, 3).values()
+    assert np.array_equal(mask, square(0, 5))
+
+
 def test_shapes_of_cvat_that_are_not_tracked(tmp_path, messages):
     """CVAT exports them as tracks of one frame; the next frame only says that they are gone."""
     track = '<track id="{}" label="cell">{}</track>'
@@ -374,6 +389,16 @@ def test_videos_of_label_studio(tmp_path):
     assert np.array_equal(every.read_masks(0, 1)["Xy12"], square(0, 2))
     with pytest.raises(DataError, match="is a box"):
         LabelStudioDataset(tmp_path, strict=True)
+
+
+def test_all_files_of_a_label_studio_project_are_read(tmp_path):
+    for name in "ab":
+        save_video(tmp_path / f"{name}.mp4", [0, 10, 20, 30, 40])
+        task = video_task(f"{name}.mp4", [key_frame(1, square(0, 0)), key_frame(3, square(0, 4))])
+        save_json(tmp_path / f"project-{name}.json", [task])
+    source = open_source(tmp_path)
+    assert source.names == ["a", "b"]
+    assert all(source.read_masks(i, 0) for i in range(2))
 
 
 def test_damaged_regions_of_label_studio(tmp_path):

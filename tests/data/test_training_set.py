@@ -50,7 +50,9 @@ def test_frames_are_added_replaced_and_kept(tmp_path, video, format):
     assert counts(first) == (2, 0, 0, 0) and first.video == "a"
     moved = frames(2, cat=square(14, 2))
     second = add_to_training_set(folder, source, 0, frames(0) + moved + frames(4))
-    assert counts(second) == (1, 1, 1, 0)
+    assert counts(second) == (1, 1, 1, 0) and second.others == 0
+    third = add_to_training_set(folder, source, 0, frames(0))  # frames 2 and 4 stay, and are named
+    assert counts(third) == (0, 0, 1, 0) and third.others == 2 and "2 more" in str(third)
     data = TrainingSet(folder)
     assert data.names == ["a"] and data.objects == [{1: "ball", "cat": "cat"}]
     annotated = [t for t in range(6) if data.read_masks(0, t) is not None]

@@ -189,6 +189,9 @@ def test_series_without_positions(tmp_path):
     none = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
     source = open_source(make_dicom(tmp_path / "1", names=("a",), **none) / "a")
     assert int(source.raw_frame(0, 0)[0, 0]) == 500  # by instance number
+    # Columns run to the patient's left and rows to the back, which are negative in NIfTI's axes.
+    affine = source.geometry(0).affine
+    assert affine[0, 0] < 0 and affine[1, 1] < 0 and affine[2, 2] > 0
     rejects(lambda: DicomDataset(make_dicom(tmp_path / "2", InstanceNumber=1, **none)))
 
 

@@ -6,6 +6,7 @@ import io
 
 import pytest
 import torch
+from loguru import logger
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import config_dir, load_config
@@ -108,6 +109,17 @@ def test_a_run_or_a_file_sets_the_default_size(tmp_path):
         assert settle_size(config).model.size == "nano"
     (tmp_path / "plain.pt").write_bytes(b"damaged")  # reported when the weights are loaded
     assert settle_size(config) is config
+
+
+def test_another_image_size_is_a_warning(tiny_config):
+    lines = []
+    sink = logger.add(lines.append, level="WARNING")
+    tiny_config.model.checkpoint = "nano"
+    for size in (128, 64):
+        tiny_config.dataset.image_size = size
+        settle_initial_weights(tiny_config)
+    logger.remove(sink)
+    assert len(lines) == 1 and "--image-size 128" in lines[0]
 
 
 def test_random_weights_on_request(tiny_config):

@@ -574,6 +574,11 @@ def test_frames_to_check_and_acceptance(widget, monkeypatch):
     assert not widget.session.accepted
     message(widget, "accept_all", every=2)
     assert widget.timeline["accepted"] == [[0, 0], [2, 2]]
+    # Frames with prompts are accepted whatever the step is: a correction must not be left out.
+    widget.go(3)
+    widget.click(*center(widget.session))
+    message(widget, "accept_all", every=2)
+    assert widget.session.accepted == {0, 2, 3}
     suspects.clear()
     widget.accept([1])
     message(widget, "next_check")
@@ -591,7 +596,8 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
     message(widget, "make_training_set", folder="")
     assert widget.error == ""
     command = widget.report[-1]
-    assert command["command"] and command["text"].endswith(str(tmp_path / "training_set"))
+    assert command["command"] and f"--data-path {tmp_path / 'training_set'} " in command["text"]
+    assert "--image-size 128" in command["text"]
     source = open_source(tmp_path / "training_set")
     assert source.names == samples.names[:2] and source.num_frames(0) == 4
     assert [source.read_masks(0, t) is not None for t in range(4)] == [True, False, True, False]

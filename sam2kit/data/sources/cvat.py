@@ -9,6 +9,7 @@ shapes that are not tracked are exported as tracks of one frame, and a mask is n
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -195,6 +196,13 @@ class _Task:
         is_video = self.root.findtext("meta/task/mode") != "annotation"
         if is_video and all(s.startswith("frame_") and s[6:].isdecimal() for s in stems):
             return {int(s[6:]): t for t, s in enumerate(stems)}
+        # A task that begins later in its film: its frames may carry the numbers of the film.
+        start = self.root.findtext("meta//start_frame") or "0"
+        matches = [re.search(r"(\d{1,9})$", stem) for stem in stems]
+        numbers = [int(match[1]) for match in matches if match]
+        begins_later = is_video and start.isdecimal() and 0 < int(start) == next(iter(numbers), 0)
+        if begins_later and len(set(numbers)) == len(stems):
+            return {n: t for t, n in enumerate(numbers)}
         return {t: t for t in range(len(stems))}
 
     def _track_ids(self, tracks: list[Element]) -> list[ObjectId | None]:

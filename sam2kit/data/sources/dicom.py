@@ -280,7 +280,7 @@ def _series(headers: list[tuple[Path, Any]], name: str) -> DicomSeries:
     if frames > 1:
         gaps = header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1
         rows_mm, columns_mm = map(float, header.get("PixelSpacing") or (1, 1))
-        affine = np.diag([columns_mm, rows_mm, abs(float(gaps)) or 1.0, 1.0])
+        affine = np.diag([-columns_mm, -rows_mm, abs(float(gaps)) or 1.0, 1.0])
         slope, intercept = _rescale(header)
         slices = [DicomSlice(path, k, slope, intercept) for k in range(frames)]
     else:
@@ -327,7 +327,7 @@ def _sorted_slices(
         ordered = sorted(headers, key=lambda item: int(item[1].get("InstanceNumber") or 0))
         spacing = ordered[0][1].get("PixelSpacing") or (1, 1)
         thickness = float(ordered[0][1].get("SliceThickness") or 1)
-        return ordered, np.diag([float(spacing[1]), float(spacing[0]), thickness, 1.0])
+        return ordered, np.diag([-float(spacing[1]), -float(spacing[0]), thickness, 1.0])
     planes = np.array([[float(v) for v in h.ImageOrientationPatient] for _, h in headers])
     if np.abs(planes - planes[0]).max() > 1e-3:
         raise DataError(

@@ -94,7 +94,7 @@ class VideoFolders:
         self.masks = masks
         # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
         no_videos = {"ImageSets"} | ({masks.name} if masks and masks.parent == folder else set())
-        if masks is not None:
+        if masks is not None and masks.parent == folder:
             no_videos |= {name for name in listings if is_mask_folder(name)}
         listings = {n: listing for n, listing in listings.items() if n not in no_videos}
         if here.files and not any(inner.files for inner in listings.values()):
@@ -149,13 +149,13 @@ class VideoFolders:
         inner = None if listing.files else find_frame_folder(folder, listing.folders)
         if masks is None and (masks := find_mask_folder(folder, listing.folders)):
             self._note(masks)
-        rest = [n for n in listing.folders if folder / n not in (masks, inner)]
+        rest = [folder / n for n in listing.folders if folder / n not in (masks, inner)]
         self._dropped.add(folder, listing.others)
         if inner is not None:
             folder, listing = inner, list_folder(inner, FRAME_ENDINGS)
-            rest = listing.folders
+            rest += [folder / n for n in listing.folders]
             self._dropped.add(folder, listing.others)
-        self._dropped.subfolders += [folder / n for n in rest if holds_pictures(folder / n)]
+        self._dropped.subfolders += [path for path in rest if holds_pictures(path)]
         if masks is not None:
             return VideoFolder(folder, listing.files, masks)
         frames, beside, suffix, others = split_masks(listing.files)
