@@ -51,8 +51,8 @@ def read_picture(path: Path) -> np.ndarray:
         uint16, int32 or float32.
 
     Raises:
-        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, or holds
-            several images.
+        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, holds several
+            images, or has colours of 16 bits per channel.
     """
     with _opened(path, "an image") as image:
         if image.format == "JPEG" and image.mode == "RGB":
@@ -61,6 +61,12 @@ def read_picture(path: Path) -> np.ndarray:
             if pixels is not None:
                 return pixels if orientation == 1 else _turned(pixels, orientation)
         _require_one_page(path, image)
+        # Pillow keeps the upper 8 bits, which are nearly black in a picture of 10 or 12 bits.
+        if any(";16" in str(tile[3]) for tile in image.tile) and image.mode.startswith("RGB"):
+            raise DataError(
+                f"{path} has colours of 16 bits per channel",
+                hint="convert the frames to 8 bits per channel, or store them as TIFF stacks",
+            )
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
             values = np.array(upright)

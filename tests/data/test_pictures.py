@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from data_helpers import SIZE, make_davis, save_palette, square
@@ -132,3 +133,12 @@ def test_values_of_label_files(tmp_path):
     assert form == "colour" and set(np.unique(pixels)) == {0, 0x090807}
     save_palette(tmp_path / "p.png", grey)
     assert read_labels(tmp_path / "p.png").form == "palette"
+
+
+@pytest.mark.parametrize("ending", [".tif", ".png"])
+def test_colours_of_16_bits_are_rejected(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    cv2.imwrite(str(path), np.full((8, 9, 3), 4000, np.uint16))
+    with pytest.raises(DataError) as error:
+        read_picture(path)
+    assert str(path) in str(error.value) and "8 bits" in error.value.hint
