@@ -945,6 +945,7 @@ def test_davis_trains(tiny_config):
 def test_video_file_without_masks_trains(tiny_config):
     tiny_config.dataset.type = "files"
     tiny_config.dataset.data_path = str(real("video"))
+    tiny_config.dataset.synthetic_objects = 3
     tiny_config.valdataset.type = "synthetic"
     one_step(tiny_config)
 

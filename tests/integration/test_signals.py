@@ -25,6 +25,12 @@ OVERRIDES = (
 )
 
 
+def default_signals() -> None:
+    """Restore the default actions: nohup and the background jobs of a shell ignore signals."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     "number",
     [
@@ -41,7 +47,13 @@ def test_signal_to_the_process_group_leaves_a_checkpoint(tmp_path, number):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=default_signals,
         )
     try:
         wait_for(lambda: "step 3/" in log.read_text() or process.poll() is not None, 120)

@@ -50,7 +50,11 @@ TRIAL = """
             if lr > 0.5:
                 raise ValueError("too fast")
             scores = {"J": lr, "F": lr, "J&F": lr, "J&F_interval": [lr / 2, lr * 2]}
-            text = json.dumps({"schema_version": 2, "trackers": {"after training": scores}})
+            scores |= dict.fromkeys(("false_absence", "recovery", "scored_objects"))
+            trackers = {"after training": scores}
+            content = {"schema_version": 2, "trackers": trackers, "videos": {}}
+            content |= {"convention": {"name": "davis2017"}, "protocol": {}}
+            text = json.dumps(content)
             (folder / "metrics.json").write_text(text)
 """
 
