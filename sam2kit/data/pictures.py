@@ -62,7 +62,8 @@ def read_picture(path: Path) -> np.ndarray:
                 return pixels if orientation == 1 else _turned(pixels, orientation)
         _require_one_page(path, image)
         # Pillow keeps the upper 8 bits, which are nearly black in a picture of 10 or 12 bits.
-        if any(";16" in str(tile[3]) for tile in image.tile) and image.mode.startswith("RGB"):
+        tiles = getattr(image, "tile", ())
+        if image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in tiles):
             raise DataError(
                 f"{path} has colours of 16 bits per channel",
                 hint="convert the frames to 8 bits per channel, or store them as TIFF stacks",
