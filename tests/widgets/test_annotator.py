@@ -860,7 +860,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     assert view.cells() == 1  # JupyterLab's key for a new cell
     view.button("every").fill("2")
     view.button("accept-all").click()
-    view.counts("accepted", 4)
+    view.counts("accepted", 5)  # every second frame, and the corrected one
     view.button("training-set").click()
     view.until("e => e.querySelector('.report').textContent.includes('sam2kit train --data-path')")
     assert open_source(tmp_path / "training_set").names == ["train_000"]
@@ -871,14 +871,14 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.kernel_has("annotator.session.video", "train_001")
     view.root.get_by_title("Video", exact=True).select_option("train_000")
     view.counts("corrected", 1)
-    view.counts("accepted", 4)
+    view.counts("accepted", 5)
 
     # Kill the kernel and reload the page: everything is there again, and the widget answers.
     view.press("z")
     view.click(3, 3, button="right")
     expected = view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]")
     view = View(lab.reopen(view.notebook))
-    view.counts("accepted", 4)
+    view.counts("accepted", 5)
     assert view.notebook.kernel(f"[{PROMPTS}, len(annotator.session.tracked)]") == expected
     view.click(x, y)
     view.kernel_has("annotator.error", "")
