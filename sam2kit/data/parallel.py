@@ -137,7 +137,7 @@ def to_shared_memory(result: T, share: Callable[[T], Any]) -> T:
     """Put a result of a loader process into shared memory.
 
     PyTorch does this later, in a thread of the process. Where ``/dev/shm`` is full, that thread
-    prints a traceback and drops the result, and the main process waits for it for ever.
+    prints a traceback and drops the result, and the main process waits for it forever.
 
     Args:
         result: the result.

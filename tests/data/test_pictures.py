@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from data_helpers import SIZE, make_davis, save_palette, square
+from data_helpers import SIZE, make_coco, make_davis, save_json, save_palette, square
 from PIL import Image, ImageOps
 
 from sam2kit.data import COCODataset, VideoDataset, open_source
@@ -18,7 +18,6 @@ from sam2kit.data.pictures import (
     read_picture,
 )
 from sam2kit.utils.errors import DataError
-from tests.data_helpers import make_coco, save_json
 
 NOISE = np.kron(
     np.random.default_rng(0).integers(0, 255, (5, 9, 3), np.uint8), np.ones((8, 8, 1), np.uint8)
