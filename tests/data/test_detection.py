@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from sam2kit.data import convert, open_source
-from sam2kit.data.detection import Layout, detect_layout
-from sam2kit.utils.errors import DataError
-from tests.data_helpers import (
+from data_helpers import (
     SIZE,
     make_coco,
     make_davis,
@@ -21,6 +17,10 @@ from tests.data_helpers import (
     save_video,
     square,
 )
+
+from sam2kit.data import convert, open_source
+from sam2kit.data.detection import Layout, detect_layout
+from sam2kit.utils.errors import DataError
 
 
 def paths(layout: Layout) -> tuple[Path | None, Path | None, Path | None]:
