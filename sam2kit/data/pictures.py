@@ -26,7 +26,7 @@ from sam2kit.utils.errors import DataError
 # of a few bytes can claim a size that does not fit into any memory.
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
-# Pillow chooses its decoder by the content, and that of PostScript starts an interpreter.
+# Pillow chooses a decoder by the content of a file, and for PostScript it starts an interpreter.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange rows and columns

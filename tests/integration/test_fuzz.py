@@ -518,15 +518,16 @@ def test_corrupted_tracks(tmp_path):
 
 @pytest.mark.parametrize("format", ["davis", "coco"])
 def test_corrupted_training_sets_to_add_to(tmp_path, format):
-    kept, root = tmp_path / "kept", tmp_path / "set"
-    make_training_set(kept, format)
+    original, root = tmp_path / "original", tmp_path / "set"
+    make_training_set(original, format)
     source = open_source(tmp_path / "a.mp4")
     frame = AcceptedFrame(1, {1: square(2, 2)}, {1: "box"}, "nano")
-    files = [kept / "training_set.json", *kept.glob("*/*.json"), *kept.glob("annotations.json")]
+    files = [original / "training_set.json", *original.glob("*/*.json")]
+    files += original.glob("annotations.json")
 
     def read():
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(kept, root)
+        shutil.copytree(original, root)
         read_provenance(root, "a")
         add_to_training_set(root, source, 0, [frame])
 

@@ -214,7 +214,7 @@ def test_run_killed_at_any_moment_finishes_as_undisturbed(undisturbed, tmp_path,
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run that nobody kills: its inputs, its directory and its duration in seconds."""
+    """An undisturbed run: its inputs, its directory and its duration in seconds."""
     root = tmp_path_factory.mktemp("undisturbed")
     config_file = root / "config.yaml"
     config_file.write_text(CONFIG)
