@@ -27,7 +27,7 @@ from sam2kit.utils.errors import DataError
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
 # Pillow chooses a decoder by the content of a file, and for PostScript it starts an interpreter.
-_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange rows and columns
 # Pillow warns about pictures that are within the limit above.

@@ -61,6 +61,8 @@ def content(folder: Path) -> dict[str, Any]:
     files = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if ".tfevents." in name:  # TensorBoard writes one per process
+            continue
         files[name] = None if path.is_dir() else comparable(path)
     return files
 
