@@ -121,16 +121,8 @@ def count_changes(out: str, kill_at: int) -> Callable[[], int]:
 def serve() -> None:
     """Fork a child for each line of standard input, and print its pid and its exit code."""
     # What the commands import.
-    import sam2kit.cli.main
-    import sam2kit.data.conversion
-    import sam2kit.data.doctor.report
-    import sam2kit.evaluation.evaluate
-    import sam2kit.models.exporter
-    import sam2kit.models.feature_precompute
-    import sam2kit.tracking.tracking_job
-    import sam2kit.tracking.training_set_job
-    import sam2kit.training.trainer
-    import sam2kit.widgets.prompt_session  # noqa: F401
+
+    import torch.utils.tensorboard  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)
