@@ -791,6 +791,7 @@ def test_annotations_beside_videos_are_not_logged(tmp_path, messages):
         ({"masklet": [[], [], []], "masklet_id": []}, "masklets for 3 frames, .* of the 6 frames"),
         ({"masklet": [[compressed(np.ones((4, 4), bool))]], "masklet_id": [5]}, "masklet 5 on fra"),
         ({"video_frame_count": "many"}, "'video_frame_count' cannot be read"),
+        ({"video_frame_count": 6e12}, "video_frame_count=6000000000000 must be"),
     ],
 )
 def test_invalid_masklets(tmp_path, change, message):

@@ -73,7 +73,7 @@ from sam2kit.models.checkpoints import create_sam2_model, load_model
 from sam2kit.models.feature_cache import FeatureCache, describe
 from sam2kit.models.transformers_format import CONFIG_FILE, WEIGHTS_FILE
 from sam2kit.pipeline.status import read_metrics, read_status
-from sam2kit.pipeline.sweep import run_sweep
+from sam2kit.pipeline.sweep import _read_definition, _Sweep
 from sam2kit.prompts.annotations import (
     AnnotationStore,
     StoredObject,
@@ -266,7 +266,7 @@ def test_corrupted_prompt_files(tmp_path):
                 **entry,
                 "frame_index": 2,
                 "kind": "mask",
-                "mask": {"size": [32, 32], "counts": "R13m01O00000010OO1O000000"},
+                "mask": encode_mask(square(2, 2, size=(32, 32))),
             },
         ],
     }
@@ -442,7 +442,8 @@ METRICS = {
 TRIAL = {"rank": 1, "name": "001", "overrides": ["seed=1"], "state": "done", "error": None}
 TRIAL |= {"J&F": 0.5, "J&F_interval": [0.4, 0.6], "run_dir": "trials/001"}
 STAGE = {"state": "running", "started": "2026-11-29T12:00:00+00:00"}
-SWEEP = {"schema_version": 1, "parameters": {}, "stages": [3], "trials": []}
+TRIALS = [{"name": name, "overrides": ["seed=1"]} for name in ("001_seed-1", "002_seed-2")]
+SWEEP = {"schema_version": 1, "parameters": {}, "stages": [3], "trials": TRIALS}
 TRACK = {"name": "a", "video": "a.mp4", "video_name": "a", "finished": True, "checkpoint": "nano"}
 TRACK |= {"prompted": [{"object_id": 1, "frame_index": 0, "kind": "box"}], "digest": "0"}
 COLOURS = {"cell": [255, 0, 0], "background": [0, 0, 0]}
@@ -455,9 +456,10 @@ def compare(folder):
 
 
 def sweep(folder):
-    for name in ("leaderboard.json", "leaderboard.md"):
-        (folder / name).unlink(missing_ok=True)
-    run_sweep(folder)
+    trials = _Sweep(folder, _read_definition(folder / "sweep.json"))
+    rows = trials.write_leaderboard()
+    for row in rows:  # no trial is outside
+        assert (folder / row["run_dir"]).resolve().is_relative_to(folder)
 
 
 RESULTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {

@@ -315,3 +315,15 @@ def test_four_trials_of_the_pipeline_itself(tmp_path, monkeypatch):
     again = run_sweep(tmp_path / "sweep", retry_failed=True)
     assert [row["name"] for row in again] == [row["name"] for row in rows]
     assert list((tmp_path / "sweep").glob("trials/*/03_train.failed-1.ipynb"))
+
+
+@pytest.mark.parametrize("names", [[], ["../../outside"], ["/tmp/x"], ["001_a", "001_a"], [""]])
+def test_a_definition_of_others_starts_nothing_elsewhere(config_file, tmp_path, names, monkeypatch):
+    trials = [{"name": name, "overrides": []} for name in names]
+    content = {"schema_version": 1, "parameters": {}, "stages": [3], "trials": trials}
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sweep, "start", None)
+    with pytest.raises(PipelineError) as error:
+        run_sweep(tmp_path / "sweep")
+    assert error.value.key == "trials" and error.value.hint
