@@ -40,6 +40,11 @@ class Server:
     def close(self) -> None:
         self.process.communicate()
 
+    @property
+    def log(self) -> Path:
+        """The output of the last command."""
+        return self.folder / "output.log"
+
     def run(
         self,
         command: list[str] | str,
@@ -50,29 +55,45 @@ class Server:
         """Run a command to its end, or until it is killed.
 
         Args:
-            command: arguments of ``sam2kit``, or Python code.
-            out: the folder whose changes are counted, or the beginning of the name of files.
-            kill_at: number of the change before which to kill it; 0: none.
+            command, out, kill_at: see :meth:`start`.
             seconds: seconds after which to kill it; 0: never.
 
         Returns:
-            The exit code (negative: a signal), the number of changes, and the output.
+            See :meth:`wait`.
         """
-        log = self.folder / "output.log"
-        log.unlink(missing_ok=True)
-        request = {"command": command, "out": str(out), "kill_at": kill_at, "log": str(log)}
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
+        pid = self.start(command, out, kill_at)
         if seconds:
             time.sleep(seconds)
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it has ended
+        return self.wait()
+
+    def start(self, command: list[str] | str, out: Path, kill_at: int = 0) -> int:
+        """Start a command in a process group of its own, and return its process number.
+
+        Args:
+            command: arguments of ``sam2kit``, or Python code.
+            out: the folder whose changes are counted, or the beginning of the name of files.
+            kill_at: number of the change before which to kill it; 0: none.
+        """
+        self.log.unlink(missing_ok=True)
+        request = {"command": command, "out": str(out), "kill_at": kill_at, "log": str(self.log)}
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> tuple[int, int, str]:
+        """Wait for the end of the started command.
+
+        Returns:
+            The exit code (negative: a signal), the number of changes, and the output.
+        """
+        assert self.process.stdout is not None
         code, changes = map(int, self.process.stdout.readline().split())
-        return code, changes, log.read_text(errors="replace")
+        return code, changes, self.log.read_text(errors="replace")
 
     def remaining(self) -> list[int]:
         """Return the processes of commands that have ended, without the server itself."""
