@@ -12,7 +12,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import sam2kit
 from sam2kit.cli.commands import (
@@ -32,8 +32,8 @@ from sam2kit.cli.commands import (
     train,
     training_set,
 )
-from sam2kit.utils.errors import ConfigError, SAM2KitError, from_system
-from sam2kit.utils.text import suggest
+from sam2kit.utils.errors import MAX_MESSAGE, ConfigError, SAM2KitError, from_system
+from sam2kit.utils.text import suggest, visible_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,8 +139,15 @@ def _check_home() -> None:
         os.environ["USER"] = f"user{os.getuid()}"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parse arguments; errors quote up to :data:`MAX_MESSAGE` characters of them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible_text(message, MAX_MESSAGE))
+
+
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:
     """Return a command's parser; abbreviations are off, so that new flags break no script."""
     # Not capitalize(), which would turn SLURM into slurm.
     description = f"{help[:1].upper()}{help[1:]}."
-    return argparse.ArgumentParser(prog, description=description, allow_abbrev=False)
+    return _Parser(prog, description=description, allow_abbrev=False)

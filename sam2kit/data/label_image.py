@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from sam2kit.data.pictures import opened
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.utils.errors import DataError
 
@@ -50,18 +49,12 @@ def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[Ob
 
 
 def _read_pixels(file: str | Path | bytes) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            if (pages := getattr(image, "n_frames", 1)) > 1:
-                raise _invalid(f"it has {pages} pages", "a single page")
-            # The values of a palette image are the labels; its colours are arbitrary.
-            return np.asarray(image).astype(np.float64 if image.mode == "F" else np.int64)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise DataError(
-            f"the label image cannot be read: {error}",
-            key="file",
-            hint="choose a PNG or a TIFF whose pixel values are numbers of objects",
-        ) from error
+    where = "the file" if isinstance(file, bytes) else file
+    with opened(file, "a label image", where) as image:
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise _invalid(f"it has {pages} pages", "a single page")
+        # The values of a palette image are the labels; its colours are arbitrary.
+        return np.asarray(image).astype(np.float64 if image.mode == "F" else np.int64)
 
 
 def _invalid(problem: str, expected: str) -> DataError:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.readers import read_text
 from sam2kit.utils.text import visible_text
 
 
@@ -31,9 +32,9 @@ def read_tracks(path: Path) -> dict[int, Track]:
         DataError: the file cannot be read, or a line is not four numbers.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="export it again") from error
+        lines = read_text(path, hint="export it again").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", hint="export it again") from None
     tracks: dict[int, Track] = {}
     for number, line in enumerate(lines, 1):
         if not (words := line.split()):

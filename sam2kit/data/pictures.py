@@ -5,6 +5,8 @@ All sources read pictures here, so that limits, orientation and errors are the s
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ from sam2kit.utils.errors import DataError
 # Largest picture that is decoded: four times 8K video, 400 MB in memory. A damaged or hostile file
 # of a few bytes can claim a size that does not fit into any memory.
 MAX_PIXELS = 1 << 27
+MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
+# Pillow chooses a decoder by the content of a file, and for PostScript it starts an interpreter.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange rows and columns
 # Pillow warns about pictures that are within the limit above.
@@ -55,7 +60,7 @@ def read_picture(path: Path) -> np.ndarray:
         DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, holds several
             images, or has colours of 16 bits per channel.
     """
-    with _opened(path, "an image") as image:
+    with opened(path, "an image") as image:
         if image.format == "JPEG" and image.mode == "RGB":
             orientation = _orientation(image)
             pixels = _decode_jpeg(path)
@@ -100,7 +105,7 @@ def read_labels(path: Path) -> Labels:
         DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, holds several
             images, or has values that are not whole numbers from 0 to 2^31 - 1.
     """
-    with _opened(path, "a mask") as image:
+    with opened(path, "a mask") as image:
         _require_one_page(path, image)
         upright = ImageOps.exif_transpose(image)
         mode = upright.mode
@@ -141,7 +146,7 @@ def image_size(path: Path) -> tuple[int, int]:
 # A clip's masks are compared with their frames in every epoch. Opening a JPEG takes 0.5 ms.
 @lru_cache(maxsize=1 << 14)
 def _upright_size(path: Path, changed: int) -> tuple[int, int]:
-    with _opened(path, "an image") as image:
+    with opened(path, "an image") as image:
         # Pillow gives the size of an upright TIFF already.
         turned = image.format != "TIFF" and _orientation(image) in _TRANSPOSED
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -149,7 +154,7 @@ def _upright_size(path: Path, changed: int) -> tuple[int, int]:
 
 def stored_orientation(path: Path) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 is upright or not given."""
-    with _opened(path, "an image") as image:
+    with opened(path, "an image") as image:
         return _orientation(image)
 
 
@@ -178,29 +183,41 @@ def _ffmpeg_decodes(data: bytes, options: dict[str, str]) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """Open a picture, check its size, and turn what Pillow raises into a DataError."""
+def opened(
+    file: str | Path | bytes, kind: str = "an image", where: object = None
+) -> Iterator[Image.Image]:
+    """Open a picture with Pillow, check its size, and turn errors of the block into a DataError.
+
+    Args:
+        file: an image file, or its bytes.
+        kind: what is expected, for errors.
+        where: name of the file, for errors. None (default): ``file``.
+
+    Raises:
+        DataError: the file is missing or damaged, or larger than :data:`MAX_PIXELS`.
+    """
+    where = file if where is None else where
     try:
-        with Image.open(path) as image:
-            _check_size(path, *image.size)
+        stream = io.BytesIO(file) if isinstance(file, bytes) else file
+        size = len(file) if isinstance(file, bytes) else os.stat(file).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{where} has more than {MAX_BYTES} bytes", hint="replace the file")
+        with Image.open(stream, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(where, f"{image.width} x {image.height}")
             yield image
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "more than twice as many") from error
+        raise _too_large(where, "more than twice as many") from error
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise DataError(
-            f"{path} cannot be read as {kind}: {error or type(error).__name__}",
+            f"{where} cannot be read as {kind}: {error or type(error).__name__}",
             hint="replace the file",
         ) from error
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"{width} x {height}")
-
-
-def _too_large(path: Path, size: str) -> DataError:
+def _too_large(where: object, size: str) -> DataError:
     return DataError(
-        f"{path} is too large",
+        f"{where} is too large",
         key="pixels",
         value=size,
         expected=f"up to {MAX_PIXELS}",

@@ -50,13 +50,15 @@ from sam2kit.data.writers import (
     coco_image,
     write_id_mask,
 )
-from sam2kit.utils import locks
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import atomic_write, write_text
+from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import MAX_JSON_BYTES, damage_is, read_json
 from sam2kit.utils.text import plural, suggest
 
 LOCK_FILE, PROVENANCE_FOLDER = ".lock", "provenance"
+MAX_COCO_BYTES = 4 * MAX_JSON_BYTES  # 2 million masks of 500 bytes
 FORMATS = ("davis", "coco")
 PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "truth", "accepted")
 
@@ -237,18 +239,10 @@ def _checked(
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
     """Create and lock the folder, and turn errors of the file system into errors with a fix."""
-    lock = None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = locks.acquire(root / LOCK_FILE)
-        yield
-    except locks.LockedError as error:
-        raise ConfigError(
-            f"the training set {root} is in use by process {error.pid} on {error.host}",
-            key="folder",
-            value=str(root),
-            hint="wait for that process or end it",
-        ) from None
+        with locked(root, LOCK_FILE, ConfigError, key="folder"):
+            yield
     except OSError as error:
         raise ConfigError(
             f"the training set {root} cannot be written ({error}); it is complete up to the last "
@@ -257,9 +251,6 @@ def _writing(root: Path) -> Iterator[None]:
             value=str(root),
             hint="check permissions and free disk space, and repeat the command",
         ) from error
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
 def _open_index(root: Path, format: str | None) -> Index:
@@ -508,19 +499,15 @@ class _CocoFile:
         self.rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         if not self.path.exists():
             return
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+        hint = "restore the file from a copy, or choose a new folder"
+        content = read_json(self.path, hint=hint, max_bytes=MAX_COCO_BYTES)
+        with damage_is(DataError, self.path, hint):
             by_image: dict[int, tuple[str, int]] = {}
             for image in content["images"]:
                 key = str(image["video_id"]), int(image["order_in_video"])
                 self.rows[key], by_image[image["id"]] = (image, []), key
             for annotation in content["annotations"]:
                 self.rows[by_image[annotation["image_id"]]][1].append(annotation)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{self.path} cannot be read ({error!r}); nothing was added",
-                hint="restore the file from a copy, or choose a new folder",
-            ) from None
 
     def frames(self) -> set[int]:
         """Return the indices of the frames that the set has."""
@@ -602,10 +589,10 @@ def read_provenance(folder: str | Path, video: str) -> dict[int, dict[str, Any]]
 
 
 def _read_provenance(path: Path) -> dict[int, dict[str, Any]]:
+    hint = "delete it and add the frames again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, hint=hint)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", hint="add the frames again") from None
+    with damage_is(DataError, path, hint):
         return {int(t): dict(row) for t, row in content["frames"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error!r})", hint="delete it and add the frames again"
-        ) from error

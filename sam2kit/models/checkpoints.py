@@ -150,7 +150,7 @@ def _load_content(
     # An adapter file has no base weights, and LoRA on other layers has other keys: build the
     # run's own model and merge it, which gives plain weights in both cases.
     if ADAPTER_KEY in content or (any(map(is_lora, state)) and state.keys() != current.keys()):
-        state = merged_state(_build_run(content, path)[1])
+        state = merged_state(_build_run(content, path, *_allowed(content, path)))
     if has_lora(model) and not any(map(is_lora, state)):
         state = base_names(model, state)
     _check_fit(current, state, source)
@@ -376,6 +376,53 @@ def read_run_config(path: str | Path) -> Config:
     return read_stored(_stored(read_checkpoint(Path(path)), path), path)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint whose file was read, and whose model is not built yet.
+
+    Attributes:
+        path: the file.
+        content: what it holds.
+        config: the configuration of the model.
+        ignored: the stored keys that were ignored, as
+            :func:`sam2kit.config.stored.read_allowed` returns them.
+    """
+
+    path: Path
+    content: dict[str, Any] = dataclasses.field(repr=False)
+    config: Config
+    ignored: list[str]
+
+    def load(self) -> SAM2Model:
+        """Build the model and load its weights.
+
+        Raises:
+            CheckpointError: as :func:`load_model`.
+        """
+        if CONFIG_KEY in self.content:
+            return _build_run(self.content, self.path, self.config, self.ignored)
+        model = create_sam2_model(self.config, load=False)
+        _load_content(model, self.content, self.path, self.path)
+        return model
+
+
+def open_checkpoint(source: str | Path, key: str = "SOURCE") -> Checkpoint:
+    """Read the file of a checkpoint once, for its configuration and then for its model.
+
+    Args:
+        source: as for :func:`find_checkpoint`.
+        key: the configuration key or flag that error messages name.
+
+    Raises:
+        CheckpointError: as :func:`load_model`.
+    """
+    path = find_checkpoint(source, key)
+    content = read_checkpoint(path)
+    if CONFIG_KEY in content:
+        return Checkpoint(path, content, *_allowed(content, path))
+    return Checkpoint(path, content, _config_of_weights(content, path), [])
+
+
 def source_config(source: str | Path) -> tuple[Config, list[str]]:
     """Read the configuration that :func:`load_model` would return, without building the model.
 
@@ -386,11 +433,8 @@ def source_config(source: str | Path) -> tuple[Config, list[str]]:
     Raises:
         CheckpointError: as :func:`load_model`.
     """
-    path = find_checkpoint(source, key="SOURCE")
-    content = read_checkpoint(path)
-    if CONFIG_KEY in content:
-        return _allowed(content, path)
-    return _config_of_weights(content, path), []
+    checkpoint = open_checkpoint(source)
+    return checkpoint.config, checkpoint.ignored
 
 
 def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
@@ -420,11 +464,17 @@ def load_run(path: str | Path) -> tuple[Config, SAM2Model]:
     Raises:
         CheckpointError: as :func:`read_run_config`, :func:`load_weights` and :func:`load_adapter`.
     """
-    return _build_run(read_checkpoint(Path(path)), Path(path))
+    path = Path(path)
+    content = read_checkpoint(path)
+    config, ignored = _allowed(content, path)
+    return config, _build_run(content, path, config, ignored)
 
 
-def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
-    (config, ignored), is_adapter = _allowed(content, path), ADAPTER_KEY in content
+def _build_run(
+    content: dict[str, Any], path: Path, config: Config, ignored: list[str]
+) -> SAM2Model:
+    """Build the model of a run whose file and configuration were read."""
+    is_adapter = ADAPTER_KEY in content
     if is_adapter and "model.checkpoint" in ignored:
         raise CheckpointError(
             f"{path}: needs the weights that its run started from, but paths that are stored in a "
@@ -438,7 +488,7 @@ def _build_run(content: dict[str, Any], path: Path) -> tuple[Config, SAM2Model]:
         load_adapter(model, path)
     else:
         _load_content(model, content, path, path)
-    return config, model
+    return model
 
 
 def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
@@ -456,12 +506,8 @@ def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
     Raises:
         CheckpointError: as :func:`find_checkpoint`, :func:`load_run` and :func:`load_weights`.
     """
-    path = find_checkpoint(source, key="SOURCE")
-    content = read_checkpoint(path)
-    if CONFIG_KEY in content:
-        return _build_run(content, path)
-    config = _config_of_weights(content, path)
-    return config, create_sam2_model(config)
+    checkpoint = open_checkpoint(source)
+    return checkpoint.config, checkpoint.load()
 
 
 def _config_of_weights(content: dict[str, Any], path: Path) -> Config:

@@ -249,7 +249,8 @@ def prove_transformers(config: Config, model: SAM2Model, folder: Path) -> tuple[
         },
         binarize_mask_from_pts_for_mem_enc=True,
     )
-    with tempfile.TemporaryDirectory() as frames, redirect_stderr(StringIO()):
+    # Beside the files: if this process is killed, the next call removes all of them.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as frames, redirect_stderr(StringIO()):
         for t, image in enumerate(frames_to_images(batch.frames[0])):
             Image.fromarray(image).save(Path(frames) / f"{t:05d}.jpg", quality=95)
         state = predictor.init_state(frames)
@@ -289,7 +290,8 @@ def prove(config: Config, model: SAM2Model, yaml: Path, weights: Path) -> tuple[
     """
     batch = _clip(config)
     masks = batch.masks[0]
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the files: if this process is killed, the next call removes all of them.
+    with tempfile.TemporaryDirectory(dir=weights.parent) as folder:
         for t, image in enumerate(frames_to_images(batch.frames[0])):
             Image.fromarray(image).save(Path(folder) / f"{t:05d}.jpg", quality=95)
         clip = {
@@ -372,7 +374,7 @@ def _run_in_fresh_process(
     """
     parent = Path(__file__).parent.parent.parent
     path = os.pathsep.join([str(parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=files[0].parent) as folder:
         clip_file, results = Path(folder) / "clip.pt", Path(folder) / "results.pt"
         torch.save(clip, clip_file)
         command = [sys.executable, "-m", module, *map(str, (*files, clip_file, results))]

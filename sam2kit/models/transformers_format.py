@@ -6,7 +6,6 @@ needed to write its format, but not to read it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sam2kit.utils.errors import CheckpointError
+from sam2kit.utils.readers import damage_is, read_json
 
 LANDMARK = "vision_encoder.backbone.patch_embed.projection.weight"
 """A tensor that every model of transformers' SAM 2 has, and no official one."""
@@ -237,18 +237,13 @@ def read_settings(folder: Path, tree: DictConfig) -> int:
             the one in sam2kit's model.
     """
     path = folder / CONFIG_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+    hint = f"save the model again with save_pretrained, or give the path of {WEIGHTS_FILE} alone"
+    settings = read_json(path, hint=hint, error=CheckpointError)
+    with damage_is(CheckpointError, path, hint):
         size = settings["image_size"]
         size = size if isinstance(size, int) else size[0]
         if not isinstance(size, int):
             raise TypeError("image_size is not a number")
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: no readable configuration of a Sam2VideoModel ({str(error)[:200]})",
-            hint="save the model again with save_pretrained, or give the path of "
-            f"{WEIGHTS_FILE} alone",
-        ) from error
     expected = transformers_config(tree)
     for key in (*_SAME_SETTINGS, "max_object_pointers_in_encoder"):
         value = settings.get(key, expected[key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import zlib
@@ -16,9 +17,10 @@ from papermill.parameterize import parameterize_notebook
 from sam2kit.data.detection import detect_layout
 from sam2kit.models.checkpoints import find_checkpoint
 from sam2kit.pipeline.runner import notebooks_dir
-from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.errors import ConfigError, PipelineError
 from sam2kit.utils.files import atomic_write
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import damage_is, read_json
 from sam2kit.utils.text import markdown_text
 
 SOURCE = "02_debug_prompts.ipynb"
@@ -89,7 +91,7 @@ def prepare_annotator(data: str | Path, checkpoint: str, run_dir: str | Path | N
     model = str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint
     values: dict[str, Any] = {"data": str(data), "run_dir": str(run_dir), "checkpoint": model}
     values["working_dir"] = os.getcwd()
-    notebook = nbformat.read(target, 4) if target.is_file() else _notebook(data)
+    notebook = _read_notebook(target) if target.is_file() else _notebook(data)
     # papermill adds these when it opens a notebook itself.
     notebook.metadata.setdefault("papermill", NotebookNode())
     for cell in notebook.cells:
@@ -107,6 +109,21 @@ def prepare_annotator(data: str | Path, checkpoint: str, run_dir: str | Path | N
             hint="choose another directory",
         ) from error
     return target
+
+
+def _read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook that an earlier call wrote.
+
+    Raises:
+        PipelineError: it is damaged.
+    """
+    hint = "delete it, and it is written again; the annotations are in other files"
+    content = read_json(path, hint=hint, error=PipelineError)
+    with damage_is(PipelineError, path, hint):
+        try:
+            return nbformat.reads(json.dumps(content), 4)
+        except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+            raise ValueError(str(error)) from None
 
 
 def _notebook(data: Path) -> NotebookNode:

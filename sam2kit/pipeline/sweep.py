@@ -183,6 +183,17 @@ def _read_definition(path: Path) -> dict[str, Any]:
     hint = "start the sweep again in another directory"
     content = read_json(path, hint=hint, error=PipelineError)
     check_types(content, _Definition, path, hint, PipelineError)
+    names = [trial["name"] for trial in content["trials"]]
+    # The directory may be a copy of someone else's, and each name becomes a folder in it.
+    is_valid = all(re.fullmatch(r"\d{3,}_[A-Za-z0-9_.-]*", name) for name in names)
+    if not names or not is_valid or len(set(names)) < len(names):
+        raise PipelineError(
+            f"{path} is damaged",
+            key="trials",
+            value=names,
+            expected="one or more different names such as 001_seed-1",
+            hint=hint,
+        )
     return cast("dict[str, Any]", content)
 
 

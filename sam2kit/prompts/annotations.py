@@ -14,7 +14,6 @@ name, and a checksum, which keeps names apart. The name itself is in the file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from sam2kit.data.sources.base import ObjectId
 from sam2kit.utils import locks
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, end_last_line
+from sam2kit.utils.readers import MAX_DATA_BYTES, parse_json, read_json, read_text
 from sam2kit.utils.text import close_names, visible_text
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ ObjectFrame = tuple[ObjectId, int]
 
 # The lock of each folder that this process holds, and the process, because a forked child has a
 # copy of this dictionary. Widgets of one process share a lock.
-# None: the file system has no locks.
-_locks: dict[tuple[int, Path], int | None] = {}
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# -1: the file system has no locks.
+_locks: dict[tuple[int, Path], int] = {}
 
 
 class StoredObject(msgspec.Struct, omit_defaults=True):
@@ -186,25 +185,15 @@ class AnnotationStore:
         key = os.getpid(), self.folder.resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if key not in _locks:
-                _locks[key] = locks.acquire(self.folder / LOCK_FILE)
-        except locks.LockedError as error:
-            raise DataError(
-                f"{self.folder} is being annotated by process {error.pid} on {error.host}",
-                hint="shut down that kernel, or give another folder for the annotations",
-            ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise _cannot_write(self.folder, error) from error
-            logger.warning(
-                "{}: the file system has no locks, so do not annotate in two kernels", self.folder
-            )
-            _locks[key] = None
+            raise _cannot_write(self.folder, error) from error
+        if key not in _locks:
+            _locks[key] = locks.take(self.folder, LOCK_FILE, DataError)
 
     def close(self) -> None:
         """Let other processes write; a later change acquires the folder again."""
-        file = _locks.pop((os.getpid(), self.folder.resolve()), None)
-        if file is not None:
+        file = _locks.pop((os.getpid(), self.folder.resolve()), -1)
+        if file >= 0:
             os.close(file)
 
     def videos(self) -> list[str]:
@@ -289,8 +278,8 @@ class AnnotationStore:
             return frames
         for number, text in enumerate(_complete_lines(path), 1):
             try:
-                line = msgspec.convert(json.loads(text), _Line)
-            except (ValueError, RecursionError) as error:
+                line = msgspec.convert(parse_json(text, "the line"), _Line)
+            except (ValueError, DataError) as error:
                 raise _damaged(f"{path}: line {number}", error, "remove the line") from None
             frames[line.frame] = line.masks
         return frames
@@ -428,12 +417,12 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 
 def _read_state(path: Path) -> VideoState:
+    hint = "restore the file from a copy, or move it away to annotate the video from scratch"
     try:
-        state = msgspec.convert(json.loads(path.read_text("utf-8")), VideoState)
+        state = msgspec.convert(read_json(path, hint=hint), VideoState)
         _check_values(state)
         return state
-    except (OSError, ValueError, RecursionError) as error:
-        hint = "restore the file from a copy, or move it away to annotate the video from scratch"
+    except (FileNotFoundError, ValueError) as error:
         raise _damaged(str(path), error, hint) from None
 
 
@@ -467,10 +456,8 @@ def _check_values(state: VideoState) -> None:
 
 def _complete_lines(path: Path) -> list[str]:
     """Return the lines of a file without a last one that was cut off."""
-    try:
-        lines = path.read_text("utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise _damaged(str(path), error, "make the file readable") from None
+    text = read_text(path, hint="make the file readable", max_bytes=MAX_DATA_BYTES, strict=False)
+    lines = text.split("\n")
     if lines.pop():
         logger.warning("{}: line {} is cut off and ignored", path, len(lines) + 1)
     return lines

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 from loguru import logger
@@ -28,10 +28,38 @@ from sam2kit.data.writers import merge_coco
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.readers import MAX_JSON_BYTES, check_types, damage_is, read_json
 from sam2kit.utils.text import visible_text
 
 RECORD, MASKS_JSON, VIDEOS = "track.json", "masks.json", "videos"
 PROVENANCE = {"mask": "painted", "box": "box", "point": "click"}
+TRACK_AGAIN = "track the video again, with --overwrite"
+MAX_TRACKED_BYTES = 4 * MAX_JSON_BYTES  # 100,000 frames with 20 objects have about 600 MB
+
+
+class _Prompted(TypedDict):
+    object_id: int | str
+    frame_index: int
+    kind: Literal["mask", "box", "point"]
+
+
+class _Record(TypedDict):
+    """What is read of ``track.json``; earlier versions wrote some of it."""
+
+    video: str
+    name: NotRequired[str]
+    video_name: NotRequired[str]
+    finished: NotRequired[bool]
+    checkpoint: NotRequired[str]
+    digest: NotRequired[str]
+    prompted: NotRequired[list[_Prompted]]
+
+
+class _Masks(TypedDict):
+    """What is read of ``masks.json``."""
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
 
 
 @dataclass
@@ -106,8 +134,8 @@ class TrackRecord:
             made = PROVENANCE[entry["kind"]]
             prompts.setdefault(entry["frame_index"], {})[entry["object_id"]] = made
         first = min(prompts, default=0)
-        try:
-            content = json.loads(path.read_bytes())
+        content = _read_masks(path)
+        with damage_is(DataError, path, TRACK_AGAIN):
             rows: dict[int, list[dict[str, Any]]] = {}
             for row in content["annotations"]:
                 rows.setdefault(row["image_id"], []).append(row)
@@ -121,10 +149,6 @@ class TrackRecord:
                 }
                 provenance = {o: prompts.get(t, {}).get(o, "propagated") for o in masks}
                 yield AcceptedFrame(t, masks, provenance, self.content.get("checkpoint"))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error!r})", hint="track the video again"
-            ) from None
 
 
 def find_video(source: VideoSource, name: str) -> tuple[VideoSource, int]:
@@ -164,17 +188,25 @@ def read_records(root: Path) -> list[TrackRecord]:
     for path in [root / RECORD, *sorted(root.glob(f"{VIDEOS}/*/{RECORD}"))]:
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_bytes())
-            record = TrackRecord(root, path.parent, dict(content))
-            record.content["video"] + record.name  # both are strings
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} is no record of sam2kit track ({error!r})",
-                hint="delete this file, or choose another folder",
-            ) from None
-        records.append(record)
+        hint = "delete this file, or choose another folder"
+        content = read_json(path, hint=hint, non_finite=True)
+        check_types(content, _Record, path, hint)
+        records.append(TrackRecord(root, path.parent, content))
     return records
+
+
+def _read_masks(path: Path) -> dict[str, Any]:
+    """Read ``masks.json``.
+
+    Raises:
+        DataError: it is missing, damaged or too large.
+    """
+    try:
+        content = read_json(path, hint=TRACK_AGAIN, max_bytes=MAX_TRACKED_BYTES, non_finite=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", hint=TRACK_AGAIN) from None
+    check_types(content, _Masks, path, TRACK_AGAIN)
+    return cast("dict[str, Any]", content)
 
 
 def write_combined(root: Path) -> None:
@@ -188,12 +220,7 @@ def write_combined(root: Path) -> None:
         if not path.is_file():
             logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
             continue
-        try:
+        with damage_is(DataError, path, TRACK_AGAIN):
             # The file in the folder itself may have been combined before.
-            parts.append(merge_coco([(json.loads(path.read_bytes()), record.name)]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error!r})",
-                hint="track the video again, with --overwrite",
-            ) from None
+            parts.append(merge_coco([(_read_masks(path), record.name)]))
     write_text(root / MASKS_JSON, json.dumps(merge_coco((part, None) for part in parts)))

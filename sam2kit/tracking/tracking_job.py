@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -22,7 +21,7 @@ from sam2kit.data.label_writers import LabelRecorder
 from sam2kit.data.result_forms import result_form, write_in_form
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
-from sam2kit.models.checkpoints import find_checkpoint, load_model, source_config
+from sam2kit.models.checkpoints import open_checkpoint
 from sam2kit.prompts.io import video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.inputs import (
@@ -41,10 +40,10 @@ from sam2kit.tracking.results import (
     write_combined,
 )
 from sam2kit.tracking.video_tracker import FrameTracks, VideoTracker
-from sam2kit.utils import locks
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name, open_run_dir
 from sam2kit.utils.progress import log_progress
 from sam2kit.utils.text import plural, visible_text
@@ -128,16 +127,16 @@ def track_videos(
         CheckpointError: the checkpoint cannot be used.
         KeyboardInterrupt: tracking was interrupted; all files are complete.
     """
-    path = find_checkpoint(checkpoint, key="--model-checkpoint")
+    opened = open_checkpoint(checkpoint, key="--model-checkpoint")
+    config = opened.config
     # Stacks and volumes become frames as they did in training.
-    inputs = open_inputs(videos, source_config(path)[0].dataset)
+    inputs = open_inputs(videos, config.dataset)
     if isinstance(prompts, (str, Path)):
         documents = prompts_from_file(prompts, inputs)
         prompts_name = str(prompts)
     else:
         documents = {video.name: prompts_from_flags(prompts, video) for video in inputs}
         prompts_name = "the command line"
-    config, model = load_model(path)
     image_size = config.dataset.image_size
     # All prompts are read before the first video is tracked.
     jobs = []
@@ -149,9 +148,10 @@ def track_videos(
             size = video.read_frame(0).shape[:2]
             loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size, size)
             jobs.append(_Job(video, prompts_name, document, key, *loaded))
-    checkpoint_state = _file_state(path)
+    checkpoint_state, model = _file_state(opened.path), opened.load()
+    del opened  # a second copy of the weights
     folder = open_run_dir(output_dir, "outputs")
-    with _locked(folder):
+    with locked(folder, LOCK_FILE, ConfigError, key="--output-dir"):
         records = _find_records(folder, jobs)
         inputs_digests = [
             digest(job.entries, _file_state(job.video.path), checkpoint_state, asdict(options))
@@ -193,24 +193,6 @@ class _Job:
         entries = [e for e in self.document["prompts"] if e.get("video") == self.key]
         sizes = {k: v for k, v in self.document.items() if k.startswith("image_size")}
         return [sizes, *({k: v for k, v in e.items() if k != "video"} for e in entries)]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock a result folder to this process."""
-    try:
-        lock = locks.acquire(folder / LOCK_FILE)
-    except locks.LockedError as error:
-        raise ConfigError(
-            f"{folder} is in use by process {error.pid} on {error.host}",
-            key="--output-dir",
-            value=str(folder),
-            hint="wait for that process or end it, or choose another directory",
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _file_state(path: Path) -> list[Any]:

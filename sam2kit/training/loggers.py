@@ -18,7 +18,7 @@ from loguru import logger
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import atomic_write
-from sam2kit.utils.text import label_text
+from sam2kit.utils.metrics_table import read_rows
 
 
 def make_logger_class(config: Config) -> Callable[..., Any]:
@@ -150,7 +150,7 @@ class RunMetrics(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            rows = _read_rows(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
+            rows = read_rows(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
             rows = [row for row in rows if float(row["step"]) < self.steps]
             self._experiment = _MetricsWriter(self.log_dir, rows)
         return self._experiment
@@ -173,7 +173,7 @@ class _MetricsWriter(ExperimentWriter):
         """Delete nothing, unlike Lightning: a run that is killed now would lose its history."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self._write(_read_rows(Path(self.metrics_file_path)))
+        self._write(read_rows(Path(self.metrics_file_path)))
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         if not rows:
@@ -186,27 +186,6 @@ class _MetricsWriter(ExperimentWriter):
                 writer.writerows(rows)
 
 
-def _read_rows(file: Path) -> list[dict[str, str]]:
-    """Read the complete rows of ``metrics.csv``; a killed process may leave the last one cut."""
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8", errors="replace") as opened:
-        table = list(csv.reader(line.replace("\0", "") for line in opened))
-    header, lines = (table[0], table[1:]) if table else ([], [])
-    rows = []
-    for cells in lines:
-        row = dict(zip(header, cells, strict=False))
-        try:
-            numbers = {k: float(v) for k, v in row.items() if v}
-            if len(cells) != len(header) or not float(numbers["step"]).is_integer():
-                raise ValueError("cut row")
-        except (ValueError, KeyError):
-            logger.warning("{}: ignoring an incomplete row: {}", file, label_text(",".join(cells)))
-        else:
-            rows.append(row)
-    return rows
-
-
 def last_values(run_dir: Path) -> dict[str, float]:
     """Return the last value of each metric in a run's ``metrics.csv``.
 
@@ -214,6 +193,6 @@ def last_values(run_dir: Path) -> dict[str, float]:
         value by name; empty if the file is missing.
     """
     values: dict[str, float] = {}
-    for row in _read_rows(run_dir / "metrics.csv"):
+    for row in read_rows(run_dir / "metrics.csv"):
         values |= {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
     return values

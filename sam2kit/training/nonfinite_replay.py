@@ -16,6 +16,7 @@ from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store, load_run
 from sam2kit.models.sam2 import module_path
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.utils.errors import CheckpointError, TrainingError
+from sam2kit.utils.readers import on_one_line
 from sam2kit.viz.tables import Table
 
 STEP_KEY = "step_to_replay"
@@ -152,9 +153,15 @@ def replay(path: str | Path) -> Replay:
     sources: list[str] = []
     for name, part in model.named_modules():
         part.register_forward_hook(_watch(name, sources))
-    _, terms = module.track_and_score(batch, index, rank)
-    if terms["loss"].requires_grad:
-        terms["loss"].backward()
+    try:
+        _, terms = module.track_and_score(batch, index, rank)
+        if terms["loss"].requires_grad:
+            terms["loss"].backward()
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the step in {path} cannot be computed ({on_one_line(error)})",
+            hint="name the replay.pt of a run of this version of sam2kit; it may be damaged",
+        ) from error
     return Replay(
         fault,
         batch.names,

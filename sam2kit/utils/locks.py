@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from loguru import logger
 
-from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.errors import PipelineError, SAM2KitError
 
 LOCK_FILE = "run.lock"  # of a directory
 HOLDER = "SAM2KIT_LOCK_HOLDER"
@@ -66,40 +66,71 @@ def acquire(path: Path) -> int:
     return file
 
 
+def take(
+    folder: Path,
+    name: str = LOCK_FILE,
+    error: type[SAM2KitError] = PipelineError,
+    key: str | None = None,
+) -> int:
+    """Lock a directory until the returned file is closed; see :func:`locked`.
+
+    Returns:
+        The file descriptor of the lock, or -1 if the process in :data:`HOLDER` has the lock, or
+        there are no locks.
+    """
+    about = {"key": key, "value": str(folder)} if key else {}
+    try:
+        return acquire(folder / name)
+    except LockedError as fault:
+        if os.environ.get(HOLDER) != f"{fault.pid} {fault.host}":
+            raise error(
+                f"{folder} is in use by process {fault.pid} on {fault.host}",
+                hint="wait for that process or end it (of a notebook, shut down its kernel), or "
+                "choose another directory",
+                **about,
+            ) from None
+    except OSError as fault:
+        if fault.errno not in _UNSUPPORTED:
+            raise error(
+                f"{folder} cannot be locked ({fault.strerror})",
+                hint="choose another directory, or check permissions and free disk space",
+                **about,
+            ) from fault
+        logger.warning(
+            "{} cannot be locked ({}): do not use it in two processes at the same time",
+            *(folder, fault.strerror),
+        )
+    return -1
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
+def locked(
+    folder: Path,
+    name: str = LOCK_FILE,
+    error: type[SAM2KitError] = PipelineError,
+    key: str | None = None,
+) -> Iterator[int]:
     """Lock a directory for this process, and for those that inherit the file descriptor.
 
     A process may lock a directory that is locked by the process in :data:`HOLDER` of its
     environment, such as a training that a pipeline started. On a file system without locks a
-    warning is logged. The file ``run.lock`` remains; without a holder it is no lock.
+    warning is logged. The lock file remains; without a holder it is no lock.
 
     Args:
         folder: an existing directory.
+        name: name of the lock file in it.
+        error: class of the errors.
+        key: flag or argument that names the directory, for errors. None (default): none.
 
     Yields:
         The file descriptor of the lock, or -1 if the process in :data:`HOLDER` has the lock, or
         there are no locks.
 
     Raises:
-        PipelineError: another process holds the lock, which the message names, or the directory is
-            not writable.
+        SAM2KitError: of class ``error``: another process holds the lock, which the message names,
+            or the directory is not writable.
     """
-    file = -1
-    try:
-        file = acquire(folder / LOCK_FILE)
-    except LockedError as error:
-        if os.environ.get(HOLDER) != f"{error.pid} {error.host}":
-            raise PipelineError(
-                f"{folder} is in use by process {error.pid} on {error.host}",
-                hint="wait for that process or end it, or choose another directory",
-            ) from None
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise PipelineError(
-                f"{folder} cannot be locked ({error.strerror})", hint="choose another directory"
-            ) from error
-        logger.warning("{} cannot be locked ({})", folder, error.strerror)
+    file = take(folder, name, error, key)
     try:
         yield file
     finally:

@@ -268,15 +268,21 @@ def read_text(
     hint: str = "give a UTF-8 text file",
     error: type[SAM2KitError] = DataError,
     max_bytes: int = MAX_JSON_BYTES,
+    strict: bool = True,
 ) -> str:
     """Read a UTF-8 text file, with or without a byte order mark.
+
+    Args:
+        path, hint, error, max_bytes: as for :func:`read_json`.
+        strict: False: characters that are not UTF-8 become U+FFFD.
 
     Raises:
         FileNotFoundError: there is no such file.
         SAM2KitError: of class ``error``: the file is unreadable, too large, or not UTF-8.
     """
+    data = _read_bytes(path, error, hint, max_bytes)
     try:
-        return _read_bytes(path, error, hint, max_bytes).decode("utf-8-sig")
+        return data.decode("utf-8-sig", "strict" if strict else "replace")
     except UnicodeDecodeError as fault:
         raise error(f"{path} is not a UTF-8 text file: {fault}", hint=hint) from fault
 

@@ -10,15 +10,18 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from loguru import logger
 
-from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.locks import LOCK_FILE, locked
+from sam2kit.utils.locks import LOCK_FILE, is_locked, locked
+from sam2kit.utils.readers import check_types, read_json
 
 _JOURNAL = "published.json"
 
@@ -31,16 +34,39 @@ def unfinished(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: the folder cannot be created.
+        PipelineError: another process is writing the target.
     """
     remove_leftovers(target)
     folder = target.with_name(f"{target.name}.unfinished-{os.getpid()}")
     folder.mkdir(parents=True)
     try:
         with locked(folder):
+            # Of two that start at the same moment, the one that was locked first continues.
+            for other in remove_leftovers(target):
+                if other != folder and _age(other) < _age(folder):
+                    with locked(other):  # raises an error that names its process
+                        pass
             (folder / "files").mkdir()
             yield folder / "files"
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove(folder)
+
+
+def _age(folder: Path) -> tuple[int, str]:
+    """Return a value that is smaller for a folder that was locked earlier."""
+    try:
+        return (folder / LOCK_FILE).stat().st_mtime_ns, folder.name
+    except FileNotFoundError:  # its process has finished
+        return sys.maxsize, folder.name
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of :func:`unfinished`, and its lock file last, by which it is recognized."""
+    for path in folder.iterdir():
+        if path.name != LOCK_FILE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder)
 
 
 def publish(targets: Mapping[Path, Path]) -> None:
@@ -59,34 +85,46 @@ def publish(targets: Mapping[Path, Path]) -> None:
     (folder / _JOURNAL).unlink()
 
 
-def remove_leftovers(target: Path) -> None:
+def remove_leftovers(target: Path) -> list[Path]:
     """Remove the folders that killed processes left for a target, and what they published.
 
-    Only folders that have the name and the lock file of :func:`unfinished` are removed, and only
-    published files that have not been changed since.
+    Only folders that have the name of :func:`unfinished` are removed, which must have its lock file
+    or be empty, and only published files that have not been changed since.
+
+    Returns:
+        The folders whose processes are still running.
     """
+    in_use = []
     pattern = rf"{re.escape(target.name)}\.unfinished-\d+"
     siblings = target.parent.iterdir() if target.parent.is_dir() else ()
     for folder in sorted(path for path in siblings if re.fullmatch(pattern, path.name)):
-        if folder.is_symlink() or not (folder / LOCK_FILE).is_file():
+        if folder.is_symlink() or not folder.is_dir():
             continue
-        try:
-            with locked(folder):
+        if not (folder / LOCK_FILE).is_file():
+            # Its process was killed before it locked the folder, or when it had emptied it.
+            if not psutil.pid_exists(int(folder.name.rpartition("-")[2])):
+                with suppress(OSError):  # it has other content
+                    folder.rmdir()
+        elif is_locked(folder):
+            in_use.append(folder)
+        else:
+            with locked(folder) as lock:
+                if lock < 0:  # without locks, its process may be running
+                    continue
                 _take_back(folder)
-                shutil.rmtree(folder)
-        except PipelineError:
-            continue  # its process is still running
-        logger.info("Removed {}, which an interrupted process had left", folder)
+                _remove(folder)
+            logger.info("Removed {}, which an interrupted process had left", folder)
+    return in_use
 
 
 def _take_back(folder: Path) -> None:
     """Remove the files that the process of a folder had published before it was killed."""
     try:
-        journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
-        identities = {str(name): identity for name, identity in journal.items()}
-    except (OSError, ValueError, AttributeError):
-        return
-    for name, identity in identities.items():
+        journal = read_json(folder / _JOURNAL)
+        check_types(journal, dict[str, list[int]], folder / _JOURNAL, "")
+    except (FileNotFoundError, DataError):
+        return  # killed before, or while, it was written: nothing was published
+    for name, identity in journal.items():
         path = folder.parent / Path(name).name
         if path.is_file() and _identity(path) == identity:
             path.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.metrics_table import read_rows
 from sam2kit.utils.text import figure_text
 from sam2kit.viz.overlays import PALETTE
 
@@ -92,18 +92,14 @@ def training_curves(file: str | Path) -> Figure | None:
     Returns:
         The figure, or None if there is nothing to plot yet.
     """
-    if not Path(file).exists():
-        return None
     panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {
         title: {} for title in ("training loss", "validation loss", "validation IoU")
     }
-    # Training may be writing the last line at this moment, so drop what follows the last newline.
-    complete_lines = Path(file).read_text().rpartition("\n")[0]
-    for row in csv.DictReader(complete_lines.splitlines()):
+    for row in read_rows(file, live=True):
         for key in [k for k in row if row[k] and k not in ("epoch", "step", "learning_rate")]:
             title = list(panels)[key.startswith("val_") + (key == "val_iou")]
             x, y = panels[title].setdefault(key, ([], []))
-            x.append(int(row["step"]))
+            x.append(int(float(row["step"])))
             y.append(float(row[key]))
     non_empty = {title: dict(sorted(lines.items())) for title, lines in panels.items() if lines}
     return curves(non_empty) if non_empty else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import tempfile
 import threading
@@ -17,11 +16,11 @@ import cv2
 import numpy as np
 import traitlets
 from loguru import logger
-from PIL import Image
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import PROMPT_TYPES, RANDOM, Config, DatasetConfig
 from sam2kit.data.build import open_source
+from sam2kit.data.pictures import opened
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
 from sam2kit.data.training_set import add_to_training_set
@@ -320,18 +319,11 @@ class Annotator(ImageWidget):
         Raises:
             DataError: the image cannot be read, is empty or has another size.
         """
-        try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                # convert() would replace the values of a palette image by the luminance of their
-                # colours, which can be 0.
-                flat = image if image.mode in ("P", "L", "1") else image.convert("L")
-                mask = np.array(flat) > 0
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"the mask cannot be read as an image: {error}",
-                key="file",
-                hint="choose a PNG of the frame's size",
-            ) from error
+        with opened(file, where="the mask" if isinstance(file, bytes) else file) as image:
+            # convert() would replace the values of a palette image by the luminance of their
+            # colours, which can be 0.
+            flat = image if image.mode in ("P", "L", "1") else image.convert("L")
+            mask = np.array(flat) > 0
         self.session.paint(self._selected_object(), self.frame, mask, "imported")
         self._show()
 

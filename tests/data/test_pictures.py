@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from data_helpers import SIZE, make_coco, make_davis, save_json, save_palette, square
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from sam2kit.data import COCODataset, VideoDataset, open_source
 from sam2kit.data import pictures as pictures_module
@@ -155,3 +155,20 @@ def test_the_size_of_a_replaced_file_is_read_again(tmp_path):
     path.unlink()
     with pytest.raises(DataError):
         image_size(path)
+
+
+def test_only_the_decoders_of_pictures_are_used(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for a PostScript file, whatever its name."""
+    file, picture = tmp_path / "a.png", Image.new("RGB", (64, 48))
+    picture.save(file, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: picture.im)
+    for read in (read_image, read_labels, image_size):
+        with pytest.raises(DataError):
+            read(file)
+
+
+def test_huge_files_are_not_read(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    os.truncate(tmp_path / "a.jpg", 2**35)
+    with pytest.raises(DataError):
+        read_image(tmp_path / "a.jpg")

@@ -64,7 +64,7 @@ from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.data.sources.mixture import MixtureDataset, shares
-from sam2kit.data.sources.video_decoder import VideoFile
+from sam2kit.data.sources.video_decoder import VideoFile, open_video
 from sam2kit.data.training_set import AcceptedFrame, add_to_training_set
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.utils.errors import ConfigError, DataError
@@ -626,6 +626,26 @@ def test_recordings_that_begin_between_key_frames(tmp_path):
     assert [round(file.read_frame(0, t).mean() / 10) for t in (5, 0)] == [values[5], values[0]]
 
 
+@pytest.mark.parametrize("kind", ["hls", "concat"])
+def test_playlists_cannot_open_other_files(tmp_path, kind):
+    """FFmpeg knows a file by its content, and a playlist names other files or addresses."""
+    secret = save_video(tmp_path / "private" / "secret.ts", [10, 20], "mpeg2video")
+    playlist = {
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
+        "concat": "ffconcat version 1.0\nfile 'private/secret.ts'\n",
+    }[kind]
+    (tmp_path / "a.mp4").write_text(playlist)
+    with pytest.raises(DataError) as error:
+        open_video(tmp_path / "a.mp4")
+    assert error.value.hint
+
+
+def test_a_file_whose_name_looks_like_an_address(tmp_path, monkeypatch):
+    save_video(tmp_path / "a.mp4", [10, 20]).rename(tmp_path / "concat:a|b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert open_video(Path("concat:a|b.mp4")).num_frames(0) == 2
+
+
 def test_metadata_that_are_not_utf8(tmp_path):
     import av
 
@@ -771,6 +791,7 @@ def test_annotations_beside_videos_are_not_logged(tmp_path, messages):
         ({"masklet": [[], [], []], "masklet_id": []}, "masklets for 3 frames, .* of the 6 frames"),
         ({"masklet": [[compressed(np.ones((4, 4), bool))]], "masklet_id": [5]}, "masklet 5 on fra"),
         ({"video_frame_count": "many"}, "'video_frame_count' cannot be read"),
+        ({"video_frame_count": 6e12}, "video_frame_count=6000000000000 must be"),
     ],
 )
 def test_invalid_masklets(tmp_path, change, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -223,6 +224,15 @@ def test_invalid_frames_and_folders_are_rejected(tmp_path, video):
     with pytest.raises(ConfigError, match="process"):
         add_to_training_set(folder, source, 0, frames(0))
     os.close(lock)
+
+
+def test_a_file_system_without_locks(tmp_path, video, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    summary = add_to_training_set(tmp_path / "set", open_source(video), 0, frames(0))
+    assert summary.written == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 10000, '{"version": 9}', '{"videos": {}}'])

@@ -1,7 +1,8 @@
-"""Imports respect the layers, importing sam2kit is cheap, and no export hides a module."""
+"""Imports respect the layers and are cheap, no export hides a module, and all files have limits."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import pkgutil
@@ -59,3 +60,50 @@ def test_no_exported_name_hides_a_submodule(package):
     module = importlib.import_module(package)
     submodules = {info.name for info in pkgutil.iter_modules(module.__path__)}
     assert not submodules & set(getattr(module, "__all__", ()))
+
+
+# Functions that read a file or a text without limits of size, nesting and pixels.
+UNLIMITED = {
+    "json": {"load", "loads"},
+    "msgspec.json": {"decode"},
+    "yaml": {"load", "safe_load"},
+    "Image": {"open"},
+    "cv2": {"imread"},
+    "np": {"load", "fromfile"},
+    "torch": {"load"},
+    "ElementTree": {"parse", "fromstring"},
+}
+# Modules that define the limits, and calls on what the package itself has just written.
+LIMITED = {
+    "utils/readers.py",
+    "data/pictures.py",
+    "models/checkpoint_io.py",
+    "data/sources/coco_index.py",  # a COCO JSON of any size, memory-mapped
+    "data/sources/tiff.py",  # a page whose size was checked
+    "data/synthetic/textures.py",  # a photo whose size was checked
+    "training/resume.py",  # memory-mapped
+    "models/exporter.py",
+    "models/plain_sam2.py",
+    "models/plain_transformers.py",
+    "evaluation/tracker_runs.py",  # a round trip through JSON
+    "cli/arguments.py",  # a value of the command line
+}
+
+
+def unlimited_calls(path: Path) -> list[int]:
+    """Return the lines on which a module calls one of UNLIMITED."""
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return [
+        call.lineno
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in UNLIMITED.get(ast.unparse(call.func.value), ())
+    ]
+
+
+def test_files_are_read_within_limits():
+    package = ROOT / "sam2kit"
+    modules = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
+    lines = {name: calls for name, path in modules.items() if (calls := unlimited_calls(path))}
+    assert {name: calls for name, calls in lines.items() if name not in LIMITED} == {}
+    assert LIMITED - lines.keys() == set()  # the list is not outdated

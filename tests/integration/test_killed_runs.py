@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -77,8 +78,12 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def notebooks(tmp_path):
-    """Minimal notebooks for training and evaluation."""
-    (tmp_path / "notebooks").mkdir()
+    return write_notebooks(tmp_path)
+
+
+def write_notebooks(folder):
+    """Write minimal notebooks for training and evaluation."""
+    (folder / "notebooks").mkdir()
     for name, parameters, cell in (
         ("03_train", "config_file = ''\nresume = False", TRAIN),
         ("04_evaluate", "checkpoint = 'best.ckpt'", EVALUATE),
@@ -88,8 +93,8 @@ def notebooks(tmp_path):
         notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
         notebook.metadata.kernelspec["display_name"] = "x"
         notebook.cells[0].metadata["tags"] = ["parameters"]
-        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    return tmp_path / "notebooks"
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    return folder / "notebooks"
 
 
 def start(config_file, run, notebooks, stages):
@@ -114,18 +119,23 @@ def gone(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def kill_all(driver, number):
+    """Send a signal to a run, and return its children, which end with it."""
+    children = descendants(driver)
+    os.kill(driver.pid, number)
+    assert driver.wait(60) != 0
+    # The kernel and the loaders of a killed driver must end, too, or the run stays locked.
+    wait_for(lambda: all(gone(process) for process in children), 15)
+    return children
+
+
 def kill_in_stage_3(driver, run, number):
     """Kill a run once its training has written a checkpoint; return that checkpoint's step."""
     wait_for(lambda: (run / "last.ckpt").exists())
     status = read_status(run)
     assert status["state"] == status["stages"]["03_train"]["state"] == "running"
     assert status["pid"] == driver.pid
-    children = descendants(driver)
-    assert children
-    os.kill(driver.pid, number)
-    assert driver.wait(60) != 0
-    # The kernel and the loaders of a killed driver must end, too, or the run stays locked.
-    wait_for(lambda: all(gone(process) for process in children), 15)
+    assert kill_all(driver, number)
     wait_for(lambda: not is_locked(run), 15)
     status = read_status(run)
     assert status["state"] == status["stages"]["03_train"]["state"] == "interrupted"
@@ -150,10 +160,14 @@ def test_run_killed_in_stage_3_resumes_to_the_same_metrics(
     driver = start(config_file, killed, notebooks, "3,4")
     steps = kill_in_stage_3(driver, killed, number)
     assert 0 < steps < 12
+    driver = start(config_file, killed, notebooks, "3,4")
+    wait_for(lambda: read_status(killed)["stages"]["04_evaluate"]["state"] == "running")
+    kill_all(driver, number)
     monkeypatch.setattr(pipeline, "notebooks_dir", lambda: notebooks)
     result = pipeline.run_stages(config_file, {}, [3, 4], killed)
     assert read_status(killed)["state"] == "done"
     assert (killed / "03_train.interrupted-1.ipynb").exists()
+    assert (killed / "04_evaluate.interrupted-1.ipynb").exists()
     fit(load_config(config_file), whole)
     evaluate_checkpoint(whole / "best.ckpt", (), whole)
     assert scores(killed) == scores(whole)
@@ -177,3 +191,37 @@ def test_run_of_the_real_notebooks_resumes(tmp_path):
     for run in (killed, whole):
         assert start(config_file, run, None, "1,2,3,4").wait(600) == 0
     assert scores(killed) == scores(whole)
+
+
+def files(run):
+    names = {str(path.relative_to(run)) for path in run.rglob("*")}
+    return {name for name in names if ".interrupted-" not in name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", range(25))
+def test_run_killed_at_any_moment_finishes_as_undisturbed(undisturbed, tmp_path, n):
+    config_file, notebooks, whole, seconds = undisturbed
+    run = tmp_path / "run"
+    driver = start(config_file, run, notebooks, "3,4")
+    # Starting takes most of the first second.
+    time.sleep(random.Random(n).uniform(1, seconds))
+    if driver.poll() is None:
+        kill_all(driver, signal.SIGKILL)
+    assert start(config_file, run, notebooks, "3,4").wait(240) == 0
+    assert scores(run) == scores(whole) and files(run) == files(whole)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """An undisturbed run: its inputs, its directory and its duration in seconds."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    config_file = root / "config.yaml"
+    config_file.write_text(CONFIG)
+    notebooks, whole = write_notebooks(root), root / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
+        begin = time.monotonic()
+        assert start(config_file, whole, notebooks, "3,4").wait(240) == 0
+    return config_file, notebooks, whole, time.monotonic() - begin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from kill_helpers import Server
 
 from sam2kit.data.parallel import load_items
 
@@ -31,16 +33,7 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        signal.SIGHUP,
-        *[pytest.param(signal.SIGINT, marks=pytest.mark.slow, id=f"INT-{n}") for n in range(20)],
-        *[pytest.param(signal.SIGTERM, marks=pytest.mark.slow, id=f"TERM-{n}") for n in range(20)],
-        *[pytest.param(signal.SIGHUP, marks=pytest.mark.slow, id=f"HUP-{n}") for n in range(20)],
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_to_the_process_group_leaves_a_checkpoint(tmp_path, number):
     run, log = tmp_path / "run", tmp_path / "log"
     command = [sys.executable, "-m", "sam2kit", "train", "--run-dir", str(run), *OVERRIDES]
@@ -62,12 +55,38 @@ def test_signal_to_the_process_group_leaves_a_checkpoint(tmp_path, number):
         assert process.wait(60) == 130, log.read_text()
     finally:
         process.kill()
-    text = log.read_text()
     assert children and not any(child.is_running() for child in children)
-    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] >= 3
+    check_interrupted(run, log.read_text(), number)
+
+
+def check_interrupted(run: Path, text: str, number: signal.Signals) -> None:
+    """Check the checkpoint and the output of a training that a signal has ended."""
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] >= 1
     assert "loader process" not in text and "deadlock" not in text and "Traceback" not in text
     name = "Ctrl-C" if number == signal.SIGINT else number.name
     assert text.count(f"Received {name}") == 1
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", range(20))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_at_any_moment_leave_a_checkpoint(server, tmp_path, number, n):
+    run = tmp_path / "run"
+    pid = server.start(["train", "--run-dir", str(run), *OVERRIDES], run)
+    wait_for(lambda: server.log.exists() and "step 1/" in server.log.read_text(), 300)
+    time.sleep(random.Random(f"{number} {n}").uniform(0, 1))
+    os.killpg(pid, number)
+    code, _, text = server.wait()
+    assert code == 130, text
+    check_interrupted(run, text, number)
+    assert server.wait_for_the_end() == []
 
 
 def wait_for(condition, seconds):

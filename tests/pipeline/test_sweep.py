@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -206,32 +207,57 @@ def test_stopped_sweep_is_resumed(config_file, tmp_path, stand_in, number):
         trials = sweep.plan_trials(sys.argv[2], ["seed=1,15", "loss.dice=1,2"])
         sweep.run_sweep(Path(sys.argv[1]), trials)
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), str(folder), str(config_file)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     third = folder / "trials" / "003_seed-15_dice-1"
-    for _ in range(600):
-        if (third / "status.json").exists():
-            break
-        time.sleep(0.1)
-    rows = {row["trial"][:3]: row["state"] for row in leaderboard_rows([tmp_path])}
-    assert rows == {"001": "done", "002": "done", "003": "running", "004": "waiting"}
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert ("--sweep-dir" in errors) == (number == signal.SIGTERM)
-    for _ in range(100):
-        if not is_locked(third):
-            break
-        time.sleep(0.1)
-    assert read_status(third)["state"] == "interrupted"
+    for _ in range(2):
+        (third / "status.json").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), str(folder), str(config_file)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(600):
+            if (third / "status.json").exists():
+                break
+            time.sleep(0.1)
+        rows = {row["trial"][:3]: row["state"] for row in leaderboard_rows([tmp_path])}
+        assert rows == {"001": "done", "002": "done", "003": "running", "004": "waiting"}
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert ("--sweep-dir" in errors) == (number == signal.SIGTERM)
+        for _ in range(100):
+            if not is_locked(third):
+                break
+            time.sleep(0.1)
+        assert read_status(third)["state"] == "interrupted"
     for name in ("003_seed-15_dice-1", "004_seed-15_dice-2"):
         (folder / "trials" / name / "go").touch()
     before = (folder / "trials" / "001_seed-1_dice-1" / "output.log").read_text()
     assert {row["state"] for row in run_sweep(folder)} == {"done"}
     assert (folder / "trials" / "001_seed-1_dice-1" / "output.log").read_text() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", range(25))
+def test_sweep_killed_at_any_moment_is_finished(config_file, tmp_path, stand_in, n):
+    folder = tmp_path / "sweep"
+    code = """
+        import sys
+        from pathlib import Path
+        from sam2kit.pipeline import sweep
+        start = sweep.start
+        sweep.start = lambda module, *arguments, **options: start("standin", *arguments, **options)
+        sweep.run_sweep(Path(sys.argv[1]), sweep.plan_trials(sys.argv[2], ["seed=1,2,3"]))
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(code), str(folder), str(config_file)]
+    process = subprocess.Popen(arguments)
+    time.sleep(random.Random(n).uniform(0.5, 6))
+    process.kill()
+    process.wait()
+    assert subprocess.run(arguments).returncode == 0
+    rows = leaderboard_rows([folder])
+    assert [row["state"] for row in rows] == ["done"] * 3
+    assert not list(folder.rglob("*.part"))
 
 
 def test_one_trial_per_gpu(config_file, tmp_path, stand_in, monkeypatch):
@@ -289,3 +315,15 @@ def test_four_trials_of_the_pipeline_itself(tmp_path, monkeypatch):
     again = run_sweep(tmp_path / "sweep", retry_failed=True)
     assert [row["name"] for row in again] == [row["name"] for row in rows]
     assert list((tmp_path / "sweep").glob("trials/*/03_train.failed-1.ipynb"))
+
+
+@pytest.mark.parametrize("names", [[], ["../../outside"], ["/tmp/x"], ["001_a", "001_a"], [""]])
+def test_a_definition_of_others_starts_nothing_elsewhere(config_file, tmp_path, names, monkeypatch):
+    trials = [{"name": name, "overrides": []} for name in names]
+    content = {"schema_version": 1, "parameters": {}, "stages": [3], "trials": trials}
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sweep, "start", None)
+    with pytest.raises(PipelineError) as error:
+        run_sweep(tmp_path / "sweep")
+    assert error.value.key == "trials" and error.value.hint

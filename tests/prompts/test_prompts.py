@@ -454,6 +454,7 @@ def test_batch_with_the_same_object_twice_cannot_be_saved(tmp_path):
     [
         (lambda d: d.update(version=0), "'version'"),
         (lambda d: d.update(image_size=[64, 64]), "'image_size'.*dataset.image_size"),
+        (lambda d: d.update(image_size=[60_000, 60_000]), "'image_size'.*pixels"),
         (lambda d: d.update(prompts={}), "'prompts'"),
         (lambda d: d["prompts"].append(3), r"prompts\[5\]"),
         (lambda d: d["prompts"][0].pop("video"), r"prompts\[0\].*'video'"),
@@ -472,6 +473,12 @@ def test_batch_with_the_same_object_twice_cannot_be_saved(tmp_path):
             "'mask' cannot.*its runs must",
         ),
         (lambda d: d["prompts"][0].update(kind="point", points="x", labels=[1]), "'points' cannot"),
+        (
+            lambda d: d["prompts"][0].update(
+                kind="point", points=[[1, 2]] * 200_000, labels=[1] * 200_000
+            ),
+            "'points' cannot.*the maximum is",
+        ),
         (
             lambda d: d["prompts"][0].update(kind="point", points=[[1, 2]], labels=[1, 1]),
             "'labels' cannot",

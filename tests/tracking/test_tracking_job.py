@@ -1,6 +1,7 @@
 """``sam2kit track``: the files it writes, several videos, interruptions, and rejected input."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ from sam2kit.data import VideoFileDataset
 from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.video_decoder import OneVideo, open_video
 from sam2kit.data.writers import davis_palette
+from sam2kit.models import checkpoints
+from sam2kit.models.checkpoint_io import read_checkpoint
 from sam2kit.prompts.io import load_video_prompts
 from sam2kit.tracking.inputs import VideoInput, open_inputs
 from sam2kit.tracking.results import mask_folder, read_records
@@ -372,6 +375,34 @@ def test_a_folder_in_use_is_named(tmp_path, capsys):
     assert track(video, "--box", "4,8,23,27", "--output-dir", out) == 2
     assert f"process {os.getpid()}" in capsys.readouterr().err
     os.close(lock)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (video,), out = films(tmp_path, "a.mp4"), tmp_path / "out"
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    assert track(video, "--box", "4,8,23,27", "--output-dir", out) == 0
+
+
+def test_the_checkpoint_is_read_once_and_before_the_folder_is_made(tmp_path, monkeypatch, capsys):
+    reads = []
+
+    def read(path):
+        reads.append(path)
+        return read_checkpoint(path)
+
+    monkeypatch.setattr(checkpoints, "read_checkpoint", read)
+    (video,), out = films(tmp_path, "a.mp4"), tmp_path / "out"
+    assert track(video, "--box", "4,8,23,27", "--output-dir", out) == 0
+    assert len(reads) == 1
+    state = read_checkpoint(reads[0])["model"]
+    state["maskmem_tpos_enc"][:] = float("nan")
+    torch.save({"model": state}, tmp_path / "nan.pt")
+    argv = ["track", str(video), "--box", "4,8,23,27", "--output-dir", str(tmp_path / "other")]
+    assert main([*argv, "--model-checkpoint", str(tmp_path / "nan.pt")]) == 2
+    assert "nan.pt" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_masks_of_others_are_not_replaced(tmp_path, capsys):

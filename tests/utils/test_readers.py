@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam2kit.config.loading import load_config
+from sam2kit.data.lineage import read_tracks
+from sam2kit.data.sources.listing import read_split
+from sam2kit.data.sources.mask_files import read_object_names
+from sam2kit.data.sources.mask_values import read_colours
+from sam2kit.data.sources.training_set import read_index
+from sam2kit.pipeline.status import read_metrics, read_status
+from sam2kit.prompts.annotations import AnnotationStore
+from sam2kit.prompts.io import load_video_prompts
+from sam2kit.tracking.results import read_records
 from sam2kit.utils import readers
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError, SAM2KitError
 from sam2kit.utils.readers import read_json, read_text, read_xml, read_yaml
@@ -193,3 +203,29 @@ def test_any_file_loads_or_raises_one_error(tmp_path, content, junk):
             except SAM2KitError as error:
                 assert error.hint or getattr(error, "problems", ())
                 assert len(str(error)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("track.json", read_records),
+        ("training_set.json", read_index),
+        ("status.json", read_status),
+        ("metrics.json", read_metrics),
+        ("colours.json", lambda folder: read_colours(str(folder / "colours.json"))),
+        ("labelmap.txt", lambda folder: read_colours(str(folder / "labelmap.txt"))),
+        ("a.txt", lambda folder: read_tracks(folder / "a.txt")),
+        ("split.txt", lambda folder: read_split(str(folder / "split.txt"), folder, ["a"])),
+        (f"a-{'0' * 16}.json", lambda folder: AnnotationStore(folder).videos()),
+        ("objects.json", lambda folder: read_object_names(folder / "objects.json")),
+        ("prompts.json", lambda folder: load_video_prompts(folder / "prompts.json", "a", 3, 32)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["huge", "nested"])
+def test_every_reader_limits_size_and_nesting(tmp_path, name, read, kind):
+    file = write(tmp_path, "[" * 100_000, name)
+    if kind == "huge":
+        os.truncate(file, 2**36)  # a file with a hole
+    with pytest.raises(SAM2KitError) as error:
+        read(tmp_path)
+    assert error.value.hint and len(str(error.value)) < 1000

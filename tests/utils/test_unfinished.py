@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 
 import pytest
 
+from sam2kit.utils import locks
+from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.unfinished import publish, remove_leftovers, unfinished
 
 KILLED = """
@@ -68,3 +71,41 @@ def test_folders_of_others_are_kept(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"out", "out.unfinished-1", "out.unfinished-2", "target"}
     assert (mine / "thesis.tex").exists() and os.path.exists(linked / "run.lock")
+
+
+def test_folders_of_processes_killed_between_two_steps(tmp_path):
+    out = tmp_path / "out"
+    # No process has this number: killed before it locked the folder, or when it had emptied it.
+    (tmp_path / "out.unfinished-99999999").mkdir()
+    with unfinished(out) as folder:
+        assert [path.name for path in tmp_path.iterdir()] == [folder.parent.name]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_process_is_rejected_and_the_first_is_named(tmp_path):
+    out = tmp_path / "out"
+    code = "import sys; from pathlib import Path; from sam2kit.utils.unfinished import unfinished\n"
+    code += "with unfinished(Path(sys.argv[1])): print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout.readline() == b"ready\n"
+        with pytest.raises(PipelineError, match=f"process {first.pid} ") as error:
+            with unfinished(out):
+                pass
+        assert error.value.hint and (tmp_path / f"out.unfinished-{first.pid}").is_dir()
+        first.kill()
+    with unfinished(out):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_no_folder_of_others_is_removed(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.pt"), "0"])
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    with unfinished(tmp_path / "a.pt"):
+        pass
+    assert len(list(tmp_path.glob("a.pt.unfinished-*"))) == 1

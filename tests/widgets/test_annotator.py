@@ -449,6 +449,15 @@ def test_errors_are_shown_in_the_widget(widget):
     assert widget.error == ""
 
 
+def test_pictures_that_are_too_large_are_errors_in_the_widget(widget, monkeypatch):
+    file = io.BytesIO()
+    Image.new("L", (400, 400)).save(file, format="PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind in ("import", "import_labels"):
+        message(widget, kind, buffers=[memoryview(file.getvalue())])
+        assert "pixels" in widget.error
+
+
 def test_import_mask(widget, tmp_path):
     mask = widget.session.truth(0)[1]
     file = io.BytesIO()

@@ -584,7 +584,7 @@ def _is_usable(raw: Raw) -> bool:
     """Return :func:`usable` for the text of a mask; damaged text is reported when it is read."""
     try:
         return usable(json.loads(bytes(raw)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
 
 

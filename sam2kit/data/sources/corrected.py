@@ -236,7 +236,7 @@ def _without_cut_line(text: str, path: Path) -> str:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except ValueError:
+        parse_json(text, "")
+    except DataError:
         return False
     return True

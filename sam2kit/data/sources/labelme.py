@@ -8,7 +8,6 @@ first pixel is at the first point).
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections import defaultdict
 from functools import partial
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from sam2kit.data.pictures import opened
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder, natural_key, sort_files, stem
 from sam2kit.data.sources.shapes import (
@@ -32,7 +31,7 @@ from sam2kit.data.sources.shapes import (
     note_box,
 )
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.readers import MAX_PIXELS, read_json
+from sam2kit.utils.readers import read_json
 
 
 class LabelMeDataset(ShapeDataset):
@@ -171,7 +170,8 @@ def _shape(
         raise ValueError("'points' must be a list of x, y")
     if kind == "mask":
         left, top = np.round(points[0]).astype(int).tolist()
-        return Patch(partial(_decode_png, str(row["mask"])), left, top, *about)
+        read = partial(_decode_png, str(row["mask"]), f"{where}: its mask")
+        return Patch(read, left, top, *about)
     if kind in ("polygon", "oriented_rectangle"):
         if len(points) < 3:
             raise ValueError("a polygon needs three points or more")
@@ -189,11 +189,9 @@ def _shape(
     return None
 
 
-def _decode_png(text: str) -> np.ndarray:
+def _decode_png(text: str, where: str) -> np.ndarray:
     """Decode a PNG in base64 to ``[h,w]`` bool."""
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"it has more than {MAX_PIXELS} pixels")
+    with opened(base64.b64decode(text, validate=True), "a PNG", where) as image:
         pixels = np.array(image.convert("L") if image.mode not in ("1", "L", "P") else image)
     return pixels.astype(bool)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from loguru import logger
 
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import read_text
 from sam2kit.utils.text import suggest
 
 JPEG_ENDINGS = (".jpg", ".jpeg")
@@ -241,13 +242,8 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
             hint="available lists: "
             + (", ".join(p.with_suffix("").as_posix() for p in lists) or "none"),
         )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read as a list of videos: {error}",
-            hint="give a UTF-8 text file with one video name per line",
-        ) from error
+    hint = "give a UTF-8 text file with one video name per line"
+    lines = read_text(path, hint=hint).splitlines()
     existing = {same_form(name): name for name in videos}
     names = dict.fromkeys(_video_of_line(line, existing) for line in lines if line.strip())
     if not names:

@@ -23,6 +23,7 @@ from sam2kit.data.pictures import Labels, read_labels
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import MASK_ENDINGS
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import MIB, read_json, read_text
 from sam2kit.utils.text import visible_text
 
 # The void label: in palette masks, and in grey masks that also have other ids (as in DAVIS).
@@ -427,15 +428,15 @@ def read_colours(table: str) -> dict[int, ObjectId | None]:
             parts = (entry.strip().rpartition(" ") for entry in _CITYSCAPES.split(";"))
             rows: Any = {name: [int(v) for v in rgb.split(",")] for name, _, rgb in parts}
         elif table.lower().endswith(".json"):
-            rows = msgspec.json.decode(Path(table).read_bytes())
+            rows = read_json(table)
         else:
-            lines = Path(table).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(table, max_bytes=MIB).splitlines()
             cells = [line.split(":") for line in lines if line.strip() and line[0] != "#"]
             rows = {cell[0]: [int(v) for v in cell[1].split(",")] for cell in cells}
         named = msgspec.convert(rows, dict[str, tuple[int, int, int]])
         if any(not 0 <= v <= 255 for rgb in named.values() for v in rgb):
             raise ValueError("a colour has three values from 0 to 255")
-    except (OSError, ValueError, IndexError, RecursionError) as error:
+    except (OSError, ValueError, IndexError, DataError) as error:
         raise DataError(
             f"the colour table cannot be read: {error}",
             key="dataset.mask_colours",

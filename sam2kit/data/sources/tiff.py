@@ -250,7 +250,7 @@ def _decode_page(path: Path, page: Any) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        with Image.open(path) as image:
+        with Image.open(path, formats=["TIFF"]) as image:
             image.seek(page.index)
             pixels = np.array(image)
         if pixels.shape != tuple(page.shape):

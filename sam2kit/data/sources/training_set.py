@@ -19,6 +19,7 @@ from sam2kit.data.sources.mask_files import MaskFiles, share_decision
 from sam2kit.data.sources.video_decoder import FrameFolder, OneVideo, VideoFile, open_video
 from sam2kit.data.sources.video_files import COCOMasks
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.readers import read_json
 
 INDEX_FILE = "training_set.json"
 MASKS, COCO_FILE, VIDEOS, FRAMES = "Annotations", "annotations.json", "videos", "JPEGImages"
@@ -202,13 +203,11 @@ def read_index(root: Path) -> Index:
         DataError: it is missing, damaged, or of a later version of sam2kit.
     """
     path = root / INDEX_FILE
+    hint = "make the training set again with sam2kit training-set"
     try:
-        index = msgspec.json.decode(path.read_bytes(), type=Index)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not the index of a training set ({error})",
-            hint="make the training set again with sam2kit training-set",
-        ) from None
+        index = msgspec.convert(read_json(path, hint=hint), Index)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{path} is not the index of a training set ({error})", hint=hint) from None
     if index.version != VERSION or index.format not in ("davis", "coco"):
         raise DataError(
             f"{path} has version {index.version} and format {index.format!r}",

@@ -19,6 +19,11 @@ from sam2kit.data.sources.frame_folders import list_frames, read_scaled
 from sam2kit.data.sources.listing import FRAME_ENDINGS
 from sam2kit.utils.errors import DataError
 
+_CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,asf,asf_o,mpeg,mpegts,mpegtsraw,mpegvideo,mxf,dv,flv,ogg,h264,hevc,"
+    "m4v,ivf,nut,mjpeg,gif,wtv,rm"
+)
+
 
 def open_video(path: str | Path, intensity: IntensityRule | None = None) -> OneVideo:
     """Open a video file or a directory of frames as a source of one video without masks.
@@ -267,8 +272,13 @@ class VideoFile(OneVideo):
 
 
 def _opened(path: str | Path) -> av.container.InputContainer:
-    """Open a video file; metadata that are not UTF-8, such as a title, do not matter."""
-    return av.open(str(path), metadata_errors="replace")
+    """Open a video file; metadata that are not UTF-8, such as a title, do not matter.
+
+    FFmpeg chooses the demuxer by the content of the file. Playlists, whose demuxers open other
+    files or addresses, are rejected. An absolute path never looks like an address.
+    """
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    return av.open(os.path.abspath(path), options=options, metadata_errors="replace")
 
 
 def _earliest(times: list[int | None]) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sam2kit.data.pictures import image_size
 from sam2kit.utils.errors import DataError
 
 # Fractional bits of the fixed-point coordinates passed to fillPoly: 1/16 of a pixel.
@@ -56,6 +57,7 @@ def _read_photo(path: Path) -> np.ndarray:
 
     The limit bounds the memory of the cache.
     """
+    image_size(path)  # checks the limit of pixels
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         raise DataError(f"{path} cannot be read as an image", hint="replace the file or delete it")
