@@ -17,6 +17,7 @@ from pathlib import Path
 from loguru import logger
 
 from sam2kit.data.sources.images import picture_folders
+from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     SYSTEM_FOLDERS,
@@ -24,10 +25,14 @@ from sam2kit.data.sources.listing import (
     Listing,
     list_folder,
 )
-from sam2kit.data.sources.mask_search import is_mask_folder, sibling_masks, split_masks
+from sam2kit.data.sources.mask_search import (
+    is_mask_folder,
+    label_base,
+    sibling_masks,
+    split_masks,
+)
 from sam2kit.data.sources.mask_values import looks_like_mask
-from sam2kit.data.sources.stacks import is_label_folder, label_base
-from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff
+from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff, tiff_stem
 from sam2kit.data.sources.training_set import INDEX_FILE
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import missing, unpack_hint
@@ -39,6 +44,7 @@ SAV_KINDS = ("manual", "auto")
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", *SYSTEM_FOLDERS)
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
 MAX_FOLDERS = 64  # looked at per level to find volumes
+MAX_LEVELS = 3  # below a folder without data, in which data are searched
 ROBOFLOW_FILE = "_annotations.coco.json"
 # The beginnings of the files of annotation tools; data/sources cites the formats.
 _CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
@@ -150,17 +156,68 @@ def detect_layout(path: str | Path) -> Layout:
             missing(path), hint="check the path; it is relative to the working directory"
         )
     candidate = Candidate(path)
-    for detector in DETECTORS:
-        if (layout := detector(candidate)) is not None:
-            return layout
+    layout = _first_layout(candidate)
+    if layout is not None:
+        _reject_label_videos(layout)
+        return layout
     archives = [path / name for name in sorted(candidate.listing.files) if unpack_hint(name)]
     if archives and not candidate.listing.folders:
         raise DataError(
             f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
             hint=unpack_hint(archives[0]),
         )
+    if inner := _inner_layouts(path):
+        folder, layout = inner[0]
+        more = f", or another of the {len(inner)} folders with data in it" if len(inner) > 1 else ""
+        raise DataError(
+            f"{path} holds no videos itself, but {folder} does ({layout.reason})",
+            hint=f"give {folder}{more}",
+        )
     # The source of this type describes all layouts in its error.
     return Layout("video", "no other layout matches", path)
+
+
+def _first_layout(candidate: Candidate) -> Layout | None:
+    """Return the layout of the first detector that recognises a path."""
+    return next((layout for detect in DETECTORS if (layout := detect(candidate))), None)
+
+
+def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
+    """Return the directories with data in a directory that holds none itself.
+
+    The directories of one level are looked at before those of the next one.
+    """
+    folders = [root]
+    for _ in range(MAX_LEVELS):
+        names = [(f, n) for f in folders for n in sorted(list_folder(f, ()).folders)]
+        folders = [f / n for f, n in names if not is_mask_folder(n)][:MAX_FOLDERS]
+        inner = []
+        for folder in folders:
+            try:
+                layout = _first_layout(Candidate(folder))
+            except DataError:  # it may be damaged; the others say where the data are
+                continue
+            if layout is not None:
+                inner.append((folder, layout))
+        if inner:
+            return inner
+    return []
+
+
+def _reject_label_videos(layout: Layout) -> None:
+    """Raise if a stack, a volume or a video file that would be a video looks like labels."""
+    if layout.data_path is None:
+        return
+    path = find_label_video(layout.type, layout.data_path)
+    if path is not None:
+        raise DataError(
+            f"{path} would be a video, but looks like labels: it has flat areas of whole numbers",
+            key="dataset.masks_path",
+            value=None,
+            expected="the folder of the labels",
+            hint="name labels like their video (VIDEO_labels or labels/VIDEO), set "
+            f"dataset.masks_path={path.parent}, or dataset.type={layout.type} if it is a video",
+        )
 
 
 def is_other_folder(name: str) -> bool:
@@ -217,10 +274,10 @@ def stack_file(candidate: Candidate) -> Layout | None:
 
 
 def cell_tracking(candidate: Candidate) -> Layout | None:
-    """Recognise the Cell Tracking Challenge: ``01`` beside ``01_GT`` or ``01_ST``."""
+    """Recognise the Cell Tracking Challenge: ``01`` beside ``01_GT``, ``01_ST`` or ``01_RES``."""
     folders = set(candidate.listing.folders)
     names = [n for n in sorted(folders) if re.fullmatch(r"\d{2,3}", n)]
-    truths = [n for n in names if {f"{n}_GT", f"{n}_ST"} & folders]
+    truths = [n for n in names if {f"{n}_GT", f"{n}_ST", f"{n}_RES"} & folders]
     if not truths:
         return None
     return Layout("ctc", f"sequence {truths[0]} of the Cell Tracking Challenge", candidate.path)
@@ -242,7 +299,7 @@ def volumes(candidate: Candidate) -> Layout | None:
             inner += [
                 f"{folder}/{n}".strip("/")
                 for n in sorted(listing.folders)
-                if not is_label_folder(n) and not is_other_folder(n)
+                if not is_mask_folder(n) and not is_other_folder(n)
             ]
         folders = inner[:MAX_FOLDERS]
     return None
@@ -281,12 +338,13 @@ def tiff_stacks(candidate: Candidate) -> Layout | None:
     inside = names or sorted(list_folder(path / str(folder), TIFF_ENDINGS).files)
     first = path / inside[0] if names else path / str(folder) / inside[0]
     reason = _examples(inside, "TIFF file")
-    if any(label_base(n.rpartition(".")[0]) for n in inside):
+    if any(label_base(tiff_stem(n)) for n in inside):
         return Layout("tiff", f"{reason}, with labels beside them", path)
-    label_folders = [n for n in candidate.listing.folders if is_label_folder(n)]
+    label_folders = [n for n in candidate.listing.folders if is_mask_folder(n)]
     if any(_holds(path / n, TIFF_ENDINGS) for n in label_folders):
         return Layout("tiff", f"{reason}, with labels in {label_folders[0]}", path)
-    if has_pages_or_depth(first):
+    # The first file may be damaged.
+    if any(has_pages_or_depth(first.with_name(name)) for name in sorted(inside)[:3]):
         return Layout("tiff", f"{reason}, of several pages or more than 8 bits", path)
     return None
 
