@@ -43,9 +43,9 @@ def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = (
         remarks: those of the source: the first file that is not read may be the masks.
     """
     unread = next((r for r in remarks if r.kind == IGNORED), None)
-    found = f" (not read: {unread.where})" if unread else ""
+    candidate = f" (not read: {unread.where})" if unread else ""
     return DataError(
-        f"{where} has no masks{found}, so there is nothing to train on or to score",
+        f"{where} has no masks{candidate}, so there is nothing to train on or to score",
         key=f"{section.replace('valdataset', 'dataset')}.synthetic_objects",
         value=0,
         expected="above 0 for videos without masks",

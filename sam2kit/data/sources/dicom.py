@@ -106,18 +106,18 @@ class DicomDataset(VolumeSource):
     """
 
     def find(self, masks: Path | None) -> dict[str, SeriesFiles]:
-        found = find_series(self.root)
-        self._dropped.coded_labels += found.coded
-        if not found.series:
+        content = find_series(self.root)
+        self._dropped.coded_labels += content.coded
+        if not content.series:
             hint = "expected one folder per series, VIDEO/*.dcm"
-            if found.coded:
-                hint += f"; {found.coded[0]} has segmentations only"
+            if content.coded:
+                hint += f"; {content.coded[0]} has segmentations only"
             raise DataError(f"{self.root} holds no DICOM images", hint=hint)
-        self._others = found.others
-        count = len(found.series)
+        self._others = content.others
+        count = len(content.series)
         return {
             name: files._replace(labels=_find_labels(self.root, name, masks, count))
-            for name, files in found.series.items()
+            for name, files in content.series.items()
         }
 
     def files_of(self, files: SeriesFiles) -> list[Path]:
@@ -223,7 +223,7 @@ def find_series(root: Path) -> FoundSeries:
             inner[:] = sorted(n for n in inner if not n.startswith("."))
             paths = [Path(name) / n for n in files if not n.startswith(".") and n != "DICOMDIR"]
             folders[Path(name)] = [p for p in paths if not p.name.lower().endswith(NO_DICOM)]
-    found = FoundSeries({}, [], [])
+    content = FoundSeries({}, [], [])
     ignored: Counter[str] = Counter()
     for folder, paths in folders.items():
         by_uid: dict[str, list[Path]] = defaultdict(list)
@@ -240,7 +240,7 @@ def find_series(root: Path) -> FoundSeries:
             elif "Rows" not in header or header.get("Modality") in NO_IMAGES:
                 modality = header.get("Modality")
                 ignored[str(modality or "without pixels")] += 1
-                (found.coded if modality in CODED_LABELS else found.others).append(path)
+                (content.coded if modality in CODED_LABELS else content.others).append(path)
             else:
                 uid = str(header.get("SeriesInstanceUID", ""))
                 by_uid[uid].append(path)
@@ -248,18 +248,18 @@ def find_series(root: Path) -> FoundSeries:
         base = folder.relative_to(root).as_posix() if folder != root else ""
         base = base or (root.stem if root.is_file() else root.resolve().name)
         if error is not None:
-            found.series[base] = SeriesFiles(base, paths, error)
+            content.series[base] = SeriesFiles(base, paths, error)
             continue
         for uid, members in by_uid.items():
             name = base if len(by_uid) == 1 else f"{base}/{numbers[uid] or uid}"
-            name = name if name not in found.series else f"{name}-{uid}"
-            found.series[name] = SeriesFiles(name, members)
+            name = name if name not in content.series else f"{name}-{uid}"
+            content.series[name] = SeriesFiles(name, members)
     if ignored:
         text = ", ".join(f"{count} {visible_text(kind)}" for kind, count in ignored.items())
         logger.info("{}: ignored files that hold no image series ({})", root, text)
-    found.others.extend(found.coded)
-    names = sorted(found.series, key=natural_key)
-    return found._replace(series={name: found.series[name] for name in names})
+    content.others.extend(content.coded)
+    names = sorted(content.series, key=natural_key)
+    return content._replace(series={name: content.series[name] for name in names})
 
 
 def _header(path: Path) -> Any:

@@ -272,7 +272,7 @@ def is_annotation_file(path: Path) -> bool:
 
 
 def geometry_remark(labels: Path, volume: object, distance: float, voxel: float) -> Remark:
-    """Describe labels that do not lie where their volume lies.
+    """Describe labels that have another position than their volume.
 
     Args:
         labels: the file of the labels.

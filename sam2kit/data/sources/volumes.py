@@ -83,7 +83,7 @@ class VolumeSource(StackSource):
         self.report(path for entry in files.values() for path in self.files_of(entry))
 
     def check_grid(self, labels: Path, grids: Sequence[Grid], volume: object) -> None:
-        """Remark that labels do not lie where their volume lies.
+        """Remark that labels have another position than their volume.
 
         Args:
             labels: the file of the labels.
@@ -273,8 +273,8 @@ def _join_channels(entries: dict[str, VolumeFiles]) -> dict[str, VolumeFiles]:
             first = case if channel != "0000" else first
             name = case
         if first in joined:
-            kept = joined[first]
-            joined[first] = kept._replace(channels=(*kept.channels, entry.volume))
+            channels = (*joined[first].channels, entry.volume)
+            joined[first] = joined[first]._replace(channels=channels)
             continue
         if entry.labels is not None:
             first_of[entry.labels] = name
