@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loguru import logger
 
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.images import picture_folders
 from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.listing import (
@@ -34,6 +35,7 @@ from sam2kit.data.sources.mask_search import (
 from sam2kit.data.sources.mask_values import looks_like_mask
 from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff, tiff_stem
 from sam2kit.data.sources.training_set import INDEX_FILE
+from sam2kit.data.sources.video_folders import VideoFolders
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import missing, unpack_hint
 from sam2kit.utils.text import plural, visible_text
@@ -166,7 +168,12 @@ def detect_layout(path: str | Path) -> Layout:
             f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
             hint=unpack_hint(archives[0]),
         )
-    if inner := _inner_layouts(path):
+    try:
+        VideoFolders(path, None, None, DroppedFiles(path))
+        inner = []
+    except DataError:
+        inner = _inner_layouts(path)
+    if inner:
         folder, layout = inner[0]
         more = f", or another of the {len(inner)} folders with data in it" if len(inner) > 1 else ""
         raise DataError(

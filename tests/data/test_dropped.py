@@ -19,6 +19,7 @@ from data_helpers import (
 )
 from stack_helpers import (
     AFFINE,
+    DICOM_AFFINE,
     labels,
     make_ctc,
     make_dicom,
@@ -70,8 +71,7 @@ def beside(root: Path) -> Found:
     save_frame(root / "@eaDir" / "a.jpg", 3)
     (root / "README.md").write_text("notes")
     return {
-        ("ignored", name)
-        for name in ("film.mp4", "rest.zip", "scan.heic", "picture.png", "boxes.json", "@eaDir")
+        ("ignored", name) for name in ("film.mp4", "rest.zip", "scan.heic", "picture.png", "@eaDir")
     }
 
 
@@ -142,14 +142,15 @@ def files(root: Path) -> Found:
     (root / "c.mp4").write_bytes(b"damaged")
     (root / "rest.zip").write_bytes(b"PK")
     save_json(root / "boxes.json", {"annotations": []})
-    return {("ignored", name) for name in ("a_mask.mp4", "rest.zip", "boxes.json")}
+    return {("ignored", name) for name in ("a_mask.mp4", "rest.zip")}
 
 
 def video(root: Path) -> Found:
     make_davis(root)
     save_json(root / "boxes.json", {"images": [{"file_name": "a.png"}], "annotations": []})
     save_json(root / "meta.json", {"videos": {"a": {"objects": {"1": {"category": "cat"}}}}})
-    return {("ignored", "boxes.json")}
+    (root / "rest.zip").write_bytes(b"PK")
+    return {("ignored", "rest.zip")}
 
 
 def exports(root: Path, folder: str = "labels") -> Found:
@@ -170,7 +171,7 @@ def label_studio(root: Path) -> Found:
 def labelme(root: Path) -> Found:
     make_labelme(root)
     save_json(root / "a" / "export.json", {"annotations": [{"segmentation": []}]})
-    return exports(root) | {("ignored", "export.json")}
+    return exports(root)
 
 
 def yolo(root: Path) -> Found:
@@ -202,10 +203,15 @@ def test_every_source_reports_what_it_does_not_read(kind, tmp_path):
         tmp_path, DatasetConfig(type=kind, annotation_file=coco_file(kind, tmp_path))
     )
     assert remarks(source) == expected
+    if kind == "yolo":
+        assert [Path(entry.where).name for entry in source.left_out()] == ["gone_7.txt"]
     if kind in DAMAGED:
         assert DAMAGED[kind] not in source.names
         assert left_out(source) == [f"video {DAMAGED[kind]}"]
     assert source.has_masks and len(source) >= 2
+    if kind in ("tiff", "ctc", "nifti", "dicom", "npz", "files", "video"):
+        notes = {Path(r.where).name for r in source.remarks if r.kind == "note"}
+        assert "boxes.json" in notes and not {"dataset.json", "meta.json"} & notes
 
 
 def coco_file(kind: str, root: Path) -> str | None:
@@ -239,9 +245,8 @@ def test_strict_makes_a_damaged_video_an_error(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tiff", "nifti", "dicom", "npz", "files"])
 def test_damaged_videos_alone_are_an_error(kind, tmp_path):
-    name = {"tiff": "c.tif", "nifti": "c.nii", "dicom": "c/1.dcm", "npz": "c.npz"}.get(
-        kind, "c.mp4"
-    )
+    endings = {"tiff": "tif", "nifti": "nii", "dicom": "dcm", "npz": "npz", "files": "mp4"}
+    name = f"c.{endings[kind]}"
     (tmp_path / name).write_bytes(b"damaged")
     with pytest.raises(DataError) as error:
         build_source(DatasetConfig(type=kind, data_path=str(tmp_path)), 0)
@@ -254,6 +259,19 @@ def test_pictures_that_an_annotation_file_leaves_out_are_a_note(tmp_path):
     source = open_source(tmp_path)
     assert not remarks(source)
     assert [Path(r.where).name for r in source.remarks] == ["1.png"]
+
+
+def test_annotation_files_beside_data_without_masks(tmp_path):
+    """They are a finding: they may be the masks."""
+    for name in ("tiff", "video", "files"):
+        content = {"images": [{"file_name": "a.png"}], "annotations": []}
+        save_json(tmp_path / name / "boxes.json", content)
+    save_tiff(tmp_path / "tiff" / "a.tif", stack(), axes="TYX")
+    save_frame(tmp_path / "video" / "a" / "0.png", 5)
+    save_video(tmp_path / "files" / "a.mp4", [0, 10])
+    for name in ("tiff", "video", "files"):
+        settings = DatasetConfig(type=name)
+        assert remarks(open_source(tmp_path / name, settings)) == {("ignored", "boxes.json")}
 
 
 # --- masks that are not found --------------------------------------------------------------------
@@ -305,7 +323,8 @@ def test_one_or_two_levels_above_a_data_set(make, tmp_path):
         try:
             source = open_source(path)
         except DataError as error:
-            assert str(tmp_path / "outer" / "inner") in (error.hint or "")
+            folder = (error.hint or "").split()[1]
+            assert open_source(folder).has_masks
         else:
             assert source.has_masks
 
@@ -479,8 +498,9 @@ def test_numbers_of_sparse_labels(numbers, annotated, is_note, tmp_path):
 def test_names_with_slashes_are_converted(to, tmp_path):
     for name in ("p1/st1/se1", "p1/st2/se1"):
         for t, frame in enumerate(stack(3)):
-            save_dicom(tmp_path / "in" / name / f"{t}.dcm", frame, t, t)
-        save_nifti(tmp_path / "labels" / f"{name.replace('/', '-')}.nii.gz", labels(3))
+            save_dicom(tmp_path / "in" / name / f"{t}.dcm", frame, t, t, RescaleIntercept=0)
+        file = f"{name.replace('/', '-')}.nii.gz"
+        save_nifti(tmp_path / "in" / "labels" / file, labels(3), DICOM_AFFINE)
     settings = Config(dataset=DatasetConfig(data_path=str(tmp_path / "in")))
     written = convert(settings, tmp_path / "out", to)
     names = open_source(written).names

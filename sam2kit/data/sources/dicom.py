@@ -114,9 +114,9 @@ class DicomDataset(VolumeSource):
                 hint += f"; {content.coded[0]} has segmentations only"
             raise DataError(f"{self.root} holds no DICOM images", hint=hint)
         self._others = content.others
-        count = len(content.series)
+        names = list(content.series)
         return {
-            name: files._replace(labels=_find_labels(self.root, name, masks, count))
+            name: files._replace(labels=_find_labels(self.root, name, masks, names))
             for name, files in content.series.items()
         }
 
@@ -438,23 +438,35 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as DICOM: {text}", hint=hint)
 
 
-def _find_labels(root: Path, name: str, masks: Path | None, num_series: int) -> Path | None:
-    """Return the label volume of a series, or None."""
+def _find_labels(root: Path, name: str, masks: Path | None, names: list[str]) -> Path | None:
+    """Return the label volume of a series, or None.
+
+    Args:
+        root: the data set.
+        name: name of the series: ``p1/st1/se1`` has the labels ``p1-st1-se1`` or, if no other
+            series has this last part, ``se1``.
+        masks: directory or file of the labels. None: beside the series.
+        names: names of all series.
+    """
     if masks is not None and masks.is_file():
-        if num_series > 1:
+        if len(names) > 1:
             raise DataError(
-                f"{masks} is one file, but there are {num_series} series",
+                f"{masks} is one file, but there are {len(names)} series",
                 key="dataset.masks_path",
                 value=str(masks),
                 hint="give a folder with one label volume per series",
             )
         return masks
+    last = name.rpartition("/")[2]
+    keys = {name, name.replace("/", "-")}
+    if sum(other.rpartition("/")[2] == last for other in names) == 1:
+        keys.add(last)
     places = [masks] if masks else [root / "labels", root, root.parent / "labels", root.parent]
     for folder in places:
-        if not folder.is_dir() or folder.is_file():
+        if not folder.is_dir():
             continue
         for file in sorted(list_folder(folder, NIFTI_ENDINGS).files):
             stem = volume_stem(folder / file, NIFTI_ENDINGS)
-            if name.rsplit("/", 1)[-1] in (stem, label_base(stem)) or name in (stem,):
+            if keys & {stem, label_base(stem)}:
                 return folder / file
     return None

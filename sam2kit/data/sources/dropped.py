@@ -59,6 +59,7 @@ class DroppedFiles:
         others: names of other files.
         remarks: further remarks.
         is_listed: whether an annotation file lists what is to be read.
+        has_masks: whether masks are read. Then other annotation files are a note only.
     """
 
     root: Path
@@ -75,6 +76,7 @@ class DroppedFiles:
     others: list[Path] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     is_listed: bool = False
+    has_masks: bool = True
 
     def add(self, folder: Path, names: Sequence[str]) -> None:
         """Add names in a directory that are neither frames nor masks."""
@@ -110,7 +112,7 @@ class DroppedFiles:
         """
         if not self.root.is_dir():
             return
-        self.is_listed = listed
+        self.is_listed, self.has_masks = listed, has_masks
         endings = (*FRAME_ENDINGS, *STACK_ENDINGS, *([] if has_masks else OTHER_LABELS))
         unlisted: list[Path] = []
         for path in _unread_files(self.root, read, skip):
@@ -178,6 +180,10 @@ class DroppedFiles:
                 "is a number of its own (1.5 before 1.25), rename the frames, for example to "
                 "00000, 00001, ...",
             )
+        if paths := self._annotation_files():
+            noun, fix = "file{} of annotations", "give it as the data path to use it"
+            kind = NOTE if self.has_masks else IGNORED
+            yield _remark(kind, paths, f"{_not_read(paths, noun)}; {fix}")
         if paths := self.numbered.get(1, []):
             count = plural(len(paths), "folder")
             yield _remark(NOTE, paths, f"the numbers of masks count frames from 1, in {count}")
@@ -212,11 +218,6 @@ class DroppedFiles:
             self.orphans,
             "folder{} of masks without frames",
             "add the frames or remove the masks",
-        )
-        yield (
-            self._annotation_files(),
-            "file{} of annotations beside the data",
-            "to use one, give it as the data path, or set dataset.annotation_file",
         )
         yield (
             self.subfolders,

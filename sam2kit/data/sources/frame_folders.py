@@ -153,6 +153,7 @@ class VideoDataset(MaskedFrames):
                 f"{self.names[0]!r}",
                 hint=f"put the masks of a video into {layout.masks / self.names[0]}",
             )
+        self._dropped.has_masks = self.has_masks
         self._remarks = [*layout.remarks, *self._dropped.report()]
         mask_files = [files for files in self._masks if files is not None]
         self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)

@@ -24,7 +24,7 @@ MAX_CHECKED = 8  # videos whose values are looked at
 MAX_VALUES, MAX_LABELS = 64, 1 << 12  # distinct values of an image of labels
 # Share of the pixels whose left neighbour has the same value, in images of few and of many values.
 # A noisy image of few values, as at low light, has less.
-FEW_FLAT, MANY_FLAT = 0.6, 0.85
+FEW_FLAT, MANY_FLAT = 0.6, 0.7
 MAX_SLICE_BYTES = 1 << 28  # of a compressed volume, which is read from its beginning
 
 

@@ -122,7 +122,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         if masks is None and self.root.is_dir():
             masks = find_mask_folder(self.root, list_folder(self.root, ()).folders)
         self.has_masks = masks is not None
-        dropped = DroppedFiles(self.root)
+        dropped = DroppedFiles(self.root, has_masks=self.has_masks)
         if self.root.is_dir():
             others = list_folder(self.root, VIDEO_ENDINGS).others
             dropped.add_data(self.root, [n for n in others if self.root / n != masks])
