@@ -158,7 +158,8 @@ def _with_folder_names(source: VideoSource) -> VideoSource:
     """Rename the videos whose names cannot be those of folders, and log it."""
     names: dict[str, str] = {}  # new name -> name
     for name in source.names:
-        new = name if name and file_name(name) == name else file_name(name.replace("/", "-"))
+        new = name if file_name(name) == name else file_name(name.replace("/", "-"))
+        new = new or "video"
         names[new if new not in names else file_name(f"{name}/")] = name
     renamed = [(name, new) for new, name in names.items() if new != name]
     if not renamed:

@@ -23,7 +23,7 @@ from sam2kit.data.sources.listing import (
 from sam2kit.data.sources.mask_search import has_label_suffix, is_frame_folder, is_mask_folder
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import unpack_hint
-from sam2kit.utils.text import plural, visible_text
+from sam2kit.utils.text import visible_text
 
 # What annotation tools and programs for microscopy save masks in, which no source reads.
 OTHER_LABELS = (".npy", ".mat", ".roi")
@@ -54,8 +54,6 @@ class DroppedFiles:
         subfolders: directories with pictures in directories of frames.
         loose_frames: frames beside directories of videos.
         unclear_orders: directories of frames whose order depends on how names are read.
-        numbered: directories of masks named by frame number, by the number of the first frame.
-            None: nothing shows whether it is 0 or 1.
         others: names of other files.
         remarks: further remarks.
         is_listed: whether an annotation file lists what is to be read.
@@ -72,7 +70,6 @@ class DroppedFiles:
     subfolders: list[Path] = field(default_factory=list)
     loose_frames: list[Path] = field(default_factory=list)
     unclear_orders: list[Path] = field(default_factory=list)
-    numbered: dict[int | None, list[Path]] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     is_listed: bool = False
@@ -86,9 +83,14 @@ class DroppedFiles:
         """Add those names in a directory that may be data: archives, videos and pictures."""
         self.add(folder, [name for name in names if _may_be_data(name)])
 
-    def add_numbering(self, folder: Path, first: int | None) -> None:
-        """Add a directory of masks that are named by frame number; see ``numbered``."""
-        self.numbered.setdefault(first, []).append(folder)
+    def add_numbering(self, first: int | None, *folders: Path) -> None:
+        """Note from which number masks count frames; None: nothing shows it, and 0 is taken."""
+        if first == 0 or not folders:
+            return
+        text = f"the numbers of masks count frames from {first or 0}"
+        if first is None:
+            text += "; if yours count from 1, rename them, or add the mask of the last frame"
+        self.note(min(folders), text)
 
     def add_unread(
         self,
@@ -184,16 +186,6 @@ class DroppedFiles:
             noun, fix = "file{} of annotations", "give it as the data path to use it"
             kind = NOTE if self.has_masks else IGNORED
             yield _remark(kind, paths, f"{_not_read(paths, noun)}; {fix}")
-        if paths := self.numbered.get(1, []):
-            count = plural(len(paths), "folder")
-            yield _remark(NOTE, paths, f"the numbers of masks count frames from 1, in {count}")
-        if paths := self.numbered.get(None, []):
-            yield _remark(
-                NOTE,
-                paths,
-                f"the numbers of masks count frames from 0, in {plural(len(paths), 'folder')}; if "
-                "yours count from 1, rename the files, or add the mask of the last frame",
-            )
 
     def _groups(self) -> Iterator[tuple[Sequence[Path], str, str]]:
         """Yield files that are not read, what they are, and the fix; masks first."""

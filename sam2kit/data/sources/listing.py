@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -212,15 +212,19 @@ def interleaved(stems: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def first_number(numbers: Collection[int], count: int) -> int | None:
-    """Return the number of the first of ``count`` frames, which the given numbers name.
+def first_number(videos: Iterable[tuple[Collection[int], int]]) -> int | None:
+    """Return from which number the masks of a data set count frames.
+
+    Args:
+        videos: the numbers in the names of the masks of each video, and its number of frames.
 
     Returns:
-        0 or 1; None if nothing shows from which of them the numbers count.
+        0 or 1; None if nothing shows which of them, because the numbers of all videos fit both.
     """
-    if 0 in numbers:
+    videos = list(videos)
+    if any(0 in numbers for numbers, _ in videos):
         return 0
-    return 1 if count in numbers else None
+    return 1 if any(count in numbers for numbers, count in videos) else None
 
 
 def has_two_orders(stems: Sequence[str]) -> bool:

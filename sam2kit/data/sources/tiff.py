@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -435,10 +435,28 @@ class TiffDataset(StackSource):
         files = find_tiffs(self.root)
         if masks_path is not None:
             files = {name: f.with_labels(Path(masks_path), len(files)) for name, f in files.items()}
+        self._first_label = self._find_first_label(files.values())
         self._videos = self.open_videos(files, split, self._open_video)
         self.has_masks = any(video.labels is not None for video in self._videos)
         self._recent: int | None = None
         self.report(path for entry in files.values() for path in entry.all_files())
+
+    def _find_first_label(self, videos: Iterable[TiffFiles]) -> int:
+        """Return from which number the labels of single frames count the frames of stacks."""
+        folders, numbers = [], []
+        for files in videos:
+            if files.stack is None or files.labels is None or files.labels.is_file():
+                continue
+            try:
+                count = TiffStack(files.stack, self._options).num_frames
+            except DataError:  # raised again when the video is opened
+                continue
+            folders.append(files.labels)
+            stems = (_last_number(tiff_stem(path.name)) for path in files.label_files())
+            numbers.append(({n for n in stems if n is not None}, count))
+        first = first_number(numbers)
+        self._dropped.add_numbering(first, *folders)
+        return first or 0
 
     def _open_video(self, files: TiffFiles) -> _Video:
         if files.stack is not None:
@@ -484,11 +502,8 @@ class TiffDataset(StackSource):
             return labels
         label_files = files.label_files()
         if names is None:
-            # The frames of a stack have no names: the labels are numbered from 0 or from 1.
-            numbers = {n for f in label_files if (n := _last_number(f.stem)) is not None}
-            first = first_number(numbers, count)
-            self._dropped.add_numbering(path, first)
-            names = [f"{t + (first or 0):05d}" for t in range(count)]
+            # The frames of a stack have no names, but numbers.
+            names = [f"{t + self._first_label:05d}" for t in range(count)]
         return TiffSequence(match_labels(label_files, names, path), StackOptions(z=z))
 
     def num_frames(self, i: int) -> int:

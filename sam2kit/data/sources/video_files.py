@@ -140,11 +140,16 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
                 )
         elif masks is not None:
             is_jpeg = mask_values in JPEG_KINDS
-            folders = [find_entry(masks, name) for name in names]
+            entries = [find_entry(masks, name) for name in names]
+            folders = {i: path for i, path in enumerate(entries) if path.is_dir()}
+            first = first_number((_mask_numbers(p), self.num_frames(i)) for i, p in folders.items())
             mask_files = [
-                _mask_files(path, self.num_frames(i), is_jpeg, dropped) if path.is_dir() else None
-                for i, path in enumerate(folders)
+                _mask_files(folders[i], self.num_frames(i), is_jpeg, first or 0)
+                if i in folders
+                else None
+                for i in range(len(names))
             ]
+            dropped.add_numbering(first, *folders.values())
             self._masks += mask_files
             existing = [files for files in mask_files if files is not None]
             for files in existing:
@@ -299,21 +304,22 @@ def _opened(video: VideoFile | DataError) -> VideoFile:
     return video
 
 
-def _mask_files(folder: Path, num_frames: int, jpeg: bool, dropped: DroppedFiles) -> MaskFiles:
-    """Index the masks of a video file, which are named by frame index."""
+def _mask_numbers(folder: Path) -> set[int]:
+    """Return the frame numbers in the names of the masks of a video."""
     endings = MASK_ENDINGS + JPEG_ENDINGS
     listing = list_folder(folder, endings)
     inner = [name for f in listing.folders for name in list_folder(folder / f, endings).files]
     stems = [stem(name) for name in listing.files or inner]
-    numbers = {int(name) for name in stems if name.isdecimal() and len(name) < 10}
-    first = first_number(numbers, num_frames)
-    if numbers:
-        dropped.add_numbering(folder, first)
-    numbered = {t + (first or 0): t for t in range(num_frames)}
+    return {int(name) for name in stems if name.isdecimal() and len(name) < 10}
+
+
+def _mask_files(folder: Path, num_frames: int, jpeg: bool, first: int) -> MaskFiles:
+    """Index the masks of a video file, which are named by frame number, counted from ``first``."""
+    numbered = {t + first: t for t in range(num_frames)}
     return MaskFiles(
         folder,
         num_frames,
         lambda name: numbered.get(int(name)) if name.isdecimal() else None,
-        f"name masks by frame index, from 0 to {num_frames - 1}",
+        f"name masks by frame index, from {first} to {num_frames - 1 + first}",
         jpeg,
     )
