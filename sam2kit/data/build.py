@@ -623,9 +623,16 @@ def _open_stacks(config: DatasetConfig, root: str) -> VideoSource:
         return TiffDataset(root, split, config.masks_path, rule, options, config.strict)
     if config.type == "ctc":
         return CTCDataset(root, split, rule, options, config.ctc_truth, config.strict)
-    volumes = {"nifti": NiftiDataset, "dicom": DicomDataset, "npz": NPZDataset}[config.type]
+    kinds: dict[str, type[Any]] = {
+        "nifti": NiftiDataset,
+        "dicom": DicomDataset,
+        "npz": NPZDataset,
+    }
     axis, reverse = config.volume_axis, config.volume_reverse
-    return volumes(root, split, config.masks_path, rule, axis, reverse, config.strict)
+    volumes: VideoSource = kinds[config.type](
+        root, split, config.masks_path, rule, axis, reverse, config.strict
+    )
+    return volumes
 
 
 def _no_path(config: DatasetConfig, section: str) -> ConfigError:

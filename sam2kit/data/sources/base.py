@@ -17,7 +17,8 @@ from sam2kit.utils.text import visible_text
 
 ObjectId = int | str
 NOTE, IGNORED, ORDER, GEOMETRY = "note", "ignored", "order", "geometry"
-Files, Video = TypeVar("Files"), TypeVar("Video")
+Files = TypeVar("Files")
+Video = TypeVar("Video")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,9 @@ class COCODataset(VideoSource):
         self._numbered: list[bool] = []
         # Per video: the frames that have a file; None: all of them.
         self._present: list[np.ndarray | None] = [None] * len(self.names)
-        self._left_out = [entry for index in self._indices for entry in index.left_out.values()]
+        self._left_out: list[LeftOut] = [
+            entry for index in self._indices for entry in index.left_out.values()
+        ]
         # Per video: the annotations that were left out on reading, by their names.
         self._unreadable: dict[int, dict[str, str]] = {}
         self._paths = self._find_files() if files else None

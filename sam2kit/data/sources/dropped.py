@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,12 @@ from sam2kit.data.sources.listing import (
     list_folder,
     log_ignored,
 )
-from sam2kit.data.sources.mask_search import has_label_suffix, is_frame_folder, is_mask_folder
+from sam2kit.data.sources.mask_search import (
+    has_label_suffix,
+    is_frame_folder,
+    is_mask_folder,
+    label_base,
+)
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import visible_text
@@ -189,16 +195,23 @@ class DroppedFiles:
 
     def _groups(self) -> Iterator[tuple[Sequence[Path], str, str]]:
         """Yield files that are not read, what they are, and the fix; masks first."""
+        noun = "label file{} without a video"
         fix = "add the video, name labels like it (VIDEO_labels, labels/VIDEO), or set "
         if self.is_listed:
-            fix = "the annotation file decides; to read masks, set dataset.type=video and "
-        yield self.labels, "label file{} without a video", f"{fix}dataset.masks_path"
-        yield (
-            self.films,
-            "video{} of masks",
-            "convert to PNG, and set dataset.mask_values=threshold: ffmpeg -i MASKS.mp4 "
-            "-start_number 0 masks/VIDEO/%05d.png",
-        )
+            noun = "file{} in a folder of masks"
+            fix = "the annotation file has the masks; to read these, set dataset.type=video and "
+        yield self.labels, noun, f"{fix}dataset.masks_path"
+        if self.films:
+            film = min(self.films)
+            folder = film.parent / "masks" / (label_base(film.stem) or film.stem)
+            command = shlex.join(["ffmpeg", "-i", str(film), "-start_number", "0"])
+            target = shlex.quote(str(folder / "%05d.png"))
+            yield (
+                self.films,
+                "video{} of masks",
+                "convert to PNG, and set dataset.mask_values=threshold: "
+                f"mkdir -p {shlex.quote(str(folder))} && {command} {target}",
+            )
         yield (
             self.coded_labels,
             "file{} with segmentations",

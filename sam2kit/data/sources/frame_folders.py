@@ -161,7 +161,7 @@ class VideoDataset(MaskedFrames):
     @property
     def remarks(self) -> list[Remark]:
         reason = self._decision.values.reason if self._masks else ""
-        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def _add(self, name: str, video: VideoFolder) -> None:
         """Add a video."""

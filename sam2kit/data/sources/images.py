@@ -89,7 +89,7 @@ class ImageDataset(MaskedFrames):
     @property
     def remarks(self) -> list[Remark]:
         reason = self._decision.values.reason if self._masks else ""
-        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def num_frames(self, i: int) -> int:
         return 1

@@ -171,7 +171,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
     @property
     def remarks(self) -> list[Remark]:
         reason = self._decision.values.reason if self._decision else ""
-        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]

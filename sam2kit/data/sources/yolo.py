@@ -134,7 +134,7 @@ def _reject_orphans(problems: Problems) -> None:
             if len(words) < 5 or not words[0].isdigit():
                 continue
             error = DataError(f"{path} has no image of its name", hint="add the image")
-            problems.reject("text files without an image", error, str(path))
+            problems.reject("text files without an image", error, str(path), "frames")
 
 
 def _video_path(path: Path, root: Path) -> str:
