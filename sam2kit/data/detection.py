@@ -27,6 +27,7 @@ from sam2kit.data.sources.listing import (
     list_folder,
 )
 from sam2kit.data.sources.mask_search import (
+    is_frame_folder,
     is_mask_folder,
     label_base,
     sibling_masks,
@@ -170,18 +171,36 @@ def detect_layout(path: str | Path) -> Layout:
         )
     try:
         VideoFolders(path, None, None, DroppedFiles(path))
-        inner = []
     except DataError:
-        inner = _inner_layouts(path)
-    if inner:
-        folder, layout = inner[0]
-        more = f", or another of the {len(inner)} folders with data in it" if len(inner) > 1 else ""
+        _name_other_folder(path)
+    # The source of this type describes all layouts in its error.
+    return Layout("video", "no other layout matches", path)
+
+
+def _name_other_folder(path: Path) -> None:
+    """Raise an error that names the folder to give, if it is above or below a path without data."""
+    others: list[tuple[Path, Layout]] = []
+    if is_mask_folder(path.resolve().name) or is_frame_folder(path.resolve().name):
+        outer = Path(os.path.normpath(path / ".."))
+        layout = _try_layout(outer)
+        others = [(outer, layout)] if layout else []
+    others = others or _inner_layouts(path)
+    if others:
+        folder, layout = others[0]
+        count = len(others)
+        more = f", or another of the {count} folders with data in it" if count > 1 else ""
         raise DataError(
             f"{path} holds no videos itself, but {folder} does ({layout.reason})",
             hint=f"give {folder}{more}",
         )
-    # The source of this type describes all layouts in its error.
-    return Layout("video", "no other layout matches", path)
+
+
+def _try_layout(folder: Path) -> Layout | None:
+    """Return the layout of a folder; None if there is none, or if it is damaged."""
+    try:
+        return _first_layout(Candidate(folder))
+    except DataError:
+        return None
 
 
 def _first_layout(candidate: Candidate) -> Layout | None:
@@ -198,15 +217,8 @@ def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
     for _ in range(MAX_LEVELS):
         names = [(f, n) for f in folders for n in sorted(list_folder(f, ()).folders)]
         folders = [f / n for f, n in names if not is_mask_folder(n)][:MAX_FOLDERS]
-        inner = []
-        for folder in folders:
-            try:
-                layout = _first_layout(Candidate(folder))
-            except DataError:  # it may be damaged; the others say where the data are
-                continue
-            if layout is not None:
-                inner.append((folder, layout))
-        if inner:
+        layouts = ((folder, _try_layout(folder)) for folder in folders)
+        if inner := [(folder, layout) for folder, layout in layouts if layout]:
             return inner
     return []
 

@@ -298,6 +298,11 @@ def test_the_error_without_masks_names_the_first_file_that_is_not_read(write, na
     assert any(f.kind == "unannotated" and name in f.message for f in report.findings)
 
 
+def make_nnunet(root: Path) -> None:
+    save_nifti(root / "imagesTr" / "a_0000.nii.gz", stack(dtype="int16"))
+    save_nifti(root / "labelsTr" / "a.nii.gz", labels())
+
+
 @pytest.mark.parametrize(
     ("make", "inner", "masks"),
     [
@@ -305,6 +310,8 @@ def test_the_error_without_masks_names_the_first_file_that_is_not_read(write, na
         (lambda root: make_davis(root), "JPEGImages/a", "Annotations"),
         (lambda root: make_davis(root, below="480p"), "JPEGImages/480p/a", "Annotations"),
         (lambda root: make_ctc(root), "01", "01_GT"),
+        (lambda root: make_nnunet(root), "imagesTr", "labelsTr"),
+        (lambda root: save_json(root / "set.json", make_coco(root)), "images", "set.json"),
     ],
 )
 def test_a_part_of_a_data_set_names_the_whole(make, inner, masks, tmp_path):
@@ -312,6 +319,13 @@ def test_a_part_of_a_data_set_names_the_whole(make, inner, masks, tmp_path):
     source = open_source(tmp_path / inner)
     assert not source.has_masks and remarks(source) == {("ignored", masks)}
     assert f"open {tmp_path} instead" in source.remarks[-1].message
+
+
+def test_the_folder_of_the_masks_names_the_whole(tmp_path):
+    make_davis(tmp_path, below="480p")
+    with pytest.raises(DataError) as error:
+        open_source(tmp_path / "Annotations")
+    assert error.value.hint == f"give {tmp_path}"
 
 
 @pytest.mark.parametrize(

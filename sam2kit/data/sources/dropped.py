@@ -146,17 +146,20 @@ class DroppedFiles:
             if folder.parent == folder or not (is_sequence or is_frames):
                 continue
             try:
-                names = list_folder(folder.parent, ()).folders
+                _, names, files = list_folder(folder.parent, ())
             except DataError:  # no permission
                 return
             truth = (f"{folder.name}_GT", f"{folder.name}_ST") if is_sequence else ()
             masks = [n for n in names if n in truth or (is_frames and is_mask_folder(n))]
-            if masks:
+            exports = [n for n in sorted(files) if n.lower().endswith((".json", ".xml"))]
+            exports = [n for n in exports[:MAX_HEADS] if is_annotation_file(folder.parent / n)]
+            if masks or (is_frames and exports):
                 # As the user wrote it: a relative path stays relative.
                 outer = Path(os.path.normpath(os.path.join(self.root, *[".."] * levels)))
-                path = outer / min(masks)
-                key = f", or set dataset.masks_path={path}" if is_frames and levels == 1 else ""
-                message = f"the folder may hold the masks; open {outer} instead{key}"
+                path = outer / min(masks or exports)
+                has_key = is_frames and levels == 1 and masks
+                key = f", or set dataset.masks_path={path}" if has_key else ""
+                message = f"it may hold the masks; open {outer} instead{key}"
                 self.remarks.append(Remark(IGNORED, str(path), message))
                 return
 

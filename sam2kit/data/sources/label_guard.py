@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 
 from sam2kit.data.sources.ctc import find_sequences
 from sam2kit.data.sources.listing import list_folder, sort_files
 from sam2kit.data.sources.nifti import NIFTI_ENDINGS, open_nifti
 from sam2kit.data.sources.tiff import TIFF_ENDINGS, TiffStack, find_tiffs
-from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.data.sources.video_files import find_videos
 from sam2kit.data.sources.volumes import find_volumes
 from sam2kit.utils.errors import DataError
@@ -25,6 +25,7 @@ MAX_VALUES, MAX_LABELS = 64, 1 << 12  # distinct values of an image of labels
 # Share of the pixels whose left neighbour has the same value, in images of few and of many values.
 # A noisy image of few values, as at low light, has less.
 FEW_FLAT, MANY_FLAT = 0.6, 0.7
+FILM_STEP = 24  # frames of a video file between those that are looked at
 MAX_SLICE_BYTES = 1 << 28  # of a compressed volume, which is read from its beginning
 
 
@@ -117,12 +118,16 @@ def _films(root: Path) -> Iterator[tuple[Path, Iterator[np.ndarray]]]:
 
 
 def _film_frames(path: Path) -> Iterator[np.ndarray]:
-    video = VideoFile(path)
+    """Yield one of the first frames and a later one, without an index of the whole file."""
     try:
-        for t in sorted({0, video.num_frames(0) // 2}):
-            yield video.read_frame(0, t)
-    finally:
-        video.close()
+        with av.open(str(path)) as container:
+            for t, frame in enumerate(container.decode(video=0)):
+                if t % FILM_STEP == 0:
+                    yield frame.to_ndarray(format="rgb24")
+                if t == FILM_STEP:
+                    return
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise DataError(f"{path} cannot be decoded: {error}", hint="replace the file") from error
 
 
 def images_look_like_labels(images: Iterator[np.ndarray]) -> bool:
