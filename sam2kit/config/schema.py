@@ -161,8 +161,8 @@ class DatasetConfig:
     )
     strict: bool = option(
         False,
-        "raise an error for annotations that cannot be used and for missing frame files, instead "
-        "of leaving them out (annotation files only)",
+        "raise an error for annotations that cannot be used, missing frame files, and volumes, "
+        "stacks and video files that cannot be read, instead of leaving them out",
     )
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH

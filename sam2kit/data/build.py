@@ -568,7 +568,7 @@ def _open_path(config: DatasetConfig, path: str) -> VideoSource:
         "mask_colours": config.mask_colours,
     }
     if config.type == "files":
-        return VideoFileDataset(path, config.split, **masks)
+        return VideoFileDataset(path, config.split, **masks, strict=config.strict)
     source = {"video": VideoDataset, "images": ImageDataset}[config.type]
     return source(path, config.split, **masks, intensity=IntensityRule.from_config(config))
 
@@ -620,13 +620,19 @@ def _open_stacks(config: DatasetConfig, root: str) -> VideoSource:
     channels = None if config.stack_channels is None else tuple(config.stack_channels)
     options = StackOptions(config.stack_axes, channels, config.stack_z)
     if config.type == "tiff":
-        return TiffDataset(root, split, config.masks_path, rule, options)
+        return TiffDataset(root, split, config.masks_path, rule, options, config.strict)
     if config.type == "ctc":
-        return CTCDataset(root, split, rule, options, config.ctc_truth)
-    keys = (root, split, config.masks_path, rule, config.volume_axis, config.volume_reverse)
-    if config.type == "nifti":
-        return NiftiDataset(*keys)
-    return DicomDataset(*keys) if config.type == "dicom" else NPZDataset(*keys)
+        return CTCDataset(root, split, rule, options, config.ctc_truth, config.strict)
+    kinds: dict[str, type[Any]] = {
+        "nifti": NiftiDataset,
+        "dicom": DicomDataset,
+        "npz": NPZDataset,
+    }
+    axis, reverse = config.volume_axis, config.volume_reverse
+    volumes: VideoSource = kinds[config.type](
+        root, split, config.masks_path, rule, axis, reverse, config.strict
+    )
+    return volumes
 
 
 def _no_path(config: DatasetConfig, section: str) -> ConfigError:
@@ -671,7 +677,7 @@ def _prepare(source: VideoSource, config: DatasetConfig, seed: int, section: str
         return source
     if config.synthetic_objects:
         return _with_generated(source, config, seed)
-    raise no_masks(f"{config.data_path or config.annotation_file}", section)
+    raise no_masks(f"{config.data_path or config.annotation_file}", section, source.remarks)
 
 
 def _annotated_videos(source: VideoSource, config: DatasetConfig) -> VideoSource:

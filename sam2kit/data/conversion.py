@@ -32,7 +32,7 @@ from sam2kit.data.parallel import each_video
 from sam2kit.data.pictures import image_size
 from sam2kit.data.problems import frame_label
 from sam2kit.data.rle import encode_mask
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import DerivedSource, ObjectId, VideoSource
 from sam2kit.data.sources.listing import FRAME_ENDINGS, natural_key
 from sam2kit.data.sources.mask_values import VOID
 from sam2kit.data.writers import (
@@ -44,6 +44,7 @@ from sam2kit.data.writers import (
 )
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.text import visible_text
 from sam2kit.utils.unfinished import unfinished
 
 TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
@@ -80,8 +81,9 @@ def convert(
 
     Frame files are copied byte for byte; frames from videos are written as PNG. Frames keep their
     names, unless the names contradict their order: then they are renumbered from 00000, with a
-    warning. Categories, scores and empty masks are not converted. The output is atomic: ``out``
-    appears when everything is written.
+    warning. Videos whose names are no folder names, such as ``cam1/a``, are renamed (``cam1-a``),
+    with a warning. Categories, scores and empty masks are not converted. The output is atomic:
+    ``out`` appears when everything is written.
 
     Args:
         what: the videos, as for :func:`~sam2kit.data.build.open_source`.
@@ -95,7 +97,7 @@ def convert(
     Raises:
         ConfigError: ``to`` is unknown, or ``out`` is not empty or cannot be written.
         DataError: the source is invalid, or the target cannot represent its content (overlaps, too
-            many objects, a video name that is no folder name). Names video, frame and object.
+            many objects). Names video, frame and object.
     """
     out = Path(out)
     if to not in TARGETS:
@@ -109,7 +111,7 @@ def convert(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")
-    source = open_source(what)
+    source = _with_folder_names(open_source(what))
     if not source.has_masks:
         logger.info("The source has no masks; writing frames only")
     # Written to a sibling folder that is renamed at the end, so that an interrupted conversion is
@@ -136,6 +138,37 @@ def convert(
     if counts["numbered videos"]:
         logger.warning("Videos numbered from 01, in their order: {}", len(source))
     return out / COCO_FILE if to == "coco-video" else out
+
+
+class _Renamed(DerivedSource):
+    """Give the videos of another source other names."""
+
+    def __init__(self, source: VideoSource, names: list[str]) -> None:
+        self.source, self.names = source, names
+        self.has_masks, self.generated = source.has_masks, source.generated
+
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        return self.source, i
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+
+def _with_folder_names(source: VideoSource) -> VideoSource:
+    """Rename the videos whose names cannot be those of folders, and log it."""
+    names: dict[str, str] = {}  # new name -> name
+    for name in source.names:
+        new = name if file_name(name) == name else file_name(name.replace("/", "-"))
+        new = new or "video"
+        names[new if new not in names else file_name(f"{name}/")] = name
+    renamed = [(name, new) for new, name in names.items() if new != name]
+    if not renamed:
+        return source
+    logger.warning(
+        "Videos renamed, because their names are no folder names: {}, such as {} to {}",
+        *(len(renamed), visible_text(renamed[0][0]), visible_text(renamed[0][1])),
+    )
+    return _Renamed(source, list(names))
 
 
 class _Written(NamedTuple):
@@ -295,7 +328,7 @@ def _write_cvat(source: VideoSource, i: int, out: Path) -> _Written:
 
 def _write_tiff(source: VideoSource, i: int, out: Path) -> _Written:
     """Write one video as a stack, and its labels beside it."""
-    name = _folder_name(source, i)
+    name = source.name(i)
     recorder, counts = _record(source, i)
     shape, dtype = _stored(source, i)
     frames = (source.raw_frame(i, t) for t in range(source.num_frames(i)))
@@ -344,7 +377,7 @@ def _ctc_path(prefix: Path, digits: int, t: int) -> Path:
 
 def _write_nifti(source: VideoSource, i: int, out: Path) -> _Written:
     """Write one video as a volume, and its labels as another one."""
-    name = _folder_name(source, i)
+    name = source.name(i)
     recorder, counts = _record(source, i)
     counts["parents"] = len(source.parents(i))
     geometry = source.geometry(i)
@@ -387,14 +420,6 @@ def _stored(source: VideoSource, i: int) -> tuple[tuple[int, ...], np.dtype]:
     return frame.shape, frame.dtype
 
 
-def _folder_name(source: VideoSource, i: int) -> str:
-    """Return the name of a video, which must be possible as the name of a file."""
-    name = source.name(i)
-    if not name or file_name(name) != name:
-        raise DataError(f"video {name!r}: its name is no folder name", hint="rename the video")
-    return name
-
-
 def _write_frames(
     source: VideoSource, i: int, out: Path, below: str = ""
 ) -> tuple[Counter[str], list[Path]]:
@@ -403,7 +428,7 @@ def _write_frames(
     Returns:
         Numbers of frames: all, renumbered, and written as PNG; and the files in order.
     """
-    video, count = _folder_name(source, i), source.num_frames(i)
+    video, count = source.name(i), source.num_frames(i)
     folder = out / video / below
     folder.mkdir(parents=True)
     names = [source.frame_name(i, t) for t in range(count)]

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from loguru import logger
 
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.images import picture_folders
+from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     SYSTEM_FOLDERS,
@@ -24,11 +26,17 @@ from sam2kit.data.sources.listing import (
     Listing,
     list_folder,
 )
-from sam2kit.data.sources.mask_search import is_mask_folder, sibling_masks, split_masks
+from sam2kit.data.sources.mask_search import (
+    is_frame_folder,
+    is_mask_folder,
+    label_base,
+    sibling_masks,
+    split_masks,
+)
 from sam2kit.data.sources.mask_values import looks_like_mask
-from sam2kit.data.sources.stacks import is_label_folder, label_base
-from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff
+from sam2kit.data.sources.tiff import TIFF_ENDINGS, TIFF_ERRORS, open_tiff, tiff_stem
 from sam2kit.data.sources.training_set import INDEX_FILE
+from sam2kit.data.sources.video_folders import VideoFolders
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import missing, unpack_hint
 from sam2kit.utils.text import plural, visible_text
@@ -39,6 +47,7 @@ SAV_KINDS = ("manual", "auto")
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", *SYSTEM_FOLDERS)
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
 MAX_FOLDERS = 64  # looked at per level to find volumes
+MAX_LEVELS = 3  # below a folder without data, in which data are searched
 ROBOFLOW_FILE = "_annotations.coco.json"
 # The beginnings of the files of annotation tools; data/sources cites the formats.
 _CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
@@ -150,17 +159,84 @@ def detect_layout(path: str | Path) -> Layout:
             missing(path), hint="check the path; it is relative to the working directory"
         )
     candidate = Candidate(path)
-    for detector in DETECTORS:
-        if (layout := detector(candidate)) is not None:
-            return layout
+    layout = _first_layout(candidate)
+    if layout is not None:
+        _reject_label_videos(layout)
+        return layout
     archives = [path / name for name in sorted(candidate.listing.files) if unpack_hint(name)]
     if archives and not candidate.listing.folders:
         raise DataError(
             f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
             hint=unpack_hint(archives[0]),
         )
+    try:
+        VideoFolders(path, None, None, DroppedFiles(path))
+    except DataError:
+        _name_other_folder(path)
     # The source of this type describes all layouts in its error.
     return Layout("video", "no other layout matches", path)
+
+
+def _name_other_folder(path: Path) -> None:
+    """Raise an error that names the folder to give, if it is above or below a path without data."""
+    others: list[tuple[Path, Layout]] = []
+    if is_mask_folder(path.resolve().name) or is_frame_folder(path.resolve().name):
+        outer = Path(os.path.normpath(path / ".."))
+        layout = _try_layout(outer)
+        others = [(outer, layout)] if layout else []
+    others = others or _inner_layouts(path)
+    if others:
+        folder, layout = others[0]
+        count = len(others)
+        more = f", or another of the {count} folders with data in it" if count > 1 else ""
+        raise DataError(
+            f"{path} holds no videos itself, but {folder} does ({layout.reason})",
+            hint=f"give {folder}{more}",
+        )
+
+
+def _try_layout(folder: Path) -> Layout | None:
+    """Return the layout of a folder; None if there is none, or if it is damaged."""
+    try:
+        return _first_layout(Candidate(folder))
+    except DataError:
+        return None
+
+
+def _first_layout(candidate: Candidate) -> Layout | None:
+    """Return the layout of the first detector that recognises a path."""
+    return next((layout for detect in DETECTORS if (layout := detect(candidate))), None)
+
+
+def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
+    """Return the directories with data in a directory that holds none itself.
+
+    The directories of one level are looked at before those of the next one.
+    """
+    folders = [root]
+    for _ in range(MAX_LEVELS):
+        names = [(f, n) for f in folders for n in sorted(list_folder(f, ()).folders)]
+        folders = [f / n for f, n in names if not is_mask_folder(n)][:MAX_FOLDERS]
+        layouts = ((folder, _try_layout(folder)) for folder in folders)
+        if inner := [(folder, layout) for folder, layout in layouts if layout]:
+            return inner
+    return []
+
+
+def _reject_label_videos(layout: Layout) -> None:
+    """Raise if a stack, a volume or a video file that would be a video looks like labels."""
+    if layout.data_path is None:
+        return
+    path = find_label_video(layout.type, layout.data_path)
+    if path is not None:
+        raise DataError(
+            f"{path} would be a video, but looks like labels: it has flat areas of whole numbers",
+            key="dataset.masks_path",
+            value=None,
+            expected="the folder of the labels",
+            hint="name labels like their video (VIDEO_labels or labels/VIDEO), set "
+            f"dataset.masks_path={path.parent}, or dataset.type={layout.type} if it is a video",
+        )
 
 
 def is_other_folder(name: str) -> bool:
@@ -217,10 +293,10 @@ def stack_file(candidate: Candidate) -> Layout | None:
 
 
 def cell_tracking(candidate: Candidate) -> Layout | None:
-    """Recognise the Cell Tracking Challenge: ``01`` beside ``01_GT`` or ``01_ST``."""
+    """Recognise the Cell Tracking Challenge: ``01`` beside ``01_GT``, ``01_ST`` or ``01_RES``."""
     folders = set(candidate.listing.folders)
     names = [n for n in sorted(folders) if re.fullmatch(r"\d{2,3}", n)]
-    truths = [n for n in names if {f"{n}_GT", f"{n}_ST"} & folders]
+    truths = [n for n in names if {f"{n}_GT", f"{n}_ST", f"{n}_RES"} & folders]
     if not truths:
         return None
     return Layout("ctc", f"sequence {truths[0]} of the Cell Tracking Challenge", candidate.path)
@@ -242,7 +318,7 @@ def volumes(candidate: Candidate) -> Layout | None:
             inner += [
                 f"{folder}/{n}".strip("/")
                 for n in sorted(listing.folders)
-                if not is_label_folder(n) and not is_other_folder(n)
+                if not is_mask_folder(n) and not is_other_folder(n)
             ]
         folders = inner[:MAX_FOLDERS]
     return None
@@ -281,12 +357,13 @@ def tiff_stacks(candidate: Candidate) -> Layout | None:
     inside = names or sorted(list_folder(path / str(folder), TIFF_ENDINGS).files)
     first = path / inside[0] if names else path / str(folder) / inside[0]
     reason = _examples(inside, "TIFF file")
-    if any(label_base(n.rpartition(".")[0]) for n in inside):
+    if any(label_base(tiff_stem(n)) for n in inside):
         return Layout("tiff", f"{reason}, with labels beside them", path)
-    label_folders = [n for n in candidate.listing.folders if is_label_folder(n)]
+    label_folders = [n for n in candidate.listing.folders if is_mask_folder(n)]
     if any(_holds(path / n, TIFF_ENDINGS) for n in label_folders):
         return Layout("tiff", f"{reason}, with labels in {label_folders[0]}", path)
-    if has_pages_or_depth(first):
+    # The first file may be damaged.
+    if any(has_pages_or_depth(first.with_name(name)) for name in sorted(inside)[:3]):
         return Layout("tiff", f"{reason}, of several pages or more than 8 bits", path)
     return None
 

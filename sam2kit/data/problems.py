@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import IGNORED, ObjectId, Remark, VideoSource
 from sam2kit.utils.errors import DataError
 
 MAX_LISTED = 10  # frames that a message lists
@@ -34,10 +34,18 @@ def nothing_visible(name: str, count: int, image_size: int) -> DataError:
     )
 
 
-def no_masks(where: str, section: str = "dataset") -> DataError:
-    """Make the error for data without any masks, if no generated objects are asked for."""
+def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = ()) -> DataError:
+    """Make the error for data without any masks, if no generated objects are asked for.
+
+    Args:
+        where: the data set.
+        section: its section of the configuration.
+        remarks: those of the source: the first file that is not read may be the masks.
+    """
+    unread = next((r for r in remarks if r.kind == IGNORED), None)
+    candidate = f" (not read: {unread.where})" if unread else ""
     return DataError(
-        f"{where} has no masks, so there is nothing to train on or to score",
+        f"{where} has no masks{candidate}, so there is nothing to train on or to score",
         key=f"{section.replace('valdataset', 'dataset')}.synthetic_objects",
         value=0,
         expected="above 0 for videos without masks",

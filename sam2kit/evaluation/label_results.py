@@ -20,10 +20,10 @@ from sam2kit.data.lineage import Track, read_tracks
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.listing import list_folder
 from sam2kit.data.sources.mask_files import read_object_names
+from sam2kit.data.sources.mask_search import label_base
 from sam2kit.data.sources.nifti import NIFTI_ENDINGS, load_nifti
 from sam2kit.data.sources.stacks import (
     integer_labels,
-    label_base,
     labels_in,
     masks_by_label,
     overlapping,

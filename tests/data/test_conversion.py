@@ -26,6 +26,7 @@ from sam2kit.data import SelectedVideos, build_source, open_source
 from sam2kit.data.conversion import convert
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.paths import file_name
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -173,12 +174,14 @@ def test_unannotated_video_next_to_annotated_ones(tmp_path):
     assert_same(source, open_source(convert(source, tmp_path / "coco", "coco-video")))
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", ".", ".hidden", ""])
-def test_video_names_that_are_no_folder_names(tmp_path, name):
-    with pytest.raises(DataError) as error:
-        convert(MemorySource({name: [{}]}), tmp_path / "out", "davis")
-    assert repr(name) in str(error.value) and error.value.hint == "rename the video"
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", ["../up", "a/b", ".", ".hidden", "", "a [1]"])
+def test_video_names_that_are_no_folder_names_are_changed(tmp_path, name):
+    for to in ("davis", "coco-video"):
+        source = MemorySource({name: [{}], "a-b": [{}]})
+        names = open_source(convert(source, tmp_path / to, to)).names
+        assert len(names) == 2 and "a-b" in names
+        assert name not in names and all(file_name(new) == new for new in names)
+    assert {p.name for p in tmp_path.iterdir()} == {"davis", "coco-video"}
 
 
 def test_void_pixels_are_kept_by_davis_and_lost_with_a_warning_by_coco(tmp_path, messages):

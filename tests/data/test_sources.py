@@ -728,11 +728,11 @@ def test_masks_that_do_not_match_their_video_file(tmp_path):
         save_video(tmp_path / f"{name}.mp4", [0, 10])
         save_palette(tmp_path / "Annotations" / name / "1.png", square(0, 0) * 1)
     assert set(VideoFileDataset(tmp_path).read_masks(0, 1)) == {1}
-    save_palette(tmp_path / "Annotations" / "a" / "2.png", square(0, 0) * 1)
-    with pytest.raises(DataError, match="2.png") as error:
+    save_palette(tmp_path / "Annotations" / "a" / "3.png", square(0, 0) * 1)
+    with pytest.raises(DataError, match="3.png") as error:
         VideoFileDataset(tmp_path)
     assert "from 0 to 1" in error.value.hint
-    (tmp_path / "Annotations" / "a" / "2.png").rename(tmp_path / "Annotations" / "a" / "01.png")
+    (tmp_path / "Annotations" / "a" / "3.png").rename(tmp_path / "Annotations" / "a" / "01.png")
     with pytest.raises(DataError, match="are masks of one frame"):
         VideoFileDataset(tmp_path)
     shutil.rmtree(tmp_path / "Annotations" / "a")

@@ -278,13 +278,10 @@ def test_labels_that_are_no_integers(tmp_path):
         rejects(tmp_path)
 
 
-def test_labels_without_frames_and_two_candidates(tmp_path):
-    make_stacks(tmp_path / "1", names=("a",))
-    save_tiff(tmp_path / "1" / "b_labels.tif", labels(), axes="TYX")
-    rejects(tmp_path / "1")
-    make_stacks(tmp_path / "2", names=("a",))
-    save_tiff(tmp_path / "2" / "a_masks.tif", labels(), axes="TYX")
-    rejects(tmp_path / "2")
+def test_two_candidates_for_labels(tmp_path):
+    make_stacks(tmp_path, names=("a",))
+    save_tiff(tmp_path / "a_masks.tif", labels(), axes="TYX")
+    rejects(tmp_path)
 
 
 def test_a_label_of_no_frame(tmp_path):

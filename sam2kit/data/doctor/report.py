@@ -249,7 +249,8 @@ def run_doctor(
             videos += each_video(work, source, workers, f"{part}: read")
         if source is not None and not source.has_masks and not settings.synthetic_objects:
             where = data[part]
-            findings.append(Finding("error", "unannotated", where, str(no_masks(where))))
+            problem = str(no_masks(where, remarks=source.remarks))
+            findings.append(Finding("error", "unannotated", where, problem))
     remarks = [r for source in sources.values() if source is not None for r in source.remarks]
     remarks = list(dict.fromkeys(remarks))
     notes = [f"{r.where}: {r.message}" for r in remarks if r.kind == NOTE]

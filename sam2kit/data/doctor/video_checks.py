@@ -27,7 +27,7 @@ from sam2kit.data.problems import (
     truth_out_of_reach,
 )
 from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
-from sam2kit.data.sources.listing import frame_numbers
+from sam2kit.data.sources.listing import frame_numbers, interleaved
 from sam2kit.utils.errors import DataError
 
 T = TypeVar("T")
@@ -52,8 +52,9 @@ class Finding:
             train on), ``unannotated`` (no masks), ``supervision`` (no tracked frame has a truth),
             ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``, ``short``,
             ``ignored`` (files that may be data and are not read), ``damaged`` (decoded in part),
-            ``left out`` (annotations and frames that cannot be used), ``boxes`` (filled as if they
-            were masks), ``shared`` (between training and validation).
+            ``left out`` (videos, annotations and frames that cannot be used), ``geometry`` (labels
+            that lie elsewhere than their volume), ``boxes`` (filled as if they were masks),
+            ``shared`` (between training and validation).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
     """
@@ -196,6 +197,9 @@ def left_out_finding(entry: LeftOut) -> Finding:
     if entry.kind == "boxes":
         message = f"{entry.count} shapes are boxes, filled as masks. The first: {entry.message}"
         return Finding("warning", "boxes", entry.where, message)
+    if entry.kind == "videos":
+        message = f"it cannot be read and is left out: {entry.message}"
+        return Finding("warning", "left out", entry.where, message)
     what = "frames without a file are" if entry.kind == "frames" else "annotations are"
     if entry.count == 1:
         what = "frame without a file is" if entry.kind == "frames" else "annotation is"
@@ -513,6 +517,11 @@ def order_problem(names: Sequence[str]) -> str | None:
     Returns:
         The problem and its fix; None: there is none.
     """
+    if pair := interleaved(names):
+        return (
+            f"frames {pair[0]} and {pair[1]} are channels or slices of one time point, and follow "
+            "each other as if time went on; put each channel or slice into a folder of its own"
+        )
     matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
     # Leading zeros belong to the number: f099 and f100 have the same prefix.
     parts = [m and (m[1].rstrip("0"), m[3]) for m in matches]

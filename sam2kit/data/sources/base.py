@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from loguru import logger
 
 from sam2kit.data.geometry import VolumeGeometry
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import visible_text
 
 ObjectId = int | str
-NOTE = "note"
+NOTE, IGNORED, ORDER, GEOMETRY = "note", "ignored", "order", "geometry"
+Files = TypeVar("Files")
+Video = TypeVar("Video")
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Remark:
 
     Attributes:
         kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
-            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored`` or ``order``.
+            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored``, ``order`` or
+            ``geometry``.
         where: the file or directory.
         message: what it is, and the fix if it is not a note.
     """
@@ -37,7 +43,7 @@ class LeftOut:
     """Describe data that a source cannot use and has left out.
 
     Attributes:
-        kind: ``frames`` or ``masks``.
+        kind: ``videos``, ``frames``, ``masks`` or ``boxes``.
         count: how many there are.
         where: the first of them, by file, annotation or frame.
         message: what is wrong with the first one, and how to fix it.
@@ -67,11 +73,14 @@ class VideoSource(ABC):
     names: list[str]
     has_masks: bool = True
     generated: bool = False
+    # What the constructor of a subclass found.
+    _remarks: Sequence[Remark] = ()
+    _left_out: Sequence[LeftOut] = ()
 
     @property
     def remarks(self) -> list[Remark]:
         """How the data set is read, and what of it is not read; this may read some masks."""
-        return []
+        return list(self._remarks)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -168,8 +177,8 @@ class VideoSource(ABC):
         return []
 
     def left_out(self) -> list[LeftOut]:
-        """Return what the source left out when it was opened, one entry per kind of problem."""
-        return []
+        """Return what the source left out when it was opened: one entry per kind of problem."""
+        return list(self._left_out)
 
     def left_out_masks(self, i: int) -> list[LeftOut]:
         """Return the masks of video ``i`` that reading has left out so far, in this process."""
@@ -190,6 +199,15 @@ class DerivedSource(VideoSource):
     @abstractmethod
     def locate(self, i: int) -> tuple[VideoSource, int]:
         """Return the source that holds video ``i``, and the index of the video in it."""
+
+    def _sources(self) -> list[VideoSource]:
+        """Return the sources of all videos."""
+        sources = {id(source): source for i in range(len(self)) for source in [self.locate(i)[0]]}
+        return list(sources.values())
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return [remark for source in self._sources() for remark in source.remarks]
 
     def name(self, i: int) -> str:
         source, k = self.locate(i)
@@ -244,8 +262,7 @@ class DerivedSource(VideoSource):
         return source.video_path(k)
 
     def left_out(self) -> list[LeftOut]:
-        sources = {id(source): source for i in range(len(self)) for source in [self.locate(i)[0]]}
-        return [entry for source in sources.values() for entry in source.left_out()]
+        return [entry for source in self._sources() for entry in source.left_out()]
 
     def left_out_masks(self, i: int) -> list[LeftOut]:
         source, k = self.locate(i)
@@ -280,10 +297,6 @@ class SelectedVideos(DerivedSource):
         self.indices = list(indices)
         self.names = [source.names[i] for i in indices]
         self.has_masks, self.generated = source.has_masks, source.generated
-
-    @property
-    def remarks(self) -> list[Remark]:
-        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, self.indices[i]
@@ -357,3 +370,42 @@ class FrameRange(DerivedSource):
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
         return self.source.mask_paths(i, self._frame(t))
+
+
+def open_members(
+    files: Mapping[str, Files], open_one: Callable[[Files], Video], strict: bool, root: Path
+) -> tuple[dict[str, Video], list[LeftOut]]:
+    """Open the videos of a data set one by one, and leave out those that cannot be read.
+
+    Args:
+        files: the files of each video by its name.
+        open_one: opens a video; raises a DataError if it is damaged.
+        strict: raise the first error.
+        root: the data set, for the log.
+
+    Returns:
+        The videos by name, and an entry for each one that is left out.
+
+    Raises:
+        DataError: all videos are damaged, or one is and ``strict`` is True; or an error that names
+            the key of the configuration that decides about the video.
+    """
+    videos, left_out, first = {}, [], None
+    for name, member in files.items():
+        try:
+            videos[name] = open_one(member)
+        except DataError as error:
+            if strict or (error.key or "").startswith("dataset."):
+                raise
+            first = first or error
+            where = f"video {visible_text(name)}"
+            left_out.append(LeftOut("videos", 1, where, str(error)))
+    if first is not None and not videos:
+        raise first
+    if first is not None:
+        logger.warning(
+            "{}: left out {} of {} videos that cannot be read. The first: {}. "
+            "dataset.strict=true makes them errors",
+            *(root, len(left_out), len(files), first),
+        )
+    return videos, left_out

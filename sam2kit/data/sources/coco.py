@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
 from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
 from sam2kit.data.sources.coco_index import CocoIndex, polygons_of
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import read_split, stem
 from sam2kit.utils.errors import DataError
@@ -128,10 +130,14 @@ class COCODataset(VideoSource):
         self._numbered: list[bool] = []
         # Per video: the frames that have a file; None: all of them.
         self._present: list[np.ndarray | None] = [None] * len(self.names)
-        self._left_out = [entry for index in self._indices for entry in index.left_out.values()]
+        self._left_out: list[LeftOut] = [
+            entry for index in self._indices for entry in index.left_out.values()
+        ]
         # Per video: the annotations that were left out on reading, by their names.
         self._unreadable: dict[int, dict[str, str]] = {}
         self._paths = self._find_files() if files else None
+        if self._paths is not None:
+            self._report_unread(json_files)
         if skipped := sum(index.between_keyframes for index in self._indices):
             logger.info(
                 "{}: {} of {} frames are not key frames and count as unannotated",
@@ -190,6 +196,19 @@ class COCODataset(VideoSource):
             self._numbered.append(len(stems) < len(video_paths))
         return self._without_empty_videos(paths, missing)
 
+    def _report_unread(self, json_files: list[Path]) -> None:
+        """Report what is in the folders of the images and is not read."""
+        dropped = DroppedFiles(self.root)
+        paths = (
+            f"{self._roots[k]}/{path}"
+            for (k, _), video_paths in zip(self._locations, self._paths or (), strict=True)
+            for path in video_paths.split("\0")
+        )
+        dropped.add_unread(chain(json_files, paths), listed=True)
+        # Other JSON files are usually those of other splits.
+        dropped.others = [path for path in dropped.others if path.suffix.lower() != ".json"]
+        self._remarks = dropped.report()
+
     def _without_empty_videos(self, paths: list[str], missing: list[DataError]) -> list[str]:
         """Leave out videos of which no frame has a file, and report the missing files.
 
@@ -235,9 +254,6 @@ class COCODataset(VideoSource):
         k, v = self._locations[i]
         begin, end = self._indices[k].first[v : v + 2].tolist()
         return end - begin
-
-    def left_out(self) -> list[LeftOut]:
-        return list(self._left_out)
 
     def left_out_masks(self, i: int) -> list[LeftOut]:
         unreadable = self._unreadable.get(i)

@@ -27,7 +27,6 @@ from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.data.sources.base import (
     DerivedSource,
     ObjectId,
-    Remark,
     SelectedVideos,
     VideoSource,
 )
@@ -135,10 +134,6 @@ class CorrectedSource(DerivedSource):
     def videos(self) -> set[str]:
         """Return the names of the videos that have a corrected frame."""
         return {video for video, _ in self._lines}
-
-    @property
-    def remarks(self) -> list[Remark]:
-        return self.source.remarks
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, i

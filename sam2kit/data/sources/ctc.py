@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from loguru import logger
 
 from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
 from sam2kit.data.lineage import Track, read_tracks
-from sam2kit.data.sources.base import LeftOut, ObjectId
-from sam2kit.data.sources.listing import list_folder, read_split, sort_files
+from sam2kit.data.sources.base import IGNORED, LeftOut, ObjectId, Remark
+from sam2kit.data.sources.listing import list_folder, sort_files
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.stacks import StackSource, integer_labels, labels_in, overlapping
 from sam2kit.data.sources.tiff import DEFAULT_OPTIONS, TIFF_ENDINGS, StackOptions, TiffSequence
@@ -63,6 +64,7 @@ class CTCDataset(StackSource):
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
         rule: how frames of more than 8 bits are scaled.
         options: how the axes of a frame are read.
+        strict: True raises an error for a sequence that cannot be read. False: it is left out.
         truth: ``gold``, ``silver``, ``track`` (the markers themselves are the masks) or ``auto``
             (default): gold, else silver.
 
@@ -78,14 +80,14 @@ class CTCDataset(StackSource):
         rule: IntensityRule = DEFAULT_RULE,
         options: StackOptions = DEFAULT_OPTIONS,
         truth: str = "auto",
+        strict: bool = False,
     ) -> None:
-        super().__init__(rule)
-        self.root, self.truth = Path(root), truth
+        super().__init__(root, rule, strict)
+        self.truth, self._options = truth, options
         names = find_sequences(self.root)
         if not names:
             raise DataError(f"{root} holds no sequences", hint=f"expected {LAYOUT}")
-        self.names = names if split is None else read_split(split, self.root, names)
-        self._sequences = [self._open_sequence(name, options) for name in self.names]
+        self._sequences = self.open_videos({n: n for n in names}, split, self._open_sequence)
         self.has_masks = any(self._truths(s) for s in self._sequences)
         only_markers = [s for s in self._sequences if s.markers and not self._truths(s)]
         if only_markers and not self.has_masks:
@@ -97,15 +99,45 @@ class CTCDataset(StackSource):
                 hint="or add 01_GT/SEG or 01_ST/SEG",
             )
         # Video and problem -> frame -> labels.
-        self._left_out: dict[tuple[int, str], dict[int, list[int]]] = {}
+        self._left_out_labels: dict[tuple[int, str], dict[int, list[int]]] = {}
+        self._report_folders(names)
 
-    def _open_sequence(self, name: str, options: StackOptions) -> _Sequence:
+    def _report_folders(self, names: list[str]) -> None:
+        """Report truth that is not used."""
+        for name, sequence in zip(self.names, self._sequences, strict=True):
+            if sequence.gold is not None and sequence.markers is None and sequence.silver is None:
+                truth = self.root / f"{name}_GT"
+                message = (
+                    "the masks are not used, because there are no markers in TRA, so that their "
+                    f"identities are unknown; add {truth / 'TRA'}"
+                )
+                self._dropped.remarks.append(Remark(IGNORED, str(truth / "SEG"), message))
+        for folder in list_folder(self.root, ()).folders:
+            match = re.fullmatch(r"(\d{2,3})_(GT|ST|RES)", folder)
+            if match is None:
+                continue
+            path = self.root / folder
+            if match[1] not in names and match[2] != "RES":
+                self._dropped.orphans.append(path)
+            elif match[2] == "RES" and not self.has_masks:
+                message = (
+                    "results of a tracker are not read as truth; to use them as masks, rename the "
+                    f"folder to {match[1]}_GT{os.sep}TRA, its files to man_track000.tif and "
+                    "man_track.txt, and set dataset.ctc_truth=track"
+                )
+                self._dropped.remarks.append(Remark(IGNORED, str(path), message))
+        self.report(
+            (self.root / name / file for name in names for file in os.listdir(self.root / name)),
+            skip=lambda name: re.match(r"\d{2,3}_", name) is not None,
+        )
+
+    def _open_sequence(self, name: str) -> _Sequence:
         folder = self.root / name
         files = sort_files(list_folder(folder, TIFF_ENDINGS).files, folder)
         if not files:
             raise DataError(f"{folder} holds no TIFF frames", hint=f"expected {LAYOUT}")
         paths = [folder / file for file in files]
-        frames = TiffSequence(paths, options)
+        frames = TiffSequence(paths, self._options)
         numbers = {_number(path): t for t, path in enumerate(paths)}
         gold, silver, markers = (
             _open_labels(self.root / f"{name}_{kind}", numbers, frames.size)
@@ -214,14 +246,14 @@ class CTCDataset(StackSource):
         """Record labels that are left out; the first frame of a kind is logged at once."""
         if not labels:
             return
-        frames = self._left_out.setdefault((i, text), {})
+        frames = self._left_out_labels.setdefault((i, text), {})
         if not frames and parent_process() is None:
             logger.info("{}, frame {}: label {} {}", visible_text(self.name(i)), t, labels[0], text)
         frames[t] = labels
 
     def left_out_masks(self, i: int) -> list[LeftOut]:
         entries = []
-        for (k, text), frames in self._left_out.items():
+        for (k, text), frames in self._left_out_labels.items():
             if k == i:
                 t = min(frames)
                 count = sum(map(len, frames.values()))

@@ -95,6 +95,7 @@ class CVATDataset(ShapeDataset):
         root, problems = Path(root), Problems(strict)
         files = find_xml(root) if annotation_file is None else list_files(annotation_file)
         videos = []
+        problems.read.update(files)
         for file in files:
             folders = [file.parent]
             if annotation_file is not None:

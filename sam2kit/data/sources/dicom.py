@@ -11,19 +11,16 @@ import numpy as np
 from loguru import logger
 
 from sam2kit.data.geometry import VolumeGeometry
-from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
-from sam2kit.data.sources.listing import list_folder, natural_key, read_split
+from sam2kit.data.sources.listing import list_folder, natural_key
+from sam2kit.data.sources.mask_search import label_base
 from sam2kit.data.sources.nifti import NIFTI_ENDINGS, load_nifti, open_nifti
-from sam2kit.data.sources.stacks import (
-    MAX_FRAME_BYTES,
-    MAX_VOLUME_BYTES,
-    check_size,
-    label_base,
-)
-from sam2kit.data.sources.volumes import VolumeSource, volume_stem
+from sam2kit.data.sources.stacks import MAX_FRAME_BYTES, MAX_VOLUME_BYTES, check_size
+from sam2kit.data.sources.volumes import Volume, VolumeSource, volume_stem
 from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
+CODED_LABELS = ("SEG", "RTSTRUCT")
+NO_IMAGES = (*CODED_LABELS, "RTDOSE", "RTPLAN")  # modalities
 NO_DICOM = (".txt", ".json", ".xml", ".csv", ".md", ".zip", ".png", ".jpg", *NIFTI_ENDINGS)
 HEADER_TAGS = [
     "SOPClassUID",
@@ -98,74 +95,72 @@ class DicomDataset(VolumeSource):
 
     Args:
         root: a directory with series in it or below it, or one file.
-        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
+        split, rule, reverse, strict: as in :class:`~sam2kit.data.sources.volumes.VolumeSource`.
         masks_path: directory or file of the labels. None (default): as above.
-        rule: how values are scaled to 8 bits.
         axis: axis of the volume (columns, rows, slices) along which frames follow each other. None
             (default): 2, the slices as stored.
-        reverse: play slices from the last to the first.
 
     Raises:
-        DataError: no series, a damaged file, slices of different sizes or orientations, two slices
-            at one position, or labels of another shape.
+        DataError: no series, or no readable one; with ``strict`` also a damaged file, slices of
+            different sizes or orientations, two slices at one position, or damaged labels.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str | None = None,
-        masks_path: str | Path | None = None,
-        rule: IntensityRule = DEFAULT_RULE,
-        axis: int | None = None,
-        reverse: bool = False,
-    ) -> None:
-        super().__init__(rule)
-        self.root, self._axis = Path(root), 2 if axis is None else axis
-        series_files = find_series(self.root)
-        if not series_files:
-            raise DataError(
-                f"{root} holds no DICOM images", hint="expected one folder per series, VIDEO/*.dcm"
-            )
-        self.names = list(series_files)
-        if split is not None:
-            self.names = read_split(split, self.root, series_files)
-        self._series: list[DicomSeries] = []
-        self._labels: list[Path | None] = []
-        masks = None if masks_path is None else Path(masks_path)
-        for name in self.names:
-            series = read_series(series_files[name], name)
-            shape = (series.size[1], series.size[0], len(series.slices))
-            check_size(series_files[name][0], shape, 4 * series.samples, MAX_VOLUME_BYTES)
-            self._series.append(series)
-            self._shapes.append(shape)
-            self._geometries.append(VolumeGeometry(series.geometry.affine, self._axis, reverse))
-            self._labels.append(_find_labels(self.root, name, masks, len(series_files)))
-        self.has_masks = any(self._labels)
+    def find(self, masks: Path | None) -> dict[str, SeriesFiles]:
+        content = find_series(self.root)
+        self._dropped.coded_labels += content.coded
+        if not content.series:
+            hint = "expected one folder per series, VIDEO/*.dcm"
+            if content.coded:
+                hint += f"; {content.coded[0]} has segmentations only"
+            raise DataError(f"{self.root} holds no DICOM images", hint=hint)
+        self._others = content.others
+        names = list(content.series)
+        return {
+            name: files._replace(labels=_find_labels(self.root, name, masks, names))
+            for name, files in content.series.items()
+        }
+
+    def files_of(self, files: SeriesFiles) -> list[Path]:
+        return [*files.paths, *([files.labels] if files.labels else []), *self._others]
+
+    def open(self, files: SeriesFiles) -> Volume:
+        if files.error is not None:
+            raise files.error
+        series = read_series(files.paths, files.name)
+        shape = (series.size[1], series.size[0], len(series.slices))
+        check_size(files.paths[0], shape, 4 * series.samples, MAX_VOLUME_BYTES)
+        affine = series.geometry.affine
+        if files.labels is not None:
+            image, label_shape = open_nifti(files.labels)
+            if affine[:3, 3].any():  # a series without positions is anywhere
+                grids = [(image.affine, label_shape), (affine, shape)]
+                self.check_grid(files.labels, grids, f"series {visible_text(files.name)}")
+        return Volume(shape, affine, files.labels is not None, (series, files.labels))
+
+    def _series(self, i: int) -> DicomSeries:
+        return self._volumes[i].content[0]
 
     def window(self, i: int) -> tuple[float, float] | None:
-        return self._series[i].window
+        return self._series(i).window
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         frame = super().read_frame(i, t)
-        return 255 - frame if self._series[i].inverted else frame
+        return 255 - frame if self._series(i).inverted else frame
 
     def raw_frame(self, i: int, t: int) -> np.ndarray:
-        if self._axis != 2:
+        if self._geometries[i].axis != 2:
             return super().raw_frame(i, t)
         self.check_index(i, t)
         index = self._geometries[i].slice_index(t, self.num_frames(i))
-        return read_slice(self._series[i].slices[index], self._series[i])
+        return read_slice(self._series(i).slices[index], self._series(i))
 
     def load(self, i: int) -> np.ndarray:
-        series = self._series[i]
+        series = self._series(i)
         frames = np.stack([read_slice(one, series) for one in series.slices])
         return frames.transpose(2, 1, 0) if frames.ndim == 3 else frames.transpose(2, 1, 0, 3)
 
-    def has_labels(self, i: int) -> bool:
-        return self._labels[i] is not None
-
     def load_labels(self, i: int) -> np.ndarray | None:
-        path = self._labels[i]
+        path = self._volumes[i].content[1]
         if path is None:
             return None
         from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
@@ -175,24 +170,50 @@ class DicomDataset(VolumeSource):
             io_orientation(image.affine), io_orientation(self._geometries[i].affine)
         )
         labels = apply_orientation(load_nifti(path), turn)
-        if labels.shape != self._shapes[i]:
+        if labels.shape != self._volumes[i].shape:
             raise DataError(
                 f"{path} has the shape {labels.shape} in the orientation of its series, which has "
-                f"{self._shapes[i]}",
+                f"{self._volumes[i].shape}",
                 hint="export labels on the grid of the series",
             )
         return labels
 
 
-def find_series(root: Path) -> dict[str, list[Path]]:
+class SeriesFiles(NamedTuple):
+    """The files of one series.
+
+    Attributes:
+        name: name of the series.
+        paths: its slices in any order.
+        error: the error of a damaged file in its directory. None: there is none.
+        labels: the label volume. None: none.
+    """
+
+    name: str
+    paths: list[Path]
+    error: DataError | None = None
+    labels: Path | None = None
+
+
+class FoundSeries(NamedTuple):
+    """What a directory holds.
+
+    Attributes:
+        series: the image series by name.
+        coded: files with segmentations (SEG, RTSTRUCT).
+        others: all DICOM files that hold no images.
+    """
+
+    series: dict[str, SeriesFiles]
+    coded: list[Path]
+    others: list[Path]
+
+
+def find_series(root: Path) -> FoundSeries:
     """Find the image series in a directory and below it.
 
-    Returns:
-        The files of each series by its name: the directory of the series, with the number of the
-        series if it has several.
-
-    Raises:
-        DataError: a ``.dcm`` file is damaged.
+    A series is named after its directory, with the number of the series if that has several. A
+    directory with a damaged ``.dcm`` file is one entry with its error, because slices are missing.
     """
     folders: dict[Path, list[Path]] = {}
     if root.is_file():
@@ -202,30 +223,43 @@ def find_series(root: Path) -> dict[str, list[Path]]:
             inner[:] = sorted(n for n in inner if not n.startswith("."))
             paths = [Path(name) / n for n in files if not n.startswith(".") and n != "DICOMDIR"]
             folders[Path(name)] = [p for p in paths if not p.name.lower().endswith(NO_DICOM)]
-    series: dict[str, list[Path]] = {}
+    content = FoundSeries({}, [], [])
     ignored: Counter[str] = Counter()
     for folder, paths in folders.items():
         by_uid: dict[str, list[Path]] = defaultdict(list)
         numbers: dict[str, str] = {}
-        for path in paths:
-            header = _header(path)
+        error = None
+        for path in sorted(paths):
+            try:
+                header = _header(path)
+            except DataError as damage:
+                error = error or damage
+                continue
             if header is None:
                 ignored["no DICOM file"] += 1
-            elif "Rows" not in header or header.get("Modality") == "SEG":
-                ignored[str(header.get("Modality") or "without pixels")] += 1
+            elif "Rows" not in header or header.get("Modality") in NO_IMAGES:
+                modality = header.get("Modality")
+                ignored[str(modality or "without pixels")] += 1
+                (content.coded if modality in CODED_LABELS else content.others).append(path)
             else:
                 uid = str(header.get("SeriesInstanceUID", ""))
                 by_uid[uid].append(path)
                 numbers[uid] = str(header.get("SeriesNumber", ""))
         base = folder.relative_to(root).as_posix() if folder != root else ""
         base = base or (root.stem if root.is_file() else root.resolve().name)
+        if error is not None:
+            content.series[base] = SeriesFiles(base, paths, error)
+            continue
         for uid, members in by_uid.items():
             name = base if len(by_uid) == 1 else f"{base}/{numbers[uid] or uid}"
-            series[name if name not in series else f"{name}-{uid}"] = members
+            name = name if name not in content.series else f"{name}-{uid}"
+            content.series[name] = SeriesFiles(name, members)
     if ignored:
         text = ", ".join(f"{count} {visible_text(kind)}" for kind, count in ignored.items())
         logger.info("{}: ignored files that hold no image series ({})", root, text)
-    return dict(sorted(series.items(), key=lambda item: natural_key(item[0])))
+    content.others.extend(content.coded)
+    names = sorted(content.series, key=natural_key)
+    return content._replace(series={name: content.series[name] for name in names})
 
 
 def _header(path: Path) -> Any:
@@ -404,23 +438,35 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as DICOM: {text}", hint=hint)
 
 
-def _find_labels(root: Path, name: str, masks: Path | None, num_series: int) -> Path | None:
-    """Return the label volume of a series, or None."""
+def _find_labels(root: Path, name: str, masks: Path | None, names: list[str]) -> Path | None:
+    """Return the label volume of a series, or None.
+
+    Args:
+        root: the data set.
+        name: name of the series: ``p1/st1/se1`` has the labels ``p1-st1-se1`` or, if no other
+            series has this last part, ``se1``.
+        masks: directory or file of the labels. None: beside the series.
+        names: names of all series.
+    """
     if masks is not None and masks.is_file():
-        if num_series > 1:
+        if len(names) > 1:
             raise DataError(
-                f"{masks} is one file, but there are {num_series} series",
+                f"{masks} is one file, but there are {len(names)} series",
                 key="dataset.masks_path",
                 value=str(masks),
                 hint="give a folder with one label volume per series",
             )
         return masks
+    last = name.rpartition("/")[2]
+    keys = {name, name.replace("/", "-")}
+    if sum(other.rpartition("/")[2] == last for other in names) == 1:
+        keys.add(last)
     places = [masks] if masks else [root / "labels", root, root.parent / "labels", root.parent]
     for folder in places:
-        if not folder.is_dir() or folder.is_file():
+        if not folder.is_dir():
             continue
         for file in sorted(list_folder(folder, NIFTI_ENDINGS).files):
             stem = volume_stem(folder / file, NIFTI_ENDINGS)
-            if name.rsplit("/", 1)[-1] in (stem, label_base(stem)) or name in (stem,):
+            if keys & {stem, label_base(stem)}:
                 return folder / file
     return None

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loguru import logger
 
-from sam2kit.data.sources.base import Remark
+from sam2kit.data.sources.base import GEOMETRY, IGNORED, NOTE, ORDER, Remark
 from sam2kit.data.sources.listing import (
+    FRAME_ENDINGS,
     OTHER_PICTURES,
+    STACK_ENDINGS,
     SYSTEM_FOLDERS,
     VIDEO_ENDINGS,
+    list_folder,
     log_ignored,
 )
+from sam2kit.data.sources.mask_search import (
+    has_label_suffix,
+    is_frame_folder,
+    is_mask_folder,
+    label_base,
+)
+from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import visible_text
 
-IGNORED, ORDER = "ignored", "order"
+# What annotation tools and programs for microscopy save masks in, which no source reads.
+OTHER_LABELS = (".npy", ".mat", ".roi")
+# What the files of annotation tools have in their first bytes. YouTube-VOS, nnU-Net and others have
+# JSON files without masks.
+_ANNOTATIONS = re.compile(
+    rb'"(?:shapes|segmentations?|polygons?|regions|masklet|imagePath|file_names?|_via_img_metadata)"'
+    rb'|"annotations"\s*:\s*\[|<annotations?>'
+)
+HEAD_BYTES = 1 << 16  # read of a file to recognise it
+MAX_HEADS = 64  # files that are recognised
+MAX_FOLDERS = 256  # of those in which nothing is read
+MAX_DEPTH = 2  # of these, below a directory in which something is read
 
 
 @dataclass
@@ -27,6 +51,9 @@ class DroppedFiles:
 
     Attributes:
         root: the data set.
+        labels: files of labels that belong to no video.
+        films: videos of masks beside the videos.
+        coded_labels: files with masks in a form that is not read, such as DICOM-SEG.
         jpeg_masks: JPEG files in directories of masks.
         other_masks: further kinds of masks beside the frames.
         orphans: directories of masks without frames.
@@ -34,9 +61,15 @@ class DroppedFiles:
         loose_frames: frames beside directories of videos.
         unclear_orders: directories of frames whose order depends on how names are read.
         others: names of other files.
+        remarks: further remarks.
+        is_listed: whether an annotation file lists what is to be read.
+        has_masks: whether masks are read. Then other annotation files are a note only.
     """
 
     root: Path
+    labels: list[Path] = field(default_factory=list)
+    films: list[Path] = field(default_factory=list)
+    coded_labels: list[Path] = field(default_factory=list)
     jpeg_masks: list[Path] = field(default_factory=list)
     other_masks: list[Path] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)
@@ -44,6 +77,9 @@ class DroppedFiles:
     loose_frames: list[Path] = field(default_factory=list)
     unclear_orders: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+    is_listed: bool = False
+    has_masks: bool = True
 
     def add(self, folder: Path, names: Sequence[str]) -> None:
         """Add names in a directory that are neither frames nor masks."""
@@ -51,50 +87,97 @@ class DroppedFiles:
 
     def add_data(self, folder: Path, names: Sequence[str]) -> None:
         """Add those names in a directory that may be data: archives, videos and pictures."""
-        endings = (*OTHER_PICTURES, *VIDEO_ENDINGS, *SYSTEM_FOLDERS)
-        may_be_data = [n for n in names if n.lower().endswith(endings) or unpack_hint(n)]
-        self.add(folder, [n for n in may_be_data if n[0] != "."])
+        self.add(folder, [name for name in names if _may_be_data(name)])
+
+    def add_numbering(self, first: int | None, *folders: Path) -> None:
+        """Note from which number masks count frames; None: nothing shows it, and 0 is taken."""
+        if first == 0 or not folders:
+            return
+        text = f"the numbers of masks count frames from {first or 0}"
+        if first is None:
+            text += "; if yours count from 1, rename them, or add the mask of the last frame"
+        self.note(min(folders), text)
+
+    def add_unread(
+        self,
+        read: Iterable[str | Path],
+        has_masks: bool = True,
+        listed: bool = False,
+        skip: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Add the files in the data set that may be data and that a source does not read.
+
+        The directories from the data set down to the files that are read are listed, and up to two
+        levels of the other directories in them.
+
+        Args:
+            read: the files that the source reads.
+            has_masks: whether it has found masks. If not, files of other programs are added.
+            listed: whether an annotation file lists what is to be read. Other pictures and videos
+                are then a note: the annotation file may leave them out on purpose.
+            skip: returns whether a directory of this name is not looked into. None (default): all
+                are.
+        """
+        if not self.root.is_dir():
+            return
+        self.is_listed, self.has_masks = listed, has_masks
+        endings = (*FRAME_ENDINGS, *STACK_ENDINGS, *([] if has_masks else OTHER_LABELS))
+        unlisted: list[Path] = []
+        for path in _unread_files(self.root, read, skip):
+            name, bare = path.name.lower(), _bare(path.name)
+            in_masks = is_mask_folder(path.parent.name)
+            is_label = in_masks or has_label_suffix(bare) or is_mask_folder(bare)
+            if listed and not in_masks and name.endswith((*FRAME_ENDINGS, *VIDEO_ENDINGS)):
+                unlisted.append(path)
+            elif is_label and name.endswith(endings) and name[0] != ".":
+                self.labels.append(path)
+            else:
+                self.others.append(path)
+        if unlisted:
+            text = f"{_not_read(unlisted, 'picture{} or video{}')}: no annotation file lists them"
+            self.note(min(unlisted), text)
+
+    def add_masks_beside(self) -> None:
+        """Remark that the data set is a part of a larger one, which has masks."""
+        root = self.root.resolve()
+        for levels, folder in enumerate((root, *root.parents[:2]), 1):
+            is_sequence = re.fullmatch(r"\d{2,3}", folder.name) is not None
+            is_frames = is_frame_folder(folder.name) or folder.name.lower().startswith("imagest")
+            if folder.parent == folder or not (is_sequence or is_frames):
+                continue
+            try:
+                _, names, files = list_folder(folder.parent, ())
+            except DataError:  # no permission
+                return
+            truth = (f"{folder.name}_GT", f"{folder.name}_ST") if is_sequence else ()
+            masks = [n for n in names if n in truth or (is_frames and is_mask_folder(n))]
+            exports = [n for n in sorted(files) if n.lower().endswith((".json", ".xml"))]
+            exports = [n for n in exports[:MAX_HEADS] if is_annotation_file(folder.parent / n)]
+            if masks or (is_frames and exports):
+                # As the user wrote it: a relative path stays relative.
+                outer = Path(os.path.normpath(os.path.join(self.root, *[".."] * levels)))
+                path = outer / min(masks or exports)
+                has_key = is_frames and levels == 1 and masks
+                key = f", or set dataset.masks_path={path}" if has_key else ""
+                message = f"it may hold the masks; open {outer} instead{key}"
+                self.remarks.append(Remark(IGNORED, str(path), message))
+                return
+
+    def note(self, where: Path, message: str) -> None:
+        """Add a note about how the data are read."""
+        self.remarks.append(Remark(NOTE, str(where), message))
 
     def report(self) -> list[Remark]:
         """Log what is not read, and return the remarks about what may be data."""
-        remarks = [*self._remarks()]
+        remarks = [*self._remarks(), *self.remarks]
         for remark in remarks:
-            logger.warning("{}: {}", visible_text(remark.where), visible_text(remark.message))
+            log = logger.info if remark.kind == NOTE else logger.warning
+            log("{}: {}", visible_text(remark.where), visible_text(remark.message))
         log_ignored(self.root, [visible_text(path.name) for path in self.others])
         return remarks
 
     def _remarks(self) -> Iterator[Remark]:
-        groups = (
-            (self.jpeg_masks, "JPEG file{} among the masks", "export masks as PNG"),
-            (self.other_masks, "further mask{} beside the frames", "remove them if not needed"),
-            (
-                self.orphans,
-                "folder{} of masks without frames",
-                "add the frames or remove the masks",
-            ),
-            (
-                self.subfolders,
-                "folder{} of pictures in a folder of frames",
-                "make each a video of its own, or delete what is not needed",
-            ),
-            (
-                self.loose_frames,
-                "picture{} beside the folders of videos",
-                "move what is needed into a folder of its own",
-            ),
-            (self._ending(OTHER_PICTURES), "picture{} of another format", "convert to PNG"),
-            (
-                self._ending(VIDEO_ENDINGS),
-                "video file{} among pictures",
-                "move to another folder, and read it with dataset.type=files",
-            ),
-            (
-                self._system(),
-                "folder{} of the operating system or a file server",
-                "delete what is not needed",
-            ),
-        )
-        for paths, noun, fix in groups:
+        for paths, noun, fix in self._groups():
             if paths:
                 yield _remark(IGNORED, paths, f"{_not_read(paths, noun)}; {fix}")
         if archives := [path for path in self.others if unpack_hint(path)]:
@@ -108,6 +191,77 @@ class DroppedFiles:
                 "is a number of its own (1.5 before 1.25), rename the frames, for example to "
                 "00000, 00001, ...",
             )
+        if paths := self._annotation_files():
+            noun, fix = "file{} of annotations", "give it as the data path to use it"
+            kind = NOTE if self.has_masks else IGNORED
+            yield _remark(kind, paths, f"{_not_read(paths, noun)}; {fix}")
+
+    def _groups(self) -> Iterator[tuple[Sequence[Path], str, str]]:
+        """Yield files that are not read, what they are, and the fix; masks first."""
+        noun = "label file{} without a video"
+        fix = "add the video, name labels like it (VIDEO_labels, labels/VIDEO), or set "
+        if self.is_listed:
+            noun = "file{} in a folder of masks"
+            fix = "the annotation file has the masks; to read these, set dataset.type=video and "
+        yield self.labels, noun, f"{fix}dataset.masks_path"
+        if self.films:
+            film = min(self.films)
+            folder = film.parent / "masks" / (label_base(film.stem) or film.stem)
+            command = shlex.join(["ffmpeg", "-i", str(film), "-start_number", "0"])
+            target = shlex.quote(str(folder / "%05d.png"))
+            yield (
+                self.films,
+                "video{} of masks",
+                "convert to PNG, and set dataset.mask_values=threshold: "
+                f"mkdir -p {shlex.quote(str(folder))} && {command} {target}",
+            )
+        yield (
+            self.coded_labels,
+            "file{} with segmentations",
+            "convert to NIfTI label volumes on the grid of the series",
+        )
+        yield self.jpeg_masks, "JPEG file{} among the masks", "export masks as PNG"
+        yield self.other_masks, "further mask{} beside the frames", "remove them if not needed"
+        yield (
+            self.orphans,
+            "folder{} of masks without frames",
+            "add the frames or remove the masks",
+        )
+        yield (
+            self.subfolders,
+            "folder{} of pictures in a folder of frames",
+            "make each a video of its own, or delete what is not needed",
+        )
+        yield (
+            self.loose_frames,
+            "picture{} beside the folders of videos",
+            "move what is needed into a folder of its own",
+        )
+        yield (
+            [p for p in self._ending(FRAME_ENDINGS) if p.suffix.lower() not in STACK_ENDINGS],
+            "picture{} beside the data",
+            "move what is needed to another folder, and read it with dataset.type=video",
+        )
+        yield (
+            self._ending(STACK_ENDINGS),
+            "stack{} or volume{} of another kind",
+            "move to another folder, or convert to the kind of the others",
+        )
+        yield self._ending(OTHER_PICTURES), "picture{} of another format", "convert to PNG"
+        yield (
+            self._ending(VIDEO_ENDINGS),
+            "video file{} beside other data",
+            "move to another folder, and read it with dataset.type=files",
+        )
+        yield (
+            [path for path in self.others if path.name.lower() in SYSTEM_FOLDERS],
+            "folder{} of the operating system or a file server",
+            "delete what is not needed",
+        )
+
+    def _annotation_files(self) -> list[Path]:
+        files = self._ending((".json", ".xml"))
+        return [path for path in files[:MAX_HEADS] if is_annotation_file(path)]
 
     def _ending(self, endings: tuple[str, ...]) -> list[Path]:
         return [
@@ -116,13 +270,82 @@ class DroppedFiles:
             if path.name.lower().endswith(endings) and not path.name.startswith(".")
         ]
 
-    def _system(self) -> list[Path]:
-        return [path for path in self.others if path.name.lower() in SYSTEM_FOLDERS]
+
+def is_annotation_file(path: Path) -> bool:
+    """Return whether a JSON or XML file begins as the files of annotation tools do."""
+    try:
+        with path.open("rb") as file:
+            return bool(_ANNOTATIONS.search(file.read(HEAD_BYTES)))
+    except OSError:
+        return False
+
+
+def geometry_remark(labels: Path, volume: object, distance: float, voxel: float) -> Remark:
+    """Describe labels that have another position than their volume.
+
+    Args:
+        labels: the file of the labels.
+        volume: the file or the name of the volume.
+        distance: distance of the two grids in mm.
+        voxel: the longest side of a voxel in mm.
+    """
+    message = (
+        f"the labels are {distance:.3g} mm away from {volume}, whose voxels have up to "
+        f"{voxel:.3g} mm; the voxels are taken as equal; check that they belong together, or "
+        "export the labels on the grid of the volume"
+    )
+    return Remark(GEOMETRY, str(labels), message)
+
+
+def _may_be_data(name: str) -> bool:
+    """Return whether a name that is neither frame nor mask may be data nevertheless."""
+    endings = (*OTHER_PICTURES, *VIDEO_ENDINGS, *SYSTEM_FOLDERS, ".json", ".xml")
+    return name[0] != "." and bool(name.lower().endswith(endings) or unpack_hint(name))
+
+
+def _bare(name: str) -> str:
+    """Return a file name without its extensions, of which there may be two."""
+    return re.sub(r"(\.ome|\.nii)?\.[^.]+$", "", name, flags=re.IGNORECASE)
+
+
+def _unread_files(
+    root: Path, read: Iterable[str | Path], skip: Callable[[str], bool] | None
+) -> Iterator[Path]:
+    """Yield the files in a data set that a source does not read, and the folders of the system."""
+    names: dict[str, set[str]] = {}
+    for path in read:
+        folder, name = os.path.split(path)
+        names.setdefault(folder, set()).add(name)
+    start = os.path.abspath(root)
+    inside: dict[str, set[str]] = {start: set()}  # what is read, by directory
+    for folder, files in names.items():
+        folder = os.path.abspath(folder)
+        inside.setdefault(folder, set()).update(files)
+        while folder.startswith(start + os.sep):
+            folder = os.path.dirname(folder)
+            inside.setdefault(folder, set())
+    folders = [(start, Path(root), 0)]
+    others = 0
+    for absolute, below, depth in folders:
+        try:
+            listing = list_folder(below, ("",))
+        except DataError:  # no permission, or a name that only other readers would object to
+            continue
+        known = inside.get(absolute, set())
+        yield from (below / name for name in sorted({*listing.files, *listing.others} - known))
+        for name in sorted(listing.folders):
+            inner = os.path.join(absolute, name)
+            if inner in inside:
+                folders.append((inner, below / name, 0))
+            elif depth < MAX_DEPTH and others < MAX_FOLDERS and not (skip and skip(name)):
+                others += 1
+                folders.append((inner, below / name, depth + 1))
 
 
 def _not_read(paths: Sequence[Path], noun: str) -> str:
     is_one = len(paths) == 1
-    return f"{len(paths)} {noun.format('' if is_one else 's')} {'is' if is_one else 'are'} not read"
+    text = noun.replace("{}", "" if is_one else "s")
+    return f"{len(paths)} {text} {'is' if is_one else 'are'} not read"
 
 
 def _remark(kind: str, paths: Sequence[Path], message: str) -> Remark:

@@ -153,6 +153,7 @@ class VideoDataset(MaskedFrames):
                 f"{self.names[0]!r}",
                 hint=f"put the masks of a video into {layout.masks / self.names[0]}",
             )
+        self._dropped.has_masks = self.has_masks
         self._remarks = [*layout.remarks, *self._dropped.report()]
         mask_files = [files for files in self._masks if files is not None]
         self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)
@@ -160,7 +161,7 @@ class VideoDataset(MaskedFrames):
     @property
     def remarks(self) -> list[Remark]:
         reason = self._decision.values.reason if self._masks else ""
-        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def _add(self, name: str, video: VideoFolder) -> None:
         """Add a video."""

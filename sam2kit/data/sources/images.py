@@ -79,7 +79,7 @@ class ImageDataset(MaskedFrames):
         self._scaler = VideoScaler(intensity or IntensityRule())
         mask_files = [self._masks] if self._masks else []
         self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)
-        dropped = DroppedFiles(self.root)
+        dropped = DroppedFiles(self.root, has_masks=self.has_masks)
         dropped.add(folder, listing.others)
         for files_of_masks in mask_files:
             dropped.add(files_of_masks.folder, files_of_masks.others)
@@ -89,7 +89,7 @@ class ImageDataset(MaskedFrames):
     @property
     def remarks(self) -> list[Remark]:
         reason = self._decision.values.reason if self._masks else ""
-        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def num_frames(self, i: int) -> int:
         return 1

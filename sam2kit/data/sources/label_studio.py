@@ -88,6 +88,7 @@ class LabelStudioDataset(ShapeDataset):
     ) -> None:
         root, problems = Path(root), Problems(strict)
         files = [root] if root.is_file() else _json_files(root, annotation_file)
+        problems.read.update(files)
         media = _Media(root.parent if root.is_file() else root)
         videos: list[AnnotatedVideo] = []
         images: list[tuple[str, Path, dict[str, Any] | None, str]] = []

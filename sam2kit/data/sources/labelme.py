@@ -100,6 +100,7 @@ def _read_folder(folder: Path, problems: Problems) -> list[AnnotatedVideo]:
         content = read_json(folder / name, hint="save it in LabelMe again")
         if is_labelme(content):
             documents.append((folder / name, content))
+            problems.read.add(folder / name)
     if not documents:
         return []
     frames = _frames(folder, documents)

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,11 @@ VIDEO_ENDINGS = (
         ".mp2t",
     ),
 )
+# Stacks and volumes, also of formats that no source reads. TIFF may hold single frames, too.
+STACK_ENDINGS = (
+    *(".tif", ".tiff", ".btf", ".tf8", ".nii", ".nii.gz", ".dcm", ".npz", ".mha", ".mhd", ".nrrd"),
+    *(".mgz", ".czi", ".nd2", ".lif", ".lsm", ".stk", ".oib", ".oif", ".h5", ".hdf5", ".ims"),
+)
 # What file servers, archivers and desktops leave in folders, in lower case. They may hold pictures,
 # such as thumbnails.
 SYSTEM_FOLDERS = (
@@ -52,6 +57,8 @@ _NUMBERED = re.compile(
     r"(?P<prefix>|.*?[^\d.,+\-\u2212])(?P<sign>[+\-\u2212]?)(?P<whole>\d{1,30})"
     r"(?P<decimals>[.,]\d{1,30})?(?P<suffix>[^\d]*)"
 )
+# The number of a channel or slice, as microscopes write it: _c1, _ch00, _w2, _z003.
+_CHANNEL = re.compile(r"(?<![a-z])(?:c|ch|channel|w|z|slice)[_=-]?\d{1,4}(?!\d)", re.IGNORECASE)
 
 
 class Listing(NamedTuple):
@@ -183,6 +190,42 @@ def frame_numbers(stems: Sequence[str]) -> list[Decimal] | None:
         sign = "-" if signed and m["sign"] in _MINUS else ""
         numbers.append(Decimal(f"{sign}{m['whole']}{(m['decimals'] or '').replace(',', '.')}"))
     return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def interleaved(stems: Sequence[str]) -> tuple[str, str] | None:
+    """Find frames that are channels or slices of one time point: ``t000_c0`` and ``t000_c1``.
+
+    Returns:
+        The names of two files of one time point, if most time points have several; otherwise None.
+    """
+    tokens = [list(_CHANNEL.finditer(name)) for name in stems]
+    for k in (0, -1):  # names may have a slice and a channel
+        times: dict[tuple[str, str], list[str]] = {}
+        for name, matches in zip(stems, tokens, strict=True):
+            if not matches:
+                return None
+            rest = name[: matches[k].start()], name[matches[k].end() :]
+            times.setdefault(rest, []).append(name)
+        several = [names for names in times.values() if len(names) > 1]
+        if len(times) > 1 and 2 * len(several) > len(times):
+            first, second = sorted(several[0])[:2]
+            return first, second
+    return None
+
+
+def first_number(videos: Iterable[tuple[Collection[int], int]]) -> int | None:
+    """Return from which number the masks of a data set count frames.
+
+    Args:
+        videos: the numbers in the names of the masks of each video, and its number of frames.
+
+    Returns:
+        0 or 1; None if nothing shows which of them, because the numbers of all videos fit both.
+    """
+    videos = list(videos)
+    if any(0 in numbers for numbers, _ in videos):
+        return 0
+    return 1 if any(count in numbers for numbers, count in videos) else None
 
 
 def has_two_orders(stems: Sequence[str]) -> bool:

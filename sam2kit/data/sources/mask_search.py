@@ -42,12 +42,58 @@ _FRAME_SUFFIXES = (
     *("", "_img", "_image", "_images", "_imgs", "_rgb", "_frame", "_frames", "_raw"),
     "_leftimg8bit",
 )
+# Labels of stacks and volumes: cell_labels, cell_cp_masks, CT-001.seg, c_manual; mask_cell.
+_LABEL = (
+    r"(?:cp_)?(?:labels?|lbl|label_?map|masks?|segs?|segmentations?|gt|(?:ground_?)?truth|manual"
+    r"|annotations?)"
+)
+_LABEL_SUFFIX = re.compile(rf"(?:[_\-. ]{_LABEL})+$", re.IGNORECASE)
+_LABEL_PREFIX = re.compile(rf"^{_LABEL}[_\-. ]", re.IGNORECASE)
+# What images have in their names and their labels do not: volume-0, X_t1, CASE_0000.
+_IMAGE_PREFIX = re.compile(r"^(?:volume|vol|images?|imgs?|im|scan|stack|raw)[_\-. ]", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(
+    r"[_\-. ](?:0000|volume|vol|images?|imgs?|im|scan|stack|raw)$", re.IGNORECASE
+)
+_MODALITY = re.compile(
+    r"[_\-. ](?:t1(?:ce|c|n|gd|w)?|t2(?:w|f)?|flair|adc|dwi|pd|ct|pet|mri?)$", re.IGNORECASE
+)
 _MASK_NAME = re.compile(r"[._-](\w*mask|seg|gt|label|annot|instance|ground|color_)", re.IGNORECASE)
 
 
 def is_mask_folder(name: str) -> bool:
-    """Return whether a directory of this name holds masks, such as ``ground-truth``."""
-    return _plain(name) in _MASK_FOLDERS
+    """Return whether a directory of this name holds masks: ``ground-truth``, ``labelsTr``."""
+    plain = _plain(name)
+    return plain in _MASK_FOLDERS or re.sub("^cp|t[rs]$", "", plain) in _MASK_FOLDERS
+
+
+def label_base(name: str) -> str | None:
+    """Return the name of labels without what makes them labels; None without such a part.
+
+    ``cell_labels``, ``cell_manual_seg`` and ``mask_cell`` are labels of ``cell``.
+    """
+    base = _LABEL_SUFFIX.sub("", name)
+    if base in (name, ""):
+        base = _LABEL_PREFIX.sub("", name)
+    return base if base not in (name, "") else None
+
+
+def has_label_suffix(name: str) -> bool:
+    """Return whether the name ends as those of labels do, which is clearer than its beginning."""
+    return bool(_LABEL_SUFFIX.search(name)) and label_base(name) is not None
+
+
+def image_keys(name: str, modalities: bool = False) -> list[str]:
+    """Return the names that the labels of an image may have in common with it, the best first.
+
+    Args:
+        name: name of the image: ``volume-0`` has the keys ``volume-0`` and ``0``.
+        modalities: whether endings such as ``_t1`` and ``_flair`` are left out, too.
+    """
+    keys = [name]
+    for pattern in (_IMAGE_SUFFIX, _IMAGE_PREFIX, *[_MODALITY] * modalities):
+        if shorter := pattern.sub("", name):
+            keys.append(shorter)
+    return list(dict.fromkeys(keys))
 
 
 def is_frame_folder(name: str) -> bool:

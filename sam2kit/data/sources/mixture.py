@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sam2kit.data.sources.base import DerivedSource, Remark, VideoSource
+from sam2kit.data.sources.base import DerivedSource, VideoSource
 from sam2kit.utils.errors import DataError
 
 
@@ -59,10 +59,6 @@ class MixtureDataset(DerivedSource):
                 "of an epoch",
                 hint="raise the smallest weight",
             )
-
-    @property
-    def remarks(self) -> list[Remark]:
-        return [remark for source in self.sources for remark in source.remarks]
 
     def _name(self, part: int, name: str) -> str:
         return f"{part + 1}_{name}" if self._prefix else name

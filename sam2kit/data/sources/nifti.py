@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loguru import logger
 
-from sam2kit.data.geometry import VolumeGeometry
-from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
 from sam2kit.data.sources.base import ObjectId
-from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size
-from sam2kit.data.sources.volumes import VolumeFiles, VolumeSource, find_volumes, volume_stem
+from sam2kit.data.sources.volumes import (
+    Grid,
+    Volume,
+    VolumeFiles,
+    VolumeSource,
+    find_volumes,
+    volume_stem,
+)
 from sam2kit.utils.errors import DataError, SAM2KitError
-from sam2kit.utils.text import visible_text
+from sam2kit.utils.text import plural, visible_text
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 LAYOUTS = (
@@ -34,56 +37,50 @@ class NiftiDataset(VolumeSource):
     of a volume with labels is annotated. The affine is kept (:meth:`geometry`).
 
     Args:
-        root: a directory or one file.
-        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        masks_path: directory or file of the labels. None (default): beside the volumes.
-        rule: how values are scaled to 8 bits.
-        axis: axis of the stored array along which slices become frames. None (default): 2.
-        reverse: play slices from the last to the first.
+        root, split, masks_path, rule, axis, reverse, strict: as in
+            :class:`~sam2kit.data.sources.volumes.VolumeSource`. The default axis is 2; labels are
+            searched beside the volumes.
 
     Raises:
-        DataError: no volumes, a damaged file, a volume with time, or labels of another shape
-            or orientation.
+        DataError: no volumes, or no readable one; with ``strict`` also a damaged file, a volume
+            with time, or labels of another shape or orientation.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str | None = None,
-        masks_path: str | Path | None = None,
-        rule: IntensityRule = DEFAULT_RULE,
-        axis: int | None = None,
-        reverse: bool = False,
-    ) -> None:
-        super().__init__(rule)
-        self.root = Path(root)
-        masks = None if masks_path is None else Path(masks_path)
-        files = _without_channels(find_volumes(self.root, NIFTI_ENDINGS, masks))
+    def find(self, masks: Path | None) -> dict[str, VolumeFiles]:
+        files = find_volumes(self.root, NIFTI_ENDINGS, masks)
         if not files:
-            raise DataError(f"{root} holds no NIfTI volumes", hint=f"expected {LAYOUTS}")
-        self.names = list(files) if split is None else read_split(split, self.root, files)
-        self._files = [files[name] for name in self.names]
-        for path, labels in self._files:
-            image, shape = open_nifti(path)
-            self._shapes.append(shape)
-            geometry = VolumeGeometry(image.affine, 2 if axis is None else axis, reverse)
-            self._geometries.append(geometry)
-            if labels is not None:
-                _check_labels(labels, path, shape, image.affine)
-        self.has_masks = any(labels is not None for _, labels in self._files)
+            raise DataError(f"{self.root} holds no NIfTI volumes", hint=f"expected {LAYOUTS}")
+        channels = [path for entry in files.values() for path in entry.channels]
+        if channels:
+            self._dropped.note(
+                channels[0],
+                f"{plural(len(channels), 'volume')} with further channels of a case are not read, "
+                "but the first of each case; to read another one, move it to a folder of its own",
+            )
+        return files
+
+    def open(self, files: VolumeFiles) -> Volume:
+        path, labels = files.volume, files.labels
+        image, shape = open_nifti(path)
+        if labels is not None:
+            label_image, label_shape = open_nifti(labels)
+            label_grid, grid = (label_image.affine, label_shape), (image.affine, shape)
+            _check_labels(labels, path, label_grid, grid)
+            self.check_grid(labels, [label_grid, grid], path)
+        return Volume(shape, image.affine, labels is not None, files)
+
+    def files_of(self, files: VolumeFiles) -> list[Path]:
+        return [files.volume, *([files.labels] if files.labels else []), *files.channels]
 
     def load(self, i: int) -> np.ndarray:
-        return load_nifti(self._files[i].volume)
-
-    def has_labels(self, i: int) -> bool:
-        return self._files[i].labels is not None
+        return load_nifti(self._volumes[i].content.volume)
 
     def load_labels(self, i: int) -> np.ndarray | None:
-        path = self._files[i].labels
+        path = self._volumes[i].content.labels
         return None if path is None else load_nifti(path)
 
     def object_names(self, i: int) -> dict[int, ObjectId]:
-        path = self._files[i].labels
+        path = self._volumes[i].content.labels
         if path is None:
             return {}
         return read_object_names(path.with_name(f"{volume_stem(path, NIFTI_ENDINGS)}.json"))
@@ -146,45 +143,19 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as NIfTI: {text}", hint="replace the file")
 
 
-def _check_labels(labels: Path, path: Path, shape: tuple[int, ...], affine: np.ndarray) -> None:
+def _check_labels(labels: Path, path: Path, label_grid: Grid, grid: Grid) -> None:
     """Reject labels that do not lie on the voxels of their volume."""
     from nibabel.orientations import aff2axcodes
 
-    image, label_shape = open_nifti(labels)
-    if label_shape != shape:
+    if label_grid[1] != grid[1]:
         raise DataError(
-            f"{labels} has the shape {label_shape}, but {path} has {shape}",
+            f"{labels} has the shape {label_grid[1]}, but {path} has {grid[1]}",
             hint="export labels on the grid of their volume",
         )
-    codes, expected = aff2axcodes(image.affine), aff2axcodes(affine)
+    codes, expected = aff2axcodes(label_grid[0]), aff2axcodes(grid[0])
     if codes != expected:
         raise DataError(
             f"{labels} has the orientation {''.join(map(str, codes))}, but {path} has "
             f"{''.join(map(str, expected))}",
             hint="export labels in the orientation of their volume",
         )
-    if not np.allclose(image.affine, affine, atol=1e-2):
-        logger.warning(
-            "{} and {} have different affines; the voxels are taken as equal", labels, path
-        )
-
-
-def _without_channels(files: dict[str, VolumeFiles]) -> dict[str, VolumeFiles]:
-    """Name the volumes of nnU-Net by their case, and leave out all channels but the first."""
-    cases: dict[str, VolumeFiles] = {}
-    left_out = []
-    for name, entry in files.items():
-        case, _, channel = name.rpartition("_")
-        if case and len(channel) == 4 and channel.isdecimal() and f"{case}_0000" in files:
-            if channel != "0000":
-                left_out.append(name)
-                continue
-            name = case
-        cases[name] = entry
-    if left_out:
-        logger.warning(
-            "{} volumes are further channels of a case and are left out, such as {}",
-            len(left_out),
-            visible_text(left_out[0]),
-        )
-    return cases

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from sam2kit.data.geometry import VolumeGeometry
-from sam2kit.data.intensity import DEFAULT_RULE, IntensityRule
-from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.stacks import MAX_VOLUME_BYTES, check_size
-from sam2kit.data.sources.volumes import VolumeSource, find_volumes
+from sam2kit.data.sources.volumes import Volume, VolumeSource, find_volumes
 from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
@@ -30,46 +27,36 @@ class NPZDataset(VolumeSource):
     rejected, or ignored if they are not needed.
 
     Args:
-        root: a directory or one file.
-        split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
+        root, split, rule, axis, reverse, strict: as in
+            :class:`~sam2kit.data.sources.volumes.VolumeSource`. The default axis of ``imgs`` is 0.
         masks_path: must be None: the labels are in the same file.
-        rule: how values are scaled to 8 bits.
-        axis: axis of ``imgs`` along which slices become frames. None (default): 0.
-        reverse: play slices from the last to the first.
 
     Raises:
-        DataError: no files, a damaged file, a missing or too large array, or arrays of
-            different shapes.
+        DataError: no files, or no readable one; with ``strict`` also a damaged file, a missing or
+            too large array, or arrays of different shapes.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str | None = None,
-        masks_path: str | Path | None = None,
-        rule: IntensityRule = DEFAULT_RULE,
-        axis: int | None = None,
-        reverse: bool = False,
-    ) -> None:
-        super().__init__(rule)
-        if masks_path is not None:
+    def find(self, masks: Path | None) -> dict[str, Path]:
+        if masks is not None:
             raise DataError(
                 key="dataset.masks_path",
-                value=str(masks_path),
+                value=str(masks),
                 expected="null with type=npz, whose labels are in the same file",
                 hint="set dataset.masks_path=null",
             )
-        self.root = Path(root)
         files = {name: f.volume for name, f in find_volumes(self.root, (".npz",)).items()}
         if not files:
-            raise DataError(f"{root} holds no NPZ files", hint=f"expected {LAYOUT}")
-        self.names = list(files) if split is None else read_split(split, self.root, files)
-        self._paths = [files[name] for name in self.names]
-        self._labelled = [self._open_file(path, axis or 0, reverse) for path in self._paths]
-        self.has_masks = any(self._labelled)
+            raise DataError(f"{self.root} holds no NPZ files", hint=f"expected {LAYOUT}")
+        return files
 
-    def _open_file(self, path: Path, axis: int, reverse: bool) -> bool:
-        """Check the headers of a file; return whether it has labels."""
+    def files_of(self, files: Path) -> list[Path]:
+        return [files]
+
+    def geometry_axis(self, axis: int | None) -> int:
+        return 2 - (axis or 0)  # the geometry has columns, rows, slices; the file the reverse order
+
+    def open(self, files: Path) -> Volume:
+        path = files
         arrays = _headers(path)
         shape = arrays["imgs"][0] if "imgs" in arrays else ()
         colours = len(shape) == 4 and shape[3] in (1, 3)
@@ -85,21 +72,15 @@ class NPZDataset(VolumeSource):
                 hint="save one label image per slice",
             )
         spacing = _spacing(path) if "spacing" in arrays else (1.0, 1.0, 1.0)
-        # The geometry has columns, rows, slices; the file the reverse order.
-        affine = np.diag([*spacing, 1.0])
-        self._geometries.append(VolumeGeometry(affine, 2 - axis, reverse))
-        self._shapes.append(shape[2::-1])
-        return has_labels
+        return Volume(shape[2::-1], np.diag([*spacing, 1.0]), has_labels, path)
 
     def load(self, i: int) -> np.ndarray:
-        voxels = _read(self._paths[i], "imgs")
+        voxels = _read(self._volumes[i].content, "imgs")
         return voxels.transpose(2, 1, 0) if voxels.ndim == 3 else voxels.transpose(2, 1, 0, 3)
 
-    def has_labels(self, i: int) -> bool:
-        return self._labelled[i]
-
     def load_labels(self, i: int) -> np.ndarray | None:
-        return _read(self._paths[i], "gts").transpose(2, 1, 0) if self._labelled[i] else None
+        volume = self._volumes[i]
+        return _read(volume.content, "gts").transpose(2, 1, 0) if volume.has_labels else None
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
 from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
 from sam2kit.data.sources.components import match_masks
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import read_scaled
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
@@ -189,10 +191,14 @@ class Problems:
 
     Args:
         strict: whether the first one is an error instead.
+
+    Attributes:
+        read: the annotation files that were read.
     """
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
+        self.read: set[Path] = set()
         self.entries: dict[str, LeftOut] = {}
 
     def reject(self, problem: str, error: DataError, where: str, kind: str = "masks") -> None:
@@ -275,6 +281,10 @@ class ShapeDataset(VideoSource):
         self.names = list(by_name) if split is None else read_split(split, root, by_name)
         self._videos = [by_name[name] for name in self.names]
         identify(self._videos, identity, root)
+        frames = [v.frames if isinstance(v.frames, list) else [v.frames] for v in videos]
+        dropped = DroppedFiles(root)
+        dropped.add_unread([*problems.read, *chain.from_iterable(frames)], listed=True)
+        self._remarks = dropped.report()
         # How frames of more than 8 bits are scaled; build_source sets the configured rule.
         self.scaler = VideoScaler(IntensityRule())
         self._open: tuple[int, VideoFile] | None = None

@@ -7,15 +7,16 @@ their masks are label images, in which the value of a pixel is the number of its
 from __future__ import annotations
 
 import math
-import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sam2kit.data.intensity import IntensityRule, VideoScaler
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import Files, ObjectId, Video, VideoSource, open_members
+from sam2kit.data.sources.dropped import DroppedFiles
+from sam2kit.data.sources.listing import read_split
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
@@ -24,26 +25,46 @@ MAX_FRAME_BYTES = 1 << 30
 MAX_VOLUME_BYTES = 16 << 30
 # Largest label that is counted by a table; of larger ones the pixels are sorted, which is slower.
 _COUNTED_LABELS = 1 << 20
-# cell_labels, cell_cp_masks, CT-001.seg: the labels of cell and CT-001.
-_LABEL_SUFFIX = re.compile(
-    r"[_\-. ](cp_)?(labels?|masks?|seg|segmentation|gt|ground_?truth|annotations?)$", re.I
-)
-_LABEL_FOLDER = re.compile(
-    r"(cp_)?(labels?|masks?|segs?|segmentations?|gt|ground[_-]?truth|annotations?)(tr|ts)?", re.I
-)
 
 
 class StackSource(VideoSource):
     """Base class for sources of stacks and volumes.
 
-    A subclass sets ``names`` and ``has_masks`` and reads frames and labels as stored.
+    A subclass opens its videos with :meth:`open_videos`, sets ``has_masks``, reports with
+    :meth:`report`, and reads frames and labels as stored.
 
     Args:
+        root: the data set.
         rule: how frames are scaled to 8 bits.
+        strict: True raises an error for a video that cannot be read. False: it is left out.
     """
 
-    def __init__(self, rule: IntensityRule) -> None:
+    def __init__(self, root: str | Path, rule: IntensityRule, strict: bool) -> None:
+        self.root, self._strict = Path(root), strict
         self._scaler = VideoScaler(rule)
+        self._dropped = DroppedFiles(self.root)
+
+    def open_videos(
+        self, files: Mapping[str, Files], split: str | None, open_one: Callable[[Files], Video]
+    ) -> list[Video]:
+        """Open the videos of a split and set ``names``; see :func:`open_members`."""
+        names = list(files) if split is None else read_split(split, self.root, files)
+        chosen = {name: files[name] for name in names}
+        videos, left_out = open_members(chosen, open_one, self._strict, self.root)
+        self.names, self._left_out = list(videos), left_out
+        return list(videos.values())
+
+    def report(self, read: Iterable[Path], skip: Callable[[str], bool] | None = None) -> None:
+        """Log and keep the remarks about what is not read.
+
+        Args:
+            read: the files that are read, and those of videos that are left out.
+            skip: as for :meth:`DroppedFiles.add_unread`.
+        """
+        self._dropped.add_unread(read, self.has_masks, skip=skip)
+        if not self.has_masks:
+            self._dropped.add_masks_beside()
+        self._remarks = self._dropped.report()
 
     @abstractmethod
     def read_labels(self, i: int, t: int) -> np.ndarray | None:
@@ -222,14 +243,3 @@ def check_size(path: str | Path, shape: Sequence[int], itemsize: int, limit: int
             f"memory, more than the limit of {limit / 2**30:g} GiB",
             hint="crop or split it, or save fewer bits per value",
         )
-
-
-def label_base(name: str) -> str | None:
-    """Return the name without its label suffix: ``cell`` for ``cell_labels``; None without one."""
-    base = _LABEL_SUFFIX.sub("", name)
-    return base if base != name and base else None
-
-
-def is_label_folder(name: str) -> bool:
-    """Return whether a directory of this name holds labels: ``labels``, ``masks``, ``seg``, ..."""
-    return _LABEL_FOLDER.fullmatch(name) is not None

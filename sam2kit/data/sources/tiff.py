@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +17,21 @@ from sam2kit.data.lineage import read_tracks
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import (
     Listing,
+    first_number,
+    interleaved,
     list_folder,
-    log_ignored,
     natural_key,
-    read_split,
     sort_files,
     stem,
 )
 from sam2kit.data.sources.mask_files import read_object_names
-from sam2kit.data.sources.stacks import (
-    MAX_FRAME_BYTES,
-    StackSource,
-    check_size,
-    is_label_folder,
+from sam2kit.data.sources.mask_search import (
+    has_label_suffix,
+    image_keys,
+    is_mask_folder,
     label_base,
 )
+from sam2kit.data.sources.stacks import MAX_FRAME_BYTES, StackSource, check_size
 from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.text import visible_text
 
@@ -399,8 +399,9 @@ class TiffDataset(StackSource):
 
     Labels are integer images of the same size, in which the value of a pixel is its object number
     and 0 is the background. They are in ``VIDEO_labels.tif``, ``VIDEO_masks.tif`` (also
-    ``_cp_masks``, ``_seg``, ``_gt``) beside a stack, or in a directory ``labels`` or ``masks``
-    under the name of the video, with or without such a suffix. For frames in files of their own the
+    ``_cp_masks``, ``_seg``, ``_gt``, ``_manual``, or ``mask_VIDEO.tif``) beside a stack, in
+    ``seg.tif`` beside the only stack, or in a directory ``labels`` or ``masks`` under the name of
+    the video, with or without such a suffix. For frames in files of their own the
     labels are files named like the frames in ``VIDEO/labels`` or ``VIDEO_labels``, or with a suffix
     beside the frames; frames without a file are unannotated. In a stack of labels every page is
     annotated. ``VIDEO_labels.txt`` beside the labels names parents, as in the Cell Tracking
@@ -413,10 +414,11 @@ class TiffDataset(StackSource):
             above.
         rule: how frames of more than 8 bits are scaled.
         options: how the axes of the frames are read.
+        strict: True raises an error for a video that cannot be read. False: it is left out.
 
     Raises:
-        DataError: no TIFF files, a damaged file, axes that are not clear, or labels that do
-            not fit their frames.
+        DataError: no TIFF files, axes that are not clear, or no readable video; with ``strict``
+            also a damaged file, or labels that do not fit their frames.
     """
 
     def __init__(
@@ -426,24 +428,50 @@ class TiffDataset(StackSource):
         masks_path: str | Path | None = None,
         rule: IntensityRule = DEFAULT_RULE,
         options: StackOptions = DEFAULT_OPTIONS,
+        strict: bool = False,
     ) -> None:
-        super().__init__(rule)
-        self.root, self._options = Path(root), options
+        super().__init__(root, rule, strict)
+        self._options = options
         files = find_tiffs(self.root)
         if masks_path is not None:
             files = {name: f.with_labels(Path(masks_path), len(files)) for name, f in files.items()}
-        self.names = list(files) if split is None else read_split(split, self.root, files)
-        self._videos = [self._open_video(files[name]) for name in self.names]
+        self._first_label = self._find_first_label(files.values())
+        self._videos = self.open_videos(files, split, self._open_video)
         self.has_masks = any(video.labels is not None for video in self._videos)
         self._recent: int | None = None
+        self.report(path for entry in files.values() for path in entry.all_files())
+
+    def _find_first_label(self, videos: Iterable[TiffFiles]) -> int:
+        """Return from which number the labels of single frames count the frames of stacks."""
+        folders, numbers = [], []
+        for files in videos:
+            if files.stack is None or files.labels is None or files.labels.is_file():
+                continue
+            try:
+                count = TiffStack(files.stack, self._options).num_frames
+            except DataError:  # raised again when the video is opened
+                continue
+            folders.append(files.labels)
+            stems = (_last_number(tiff_stem(path.name)) for path in files.label_files())
+            numbers.append(({n for n in stems if n is not None}, count))
+        first = first_number(numbers)
+        self._dropped.add_numbering(first, *folders)
+        return first or 0
 
     def _open_video(self, files: TiffFiles) -> _Video:
         if files.stack is not None:
             frames: TiffStack | TiffSequence = TiffStack(files.stack, self._options)
             names = None
         else:
+            names = [tiff_stem(path.name) for path in files.frames]
+            if pair := interleaved(names):
+                raise DataError(
+                    f"{files.frames[0].parent}: {pair[0]} and {pair[1]} are channels or slices of "
+                    "one frame, but files are read as one frame each",
+                    hint="put the files of each channel or slice into a folder of their own, or "
+                    "save them as one stack with axes such as TCYX",
+                )
             frames = TiffSequence(files.frames, self._options)
-            names = [path.stem for path in files.frames]
         labels = self._open_labels(files, frames, names)
         if labels is not None and labels.size != frames.size:
             raise DataError(
@@ -472,8 +500,11 @@ class TiffDataset(StackSource):
                     "save annotated frames as single files in a folder labels",
                 )
             return labels
-        names = names or [f"{t:05d}" for t in range(count)]
-        return TiffSequence(match_labels(files.label_files(), names, path), StackOptions(z=z))
+        label_files = files.label_files()
+        if names is None:
+            # The frames of a stack have no names, but numbers.
+            names = [f"{t + self._first_label:05d}" for t in range(count)]
+        return TiffSequence(match_labels(label_files, names, path), StackOptions(z=z))
 
     def num_frames(self, i: int) -> int:
         return self._videos[i].frames.num_frames
@@ -534,7 +565,12 @@ class TiffDataset(StackSource):
 
 def sidecar(labels: Path, ending: str) -> Path:
     """Return the file beside a stack or directory of labels that holds names or parents."""
-    return labels.with_name(f"{labels.stem if labels.suffix else labels.name}{ending}")
+    return labels.with_name(f"{tiff_stem(labels.name) if labels.suffix else labels.name}{ending}")
+
+
+def tiff_stem(name: str) -> str:
+    """Return a file name without its extension, which may have two parts: ``a.ome.tif``."""
+    return re.sub(r"\.ome$", "", stem(name), flags=re.IGNORECASE)
 
 
 class TiffFiles(NamedTuple):
@@ -553,7 +589,7 @@ class TiffFiles(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the file or directory of the video, without extension."""
-        return self.stack.stem if self.stack else self.frames[0].parent.name
+        return tiff_stem(self.stack.name) if self.stack else self.frames[0].parent.name
 
     def with_labels(self, masks: Path, num_videos: int) -> TiffFiles:
         """Return the files with labels from ``masks_path``."""
@@ -576,8 +612,16 @@ class TiffFiles(NamedTuple):
         assert self.labels is not None
         names = list_folder(self.labels, TIFF_ENDINGS).files
         if self.frames and self.labels == self.frames[0].parent:
-            names = [name for name in names if label_base(stem(name))]
+            frames = {path.name for path in self.frames}
+            names = [name for name in names if name not in frames and label_base(tiff_stem(name))]
         return [self.labels / name for name in sort_files(names, self.labels)]
+
+    def all_files(self) -> list[Path]:
+        """Return the files of the frames and of the labels."""
+        files = [self.stack] if self.stack else list(self.frames)
+        if self.labels is None:
+            return files
+        return [*files, *([self.labels] if self.labels.is_file() else self.label_files())]
 
 
 def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path | None]:
@@ -595,10 +639,11 @@ def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path
         DataError: a file belongs to no frame, or two to one frame.
     """
     positions = {name: t for t, name in enumerate(names)}
-    matches = [_first(positions, path.stem, label_base(path.stem)) for path in files]
+    stems = [tiff_stem(path.name) for path in files]
+    matches = [_first(positions, name, label_base(name)) for name in stems]
     if all(t is None for t in matches):
         numbers = {_last_number(name): t for t, name in enumerate(names)}
-        matches = [numbers.get(_last_number(path.stem)) for path in files]
+        matches = [numbers.get(_last_number(name)) for name in stems]
     slots: list[Path | None] = [None] * len(names)
     for path, t in zip(files, matches, strict=True):
         if t is None or slots[t] is not None:
@@ -628,14 +673,14 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
         The files by names of videos, in natural order.
 
     Raises:
-        DataError: there are no TIFF files, labels without a stack, or two videos of one name.
+        DataError: there are no TIFF files, or two videos of one name.
     """
     if root.is_file():
-        name = root.stem
+        name = tiff_stem(root.name)
         return {name: TiffFiles(root, [], find_labels(root.parent, name, stack=root.name))}
     listing = list_folder(root, TIFF_ENDINGS)
     inner = next((n for n in listing.folders if n.lower() in IMAGE_FOLDERS), None)
-    label_folders = sorted(n for n in listing.folders if is_label_folder(n))
+    label_folders = sorted(n for n in listing.folders if is_mask_folder(n))
     if inner is not None and not listing.files:
         # ROOT/images beside ROOT/labels.
         videos = find_tiffs(root / inner)
@@ -645,13 +690,13 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
         return {n: v._replace(labels=v.labels or folder_labels[n]) for n, v in videos.items()}
     videos = _videos_in(root, listing, label_folders)
     for folder in sorted(set(listing.folders) - set(label_folders), key=natural_key):
-        if label_base(folder) in {*listing.folders, *map(stem, listing.files)}:
+        if label_base(folder) in {*listing.folders, *map(tiff_stem, listing.files)}:
             continue  # VIDEO_labels beside VIDEO
         below = list_folder(root / folder, TIFF_ENDINGS)
         if not below.files:
             continue
         inside = _videos_in(
-            root / folder, below, sorted(n for n in below.folders if is_label_folder(n))
+            root / folder, below, sorted(n for n in below.folders if is_mask_folder(n))
         )
         for name, files in inside.items():
             is_folder = files.stack is None
@@ -660,37 +705,58 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
             videos[folder if is_folder else f"{folder}/{name}"] = files._replace(labels=labels)
     if not videos:
         raise DataError(f"{root} holds no TIFF files", hint=f"expected {LAYOUTS}")
-    log_ignored(root, [n for n in listing.others if not n.lower().endswith((".txt", ".json"))])
     return dict(sorted(videos.items(), key=lambda item: natural_key(item[0])))
 
 
 def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[str, TiffFiles]:
     """Return the videos of the files that are directly in a directory."""
     names = sort_files(listing.files, root)
-    stems = {stem(name) for name in names}
-    frames = [n for n in names if label_base(stem(n)) not in stems]
-    orphans = [n for n in frames if label_base(stem(n))]
-    if orphans and len(orphans) < len(frames):
-        raise DataError(
-            f"{root / orphans[0]} has the name of labels, but there is no "
-            f"{label_base(stem(orphans[0]))}.tif beside it",
-            hint="add the frames, or rename the file",
-        )
+    stems = {name: tiff_stem(name) for name in names}
+    if len(set(stems.values())) < len(names):
+        twice = next(n for n in names if list(stems.values()).count(stems[n]) > 1)
+        raise DataError(f"{root}: two files have the name {stems[twice]!r}", hint="rename one")
+    frames, bare = _without_labels(names, stems)
     if not frames:
         return {}
-    if len(frames) > 1 and TiffStack(root / frames[0], num_frames=1).num_frames == 1:
+    if len(frames) > 1 and _is_sequence([root / name for name in frames]):
         paths = [root / name for name in frames]
-        beside = root if len(frames) < len(names) else None
+        beside = root if any(label_base(stems[n]) for n in set(names) - set(frames)) else None
         labels = root / label_folders[0] if label_folders else beside
         return {root.resolve().name: TiffFiles(None, paths, labels)}
     return {
-        stem(n): TiffFiles(
+        stems[n]: TiffFiles(
             root / n,
             [],
-            find_labels(root, stem(n), stack=n) or _labels_in_folders(root, label_folders, stem(n)),
+            find_labels(root, stems[n], stack=n)
+            or _labels_in_folders(root, label_folders, stems[n])
+            or (root / bare[0] if len(bare) == len(frames) == 1 else None),
         )
         for n in frames
     }
+
+
+def _without_labels(names: list[str], stems: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Return the files that are no labels by their names, and those named ``seg`` or ``labels``.
+
+    Labels without frames are in neither list, unless there is nothing else.
+    """
+    bases = {name: label_base(stems[name]) for name in names}
+    keys = {key for name in names for key in image_keys(stems[name])}
+    frames = [n for n in names if bases[n] not in keys]
+    bare = [n for n in frames if is_mask_folder(stems[n])]
+    clear = [n for n in frames if n not in bare and not has_label_suffix(stems[n])]
+    return (clear, bare) if clear else (frames, [])
+
+
+def _is_sequence(paths: list[Path]) -> bool:
+    """Return whether files are frames of one video instead of stacks; damaged ones say nothing."""
+    for path in paths:
+        try:
+            return TiffStack(path, num_frames=1).num_frames == 1
+        except DataError as error:
+            if (error.key or "").startswith("dataset."):
+                raise
+    return False
 
 
 def _labels_in_folders(root: Path, folders: list[str], name: str) -> Path | None:
@@ -708,11 +774,13 @@ def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | Non
             are in another directory, so that labels may have the same name.
     """
     listing = list_folder(folder, TIFF_ENDINGS)
-    entries = [*((stem(n), n) for n in listing.files if n != stack)]
+    entries = [*((tiff_stem(n), n) for n in listing.files if n != stack)]
     entries += [(n, n) for n in listing.folders]
     exact = [n for base, n in entries if base == name and stack is None]
-    matches = [n for base, n in entries if label_base(base) == name]
-    if stack is None and (folder / name).is_dir() and not is_label_folder(folder.name):
+    matches: list[str] = []
+    for key in image_keys(name):
+        matches = matches or [n for base, n in entries if label_base(base) == key]
+    if stack is None and (folder / name).is_dir() and not is_mask_folder(folder.name):
         exact = [n for n in exact if n != name]  # the directory of the frames themselves
     candidates = exact + sorted(matches)
     if len(candidates) > 1:
@@ -721,6 +789,6 @@ def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | Non
             hint="keep one of them, or set dataset.masks_path",
         )
     if not candidates and stack is not None:
-        folders = [n for n in listing.folders if is_label_folder(n)]
+        folders = [n for n in listing.folders if is_mask_folder(n)]
         return _labels_in_folders(folder, sorted(folders), name)
     return folder / candidates[0] if candidates else None

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from sam2kit.data.sources.base import NOTE, ObjectId, Remark, VideoSource
+from sam2kit.data.sources.base import NOTE, ObjectId, Remark, VideoSource, open_members
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import MaskedFrames
 from sam2kit.data.sources.listing import (
+    JPEG_ENDINGS,
+    MASK_ENDINGS,
     VIDEO_ENDINGS,
     find_entry,
+    first_number,
     list_folder,
     log_ignored,
     natural_key,
@@ -24,7 +27,12 @@ from sam2kit.data.sources.listing import (
     stem,
 )
 from sam2kit.data.sources.mask_files import JPEG_KINDS, MaskFiles, share_decision
-from sam2kit.data.sources.mask_search import find_mask_folder, is_mask_folder
+from sam2kit.data.sources.mask_search import (
+    find_mask_folder,
+    image_keys,
+    is_mask_folder,
+    label_base,
+)
 from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
@@ -71,7 +79,8 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
 
     * a directory with a subdirectory per video, ``VIDEO/00012.png`` or ``VIDEO/OBJECT/00012.png``,
       as in :class:`~sam2kit.data.sources.mask_files.MaskFiles`. The number is the frame index, from
-      0. Frames without a file are unannotated;
+      0; or from 1, as FFmpeg writes frames, if the last frame has a mask of that number and no mask
+      is number 0. Frames without a file are unannotated;
     * a COCO JSON file whose videos have the names of the files, and whose ``order_in_video`` is the
       frame index. Frames that it does not list are unannotated.
 
@@ -82,11 +91,12 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
             usual name (``masks``, ``labels``), if it exists.
         mask_values, mask_colours: as for
             :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
+        strict: True raises an error for a file that is not a video. False: it is left out.
 
     Raises:
-        DataError: no videos, two of one name, a file that is not a video, a mask beyond the last
-            frame, a video without masks while others have some; on reading, a damaged frame, or a
-            mask whose size differs from its frame.
+        DataError: no readable videos, two of one name, a mask beyond the last frame, or no masks
+            for any video in the folder of masks; on reading, a damaged frame, or a mask whose size
+            differs from its frame.
     """
 
     def __init__(
@@ -96,20 +106,27 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         masks_path: str | Path | None = None,
         mask_values: str = "auto",
         mask_colours: str | None = None,
+        strict: bool = False,
     ) -> None:
         self.root = Path(root)
         paths = find_videos(self.root)
         names = list(paths) if split is None else read_split(split, self.root, paths)
-        super().__init__({name: paths[name] for name in names})
         with ThreadPoolExecutor(8) as pool:  # FFmpeg releases Python's global lock
-            self._videos = list(pool.map(VideoFile, self._paths))
+            opened = dict(
+                zip(names, pool.map(_try_open, map(paths.__getitem__, names)), strict=True)
+            )
+        readable, self._left_out = open_members(opened, _opened, strict, self.root)
+        self._videos, names = list(readable.values()), list(readable)
+        super().__init__({name: paths[name] for name in names})
         masks = Path(masks_path) if masks_path is not None else None
         if masks is None and self.root.is_dir():
             masks = find_mask_folder(self.root, list_folder(self.root, ()).folders)
         self.has_masks = masks is not None
-        dropped = DroppedFiles(self.root)
+        dropped = DroppedFiles(self.root, has_masks=self.has_masks)
         if self.root.is_dir():
-            dropped.add_data(self.root, list_folder(self.root, VIDEO_ENDINGS).others)
+            others = list_folder(self.root, VIDEO_ENDINGS).others
+            dropped.add_data(self.root, [n for n in others if self.root / n != masks])
+            dropped.films += mask_films(self.root)
         self._decision: MaskDecision | None = None
         self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
@@ -123,11 +140,16 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
                 )
         elif masks is not None:
             is_jpeg = mask_values in JPEG_KINDS
-            folders = [find_entry(masks, name) for name in names]
+            entries = [find_entry(masks, name) for name in names]
+            folders = {i: path for i, path in enumerate(entries) if path.is_dir()}
+            first = first_number((_mask_numbers(p), self.num_frames(i)) for i, p in folders.items())
             mask_files = [
-                _mask_files(path, self.num_frames(i), is_jpeg) if path.is_dir() else None
-                for i, path in enumerate(folders)
+                _mask_files(folders[i], self.num_frames(i), is_jpeg, first or 0)
+                if i in folders
+                else None
+                for i in range(len(names))
             ]
+            dropped.add_numbering(first, *folders.values())
             self._masks += mask_files
             existing = [files for files in mask_files if files is not None]
             for files in existing:
@@ -149,7 +171,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
     @property
     def remarks(self) -> list[Remark]:
         reason = self._decision.values.reason if self._decision else ""
-        return self._remarks + [Remark(NOTE, str(self.root), reason)] * bool(reason)
+        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]
@@ -232,28 +254,72 @@ def find_videos(root: Path) -> dict[str, Path]:
     """
     if root.is_file():
         return {root.stem: root}
-    listing = list_folder(root, VIDEO_ENDINGS)
-    videos = {stem(name): root / name for name in sort_files(listing.files, root)}
-    folders = [name for name in listing.folders if not is_mask_folder(name)]
-    for folder in sorted(folders, key=natural_key):
-        files = sort_files(list_folder(root / folder, VIDEO_ENDINGS).files, root / folder)
-        videos |= {f"{folder}/{stem(name)}": root / folder / name for name in files}
+    videos: dict[str, Path] = {}
+    for folder, prefix in _video_folders(root).items():
+        files = sort_files(list_folder(folder, VIDEO_ENDINGS).files, folder)
+        masks = _masks_among(files)
+        videos |= {f"{prefix}{stem(name)}": folder / name for name in files if name not in masks}
     if not videos:
         raise DataError(
             f"{root} holds no video files ({', '.join(VIDEO_ENDINGS)})",
             hint="give another folder, or set dataset.type=video for folders of frames",
         )
     # JSON files are annotations (SA-V, COCO) and expected beside the videos.
-    log_ignored(root, [name for name in listing.others if not name.lower().endswith(".json")])
+    others = list_folder(root, VIDEO_ENDINGS).others
+    log_ignored(root, [name for name in others if not name.lower().endswith(".json")])
     return videos
 
 
-def _mask_files(folder: Path, num_frames: int, jpeg: bool) -> MaskFiles:
-    """Index the masks of a video file, which are named by frame index."""
+def mask_films(root: Path) -> list[Path]:
+    """Return the video files that are masks of others by their names: ``a_mask.mp4``."""
+    return [
+        folder / name
+        for folder in _video_folders(root)
+        for name in sorted(_masks_among(list_folder(folder, VIDEO_ENDINGS).files))
+    ]
+
+
+def _video_folders(root: Path) -> dict[Path, str]:
+    """Return the directories that may hold video files, and what precedes the names of videos."""
+    names = [name for name in list_folder(root, ()).folders if not is_mask_folder(name)]
+    return {root: ""} | {root / name: f"{name}/" for name in sorted(names, key=natural_key)}
+
+
+def _masks_among(files: Sequence[str]) -> set[str]:
+    """Return the names of the files that are masks of another file."""
+    stems = {key for name in files for key in image_keys(stem(name))}
+    return {name for name in files if label_base(stem(name)) in stems}
+
+
+def _try_open(path: Path) -> VideoFile | DataError:
+    try:
+        return VideoFile(path)
+    except DataError as error:
+        return error
+
+
+def _opened(video: VideoFile | DataError) -> VideoFile:
+    if isinstance(video, DataError):
+        raise video
+    return video
+
+
+def _mask_numbers(folder: Path) -> set[int]:
+    """Return the frame numbers in the names of the masks of a video."""
+    endings = MASK_ENDINGS + JPEG_ENDINGS
+    listing = list_folder(folder, endings)
+    inner = [name for f in listing.folders for name in list_folder(folder / f, endings).files]
+    stems = [stem(name) for name in listing.files or inner]
+    return {int(name) for name in stems if name.isdecimal() and len(name) < 10}
+
+
+def _mask_files(folder: Path, num_frames: int, jpeg: bool, first: int) -> MaskFiles:
+    """Index the masks of a video file, which are named by frame number, counted from ``first``."""
+    numbered = {t + first: t for t in range(num_frames)}
     return MaskFiles(
         folder,
         num_frames,
-        lambda name: int(name) if name.isdecimal() and int(name) < num_frames else None,
-        f"name masks by frame index, from 0 to {num_frames - 1}",
+        lambda name: numbered.get(int(name)) if name.isdecimal() else None,
+        f"name masks by frame index, from {first} to {num_frames - 1 + first}",
         jpeg,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from loguru import logger
 
 from sam2kit.data.sources.base import NOTE, Remark
-from sam2kit.data.sources.dropped import IGNORED, DroppedFiles
+from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     MASK_ENDINGS,
@@ -22,7 +22,6 @@ from sam2kit.data.sources.mask_search import (
     find_frame_folder,
     find_mask_folder,
     holds_pictures,
-    is_frame_folder,
     is_mask_folder,
     sibling_masks,
     split_masks,
@@ -109,7 +108,7 @@ class VideoFolders:
                 raise DataError(problem, hint=self._hint(folder))
             raise DataError(f"{root}: no videos found", hint=self._hint(folder))
         if not any(video.has_masks for video in self.videos.values()):
-            self._find_masks_beside_root()
+            dropped.add_masks_beside()
         dropped.add_data(folder, here.others)
         if root != folder:
             dropped.add_data(root, list_folder(root, ()).others)
@@ -163,16 +162,6 @@ class VideoFolders:
             self._note(folder / f"*{suffix}.*")
         self._dropped.other_masks += [folder / name for name in others]
         return VideoFolder(folder, frames, None, beside)
-
-    def _find_masks_beside_root(self) -> None:
-        """Remark that the directory is named ``frames`` and masks are beside it."""
-        root = self.root.resolve()
-        if is_frame_folder(root.name) and root.parent != root:
-            names = [n for n in list_folder(root.parent, ()).folders if is_mask_folder(n)]
-            if names:
-                masks = self.root.parent / names[0]
-                message = f"the folder may hold the masks; set dataset.masks_path={masks}"
-                self.remarks.append(Remark(IGNORED, str(masks), message))
 
     def _note(self, masks: Path) -> None:
         """Remark, for the first video, where masks were found."""

@@ -72,6 +72,8 @@ class YOLODataset(ShapeDataset):
                 f"{root} holds no images with text files",
                 hint="expected ROOT/images/a.jpg with ROOT/labels/a.txt, or both in one folder",
             )
+        problems.read.update(label for _, label in images if label)
+        _reject_orphans(problems)
         videos = []
         paths = [_video_path(path, root) for path, _ in images]
         for name, numbers in group_to_videos(paths, root).items():
@@ -118,6 +120,21 @@ def _label_folder(folder: Path, root: Path) -> Path:
         beside = root.parent / "labels" if root.name == "images" else root / "labels"
         return beside if beside.is_dir() else root
     return folder
+
+
+def _reject_orphans(problems: Problems) -> None:
+    """Count the text files with rows that belong to no image."""
+    for folder in sorted({path.parent for path in problems.read}):
+        for name in sorted(list_folder(folder, (".txt",)).files, key=natural_key):
+            path = folder / name
+            if path in problems.read or name in NAME_FILES:
+                continue
+            with path.open("rb") as file:
+                words = file.read(1 << 12).split(b"\n")[0].split()
+            if len(words) < 5 or not words[0].isdigit():
+                continue
+            error = DataError(f"{path} has no image of its name", hint="add the image")
+            problems.reject("text files without an image", error, str(path), "frames")
 
 
 def _video_path(path: Path, root: Path) -> str:
