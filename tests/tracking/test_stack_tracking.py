@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import tifffile
+from data_helpers import make_davis
 from PIL import Image
 from stack_helpers import NUM_FRAMES, make_ctc, make_dicom, make_nifti, make_stacks
+from tool_helpers import make_cvat
 
 from sam2kit.cli.main import main
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.lineage import read_tracks
 from sam2kit.data.pictures import read_labels
+from sam2kit.data.sources.cvat import CVATDataset
 from sam2kit.tracking.inputs import open_inputs
 
 
-def track(path: Path, name: str, out: Path) -> int:
+def track(path: Path, name: str, out: Path, *flags: str) -> int:
     """Track a box around the object that does not move, and another one from frame 2 on."""
     document = {
         "version": 1,
@@ -38,7 +42,7 @@ def track(path: Path, name: str, out: Path) -> int:
     prompts = out.parent / "prompts.json"
     prompts.write_text(json.dumps(document))
     argv = ["--prompts", prompts, "--model-checkpoint", "nano", "--output-dir", out]
-    return main(["track", str(path), *map(str, argv), "--accelerator", "cpu"])
+    return main(["track", str(path), *map(str, argv), "--accelerator", "cpu", *flags])
 
 
 def png_masks(out: Path, name: str, frames: list[str]) -> np.ndarray:
@@ -81,6 +85,47 @@ def test_a_volume(make, tmp_path):
     assert np.array_equal(np.asarray(image.dataobj), expected.transpose(2, 1, 0))
     if make is make_nifti:
         assert np.array_equal(image.affine, nibabel.load(tmp_path / "data" / "a.nii.gz").affine)
+
+
+def test_a_task_of_cvat(tmp_path):
+    """The XML has the labels and frame numbers of the task, and reads back as the PNG files."""
+    root = make_cvat(tmp_path / "data", "a")
+    for t in reversed(range(6)):  # a task that begins at frame 3 of its film
+        (root / "a/images" / f"frame_{t:06d}.PNG").rename(
+            root / "a/images" / f"frame_{t + 3:06d}.PNG"
+        )
+    file = root / "a" / "annotations.xml"
+    text = re.sub(r' frame="(\d+)"', lambda m: f' frame="{int(m[1]) + 3}"', file.read_text())
+    file.write_text(text.replace('id="1" label', 'id="5" label'))
+    assert track(root, "a", tmp_path / "out") == 0
+    written = tmp_path / "out" / "labels" / "a.xml"
+    source = CVATDataset(root / "a" / "images", written)
+    frames = [f"frame_{t:06d}" for t in range(3, 9)]
+    expected = png_masks(tmp_path / "out", "a", frames)
+    for t, image in enumerate(expected):
+        masks = source.read_masks(0, t)
+        visible = {o for o in (5, 9) if (image == o).any()}
+        assert visible <= set(masks) <= {5, 9}
+        for object_id in visible:  # the PNG gives overlaps to one object
+            assert not (masks[object_id] < (image == object_id)).any()
+    content = written.read_text()
+    assert 'frame="8"' in content and 'frame="0"' not in content
+    assert source.labels(0) == {5: "cell"} | {o: "object" for o in source.labels(0) if o == 9}
+
+
+def test_masks_of_any_video_as_a_task_of_cvat(tmp_path):
+    """Also of a video that is finished already."""
+    path, out = make_davis(tmp_path / "data", {"a": 4}) / "JPEGImages" / "a", tmp_path / "out"
+    assert track(path, "a", out) == 0
+    assert not (out / "labels").exists()
+    record = json.loads((out / "track.json").read_text())
+    assert track(path, "a", out, "--to", "cvat") == 0
+    assert json.loads((out / "track.json").read_text()) == record
+    source = CVATDataset(path, out / "labels" / "a.xml")
+    expected = png_masks(out, "a", [f"{t:05d}" for t in range(4)])
+    for t in range(4):
+        assert not (source.read_masks(0, t)[5] < (expected[t] == 5)).any()
+    assert json.loads((out / "labels" / "labels.json").read_text())[0]["name"] == "object"
 
 
 def test_frames_are_scaled_as_in_training(tmp_path):

@@ -669,6 +669,25 @@ def test_frames_to_check(session):
     assert frames_to_check({}, {}, size, 20) == [] == session.frames_to_check()
 
 
+def test_objects_with_almost_the_same_mask_are_to_be_checked():
+    """A tracker that moves to a neighbour is as sure of it as before."""
+    size = (40, 40)
+
+    def track(row, side):
+        counts = prompt_session.encode_mask(square(row, 0, side, size))["counts"]
+        return TrackedMask(counts, 9.0, disagreement=None)
+
+    tracks = {(o, t): track(20 * (o - 1), 10) for o in (1, 2) for t in range(4)}
+    assert frames_to_check(tracks, {}, size, 20) == []
+    tracks |= {(2, t): track(0, 10) for t in (2, 3)}
+    (listed,) = frames_to_check(tracks, {}, size, 20, {1: "left <cell>"})
+    assert (listed.object, listed.frame) == (2, 2) and listed.severity == 1
+    assert "left <cell>" in listed.reason
+    assert [f.frame for f in frames_to_check(tracks, {(2, 2): None}, size, 20)] == [3]
+    many = {(o, 0): track(0, 10 if o % 300 else 11) for o in range(300)}
+    assert len(frames_to_check(many, {}, size, 1000)) == 299
+
+
 def test_accepted_and_prompted_frames_need_no_check(session, monkeypatch):
     monkeypatch.setattr("sam2kit.widgets.check_list.MIN_SEVERITY", 0.0)
     monkeypatch.setattr("sam2kit.widgets.check_list.NEIGHBORHOOD", 0)

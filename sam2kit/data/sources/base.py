@@ -14,6 +14,7 @@ from sam2kit.utils.errors import DataError
 
 ObjectId = int | str
 NOTE = "note"
+IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Remark:
 
     Attributes:
         kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
-            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored`` or ``order``.
+            :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored``, ``order`` or
+            ``identity`` (separate things that are read as one object).
         where: the file or directory.
         message: what it is, and the fix if it is not a note.
     """
@@ -152,6 +154,10 @@ class VideoSource(ABC):
         """Return the name of the frame without extension, under which results are exported."""
         return f"{t:05d}"
 
+    def frame_number(self, i: int, t: int) -> int:
+        """Return the number of frame ``t`` in the whole video, of which this may be a part."""
+        return t
+
     def frame_path(self, i: int, t: int) -> Path | None:
         """Return the image file of frame ``t`` of video ``i``; None if no file holds just it."""
         return None
@@ -235,6 +241,10 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.frame_name(k, t)
 
+    def frame_number(self, i: int, t: int) -> int:
+        source, k = self.locate(i)
+        return source.frame_number(k, t)
+
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)
         return source.frame_path(k, t)
@@ -254,6 +264,13 @@ class DerivedSource(VideoSource):
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)
         return source.mask_paths(k, t)
+
+
+def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int]:
+    """Return the source that reads the files of video ``i``, and the index of the video in it."""
+    while isinstance(source, DerivedSource):
+        source, i = source.locate(i)
+    return source, i
 
 
 class SelectedVideos(DerivedSource):
@@ -348,6 +365,9 @@ class FrameRange(DerivedSource):
 
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(i, self._frame(t))
+
+    def frame_number(self, i: int, t: int) -> int:
+        return self.source.frame_number(i, self._frame(t))
 
     def frame_path(self, i: int, t: int) -> Path | None:
         return self.source.frame_path(i, self._frame(t))
