@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from sam2kit.cli.arguments import (
     DOCTOR_FLAGS,
@@ -85,6 +86,10 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         result = fit(config, run_dir, resume)
     if result.interrupted:
         raise KeyboardInterrupt(f"the training so far is saved in {result.run_dir}")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts one such process per device
+        run = quote(str(result.run_dir))
+        show_next("compare with the model before training", f"evaluate --model-checkpoint {run}")
+        show_next("track a video", f"track VIDEO --point X,Y --model-checkpoint {run}")
 
 
 def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -134,7 +139,7 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         help="sam2 (default), or transformers for its Sam2VideoModel",
     )
     arguments = parser.parse_args(argv)
-    check_checkpoint("SOURCE", arguments.source)
+    check_checkpoint(None, arguments.source)
     if arguments.out.parent.is_dir():
         check_writable(arguments.out)
     from sam2kit.models.exporter import export
@@ -231,10 +236,16 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         action="store_true",
         help="replace results that were made with other prompts or another model",
     )
+    parser.add_argument(
+        "--to",
+        choices=["cvat"],
+        help="also write the masks as a task of CVAT, labels/VIDEO.xml; videos from CVAT have it "
+        "anyway",
+    )
     add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
     arguments = parser.parse_intermixed_args(argv)
     for video in arguments.videos:
-        check_exists("VIDEO", video)
+        check_exists(None, video)
     check_exists("--prompts", arguments.prompts)
     if (arguments.prompts is None) == (arguments.prompt_flags is None):
         raise ConfigError(
@@ -246,14 +257,18 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     log_to_console("INFO")
     from sam2kit.tracking.tracking_job import track_videos
 
-    track_videos(
+    folder = track_videos(
         arguments.videos,
         arguments.prompts or arguments.prompt_flags,
         arguments.model_checkpoint,
         arguments.output_dir,
         arguments.accelerator or "auto",
         overwrite=arguments.overwrite,
+        to=arguments.to,
     )
+    results = quote(str(folder))
+    show_next("train on these masks", f"training-set {results} --to SET")
+    show_next("score them", f"evaluate --predictions {results}/masks --data-path TRUTH")
 
 
 def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -295,7 +310,7 @@ def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         "--no-lab", action="store_true", help="only write the notebook, and print its path"
     )
     arguments = parser.parse_args(argv)
-    check_exists("PATH", arguments.path)
+    check_exists(None, arguments.path)
     check_checkpoint("--model-checkpoint", arguments.model_checkpoint)
     log_to_console("INFO")
     from sam2kit.pipeline.lab import lab_command, prepare_annotator
@@ -352,7 +367,7 @@ def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     for path in arguments.annotations:
-        check_exists("ANNOTATIONS", path)
+        check_exists(None, path)
     check_exists("--videos", arguments.videos)
     log_to_console("INFO")
     from sam2kit.tracking.training_set_job import make_training_set
@@ -546,6 +561,13 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
     with report_interruption(folder):
         print(fill(config).report())
+
+
+def show_next(purpose: str, command: str) -> None:
+    """Log a command that continues from here."""
+    from loguru import logger
+
+    logger.info("To {}: sam2kit {}", purpose, command)
 
 
 def log_to_console(level: str) -> None:

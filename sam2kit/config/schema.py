@@ -30,6 +30,8 @@ DATASET_TYPES = (
     *("training_set", "synthetic", "mixture"),
 )
 TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
+# What follows the corners in rows of YOLO.
+YOLO_COLUMNS = ("auto", "none", "confidence", "track", "confidence_track")
 
 
 RUN, PATH, MACHINE = "run", "path", "machine"
@@ -93,6 +95,7 @@ SOURCE_KEYS = (
     "split",
     "time_split",
     "sav_masklets",
+    "yolo_columns",
     *STACK_KEYS,
     "synthetic_objects",
     "synthetic_videos",
@@ -179,6 +182,12 @@ class DatasetConfig:
     )
     sav_masklets: str = option(
         "manual", "SA-V masklets to use: manual, auto or both", choices=("manual", "auto", "both")
+    )
+    yolo_columns: str = option(
+        "auto",
+        "what follows the corners in rows of type=yolo: none, confidence, track (the id of a "
+        "track), confidence_track (both) or auto (decided from all rows, and logged)",
+        choices=YOLO_COLUMNS,
     )
     intensity_window: list[float] | None = option(
         None,

@@ -113,8 +113,12 @@ def check_data(section: str, dataset: DatasetConfig) -> None:
                 check_exists(f"{prefix}.{key}", path)
 
 
-def check_exists(key: str, path: str | Path | None) -> None:
+def check_exists(key: str | None, path: str | Path | None) -> None:
     """Reject a path that does not exist; None passes.
+
+    Args:
+        key: the flag or configuration key. None: an argument without a flag.
+        path: the path.
 
     Raises:
         ConfigError: it names ``key``, the path and similar names in the same directory.
@@ -123,7 +127,7 @@ def check_exists(key: str, path: str | Path | None) -> None:
         raise ConfigError(missing(path), key=key, value=str(path), hint="correct the path")
 
 
-def check_checkpoint(key: str, checkpoint: str | None) -> None:
+def check_checkpoint(key: str | None, checkpoint: str | None) -> None:
     """Reject a checkpoint file that does not exist; names of released models and None pass.
 
     Raises:

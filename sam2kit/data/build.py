@@ -610,8 +610,9 @@ def _parse_export(config: DatasetConfig) -> ShapeDataset:
         kind = CVATDataset if config.type == "cvat" else LabelStudioDataset
         file, keyframes_only = config.annotation_file, config.keyframes_only
         return kind(root, file, split, identity, keyframes_only, strict)
-    simple = LabelMeDataset if config.type == "labelme" else YOLODataset
-    return simple(root, split, identity, strict)
+    if config.type == "labelme":
+        return LabelMeDataset(root, split, identity, strict)
+    return YOLODataset(root, split, identity, strict, config.yolo_columns)
 
 
 def _open_stacks(config: DatasetConfig, root: str) -> VideoSource:

@@ -8,7 +8,7 @@ as in CVAT's own exports, and an attribute of the mask names its object.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
@@ -32,6 +32,8 @@ def write_cvat(
     video: str,
     frames: Iterable[Mapping[ObjectId, np.ndarray] | None],
     size: tuple[int, int],
+    labels: Mapping[ObjectId, str] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Write the masks of one video.
 
@@ -41,10 +43,14 @@ def write_cvat(
         frames: per frame, in order, ``[H,W]`` bool by object; empty masks are absent objects. None:
             the frame is unannotated.
         size: rows and columns of the frames.
+        labels: the label of each object in CVAT. None (default), or an object without one:
+            :data:`LABEL`.
+        numbers: the number of each frame in CVAT. None (default): they count from 0.
 
     Raises:
         DataError: XML cannot hold an object id.
     """
+    names = {o: _INVALID.sub("_", label) for o, label in (labels or {}).items()}
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
     meta = SubElement(root, "meta")
@@ -64,36 +70,50 @@ def write_cvat(
                     f"video {video!r}: XML cannot hold the object id {object_id!r}",
                     hint="rename the object, or convert to coco-video",
                 )
+            label = names.get(object_id, LABEL)
             track = SubElement(
-                root, "track", {"id": str(number), "label": LABEL, "source": "manual"}
+                root, "track", {"id": str(number), "label": label, "source": "manual"}
             )
-            about = {"frame": str(t), "keyframe": "1", "outside": "0", "occluded": "0"}
+            frame = str(t if numbers is None else numbers[t])
+            about = {"frame": frame, "keyframe": "1", "outside": "0", "occluded": "0"}
             element = SubElement(track, "mask", about | mask_element(mask) | {"z_order": "0"})
             SubElement(element, "attribute", {"name": OBJECT_ATTRIBUTE}).text = text
             number += 1
-    _write_meta(task, video, count, size)
-    SubElement(SubElement(meta, "sam2kit"), "annotated_frames").text = frame_list(annotated)
+    _write_meta(task, video, list(range(count)) if numbers is None else numbers, size, names)
+    kit = SubElement(meta, "sam2kit")
+    SubElement(kit, "annotated_frames").text = frame_list(annotated)
+    if numbers is not None:
+        SubElement(kit, "frame_numbers").text = ",".join(map(str, numbers))
     indent(root)
     ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def _write_meta(task: Element, video: str, count: int, size: tuple[int, int]) -> None:
+def _write_meta(
+    task: Element,
+    video: str,
+    numbers: Sequence[int],
+    size: tuple[int, int],
+    names: Mapping[ObjectId, str],
+) -> None:
     """Add the fields that CVAT writes about a task."""
-    fields = {"name": _INVALID.sub("_", video), "size": str(count), "mode": "annotation"}
-    for key, value in (fields | {"start_frame": "0", "stop_frame": str(count - 1)}).items():
+    fields = {"name": _INVALID.sub("_", video), "size": str(len(numbers)), "mode": "annotation"}
+    first, last = min(numbers, default=0), max(numbers, default=-1)
+    for key, value in (fields | {"start_frame": str(first), "stop_frame": str(last)}).items():
         SubElement(task, key).text = value
-    label = SubElement(SubElement(task, "labels"), "label")
-    SubElement(label, "name").text = LABEL
-    SubElement(label, "type").text = "any"
-    attribute = SubElement(SubElement(label, "attributes"), "attribute")
-    for key, value in (
-        ("name", OBJECT_ATTRIBUTE),
-        ("mutable", "False"),
-        ("input_type", "text"),
-        ("default_value", ""),
-        ("values", ""),
-    ):
-        SubElement(attribute, key).text = value
+    labels = SubElement(task, "labels")
+    for name in dict.fromkeys([*names.values(), LABEL]):
+        label = SubElement(labels, "label")
+        SubElement(label, "name").text = name
+        SubElement(label, "type").text = "any"
+        attribute = SubElement(SubElement(label, "attributes"), "attribute")
+        for key, value in (
+            ("name", OBJECT_ATTRIBUTE),
+            ("mutable", "False"),
+            ("input_type", "text"),
+            ("default_value", ""),
+            ("values", ""),
+        ):
+            SubElement(attribute, key).text = value
     original = SubElement(task, "original_size")
     SubElement(original, "width").text = str(size[1])
     SubElement(original, "height").text = str(size[0])

@@ -79,9 +79,12 @@ class VideoScaler:
                 None (default): it recommends none.
 
         Raises:
-            DataError: ``frame`` is not numeric, or no sampled value is finite.
+            DataError: ``frame`` is not numeric, no sampled value is finite, or the video has frames
+                of 8 bits and others of more, for which no common range is known.
         """
         if frame.dtype == np.uint8 and self.rule.window is None:
+            if i in self._ranges:
+                raise _mixed_depths(name)
             return frame
         if frame.dtype == bool:
             return frame.astype(np.uint8) * 255
@@ -123,12 +126,14 @@ def sampled_range(
         name: name of the video in the error.
 
     Raises:
-        DataError: no value is finite.
+        DataError: no value is finite, or a frame has 8 bits.
     """
     count = min(num_frames, SAMPLED_FRAMES)
     samples = []
     for t in np.linspace(0, num_frames - 1, count).round().astype(int).tolist():
         frame = read(t)
+        if frame.dtype.itemsize == 1:
+            raise _mixed_depths(name)
         sample = frame.reshape(-1)[:: max(frame.size // SAMPLED_PIXELS, 1)]
         samples.append(sample[np.isfinite(sample)])
     values = np.concatenate(samples)
@@ -141,6 +146,15 @@ def sampled_range(
     if low == high:  # fewer bright pixels than the percentile leaves out
         low, high = values.min(), values.max()
     return float(low), float(high)
+
+
+def _mixed_depths(name: str) -> DataError:
+    return DataError(
+        f"{visible_text(name)} has frames of 8 bits and frames of more, and the values of one kind "
+        "say nothing about those of the other",
+        hint="save all frames of a video with the same number of bits, or set "
+        "dataset.intensity_window to the range of all frames",
+    )
 
 
 def to_uint8(frame: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,39 +28,44 @@ def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[Ob
         DataError: the image cannot be read, has colours, another size, negative values, fractions,
             no object, or more than :data:`MAX_LABELS` objects.
     """
-    labels = _read_pixels(file)
+    name = "the label image" if isinstance(file, bytes) else str(file)
+    labels = _read_pixels(file, name)
+    invalid = partial(_invalid, name)
     if labels.ndim == 3 and (labels == labels[..., :1]).all():
         labels = labels[..., 0]  # a grey image that was saved with three equal channels
     if labels.ndim != 2:
-        raise _invalid(f"it has {labels.shape[-1]} channels", "one number per pixel")
+        raise invalid(f"it has {labels.shape[-1]} channels", "one number per pixel")
     if labels.shape != size:
-        raise _invalid(
+        raise invalid(
             f"it has {labels.shape[0]} rows and {labels.shape[1]} columns",
             f"{size[0]} rows and {size[1]} columns, as the frames",
         )
     values, inverse = np.unique(labels, return_inverse=True)
     if not np.isfinite(values).all() or (values < 0).any() or (values != values.round()).any():
-        raise _invalid("it has negative values or fractions", "whole numbers, 0 for background")
+        raise invalid("it has negative values or fractions", "whole numbers, 0 for background")
     if len(values) - (values[0] == 0) > MAX_LABELS:
-        raise _invalid(f"it has {len(values)} values", f"up to {MAX_LABELS} objects")
+        raise invalid(f"it has {len(values)} values", f"up to {MAX_LABELS} objects")
     if not values.any():
-        raise _invalid("all its pixels are 0", "a number above 0 on each object")
+        raise invalid("all its pixels are 0", "a number above 0 on each object")
     inverse = inverse.reshape(labels.shape)
     return {int(value): inverse == n for n, value in enumerate(values) if value}
 
 
-def _read_pixels(file: str | Path | bytes) -> np.ndarray:
-    where = "the file" if isinstance(file, bytes) else file
-    with opened(file, "a label image", where) as image:
+def _read_pixels(file: str | Path | bytes, name: str) -> np.ndarray:
+    with opened(file, "a label image", name) as image:
         if (pages := getattr(image, "n_frames", 1)) > 1:
-            raise _invalid(f"it has {pages} pages", "a single page")
+            raise _invalid(name, f"it has {pages} pages", "a single page", _ONE_PAGE)
         # The values of a palette image are the labels; its colours are arbitrary.
         return np.asarray(image).astype(np.float64 if image.mode == "F" else np.int64)
 
 
-def _invalid(problem: str, expected: str) -> DataError:
+_EXPORT = "export one number per object, at the size of the frames"
+_ONE_PAGE = "save the page of the frame to prompt as a file of its own"
+
+
+def _invalid(name: str, problem: str, expected: str, hint: str = _EXPORT) -> DataError:
     return DataError(
-        f"the label image cannot be used: {problem}, but {expected} is expected",
+        f"{name} cannot be used as a label image: {problem}, but {expected} is expected",
         key="file",
-        hint="export one number per object, at the size of the frames",
+        hint=hint,
     )

@@ -53,7 +53,9 @@ def draw_videos(
         for tracker in trackers:
             mean = summary([tracker.by_name()[video.name]])["J&F"]
             scores[tracker.tracker] = "no score" if mean is None else f"J&F {mean:.2f}"
-        figure = tracking_figure(frames, truth, masks, scores, video.name, numbers, annotated)
+        i = source.names.index(video.name)
+        labels = [source.frame_number(i, t) for t in numbers]
+        figure = tracking_figure(frames, truth, masks, scores, video.name, labels, annotated)
         path = folder / "overlays" / f"{file_name(video.name)}.png"
         save_figure(figure, path)
         save_mp4(path.with_suffix(".mp4"), _side_by_side(video, trackers[0], source, read_masks))
@@ -236,6 +238,7 @@ def show_objects(
     examples = []
     for video, o in objects:
         identity, scored = video.object_ids[o], np.flatnonzero(video.scored[:, o])
+        i = source.names.index(video.name)
         by_score = scored[video.J[scored, o].argsort(kind="stable")]
         for word, t in (("median", by_score[len(by_score) // 2]), ("worst", by_score[0])):
             frame, truth = _frame_and_truth(source, video.name, int(t), identity)
@@ -247,7 +250,8 @@ def show_objects(
                 "prediction": _spotlight(frame, prediction),
                 "error": error_overlay(frame, prediction, truth),
             }
-            caption = f"{word} frame, {t}: J {video.J[t, o]:.2f}, F {video.F[t, o]:.2f}"
+            number = source.frame_number(i, int(t))
+            caption = f"{word} frame, {number}: J {video.J[t, o]:.2f}, F {video.F[t, o]:.2f}"
             examples.append(Example(f"{video.name}, object {identity}", caption, images))
     return examples
 
@@ -281,7 +285,8 @@ def compare_errors(
         for tracker in (other.tracker, main.tracker):
             mask = read_masks(tracker, name, t).get(identity, np.zeros_like(truth))
             images[tracker] = error_overlay(frame, mask, truth)
-        caption = f"J&F {row['difference']:+.2f}; frame {t}: J {other_video.J[t, n]:.2f} and "
+        number = source.frame_number(source.names.index(name), t)
+        caption = f"J&F {row['difference']:+.2f}; frame {number}: J {other_video.J[t, n]:.2f} and "
         caption += f"{main_video.J[t, o]:.2f}"
         examples.append(Example(f"{name}, object {identity}", caption, images))
     return examples

@@ -19,11 +19,16 @@ from sam2kit.viz.plots import LEGEND_LABEL, LINE_COLORS, WIDTH, curves
 MAX_NAMED_BARS = 40  # more names would overlap
 
 
-def over_time(trackers: Sequence[DataSetScores], video: str) -> Figure:
+def over_time(trackers: Sequence[DataSetScores], video: str, first: int = 0) -> Figure:
     """Plot J over the frames of one video, one line per tracker.
 
     A point is the mean over the objects that are scored on the frame; without any, the line has a
     gap. Triangles mark the frames on which the first tracker was prompted.
+
+    Args:
+        trackers: scores of the video; the first is the tracker under evaluation.
+        video: its name.
+        first: number of the first frame, if the video is a part of a film.
     """
     videos = {t.tracker: t.by_name()[video] for t in trackers}
     lines = {}
@@ -31,11 +36,11 @@ def over_time(trackers: Sequence[DataSetScores], video: str) -> Figure:
         counts = scores.scored.sum(1)
         sums = np.where(scores.scored, scores.J, 0).sum(1)
         mean = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-        lines[name] = list(range(len(mean))), mean.tolist()
+        lines[name] = list(range(first, first + len(mean))), mean.tolist()
     figure = curves({"": lines}, "frame")
     figure.set_size_inches(WIDTH, 2.5)
     (axes,) = figure.axes
-    prompted = np.flatnonzero(videos[trackers[0].tracker].prompted.any(1))
+    prompted = np.flatnonzero(videos[trackers[0].tracker].prompted.any(1)) + first
     axes.plot(prompted, [1.06] * len(prompted), "v", color="black", markersize=5, label="prompted")
     axes.set(ylabel="J", ylim=(-0.02, 1.12), title="")
     columns = 3 if max(map(len, lines)) <= LEGEND_LABEL else 1

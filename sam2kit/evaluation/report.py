@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,18 +18,21 @@ import numpy as np
 import sam2kit
 from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config
-from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.base import VideoSource, innermost
+from sam2kit.data.sources.training_set import TrainingSet
+from sam2kit.data.training_set import read_provenance
 from sam2kit.data.writers import coco_json
 from sam2kit.evaluation.field_scores import field_summary
 from sam2kit.evaluation.pictures import Example, compare_errors, draw_videos, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time, robustness_chart
-from sam2kit.evaluation.scores import DataSetScores, VideoScores, summary
+from sam2kit.evaluation.scores import BEFORE, COPY, DataSetScores, VideoScores, summary
 from sam2kit.evaluation.scores import metrics as score_metrics
 from sam2kit.evaluation.statistics import paired_differences, score_interval
 from sam2kit.evaluation.tracker_runs import ResultFiles
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.text import visible_text
 from sam2kit.viz.html import render
 from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
 from sam2kit.viz.plots import interval_chart
@@ -104,6 +108,21 @@ class Evaluation:
         return np.random.default_rng(self.config.seed)
 
     @cached_property
+    def verdicts(self) -> list[str]:
+        """Sentences that compare the first tracker with the baselines of every evaluation."""
+        sentences = (_verdict(comparison) for comparison in self.differences)
+        return [sentence for sentence in sentences if sentence]
+
+    @cached_property
+    def truth_note(self) -> str | None:
+        """A sentence about masks that are ground truth, but were made by a model; None without."""
+        return _truth_note(self.source, self.trackers[0])
+
+    def first_frame(self, video: str) -> int:
+        """Return the number of the first frame of a video in its film, of which it is a part."""
+        return self.source.frame_number(self.source.names.index(video), 0)
+
+    @cached_property
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``; docs/evaluation.md lists the fields."""
         content = score_metrics(self.trackers)
@@ -130,6 +149,56 @@ class Evaluation:
             },
             "calibration": self.calibration,
         }
+
+
+_BASELINES = {COPY: "copying the first mask", BEFORE: "the model before training"}
+# How masks of a training set are made that no person has drawn or clicked.
+_BY_MODEL = ("propagated", "automatic")
+
+
+def _verdict(comparison: Mapping[str, Any]) -> str | None:
+    """Say in words whether a tracker is better than a baseline."""
+    name, other = comparison["trackers"]
+    mean, low, high = (comparison[key] for key in ("mean", "low", "high"))
+    if other not in _BASELINES or mean is None:
+        return None
+    word = "better" if mean > 0 else "worse" if mean < 0 else "neither better nor worse"
+    interval = f", 95% interval {low:+.3f} to {high:+.3f}" if low is not None else ""
+    text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
+    if low is None:
+        return f"{text}; with so few videos this may be chance"
+    return text if low > 0 or high < 0 else f"{text}; the interval contains 0, so it may be chance"
+
+
+def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
+    """Say how much of the ground truth was made by a model, as the training set records it."""
+    made: Counter[str] = Counter()
+    models: set[str] = set()
+    for video in main.videos:
+        if video.name not in source.names:
+            continue
+        i = source.names.index(video.name)
+        stored, k = innermost(source, i)
+        if not isinstance(stored, TrainingSet):
+            return None
+        provenance = read_provenance(stored.root, stored.names[k])
+        for t, o in np.argwhere(video.scored & video.truth_present).tolist():
+            row = provenance.get(source.frame_number(i, t), {"objects": []})
+            by_object = {entry["id"]: entry["made"] for entry in row["objects"]}
+            kind = by_object.get(video.object_ids[o], "unknown")
+            made[kind] += 1
+            if kind in _BY_MODEL and row.get("model"):
+                models.add(str(row["model"]))
+    count = sum(made[kind] for kind in _BY_MODEL)
+    if not count:
+        return None
+    model = visible_text(" and ".join(sorted(models)) or "a model")
+    return (
+        f"The ground truth of {count} of {sum(made.values())} scored masks was made by {model} and "
+        "accepted without correction. On them the scores say how closely a tracker repeats that "
+        "model, which it cannot exceed; correct masks of these videos by hand for an independent "
+        "measure."
+    )
 
 
 def write_results(evaluation: Evaluation) -> None:
@@ -181,6 +250,8 @@ def write_report(evaluation: Evaluation) -> Path:
         "report.html",
         main=main.tracker,
         videos=len(main.videos),
+        verdicts=evaluation.verdicts,
+        truth_note=evaluation.truth_note,
         scored_frames=sum(int(video.scored.any(1).sum()) for video in main.videos),
         convention=asdict(main.videos[0].convention),
         evaluation=asdict(config.evaluation),
@@ -190,7 +261,11 @@ def write_report(evaluation: Evaluation) -> Path:
             {"": evaluation.intervals}, "J&F with 95% interval, videos resampled"
         ),
         differences=[(d, difference_chart(d)) for d in differences if d["objects"]],
-        over_time=[(v.name, over_time(trackers, v.name)) for v in spread_videos(main)],
+        over_time=[
+            (v.name, over_time(trackers, v.name, evaluation.first_frame(v.name)))
+            for v in spread_videos(main)
+        ],
+        parts=[v.name for v in main.videos if evaluation.first_frame(v.name)],
         robustness=robustness_chart(robustness) if robustness else None,
         extremes=_extremes(evaluation),
         error_colors=ERROR_COLORS,

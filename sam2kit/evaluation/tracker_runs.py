@@ -129,7 +129,8 @@ class TrackerRun:
             if on_frame is not None:
                 on_frame(frame, logits)
             if frame.t and frame.t % PROGRESS_FRAMES == 0:
-                logger.info("{}, {}: frame {}", source.names[i], self.name, frame.t)
+                number = source.frame_number(i, frame.t)
+                logger.info("{}, {}: frame {}", source.names[i], self.name, number)
         return scorer.result()
 
     @cached_property

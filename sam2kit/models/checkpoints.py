@@ -47,6 +47,7 @@ HUB_CHECKPOINTS = {
 }
 """Maps a name to (repository on the Hugging Face Hub, model size)."""
 
+NETWORK_SECONDS = 5  # maximum time to wait for the Hub before a download
 SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent.parent / "pretrained" / "nano.safetensors"}
 """Maps a name to a file in the package; these need no network."""
 
@@ -301,17 +302,28 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
             f"{', '.join([*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS])}",
             hint="check the spelling; relative paths start at the current directory",
         )
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     repository, _ = HUB_CHECKPOINTS[name]
+    file = f"{name}.pt"
+    if isinstance(cached := try_to_load_from_cache(repository, file), str):
+        return Path(cached)
     try:
-        return Path(hf_hub_download(repo_id=repository, filename=f"{name}.pt"))
+        # Without a network the download itself would try again for half a minute.
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=NETWORK_SECONDS)
+        return Path(hf_hub_download(repo_id=repository, filename=file))
     except Exception as error:  # the client raises OSError, HTTP errors and its own types
         raise CheckpointError(
             f"{name} could not be fetched from the Hub repository {repository}: {error}",
             key=key,
             value=str(source),
-            hint="download the file elsewhere and give its path",
+            hint=f"use {' or '.join(SHIPPED_CHECKPOINTS)}, which needs no download, or download "
+            "the file elsewhere and give its path",
         ) from error
 
 
@@ -406,7 +418,7 @@ class Checkpoint:
         return model
 
 
-def open_checkpoint(source: str | Path, key: str = "SOURCE") -> Checkpoint:
+def open_checkpoint(source: str | Path, key: str = "source") -> Checkpoint:
     """Read the file of a checkpoint once, for its configuration and then for its model.
 
     Args:

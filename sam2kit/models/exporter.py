@@ -160,7 +160,7 @@ def _check_target(out: Path, format: str) -> None:
     else:
         if out.suffix != ".pt":
             raise ConfigError(
-                key="OUT",
+                key="out",
                 value=str(out),
                 expected="a path that ends in .pt",
                 hint=f"try {out.with_suffix('.pt')}",
@@ -171,14 +171,14 @@ def _check_target(out: Path, format: str) -> None:
         if path.exists():
             raise ConfigError(
                 f"{path} exists already",
-                key="OUT",
+                key="out",
                 value=str(out),
                 hint="name another file or delete it",
             )
     if not out.parent.is_dir():
         raise ConfigError(
             f"the directory {out.parent} does not exist",
-            key="OUT",
+            key="out",
             value=str(out),
             hint="create it first",
         )

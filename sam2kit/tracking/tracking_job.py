@@ -18,7 +18,13 @@ from loguru import logger
 import sam2kit
 from sam2kit.config.schema import Config
 from sam2kit.data.label_writers import LabelRecorder
-from sam2kit.data.result_forms import result_form, write_in_form
+from sam2kit.data.result_forms import (
+    LABEL_IMAGES,
+    cvat_file,
+    result_form,
+    write_cvat_results,
+    write_in_form,
+)
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
 from sam2kit.models.checkpoints import open_checkpoint
@@ -46,6 +52,7 @@ from sam2kit.utils.files import write_text
 from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name, open_run_dir
 from sam2kit.utils.progress import log_progress
+from sam2kit.utils.readers import read_json
 from sam2kit.utils.text import plural, visible_text
 from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
@@ -85,6 +92,7 @@ def track_videos(
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
     overwrite: bool = False,
+    to: str | None = None,
 ) -> Path:
     """Track objects through videos, each from its first prompt to the end.
 
@@ -99,7 +107,8 @@ def track_videos(
     - ``track.json``: inputs, options and version,
     - of stacks and volumes the masks in the form of the data: ``labels/VIDEO_labels.tif``,
       ``VIDEO_RES`` with ``res_track.txt`` (Cell Tracking Challenge), or ``labels/VIDEO.nii.gz``
-      with the affine of the volume.
+      with the affine of the volume,
+    - of a task of CVAT, or with ``to="cvat"``, ``labels/VIDEO.xml`` ("CVAT for video 1.1").
 
     The table, the overlays and ``track.json`` of a video that is not the only one are in
     ``videos/VIDEO``. An object has no mask before its first prompt. After an interruption, all
@@ -116,6 +125,8 @@ def track_videos(
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         options: see :class:`~sam2kit.tracking.options.TrackerOptions`.
         overwrite: replace results that were made with other prompts or another model.
+        to: ``cvat`` also writes the masks as a task of CVAT. None (default): only if the video
+            comes from CVAT.
 
     Returns:
         The output directory.
@@ -165,11 +176,12 @@ def track_videos(
                 name = visible_text(record.name)
                 if record.finished and record.content.get("digest") == inputs_digests[n]:
                     logger.info("{}: finished already, in {}", name, record.folder)
+                    _write_cvat(job.video, record, to, replace=False)
                     continue
                 if len(jobs) > 1:
                     logger.info("Video {} of {}: {}", n + 1, len(jobs), name)
                 about = {"checkpoint": str(checkpoint), "digest": inputs_digests[n]}
-                _track(tracker, job, record, about | {"options": asdict(options)}, image_size)
+                _track(tracker, job, record, about | {"options": asdict(options)}, image_size, to)
         finally:
             write_combined(folder)
     logger.info("{}: results in {}", plural(len(jobs), "video"), folder)
@@ -256,8 +268,22 @@ def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> No
         )
 
 
+def _write_cvat(video: VideoInput, record: TrackRecord, to: str | None, replace: bool) -> None:
+    """Write the masks of a video as a task of CVAT, if it comes from CVAT or ``to`` asks for it."""
+    path = cvat_file(record.root, file_name(record.name))
+    is_wanted = "cvat" in (to, result_form(video.source, video.i))
+    if is_wanted and (replace or not path.exists()):
+        content = read_json(record.folder / MASKS_JSON, hint="track it again, with --overwrite")
+        write_cvat_results(content, record.name, video.source, video.i, path)
+
+
 def _track(
-    tracker: VideoTracker, job: _Job, record: TrackRecord, about: dict[str, Any], image_size: int
+    tracker: VideoTracker,
+    job: _Job,
+    record: TrackRecord,
+    about: dict[str, Any],
+    image_size: int,
+    to: str | None,
 ) -> None:
     """Track one video, and write its results."""
     video, count_frames = job.video, job.video.num_frames
@@ -275,8 +301,8 @@ def _track(
     for prompt in job.prompts:
         session.add_prompt(prompt)
     masks = MaskWriter(record.masks, record.name, job.object_ids)
-    has_form = result_form(video.source, video.i) is not None
-    recorder = LabelRecorder(record.name) if has_form else None
+    has_labels = result_form(video.source, video.i) in LABEL_IMAGES
+    recorder = LabelRecorder(record.name) if has_labels else None
     done = _write_frames(
         session.propagate(), video, record.folder, masks, recorder, job.prompts, image_size, names
     )
@@ -285,6 +311,7 @@ def _track(
     write_text(record.folder / MASKS_JSON, json.dumps(coco_json([masks.sav()], ending)))
     if recorder is not None:
         write_in_form(recorder, video.source, video.i, record.root, file_name(record.name))
+    _write_cvat(video, record, to, replace=True)
     record.save(frames=done, finished=done == count_frames)
     if done < count_frames:
         frames = f"the masks of frames 0 to {done - 1} of {visible_text(record.name)}"

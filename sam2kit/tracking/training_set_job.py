@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from loguru import logger
 
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.training_set import AcceptedFrame, TrainingSetSummary, add_to_training_set
+from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, source_config
 from sam2kit.prompts.annotations import AnnotationStore, Which
 from sam2kit.tracking.results import find_video, read_records
-from sam2kit.utils.errors import ConfigError, DataError
+from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.text import plural, visible_text
 
 ANNOTATIONS = "annotations"  # the folder of annotations in a run directory
+CLIPS_PER_EPOCH = 40  # that the command for a training set suggests
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,13 @@ def make_training_set(
         parts += _parts(path, which, every, source)
     # All videos have been opened here, so that a missing one is reported before any work.
     summaries = []
+    models: set[str] = set()
     for part in parts:
         summary = add_to_training_set(
             folder,
             part.source,
             part.i,
-            part.frames,
+            _note_models(part.frames, models),
             names=part.names,
             format=format,
             copy=copy,
@@ -83,15 +88,57 @@ def make_training_set(
     if not frames:
         raise DataError(
             "no frame has masks",
-            key="ANNOTATIONS",
+            key="annotations",
             value=[str(path) for path in annotations],
             hint="prompt or track objects first",
         )
+    model = models.pop() if len(models) == 1 else None
+    command = train_command(folder, len(summaries), model, _image_size(model))
     logger.info(
-        "{} with {} from {}; train with: sam2kit train --data-path {}",
-        *(folder, plural(frames, "frame"), plural(len(summaries), "video"), folder),
+        "{} with {} from {}; train with: {}",
+        *(folder, plural(frames, "frame"), plural(len(summaries), "video"), command),
     )
     return summaries
+
+
+def train_command(
+    folder: str | Path, num_videos: int, model: str | None = None, image_size: int | None = None
+) -> str:
+    """Return the command that trains on a training set.
+
+    Args:
+        folder: the training set.
+        num_videos: number of its videos, 1 or more.
+        model: name or path of the model that made the masks, from which training continues. None
+            (default): the default weights.
+        image_size: its image size. None (default): the default size.
+    """
+    command = f"sam2kit train --data-path {quote(str(folder))}"
+    if model:
+        command += f" --model-checkpoint {quote(model)}"
+    if image_size not in (None, DatasetConfig().image_size):  # such as nano's 128 pixels
+        command += f" --image-size {image_size}"
+    if num_videos < CLIPS_PER_EPOCH:  # by default an epoch has only one clip of each video
+        command += f" dataset.clips_per_video={-(-CLIPS_PER_EPOCH // num_videos)}"
+    return command
+
+
+def _note_models(frames: Iterable[AcceptedFrame], models: set[str]) -> Iterator[AcceptedFrame]:
+    """Yield the frames, and collect the models that tracked their masks."""
+    for frame in frames:
+        if frame.model:
+            models.add(frame.model)
+        yield frame
+
+
+def _image_size(model: str | None) -> int | None:
+    """Return the image size of a model on this machine; None if it is not known."""
+    if model is None or not (model in SHIPPED_CHECKPOINTS or Path(model).exists()):
+        return None
+    try:
+        return source_config(model)[0].dataset.image_size
+    except CheckpointError:  # reported when the weights are loaded
+        return None
 
 
 def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | None) -> list[_Part]:
@@ -137,7 +184,7 @@ def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | No
     if not parts:
         raise DataError(
             f"{path} has no {which} frames, and no masks of sam2kit track",
-            key="ANNOTATIONS",
+            key="annotations",
             value=str(path),
             hint="accept frames in the annotator, add --frames all, or name its run directory",
         )

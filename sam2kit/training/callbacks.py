@@ -68,12 +68,12 @@ class LogProgress(Callback):
             logger.info("validation batch {}/{}", batch_idx + 1, total)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        metrics = {
-            k: f"{float(v):.4f}"
+        metrics = [
+            f"{k} {float(v):.3f}"
             for k, v in trainer.callback_metrics.items()
             if k in ("val_loss", "val_iou")
-        }
-        logger.info("epoch {} validation {}", trainer.current_epoch, metrics)
+        ]
+        logger.info("epoch {} validation {}", trainer.current_epoch, " ".join(metrics))
 
 
 class ValidateLastStep(Callback):

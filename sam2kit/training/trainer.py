@@ -57,9 +57,10 @@ from sam2kit.training.resume import (
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
-from sam2kit.utils.text import log_format
+from sam2kit.utils.text import log_format, plural, visible_text
 
 LOG_LINE = "{time:YYYY-MM-DD HH:mm:ss.SSS} | {level: <8} | {name}:{function}:{line} - {extra[text]}"
+MAX_LISTED = 8  # validation videos in the log
 # Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
 LIGHTNING_KEYS = (
     *("accelerator", "precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
@@ -222,6 +223,10 @@ def _log_start(config: Config, run_dir: Path, data: SAM2LightningDataModule) -> 
     """Log where the run writes, and on what it trains."""
     logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
     logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)
+    names = data.val_clips.source.names
+    listed = ", ".join(visible_text(name) for name in names[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    logger.info("validated on {}: {}{}", plural(len(names), "video"), listed, more)
     if config.dataset.time_split:
         logger.info("dataset.time_split={}", config.dataset.time_split)
 

@@ -43,6 +43,10 @@ class SAM2KitError(Exception):
         super().__init__(render(message, key, value, expected, hint))
         self.key, self.value, self.expected, self.hint = key, value, expected, hint
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows; a traceback would hide the message above it."""
+        return [f"{type(self).__name__}: {self}", "(%debug opens the line that raised it)"]
+
 
 def render(
     message: str, key: str | None, value: Any, expected: str | None, hint: str | None

@@ -265,7 +265,7 @@ class Annotator {
     this.from = field("from", "first");
     this.to = field("to", "last");
     this.button(bar, "From here", "Track from this frame on, from what is known before it",
-      () => { this.from.value = this.state.frame; this.track("forward"); }, "here");
+      () => this.track("forward", this.state.frame), "here");
     this.cancel = this.button(bar, "Cancel", "Stop tracking and keep the results so far (Esc)",
       () => this.send("cancel"));
     this.progress = make("progress", { title: "Frames tracked" }, bar);
@@ -295,7 +295,8 @@ class Annotator {
     this.button(files, "Save prompts", "Write the prompts of all videos to prompts.json",
       () => this.send("save"), "save");
     this.append = this.button(files, "Append to data",
-      "Append this frame's masks to the corrections of the dataset", () => this.send("append"), "append");
+      "Append this frame's masks to the corrections of the dataset, which training reads with "
+        + "dataset.corrections", () => this.send("append"), "append");
   }
 
   // ------------------------------------------------------------------ listening
@@ -421,10 +422,11 @@ class Annotator {
     this.send("hide_all", { hidden: !this.objects.some(({ hidden }) => hidden) });
   }
 
-  track(direction) {
+  // Track over the range of the fields, or from `start` on.
+  track(direction, start = null) {
     if (this.state.running) return;
     const value = (input) => (input.value === "" ? null : Number(input.value));
-    this.send("propagate", { direction, start: value(this.from), end: value(this.to) });
+    this.send("propagate", { direction, start: start ?? value(this.from), end: value(this.to) });
   }
 
   escape() {
@@ -688,6 +690,8 @@ class Annotator {
     this.truth.disabled = !state.annotated;
     const hasTruth = this.model.get("setup").has_truth;
     this.errors.parentElement.hidden = this.truth.hidden = !hasTruth;
+    // Corrections belong to a data set with masks; of raw video a training set is made.
+    this.append.hidden = !hasTruth;
     this.errors.disabled = !state.annotated;
     this.random.disabled = state.object === null;
     this.errors.checked = state.mode === "errors";
@@ -699,6 +703,8 @@ class Annotator {
     this.acceptButton.setAttribute("aria-pressed", state.accepted);
     for (const b of [...this.runs, this.propose]) b.disabled = state.running;
     this.from.max = this.to.max = state.frames - 1;
+    // What the kernel used last, also after a reload; a number that was only typed stays.
+    if (this.shownEvery !== state.every) this.every.value = this.shownEvery = state.every;
     this.cancel.disabled = !state.running;
     this.fillScores();
     this.tick();

@@ -35,6 +35,7 @@ from sam2kit.models.initial_weights import settle_size
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.tracking.results import find_video
+from sam2kit.tracking.training_set_job import train_command
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import label_text, plural, visible_text
@@ -58,7 +59,6 @@ from sam2kit.widgets.prompt_session import (
 )
 
 MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
-CLIPS_PER_EPOCH = 40  # that the command for a training set suggests
 MAX_CHECKS = 20  # frames worth checking in the list
 REFRESH_SECONDS = 0.2  # minimum time between two updates of the view while tracking
 THUMBNAIL_SIZE = 120  # longer side of the image of a candidate, in pixels
@@ -147,7 +147,7 @@ class Annotator(ImageWidget):
         self._stop = threading.Event()  # stops the last propagation; each has its own event
         self._steps: Generator[Any, None, None] | None = None
         self._running = self._searches = False
-        self._run = 0
+        self._run, self.every = 0, 1
         self._last_frames: dict[str, int] = {}  # the frame that was shown last, by video
         self._opened: dict[str, tuple[VideoSource, int]] = {}  # sources of annotated videos
         super().__init__()
@@ -206,6 +206,8 @@ class Annotator(ImageWidget):
             session = PromptSession(source, i, model, self.device, self.store, name)
             if self._sent_frame is not None:
                 self._last_frames[self.session.video] = self.frame
+                if (source, i) != (self.source, self._video):
+                    self.report = []  # about the video that was open
             self.source, self.session, self.model, self._model_text = source, session, model, text
             self._video, self._running = i, False
             self._opened[session.video] = session.source, session.i
@@ -443,7 +445,10 @@ class Annotator(ImageWidget):
             )
         objects = self.session.append(path, self.frame)
         names = ", ".join(map(str, objects))
-        self._show(f"appended frame {self.frame} (objects: {names}) to {path}")
+        self._show(
+            f"appended frame {self.frame} (objects: {names}) to {path}; train with "
+            f"dataset.corrections={shlex.quote(str(path))}"
+        )
         return Path(path)
 
     def propagate(
@@ -527,8 +532,9 @@ class Annotator(ImageWidget):
         Raises:
             DataError: nothing has been tracked or prompted.
         """
+        self.every = max(1, every)  # the view shows it again after a reload
         timeline = self.session.timeline()
-        frames = sorted({*timeline["tracked"], *timeline["prompted"]})[:: max(1, every)]
+        frames = sorted({*timeline["tracked"], *timeline["prompted"]})[:: self.every]
         frames = sorted({*frames, *timeline["prompted"]})
         if not frames:
             raise DataError("no frame has masks to accept", hint="prompt an object and track it")
@@ -621,13 +627,8 @@ class Annotator(ImageWidget):
             )
         lines.insert(0, f"Training set of {plural(written, 'video')} in {visible_text(folder)}")
         self.report = [{"text": line, "command": False} for line in lines]
-        command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
-        if self._model_text:  # training continues from the model that was annotated with
-            command += f" --model-checkpoint {shlex.quote(self._model_text)}"
-        if self.model.image_size != DatasetConfig().image_size:  # such as nano's 128 pixels
-            command += f" --image-size {self.model.image_size}"
-        if written < CLIPS_PER_EPOCH:  # by default an epoch has only one clip of each video
-            command += f" dataset.clips_per_video={-(-CLIPS_PER_EPOCH // written)}"
+        # Training continues from the model that was annotated with.
+        command = train_command(folder, written, self._model_text or None, self.model.image_size)
         self.report = [*self.report, {"text": visible_text(command), "command": True}]
         self._show()
         return folder
@@ -930,6 +931,7 @@ class Annotator(ImageWidget):
             "mode": self.mode,
             "recipe": self.recipe,
             "seed": self.seed,
+            "every": self.every,
             "can_undo": self.session.can_undo,
             "can_redo": self.session.can_redo,
             "running": self._running,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.prompts.annotations import ObjectFrame, TrackedMask
 
 MIN_SEVERITY = 0.3  # less is the normal course of tracking
+SAME_IOU = 0.8  # of two objects that are probably one: a tracker has moved to the other object
+MAX_COMPARED = 255  # masks that pycocotools takes at once
 NEIGHBORHOOD = 5  # frames around a listed one that are not listed for the same object
 
 
@@ -37,6 +41,7 @@ def frames_to_check(
     skipped: Mapping[ObjectFrame, object],
     size: tuple[int, int],
     limit: int,
+    names: Mapping[ObjectId, str] | None = None,
 ) -> list[FrameToCheck]:
     """List the worst frames, at most one in a neighbourhood of frames per object.
 
@@ -45,6 +50,7 @@ def frames_to_check(
         skipped: objects and frames to leave out.
         size: H and W of the masks.
         limit: maximum length of the list.
+        names: names of objects to show to people. None (default): their identities.
 
     Returns:
         The frames, the worst first.
@@ -60,6 +66,12 @@ def frames_to_check(
         if (o, t) not in skipped
         and (reasons := list(_reasons(o, t, track, tracks.get((o, t - 1)), areas)))
     ]
+    twins = _almost_equal(tracks, areas, size)
+    suspects += [
+        FrameToCheck(t, o, f"almost the same mask as {(names or {}).get(other, other)}", iou)
+        for (o, t), (other, iou) in twins.items()
+        if (o, t) not in skipped
+    ]
     suspects.sort(key=lambda suspect: (-suspect.severity, suspect.frame))
     listed: list[FrameToCheck] = []
     for suspect in suspects:
@@ -71,6 +83,34 @@ def frames_to_check(
         ):
             listed.append(suspect)
     return listed
+
+
+def _almost_equal(
+    tracks: Mapping[ObjectFrame, TrackedMask],
+    areas: Mapping[ObjectFrame, int],
+    size: tuple[int, int],
+) -> dict[ObjectFrame, tuple[ObjectId, float]]:
+    """Find masks that cover almost the same pixels as the mask of an earlier object.
+
+    Returns:
+        By object and frame: the earlier object, and the IoU of the two masks.
+    """
+    by_frame: dict[int, list[ObjectId]] = {}
+    for o, t in tracks:
+        if areas[o, t]:
+            by_frame.setdefault(t, []).append(o)
+    twins: dict[ObjectFrame, tuple[ObjectId, float]] = {}
+    for t, objects in by_frame.items():
+        masks = [{"size": list(size), "counts": tracks[o, t].counts} for o in objects]
+        blocks = range(0, len(objects) if len(objects) > 1 else 0, MAX_COMPARED)
+        for first, second in combinations_with_replacement(blocks, 2):
+            rows, columns = (masks[b : b + MAX_COMPARED] for b in (first, second))
+            ious = coco_mask.iou(rows, columns, [0] * len(columns))
+            for a, b in np.argwhere(ious >= SAME_IOU).tolist():
+                if first + a < second + b:
+                    pair = objects[first + a], float(ious[a, b])
+                    twins.setdefault((objects[second + b], t), pair)
+    return twins
 
 
 def _reasons(

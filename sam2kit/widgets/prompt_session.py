@@ -1125,15 +1125,16 @@ class PromptSession:
     def frames_to_check(self, limit: int = 20) -> list[FrameToCheck]:
         """List the tracked masks that are most likely wrong, the worst first.
 
-        Reasons are a low object score, a large change of the area since the frame before, and a
-        disagreement of forward and backward tracking. Accepted frames, frames on which the object
+        Reasons are a low object score, a large change of the area since the frame before, a
+        disagreement of forward and backward tracking, and almost the same mask as another object
+        has. Accepted frames, frames on which the object
         is prompted, and neighbours of a listed frame are left out.
 
         Args:
             limit: maximum length of the list.
         """
         skipped = {k: None for k in self._tracks if k[1] in self.accepted} | self.prompts
-        return frames_to_check(self._tracks, skipped, self.size, limit)
+        return frames_to_check(self._tracks, skipped, self.size, limit, self.names)
 
     def timeline(self) -> dict[str, list[int]]:
         """Return the frames to mark on a time line, in ascending order.

@@ -58,6 +58,12 @@ def trained(calls, *argv) -> Config:
     return calls[-1][1][0]
 
 
+def test_train_ends_with_the_next_commands(calls, capsys):
+    trained(calls)
+    err = capsys.readouterr().err
+    assert "sam2kit evaluate --model-checkpoint run" in err and "sam2kit track VIDEO" in err
+
+
 def error_output(capsys, *argv) -> str:
     """Run a command that must exit with code 2 and print "error: ..."; return what it prints."""
     assert main(list(argv)) == 2

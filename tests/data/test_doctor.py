@@ -528,6 +528,9 @@ def test_numbers_of_the_report(tmp_path):
     assert row["smallest"] == 144 / (48 * 64) and row["largest"] == 196 / (48 * 64)
     (summary,) = examination.summary()
     assert (summary["videos"], summary["annotated"], summary["masks"]) == (1, 4, 7)
+    text = examination.text()
+    for part in ("annotated, % of frames", "size, px", "| 67 |", "| 4.69 | 6.38 |"):
+        assert part in text
     content = json.loads(examination.to_json())
     (video,) = content["videos"]
     assert video["object_areas"]["1"] == {"visible": 3, "area": [196 / 3072] * 3}

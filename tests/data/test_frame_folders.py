@@ -45,6 +45,7 @@ from sam2kit.data import (
     sets_to_inspect,
 )
 from sam2kit.data.build import settle_datasets
+from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.pictures import read_image
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -190,6 +191,33 @@ def test_damaged_files_are_named(tmp_path):
         source.read_masks(0, 1)
 
 
+@pytest.mark.parametrize("folder", ["", "frames", "JPEGImages/a"])
+def test_frames_of_a_format_that_is_not_read(tmp_path, folder):
+    for t in range(3):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("P", (8, 8)).save(tmp_path / folder / f"{t}.gif")
+        save_frame(tmp_path / "masks" / f"{t}.png", 0) if folder == "frames" else None
+    with pytest.raises(DataError) as error:
+        VideoDataset(tmp_path)
+    assert "3 files such as" in str(error.value) and "0.gif" in str(error.value)
+    assert "magick" in error.value.hint and "JPEGImages but" not in str(error.value)
+
+
+def test_frames_of_8_and_of_16_bits_in_one_video(tmp_path):
+    """No common range of values is known, whichever frame is read first."""
+    for t in range(4):
+        deep = np.full((24, 32), 1000 * t + 1, np.uint16)
+        save_frame(tmp_path / "a" / f"{t}.png", 10 * t)
+        if t == 2:
+            Image.fromarray(deep).save(tmp_path / "a" / f"{t}.png")
+    source = VideoDataset(tmp_path)
+    with pytest.raises(DataError, match="8 bits") as error:
+        [source.read_frame(0, t) for t in range(4)]
+    assert "dataset.intensity_window" in error.value.hint
+    config = DatasetConfig(type="video", data_path=str(tmp_path), intensity_window=[0.0, 2550.0])
+    assert round(open_source(tmp_path, config).read_frame(0, 2).mean()) == 200
+
+
 def test_invalid_folders(tmp_path):
     with pytest.raises(DataError, match="nowhere is not a folder; .*ROOT/JPEGImages"):
         VideoDataset(tmp_path / "nowhere")
@@ -304,6 +332,26 @@ def test_coco_merges_by_category_without_tracks(tmp_path):
 
     masks = coco(tmp_path, change).read_masks(0, 1)
     assert list(masks) == [0] and np.array_equal(masks[0], square(0, 2) | square(12, 20))
+
+
+def test_instances_of_a_category_that_become_one_object_are_reported(tmp_path, messages):
+    """Roboflow's exports have no tracks; the rule is stated where it merges objects."""
+
+    def change(content):
+        for n, row in enumerate(content["annotations"]):
+            del row["track_id"]
+            row["category_id"] = n % 2 if row["image_id"] in ("a-0", "a-1") else 0
+
+    source = coco(tmp_path, change)
+    (remark,) = source.remarks
+    assert remark.kind == "identity" and "6 frames" in remark.message
+    assert "dataset.identity=components" in remark.message
+    assert sum("one object" in line for line in messages) == 1
+    findings = run_doctor(source, DatasetConfig(image_size=32)).findings
+    assert remark.message in [f.message for f in findings if f.kind == "identity"]
+    # The rule that was asked for is no finding.
+    assert coco(tmp_path, change, identity="category").remarks == []
+    assert coco(tmp_path).remarks == []
 
 
 def test_coco_images_without_annotations(tmp_path):

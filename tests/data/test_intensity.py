@@ -74,6 +74,15 @@ def test_eight_bits_and_booleans():
     assert scaler.scale(0, frame > 2, None, 1, "a").tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
+def test_frames_of_8_bits_among_deeper_ones():
+    frames = [*ramp()]
+    frames[4] = frames[4].astype(np.uint8)
+    with pytest.raises(DataError, match="frames of 8 bits"):
+        VideoScaler(IntensityRule()).scale(0, frames[0], frames.__getitem__, 10, "a")
+    rule = IntensityRule(window=(0, 255))
+    assert VideoScaler(rule).scale(0, frames[4], frames.__getitem__, 10, "a").max() == 255
+
+
 def test_values_that_are_not_finite():
     frame = np.array([[np.nan, np.inf, -np.inf, 1, 3]], np.float32)
     assert sampled_range(lambda t: frame, 1, (0, 100)) == (1, 3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -308,6 +310,29 @@ def test_damaged_files(tmp_path):
     path = make_stacks(tmp_path / "b", names=("a",)) / "a.tif"
     path.write_bytes(path.read_bytes()[:-2000])
     rejects(tmp_path / "b")
+
+
+def test_what_the_reader_logs_gets_the_name_of_the_file(tmp_path, messages, capfd):
+    """tifffile prints to standard error by itself, without the path."""
+    logging.getLogger("tifffile").handlers.clear()
+    path = make_stacks(tmp_path, names=("a",)) / "a.tif"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with suppress(DataError):
+        TiffStack(path).read(0)
+    with tifffile.TiffFile(path):
+        logging.getLogger("tifffile").warning("<tifffile.TiffFile 'a.tif'> a page is missing")
+    assert "tifffile" not in capfd.readouterr().err
+    whole = make_stacks(tmp_path / "b", names=("a",)) / "a.tif"
+    with pytest.MonkeyPatch.context() as patch:
+        read = tifffile.TiffFile.__init__
+
+        def complain(self, *arguments, **keys):
+            read(self, *arguments, **keys)
+            logging.getLogger("tifffile").warning("<tifffile.TiffFile 'a.tif'> a page is missing")
+
+        patch.setattr(tifffile.TiffFile, "__init__", complain)
+        assert TiffStack(whole).num_frames == NUM_FRAMES
+    assert sum(f"{whole}: the TIFF reader reports: a page is missing" in m for m in messages) == 1
 
 
 def test_a_forged_size_is_rejected_before_memory_is_used(tmp_path):

@@ -273,6 +273,64 @@ def test_a_video_file_with_cvat(tmp_path):
     assert round(source.read_frame(0, 2).mean() / 10) == 2 and source.read_masks(0, 2) is None
 
 
+def project(root: Path, separate: bool) -> Path:
+    """Write a CVAT project of two tasks of two frames; the second object is in task 7 only."""
+    tracks, about = "", ""
+    for number, name in ((5, "day"), (7, "night.mp4")):
+        stem_ = name.removesuffix(".mp4")
+        for t in range(2):
+            folder = root / "images" / "Train" / (stem_ if separate else "")
+            save_frame(folder / f"frame_{t:06d}.png", 10 * t + number)
+        about += f"<task><id>{number}</id><name>{name}</name><mode>interpolation</mode></task>"
+        shapes = "".join(polygon(t, square(0, 2 * t + number)) for t in range(2))
+        tracks += f'<track id="{number}" label="cell" task_id="{number}" subset="Train">'
+        tracks += f"{shapes}</track>"
+    (root / "annotations.xml").write_text(
+        "<annotations><version>1.1</version><meta><project><tasks>"
+        f"{about}</tasks></project></meta>{tracks}</annotations>"
+    )
+    return root
+
+
+def test_a_project_of_cvat_has_a_video_per_task(tmp_path):
+    source = CVATDataset(project(tmp_path, separate=True))
+    assert source.names == ["day", "night"] and counts(source) == []
+    for i, number in enumerate((5, 7)):
+        assert set(source.read_masks(i, 1)) == {number}
+        assert np.array_equal(source.read_masks(i, 1)[number], square(0, 2 + number))
+        assert round(source.read_frame(i, 1).mean()) == 10 + number
+    (tmp_path / "images/Train/night").rename(tmp_path / "elsewhere")
+    source = CVATDataset(tmp_path)
+    assert source.names == ["day"] and counts(source) == [("frames", 1)]
+    with pytest.raises(DataError, match="no frames or video"):
+        CVATDataset(tmp_path, strict=True)
+
+
+def test_tasks_of_a_cvat_project_that_overwrite_their_frames(tmp_path):
+    """CVAT writes the frames of all films of a subset to the same names."""
+    with pytest.raises(DataError, match="'day' and 'night'") as error:
+        CVATDataset(project(tmp_path, separate=False))
+    assert "images/night" in error.value.hint
+
+
+def test_images_of_a_cvat_project(tmp_path):
+    body = ""
+    for number in (5, 7):
+        for t in range(2):
+            name = f"{number}_{t}.png"
+            save_frame(tmp_path / "images" / "Train" / name, 10 * t)
+            shape = f'<polygon label="cell" points="{points_text(square(0, number))}"/>'
+            body += f'<image id="{t}" name="{name}" subset="Train" task_id="{number}" '
+            body += f'width="32" height="24">{shape}</image>'
+    (tmp_path / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version>{body}</annotations>"
+    )
+    source = CVATDataset(tmp_path)
+    assert source.names == ["task_5", "task_7"]
+    assert [source.num_frames(i) for i in range(2)] == [2, 2]
+    assert np.array_equal(source.read_masks(1, 1)["cell"], square(0, 7))
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -401,6 +459,23 @@ def test_all_files_of_a_label_studio_project_are_read(tmp_path):
     assert all(source.read_masks(i, 0) for i in range(2))
 
 
+def test_several_annotators_of_label_studio(tmp_path, messages):
+    """The starred annotation is used, else the first; the others are counted and reported."""
+    root = make_label_studio(tmp_path, "a", 3)
+    tasks = json.loads((root / "project-1.json").read_text())
+    second = {"id": 3, "was_cancelled": False, "result": []}
+    tasks[0]["annotations"].append(second)
+    tasks[1]["annotations"] += [second | {"ground_truth": True}, second]
+    save_json(root / "project-1.json", tasks)
+    source = LabelStudioDataset(root)
+    assert len(source.read_masks(0, 0)) == 2 and source.read_masks(0, 1) == {}
+    (finding,) = (
+        f for f in run_doctor(source, DatasetConfig(image_size=32)).findings if f.kind == "ignored"
+    )
+    assert "3 further annotations of 2 tasks" in finding.message and "task 1" in finding.where
+    assert sum("further annotations" in line for line in messages) == 1
+
+
 def test_damaged_regions_of_label_studio(tmp_path):
     root = make_label_studio(tmp_path, "a", 2)
     file = root / "project-1.json"
@@ -520,17 +595,66 @@ def test_layouts_of_yolo(tmp_path, layout):
 def test_tracks_boxes_and_damaged_rows_of_yolo(tmp_path):
     save_frame(tmp_path / "0.png", 0)
     save_frame(tmp_path / "1.png", 0)
-    rows = [yolo_row(0, square(0, 0), " 7"), yolo_row(0, square(12, 20), " 0.83")]
+    rows = [yolo_row(0, square(0, 0), " 7"), yolo_row(0, square(12, 20))]
     rows += ["0 0.5 0.5 0.25 0.25\n", "0 0.1 0.2\n", "x 1 2\n", "0 5 5 6 5 6 6\n", "\n"]
     (tmp_path / "0.txt").write_text("".join(rows))
     (tmp_path / "1.txt").write_text("")
     source = YOLODataset(tmp_path)
+    assert source.columns == "track"
     masks = source.read_masks(0, 0)
     assert set(masks) == {7, "0-1", "0-2"} and np.array_equal(masks[7], square(0, 0))
     assert sorted(counts(source)) == [("boxes", 1), ("masks", 3)]
     assert source.read_masks(0, 1) == {}
-    with pytest.raises(DataError, match=r"0\.txt, line 3"):
+    with pytest.raises(DataError, match=r"0\.txt, line \d"):
         YOLODataset(tmp_path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "columns", "ids"),
+    [
+        # Ultralytics writes "conf id"; an object that is not followed has the confidence alone.
+        (((" 0.97 1", " 0.9 2"), (" 0.95 1", " 0.4")), "confidence_track", [{1, 2}, {1, "0"}]),
+        (((" 0.97 1",), (" 1 1",)), "confidence_track", [{1}, {1}]),
+        (((" 1", ""), (" 1", "")), "track", [{1, "0"}, {1, "0"}]),
+        (((" 3", " 4"), (" 3", " 4")), "track", [{3, 4}, {3, 4}]),
+        # Confidences of exactly 1 are no ids: two rows of a frame would be one object.
+        (((" 1", " 1"), (" 0.5", " 1")), "confidence", [{"0-1", "0-2"}] * 2),
+        ((("", ""), ("", "")), "none", [{"0-1", "0-2"}] * 2),
+        (((" 7", " 0.83"), (" 0.5", " 0.5")), "confidence", [{"0-1"}, {"0-1", "0-2"}]),
+    ],
+)
+def test_what_follows_the_corners_in_rows_of_yolo(tmp_path, messages, ends, columns, ids):
+    """Decided once per data set, and never read as a corner."""
+    for t, row_ends in enumerate(ends):
+        save_frame(tmp_path / f"{t}.png", 0)
+        rows = [yolo_row(0, m, end) for m, end in zip(both(t), row_ends, strict=False)]
+        (tmp_path / f"{t}.txt").write_text("".join(rows))
+    source = YOLODataset(tmp_path)
+    assert source.columns == columns
+    for t, expected in enumerate(ids):
+        masks = source.read_masks(0, t)
+        assert set(masks) == expected
+        for mask in masks.values():
+            assert any(np.array_equal(mask, m) for m in both(t))
+    assert any("after the corners" in line for line in messages) == (columns != "none")
+    notes = [remark.message for remark in source.remarks if remark.kind == "note"]
+    assert len(notes) == (columns != "none")
+
+
+def test_the_columns_of_yolo_are_a_key(tmp_path):
+    """A polygon that ends on the corner of the picture, once in the whole set, is ambiguous."""
+    save_frame(tmp_path / "0.png", 0)
+    (tmp_path / "0.txt").write_text("0 0.25 0.5 0.5 0.5 0.5 1 0.25 1\n")
+    assert YOLODataset(tmp_path).columns == "none"
+    config = DatasetConfig(type="yolo", data_path=str(tmp_path), yolo_columns="confidence_track")
+    assert set(build_source(config, 0).read_masks(0, 0)) == {1}
+    assert YOLODataset(tmp_path, columns="none").read_masks(0, 0)["0"].sum() == 8 * 12
+    (tmp_path / "0.txt").write_text(yolo_row(0, square(0, 0), " 0.5"))
+    with pytest.raises(DataError, match="yolo_columns"):
+        YOLODataset(tmp_path, columns="none", strict=True)
+    with pytest.raises(DataError) as error:
+        YOLODataset(tmp_path, columns="both")
+    assert error.value.key == "dataset.yolo_columns"
 
 
 def test_augmented_copies_of_frames(tmp_path):

@@ -5,10 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from data_helpers import save_video, square
 from matplotlib.figure import Figure
 
 from sam2kit.config.schema import Config
+from sam2kit.data.sources.base import FrameRange, SelectedVideos
+from sam2kit.data.sources.training_set import TrainingSet
+from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.synthetic.dataset import SyntheticDataset
+from sam2kit.data.training_set import AcceptedFrame, add_to_training_set
 from sam2kit.evaluation.pictures import compare_errors, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time
 from sam2kit.evaluation.report import (
@@ -18,7 +23,7 @@ from sam2kit.evaluation.report import (
     spread_videos,
     write_report,
 )
-from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScorer
+from sam2kit.evaluation.scores import BEFORE, CONVENTIONS, COPY, DataSetScores, VideoScorer
 from sam2kit.evaluation.statistics import paired_differences
 from sam2kit.viz.overlays import ERROR_COLORS, error_overlay
 from sam2kit.viz.plots import interval_chart
@@ -81,6 +86,79 @@ def test_page_without_masks_or_other_trackers(tmp_path, trackers, source):
     page = write_report(Evaluation(Config(), source, trackers[:1], tmp_path)).read_text()
     assert "Worst objects" not in page and "compared with the other trackers" not in page
     assert "data:image/svg+xml" in page and "data:image/jpeg" not in page
+
+
+def named(trackers, *names):
+    return [DataSetScores(name, t.videos) for name, t in zip(names, trackers, strict=True)]
+
+
+def test_the_model_is_compared_with_the_baselines_in_words(tmp_path, trackers, source):
+    good, bad = trackers
+    evaluation = Evaluation(Config(), source, named([bad, good], "tuned", COPY), tmp_path)
+    (sentence,) = evaluation.verdicts
+    assert sentence.startswith("tuned is worse than copying the first mask (J&F -0.")
+    assert sentence.replace("&", "&amp;") in write_report(evaluation).read_text()
+    evaluation = Evaluation(Config(), source, named([good, bad], "tuned", BEFORE), tmp_path)
+    assert evaluation.verdicts[0].startswith("tuned is better than the model before training")
+    assert Evaluation(Config(), source, trackers, tmp_path).verdicts == []
+    one = [DataSetScores(t.tracker, t.videos[:1]) for t in named(trackers, "tuned", COPY)]
+    assert "chance" in Evaluation(Config(), source, one, tmp_path).verdicts[0]
+
+
+def test_each_column_of_the_scores_is_explained(tmp_path, trackers, source):
+    page = write_report(Evaluation(Config(), source, trackers, tmp_path)).read_text()
+    head = re.search(r"<thead>(.*?)</thead>", page)[1]
+    legend = re.search(r"<dl>(.*?)</dl>", page, re.DOTALL)[1]
+    for column in re.findall(r"<th>(.*?)</th>", head)[1:]:
+        if "interval" not in column:  # explained below the table
+            assert column.partition("<br>")[0].rstrip(":") in legend
+
+
+def test_frames_of_a_part_have_their_numbers_in_the_film(tmp_path):
+    film = SyntheticDataset(1, 12, 64, 2, 0, 0.0)
+    part = FrameRange(SelectedVideos(film, [0]), 6, 12)
+    scorer = VideoScorer(film.names[0], CONVENTIONS["prompted"], [1, 2])
+    for t in range(6):
+        masks = part.read_masks(0, t)
+        scorer.add(t, masks, masks, prompted=[1, 2] if t == 0 else ())
+    scores = DataSetScores("perfect", [scorer.result()])
+    files = SimpleNamespace(masks=lambda tracker, video, t: part.read_masks(0, t))
+    evaluation = Evaluation(Config(), part, [scores], tmp_path, files)
+    assert evaluation.first_frame(film.names[0]) == 6
+    (axes,) = over_time([scores], film.names[0], 6).axes
+    assert axes.lines[0].get_xdata().tolist() == list(range(6, 12))
+    example, *_ = show_objects(scores, [(scores.videos[0], 0)], part, files.masks)
+    assert 7 <= int(re.search(r"frame, (\d+)", example.caption)[1]) < 12
+    page = write_report(evaluation).read_text()
+    assert "part of a longer film" in page
+    whole = Evaluation(Config(), FrameRange(film, 0, 6), [scores], tmp_path)
+    assert "part of a longer film" not in write_report(whole).read_text()
+
+
+def test_masks_of_the_annotating_model_are_no_independent_truth(tmp_path):
+    """The training set knows which masks no person has drawn."""
+    save_video(tmp_path / "film.mp4", [0, 10, 20, 30, 40, 50])
+    video = open_video(tmp_path / "film.mp4")
+    mask = square(0, 0)
+    made = {0: "click", 1: "painted"}
+    frames = [
+        AcceptedFrame(t, {1: mask}, {1: made.get(t, "propagated")}, "outputs/<nano>")
+        for t in range(6)
+    ]
+    add_to_training_set(tmp_path / "set", video, 0, frames)
+    source = FrameRange(TrainingSet(tmp_path / "set"), 1, 6)
+    scorer = VideoScorer("film", CONVENTIONS["prompted"], [1])
+    for t in range(5):
+        scorer.add(t, {1: mask}, {1: mask}, prompted=[1] if t == 0 else ())
+    evaluation = Evaluation(Config(), source, [DataSetScores("a", [scorer.result()])], tmp_path)
+    note = evaluation.truth_note
+    assert note is not None and "4 of 4 scored masks" in note and "<nano>" in note
+    page = write_report(evaluation).read_text()
+    assert "Not an independent measure" in page and "&lt;nano&gt;" in page
+    corrected = [AcceptedFrame(t, {1: mask}, {1: "painted"}) for t in range(6)]
+    add_to_training_set(tmp_path / "set", video, 0, corrected)
+    evaluation = Evaluation(Config(), source, evaluation.trackers, tmp_path)
+    assert evaluation.truth_note is None
 
 
 def test_each_kind_of_error_has_its_colour():

@@ -155,6 +155,8 @@ def test_names_are_downloaded_from_the_hub(tiny_config, official, monkeypatch):
         requests.append((repo_id, filename))
         return str(official)
 
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: url)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     load_weights(build_sam2_model(tiny_config), "sam2.1_hiera_tiny")
     assert requests == [("facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt")]
@@ -166,6 +168,25 @@ def test_names_are_downloaded_from_the_hub(tiny_config, official, monkeypatch):
     with pytest.raises(CheckpointError, match="no route to host") as error:
         load_weights(build_sam2_model(tiny_config), "sam2.1_hiera_large")
     assert error.value.value == "sam2.1_hiera_large"
+    # A file that is on this machine already needs no network.
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(official))
+    assert checkpoints.find_checkpoint("sam2.1_hiera_large") == official
+
+
+def test_without_a_network_the_shipped_model_is_offered_at_once(monkeypatch):
+    def unreachable(url, timeout):
+        assert timeout <= 5
+        raise OSError("no route to host")
+
+    def download(**_):
+        raise AssertionError("the download tries again for half a minute")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.find_checkpoint("sam2.1_hiera_tiny", key="--model-checkpoint")
+    assert error.value.key == "--model-checkpoint" and "nano" in error.value.hint
 
 
 def test_run_configuration_needs_a_run_checkpoint(official):

@@ -79,6 +79,7 @@ def rows(out):
 def test_all_files_are_written(clip, tmp_path, capsys):
     prompts, out = write_prompts(tmp_path / "prompts.json", BOX, LATE), tmp_path / "out"
     assert run_track(clip, prompts, out) == 0
+    assert f"sam2kit training-set {out} --to SET" in capsys.readouterr().err
     with Image.open(out / "masks" / "clip" / "f3.png") as mask:
         assert mask.mode == "P" and mask.size == (WIDTH, HEIGHT)
         assert mask.getpalette()[:6] == davis_palette()[:2].flatten().tolist()
@@ -170,7 +171,7 @@ def test_missing_files_are_reported(clip, tmp_path, capsys):
     assert run_track(tmp_path / "no.mp4", prompts, tmp_path / "out") == 2
     assert run_track(clip, tmp_path / "no.json", tmp_path / "out") == 2
     errors = capsys.readouterr().err
-    assert "VIDEO" in errors and "--prompts" in errors
+    assert "no.mp4 does not exist" in errors and "--prompts" in errors
     assert not (tmp_path / "out").exists()
 
 

@@ -116,7 +116,9 @@ def test_nothing_to_add(tmp_path, capsys):
     out = tmp_path / "set"
     assert main(["training-set", str(tmp_path / "empty"), "--to", str(out)]) == 2
     assert main(["training-set", str(tmp_path / "no"), "--to", str(out)]) == 2
-    assert "ANNOTATIONS" in capsys.readouterr().err and not out.exists()
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert "annotations" in first and second.startswith(f"error: {tmp_path / 'no'} does not exist")
+    assert not out.exists()
 
 
 def test_tracked_videos_train(tmp_path, capsys):

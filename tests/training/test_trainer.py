@@ -57,6 +57,8 @@ def test_run_writes_all_files_to_a_dated_directory(run, config):
     assert load_config(run.run_dir / "config.yaml") == settle_precision(config)
     log = (run.run_dir / "train.log").read_text()
     assert "step 2/2" in log and "memory_attention" in log
+    assert re.search(r"validated on \d+ videos?: \w", log)
+    assert re.search(r"epoch 0 validation val_loss \d+\.\d{3} val_iou \d\.\d{3}\n", log)
 
 
 def test_every_term_is_logged(run):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 import sam2kit
 from sam2kit.utils.errors import (
@@ -38,6 +39,19 @@ def test_every_public_error_renders_all_fields(error_class):
     assert str(error_class("unreadable", key="--prompts", hint="export it again")) == (
         "--prompts: unreadable; export it again"
     )
+
+
+def test_a_notebook_shows_the_message_and_no_traceback(capsys):
+    """The traceback of the kit's own code would hide the one line that says what to do."""
+    shell = InteractiveShell()
+    shell.run_cell(
+        "from sam2kit.utils.errors import DataError\nraise DataError('a.png is damaged', hint='b')"
+    )
+    shown = capsys.readouterr().out
+    assert "DataError: a.png is damaged; b" in shown and "Traceback" not in shown
+    assert len(shown.strip().splitlines()) == 2
+    shell.run_cell("1 / 0")
+    assert "Traceback" in capsys.readouterr().out
 
 
 def test_public_errors_are_complete():

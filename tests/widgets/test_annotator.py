@@ -623,6 +623,12 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
     assert "1 frame added, 0 replaced, 2 unchanged" in str(widget.report)
     message(widget, "close_report")
     assert widget.report == []
+    # The message is about the videos so far; another one begins without it.
+    widget.make_training_set()
+    widget.open_model(widget.model)
+    assert widget.report
+    widget.open_video(0)
+    assert widget.report == [] and widget.state["every"] == 2
 
 
 def test_unreadable_frame_stops_propagation_with_its_error(widget, monkeypatch):
@@ -867,6 +873,10 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.press("a")
     view.counts("accepted", 1)
     assert view.cells() == 1  # JupyterLab's key for a new cell
+    # *From here* does not change the range for the next tracking.
+    view.button("here").click()
+    view.until("e => e.dataset.running === 'false'")
+    assert view.button("from").input_value() == ""
     view.button("every").fill("2")
     view.button("accept-all").click()
     view.counts("accepted", 5)  # every second frame, and the corrected one

@@ -649,8 +649,8 @@ def test_timeline_reads_no_masks_that_have_files(model):
 def test_frames_to_check(session):
     size = (40, 40)
 
-    def track(side, score=9.0, disagreement=None):
-        counts = prompt_session.encode_mask(square(0, 0, side, size))["counts"]
+    def track(side, score=9.0, disagreement=None, row=0):
+        counts = prompt_session.encode_mask(square(row, 0, side, size))["counts"]
         return TrackedMask(counts, score, disagreement=disagreement)
 
     tracks = {(1, t): track(10) for t in range(300)}  # pycocotools fails for lists above 255
@@ -658,7 +658,11 @@ def test_frames_to_check(session):
     tracks[1, 9] = track(10, score=0.5)  # next to a worse one
     tracks[1, 20] = track(20)
     tracks[1, 30] = track(10, disagreement=0.6)
-    tracks |= {(2, 0): track(10), (2, 1): track(0, score=-8.0), (2, 2): track(0, score=-9.0)}
+    tracks |= {
+        (2, 0): track(10, row=25),
+        (2, 1): track(0, score=-8.0),
+        (2, 2): track(0, score=-9.0),
+    }
     listed = frames_to_check(tracks, {}, size, 20)
     assert [(f.object, f.frame) for f in listed] == [(1, 8), (2, 1), (1, 20), (1, 30)]
     assert isinstance(listed[0], FrameToCheck)
@@ -667,6 +671,25 @@ def test_frames_to_check(session):
         assert word in suspect.reason
     assert [f.frame for f in frames_to_check(tracks, {(1, 8): 0, (1, 20): 0}, size, 2)] == [1, 9]
     assert frames_to_check({}, {}, size, 20) == [] == session.frames_to_check()
+
+
+def test_objects_with_almost_the_same_mask_are_to_be_checked():
+    """A tracker that moves to a neighbour is as sure of it as before."""
+    size = (40, 40)
+
+    def track(row, side):
+        counts = prompt_session.encode_mask(square(row, 0, side, size))["counts"]
+        return TrackedMask(counts, 9.0, disagreement=None)
+
+    tracks = {(o, t): track(20 * (o - 1), 10) for o in (1, 2) for t in range(4)}
+    assert frames_to_check(tracks, {}, size, 20) == []
+    tracks |= {(2, t): track(0, 10) for t in (2, 3)}
+    (listed,) = frames_to_check(tracks, {}, size, 20, {1: "left <cell>"})
+    assert (listed.object, listed.frame) == (2, 2) and listed.severity == 1
+    assert "left <cell>" in listed.reason
+    assert [f.frame for f in frames_to_check(tracks, {(2, 2): None}, size, 20)] == [3]
+    many = {(o, 0): track(0, 10 if o % 300 else 11) for o in range(300)}
+    assert len(frames_to_check(many, {}, size, 1000)) == 299
 
 
 def test_accepted_and_prompted_frames_need_no_check(session, monkeypatch):

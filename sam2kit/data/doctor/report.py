@@ -100,9 +100,9 @@ class Examination:
         """Format the tables, then one line per problem."""
         lines = [f"{part}: {visible_text(where)}" for part, where in self.data.items()]
         lines += [f"note: {visible_text(note)}" for note in self.notes]
-        lines += ["", str(Table(self.summary()))]
+        lines += ["", str(Table(list(map(with_units, self.summary()))))]
         if rows := self.rows():
-            lines += ["", str(Table(rows[:MAX_ROWS_OF_TEXT]))]
+            lines += ["", str(Table(list(map(with_units, rows[:MAX_ROWS_OF_TEXT]))))]
         if len(rows) > MAX_ROWS_OF_TEXT:
             lines += [f"and {len(rows) - MAX_ROWS_OF_TEXT} more videos"]
         lines += ["", *(_finding_line(row) for row in self.finding_rows())]
@@ -168,6 +168,28 @@ class Examination:
             omitted_rows=max(len(rows) - MAX_ROWS_OF_PAGE, 0),
             figure=self.histograms() if rows else None,
         )
+
+
+# The columns of VideoRecord.row that are shares: their titles in percent, and decimals.
+SHARES = {
+    "annotated": ("annotated, % of frames", 0),
+    "visible": ("visible, % of annotated", 0),
+    "smallest": ("smallest, % of frame", 2),
+    "largest": ("largest, % of frame", 2),
+}
+UNITS = {"size": "size, px", "sizes": "sizes, px", "tracked truth": "tracked truth, frames"}
+
+
+def with_units(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table row for people: with units, and shares in percent."""
+    result = {}
+    for key, value in row.items():
+        if isinstance(value, float) and key in SHARES:
+            value = f"{100 * value:.{SHARES[key][1]}f}"
+        result[key] = value
+    is_video = "video" in row  # the summary counts annotated frames
+    titles = UNITS | ({key: title for key, (title, _) in SHARES.items()} if is_video else {})
+    return {titles.get(key, key): value for key, value in result.items()}
 
 
 def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:

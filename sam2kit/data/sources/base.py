@@ -17,6 +17,7 @@ from sam2kit.utils.text import visible_text
 
 ObjectId = int | str
 NOTE, IGNORED, ORDER, GEOMETRY = "note", "ignored", "order", "geometry"
+IDENTITY = "identity"
 Files = TypeVar("Files")
 Video = TypeVar("Video")
 
@@ -28,7 +29,7 @@ class Remark:
     Attributes:
         kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
             :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored``, ``order`` or
-            ``geometry``.
+            ``geometry``, or ``identity`` (separate things that are read as one object).
         where: the file or directory.
         message: what it is, and the fix if it is not a note.
     """
@@ -161,6 +162,10 @@ class VideoSource(ABC):
         """Return the name of the frame without extension, under which results are exported."""
         return f"{t:05d}"
 
+    def frame_number(self, i: int, t: int) -> int:
+        """Return the number of frame ``t`` in the whole video, of which this may be a part."""
+        return t
+
     def frame_path(self, i: int, t: int) -> Path | None:
         """Return the image file of frame ``t`` of video ``i``; None if no file holds just it."""
         return None
@@ -253,6 +258,10 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.frame_name(k, t)
 
+    def frame_number(self, i: int, t: int) -> int:
+        source, k = self.locate(i)
+        return source.frame_number(k, t)
+
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)
         return source.frame_path(k, t)
@@ -271,6 +280,13 @@ class DerivedSource(VideoSource):
     def mask_paths(self, i: int, t: int) -> list[Path]:
         source, k = self.locate(i)
         return source.mask_paths(k, t)
+
+
+def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int]:
+    """Return the source that reads the files of video ``i``, and the index of the video in it."""
+    while isinstance(source, DerivedSource):
+        source, i = source.locate(i)
+    return source, i
 
 
 class SelectedVideos(DerivedSource):
@@ -361,6 +377,9 @@ class FrameRange(DerivedSource):
 
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(i, self._frame(t))
+
+    def frame_number(self, i: int, t: int) -> int:
+        return self.source.frame_number(i, self._frame(t))
 
     def frame_path(self, i: int, t: int) -> Path | None:
         return self.source.frame_path(i, self._frame(t))

@@ -17,7 +17,7 @@ from loguru import logger
 from sam2kit.data.intensity import IntensityRule, VideoScaler
 from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
-from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
+from sam2kit.data.sources.base import IDENTITY, LeftOut, ObjectId, Remark, VideoSource
 from sam2kit.data.sources.coco_index import CocoIndex, polygons_of
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import read_scaled
@@ -46,7 +46,8 @@ class COCODataset(VideoSource):
       (itself or in its ``attributes``); then all annotations must have it. In the form per track
       without these keys: the annotation's ``id``;
     * ``category``: all objects of a category are one object;
-    * ``auto``: track if possible, else category.
+    * ``auto``: track if possible, else category. Where a frame then has several annotations of a
+      category, as in Roboflow's exports, a warning says so, and the doctor reports it.
 
     Category ids may start at 0, and ids may be whole floats. ``iscrowd`` is ignored.
 
@@ -254,6 +255,11 @@ class COCODataset(VideoSource):
         k, v = self._locations[i]
         begin, end = self._indices[k].first[v : v + 2].tolist()
         return end - begin
+
+    @property
+    def remarks(self) -> list[Remark]:
+        merged = [(str(index.file), index.merged) for index in self._indices if index.merged]
+        return [*super().remarks, *(Remark(IDENTITY, *entry) for entry in merged)]
 
     def left_out_masks(self, i: int) -> list[LeftOut]:
         unreadable = self._unreadable.get(i)

@@ -27,6 +27,7 @@ from sam2kit.data.sources.frame_names import group_frames, repeated
 from sam2kit.data.sources.listing import natural_key
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MAX_DATA_BYTES, MAX_FRAMES, check_depth, check_size, parse_json
+from sam2kit.utils.text import plural
 
 # Keys that identify a track, in order of preference.
 TRACKS = ("track_id", "instance_id", "object_id")
@@ -137,6 +138,8 @@ class CocoIndex:
         annotated: ``[F]`` bool: whether the frame is annotated.
         between_keyframes: number of frames that ``keyframes_only`` made unannotated.
         left_out: the annotations that cannot be used, by the kind of problem.
+        merged: a sentence about the instances of a category that are read as one object, because
+            no annotation has the id of a track; empty if no frame has two of them.
 
     Raises:
         DataError: as COCODataset.
@@ -181,6 +184,9 @@ class CocoIndex:
             (-1 if o is None else codes.setdefault(o, len(codes)) for o in objects), np.int32
         )
         self._objects = list(codes)
+        self.merged = ""
+        if identity == "auto" and self._by_category:
+            self.merged = self._count_merged(frames, object_codes[row_numbers])
         ids = _id_texts(rows.annotations)
         self._check_rest(len(rows.annotations), int((object_codes[row_numbers] >= 0).sum()))
         del rows, position  # the rest needs as much memory
@@ -231,6 +237,30 @@ class CocoIndex:
             ", ".join(f"{entry.count} {problem}" for problem, entry in self.left_out.items()),
             first.message,
         )
+
+    def _count_merged(self, frames: np.ndarray, objects: np.ndarray) -> str:
+        """Say on how many frames several annotations become one object, and log it.
+
+        Args:
+            frames: ``[N]`` frame of each mask.
+            objects: ``[N]`` code of its object, -1 if it is left out.
+        """
+        used = objects >= 0
+        pairs = frames[used].astype(np.int64) * max(len(self._objects), 1) + objects[used]
+        values, counts = np.unique(pairs, return_counts=True)
+        merged = values[counts > 1]
+        if not merged.size:
+            return ""
+        num_frames = len(np.unique(merged // len(self._objects)))
+        category = self._objects[int(merged[0] % len(self._objects))]
+        text = (
+            f"no annotation has the id of a track ({', '.join(TRACKS)}), so that all instances of "
+            f"a category are one object; {plural(num_frames, 'frame')} with several instances of a "
+            f"category, such as {category!r}; set dataset.identity=components to make each "
+            "connected part an object, or category if one object is right"
+        )
+        logger.warning("{}: {}", self.file, text)
+        return text
 
     def _require(self, row: Row, n: int, *keys: str) -> None:
         """Raise a DataError if the row does not have all keys."""
@@ -447,6 +477,7 @@ class CocoIndex:
         # In the form per track, an annotation without these keys is a track itself.
         fallback = "category_id" if self._by_image or identity == "category" else "id"
         key = next(tracks, fallback)
+        self._by_category = key == "category_id"
         if key == "category_id" and identity == "track" and rows:
             raise DataError(
                 f"{self.file}: identity=track needs annotations with one of {', '.join(TRACKS)}",

@@ -10,10 +10,11 @@ shapes that are not tracked are exported as tracks of one frame, and a mask is n
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.coco import list_files
 from sam2kit.data.sources.frame_names import group_to_videos
-from sam2kit.data.sources.listing import list_folder, natural_key, stem
+from sam2kit.data.sources.listing import VIDEO_ENDINGS, list_folder, natural_key, stem
 from sam2kit.data.sources.shapes import (
     AnnotatedVideo,
     Patch,
@@ -36,6 +37,7 @@ from sam2kit.data.sources.shapes import (
 )
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.paths import file_name
 from sam2kit.utils.readers import MAX_PIXELS, read_xml
 
 ANNOTATIONS = "annotations.xml"
@@ -52,6 +54,12 @@ class CVATDataset(ShapeDataset):
     A task is one video: an XML file, its frames in ``images`` beside it, or its video file.
     ``ROOT`` is such a folder, a folder of them, or the XML file. ``annotation_file`` gives XML
     files that are elsewhere.
+
+    *Projects.* The XML file of a project has the shapes of all its tasks; ``task_id`` tells them
+    apart, and each task is a video of its own, named like the task. Its frames are in a folder
+    named like the task, in ``images/SUBSET``, in ``images`` or beside the XML file, or in its video
+    file. As CVAT writes the frames of all tasks of a subset to one folder, where those of several
+    films have the same names, tasks that would share their frames are rejected.
 
     *Frames.* ``frame`` is the number in ``frame_000012.png``, as CVAT names frames of videos (but
     not in tasks of images), and otherwise the index of the file in natural order, or the frame of
@@ -125,8 +133,24 @@ def find_xml(root: Path) -> list[Path]:
     return files
 
 
+class _Part(NamedTuple):
+    """The part of an XML file that belongs to one task.
+
+    Attributes:
+        name: name of the task.
+        about: what the file says about it: ``meta``, or ``task`` in a project.
+        folders: where its frames may be, best first.
+        elements: its elements ``track`` or ``image``.
+    """
+
+    name: str
+    about: Element
+    folders: list[Path]
+    elements: list[Element]
+
+
 class _Task:
-    """Parse one XML file.
+    """Parse one XML file: a task, or a project with several.
 
     Args:
         file: the file.
@@ -138,30 +162,83 @@ class _Task:
         self, file: Path, folders: list[Path], keyframes_only: bool, problems: Problems
     ) -> None:
         self.file, self.keyframes_only, self.problems = file, keyframes_only, problems
+        self.roots = folders
         self.root = read_xml(file, hint="export the task again")
         if self.root.tag != "annotations":
             raise DataError(
                 f"{file} is not CVAT's format: its first element is {self.root.tag!r}",
                 hint="export the task as 'CVAT for video 1.1'",
             )
-        self.folders = [f if f.is_file() else f / n for f in folders for n in FRAME_FOLDERS]
         self.name = file.parent.resolve().name if file.name == ANNOTATIONS else file.stem
 
     def videos(self) -> list[AnnotatedVideo]:
-        """Return the videos of the task: one for tracks, one or more for images."""
-        images = self.root.findall("image")
-        return self._from_images(images) if images else [self._from_tracks()]
+        """Return the videos of the file: one per task for tracks, one or more for images."""
+        elements = self.root.findall("image")
+        read = self._from_images if elements else self._from_tracks
+        elements = elements or self.root.findall("track")
+        if any(element.get("task_id") for element in elements):
+            return self._of_project(elements, read)
+        meta = self.root.find("meta")
+        about = Element("meta") if meta is None else meta
+        return read(_Part(self.name, about, _in_each(self.roots, FRAME_FOLDERS), elements))
 
-    def _from_tracks(self) -> AnnotatedVideo:
-        sources = [e.text or "" for e in self.root.iter("source") if e.text]
-        video = AnnotatedVideo(self.name, find_frames(self.folders, sources))
-        size = self._size()
-        position = self._positions(video.frames)
+    def _of_project(
+        self, elements: list[Element], read: Callable[[_Part], list[AnnotatedVideo]]
+    ) -> list[AnnotatedVideo]:
+        """Return the videos of all tasks of a project that have frames."""
+        tasks = {e.findtext("id"): e for e in self.root.findall("meta/project/tasks/task")}
+        groups: dict[str | None, list[Element]] = {}
+        for element in elements:
+            groups.setdefault(element.get("task_id"), []).append(element)
+        names = {key: file_name(_task_name(tasks.get(key), key)) for key in groups}
+        repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+        videos: list[AnnotatedVideo] = []
+        for key, members in groups.items():
+            name = f"{names[key]}-{key}" if names[key] in repeated else names[key]
+            subset = file_name(members[0].get("subset") or "default")
+            shared = [f"images/{subset}", *FRAME_FOLDERS, subset]
+            named = [f"{p}/{name}" if p else name for p in shared]
+            about = tasks.get(key)
+            part = _Part(
+                name,
+                Element("task") if about is None else about,
+                _in_each(self.roots, [*named, *shared]),
+                members,
+            )
+            try:
+                videos += read(part)
+            except DataError as error:
+                self.problems.reject("tasks without frames", error, str(self.file), "frames")
+        self._check_shared(videos)
+        return videos
+
+    def _check_shared(self, videos: list[AnnotatedVideo]) -> None:
+        """Raise if tasks of a project have frames in common: one has overwritten the other's."""
+        owner: dict[Path, str] = {}
+        for video in videos:
+            files = [video.frames] if isinstance(video.frames, Path) else video.frames
+            for path in files:
+                if owner.setdefault(path, video.name) != video.name:
+                    raise DataError(
+                        f"{self.file}: its tasks {owner[path]!r} and {video.name!r} both have the "
+                        f"frame {path}",
+                        hint="CVAT writes the frames of all tasks of a subset to one folder; put "
+                        f"those of each task into a folder of its own, such as images/{video.name}",
+                    )
+
+    def _from_tracks(self, part: _Part) -> list[AnnotatedVideo]:
+        sources = [e.text or "" for e in part.about.iter("source") if e.text]
+        # In a project, the only subfolder may be the one of another task.
+        frames = find_frames(part.folders, sources, nested=part.about.tag != "task")
+        video = AnnotatedVideo(part.name, frames)
+        size = _size(part.about)
+        position = self._positions(video.frames, part.about)
         count = len(position) if position is not None else VideoFile(_path(video)).num_frames(0)
-        tracks = self.root.findall("track")
-        ids = self._track_ids(tracks)
+        if position is not None and list(position) != list(range(count)):
+            video.numbers = list(position)
+        ids = self._track_ids(part.elements)
         interpolated: set[int] = set()
-        for track, track_id in zip(tracks, ids, strict=True):
+        for track, track_id in zip(part.elements, ids, strict=True):
             label = track.get("label", "object")
             for element in track:
                 if element.get("outside") == "1" or element.tag == "attribute":
@@ -185,20 +262,24 @@ class _Task:
                     interpolated.add(t)
         if self.keyframes_only:
             video.annotated -= interpolated
-        if (listed := self.root.findtext("meta/sam2kit/annotated_frames")) is not None:
+        if (listed := part.about.findtext("sam2kit/annotated_frames")) is not None:
             video.annotated = _numbers(listed, count, self.file)
-        return video
+        return [video]
 
-    def _positions(self, frames: list[Path] | Path) -> dict[int, int] | None:
-        """Map frame numbers to indices of image files; None for a video file."""
+    def _positions(self, frames: list[Path] | Path, about: Element) -> dict[int, int] | None:
+        """Map frame numbers to indices of image files, in their order; None for a video file."""
         if isinstance(frames, Path):
             return None
         stems = [stem(path.name) for path in frames]
-        is_video = self.root.findtext("meta/task/mode") != "annotation"
+        if (stored := about.findtext("sam2kit/frame_numbers")) is not None:
+            numbers = [int(n) for n in stored.split(",") if n.isdecimal() and len(n) < 10]
+            if len(set(numbers)) == len(stems):
+                return {n: t for t, n in enumerate(numbers)}
+        is_video = about.findtext(".//mode") != "annotation"
         if is_video and all(s.startswith("frame_") and s[6:].isdecimal() for s in stems):
             return {int(s[6:]): t for t, s in enumerate(stems)}
         # A task that begins later in its film: its frames may carry the numbers of the film.
-        start = self.root.findtext("meta//start_frame") or "0"
+        start = about.findtext(".//start_frame") or "0"
         matches = [re.search(r"(\d{1,9})$", stem) for stem in stems]
         numbers = [int(match[1]) for match in matches if match]
         begins_later = is_video and start.isdecimal() and 0 < int(start) == next(iter(numbers), 0)
@@ -214,13 +295,16 @@ class _Task:
             return [None] * len(tracks)
         return [_identity(track.get("id")) for track in tracks]
 
-    def _from_images(self, images: list[Element]) -> list[AnnotatedVideo]:
+    def _from_images(self, part: _Part) -> list[AnnotatedVideo]:
+        images = part.elements
         names = [image.get("name", "") for image in images]
-        files = [self._image_file(name) for name in names]
+        files = [_image_file(name, part.folders) for name in names]
         groups = group_to_videos(names, self.file)
         video_names = {n: name for name, members in groups.items() for n in members}
         if len(groups) == 1:
-            video_names = dict.fromkeys(range(len(names)), self.name)
+            video_names = dict.fromkeys(range(len(names)), part.name)
+        elif part.about.tag == "task":  # of a project, in which tasks may have equal folders
+            video_names = {n: f"{part.name}/{name}" for n, name in video_names.items()}
         order = [n for members in groups.values() for n in members]
         videos: dict[str, AnnotatedVideo] = {}
         for n in order:
@@ -228,15 +312,18 @@ class _Task:
             file = files[n]
             if file is None:
                 error = DataError(
-                    f"{where} has no file in {self.folders[0]}",
+                    f"{where} has no file in {part.folders[0]}",
                     hint="set dataset.data_path to the folder of the images",
                 )
                 self.problems.reject("frames without a file", error, where, "frames")
                 continue
-            video = videos.setdefault(video_names[n], AnnotatedVideo(video_names[n], []))
-            assert isinstance(video.frames, list)
+            name = video_names[n]
+            video = videos.setdefault(name, AnnotatedVideo(name, [], numbers=[]))
+            assert isinstance(video.frames, list) and video.numbers is not None
             t = len(video.frames)
             video.frames.append(file)
+            number = images[n].get("id", "")
+            video.numbers.append(_integer(images[n], "id", where) if number else n)
             size = _integer(images[n], "height", where), _integer(images[n], "width", where)
             for element in images[n]:
                 group = element.get("group_id")
@@ -245,27 +332,10 @@ class _Task:
                 if shape := self._shape(element, label, where, object_id, size):
                     video.shapes[t].append(shape)
                     video.annotated.add(t)
+        for video in videos.values():
+            if video.numbers == list(range(len(video.frames))):  # type: ignore[arg-type]
+                video.numbers = None
         return list(videos.values())
-
-    def _image_file(self, name: str) -> Path | None:
-        """Return the file of an image; leading folders of its name may be missing on disk."""
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", "..")]
-        for folder in self.folders:
-            for k in range(len(parts)):
-                path = folder.joinpath(*parts[k:])
-                if path.is_file():
-                    return path
-        return None
-
-    def _size(self) -> tuple[int, int] | None:
-        """Return the rows and columns of the frames of a video task, if the file has them."""
-        element = self.root.find("meta//original_size")
-        if element is None:
-            return None
-        try:
-            return int(element.findtext("height", "")), int(element.findtext("width", ""))
-        except ValueError:
-            return None
 
     def _shape(
         self,
@@ -301,6 +371,39 @@ class _Task:
         if element.tag in NOT_MASKS:
             error = DataError(f"{where} is a {element.tag}, not a mask", hint="draw a polygon")
             self.problems.reject(f"shapes of type {element.tag}", error, where)
+        return None
+
+
+def _in_each(roots: list[Path], folders: Sequence[str]) -> list[Path]:
+    """Return the folders in each root; a root that is a file is returned as it is."""
+    return [root if root.is_file() else root / name for root in roots for name in folders]
+
+
+def _task_name(task: Element | None, number: str | None) -> str:
+    """Return the name of a task of a project, without the extension of a film."""
+    name = "" if task is None else (task.findtext("name") or "").strip()
+    return stem(name) if name.lower().endswith(VIDEO_ENDINGS) else name or f"task_{number}"
+
+
+def _image_file(name: str, folders: list[Path]) -> Path | None:
+    """Return the file of an image; leading folders of its name may be missing on disk."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", "..")]
+    for folder in folders:
+        for k in range(len(parts)):
+            path = folder.joinpath(*parts[k:])
+            if path.is_file():
+                return path
+    return None
+
+
+def _size(about: Element) -> tuple[int, int] | None:
+    """Return the rows and columns of the frames of a video task, if the file has them."""
+    element = about.find(".//original_size")
+    if element is None:
+        return None
+    try:
+        return int(element.findtext("height", "")), int(element.findtext("width", ""))
+    except ValueError:
         return None
 
 

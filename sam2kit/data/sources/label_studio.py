@@ -16,9 +16,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+from loguru import logger
 
-from sam2kit.data.sources.base import ObjectId
+from sam2kit.data.sources.base import ObjectId, Remark
 from sam2kit.data.sources.coco import list_files
+from sam2kit.data.sources.dropped import IGNORED
 from sam2kit.data.sources.frame_names import group_to_videos
 from sam2kit.data.sources.listing import FRAME_ENDINGS, VIDEO_ENDINGS, list_folder
 from sam2kit.data.sources.shapes import (
@@ -35,6 +37,7 @@ from sam2kit.data.sources.shapes import (
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MAX_FRAMES, MAX_PIXELS, read_json
+from sam2kit.utils.text import plural
 
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")  # that the server puts before an uploaded file's name
 _WITHOUT_MASKS = (
@@ -60,9 +63,10 @@ class LabelStudioDataset(ShapeDataset):
     *Masks* are brush strokes (``rle``), polygons, ellipses and rectangles (filled, with a warning).
 
     *Annotated* are image tasks with an annotation, also one without regions. Of several annotations
-    the one that is marked as ground truth is used, else the first that was not cancelled. In
-    videos, frames on which all visible regions have a key frame are annotated;
-    ``keyframes_only=False`` also uses boxes that are interpolated between key frames.
+    the one that is marked as ground truth is used, else the first that was not cancelled; the
+    others are counted, logged and reported by the doctor. In videos, frames on which all visible
+    regions have a key frame are annotated; ``keyframes_only=False`` also uses boxes that are
+    interpolated between key frames.
 
     *Objects* of images have no id: see :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
 
@@ -92,11 +96,14 @@ class LabelStudioDataset(ShapeDataset):
         media = _Media(root.parent if root.is_file() else root)
         videos: list[AnnotatedVideo] = []
         images: list[tuple[str, Path, dict[str, Any] | None, str]] = []
+        further: dict[str, int] = {}  # task -> annotations that are not used
         for file in files:
             for n, task in enumerate(_tasks(file)):
                 where = f"{file}: task {task.get('id', f'number {n}')}"
                 kind, address = _checked(partial(_address, task, where), where)
-                annotation = _checked(partial(_annotation, task), where)
+                annotation, unused = _checked(partial(_annotation, task), where)
+                if unused:
+                    further[where] = unused
                 path = _checked(partial(media.find, address), where)
                 if path is None:
                     error = DataError(
@@ -111,7 +118,14 @@ class LabelStudioDataset(ShapeDataset):
                     parse = partial(_video, path, annotation, where, keyframes_only, problems)
                     videos.append(_checked(parse, where))
         videos += _image_videos(images, media.root, problems)
+        self._further = _further_annotations(further)
+        if self._further is not None:
+            logger.warning("{}: {}", root, self._further.message)
         super().__init__(root, videos, problems, split, identity)
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return [*super().remarks, *([self._further] if self._further else [])]
 
 
 def is_label_studio(content: Any) -> bool:
@@ -189,14 +203,33 @@ class _Media:
         return next((path for c in candidates if (path := self._files.get(c)) is not None), None)
 
 
-def _annotation(task: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the annotation to use: ground truth, else the first that was not cancelled."""
+def _annotation(task: dict[str, Any]) -> tuple[dict[str, Any] | None, int]:
+    """Return the annotation to use, and the number of others that were not cancelled.
+
+    It is the one that is marked as ground truth, else the first.
+    """
     rows = [
         row
         for row in task["annotations"] or []
         if isinstance(row, dict) and not row.get("was_cancelled")
     ]
-    return next((row for row in rows if row.get("ground_truth")), rows[0] if rows else None)
+    used = next((row for row in rows if row.get("ground_truth")), rows[0] if rows else None)
+    return used, max(len(rows) - 1, 0)
+
+
+def _further_annotations(further: dict[str, int]) -> Remark | None:
+    """Make the remark about tasks with several annotations, of which one is used."""
+    if not further:
+        return None
+    where = next(iter(further))
+    return Remark(
+        IGNORED,
+        where,
+        f"{plural(sum(further.values()), 'further annotation')} of {plural(len(further), 'task')} "
+        "not used, because the task has several; the one that is marked as ground truth is used, "
+        f"else the first. The first such task: {where}. Star the right one in Label Studio and "
+        "export again",
+    )
 
 
 def _checked(parse: Any, where: str) -> Any:

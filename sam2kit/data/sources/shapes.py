@@ -178,12 +178,14 @@ class AnnotatedVideo:
         frames: its image files in order, or its video file.
         shapes: the shapes by frame.
         annotated: the annotated frames; other frames are unannotated, even if they have shapes.
+        numbers: the numbers of the frames in the tool. None: they count from 0.
     """
 
     name: str
     frames: list[Path] | Path
     shapes: dict[int, list[Shape]] = field(default_factory=lambda: defaultdict(list))
     annotated: set[int] = field(default_factory=set)
+    numbers: list[int] | None = None
 
 
 class Problems:
@@ -295,6 +297,15 @@ class ShapeDataset(VideoSource):
 
     def left_out(self) -> list[LeftOut]:
         return list(self._problems.entries.values())
+
+    def frame_numbers(self, i: int) -> list[int] | None:
+        """Return the numbers of the frames of video ``i`` in the tool; None: they count from 0."""
+        return self._videos[i].numbers
+
+    def labels(self, i: int) -> dict[ObjectId, str]:
+        """Return the label of each object of video ``i`` that has an id of the tool."""
+        rows = self._videos[i].shapes.values()
+        return {s.object_id: s.label for row in rows for s in row if s.object_id is not None}
 
     def left_out_masks(self, i: int) -> list[LeftOut]:
         unreadable = self._unreadable.get(i)
@@ -449,13 +460,16 @@ def _names(labels: set[str]) -> str:
     return ", ".join(visible_text(name, 40) for name in names[:5]) + more
 
 
-def find_frames(folders: Sequence[Path], video_names: Sequence[str] = ()) -> list[Path] | Path:
+def find_frames(
+    folders: Sequence[Path], video_names: Sequence[str] = (), nested: bool = True
+) -> list[Path] | Path:
     """Find the frames of one video: image files in one of the folders, or a video file.
 
     Args:
         folders: where to look, in this order; a video file is used as it is.
         video_names: file names of the video, best first; compared also without their extension and
             without the prefix that upload servers put before a ``-``.
+        nested: whether to look into the only subfolder of a folder, too.
 
     Raises:
         DataError: there are neither images nor a video.
@@ -475,7 +489,12 @@ def find_frames(folders: Sequence[Path], video_names: Sequence[str] = ()) -> lis
         if len(films) == 1:
             return folder / films[0]
         inner = list_folder(folder, ()).folders
-        if not films and len(inner) == 1 and list_folder(folder / inner[0], FRAME_ENDINGS).files:
+        if (
+            nested
+            and not films
+            and len(inner) == 1
+            and list_folder(folder / inner[0], FRAME_ENDINGS).files
+        ):
             return find_frames([folder / inner[0]])
     raise DataError(
         f"no frames or video found in {', '.join(map(str, dict.fromkeys(folders)))}",

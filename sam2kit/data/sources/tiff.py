@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +94,7 @@ class TiffStack:
     ) -> None:
         self.path, self._options = path, options
         self._open: tuple[int, Any, Any] | None = None  # process, file, memory map
+        _LOG.lines.clear()
         try:
             tiff = open_tiff(path)
             with tiff:
@@ -113,6 +116,8 @@ class TiffStack:
             raise
         except Exception as error:  # the library raises many classes for damaged files
             raise _unreadable(path, error) from error
+        if _LOG.lines:
+            logger.warning("{}: the TIFF reader reports: {}", path, visible_text(_LOG.lines[0]))
         self.axes = _resolve_axes(path, stored, self.shape, options.axes, num_frames)
         lengths = dict(zip(self.axes, self.shape, strict=True))
         self.num_frames = lengths.get("T", 1)
@@ -231,10 +236,29 @@ class TiffStack:
         return self._open
 
 
+class _LibraryLog(logging.Handler):
+    """Keep what tifffile logs about a file, instead of printing it without the name of the file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: deque[str] = deque(maxlen=4)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Its lines begin with the object that it reads, such as <tifffile.TiffFile 'a.tif'>.
+        self.lines.append(re.sub(r"^<[^>]*>\s*", "", record.getMessage()))
+
+
+_LOG = _LibraryLog()
+
+
 def open_tiff(path: Path) -> Any:
     """Open a file with tifffile; raises one of :data:`TIFF_ERRORS` if it is damaged."""
     import tifffile  # imported here: most data sets have no TIFF stack
 
+    library_logger = logging.getLogger("tifffile")
+    if _LOG not in library_logger.handlers:
+        library_logger.addHandler(_LOG)
+        library_logger.propagate = False
     try:
         return tifffile.TiffFile(path)
     except tifffile.TiffFileError as error:

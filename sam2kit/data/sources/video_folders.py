@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from loguru import logger
 
@@ -12,6 +13,7 @@ from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     MASK_ENDINGS,
+    OTHER_PICTURES,
     VIDEO_ENDINGS,
     Listing,
     find_entry,
@@ -32,6 +34,8 @@ LAYOUTS = (
     "ROOT/JPEGImages/VIDEO/00000.jpg with ROOT/Annotations/VIDEO/00000.png, either with a "
     "resolution such as 480p before VIDEO, or ROOT/VIDEO/00000.jpg"
 )
+
+MAX_SEARCHED = 32  # directories per directory that are searched for pictures of other formats
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class VideoFolders:
             if masks is not None and masks_path is None:
                 self._find_orphans(masks)
         if not any(video.frames for video in self.videos.values()):
+            _reject_other_pictures(root)
             if masks is not None and masks_path is None:
                 problem = f"{root} has {masks.name} but no JPEGImages"
                 raise DataError(problem, hint=self._hint(folder))
@@ -227,6 +232,24 @@ class VideoFolders:
         if films := list_folder(self.root, VIDEO_ENDINGS).files:
             return f"it holds video files such as {min(films)}: set dataset.type=files"
         return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
+
+
+def _reject_other_pictures(root: Path) -> None:
+    """Raise if a directory without frames, up to three levels deep, has pictures to convert."""
+    folders = [root]
+    for folder in folders:
+        listing = list_folder(folder, OTHER_PICTURES)
+        if listing.files:
+            first = folder / min(listing.files)
+            ending = first.suffix
+            raise DataError(
+                f"{root} has no frames that are read, but {len(listing.files)} files such as "
+                f"{first}; frames are {', '.join(FRAME_ENDINGS)}",
+                hint="convert them, for example with ImageMagick: "
+                f"cd {quote(str(first.parent))}; magick mogrify -format png *{ending}",
+            )
+        if len(folder.relative_to(root).parts) < 3:
+            folders += [folder / name for name in sorted(listing.folders)[:MAX_SEARCHED]]
 
 
 def _find_folder(root: Path, name: str) -> Path | None:

@@ -1,16 +1,20 @@
 """Read the segmentation format of Ultralytics YOLO: one text file of polygons per image.
 
-Format: https://docs.ultralytics.com/datasets/segment/ (rows, ``data.yaml``). With tracking,
-``Results.save_txt`` of https://github.com/ultralytics/ultralytics appends the id of the track.
+Format: https://docs.ultralytics.com/datasets/segment/ (rows, ``data.yaml``). ``Results.save_txt``
+of https://github.com/ultralytics/ultralytics appends the confidence, the id of the track, or both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from loguru import logger
 
-from sam2kit.data.sources.base import ObjectId
+from sam2kit.config.schema import YOLO_COLUMNS
+from sam2kit.data.sources.base import NOTE, Remark
 from sam2kit.data.sources.frame_names import group_to_videos
 from sam2kit.data.sources.listing import FRAME_ENDINGS, list_folder, natural_key
 from sam2kit.data.sources.shapes import (
@@ -38,8 +42,9 @@ class YOLODataset(ShapeDataset):
     images to videos by folder and file name.
 
     *Masks.* A row is a class number and the corners of a polygon, in shares of the image's width
-    and height. A row of five numbers is a box (filled, with a warning). An additional number at the
-    end is the id of a track if it is a whole number, otherwise a confidence, which is ignored.
+    and height. A row of four coordinates is a box (filled, with a warning). Predictions have a
+    confidence, the id of a track or both at the end of a row. Which of them is decided once for the
+    data set (:func:`decide_columns`) and logged; confidences are ignored.
 
     *Annotated* is an image with a text file, also with an empty one. YOLO takes an image without a
     file as background; here it is unannotated, because a missing file may as well be missing work.
@@ -52,6 +57,8 @@ class YOLODataset(ShapeDataset):
         root: the folder.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
         strict: True raises an error for rows that cannot be used.
+        columns: what follows the corners: ``none``, ``confidence``, ``track``,
+            ``confidence_track``, or ``auto`` (default), which decides from the rows.
 
     Raises:
         DataError: no images, no text files, or no usable row.
@@ -63,6 +70,7 @@ class YOLODataset(ShapeDataset):
         split: str | None = None,
         identity: str = "auto",
         strict: bool = False,
+        columns: str = "auto",
     ) -> None:
         root, problems = Path(root), Problems(strict)
         names = _class_names(root)
@@ -74,6 +82,8 @@ class YOLODataset(ShapeDataset):
             )
         problems.read.update(label for _, label in images if label)
         _reject_orphans(problems)
+        rows = {label: _read_rows(label, problems) for _, label in images if label is not None}
+        self.columns, self._reason = _settle_columns(columns, list(rows.values()), root)
         videos = []
         paths = [_video_path(path, root) for path, _ in images]
         for name, numbers in group_to_videos(paths, root).items():
@@ -82,9 +92,14 @@ class YOLODataset(ShapeDataset):
                 label = images[n][1]
                 if label is not None:
                     video.annotated.add(t)
-                    video.shapes[t] += _read_rows(label, names, problems)
+                    video.shapes[t] += _shapes(rows[label], self.columns, names, problems)
             videos.append(video)
         super().__init__(root, videos, problems, split, identity)
+
+    @property
+    def remarks(self) -> list[Remark]:
+        decided = [Remark(NOTE, str(self.root), self._reason)] if self._reason else []
+        return [*super().remarks, *decided]
 
 
 def find_pairs(root: Path) -> list[tuple[Path, Path | None]]:
@@ -165,36 +180,142 @@ def _class_names(root: Path) -> dict[int, str]:
     )
 
 
-def _read_rows(file: Path, names: dict[int, str], problems: Problems) -> list[Shape]:
+class Row(NamedTuple):
+    """A row of a text file.
+
+    Attributes:
+        number: its class.
+        values: ``[N]`` float64: the coordinates and what follows them.
+        ends_whole: whether the last value is a whole number, as the id of a track is.
+        where: its file and line.
+    """
+
+    number: int
+    values: np.ndarray
+    ends_whole: bool
+    where: str
+
+
+def decide_columns(files: Sequence[Sequence[Row]]) -> str:
+    """Decide what follows the corners in the rows of a data set.
+
+    Coordinates come in pairs, so an odd number of values has one more: the id of a track if it is
+    a whole number on all such rows, otherwise a confidence. An even number of values has two more
+    if all such rows end with a share and a whole number that is unlikely to be a coordinate: ids
+    are unique in a file, and coordinates of exactly 1 at the end of all rows are rare. Trackers
+    leave out the id of an object that they do not follow, so both kinds may occur.
+
+    Args:
+        files: the rows of each text file.
+
+    Returns:
+        ``none``, ``confidence``, ``track`` or ``confidence_track``.
+    """
+    # Boxes have four coordinates; shorter rows are damaged.
+    used = [[row for row in rows if len(row.values) > 4] for rows in files]
+    odd = [[row for row in rows if len(row.values) % 2] for rows in used]
+    even = [[row for row in rows if len(row.values) % 2 == 0] for rows in used]
+    if _end_with_ids(odd):
+        return "track"
+    others_are_shares = all(0 <= row.values[-1] <= 1 for rows in odd for row in rows)
+    follow_shares = all(0 <= row.values[-2] <= 1 for rows in even for row in rows)
+    if others_are_shares and follow_shares and _end_with_ids(even):
+        return "confidence_track"
+    return "confidence" if any(odd) else "none"
+
+
+def _end_with_ids(files: Sequence[Sequence[Row]]) -> bool:
+    """Return whether the last values of rows, of which there must be some, are ids of tracks."""
+    rows = [row for group in files for row in group]
+    if not rows or not all(row.ends_whole for row in rows):
+        return False
+    if max(row.values[-1] for row in rows) > 1:
+        return True
+    # Only 0 and 1: the ids of Ultralytics begin at 1, and an id is unique on a frame.
+    unique = all(len({row.values[-1] for row in group}) == len(group) for group in files)
+    return unique and len(rows) > 1 and min(row.values[-1] for row in rows) == 1
+
+
+def _settle_columns(columns: str, files: Sequence[Sequence[Row]], root: Path) -> tuple[str, str]:
+    """Return what follows the corners, and a sentence about it; empty if nothing does."""
+    if columns not in YOLO_COLUMNS:
+        raise DataError(
+            key="dataset.yolo_columns",
+            value=columns,
+            expected=f"one of {', '.join(YOLO_COLUMNS)}",
+            hint="auto decides from the rows",
+        )
+    settled = decide_columns(files) if columns == "auto" else columns
+    if settled == "none":
+        return settled, ""
+    what = settled.replace("_", " and ").replace("track", "track id")
+    count = sum(map(len, files))
+    how = "set by dataset.yolo_columns"
+    if columns == "auto":
+        how = "decided from their number of values and the last ones; dataset.yolo_columns sets it"
+    reason = f"rows end with {what} after the corners ({count} rows; {how})"
+    logger.info("{}: {}", root, reason)
+    return settled, reason
+
+
+def _read_rows(file: Path, problems: Problems) -> list[Row]:
     """Read the rows of a text file."""
-    shapes: list[Shape] = []
+    rows: list[Row] = []
     for n, line in enumerate(read_text(file, max_bytes=MAX_ROW_BYTES).splitlines(), 1):
-        if not line.strip():
+        if not (words := line.split()):
             continue
         where = f"{file}, line {n}"
         try:
-            shape = _parse_row(line.split(), where, names, problems)
+            values = np.array(words[1:], np.float64)
+            last = values[-1] if len(values) else np.nan
+            # Tools write a coordinate on the edge as 1.000000, and an id as 1.
+            is_whole = words[-1].isdecimal() or (last > 1 and last == np.floor(last))
+            ends_whole = bool(is_whole and last < 2**53)
+            rows.append(Row(int(words[0]), values, ends_whole, where))
         except (ValueError, OverflowError) as fault:
-            error = DataError(f"{where} cannot be read: {fault}", hint="export the labels again")
-            problems.reject("damaged rows", error, where)
-            continue
-        shapes.append(shape)
+            _reject(problems, where, fault)
+    return rows
+
+
+def _reject(problems: Problems, where: str, fault: Exception) -> None:
+    error = DataError(f"{where} cannot be read: {fault}", hint="export the labels again")
+    problems.reject("damaged rows", error, where)
+
+
+def _shapes(
+    rows: Sequence[Row], columns: str, names: dict[int, str], problems: Problems
+) -> list[Shape]:
+    """Convert the rows of a text file to shapes."""
+    shapes: list[Shape] = []
+    for row in rows:
+        try:
+            shapes.append(_parse_row(row, columns, names, problems))
+        except ValueError as fault:
+            _reject(problems, row.where, fault)
     return shapes
 
 
-def _parse_row(words: list[str], where: str, names: dict[int, str], problems: Problems) -> Shape:
-    number = int(words[0])
-    values = np.array(words[1:], np.float64)
-    object_id: ObjectId | None = None
-    # A class and corners make an odd number of words; one more is a track or a confidence.
-    if len(words) % 2 == 0:
-        if words[-1].isdecimal():
-            object_id = int(words[-1])
+def _parse_row(row: Row, columns: str, names: dict[int, str], problems: Problems) -> Shape:
+    values, object_id, where = row.values, None, row.where
+    is_odd = len(values) % 2 == 1
+    if columns == "none" and is_odd:
+        raise ValueError(
+            "corners are pairs, and one value is left over; if it is a confidence or the id of a "
+            "track, set dataset.yolo_columns"
+        )
+    # With both columns, a row without an id has one value after its corners.
+    if columns in ("track", "confidence_track") and is_odd == (columns == "track"):
+        if not row.ends_whole:
+            raise ValueError(f"the id of its track must be a whole number, not {values[-1]:g}")
+        object_id, values = int(values[-1]), values[:-1]
+    if len(values) % 2:
+        if not 0 <= values[-1] <= 1:
+            raise ValueError(f"a confidence must be from 0 to 1, not {values[-1]:g}")
         values = values[:-1]
     # A tolerance for corners that rounding has moved out of the image.
     if not ((values >= -0.1) & (values <= 1.1)).all():
         raise ValueError("corners must be shares of the width and height, from 0 to 1")
-    label = names.get(number, str(number))
+    label = names.get(row.number, str(row.number))
     if len(values) == 4:
         x, y, width, height = values.tolist()
         note_box(problems, where)
