@@ -7,6 +7,7 @@ from .config import LossConfig as LossConfig
 from .config import ModelConfig as ModelConfig
 from .config import OptimizerConfig as OptimizerConfig
 from .config import SchedulerConfig as SchedulerConfig
+from .config import TestDatasetConfig as TestDatasetConfig
 from .config import TrainerConfig as TrainerConfig
 from .config import ValDatasetConfig as ValDatasetConfig
 from .config import load_config as load_config

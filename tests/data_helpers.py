@@ -183,3 +183,21 @@ def everything(source: Any) -> list[Any]:
             content.append((source.frame_name(i, t), source.read_frame(i, t).tobytes()))
             content.append((mask_bytes, void_bytes))
     return content
+
+
+def make_textured(root: Path, videos: dict[str, int], size: tuple[int, int] = (32, 32)) -> Path:
+    """Write videos of noise, which differ, with one square that moves right by 2 pixels per frame.
+
+    ``videos`` maps names, which determine the pixels, to numbers of frames.
+    """
+    for name, num_frames in videos.items():
+        generator = np.random.default_rng(list(name.encode()))
+        background = generator.integers(0, 200, (*size, 3), np.uint8)
+        for t in range(num_frames):
+            mask = square(8, 2 * t % 20, 10, size)
+            pixels = np.where(mask[..., None], 255 - t, np.roll(background, t, 1)).astype(np.uint8)
+            path = root / "JPEGImages" / name / f"{t:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            save_palette(root / "Annotations" / name / f"{t:05d}.png", mask * 1)
+    return root

@@ -83,7 +83,12 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         log_to_console(config.log_level)
         from sam2kit.training.trainer import fit
 
-        result = fit(config, run_dir, resume)
+        scorer = None
+        if config.trainer.monitor == "val_jf":  # imports the tracker
+            from sam2kit.evaluation.validation_score import jf_scorer
+
+            scorer = jf_scorer(config)
+        result = fit(config, run_dir, resume, scorer=scorer)
     if result.interrupted:
         raise KeyboardInterrupt(f"the training so far is saved in {result.run_dir}")
     if os.environ.get("RANK", "0") == "0":  # torchrun starts one such process per device

@@ -12,6 +12,7 @@ from .schema import LossConfig as LossConfig
 from .schema import ModelConfig as ModelConfig
 from .schema import OptimizerConfig as OptimizerConfig
 from .schema import SchedulerConfig as SchedulerConfig
+from .schema import TestDatasetConfig as TestDatasetConfig
 from .schema import TrainerConfig as TrainerConfig
 from .schema import ValDatasetConfig as ValDatasetConfig
 from .validation import check_new as check_new

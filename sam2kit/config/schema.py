@@ -29,6 +29,7 @@ DATASET_TYPES = (
     *("cvat", "label_studio", "labelme", "yolo"),
     *("training_set", "synthetic", "mixture"),
 )
+MONITORS = ("val_loss", "val_iou", "val_jf")
 TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
 # What follows the corners in rows of YOLO.
 YOLO_COLUMNS = ("auto", "none", "confidence", "track", "confidence_track")
@@ -263,6 +264,12 @@ class DatasetConfig:
         "side length in pixels to which frames are resized, ignoring the aspect ratio; a multiple "
         "of 32",
     )
+    epoch_clips: int | None = positive_count(
+        None,
+        "number of clips per epoch, drawn from all videos in turn; null: clips_per_video times the "
+        "number of videos, in a mixture of the videos of all its sources",
+        le=100_000_000,
+    )
     batch_size: int = positive_count(1, "number of clips per batch", le=65_536)
     num_workers: int = non_negative(
         2,
@@ -451,9 +458,15 @@ class ValDatasetConfig:
     fraction: float = option(
         0.2,
         "fraction of the training videos to hold out for validation if data_path, annotation_file "
-        "and split are all null",
+        "and split are all null; the hash of a video's name decides, whatever the seed is",
         gt=0,
         lt=1,
+    )
+    splits: str | None = option(
+        None,
+        "splits.json or directory of an earlier run, whose assignment of videos is kept; null: "
+        "the run in model.checkpoint, if it names one",
+        PATH,
     )
     video_clip_length: int | None = option(None, "number of frames per clip; null: same as dataset")
     frame_stride: int | None = option(
@@ -465,6 +478,30 @@ class ValDatasetConfig:
     )
     synthetic_videos: int = option(16, "number of videos for type=synthetic", le=1_000_000)
     prompt_types: list[str] = option(["mask"], "like dataset.prompt_types")
+
+
+@dataclass
+class TestDatasetConfig:
+    """Videos that training never reads, to report on; null keys take the value of dataset."""
+
+    __test__ = False  # not a test of pytest
+
+    type: str | None = option(None, "like dataset.type; null: same as dataset")
+    data_path: str | None = option(None, "like dataset.data_path; null: same as dataset", PATH)
+    masks_path: str | None = option(None, "like valdataset.masks_path, for the test videos", PATH)
+    annotation_file: str | None = option(
+        None, "like dataset.annotation_file; null: same as dataset", PATH
+    )
+    split: str | None = option(
+        None, "like dataset.split, for the test videos; null: same as dataset", PATH
+    )
+    fraction: float = option(
+        0.0,
+        "fraction of the training videos to hold out for the test if data_path, annotation_file "
+        "and split are all null; 0: no test videos",
+        ge=0,
+        lt=1,
+    )
 
 
 @dataclass
@@ -667,8 +704,21 @@ class TrainerConfig:
     limit_val_batches: int | None = positive_count(
         None, "maximum number of validation batches; null means no limit"
     )
+    monitor: str = option(
+        "val_loss",
+        "metric that selects best.ckpt and stops early: val_loss (lowest validation loss), val_iou "
+        "(highest mean IoU of the tracked frames of validation clips) or val_jf (highest J&F of "
+        "whole validation videos, tracked as sam2kit evaluate does)",
+        choices=MONITORS,
+    )
+    jf_videos: int | None = positive_count(
+        8, "maximum number of validation videos per measurement of val_jf; null means no limit"
+    )
+    jf_frames: int | None = option(
+        50, "maximum number of frames per video for val_jf, from its first; null: no limit", ge=2
+    )
     early_stopping_patience: int | None = positive_count(
-        None, "stop after N validations without a lower validation loss; null: never"
+        None, "stop after N validations without a better value of monitor; null: never"
     )
     ema_decay: float | None = option(
         None,
@@ -774,6 +824,22 @@ class EvaluationConfig:
         "predictions",
         choices=("prompted", "davis2016", "davis2017", "sav", "all_frames"),
     )
+    split: str = option(
+        "validation",
+        "videos to score: validation (valdataset) or test (testdataset)",
+        choices=("validation", "test"),
+    )
+    allow_training_videos: bool = option(
+        False,
+        "score videos that the checkpoint, or one that it started from, was trained on; the report "
+        "says so in its title",
+    )
+    max_frames: int | None = option(
+        None, "maximum number of frames per video to score, from its first; null: no limit", ge=2
+    )
+    pictures: bool = option(
+        True, "draw pictures and films of the masks, also in the report; they take some of the time"
+    )
     compare: dict[str, str] = option(
         {},
         "additional models to evaluate on the same prompts: display name to checkpoint or model "
@@ -798,6 +864,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     valdataset: ValDatasetConfig = field(default_factory=ValDatasetConfig)
+    testdataset: TestDatasetConfig = field(default_factory=TestDatasetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -833,12 +900,24 @@ class Config:
         val = self.valdataset
         return val.data_path is None and val.annotation_file is None and val.split is None
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether ``testdataset`` names videos of its own."""
+        test = self.testdataset
+        paths = (test.data_path, test.annotation_file, test.split)
+        return any(path is not None for path in paths) or test.type == "synthetic"
+
+    def test_dataset(self) -> DatasetConfig:
+        """Return ``testdataset`` as a :class:`DatasetConfig`, with nulls taken from ``dataset``."""
+        keys = {f.name: getattr(self.testdataset, f.name) for f in fields(TestDatasetConfig)}
+        return replace(self, valdataset=replace(self.valdataset, **keys)).validation_dataset()
+
     def validation_dataset(self) -> DatasetConfig:
         """Return ``valdataset`` as a :class:`DatasetConfig`, with nulls taken from ``dataset``."""
         val_values = {
             f.name: getattr(self.valdataset, f.name)
             for f in fields(ValDatasetConfig)
-            if f.name != "fraction"
+            if f.name not in ("fraction", "splits")
         }
         own_paths = (
             self.valdataset.data_path is not None,

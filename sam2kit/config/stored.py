@@ -128,7 +128,8 @@ def override_allowed(
         raise ConfigError(
             f"{source}: {error}. Paths stored in a checkpoint are not used (here: "
             f"{', '.join(ignored)})",
-            hint="give --data-path DIR, KEY=PATH for these keys, or --config FILE",
+            hint="give --data-path DIR of videos to score, dataset.data_path=DIR if they are held "
+            "out of it, KEY=PATH for these keys, or --config FILE",
         ) from error
     if ignored:
         logger.warning(

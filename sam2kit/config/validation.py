@@ -30,7 +30,6 @@ from sam2kit.config.schema import (
     DatasetConfig,
     EvaluationConfig,
     LossConfig,
-    TrainerConfig,
     option,
     options,
 )
@@ -84,6 +83,9 @@ def check_paths(config: Config) -> None:
     """
     check_data("dataset", config.dataset)
     check_data("valdataset", config.validation_dataset())
+    if config.has_test_data:
+        check_data("testdataset", config.test_dataset())
+    check_exists("valdataset.splits", config.valdataset.splits)
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     check_exists("trainer.resume_from", resume_from)
     if resume_from is not None and Path(resume_from).is_dir():
@@ -173,16 +175,9 @@ def _problems(config: Config) -> Iterator[ConfigError]:
     for f in fields(config):
         if "help" in f.metadata:
             yield from _value_problems(f.name, getattr(config, f.name), f)
-        elif f.name not in ("dataset", "valdataset"):
+        elif f.name not in ("dataset", "valdataset", "testdataset"):
             yield from _section_problems(f.name, getattr(config, f.name))
-    training_problems = list(_dataset_problems("dataset", config.dataset))
-    yield from training_problems
-    # Most validation keys are inherited: report an invalid value once, for the training data.
-    reported = set(map(_inherited_fault, training_problems))
-    for problem in _dataset_problems("valdataset", config.validation_dataset()):
-        if _inherited_fault(problem) not in reported:
-            yield problem
-    yield from _section_problems("valdataset", config.valdataset, ("fraction",))
+    yield from _data_problems(config)
     model, optimizer = config.model, config.optimizer
     if not model.trainable_modules and not model.lora_modules:
         expected = "at least one module, because nothing else is trained"
@@ -192,20 +187,42 @@ def _problems(config: Config) -> Iterator[ConfigError]:
         yield _must_be("optimizer", optimizer, "betas", "two numbers", "try [0.9,0.999]")
     yield from _loss_problems(config.loss)
     yield from _evaluation_problems(config.evaluation)
-    yield from _trainer_problems(config.trainer)
+    yield from _trainer_problems(config)
     if config.use_wandb and config.trainer.logger == "swanlab":
         hint = "give only one of them (--no-wandb, or trainer.logger=tensorboard)"
         message = "conflicts with trainer.logger=swanlab"
         yield ConfigError(message, key="use_wandb", value=True, hint=hint)
 
 
+def _data_problems(config: Config) -> Iterator[ConfigError]:
+    """Check the training, validation and test data.
+
+    Most keys are inherited: an invalid value is reported once, for the first of them.
+    """
+    reported: set[str] = set()
+    for section, dataset in (
+        ("dataset", config.dataset),
+        ("valdataset", config.validation_dataset()),
+        ("testdataset", config.test_dataset()),
+    ):
+        problems = list(_dataset_problems(section, dataset))
+        yield from (p for p in problems if _inherited_fault(p) not in reported)
+        reported |= set(map(_inherited_fault, problems))
+    val, test = config.valdataset, config.testdataset
+    yield from _section_problems("valdataset", val, ("fraction",))
+    yield from _section_problems("testdataset", test, ("fraction",))
+    if config.holds_out_validation and val.fraction + test.fraction >= 1:
+        expected = f"below {1 - val.fraction:g}, so that videos to train on are left"
+        yield _must_be("testdataset", test, "fraction", expected, "try 0.2")
+
+
 def _inherited_fault(problem: ConfigError) -> str:
-    """Describe a problem so that ``dataset`` and ``valdataset`` have the same description.
+    """Describe a problem so that all sections with data have the same description.
 
     The hint is left out, because it may name a default that differs between the two.
     """
     text = f"{problem.key}={problem.value!r}: {problem.expected}"
-    return text.replace("valdataset.", "dataset.")
+    return text.replace("valdataset.", "dataset.").replace("testdataset.", "dataset.")
 
 
 def default_hint(key: str, field: Field[Any]) -> str:
@@ -282,9 +299,13 @@ def _evaluation_problems(evaluation: EvaluationConfig) -> Iterator[ConfigError]:
         yield _must_be("evaluation", evaluation, "clicks", expected, hint)
 
 
-def _trainer_problems(trainer: TrainerConfig) -> Iterator[ConfigError]:
+def _trainer_problems(config: Config) -> Iterator[ConfigError]:
     """Check the keys of ``trainer`` whose values are more than a choice or a range."""
+    trainer = config.trainer
     must_be = partial(_must_be, "trainer", trainer)
+    if trainer.monitor == "val_iou" and config.validation_dataset().video_clip_length == 1:
+        expected = "val_loss or val_jf with validation clips of one frame, which track nothing"
+        yield must_be("monitor", expected, "set trainer.monitor=val_loss")
     if trainer.max_steps != -1 and trainer.max_steps < 1:
         hint = "the default is -1"
         yield must_be("max_steps", "at least 1, or -1 for no limit", hint)
@@ -341,7 +362,7 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
     # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
-    may_have_ids = section == "valdataset" or dataset.type in (
+    may_have_ids = section in ("valdataset", "testdataset") or dataset.type in (
         "auto",
         "coco",
         "mixture",

@@ -1,5 +1,6 @@
 from .build import build_datasets as build_datasets
 from .build import build_source as build_source
+from .build import build_test_source as build_test_source
 from .build import build_validation as build_validation
 from .build import build_validation_source as build_validation_source
 from .build import hold_out as hold_out

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from loguru import logger
 
 from sam2kit.config.schema import DATASET_TYPES, TOOL_TYPES, Config, DatasetConfig
@@ -37,6 +36,7 @@ from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.sources.yolo import YOLODataset
+from sam2kit.data.splits import PARTS, TEST, TRAIN, VALIDATION, Splits, assign, drawn, read_splits
 from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import unpack_hint
@@ -195,13 +195,29 @@ def _with_layout(config: DatasetConfig, layout: Layout) -> DatasetConfig:
     )
 
 
+class DataSets(NamedTuple):
+    """The videos of a configuration.
+
+    Attributes:
+        config: the configuration with the detected layout and the split by time.
+        train, validation: the videos to train and to validate on.
+        test: the videos of ``testdataset``; None if it names none.
+    """
+
+    config: Config
+    train: VideoSource
+    validation: VideoSource
+    test: VideoSource | None
+
+
 def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
     """Build the training and the validation clips.
 
     If ``valdataset`` names no data, ``valdataset.fraction`` of the training videos are held out: at
-    least one, chosen with ``config.seed``. A single video is split by time
+    least one, chosen by the hash of its name (:func:`hold_out`). A single video is split by time
     (:func:`split_by_time`). Validation videos of type synthetic are generated from another seed
-    instead. Of videos with and without masks, only those with masks are used.
+    instead. Test videos (``testdataset``) are in neither. Of videos with and without masks, only
+    those with masks are used.
 
     Returns:
         Training clips, validation clips.
@@ -224,36 +240,79 @@ def settle_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
     """
-    config, train, val = _open_sets(settle_layouts(config), inspect=False)
+    sets = open_sets(config)
+    return sets.config, *clips_of(sets)
+
+
+def clips_of(sets: DataSets) -> tuple[ClipDataset, ClipDataset]:
+    """Return the training and the validation clips of videos."""
+    config = sets.config
     return (
-        config,
-        ClipDataset(train, config.dataset, True, config.seed, config.augmentation),
-        ClipDataset(val, config.validation_dataset(), training=False, seed=config.seed),
+        ClipDataset(sets.train, config.dataset, True, config.seed, config.augmentation),
+        ClipDataset(sets.validation, config.validation_dataset(), training=False, seed=config.seed),
     )
 
 
-def _open_sets(config: Config, inspect: bool) -> tuple[Config, VideoSource, VideoSource]:
-    """Open the training and the validation videos.
+def open_sets(config: Config, earlier: Splits | None = None) -> DataSets:
+    """Open the training, validation and test videos of a configuration.
+
+    Args:
+        config: the configuration.
+        earlier: the splits of an earlier run, whose videos keep their part where videos are held
+            out. None (default): those of ``valdataset.splits``, if it is set.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_datasets`.
+    """
+    return _open_sets(settle_layouts(config), False, earlier)
+
+
+def _open_sets(config: Config, inspect: bool, earlier: Splits | None = None) -> DataSets:
+    """Open the videos as :func:`open_sets` does.
 
     Args:
         config: its layouts are settled.
         inspect: keep videos as they are, instead of preparing them for training.
-
-    Returns:
-        The configuration with the split by time, training videos, validation videos.
+        earlier: as for :func:`open_sets`.
     """
     prepare = _as_stored if inspect else _prepare
-    if _holds_out(config):
-        dataset, train, val = _split_source(config.dataset, config, "dataset", prepare)
-        return replace(config, dataset=dataset), train, val
-    train_config = config.dataset
-    val_config = settle_layout(config.validation_dataset(), "valdataset")
-    val_seed = config.seed + VALIDATION_SEED_OFFSET
-    train = _open(train_config, config.seed, "dataset", prepare)
-    val = _open(val_config, val_seed, "valdataset", prepare)
-    _warn_of_shared_videos(train, train_config, val, val_config)
-    train = prepare(train, train_config, config.seed, "dataset")
-    return config, train, prepare(val, val_config, val_seed, "valdataset")
+    holder = _Holder(config, earlier, prepare)
+    parts: dict[str, VideoSource | None]
+    if holder.shares:
+        dataset, parts = holder.split(config.dataset, "dataset")
+        config = replace(config, dataset=dataset)
+    else:
+        train = _open(config.dataset, config.seed, "dataset", prepare)
+        parts = {TRAIN: prepare(train, config.dataset, config.seed, "dataset")}
+    train = parts[TRAIN]
+    assert train is not None
+    validation = parts.get(VALIDATION)
+    if VALIDATION not in holder.shares:
+        val_config = settle_layout(config.validation_dataset(), "valdataset")
+        validation = _open_section(config, val_config, "valdataset", prepare)
+        _warn_of_shared_videos(train, config.dataset, validation, val_config)
+    assert validation is not None
+    test = parts.get(TEST)
+    if config.has_test_data:
+        test = _open_section(config, config.test_dataset(), "testdataset", prepare)
+    return DataSets(config, train, validation, test)
+
+
+def _open_section(
+    config: Config, settings: DatasetConfig, section: str, prepare: Prepare | None = None
+) -> VideoSource:
+    """Open the videos that ``valdataset`` or ``testdataset`` names.
+
+    Args:
+        config: the whole configuration.
+        settings: the section, with what it inherits.
+        section: its name.
+        prepare: applied to the videos. None (default): they are prepared for training.
+    """
+    prepare = prepare or _prepare
+    settings = settle_layout(settings, section)
+    seed = config.seed + VALIDATION_SEED_OFFSET
+    return prepare(_open(settings, seed, section, prepare), settings, seed, section)
 
 
 def sets_to_inspect(
@@ -276,7 +335,7 @@ def sets_to_inspect(
         ConfigError, DataError: as :func:`build_datasets` and :func:`open_source`.
     """
     if what is None:
-        config, train, val = _open_sets(settle_layouts(config), inspect=True)
+        config, train, val, _ = _open_sets(settle_layouts(config), inspect=True)
         sets = {"train": (train, config.dataset), "validation": (val, config.validation_dataset())}
     else:
         sets = {"data": (open_source(what), replace(config.dataset, data_path=str(what)))}
@@ -302,8 +361,12 @@ def build_validation(config: Config) -> ClipDataset:
     )
 
 
-def build_validation_source(config: Config) -> VideoSource:
+def build_validation_source(config: Config, earlier: Splits | None = None) -> VideoSource:
     """Build the source of whole videos from which :func:`build_validation` takes its clips.
+
+    Args:
+        config: the configuration.
+        earlier: as for :func:`open_sets`.
 
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
@@ -311,11 +374,34 @@ def build_validation_source(config: Config) -> VideoSource:
     if config.holds_out_validation:
         config = settle_layouts(config)
         if _holds_out(config):
-            return _open_sets(config, inspect=False)[2]
-    seed = config.seed + VALIDATION_SEED_OFFSET
-    val_config = settle_layout(config.validation_dataset(), "valdataset")
-    source = _open(val_config, seed, "valdataset", _prepare)
-    return _prepare(source, val_config, seed, "valdataset")
+            return _open_sets(config, False, earlier).validation
+    return _open_section(config, config.validation_dataset(), "valdataset")
+
+
+def build_test_source(config: Config, earlier: Splits | None = None) -> VideoSource:
+    """Build the source of the whole test videos (``testdataset``), which training never reads.
+
+    Args:
+        config: the configuration.
+        earlier: as for :func:`open_sets`.
+
+    Raises:
+        ConfigError: ``testdataset`` names no videos; or as :func:`build_datasets`.
+        DataError: as :func:`build_datasets`.
+    """
+    if config.has_test_data:
+        return _open_section(config, config.test_dataset(), "testdataset")
+    if not config.testdataset.fraction:
+        raise ConfigError(
+            "no test videos are set",
+            key="testdataset.fraction",
+            value=config.testdataset.fraction,
+            hint="train with testdataset.fraction=0.2, or give testdataset.data_path or "
+            "testdataset.split",
+        )
+    test = open_sets(config, earlier).test
+    assert test is not None
+    return test
 
 
 def _holds_out(config: Config) -> bool:
@@ -324,71 +410,174 @@ def _holds_out(config: Config) -> bool:
     return config.holds_out_validation and same_type and config.dataset.type != "synthetic"
 
 
-def _split_source(
-    config: DatasetConfig, run_config: Config, section: str, prepare: Prepare
-) -> tuple[DatasetConfig, VideoSource, VideoSource]:
-    """Split the videos of a section into training and held-out videos.
-
-    Each source of a mixture is split by itself.
+class _Holder:
+    """Hold validation and test videos out of training videos.
 
     Args:
-        config: the section, or one source of its mixture.
-        run_config: the whole configuration, for the seed and the ``valdataset`` section.
-        section: name of ``config`` in error messages.
-        prepare: applied to each half.
+        config: the whole configuration.
+        earlier: as for :func:`open_sets`.
+        prepare: applied to each part.
 
-    Returns:
-        The section with the split by time, the training videos, the held-out videos.
+    Attributes:
+        shares: fraction to hold out by part; a part that is not held out is missing.
     """
-    seed, val_seed = run_config.seed, run_config.seed + VALIDATION_SEED_OFFSET
-    if config.type == "mixture":
-        parts = [
-            _split_source(part, run_config, f"{section}.mixture[{n}]", prepare)
-            for n, part in enumerate(config.parts())
+
+    def __init__(self, config: Config, earlier: Splits | None, prepare: Prepare) -> None:
+        self.config, self.prepare = config, prepare
+        self.shares: dict[str, float] = {}
+        if _holds_out(config):
+            self.shares[VALIDATION] = config.valdataset.fraction
+        if config.testdataset.fraction and not config.has_test_data:
+            self.shares[TEST] = config.testdataset.fraction
+        if earlier is None and self.shares and config.valdataset.splits is not None:
+            earlier = read_splits(config.valdataset.splits)
+        self.earlier = earlier
+
+    def split(
+        self, config: DatasetConfig, section: str
+    ) -> tuple[DatasetConfig, dict[str, VideoSource | None]]:
+        """Split the videos of a section; each source of a mixture is split by itself.
+
+        Args:
+            config: the section, or one source of its mixture.
+            section: name of ``config`` in error messages.
+
+        Returns:
+            The section with the split by time, and the videos by part.
+        """
+        if config.type == "mixture":
+            return self._split_mixture(config, section)
+        seed = self.config.seed
+        source = _open(config, seed, section)
+        if config.type == "synthetic":
+            return config, self._generated(config, source, section)
+        if self.prepare is _prepare:
+            source = _annotated_videos(source, config)
+        config, parts = split_source(source, config, self.shares, section, self.earlier)
+        return config, {
+            part: videos and self.prepare(videos, config, self._seed(part), section)
+            for part, videos in parts.items()
+        }
+
+    def _seed(self, part: str) -> int:
+        return self.config.seed + (part != TRAIN) * VALIDATION_SEED_OFFSET
+
+    def _generated(
+        self, config: DatasetConfig, train: VideoSource, section: str
+    ) -> dict[str, VideoSource | None]:
+        """Generate held-out videos from another seed."""
+        parts: dict[str, VideoSource | None] = {TRAIN: train}
+        if VALIDATION in self.shares:
+            count = self.config.valdataset.synthetic_videos
+            val_config = replace(config, synthetic_videos=count)
+            parts[VALIDATION] = _open(val_config, self._seed(VALIDATION), section)
+        return parts
+
+    def _split_mixture(
+        self, config: DatasetConfig, section: str
+    ) -> tuple[DatasetConfig, dict[str, VideoSource | None]]:
+        split = [
+            self.split(part, f"{section}.mixture[{n}]") for n, part in enumerate(config.parts())
         ]
-        halves = [train for _, train, _ in parts], [val for _, _, val in parts]
-        names = [name for half in halves for source in half for name in source.names]
-        # Decided over both halves, so that a video is named as in the mixture without a split.
+        names = [name for _, parts in split for s in parts.values() if s for name in s.names]
+        # Decided over all parts, so that a video is named as in the mixture without a split.
         has_duplicates = len(set(names)) < len(names)
-        mixed_train, mixed_val = (
-            MixtureDataset(list(sources), _weights(config), mixture_seed, numbered=has_duplicates)
-            for sources, mixture_seed in zip(halves, (seed, val_seed), strict=True)
-        )
+        mixed: dict[str, VideoSource | None] = {}
+        for part in PARTS:
+            # A source without videos of this part, such as generated test videos, is left out.
+            sources = {n: s for n, (_, parts) in enumerate(split) if (s := parts.get(part))}
+            if not sources:
+                continue
+            weights = [_weights(config)[n] for n in sources]
+            seed, numbers = self._seed(part), list(sources)
+            mixture = MixtureDataset(list(sources.values()), weights, seed, has_duplicates, numbers)
+            mixed[part] = _corrected(mixture, config)
         entries = [
             entry | ({"time_split": part.time_split} if part.time_split else {})
-            for entry, (part, *_) in zip(config.mixture, parts, strict=True)
+            for entry, (part, _) in zip(config.mixture, split, strict=True)
         ]
-        config = replace(config, mixture=entries)
-        return config, _corrected(mixed_train, config), _corrected(mixed_val, config)
-    source = _open(config, seed, section)
-    if config.type == "synthetic":
-        val_config = replace(config, synthetic_videos=run_config.valdataset.synthetic_videos)
-        return config, source, _open(val_config, val_seed, section)
-    if prepare is _prepare:
-        source = _annotated_videos(source, config)
-    if len(source) == 1 and (source.num_frames(0) > 1 or config.time_split):
-        fraction = run_config.valdataset.fraction
-        split = config.time_split or choose_time_split(source, fraction, config, section)
+        return replace(config, mixture=entries), mixed
+
+
+def split_source(
+    source: VideoSource,
+    config: DatasetConfig,
+    shares: Mapping[str, float],
+    section: str = "dataset",
+    earlier: Splits | None = None,
+) -> tuple[DatasetConfig, dict[str, VideoSource | None]]:
+    """Split videos into parts; a single video is split by time.
+
+    Args:
+        source: the videos.
+        config: ``time_split`` and the keys of :func:`choose_time_split` are read.
+        shares: fraction to hold out for ``validation`` and ``test``; a missing part gets none.
+        section: name of ``config`` in error messages.
+        earlier: splits of an earlier run, whose videos keep their part. None (default): none.
+
+    Returns:
+        ``config`` with the split by time, and the videos by part; None for a part without videos.
+
+    Raises:
+        ConfigError: there are too few videos.
+    """
+    single = len(source) == 1 and (source.num_frames(0) > 1 or config.time_split)
+    if single and list(shares) == [VALIDATION]:
+        split = config.time_split or choose_time_split(source, shares[VALIDATION], config, section)
         train, val = split_by_time(source, split, section)
-        config = replace(config, time_split=split)
+        return replace(config, time_split=split), {TRAIN: train, VALIDATION: val}
+    needed = 1 + len(shares)
+    if len(source) < needed:
+        raise _too_few_videos(source, needed, section)
+    if earlier is not None and earlier.seed is not None and VALIDATION in shares:
+        parts = drawn(source.names, shares[VALIDATION], earlier.seed)
     else:
-        train, val = hold_out(source, run_config.valdataset.fraction, seed, section)
-    train = prepare(train, config, seed, section)
-    return config, train, prepare(val, config, val_seed, section)
+        known = {} if earlier is None else earlier.assigned(source)
+        parts = assign(source.names, shares.get(VALIDATION, 0), shares.get(TEST, 0), known)
+    indices = {part: [i for i, p in enumerate(parts) if p == part] for part in PARTS}
+    if missing := [part for part in (TRAIN, *shares) if not indices[part]]:
+        raise ConfigError(
+            f"no video is left for {missing[0]}: an earlier run has used all "
+            f"{plural(len(source), 'video')} otherwise, such as {source.names[0]!r}",
+            key=f"{section}.data_path",
+            hint="add videos, name validation videos in valdataset.data_path or valdataset.split, "
+            "or start from weights that were not trained on these videos",
+        )
+    return config, {
+        part: SelectedVideos(source, chosen) if chosen else None for part, chosen in indices.items()
+    }
+
+
+def _too_few_videos(source: VideoSource, needed: int, section: str) -> ConfigError:
+    """Make the error for a source with too few videos to hold some out."""
+    if needed == 2:
+        return ConfigError(
+            f"only one video, {source.names[0]!r}, and none can be held out for validation",
+            key=f"{section}.data_path",
+            hint="name validation videos in valdataset.data_path or valdataset.split, or add a "
+            "video",
+        )
+    return ConfigError(
+        f"{plural(len(source), 'video')}, such as {source.names[0]!r}, and training, validation "
+        "and test need one each",
+        key=f"{section}.data_path",
+        hint="add videos, set testdataset.fraction=0, or name test videos in testdataset.data_path",
+    )
 
 
 def hold_out(
-    source: VideoSource, fraction: float, seed: int, section: str = "dataset"
+    source: VideoSource, fraction: float, seed: int | None = None, section: str = "dataset"
 ) -> tuple[VideoSource, VideoSource]:
     """Hold out a fraction of the videos of a source for validation.
 
     Both parts get at least one video and keep the order of the source. Which videos are held out
-    depends only on the seed and the video names.
+    depends only on the video names (:func:`sam2kit.data.splits.assign`).
 
     Args:
         source: at least two videos.
         fraction: share of the videos to hold out, 0 to 1.
-        seed: 0 or more.
+        seed: 0 or more: draw the videos with this seed, as earlier versions did. None (default): by
+            the hash of their names.
         section: name of the configuration section in error messages.
 
     Returns:
@@ -397,23 +586,15 @@ def hold_out(
     Raises:
         ConfigError: there is only one video.
     """
-    n = len(source)
-    if n < 2:
-        raise ConfigError(
-            f"only one video, {source.names[0]!r}, and none can be held out for validation",
-            key=f"{section}.data_path",
-            hint="name validation videos in valdataset.data_path or valdataset.split, or add a "
-            "video",
-        )
-    # Sorted by name, so that the order in which a source lists its videos does not matter.
-    by_name = sorted(range(n), key=lambda i: source.names[i])
-    shuffled = np.random.default_rng((seed, 0)).permutation(n)
-    count = min(max(round(n * fraction), 1), n - 1)
-    held_out = {by_name[k] for k in shuffled[:count].tolist()}
-    return (
-        SelectedVideos(source, [i for i in range(n) if i not in held_out]),
-        SelectedVideos(source, sorted(held_out)),
+    if len(source) < 2:
+        raise _too_few_videos(source, 2, section)
+    names = source.names
+    parts = assign(names, fraction, 0) if seed is None else drawn(names, fraction, seed)
+    train, val = (
+        SelectedVideos(source, [i for i, p in enumerate(parts) if p == part])
+        for part in (TRAIN, VALIDATION)
     )
+    return train, val
 
 
 def choose_time_split(

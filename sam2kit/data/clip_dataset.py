@@ -72,8 +72,9 @@ class ClipDataset(Dataset[VideoClip]):
         source: the videos.
         config: the keys named above, ``clips_per_video`` and ``augment`` are read. None (default):
             the default configuration.
-        training: draw ``clips_per_video`` random clips per video and epoch, and augment them if
-            ``config.augment`` is set. False (default): one fixed clip per video.
+        training: draw ``clips_per_video`` random clips per video and epoch, or ``epoch_clips``
+            per epoch, and augment them if ``config.augment`` is set. False (default): one fixed
+            clip per video.
         seed: 0 or more.
         augmentation: strengths of the augmentation. None (default): the default strengths.
         unannotated: also make clips of unannotated videos, without objects, to inspect them.
@@ -147,7 +148,9 @@ class ClipDataset(Dataset[VideoClip]):
             self._frames(i, stored, masks, None)
 
     def __len__(self) -> int:
-        return len(self.source) * (self.config.clips_per_video if self.training else 1)
+        if not self.training:
+            return len(self.source)
+        return self.config.epoch_clips or len(self.source) * self.config.clips_per_video
 
     @property
     def videos(self) -> str:
@@ -179,7 +182,7 @@ class ClipDataset(Dataset[VideoClip]):
         i = index % len(self.source)
         generator = None
         if self.training:
-            i = self.source.index_in_epoch(i, self.epoch)
+            i = self._training_video(index)
             generator = np.random.default_rng((self.seed, self.epoch, index))
         # The search for the first frame and the clip use the same masks: decode and resize once.
         stored = cache(partial(self._read_masks, i))
@@ -193,6 +196,17 @@ class ClipDataset(Dataset[VideoClip]):
         areas = clip.masks.flatten(2).sum(-1)
         selected = self._select(clip.visible, lambda t, o: int(areas[t, o]), generator)
         return clip.select_objects(selected)
+
+    def _training_video(self, index: int) -> int:
+        """Return the video of a training clip."""
+        count = len(self.source)
+        if self.config.epoch_clips is None:
+            return self.source.index_in_epoch(index % count, self.epoch)
+        # An epoch continues the round through all videos where the previous epoch ended. The order
+        # of a round is random, because a mixture has the positions of each source in one block.
+        cycle, position = divmod(self.epoch * len(self) + index, count)
+        order = np.random.default_rng((self.seed, cycle, count)).permutation(count)
+        return self.source.index_in_epoch(int(order[position]), cycle)
 
     def _read_masks(self, i: int, t: int) -> Masks:
         self._record_position(i, t)

@@ -24,3 +24,4 @@ from .scores import Convention as Convention
 from .scores import DataSetScores as DataSetScores
 from .scores import VideoScorer as VideoScorer
 from .scores import VideoScores as VideoScores
+from .validation_score import jf_scorer as jf_scorer

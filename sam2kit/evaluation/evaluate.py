@@ -9,7 +9,7 @@ and the scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,15 @@ from loguru import logger
 from sam2kit.config.loading import load_config, save_config
 from sam2kit.config.schema import Config
 from sam2kit.config.stored import override_allowed
-from sam2kit.data.build import build_datasets, build_validation_source
+from sam2kit.data.build import open_sets
 from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.splits import Splits
 from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
 from sam2kit.evaluation.predictions import read_prediction, score_predictions
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
+from sam2kit.evaluation.scored_split import ScoredSplit, check_scored_videos, scored_source
 from sam2kit.evaluation.scores import (
     BEFORE,
     CONVENTIONS,
@@ -44,6 +46,7 @@ from sam2kit.models.checkpoints import (
     source_config,
 )
 from sam2kit.models.feature_cache import create_cache
+from sam2kit.models.run_splits import checkpoint_splits
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.locks import Owner
@@ -54,33 +57,43 @@ from sam2kit.viz.overlays import evenly_spaced
 AFTER = "after training"
 ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"
+# Names of the last two if the weights under evaluation are not from a run, and have their own name.
+UNTUNED_ZEROED, UNTUNED_CALIBRATED = "memory zeroed", "calibrated"
 
 
-def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Evaluation:
-    """Track the validation videos of ``config`` with every tracker, and score the masks.
+def evaluate(
+    config: Config,
+    runs: Sequence[TrackerRun],
+    output_dir: Path,
+    splits: Splits | None = None,
+    compared: Mapping[str, Splits] | None = None,
+) -> Evaluation:
+    """Track the validation or test videos of ``config`` with every tracker, and score the masks.
 
     The scores and masks of each video are saved in ``output_dir`` as soon as the video is done, so
     that an interrupted evaluation can resume. :func:`~sam2kit.evaluation.report.write_results`
     writes the other results.
 
     Args:
-        config: only the validation data, ``evaluation`` and ``seed`` are used.
+        config: only the data, ``evaluation`` and ``seed`` are used.
         runs: trackers with different names; the first is the one under evaluation.
         output_dir: the folder of the results.
+        splits, compared: as for :func:`sam2kit.evaluation.scored_split.check_scored_videos`.
 
     Raises:
         ConfigError: an option in ``evaluation`` is invalid.
-        DataError: the validation data cannot be read, only prompted frames are annotated, or no
-            frame can be scored.
+        DataError: the data cannot be read, only prompted frames are annotated, no frame can be
+            scored, or a video was trained on.
     """
     # Check the options before anything is loaded or tracked.
     tracker_options(config)
-    source = build_validation_source(config)
+    source = scored_source(config, splits)
+    split = check_scored_videos(config, source, splits, compared)
     check_scored_frames(source, config.evaluation.convention)
     files = ResultFiles(output_dir, config)
     calibration = None
     if config.evaluation.calibration_videos:
-        calibrated, calibration = _calibrated(config, runs[0], source)
+        calibrated, calibration = _calibrated(config, runs[0], source, splits)
         runs = [*runs, calibrated]
     results = {run.name: DataSetScores(run.name) for run in runs}
     # No noise curve for two baselines: the copied mask is never prompted with noise, and the model
@@ -111,8 +124,9 @@ def evaluate(config: Config, runs: Sequence[TrackerRun], output_dir: Path) -> Ev
         name: {level: summary(videos)["J&F"] for level, videos in curve.items()}
         for name, curve in curves.items()
     }
+    scores = list(results.values())
     return Evaluation(
-        config, source, list(results.values()), output_dir, files, robustness, calibration, fields
+        config, source, scores, output_dir, files, robustness, calibration, fields, split
     )
 
 
@@ -145,14 +159,14 @@ def check_scored_frames(source: VideoSource, convention: str | None = None) -> N
 
 
 def _calibrated(
-    config: Config, run: TrackerRun, source: VideoSource
+    config: Config, run: TrackerRun, source: VideoSource, splits: Splits | None
 ) -> tuple[TrackerRun, dict[str, Any]]:
     """Return the tracker with thresholds chosen on training videos, and the chosen values.
 
     Raises:
         ConfigError: a calibration video is also a validation video.
     """
-    training = build_datasets(config)[0].source
+    training = open_sets(config, splits).train
     videos = evenly_spaced(len(training), config.evaluation.calibration_videos)
     names = [training.names[i] for i in videos]
     # Thresholds chosen on the reported videos would make the scores too high.
@@ -166,7 +180,8 @@ def _calibrated(
     logger.info("Choosing thresholds on {}", ", ".join(names))
     mask, present = calibrate(run, training, videos, config)
     chosen = {"mask_threshold": mask, "object_score_threshold": present, "videos": names}
-    return TrackerRun(CALIBRATED, run.model, False, mask, present), chosen
+    name = CALIBRATED if run.name == AFTER else UNTUNED_CALIBRATED
+    return TrackerRun(name, run.model, False, mask, present), chosen
 
 
 def evaluate_checkpoint(
@@ -175,7 +190,7 @@ def evaluate_checkpoint(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score a checkpoint and its baselines on the validation videos, and write the results.
+    """Score a checkpoint and its baselines on validation or test videos, and write the results.
 
     The baselines are listed in :func:`checkpoint_runs`.
 
@@ -194,7 +209,7 @@ def evaluate_checkpoint(
 
     Raises:
         ConfigError: a key, value or override is invalid.
-        DataError: the validation data cannot be read, or no frame of it can be scored.
+        DataError: the data cannot be read, no frame of it can be scored, or a video was trained on.
         CheckpointError: a checkpoint is missing or cannot be loaded.
         PipelineError: another process uses ``output_dir``.
     """
@@ -210,13 +225,24 @@ def evaluate_checkpoint(
         file, start = find_checkpoint(checkpoint), config.model.checkpoint
         unknown = "model.checkpoint" in ignored
         no_start = unknown if start is None else start in (checkpoint, str(file))
-        runs = checkpoint_runs(config, checkpoint, not no_start)
+        splits = checkpoint_splits(checkpoint)
+        compared = {n: checkpoint_splits(c) for n, c in config.evaluation.compare.items()}
+        # Weights that are not from a run of sam2kit are not tuned.
+        name = AFTER if splits is not None else _weights_name(checkpoint)
+        runs = checkpoint_runs(config, checkpoint, not no_start, name)
         output_dir = open_run_dir(output_dir, config.output_dir)
         owner.take(output_dir)
         # Results may go into the run directory: keep the configuration of the training there.
         if output_dir.resolve() != file.parent.resolve():
             save_config(config, output_dir / "config.yaml")
-        return _write_and_log(evaluate(config, runs, output_dir))
+        known = {name: other for name, other in compared.items() if other is not None}
+        return _write_and_log(evaluate(config, runs, output_dir, splits, known))
+
+
+def _weights_name(checkpoint: str) -> str:
+    """Return a name for weights without a run: a released name, or the name of the file."""
+    path = Path(checkpoint)
+    return visible_text(path.stem if path.is_file() else path.name) or "the model"
 
 
 def evaluate_predictions(
@@ -244,7 +270,7 @@ def evaluate_predictions(
         DataError: a mask is missing, unreadable or of another size, or no frame can be scored.
     """
     config = load_config(config_file, overrides)
-    source = build_validation_source(config)
+    source = scored_source(config)
     name = config.evaluation.convention
     convention = CONVENTIONS[name] if name else None
     with Owner() as owner:
@@ -261,7 +287,11 @@ def evaluate_predictions(
         owner.take(output_dir)
         save_config(config, output_dir / "config.yaml")
         by_tracker = {scores.tracker: {video: field for video, field in fields.items() if field}}
-        return _write_and_log(Evaluation(config, source, [scores], output_dir, fields=by_tracker))
+        limit = config.evaluation.max_frames
+        split = ScoredSplit(config.evaluation.split, recorded=False, max_frames=limit)
+        return _write_and_log(
+            Evaluation(config, source, [scores], output_dir, fields=by_tracker, split=split)
+        )
 
 
 def _write_and_log(evaluation: Evaluation) -> Evaluation:
@@ -282,7 +312,9 @@ def _write_and_log(evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
-def checkpoint_runs(config: Config, checkpoint: str, has_start: bool) -> list[TrackerRun]:
+def checkpoint_runs(
+    config: Config, checkpoint: str, has_start: bool, name: str = AFTER
+) -> list[TrackerRun]:
     """Return the trackers of an evaluation: the checkpoint first, then its baselines.
 
     The baselines are the model before training, the checkpoint with its memory zeroed, the copied
@@ -292,6 +324,7 @@ def checkpoint_runs(config: Config, checkpoint: str, has_start: bool) -> list[Tr
     Args:
         checkpoint: as for :func:`evaluate_checkpoint`.
         has_start: whether the configuration names the weights that the training started from.
+        name: name of the checkpoint in the results.
 
     Raises:
         ConfigError: ``evaluation.compare`` uses the name of another tracker.
@@ -301,22 +334,23 @@ def checkpoint_runs(config: Config, checkpoint: str, has_start: bool) -> list[Tr
     tuned = create_sam2_model(config, load=False)
     load_weights(tuned, checkpoint)
     tuned.to(device)
-    runs = [TrackerRun(AFTER, tuned)]
+    runs = [TrackerRun(name, tuned)]
     if has_start:
         try:
             runs.append(TrackerRun(BEFORE, create_sam2_model(config).to(device)))
         except CheckpointError as error:
             logger.warning("Leaving out the model before training: {}", error)
-    runs += [TrackerRun(ZEROED, tuned, zero_memory=True), TrackerRun(COPY, None)]
-    for name, other in config.evaluation.compare.items():
-        if name in {CALIBRATED, BEFORE, *(run.name for run in runs)}:
+    zeroed = ZEROED if name == AFTER else UNTUNED_ZEROED
+    runs += [TrackerRun(zeroed, tuned, zero_memory=True), TrackerRun(COPY, None)]
+    for label, other in config.evaluation.compare.items():
+        if label in {CALIBRATED, UNTUNED_CALIBRATED, BEFORE, *(run.name for run in runs)}:
             raise ConfigError(
-                f"{name!r} is already the name of a tracker",
+                f"{label!r} is already the name of a tracker",
                 key="evaluation.compare",
-                value=name,
+                value=label,
                 hint="choose another name",
             )
-        runs.append(TrackerRun(name, load_model(other)[1].to(device)))
+        runs.append(TrackerRun(label, load_model(other)[1].to(device)))
     # A frozen encoder is the same before and after training: encode each frame only once.
     if tuned.encoder_is_frozen:
         cache = create_cache(config, exact=True)

@@ -25,6 +25,7 @@ from sam2kit.data.writers import coco_json
 from sam2kit.evaluation.field_scores import field_summary
 from sam2kit.evaluation.pictures import Example, compare_errors, draw_videos, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time, robustness_chart
+from sam2kit.evaluation.scored_split import ScoredSplit
 from sam2kit.evaluation.scores import BEFORE, COPY, DataSetScores, VideoScores, summary
 from sam2kit.evaluation.scores import metrics as score_metrics
 from sam2kit.evaluation.statistics import paired_differences, score_interval
@@ -59,6 +60,7 @@ class Evaluation:
         calibration: the chosen thresholds and the videos that they were chosen on. None (default):
             no calibration.
         fields: tracker -> video -> :func:`sam2kit.evaluation.field_scores.field_scores`.
+        split: what the checkpoint has seen of the videos. None (default): it is not known.
 
     Raises:
         DataError: the first tracker has no scored frame.
@@ -72,6 +74,7 @@ class Evaluation:
     robustness: Mapping[str, Mapping[float, float | None]] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    split: ScoredSplit | None = None
 
     def __post_init__(self) -> None:
         if self.means[self.trackers[0].tracker]["J&F"] is None:
@@ -137,6 +140,7 @@ class Evaluation:
         return content | {
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
             "seed": self.config.seed,
+            "split": None if self.split is None else self.split.to_dict(),
             "differences": {
                 comparison["trackers"][1]: {
                     key: value for key, value in comparison.items() if key != "differences"
@@ -204,8 +208,8 @@ def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
 def write_results(evaluation: Evaluation) -> None:
     """Write ``metrics.json``, ``objects.csv`` and ``report.html`` to the evaluation's folder.
 
-    If the masks were predicted here, also write ``coco/`` and the pictures of
-    :func:`sam2kit.evaluation.pictures.draw_videos`.
+    If the masks were predicted here, also write ``coco/`` and, with ``evaluation.pictures``, the
+    pictures of :func:`sam2kit.evaluation.pictures.draw_videos`.
     """
     folder, files = evaluation.output_dir, evaluation.files
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +223,8 @@ def write_results(evaluation: Evaluation) -> None:
         content = coco_json(files.sav(tracker.tracker, [v.name for v in tracker.videos]))
         path = folder / "coco" / f"{file_name(tracker.tracker)}.json"
         write_text(path, json.dumps(content))
-    draw_videos(evaluation.trackers, evaluation.source, files.masks, folder)
+    if evaluation.config.evaluation.pictures:
+        draw_videos(evaluation.trackers, evaluation.source, files.masks, folder)
 
 
 def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
@@ -253,6 +258,9 @@ def write_report(evaluation: Evaluation) -> Path:
         verdicts=evaluation.verdicts,
         truth_note=evaluation.truth_note,
         scored_frames=sum(int(video.scored.any(1).sum()) for video in main.videos),
+        title_note=evaluation.split.title_note if evaluation.split else "",
+        split_lines=evaluation.split.lines(len(main.videos)) if evaluation.split else [],
+        prompted=evaluation.files is not None,
         convention=asdict(main.videos[0].convention),
         evaluation=asdict(config.evaluation),
         rows=score_rows(evaluation),
@@ -282,9 +290,9 @@ def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
     """Draw the worst and best objects, and those that differ most from the second tracker.
 
     Returns:
-        Examples by title; empty if the masks were not predicted here.
+        Examples by title; empty if the masks were not predicted here, or without pictures.
     """
-    if evaluation.files is None:
+    if evaluation.files is None or not evaluation.config.evaluation.pictures:
         return {}
     main, *others = evaluation.trackers
     pixels = evaluation.source, evaluation.files.masks

@@ -184,9 +184,13 @@ class ResultFiles:
         # Everything that the scores of all trackers depend on. The tracker and the noise level are
         # stored per video; the other keys left out do not affect the scores.
         evaluation = asdict(config.evaluation)
-        for key in ("compare", "noise", "noise_levels", "calibration_videos"):
+        for key in (
+            *("compare", "noise", "noise_levels", "calibration_videos"),
+            *("split", "allow_training_videos", "pictures"),
+        ):
             del evaluation[key]
-        data = asdict(config.validation_dataset())
+        is_test = config.evaluation.split == "test"
+        data = asdict(config.test_dataset() if is_test else config.validation_dataset())
         for key in ("num_workers", "batch_size", "prompt_types"):
             del data[key]
         self._shared = {"version": sam2kit.__version__, "seed": config.seed}

@@ -86,11 +86,13 @@ def kept_copies(run_dir: Path) -> list[Path]:
     return sorted(copies, reverse=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """Read a file of tensors onto the CPU without running any code that it contains.
 
     Args:
         path: a file of :func:`write_checkpoint` or of ``torch.save``, or ``.safetensors``.
+        mmap: read tensors only when they are used. The file must not be replaced until then, and
+            files in the format of before PyTorch 1.6 are rejected.
 
     Returns:
         The dictionary in the file. Of ``.safetensors`` it is ``{"model": tensors}``, in float32.
@@ -104,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return {"model": {k: v.float() for k, v in load_file(path).items()}}
         # A pickle can run any command when it is loaded; weights_only rejects all but tensors.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # truncated zips, pickled code and other formats raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

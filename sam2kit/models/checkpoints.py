@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sam2kit.config.schema import RANDOM, Config, put
 from sam2kit.config.stored import read_allowed, read_stored
+from sam2kit.data.splits import Splits
 from sam2kit.models import transformers_format
 from sam2kit.models.checkpoint_io import read_checkpoint, write_checkpoint
 from sam2kit.models.lora import add_lora, base_names, has_lora, is_lora, merged_state
@@ -52,6 +53,7 @@ SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent.parent / "pretrained" / "na
 """Maps a name to a file in the package; these need no network."""
 
 CONFIG_KEY = "sam2kit_config"
+SPLITS_KEY = "sam2kit_splits"
 ADAPTER_KEY = "adapter"
 # A run's checkpoint holds the Lightning module, in which the model is the attribute "model".
 _MODEL_PREFIX = "model."
@@ -343,14 +345,27 @@ def save_weights(model: SAM2Model, path: Path) -> None:
     write_checkpoint({"model": merged_state(model)}, path)
 
 
-def save_adapter(config: Config, model: SAM2Model, path: str | Path) -> None:
+def save_adapter(
+    config: Config, model: SAM2Model, path: str | Path, splits: Splits | None = None
+) -> None:
     """Write only the trained parameters (LoRA matrices and trained modules) and the configuration.
 
     The file is much smaller than a run's ``.ckpt``. :func:`load_run` applies it to the weights that
     the run started from, which must still be available.
+
+    Args:
+        config: the configuration of the run.
+        model: the trained model.
+        path: the file.
+        splits: the videos of the run. None (default): they are not stored.
     """
-    trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
-    write_checkpoint({ADAPTER_KEY: trained, CONFIG_KEY: config_to_store(config)}, Path(path))
+    content: dict[str, Any] = {CONFIG_KEY: config_to_store(config)}
+    content[ADAPTER_KEY] = {
+        n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad
+    }
+    if splits is not None:
+        content[SPLITS_KEY] = splits.to_dict()
+    write_checkpoint(content, Path(path))
 
 
 def load_adapter(model: SAM2Model, path: str | Path) -> None:

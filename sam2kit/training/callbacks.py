@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -14,7 +16,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from loguru import logger
 
+from sam2kit.config.schema import MONITORS
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.models.sam2 import SAM2Model
+from sam2kit.utils.errors import DataError
 from sam2kit.utils.processes import STOP_SIGNALS
+
+Scorer = Callable[[SAM2Model, VideoSource], float]
+"""Function of the model and the validation videos that returns their J&F, from 0 to 1."""
 
 
 class LogProgress(Callback):
@@ -69,11 +78,28 @@ class LogProgress(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = [
-            f"{k} {float(v):.3f}"
-            for k, v in trainer.callback_metrics.items()
-            if k in ("val_loss", "val_iou")
+            f"{k} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k in MONITORS
         ]
         logger.info("epoch {} validation {}", trainer.current_epoch, " ".join(metrics))
+
+
+class ScoreVideos(Callback):
+    """Log ``val_jf`` at the end of each validation, before other callbacks read it.
+
+    With an average of the weights it must come before that callback, which swaps them back.
+
+    Args:
+        scorer: measures J&F.
+        source: the validation videos.
+    """
+
+    def __init__(self, scorer: Scorer, source: VideoSource) -> None:
+        self.scorer, self.source = scorer, source
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        start = time.monotonic()
+        module.log("val_jf", self.scorer(module.model, self.source))  # type: ignore[arg-type]
+        logger.debug("val_jf took {:.1f} s", time.monotonic() - start)
 
 
 class ValidateLastStep(Callback):
@@ -144,6 +170,20 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(self, run_dir: Path, same_run: bool, filename: str, **options: Any) -> None:
         super().__init__(run_dir, filename, enable_version_counter=False, **options)
         self.same_run = same_run
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.monitor or "")
+        # A loss that is not finite has its own error, if it is the training loss.
+        undefined = value is None or (self.monitor != "val_loss" and not math.isfinite(value))
+        if self.monitor is not None and undefined:
+            raise DataError(
+                f"the validation clips have no value of {self.monitor}: none of their tracked "
+                "frames can be scored",
+                key="trainer.monitor",
+                value=self.monitor,
+                hint="set trainer.monitor=val_loss, or annotate more validation frames",
+            )
+        super().on_validation_end(trainer, pl_module)
 
     @property
     def state_key(self) -> str:

@@ -8,23 +8,29 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from loguru import logger
 
 from sam2kit.config.schema import Config
-from sam2kit.data.build import choose_time_split, hold_out, settle_datasets, split_by_time
+from sam2kit.data.build import DataSets, clips_of, open_sets, split_source
 from sam2kit.data.clip import ClipBatch
-from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.fingerprint import sampled_content
 from sam2kit.data.loader import check_shared_memory, create_dataloader
 from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.splits import TEST, TRAIN, VALIDATION, Splits, describe
+from sam2kit.models.run_splits import earlier_splits
 from sam2kit.training.resume import position
+from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import visible_text
 
 
 class SAM2LightningDataModule(LightningDataModule):
     """Provide the training and validation clips of a configuration.
 
     Args:
-        config: the sections ``dataset``, ``valdataset`` and ``augmentation`` and the key ``seed``
-            are read. The attribute ``config`` is a copy with the detected layout.
+        config: the sections ``dataset``, ``valdataset``, ``testdataset`` and ``augmentation`` and
+            the key ``seed`` are read. The attribute ``config`` is a copy with the detected layout.
+            The videos of the run in ``model.checkpoint`` or ``trainer.resume_from`` keep their part
+            (:func:`sam2kit.models.run_splits.earlier_splits`).
         devices: world size. Each rank gets its shard of an epoch's clips and of the validation
             batches.
         train_source: videos to train on. None (default): the videos of ``config.dataset``.
@@ -47,8 +53,11 @@ class SAM2LightningDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.devices = devices
+        self._earlier = earlier_splits(config)
+        self._sets = _open(config, train_source, val_source, self._earlier)
         # With the detected layout and the split of a single video, to be stored with the run.
-        self.config, self.train_clips, self.val_clips = _datasets(config, train_source, val_source)
+        self.config = self._sets.config
+        self.train_clips, self.val_clips = clips_of(self._sets)
         self._content: str | None = None
         # Whether training and validation batches carry frame keys, which the feature cache needs.
         self.with_keys = (False, False)
@@ -58,12 +67,49 @@ class SAM2LightningDataModule(LightningDataModule):
         """Raise errors in the data now instead of during training.
 
         Raises:
-            DataError: as :meth:`ClipDataset.check_videos`.
+            DataError: as :meth:`ClipDataset.check_videos`, or a test video is a training video too.
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
         per_machine = max(1, self.devices // self.config.trainer.num_nodes)
         check_shared_memory(self.config.dataset, per_machine)
+        self._check_repeated_videos()
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The videos of each part, identified by some of their frames, which are decoded."""
+        sets, before = self._sets, self._earlier.trained_before if self._earlier else ()
+        parts = (sets.train, sets.validation, sets.test)
+        described = [() if part is None else tuple(describe(part)) for part in parts]
+        return Splits(*described, before)
+
+    def _check_repeated_videos(self) -> None:
+        """Warn of validation and test videos that this run or its initial weights train on.
+
+        Raises:
+            DataError: a test video is also a training video.
+        """
+        for part, videos in ((VALIDATION, self.splits.validation), (TEST, self.splits.test)):
+            repeated = self.splits.trained_on(videos)
+            if not repeated:
+                continue
+            video, trained = repeated[0]
+            problem = (
+                f"{len(repeated)} of {len(videos)} {part} videos are trained on, such as "
+                f"{video.name!r}"
+            )
+            if trained.name != video.name:
+                problem += f", whose frames are those of {trained.name!r}"
+            if part == TEST and trained in self.splits.train:
+                raise DataError(
+                    problem,
+                    key="testdataset",
+                    hint="give other test videos, or take these out of dataset.split",
+                )
+            logger.warning(
+                "{}; validation scores will be too high, and sam2kit evaluate rejects these videos",
+                visible_text(problem, None),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of training in the data, a digest of the videos and the world size.
@@ -142,25 +188,26 @@ class SAM2LightningDataModule(LightningDataModule):
         )
 
 
-def _datasets(
-    config: Config, train_source: VideoSource | None, val_source: VideoSource | None
-) -> tuple[Config, ClipDataset, ClipDataset]:
+def _open(
+    config: Config,
+    train_source: VideoSource | None,
+    val_source: VideoSource | None,
+    earlier: Splits | None,
+) -> DataSets:
+    """Open the videos of a configuration, or split the videos that were passed."""
     if train_source is None:
         if val_source is not None:
             raise ValueError("val_source needs train_source; pass both")
-        return settle_datasets(config)
+        return open_sets(config, earlier)
+    test_source = None
     if val_source is None:
-        fraction = config.valdataset.fraction
-        if len(train_source) == 1 and train_source.num_frames(0) > 1:
-            split = config.dataset.time_split or choose_time_split(
-                train_source, fraction, config.dataset, "train_source"
-            )
-            train_source, val_source = split_by_time(train_source, split)
-            config = replace(config, dataset=replace(config.dataset, time_split=split))
-        else:
-            train_source, val_source = hold_out(train_source, fraction, config.seed, "train_source")
-    return (
-        config,
-        ClipDataset(train_source, config.dataset, True, config.seed, config.augmentation),
-        ClipDataset(val_source, config.validation_dataset(), training=False, seed=config.seed),
-    )
+        shares = {VALIDATION: config.valdataset.fraction}
+        if config.testdataset.fraction:
+            shares[TEST] = config.testdataset.fraction
+        dataset, parts = split_source(train_source, config.dataset, shares, "train_source", earlier)
+        config = replace(config, dataset=dataset)
+        train_source, val_source, test_source = (
+            parts.get(part) for part in (TRAIN, VALIDATION, TEST)
+        )
+    assert train_source is not None and val_source is not None
+    return DataSets(config, train_source, val_source, test_source)

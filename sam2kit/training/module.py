@@ -16,7 +16,12 @@ from torch.distributed import all_gather_object
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.evaluation.metrics import mean_tracked_iou
-from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model
+from sam2kit.models.checkpoints import (
+    CONFIG_KEY,
+    SPLITS_KEY,
+    config_to_store,
+    create_sam2_model,
+)
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import SAM2Model
@@ -206,6 +211,10 @@ class SAM2LightningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
+        data = getattr(self.trainer, "datamodule", None)  # absent if a user passes loaders
+        # Only rank 0 writes the file.
+        if isinstance(data, SAM2LightningDataModule) and self.trainer.is_global_zero:
+            checkpoint[SPLITS_KEY] = data.splits.to_dict()
         if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights only
             rewind(checkpoint["loops"], self.trainer)
         # Write the rows up to this step now: a run that resumes here does not repeat these steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer, seed_everything
@@ -30,14 +31,18 @@ from sam2kit.config.loading import save_config, settle_precision, to_yaml
 from sam2kit.config.schema import RANDOM, Config
 from sam2kit.config.validation import check, check_new
 from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.splits import SPLITS_FILE
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
 from sam2kit.models.initial_weights import settle_initial_weights
+from sam2kit.models.run_splits import checkpoint_splits
 from sam2kit.models.sam2 import format_report, parameter_report
 from sam2kit.training.callbacks import (
     LogProgress,
     RunCheckpoint,
     SaveWithinEpoch,
+    Scorer,
+    ScoreVideos,
     StopOnInterrupt,
     ValidateLastStep,
 )
@@ -55,6 +60,7 @@ from sam2kit.training.resume import (
     resumed_model,
 )
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import write_text
 from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.text import log_format, plural, visible_text
@@ -74,10 +80,11 @@ class FitResult:
     """The files and metrics of a training run.
 
     Attributes:
-        run_dir: the run directory, with ``config.yaml``, ``best.ckpt``, ``last.ckpt``,
-            ``metrics.csv``, ``train.log`` and the logger's files; with LoRA also ``adapter.pt``.
-        best_checkpoint: the checkpoint of the lowest validation loss. If the run was resumed in
-            another directory: of the lowest since then.
+        run_dir: the run directory, with ``config.yaml``, ``splits.json``, ``best.ckpt``,
+            ``last.ckpt``, ``metrics.csv``, ``train.log`` and the logger's files; with LoRA also
+            ``adapter.pt``.
+        best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run was
+            resumed in another directory: with the best since then.
         last_checkpoint: the checkpoint of the end of the last epoch, or of the step at which the
             run was stopped; resume from it.
         metrics: last logged value by the name of the metric.
@@ -91,6 +98,14 @@ class FitResult:
     interrupted: bool = False
 
 
+class _Extras(NamedTuple):
+    """What a caller of :func:`fit` adds to the configuration."""
+
+    callbacks: Sequence[Callback]
+    loss: Loss | None
+    scorer: Scorer | None
+
+
 def fit(
     config: Config,
     run_dir: str | Path | None = None,
@@ -100,6 +115,7 @@ def fit(
     loss: Loss | None = None,
     train_source: VideoSource | None = None,
     val_source: VideoSource | None = None,
+    scorer: Scorer | None = None,
 ) -> FitResult:
     """Train a model, with ``trainer.devices`` above 1 in one process per device.
 
@@ -114,6 +130,9 @@ def fit(
         loss: as for :class:`~sam2kit.training.module.SAM2LightningModule`.
         train_source, val_source: as for
             :class:`~sam2kit.training.datamodule.SAM2LightningDataModule`.
+        scorer: measures ``val_jf`` at each validation; ``trainer.monitor=val_jf`` needs it.
+            :func:`sam2kit.evaluation.jf_scorer` makes it. None (default): ``val_jf`` is not
+            measured.
 
     Returns:
         the run's files and metrics.
@@ -130,12 +149,20 @@ def fit(
     config = settle_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
     sources = {"train_source": train_source, "val_source": val_source}
+    if config.trainer.monitor == "val_jf" and scorer is None:
+        raise ConfigError(
+            "no scorer measures val_jf",
+            key="trainer.monitor",
+            value="val_jf",
+            hint="pass scorer=sam2kit.evaluation.jf_scorer(config) to fit; with several devices, "
+            "set trainer.monitor=val_iou",
+        )
     with Owner() as owner:
         if _is_first() and run_dir is not None and run_dir.is_dir():
             owner.take(open_run_dir(run_dir, config.output_dir))
             if not resume and config.trainer.resume_from is None:
                 check_new(run_dir)
-        return _fit(config, run_dir, resume, owner, callbacks, loss, sources)
+        return _fit(config, run_dir, resume, owner, _Extras(callbacks, loss, scorer), sources)
 
 
 def _is_first() -> bool:
@@ -148,29 +175,29 @@ def _fit(
     run_dir: Path | None,
     resume: bool,
     owner: Owner,
-    callbacks: Sequence[Callback],
-    loss: Loss | None,
+    extras: _Extras,
     sources: dict[str, VideoSource | None],
 ) -> FitResult:
     """Train as :func:`fit` describes, and take the run directory when it exists."""
     log = make_logger_class(config)
     devices = device_count(config)
     world_size = devices * config.trainer.num_nodes
-    in_memory = [*callbacks, *(x for x in (loss, *sources.values()) if x is not None)]
-    if world_size > 1 and in_memory:
+    in_memory = (extras.loss, extras.scorer, *sources.values())
+    if world_size > 1 and (extras.callbacks or any(x is not None for x in in_memory)):
         raise ConfigError(
-            f"callbacks, loss and sources cannot be passed to {world_size} ranks, which start from "
-            "the configuration alone",
+            f"callbacks, loss, scorer and sources cannot be passed to {world_size} ranks, which "
+            "start from the configuration alone",
             key="trainer.devices",
             value=config.trainer.devices,
-            hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own",
+            hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own"
+            + (" (trainer.monitor=val_iou needs no scorer)" if extras.scorer else ""),
         )
-    # Everything that can be checked is checked before the run directory is created.
-    data = SAM2LightningDataModule(config, world_size, **sources)
-    config = data.config
     resume_from = config.trainer.resume_from
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
+    # Everything that can be checked is checked before the run directory is created.
+    data = SAM2LightningDataModule(config, world_size, **sources)
+    config = data.config
     resumed = config.trainer.resume_from is not None
     config = resumed_model(config) if resumed else settle_initial_weights(config)
     try:
@@ -197,10 +224,10 @@ def _fit(
         if first:
             # Without the checkpoint that is resumed: the directory may be moved.
             t = replace(config.trainer, resume_from=resume_from)
-            save_config(replace(config, trainer=t), run_dir / "config.yaml")
+            _save_settings(replace(config, trainer=t), data, run_dir)
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
         seed_everything(config.seed, workers=True, verbose=False)
-        module = SAM2LightningModule(config, loss=loss)
+        module = SAM2LightningModule(config, loss=extras.loss)
         module.use_features(data)
         _warn_of_random_weights(config, module)
         if config.trainer.audit == "off":  # the audit's table includes these columns
@@ -208,9 +235,15 @@ def _fit(
         metrics = RunMetrics(run_dir, steps_done)
         with open_logger(log, config, run_dir) as run_log:
             with actionable_errors(config, data, run_dir):
-                return _run(config, run_dir, module, data, [run_log, metrics], callbacks)
+                return _run(config, run_dir, module, data, [run_log, metrics], extras)
     finally:
         logger.remove(sink)
+
+
+def _save_settings(config: Config, data: SAM2LightningDataModule, run_dir: Path) -> None:
+    """Write ``config.yaml`` and ``splits.json``."""
+    save_config(config, run_dir / "config.yaml")
+    write_text(run_dir / SPLITS_FILE, json.dumps(data.splits.to_dict(), indent=1) + "\n")
 
 
 def _log_to(path: Path, level: str) -> int:
@@ -237,7 +270,7 @@ def _existing_result(config: Config, run_dir: Path, interrupted: bool = False) -
     best = best if best.exists() else last
     # A run that was killed between its last checkpoint and its end has no adapter yet.
     if config.model.lora_modules and not (run_dir / "adapter.pt").exists():
-        save_adapter(*load_run(best), run_dir / "adapter.pt")
+        save_adapter(*load_run(best), run_dir / "adapter.pt", checkpoint_splits(best))
     return FitResult(run_dir, best, last, last_values(run_dir), interrupted)
 
 
@@ -259,7 +292,7 @@ def _run(
     module: SAM2LightningModule,
     data: SAM2LightningDataModule,
     loggers: list[Logger],
-    user_callbacks: Sequence[Callback],
+    extras: _Extras,
 ) -> FitResult:
     # Two callbacks, because Lightning's save_last is written only together with the best
     # checkpoint. save_on_train_epoch_end also covers an epoch that ends early: at an interrupt,
@@ -267,11 +300,13 @@ def _run(
     resume_from = config.trainer.resume_from
     same_run = resume_from is not None and Path(resume_from).resolve().parent == run_dir.resolve()
     save = partial(RunCheckpoint, run_dir, same_run)
-    best = save("best", monitor="val_loss", save_on_train_epoch_end=False)
+    monitor = config.trainer.monitor
+    mode = "min" if monitor == "val_loss" else "max"
+    best = save("best", monitor=monitor, mode=mode, save_on_train_epoch_end=False)
     last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
-        *user_callbacks,
+        *extras.callbacks,
         best,
         last,
         stopper,
@@ -287,8 +322,11 @@ def _run(
     if (patience := config.trainer.early_stopping_patience) is not None:
         # Check at validations, because a run that resumes after an epoch's last step repeats the
         # end of that epoch, which would count twice.
-        stop_early = EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False)
-        callbacks.append(stop_early)
+        callbacks.append(
+            EarlyStopping(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False)
+        )
+    if extras.scorer is not None:
+        callbacks.append(ScoreVideos(extras.scorer, data.val_clips.source))
     if config.trainer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.trainer.ema_decay))
     with _quiet_lightning():
@@ -305,7 +343,7 @@ def _run(
         trainer.save_checkpoint(last_path)
     best_path = Path(best.best_model_path) if best.best_model_path else last_path
     if config.model.lora_modules and trainer.is_global_zero:
-        save_adapter(*load_run(best_path), run_dir / "adapter.pt")
+        save_adapter(*load_run(best_path), run_dir / "adapter.pt", data.splits)
     logger.info("best checkpoint {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if ddp:

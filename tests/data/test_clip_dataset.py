@@ -12,7 +12,7 @@ from loguru import logger
 
 from sam2kit.config.schema import AugmentationConfig, Config, DatasetConfig
 from sam2kit.data import ClipDataset, VideoSource, create_dataloader
-from sam2kit.data.build import build_datasets
+from sam2kit.data.build import build_datasets, build_source
 from sam2kit.data.clip_dataset import survives_resize
 from sam2kit.data.transforms import resize_masks
 from sam2kit.utils.errors import DataError
@@ -239,6 +239,27 @@ def test_configuration_is_applied_to_the_clips():
     frames = train[0].frames
     assert torch.equal(frames[:, 0], frames[:, 1]) and torch.equal(frames[:, 0], frames[:, 2])
     assert not torch.equal(val[0].frames[:, 0], val[0].frames[:, 1])
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_epoch_clips_sets_the_length_of_an_epoch(count):
+    config = DatasetConfig(type="mixture", image_size=32, video_clip_length=2, epoch_clips=count)
+    config.mixture = [
+        {"type": "synthetic", "synthetic_videos": 2, "weight": 1.0},
+        {"type": "synthetic", "synthetic_videos": 4, "weight": 2.0},
+    ]
+    train = ClipDataset(build_source(config, 3), config, training=True, seed=0)
+    assert len(train) == count
+    names = []
+    for epoch in range(12 // count + 1):
+        train.set_epoch(epoch)
+        names += [train[k].name for k in range(count)]
+    # A round has six positions: two of the first source and four of the second.
+    for start in (0, 6):
+        videos = names[start : start + 6]
+        assert len(set(videos)) == 6 and len([n for n in videos if n.startswith("1_")]) == 2
+    train.set_epoch(0)
+    assert [train[k].name for k in range(count)] == names[:count]
 
 
 def test_benchmark_against_upstreams_data_set(tmp_path):

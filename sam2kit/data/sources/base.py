@@ -391,6 +391,41 @@ class FrameRange(DerivedSource):
         return self.source.mask_paths(i, self._frame(t))
 
 
+class FirstFrames(DerivedSource):
+    """Select the first frames of each video of another source.
+
+    Args:
+        source: the videos.
+        count: maximum number of frames per video, 1 or more.
+    """
+
+    def __init__(self, source: VideoSource, count: int) -> None:
+        self.source, self.count = source, count
+        self.names = list(source.names)
+        self.has_masks, self.generated = source.has_masks, source.generated
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.source.remarks
+
+    def locate(self, i: int) -> tuple[VideoSource, int]:
+        return self.source, i
+
+    def num_frames(self, i: int) -> int:
+        return min(self.source.num_frames(i), self.count)
+
+    def annotated_frames(self, i: int) -> Iterator[int]:
+        return (t for t in self.source.annotated_frames(i) if t < self.count)
+
+    def geometry(self, i: int) -> VolumeGeometry | None:
+        geometry = self.source.geometry(i)
+        return geometry and geometry.part(0, self.num_frames(i), self.source.num_frames(i))
+
+    def video_path(self, i: int) -> Path | None:
+        is_whole = self.num_frames(i) == self.source.num_frames(i)
+        return self.source.video_path(i) if is_whole else None
+
+
 def open_members(
     files: Mapping[str, Files], open_one: Callable[[Files], Video], strict: bool, root: Path
 ) -> tuple[dict[str, Video], list[LeftOut]]:

@@ -25,6 +25,7 @@ class MixtureDataset(DerivedSource):
         weights: one weight above 0 per source.
         seed: seed of the random order, 0 or more.
         numbered: whether names get the prefix. None (default): only if names collide.
+        numbers: number of each source in the mixture, from 0. None (default): its position.
 
     Raises:
         DataError: no sources, weights that do not match them, or a weight that is so small that a
@@ -37,6 +38,7 @@ class MixtureDataset(DerivedSource):
         weights: list[float],
         seed: int = 0,
         numbered: bool | None = None,
+        numbers: list[int] | None = None,
     ) -> None:
         if not sources or len(weights) != len(sources) or not all(w > 0 for w in weights):
             raise DataError(
@@ -46,6 +48,7 @@ class MixtureDataset(DerivedSource):
                 hint="give one or more sources, and a weight for each",
             )
         self.sources, self.weights, self.seed = list(sources), list(weights), seed
+        self._numbers = list(range(len(sources))) if numbers is None else numbers
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
         names = [name for source in sources for name in source.names]
         self._prefix = len(set(names)) < len(names) if numbered is None else numbered
@@ -61,7 +64,7 @@ class MixtureDataset(DerivedSource):
             )
 
     def _name(self, part: int, name: str) -> str:
-        return f"{part + 1}_{name}" if self._prefix else name
+        return f"{self._numbers[part] + 1}_{name}" if self._prefix else name
 
     def locate(self, i: int) -> tuple[VideoSource, int]:
         part, local = self._locate(i)

@@ -1,0 +1,335 @@
+"""Assign videos to training, validation and test, and recognise them in later commands.
+
+Which videos are held out depends on their names alone, not on a seed or on the other videos: the
+hash of a name is a position from 0 to 1, and the videos with the lowest positions validate. A run
+stores its assignment with hashes of some frames, so that a video is recognised after it was renamed
+or copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from loguru import logger
+
+from sam2kit.data.sources.base import DerivedSource, FrameRange, VideoSource
+from sam2kit.data.synthetic.dataset import CompositedDataset
+from sam2kit.utils.errors import DataError, SAM2KitError
+from sam2kit.utils.readers import check_types, read_json
+
+SPLITS_FILE = "splits.json"
+SCHEMA_VERSION = 1
+TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+# Frames whose pixels identify a video. A copy that was cut at its end has the first of them too.
+# Videos of large data sets are identified by the first few of this list.
+HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
+MAX_DECODED = 256  # frames of a data set that are decoded for this, but two per video
+MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
+
+
+class _StoredVideo(TypedDict):
+    name: str
+    frames: list[int]
+    content: list[str]
+
+
+class _StoredSplits(TypedDict):
+    schema_version: int
+    train: list[_StoredVideo]
+    validation: list[_StoredVideo]
+    test: list[_StoredVideo]
+    trained_before: list[_StoredVideo]
+
+
+@dataclass(frozen=True)
+class SplitVideo:
+    """Identify a video, or consecutive frames of one, in a stored split.
+
+    Attributes:
+        name: its name in its data set.
+        frames: index of its first frame in the film, and after its last one. A film is the video
+            before it was split by time.
+        content: hashes of some frames of the film. Empty if no frame identifies it, because all
+            have a single colour, or if the data set is too large: the name identifies it then.
+    """
+
+    name: str
+    frames: tuple[int, int]
+    content: tuple[str, ...] = ()
+
+    def same_film(self, other: SplitVideo) -> bool:
+        """Return whether both are of one film, or of one film and a copy with fewer frames."""
+        ours, theirs = set(self.content), set(other.content)
+        if not ours or not theirs:
+            return self.name == other.name
+        return len(ours & theirs) == min(len(ours), len(theirs))
+
+    def overlaps(self, other: SplitVideo) -> bool:
+        """Return whether both have a frame of one film; two parts of a film have none."""
+        (start, stop), (other_start, other_stop) = self.frames, other.frames
+        return start < other_stop and other_start < stop and self.same_film(other)
+
+
+class _Films:
+    """Find videos by their film."""
+
+    def __init__(self, videos: Iterable[SplitVideo]) -> None:
+        self._by_key: dict[str, list[SplitVideo]] = defaultdict(list)
+        for video in videos:
+            for key in (*video.content, f"name {video.name}"):
+                self._by_key[key].append(video)
+
+    def same_film(self, video: SplitVideo) -> Iterator[SplitVideo]:
+        keys = (*video.content, f"name {video.name}")
+        candidates = dict.fromkeys(v for key in keys for v in self._by_key.get(key, ()))
+        return (v for v in candidates if v.same_film(video))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which videos a run trains on, validates on (which selects its checkpoint) and tests on.
+
+    Attributes:
+        train, validation, test: the videos of the run.
+        trained_before: videos that the weights from which the run started were trained on.
+        seed: the held-out videos are drawn with this seed, as versions without stored splits did.
+            None (default): the rule of :func:`assign`.
+    """
+
+    train: tuple[SplitVideo, ...] = ()
+    validation: tuple[SplitVideo, ...] = ()
+    test: tuple[SplitVideo, ...] = ()
+    trained_before: tuple[SplitVideo, ...] = ()
+    seed: int | None = field(default=None, compare=False)
+
+    @cached_property
+    def _films(self) -> dict[str, _Films]:
+        trained = {TRAIN: (*self.train, *self.trained_before)}
+        return {part: _Films(v) for part, v in (self._parts() | trained).items()}
+
+    def _parts(self) -> dict[str, tuple[SplitVideo, ...]]:
+        return {TRAIN: self.train, VALIDATION: self.validation, TEST: self.test}
+
+    def assigned(self, source: VideoSource) -> dict[int, str]:
+        """Return the part, of :data:`PARTS`, of each video of a source that these splits name."""
+        if not any(self._parts().values()) and not self.trained_before:
+            return {}
+        parts = {}
+        for i, video in zip(_stored(source), describe(source), strict=True):
+            matches = [(p, v) for p, films in self._films.items() for v in films.same_film(video)]
+            # A data set may have copies of a video in two parts.
+            matches.sort(key=lambda match: match[1].name != video.name)
+            if matches:
+                parts[i] = matches[0][0]
+        return parts
+
+    def trained_on(self, videos: Iterable[SplitVideo]) -> list[tuple[SplitVideo, SplitVideo]]:
+        """Return the videos that were trained on, each with the training video that it repeats."""
+        return self._repeated(TRAIN, videos)
+
+    def selected_on(self, videos: Iterable[SplitVideo]) -> list[tuple[SplitVideo, SplitVideo]]:
+        """Return the videos on which the checkpoint was selected, as :meth:`trained_on`."""
+        return self._repeated(VALIDATION, videos)
+
+    def _repeated(
+        self, part: str, videos: Iterable[SplitVideo]
+    ) -> list[tuple[SplitVideo, SplitVideo]]:
+        films = self._films[part]
+        pairs = ((v, next(filter(v.overlaps, films.same_film(v)), None)) for v in videos)
+        return [(video, repeated) for video, repeated in pairs if repeated is not None]
+
+    def continued(self) -> Splits:
+        """Return the splits for a run that starts from the weights of this one."""
+        before = tuple(dict.fromkeys((*self.train, *self.trained_before)))
+        # Unlike the draw of earlier versions, known videos keep their part if others are added.
+        seed = None if self.train else self.seed
+        return replace(self, trained_before=before, seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``splits.json``, also stored in checkpoints."""
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        for part, videos in (self._parts() | {"trained_before": self.trained_before}).items():
+            content[part] = [
+                {"name": v.name, "frames": list(v.frames), "content": list(v.content)}
+                for v in videos
+            ]
+        return content
+
+    @staticmethod
+    def from_dict(content: Any, where: object, error: type[SAM2KitError] = DataError) -> Splits:
+        """Read the content of ``splits.json``.
+
+        Args:
+            content: the content.
+            where: name of its file.
+            error: class of the errors.
+
+        Raises:
+            SAM2KitError: of class ``error``: the content is damaged or of another version.
+        """
+        hint = "give splits.json or a checkpoint of a run of this version of sam2kit"
+        check_types(content, _StoredSplits, where, hint, error)
+        version = content["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise error(
+                f"{where}: splits",
+                key="schema_version",
+                value=version,
+                expected=str(SCHEMA_VERSION),
+                hint=hint,
+            )
+        parts = []
+        for part in (*PARTS, "trained_before"):
+            if any(len(v["frames"]) != 2 for v in content[part]):
+                raise error(f"{where} is damaged: frames of {part} are not two numbers", hint=hint)
+            parts.append(
+                tuple(
+                    SplitVideo(v["name"], (v["frames"][0], v["frames"][1]), tuple(v["content"]))
+                    for v in content[part]
+                )
+            )
+        return Splits(*parts)
+
+
+def read_splits(path: str | Path) -> Splits:
+    """Read ``splits.json``, or the one in a run directory.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+    """
+    path = Path(path)
+    file = path / SPLITS_FILE if path.is_dir() else path
+    hint = f"give the {SPLITS_FILE} of a run, or its directory"
+    try:
+        return Splits.from_dict(read_json(file, hint=hint), file)
+    except FileNotFoundError:
+        raise DataError(
+            f"{file} does not exist", key="valdataset.splits", value=str(path), hint=hint
+        ) from None
+
+
+def assign(
+    names: Sequence[str],
+    validation: float,
+    test: float,
+    known: Mapping[int, str] | None = None,
+) -> list[str]:
+    """Assign each of some videos to a part, by the hash of its name.
+
+    The hash is a position from 0 to 1. Videos below ``validation`` validate, videos from
+    ``1 - test`` on test. So a video keeps its part when videos are added or removed. Only where a
+    part would have none, less than half or more than twice its share, the next videos in the order
+    of the positions join or leave it.
+
+    Args:
+        names: names of the videos.
+        validation: share of the videos to validate on, 0 to 1; 0: none.
+        test: share of the videos to test on, 0 to 1; 0: none.
+        known: part of the videos, by index, that an earlier run has assigned. None (default): none.
+
+    Returns:
+        An item of :data:`PARTS` per video.
+    """
+    known = {} if known is None else known
+    positions = {i: _position(names[i]) for i in range(len(names)) if i not in known}
+    free = sorted(positions, key=lambda i: (positions[i], names[i]))
+    parts = [known.get(i, TRAIN) for i in range(len(names))]
+    for i in free:
+        if positions[i] < validation:
+            parts[i] = VALIDATION
+        elif positions[i] >= 1 - test:
+            parts[i] = TEST
+    held_out = [(VALIDATION, validation, free), (TEST, test, free[::-1])]
+    held_out = [(part, share * len(names), order) for part, share, order in held_out if share]
+    max_count = len(names) - len(held_out)  # the other parts need one each
+    counts = Counter(parts)
+    for part, expected, order in held_out:
+        high = min(max(1, math.ceil(2 * expected)), max_count)
+        for i in reversed(order):
+            too_many = counts[part] > high or (counts[part] > 1 and not counts[TRAIN])
+            if too_many and parts[i] == part:
+                parts[i] = TRAIN
+                counts.update({part: -1, TRAIN: 1})
+    for part, expected, order in held_out:
+        low = max(1, math.floor(expected / 2))
+        for i in order:
+            if counts[part] < low and counts[TRAIN] > 1 and parts[i] == TRAIN:
+                parts[i] = part
+                counts.update({part: 1, TRAIN: -1})
+    return parts
+
+
+def _position(name: str) -> float:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def drawn(names: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """Assign videos as versions without stored splits did: drawn with the seed of the run."""
+    n = len(names)
+    by_name = sorted(range(n), key=lambda i: names[i])
+    shuffled = np.random.default_rng((seed, 0)).permutation(n)
+    count = min(max(round(n * fraction), 1), n - 1)
+    held_out = {by_name[k] for k in shuffled[:count].tolist()}
+    return [VALIDATION if i in held_out else TRAIN for i in range(n)]
+
+
+def describe(source: VideoSource) -> list[SplitVideo]:
+    """Identify the videos of a source, so that they are recognised after renaming or copying.
+
+    Up to :data:`MAX_DECODED` frames are decoded, but at least two of each video, up to
+    :data:`MAX_HASHED_VIDEOS` videos. Generated videos are not listed: every epoch has new ones.
+    """
+    stored = _stored(source)
+    frames_each = min(max(MAX_DECODED // max(len(stored), 1), 2), len(HASHED_FRAMES))
+    if len(stored) > MAX_HASHED_VIDEOS:
+        logger.info("{} videos are too many to hash; names identify them", len(stored))
+        frames_each = 0
+    videos = []
+    for i in stored:
+        film, k, start = _film(source, i)
+        content = _hashes(film, k, frames_each)
+        frames = start, start + source.num_frames(i)
+        videos.append(SplitVideo(source.names[i], frames, content))
+    return videos
+
+
+def _stored(source: VideoSource) -> list[int]:
+    """Return the indices of the videos that are not generated as a whole."""
+    films = ((i, *_film(source, i)) for i in range(len(source)))
+    return [i for i, film, k, _ in films if film.index_in_epoch(k, 1) < len(film)]
+
+
+def _film(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return the film of video ``i``: its source, its index, and the video's first frame in it."""
+    start = 0
+    while isinstance(source, DerivedSource | CompositedDataset):
+        if isinstance(source, FrameRange):
+            start += source.start
+        source, i = source.locate(i) if isinstance(source, DerivedSource) else (source.source, i)
+    return source, i, start
+
+
+def _hashes(film: VideoSource, i: int, count: int) -> tuple[str, ...]:
+    """Hash the pixels of up to ``count`` frames of a film, without those of a single colour."""
+    last = film.num_frames(i) - 1
+    hashes = []
+    for t in [t for t in HASHED_FRAMES if t <= last][:count]:
+        try:
+            pixels = film.read_frame(i, t)
+        except (SAM2KitError, OSError):
+            continue  # a frame that cannot be read is reported where it is needed
+        # Black frames are in many videos.
+        if (pixels != pixels[0, 0]).any():
+            digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+            digest.update(np.ascontiguousarray(pixels).tobytes())
+            hashes.append(digest.hexdigest())
+    return tuple(hashes)

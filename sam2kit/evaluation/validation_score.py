@@ -1,0 +1,66 @@
+"""Measure J&F of whole validation videos during a training, for ``trainer.monitor=val_jf``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loguru import logger
+
+from sam2kit.config.schema import Config
+from sam2kit.data.sources.base import FirstFrames, VideoSource
+from sam2kit.evaluation.prompt_protocols import first_visible_frames
+from sam2kit.evaluation.scores import summary
+from sam2kit.evaluation.tracker_runs import TrackerRun
+from sam2kit.models.sam2 import SAM2Model
+from sam2kit.utils.errors import DataError
+from sam2kit.viz.overlays import evenly_spaced
+
+
+def jf_scorer(config: Config) -> Callable[[SAM2Model, VideoSource], float] | None:
+    """Return the scorer that a training with this configuration needs.
+
+    It tracks up to ``trainer.jf_videos`` validation videos, the same each time, evenly spaced, for
+    up to ``trainer.jf_frames`` frames from their first, with the protocol of ``evaluation``. It
+    does not use the validation clips.
+
+    Args:
+        config: the configuration of the training.
+
+    Returns:
+        The argument ``scorer`` of :func:`sam2kit.fit`; None unless ``trainer.monitor`` is
+        ``val_jf``.
+    """
+    return _WholeVideos(config) if config.trainer.monitor == "val_jf" else None
+
+
+@dataclass(frozen=True)
+class _WholeVideos:
+    """Score whole videos; :func:`jf_scorer` describes how."""
+
+    config: Config
+
+    def __call__(self, model: SAM2Model, source: VideoSource) -> float:
+        """Return the mean J&F over objects, from 0 to 1.
+
+        Raises:
+            DataError: no frame can be scored.
+        """
+        t = self.config.trainer
+        if t.jf_frames is not None:
+            source = FirstFrames(source, t.jf_frames)
+        run = TrackerRun("val_jf", model)
+        scores = []
+        for i in evenly_spaced(len(source), t.jf_videos or len(source)):
+            if objects := list(first_visible_frames(source, i)[0]):
+                scores.append(run.score(source, i, objects, self.config))
+                logger.debug("{}: J&F {}", source.names[i], summary(scores[-1:])["J&F"])
+        mean = summary(scores)["J&F"] if scores else None
+        if mean is None:
+            raise DataError(
+                "no object of the validation videos can be scored in their first frames",
+                key="trainer.jf_frames",
+                value=t.jf_frames,
+                hint="raise it and trainer.jf_videos, or set trainer.monitor=val_iou",
+            )
+        return float(mean)

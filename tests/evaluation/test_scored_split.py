@@ -1,0 +1,81 @@
+"""The frames and videos that an evaluation scores, and its pictures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from data_helpers import make_davis
+
+from sam2kit.config.schema import Config
+from sam2kit.data import VideoDataset
+from sam2kit.data.splits import Splits, describe
+from sam2kit.evaluation.evaluate import COPY, evaluate
+from sam2kit.evaluation.report import write_results
+from sam2kit.evaluation.scored_split import ScoredSplit, check_scored_videos, scored_source
+from sam2kit.evaluation.tracker_runs import TrackerRun
+from sam2kit.utils.errors import DataError
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    config = Config()
+    config.dataset.data_path = str(make_davis(tmp_path / "data", {"a": 6, "b": 3}))
+    config.valdataset.data_path = config.dataset.data_path
+    config.trainer.accelerator = "cpu"
+    return config
+
+
+def test_the_number_of_frames_is_limited(config, tmp_path):
+    config.evaluation.max_frames = 4
+    source = scored_source(config)
+    assert [source.num_frames(i) for i in range(2)] == [4, 3]
+    assert list(source.annotated_frames(0)) == [0, 1, 2, 3]
+    evaluation = evaluate(config, [TrackerRun(COPY, None)], tmp_path / "out")
+    assert [len(video.J) for video in evaluation.trackers[0].videos] == [4, 3]
+    assert evaluation.metrics["split"]["max_frames"] == 4
+    # Another limit makes the stored scores stale.
+    config.evaluation.max_frames = None
+    evaluation = evaluate(config, [TrackerRun(COPY, None)], tmp_path / "out")
+    assert [len(video.J) for video in evaluation.trackers[0].videos] == [6, 3]
+
+
+@pytest.mark.parametrize("pictures", [True, False])
+def test_pictures_can_be_switched_off(config, tmp_path, pictures):
+    config.evaluation.pictures = pictures
+    write_results(evaluate(config, [TrackerRun(COPY, None)], tmp_path / "out"))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"metrics.json", "report.html", "masks", "objects.csv"} <= names
+    assert ({"overlays", "overlay.png", "overlay.gif"} <= names) == pictures
+    report = (tmp_path / "out/report.html").read_text()
+    assert ("Worst objects" in report) == pictures and "Prompts: mask" in report
+
+
+def test_test_videos_have_their_own_masks(config, tmp_path):
+    config.testdataset.data_path = str(make_davis(tmp_path / "test", {"c": 3}))
+    config.evaluation.split = "test"
+    evaluation = evaluate(config, [TrackerRun(COPY, None)], tmp_path / "out")
+    assert list(evaluation.metrics["videos"]) == ["c"]
+    assert evaluation.metrics["split"]["name"] == "test"
+
+
+def test_training_videos_are_named(config):
+    source = VideoDataset(config.dataset.data_path)
+    a, b = describe(source)
+    with pytest.raises(DataError) as error:
+        check_scored_videos(config, source, Splits((b,), (a,)))
+    assert error.value.key == "evaluation.allow_training_videos" and "'b'" in str(error.value)
+    with pytest.raises(DataError, match="evaluation.compare.other"):
+        check_scored_videos(config, source, None, {"other": Splits((a,))})
+    config.evaluation.allow_training_videos = True
+    split = check_scored_videos(config, source, Splits((b,), (a,)), {"other": Splits((a,))})
+    assert (split.trained_on, split.selected_on) == (("b",), ("a",))
+    assert split.monitor == "val_loss" and split.title_note
+    assert json.loads(json.dumps(split.to_dict()))["recorded"] is True
+
+
+def test_the_report_says_what_is_not_known():
+    split = ScoredSplit("validation", recorded=False)
+    assert not split.title_note and len(split.lines(3)) == 2
+    trained = ScoredSplit("test", True, trained_on=("<b>",))
+    assert trained.title_note and any("<b>" in line for line in trained.lines(1))

@@ -1,0 +1,174 @@
+"""The metric that selects the best checkpoint and stops early."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from data_helpers import make_textured
+
+from sam2kit.config.loading import load_config
+from sam2kit.config.schema import Config
+from sam2kit.data import VideoDataset
+from sam2kit.data.sources.base import FirstFrames
+from sam2kit.evaluation import evaluate_checkpoint, jf_scorer
+from sam2kit.models.sam2 import SAM2Model, build_sam2_model
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def config(toy_config) -> Config:
+    """One step per epoch, four epochs."""
+    toy_config.dataset.synthetic_videos = 2
+    toy_config.dataset.batch_size = 2
+    toy_config.trainer.max_epochs = 4
+    return toy_config
+
+
+class Scores:
+    """Scorer that returns the given values one after the other."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+        self.calls: list[tuple[bool, int]] = []
+
+    def __call__(self, model, source) -> float:
+        assert isinstance(model, SAM2Model)
+        self.calls.append((model.training, len(source)))
+        return self.values[len(self.calls) - 1]
+
+
+def epoch_of(path) -> int:
+    return torch.load(path, weights_only=True)["epoch"]
+
+
+def column(result, name: str) -> list[float]:
+    with (result.run_dir / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_val_jf_selects_the_highest_score(config, tmp_path):
+    config.trainer.monitor = "val_jf"
+    scorer = Scores(0.2, 0.5, 0.4, 0.3)
+    result = fit(config, tmp_path / "run", scorer=scorer)
+    assert column(result, "val_jf") == pytest.approx(scorer.values)
+    assert epoch_of(result.best_checkpoint) == 1
+    assert scorer.calls == [(False, 1)] * 4
+    assert result.metrics["val_jf"] == pytest.approx(0.3)
+
+
+def test_early_stopping_follows_the_monitor(config, tmp_path):
+    config.trainer.monitor, config.trainer.early_stopping_patience = "val_jf", 2
+    scorer = Scores(0.2, 0.1, 0.1, 0.3)
+    result = fit(config, tmp_path / "run", scorer=scorer)
+    assert len(scorer.calls) == 3 and epoch_of(result.best_checkpoint) == 0
+
+
+def test_val_iou_selects_the_highest_iou(config, tmp_path, monkeypatch):
+    values = iter([0.1, 0.9, 0.5, 0.2])
+    monkeypatch.setattr(
+        SAM2LightningModule,
+        "on_validation_epoch_end",
+        lambda self: self.log_dict({"val_loss": 1 - (v := next(values)), "val_iou": v}),
+    )
+    config.trainer.monitor = "val_iou"
+    assert epoch_of(fit(config, tmp_path / "run").best_checkpoint) == 1
+
+
+def test_val_jf_with_an_average_of_the_weights_scores_the_average(config, tmp_path):
+    config.trainer.monitor, config.trainer.ema_decay = "val_jf", 0.5
+    config.trainer.max_epochs = 2
+    states = []
+
+    def scorer(model, source) -> float:
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        return float(len(states)) / 10
+
+    result = fit(config, tmp_path / "run", scorer=scorer)
+    saved = torch.load(result.best_checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[f"model.{name}"], value) for name, value in states[-1].items())
+
+
+def test_a_run_with_val_jf_resumes_bit_for_bit(config, tmp_path):
+    make_textured(tmp_path / "data", {f"v{n}": 4 for n in range(4)})
+    config.dataset.type, config.dataset.data_path = "video", str(tmp_path / "data")
+    config.trainer.monitor, config.trainer.max_epochs = "val_jf", 3
+    config.scheduler.name = "constant"  # does not depend on the number of epochs
+    whole = fit(config, tmp_path / "whole", scorer=jf_scorer(config))
+    config.trainer.max_epochs = 1
+    fit(config, tmp_path / "run", scorer=jf_scorer(config))
+    config.trainer.max_epochs = 3
+    resumed = fit(config, tmp_path / "run", resume=True, scorer=jf_scorer(config))
+    states = [torch.load(r.last_checkpoint, weights_only=True) for r in (whole, resumed)]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    assert column(whole, "val_jf") == column(resumed, "val_jf")
+    assert epoch_of(whole.best_checkpoint) == epoch_of(resumed.best_checkpoint)
+
+
+def test_val_jf_is_the_score_of_an_evaluation(config, tmp_path):
+    make_textured(tmp_path / "data", {f"v{n}": 4 for n in range(4)})
+    config.dataset.type, config.dataset.data_path = "video", str(tmp_path / "data")
+    config.trainer.monitor, config.trainer.max_epochs = "val_jf", 1
+    result = fit(config, tmp_path / "run", scorer=jf_scorer(config))
+    evaluation = evaluate_checkpoint(
+        result.best_checkpoint, ["evaluation.pictures=false"], tmp_path / "out"
+    )
+    assert evaluation.scores["after training"] == pytest.approx(result.metrics["val_jf"])
+
+
+def test_val_jf_keeps_its_budget(config, tmp_path, monkeypatch):
+    source = VideoDataset(make_textured(tmp_path, {f"v{n}": 6 for n in range(5)}))
+    config.trainer.monitor = "val_jf"
+    config.trainer.jf_videos, config.trainer.jf_frames = 2, 3
+    frames = []
+    read = VideoDataset.read_frame
+    monkeypatch.setattr(
+        VideoDataset, "read_frame", lambda self, i, t: frames.append((i, t)) or read(self, i, t)
+    )
+    model = build_sam2_model(config).eval()
+    scorer = jf_scorer(config)
+    assert scorer is not None and 0 <= scorer(model, source) <= 1
+    assert set(frames) == {(i, t) for i in (0, 4) for t in range(3)}
+    with pytest.raises(DataError) as error:
+        scorer(model, FirstFrames(source, 1))
+    assert error.value.key == "trainer.jf_frames"
+    config.trainer.monitor = "val_iou"
+    assert jf_scorer(config) is None
+
+
+def test_val_jf_needs_a_scorer_and_one_device(config, tmp_path):
+    config.trainer.monitor = "val_jf"
+    with pytest.raises(ConfigError) as error:
+        fit(config, tmp_path / "run")
+    assert (error.value.key, error.value.value) == ("trainer.monitor", "val_jf")
+    config.trainer.devices = "2"
+    with pytest.raises(ConfigError) as error:
+        fit(config, tmp_path / "run", scorer=Scores())
+    assert error.value.key == "trainer.devices"
+
+
+def test_a_monitor_without_a_value_is_an_error(config, tmp_path, monkeypatch):
+    config.trainer.monitor = "val_iou"
+    monkeypatch.setattr("sam2kit.training.module.tracked_iou", lambda output, batch: [])
+    with pytest.raises(DataError) as error:
+        fit(config, tmp_path / "run")
+    assert (error.value.key, error.value.value) == ("trainer.monitor", "val_iou")
+
+
+def test_clips_of_one_frame_have_no_val_iou():
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ["trainer.monitor=val_iou", "dataset.video_clip_length=1"])
+    assert error.value.key == "trainer.monitor"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "monitor"),
+    [([], "val_iou"), (["recipe=official"], "val_iou")],
+)
+def test_recipes_that_fine_tune_select_by_val_iou(overrides, monitor):
+    assert load_config(None, overrides).trainer.monitor == monitor
+    assert Config().trainer.monitor == "val_loss"
