@@ -27,7 +27,14 @@ from sam2kit.evaluation.label_results import find_label_results, score_label_res
 from sam2kit.evaluation.predictions import read_prediction, score_predictions
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
-from sam2kit.evaluation.scores import CONVENTIONS, DataSetScores, VideoScores, summary
+from sam2kit.evaluation.scores import (
+    BEFORE,
+    CONVENTIONS,
+    COPY,
+    DataSetScores,
+    VideoScores,
+    summary,
+)
 from sam2kit.evaluation.tracker_runs import ResultFiles, TrackerRun, calibrate, tracker_options
 from sam2kit.models.checkpoints import (
     create_sam2_model,
@@ -44,8 +51,6 @@ from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.text import visible_text
 from sam2kit.viz.overlays import evenly_spaced
 
-COPY = "first mask copied"
-BEFORE = "before training"
 AFTER = "after training"
 ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"

@@ -31,6 +31,8 @@ from sam2kit.utils.errors import DataError
 ObjectId = int | str
 SCHEMA_VERSION = 2
 SCORES = ("J", "F", "J&F", "dice")
+# The names of two baselines, by which results are compared.
+BEFORE, COPY = "before training", "first mask copied"
 
 
 @dataclass(frozen=True)
