@@ -1,9 +1,9 @@
 """Simulate how often 95% intervals contain the true mean: ``python -m benchmarks.coverage``.
 
 Scores and paired differences are drawn from distributions as skewed as those of real videos, with
-one or several objects per video that resemble each other. The interval of
-``sam2kit.evaluation.statistics`` is compared with the percentile bootstrap over videos, which sam2kit
-used before. Writes ``coverage.{json,md}``. Takes three minutes on one CPU core.
+one or several objects per video that resemble each other. The interval that sam2kit reports is
+compared with the percentile bootstrap over videos, which it used before. Writes
+``coverage.{json,md}``. Takes three minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -150,13 +150,13 @@ def page(rows: Sequence[dict[str, Any]], repeats: int) -> str:
         "# Coverage of the intervals\n\n"
         f"Share of {repeats:,} simulated data sets whose nominal 95% interval contains the true "
         "mean, and in brackets the share with the percentile bootstrap over videos, which sam2kit "
-        "used before. Scores are skewed, and the objects of a video resemble each other. Fewer than "
-        f"6 videos get no interval. The lowest coverage from 6 videos on is {100 * min(usual):.1f}%. "
-        "`python -m benchmarks.coverage`\n\n"
+        "used before. Scores are skewed, and the objects of a video resemble each other. Fewer "
+        "than 6 videos get no interval. The lowest coverage from 6 videos on is "
+        f"{100 * min(usual):.1f}%. `python -m benchmarks.coverage`\n\n"
         f"{part(False)}\n\n"
         "## Limits\n\n"
-        "Some distributions defeat every interval from few videos: if an eighth of the videos decides "
-        "the mean, most small data sets do not contain one of them.\n\n"
+        "Some distributions defeat every interval from few videos: if an eighth of the videos "
+        "decides the mean, many small data sets contain none of them.\n\n"
         f"{part(True)}\n"
     )
 

@@ -424,7 +424,8 @@ class AugmentationConfig:
     )
     endoscopy: float = ratio(
         0.0,
-        "probability of making a clip look as if filmed by an endoscope, if it is not thermal (docs/data.md)",
+        "probability of making a clip look as if filmed by an endoscope, if it is not made thermal "
+        "(docs/data.md)",
     )
 
 

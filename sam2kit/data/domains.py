@@ -25,7 +25,7 @@ def thermal_filter(generator: np.random.Generator) -> Filter:
     """Draw a thermal-like filter: grey, soft, noisy, of low contrast, with column stripes.
 
     The grey value is a random mixture of the colours, often with reversed polarity, because
-    temperature says little about colour. The gain drifts slowly, as that of a camera that adapts.
+    temperature says little about colour. The gain drifts slowly, as cameras adapt to the scene.
 
     Args:
         generator: draws everything that is the same for all frames of a video.

@@ -213,17 +213,14 @@ def seed_summary(
         ``spread``, the standard deviation between videos.
     """
     common = set.intersection(*(set(d) for d in differences.values()))
-    by_video: dict[str, list[float]] = {}
-    for key in sorted(common, key=str):
-        values = [d[key] for d in differences.values()]
-        by_video.setdefault(key[0], []).append(float(np.mean(values)))
+    averages = {key: float(np.mean([d[key] for d in differences.values()])) for key in common}
     means = {
         seed: float(np.mean([d[key] for key in common])) if common else None
         for seed, d in differences.items()
     }
     several = len(means) > 1 and common
     return {
-        **difference_summary([np.array(v) for v in by_video.values()]),
+        **difference_summary(by_video(averages)),
         "seeds": means,
         "seed_spread": float(np.std([m for m in means.values()], ddof=1)) if several else None,
     }
@@ -268,53 +265,73 @@ def paired_differences(
 def by_motion(
     trackers: Sequence[DataSetScores], copied: str = COPY, score: str = "J&F"
 ) -> list[dict[str, Any]]:
-    """Compare trackers on moving and on slow objects apart.
-
-    A gain on slow objects alone may come from standing still. Objects are split at the median score
-    of the copied first mask: it loses the objects that move or change their shape.
+    """Compare the first tracker with the others on moving and on slow objects apart.
 
     Args:
-        trackers: scores on the same videos; the first is compared with the others.
+        trackers: scores on the same videos.
         copied: the name of the copied first mask.
         score: one of :data:`sam2kit.evaluation.scores.SCORES`.
+
+    Returns:
+        The entries of :func:`motion_halves`; none if there is no copied mask.
+    """
+    return motion_halves(
+        {
+            t.tracker: {(v.name, o): x for v in t.videos for o, x in _values(v, score).items()}
+            for t in trackers
+        },
+        copied,
+    )
+
+
+def motion_halves(
+    scores: Mapping[str, Mapping[tuple[str, Hashable], float]], copied: str = COPY
+) -> list[dict[str, Any]]:
+    """Compare the first tracker with the others on moving and on slow objects apart.
+
+    A gain on slow objects alone may come from standing still. Objects are split at the median score
+    of the copied first mask, which loses the objects that move or change their shape.
+
+    Args:
+        scores: maps each tracker to its scores by (video, object).
+        copied: the name of the copied first mask.
 
     Returns:
         One entry for the moving half of the objects and one for the slow half: ``half``; numbers of
         ``objects`` and ``videos``; ``scores``, the mean of each tracker; and ``differences``, the
         :func:`difference_summary` of the first tracker minus each other one. No entries if there is
-        no copied mask, or less than two objects.
+        no copied mask, or fewer than two objects.
     """
-    values = {
-        t.tracker: {(v.name, o): x for v in t.videos for o, x in _values(v, score).items()}
-        for t in trackers
-    }
-    if copied not in values:
+    if copied not in scores:
         return []
-    common = set.intersection(*(set(v) for v in values.values()))
-    ranked = sorted(common, key=lambda key: (values[copied][key], str(key)))
+    common = set.intersection(*(set(s) for s in scores.values()))
+    ranked = sorted(common, key=lambda key: (scores[copied][key], str(key)))
     half = (len(ranked) + 1) // 2
     parts = {"moving": ranked[:half], "slow": ranked[half:]} if len(ranked) > 1 else {}
-    main, *others = (t.tracker for t in trackers)
-    entries = []
-    for name, keys in parts.items():
-        groups: dict[str, dict[str, list[float]]] = {}
-        for other in others:
-            for key in keys:
-                difference = values[main][key] - values[other][key]
-                groups.setdefault(other, {}).setdefault(key[0], []).append(difference)
-        entries.append(
-            {
-                "half": name,
-                "objects": len(keys),
-                "videos": len({video for video, _ in keys}),
-                "scores": {t: float(np.mean([v[k] for k in keys])) for t, v in values.items()},
-                "differences": {
-                    other: difference_summary([np.array(g) for g in by_video.values()])
-                    for other, by_video in groups.items()
-                },
-            }
-        )
-    return entries
+    main, *others = scores
+    return [
+        {
+            "half": name,
+            "objects": len(keys),
+            "videos": len({video for video, _ in keys}),
+            "scores": {t: float(np.mean([s[key] for key in keys])) for t, s in scores.items()},
+            "differences": {
+                other: difference_summary(
+                    by_video({key: scores[main][key] - scores[other][key] for key in keys})
+                )
+                for other in others
+            },
+        }
+        for name, keys in parts.items()
+    ]
+
+
+def by_video(values: Mapping[tuple[str, Hashable], float]) -> list[np.ndarray]:
+    """Group values by (video, object) into one array per video, in the order of the names."""
+    groups: dict[str, list[float]] = {}
+    for key in sorted(values, key=str):
+        groups.setdefault(key[0], []).append(values[key])
+    return [np.array(group) for group in groups.values()]
 
 
 def _values(video: VideoScores, score: str) -> dict[Any, float]:
