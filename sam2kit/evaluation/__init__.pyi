@@ -5,6 +5,7 @@ from .compare_runs import comparison_figure as comparison_figure
 from .compare_runs import comparison_rows as comparison_rows
 from .compare_runs import comparison_warnings as comparison_warnings
 from .compare_runs import find_runs as find_runs
+from .compare_runs import leaderboard_groups as leaderboard_groups
 from .compare_runs import leaderboard_rows as leaderboard_rows
 from .compare_runs import write_comparison as write_comparison
 from .evaluate import evaluate_checkpoint as evaluate_checkpoint

@@ -64,8 +64,34 @@ class _Trial(_Score):
     error: str | None
 
 
+class _Gain(TypedDict):
+    gain: float | None
+    gain_interval: list[float | None] | None
+
+
+class _Group(_Gain):
+    rank: int | None
+    overrides: list[str]
+    seeds: list[str]
+    done: int
+    trials: list[str]
+    seed_spread: float | None
+    p_corrected: float | None
+
+
+_GroupScore = TypedDict("_GroupScore", {"J&F": float | None})
+
+
+class _ScoredGroup(_Group, _GroupScore):
+    pass
+
+
 class _Leaderboard(TypedDict):
     trials: list[_Trial]
+
+
+class _Groups(TypedDict):
+    groups: list[_ScoredGroup]
 
 
 @dataclass(frozen=True)
@@ -223,6 +249,88 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             error = visible_text(" ".join((trial["error"] or "").split()), 160)
             rows.append(row | _mean_and_interval(trial) | {"state": trial["state"], "error": error})
     return rows
+
+
+def leaderboard_groups(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return the leaderboards of the sweeps in folders, one row per setting.
+
+    Trials that differ in their seed alone are one setting. The gain is over the starting model, and
+    p is corrected for the number of settings. Leaderboards of earlier versions have no groups.
+
+    Raises:
+        DataError: as for :func:`leaderboard_rows`.
+    """
+    files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
+    names = _unique_names(sorted(file.parent for file in files))
+    rows = []
+    for folder, name in names.items():
+        content = _read_result(folder / LEADERBOARD, 1, "run the sweep again", _Leaderboard)
+        if "groups" not in content:
+            continue
+        check_types(content, _Groups, folder / LEADERBOARD, "run the sweep again")
+        for group in content["groups"]:
+            low, high = group["gain_interval"] or (None, None)
+            setting = visible_text(", ".join(group["overrides"]) or "the same", 120)
+            rows.append(
+                {"sweep": name, "rank": group["rank"], "setting": setting}
+                | {"seeds": f"{group['done']} of {len(group['trials'])}", "J&F": group["J&F"]}
+                | {"gain": None if group["gain"] is None else f"{group['gain']:+.3f}"}
+                | {"95% interval": None if low is None else f"{low:+.3f} to {high:+.3f}"}
+                | {"p": group["p_corrected"], "between seeds": group["seed_spread"]}
+            )
+    return rows
+
+
+def group_trials(
+    folder: Path, trials: Mapping[str, Sequence[str]], done: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Group the finished trials of a sweep that differ in their seed alone, the best group first.
+
+    Args:
+        folder: the directory of the trials.
+        trials: maps the name of each trial to its overrides.
+        done: the names of the trials that are finished and have a ``metrics.json``.
+
+    Returns:
+        One entry per setting: ``rank``, ``overrides`` without the seed, ``seeds``, ``trials``,
+        number of trials ``done``, mean ``J&F``, and over the starting model ``gain``,
+        ``gain_interval``, ``seed_spread`` and ``p_corrected``.
+
+    Raises:
+        DataError: a ``metrics.json`` is damaged.
+    """
+    finished = set(done)
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, overrides in trials.items():
+        setting = tuple(o for o in overrides if not o.startswith("seed="))
+        names.setdefault(setting, []).append(name)
+    groups = []
+    for setting, members in names.items():
+        runs = [
+            EvaluatedRun(name, _read_result(folder / name / "metrics.json"), seed=number)
+            for number, name in enumerate(members)
+            if name in finished and (folder / name / "metrics.json").exists()
+        ]
+        runs = [run for run in runs if run.metrics["trackers"]]
+        gain = RunGroup("", runs).gains() if runs else None
+        scores = [run.metrics["trackers"][run.tracker]["J&F"] for run in runs]
+        scores = [score for score in scores if score is not None]
+        seeds = [
+            o.removeprefix("seed=") for n in members for o in trials[n] if o.startswith("seed=")
+        ]
+        groups.append(
+            {"rank": None, "overrides": list(setting), "seeds": seeds, "trials": members}
+            | {"done": len(runs), "J&F": float(np.mean(scores)) if scores else None}
+            | {"gain": gain and gain["mean"], "p": gain and gain["p"]}
+            | {"gain_interval": [gain["low"], gain["high"]] if gain else None}
+            | {"seed_spread": gain and gain["seed_spread"]}
+        )
+    for group, p in zip(groups, holm([group.pop("p") for group in groups]), strict=True):
+        group["p_corrected"] = p
+    groups.sort(key=lambda group: (group["J&F"] is None, -(group["J&F"] or 0)))
+    for rank, group in enumerate(groups, start=1):
+        group["rank"] = None if group["J&F"] is None else rank
+    return groups
 
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
