@@ -538,6 +538,10 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     text, fits = report(config)
     print(text)
+    from sam2kit.data import build_validation_source
+    from sam2kit.evaluation.statistics import planned_power
+
+    print(planned_power(len(build_validation_source(config))))
     return int(not fits)
 
 

@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 
 from sam2kit.evaluation.metrics import iou
 from sam2kit.evaluation.scores import COPY, DataSetScores, VideoScores
+from sam2kit.utils.text import plural
 
 LEVEL = 0.95
 MIN_VIDEOS = 6
@@ -24,6 +25,7 @@ NO_INTERVAL = (
     "numbers hold for these videos, and nothing follows about others."
 )
 POWER, GAIN = 0.8, 0.03
+PLANNED_SPREAD = 0.1  # of the gain between videos of DAVIS (benchmarks/results/proof.md)
 # Skewed scores make the deviation of a few videos too small. One degree of freedom less than usual,
 # and this share of the variance of a coin with the same mean, bring the simulated coverage to 93%.
 _LOST_DEGREES, _EXTRA_VARIANCE = 2, 0.05
@@ -155,6 +157,20 @@ def power_text(spread: float | None, videos: int) -> str:
         f"To show a gain of {GAIN:.2f} with {POWER:.0%} probability, about "
         f"{videos_needed(spread):,} videos are needed (the difference varies between videos with a "
         f"standard deviation of {spread:.3f}); this comparison has {videos}."
+    )
+
+
+def planned_power(videos: int) -> str:
+    """Say how many validation videos a comparison needs, before a spread was measured.
+
+    Args:
+        videos: number of validation videos.
+    """
+    return (
+        f"validation: {plural(videos, 'video')}. To show a gain of {GAIN:.2f} with {POWER:.0%} "
+        f"probability, about {videos_needed(PLANNED_SPREAD):,} videos are needed, if the gain "
+        f"varies between videos as on DAVIS (standard deviation {PLANNED_SPREAD:.2f}). From fewer "
+        f"than {MIN_VIDEOS} videos no interval is computed."
     )
 
 
