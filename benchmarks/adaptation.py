@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from sam2kit.config.loading import load_config
+from sam2kit.config.loading import load_config, override
 from sam2kit.config.schema import Config
 from sam2kit.data import SelectedVideos, VideoDataset, VideoSource, build_validation_source
 from sam2kit.data.sources.base import FrameRange
@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent
 DAVIS = ROOT.parent / "shared" / "davis"
 AFTER, ZEROED, BEFORE_ZEROED = "after", "after, memory zeroed", "before, memory zeroed"
 FOLDS = 3
+# The source of generated clips that are replayed, a third of all clips.
+GENERATED = "{weight: 1, type: synthetic, synthetic_videos: 2, synthetic_lifelike: 0.5}"
 GENERATED_SEED, GENERATED_VIDEOS, GENERATED_FRAMES = 7, 40, 8
 
 Key = tuple[str, str]  # video, object
@@ -68,6 +70,7 @@ class Job:
         train, test: names of videos; no video is in both.
         seed: the seed of the training.
         overrides: changes to ``configs/adapt.yaml``.
+        replay: whether a third of the clips are generated ones, against forgetting.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Job:
     test: tuple[str, ...]
     seed: int
     overrides: tuple[str, ...] = ()
+    replay: bool = False
 
 
 def sequences(davis: Path) -> list[str]:
@@ -109,10 +113,20 @@ def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
     split = work / "splits" / f"{'+'.join(job.train)}.txt"
     split.parent.mkdir(parents=True, exist_ok=True)
     write_text(split, "".join(f"{name}\n" for name in job.train))
+    videos = {"data_path": str(job.davis.resolve()), "split": str(split.resolve())}
+    if job.replay:
+        real = "".join(
+            f", {override(key, value).replace('=', ': ', 1)}" for key, value in videos.items()
+        )
+        data = [
+            *("dataset.type=mixture", "dataset.data_path=null", "dataset.split=null"),
+            f"dataset.mixture=[{{weight: 2, type: video{real}}}, {GENERATED}]",
+        ]
+    else:
+        data = [override(f"dataset.{key}", value) for key, value in videos.items()]
     overrides = [
         *job.overrides,
-        f"dataset.data_path={job.davis.resolve()}",
-        f"dataset.split={split.resolve()}",
+        *data,
         *("valdataset.type=synthetic", "valdataset.split=null", "valdataset.synthetic_videos=4"),
         *("dataset.num_workers=0", "trainer.accelerator=cpu", "features.cache=off"),
         *("trainer.checkpoint_minutes=null", "log_level=WARNING", f"seed={job.seed}"),
