@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtrit
 
 from sam2kit.evaluation.metrics import iou
 from sam2kit.evaluation.scores import COPY, DataSetScores, VideoScores
@@ -58,7 +58,8 @@ def mean_interval(
     mean, error = _mean_and_error(groups)
     counts = np.array([len(g) for g in groups])
     effective = counts.sum() ** 2 / (counts**2).sum()
-    quantile = float(stats.t.ppf((1 + LEVEL) / 2, max(effective - _LOST_DEGREES, 1)))
+    # The quantile of Student's t; stats.t.ppf gives the same and takes ten times as long.
+    quantile = float(stdtrit(max(effective - _LOST_DEGREES, 1), (1 + LEVEL) / 2))
     if not bounded or error == 0:
         return mean - quantile * error, mean + quantile * error
     slope = mean * (1 - mean)  # the inverse of the derivative of the logit

@@ -49,9 +49,9 @@ def videos_with(*counts, seed=0):
 
 @pytest.mark.parametrize("kind", ["J&F about 0.8", "difference, a fifth gains much"])
 def test_the_interval_covers_the_mean_of_skewed_values(kind):
-    rows = simulate(kind, "1 to 4", 300)
+    rows = simulate(kind, "1 to 4", 400)
     assert rows[0]["videos"] == 3 and rows[0]["coverage"] is None
-    assert all(0.9 < row["coverage"] < 0.995 for row in rows[1:])
+    assert all(0.89 < row["coverage"] < 0.995 for row in rows[1:])
     assert rows[1]["bootstrap"] < rows[1]["coverage"]
 
 
