@@ -279,11 +279,11 @@ def crowded_videos(
     raise RuntimeError(f"no generated videos show {objects} objects on their first frame")
 
 
-def write_davis(videos: VideoSource, root: Path) -> Path:
+def write_davis(videos: VideoSource, root: Path, exist_ok: bool = False) -> Path:
     """Write videos as JPEGs and palette PNGs in DAVIS layout, and return ``root``."""
     for i, name in enumerate(videos.names):
         for kind in ("JPEGImages", "Annotations"):
-            (root / kind / "480p" / name).mkdir(parents=True)
+            (root / kind / "480p" / name).mkdir(parents=True, exist_ok=exist_ok)
         for t in range(videos.num_frames(i)):
             stem, frame = f"480p/{name}/{t:05d}", videos.read_frame(i, t)
             Image.fromarray(frame).save(root / f"JPEGImages/{stem}.jpg")

@@ -1,7 +1,7 @@
 """Score a nano checkpoint: ``python benchmarks/nano_scores.py [CHECKPOINT] [--davis DAVIS]``.
 
-Writes ``benchmarks/results/nano.json`` and ``nano.md``. Every score has a 95% interval from
-resampling the videos, and is compared with the score of the copied first mask. Generated clips come
+Writes ``benchmarks/results/nano.json`` and ``nano.md``. Every score has a 95% interval over
+the videos, and is compared with the score of the copied first mask. Generated clips come
 from a seed that neither training nor its validation uses. DAVIS is scored zero-shot: no frame of it
 is used in training. Takes a few minutes on one CPU core.
 """
@@ -26,7 +26,7 @@ from sam2kit.data.clip import ClipBatch
 from sam2kit.data.loader import create_dataloader
 from sam2kit.evaluation.evaluate import COPY
 from sam2kit.evaluation.metrics import after_first_visible, copy_first_mask, mean_tracked_iou
-from sam2kit.evaluation.statistics import bootstrap_interval
+from sam2kit.evaluation.statistics import mean_interval
 from sam2kit.models.checkpoints import create_sam2_model, find_checkpoint
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import SAM2Model
@@ -37,7 +37,6 @@ from sam2kit.viz.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 SEED = 7
-BOOTSTRAPS = 2000
 MAX_FALSE_ABSENCE = 0.05
 GENERATED = {
     "generated, lifelike, 8 frames": "dataset.synthetic_lifelike=1",
@@ -48,7 +47,7 @@ STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 
 
 def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the mean over all objects, and its 95% interval from resampling the videos.
+    """Return the mean over all objects, and its 95% interval over videos.
 
     Args:
         per_video: the values of each video, ``[O]``; NaN for an object without a value.
@@ -56,7 +55,7 @@ def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
     groups = [v[np.isfinite(v)] for v in per_video]
     groups = [v for v in groups if len(v)]
     mean = float(np.concatenate(groups).mean())
-    low, high = bootstrap_interval(groups, np.random.default_rng(0), BOOTSTRAPS) or (mean, mean)
+    low, high = mean_interval(groups, bounded=True) or (mean, mean)
     return {
         "mean": round(mean, 4),
         "low": round(low, 4),
@@ -176,7 +175,7 @@ def table(scores: dict) -> str:
         for name, value in scores["absence"].items()
     ]
     head = f"Checkpoint `{scores['checkpoint']}`, {scores['image_size']} px; {scores['score']}."
-    parts = [head, "In brackets the 95% interval over resampled videos.", ""]
+    parts = [head, "In brackets the 95% interval over videos.", ""]
     return "\n".join([*parts, markdown_table(iou), "", markdown_table(absence)]) + "\n"
 
 

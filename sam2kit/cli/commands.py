@@ -220,6 +220,39 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         evaluate(source, overrides, arguments.output_dir, config_file=arguments.config)
 
 
+def compare(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Compare evaluated runs; see :func:`sam2kit.evaluation.compare_runs.compare_on_videos`."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="directory that sam2kit evaluate wrote, or a parent of several",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="also write comparison.json, comparison.md and figures to this directory",
+    )
+    arguments = parser.parse_args(argv)
+    for path in arguments.runs:
+        check_exists("RUN", path)
+    from sam2kit.evaluation.compare_runs import (
+        check_comparable,
+        compare_on_videos,
+        find_runs,
+        write_comparison,
+    )
+
+    comparisons = compare_on_videos(find_runs(arguments.runs))
+    check_comparable(comparisons)
+    for comparison in comparisons:
+        print(comparison.text())
+    if arguments.output_dir is not None:
+        print(f"wrote {write_comparison(comparisons, arguments.output_dir)}")
+
+
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Track objects; see :func:`sam2kit.tracking.tracking_job.track_videos`."""
     parser.add_argument(
@@ -525,6 +558,10 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     text, fits = report(config)
     print(text)
+    from sam2kit.data import build_validation_source
+    from sam2kit.evaluation.statistics import planned_power
+
+    print(planned_power(len(build_validation_source(config))))
     return int(not fits)
 
 

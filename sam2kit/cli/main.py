@@ -18,6 +18,7 @@ import sam2kit
 from sam2kit.cli.commands import (
     annotate,
     audit,
+    compare,
     convert,
     doctor,
     evaluate,
@@ -100,6 +101,7 @@ COMMANDS = {
     "features": Command(features, "precompute the features of the frozen image encoder"),
     "export": Command(export, "export and verify weights for the official sam2 package"),
     "evaluate": Command(evaluate, "track the validation videos and score the masks"),
+    "compare": Command(compare, "compare evaluated runs by paired differences on common videos"),
     "track": Command(track, "track objects through videos and write masks and overlays"),
     "training-set": Command(training_set, "collect annotated or tracked masks to train on"),
     "doctor": Command(doctor, "check a data set and report problems"),

@@ -13,6 +13,7 @@ from .clip_dataset import ClipDataset as ClipDataset
 from .conversion import convert as convert
 from .doctor import Examination as Examination
 from .doctor import run_doctor as run_doctor
+from .domains import FilteredVideos as FilteredVideos
 from .loader import create_dataloader as create_dataloader
 from .preview import clip_sheet as clip_sheet
 from .sources import COCODataset as COCODataset

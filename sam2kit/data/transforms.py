@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sam2kit.config.schema import AugmentationConfig
 from sam2kit.data.clip import VideoClip
+from sam2kit.data.domains import DOMAINS, Filter
 
 # Mean and standard deviation of RGB values (0 to 1) in ImageNet, which SAM 2 was trained with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -79,7 +80,8 @@ def augment(
     about the centre, in the aspect ratio of the stored frames, filling what comes in from outside
     with ImageNet's mean colour; mirror; change brightness, contrast and saturation, or convert to
     grey. Brightness, contrast and saturation may also change per frame, as exposure and light do in
-    filmed videos. ``strengths`` sets the probability or range of each step.
+    filmed videos. Last, a filter may imitate another domain (:mod:`sam2kit.data.domains`).
+    ``strengths`` sets the probability or range of each step.
 
     A reversal, crop or affine transform is skipped if the first frame would show fewer than
     ``objects`` objects afterwards (or fewer than before, if those are less). An object that leaves
@@ -106,6 +108,7 @@ def augment(
     grey = extra_generator.random() < s.grayscale
     limits = np.array([s.frame_brightness, s.frame_contrast, s.frame_saturation])
     frame_factors = extra_generator.uniform(1 - limits, 1 + limits, (len(clip.frames), 3))
+    domain = _draw_domain(generator.spawn(1)[0], s)
     if reversed_:
         clip = _keep_if_visible(objects, _reverse(clip), clip)
     clip = _keep_if_visible(objects, _crop(clip, *box), clip)
@@ -113,7 +116,18 @@ def augment(
         clip = _keep_if_visible(objects, _warp(clip, affine), clip)
     if mirrored:
         clip = replace(clip, frames=clip.frames.flip(-1), masks=clip.masks.flip(-1))
-    return replace(clip, frames=_recolour(clip.frames, clip_factors, grey, frame_factors))
+    frames = _recolour(clip.frames, clip_factors, grey, frame_factors)
+    if domain is not None:
+        frames = _frames([domain(frame, t) for t, frame in enumerate(_pixels(frames))])
+    return replace(clip, frames=frames)
+
+
+def _draw_domain(generator: np.random.Generator, s: AugmentationConfig) -> Filter | None:
+    """Draw the filter of a domain; None: no filter. With both domains, thermal is drawn first."""
+    for name, probability in (("thermal", s.thermal), ("endoscopy", s.endoscopy)):
+        if probability and generator.random() < probability:
+            return DOMAINS[name](generator)
+    return None
 
 
 def _keep_if_visible(min_objects: int, changed: VideoClip, clip: VideoClip) -> VideoClip:

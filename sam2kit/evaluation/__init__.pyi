@@ -1,9 +1,13 @@
 from .boundary import region_and_boundary as region_and_boundary
+from .compare_runs import check_comparable as check_comparable
+from .compare_runs import compare_on_videos as compare_on_videos
 from .compare_runs import comparison_figure as comparison_figure
 from .compare_runs import comparison_rows as comparison_rows
 from .compare_runs import comparison_warnings as comparison_warnings
 from .compare_runs import find_runs as find_runs
+from .compare_runs import leaderboard_groups as leaderboard_groups
 from .compare_runs import leaderboard_rows as leaderboard_rows
+from .compare_runs import write_comparison as write_comparison
 from .evaluate import evaluate_checkpoint as evaluate_checkpoint
 from .evaluate import evaluate_predictions as evaluate_predictions
 from .metrics import after_first_visible as after_first_visible
@@ -14,6 +18,7 @@ from .pictures import example_sheet as example_sheet
 from .pictures import show_objects as show_objects
 from .plots import difference_chart as difference_chart
 from .plots import over_time as over_time
+from .plots import paired_chart as paired_chart
 from .predictions import score_predictions as score_predictions
 from .report import Evaluation as Evaluation
 from .report import ranked_objects as ranked_objects

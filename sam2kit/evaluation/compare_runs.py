@@ -1,21 +1,43 @@
-"""Compare the evaluations of several runs in one table and one figure, for ``05_compare_runs``."""
+"""Compare the evaluations of several runs, for ``sam2kit compare`` and ``05_compare_runs``.
+
+Runs are compared by the paired differences on their common videos, from the scores in
+``metrics.json``. Nothing is tracked again.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from sam2kit.evaluation.scores import SCHEMA_VERSION
+from sam2kit.config.schema import MACHINE, options
+from sam2kit.evaluation.plots import paired_chart
+from sam2kit.evaluation.scores import BEFORE, SCHEMA_VERSION
+from sam2kit.evaluation.statistics import (
+    MIN_VIDEOS,
+    NO_INTERVAL,
+    by_video,
+    difference_summary,
+    holm,
+    power_text,
+    seed_summary,
+)
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.readers import check_types, read_json
-from sam2kit.utils.text import visible_text
-from sam2kit.viz.plots import interval_chart
+from sam2kit.utils.files import write_text
+from sam2kit.utils.readers import check_types, damage_is, read_json, read_yaml
+from sam2kit.utils.text import markdown_text, plural, visible_text
+from sam2kit.viz.plots import interval_chart, save_figure
+from sam2kit.viz.tables import Table
 
 LEADERBOARD = "leaderboard.json"
+Key = tuple[str, tuple[str, int]]  # video; object and number of scored frames
 _Score = TypedDict("_Score", {"J&F": float | None, "J&F_interval": list[float | None] | None})
 
 
@@ -42,8 +64,34 @@ class _Trial(_Score):
     error: str | None
 
 
+class _Gain(TypedDict):
+    gain: float | None
+    gain_interval: list[float | None] | None
+
+
+class _Group(_Gain):
+    rank: int | None
+    overrides: list[str]
+    seeds: list[str]
+    done: int
+    trials: list[str]
+    seed_spread: float | None
+    p_corrected: float | None
+
+
+_GroupScore = TypedDict("_GroupScore", {"J&F": float | None})
+
+
+class _ScoredGroup(_Group, _GroupScore):
+    pass
+
+
 class _Leaderboard(TypedDict):
     trials: list[_Trial]
+
+
+class _Groups(TypedDict):
+    groups: list[_ScoredGroup]
 
 
 @dataclass(frozen=True)
@@ -53,10 +101,40 @@ class EvaluatedRun:
     Attributes:
         name: the shortest end of the folder's path that is unique among the runs.
         metrics: the content of its ``metrics.json``.
+        seed: the seed of the run.
+        settings: everything in the run's ``config.yaml`` that defines the training, except for the
+            seed; None: there is no such file. Runs with equal settings differ in their seed alone.
     """
 
     name: str
     metrics: dict[str, Any]
+    seed: int | None = None
+    settings: str | None = None
+
+    @property
+    def tracker(self) -> str:
+        """The tracker under evaluation, the first one."""
+        return next(iter(self.metrics["trackers"]))
+
+    @property
+    def kind(self) -> str:
+        """The convention and the protocol; scores of different kinds cannot be compared."""
+        return json.dumps([self.metrics[key] for key in ("convention", "protocol")], sort_keys=True)
+
+    def scores(self, tracker: str) -> dict[Key, float]:
+        """Return J&F by video, object and number of scored frames; empty for other trackers.
+
+        Scores over different numbers of frames have different keys, so they are never compared.
+        """
+        scores = {}
+        with damage_is(DataError, f"metrics.json of {self.name}", "evaluate the run again"):
+            for video, content in self.metrics["videos"].items():
+                if tracker != self.tracker:
+                    content = content.get("trackers", {}).get(tracker, {})
+                for identity, values in content.get("objects", {}).items():
+                    if values["J&F"] is not None:
+                        scores[video, (identity, values["frames"])] = float(values["J&F"])
+        return scores
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
@@ -86,7 +164,33 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
     if not metrics_by_path:
         raise DataError("no run to compare", hint="name at least one folder")
     names = _unique_names(list(metrics_by_path))
-    return [EvaluatedRun(name, metrics_by_path[path]) for path, name in names.items()]
+    return [
+        EvaluatedRun(name, metrics_by_path[path], *_seed_and_settings(path))
+        for path, name in names.items()
+    ]
+
+
+def _seed_and_settings(folder: Path) -> tuple[int | None, str | None]:
+    """Return the seed and the other settings of a training from ``config.yaml`` in ``folder``."""
+    file, hint = folder / "config.yaml", "evaluate the run again"
+    try:
+        content = read_yaml(file, hint=hint, error=DataError)
+    except FileNotFoundError:
+        return None, None
+    scopes = {key: declared.metadata["scope"] for key, declared in options().items()}
+    values = {}
+    with damage_is(DataError, file, hint):
+        for section, value in content.items():
+            # What is evaluated, and how, is not part of the training.
+            if section in ("evaluation", "valdataset", "testdataset", "features", "seed"):
+                continue
+            entries = value if isinstance(value, dict) else {"": value}
+            for name, entry in entries.items():
+                key = f"{section}.{name}".rstrip(".")
+                if scopes.get(key) != MACHINE:
+                    values[key] = entry
+        seed = content.get("seed")
+    return seed, json.dumps(values, sort_keys=True, default=str)
 
 
 def _read_result(
@@ -147,6 +251,88 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     return rows
 
 
+def leaderboard_groups(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return the leaderboards of the sweeps in folders, one row per setting.
+
+    Trials that differ in their seed alone are one setting. The gain is over the starting model, and
+    p is corrected for the number of settings. Leaderboards of earlier versions have no groups.
+
+    Raises:
+        DataError: as for :func:`leaderboard_rows`.
+    """
+    files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
+    names = _unique_names(sorted(file.parent for file in files))
+    rows = []
+    for folder, name in names.items():
+        content = _read_result(folder / LEADERBOARD, 1, "run the sweep again", _Leaderboard)
+        if "groups" not in content:
+            continue
+        check_types(content, _Groups, folder / LEADERBOARD, "run the sweep again")
+        for group in content["groups"]:
+            low, high = group["gain_interval"] or (None, None)
+            setting = visible_text(", ".join(group["overrides"]) or "the same", 120)
+            rows.append(
+                {"sweep": name, "rank": group["rank"], "setting": setting}
+                | {"seeds": f"{group['done']} of {len(group['trials'])}", "J&F": group["J&F"]}
+                | {"gain": None if group["gain"] is None else f"{group['gain']:+.3f}"}
+                | {"95% interval": None if low is None else f"{low:+.3f} to {high:+.3f}"}
+                | {"p": group["p_corrected"], "between seeds": group["seed_spread"]}
+            )
+    return rows
+
+
+def group_trials(
+    folder: Path, trials: Mapping[str, Sequence[str]], done: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Group the finished trials of a sweep that differ in their seed alone, the best group first.
+
+    Args:
+        folder: the directory of the trials.
+        trials: maps the name of each trial to its overrides.
+        done: the names of the trials that are finished and have a ``metrics.json``.
+
+    Returns:
+        One entry per setting: ``rank``, ``overrides`` without the seed, ``seeds``, ``trials``,
+        number of trials ``done``, mean ``J&F``, and over the starting model ``gain``,
+        ``gain_interval``, ``seed_spread`` and ``p_corrected``.
+
+    Raises:
+        DataError: a ``metrics.json`` is damaged.
+    """
+    finished = set(done)
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, overrides in trials.items():
+        setting = tuple(o for o in overrides if not o.startswith("seed="))
+        names.setdefault(setting, []).append(name)
+    groups = []
+    for setting, members in names.items():
+        runs = [
+            EvaluatedRun(name, _read_result(folder / name / "metrics.json"), seed=number)
+            for number, name in enumerate(members)
+            if name in finished and (folder / name / "metrics.json").exists()
+        ]
+        runs = [run for run in runs if run.metrics["trackers"]]
+        gain = RunGroup("", runs).gains() if runs else None
+        scores = [run.metrics["trackers"][run.tracker]["J&F"] for run in runs]
+        scores = [score for score in scores if score is not None]
+        seeds = [
+            o.removeprefix("seed=") for n in members for o in trials[n] if o.startswith("seed=")
+        ]
+        groups.append(
+            {"rank": None, "overrides": list(setting), "seeds": seeds, "trials": members}
+            | {"done": len(runs), "J&F": float(np.mean(scores)) if scores else None}
+            | {"gain": gain and gain["mean"], "p": gain and gain["p"]}
+            | {"gain_interval": [gain["low"], gain["high"]] if gain else None}
+            | {"seed_spread": gain and gain["seed_spread"]}
+        )
+    for group, p in zip(groups, holm([group.pop("p") for group in groups]), strict=True):
+        group["p_corrected"] = p
+    groups.sort(key=lambda group: (group["J&F"] is None, -(group["J&F"] or 0)))
+    for rank, group in enumerate(groups, start=1):
+        group["rank"] = None if group["J&F"] is None else rank
+    return groups
+
+
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns ``J&F`` and ``95% interval``; None where there is no value."""
     low, high = _interval(scores)
@@ -200,3 +386,305 @@ def comparison_warnings(runs: Sequence[EvaluatedRun]) -> list[str]:
         if different:
             warnings.append(f"{run.name} and {first.name} differ in {', '.join(different)}")
     return warnings
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """The evaluations of runs that differ in their seed alone, or of a single run.
+
+    Attributes:
+        name: what the names of the runs have in common.
+        runs: one per seed.
+    """
+
+    name: str
+    runs: Sequence[EvaluatedRun]
+
+    def scores(self) -> dict[Key, float]:
+        """Return J&F of the objects that all runs score, averaged over the seeds."""
+        by_run = [run.scores(run.tracker) for run in self.runs]
+        common = set.intersection(*(set(s) for s in by_run))
+        return {key: float(np.mean([s[key] for s in by_run])) for key in common}
+
+    def gains(self) -> dict[str, Any] | None:
+        """Return :func:`~sam2kit.evaluation.statistics.seed_summary` over the starting model.
+
+        None: an evaluation has no starting model.
+        """
+        differences = {}
+        for run in self.runs:
+            scores, start = run.scores(run.tracker), run.scores(BEFORE)
+            if not start:
+                return None
+            differences[run.name if run.seed is None else run.seed] = {
+                key: scores[key] - start[key] for key in scores if key in start
+            }
+        return seed_summary(differences)
+
+
+@dataclass(frozen=True)
+class DataSetComparison:
+    """The comparison of runs on videos that they have in common.
+
+    Attributes:
+        groups: the runs, grouped by seed.
+        gains: one row per group: ``run``, number of ``seeds``, mean ``J&F``, and the gain over the
+            starting model as in :func:`sam2kit.evaluation.statistics.seed_summary`, with
+            ``p_corrected``. A negative gain on a second data set is forgetting.
+        pairs: one row per pair of groups: ``run``, ``other``, and the difference on the common
+            objects as in :func:`sam2kit.evaluation.statistics.difference_summary`, with
+            ``p_corrected`` and ``unpaired``, the number of objects that only one of them scores, or
+            on different numbers of frames.
+    """
+
+    groups: Sequence[RunGroup]
+    gains: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def videos(self) -> list[str]:
+        """The names of all videos, sorted."""
+        return sorted({v for group in self.groups for run in group.runs for v in _videos(run)})
+
+    @property
+    def title(self) -> str:
+        """The number of videos, and their first names."""
+        names = [visible_text(name, 40) for name in self.videos[:3]]
+        more = ", …" if len(self.videos) > len(names) else ""
+        return f"{plural(len(self.videos), 'video')}: {', '.join(names)}{more}"
+
+    def gain_table(self) -> Table:
+        """Return the gains over the starting model as a table."""
+        return Table(
+            [
+                {"run": row["run"], "seeds": row["seeds"], "J&F": row["J&F"]}
+                | {"gain": row["gain"] and f"{row['gain']['mean']:+.3f}"}
+                | _difference_cells(row["gain"] or {}, row["p_corrected"])
+                | {"between seeds": (row["gain"] or {}).get("seed_spread")}
+                for row in self.gains
+            ]
+        )
+
+    def pair_table(self) -> Table | None:
+        """Return the differences between the runs as a table; None: there is only one run."""
+        rows = [
+            {"run": row["run"], "minus": row["other"]}
+            | {"difference": None if row["mean"] is None else f"{row['mean']:+.3f}"}
+            | _difference_cells(row, row["p_corrected"])
+            | {key: row[key] for key in ("better", "worse", "unpaired")}
+            for row in self.pairs
+        ]
+        return Table(rows) if rows else None
+
+    def notes(self) -> list[str]:
+        """Return sentences on what the numbers may not show."""
+        compared = [row["gain"] for row in self.gains if row["gain"]] + self.pairs
+        notes = [NO_INTERVAL] if any(c["videos"] < MIN_VIDEOS for c in compared) else []
+        if len(self.groups) > 1:
+            notes.append(
+                "p is corrected for the number of rows of its table (Holm). The best of several "
+                "runs is biased upward: evaluate it on other videos."
+            )
+        if compared:
+            notes.append(power_text(compared[0]["spread"], compared[0]["videos"]))
+        return [note for note in notes if note]
+
+    def figure(self) -> Figure | None:
+        """Plot each video's scores of two runs, or before and after the training of a single one.
+
+        Of several runs, the pair with the largest mean difference is shown. None: nothing is
+        paired.
+        """
+        paired = [row for row in self.pairs if row["mean"] is not None]
+        if paired:
+            row = max(paired, key=lambda row: abs(row["mean"]))
+            groups = {group.name: group for group in self.groups}
+            names = row["other"], row["run"]
+            first = groups[names[0]].scores()
+            seconds = [run.scores(run.tracker) for run in groups[names[1]].runs]
+        else:
+            (group, *_), names = self.groups, (BEFORE, self.groups[0].runs[0].tracker)
+            first = group.runs[0].scores(BEFORE)
+            seconds = [run.scores(run.tracker) for run in group.runs]
+        common = set(first).intersection(*seconds)
+        videos = sorted({key[0] for key in common})
+        if not videos:
+            return None
+
+        def mean(scores: Mapping[Key, float], video: str) -> float:
+            return float(np.mean([scores[key] for key in common if key[0] == video]))
+
+        pairs = {v: (mean(first, v), [mean(s, v) for s in seconds]) for v in videos}
+        return paired_chart(pairs, names, "J&F of each video")
+
+    def text(self, markdown: bool = False) -> str:
+        """Return title, tables and notes as plain text, or as Markdown."""
+        tables = [table for table in (self.gain_table(), self.pair_table()) if table is not None]
+        heads = ["Gain over the starting model (negative: forgetting)", "Differences between runs"]
+        parts = [f"## {markdown_text(self.title)}" if markdown else self.title]
+        for head, table in zip(heads, tables, strict=False):
+            parts += [f"{head}:", table.markdown() if markdown else str(table)]
+        return "\n\n".join([*parts, *self.notes()]) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows and the names of the videos in types that JSON supports."""
+        groups = {g.name: [run.name for run in g.runs] for g in self.groups}
+        content = {"videos": self.videos, "runs": groups, "gains": self.gains, "pairs": self.pairs}
+        return json.loads(json.dumps(content))
+
+
+def compare_on_videos(runs: Sequence[EvaluatedRun]) -> list[DataSetComparison]:
+    """Compare runs by paired differences on their common videos.
+
+    Evaluations form one data set if they share videos (directly or through others), the convention
+    and the protocol. Runs that differ in their seed alone are grouped, and their scores averaged
+    over the seeds within each object. All other runs are compared in pairs, and the p-values
+    corrected for the number of comparisons (Holm).
+
+    Returns:
+        One comparison per data set, in the order of the runs.
+
+    Raises:
+        DataError: a ``metrics.json`` is damaged.
+    """
+    comparisons = []
+    for members in _data_sets(runs):
+        groups = _group_seeds(members)
+        gains = [{"group": group, "gain": group.gains()} for group in groups]
+        corrected = holm([row["gain"] and row["gain"]["p"] for row in gains])
+        gain_rows = []
+        for group, row, p in zip(groups, gains, corrected, strict=True):
+            scores = list(group.scores().values())
+            head = {"run": group.name, "seeds": len(group.runs)}
+            head["J&F"] = float(np.mean(scores)) if scores else None
+            usable = row["gain"] if row["gain"] and row["gain"]["mean"] is not None else None
+            gain_rows.append(head | {"gain": usable, "p_corrected": p})
+        pairs = [_pair(one, other) for one, other in combinations(groups, 2)]
+        for row, p in zip(pairs, holm([row["p"] for row in pairs]), strict=True):
+            row["p_corrected"] = p
+        comparisons.append(DataSetComparison(groups, gain_rows, pairs))
+    return comparisons
+
+
+def write_comparison(comparisons: Sequence[DataSetComparison], folder: Path) -> Path:
+    """Write ``comparison.json``, ``comparison.md`` and a figure per data set.
+
+    Returns:
+        The path of ``comparison.md``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for number, comparison in enumerate(comparisons, start=1):
+        parts.append(comparison.text(markdown=True))
+        if (figure := comparison.figure()) is not None:
+            save_figure(figure, folder / f"comparison_{number}.png")
+            parts[-1] += f"\n![J&F of each video](comparison_{number}.png)\n"
+    content = {"schema_version": 1, "data_sets": [c.to_dict() for c in comparisons]}
+    write_text(folder / "comparison.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / "comparison.md", "# Comparison of runs\n\n" + "\n".join(parts))
+    return folder / "comparison.md"
+
+
+def check_comparable(comparisons: Sequence[DataSetComparison]) -> None:
+    """Check that runs were compared with each other, unless there is only one.
+
+    Raises:
+        DataError: no two runs have common videos that were scored on equal frames by the same
+            convention and protocol; the message says which of these is missing.
+    """
+    runs = [run for c in comparisons for group in c.groups for run in group.runs]
+    if any(row["objects"] for c in comparisons for row in c.pairs):
+        return
+    groups = {run.settings or run.name for run in runs}
+    if len(groups) < 2:
+        return
+    one = runs[0]
+    other = next(r for r in runs if (r.settings or r.name) != (one.settings or one.name))
+    where = f"{one.name} and {other.name}"
+    if not set(_videos(one)) & set(_videos(other)):
+        raise DataError(
+            f"{where} have no common videos",
+            key="valdataset",
+            hint="evaluate both on the same videos: sam2kit evaluate --model-checkpoint RUN "
+            "--data-path DIR",
+        )
+    for key in ("convention", "protocol"):
+        if one.metrics[key] != other.metrics[key]:
+            raise DataError(
+                f"{where} were evaluated with different values of {key}",
+                key=f"evaluation.{key}",
+                value=str([visible_text(str(r.metrics[key]), 120) for r in (one, other)]),
+                hint="evaluate one of them again with the settings of the other",
+            )
+    raise DataError(
+        f"{where} have no common objects that were scored on the same number of frames",
+        key="frames",
+        hint="evaluate one of them again with the settings of the other",
+    )
+
+
+def _videos(run: EvaluatedRun) -> list[str]:
+    return list(run.metrics["videos"])
+
+
+def _data_sets(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
+    """Divide runs into sets that share videos, convention and protocol."""
+    sets: list[tuple[str, set[str], list[EvaluatedRun]]] = []
+    for run in runs:
+        videos = set(_videos(run))
+        joined = [s for s in sets if s[0] == run.kind and s[1] & videos]
+        members = [member for _, _, others in joined for member in others]
+        sets = [s for s in sets if s not in joined]
+        sets.append((run.kind, videos.union(*(s[1] for s in joined)), [*members, run]))
+    order = {id(run): n for n, run in enumerate(runs)}
+    lists = [sorted(members, key=lambda run: order[id(run)]) for _, _, members in sets]
+    return sorted(lists, key=lambda members: order[id(members[0])])
+
+
+def _group_seeds(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
+    """Group the runs that differ in their seed alone, and give each group a unique name."""
+    by_settings: dict[Any, list[EvaluatedRun]] = {}
+    for number, run in enumerate(runs):
+        key = (run.settings, tuple(sorted(_videos(run)))) if run.settings else number
+        by_settings.setdefault(key, []).append(run)
+    members: list[list[EvaluatedRun]] = []
+    for group in by_settings.values():
+        # The same seed twice: these runs differ in something that is not in the configuration.
+        distinct = len({run.seed for run in group}) == len(group)
+        members += [group] if distinct else [[run] for run in group]
+    names = [_common_name([run.name for run in group]) for group in members]
+    names = [
+        f"{name} ({names[:n].count(name) + 1})" if names.count(name) > 1 else name
+        for n, name in enumerate(names)
+    ]
+    return [RunGroup(name, group) for name, group in zip(names, members, strict=True)]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return the name of a single run, or the common begin and end of several with ``*``."""
+    begin = os.path.commonprefix(list(names))
+    if len(names) == 1:
+        return begin
+    end = os.path.commonprefix([name[len(begin) :][::-1] for name in names])[::-1]
+    return f"{begin}*{end}"
+
+
+def _pair(one: RunGroup, other: RunGroup) -> dict[str, Any]:
+    scores, others = one.scores(), other.scores()
+    differences = {key: scores[key] - others[key] for key in scores if key in others}
+    return {
+        "run": one.name,
+        "other": other.name,
+        **difference_summary(by_video(differences)),
+        "unpaired": len({key[:1] + key[1][:1] for key in scores.keys() ^ others.keys()}),
+    }
+
+
+def _difference_cells(summary: Mapping[str, Any], p: float | None) -> dict[str, Any]:
+    low, high = summary.get("low"), summary.get("high")
+    return {
+        "95% interval": None if low is None else f"{low:+.3f} to {high:+.3f}",
+        "p": p,
+        "objects": summary.get("objects"),
+        "videos": summary.get("videos"),
+    }

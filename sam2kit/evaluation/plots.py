@@ -65,6 +65,46 @@ def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> 
     return figure
 
 
+def paired_chart(
+    pairs: Mapping[str, tuple[float, Sequence[float]]], names: tuple[str, str], x_label: str = "J&F"
+) -> Figure:
+    """Plot two scores of each video, joined by a line; the largest gain comes first.
+
+    Args:
+        pairs: maps each video to its first score, and to one or more second scores, such as those
+            of several seeds, whose mean the line ends at.
+        names: what the first and the second score belong to.
+        x_label: label of the x axis.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    if not pairs:
+        raise ValueError("at least one pair is required")
+    ordered = sorted(pairs.items(), key=lambda pair: pair[1][0] - np.mean(pair[1][1]))
+    figure = Figure((WIDTH, 0.9 + 0.24 * len(ordered)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    better, worse = LINE_COLORS[0] / 255, LINE_COLORS[1] / 255
+    for y, (_, (first, second)) in enumerate(ordered):
+        mean = float(np.mean(second))
+        color = better if mean > first else worse
+        axes.plot([first, mean], [y, y], color=color, linewidth=1.5, zorder=1)
+        axes.scatter(second, [y] * len(second), s=10, color=color, alpha=0.5, zorder=2)
+        axes.scatter(mean, y, s=30, color=color, zorder=3, label=names[1] if y == 0 else None)
+        axes.scatter(
+            *(first, y), s=30, facecolor="white", edgecolor="black", zorder=3,
+            label=names[0] if y == 0 else None,
+        )  # fmt: skip
+    labels = [name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}" for name, _ in ordered]
+    axes.set_yticks(range(len(ordered)), list(map(figure_text, labels)), fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel=figure_text(x_label))
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
 def difference_chart(found: Mapping[str, Any]) -> Figure:
     """Plot the differences between two trackers, one bar per object, sorted.
 

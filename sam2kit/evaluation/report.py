@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import sam2kit
 from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config
@@ -28,7 +26,14 @@ from sam2kit.evaluation.plots import difference_chart, over_time, robustness_cha
 from sam2kit.evaluation.scored_split import ScoredSplit
 from sam2kit.evaluation.scores import BEFORE, COPY, DataSetScores, VideoScores, summary
 from sam2kit.evaluation.scores import metrics as score_metrics
-from sam2kit.evaluation.statistics import paired_differences, score_interval
+from sam2kit.evaluation.statistics import (
+    MIN_VIDEOS,
+    NO_INTERVAL,
+    by_motion,
+    paired_differences,
+    power_text,
+    score_interval,
+)
 from sam2kit.evaluation.tracker_runs import ResultFiles
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, write_text
@@ -98,17 +103,18 @@ class Evaluation:
     @cached_property
     def intervals(self) -> dict[str, dict[str, Any]]:
         """:func:`sam2kit.evaluation.statistics.score_interval` of J&F, by tracker."""
-        return {t.tracker: score_interval(t, self._generator()) for t in self.trackers}
+        return {t.tracker: score_interval(t) for t in self.trackers}
 
     @cached_property
     def differences(self) -> list[dict[str, Any]]:
         """:func:`sam2kit.evaluation.statistics.paired_differences` to each other tracker."""
         main, *others = self.trackers
-        return [paired_differences(main, other, self._generator()) for other in others]
+        return [paired_differences(main, other) for other in others]
 
-    def _generator(self) -> np.random.Generator:
-        # A new one each time, so that a result does not depend on which was computed before it.
-        return np.random.default_rng(self.config.seed)
+    @cached_property
+    def motion(self) -> list[dict[str, Any]]:
+        """:func:`sam2kit.evaluation.statistics.by_motion`: moving and slow objects apart."""
+        return by_motion(self.trackers)
 
     @cached_property
     def verdicts(self) -> list[str]:
@@ -147,6 +153,7 @@ class Evaluation:
                 }
                 for comparison in self.differences
             },
+            "motion": self.motion,
             "robustness": {
                 name: {"noise": list(curve), "J&F": list(curve.values())}
                 for name, curve in self.robustness.items()
@@ -265,9 +272,12 @@ def write_report(evaluation: Evaluation) -> Path:
         evaluation=asdict(config.evaluation),
         rows=score_rows(evaluation),
         field_rows=field_rows(evaluation),
-        intervals=interval_chart(
-            {"": evaluation.intervals}, "J&F with 95% interval, videos resampled"
-        ),
+        intervals=interval_chart({"": evaluation.intervals}, "J&F with 95% interval"),
+        no_interval=NO_INTERVAL if len(main.videos) < MIN_VIDEOS else None,
+        power=power_text(differences[0]["spread"], differences[0]["videos"])
+        if differences
+        else None,
+        motion=motion_rows(evaluation),
         differences=[(d, difference_chart(d)) for d in differences if d["objects"]],
         over_time=[
             (v.name, over_time(trackers, v.name, evaluation.first_frame(v.name)))
@@ -311,7 +321,7 @@ def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
 
 
 def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return one row per tracker: means over all objects, and J&F with its bootstrap interval.
+    """Return one row per tracker: means over all objects, and J&F with its interval.
 
     A value is None if it is not defined, such as a mean over no frames.
     """
@@ -322,6 +332,22 @@ def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         | {column: means[column] for column in columns}
         | {"objects": means["scored_objects"]}
         for name, means in evaluation.means.items()
+    ]
+
+
+def motion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return rows for the moving and the slow half of the objects; none without a copied mask.
+
+    Each row has the mean of a tracker on the half, and the difference of the first tracker to it
+    with its interval.
+    """
+    unpaired = dict.fromkeys(("mean", "low", "high"))
+    return [
+        {"half": half["half"], "objects": half["objects"], "videos": half["videos"]}
+        | {"tracker": tracker, "J&F": score}
+        | {key: half["differences"].get(tracker, unpaired)[key] for key in unpaired}
+        for half in evaluation.motion
+        for tracker, score in half["scores"].items()
     ]
 
 

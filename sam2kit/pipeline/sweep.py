@@ -29,6 +29,14 @@ from sam2kit.utils.files import write_text
 from sam2kit.utils.processes import sigterm_interrupts, start
 from sam2kit.utils.readers import check_types, read_json
 
+GAIN_NOTE = (
+    "*gain* is over the starting model, on the same objects, averaged over the seeds of a setting; "
+    "*p* is corrected for the number of settings (Holm). Fewer than 6 videos have no interval."
+)
+BEST_OF_MANY = (
+    "The best of {} settings on the same videos looks better than it is: evaluate it on other "
+    "videos before you rely on its score."
+)
 METRIC = "J&F of the tracker 'after training' on the validation videos; higher is better"
 
 
@@ -315,7 +323,11 @@ class _Sweep:
 
     def write_leaderboard(self) -> list[dict[str, Any]]:
         """Write ``leaderboard.json`` and ``leaderboard.md``, and return the rows of the former."""
-        from sam2kit.evaluation.compare_runs import leaderboard_rows
+        from sam2kit.evaluation.compare_runs import (
+            group_trials,
+            leaderboard_groups,
+            leaderboard_rows,
+        )
         from sam2kit.viz.tables import Table
 
         rows = [self._row(name) for name in self.trials]
@@ -323,10 +335,15 @@ class _Sweep:
         for rank, row in enumerate(rows, start=1):
             row["rank"] = None if row["J&F"] is None else rank
         content = {"schema_version": SCHEMA_VERSION, "metric": METRIC, "higher_is_better": True}
-        text = json.dumps(content | {"trials": rows}, indent=1) + "\n"
+        done = [row["name"] for row in rows if row["state"] == "done"]
+        groups = group_trials(self.folder / "trials", self.trials, done)
+        text = json.dumps(content | {"groups": groups, "trials": rows}, indent=1) + "\n"
         write_text(self.folder / "leaderboard.json", text)
+        by_setting = Table(leaderboard_groups([self.folder])).markdown()
         table = Table(leaderboard_rows([self.folder])).markdown()
-        write_text(self.folder / "leaderboard.md", f"{METRIC}.\n\n{table}\n")
+        notes = f"{GAIN_NOTE} {BEST_OF_MANY.format(len(groups))}" if len(groups) > 1 else GAIN_NOTE
+        text = f"{METRIC}.\n\n{by_setting}\n\n{notes}\n\nAll trials:\n\n{table}\n"
+        write_text(self.folder / "leaderboard.md", text)
         return rows
 
     def _row(self, name: str) -> dict[str, Any]:

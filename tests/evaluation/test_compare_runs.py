@@ -1,16 +1,24 @@
-"""Test comparisons of runs: finding them, table and figure, and warnings."""
+"""Test comparisons of runs: finding them, tables, paired differences, seeds and warnings."""
 
 import json
 
+import numpy as np
 import pytest
 
+from sam2kit.cli.main import main
+from sam2kit.config.loading import load_config, save_config
 from sam2kit.evaluation.compare_runs import (
+    check_comparable,
+    compare_on_videos,
     comparison_figure,
     comparison_rows,
     comparison_warnings,
     find_runs,
+    group_trials,
     leaderboard_rows,
+    write_comparison,
 )
+from sam2kit.evaluation.statistics import NO_INTERVAL
 from sam2kit.utils.errors import DataError
 
 
@@ -102,3 +110,154 @@ def test_a_damaged_leaderboard_is_one_error(tmp_path, trials):
     (tmp_path / "leaderboard.json").write_text(json.dumps({"schema_version": 1, "trials": trials}))
     with pytest.raises(DataError, match=r"leaderboard\.json"):
         leaderboard_rows([tmp_path])
+
+
+# --- paired differences --------------------------------------------------------------------------
+
+VIDEOS = [f"v{n}" for n in range(8)]
+START = {video: 0.3 + 0.02 * n for n, video in enumerate(VIDEOS)}
+
+
+def objects(score, frames=10):
+    return {"objects": {"1": {"J&F": score, "frames": frames}}}
+
+
+def evaluate_run(folder, scores, start=START, seed=None, overrides=(), protocol="mask", frames=10):
+    """Write an evaluation with one object per video, and the configuration of its training."""
+    write_run(folder, 0.5, scores)
+    document = json.loads((folder / "metrics.json").read_text())
+    means = document["trackers"].pop("first mask copied")
+    document["trackers"]["before training"] = means
+    document["protocol"]["protocol"] = protocol
+    document["videos"] = {
+        video: objects(score, frames)
+        | {"trackers": {"before training": objects(start[video], frames)} if start else {}}
+        for video, score in scores.items()
+    }
+    (folder / "metrics.json").write_text(json.dumps(document))
+    if seed is not None:
+        config = load_config(None, ["dataset.type=synthetic", f"seed={seed}", *overrides])
+        save_config(config, folder / "config.yaml")
+    return folder
+
+
+def shifted(gain, spread=0.0, seed=0):
+    noise = np.random.default_rng(seed).normal(size=len(VIDEOS)) * spread
+    return {v: START[v] + gain + x for v, x in zip(VIDEOS, noise, strict=True)}
+
+
+def test_runs_are_paired_on_their_common_videos(tmp_path):
+    one, other = shifted(0.1, 0.02), shifted(0.05, 0.02, 1)
+    del one["v7"], other["v0"]
+    folders = [evaluate_run(tmp_path / "x", one), evaluate_run(tmp_path / "y", other)]
+    (comparison,) = compare_on_videos(find_runs(folders))
+    check_comparable([comparison])
+    differences = [one[v] - other[v] for v in VIDEOS[1:7]]
+    (row,) = comparison.pairs
+    assert (row["run"], row["other"]) == ("x", "y")
+    assert row["mean"] == pytest.approx(np.mean(differences))
+    assert (row["objects"], row["videos"], row["unpaired"]) == (6, 6, 2)
+    assert row["low"] < row["mean"] < row["high"] and row["p"] == row["p_corrected"]
+    gains = [row["gain"]["mean"] for row in comparison.gains]
+    assert gains == pytest.approx([np.mean([s[v] - START[v] for v in s]) for s in (one, other)])
+    (axes,) = comparison.figure().axes
+    assert len(axes.get_yticklabels()) == 6
+
+
+def test_seeds_are_grouped_and_p_values_corrected(tmp_path):
+    for seed in (1, 2, 3):
+        evaluate_run(tmp_path / f"a{seed}", shifted(0.1, 0.02, seed), seed=seed)
+    evaluate_run(tmp_path / "b", shifted(0.0, 0.02, 9), seed=1, overrides=["optimizer.lr=1e-3"])
+    evaluate_run(tmp_path / "c", shifted(0.01, 0.02, 8), seed=1, overrides=["optimizer.lr=1e-2"])
+    # Where results are written and what is evaluated are no settings of a training.
+    evaluate_run(tmp_path / "d", shifted(0.1), seed=4, overrides=["output_dir=else"])
+    (comparison,) = compare_on_videos(find_runs([tmp_path]))
+    assert [(row["run"], row["seeds"]) for row in comparison.gains] == [
+        ("*", 4),
+        ("b", 1),
+        ("c", 1),
+    ]
+    gain = comparison.gains[0]["gain"]
+    assert set(gain["seeds"]) == {1, 2, 3, 4} and gain["seed_spread"] > 0
+    assert gain["mean"] == pytest.approx(np.mean(list(gain["seeds"].values())))
+    assert gain["videos"] == 8 and comparison.gains[1]["gain"]["seed_spread"] is None
+    first = comparison.pairs[0]
+    assert first["p_corrected"] == pytest.approx(3 * first["p"])
+    assert any("Holm" in note for note in comparison.notes())
+
+
+def test_the_same_seed_twice_is_no_group(tmp_path):
+    folders = [evaluate_run(tmp_path / n, shifted(0.1), seed=1) for n in ("best", "last")]
+    (comparison,) = compare_on_videos(find_runs(folders))
+    assert [row["run"] for row in comparison.gains] == ["best", "last"]
+    assert comparison.pairs[0]["mean"] == 0.0
+
+
+def test_a_second_data_set_shows_forgetting(tmp_path):
+    known = {f"g{n}": 0.6 for n in range(7)}
+    forgotten = {video: 0.5 + 0.001 * n for n, video in enumerate(known)}
+    evaluate_run(tmp_path / "run" / "others", shifted(0.1))
+    evaluate_run(tmp_path / "run" / "forgotten", forgotten, known)
+    first, second = compare_on_videos(find_runs([tmp_path]))
+    assert first.videos == sorted(known) and second.videos == VIDEOS
+    gain = first.gains[0]["gain"]
+    assert gain["mean"] == pytest.approx(-0.097) and gain["high"] < 0
+    check_comparable([first, second])  # one run, twice
+    path = write_comparison([first, second], tmp_path / "out")
+    assert "-0.097" in path.read_text() and (tmp_path / "out" / "comparison_2.png").exists()
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert content["data_sets"][0]["gains"][0]["gain"]["mean"] == gain["mean"]
+
+
+def test_few_videos_have_a_note_and_no_interval(tmp_path):
+    scores = {video: START[video] + 0.1 for video in VIDEOS[:3]}
+    (comparison,) = compare_on_videos(find_runs([evaluate_run(tmp_path / "x", scores)]))
+    assert comparison.gains[0]["gain"]["low"] is None and comparison.pairs == []
+    assert comparison.pair_table() is None and NO_INTERVAL in comparison.notes()
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"scores": {"other": 0.5}, "start": {"other": 0.4}}, "valdataset"),
+        ({"protocol": "box"}, "evaluation.protocol"),
+        ({"frames": 20}, "frames"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_an_error(tmp_path, changes, key, capsys):
+    folders = [evaluate_run(tmp_path / "x", shifted(0.1), seed=1)]
+    changes = {"scores": shifted(0.1), "start": START} | changes
+    folders.append(evaluate_run(tmp_path / "y", seed=1, overrides=["optimizer.lr=1"], **changes))
+    with pytest.raises(DataError) as error:
+        check_comparable(compare_on_videos(find_runs(folders)))
+    assert error.value.key == key and error.value.hint
+    assert main(["compare", *map(str, folders)]) == 2 and "x and y" in capsys.readouterr().err
+
+
+def test_the_command_prints_and_writes_the_comparison(tmp_path, capsys):
+    evaluate_run(tmp_path / "x<b>", shifted(0.1, 0.02))
+    evaluate_run(tmp_path / "y", shifted(0.05, 0.02, 1), start=None)
+    command = ["compare", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "8 videos: v0, v1, v2" in printed and "videos are needed" in printed
+    assert "x<b>" not in (tmp_path / "out" / "comparison.md").read_text()
+    assert main(["compare", str(tmp_path / "nothing")]) == 2
+
+
+def test_trials_are_grouped_by_their_settings(tmp_path):
+    trials = {
+        "1": ["seed=1", "optimizer.lr=1"],
+        "2": ["seed=2", "optimizer.lr=1"],
+        "3": ["seed=1", "optimizer.lr=2"],
+        "4": ["seed=2", "optimizer.lr=2"],
+    }
+    for name, gain in (("1", 0.1), ("2", 0.14), ("3", 0.2)):
+        evaluate_run(tmp_path / name, shifted(gain, 0.01, int(name)))
+    first, second = group_trials(tmp_path, trials, "123")
+    assert (first["done"], second["done"]) == (2, 1)
+    assert [g["overrides"] for g in (first, second)] == [["optimizer.lr=1"], ["optimizer.lr=2"]]
+    assert first["seeds"] == ["1", "2"] and first["trials"] == ["1", "2"]
+    assert first["gain"] == pytest.approx(0.12, abs=0.01) and first["seed_spread"] > 0
+    low, high = first["gain_interval"]
+    assert low < first["gain"] < high and first["p_corrected"] == pytest.approx(4 / 256)

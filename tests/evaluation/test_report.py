@@ -199,7 +199,7 @@ def test_examples_show_the_frames_in_their_captions(trackers, source, read_masks
 
 
 def test_differences_are_shown_on_the_frame_where_they_are_largest(trackers, source, read_masks):
-    row = paired_differences(*trackers, np.random.default_rng(0))["differences"][0]
+    row = paired_differences(*trackers)["differences"][0]
     (first,) = compare_errors(*trackers, [row], source, read_masks)
     assert first.title == f"{row['video']}, object {row['object']}"
     assert list(first.images) == ["frame", "truth", "start", "tuned <b>"]
@@ -220,7 +220,7 @@ def test_j_over_time_leaves_gaps_and_marks_prompts(trackers):
 
 
 def test_charts_of_differences_and_intervals(trackers):
-    result = paired_differences(*trackers, np.random.default_rng(0))
+    result = paired_differences(*trackers)
     (axes,) = difference_chart(result).axes
     bars = [bar.get_height() for bar in axes.patches[: result["objects"]]]
     assert bars == [row["difference"] for row in result["differences"]]

@@ -134,6 +134,11 @@ def test_failure_is_recorded_and_the_sweep_continues(config_file, tmp_path, stan
     board = json.loads((folder / "leaderboard.json").read_text())
     assert board["higher_is_better"] and "after training" in board["metric"]
     states = {row["name"]: (row["state"], row["error"]) for row in board["trials"]}
+    assert [(g["overrides"], g["done"]) for g in board["groups"]] == [
+        (["optimizer.lr=0.25"], 1),
+        (["optimizer.lr=0.75"], 0),
+    ]
+    assert board["groups"][0]["seeds"] == ["1", "13"] and board["groups"][0]["gain"] is None
     assert states == {
         "001_seed-1_lr-0.25": ("done", None),
         "002_seed-1_lr-0.75": ("failed", "too fast"),
@@ -146,6 +151,7 @@ def test_failure_is_recorded_and_the_sweep_continues(config_file, tmp_path, stan
     log = (folder / best["run_dir"] / "output.log").read_text()
     assert "'--stages', '3,4'" in log and "'-p', 'max_videos=3'" in log
     printed = capsys.readouterr().out
+    assert "best of 2 settings" in printed
     assert "higher is better" in printed and "0.125 to 0.500" in printed and "too fast" in printed
     assert printed.strip() == (folder / "leaderboard.md").read_text().strip()
 

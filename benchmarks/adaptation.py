@@ -1,0 +1,271 @@
+"""Train on some videos and score on others, for ``benchmarks.proof`` and ``benchmarks.recipes``.
+
+Whole videos are tracked from the mask on the first frame, up to a maximum number of frames. What a
+model forgets is scored on generated clips. Each result is one JSON file, so that an interrupted
+comparison resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from sam2kit.config.loading import load_config, override
+from sam2kit.config.schema import Config
+from sam2kit.data import SelectedVideos, VideoDataset, VideoSource, build_validation_source
+from sam2kit.data.sources.base import FrameRange
+from sam2kit.evaluation.evaluate import BEFORE, COPY
+from sam2kit.evaluation.prompt_protocols import first_visible_frames
+from sam2kit.evaluation.tracker_runs import TrackerRun
+from sam2kit.models.checkpoints import create_sam2_model, load_run
+from sam2kit.training.trainer import fit
+from sam2kit.utils.files import write_text
+
+ROOT = Path(__file__).parent.parent
+DAVIS = ROOT.parent / "shared" / "davis"
+AFTER, ZEROED, BEFORE_ZEROED = "after", "after, memory zeroed", "before, memory zeroed"
+FOLDS = 3
+# The source of generated clips that are replayed, a third of all clips.
+GENERATED = "{weight: 1, type: synthetic, synthetic_videos: 2, synthetic_lifelike: 0.5}"
+GENERATED_SEED, GENERATED_VIDEOS, GENERATED_FRAMES = 7, 40, 8
+
+Key = tuple[str, str]  # video, object
+Scores = dict[str, dict[Key, float]]  # J&F by tracker and object
+
+
+class MissingDataError(Exception):
+    """The videos are missing; the message says what is needed and where it was expected."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained and scored.
+
+    Attributes:
+        steps: optimizer steps of a training; 0: those of the configuration.
+        frames: maximum number of frames of a scored video.
+        generated: number of generated clips.
+    """
+
+    steps: int = 0
+    frames: int = 50
+    generated: int = GENERATED_VIDEOS
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, and the videos that it is scored on.
+
+    Attributes:
+        name: the file name of the result.
+        davis: folder in DAVIS layout.
+        train, test: names of videos; no video is in both.
+        seed: the seed of the training.
+        overrides: changes to ``configs/adapt.yaml``.
+        replay: whether a third of the clips are generated ones, against forgetting.
+    """
+
+    name: str
+    davis: Path
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    seed: int
+    overrides: tuple[str, ...] = ()
+    replay: bool = False
+
+
+def sequences(davis: Path) -> list[str]:
+    """Return the names of the sequences in order.
+
+    Raises:
+        MissingDataError: there are not enough of them.
+    """
+    folder = davis / "JPEGImages" / "480p"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if len(names) < 2 * FOLDS:
+        raise MissingDataError(
+            f"{folder} holds {len(names)} sequences, and {2 * FOLDS} or more are needed.\nDownload "
+            "DAVIS 2016 or 2017 (480p) from https://davischallenge.org, and pass the folder that "
+            "contains JPEGImages/480p and Annotations/480p: --davis FOLDER"
+        )
+    return names
+
+
+def blocks(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Split the sequences into :data:`FOLDS` blocks: every third one, in alphabetical order."""
+    return [tuple(names[k::FOLDS]) for k in range(FOLDS)]
+
+
+def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
+    """Return the configuration of a training.
+
+    Training validates on generated clips, so that it never reads a test video, and its last
+    checkpoint is used, so that nothing is selected.
+    """
+    split = work / "splits" / f"{'+'.join(job.train)}.txt"
+    split.parent.mkdir(parents=True, exist_ok=True)
+    write_text(split, "".join(f"{name}\n" for name in job.train))
+    videos = {"data_path": str(job.davis.resolve()), "split": str(split.resolve())}
+    if job.replay:
+        real = "".join(
+            f", {override(key, value).replace('=', ': ', 1)}" for key, value in videos.items()
+        )
+        data = [
+            *("dataset.type=mixture", "dataset.data_path=null", "dataset.split=null"),
+            f"dataset.mixture=[{{weight: 2, type: video{real}}}, {GENERATED}]",
+        ]
+    else:
+        data = [override(f"dataset.{key}", value) for key, value in videos.items()]
+    overrides = [
+        *job.overrides,
+        *data,
+        *("valdataset.type=synthetic", "valdataset.split=null", "valdataset.synthetic_videos=4"),
+        *("dataset.num_workers=0", "trainer.accelerator=cpu", "features.cache=off"),
+        *("trainer.checkpoint_minutes=null", "log_level=WARNING", f"seed={job.seed}"),
+    ]
+    if sizes.steps:
+        overrides.append(f"trainer.max_steps={sizes.steps}")
+    return load_config(ROOT / "configs" / "adapt.yaml", overrides)
+
+
+def score(run: TrackerRun, source: VideoSource, config: Config, frames: int) -> dict[Key, float]:
+    """Return J&F of every object over up to ``frames`` frames of each video."""
+    scores = {}
+    for i, video in enumerate(source.names):
+        length = min(frames, source.num_frames(i))
+        part = FrameRange(SelectedVideos(source, [i]), 0, length)
+        if objects := list(first_visible_frames(part, 0)[0]):
+            for identity, values in run.score(part, 0, objects, config).objects().items():
+                if values["J&F"] is not None:
+                    scores[video, str(identity)] = values["J&F"]
+    return scores
+
+
+def generated_clips(config: Config, sizes: Sizes) -> VideoSource:
+    """Return generated clips of a seed that neither training nor its validation uses."""
+    overrides = [
+        *("model=nano", "dataset=synthetic", "dataset.synthetic_lifelike=0.5"),
+        *("valdataset=synthetic", f"valdataset.synthetic_videos={sizes.generated}"),
+        f"seed={GENERATED_SEED}",
+        f"dataset.image_size={config.dataset.image_size}",
+        f"valdataset.video_clip_length={GENERATED_FRAMES}",
+    ]
+    return build_validation_source(load_config(None, overrides))
+
+
+def baselines(davis: Path, work: Path, sizes: Sizes, config: Config) -> tuple[Scores, Scores]:
+    """Score the starting model and the copied mask on all sequences and on the generated clips."""
+    file = work / f"baselines-{davis.resolve().name}.json"
+    about = {"sizes": asdict(sizes), "checkpoint": config.model.checkpoint}
+    if (saved := _read(file, about)) is None:
+        print(f"scoring the starting model and the copied mask on {davis}", file=sys.stderr)
+        model = create_sam2_model(config).eval()
+        runs = [TrackerRun(BEFORE, model), TrackerRun(COPY, None)]
+        runs.append(TrackerRun(BEFORE_ZEROED, model, zero_memory=True))
+        videos, generated = VideoDataset(davis), generated_clips(config, sizes)
+        saved = {
+            "videos": {r.name: score(r, videos, config, sizes.frames) for r in runs},
+            "generated": {r.name: score(r, generated, config, sizes.frames) for r in runs},
+        }
+        _write(file, about, saved)
+    return saved["videos"], saved["generated"]
+
+
+def run_job(job: Job, work: Path, sizes: Sizes) -> dict[str, Any]:
+    """Train and score, or read the result of an earlier call.
+
+    Returns:
+        ``videos`` and ``generated``, the scores of the trained model by tracker, and ``seconds`` of
+        training and of scoring.
+    """
+    file = work / f"{job.name}.json"
+    about = asdict(job) | {"davis": str(job.davis.resolve()), "sizes": asdict(sizes)}
+    if (saved := _read(file, about)) is not None:
+        return saved
+    config = job_config(job, work, sizes)
+    run_dir = work / "runs" / job.name
+    shutil.rmtree(run_dir, ignore_errors=True)  # an unfinished run of an interrupted call
+    begin = time.perf_counter()
+    result = fit(config, run_dir)
+    trained = time.perf_counter()
+    _, model = load_run(result.last_checkpoint)
+    model.eval()
+    videos = VideoDataset(job.davis)
+    test = SelectedVideos(videos, [videos.names.index(name) for name in job.test])
+    tuned, zeroed = TrackerRun(AFTER, model), TrackerRun(ZEROED, model, zero_memory=True)
+    saved = {
+        "videos": {r.name: score(r, test, config, sizes.frames) for r in (tuned, zeroed)},
+        "generated": {AFTER: score(tuned, generated_clips(config, sizes), config, sizes.frames)},
+        "seconds": {
+            "training": round(trained - begin, 1),
+            "scoring": round(time.perf_counter() - trained, 1),
+        },
+    }
+    shutil.rmtree(run_dir)
+    _write(file, about, saved)
+    return saved
+
+
+def run_jobs(
+    jobs: Sequence[Job], work: Path, sizes: Sizes, minutes: float = 1e9
+) -> dict[str, dict[str, Any]]:
+    """Run the jobs in order, say how long they take, and stop before ``minutes`` have passed.
+
+    Returns:
+        The results of the jobs that are done, by name.
+    """
+    logger.disable("sam2kit")  # the progress is printed here
+    work.mkdir(parents=True, exist_ok=True)
+    begin, results, times = time.perf_counter(), {}, []
+    for number, job in enumerate(jobs, 1):
+        start = time.perf_counter()
+        expected = max(times, default=0.0)
+        if start - begin + expected > 60 * minutes and not (work / f"{job.name}.json").exists():
+            print(f"stopping after {minutes:.0f} minutes; repeat to resume", file=sys.stderr)
+            continue
+        results[job.name] = run_job(job, work, sizes)
+        seconds = time.perf_counter() - start
+        if seconds > 1:
+            times.append(seconds)
+        left = (len(jobs) - number) * (sum(times) / len(times) if times else 0) / 60
+        progress = f"[{number}/{len(jobs)}] {job.name}: {seconds:.0f} s"
+        print(f"{progress}; about {left:.0f} min left", file=sys.stderr, flush=True)
+    return results
+
+
+def differences(scores: Mapping[Key, float], others: Mapping[Key, float]) -> dict[Key, float]:
+    """Return ``scores`` minus ``others`` on the objects that both have."""
+    return {key: scores[key] - others[key] for key in scores if key in others}
+
+
+def _write(file: Path, about: dict[str, Any], content: dict[str, Any]) -> None:
+    def plain(scores: Scores) -> dict[str, Any]:
+        return {t: [[*key, round(x, 5)] for key, x in s.items()] for t, s in scores.items()}
+
+    parts = {k: plain(v) if k in ("videos", "generated") else v for k, v in content.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps({"about": about, **parts}, indent=1) + "\n")
+
+
+def _read(file: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """Read a result; None: there is none, or it was made with other settings."""
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    # JSON has lists only, so compare in that form.
+    if content.pop("about") != json.loads(json.dumps(about)):
+        return None
+    for part in ("videos", "generated"):
+        content[part] = {
+            tracker: {(video, identity): x for video, identity, x in rows}
+            for tracker, rows in content[part].items()
+        }
+    return content

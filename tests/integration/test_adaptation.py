@@ -1,0 +1,131 @@
+"""The proof and the comparison of recipes: folds, tables, resuming, missing data, one tiny run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import coverage, proof, recipes
+from benchmarks.adaptation import AFTER, BEFORE, BEFORE_ZEROED, COPY, ZEROED, Sizes, blocks
+from benchmarks.measure import write_davis
+from sam2kit.data import SyntheticDataset
+
+NAMES = [f"seq{n}" for n in range(9)]
+TINY = ["--steps", "1", "--frames", "3", "--generated", "2"]
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory):
+    return write_davis(SyntheticDataset(6, 4, 64, 1, 0), tmp_path_factory.mktemp("DAVIS"))
+
+
+def scores(gain, names=NAMES):
+    return {(name, "1"): 0.3 + 0.02 * n + gain for n, name in enumerate(names)}
+
+
+def result(names, gain):
+    """Make the result of a training, tested on ``names``."""
+    tested = {key: x for key, x in scores(gain).items() if key[0] in names}
+    return {
+        "videos": {AFTER: tested, ZEROED: {key: x / 2 for key, x in tested.items()}},
+        "generated": {AFTER: scores(-0.01)},
+        "seconds": {"training": 60.0, "scoring": 10.0},
+    }
+
+
+STARTING = {BEFORE: scores(0), COPY: scores(-0.1), BEFORE_ZEROED: scores(-0.05)}
+
+
+def test_every_sequence_is_tested_once_per_seed_and_never_trained_on(davis):
+    jobs = proof.plan(davis, NAMES, (1, 2))
+    assert len(jobs) == 6 and len({job.name for job in jobs}) == 6
+    for seed in (1, 2):
+        tested = [name for job in jobs if job.seed == seed for name in job.test]
+        assert sorted(tested) == NAMES
+    assert all(sorted([*job.train, *job.test]) == NAMES for job in jobs)
+
+
+def test_recipes_are_trained_on_one_block_and_scored_on_the_others(davis):
+    jobs = recipes.plan(davis, "davis", list(recipes.RECIPES)[:2], (1,), NAMES)
+    assert len(jobs) == 6 and len({job.name for job in jobs}) == 6
+    assert all(len(job.train) == 3 and sorted([*job.train, *job.test]) == NAMES for job in jobs)
+    assert "loss=from_scratch" in jobs[3].overrides and "loss=from_scratch" not in jobs[0].overrides
+
+
+def test_summary_and_page_of_the_proof():
+    parts = blocks(NAMES)
+    by_seed = {s: [result(part, gain) for part in parts] for s, gain in ((1, 0.1), (2, 0.06))}
+    summary = proof.summarise(by_seed, STARTING, STARTING)
+    gain = summary["gain"]
+    assert gain["mean"] == pytest.approx(0.08) and gain["videos"] == 9
+    assert gain["seeds"] == pytest.approx({1: 0.1, 2: 0.06})
+    assert gain["p"] == pytest.approx(2 / 2**9)
+    assert summary["generated"]["mean"] == pytest.approx(-0.01)
+    assert [half["objects"] for half in summary["motion"]] == [5, 4]
+    page = proof.page(summary, Sizes(), 12.0)
+    for text in ("**Gain in J&F: +0.080", "9 generated clips", "seed 7", "| seq0 |", "proof.png"):
+        assert text in page
+    assert json.loads(json.dumps(summary))["gain"]["mean"] == gain["mean"]
+
+
+def test_recipes_are_compared_with_the_first_one_and_chosen_within_the_folds():
+    parts = blocks(NAMES)
+
+    def trained(gains):
+        others = [[n for part in parts if part != block for n in part] for block in parts]
+        return {1: {k: result(others[k], gains[k]) for k in range(3)}}
+
+    results = {"first": trained([0.0, 0.1, 0.1]), "second": trained([0.09, 0.0, 0.0])}
+    summaries = {
+        name: recipes.summarise({1: list(r[1].values())}, STARTING, STARTING)
+        for name, r in results.items()
+    }
+    first, second = recipes.rows(summaries)
+    assert first["against the first"] == "" and first["p (Holm)"] is None
+    assert second["against the first"].startswith("-0.037") and 0 < second["p (Holm)"] <= 1
+    assert first["gain"].startswith("+0.067") and first["generated clips"].startswith("-0.010")
+    # Fold k uses the trainings on the other two blocks, scored on the rest of its training videos.
+    assert recipes.chosen_by_fold(results, STARTING, parts) == ["first", "first", "first"]
+    results["second"] = trained([0.3, 0.0, 0.0])
+    assert recipes.chosen_by_fold(results, STARTING, parts) == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize("main", [proof.main, recipes.main])
+def test_missing_videos_are_one_clear_message(tmp_path, capsys, main):
+    assert main(["--davis", str(tmp_path), "--work", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "--davis FOLDER" in capsys.readouterr().err
+
+
+def test_a_tiny_proof_runs_and_resumes(davis, tmp_path, capsys):
+    command = ["--davis", str(davis), "--work", str(tmp_path / "work"), "--seeds", "1", *TINY]
+    command += ["--out", str(tmp_path / "out")]
+    assert proof.main(command) == 0
+    content = json.loads((tmp_path / "out" / "proof.json").read_text())
+    assert len(content["videos"]) == 6 and content["generated"]["videos"] == 2
+    assert (tmp_path / "out" / "proof.png").exists()
+    assert "seed1" in capsys.readouterr().err
+    # A finished training is not repeated; an unfinished one is.
+    (tmp_path / "work" / "fold2-seed1.json").unlink()
+    times = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").glob("*.json")}
+    assert proof.main(command) == 0
+    again = json.loads((tmp_path / "out" / "proof.json").read_text())
+    assert again["gain"] == content["gain"]
+    assert all(f.stat().st_mtime_ns == time for f, time in times.items())
+
+
+@pytest.mark.slow
+def test_a_tiny_comparison_runs_in_each_domain(davis, tmp_path):
+    command = ["--davis", str(davis), "--work", str(tmp_path / "work"), "--seeds", "1", *TINY]
+    command += ["--out", str(tmp_path), "--data", "davis", "thermal", "--recipes"]
+    assert recipes.main([*command, *list(recipes.RECIPES)[:2], "replay of generated clips"]) == 0
+    content = json.loads((tmp_path / "recipes.json").read_text())
+    assert len(content["davis"]["rows"]) == len(content["thermal"]["rows"]) == 3
+
+
+def test_the_page_of_the_coverage():
+    rows = coverage.simulate("J&F about 0.3", "1", 20) + coverage.simulate(
+        "tracked or lost", "1", 20
+    )
+    page = coverage.page(rows, 20)
+    assert "| J&F about 0.3 | 1 | none (" in page.replace("&amp;", "&") and "## Limits" in page
