@@ -231,7 +231,8 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         action="store_true",
         help="replace results that were made with other prompts or another model",
     )
-    add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
+    devices = [Flag("--accelerator", "trainer.accelerator"), Flag("--devices", "trainer.devices")]
+    add_flags(parser, devices)
     arguments = parser.parse_intermixed_args(argv)
     for video in arguments.videos:
         check_exists("VIDEO", video)
@@ -253,6 +254,7 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         arguments.output_dir,
         arguments.accelerator or "auto",
         overwrite=arguments.overwrite,
+        devices=arguments.devices or "1",
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -137,6 +138,27 @@ class ClipDataset(Dataset[VideoClip]):
         Raises:
             DataError: what reading a clip would raise.
         """
+        for _ in self._checked_clips():
+            pass
+
+    def has_neighbours(self) -> bool:
+        """Check whether any clip has masks on two neighbouring frames.
+
+        The videos of :meth:`check_videos` are looked at until there is one.
+
+        Raises:
+            DataError: what reading a clip would raise.
+        """
+        if self.source.index_in_epoch(0, 1) >= len(self.source):
+            return len(self._steps(0, None)) > 1  # generated videos are fully annotated
+        return any(
+            first is not None and second is not None
+            for frames, stored in self._checked_clips()
+            for first, second in pairwise(map(stored, frames))
+        )
+
+    def _checked_clips(self) -> Iterator[tuple[list[int], ReadMasks]]:
+        """Yield the frames of one clip per checked video, and a function that reads its masks."""
         count = len(self.source)
         if self.source.index_in_epoch(0, 1) >= count:
             return
@@ -144,7 +166,7 @@ class ClipDataset(Dataset[VideoClip]):
         for i in checked.tolist():
             stored = cache(partial(self.source.read_masks, i))
             masks = cache(lambda t, stored=stored: self._resized(stored(t)))
-            self._frames(i, stored, masks, None)
+            yield self._frames(i, stored, masks, None), stored
 
     def __len__(self) -> int:
         return len(self.source) * (self.config.clips_per_video if self.training else 1)

@@ -103,8 +103,10 @@ class RotaryAttention(RoPEAttention):
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
         positions = q.shape[-2]
-        frames, remainder = divmod(k.shape[-2] - num_k_exclude_rope, positions)
-        assert not remainder and (frames == 1 or self.rope_k_repeat)
+        # Not divmod, which torch.compile does not support for symbolic sizes.
+        keys = k.shape[-2] - num_k_exclude_rope
+        frames = keys // positions
+        assert keys % positions == 0 and (frames == 1 or self.rope_k_repeat)
         rotations = _rotations(self.compute_cis, positions, q.device)
         q = _rotate(q, rotations)
         k = _rotate(k, _repeat(rotations, frames, num_k_exclude_rope))

@@ -65,17 +65,22 @@ def track_video(
     output_dir: str | Path | None = None,
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
+    *,
+    devices: str = "1",
 ) -> Path:
     """Track objects through one video, or through all videos of a folder; see :func:`track_videos`.
 
     Args:
         video: a video file, a directory of frames, or a folder or data set with several videos.
-        prompts, checkpoint, output_dir, accelerator, options: as for :func:`track_videos`.
+        prompts, checkpoint, output_dir, accelerator, options, devices: as for
+            :func:`track_videos`.
 
     Returns:
         The output directory.
     """
-    return track_videos([video], prompts, checkpoint, output_dir, accelerator, options)
+    return track_videos(
+        [video], prompts, checkpoint, output_dir, accelerator, options, devices=devices
+    )
 
 
 def track_videos(
@@ -86,6 +91,7 @@ def track_videos(
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
     overwrite: bool = False,
+    devices: str = "1",
 ) -> Path:
     """Track objects through videos, each from its first prompt to the end.
 
@@ -117,6 +123,7 @@ def track_videos(
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         options: see :class:`~sam2kit.tracking.options.TrackerOptions`.
         overwrite: replace results that were made with other prompts or another model.
+        devices: ``N,`` selects the GPU with index N. ``1`` (default): the first one.
 
     Returns:
         The output directory.
@@ -159,7 +166,7 @@ def track_videos(
         ]
         if not overwrite:
             _check_results(records, inputs_digests)
-        tracker = VideoTracker(model, options, pick_device(accelerator))
+        tracker = VideoTracker(model, options, pick_device(accelerator, devices))
         try:
             for n, (job, record) in enumerate(zip(jobs, records, strict=True)):
                 name = visible_text(record.name)

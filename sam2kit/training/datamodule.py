@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from loguru import logger
 
 from sam2kit.config.schema import Config
 from sam2kit.data.build import choose_time_split, hold_out, settle_datasets, split_by_time
@@ -62,6 +63,14 @@ class SAM2LightningDataModule(LightningDataModule):
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
+        loss = self.config.loss
+        if loss.temporal > 0 and loss.type == "frames" and not self.train_clips.has_neighbours():
+            logger.warning(
+                "loss.temporal={} has no effect: it compares neighbouring frames of a clip, and no "
+                "clip of these videos has masks on two of them. Set loss.temporal=0, or "
+                "dataset.frame_stride to the distance of annotated frames",
+                loss.temporal,
+            )
         per_machine = max(1, self.devices // self.config.trainer.num_nodes)
         check_shared_memory(self.config.dataset, per_machine)
 
@@ -113,7 +122,13 @@ class SAM2LightningDataModule(LightningDataModule):
             self._resume_position,
             shard,
             self.with_keys[0],
+            pin_memory=self._pin_memory,
         )
+
+    @property
+    def _pin_memory(self) -> bool:
+        """Whether batches are copied to a CUDA device, which page-locked memory accelerates."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @cached_property
     def val_batches(self) -> list[list[int]]:
@@ -139,6 +154,7 @@ class SAM2LightningDataModule(LightningDataModule):
             seed=self.config.seed,
             with_keys=self.with_keys[1],
             batches=batches[rank :: self.devices],
+            pin_memory=self._pin_memory,
         )
 
 
