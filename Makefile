@@ -5,6 +5,7 @@
 # make test   run make lint and the default tests
 # make docs   build the documentation site, offline; open site/index.html
 # make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
+# make gpu-check   check sam2kit on a GPU in under ten minutes; on a CPU, toy sizes
 # Each target sets up .venv first; later calls install nothing.
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ LAB_HOST := $(if $(filter command,$(firstword $(origin HOST))),$(HOST),127.0.0.1
 LAB_OPTIONS := $(if $(filter 0,$(shell id -u)),--allow-root) \
 $(if $(filter command,$(firstword $(origin PORT))),--ServerApp.port=$(PORT))
 
-.PHONY: check demo lab docs docs-notebooks test lint setup clean
+.PHONY: check demo gpu-check lab docs docs-notebooks test lint setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -60,6 +61,9 @@ docs: $(STAMP)
 
 docs-notebooks: $(STAMP)
 	$(BIN)/python docs/render_notebooks.py
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
