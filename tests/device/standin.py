@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._foreach_utils import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -36,6 +35,7 @@ from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
 )
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 NAME = "standin"
 PACKAGE = str(Path(__file__).parents[2] / "sam2kit")
@@ -172,13 +172,17 @@ class StandIn(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(True)
         # One thread: autograd's own device thread would need a device guard written in C++.
         undo.enter_context(torch.autograd.set_multithreading_enabled(False))
+        # Stopping a recomputation early raises an error while a device guard is active, and its
+        # Python methods cannot be called then.
+        undo.enter_context(set_checkpoint_early_stop(False))
         # Inference mode does not support tensors with a Python class.
         undo.callback(setattr, torch, "inference_mode", torch.inference_mode)
         torch.inference_mode = _no_grad  # type: ignore[assignment,misc]
         # As on CUDA, optimizers and clipping use the operations on lists of tensors.
         _foreach_supported_types.append(StandInTensor)
         undo.callback(_foreach_supported_types.remove, StandInTensor)
-        undo.enter_context(_FusedAttention())
+        undo.callback(setattr, F, "scaled_dot_product_attention", _attention)
+        F.scaled_dot_product_attention = _fused_attention
         super().__enter__()
         return self
 
@@ -196,26 +200,15 @@ def _no_grad(mode: bool = True) -> Iterator[None]:
         yield
 
 
-class _FusedAttention(TorchFunctionMode):
+_attention = F.scaled_dot_product_attention
+
+
+def _fused_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
     """Compute attention without dropout in one operation, as on CUDA."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        fused = (
-            func is F.scaled_dot_product_attention
-            and isinstance(args[0], StandInTensor)
-            and len(args) == 3
-            and not kwargs.get("dropout_p")
-            and set(kwargs) <= {"dropout_p"}
-        )
-        if fused:
-            return aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
-        return func(*args, **kwargs)
-
-
-def put(module: torch.nn.Module) -> torch.nn.Module:
-    """Move a module to the stand-in, in place."""
-    return module.to(DEVICE)
+    plain = len(args) == 3 and set(kwargs) <= {"dropout_p"} and not kwargs.get("dropout_p")
+    if plain and isinstance(args[0], StandInTensor):
+        return aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
+    return _attention(*args, **kwargs)
 
 
 # ---- Counting.
