@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, cached_property, partial
 from itertools import pairwise
 
@@ -138,35 +138,44 @@ class ClipDataset(Dataset[VideoClip]):
         Raises:
             DataError: what reading a clip would raise.
         """
-        for _ in self._checked_clips():
-            pass
-
-    def has_neighbours(self) -> bool:
-        """Check whether any clip has masks on two neighbouring frames.
-
-        The videos of :meth:`check_videos` are looked at until there is one.
-
-        Raises:
-            DataError: what reading a clip would raise.
-        """
-        if self.source.index_in_epoch(0, 1) >= len(self.source):
-            return len(self._steps(0, None)) > 1  # generated videos are fully annotated
-        return any(
-            first is not None and second is not None
-            for frames, stored in self._checked_clips()
-            for first, second in pairwise(map(stored, frames))
-        )
-
-    def _checked_clips(self) -> Iterator[tuple[list[int], ReadMasks]]:
-        """Yield the frames of one clip per checked video, and a function that reads its masks."""
-        count = len(self.source)
-        if self.source.index_in_epoch(0, 1) >= count:
-            return
-        checked = np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int)
-        for i in checked.tolist():
+        for i in self._checked_videos():
             stored = cache(partial(self.source.read_masks, i))
             masks = cache(lambda t, stored=stored: self._resized(stored(t)))
-            yield self._frames(i, stored, masks, None), stored
+            self._frames(i, stored, masks, None)
+
+    def has_neighbours(self) -> bool:
+        """Check whether clips can have masks on two neighbouring frames.
+
+        The videos of :meth:`check_videos` are looked at until there are two such frames.
+        """
+        config = self.config
+        length, stride = config.video_clip_length, config.frame_stride
+        if length == 1 or self._is_generated():
+            return length > 1
+        reach = stride * (1 + (config.max_gap if self.training else 0))
+        for i in self._checked_videos():
+            for first, second in pairwise(self.source.annotated_frames(i)):
+                distance = second - first
+                if distance % stride == 0 and distance <= reach:
+                    return True
+                # Where no other frame is annotated, a clip is made to contain the nearest one.
+                steps = min(max(round(distance / stride), 1), length - 1)
+                if steps == 1 and distance <= config.max_annotation_gap:
+                    return True
+        return False
+
+    def _is_generated(self) -> bool:
+        """Return whether an epoch's videos are generated, and so fully annotated."""
+        return self.source.index_in_epoch(0, 1) >= len(self.source)
+
+    def _checked_videos(self) -> list[int]:
+        """Return the videos to check before training, evenly spaced; none if they are generated."""
+        if self._is_generated():
+            return []
+        count = len(self.source)
+        return (
+            np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int).tolist()
+        )
 
     def __len__(self) -> int:
         return len(self.source) * (self.config.clips_per_video if self.training else 1)

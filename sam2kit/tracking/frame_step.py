@@ -127,7 +127,7 @@ class FrameModel:
 
     def encode(self, frame: np.ndarray) -> FrameFeatures:
         """Compute the features of a frame ``[H,W,3]`` uint8 RGB of any size."""
-        image = resize_frame(frame, self.model.image_size).to(self.device)
+        image = resize_frame(frame, self.model.image_size).to(self.device, non_blocking=True)
         cache = getattr(self.model, "feature_cache", None)
         if cache is None:
             backbone = self.model.forward_image(normalize(image))

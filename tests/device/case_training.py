@@ -147,8 +147,8 @@ def train_on_standin(monkeypatch):
 
 TOY = (
     *("dataset.type=synthetic", "dataset.image_size=32", "dataset.video_clip_length=3"),
-    *("dataset.clips_per_video=1", "dataset.synthetic_videos=6", "valdataset.type=synthetic"),
-    *("valdataset.synthetic_videos=2", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"),
+    *("dataset.clips_per_video=1", "dataset.synthetic_videos=3", "valdataset.type=synthetic"),
+    *("valdataset.synthetic_videos=1", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"),
 )
 
 

@@ -10,6 +10,7 @@ from conftest import moving_clip
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from loguru import logger
+from torch.utils.data import DataLoader
 
 from sam2kit.data.clip import collate
 from sam2kit.data.clip_dataset import ClipDataset
@@ -100,10 +101,9 @@ def test_generated_videos_have_neighbouring_masks(toy_config, warnings):
 
 def validate(config, module) -> None:
     batch = collate([moving_clip(2, num_frames=3, size=32)])
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    trainer.validate(module, [batch], verbose=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    loader = DataLoader([batch], batch_size=None)
+    Trainer(accelerator="cpu", **quiet).validate(module, loader, verbose=False)
 
 
 @pytest.mark.parametrize(("score", "expected"), [(0.0, 1), (1.0, 0)])
