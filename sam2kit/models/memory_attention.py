@@ -8,7 +8,9 @@ N objects, HW positions in a frame, K keys, C and M channels.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import torch
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
@@ -106,7 +108,9 @@ class RotaryAttention(RoPEAttention):
         keys = k.shape[-2] - num_k_exclude_rope
         frames = keys // positions
         assert keys % positions == 0 and (frames == 1 or self.rope_k_repeat)
-        rotations = _rotations(_Hashable(self.compute_cis), positions, q.device)
+        rotations = _rotations(
+            self.compute_cis.func, tuple(self.compute_cis.keywords.items()), positions, q.device
+        )
         q = _rotate(q, rotations)
         k = _rotate(k, _repeat(rotations, frames, num_k_exclude_rope))
         q = q.expand(k.shape[0], -1, -1, -1)
@@ -135,27 +139,21 @@ def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
     return product.flatten(-2).to(x.dtype)
 
 
-class _Hashable:
-    """A partial function that equals others of the same arguments, so that layers share results."""
-
-    def __init__(self, function: partial[Tensor]) -> None:
-        self.call = function
-        self._key = (function.func, function.args, tuple(sorted(function.keywords.items())))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashable) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
 @lru_cache(maxsize=16)
-def _rotations(compute_cis: _Hashable, positions: int, device: torch.device) -> Tensor:
-    """Compute the complex rotations ``[positions,C/2]`` of a square frame, row by row."""
+def _rotations(
+    compute_cis: Callable[..., Tensor],
+    settings: tuple[tuple[str, Any], ...],
+    positions: int,
+    device: torch.device,
+) -> Tensor:
+    """Compute the complex rotations ``[positions,C/2]`` of a square frame, row by row.
+
+    Layers with the same settings, the arguments of ``compute_cis``, share the result.
+    """
     side = round(positions**0.5)
     # A tracker may fill this cache in inference mode, and training cannot use inference tensors.
     with torch.inference_mode(False):
-        return compute_cis.call(end_x=side, end_y=side).to(device)
+        return compute_cis(**dict(settings), end_x=side, end_y=side).to(device)
 
 
 @lru_cache(maxsize=4)

@@ -69,7 +69,7 @@ def test_tracking_equals_the_cpu():
     assert (actual == expected).mean() > 0.999
 
 
-@pytest.mark.parametrize(("size", "budget"), [("nano", (4, 1200)), ("t", (4, 1600))], ids=str)
+@pytest.mark.parametrize(("size", "budget"), [("nano", (1, 670)), ("t", (1, 820))], ids=str)
 def test_tracked_frame_does_not_wait_for_the_device(size, budget):
     config = load_config(overrides=[*SMALL, f"model.size={size}", "dataset.image_size=128"])
     with StandIn() as gpu:
@@ -83,8 +83,7 @@ def test_tracked_frame_does_not_wait_for_the_device(size, budget):
         tracks.masks((96, 96))
         report = gpu.report()
         print(f"{size}: {report}")
-        assert gpu.waits.total() <= budget[0], report
-        assert gpu.kernels.total() <= budget[1], report
+        assert gpu.waits.total() <= budget[0] and gpu.kernels.total() <= budget[1], report
 
 
 @pytest.mark.parametrize("protocol", ["mask", "clicks"])
@@ -117,7 +116,8 @@ def test_audit_equals_the_cpu_and_leaves_no_memory(pick_standin, monkeypatch):
 
 def test_plan_runs_on_the_device(pick_standin):
     with StandIn():
-        plan = planner.plan_training(load_config(overrides=[*SMALL, "trainer.precision=32-true"]))
+        short = ["trainer.precision=32-true", "dataset.video_clip_length=2"]
+        plan = planner.plan_training(load_config(overrides=[*SMALL, *short]))
     assert plan.device == str(DEVICE) and plan.memory.step > 0 and plan.seconds > 0
 
 

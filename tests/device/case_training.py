@@ -186,7 +186,7 @@ class CountSteps(trainer_module.Callback):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "budget"), [("memory", (5, 6000)), ("official", (15, 60000))], ids=str
+    ("recipe", "budget"), [("memory", (0, 2250)), ("official", (0, 9800))], ids=str
 )
 def test_steps_do_not_wait_for_the_device(tmp_path, train_on_standin, recipe, budget):
     """Once constants are on the device, a step that is not logged hardly waits for it."""
@@ -198,8 +198,7 @@ def test_steps_do_not_wait_for_the_device(tmp_path, train_on_standin, recipe, bu
         fit(config, tmp_path, callbacks=[counter])
     waits, kernels, report = counter.reports[-2]  # the last step is logged
     print(f"{recipe}: {report}")
-    assert (waits, kernels) <= budget, report
-    assert kernels <= budget[1], report
+    assert waits <= budget[0] and kernels <= budget[1], report
 
 
 def test_non_finite_step_is_skipped_and_reported(tmp_path, train_on_standin):

@@ -154,6 +154,22 @@ def test_training_compiles_the_model_once(toy_config, tmp_path, monkeypatch):
     assert len(compiled) == 1
 
 
+def test_compiled_modules_are_whole_graphs():
+    """``fullgraph`` raises at a graph break; the number of memories changes from frame to frame."""
+    config = parity_config("nano")
+    plain, compiled = create_sam2_model(config), create_sam2_model(config)
+    options = {"fullgraph": True, "backend": "eager"}
+    compiled.image_encoder.compile(dynamic=False, **options)
+    compiled.memory_attention.compile(dynamic=True, **options)
+    batch = parity_batch(config, 2, 4)
+    prompts = parity_prompts(batch, "mask", (0,))
+    outputs = [model.train()(batch, prompts).mask_logits for model in (plain, compiled)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # as in tracking
+        outputs = [model.eval()(batch, prompts).mask_logits for model in (plain, compiled)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
 def test_compiled_model_equals_the_original():
