@@ -6,6 +6,7 @@
 # make proof  measure on unseen videos whether fine-tuning helps; DAVIS=FOLDER, about 20 minutes
 # make docs   build the documentation site, offline; open site/index.html
 # make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
+# make gpu-check   check sam2kit on a GPU in under ten minutes; on a CPU, toy sizes
 # Each target sets up .venv first; later calls install nothing.
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ $(if $(filter command,$(firstword $(origin PORT))),--ServerApp.port=$(PORT))
 
 DAVIS ?= ../shared/davis
 
-.PHONY: check demo lab proof docs docs-notebooks test lint setup clean
+.PHONY: check demo gpu-check lab proof docs docs-notebooks test lint setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -66,6 +67,9 @@ docs: $(STAMP)
 
 docs-notebooks: $(STAMP)
 	$(BIN)/python docs/render_notebooks.py
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch, frame_keys
 from sam2kit.data.transforms import normalize
-from sam2kit.models.sam2 import describe_model, set_trainable
+from sam2kit.models.sam2 import compile_model, describe_model, set_trainable
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.module import SAM2LightningModule
 
@@ -59,6 +59,8 @@ class KitStep:
         self.module = SAM2LightningModule(config).to(device)
         self.module.use_features(data)
         self.module.train()
+        if config.model.compile:
+            compile_model(self.module.model)
         self.batch: ClipBatch = next(iter(data.train_dataloader())).to(device)
 
     def __call__(self) -> None:

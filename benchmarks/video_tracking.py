@@ -58,9 +58,20 @@ def by_kit(model: SAM2Model, video: VideoDataset, mixed: bool) -> Track:
 
 
 def by_predictor(
-    config: Config, model: SAM2Model, video: VideoDataset, folder: Path, device: str, mixed: bool
+    config: Config,
+    model: SAM2Model,
+    video: VideoDataset,
+    folder: Path,
+    device: str,
+    mixed: bool,
+    compiled: bool = False,
 ) -> Track:
-    """Track with upstream's predictor; ``mixed`` enables bf16 autocast."""
+    """Track with upstream's predictor.
+
+    Args:
+        mixed: use bf16 autocast.
+        compiled: use the predictor's ``vos_optimized`` form, which compiles the model.
+    """
     from sam2.build_sam import build_sam2_video_predictor
 
     # The predictor reads its configuration and weights from files.
@@ -68,7 +79,10 @@ def by_predictor(
     (folder / "model.yaml").write_text(f"# @package _global_\n{tree}")
     save_weights(model, folder / "model.pt")
     predictor = build_sam2_video_predictor(
-        f"/{folder}/model.yaml", str(folder / "model.pt"), device=device
+        f"/{folder}/model.yaml",
+        str(folder / "model.pt"),
+        device=device,
+        vos_optimized=compiled,
     )
     frame = video.frame_path(0, 0)
     assert frame is not None

@@ -222,6 +222,7 @@ EVALUATE_FLAGS = (
     Flag("--noise-levels", "evaluation.noise_levels", numbers),
     Flag("--seed", "seed", int),
     Flag("--accelerator", "trainer.accelerator"),
+    Flag("--devices", "trainer.devices"),
 )
 
 

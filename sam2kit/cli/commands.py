@@ -280,7 +280,8 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         help="also write the masks as a task of CVAT, labels/VIDEO.xml; videos from CVAT have it "
         "anyway",
     )
-    add_flags(parser, [Flag("--accelerator", "trainer.accelerator")])
+    devices = [Flag("--accelerator", "trainer.accelerator"), Flag("--devices", "trainer.devices")]
+    add_flags(parser, devices)
     arguments = parser.parse_intermixed_args(argv)
     for video in arguments.videos:
         check_exists(None, video)
@@ -303,6 +304,7 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         arguments.accelerator or "auto",
         overwrite=arguments.overwrite,
         to=arguments.to,
+        devices=arguments.devices or "1",
     )
     results = quote(str(folder))
     show_next("train on these masks", f"training-set {results} --to SET")

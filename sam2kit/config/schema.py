@@ -583,8 +583,8 @@ class ModelConfig:
     )
     compile: bool = option(
         False,
-        "compile the image encoder and the memory attention with torch.compile: takes minutes at "
-        "startup and pays off in runs of hours; requires a C++ compiler on a CPU",
+        "compile the image encoder and the memory attention with torch.compile for training: takes "
+        "minutes at startup and pays off in runs of hours; requires a C++ compiler on a CPU",
         MACHINE,
     )
     drop_path_rate: float = option(
@@ -679,7 +679,8 @@ class TrainerConfig:
     )
     accelerator: str = option(
         "auto",
-        "hardware to use: auto, cpu, gpu (or cuda) or mps",
+        "hardware to use: cpu, gpu (or cuda), mps, or auto: a CUDA GPU if there is one, otherwise "
+        "the CPU",
         MACHINE,
         choices=("auto", "cpu", "gpu", "cuda", "mps"),
     )

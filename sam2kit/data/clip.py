@@ -90,6 +90,9 @@ class ClipBatch:
         frame_keys: B*T keys of the feature cache, all frames of the first clip first. None
             (default): not computed.
         generated: numbers of the clips whose objects are generated instead of annotated.
+        host: the batch in main memory that :meth:`to` copied to a device, so that prompts can be
+            drawn without waiting for the device. None: the batch is in main memory, or it was made
+            on a device or by ``dataclasses.replace``.
     """
 
     frames: Tensor
@@ -102,6 +105,7 @@ class ClipBatch:
     sizes: list[tuple[int, int]]
     frame_keys: list[str] | None = None
     generated: list[int] = field(default_factory=list)
+    host: ClipBatch | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def num_clips(self) -> int:
@@ -133,7 +137,19 @@ class ClipBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
         """Return the batch with its tensors on ``device``."""
-        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if self.masks.device.type == "cpu" and moved.masks.device.type != "cpu":
+            moved.host = self
+        return moved
+
+    def on_host(self) -> ClipBatch:
+        """Return the batch in main memory, without a copy if :attr:`host` has the same content."""
+        if self.masks.device.type == "cpu":
+            return self
+        # torch counts the writes to a tensor; a batch that was changed on its device is copied.
+        if self.host is None or self.masks._version or self.annotated._version:
+            return self.to("cpu")
+        return self.host
 
     def pin_memory(self) -> ClipBatch:
         """Return the batch in page-locked memory; ``DataLoader`` calls it with pin_memory=True."""

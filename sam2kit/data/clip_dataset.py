@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable
 from functools import cache, cached_property, partial
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -138,14 +139,44 @@ class ClipDataset(Dataset[VideoClip]):
         Raises:
             DataError: what reading a clip would raise.
         """
-        count = len(self.source)
-        if self.source.index_in_epoch(0, 1) >= count:
-            return
-        checked = np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int)
-        for i in checked.tolist():
+        for i in self._checked_videos():
             stored = cache(partial(self.source.read_masks, i))
             masks = cache(lambda t, stored=stored: self._resized(stored(t)))
             self._frames(i, stored, masks, None)
+
+    def has_neighbours(self) -> bool:
+        """Check whether clips can have masks on two neighbouring frames.
+
+        The videos of :meth:`check_videos` are looked at until there are two such frames.
+        """
+        config = self.config
+        length, stride = config.video_clip_length, config.frame_stride
+        if length == 1 or self._is_generated():
+            return length > 1
+        reach = stride * (1 + (config.max_gap if self.training else 0))
+        for i in self._checked_videos():
+            for first, second in pairwise(self.source.annotated_frames(i)):
+                distance = second - first
+                if distance % stride == 0 and distance <= reach:
+                    return True
+                # Where no other frame is annotated, a clip is made to contain the nearest one.
+                steps = min(max(round(distance / stride), 1), length - 1)
+                if steps == 1 and distance <= config.max_annotation_gap:
+                    return True
+        return False
+
+    def _is_generated(self) -> bool:
+        """Return whether an epoch's videos are generated, and so fully annotated."""
+        return self.source.index_in_epoch(0, 1) >= len(self.source)
+
+    def _checked_videos(self) -> list[int]:
+        """Return the videos to check before training, evenly spaced; none if they are generated."""
+        if self._is_generated():
+            return []
+        count = len(self.source)
+        return (
+            np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int).tolist()
+        )
 
     def __len__(self) -> int:
         if not self.training:

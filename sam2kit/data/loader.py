@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from sam2kit.config.schema import DatasetConfig
@@ -116,6 +115,7 @@ def create_dataloader(
     share: tuple[int, int] = (0, 1),
     with_keys: bool = False,
     batches: Sequence[list[int]] | None = None,
+    pin_memory: bool = False,
 ) -> DataLoader[ClipBatch]:
     """Create a loader of :class:`~sam2kit.data.clip.ClipBatch`; the last batch may be smaller.
 
@@ -134,6 +134,8 @@ def create_dataloader(
         with_keys: see :func:`~sam2kit.data.clip.collate`.
         batches: clip indices of each batch; replaces the order described above. None (default):
             batches of ``config.batch_size`` clips.
+        pin_memory: return batches in page-locked memory, from which copies to a CUDA device are
+            faster.
     """
     config = dataset.config if config is None else config
     training = dataset.training if training is None else training
@@ -154,5 +156,5 @@ def create_dataloader(
         persistent_workers=config.num_workers > 0,
         collate_fn=join,
         timeout=config.loader_timeout if config.num_workers else 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )

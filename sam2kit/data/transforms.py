@@ -6,6 +6,7 @@ Random values come from the generator that is passed in.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import cv2
 import numpy as np
@@ -22,6 +23,16 @@ from sam2kit.data.domains import DOMAINS, Filter
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in luma (ITU-R BT.601)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation ``[3,1,1]``, which are copied to a device only once."""
+    # The cache may be filled in inference mode, and training cannot use inference tensors.
+    with torch.inference_mode(False):
+        values = torch.tensor([IMAGE_MEAN, IMAGE_DEVIATION]).to(device)
+        mean, deviation = values.view(2, 3, 1, 1).unbind()
+    return mean, deviation
 
 
 def normalize(frames: Tensor) -> Tensor:
@@ -43,8 +54,7 @@ def normalize(frames: Tensor) -> Tensor:
         )
     if frames.ndim < 3 or frames.shape[-3] != 3:
         raise ValueError(f"normalize expects frames [...,3,H,W], got {tuple(frames.shape)}")
-    mean = torch.tensor(IMAGE_MEAN, device=frames.device).view(3, 1, 1)
-    deviation = torch.tensor(IMAGE_DEVIATION, device=frames.device).view(3, 1, 1)
+    mean, deviation = _constants(frames.device)
     return frames.float().div_(255).sub_(mean).div_(deviation)  # in place: a clip is large
 
 

@@ -330,7 +330,7 @@ def checkpoint_runs(
         ConfigError: ``evaluation.compare`` uses the name of another tracker.
         CheckpointError: a checkpoint cannot be loaded.
     """
-    device = pick_device(config.trainer.accelerator)
+    device = pick_device(config.trainer.accelerator, config.trainer.devices)
     tuned = create_sam2_model(config, load=False)
     load_weights(tuned, checkpoint)
     tuned.to(device)

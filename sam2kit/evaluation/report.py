@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import sam2kit
 from sam2kit.config.loading import to_yaml
 from sam2kit.config.schema import Config

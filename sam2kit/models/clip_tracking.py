@@ -7,7 +7,7 @@ the frame's size.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,11 +37,19 @@ class PromptGroup:
         objects: ``[n]`` int64, positions in the batch's O axis.
         prompts: maps each prompted frame to the prompt of all n objects.
         corrected: frames on which correction clicks are made.
+        indices: ``objects`` as a list.
     """
 
     objects: Tensor
     prompts: dict[int, Prompt]
     corrected: frozenset[int]
+    indices: list[int]
+
+    def to(self, device: torch.device) -> PromptGroup:
+        """Return the group with its tensors on ``device``."""
+        prompts = {t: prompt.to(device) for t, prompt in self.prompts.items()}
+        objects = next(iter(prompts.values())).objects
+        return PromptGroup(objects, prompts, self.corrected, self.indices)
 
 
 class FrameFeatures(NamedTuple):
@@ -71,7 +79,7 @@ class FrameFeatures(NamedTuple):
         first, n = images[0], len(images)
         rows: slice | Tensor = slice(first, first + 1)
         if any(image != first for image in images):
-            rows = torch.tensor(images, device=self.vision[-1].device)
+            rows = torch.tensor(images).to(self.vision[-1].device, non_blocking=True)
         vision, position = (
             [x[:, rows].expand(-1, n, -1) for x in levels]
             for levels in (self.vision, self.position)
@@ -138,16 +146,18 @@ def track_group(
             model,
             t,
             group,
-            (features, [first + t for first in first_image]),
+            images=(features, [first + t for first in first_image]),
             # Recomputation must see the same bank, and later frames change it, so pass a copy.
-            {kind: dict(memories) for kind, memories in bank.items()},
-            num_frames,
-            corrections,
-            {},
-            t != order[-1],  # no frame reads the memory of the last one
+            bank={kind: dict(memories) for kind, memories in bank.items()},
+            num_frames=num_frames,
+            corrections=corrections,
+            clicks={},
+            encode_memory=t != order[-1],  # no frame reads the memory of the last one
         )
-        recompute = activation_checkpointing and torch.is_grad_enabled()
-        results[t] = checkpoint(frame, use_reentrant=False) if recompute else frame()
+        if activation_checkpointing and torch.is_grad_enabled():
+            results[t] = _recomputed(frame, features.vision[-1])
+        else:
+            results[t] = frame()
         memory = dict(results[t].memory)
         if zero_memory and memory["maskmem_features"] is not None:
             memory |= {k: torch.zeros_like(memory[k]) for k in ("maskmem_features", "obj_ptr")}
@@ -156,6 +166,19 @@ def track_group(
         if detach_memory_every and count % detach_memory_every == 0:
             bank = _detached(bank)
     return results
+
+
+def _recomputed(frame: Callable[[], FrameResult], features: Tensor) -> FrameResult:
+    """Compute a frame whose activations are discarded and computed again in the backward pass.
+
+    Args:
+        frame: the computation.
+        features: any tensor on the device of the computation. torch restores the random state and
+            the autocast settings of the devices that it finds among the arguments, and of the CPU.
+            Without this argument, recomputation on a GPU would draw another dropout, and the
+            gradients would be wrong without an error.
+    """
+    return checkpoint(lambda _: frame(), features, use_reentrant=False)
 
 
 def is_conditioning_frame(t: int, group: PromptGroup) -> bool:
@@ -220,7 +243,8 @@ def _track_frame(
 
 def _step(t: int, group: PromptGroup, output: tuple, logits: Tensor) -> DecoderStep:
     """Make a step from the output tuple of upstream's ``_forward_sam_heads``."""
-    return DecoderStep(t, group.objects, logits.float(), output[2].float(), output[6][:, 0].float())
+    iou, score = output[2].float(), output[6][:, 0].float()
+    return DecoderStep(t, group.objects, logits.float(), iou, score, group.indices)
 
 
 def _detached(bank: MemoryBank) -> MemoryBank:
@@ -252,7 +276,7 @@ def group_objects(
     a call.
 
     Args:
-        prompts: prompts of all objects of a batch.
+        prompts: prompts of all objects of a batch, in main memory.
         corrections: only objects with the same corrected frames share a group.
         max_objects: maximum number of objects per group, 1 or more. None (default): no limit.
     """
@@ -269,7 +293,7 @@ def group_objects(
         )
         corrected: frozenset[int] = frozenset()
         if corrections is not None:
-            corrected = frozenset(corrections.frames[:, index].nonzero()[:, 0].tolist())
+            corrected = frozenset(corrections.frames[:, index].cpu().nonzero()[:, 0].tolist())
         members[signature, corrected].append(index)
     groups = []
     for (_, corrected), indices in members.items():
@@ -295,4 +319,5 @@ def _merge(rows: list[dict[int, tuple[Prompt, int]]], corrected: frozenset[int])
             if getattr(parts[0][0], name) is not None
         }
         prompts[t] = Prompt(t, **fields)
-    return PromptGroup(prompts[t].objects, prompts, corrected)
+    objects = prompts[t].objects
+    return PromptGroup(objects, prompts, corrected, objects.tolist())

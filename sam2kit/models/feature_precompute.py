@@ -17,7 +17,7 @@ from sam2kit.data.transforms import resize_frames
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.models.initial_weights import settle_initial_weights
-from sam2kit.utils.device import pick_device
+from sam2kit.utils.device import autocast, pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.progress import log_progress
 
@@ -48,7 +48,7 @@ def fill(config: Config) -> FeatureCache:
         )
     config, training, validation = settle_datasets(config)
     config = settle_initial_weights(config)
-    device = pick_device(config.trainer.accelerator)
+    device = pick_device(config.trainer.accelerator, config.trainer.devices)
     model = create_sam2_model(config).to(device).eval()
     if not model.encoder_is_frozen:
         raise ConfigError(
@@ -62,8 +62,7 @@ def fill(config: Config) -> FeatureCache:
         logger.info("Caching validation frames only: {}", reason)
     frames = _WithKeys(_Frames(validation, None if reason else training))
     parts = load_items(frames, config.dataset.num_workers)
-    mixed = config.trainer.precision == "bf16-mixed"
-    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+    with autocast(device, config.trainer.precision):
         for images, keys in log_progress(parts, len(frames), "encoded", "parts"):
             cache.encode(model, images.to(device), keys)
     if cache.encoded and not cache.stored:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
@@ -103,9 +104,13 @@ class RotaryAttention(RoPEAttention):
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
         positions = q.shape[-2]
-        frames, remainder = divmod(k.shape[-2] - num_k_exclude_rope, positions)
-        assert not remainder and (frames == 1 or self.rope_k_repeat)
-        rotations = _rotations(self.compute_cis, positions, q.device)
+        # Not divmod, which torch.compile does not support for symbolic sizes.
+        keys = k.shape[-2] - num_k_exclude_rope
+        frames = keys // positions
+        assert keys % positions == 0 and (frames == 1 or self.rope_k_repeat)
+        rotations = _rotations(
+            self.compute_cis.func, tuple(self.compute_cis.keywords.items()), positions, q.device
+        )
         q = _rotate(q, rotations)
         k = _rotate(k, _repeat(rotations, frames, num_k_exclude_rope))
         q = q.expand(k.shape[0], -1, -1, -1)
@@ -135,12 +140,20 @@ def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _rotations(compute_cis: Callable[..., Tensor], positions: int, device: torch.device) -> Tensor:
-    """Compute the complex rotations ``[positions,C/2]`` of a square frame, row by row."""
+def _rotations(
+    compute_cis: Callable[..., Tensor],
+    settings: tuple[tuple[str, Any], ...],
+    positions: int,
+    device: torch.device,
+) -> Tensor:
+    """Compute the complex rotations ``[positions,C/2]`` of a square frame, row by row.
+
+    Layers with the same settings, the arguments of ``compute_cis``, share the result.
+    """
     side = round(positions**0.5)
     # A tracker may fill this cache in inference mode, and training cannot use inference tensors.
     with torch.inference_mode(False):
-        return compute_cis(end_x=side, end_y=side).to(device)
+        return compute_cis(**dict(settings), end_x=side, end_y=side).to(device)
 
 
 @lru_cache(maxsize=4)

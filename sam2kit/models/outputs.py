@@ -24,6 +24,8 @@ class DecoderStep:
             full size, with upstream's logits: 10 inside, -10 outside.
         iou: ``[N,M]`` predicted IoU of each mask, 0 to 1.
         object_score: ``[N]`` logits.
+        indices: ``objects`` as a list, which needs no copy from the device. Empty (default): not
+            known.
     """
 
     frame: int
@@ -31,6 +33,7 @@ class DecoderStep:
     mask_logits: Tensor
     iou: Tensor
     object_score: Tensor
+    indices: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -48,6 +51,7 @@ class TrackOutput:
             other fields are 0 and have no meaning.
         prompted: ``[T,O]`` bool: True where the object was prompted or corrected.
         steps: all outputs of the decoder. The other fields hold the last one of each frame.
+        host_tracked: ``tracked`` in main memory. None (default): not known.
     """
 
     mask_logits: Tensor
@@ -56,6 +60,11 @@ class TrackOutput:
     tracked: Tensor
     prompted: Tensor
     steps: list[DecoderStep] = field(default_factory=list)
+    host_tracked: Tensor | None = None
+
+    def tracked_on_host(self) -> Tensor:
+        """Return ``tracked`` in main memory, without waiting for the device if possible."""
+        return self.tracked.cpu() if self.host_tracked is None else self.host_tracked
 
     def masks(self, size: Sequence[int]) -> Tensor:
         """Threshold the masks at a given size.

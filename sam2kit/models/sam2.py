@@ -85,8 +85,9 @@ class SAM2Model(SAM2Base):
                 f"the frames have {tuple(batch.frames.shape[-2:])} pixels, but the model needs "
                 f"{(self.image_size, self.image_size)}; set dataset.image_size"
             )
-        shape = (batch.num_frames, batch.num_objects)
-        prompted = torch.zeros(shape, dtype=torch.bool, device=batch.frames.device)
+        # What is tracked when is decided in main memory, so that nothing waits for the device.
+        device, prompts = batch.frames.device, [prompt.to("cpu") for prompt in prompts]
+        prompted = torch.zeros(batch.num_frames, batch.num_objects, dtype=torch.bool)
         for prompt in prompts:
             if prompted[prompt.frame, prompt.objects].any():
                 raise ValueError(f"an object has two prompts on frame {prompt.frame}")
@@ -95,17 +96,18 @@ class SAM2Model(SAM2Base):
         tracked = prompted.cumsum(0) > 0
         if corrections is not None:
             _check_corrections(corrections, prompts, tracked)
-            prompted = prompted | corrections.frames
+            prompted = prompted | corrections.frames.cpu()
         features = FrameFeatures.from_backbone(
             self, self.encode_frames(batch.frames, batch.frame_keys)
         )
+        clip_of_object = (batch.host or batch).clip_of_object.tolist()
         groups = group_objects(prompts, corrections, self.objects_together)
         parts = [
             track_group(
                 self,
-                group,
+                group.to(device),
                 features,
-                (batch.clip_of_object[group.objects] * batch.num_frames).tolist(),
+                [clip_of_object[o] * batch.num_frames for o in group.indices],
                 batch.num_frames,
                 corrections,
                 zero_memory=zero_memory,
@@ -114,7 +116,7 @@ class SAM2Model(SAM2Base):
             )
             for group in groups
         ]
-        return self._assemble(parts, [g.objects for g in groups], tracked, prompted)
+        return self._assemble(parts, [g.objects for g in groups], tracked, prompted, device)
 
     @property
     def encoder_is_frozen(self) -> bool:
@@ -151,18 +153,25 @@ class SAM2Model(SAM2Base):
         objects: list[Tensor],
         tracked: Tensor,
         prompted: Tensor,
+        device: torch.device,
     ) -> TrackOutput:
         """Combine the results of groups in the batch's order of objects.
 
         Frames before an object's first prompt are filled with zeros.
+
+        Args:
+            parts: the results of each group.
+            objects: the objects of each group, in main memory.
+            tracked, prompted: ``[T,O]`` bool, in main memory.
+            device: the device of the results.
         """
         # The columns are concatenated as untracked objects, then group after group; the inverse
         # permutation puts them in the batch's order.
         untracked = (~tracked.any(0)).nonzero()[:, 0]
-        inverse = torch.cat([untracked, *objects]).argsort()
+        inverse = torch.cat([untracked, *objects]).argsort().to(device, non_blocking=True)
 
         def assemble(value: Callable[[FrameResult], Tensor], *shape: int) -> Tensor:
-            columns = [torch.zeros(len(prompted), len(untracked), *shape, device=prompted.device)]
+            columns = [torch.zeros(len(prompted), len(untracked), *shape, device=device)]
             for part in parts:
                 stacked = torch.stack([value(part[t]) for t in sorted(part)]).float()
                 before = stacked.new_zeros(min(part), *stacked.shape[1:])
@@ -174,15 +183,17 @@ class SAM2Model(SAM2Base):
         ious = assemble(lambda result: result.steps[-1].iou.amax(-1))
         scores = assemble(lambda result: result.steps[-1].object_score)
         steps = [step for part in parts for t in sorted(part) for step in part[t].steps]
-        return TrackOutput(logits, ious, scores, tracked, prompted, steps)
+        masks = (x.to(device, non_blocking=True) for x in (tracked, prompted))
+        return TrackOutput(logits, ious, scores, *masks, steps, host_tracked=tracked)
 
 
 def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked: Tensor) -> None:
     """Reject corrections that upstream cannot process."""
-    if (corrections.frames & ~tracked).any():
+    frames = corrections.frames.cpu()
+    if (frames & ~tracked).any():
         raise ValueError("an object is corrected before its first prompt")
     for prompt in prompts:
-        if prompt.kind == "mask" and corrections.frames[prompt.frame, prompt.objects].any():
+        if prompt.kind == "mask" and frames[prompt.frame, prompt.objects].any():
             raise ValueError(f"an object's mask prompt on frame {prompt.frame} is corrected")
 
 
@@ -248,7 +259,7 @@ def build_sam2_model(config: Config) -> SAM2Model:
         config: ``model``, ``dataset.image_size`` and ``seed`` are read.
 
     Raises:
-        ConfigError: as :func:`describe_model`, or ``model.compile`` is set without a compiler.
+        ConfigError: as :func:`describe_model`.
     """
     tree = describe_model(config)
     tree["_target_"] = "sam2kit.models.sam2.SAM2Model"
@@ -264,13 +275,15 @@ def build_sam2_model(config: Config) -> SAM2Model:
     model.activation_checkpointing = config.model.activation_checkpointing
     model.objects_together = config.model.objects_together
     _set_initial_values(model, config)
-    if config.model.compile:
-        _compile(model)
     return model
 
 
-def _compile(model: SAM2Model) -> None:
-    """Compile the two largest modules in place, on their first call; parameter names stay."""
+def check_compiler() -> None:
+    """Check that this machine can compile a model.
+
+    Raises:
+        ConfigError: there is no C++ compiler, and no GPU, which needs none.
+    """
     compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
     if not torch.cuda.is_available() and not any(shutil.which(c) for c in compilers if c):
         raise ConfigError(
@@ -279,6 +292,18 @@ def _compile(model: SAM2Model) -> None:
             value=True,
             hint="install g++ or set model.compile=false",
         )
+
+
+def compile_model(model: SAM2Model) -> None:
+    """Compile the two largest modules in place, on their first call; parameter names stay.
+
+    Only training calls this: compiling takes minutes in each process, so a checkpoint that was
+    trained with ``model.compile`` is exported, evaluated and tracked without it.
+
+    Raises:
+        ConfigError: as :func:`check_compiler`.
+    """
+    check_compiler()
     model.image_encoder.compile(dynamic=False)
     # The number of memories changes from frame to frame; dynamic shapes avoid recompilation.
     model.memory_attention.compile(dynamic=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,13 +17,16 @@ from sam2kit.data.clip import ClipBatch
 from sam2kit.prompts.geometry import sample_points
 from sam2kit.prompts.prompt import Prompt, video_frame
 
+NUMBERS_PER_CLICK = 4  # that none of them is fair has a probability below 2^-40
+
 
 @dataclass(eq=False)
 class Corrections:
     """Generate the correction clicks of a batch from its ground truth.
 
     Attributes:
-        frames: ``[T,O]`` bool: which objects are corrected on which frames.
+        frames: ``[T,O]`` bool: which objects are corrected on which frames; in main memory,
+            otherwise the model has to copy it there.
         clicks: number of clicks per corrected frame, one decoder pass each, at least 1.
         masks: ``[T,O,H,W]`` bool, the ground truth.
         seeds: a seed per object. Its clicks depend only on the seed, the frame, the number of the
@@ -50,19 +54,84 @@ class Corrections:
 
         Returns:
             Points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32, on the device of the
-            masks.
+            masks. Nothing waits for the device.
         """
-        truth = self.masks[frame, objects].cpu().numpy()
-        clicks = []
-        for index, t, p in zip(objects.tolist(), truth, predicted.cpu().numpy(), strict=True):
-            generator = np.random.default_rng((*self.seeds[index], frame, number))
-            # With an empty prediction, the error is the whole object.
-            if generator.random() < self.from_truth:
-                p = np.zeros_like(t)
-            clicks.append(correction_click(t, p, generator))
-        points = torch.from_numpy(np.stack([point for point, _ in clicks]))[:, None]
-        labels = torch.tensor([[label] for _, label in clicks], dtype=torch.int32)
-        return points.to(self.masks.device), labels.to(self.masks.device)
+        ignores_prediction, numbers = self._draws
+        row = self._draw_rows[frame, number]
+        # With an empty prediction, the error is the whole object.
+        predicted = predicted & ~ignores_prediction[row, objects][:, None, None]
+        return correction_clicks(
+            self.masks[frame, objects], predicted, numbers[row, objects].unbind(1)
+        )
+
+    @cached_property
+    def _draw_rows(self) -> dict[tuple[int, int], int]:
+        """Map (frame, number of the click) to a row of :attr:`_draws`."""
+        corrected = self.frames.any(1).cpu().nonzero()[:, 0].tolist()
+        clicks = [(t, number) for t in corrected for number in range(self.clicks)]
+        return {click: row for row, click in enumerate(clicks)}
+
+    @cached_property
+    def _draws(self) -> tuple[Tensor, Tensor]:
+        """Draw the random numbers of all clicks at once, and copy them to the device once.
+
+        Returns:
+            ``[R,O]`` bool: whether the click ignores the prediction, and ``[R,O,K]`` int64 for
+            :func:`correction_clicks`.
+        """
+        shape = (len(self._draw_rows), self.frames.shape[1])
+        ignores_prediction = np.zeros(shape, bool)
+        numbers = np.zeros((*shape, NUMBERS_PER_CLICK), np.int64)
+        corrected = self.frames.cpu().numpy()
+        for (frame, number), row in self._draw_rows.items():
+            for index in np.flatnonzero(corrected[frame]).tolist():
+                generator = np.random.default_rng((*self.seeds[index], frame, number))
+                ignores_prediction[row, index] = generator.random() < self.from_truth
+                numbers[row, index] = generator.integers(
+                    2**32, size=NUMBERS_PER_CLICK, dtype=np.uint32
+                )
+        device = self.masks.device
+        return (
+            torch.from_numpy(ignores_prediction).to(device, non_blocking=True),
+            torch.from_numpy(numbers).to(device, non_blocking=True),
+        )
+
+
+def correction_clicks(
+    truth: Tensor, predicted: Tensor, numbers: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Draw a click for each of N objects on their device, without waiting for it.
+
+    The pixels are those that :func:`correction_click` draws from a generator whose next numbers are
+    ``numbers``.
+
+    Args:
+        truth, predicted: ``[N,H,W]`` bool.
+        numbers: at least one tensor ``[N]`` int64, drawn uniformly from 0 to 2^32 - 1. The next one
+            is used for an object only if a number would favour some pixels; that happens less than
+            once in 2^32 / (H * W) clicks.
+
+    Returns:
+        Points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32.
+    """
+    flat_truth = truth.flatten(1)
+    region = flat_truth ^ predicted.flatten(1)
+    fallback = torch.where(flat_truth.all(1, keepdim=True), flat_truth, ~flat_truth)
+    region = torch.where(region.any(1, keepdim=True), region, fallback)
+    ranks = region.cumsum(1)
+    count = ranks[:, -1]
+    # A multiplication maps a number to a pixel (Lemire 2019, arXiv 1805.10941), as in numpy.
+    span = 2**32
+    product = numbers[-1] * count
+    for number in reversed(numbers[:-1]):
+        candidate = number * count
+        is_fair = candidate % span >= (span - count) % count
+        product = torch.where(is_fair, candidate, product)
+    chosen = product // span + 1
+    pixel = torch.searchsorted(ranks, chosen[:, None])
+    width = truth.shape[2]
+    points = torch.stack([pixel % width, pixel // width], dim=2).float()
+    return points, flat_truth.gather(1, pixel).int()
 
 
 def correction_click(

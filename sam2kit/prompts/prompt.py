@@ -7,8 +7,8 @@ corners of a box, both inclusive.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,9 +80,13 @@ class Prompt:
 
     def to(self, device: torch.device | str) -> Prompt:
         """Return the prompt with its tensors on ``device``."""
-        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items()}
-        return replace(self, **moved)
+        waits = torch.device(device).type == "cpu"
+        # A copy is not checked again, because on a GPU that would wait for the data.
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device, non_blocking=not waits))
+        return moved
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prompt):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam2kit.data.transforms import normalize
+from sam2kit.models.cast_weights import CastWeights
 from sam2kit.models.clip_tracking import FrameFeatures
 from sam2kit.tracking.memory_bank import Memory, MemoryFrames, ObjectBank, upstream_bank
 from sam2kit.tracking.options import TrackerOptions
@@ -98,6 +99,7 @@ class FrameModel:
         if autocast is None:
             autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
         self._autocast = autocast
+        self._weights = CastWeights(self.model, torch.bfloat16) if autocast else None
         self._position: list[Tensor] = []  # maskmem_pos_enc, the same for all memories
 
     @contextmanager
@@ -119,18 +121,24 @@ class FrameModel:
                 setattr(owner, name, value)
             stack.enter_context(torch.inference_mode())
             stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, self._autocast))
+            if self._weights is not None:
+                stack.enter_context(self._weights.applied())
             yield
 
     def encode(self, frame: np.ndarray) -> FrameFeatures:
         """Compute the features of a frame ``[H,W,3]`` uint8 RGB of any size."""
-        image = resize_frame(frame, self.model.image_size).to(self.device)
+        image = resize_frame(frame, self.model.image_size).to(self.device, non_blocking=True)
         cache = getattr(self.model, "feature_cache", None)
-        backbone = (
-            self.model.forward_image(normalize(image))
-            if cache is None
-            else cache.encode(self.model, image)
-        )
+        if cache is None:
+            backbone = self.model.forward_image(normalize(image))
+        else:
+            # The cache identifies the encoder by its weights, so it must see the originals.
+            with self._original_weights():
+                backbone = cache.encode(self.model, image)
         return FrameFeatures.from_backbone(self.model, backbone)
+
+    def _original_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._weights is None else self._weights.suspended()
 
     def run(
         self, t: int, features: FrameFeatures, inputs: Sequence[ObjectInput], num_frames: int

@@ -28,6 +28,7 @@ class Memory:
         features: ``[1,C,h,w]`` spatial memory. None: evicted.
         mask_logits: ``[1,1,h,w]`` low-resolution mask. None: evicted.
         reverse: the direction in which the frame was tracked. None (default): not tracked yet.
+        frames: the frames whose memories were read. None (default): the frame was not tracked.
     """
 
     pointer: Tensor
@@ -36,6 +37,7 @@ class Memory:
     features: Tensor | None
     mask_logits: Tensor | None
     reverse: bool | None = field(default=None, kw_only=True)
+    frames: MemoryFrames | None = field(default=None, kw_only=True)
 
     def tensors(self) -> Iterator[Tensor]:
         """Iterate over all tensors, for measuring memory."""

@@ -71,17 +71,22 @@ def track_video(
     output_dir: str | Path | None = None,
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
+    *,
+    devices: str = "1",
 ) -> Path:
     """Track objects through one video, or through all videos of a folder; see :func:`track_videos`.
 
     Args:
         video: a video file, a directory of frames, or a folder or data set with several videos.
-        prompts, checkpoint, output_dir, accelerator, options: as for :func:`track_videos`.
+        prompts, checkpoint, output_dir, accelerator, options, devices: as for
+            :func:`track_videos`.
 
     Returns:
         The output directory.
     """
-    return track_videos([video], prompts, checkpoint, output_dir, accelerator, options)
+    return track_videos(
+        [video], prompts, checkpoint, output_dir, accelerator, options, devices=devices
+    )
 
 
 def track_videos(
@@ -93,6 +98,7 @@ def track_videos(
     options: TrackerOptions = OPTIONS,
     overwrite: bool = False,
     to: str | None = None,
+    devices: str = "1",
 ) -> Path:
     """Track objects through videos, each from its first prompt to the end.
 
@@ -127,6 +133,7 @@ def track_videos(
         overwrite: replace results that were made with other prompts or another model.
         to: ``cvat`` also writes the masks as a task of CVAT. None (default): only if the video
             comes from CVAT.
+        devices: ``N,`` selects the GPU with index N. ``1`` (default): the first one.
 
     Returns:
         The output directory.
@@ -170,7 +177,7 @@ def track_videos(
         ]
         if not overwrite:
             _check_results(records, inputs_digests)
-        tracker = VideoTracker(model, options, pick_device(accelerator))
+        tracker = VideoTracker(model, options, pick_device(accelerator, devices))
         try:
             for n, (job, record) in enumerate(zip(jobs, records, strict=True)):
                 name = visible_text(record.name)

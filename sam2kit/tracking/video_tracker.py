@@ -21,7 +21,7 @@ from sam2kit.models.clip_tracking import FrameFeatures, upstream_inputs
 from sam2kit.prompts.geometry import BOX_LABELS
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.frame_step import FrameModel, ObjectInput, ObjectOutput
-from sam2kit.tracking.memory_bank import Horizon, ObjectBank
+from sam2kit.tracking.memory_bank import Horizon, MemoryFrames, ObjectBank
 from sam2kit.utils.errors import DataError
 
 PREVIOUS_LOGITS_LIMIT = 32.0  # upstream clamps the logits of the mask that clicks refine
@@ -256,6 +256,7 @@ class TrackingSession:
             outputs |= self._run(t, inputs)
             tracks = self._tracks(t, {o: outputs[o] for o in self.banks if o in outputs})
             for number, object_input in inputs.items():
+                outputs[number].memory.frames = object_input.memory_frames
                 object_input.bank.others[t] = outputs[number].memory
             for output in outputs.values():
                 output.memory.reverse = reverse
@@ -283,6 +284,10 @@ class TrackingSession:
         reverse = None if memory is None else memory.reverse
         frames = None if reverse is None else self._horizon.read(bank, t, reverse)
         is_conditioning = frames is None or self._options.corrected_frames_condition
+        tracked_with = None if memory is None else memory.frames
+        # A mask prompt reads no memories.
+        if tracked_with is not None and frames is not None and points is not None:
+            self._warn_of_evicted(number, t, tracked_with, frames)
         if t in bank.conditioning and not is_conditioning:
             logger.warning(
                 "object {} was tracked from its prompt on frame {}: tracking continues from that "
@@ -302,6 +307,26 @@ class TrackingSession:
         if latest is not None and latest.mask_logits is not None:
             previous = latest.mask_logits.clamp(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
         return ObjectInput(bank, frames, reverse, points, previous_logits=previous)
+
+    def _warn_of_evicted(self, number: int, t: int, then: MemoryFrames, now: MemoryFrames) -> None:
+        """Warn if a correction cannot read all memories that tracking read on the frame.
+
+        Args:
+            number: the object.
+            t: the corrected frame.
+            then, now: the frames whose memories tracking read and the correction reads.
+        """
+        evicted = {*then.conditioning, *then.others} - {*now.conditioning, *now.others}
+        if evicted:
+            logger.warning(
+                "object {} is corrected on frame {} without {} of the {} memories that were read "
+                "when it was tracked; they were evicted, so the mask is less exact. Set history in "
+                "TrackerOptions or evaluation.tracker to the number of frames that you go back",
+                number,
+                t,
+                len(evicted),
+                len(then.conditioning) + len(then.others),
+            )
 
     def _run(self, t: int, inputs: dict[int, ObjectInput]) -> dict[int, ObjectOutput]:
         """Run the model on a frame with as few calls as possible; inputs and outputs by object."""

@@ -71,6 +71,14 @@ class SAM2LightningDataModule(LightningDataModule):
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
+        loss = self.config.loss
+        if loss.temporal > 0 and loss.type == "frames" and not self.train_clips.has_neighbours():
+            logger.warning(
+                "loss.temporal={} has no effect: it compares neighbouring frames of a clip, and no "
+                "clip of these videos has masks on two of them. Set loss.temporal=0, or "
+                "dataset.frame_stride to the distance of annotated frames",
+                loss.temporal,
+            )
         per_machine = max(1, self.devices // self.config.trainer.num_nodes)
         check_shared_memory(self.config.dataset, per_machine)
         self._check_repeated_videos()
@@ -159,7 +167,13 @@ class SAM2LightningDataModule(LightningDataModule):
             self._resume_position,
             shard,
             self.with_keys[0],
+            pin_memory=self._pin_memory,
         )
+
+    @property
+    def _pin_memory(self) -> bool:
+        """Whether batches are copied to a CUDA device, which page-locked memory accelerates."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @cached_property
     def val_batches(self) -> list[list[int]]:
@@ -185,6 +199,7 @@ class SAM2LightningDataModule(LightningDataModule):
             seed=self.config.seed,
             with_keys=self.with_keys[1],
             batches=batches[rank :: self.devices],
+            pin_memory=self._pin_memory,
         )
 
 

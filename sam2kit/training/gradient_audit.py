@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
-from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
 from torch import Tensor
@@ -37,6 +36,7 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.losses import NO_OBJ_SCORE
 from sam2kit.training.memory_profile import StepMemory, peak_bytes, step_memory
 from sam2kit.training.module import SAM2LightningModule, step_generator
+from sam2kit.utils.device import pick_device, release_memory
 from sam2kit.utils.errors import ConfigError
 
 MAX_BATCHES = 8
@@ -145,8 +145,13 @@ def audit_config(config: Config) -> Audit:
     data = SAM2LightningDataModule(config)
     config = settle_initial_weights(data.config)
     module = SAM2LightningModule(config)
-    module.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
-    return audit_gradients(module, data.train_clips)
+    device = pick_device(config.trainer.accelerator, config.trainer.devices)
+    try:
+        return audit_gradients(module.to(device), data.train_clips)
+    finally:
+        # A notebook's kernel lives on, and the training may run in other processes.
+        module.to("cpu")
+        release_memory(device)
 
 
 def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
@@ -207,7 +212,7 @@ def _gradients(
     def run() -> None:
         on_device, step = batch.to(device), seen.batches
         output, terms = module.track_and_score(on_device, step)
-        prompts = module.prompts(on_device, step_generator(module.config.seed, step))
+        prompts = module.prompts(batch, step_generator(module.config.seed, step))
         seen.add(on_device, output, {prompt.kind for prompt in prompts})
         if terms["loss"].requires_grad:
             values = torch.autograd.grad(terms["loss"], list(trained.values()), allow_unused=True)

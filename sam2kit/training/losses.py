@@ -209,8 +209,12 @@ class SAM2TrainingLoss(nn.Module):
         """Return the sums of each term per decoder output, and the number of tracked objects."""
         c = self.config
         sums: dict[str, list[Tensor]] = {}
+        annotated, device = _annotated_on_host(batch), batch.masks.device
         for step in output.steps:
-            rows = batch.annotated[step.frame, step.objects]
+            indices = step.indices or step.objects.tolist()
+            known = annotated[step.frame, indices].nonzero()[:, 0]
+            # All rows, or their indices; a boolean index would wait for the device.
+            rows = slice(None) if len(known) == len(indices) else _upload(known, device)
             truth = batch.masks[step.frame, step.objects][rows]
             logits = upsample(step.mask_logits[rows], truth.shape[-2:])
             n, m = logits.shape[:2]
@@ -232,12 +236,16 @@ class SAM2TrainingLoss(nn.Module):
                 )
             for name, value in values.items():
                 sums.setdefault(name, []).append(value)
-        return {k: torch.stack(v) for k, v in sums.items()}, int(output.tracked.any(0).sum())
+        count = int(output.tracked_on_host().any(0).sum())
+        return {k: torch.stack(v) for k, v in sums.items()}, count
 
     def _of_frames(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
         """Return each term per supervised object-frame, and the number of object-frames."""
-        supervised = output.tracked & batch.annotated
-        frames, objects = supervised.nonzero(as_tuple=True)
+        # Positions are computed in main memory, because a device would have to be waited for.
+        device = batch.masks.device
+        supervised = output.tracked_on_host() & _annotated_on_host(batch)
+        positions = supervised.nonzero()
+        frames, objects = _upload(positions, device).unbind(1)
         logits = output.mask_logits[frames, objects]
         withheld = (logits <= NO_OBJ_SCORE).all(-1).all(-1)
         logits = logits.masked_fill(withheld[:, None, None], ABSENT_LOGIT)
@@ -249,18 +257,18 @@ class SAM2TrainingLoss(nn.Module):
         if c.temporal > 0:
             # row[t, n]: index of an object-frame among the supervised ones, -1 elsewhere.
             row = torch.full_like(supervised, -1, dtype=torch.long)
-            row[supervised] = torch.arange(len(truth), device=row.device)
+            row[supervised] = torch.arange(len(truth))
             now, before = row[1:].flatten(), row[:-1].flatten()
             pairs = (now >= 0) & (before >= 0)
-            now, before = now[pairs], before[pairs]
+            now, before = _upload(torch.stack([now[pairs], before[pairs]]), device)
             values["temporal"] = temporal_loss(
                 logits[now], logits[before], truth[now], truth[before]
             )
         if c.iou_head > 0:
-            values["iou_head"] = iou_head_loss(output.iou[supervised], logits, truth) * present
+            values["iou_head"] = iou_head_loss(output.iou[frames, objects], logits, truth) * present
         if c.object_score > 0:
             values["object_score"] = F.binary_cross_entropy_with_logits(
-                output.object_score[supervised], present.to(logits.dtype), reduction="none"
+                output.object_score[frames, objects], present.to(logits.dtype), reduction="none"
             )
         return values, len(frames)
 
@@ -279,10 +287,19 @@ class SAM2TrainingLoss(nn.Module):
         return terms
 
 
-def _mean_count(count: int, device: torch.device) -> float:
+def _annotated_on_host(batch: ClipBatch) -> Tensor:
+    """Return ``annotated`` in main memory, without waiting for the device if possible."""
+    return (batch.on_host() if batch.host is not None else batch).annotated.cpu()
+
+
+def _upload(indices: Tensor, device: torch.device) -> Tensor:
+    return indices.to(device, non_blocking=True)
+
+
+def _mean_count(count: int, device: torch.device) -> float | Tensor:
     """Return the mean of the counts of all ranks; their sum counts as at least 1."""
     if not is_initialized():
         return max(count, 1)
-    total = torch.tensor(count, device=device)
+    total = torch.tensor(float(count)).to(device, non_blocking=True)
     all_reduce(total)
-    return max(int(total), 1) / get_world_size()
+    return total.clamp(min=1) / get_world_size()

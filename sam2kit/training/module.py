@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ from sam2kit.models.checkpoints import (
 )
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.models.outputs import TrackOutput
-from sam2kit.models.sam2 import SAM2Model
+from sam2kit.models.sam2 import SAM2Model, compile_model
 from sam2kit.prompts.corrections import CorrectionGenerator, Corrections
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.training.datamodule import SAM2LightningDataModule
-from sam2kit.training.losses import SAM2TrainingLoss
+from sam2kit.training.losses import NO_OBJ_SCORE, SAM2TrainingLoss
 from sam2kit.training.optim import build_optimizer, build_scheduler
 from sam2kit.training.resume import rewind
 from sam2kit.utils.errors import ConfigError
@@ -44,6 +45,10 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
+
+MAX_WITHHELD = 0.05
+"""Share of visible object-frames whose masks the model may withhold without a warning."""
+WITHHELD = "withheld"  # that share, among the values of a validation batch
 
 Loss = Callable[[TrackOutput, ClipBatch, bool], dict[str, Tensor]]
 """Function of ``(output, batch, all_devices)`` that returns scalars by name.
@@ -91,6 +96,8 @@ class SAM2LightningModule(LightningModule):
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
         self._cache: FeatureCache | None = None
         self.train_cache: FeatureCache | None = None
+        self._compiled = False
+        self._warned_of_withheld = False
 
     def use_features(self, data: SAM2LightningDataModule) -> None:
         """Read features of the frozen encoder from the cache if the configuration allows it.
@@ -147,8 +154,13 @@ class SAM2LightningModule(LightningModule):
         rank = self.global_rank if rank is None else rank
         torch.manual_seed(step_generator(self.config.seed, step, rank).initial_seed())
         generator = step_generator(self.config.seed, step)
-        prompts = self.prompts(batch, generator)
-        output = self(batch, prompts, self.corrections(batch, prompts, generator))
+        # Drawn in main memory: a batch on a GPU would be copied back.
+        host = batch.on_host()
+        prompts = self.prompts(host, generator)
+        corrections = self.corrections(host, prompts, generator)
+        if corrections is not None:
+            corrections = replace(corrections, masks=batch.masks)
+        output = self(batch, prompts, corrections)
         return output, self.loss(output, batch, all_devices)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
@@ -156,7 +168,8 @@ class SAM2LightningModule(LightningModule):
         _, terms = self.track_and_score(batch, step, all_devices=True)
         self.log_dict(terms, batch_size=batch.num_clips, sync_dist=True)
         learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("learning_rate", learning_rate, batch_size=1)
+        # A tensor in main memory; Lightning would copy a number to the device, and wait.
+        self.log("learning_rate", torch.tensor(learning_rate), batch_size=1)
         if not terms["loss"].requires_grad:
             raise ConfigError(
                 "no trained module contributes to the loss of this batch",
@@ -176,13 +189,19 @@ class SAM2LightningModule(LightningModule):
         if isinstance(data, SAM2LightningDataModule) and number >= len(data.val_batches):
             return  # the repeated batch of a rank that has one batch fewer
         self.model.feature_cache = self._cache
-        output = self(batch, self.val_prompts(batch, step_generator(self.config.seed, number)))
+        output = self(
+            batch, self.val_prompts(batch.on_host(), step_generator(self.config.seed, number))
+        )
         # Weight by object-frames, so that the mean over batches is the loss of the whole data set.
         count = int((output.tracked & batch.annotated).sum())
         terms = self.loss(output, batch, False) if count else {}
         values = {f"val_{name}": (float(value), count) for name, value in terms.items()}
         if len(per_object := tracked_iou(output, batch)):
             values["val_iou"] = (float(per_object.mean()), len(per_object))
+        visible = output.tracked & ~output.prompted & batch.visible
+        if shown := int(visible.sum()):
+            withheld = (output.mask_logits <= NO_OBJ_SCORE).flatten(2).all(-1)
+            values[WITHHELD] = (float((withheld & visible).sum()) / shown, shown)
         self._validated[number] = values
 
     def on_validation_epoch_end(self) -> None:
@@ -198,10 +217,45 @@ class SAM2LightningModule(LightningModule):
             for name, (value, count) in batches[number].items():
                 total, weight = sums.get(name, (0.0, 0))
                 sums[name] = (total + value * count, weight + count)
-        self.log_dict({name: total / weight for name, (total, weight) in sums.items()})
+        means = {name: total / weight for name, (total, weight) in sums.items()}
+        self._warn_of_withheld(means.pop(WITHHELD, 0.0))
+        self.log_dict(means)
+
+    def _warn_of_withheld(self, share: float) -> None:
+        """Warn once if the model withholds masks of visible objects and does not learn from it."""
+        weights = self.config.loss
+        if weights.object_score > 0 or share <= MAX_WITHHELD or self._warned_of_withheld:
+            return
+        self._warned_of_withheld = True
+        logger.warning(
+            "the model predicts absence in {:.0%} of the validated frames on which the object is "
+            "visible. It withholds those masks, and a withheld mask has no gradient: the other "
+            "terms of the loss cannot correct it. Set loss.object_score above 0, such as 1",
+            share,
+        )
+
+    def on_fit_start(self) -> None:
+        """Compile the model if ``model.compile`` is set."""
+        if self.config.model.compile and not self._compiled:
+            compile_model(self.model)
+            self._compiled = True
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients; Lightning would reject a fused optimizer."""
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.model, self.config.optimizer)
+        # With a loss scale, a fused optimizer would have to unscale the gradients after they are
+        # clipped.
+        fused = self.device.type != "cpu" and self.config.trainer.precision != "16-mixed"
+        optimizer = build_optimizer(self.model, self.config.optimizer, fused)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_scheduler(optimizer, self.config.scheduler, steps)
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sam2kit.models.checkpoint_io import read_checkpoint, write_checkpoint
 from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store, load_run
 from sam2kit.models.sam2 import module_path
 from sam2kit.training.module import SAM2LightningModule
+from sam2kit.utils.device import DeferredValues
 from sam2kit.utils.errors import CheckpointError, TrainingError
 from sam2kit.utils.readers import on_one_line
 from sam2kit.viz.tables import Table
@@ -30,6 +32,9 @@ class StopAtNonFinite(Callback):
     If gradients of several batches are accumulated, it contains the last batch. Gradients are not
     checked in ``16-mixed``: loss scaling overflows some of them by design.
 
+    On a GPU the optimizer skips such a step, and the error is raised during the next one: reading
+    the values at once would stop the GPU in every step.
+
     Args:
         run_dir: the directory to write the file to.
 
@@ -39,16 +44,19 @@ class StopAtNonFinite(Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self._pending: tuple[list[str], DeferredValues, _Step] | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
-        self._batch, self._index = batch, trainer.fit_loop.total_batch_idx
+        index = trainer.fit_loop.total_batch_idx
+        self._step = _Step(batch.host or batch, index, trainer.global_step)
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        assert isinstance(module, SAM2LightningModule)
-        if not torch.isfinite(loss):
-            self._stop(module, f"the loss is {float(loss)}")
+        self._check_last_step(module)
+        self._loss = loss.detach()
+        if not _can_skip(trainer.optimizers[0]) and not torch.isfinite(loss):
+            self._stop(module, self._step, f"the loss is {float(loss)}")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
@@ -56,34 +64,76 @@ class StopAtNonFinite(Callback):
         assert isinstance(module, SAM2LightningModule)
         if module.config.trainer.precision == "16-mixed":
             return
-        # One norm over everything first: a check per module would wait for the GPU many times.
-        norm, gradients = nn.utils.get_total_norm, _gradients(module.model)
-        if not torch.isfinite(norm([g for part in gradients.values() for g in part])):
-            modules = [name for name, part in gradients.items() if not torch.isfinite(norm(part))]
-            self._stop(module, f"the gradient of {', '.join(modules)} is not finite")
+        gradients = _gradients(module.model)
+        norms = [nn.utils.get_total_norm(part) for part in gradients.values()]
+        values = torch.stack([self._loss, *norms])
+        if _can_skip(optimizer):
+            optimizer.found_inf = (~values.isfinite().all()).float()  # type: ignore[attr-defined]
+            self._pending = list(gradients), DeferredValues(values), self._step
+        elif fault := _fault(list(gradients), values.tolist()):
+            self._stop(module, self._step, fault)
 
-    def _stop(self, module: SAM2LightningModule, fault: str) -> None:
-        """Save the current step and raise."""
-        batch, rank = self._batch.to("cpu"), module.global_rank
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check_last_step(module)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check_last_step(module)
+
+    def _check_last_step(self, module: LightningModule) -> None:
+        """Raise if the optimizer skipped the last step because of a non-finite value."""
+        if self._pending is None:
+            return
+        names, values, step = self._pending
+        self._pending = None
+        if fault := _fault(names, values.read()):
+            self._stop(module, step, fault)
+
+    def _stop(self, module: LightningModule, step: _Step, fault: str) -> None:
+        """Save a step and raise."""
+        assert isinstance(module, SAM2LightningModule)
+        batch, rank = step.batch.to("cpu"), module.global_rank
         path = self.run_dir / (f"replay-{rank}.pt" if rank else "replay.pt")
         content = {
             "state_dict": {f"model.{k}": v.cpu() for k, v in module.model.state_dict().items()},
             CONFIG_KEY: config_to_store(module.config),
             STEP_KEY: {
-                "batch": {f.name: getattr(batch, f.name) for f in fields(batch)},
-                "index": self._index,
+                "batch": {f.name: getattr(batch, f.name) for f in fields(batch) if f.init},
+                "index": step.index,
                 "rank": rank,
                 "fault": fault,
             },
         }
         write_checkpoint(content, path)
         raise TrainingError(
-            f"{fault} in step {module.trainer.global_step}, on clips of "
-            f"{', '.join(batch.names)}; the weights from before this step are saved",
+            f"{fault} in step {step.number}, on clips of {', '.join(batch.names)}; the weights "
+            "from before this step are saved",
             hint=f"analyse the step with: sam2kit replay {path}. Usual causes are a high "
             "optimizer.lr or loss weight, and trainer.precision=16-mixed; start a new run from the "
             "weights in last.ckpt with lower values",
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A batch, its number, and the number of optimizer steps before it."""
+
+    batch: ClipBatch
+    index: int
+    number: int
+
+
+def _can_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer skips a step if its attribute ``found_inf`` is 1."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _fault(modules: list[str], values: list[float]) -> str | None:
+    """Describe what is not finite among the loss and the norms of the modules' gradients."""
+    loss, *norms = values
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    bad = [name for name, norm in zip(modules, norms, strict=True) if not math.isfinite(norm)]
+    return f"the gradient of {', '.join(bad)} is not finite" if bad else None
 
 
 def _gradients(model: nn.Module) -> dict[str, list[Tensor]]:

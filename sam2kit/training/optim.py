@@ -80,14 +80,21 @@ def _by_module(
     return values
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = False) -> Optimizer:
     """Build AdamW over :func:`parameter_groups`.
+
+    Args:
+        model: the model.
+        config: the settings.
+        fused: update all parameters in one kernel, which is faster on a GPU and differs in
+            rounding.
 
     Raises:
         ConfigError: as :func:`parameter_groups`.
     """
     first, second = config.betas
-    return AdamW(parameter_groups(model, config), lr=config.lr, betas=(first, second))
+    groups = parameter_groups(model, config)
+    return AdamW(groups, lr=config.lr, betas=(first, second), fused=fused or None)
 
 
 def learning_rate_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:

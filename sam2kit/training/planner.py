@@ -40,7 +40,7 @@ from sam2kit.training.memory_profile import (
 )
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
-from sam2kit.utils.device import pick_device
+from sam2kit.utils.device import autocast, pick_device
 
 CLIPS_LOOKED_AT = 20  # number of clips whose objects are counted
 SMALL_FRAMES, SMALL_OBJECTS = (2, 3, 4), 2
@@ -184,7 +184,7 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     if config.model.object_score_bias == 0:
         overrides.append("model.object_score_bias=5")
     module = SAM2LightningModule(override_config(config, overrides))
-    device = pick_device(config.trainer.accelerator)
+    device = pick_device(config.trainer.accelerator, config.trainer.devices)
     module.to(device).train()
     frozen = module.model.encoder_is_frozen
     cached = create_cache(config) is not None and not obstacle(config, module.model, clips.source)
@@ -298,7 +298,7 @@ class _SmallSteps:
         return _median_seconds(optimizer.step, module.device)
 
     def _step(self, draw: int) -> None:
-        with _autocast(self.module):
+        with autocast(self.module.device, self.module.config.trainer.precision):
             _, terms = self.module.track_and_score(self._batch, draw)
         if terms["loss"].requires_grad:
             terms["loss"].backward()
@@ -340,7 +340,7 @@ def _encoder(module: SAM2LightningModule, images: int) -> tuple[float, float]:
     """Return the peak in bytes of encoding ``images`` frames at once, and the seconds per frame."""
 
     def run(count: int) -> None:
-        with _autocast(module):
+        with autocast(module.device, module.config.trainer.precision):
             _forward(module.model, frames[:count])
 
     frames = _clips(1, 2, 1, module).frames[0]
@@ -364,12 +364,6 @@ def _clips(clips: int, frames: int, objects: int, module: SAM2LightningModule) -
         object_ids=list(range(total)),
         sizes=[(side, side)] * clips,
     ).to(module.device)
-
-
-def _autocast(module: SAM2LightningModule) -> torch.autocast:
-    precision = module.config.trainer.precision
-    kind = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    return torch.autocast(module.device.type, kind, enabled=precision != "32-true")
 
 
 def _median_seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -15,11 +15,7 @@ from typing import Any, NamedTuple
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    EMAWeightAveraging,
-)
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -36,8 +32,9 @@ from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
 from sam2kit.models.initial_weights import settle_initial_weights
 from sam2kit.models.run_splits import checkpoint_splits
-from sam2kit.models.sam2 import format_report, parameter_report
+from sam2kit.models.sam2 import check_compiler, format_report, parameter_report
 from sam2kit.training.callbacks import (
+    AverageWeights,
     LogProgress,
     RunCheckpoint,
     SaveWithinEpoch,
@@ -59,6 +56,7 @@ from sam2kit.training.resume import (
     latest_valid_checkpoint,
     resumed_model,
 )
+from sam2kit.utils.device import resolve_accelerator
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.locks import Owner
@@ -69,7 +67,7 @@ LOG_LINE = "{time:YYYY-MM-DD HH:mm:ss.SSS} | {level: <8} | {name}:{function}:{li
 MAX_LISTED = 8  # validation videos in the log
 # Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
 LIGHTNING_KEYS = (
-    *("accelerator", "precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
+    *("precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
     *("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps"),
     *("check_val_every_n_epoch", "limit_train_batches"),
 )
@@ -208,6 +206,8 @@ def _fit(
             raise
         logger.info("Nothing left to train: {}", complete)
         return _existing_result(config, run_dir)
+    if config.model.compile:
+        check_compiler()
     if not in_rank():
         data.check_videos()
     check_ranks(config, world_size, run_dir)
@@ -328,7 +328,7 @@ def _run(
     if extras.scorer is not None:
         callbacks.append(ScoreVideos(extras.scorer, data.val_clips.source))
     if config.trainer.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.trainer.ema_decay))
+        callbacks.append(AverageWeights(config.trainer.ema_decay))
     with _quiet_lightning():
         ddp = in_rank() or config.trainer.strategy == "ddp"
         trainer = _make_trainer(config, run_dir, loggers, callbacks, ddp)
@@ -372,6 +372,7 @@ def _make_trainer(
     try:
         return Trainer(
             **{key: getattr(t, key) for key in LIGHTNING_KEYS},
+            accelerator=resolve_accelerator(t.accelerator),
             strategy=strategy,
             plugins=[WholeCheckpoints(t.keep_checkpoints)],
             devices=int(t.devices) if t.devices.isdigit() else t.devices,

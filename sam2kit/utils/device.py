@@ -2,30 +2,85 @@
 
 from __future__ import annotations
 
+import gc
+from functools import cache
+
 import torch
+from loguru import logger
 
 from sam2kit.utils.errors import ConfigError
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """Return the torch device of an accelerator name.
+def resolve_accelerator(accelerator: str) -> str:
+    """Replace ``auto`` by ``cuda`` if it is available, otherwise by ``cpu``.
+
+    Apple GPUs (MPS) are not selected automatically, because sam2kit is not tested on them. Every
+    command follows this rule, so that training and evaluation use the same device.
 
     Args:
-        accelerator: a value of ``trainer.accelerator``; ``auto`` selects CUDA if it is available,
-            otherwise the CPU.
+        accelerator: a value of ``trainer.accelerator``.
+
+    Returns:
+        ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
         ConfigError: this machine has no such device.
     """
-    names = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-    usable = {"cpu": True, "cuda": torch.cuda.is_available()}
-    usable["mps"] = torch.backends.mps.is_available()
-    if accelerator != "auto" and not usable[names[accelerator]]:
-        key, expected = "trainer.accelerator", "a device that this machine has"
-        raise ConfigError(key=key, value=accelerator, expected=expected, hint="try cpu or auto")
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if accelerator == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(names[accelerator])
+        if available["mps"]:
+            _log_unused_mps()
+        return "cuda" if available["cuda"] else "cpu"
+    name = "cuda" if accelerator == "gpu" else accelerator
+    if not available[name]:
+        names = [name for name, usable in available.items() if usable]
+        raise ConfigError(
+            key="trainer.accelerator",
+            value=accelerator,
+            expected=f"a device that this machine has: {', '.join(names)} or auto",
+            hint="an Apple GPU is selected with mps" if available["mps"] else "try cpu or auto",
+        )
+    return name
+
+
+@cache
+def _log_unused_mps() -> None:
+    logger.info(
+        "The Apple GPU is not used, because sam2kit is not tested on it; trainer.accelerator=mps "
+        "selects it"
+    )
+
+
+def pick_device(accelerator: str, devices: str = "1") -> torch.device:
+    """Return the torch device for work on one device.
+
+    Args:
+        accelerator: a value of ``trainer.accelerator``.
+        devices: a value of ``trainer.devices``. The first of a list of indices is used; with a
+            number of devices, or ``auto``, it is the first device. Indices count the GPUs in
+            ``CUDA_VISIBLE_DEVICES``.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    name = resolve_accelerator(accelerator)
+    if name != "cuda":
+        return torch.device(name)
+    listed = [int(part) for part in devices.split(",") if part.strip()] if "," in devices else [0]
+    count = torch.cuda.device_count()
+    if listed[0] >= count:
+        visible = "0" if count == 1 else f"0 to {count - 1}"
+        raise ConfigError(
+            key="trainer.devices",
+            value=devices,
+            expected=f"indices of visible GPUs, which are {visible}",
+            hint="GPUs are numbered within CUDA_VISIBLE_DEVICES, from 0",
+        )
+    return torch.device("cuda", listed[0])
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
@@ -37,3 +92,49 @@ def resolve_precision(precision: str, accelerator: str) -> str:
         return precision
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(False) else "32-true"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which training with a precision computes.
+
+    Args:
+        device: the device of the computation.
+        precision: a value of ``trainer.precision`` except ``auto``.
+    """
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "32-true")
+
+
+class DeferredValues:
+    """Numbers that a device computes, and that the host reads later without stopping it.
+
+    Args:
+        values: ``[N]``, on any device.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._ready: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            # A copy to memory that is not page-locked would wait for the device.
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record(torch.cuda.current_stream(values.device))
+        else:
+            self._values = values.to("cpu", non_blocking=values.device.type != "mps")
+
+    def read(self) -> list[float]:
+        """Return the numbers, after waiting until the device has computed them."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self._values.tolist()
+
+
+def release_memory(device: torch.device) -> None:
+    """Return the memory that torch keeps for later allocations to the device.
+
+    Other processes can use it then. Tensors that are still referenced keep their memory.
+    """
+    gc.collect()  # models and their hooks are in reference cycles
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()

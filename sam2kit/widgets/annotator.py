@@ -91,7 +91,9 @@ class Annotator(ImageWidget):
             recipe ``official``, and the dataset settings of the configuration.
         corrections: the file that :meth:`append` extends. None (default): ``dataset.corrections``
             of the configuration, else ``run_dir/corrections.jsonl``.
-        accelerator: a value of ``trainer.accelerator``.
+        accelerator, devices: values of ``trainer.accelerator`` and ``trainer.devices``, which
+            select one device. None (default): those of the configuration, else the first GPU or the
+            CPU.
 
     Raises:
         DataError: the videos cannot be opened.
@@ -121,14 +123,16 @@ class Annotator(ImageWidget):
         run_dir: str | Path | None = None,
         recipes: Mapping[str, DatasetConfig] | None = None,
         corrections: str | Path | None = None,
-        accelerator: str = "auto",
+        accelerator: str | None = None,
+        devices: str | None = None,
     ) -> None:
         config = what if isinstance(what, Config) else None
         self.source = open_source(what)
         self._folder = _folder_text(what)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.device = pick_device(accelerator)
         self._config = config or Config()
+        trainer = self._config.trainer
+        self.device = pick_device(accelerator or trainer.accelerator, devices or trainer.devices)
         self.model, self._model_text = _load_model(model, config, self.run_dir)
         self.model.feature_cache = create_cache(self._config, exact=True)
         self.recipes = dict(_default_recipes(config) if recipes is None else recipes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from conftest import moving_clip
 
 from sam2kit.data.clip import collate
 from sam2kit.models.checkpoints import create_sam2_model
-from sam2kit.prompts.corrections import CorrectionGenerator, Corrections, correction_click
+from sam2kit.prompts.corrections import (
+    CorrectionGenerator,
+    Corrections,
+    correction_click,
+    correction_clicks,
+)
 from sam2kit.prompts.generator import PromptGenerator
 from sam2kit.prompts.geometry import jitter_box, mask_to_box
 from sam2kit.prompts.prompt import Prompt
@@ -69,6 +75,58 @@ def test_clicks_have_the_labels_and_regions_of_upstream():
         (*map(int, p), int(label)) for p, label in zip(points[0].tolist(), labels[0], strict=True)
     }
     assert actual == expected
+
+
+def blobs(count: int, seed: int, side: int = 24) -> torch.Tensor:
+    """Make random masks; some are empty, some full, and some equal in both calls."""
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.rand(count, 1, 5, 5, generator=random)
+    masks = torch.nn.functional.interpolate(noise, (side, side), mode="bicubic")[:, 0] > 0.5
+    masks[::11], masks[1::13], masks[2::7] = False, True, masks[:1]
+    return masks
+
+
+def test_clicks_on_a_device_equal_those_of_the_reference():
+    """1,000 pairs of masks; the numbers include some that favour pixels and are drawn again."""
+    truth, predicted = blobs(1000, 0), blobs(1000, 1)
+    seeds = [(7, i) for i in range(1000)]
+    corrections = Corrections(torch.ones(1, 1000).bool(), 2, truth[None], seeds, from_truth=0.3)
+    for number in range(2):
+        points, labels = corrections.click(0, number, torch.arange(1000), predicted)
+        for i in range(1000):
+            rng = np.random.default_rng((*seeds[i], 0, number))
+            wrong = np.zeros((24, 24), bool) if rng.random() < 0.3 else predicted[i].numpy()
+            point, label = correction_click(truth[i].numpy(), wrong, rng)
+            assert (points[i, 0].tolist(), int(labels[i])) == (point.tolist(), label)
+
+
+def test_unfair_numbers_are_drawn_again():
+    """Among 3 pixels, the number 0 would favour the first one (2^32 is no multiple of 3)."""
+    truth = torch.zeros(1, 1, 4, dtype=torch.bool)
+    truth[..., :3] = True
+    numbers = [torch.tensor([0]), torch.tensor([2**32 - 1])]
+    points, labels = correction_clicks(truth, torch.zeros_like(truth), numbers)
+    assert points.tolist() == [[[2, 0]]] and labels.tolist() == [[1]]
+
+
+def test_clicks_lie_where_upstream_clicks():
+    """On 1,000 pairs of masks: upstream draws from the same region, with the same labels."""
+    from sam2.modeling.sam2_utils import sample_random_points_from_errors
+
+    truth, predicted = blobs(1000, 2), blobs(1000, 3)
+    keep = ~truth.flatten(1).all(1)  # there upstream clicks on the object as if it were background
+    truth, predicted = truth[keep], predicted[keep]
+    seeds = [(i,) for i in range(len(truth))]
+    corrections = Corrections(torch.ones(1, len(truth)).bool(), 1, truth[None], seeds)
+    points, labels = corrections.click(0, 0, torch.arange(len(truth)), predicted)
+    torch.manual_seed(0)
+    expected, their_labels = sample_random_points_from_errors(truth[:, None], predicted[:, None])
+    error = truth ^ predicted
+    rows = torch.arange(len(truth))
+    for positions, values in ((points, labels), (expected, their_labels)):
+        x, y = positions[:, 0].long().unbind(1)
+        assert torch.equal(error[rows, y, x], error.flatten(1).any(1))
+        assert torch.equal(truth[rows, y, x], values[:, 0].bool())
 
 
 def prompted(kind: str, batch, max_frames: int = 1, seed: int = 0) -> list[Prompt]:
@@ -132,7 +190,7 @@ def test_clicks_from_the_truth_are_positive(batch):
     assert labels.flatten().tolist() == [1] * 4
     for o, (x, y) in enumerate(points[:, 0].long().tolist()):
         assert batch.masks[1, o, y, x]
-    corrections.from_truth = 0.0
+    corrections = replace(corrections, from_truth=0.0)
     assert corrections.click(1, 0, objects, batch.masks[1])[1].flatten().tolist() == [0] * 4
 
 

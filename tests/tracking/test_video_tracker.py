@@ -196,6 +196,23 @@ def test_correction_of_a_distant_frame(scene):
     assert difference(run_tracker(models.kit, video, script), expected) > 10 * TOLERANCE
 
 
+@pytest.mark.parametrize(("history", "expected"), [(0, 1), (4, 0), (None, 0)])
+def test_correction_with_evicted_memories_is_warned_of(scene, history, expected):
+    """Going back 4 frames, the click cannot read what tracking read there, unless it is kept."""
+    models, video, warnings = load_pair("loud"), scene(20), []
+    script = [
+        prompts("mask", (0, 1)),
+        Track(),
+        prompts("click", (0,), 15),
+        prompts("mask", (1,), 15),
+    ]
+    sink = logger.add(lambda m: warnings.append(m.record["message"]), level="WARNING")
+    run_tracker(models.kit, video, script, TrackerOptions(history=history))
+    logger.remove(sink)
+    assert len(warnings) == expected
+    assert all("object 0 is corrected on frame 15 without" in message for message in warnings)
+
+
 def test_size_t(scene):
     models, video = load_pair("t"), scene(3)
     script = [prompts("mask", (0, 1), 1), Track(), Track(reverse=True)]

@@ -22,13 +22,14 @@ from torch.nn import functional as F
 
 from sam2kit.config.loading import settle_precision
 from sam2kit.config.schema import Config
-from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model, load_run
 from sam2kit.models.clip_tracking import FrameFeatures
 from sam2kit.models.memory_attention import MemoryAttention, RotaryAttention, attend
 from sam2kit.models.outputs import TrackOutput
-from sam2kit.models.sam2 import describe_model
+from sam2kit.models.sam2 import compile_model, describe_model
 from sam2kit.training.losses import SAM2TrainingLoss
 from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError
 
 
@@ -125,12 +126,48 @@ def test_dropout_is_drawn_per_object(key):
     assert not torch.allclose(mine, ours.eval()(*inputs), atol=1e-3)
 
 
-def test_compiling_needs_a_compiler(monkeypatch):
-    config = parity_config("nano")
-    config.model.compile = True
+def test_only_training_needs_a_compiler(toy_config, tmp_path, monkeypatch):
+    """A checkpoint of a compiled run is loaded, evaluated and exported without a compiler."""
+    toy_config.model.compile = True
     monkeypatch.setattr("shutil.which", lambda *_: None)
     with pytest.raises(ConfigError, match="model.compile: .*compiler"):
-        create_sam2_model(config)
+        fit(toy_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    model = create_sam2_model(toy_config)
+    assert model.image_encoder._compiled_call_impl is None
+    module = SAM2LightningModule(toy_config, model)
+    checkpoint = {"state_dict": module.state_dict(), CONFIG_KEY: config_to_store(toy_config)}
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    config, loaded = load_run(tmp_path / "best.ckpt")
+    assert loaded.image_encoder._compiled_call_impl is None
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_training_compiles_the_model_once(toy_config, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("sam2kit.training.module.compile_model", compiled.append)
+    monkeypatch.setattr("sam2kit.training.trainer.check_compiler", lambda: None)
+    toy_config.model.compile, toy_config.trainer.max_steps = True, 1
+    fit(toy_config, tmp_path)
+    assert len(compiled) == 1
+
+
+def test_compiled_modules_are_whole_graphs():
+    """``fullgraph`` raises at a graph break; the number of memories changes from frame to frame."""
+    config = parity_config("nano")
+    plain, compiled = create_sam2_model(config), create_sam2_model(config)
+    options = {"fullgraph": True, "backend": "eager"}
+    compiled.image_encoder.compile(dynamic=False, **options)
+    compiled.memory_attention.compile(dynamic=True, **options)
+    batch = parity_batch(config, 2, 4)
+    prompts = parity_prompts(batch, "mask", (0,))
+    outputs = [model.train()(batch, prompts).mask_logits for model in (plain, compiled)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # as in tracking
+        outputs = [model.eval()(batch, prompts).mask_logits for model in (plain, compiled)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -138,8 +175,8 @@ def test_compiling_needs_a_compiler(monkeypatch):
 def test_compiled_model_equals_the_original():
     config = parity_config("nano")
     plain = create_sam2_model(config)
-    config.model.compile = True
     compiled = create_sam2_model(config)
+    compile_model(compiled)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     batch = parity_batch(config, 2, 4)
     prompts = parity_prompts(batch, "mask", (0,))

@@ -1,0 +1,157 @@
+"""Test averaged weights and the warnings that a training gives about its data and its loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import moving_clip
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from loguru import logger
+from torch.utils.data import DataLoader
+
+from sam2kit.data.clip import collate
+from sam2kit.data.clip_dataset import ClipDataset
+from sam2kit.data.sources.base import VideoSource
+from sam2kit.training import trainer as trainer_module
+from sam2kit.training.callbacks import AverageWeights
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.losses import NO_OBJ_SCORE
+from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.trainer import fit
+
+
+@pytest.fixture
+def warnings():
+    messages: list[str] = []
+    sink = logger.add(lambda m: messages.append(m.record["message"]), level="WARNING")
+    yield messages
+    logger.remove(sink)
+
+
+def test_averaged_weights_equal_lightnings(toy_config, tmp_path, monkeypatch):
+    toy_config.trainer.ema_decay, toy_config.trainer.max_epochs = 0.7, 2
+    toy_config.dataset.synthetic_videos, toy_config.trainer.accumulate_grad_batches = 5, 2
+    states = []
+    for number, callback in enumerate(
+        [AverageWeights, lambda decay: EMAWeightAveraging(decay=decay)]
+    ):
+        monkeypatch.setattr(trainer_module, "AverageWeights", callback)
+        result = fit(toy_config, tmp_path / str(number))
+        states.append(torch.load(result.last_checkpoint, weights_only=True))
+    actual, expected = states
+    assert actual["callbacks"].keys() == expected["callbacks"].keys()
+    assert torch.equal(
+        actual["averaging_state"]["n_averaged"], expected["averaging_state"]["n_averaged"]
+    )
+    moved = 0
+    for name, value in expected["state_dict"].items():
+        torch.testing.assert_close(actual["state_dict"][name], value, rtol=1e-5, atol=1e-7)
+        moved += not torch.equal(value, expected["current_model_state"][name])
+    assert moved > 0
+
+
+class Annotated(VideoSource):
+    """A video with masks on some frames."""
+
+    names = ["a"]
+
+    def __init__(self, frames: set[int]) -> None:
+        self.frames, self.clip = frames, moving_clip(1, num_frames=12, size=32)
+
+    def num_frames(self, i):
+        return 12
+
+    def read_frame(self, i, t):
+        return self.clip.frames[t].permute(1, 2, 0).numpy()
+
+    def read_masks(self, i, t):
+        return {1: self.clip.masks[t, 0].numpy()} if t in self.frames else None
+
+
+@pytest.mark.parametrize(
+    ("frames", "stride", "expected"),
+    [
+        (set(range(12)), 1, True),
+        ({0, 5, 10}, 1, False),
+        ({0, 5, 10}, 5, True),
+        ({0, 4, 5, 10}, 1, True),
+    ],
+)
+def test_temporal_loss_without_neighbouring_masks(toy_config, warnings, frames, stride, expected):
+    toy_config.dataset.frame_stride, toy_config.dataset.video_clip_length = stride, 4
+    source = Annotated(frames)
+    assert ClipDataset(source, toy_config.dataset, True, 0).has_neighbours() == expected
+    data = SAM2LightningDataModule(toy_config, train_source=source, val_source=source)
+    data.check_videos()
+    assert [m for m in warnings if "loss.temporal=0.1 has no effect" in m] == warnings
+    assert bool(warnings) != expected
+    toy_config.loss.temporal = 0.0
+    warnings.clear()
+    SAM2LightningDataModule(toy_config, train_source=source, val_source=source).check_videos()
+    assert not warnings
+
+
+def test_generated_videos_have_neighbouring_masks(toy_config, warnings):
+    SAM2LightningDataModule(toy_config).check_videos()
+    assert not warnings
+
+
+def validate(config, module) -> None:
+    batch = collate([moving_clip(2, num_frames=3, size=32)])
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    loader = DataLoader([batch], batch_size=None)
+    Trainer(accelerator="cpu", **quiet).validate(module, loader, verbose=False)
+
+
+@pytest.mark.parametrize(("score", "expected"), [(0.0, 1), (1.0, 0)])
+def test_withheld_masks_of_visible_objects_are_warned_of(toy_config, warnings, score, expected):
+    """A mask that the model withholds gets no gradient without loss.object_score."""
+    toy_config.model.object_score_bias = -3.0
+    toy_config.loss.object_score = score
+    module = SAM2LightningModule(toy_config)
+    for _ in range(2):
+        validate(toy_config, module)
+    assert len([m for m in warnings if "loss.object_score" in m]) == expected
+    batch = collate([moving_clip(2, num_frames=3, size=32)])
+    output, terms = module.track_and_score(batch, 0)
+    assert (output.mask_logits[1:] == NO_OBJ_SCORE).all()
+    gradients = torch.autograd.grad(
+        terms["loss"], list(module.model.memory_attention.parameters()), allow_unused=True
+    )
+    assert any(g is not None and g.any() for g in gradients) == bool(score)
+
+
+def test_shown_masks_are_not_warned_of(toy_config, warnings):
+    toy_config.model.object_score_bias = 3.0
+    validate(toy_config, SAM2LightningModule(toy_config))
+    assert not warnings
+
+
+def test_memory_is_pinned_only_for_cuda(toy_config):
+    data = SAM2LightningDataModule(toy_config)
+    assert not data.train_dataloader().pin_memory and not data.val_dataloader().pin_memory
+    for kind, expected in (("cpu", False), ("cuda", True)):
+
+        class Strategy:
+            root_device = torch.device(kind)
+
+        class Owner:
+            strategy, global_rank = Strategy(), 0
+
+        data.trainer = Owner()
+        assert data.train_dataloader().pin_memory == expected
+        assert data.val_dataloader().pin_memory == expected
+
+
+def test_batch_remembers_its_copy_in_main_memory():
+    batch = collate([moving_clip(2)])
+    assert batch.on_host() is batch and batch.to("cpu").host is None
+    moved = batch.to("meta")
+    assert moved.host is batch and moved.on_host() is batch
+    assert replace(moved, masks=moved.masks).host is None
+    moved.masks.zero_()  # a batch that was changed on its device is not the one in main memory
+    with pytest.raises(NotImplementedError):
+        moved.on_host()  # a meta tensor has no content to copy
