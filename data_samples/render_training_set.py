@@ -23,7 +23,7 @@ from pathlib import Path  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from loguru import logger  # noqa: E402
-from PIL import Image  # noqa: E402
+from scenes.writing import PARTIAL, copied_iou, write_clip  # noqa: E402
 
 from sam2kit.utils.errors import DataError, SAM2KitError  # noqa: E402
 from sam2kit.utils.files import write_text  # noqa: E402
@@ -35,7 +35,6 @@ VALIDATION_EVERY = 40  # every 40th stage is for validation, so that no figure o
 FRAME_SECONDS = 0.05, 0.32
 ASPECTS = {1.0: 0.15, 4 / 3: 0.35, 16 / 9: 0.5}
 JPEG_QUALITY = 88, 96
-PALETTE = [(0, 0, 0), (230, 75, 53), (77, 187, 213), (240, 190, 60), (120, 200, 120)]
 
 
 @dataclass(frozen=True)
@@ -158,44 +157,6 @@ def _surfaces(options: Options):
     return _cache[options.photos]
 
 
-def write_clip(out: Path, name: str, frames: np.ndarray, ids: np.ndarray, quality: int) -> None:
-    """Write a clip in DAVIS layout; its folder of masks appears last, when all is written.
-
-    Args:
-        out: Folder of the data set.
-        name: Name of the clip.
-        frames: ``[T,H,W,3]`` uint8.
-        ids: ``[T,H,W]`` uint8, 0 where no object is.
-        quality: JPEG quality.
-    """
-    partial = out / "partial" / name
-    shutil.rmtree(partial, ignore_errors=True)
-    for t, (frame, mask) in enumerate(zip(frames, ids, strict=True)):
-        for kind in ("JPEGImages", "Annotations"):
-            (partial / kind).mkdir(parents=True, exist_ok=True)
-        path = partial / "JPEGImages" / f"{t:05d}.jpg"
-        Image.fromarray(frame).save(path, quality=quality, optimize=True)
-        picture = Image.fromarray(mask)
-        picture.putpalette([channel for colour in PALETTE for channel in colour])
-        picture.save(partial / "Annotations" / f"{t:05d}.png", optimize=True)
-    for kind in ("JPEGImages", "Annotations"):
-        os.replace(partial / kind, out / kind / name)
-    partial.rmdir()
-
-
-def copied_iou(ids: np.ndarray) -> float:
-    """Compute the mean IoU of each object's first mask, copied to all later frames."""
-    scores = []
-    for k in range(1, int(ids.max()) + 1):
-        masks = ids == k
-        seen = np.flatnonzero(masks.any((1, 2)))
-        first = masks[seen[0]]
-        for mask in masks[seen[0] + 1 :]:
-            union = (first | mask).sum()
-            scores.append((first & mask).sum() / union)
-    return float(np.mean(scores)) if scores else 1.0
-
-
 def _check_options(out: Path, options: Options) -> None:
     """Keep the options beside the clips, and reject a call with others."""
     path = out / "options.json"
@@ -217,7 +178,7 @@ def _check_options(out: Path, options: Options) -> None:
 
 def _remove_unfinished(out: Path) -> None:
     """Remove what an interrupted call left."""
-    shutil.rmtree(out / "partial", ignore_errors=True)
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)
     for folder in (out / "JPEGImages").iterdir():
         if not (out / "Annotations" / folder.name).is_dir():
             logger.info("removing the unfinished clip {}", folder.name)

@@ -81,7 +81,10 @@ class Clip:
         seconds: Time from the first frame to the last.
         style: Fixed choices by name: ``indoors``, ``camera`` (``follow``, ``static`` or ``pan``),
             ``share`` (of the picture's height that the first actor takes), ``returns``,
-            ``look_away``, ``occluders``, ``still`` (share of actors that stand), ``light``.
+            ``look_away``, ``occluders``, ``still`` (share of actors that stand), ``alike`` (whether
+            two of a kind have the same surface), ``elevation`` (degrees), ``walls`` and ``ground``
+            (names of materials; walls None: open country), ``orbit`` (degrees per second) and
+            ``noise`` (of the camera, its largest deviation).
     """
 
     def __init__(
@@ -108,11 +111,11 @@ class Clip:
         share = style.get("share", np.exp(rng.uniform(np.log(0.2), np.log(0.8))))
         self.distance = size / (2 * np.tan(np.radians(fovy) / 2) * share)
         self.azimuth = rng.uniform(0, 360)
-        self.elevation = -np.exp(rng.uniform(np.log(4), np.log(38)))
+        self.elevation = style.get("elevation", -np.exp(rng.uniform(np.log(4), np.log(38))))
         self.mode = str(
             style.get("camera", rng.choice(["follow", "static", "pan"], p=[0.6, 0.25, 0.15]))
         )
-        self.orbit = rng.normal(0, 18) if rng.random() < 0.6 else 0.0
+        self.orbit = style.get("orbit", rng.normal(0, 18) if rng.random() < 0.6 else 0.0)
         self.zoom = rng.normal(0, 0.3) if rng.random() < 0.5 else 0.0
         self.shake = SmoothNoise(rng, 5, 0.3, 1.6)
         self.wander = SmoothNoise(rng, 2, 0.1, 0.5)
@@ -250,7 +253,7 @@ class Clip:
         far = reach * (rng.uniform(1.05, 1.4) if self.indoors else rng.uniform(1.3, 3.0)) + 1
         turned = rng.uniform(0, np.pi / 2)
         height = far * (rng.uniform(0.35, 0.8) if self.indoors else rng.uniform(0.1, 0.6))
-        shown = self.indoors or rng.random() < 0.75
+        shown = self.style.get("walls", "any" if self.indoors or rng.random() < 0.75 else None)
         for i in range(WALLS):
             angle = turned + i * np.pi / 2
             wall = model.geom(f"wall{i}")
@@ -263,7 +266,7 @@ class Clip:
             _mat_to_quat(quat, matrix)
             wall.quat[:] = quat
             wall.size[:] = (far, height, 0.01)
-            wall.rgba[:] = (1, 1, 1, 1.0 if shown else 0.0)
+            wall.rgba[:] = (1, 1, 1, float(shown is not None))
         self._blocks(cameras, far)
         self._occluders(cameras)
         uniform = rng.uniform(0.15, 0.8)
@@ -321,10 +324,12 @@ class Clip:
 
     def _light(self) -> None:
         rng, model = self.rng, self.stage.model
-        ambient = rng.uniform(0.25, 0.55)
+        ambient, head, direct = rng.uniform((0.25, 0.0, 0.35), (0.55, 0.35, 0.85))
+        scale = min(1.0, 1.2 / (ambient + 0.6 * head + 0.9 * direct))  # white is not overexposed
+        ambient, head, direct = ambient * scale, head * scale, direct * scale
         warm = np.array([1, 1, 1]) + rng.uniform(-0.12, 0.12) * np.array([1, 0.2, -1])
         model.vis.headlight.ambient[:] = ambient * warm
-        model.vis.headlight.diffuse[:] = rng.uniform(0.0, 0.35)
+        model.vis.headlight.diffuse[:] = head
         model.vis.headlight.specular[:] = 0.05
         angle, steep = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 1.3)
         toward = np.array([np.cos(angle) / steep, np.sin(angle) / steep, -1.0])
@@ -332,12 +337,12 @@ class Clip:
         sun = model.light("light0")
         sun.dir[:] = toward
         sun.pos[:] = -8 * toward
-        sun.diffuse[:] = rng.uniform(0.35, 0.85) * warm[::-1]
+        sun.diffuse[:] = direct * warm[::-1]
         sun.specular[:] = rng.uniform(0.0, 0.4)
         model.light_castshadow[0] = rng.random() < 0.85
         fill = model.light("light1")
         fill.dir[:] = (-toward[0], -toward[1], -0.6)
-        fill.diffuse[:] = rng.uniform(0, 0.25)
+        fill.diffuse[:] = rng.uniform(0, 0.15)
         fill.specular[:] = 0
         # Shadows are computed within this distance of the light's axis.
         model.stat.extent = max(4.0, 1.5 * self.distance)
@@ -349,8 +354,9 @@ class Clip:
 
         rng, stage, surfaces = self.rng, self.stage, self.surfaces
         stage.paint("sky", draw_sky(rng, SKY_PIXELS))
-        stage.paint("ground", surfaces.ground(rng, GROUND_PIXELS, self.indoors))
-        walls = [surfaces.wall(rng, WALL_PIXELS, self.indoors) for _ in range(2)]
+        ground, wall = self.style.get("ground"), self.style.get("walls")
+        stage.paint("ground", surfaces.ground(rng, GROUND_PIXELS, self.indoors, ground))
+        walls = [surfaces.wall(rng, WALL_PIXELS, self.indoors, wall) for _ in range(2)]
         for i in range(WALLS):
             stage.paint(f"wall{i}", walls[i % 2])
             repeat = rng.choice([1, 1, 2, 3]) if surfaces.photos is None else 1
@@ -361,7 +367,8 @@ class Clip:
         for actor in stage.actors:
             # Two of a kind look alike half of the time.
             seed = previous.get(actor.figure.name)
-            if seed is None or rng.random() < 0.5:
+            alike = self.style.get("alike", rng.random() < 0.5)
+            if seed is None or not alike:
                 seed = int(rng.integers(2**31))
             previous[actor.figure.name] = seed
             self._paint_actor(actor, np.random.default_rng(seed), COAT_PIXELS, CUBE_PIXELS)
@@ -407,7 +414,7 @@ class Clip:
         self._light()
         self._paint()
         rows, columns = self.stage.size
-        frames, sensor = [], Sensor(self.rng)
+        frames, sensor = [], Sensor(self.rng, self.style.get("noise", 6.0))
         for t in self.times:
             self._stand(t)
             picture = cv2.resize(
@@ -432,12 +439,12 @@ class Clip:
 class Sensor:
     """The camera's exposure, colours and noise."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, noise: float) -> None:
         self.rng = rng
         self.gamma = np.exp(rng.normal(0, 0.15))
         self.gain = rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.03, 3))
         self.saturation = rng.uniform(0.6, 1.15)
-        self.noise = rng.uniform(0, 6) if rng.random() < 0.5 else 0.0
+        self.noise = rng.uniform(0, noise) if rng.random() < 0.5 else 0.0
         self.blur = rng.uniform(0.4, 0.9) if rng.random() < 0.25 else 0.0
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:

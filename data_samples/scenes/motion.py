@@ -143,7 +143,7 @@ def _foot_offset(limb, phase: float, stride: float, reach: float, ahead, up) -> 
     if limb.is_hand:
         swing = np.sin(2 * np.pi * p)
         return 0.28 * reach * swing * ahead + 0.05 * reach * (1 + swing) * up
-    crouch = 0.06 * reach
+    crouch = 0.04 * reach
     if p < DUTY:
         return stride * (0.5 - p / DUTY) * ahead + crouch * up
     q = (p - DUTY) / (1 - DUTY)

@@ -183,13 +183,21 @@ class Surfaces:
             np.r_[0 : size // 2, size - 1 : size // 2 - 1 : -1]
         ]
 
-    def ground(self, rng: np.random.Generator, size: int, indoors: bool) -> np.ndarray:
-        """Return a floor that tiles."""
+    def ground(
+        self, rng: np.random.Generator, size: int, indoors: bool, material: str | None = None
+    ) -> np.ndarray:
+        """Return a floor that tiles, of the given material if there is one."""
+        if material:
+            return draw_material(rng, size, material)
         picture = self.photo(rng, size, tiles=True) if rng.random() < 0.5 else None
         return draw_ground(rng, size, indoors) if picture is None else picture
 
-    def wall(self, rng: np.random.Generator, size: int, indoors: bool) -> np.ndarray:
-        """Return a wall, or the view behind a scene."""
+    def wall(
+        self, rng: np.random.Generator, size: int, indoors: bool, material: str | None = None
+    ) -> np.ndarray:
+        """Return a wall, or the view behind a scene, of the given material if there is one."""
+        if material:
+            return draw_material(rng, size, material)
         picture = self.photo(rng, size) if rng.random() < 0.75 else None
         if picture is not None:
             return picture
