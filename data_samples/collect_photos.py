@@ -34,9 +34,12 @@ PACKAGES = [
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MIN_BYTES, MAX_BYTES = 20_000, 3_500_000
 SIDE = 320  # pixels of the shorter side
+MAX_BLANK = 0.15  # share of black or of white pixels
 MIN_DEVIATION = 12.0  # of the grey values; flat images show nothing
-# Maps for shaders, and pictures of the user interface.
-EXCLUDED = re.compile(r"normal|gloss|mask|_nm|icon|font|gui|logo|screenshot|preview|alpha", re.I)
+# Maps for shaders, and pictures of user interfaces and manuals.
+EXCLUDED = re.compile(
+    r"/html/|/gui/|/icons/|normal|gloss|mask|_nm|font|logo|screenshot|preview|alpha|matte", re.I
+)
 
 
 def collect(out: Path, packages: list[str], downloads: Path | None = None) -> int:
@@ -71,7 +74,7 @@ def _images(folder: Path) -> Iterator[bytes]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue
-        if path.suffix.lower() in ENDINGS and not EXCLUDED.search(path.name):
+        if path.suffix.lower() in ENDINGS and not EXCLUDED.search(str(path)):
             yield path.read_bytes()
         elif path.suffix == ".rcc":
             content = path.read_bytes()
@@ -88,6 +91,8 @@ def _scaled(content: bytes) -> np.ndarray | None:
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if picture is None or min(picture.shape[:2]) < SIDE // 2 or picture.std() < MIN_DEVIATION:
         return None
+    if (picture < 8).all(-1).mean() > MAX_BLANK or (picture > 247).all(-1).mean() > MAX_BLANK:
+        return None  # a cut-out, or a drawing
     scale = SIDE / min(picture.shape[:2])
     if scale >= 1:
         return picture

@@ -68,17 +68,21 @@ class Figure:
     flying: bool = False
     bodies: tuple[int, ...] = field(default=())
 
+    @functools.cached_property
+    def extent(self) -> np.ndarray:
+        """Return length, width and height in the rest pose, in the model's unit."""
+        low, high = _corners(self)
+        return high - low
+
     @property
     def height(self) -> float:
-        """Return the figure's height in the rest pose, in the model's unit."""
-        low, high = _extent(self)
-        return float(high[2] - low[2])
+        """Return the height in the rest pose, in the model's unit."""
+        return float(self.extent[2])
 
     @property
     def length(self) -> float:
-        """Return the largest extent of the figure in the rest pose, in the model's unit."""
-        low, high = _extent(self)
-        return float((high - low).max())
+        """Return the largest extent in the rest pose, in the model's unit."""
+        return float(self.extent.max())
 
 
 @functools.lru_cache(maxsize=32)
@@ -371,7 +375,7 @@ FIGURES: dict[str, Callable[[str], Figure]] = {
 }
 
 
-def _extent(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
+def _corners(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
     """Return corners of the upright figure's box in the rest pose."""
     # Bounding spheres of geoms are too large for long meshes, so corners of boxes are used.
     model = figure.model
