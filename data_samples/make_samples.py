@@ -1,41 +1,97 @@
-"""Generate the sample data set: ``python data_samples/make_samples.py OUT``.
+"""Render the sample data set: ``python data_samples/make_samples.py OUT``.
 
 The clips are stored in two formats that share the frames: DAVIS layout (palette masks, lists under
-ImageSets) and COCO JSON. Every call generates the same frames and masks.
+ImageSets) and COCO JSON. ``film.mp4`` has no masks. Every call renders the same scenes; pixels may
+differ between versions of the renderer. Needs the extra render: docs/rendering.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image
-from pycocotools import mask as coco_mask
+from scenes.writing import add_to_coco, coco_entries, copied_iou, write_clip
 
-from sam2kit.data.rle import encode_mask
-from sam2kit.data.synthetic.dataset import SyntheticDataset
+from sam2kit.utils.errors import SAM2KitError
+from sam2kit.viz.video_writer import save_mp4
 
-SPLITS = {"train": (72, 20250), "val": (12, 20251)}  # number of clips, seed
-NUM_FRAMES = 8
-SIZE = (128, 160)
-MAX_OBJECTS = 3
-MOTION = 0.16
-# Clips in which an object covers less than this share of the first frame are skipped, because
-# objects are prompted there.
-MIN_SHARE = 0.02
-JPEG_QUALITY = 88
+SEED = 2110
+SIZE = (256, 384)
+NUM_FRAMES = 24
+RENDER_SCALE = 2.0
+JPEG_QUALITY = 82
 POLYGON_EVERY = 6  # every sixth clip has polygons in the JSON, the others have run lengths
-PALETTE = [(0, 0, 0), (230, 75, 53), (77, 187, 213), (240, 190, 60)]
+FILM = "film.mp4"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene: its figures and their sizes, and what is fixed about it.
+
+    Attributes:
+        name: Name of the clip.
+        cast: Figures and sizes; the camera looks at the first.
+        style: See :class:`scenes.clip.Clip`; the rest is drawn at random.
+        take: Number of the random plan.
+        seconds: Time from the first frame to the last.
+    """
+
+    name: str
+    cast: tuple[tuple[str, float], ...]
+    style: dict[str, Any] = field(default_factory=dict)
+    take: int = 0
+    seconds: float = 2.2
+
+
+DOG, PERSON, RODENT = ("dog", 1.2), ("person", 1.75), ("rodent", 1.0)
+MEADOW = {"indoors": False, "ground": "grass", "walls": "leaves"}
+YARD = {"indoors": False, "ground": "earth", "walls": "brick"}
+STREET = {"indoors": False, "ground": "asphalt", "walls": "concrete"}
+BEACH = {"indoors": False, "ground": "sand", "walls": None}
+SNOW = {"indoors": False, "ground": "snow", "walls": "leaves"}
+ROOM = {"indoors": True, "ground": "wood", "walls": "paint"}
+HALL = {"indoors": True, "ground": "tile", "walls": "concrete"}
+MOVING = {"still": 0.0, "noise": 1.5}
+
+SCENES = {
+    "train": [
+        Scene("dog_meadow", (DOG,), MEADOW | MOVING | {"camera": "follow", "share": 0.5}),
+        Scene("dog_yard", (DOG,), YARD | MOVING | {"returns": True, "share": 0.4}),
+        Scene("dog_posts", (DOG,), MEADOW | MOVING | {"occluders": 2, "share": 0.45}),
+        Scene("two_dogs", (DOG, DOG), BEACH | MOVING | {"alike": True, "share": 0.42}),
+        Scene("person_street", (PERSON,), STREET | MOVING | {"camera": "follow", "share": 0.6}),
+        Scene("person_room", (PERSON,), ROOM | MOVING | {"share": 0.6, "occluders": 1}),
+        Scene("two_people", (PERSON, PERSON), HALL | MOVING | {"alike": False, "share": 0.5}),
+        Scene("twins", (PERSON, PERSON), STREET | MOVING | {"alike": True, "share": 0.5}),
+        Scene("walking_the_dog", (PERSON, DOG), MEADOW | MOVING | {"share": 0.6}),
+        Scene("rodent_floor", (RODENT,), ROOM | MOVING | {"share": 0.35, "elevation": -20}),
+        Scene("two_rodents", (RODENT, RODENT), YARD | MOVING | {"share": 0.32, "alike": True}),
+        Scene("cars", (("car#3", 1.9), ("car#8", 1.9)), STREET | MOVING | {"share": 0.32}),
+        Scene("arm", (("arm", 1.2), ("parcel#4", 0.5)), HALL | MOVING | {"share": 0.6}),
+        Scene("fish", (("fish", 1.0), ("fish", 0.9)), BEACH | MOVING | {"share": 0.4}),
+        Scene("bird", (("bird#5", 1.2),), SNOW | MOVING | {"share": 0.35, "camera": "pan"}),
+        Scene("drone", (("drone#1", 0.9), PERSON), HALL | MOVING | {"share": 0.3}),
+    ],
+    "val": [
+        Scene("dog_park", (DOG,), MEADOW | MOVING | {"camera": "static", "share": 0.4}),
+        Scene("person_hall", (PERSON,), HALL | MOVING | {"occluders": 1, "share": 0.55}),
+        Scene("people_snow", (PERSON, PERSON), SNOW | MOVING | {"alike": True, "share": 0.5}),
+        Scene("rodent_away", (RODENT,), ROOM | MOVING | {"look_away": True, "share": 0.3}),
+        Scene("person_and_dog", (DOG, PERSON), YARD | MOVING | {"share": 0.4}),
+        Scene("car_turn", (("car#12", 1.9),), STREET | MOVING | {"returns": True, "share": 0.3}),
+    ],
+}
+FILMED = Scene("film", (PERSON, DOG), MEADOW | MOVING | {"camera": "follow", "share": 0.55})
 
 README = """# Sample data
 
-Generated clips of {frames} frames, {width}x{height} pixels, with one to three textured objects that
-move far, rotate, deform and occlude each other: {train} for training, {val} for validation. They
-are used by the quick start and the tests; none of them is filmed.
+Rendered clips of {frames} frames, {width}x{height} pixels, in which animals, people and machines
+walk, turn, hide behind each other and leave the view: {train} for training, {val} for validation.
+They are used by the quick start and the documentation; none of them is filmed.
 
 - DAVIS layout: `JPEGImages/VIDEO/00000.jpg`, `Annotations/VIDEO/00000.png` (palette PNG, pixel
   values are object ids), `ImageSets/train.txt` and `val.txt`. In the configuration:
@@ -45,129 +101,93 @@ are used by the quick start and the tests; none of them is filmed.
   `dataset.type=coco dataset.data_path=data_samples` with
   `dataset.annotation_file=data_samples/train.json` and
   `valdataset.annotation_file=data_samples/val.json`.
+- `{film}`: a video without masks, to try the annotator on: `sam2kit annotate data_samples/{film}`.
 
-The mask of the first frame, copied to the other frames, has a mean IoU of {copy:.2f} on the
-validation clips.
+| clip | split | objects | copied mask |
+| --- | --- | --- | --- |
+{table}
 
-Generated by `python data_samples/make_samples.py data_samples`, which contains the seeds.
-Dedicated to the public domain under CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
+The last column is the mean IoU of each object's first mask, copied to the later frames; the lower,
+the more the object moves. Its mean is {copy:.2f} on the validation clips.
+
+Rendered by `python data_samples/make_samples.py data_samples`, which contains the seeds
+(`docs/rendering.md`); `render_training_set.py` renders thousands of such clips. The models of the
+dog, the rodent, the people and the machines are those of dm_control (Google DeepMind, Apache 2.0),
+or are made of simple shapes here; all surroundings and most surfaces are generated. The clips are
+dedicated to the public domain under CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
 """
 
 
-def make_samples(out: Path, splits: tuple[str, ...] = tuple(SPLITS)) -> None:
-    """Write the sample data set, or some of its splits, to ``out``, which is created if missing."""
-    (out / "ImageSets").mkdir(parents=True, exist_ok=True)
-    copied = {}
-    for split in splits:
-        count, seed = SPLITS[split]
-        # Twice as many clips as needed, because some are skipped.
-        source = SyntheticDataset(2 * count, NUM_FRAMES, SIZE, MAX_OBJECTS, seed, MOTION)
-        chosen = [i for i in range(len(source)) if shows_all_objects(source, i)][:count]
-        if len(chosen) < count:
-            raise ValueError(
-                f"only {len(chosen)} of {count} {split} clips show all objects on the first frame"
-            )
-        names = [f"{split}_{n:03d}" for n in range(count)]
-        (out / "ImageSets" / f"{split}.txt").write_text("\n".join(names) + "\n")
-        content: dict[str, list[Any]] = {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": 1, "name": "object"}],
-        }
-        for n, (name, i) in enumerate(zip(names, chosen, strict=True)):
-            _write_clip(out, name, source, i, content, polygons=n % POLYGON_EVERY == 0)
-        (out / f"{split}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
-        copied[split] = np.mean([copied_mask_iou(source, i) for i in chosen])
-    if "val" not in copied:
-        return
-    readme = README.format(
+def make_samples(out: Path, names: list[str] | None = None) -> None:
+    """Write the sample data set to ``out``, which is created if missing.
+
+    Args:
+        out: Folder of the data set.
+        names: Clips to render, without lists, JSON and README. None (default): everything.
+
+    Raises:
+        DataError: A package of the renderer is missing.
+    """
+    rows, copied = [], {}
+    for split, scenes in SCENES.items():
+        content, scores = coco_entries(), []
+        for number, scene in enumerate(scenes):
+            if names is not None and scene.name not in names:
+                continue
+            take = render(scene)
+            write_clip(out, scene.name, take.frames, take.ids, JPEG_QUALITY)
+            add_to_coco(content, scene.name, take.ids, number % POLYGON_EVERY == 0)
+            scores.append(copied_iou(take.ids))
+            objects = ", ".join(name.split("#")[0] for name in take.names)
+            rows.append(f"| {scene.name} | {split} | {objects} | {scores[-1]:.2f} |")
+            print(rows[-1], flush=True)
+        copied[split] = np.mean(scores) if scores else 1.0
+        if names is None:
+            (out / "ImageSets").mkdir(parents=True, exist_ok=True)
+            lines = "".join(f"{scene.name}\n" for scene in scenes)
+            (out / "ImageSets" / f"{split}.txt").write_text(lines)
+            (out / f"{split}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    (out / "partial").rmdir()
+    if names is None:
+        save_mp4(out / FILM, list(render(FILMED).frames))
+        _write_readme(out, rows, float(copied["val"]))
+
+
+def render(scene: Scene):
+    """Render one scene: a :class:`scenes.clip.Take`."""
+    from scenes.clip import make_clip
+    from scenes.stage import Stage
+    from scenes.surfaces import Surfaces
+
+    with Stage(list(scene.cast), SIZE, RENDER_SCALE, shadow=2048) as stage:
+        seed = (SEED, *scene.name.encode(), scene.take)
+        return make_clip(stage, seed, Surfaces(None), NUM_FRAMES, scene.seconds, **scene.style)
+
+
+def _write_readme(out: Path, rows: list[str], copied: float) -> None:
+    text = README.format(
         frames=NUM_FRAMES,
         width=SIZE[1],
         height=SIZE[0],
-        train=SPLITS["train"][0],
-        val=SPLITS["val"][0],
-        copy=copied["val"],
+        train=len(SCENES["train"]),
+        val=len(SCENES["val"]),
+        film=FILM,
+        table="\n".join(rows),
+        copy=copied,
     )
-    (out / "README.md").write_text(readme)
-
-
-def shows_all_objects(source: SyntheticDataset, i: int) -> bool:
-    """Return whether every object covers at least ``MIN_SHARE`` of the first frame."""
-    masks = source.scene(i).masks(0)
-    shares = [mask.mean() for mask in masks.values()]
-    return len(masks) == len(source.scene(i).object_ids) and min(shares) >= MIN_SHARE
-
-
-def copied_mask_iou(source: SyntheticDataset, i: int) -> float:
-    """Compute the mean IoU of the first masks copied to all later frames."""
-    scene = source.scene(i)
-    first = scene.masks(0)
-    scores = []
-    for t in range(1, source.num_frames(i)):
-        later = scene.masks(t)
-        for n, mask in first.items():
-            truth = later.get(n, np.zeros_like(mask))
-            scores.append((mask & truth).sum() / (mask | truth).sum())
-    return float(np.mean(scores))
-
-
-def _write_clip(
-    out: Path,
-    name: str,
-    source: SyntheticDataset,
-    i: int,
-    content: dict[str, list[Any]],
-    polygons: bool,
-) -> None:
-    """Write frames and palette masks of clip ``i``, and add its COCO entries to ``content``."""
-    frames, masks = out / "JPEGImages" / name, out / "Annotations" / name
-    frames.mkdir(parents=True, exist_ok=True)
-    masks.mkdir(parents=True, exist_ok=True)
-    for t in range(NUM_FRAMES):
-        Image.fromarray(source.read_frame(i, t)).save(
-            frames / f"{t:05d}.jpg", quality=JPEG_QUALITY, optimize=True
-        )
-        ids = np.zeros(SIZE, np.uint8)
-        image_id = len(content["images"]) + 1
-        content["images"].append(
-            {
-                "id": image_id,
-                "video_id": name,
-                "order_in_video": t,
-                "file_name": f"JPEGImages/{name}/{t:05d}.jpg",
-                "height": SIZE[0],
-                "width": SIZE[1],
-            }
-        )
-        for n, mask in source.scene(i).masks(t).items():
-            ids[mask] = n
-            annotation = _annotation(mask, polygons)
-            annotation |= {"id": len(content["annotations"]) + 1, "image_id": image_id}
-            annotation |= {"category_id": 1, "track_id": n, "iscrowd": 0}
-            content["annotations"].append(annotation)
-        picture = Image.fromarray(ids)
-        picture.putpalette([channel for colour in PALETTE for channel in colour])
-        picture.save(masks / f"{t:05d}.png", optimize=True)
-
-
-def _annotation(mask: np.ndarray, polygons: bool) -> dict[str, Any]:
-    """Make ``segmentation``, ``area`` and ``bbox`` (x, y, width, height) of a mask."""
-    segmentation: Any = encode_mask(mask)
-    bbox = coco_mask.toBbox(segmentation).tolist()
-    if polygons:
-        # OpenCV's contours connect pixel centres; at twice the size they are close to the edges.
-        double = np.kron(mask, np.ones((2, 2), bool)).astype(np.uint8)
-        contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        if (hierarchy[0, :, 3] < 0).all():  # COCO polygons cannot have holes
-            segmentation = [((c.reshape(-1) + 0.5) / 2).tolist() for c in contours]
-    return {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
+    (out / "README.md").write_text(text)
 
 
 def main() -> None:
     """Parse the command line and write the data set."""
-    parser = argparse.ArgumentParser(description="Generate the sample data set.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write to")
-    make_samples(parser.parse_args().out)
+    parser.add_argument("clips", nargs="*", help="names of clips to render (everything)")
+    arguments = parser.parse_args()
+    try:
+        make_samples(arguments.out, arguments.clips or None)
+    except SAM2KitError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

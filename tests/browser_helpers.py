@@ -47,7 +47,7 @@ CODE_CELLS = (
     "window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
     ".filter(c => c.cell_type === 'code')"
 )
-SIZE_OF_SAMPLES = 160, 128  # columns and rows of data_samples
+SIZE_OF_SAMPLES = 160, 128  # columns and rows of the clips in tests/blobs
 SECONDS = 120  # timeout of every wait; generous, because CI machines may be busy
 
 

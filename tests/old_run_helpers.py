@@ -45,7 +45,7 @@ def old_evaluation(temporary_cache, same_arithmetic, tmp_path_factory) -> Iterat
 
 
 def unpack(folder: Path) -> None:
-    """Unpack the old run and link the sample data next to it."""
+    """Unpack the old run and link its clips next to it."""
     with tarfile.open(make_old_run.ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    (folder / "data_samples").symlink_to(make_old_run.ROOT / "data_samples")
+    (folder / "data_samples").symlink_to(make_old_run.SAMPLES)

@@ -32,6 +32,7 @@ from sam2kit.training.trainer import fit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+SAMPLES = ROOT / "tests" / "blobs"  # data_samples/ of the version that made the archive
 ARCHIVE = HERE / "old_run.tar.xz"
 EXPECTED = HERE / "old_run.json"
 WORK = Path("/tmp/old_run")  # Lightning stores absolute paths, hence a neutral one
@@ -76,7 +77,7 @@ def shorten(tensor: Tensor) -> Tensor:
 
 def make() -> dict[str, Any]:
     """Fill the current directory and return the expected results."""
-    Path("data_samples").symlink_to(ROOT / "data_samples")
+    Path("data_samples").symlink_to(SAMPLES)
     Path("train.txt").write_text("train_000\ntrain_001\ntrain_002\ntrain_003\n")
     Path("val.txt").write_text("val_000\nval_001\n")
     model = create_sam2_model(load_config(None, ["model=nano", "model.checkpoint=nano"]))

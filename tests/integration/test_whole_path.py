@@ -19,7 +19,7 @@ from sam2kit.data.build import open_source
 from sam2kit.prompts.geometry import mask_center
 from sam2kit.viz.video_writer import save_mp4
 
-SAMPLES = Path(__file__).parents[2] / "data_samples"
+SAMPLES = Path(__file__).parents[1] / "blobs"
 QUICK = ["trainer.max_steps=2", "dataset.num_workers=0", "trainer.accelerator=cpu"]
 CLIP = "train_000"
 

@@ -35,7 +35,7 @@ from sam2kit.widgets.annotator import Annotator, PromptDebugger
 from sam2kit.widgets.check_list import FrameToCheck
 from sam2kit.widgets.prompt_session import PromptSession
 
-SAMPLES = Path(__file__).parents[2] / "data_samples"
+SAMPLES = Path(__file__).parents[1] / "blobs"
 
 
 class FirstFrames(VideoSource):

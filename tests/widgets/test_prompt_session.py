@@ -31,7 +31,7 @@ from sam2kit.widgets import prompt_session
 from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
 from sam2kit.widgets.prompt_session import PromptSession
 
-SAMPLES = Path(__file__).parents[2] / "data_samples"
+SAMPLES = Path(__file__).parents[1] / "blobs"
 LENGTH = 6
 
 
