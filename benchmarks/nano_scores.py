@@ -1,9 +1,11 @@
 """Score a nano checkpoint: ``python benchmarks/nano_scores.py [CHECKPOINT] [--davis DAVIS]``.
 
-Writes ``benchmarks/results/nano.json`` and ``nano.md``. Every score has a 95% interval over
-the videos, and is compared with the score of the copied first mask. Generated clips come
-from a seed that neither training nor its validation uses. DAVIS is scored zero-shot: no frame of it
-is used in training. Takes a few minutes on one CPU core.
+Writes ``benchmarks/results/nano.json`` and ``nano.md``, the tables of ``docs/model_card.md``.
+Scores are compared with those of the copied first mask, and have a 95% interval over the
+videos. Generated clips come from a seed that neither training nor its validation uses, and are
+scored at the size of the model. DAVIS is scored zero-shot by ``sam2kit evaluate``'s own tracker and
+scores, at the size of the videos: no frame of it is used in training. Takes a few minutes on one
+CPU core; ``--clips 0`` scores DAVIS alone.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,16 @@ import torch
 
 from sam2kit.config.loading import load_config, override
 from sam2kit.config.schema import Config
-from sam2kit.data.build import build_validation
+from sam2kit.data.build import build_validation, build_validation_source
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.loader import create_dataloader
+from sam2kit.data.sources.base import FrameRange, ObjectId, SelectedVideos, VideoSource
 from sam2kit.evaluation.evaluate import COPY
 from sam2kit.evaluation.metrics import after_first_visible, copy_first_mask, mean_tracked_iou
+from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.statistics import mean_interval
-from sam2kit.models.checkpoints import create_sam2_model, find_checkpoint
+from sam2kit.evaluation.tracker_runs import TrackerRun
+from sam2kit.models.checkpoints import create_sam2_model, find_checkpoint, source_config
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.generator import PromptGenerator
@@ -43,6 +48,11 @@ GENERATED = {
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=0",
 }
 PROMPTS = ("mask", "box", "point")
+# The prompts on whole videos, as ``evaluation.protocol``, and the number of frames of each video.
+WHOLE_VIDEOS = ((20, "mask"), (20, "box"), (20, "clicks"), (50, "mask"))
+PROMPT_NAMES = {"clicks": "one click"}
+MOVING = 0.05  # diameters per frame; half of the objects of the nine sequences move faster
+SCORES = ("J", "F", "J&F")
 STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
 
 
@@ -115,6 +125,85 @@ def absence_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]
     }
 
 
+def displacement(source: VideoSource, i: int) -> dict[ObjectId, float]:
+    """Return the movement of each object: the distance of its centre from one frame to the next.
+
+    It is the mean over the pairs of frames that show the object, in diameters (square root of its
+    area in pixels).
+    """
+    last: dict[ObjectId, np.ndarray] = {}
+    steps: dict[ObjectId, list[float]] = {}
+    for t in range(source.num_frames(i)):
+        masks = source.read_masks(i, t) or {}
+        centers = {o: np.argwhere(mask).mean(0) for o, mask in masks.items() if mask.any()}
+        for o in centers.keys() & last.keys():
+            distance = np.linalg.norm(centers[o] - last[o])
+            steps.setdefault(o, []).append(float(distance) / float(np.sqrt(masks[o].sum())))
+        last = centers
+    return {o: float(np.mean(values)) for o, values in steps.items()}
+
+
+def first_frames(source: VideoSource, count: int) -> Iterator[VideoSource]:
+    """Yield each video of a source by itself, with its first ``count`` frames at most."""
+    for i in range(len(source)):
+        video = SelectedVideos(source, [i])
+        yield FrameRange(video, 0, min(count, video.num_frames(0)))
+
+
+def whole_video_rows(
+    config: Callable[..., Config], model: SAM2Model, label: str
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return J, F and J&F on whole videos, at their own size, by prompt and by tracker.
+
+    With a mask prompt on 20 frames, objects that move faster and slower than :data:`MOVING` are
+    listed apart too.
+
+    Args:
+        config: makes a configuration with the videos to score from overrides.
+        model: the model to score.
+        label: the name of the videos.
+    """
+    rows: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for frames, protocol in WHOLE_VIDEOS:
+        chosen = config(f"evaluation.protocol={protocol}")
+        # Per tracker: the scores of each object, per video.
+        results: dict[str, list[list[dict[str, float]]]] = {"nano": [], COPY: []}
+        moving: list[list[bool]] = []
+        for video in first_frames(build_validation_source(chosen), frames):
+            objects = list(first_visible_frames(video, 0)[0])
+            speed = displacement(video, 0)
+            moving.append([speed.get(o, 0.0) > MOVING for o in objects])
+            for name, tracked in {"nano": model, COPY: None}.items():
+                scores = TrackerRun(name, tracked).score(video, 0, objects, chosen).objects()
+                results[name].append([scores[o] for o in objects])
+        groups = {"": [[True] * len(video) for video in moving]}
+        if (frames, protocol) == WHOLE_VIDEOS[0]:
+            groups[", moving"] = moving
+            groups[", slow"] = [[not m for m in video] for video in moving]
+        prompt = PROMPT_NAMES.get(protocol, protocol)
+        for group, chosen_objects in groups.items():
+            if any(map(any, chosen_objects)):
+                rows[f"{label}, {frames} frames, {prompt} prompt{group}"] = {
+                    name: _summary(videos, chosen_objects) for name, videos in results.items()
+                }
+    return rows
+
+
+def _summary(
+    videos: list[list[dict[str, float]]], chosen: list[list[bool]]
+) -> dict[str, dict[str, float]]:
+    """Return the mean of each score over the chosen objects, with its interval."""
+    return {
+        score: interval(
+            [
+                np.array([s[score] for s, is_chosen in zip(*pair, strict=True) if is_chosen], float)
+                for pair in zip(videos, chosen, strict=True)
+            ]
+        )
+        for score in SCORES
+    }
+
+
 def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> dict:
     """Return all scores of a checkpoint; see the docstring of the module."""
 
@@ -126,7 +215,7 @@ def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> d
             f"seed={SEED}",
             f"dataset.image_size={image_size}",
             "dataset.num_workers=0",
-            f"valdataset.synthetic_videos={clips}",
+            f"valdataset.synthetic_videos={max(clips, 1)}",
             "valdataset.video_clip_length=8",
             "trainer.accelerator=cpu",
         ]
@@ -134,25 +223,24 @@ def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> d
 
     model = create_sam2_model(config())
     rows: dict[str, dict] = {}
-    for name, choice in GENERATED.items():
+    for name, choice in GENERATED.items() if clips else ():
         for prompt in PROMPTS:
             chosen = config(choice, f"valdataset.prompt_types=[{prompt}]")
             rows[f"{name}, {prompt} prompt"] = iou_row(chosen, model)
+    absence = absence_row(config("dataset.synthetic_lifelike=1"), model) if clips else {}
+    videos: dict[str, dict] = {}
     if davis is not None:
-        video = ["valdataset.type=video", override("valdataset.data_path", str(davis))]
-        for frames, prompt in ((20, "mask"), (20, "box"), (50, "mask")):
-            length = f"valdataset.video_clip_length={frames}"
-            chosen = config(*video, length, f"valdataset.prompt_types=[{prompt}]")
-            rows[f"DAVIS, {frames} frames, {prompt} prompt"] = iou_row(chosen, model)
-    absence = absence_row(config("dataset.synthetic_lifelike=1"), model)
+        keys = ["valdataset.type=video", override("valdataset.data_path", str(davis))]
+        videos = whole_video_rows(lambda *overrides: config(*keys, *overrides), model, "DAVIS")
     digest = hashlib.sha256(find_checkpoint(checkpoint).read_bytes()).hexdigest()
     return {
         "checkpoint": Path(checkpoint).name,
         "sha256": digest,
         "image_size": image_size,
         "seed": SEED,
-        "score": "mean IoU at the model's size over the frames after the prompted one, mean over "
-        "objects; 1 where mask and truth are both empty",
+        "score": "mean over the frames after the prompted one, then over objects; 1 where mask and "
+        "truth are both empty",
+        "videos": videos,
         "iou": rows,
         "absence": absence,
     }
@@ -166,8 +254,16 @@ def table(scores: dict) -> str:
             return f"{value['mean']:.3f}"
         return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
+    videos = []
+    for name, trackers in scores["videos"].items():
+        row: dict[str, object] = {"": name, "objects": trackers["nano"]["J"]["objects"]}
+        for tracker, values in trackers.items():
+            row |= {f"{tracker}: J": f"{values['J']['mean']:.3f}"}
+            row |= {f"{tracker}: F": f"{values['F']['mean']:.3f}"}
+            row |= {f"{tracker}: J&F": cell(values["J&F"])}
+        videos.append(row)
     iou = [
-        {"": name, "objects": row["nano"]["objects"], **{k: cell(v) for k, v in row.items()}}
+        {"IoU": name, "objects": row["nano"]["objects"], **{k: cell(v) for k, v in row.items()}}
         for name, row in scores["iou"].items()
     ]
     absence = [
@@ -175,8 +271,13 @@ def table(scores: dict) -> str:
         for name, value in scores["absence"].items()
     ]
     head = f"Checkpoint `{scores['checkpoint']}`, {scores['image_size']} px; {scores['score']}."
-    parts = [head, "In brackets the 95% interval over videos.", ""]
-    return "\n".join([*parts, markdown_table(iou), "", markdown_table(absence)]) + "\n"
+    notes = "In brackets the 95% interval over videos. J, F and J&F are measured at the "
+    notes += "size of the videos, the IoU at the size of the model."
+    if any("moving" in name for name in scores["videos"]):
+        notes += f" An object is moving if its centre moves more than {MOVING:g} diameters per "
+        notes += "frame."
+    tables = [markdown_table(rows) for rows in (videos, iou, absence) if rows]
+    return "\n".join([head, notes, "", "\n\n".join(tables)]) + "\n"
 
 
 def draw_curves(results: Path, picture: Path) -> None:
@@ -201,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default="nano", help="default: the shipped model")
     parser.add_argument("--davis", type=Path, help="a folder in DAVIS layout (default: no DAVIS)")
-    parser.add_argument("--clips", type=int, default=60, help="generated clips of each kind")
+    parser.add_argument(
+        "--clips", type=int, default=60, help="generated clips of each kind; 0: none"
+    )
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "nano.json")
     parser.add_argument(
@@ -211,7 +314,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.curves:
         draw_curves(arguments.out.parent, ROOT / "docs" / "images" / "nano_curves.png")
         return
-    scores = score(arguments.checkpoint, arguments.davis, arguments.clips, arguments.image_size)
+    image_size = arguments.image_size or source_config(arguments.checkpoint)[0].dataset.image_size
+    scores = score(arguments.checkpoint, arguments.davis, arguments.clips, image_size)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(scores, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(table(scores))

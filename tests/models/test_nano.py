@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sam2.build_sam import build_sam2_video_predictor
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import config_dir, load_config
+from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.models import checkpoints
 from sam2kit.models.checkpoints import (
     create_sam2_model,
@@ -172,6 +174,44 @@ def test_scores_command(scores, tiny_config, tmp_path, capsys):
     mask = content["iou"]["generated, lifelike, 8 frames, mask prompt"]
     assert mask["nano"]["mean"] < mask["first mask copied"]["mean"]
     assert out.with_suffix(".md").read_text() == capsys.readouterr().out
+
+
+def write_square_video(root: Path, name: str, step: int) -> None:
+    """Write 4 frames of 48 x 64 pixels, in which a square moves ``step`` pixels per frame."""
+    for t in range(4):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[16:32, 4 + step * t : 20 + step * t] = 255
+        for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "png")):
+            path = root / folder / name / f"{t:05d}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+
+
+def test_scores_command_on_whole_videos(scores, tiny_config, tmp_path, capsys):
+    for name, step in (("fast", 8), ("still", 0)):
+        write_square_video(tmp_path / "videos", name, step)
+    save_weights(create_sam2_model(tiny_config), tmp_path / "start.safetensors")
+    arguments = [str(tmp_path / "start.safetensors"), "--clips", "0", "--image-size", "64"]
+    arguments += ["--davis", str(tmp_path / "videos"), "--out", str(tmp_path / "scores.json")]
+    scores["main"](arguments)
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["iou"] == content["absence"] == {}
+    rows = content["videos"]
+    name = "DAVIS, 20 frames, mask prompt"
+    assert {f"{name}, moving", f"{name}, slow"} <= rows.keys() and len(rows) == 6
+    copied = {row: rows[row]["first mask copied"]["J"] for row in rows}
+    # Three frames: the square of 16 pixels overlaps with itself by 8, 0 and 0 columns.
+    assert copied[f"{name}, moving"]["mean"] == pytest.approx(1 / 9, abs=1e-3)
+    assert copied[f"{name}, slow"]["mean"] == 1 and copied[name]["objects"] == 2
+    for row in rows.values():
+        j, f, both = (row["nano"][key]["mean"] for key in ("J", "F", "J&F"))
+        assert both == pytest.approx((j + f) / 2, abs=1e-3)
+    assert "nano: F" in capsys.readouterr().out
+
+
+def test_displacement_is_in_diameters_per_frame(scores, tmp_path):
+    write_square_video(tmp_path, "fast", 8)
+    assert scores["displacement"](VideoDataset(tmp_path), 0) == {1: pytest.approx(8 / 16)}
 
 
 def test_curves_are_drawn_from_stored_metrics(scores, tmp_path):
