@@ -356,7 +356,8 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
 
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
-    except HydraException as error:
+    # Integers of more than 4,300 digits are a ValueError, deep nesting a RecursionError.
+    except (HydraException, ValueError, RecursionError) as error:
         hint = f"quote a value with spaces or commas as \"key='a, b'\" ({_on_one_line(error)})"
         raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value", hint=hint) from error
     key = parsed.key_or_group

@@ -67,7 +67,8 @@ def fill(config: Config) -> FeatureCache:
             cache.encode(model, images.to(device), keys)
     if cache.encoded and not cache.stored:
         raise ConfigError(
-            f"none of the {cache.encoded} computed frames could be kept (see the warning above)",
+            f"none of the {cache.encoded} computed frames could be kept in {cache.folder} (see the "
+            "warning above)",
             key="features.folder",
             value=str(cache.folder),
             hint="set features.folder to a writable directory with enough space, or raise "

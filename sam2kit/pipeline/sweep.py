@@ -79,7 +79,7 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
                 fixed.append(text)
                 continue
             values = list(parsed.sweep_string_iterator())
-        except (HydraException, NotImplementedError) as error:
+        except (HydraException, NotImplementedError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{COMMAND_LINE}: cannot read {text!r} ({reason})",

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -248,8 +248,28 @@ def _save_settings(config: Config, data: SAM2LightningDataModule, run_dir: Path)
 
 def _log_to(path: Path, level: str) -> int:
     """Log to a file, and return the number by which loguru removes it."""
-    file = str(path).replace("{", "{{").replace("}", "}}")  # loguru replaces names in braces
-    return logger.add(file, level=level, format=log_format(LOG_LINE))
+    return logger.add(_LogFile(path), level=level, format=log_format(LOG_LINE))
+
+
+class _LogFile:
+    """A log file that reports a full disk once, where loguru would print a traceback per line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.is_complete = path, True
+        self.file = path.open("a", encoding="utf-8", errors="backslashreplace")
+
+    def write(self, line: str) -> None:
+        try:
+            self.file.write(line)
+            self.file.flush()
+        except OSError as error:
+            if self.is_complete:
+                self.is_complete = False
+                print(f"{self.path} lacks lines: {error.strerror}", file=sys.stderr)
+
+    def stop(self) -> None:
+        with suppress(OSError):  # of lines that could not be written
+            self.file.close()
 
 
 def _log_start(config: Config, run_dir: Path, data: SAM2LightningDataModule) -> None:
