@@ -154,6 +154,7 @@ def test_create_config_loads_back_equal(calls, tmp_path, capsys):
     assert "--config" in capsys.readouterr().out
     assert main(["train", "--config", file]) == 0
     assert calls[-1][1][0] == load_config(None, ["optimizer.lr=3e-5", *changes[2:]])
+    capsys.readouterr()
     assert file in error_output(capsys, "train", "--create-config", file)
 
 
