@@ -29,7 +29,7 @@ DATASET_TYPES = (
     *("cvat", "label_studio", "labelme", "yolo"),
     *("training_set", "synthetic", "mixture"),
 )
-MONITORS = ("val_loss", "val_iou", "val_jf")
+MONITORS = ("auto", "val_loss", "val_iou", "val_jf")
 TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
 # What follows the corners in rows of YOLO.
 YOLO_COLUMNS = ("auto", "none", "confidence", "track", "confidence_track")
@@ -714,10 +714,11 @@ class TrainerConfig:
         None, "maximum number of validation batches; null means no limit"
     )
     monitor: str = option(
-        "val_loss",
+        "auto",
         "metric that selects best.ckpt and stops early: val_loss (lowest validation loss), val_iou "
-        "(highest mean IoU of the tracked frames of validation clips) or val_jf (highest J&F of "
-        "whole validation videos, tracked as sam2kit evaluate does)",
+        "(highest mean IoU of the tracked frames of validation clips), val_jf (highest J&F of "
+        "whole validation videos, tracked as sam2kit evaluate does), or auto: val_loss for random "
+        "initial weights and validation clips of one frame, otherwise val_iou",
         choices=MONITORS,
     )
     jf_videos: int | None = positive_count(

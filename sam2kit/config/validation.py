@@ -211,7 +211,8 @@ def _data_problems(config: Config) -> Iterator[ConfigError]:
     val, test = config.valdataset, config.testdataset
     yield from _section_problems("valdataset", val, ("fraction",))
     yield from _section_problems("testdataset", test, ("fraction",))
-    if config.holds_out_validation and val.fraction + test.fraction >= 1:
+    both = val.fraction + test.fraction
+    if config.holds_out_validation and val.fraction < 1 <= both and test.fraction < 1:
         expected = f"below {1 - val.fraction:g}, so that videos to train on are left"
         yield _must_be("testdataset", test, "fraction", expected, "try 0.2")
 

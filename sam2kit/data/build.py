@@ -42,7 +42,8 @@ from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
-# Added to the seed of generated validation videos, so that training never sees one of them.
+# Added to the seed of generated validation videos, so that training never sees one of them; twice
+# to that of test videos.
 VALIDATION_SEED_OFFSET = 1_000_003
 MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
 GENERATED_OBJECTS = 3  # maximum per video of type=synthetic if dataset.synthetic_objects is 0
@@ -311,7 +312,7 @@ def _open_section(
     """
     prepare = prepare or _prepare
     settings = settle_layout(settings, section)
-    seed = config.seed + VALIDATION_SEED_OFFSET
+    seed = config.seed + VALIDATION_SEED_OFFSET * (2 if section == "testdataset" else 1)
     return prepare(_open(settings, seed, section, prepare), settings, seed, section)
 
 
@@ -391,17 +392,15 @@ def build_test_source(config: Config, earlier: Splits | None = None) -> VideoSou
     """
     if config.has_test_data:
         return _open_section(config, config.test_dataset(), "testdataset")
-    if not config.testdataset.fraction:
-        raise ConfigError(
-            "no test videos are set",
-            key="testdataset.fraction",
-            value=config.testdataset.fraction,
-            hint="train with testdataset.fraction=0.2, or give testdataset.data_path or "
-            "testdataset.split",
-        )
-    test = open_sets(config, earlier).test
-    assert test is not None
-    return test
+    if config.testdataset.fraction and (test := open_sets(config, earlier).test) is not None:
+        return test
+    raise ConfigError(
+        "no test videos are set",
+        key="testdataset.fraction",
+        value=config.testdataset.fraction,
+        hint="train with testdataset.fraction=0.2, or give testdataset.data_path or "
+        "testdataset.split; for generated videos, set testdataset.type=synthetic",
+    )
 
 
 def _holds_out(config: Config) -> bool:

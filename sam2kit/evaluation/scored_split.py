@@ -130,9 +130,15 @@ def check_scored_videos(
         splits.seed is None or bool(splits.train),
         tuple(video.name for video, _ in trained),
         tuple(video.name for video, _ in selected),
-        config.trainer.monitor if selected else None,
+        _monitor(config) if selected else None,
         evaluation.max_frames,
     )
+
+
+def _monitor(config: Config) -> str:
+    """Return the metric that selected the checkpoint of a run."""
+    # Runs store the metric that was used. Versions that did not knew no other than this one.
+    return "val_loss" if config.trainer.monitor == "auto" else config.trainer.monitor
 
 
 def _reject(trained: list[tuple[SplitVideo, SplitVideo]], count: int, checkpoint: str) -> None:

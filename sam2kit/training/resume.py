@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from loguru import logger
 
 from sam2kit.config.loading import same_value
-from sam2kit.config.schema import Config, get, options
+from sam2kit.config.schema import RANDOM, Config, get, options
 from sam2kit.models.checkpoint_io import fault_in, kept_copies
 from sam2kit.models.checkpoints import read_run_config
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
@@ -212,6 +212,23 @@ def resumed_model(config: Config) -> Config:
         return config  # check_resume raises it, with the key
     size = stored.size if config.model.size == Config().model.size else config.model.size
     return replace(config, model=replace(config.model, checkpoint=stored.checkpoint, size=size))
+
+
+def settle_monitor(config: Config) -> Config:
+    """Replace ``trainer.monitor=auto`` by a metric; a resumed run keeps its metric.
+
+    Returns:
+        A changed copy, or the same object if the metric is set.
+    """
+    t = config.trainer
+    if t.monitor != "auto":
+        return config
+    is_image = config.validation_dataset().video_clip_length == 1  # nothing is tracked
+    monitor = "val_loss" if is_image or config.model.checkpoint == RANDOM else "val_iou"
+    if t.resume_from is not None:
+        stored = read_run_config(t.resume_from).trainer.monitor
+        monitor = "val_loss" if stored == "auto" else stored  # of versions that knew no other
+    return replace(config, trainer=replace(t, monitor=monitor))
 
 
 def _check_unfinished(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:

@@ -55,6 +55,7 @@ from sam2kit.training.resume import (
     check_resume,
     latest_valid_checkpoint,
     resumed_model,
+    settle_monitor,
 )
 from sam2kit.utils.device import resolve_accelerator
 from sam2kit.utils.errors import ConfigError
@@ -198,6 +199,7 @@ def _fit(
     config = data.config
     resumed = config.trainer.resume_from is not None
     config = resumed_model(config) if resumed else settle_initial_weights(config)
+    config = settle_monitor(config)
     try:
         steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingComplete as complete:

@@ -129,6 +129,18 @@ def test_test_videos_of_their_own(tmp_path):
     assert parts[VALIDATION] == ["x"] and len(parts[TRAIN]) + len(parts[TEST]) == 6
 
 
+def test_generated_test_videos_are_neither_trained_on_nor_validated_on():
+    config = config_for("", type="synthetic", synthetic_videos=3, image_size=32)
+    config.dataset.data_path = None
+    config.testdataset.fraction = 0.2
+    with pytest.raises(ConfigError) as error:
+        build_test_source(config)
+    assert error.value.key == "testdataset.fraction"
+    config.testdataset.type = "synthetic"
+    parts = parts_of(config)
+    assert all(parts.values()) and len(set(sum(parts.values(), []))) == 3 + 16 + 16
+
+
 def test_too_few_videos_for_a_test(tmp_path):
     config = config_for(make_davis(tmp_path, {"a": 9, "b": 9}))
     config.testdataset.fraction = 0.2

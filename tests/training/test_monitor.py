@@ -15,6 +15,7 @@ from sam2kit.data.sources.base import FirstFrames
 from sam2kit.evaluation import evaluate_checkpoint, jf_scorer
 from sam2kit.models.sam2 import SAM2Model, build_sam2_model
 from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.resume import settle_monitor
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -167,8 +168,21 @@ def test_clips_of_one_frame_have_no_val_iou():
 
 @pytest.mark.parametrize(
     ("overrides", "monitor"),
-    [([], "val_iou"), (["recipe=official"], "val_iou")],
+    [
+        ([], "val_iou"),  # from the released weights
+        (["model=nano", "model.checkpoint=nano", "recipe=official"], "val_iou"),
+        (["model.checkpoint=random"], "val_loss"),
+        (["dataset.video_clip_length=1"], "val_loss"),
+        (["trainer.monitor=val_jf", "model.checkpoint=random"], "val_jf"),
+    ],
 )
-def test_recipes_that_fine_tune_select_by_val_iou(overrides, monitor):
-    assert load_config(None, overrides).trainer.monitor == monitor
-    assert Config().trainer.monitor == "val_loss"
+def test_fine_tuning_selects_by_val_iou(overrides, monitor):
+    assert settle_monitor(load_config(None, overrides)).trainer.monitor == monitor
+
+
+def test_a_run_keeps_its_monitor(config, tmp_path):
+    config.trainer.max_epochs = 1
+    first = fit(config, tmp_path / "run")
+    assert load_config(first.run_dir / "config.yaml").trainer.monitor == "val_loss"
+    config.trainer.resume_from, config.model.checkpoint = str(first.last_checkpoint), "nano"
+    assert settle_monitor(config).trainer.monitor == "val_loss"

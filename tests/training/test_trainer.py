@@ -23,6 +23,7 @@ from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights
 from sam2kit.training import trainer as train_module
 from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
+from sam2kit.training.resume import settle_monitor
 from sam2kit.training.trainer import fit
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError
@@ -54,7 +55,7 @@ def test_run_writes_all_files_to_a_dated_directory(run, config):
     assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "train.log"} <= names
     assert any((run.run_dir / "tensorboard").glob("events.*"))
     assert run.best_checkpoint == run.run_dir / "best.ckpt" and not run.interrupted
-    assert load_config(run.run_dir / "config.yaml") == settle_precision(config)
+    assert load_config(run.run_dir / "config.yaml") == settle_monitor(settle_precision(config))
     log = (run.run_dir / "train.log").read_text()
     assert "step 2/2" in log and "memory_attention" in log
     assert re.search(r"validated on \d+ videos?: \w", log)
@@ -74,7 +75,7 @@ def test_every_term_is_logged(run):
 
 def test_checkpoint_contains_its_configuration(run, config):
     stored, model = load_run(run.best_checkpoint)
-    assert stored == settle_precision(config)
+    assert stored == settle_monitor(settle_precision(config))
     start = create_sam2_model(config).state_dict()
     tuned = model.state_dict()
     moved = {k.split(".")[0] for k in tuned if not torch.equal(tuned[k], start[k])}
