@@ -140,14 +140,14 @@ def videos_needed(spread: float, gain: float = GAIN, power: float = POWER) -> in
         limit = stats.t.ppf((1 + LEVEL) / 2, n - 1)
         return bool(stats.nct.sf(limit, n - 1, gain * math.sqrt(n) / spread) >= power)
 
-    if spread <= 0:
+    if spread < gain / 20:  # two videos are enough, and SciPy's distribution has no value
         return 2
-    # The normal distribution gives a number that is slightly too small.
+    # The normal distribution gives a number that is too small by about two.
     factor = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power)
-    n = max(2, math.floor((factor * spread / gain) ** 2))
-    while not reached(n):
-        n += 1
-    return n
+    normal = (factor * spread / gain) ** 2
+    if normal > 1000:
+        return math.ceil(normal) + 2
+    return next(n for n in range(max(2, math.floor(normal)), 1100) if reached(n))
 
 
 def power_text(spread: float | None, videos: int) -> str:

@@ -1,12 +1,14 @@
 """Test comparisons of runs: finding them, tables, paired differences, seeds and warnings."""
 
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from sam2kit.cli.main import main
-from sam2kit.config.loading import load_config, save_config
+from sam2kit.config.loading import save_config
+from sam2kit.config.schema import Config, put
 from sam2kit.evaluation.compare_runs import (
     check_comparable,
     compare_on_videos,
@@ -122,7 +124,9 @@ def objects(score, frames=10):
     return {"objects": {"1": {"J&F": score, "frames": frames}}}
 
 
-def evaluate_run(folder, scores, start=START, seed=None, overrides=(), protocol="mask", frames=10):
+def evaluate_run(
+    folder, scores, start=START, seed=None, changes=MappingProxyType({}), protocol="mask", frames=10
+):
     """Write an evaluation with one object per video, and the configuration of its training."""
     write_run(folder, 0.5, scores)
     document = json.loads((folder / "metrics.json").read_text())
@@ -136,7 +140,9 @@ def evaluate_run(folder, scores, start=START, seed=None, overrides=(), protocol=
     }
     (folder / "metrics.json").write_text(json.dumps(document))
     if seed is not None:
-        config = load_config(None, ["dataset.type=synthetic", f"seed={seed}", *overrides])
+        config = Config(seed=seed)
+        for key, value in changes.items():
+            put(config, key, value)
         save_config(config, folder / "config.yaml")
     return folder
 
@@ -167,10 +173,10 @@ def test_runs_are_paired_on_their_common_videos(tmp_path):
 def test_seeds_are_grouped_and_p_values_corrected(tmp_path):
     for seed in (1, 2, 3):
         evaluate_run(tmp_path / f"a{seed}", shifted(0.1, 0.02, seed), seed=seed)
-    evaluate_run(tmp_path / "b", shifted(0.0, 0.02, 9), seed=1, overrides=["optimizer.lr=1e-3"])
-    evaluate_run(tmp_path / "c", shifted(0.01, 0.02, 8), seed=1, overrides=["optimizer.lr=1e-2"])
+    evaluate_run(tmp_path / "b", shifted(0.0, 0.02, 9), seed=1, changes={"optimizer.lr": 1e-3})
+    evaluate_run(tmp_path / "c", shifted(0.01, 0.02, 8), seed=1, changes={"optimizer.lr": 1e-2})
     # Where results are written and what is evaluated are no settings of a training.
-    evaluate_run(tmp_path / "d", shifted(0.1), seed=4, overrides=["output_dir=else"])
+    evaluate_run(tmp_path / "d", shifted(0.1), seed=4, changes={"output_dir": "else"})
     (comparison,) = compare_on_videos(find_runs([tmp_path]))
     assert [(row["run"], row["seeds"]) for row in comparison.gains] == [
         ("*", 4),
@@ -226,8 +232,8 @@ def test_few_videos_have_a_note_and_no_interval(tmp_path):
 )
 def test_runs_that_cannot_be_compared_are_an_error(tmp_path, changes, key, capsys):
     folders = [evaluate_run(tmp_path / "x", shifted(0.1), seed=1)]
-    changes = {"scores": shifted(0.1), "start": START} | changes
-    folders.append(evaluate_run(tmp_path / "y", seed=1, overrides=["optimizer.lr=1"], **changes))
+    changes = {"scores": shifted(0.1), "changes": {"optimizer.lr": 1.0}} | changes
+    folders.append(evaluate_run(tmp_path / "y", seed=1, **changes))
     with pytest.raises(DataError) as error:
         check_comparable(compare_on_videos(find_runs(folders)))
     assert error.value.key == key and error.value.hint
