@@ -505,16 +505,6 @@ def test_numbers_of_sparse_labels(numbers, annotated, is_note, tmp_path):
         assert any("count frames from" in r.message for r in source.remarks) == is_note
 
 
-@pytest.mark.parametrize("folder", [".", "v"])
-def test_frames_of_a_format_that_is_not_read_are_named(folder, tmp_path):
-    (tmp_path / folder).mkdir(exist_ok=True)
-    for t in range(3):
-        (tmp_path / folder / f"{t}.gif").write_bytes(b"GIF89a")
-    with pytest.raises(DataError) as error:
-        open_source(tmp_path / folder)
-    assert "0.gif" in (error.value.hint or "")
-
-
 # --- names of videos -----------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -236,8 +235,6 @@ def open_tiff(path: Path) -> Any:
     """Open a file with tifffile; raises one of :data:`TIFF_ERRORS` if it is damaged."""
     import tifffile  # imported here: most data sets have no TIFF stack
 
-    # What it logs about damaged files is in the error, too.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         return tifffile.TiffFile(path)
     except tifffile.TiffFileError as error:

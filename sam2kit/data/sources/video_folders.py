@@ -12,7 +12,6 @@ from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
     MASK_ENDINGS,
-    OTHER_PICTURES,
     VIDEO_ENDINGS,
     Listing,
     find_entry,
@@ -227,8 +226,6 @@ class VideoFolders:
             return f"it holds the data sets {', '.join(sorted(set(inner)))}: give one of them"
         if films := list_folder(self.root, VIDEO_ENDINGS).files:
             return f"it holds video files such as {min(films)}: set dataset.type=files"
-        if pictures := list_folder(folder, OTHER_PICTURES).files:
-            return f"{folder / min(pictures)} has a format that is not read: convert frames to PNG"
         return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
 
 
