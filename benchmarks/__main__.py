@@ -149,10 +149,11 @@ def save(stem: Path, rows: dict[str, Any]) -> str:
     machines = list(dict.fromkeys(machine_line(_without_load(row)) for row in rows.values()))
     loads = sorted({row["machine"]["load"] for row in rows.values()})
     sizes = next(iter(rows.values()))["options"]
+    repeats = " or ".join(map(str, sorted({row["options"]["repeats"] for row in rows.values()})))
     head = (
         f"# The suite\n\nHiera-{sizes['model']} at {sizes['image_size']} px, "
         f"{sizes['frames']} frames, {sizes['device']}, threads: {sizes['threads']}. Both sides in "
-        f"one process, in turns; medians of {sizes['repeats']}. Steps: random weights, the same on "
+        f"one process, in turns; medians of {repeats}. Steps: random weights, the same on "
         "both sides, masks as prompts, the optimizer left out. `python -m benchmarks`\n\n"
     )
     foot = "".join(f"\n{line}\n" for line in machines) + (

@@ -13,7 +13,13 @@ from PIL import Image
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import VideoDataset, build_source
-from sam2kit.data.sources.mask_values import MaskDecision, davis_palette, decide, read_colours
+from sam2kit.data.sources.mask_values import (
+    MaskDecision,
+    davis_palette,
+    decide,
+    read_colours,
+    values_in,
+)
 from sam2kit.utils.errors import DataError
 
 ONE, TWO, VOID = square(0, 0), square(12, 4), square(12, 20)
@@ -164,3 +170,14 @@ def test_decision_is_kept_in_copies_and_bounded(tmp_path):
     save_palette(tmp_path / "p.png", grey(1))
     paths = [tmp_path / "p.png"] + [tmp_path / "missing.png"] * 10_000
     assert MaskDecision(paths).values.kind == "ids"
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 5)])
+@pytest.mark.parametrize("values", [[], [0], [7], [0, 7, 255]])
+def test_values_of_masks(shape, values):
+    pixels = np.zeros(shape, np.uint8)
+    if values and pixels.size:
+        pixels[:] = values[-1]
+        pixels[0, : len(values)] = values
+    assert values_in(pixels) == np.unique(pixels).tolist()
+    assert values_in(pixels.astype(np.int32)) == np.unique(pixels).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -141,3 +143,15 @@ def test_colours_of_16_bits_are_rejected(tmp_path, ending):
     with pytest.raises(DataError) as error:
         read_picture(path)
     assert str(path) in str(error.value) and "8 bits" in error.value.hint
+
+
+def test_the_size_of_a_replaced_file_is_read_again(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (4, 3)).save(path)
+    assert image_size(path) == (3, 4)
+    Image.new("L", (5, 3)).save(path)
+    os.utime(path, ns=(1, 1))  # a clock of low resolution may give both files the same time
+    assert image_size(path) == (3, 5)
+    path.unlink()
+    with pytest.raises(DataError):
+        image_size(path)

@@ -67,7 +67,7 @@ def measured(config, frames, objects) -> int:
     [
         (9, 3, []),
         pytest.param(*(10, 2, ["model.activation_checkpointing=true"]), marks=pytest.mark.slow),
-        (14, 3, ["model.activation_checkpointing=true"]),
+        pytest.param(*(14, 3, ["model.activation_checkpointing=true"]), marks=pytest.mark.slow),
         (6, 4, ["model.activation_checkpointing=true", "model.objects_together=1"]),
         pytest.param(8, 3, ["model.memory_dropout=0.1"], marks=pytest.mark.slow),
         (6, 2, ['model.trainable_modules=["*"]']),
