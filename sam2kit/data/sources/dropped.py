@@ -42,6 +42,7 @@ _ANNOTATIONS = re.compile(
 HEAD_BYTES = 1 << 16  # read of a file to recognise it
 MAX_HEADS = 64  # files that are recognised
 MAX_FOLDERS = 256  # of those in which nothing is read
+MAX_READ_FOLDERS = 1 << 10  # of all that are listed: there may be one per video
 MAX_DEPTH = 2  # of these, below a directory in which something is read
 
 
@@ -107,8 +108,8 @@ class DroppedFiles:
     ) -> None:
         """Add the files in the data set that may be data and that a source does not read.
 
-        The directories from the data set down to the files that are read are listed, and up to two
-        levels of the other directories in them.
+        The directories from the data set down to the files that are read are listed (the first
+        thousand of them), and up to two levels of the other directories in them.
 
         Args:
             read: the files that the source reads.
@@ -212,7 +213,7 @@ class DroppedFiles:
             yield (
                 self.films,
                 "video{} of masks",
-                "convert to PNG, and set dataset.mask_values=threshold: "
+                "rename it if it is none; to read it, set dataset.mask_values=threshold after "
                 f"mkdir -p {shlex.quote(str(folder))} && {command} {target}",
             )
         yield (
@@ -336,7 +337,8 @@ def _unread_files(
         for name in sorted(listing.folders):
             inner = os.path.join(absolute, name)
             if inner in inside:
-                folders.append((inner, below / name, 0))
+                if len(folders) < MAX_READ_FOLDERS:
+                    folders.append((inner, below / name, 0))
             elif depth < MAX_DEPTH and others < MAX_FOLDERS and not (skip and skip(name)):
                 others += 1
                 folders.append((inner, below / name, depth + 1))

@@ -287,6 +287,7 @@ class ShapeDataset(VideoSource):
         dropped = DroppedFiles(root)
         dropped.add_unread([*problems.read, *chain.from_iterable(frames)], listed=True)
         self._remarks = dropped.report()
+        problems.read.clear()  # each loader process would copy it
         # How frames of more than 8 bits are scaled; build_source sets the configured rule.
         self.scaler = VideoScaler(IntensityRule())
         self._open: tuple[int, VideoFile] | None = None

@@ -65,6 +65,7 @@ class StackSource(VideoSource):
         if not self.has_masks:
             self._dropped.add_masks_beside()
         self._remarks = self._dropped.report()
+        self._dropped = DroppedFiles(self.root)  # each loader process would copy it
 
     @abstractmethod
     def read_labels(self, i: int, t: int) -> np.ndarray | None:

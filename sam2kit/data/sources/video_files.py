@@ -266,7 +266,8 @@ def find_videos(root: Path) -> dict[str, Path]:
         )
     # JSON files are annotations (SA-V, COCO) and expected beside the videos.
     others = list_folder(root, VIDEO_ENDINGS).others
-    log_ignored(root, [name for name in others if not name.lower().endswith(".json")])
+    others = [name for name in others if not name.lower().endswith(".json")]
+    log_ignored(root, others + [path.name for path in mask_films(root)])
     return videos
 
 
