@@ -95,13 +95,14 @@ class ProcessLoader(DataLoader[T]):
 def _complete_iterators(error: BaseException) -> None:
     """Let iterators whose processes could not all be started end those that were.
 
-    PyTorch sets the attribute after all processes have started, and its destructor needs it: it
-    would print a traceback and leave the processes.
+    PyTorch sets these attributes when all processes have started. Its destructor needs them: it would
+    print a traceback and leave the processes.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
-        if hasattr(iterator, "_workers") and not hasattr(iterator, "_workers_status"):
-            iterator._workers_status = [True] * len(iterator._workers)
+        if hasattr(iterator, "_shutdown_workers") and not hasattr(iterator, "_workers_status"):
+            iterator._workers_status = [True] * len(getattr(iterator, "_workers", ()))
+            iterator._shutdown = not iterator._workers_status  # nothing to end
 
 
 def _start_process(number: int) -> None:
