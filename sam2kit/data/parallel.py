@@ -95,8 +95,8 @@ class ProcessLoader(DataLoader[T]):
 def _complete_iterators(error: BaseException) -> None:
     """Let iterators whose processes could not all be started end those that were.
 
-    PyTorch sets these attributes when all processes have started. Its destructor needs them: it would
-    print a traceback and leave the processes.
+    PyTorch sets these attributes when all processes have started. Its destructor needs them; it
+    would print a traceback and leave the processes.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
