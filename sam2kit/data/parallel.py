@@ -99,7 +99,7 @@ def _complete_iterators(error: BaseException) -> None:
     would print a traceback and leave the processes.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        iterator = frame.f_locals.get("self")
+        iterator: Any = frame.f_locals.get("self")
         if hasattr(iterator, "_shutdown_workers") and not hasattr(iterator, "_workers_status"):
             iterator._workers_status = [True] * len(getattr(iterator, "_workers", ()))
             iterator._shutdown = not iterator._workers_status  # nothing to end
