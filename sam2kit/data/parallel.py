@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,24 @@ class ProcessLoader(DataLoader[T]):
 
     def __iter__(self) -> Any:
         with without_stop_signals():
-            return super().__iter__()
+            try:
+                return super().__iter__()
+            except OSError as error:  # such as too many open files
+                _complete_iterators(error)
+                raise
+
+
+def _complete_iterators(error: BaseException) -> None:
+    """Let iterators whose processes could not all be started end those that were.
+
+    PyTorch sets these attributes when all processes have started. Its destructor needs them; it
+    would print a traceback and leave the processes.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        iterator: Any = frame.f_locals.get("self")
+        if hasattr(iterator, "_shutdown_workers") and not hasattr(iterator, "_workers_status"):
+            iterator._workers_status = [True] * len(getattr(iterator, "_workers", ()))
+            iterator._shutdown = not iterator._workers_status  # nothing to end
 
 
 def _start_process(number: int) -> None:

@@ -149,3 +149,14 @@ def test_three_dimensions_and_strange_files(tmp_path):
         with pytest.raises(DataError) as error:
             open_source(tmp_path / name).read_frame(0, 0)
         assert error.value.hint
+
+
+@pytest.mark.parametrize("kind", ["TRA/man_track002.tif", "SEG/man_seg002.tif"])
+def test_one_label_image_of_another_size(tmp_path, kind):
+    make_ctc(tmp_path, names=("01",))
+    save_tiff(tmp_path / "01_GT" / kind, np.ones((SIZE[0], SIZE[1] - 1), np.uint16))
+    source = CTCDataset(tmp_path)
+    assert source.read_masks(0, 0)
+    with pytest.raises(DataError) as error:
+        source.read_masks(0, 2)
+    assert error.value.hint

@@ -299,7 +299,16 @@ def labels_of_tracks(
 
 
 def _read(labels: TiffSequence | None, t: int, where: str) -> np.ndarray | None:
-    return integer_labels(labels.read(t), where) if labels is not None and labels.has(t) else None
+    if labels is None or not labels.has(t):
+        return None
+    image = integer_labels(labels.read(t), where)
+    if image.shape != labels.size:  # the first image was checked when the sequence was opened
+        raise DataError(
+            f"{where}: the image of labels has the shape {list(image.shape)} instead of "
+            f"{list(labels.size)}",
+            hint="export masks at the size of their frames",
+        )
+    return image
 
 
 def _open_labels(
