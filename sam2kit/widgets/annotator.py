@@ -791,6 +791,7 @@ class Annotator(ImageWidget):
             self.seq += 1
 
     _sent_frame: tuple[Any, int] | None = None
+    _video: int  # index in the source
 
     def _send_masks(self, masks: Masks, truth: Masks | None) -> None:
         """Send the masks of all objects, or in mode ``errors`` the errors of the selected one.

@@ -322,8 +322,8 @@ class _Task:
             assert isinstance(video.frames, list) and video.numbers is not None
             t = len(video.frames)
             video.frames.append(file)
-            number = images[n].get("id", "")
-            video.numbers.append(_integer(images[n], "id", where) if number else n)
+            number = _identity(images[n].get("id"))
+            video.numbers.append(number if isinstance(number, int) else n)
             size = _integer(images[n], "height", where), _integer(images[n], "width", where)
             for element in images[n]:
                 group = element.get("group_id")
