@@ -26,9 +26,10 @@ NO_INTERVAL = (
 )
 POWER, GAIN = 0.8, 0.03
 PLANNED_SPREAD = 0.1  # of the gain between videos of DAVIS (benchmarks/results/proof.md)
-# Skewed scores make the deviation of a few videos too small. One degree of freedom less than usual,
-# and this share of the variance of a coin with the same mean, bring the simulated coverage to 93%.
-_LOST_DEGREES, _EXTRA_VARIANCE = 2, 0.05
+# The deviation of a few skewed values is often too small. One degree of freedom less than usual, a
+# variance that is larger by 1 / (2 N), and for scores this share of the variance of a coin with the
+# same mean bring the simulated coverage to 93% or more (python -m benchmarks.coverage).
+_LOST_DEGREES, _COIN_SHARE = 2, 0.05
 _SIGN_FLIPS = 2**14  # all of them for up to 14 videos, otherwise as many at random
 
 
@@ -55,7 +56,9 @@ def mean_interval(
     groups = [g for g in groups if len(g)]
     if len(groups) < MIN_VIDEOS:
         return None
+    n = len(groups)
     mean, error = _mean_and_error(groups)
+    error *= math.sqrt(1 + 1 / (2 * n))
     counts = np.array([len(g) for g in groups])
     effective = counts.sum() ** 2 / (counts**2).sum()
     # The quantile of Student's t; stats.t.ppf gives the same and takes ten times as long.
@@ -63,7 +66,7 @@ def mean_interval(
     if not bounded or error == 0:
         return mean - quantile * error, mean + quantile * error
     slope = mean * (1 - mean)  # the inverse of the derivative of the logit
-    error = math.sqrt(error**2 + _EXTRA_VARIANCE * slope / (len(groups) + 1) ** 2)
+    error = math.sqrt(error**2 + _COIN_SHARE * slope / (n + 1) ** 2)
     low, high = expit(logit(mean) + quantile * error / slope * np.array([-1, 1]))
     return float(low), float(high)
 
