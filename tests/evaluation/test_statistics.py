@@ -57,7 +57,7 @@ def test_the_interval_covers_the_mean_of_skewed_values(kind):
 
 
 def test_with_one_object_per_video_the_interval_is_that_of_the_t_test():
-    """Up to the corrections for skewed values: a degree of freedom, and a factor of the variance."""
+    """Up to the corrections for skewed values: a degree of freedom and a larger variance."""
     groups = videos_with(*[1] * 9)
     values = np.concatenate(groups)
     error = stats.sem(values) * np.sqrt(1 + 1 / 18)
