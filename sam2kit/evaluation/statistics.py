@@ -7,7 +7,7 @@ intervals contain the true mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,9 +215,7 @@ def difference_summary(groups: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def seed_summary(
-    differences: Mapping[Hashable, Mapping[tuple[str, Hashable], float]],
-) -> dict[str, Any]:
+def seed_summary(differences: Mapping[Any, Mapping[Any, float]]) -> dict[str, Any]:
     """Summarise the differences of runs that differ in their seed alone.
 
     The differences of an object are averaged over the seeds first, because seeds on the same videos
@@ -235,14 +233,14 @@ def seed_summary(
     common = set.intersection(*(set(d) for d in differences.values()))
     averages = {key: float(np.mean([d[key] for d in differences.values()])) for key in common}
     means = {
-        seed: float(np.mean([d[key] for key in common])) if common else None
-        for seed, d in differences.items()
+        seed: float(np.mean([values[key] for key in common]))
+        for seed, values in differences.items()
+        if common
     }
-    several = len(means) > 1 and common
     return {
         **difference_summary(by_video(averages)),
         "seeds": means,
-        "seed_spread": float(np.std([m for m in means.values()], ddof=1)) if several else None,
+        "seed_spread": float(np.std(list(means.values()), ddof=1)) if len(means) > 1 else None,
     }
 
 
@@ -305,7 +303,7 @@ def by_motion(
 
 
 def motion_halves(
-    scores: Mapping[str, Mapping[tuple[str, Hashable], float]], copied: str = COPY
+    scores: Mapping[str, Mapping[Any, float]], copied: str = COPY
 ) -> list[dict[str, Any]]:
     """Compare the first tracker with the others on moving and on slow objects apart.
 
@@ -346,7 +344,7 @@ def motion_halves(
     ]
 
 
-def by_video(values: Mapping[tuple[str, Hashable], float]) -> list[np.ndarray]:
+def by_video(values: Mapping[Any, float]) -> list[np.ndarray]:
     """Group values by (video, object) into one array per video, in the order of the names."""
     groups: dict[str, list[float]] = {}
     for key in sorted(values, key=str):
