@@ -550,15 +550,15 @@ def compare_on_videos(runs: Sequence[EvaluatedRun]) -> list[DataSetComparison]:
     comparisons = []
     for members in _data_sets(runs):
         groups = _group_seeds(members)
-        gains = [{"group": group, "gain": group.gains()} for group in groups]
-        corrected = holm([row["gain"] and row["gain"]["p"] for row in gains])
-        gain_rows = []
-        for group, row, p in zip(groups, gains, corrected, strict=True):
+        gains = [group.gains() for group in groups]
+        gains = [gain if gain and gain["mean"] is not None else None for gain in gains]
+        gain_rows: list[dict[str, Any]] = []
+        corrected = holm([gain and gain["p"] for gain in gains])
+        for group, gain, p in zip(groups, gains, corrected, strict=True):
             scores = list(group.scores().values())
-            head = {"run": group.name, "seeds": len(group.runs)}
-            head["J&F"] = float(np.mean(scores)) if scores else None
-            usable = row["gain"] if row["gain"] and row["gain"]["mean"] is not None else None
-            gain_rows.append(head | {"gain": usable, "p_corrected": p})
+            mean = float(np.mean(scores)) if scores else None
+            row = {"run": group.name, "seeds": len(group.runs), "J&F": mean}
+            gain_rows.append({**row, "gain": gain, "p_corrected": p})
         pairs = [_pair(one, other) for one, other in combinations(groups, 2)]
         for row, p in zip(pairs, holm([row["p"] for row in pairs]), strict=True):
             row["p_corrected"] = p

@@ -7,7 +7,7 @@ intervals contain the true mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ NO_INTERVAL = (
 )
 POWER, GAIN = 0.8, 0.03
 PLANNED_SPREAD = 0.1  # of the gain between videos of DAVIS (benchmarks/results/proof.md)
-# Skewed scores make the deviation of a few videos too small. One degree of freedom less than usual,
-# and this share of the variance of a coin with the same mean, bring the simulated coverage to 93%.
-_LOST_DEGREES, _EXTRA_VARIANCE = 2, 0.05
+# The deviation of a few skewed values is often too small. One degree of freedom less than usual, a
+# variance that is larger by 1 / (2 N), and for scores this share of the variance of a coin with the
+# same mean bring the simulated coverage to 93% or more (python -m benchmarks.coverage).
+_LOST_DEGREES, _COIN_SHARE = 2, 0.05
 _SIGN_FLIPS = 2**14  # all of them for up to 14 videos, otherwise as many at random
 
 
@@ -55,7 +56,9 @@ def mean_interval(
     groups = [g for g in groups if len(g)]
     if len(groups) < MIN_VIDEOS:
         return None
+    n = len(groups)
     mean, error = _mean_and_error(groups)
+    error *= math.sqrt(1 + 1 / (2 * n))
     counts = np.array([len(g) for g in groups])
     effective = counts.sum() ** 2 / (counts**2).sum()
     # The quantile of Student's t; stats.t.ppf gives the same and takes ten times as long.
@@ -63,7 +66,7 @@ def mean_interval(
     if not bounded or error == 0:
         return mean - quantile * error, mean + quantile * error
     slope = mean * (1 - mean)  # the inverse of the derivative of the logit
-    error = math.sqrt(error**2 + _EXTRA_VARIANCE * slope / (len(groups) + 1) ** 2)
+    error = math.sqrt(error**2 + _COIN_SHARE * slope / (n + 1) ** 2)
     low, high = expit(logit(mean) + quantile * error / slope * np.array([-1, 1]))
     return float(low), float(high)
 
@@ -212,9 +215,7 @@ def difference_summary(groups: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def seed_summary(
-    differences: Mapping[Hashable, Mapping[tuple[str, Hashable], float]],
-) -> dict[str, Any]:
+def seed_summary(differences: Mapping[Any, Mapping[Any, float]]) -> dict[str, Any]:
     """Summarise the differences of runs that differ in their seed alone.
 
     The differences of an object are averaged over the seeds first, because seeds on the same videos
@@ -232,14 +233,14 @@ def seed_summary(
     common = set.intersection(*(set(d) for d in differences.values()))
     averages = {key: float(np.mean([d[key] for d in differences.values()])) for key in common}
     means = {
-        seed: float(np.mean([d[key] for key in common])) if common else None
-        for seed, d in differences.items()
+        seed: float(np.mean([values[key] for key in common]))
+        for seed, values in differences.items()
+        if common
     }
-    several = len(means) > 1 and common
     return {
         **difference_summary(by_video(averages)),
         "seeds": means,
-        "seed_spread": float(np.std([m for m in means.values()], ddof=1)) if several else None,
+        "seed_spread": float(np.std(list(means.values()), ddof=1)) if len(means) > 1 else None,
     }
 
 
@@ -302,7 +303,7 @@ def by_motion(
 
 
 def motion_halves(
-    scores: Mapping[str, Mapping[tuple[str, Hashable], float]], copied: str = COPY
+    scores: Mapping[str, Mapping[Any, float]], copied: str = COPY
 ) -> list[dict[str, Any]]:
     """Compare the first tracker with the others on moving and on slow objects apart.
 
@@ -343,7 +344,7 @@ def motion_halves(
     ]
 
 
-def by_video(values: Mapping[tuple[str, Hashable], float]) -> list[np.ndarray]:
+def by_video(values: Mapping[Any, float]) -> list[np.ndarray]:
     """Group values by (video, object) into one array per video, in the order of the names."""
     groups: dict[str, list[float]] = {}
     for key in sorted(values, key=str):

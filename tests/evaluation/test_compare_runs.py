@@ -202,8 +202,8 @@ def test_the_same_seed_twice_is_no_group(tmp_path):
 def test_a_second_data_set_shows_forgetting(tmp_path):
     known = {f"g{n}": 0.6 for n in range(7)}
     forgotten = {video: 0.5 + 0.001 * n for n, video in enumerate(known)}
-    evaluate_run(tmp_path / "run" / "others", shifted(0.1))
-    evaluate_run(tmp_path / "run" / "forgotten", forgotten, known)
+    evaluate_run(tmp_path / "run" / "others", shifted(0.1), seed=1)
+    evaluate_run(tmp_path / "run" / "forgotten", forgotten, known, seed=1)
     first, second = compare_on_videos(find_runs([tmp_path]))
     assert first.videos == sorted(known) and second.videos == VIDEOS
     gain = first.gains[0]["gain"]

@@ -15,7 +15,7 @@ from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.synthetic.dataset import SyntheticDataset
 from sam2kit.data.training_set import AcceptedFrame, add_to_training_set
 from sam2kit.evaluation.pictures import compare_errors, show_objects
-from sam2kit.evaluation.plots import difference_chart, over_time
+from sam2kit.evaluation.plots import difference_chart, over_time, paired_chart
 from sam2kit.evaluation.report import (
     Evaluation,
     ranked_objects,
@@ -24,7 +24,7 @@ from sam2kit.evaluation.report import (
     write_report,
 )
 from sam2kit.evaluation.scores import BEFORE, CONVENTIONS, COPY, DataSetScores, VideoScorer
-from sam2kit.evaluation.statistics import paired_differences
+from sam2kit.evaluation.statistics import NO_INTERVAL, paired_differences
 from sam2kit.viz.overlays import ERROR_COLORS, error_overlay
 from sam2kit.viz.plots import interval_chart
 
@@ -76,7 +76,8 @@ def test_the_page_needs_no_other_file(tmp_path, trackers, source, read_masks):
     assert links and all(link.startswith("data:image/") for link in links)
     assert "<script" not in page and "tuned <b>" not in page and "tuned &lt;b&gt;" in page
     for row in score_rows(evaluation):
-        assert f"{row['J&F']:.3f}" in page and f"{row['low']:.3f} to {row['high']:.3f}" in page
+        assert f"{row['J&F']:.3f}" in page and row["low"] is None
+    assert NO_INTERVAL in page and "videos are needed" in page
     for text in ("prompted", "seed: 5", "torch", "Worst objects", "Noisy prompts", *ERROR_COLORS):
         assert text in page
     assert all(f"<h3>{name}</h3>" in page for name in source.names)
@@ -161,6 +162,31 @@ def test_masks_of_the_annotating_model_are_no_independent_truth(tmp_path):
     assert evaluation.truth_note is None
 
 
+def test_intervals_and_moving_objects_of_enough_videos(tmp_path, source):
+    """Seven videos, of which the copied mask loses four."""
+    names = [f"v{n}" for n in range(7)]
+    square = np.zeros((64, 64), bool)
+    square[10:40, 10:40] = True
+    results = []
+    for tracker, shift in (("tuned", lambda n: n), (COPY, lambda n: 20 * (n < 4) + n)):
+        results.append(DataSetScores(tracker))
+        for n, name in enumerate(names):
+            scorer = VideoScorer(name, CONVENTIONS["all_frames"], [1])
+            scorer.add(0, {1: square}, {1: np.roll(square, shift(n), 1)})
+            results[-1].videos.append(scorer.result())
+    evaluation = Evaluation(Config(), source, results, tmp_path)
+    page = write_report(evaluation).read_text()
+    row = score_rows(evaluation)[0]
+    assert 0 < row["low"] < row["J&F"] < row["high"] < 1
+    assert f"{row['low']:.3f} to {row['high']:.3f}" in page and NO_INTERVAL not in page
+    moving, slow = evaluation.metrics["motion"]
+    assert (moving["objects"], slow["objects"]) == (4, 3)
+    assert moving["scores"][COPY] < slow["scores"][COPY] == slow["scores"]["tuned"]
+    assert moving["differences"][COPY]["mean"] > 0 == slow["differences"][COPY]["mean"]
+    assert "Moving and slow objects" in page
+    assert evaluation.metrics["differences"][COPY]["p"] == 2 / 2**4
+
+
 def test_each_kind_of_error_has_its_colour():
     truth, prediction = np.zeros((2, 4, 4), dtype=bool)
     truth[0, :2] = prediction[0, 1:3] = True
@@ -232,3 +258,13 @@ def test_charts_of_differences_and_intervals(trackers):
     assert len(interval_chart({"run": values}, "J").axes[0].lines) == 3
     with pytest.raises(ValueError, match="group"):
         interval_chart({}, "J")
+
+
+def test_pairs_are_drawn_with_the_largest_gain_first():
+    pairs = {"a": (0.5, [0.4, 0.5]), "b": (0.2, [0.6]), "c": (0.3, [0.35])}
+    (axes,) = paired_chart(pairs, ("before", "after")).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c", "a"]
+    lines = [line.get_xdata().tolist() for line in axes.lines]
+    assert lines == [[0.2, 0.6], [0.3, 0.35], [0.5, 0.45]]
+    with pytest.raises(ValueError, match="at least one"):
+        paired_chart({}, ("before", "after"))
