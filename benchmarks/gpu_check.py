@@ -119,13 +119,13 @@ def gradients(setting: Setting) -> Iterator[Row]:
         )
     dropout = ["model.memory_dropout=0.1", "trainer.precision=32-true"]
     with clip_config(options, 3, dropout) as config:
-        kept = KitStep(config, setting.device)
+        saved = KitStep(config, setting.device)
         recomputed = KitStep(
             changed(config, [*dropout, "model.activation_checkpointing=true"]), setting.device
         )
-        for side in (kept, recomputed):
+        for side in (saved, recomputed):
             side()
-        error = difference(recomputed.gradient(), kept.gradient())
+        error = difference(recomputed.gradient(), saved.gradient())
     what = "gradient with dropout, activation checkpointing against none"
     yield Row(what, f"{error:.1e}", "at most 1e-4", error < 1e-4)
 

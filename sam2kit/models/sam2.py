@@ -183,8 +183,15 @@ class SAM2Model(SAM2Base):
         ious = assemble(lambda result: result.steps[-1].iou.amax(-1))
         scores = assemble(lambda result: result.steps[-1].object_score)
         steps = [step for part in parts for t in sorted(part) for step in part[t].steps]
-        masks = (x.to(device, non_blocking=True) for x in (tracked, prompted))
-        return TrackOutput(logits, ious, scores, *masks, steps, host_tracked=tracked)
+        return TrackOutput(
+            logits,
+            ious,
+            scores,
+            tracked.to(device, non_blocking=True),
+            prompted.to(device, non_blocking=True),
+            steps,
+            host_tracked=tracked,
+        )
 
 
 def _check_corrections(corrections: Corrections, prompts: list[Prompt], tracked: Tensor) -> None:
