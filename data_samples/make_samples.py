@@ -1,22 +1,26 @@
 """Render the sample data set: ``python data_samples/make_samples.py OUT``.
 
 The clips are stored in two formats that share the frames: DAVIS layout (palette masks, lists under
-ImageSets) and COCO JSON. ``film.mp4`` has no masks. Every call renders the same scenes; pixels may
-differ between versions of the renderer. Needs the extra render: docs/rendering.md.
+ImageSets) and COCO JSON. The video in ``raw/films`` has no masks. Every call renders the same
+scenes; pixels may differ between versions of the renderer. Needs the extra render:
+docs/rendering.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scenes.writing import add_to_coco, coco_entries, copied_iou, write_clip
+from PIL import Image
+from scenes.writing import PARTIAL, add_to_coco, coco_entries, copied_iou, write_clip
 
 from sam2kit.utils.errors import SAM2KitError
+from sam2kit.utils.files import write_text
 from sam2kit.viz.video_writer import save_mp4
 
 SEED = 2110
@@ -25,7 +29,7 @@ NUM_FRAMES = 24
 RENDER_SCALE = 2.0
 JPEG_QUALITY = 82
 POLYGON_EVERY = 6  # every sixth clip has polygons in the JSON, the others have run lengths
-FILM = "film.mp4"
+FILM = "raw/films/walk.mp4"  # not beside the frames, where it would be read with them
 
 
 @dataclass(frozen=True)
@@ -55,34 +59,40 @@ BEACH = {"indoors": False, "ground": "sand", "walls": None}
 SNOW = {"indoors": False, "ground": "snow", "walls": "leaves"}
 ROOM = {"indoors": True, "ground": "wood", "walls": "paint"}
 HALL = {"indoors": True, "ground": "tile", "walls": "concrete"}
-MOVING = {"still": 0.0, "noise": 1.5}
+MOVING = {"still": 0.0, "noise": 1.5, "bright": True, "occluders": 0}
 
 SCENES = {
     "train": [
-        Scene("dog_meadow", (DOG,), MEADOW | MOVING | {"camera": "follow", "share": 0.5}),
-        Scene("dog_yard", (DOG,), YARD | MOVING | {"returns": True, "share": 0.4}),
-        Scene("dog_posts", (DOG,), MEADOW | MOVING | {"occluders": 2, "share": 0.45}),
-        Scene("two_dogs", (DOG, DOG), BEACH | MOVING | {"alike": True, "share": 0.42}),
-        Scene("person_street", (PERSON,), STREET | MOVING | {"camera": "follow", "share": 0.6}),
-        Scene("person_room", (PERSON,), ROOM | MOVING | {"share": 0.6, "occluders": 1}),
-        Scene("two_people", (PERSON, PERSON), HALL | MOVING | {"alike": False, "share": 0.5}),
-        Scene("twins", (PERSON, PERSON), STREET | MOVING | {"alike": True, "share": 0.5}),
-        Scene("walking_the_dog", (PERSON, DOG), MEADOW | MOVING | {"share": 0.6}),
-        Scene("rodent_floor", (RODENT,), ROOM | MOVING | {"share": 0.35, "elevation": -20}),
-        Scene("two_rodents", (RODENT, RODENT), YARD | MOVING | {"share": 0.32, "alike": True}),
-        Scene("cars", (("car#3", 1.9), ("car#8", 1.9)), STREET | MOVING | {"share": 0.32}),
-        Scene("arm", (("arm", 1.2), ("parcel#4", 0.5)), HALL | MOVING | {"share": 0.6}),
-        Scene("fish", (("fish", 1.0), ("fish", 0.9)), BEACH | MOVING | {"share": 0.4}),
-        Scene("bird", (("bird#5", 1.2),), SNOW | MOVING | {"share": 0.35, "camera": "pan"}),
-        Scene("drone", (("drone#1", 0.9), PERSON), HALL | MOVING | {"share": 0.3}),
+        Scene("dog_meadow", (DOG,), MEADOW | MOVING | {"camera": "follow", "share": 0.65}),
+        Scene("dog_yard", (DOG,), YARD | MOVING | {"returns": True, "share": 0.55}),
+        Scene("dog_posts", (DOG,), MEADOW | MOVING | {"occluders": 2, "share": 0.6}),
+        Scene("two_dogs", (DOG, DOG), BEACH | MOVING | {"alike": True, "share": 0.55}, take=1),
+        Scene("person_street", (PERSON,), STREET | MOVING | {"camera": "follow", "share": 0.75}),
+        Scene("person_room", (PERSON,), ROOM | MOVING | {"share": 0.7, "occluders": 1}),
+        Scene("two_people", (PERSON, PERSON), HALL | MOVING | {"alike": False, "share": 0.65}),
+        Scene("twins", (PERSON, PERSON), STREET | MOVING | {"alike": True, "share": 0.65}),
+        Scene("walking_the_dog", (PERSON, DOG), MEADOW | MOVING | {"share": 0.7}, take=1),
+        Scene("rodent_floor", (RODENT,), ROOM | MOVING | {"share": 0.5, "elevation": -20}, take=1),
+        Scene(
+            "two_rodents", (RODENT, RODENT), YARD | MOVING | {"share": 0.45, "alike": True}, take=1
+        ),
+        Scene("cars", (("car#3", 1.9), ("car#8", 1.9)), STREET | MOVING | {"share": 0.5}),
+        Scene("arm", (("arm", 1.2), ("parcel#4", 0.5)), HALL | MOVING | {"share": 0.6}, take=1),
+        Scene("fish", (("fish", 1.0), ("fish", 0.9)), BEACH | MOVING | {"share": 0.5}, take=1),
+        Scene("bird", (("bird#5", 1.2),), SNOW | MOVING | {"share": 0.5, "camera": "pan"}),
+        Scene("drone", (("drone#1", 0.9), PERSON), HALL | MOVING | {"share": 0.4}, take=1),
     ],
     "val": [
-        Scene("dog_park", (DOG,), MEADOW | MOVING | {"camera": "static", "share": 0.4}),
-        Scene("person_hall", (PERSON,), HALL | MOVING | {"occluders": 1, "share": 0.55}),
-        Scene("people_snow", (PERSON, PERSON), SNOW | MOVING | {"alike": True, "share": 0.5}),
-        Scene("rodent_away", (RODENT,), ROOM | MOVING | {"look_away": True, "share": 0.3}),
-        Scene("person_and_dog", (DOG, PERSON), YARD | MOVING | {"share": 0.4}),
-        Scene("car_turn", (("car#12", 1.9),), STREET | MOVING | {"returns": True, "share": 0.3}),
+        Scene("dog_park", (DOG,), MEADOW | MOVING | {"camera": "static", "share": 0.5}, take=1),
+        Scene("person_hall", (PERSON,), HALL | MOVING | {"occluders": 1, "share": 0.7}),
+        Scene("people_snow", (PERSON, PERSON), SNOW | MOVING | {"alike": True, "share": 0.65}),
+        Scene(
+            "rodent_away",
+            (RODENT,),
+            ROOM | MOVING | {"look_away": True, "share": 0.45, "camera": "follow"},
+        ),
+        Scene("person_and_dog", (DOG, PERSON), YARD | MOVING | {"share": 0.5}, take=1),
+        Scene("car_turn", (("car#12", 1.9),), STREET | MOVING | {"returns": True, "share": 0.45}),
     ],
 }
 FILMED = Scene("film", (PERSON, DOG), MEADOW | MOVING | {"camera": "follow", "share": 0.55})
@@ -101,9 +111,10 @@ They are used by the quick start and the documentation; none of them is filmed.
   `dataset.type=coco dataset.data_path=data_samples` with
   `dataset.annotation_file=data_samples/train.json` and
   `valdataset.annotation_file=data_samples/val.json`.
-- `{film}`: a video without masks, to try the annotator on: `sam2kit annotate data_samples/{film}`.
+- `{film}`: a video without masks, to try the annotator on:
+  `sam2kit annotate data_samples/{film}`.
 
-| clip | split | objects | copied mask |
+| clip | split | shows | copied mask |
 | --- | --- | --- | --- |
 {table}
 
@@ -114,43 +125,67 @@ Rendered by `python data_samples/make_samples.py data_samples`, which contains t
 (`docs/rendering.md`); `render_training_set.py` renders thousands of such clips. The models of the
 dog, the rodent, the people and the machines are those of dm_control (Google DeepMind, Apache 2.0),
 or are made of simple shapes here; all surroundings and most surfaces are generated. The clips are
-dedicated to the public domain under CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
+under Apache 2.0 too.
 """
 
 
-def make_samples(out: Path, names: list[str] | None = None) -> None:
+def make_samples(out: Path, names: list[str] | None = None, processes: int = 1) -> None:
     """Write the sample data set to ``out``, which is created if missing.
 
     Args:
         out: Folder of the data set.
-        names: Clips to render, without lists, JSON and README. None (default): everything.
+        names: Clips to render; lists, JSON and README are not written. None (default): everything.
+        processes: Number of processes.
 
     Raises:
         DataError: A package of the renderer is missing.
     """
+    import scenes.simulator  # noqa: F401  reports missing packages before processes start
+
+    chosen = [s for split in SCENES.values() for s in split if names is None or s.name in names]
+    chosen += [FILMED] if names is None else []
+    jobs = [(out, scene) for scene in chosen]
+    if processes > 1:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            for name in pool.imap_unordered(_write_scene, jobs):
+                print(name, flush=True)
+    else:
+        for name in map(_write_scene, jobs):
+            print(name, flush=True)
+    (out / PARTIAL).rmdir()
+    if names is None:
+        describe(out)
+
+
+def _write_scene(job: tuple[Path, Scene]) -> str:
+    """Render and write one clip; return its name."""
+    out, scene = job
+    take = render(scene)
+    if scene.name == FILMED.name:
+        (out / FILM).parent.mkdir(parents=True, exist_ok=True)
+        save_mp4(out / FILM, list(take.frames))
+    else:
+        write_clip(out, scene.name, take.frames, take.ids, JPEG_QUALITY)
+    return scene.name
+
+
+def describe(out: Path) -> None:
+    """Write lists, COCO JSON and README for the clips in ``out``."""
     rows, copied = [], {}
+    (out / "ImageSets").mkdir(parents=True, exist_ok=True)
     for split, scenes in SCENES.items():
         content, scores = coco_entries(), []
         for number, scene in enumerate(scenes):
-            if names is not None and scene.name not in names:
-                continue
-            take = render(scene)
-            write_clip(out, scene.name, take.frames, take.ids, JPEG_QUALITY)
-            add_to_coco(content, scene.name, take.ids, number % POLYGON_EVERY == 0)
-            scores.append(copied_iou(take.ids))
-            objects = ", ".join(name.split("#")[0] for name in take.names)
-            rows.append(f"| {scene.name} | {split} | {objects} | {scores[-1]:.2f} |")
-            print(rows[-1], flush=True)
-        copied[split] = np.mean(scores) if scores else 1.0
-        if names is None:
-            (out / "ImageSets").mkdir(parents=True, exist_ok=True)
-            lines = "".join(f"{scene.name}\n" for scene in scenes)
-            (out / "ImageSets" / f"{split}.txt").write_text(lines)
-            (out / f"{split}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
-    (out / "partial").rmdir()
-    if names is None:
-        save_mp4(out / FILM, list(render(FILMED).frames))
-        _write_readme(out, rows, float(copied["val"]))
+            files = sorted((out / "Annotations" / scene.name).glob("*.png"))
+            ids = np.stack([np.array(Image.open(file)) for file in files])
+            add_to_coco(content, scene.name, ids, number % POLYGON_EVERY == 0)
+            scores.append(copied_iou(ids))
+            shown = ", ".join(name.split("#")[0] for name, _ in scene.cast)
+            rows.append(f"| {scene.name} | {split} | {shown} | {scores[-1]:.2f} |")
+        copied[split] = np.mean(scores)
+        write_text(out / "ImageSets" / f"{split}.txt", "".join(f"{s.name}\n" for s in scenes))
+        write_text(out / f"{split}.json", json.dumps(content, separators=(",", ":")) + "\n")
+    _write_readme(out, rows, float(copied["val"]))
 
 
 def render(scene: Scene):
@@ -175,7 +210,7 @@ def _write_readme(out: Path, rows: list[str], copied: float) -> None:
         table="\n".join(rows),
         copy=copied,
     )
-    (out / "README.md").write_text(text)
+    write_text(out / "README.md", text)
 
 
 def main() -> None:
@@ -183,9 +218,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("clips", nargs="*", help="names of clips to render (everything)")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes (2)")
     arguments = parser.parse_args()
     try:
-        make_samples(arguments.out, arguments.clips or None)
+        make_samples(arguments.out, arguments.clips or None, arguments.processes)
     except SAM2KitError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -85,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run, video = folder / "run", folder / "video.txt"
-        video.write_text("val_000\n")
+        video.write_text("person_hall\n")
         count("one training step", [*TRAIN, "--run-dir", str(run)], folder)
         evaluate = ["evaluate", "--model-checkpoint", str(run), f"valdataset.split={video}"]
         count("one video", [*evaluate, "--output-dir", str(folder / "evaluation")], folder)

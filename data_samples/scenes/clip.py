@@ -83,8 +83,8 @@ class Clip:
             ``share`` (of the picture's height that the first actor takes), ``returns``,
             ``look_away``, ``occluders``, ``still`` (share of actors that stand), ``alike`` (whether
             two of a kind have the same surface), ``elevation`` (degrees), ``walls`` and ``ground``
-            (names of materials; walls None: open country), ``orbit`` (degrees per second) and
-            ``noise`` (of the camera, its largest deviation).
+            (names of materials; walls None: open country), ``orbit`` (degrees per second),
+            ``bright``, and ``noise`` (of the camera, its largest deviation).
     """
 
     def __init__(
@@ -325,7 +325,9 @@ class Clip:
     def _light(self) -> None:
         rng, model = self.rng, self.stage.model
         ambient, head, direct = rng.uniform((0.25, 0.0, 0.35), (0.55, 0.35, 0.85))
-        scale = min(1.0, 1.2 / (ambient + 0.6 * head + 0.9 * direct))  # white is not overexposed
+        # White is not overexposed.
+        scale = 1.2 / (ambient + 0.6 * head + 0.9 * direct)
+        scale = scale if self.style.get("bright") else min(1.0, scale)
         ambient, head, direct = ambient * scale, head * scale, direct * scale
         warm = np.array([1, 1, 1]) + rng.uniform(-0.12, 0.12) * np.array([1, 0.2, -1])
         model.vis.headlight.ambient[:] = ambient * warm
@@ -414,7 +416,7 @@ class Clip:
         self._light()
         self._paint()
         rows, columns = self.stage.size
-        frames, sensor = [], Sensor(self.rng, self.style.get("noise", 6.0))
+        frames, sensor = [], Sensor(self.rng, self.style)
         for t in self.times:
             self._stand(t)
             picture = cv2.resize(
@@ -439,10 +441,11 @@ class Clip:
 class Sensor:
     """The camera's exposure, colours and noise."""
 
-    def __init__(self, rng: np.random.Generator, noise: float) -> None:
+    def __init__(self, rng: np.random.Generator, style: dict) -> None:
         self.rng = rng
-        self.gamma = np.exp(rng.normal(0, 0.15))
-        self.gain = rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.03, 3))
+        bright, noise = style.get("bright", False), style.get("noise", 6.0)
+        self.gamma = np.exp(rng.normal(0, 0.15)) if not bright else 0.85
+        self.gain = rng.uniform(0.95 if bright else 0.85, 1.15) * (1 + rng.normal(0, 0.03, 3))
         self.saturation = rng.uniform(0.6, 1.15)
         self.noise = rng.uniform(0, noise) if rng.random() < 0.5 else 0.0
         self.blur = rng.uniform(0.4, 0.9) if rng.random() < 0.25 else 0.0

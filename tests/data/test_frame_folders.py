@@ -22,7 +22,6 @@ from data_helpers import (
     uncompressed,
 )
 from loguru import logger
-from make_samples import make_samples
 from matplotlib.text import Text
 from PIL import Image
 
@@ -51,7 +50,6 @@ from sam2kit.utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 DAVIS = ROOT.parent / "shared" / "davis"
-SAMPLES = ROOT / "data_samples"
 
 
 class ListSource(VideoSource):
@@ -807,44 +805,7 @@ def test_missing_data_is_named(changes, error, message):
         build_source(dataset_config(**changes), seed=0)
 
 
-# --- sample data and real videos ---------------------------------------------------------------
-
-
-def test_sample_data_in_both_layouts():
-    for split, count in (("train", 72), ("val", 12)):
-        folders = VideoDataset(SAMPLES, split)
-        labels = COCODataset(SAMPLES / f"{split}.json")
-        assert folders.names == labels.names and len(folders) == count
-        for i in range(0, count, 5):
-            assert folders.num_frames(i) == labels.num_frames(i) == 8
-            for t in (0, 7):
-                one, other = folders.read_masks(i, t), labels.read_masks(i, t)
-                assert set(one) == set(other) and set(one) <= {1, 2, 3}
-                assert all(np.array_equal(one[n], other[n]) for n in one)
-    size = sum(p.stat().st_size for p in SAMPLES.rglob("*") if p.is_file())
-    assert size < 8e6
-
-
-def test_sample_validation_clips_move():
-    source = VideoDataset(SAMPLES, "val")
-    scores = []
-    for clip in clips(source, video_clip_length=8, image_size=128):
-        assert clip.visible[0].all()
-        both, either = clip.masks[:1] & clip.masks[1:], clip.masks[:1] | clip.masks[1:]
-        scores += (both.sum((2, 3)) / either.sum((2, 3))).flatten().tolist()
-    assert np.mean(scores) <= 0.35
-
-
-def test_sample_data_is_reproducible(tmp_path):
-    make_samples(tmp_path, ("val",))
-    made, stored = VideoDataset(tmp_path, "val"), VideoDataset(SAMPLES, "val")
-    assert (tmp_path / "README.md").read_text() == (SAMPLES / "README.md").read_text()
-    assert made.names == stored.names and not (tmp_path / "train.json").exists()
-    for i, t in ((0, 0), (5, 3), (11, 7)):
-        one, other = made.read_masks(i, t), stored.read_masks(i, t)
-        # Another build of OpenCV may round an edge differently.
-        assert set(one) == set(other)
-        assert all((one[n] != other[n]).mean() < 0.002 for n in one)
+# --- real videos --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not DAVIS.is_dir(), reason="../shared/davis is missing")

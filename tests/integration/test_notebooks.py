@@ -110,7 +110,7 @@ def a_few_samples(data):
     """Copy sample clips to ``data``; return overrides to train on them for two steps."""
     for kind in ("JPEGImages", "Annotations"):
         for name in ("train_000", "train_001", "train_002", "val_000", "val_001"):
-            shutil.copytree(ROOT / "data_samples" / kind / name, data / kind / name)
+            shutil.copytree(ROOT / "tests" / "blobs" / kind / name, data / kind / name)
     (data / "train.txt").write_text("train_000\ntrain_001\ntrain_002\n")
     (data / "val.txt").write_text("val_000\nval_001\n")
     return [
@@ -145,20 +145,17 @@ def check_no_cell_failed(result):
 
 def check_clicked_objects_are_tracked(result):
     (folder,) = (result.run_dir / "tracked").glob("*/*")
-    truth_folder = ROOT / "data_samples" / "Annotations" / "val_004"
+    truth_folder = ROOT / "data_samples" / "Annotations" / "person_hall"
     names = sorted(path.name for path in truth_folder.glob("*.png"))
     predicted, truth = (
         np.stack([np.array(Image.open(masks / name)) for name in names])
-        for masks in (folder / "masks" / "val_004", truth_folder)
+        for masks in (folder / "masks" / "person_hall", truth_folder)
     )
-    for number in (1, 2):
-        intersection, union = (
-            f(predicted == number, truth == number) for f in (np.logical_and, np.logical_or)
-        )
-        assert intersection.sum() / union.sum() > 0.75
+    intersection, union = (f(predicted == 1, truth == 1) for f in (np.logical_and, np.logical_or))
+    assert intersection.sum() / union.sum() > 0.45
     with Image.open(folder / "overlay.gif") as gif:
-        assert gif.n_frames == len(names) == 8
-    assert json.loads((folder / "track.json").read_text())["objects"] == ["stripes", "ball"]
+        assert gif.n_frames == len(names) == 24
+    assert json.loads((folder / "track.json").read_text())["objects"] == ["person"]
 
 
 def check_html_export_keeps_animations(result):
@@ -291,8 +288,8 @@ def test_papermill_command(tmp_path):
     executed = tmp_path / "executed.ipynb"
     outputs = papermill(NOTEBOOKS[0], executed, run_dir=str(tmp_path / "run"))
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    (masks,) = (tmp_path / "run" / "tracked").glob("*/*/masks/val_004")
-    assert len(list(masks.glob("*.png"))) == 8
+    (masks,) = (tmp_path / "run" / "tracked").glob("*/*/masks/person_hall")
+    assert len(list(masks.glob("*.png"))) == 24
 
 
 @pytest.mark.slow
