@@ -47,8 +47,18 @@ HUB_CHECKPOINTS = {
 }
 """Maps a name to (repository on the Hugging Face Hub, model size)."""
 
-SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent.parent / "pretrained" / "nano.safetensors"}
-"""Maps a name to a file in the package; these need no network."""
+_PRETRAINED = Path(__file__).parent.parent / "pretrained"
+SHIPPED_CHECKPOINTS = {
+    "nano": _PRETRAINED / "nano.safetensors",
+    "nano-1": _PRETRAINED / "nano-1.safetensors",
+}
+"""Maps a name to a file in the package; these need no network. ``nano-1`` are the weights that
+``nano`` was the name of before: adapters and baselines of runs that started from them need them."""
+
+_IMAGE_SIZES = {"nano-1.safetensors": 128}  # of weights that were trained at another size
+NANO_KEY = "sam2kit_nano"
+"""Says in a run's checkpoint which weights ``nano`` was the name of; 1 if it is missing."""
+NANO_VERSION = 2
 
 CONFIG_KEY = "sam2kit_config"
 ADAPTER_KEY = "adapter"
@@ -338,7 +348,8 @@ def save_adapter(config: Config, model: SAM2Model, path: str | Path) -> None:
     the run started from, which must still be available.
     """
     trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
-    write_checkpoint({ADAPTER_KEY: trained, CONFIG_KEY: config_to_store(config)}, Path(path))
+    about = {CONFIG_KEY: config_to_store(config), NANO_KEY: NANO_VERSION}
+    write_checkpoint({ADAPTER_KEY: trained, **about}, Path(path))
 
 
 def load_adapter(model: SAM2Model, path: str | Path) -> None:
@@ -394,9 +405,13 @@ def source_config(source: str | Path) -> tuple[Config, list[str]]:
 
 
 def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
-    return read_allowed(
+    config, ignored = read_allowed(
         _stored(content, path), path, {*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS, RANDOM}
     )
+    if config.model.checkpoint == "nano" and content.get(NANO_KEY, 1) == 1:
+        config.model.checkpoint = "nano-1"
+        logger.info("{}: model.checkpoint=nano now is nano-1, with the same weights", path)
+    return config, ignored
 
 
 def _stored(content: dict[str, Any], path: str | Path) -> Any:
@@ -474,7 +489,8 @@ def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
         )
     config = Config()
     config.model.size, config.model.checkpoint = size, str(path)
-    config.dataset.image_size = read_model_yaml(size).model.image_size
+    image_size = read_model_yaml(size).model.image_size
+    config.dataset.image_size = _IMAGE_SIZES.get(path.name, image_size)
     if transformers_format.is_saved_model(path.parent) and path.suffix == ".safetensors":
         tree = describe_model(config)
         config.dataset.image_size = transformers_format.read_settings(path.parent, tree)

@@ -16,7 +16,13 @@ from torch.distributed import all_gather_object
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.evaluation.metrics import mean_tracked_iou
-from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model
+from sam2kit.models.checkpoints import (
+    CONFIG_KEY,
+    NANO_KEY,
+    NANO_VERSION,
+    config_to_store,
+    create_sam2_model,
+)
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import SAM2Model
@@ -84,6 +90,7 @@ class SAM2LightningModule(LightningModule):
         self.prompts = PromptGenerator.from_config(config.dataset)
         self.corrections = CorrectionGenerator.from_config(config.dataset)
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
+        self._nano_version = NANO_VERSION
         self._cache: FeatureCache | None = None
         self.train_cache: FeatureCache | None = None
 
@@ -204,8 +211,12 @@ class SAM2LightningModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._nano_version = checkpoint.get(NANO_KEY, 1)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
+        checkpoint[NANO_KEY] = self._nano_version
         if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights only
             rewind(checkpoint["loops"], self.trainer)
         # Write the rows up to this step now: a run that resumes here does not repeat these steps.

@@ -632,7 +632,7 @@ class Annotator(ImageWidget):
         command = f"sam2kit train --data-path {shlex.quote(str(folder))}"
         if self._model_text:  # training continues from the model that was annotated with
             command += f" --model-checkpoint {shlex.quote(self._model_text)}"
-        if self.model.image_size != DatasetConfig().image_size:  # such as nano's 128 pixels
+        if self.model.image_size != DatasetConfig().image_size:  # such as nano's 192 pixels
             command += f" --image-size {self.model.image_size}"
         if written < CLIPS_PER_EPOCH:  # by default an epoch has only one clip of each video
             command += f" dataset.clips_per_video={-(-CLIPS_PER_EPOCH // written)}"
