@@ -53,7 +53,10 @@ WHOLE_VIDEOS = ((20, "mask"), (20, "box"), (20, "clicks"), (50, "mask"))
 PROMPT_NAMES = {"clicks": "one click"}
 MOVING = 0.05  # diameters per frame; half of the objects of the nine sequences move faster
 SCORES = ("J", "F", "J&F")
-STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
+STAGES = (
+    *("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long"),
+    *("7_rendered", "8_longer"),
+)
 
 
 def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:

@@ -49,8 +49,18 @@ HUB_CHECKPOINTS = {
 """Maps a name to (repository on the Hugging Face Hub, model size)."""
 
 NETWORK_SECONDS = 5  # maximum time to wait for the Hub before a download
-SHIPPED_CHECKPOINTS = {"nano": Path(__file__).parent.parent / "pretrained" / "nano.safetensors"}
-"""Maps a name to a file in the package; these need no network."""
+_PRETRAINED = Path(__file__).parent.parent / "pretrained"
+SHIPPED_CHECKPOINTS = {
+    "nano": _PRETRAINED / "nano.safetensors",
+    "nano-1": _PRETRAINED / "nano-1.safetensors",
+}
+"""Maps a name to a file in the package; these need no network. ``nano-1`` are the weights that
+``nano`` was the name of before: adapters and baselines of runs that started from them need them."""
+
+_IMAGE_SIZES = {"nano-1.safetensors": 128}  # of weights that were trained at another size
+NANO_KEY = "sam2kit_nano"
+"""Says in a run's checkpoint which weights ``nano`` was the name of; 1 if it is missing."""
+NANO_VERSION = 2
 
 CONFIG_KEY = "sam2kit_config"
 SPLITS_KEY = "sam2kit_splits"
@@ -359,7 +369,10 @@ def save_adapter(
         path: the file.
         splits: the videos of the run. None (default): they are not stored.
     """
-    content: dict[str, Any] = {CONFIG_KEY: config_to_store(config)}
+    content: dict[str, Any] = {
+        CONFIG_KEY: config_to_store(config),
+        NANO_KEY: NANO_VERSION,
+    }
     content[ADAPTER_KEY] = {
         n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad
     }
@@ -465,9 +478,13 @@ def source_config(source: str | Path) -> tuple[Config, list[str]]:
 
 
 def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
-    return read_allowed(
+    config, ignored = read_allowed(
         _stored(content, path), path, {*SHIPPED_CHECKPOINTS, *HUB_CHECKPOINTS, RANDOM}
     )
+    if config.model.checkpoint == "nano" and content.get(NANO_KEY, 1) == 1:
+        config.model.checkpoint = "nano-1"
+        logger.info("{}: model.checkpoint=nano now is nano-1, with the same weights", path)
+    return config, ignored
 
 
 def _stored(content: dict[str, Any], path: str | Path) -> Any:
@@ -547,7 +564,8 @@ def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
         )
     config = Config()
     config.model.size, config.model.checkpoint = size, str(path)
-    config.dataset.image_size = read_model_yaml(size).model.image_size
+    image_size = read_model_yaml(size).model.image_size
+    config.dataset.image_size = _IMAGE_SIZES.get(path.name, image_size)
     if transformers_format.is_saved_model(path.parent) and path.suffix == ".safetensors":
         tree = describe_model(config)
         config.dataset.image_size = transformers_format.read_settings(path.parent, tree)

@@ -78,7 +78,7 @@ def _size_of(checkpoint: str) -> str | None:
         except CheckpointError:  # reported when the weights are loaded
             return None
     sizes = {name: size for name, (_, size) in HUB_CHECKPOINTS.items()}
-    sizes |= {name: name for name in SHIPPED_CHECKPOINTS}
+    sizes |= {name: name.partition("-")[0] for name in SHIPPED_CHECKPOINTS}
     return sizes.get(checkpoint.removesuffix(".pt"))
 
 

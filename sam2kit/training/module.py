@@ -19,6 +19,8 @@ from sam2kit.data.clip import ClipBatch
 from sam2kit.evaluation.metrics import mean_tracked_iou
 from sam2kit.models.checkpoints import (
     CONFIG_KEY,
+    NANO_KEY,
+    NANO_VERSION,
     SPLITS_KEY,
     config_to_store,
     create_sam2_model,
@@ -94,6 +96,7 @@ class SAM2LightningModule(LightningModule):
         self.prompts = PromptGenerator.from_config(config.dataset)
         self.corrections = CorrectionGenerator.from_config(config.dataset)
         self.val_prompts = PromptGenerator.from_config(config.validation_dataset())
+        self._nano_version = NANO_VERSION
         self._cache: FeatureCache | None = None
         self.train_cache: FeatureCache | None = None
         self._compiled = False
@@ -263,8 +266,12 @@ class SAM2LightningModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._nano_version = checkpoint.get(NANO_KEY, 1)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
+        checkpoint[NANO_KEY] = self._nano_version
         data = getattr(self.trainer, "datamodule", None)  # absent if a user passes loaders
         # Only rank 0 writes the file.
         if isinstance(data, SAM2LightningDataModule) and self.trainer.is_global_zero:

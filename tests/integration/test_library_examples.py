@@ -47,8 +47,8 @@ def test_examples_are_shorter_than_20_lines():
 
 def test_model_tracks_a_clip(names):
     batch, output = names["batch"], names["output"]
-    assert batch.frames.shape == (2, 4, 3, 128, 128)
-    assert output.mask_logits.shape == (4, batch.num_objects, 32, 32)
+    assert batch.frames.shape == (2, 4, 3, 192, 192)
+    assert output.mask_logits.shape == (4, batch.num_objects, 48, 48)
     assert output.tracked.any(0).all()
 
 

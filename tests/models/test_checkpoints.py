@@ -383,4 +383,4 @@ def test_truncated_safetensors(tiny_config, tmp_path):
 
 def test_weights_without_configuration_get_the_default_of_their_size(official):
     config, model = checkpoints.load_model(official)
-    assert (config.model.size, config.dataset.image_size, model.image_size) == ("nano", 128, 128)
+    assert (config.model.size, config.dataset.image_size, model.image_size) == ("nano", 192, 192)

@@ -115,11 +115,11 @@ def test_another_image_size_is_a_warning(tiny_config):
     lines = []
     sink = logger.add(lines.append, level="WARNING")
     tiny_config.model.checkpoint = "nano"
-    for size in (128, 64):
+    for size in (192, 64):
         tiny_config.dataset.image_size = size
         settle_initial_weights(tiny_config)
     logger.remove(sink)
-    assert len(lines) == 1 and "--image-size 128" in lines[0]
+    assert len(lines) == 1 and "--image-size 192" in lines[0]
 
 
 def test_random_weights_on_request(tiny_config):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from sam2.build_sam import build_sam2_video_predictor
 
@@ -17,16 +18,26 @@ from sam2kit.config.loading import config_dir, load_config
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.models import checkpoints
 from sam2kit.models.checkpoints import (
+    NANO_KEY,
+    NANO_VERSION,
     create_sam2_model,
     find_checkpoint,
+    load_model,
+    load_run,
     load_weights,
+    save_adapter,
     save_weights,
 )
+from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long")
+STAGES = (
+    *("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long"),
+    *("7_rendered", "8_longer"),
+)
+RENDERED_STAGES = STAGES[6:]
 SCORES = ROOT / "benchmarks" / "nano_scores.py"
 
 
@@ -93,9 +104,19 @@ def test_stages_train_in_sequence(tmp_path):
         "dataset.num_workers=0",
         "valdataset.synthetic_videos=2",
     ]
+    rendered = tmp_path / "rendered"
+    for name, step in (("train_a", 4), ("train_b", 6), ("val_a", 3)):
+        write_square_video(rendered, name, step)
+    (rendered / "ImageSets").mkdir()
+    (rendered / "ImageSets" / "train.txt").write_text("train_a\ntrain_b\n")
+    (rendered / "ImageSets" / "val.txt").write_text("val_a\n")
+    entries = [f"{{type: video, data_path: {rendered}, split: train}}"]
+    entries += ["{type: synthetic, synthetic_videos: 4}"]
+    mixture = [f"dataset.mixture=[{','.join(entries)}]", f"valdataset.data_path={rendered}"]
     previous = None
     for stage in STAGES:
         argv = ["train", "--config", str(config_dir() / "nano" / f"{stage}.yaml"), *short]
+        argv += mixture if stage in RENDERED_STAGES else []
         argv += ["--run-dir", str(tmp_path / stage)]
         if previous is not None:
             argv += ["--model-checkpoint", str(previous)]
@@ -108,12 +129,18 @@ def test_each_stage_starts_from_the_previous_one():
     configs = [load_config(config_dir() / "nano" / f"{stage}.yaml") for stage in STAGES]
     assert configs[0].model.checkpoint == "random"
     for previous, config in zip(STAGES, configs[1:], strict=False):
-        assert config.model.checkpoint == f"outputs/nano/{previous}/best.ckpt"
+        file = Path(config.model.checkpoint or "")
+        assert file.parent == Path("outputs/nano") / previous
+        assert file.name == ("last.ckpt" if previous in RENDERED_STAGES else "best.ckpt")
     assert configs[0].dataset.prompt_types == ["mask"]
     assert configs[1].dataset.video_clip_length == configs[2].dataset.video_clip_length == 1
     assert all(set(c.dataset.prompt_types) == {"mask", "box", "point"} for c in configs[3:])
-    assert [c.dataset.synthetic_lifelike for c in configs] == [0, 0, 0, 0.3, 0.8, 0.9]
-    assert all(c.dataset.type == "synthetic" for c in configs)
+    assert [c.dataset.synthetic_lifelike for c in configs[:6]] == [0, 0, 0, 0.3, 0.8, 0.9]
+    assert [c.dataset.type for c in configs] == ["synthetic"] * 6 + ["mixture"] * 2
+    assert [c.dataset.image_size for c in configs] == [128] * 6 + [192] * 2
+    for config in configs[6:]:
+        paths = [part.data_path for part in config.dataset.parts()]
+        assert paths == [config.valdataset.data_path, None]
     assert all(c.loss.object_score > 0 and c.loss.iou_head > 0 for c in configs)
 
 
@@ -226,11 +253,43 @@ def test_shipped_model_tracks_better_than_a_copied_mask(scores):
     file = checkpoints.SHIPPED_CHECKPOINTS["nano"]
     assert file.stat().st_size < 20e6
     overrides = ["model=nano", "model.checkpoint=nano", "dataset=synthetic", "seed=3"]
-    overrides += ["dataset.image_size=128", "valdataset.synthetic_videos=12"]
+    overrides += ["dataset.image_size=192", "valdataset.synthetic_videos=12"]
     overrides += ["valdataset.video_clip_length=8", "trainer.accelerator=cpu"]
     config = load_config(None, [*overrides, "dataset.num_workers=0"])
     row = scores["iou_row"](config, create_sam2_model(config))
     assert row["nano"]["mean"] > max(0.62, row["first mask copied"]["mean"] + 0.2)
+
+
+def test_runs_that_started_from_the_first_nano_find_its_weights(config, tmp_path):
+    """Their checkpoints say ``nano`` too, but do not say which."""
+    config.model.checkpoint = "nano"
+    model = create_sam2_model(config)
+    save_adapter(config, model, tmp_path / "new.pt")
+    content = torch.load(tmp_path / "new.pt", weights_only=True)
+    assert content.pop(NANO_KEY) == NANO_VERSION
+    torch.save(content, tmp_path / "old.pt")
+    first = load_model("nano-1")[1].state_dict()
+    name = "image_encoder.trunk.blocks.0.attn.qkv.weight"
+    assert not torch.equal(first[name], model.state_dict()[name])
+    for file, start, expected in (("new", "nano", model.state_dict()), ("old", "nano-1", first)):
+        run_config, loaded = load_run(tmp_path / f"{file}.pt")
+        assert run_config.model.checkpoint == start
+        assert torch.equal(loaded.state_dict()[name], expected[name])
+
+
+def test_first_nano_has_its_own_image_size():
+    assert load_model("nano-1")[0].dataset.image_size == 128
+    assert load_model("nano")[0].dataset.image_size == 192
+
+
+@pytest.mark.parametrize("version", [None, NANO_VERSION])
+def test_resumed_run_remembers_which_nano_it_started_from(config, version):
+    module = SAM2LightningModule(config)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.on_load_checkpoint({} if version is None else {NANO_KEY: version})
+    checkpoint: dict = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint[NANO_KEY] == (version or 1)
 
 
 def test_shipped_model_loads_in_the_plain_package(tmp_path, capsys):
@@ -238,7 +297,7 @@ def test_shipped_model_loads_in_the_plain_package(tmp_path, capsys):
     predictor = build_sam2_video_predictor(
         f"/{tmp_path / 'nano.yaml'}", str(tmp_path / "nano.pt"), "cpu"
     )
-    config = load_config(None, ["model=nano", "model.checkpoint=nano", "dataset.image_size=128"])
+    config = load_config(None, ["model=nano", "model.checkpoint=nano", "dataset.image_size=192"])
     ours = create_sam2_model(config).state_dict()
     theirs = predictor.state_dict()
     assert ours.keys() == theirs.keys()

@@ -606,7 +606,7 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
     assert widget.error == ""
     command = widget.report[-1]
     assert command["command"] and f"--data-path {tmp_path / 'training_set'} " in command["text"]
-    assert "--image-size 128" in command["text"]
+    assert "--image-size 192" in command["text"]
     source = open_source(tmp_path / "training_set")
     assert source.names == samples.names[:2] and source.num_frames(0) == 4
     assert [source.read_masks(0, t) is not None for t in range(4)] == [True, False, True, False]
