@@ -21,6 +21,7 @@ from sam2kit.data.sources.images import picture_folders
 from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
+    STACK_ENDINGS,
     SYSTEM_FOLDERS,
     VIDEO_ENDINGS,
     Listing,
@@ -168,6 +169,12 @@ def detect_layout(path: str | Path) -> Layout:
         raise DataError(
             f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
             hint=unpack_hint(archives[0]),
+        )
+    if stacks := candidate.files(STACK_ENDINGS):
+        raise DataError(
+            f"{path} holds {_examples(stacks, 'file')} of a format that is not read",
+            hint="convert microscopy to OME-TIFF, for example with Fiji or bfconvert, and volumes "
+            "to NIfTI",
         )
     try:
         VideoFolders(path, None, None, DroppedFiles(path))

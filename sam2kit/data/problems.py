@@ -45,7 +45,7 @@ def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = (
     unread = next((r for r in remarks if r.kind == IGNORED), None)
     candidate = f" (not read: {unread.where})" if unread else ""
     return DataError(
-        f"{where} has no masks{candidate}, so there is nothing to train on or to score",
+        f"{where} has no masks, so there is nothing to train on or to score{candidate}",
         key=f"{section.replace('valdataset', 'dataset')}.synthetic_objects",
         value=0,
         expected="above 0 for videos without masks",

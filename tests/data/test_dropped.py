@@ -298,6 +298,16 @@ def test_the_error_without_masks_names_the_first_file_that_is_not_read(write, na
     assert any(f.kind == "unannotated" and name in f.message for f in report.findings)
 
 
+def test_a_folder_of_pictures_beside_the_frames_may_hold_the_masks(tmp_path):
+    make_davis(tmp_path)
+    (tmp_path / "Annotations").rename(tmp_path / "final")
+    source = open_source(tmp_path)
+    assert not source.has_masks and remarks(source) == {("ignored", "final")}
+    assert f"dataset.masks_path={tmp_path / 'final'}" in source.remarks[-1].message
+    settings = DatasetConfig(masks_path=str(tmp_path / "final"))
+    assert open_source(tmp_path, settings).has_masks
+
+
 def make_nnunet(root: Path) -> None:
     save_nifti(root / "imagesTr" / "a_0000.nii.gz", stack(dtype="int16"))
     save_nifti(root / "labelsTr" / "a.nii.gz", labels())
@@ -341,6 +351,20 @@ def test_one_or_two_levels_above_a_data_set(make, tmp_path):
             assert open_source(folder).has_masks
         else:
             assert source.has_masks
+
+
+def test_volumes_three_levels_below(tmp_path):
+    make_nifti(tmp_path / "p" / "q" / "s")
+    source = open_source(tmp_path)
+    assert source.names == ["p/q/s/a", "p/q/s/b"] and source.has_masks
+
+
+@pytest.mark.parametrize("name", ["a.nd2", "a.mha", "a.h5"])
+def test_stacks_of_a_format_that_is_not_read_are_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError) as error:
+        open_source(tmp_path)
+    assert name in str(error.value) and "TIFF" in (error.value.hint or "")
 
 
 # --- labels under unusual names ------------------------------------------------------------------

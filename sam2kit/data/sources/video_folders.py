@@ -8,7 +8,7 @@ from shlex import quote
 
 from loguru import logger
 
-from sam2kit.data.sources.base import NOTE, Remark
+from sam2kit.data.sources.base import IGNORED, NOTE, Remark
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.listing import (
     FRAME_ENDINGS,
@@ -114,9 +114,20 @@ class VideoFolders:
             raise DataError(f"{root}: no videos found", hint=self._hint(folder))
         if not any(video.has_masks for video in self.videos.values()):
             dropped.add_masks_beside()
+            self._find_other_pictures(folder)
         dropped.add_data(folder, here.others)
         if root != folder:
             dropped.add_data(root, list_folder(root, ()).others)
+
+    def _find_other_pictures(self, folder: Path) -> None:
+        """Remark that folders beside the frames hold pictures, which may be masks."""
+        if folder == self.root:
+            return
+        for name in sorted(list_folder(self.root, ()).folders):
+            path = self.root / name
+            if path not in (folder, *folder.parents) and holds_pictures(path):
+                text = "its pictures are not read; if they are masks, set dataset.masks_path"
+                self.remarks.append(Remark(IGNORED, str(path), f"{text}={path}"))
 
     def _one_video(self, folder: Path, here: Listing, masks: Path | None) -> dict[str, VideoFolder]:
         """Read a directory of frames as one video, which may have its masks in it."""

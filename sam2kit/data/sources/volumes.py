@@ -292,14 +292,14 @@ def _near(labels: Path, volume: Path, masks_path: Path | None) -> bool:
 
 
 def _walk(root: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Return the files in a directory and two levels below it, in natural order."""
+    """Return the files in a directory and three levels below it, in natural order."""
     paths: list[Path] = []
     folders = [(root, 0)]
     while folders:
         folder, depth = folders.pop()
         listing = list_folder(folder, endings)
         paths += [folder / name for name in listing.files]
-        if depth < 2:
+        if depth < 3:
             folders += [(folder / name, depth + 1) for name in listing.folders]
     return sorted(paths, key=lambda path: natural_key(path.relative_to(root).as_posix()))
 
