@@ -45,7 +45,7 @@ from sam2kit.data.writers import (
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.text import visible_text
-from sam2kit.utils.unfinished import unfinished
+from sam2kit.utils.unfinished import remove_leftovers, unfinished
 
 TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
 COCO_FILE = "annotations.json"
@@ -109,6 +109,8 @@ def convert(
             "tiff stacks, ctc the layout of the Cell Tracking Challenge, nifti volumes, cvat tasks "
             "of the annotation tool",
         )
+    # Also beside a complete result: a process may have been killed just after it was published.
+    remove_leftovers(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder", hint="choose a new folder")
     source = _with_folder_names(open_source(what))

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 from loguru import logger
@@ -43,16 +43,19 @@ class _Prompted(TypedDict):
     kind: Literal["mask", "box", "point"]
 
 
-class _Record(TypedDict):
-    """What is read of ``track.json``; earlier versions wrote some of it."""
-
+class _OldRecord(TypedDict):
     video: str
-    name: NotRequired[str]
-    video_name: NotRequired[str]
-    finished: NotRequired[bool]
-    checkpoint: NotRequired[str]
-    digest: NotRequired[str]
-    prompted: NotRequired[list[_Prompted]]
+
+
+class _Record(_OldRecord, total=False):
+    """What is read of ``track.json``; the first version wrote only some of it."""
+
+    name: str
+    video_name: str
+    finished: bool
+    checkpoint: str
+    digest: str
+    prompted: list[_Prompted]
 
 
 class _Masks(TypedDict):

@@ -12,7 +12,7 @@ from data_helpers import save_video
 
 from sam2kit.cli.main import main
 from sam2kit.pipeline.lab import SOURCE, lab_command, prepare_annotator
-from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
+from sam2kit.utils.errors import CheckpointError, ConfigError, DataError, PipelineError
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_the_notebook_is_the_same_for_each_call(video, tmp_path):
     assert parameters(notebook) == expected | {"checkpoint": str(tmp_path / "weights.pt")}
     other = save_video(tmp_path / "other" / "my clip.mp4", [0, 1])
     assert prepare_annotator(other, "nano").parent != notebook.parent
+
+
+@pytest.mark.parametrize("content", ["{", "3", '{"cells": 3}', "[" * 10_000, '{"nbformat": 4}'])
+def test_a_damaged_notebook_is_an_error(video, content):
+    notebook = prepare_annotator(video, "nano")
+    notebook.write_text(content)
+    with pytest.raises(PipelineError) as error:
+        prepare_annotator(video, "nano")
+    assert error.value.hint
 
 
 def test_all_cells_run_on_a_video_without_masks(video, tmp_path):

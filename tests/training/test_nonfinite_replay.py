@@ -31,6 +31,12 @@ def test_too_high_learning_rate_stops_and_can_be_replayed(config, tmp_path, caps
         fit(config, tmp_path)
     assert "replay.pt" in error.value.hint and "optimizer.lr" in error.value.hint
     result = replay(tmp_path / "replay.pt")
+    damaged = torch.load(tmp_path / "replay.pt", weights_only=True)
+    damaged["step_to_replay"]["batch"]["masks"] = torch.zeros(1)
+    torch.save(damaged, tmp_path / "damaged.pt")
+    with pytest.raises(CheckpointError) as error:
+        replay(tmp_path / "damaged.pt")
+    assert error.value.hint
     assert len(result.videos) == 2 and not math.isfinite(result.gradients["memory_attention"])
     assert result.first is not None and result.first.startswith("memory_")
     assert main(["replay", str(tmp_path / "replay.pt")]) == 0
