@@ -42,8 +42,8 @@ from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
-# Added to the seed of generated validation videos, so that training never sees one of them; twice
-# to that of test videos.
+# Added to the seed of generated validation videos, so that training never sees one of them. For
+# generated test videos it is added twice.
 VALIDATION_SEED_OFFSET = 1_000_003
 MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
 GENERATED_OBJECTS = 3  # maximum per video of type=synthetic if dataset.synthetic_objects is 0

@@ -196,7 +196,8 @@ class Splits:
                     for v in content[part]
                 )
             )
-        return Splits(*parts)
+        train, validation, test, trained_before = parts
+        return Splits(train, validation, test, trained_before)
 
 
 def read_splits(path: str | Path) -> Splits:

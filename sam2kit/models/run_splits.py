@@ -79,8 +79,8 @@ def run_splits(config: Config, earlier: Splits) -> Splits:
         ConfigError, DataError: as :func:`sam2kit.data.build_datasets`.
     """
     sets = open_sets(config, earlier)
-    parts = (sets.train, sets.validation, sets.test)
-    return Splits(*(() if part is None else tuple(describe(part)) for part in parts))
+    test = () if sets.test is None else tuple(describe(sets.test))
+    return Splits(tuple(describe(sets.train)), tuple(describe(sets.validation)), test)
 
 
 def earlier_splits(config: Config) -> Splits | None:

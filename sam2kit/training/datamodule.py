@@ -87,9 +87,8 @@ class SAM2LightningDataModule(LightningDataModule):
     def splits(self) -> Splits:
         """The videos of each part, identified by some of their frames, which are decoded."""
         sets, before = self._sets, self._earlier.trained_before if self._earlier else ()
-        parts = (sets.train, sets.validation, sets.test)
-        described = [() if part is None else tuple(describe(part)) for part in parts]
-        return Splits(*described, before)
+        test = () if sets.test is None else tuple(describe(sets.test))
+        return Splits(tuple(describe(sets.train)), tuple(describe(sets.validation)), test, before)
 
     def _check_repeated_videos(self) -> None:
         """Warn of validation and test videos that this run or its initial weights train on.
