@@ -128,7 +128,12 @@ def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
         *job.overrides,
         *data,
         *("valdataset.type=synthetic", "valdataset.split=null", "valdataset.synthetic_videos=4"),
-        *("dataset.num_workers=0", "trainer.accelerator=cpu", "features.cache=off"),
+        *(
+            "dataset.num_workers=0",
+            "trainer.accelerator=cpu",
+            "features.cache=off",
+            "trainer.audit=off",
+        ),
         *("trainer.checkpoint_minutes=null", "log_level=WARNING", f"seed={job.seed}"),
     ]
     if sizes.steps:
