@@ -128,7 +128,12 @@ def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
         *job.overrides,
         *data,
         *("valdataset.type=synthetic", "valdataset.split=null", "valdataset.synthetic_videos=4"),
-        *("dataset.num_workers=0", "trainer.accelerator=cpu", "features.cache=off"),
+        *(
+            "dataset.num_workers=0",
+            "trainer.accelerator=cpu",
+            "features.cache=off",
+            "trainer.audit=off",
+        ),
         *("trainer.checkpoint_minutes=null", "log_level=WARNING", f"seed={job.seed}"),
     ]
     if sizes.steps:
@@ -175,7 +180,7 @@ def baselines(davis: Path, work: Path, sizes: Sizes, config: Config) -> tuple[Sc
             "videos": {r.name: score(r, videos, config, sizes.frames) for r in runs},
             "generated": {r.name: score(r, generated, config, sizes.frames) for r in runs},
         }
-        _write(file, about, saved)
+        saved = _write(file, about, saved)
     return saved["videos"], saved["generated"]
 
 
@@ -210,8 +215,7 @@ def run_job(job: Job, work: Path, sizes: Sizes) -> dict[str, Any]:
         },
     }
     shutil.rmtree(run_dir)
-    _write(file, about, saved)
-    return saved
+    return _write(file, about, saved)
 
 
 def run_jobs(
@@ -246,13 +250,18 @@ def differences(scores: Mapping[Key, float], others: Mapping[Key, float]) -> dic
     return {key: scores[key] - others[key] for key in scores if key in others}
 
 
-def _write(file: Path, about: dict[str, Any], content: dict[str, Any]) -> None:
+def _write(file: Path, about: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Write a result, and return it as :func:`_read` will, with rounded scores."""
+
     def plain(scores: Scores) -> dict[str, Any]:
         return {t: [[*key, round(x, 5)] for key, x in s.items()] for t, s in scores.items()}
 
     parts = {k: plain(v) if k in ("videos", "generated") else v for k, v in content.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps({"about": about, **parts}, indent=1) + "\n")
+    result = _read(file, about)
+    assert result is not None
+    return result
 
 
 def _read(file: Path, about: dict[str, Any]) -> dict[str, Any] | None:

@@ -553,7 +553,7 @@ def compare_on_videos(runs: Sequence[EvaluatedRun]) -> list[DataSetComparison]:
         gains = [group.gains() for group in groups]
         gains = [gain if gain and gain["mean"] is not None else None for gain in gains]
         gain_rows: list[dict[str, Any]] = []
-        corrected = holm([gain and gain["p"] for gain in gains])
+        corrected = holm([gain["p"] if gain else None for gain in gains])
         for group, gain, p in zip(groups, gains, corrected, strict=True):
             scores = list(group.scores().values())
             mean = float(np.mean(scores)) if scores else None

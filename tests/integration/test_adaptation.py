@@ -97,6 +97,7 @@ def test_missing_videos_are_one_clear_message(tmp_path, capsys, main):
     assert "--davis FOLDER" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_tiny_proof_runs_and_resumes(davis, tmp_path, capsys):
     command = ["--davis", str(davis), "--work", str(tmp_path / "work"), "--seeds", "1", *TINY]
     command += ["--out", str(tmp_path / "out")]

@@ -117,12 +117,18 @@ def test_status_json(tmp_path, monkeypatch, config_file):
 def test_leaderboard_json(tmp_path, config_file):
     """The trials of this sweep have finished, so nothing runs."""
     trials = plan_trials(config_file, ["seed=1,2"])
-    score = {"J&F": 0.5, "J&F_interval": [0.4, 0.6]}
+    score = {"J&F": 0.5, "J&F_interval": [0.4, 0.6], "scored_objects": 8}
+    score |= dict.fromkeys(("J", "F", "false_absence", "recovery"))
+    start = {"objects": {"1": {"J&F": 0.4, "frames": 9}}}
+    video = {"objects": {"1": {"J&F": 0.5, "frames": 9}}, "trackers": {"before training": start}}
+    metrics = {"schema_version": 2, "convention": {}, "protocol": {}}
+    metrics["trackers"] = dict.fromkeys(("after training", "before training"), score)
+    metrics["videos"] = {f"v{n}": video for n in range(8)}
     for trial, state in zip(trials, ("done", "failed"), strict=True):
         folder = tmp_path / "sweep" / "trials" / trial.name
         status = {"schema_version": 1, "state": state, "stages": {}, "error": "too fast"}
         save_json(folder / "status.json", status)
-        save_json(folder / "metrics.json", {"trackers": {"after training": score}})
+        save_json(folder / "metrics.json", metrics)
     run_sweep(tmp_path / "sweep", trials)
     board = json.loads((tmp_path / "sweep" / "leaderboard.json").read_text())
     check_snapshot("leaderboard_json.txt", key_tree(board))
