@@ -123,6 +123,7 @@ def test_out_of_memory_while_measuring_is_an_answer(tiny_config, clips, monkeypa
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         run(self, frames, objects)
 
+    clips(1, 1, 1)
     monkeypatch.setattr(planning._SmallSteps, "run", run_or_fail)
     plan = plan_training(tiny_config)
     assert plan.memory.tight and "time of a step: unknown" in str(plan)
