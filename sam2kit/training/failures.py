@@ -14,6 +14,7 @@ from loguru import logger
 
 from sam2kit.config.schema import Config
 from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.memory_profile import is_out_of_memory
 from sam2kit.training.planner import report
 from sam2kit.utils.errors import SYSTEM_ERRORS, TrainingError
 
@@ -53,15 +54,6 @@ def actionable_errors(
             f"{run_dir} are intact",
             hint=f"free some space, then {RESUME_HINT}",
         ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on a device or in main memory."""
-    # torch's CPU and pinned-memory allocators raise a plain RuntimeError.
-    phrases = ("can't allocate memory", "not enough memory", "out of memory")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(phrase in str(error) for phrase in phrases)
 
 
 def _out_of_memory(config: Config, error: BaseException) -> TrainingError:

@@ -93,10 +93,10 @@ def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") ->
     """
     gc.collect()  # tensors in reference cycles would be released during the measurement
     if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints at its start and stop
     activity = torch.profiler.ProfilerActivity.CPU
     with warnings.catch_warnings():
@@ -110,6 +110,15 @@ def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") ->
         if event.name() == "[memory]"
     )
     return int(np.cumsum([size for _, size in changes]).max(initial=0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on a device or in main memory."""
+    # torch's CPU and pinned-memory allocators raise a plain RuntimeError.
+    phrases = ("can't allocate memory", "not enough memory", "out of memory")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(phrase in str(error) for phrase in phrases)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -35,12 +35,13 @@ from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.memory_profile import (
     StepMemory,
     gradient_bytes,
+    is_out_of_memory,
     peak_bytes,
     step_memory,
 )
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
-from sam2kit.utils.device import autocast, pick_device
+from sam2kit.utils.device import autocast, pick_device, release_memory
 
 CLIPS_LOOKED_AT = 20  # number of clips whose objects are counted
 SMALL_FRAMES, SMALL_OBJECTS = (2, 3, 4), 2
@@ -83,10 +84,13 @@ class TrainingPlan:
             f"{self.config.trainer.precision}, encoder "
             f"{'features from the cache' if self.cached else 'run in every step'}",
             str(self.memory),
-            f"time of a step: about {self.seconds:.3g} s on {self.device}"
+            "time of a step: unknown, because not even the small steps fit"
+            if math.isnan(self.seconds)
+            else f"time of a step: about {self.seconds:.3g} s on {self.device}"
             + (first if self.filling else ""),
-            f"training: {self.steps:,} steps, about {_time(self.steps * self.seconds)} without "
-            "loading and validation",
+            f"training: {self.steps:,} steps"
+            + f", about {_time(self.steps * self.seconds)} without loading and validation"
+            * (not math.isnan(self.seconds)),
         ]
         return "\n".join(lines)
 
@@ -191,8 +195,44 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     # A frozen encoder is measured separately; the small steps contain only the rest of the model.
     if frozen:
         module.train_cache = _OneFrame(config.features.dtype == "bfloat16" and cached)
-    gradients = gradient_bytes(module.model)
     d = config.dataset
+    try:
+        step, seconds, filling = _cost(module, objects, mean_objects, frozen, cached)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Then the configured step does not fit either, and that is what the plan has to say.
+        logger.warning(
+            "Too little memory for the small steps of the plan: {}", str(error).partition("\n")[0]
+        )
+        step, seconds, filling = math.inf, math.nan, 0.0
+        module.zero_grad(set_to_none=True)
+        release_memory(device)
+    memory = step_memory(module.model, 0, averaged=config.trainer.ema_decay is not None)
+    memory = replace(memory, step=int(min(step, memory.available)))
+    trainer = config.trainer
+    batches = math.ceil(len(clips) / d.batch_size)
+    batches = min(batches, trainer.limit_train_batches or batches)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * max(trainer.max_epochs, 1)
+    if trainer.max_steps > 0:
+        steps = min(steps, trainer.max_steps) if trainer.max_epochs > 0 else trainer.max_steps
+    return TrainingPlan(
+        config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps
+    )
+
+
+def _cost(
+    module: SAM2LightningModule, objects: int, mean_objects: float, frozen: bool, cached: bool
+) -> tuple[float, float, float]:
+    """Measure small steps, and return bytes, seconds and the seconds to fill the cache of a step.
+
+    Args:
+        module: the module on the training device.
+        objects, mean_objects: maximum and mean number of objects per clip.
+        frozen: whether the encoder is frozen.
+        cached: whether its features come from the cache.
+    """
+    gradients, d = gradient_bytes(module.model), module.config.dataset
     # Cost is proportional to the number of clips, so two of them are enough.
     length, clips_at_once = d.video_clip_length, min(d.batch_size, 2)
     small = _SmallSteps(module, clips_at_once, gradients)
@@ -210,16 +250,7 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
         else:
             # The encoder's activations are released before the rest of the step, hence the maximum.
             step, seconds = max(step, peak), seconds + frame_seconds * d.batch_size * length
-    memory = step_memory(module.model, int(step), averaged=config.trainer.ema_decay is not None)
-    trainer = config.trainer
-    batches = math.ceil(len(clips) / d.batch_size)
-    batches = min(batches, trainer.limit_train_batches or batches)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * max(trainer.max_epochs, 1)
-    if trainer.max_steps > 0:
-        steps = min(steps, trainer.max_steps) if trainer.max_epochs > 0 else trainer.max_steps
-    return TrainingPlan(
-        config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps
-    )
+    return step, seconds, filling
 
 
 def _small_steps(module: SAM2LightningModule, objects: int) -> list[tuple[int, int]]:

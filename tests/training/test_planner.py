@@ -113,6 +113,28 @@ def test_number_of_steps(tiny_config, clips):
     assert plan_training(override_config(tiny_config, half)).steps == 8
 
 
+def test_out_of_memory_while_measuring_is_an_answer(tiny_config, clips, monkeypatch):
+    """The plan says that the step does not fit, and goes through the settings that might."""
+    run, calls = planning._SmallSteps.run, []
+
+    def run_or_fail(self, frames, objects):
+        calls.append(self.module.config.model.activation_checkpointing)
+        if not calls[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        run(self, frames, objects)
+
+    clips(1, 1, 1)
+    monkeypatch.setattr(planning._SmallSteps, "run", run_or_fail)
+    plan = plan_training(tiny_config)
+    assert plan.memory.tight and "time of a step: unknown" in str(plan)
+    proposal = propose(plan)
+    assert proposal is not None and "model.activation_checkpointing=true" in proposal[0]
+    assert not proposal[1].memory.tight and calls[-1]
+    monkeypatch.setattr(planning._SmallSteps, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plan_training(tiny_config)
+
+
 def test_random_state_is_not_changed(tiny_config, clips):
     clips(1)
     before = torch.get_rng_state()
