@@ -19,9 +19,10 @@ OSMESA_HINT = (
 
 try:
     import mujoco
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise DataError(f"MuJoCo cannot be imported ({error})", hint=EXTRA_HINT) from None
-except (AttributeError, OSError, RuntimeError) as error:  # OpenGL's loader fails in many ways
+except (AttributeError, ImportError, OSError, RuntimeError) as error:
+    # The loader of OpenGL fails in many ways.
     raise DataError(f"MuJoCo found no OpenGL library ({error})", hint=OSMESA_HINT) from None
 
 try:
