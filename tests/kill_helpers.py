@@ -28,6 +28,8 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         environment = {**os.environ, MARKER: str(folder), "TMPDIR": str(folder / "tmp")}
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         (folder / "tmp").mkdir()
         self.process = subprocess.Popen(
             [sys.executable, __file__],
