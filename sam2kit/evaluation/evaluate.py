@@ -111,11 +111,11 @@ def evaluate(
             logger.warning("Skipping {}: no annotated objects", video)
             continue
         for run in runs:
-            scores = files.scores(run, source, i, objects)
-            results[run.name].videos.append(scores)
+            video_scores = files.scores(run, source, i, objects)
+            results[run.name].videos.append(video_scores)
             if field := field_scores(source, i, files.label_masks(run.name, source, i)):
                 fields[run.name][video] = field
-            mean = summary([scores])["J&F"]
+            mean = summary([video_scores])["J&F"]
             text = "not measured" if mean is None else f"{mean:.3f}"
             logger.info("{} ({} of {}), {}: J&F {}", video, i + 1, len(source), run.name, text)
             for level, videos in curves.get(run.name, {}).items():

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,16 +181,7 @@ def _fit(
     log = make_logger_class(config)
     devices = device_count(config)
     world_size = devices * config.trainer.num_nodes
-    in_memory = (extras.loss, extras.scorer, *sources.values())
-    if world_size > 1 and (extras.callbacks or any(x is not None for x in in_memory)):
-        raise ConfigError(
-            f"callbacks, loss, scorer and sources cannot be passed to {world_size} ranks, which "
-            "start from the configuration alone",
-            key="trainer.devices",
-            value=config.trainer.devices,
-            hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own"
-            + (" (trainer.monitor=val_iou needs no scorer)" if extras.scorer else ""),
-        )
+    _reject_objects_in_memory(config, world_size, extras, sources)
     resume_from = config.trainer.resume_from
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
@@ -240,6 +231,25 @@ def _fit(
                 return _run(config, run_dir, module, data, [run_log, metrics], extras)
     finally:
         logger.remove(sink)
+
+
+def _reject_objects_in_memory(
+    config: Config,
+    world_size: int,
+    extras: _Extras,
+    sources: Mapping[str, VideoSource | None],
+) -> None:
+    """Raise if objects were passed to a training of several processes, which cannot have them."""
+    in_memory = (extras.loss, extras.scorer, *sources.values())
+    if world_size > 1 and (extras.callbacks or any(x is not None for x in in_memory)):
+        raise ConfigError(
+            f"callbacks, loss, scorer and sources cannot be passed to {world_size} ranks, which "
+            "start from the configuration alone",
+            key="trainer.devices",
+            value=config.trainer.devices,
+            hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own"
+            + (" (trainer.monitor=val_iou needs no scorer)" if extras.scorer else ""),
+        )
 
 
 def _save_settings(config: Config, data: SAM2LightningDataModule, run_dir: Path) -> None:
