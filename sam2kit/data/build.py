@@ -283,8 +283,8 @@ def _open_sets(config: Config, inspect: bool, earlier: Splits | None = None) -> 
         dataset, parts = holder.split(config.dataset, "dataset")
         config = replace(config, dataset=dataset)
     else:
-        train = _open(config.dataset, config.seed, "dataset", prepare)
-        parts = {TRAIN: prepare(train, config.dataset, config.seed, "dataset")}
+        opened = _open(config.dataset, config.seed, "dataset", prepare)
+        parts = {TRAIN: prepare(opened, config.dataset, config.seed, "dataset")}
     train = parts[TRAIN]
     assert train is not None
     validation = parts.get(VALIDATION)
