@@ -124,9 +124,9 @@ def evaluate(
         name: {level: summary(videos)["J&F"] for level, videos in curve.items()}
         for name, curve in curves.items()
     }
-    scores = list(results.values())
+    trackers = list(results.values())
     return Evaluation(
-        config, source, scores, output_dir, files, robustness, calibration, fields, split
+        config, source, trackers, output_dir, files, robustness, calibration, fields, split
     )
 
 
