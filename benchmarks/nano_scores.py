@@ -51,7 +51,7 @@ PROMPTS = ("mask", "box", "point")
 # The prompts on whole videos, as ``evaluation.protocol``, and the number of frames of each video.
 WHOLE_VIDEOS = ((20, "mask"), (20, "box"), (20, "clicks"), (50, "mask"))
 PROMPT_NAMES = {"clicks": "one click"}
-MOVING = 0.05  # diameters per frame; half of the objects of the nine sequences move faster
+MOVING = 0.03  # diameters per frame; half of the objects of the nine sequences move faster
 SCORES = ("J", "F", "J&F")
 STAGES = (
     *("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long"),
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--clips", type=int, default=60, help="generated clips of each kind; 0: none"
     )
-    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--image-size", type=int, help="default: the size of the checkpoint")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "nano.json")
     parser.add_argument(
         "--curves", action="store_true", help="draw docs/images/nano_curves.png and stop"
