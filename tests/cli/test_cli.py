@@ -272,7 +272,7 @@ def test_run_calls_the_library(calls, tmp_path):
 
 @pytest.mark.parametrize("how", ["raised", "lightning", "returned"])
 def test_interruption_exits_130_and_names_the_results(monkeypatch, capsys, how):
-    def fit(config, run_dir, resume):
+    def fit(config, run_dir, resume, scorer):
         if how == "returned":
             return types.SimpleNamespace(interrupted=True, run_dir=Path("here"))
         try:
@@ -292,7 +292,7 @@ def test_interruption_exits_130_and_names_the_results(monkeypatch, capsys, how):
 
 def test_internal_errors_are_not_swallowed(monkeypatch):
     fake = types.ModuleType("sam2kit.training.trainer")
-    fake.fit = lambda config, run_dir, resume: 1 / 0
+    fake.fit = lambda config, run_dir, resume, scorer: 1 / 0
     monkeypatch.setitem(sys.modules, "sam2kit.training.trainer", fake)
     with pytest.raises(ZeroDivisionError):
         main(["train", *SYNTHETIC])
@@ -316,7 +316,8 @@ def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     flags = {"export": "SOURCE", "track": "--prompts", "replay": "FILE"}
-    flag = (flags | {"annotate": "--run-dir", "training-set": "--to"}).get(command, "--config")
+    flags |= {"annotate": "--run-dir", "training-set": "--to", "compare": "--output-dir"}
+    flag = flags.get(command, "--config")
     assert stop.value.code == 0 and flag in capsys.readouterr().out
 
 
@@ -399,7 +400,13 @@ STAGED = sorted(f"nano/{file.name}" for file in (config_dir() / "nano").glob("*.
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *STAGED])
 def test_every_experiment_trains(tmp_path, data, name):
-    argv = ["--config", str(config_dir() / name), "--data-path", str(data), "model=nano"]
+    argv = ["--config", str(config_dir() / name), "model=nano"]
+    if load_config(config_dir() / name).dataset.type == "mixture":
+        parts = f"{{weight: 1, type: video, data_path: {data}}}, {{weight: 1, type: synthetic}}"
+        argv += [f"dataset.mixture=[{parts}]", f"valdataset.data_path={data}"]
+        argv += ["valdataset.split=null"]
+    else:
+        argv += ["--data-path", str(data)]
     if name in STAGED:  # later stages start from the checkpoint of the previous one
         argv.append("model.checkpoint=random")
     if name == "coco.yaml":

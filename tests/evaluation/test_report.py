@@ -162,9 +162,10 @@ def test_masks_of_the_annotating_model_are_no_independent_truth(tmp_path):
     assert evaluation.truth_note is None
 
 
-def test_intervals_and_moving_objects_of_enough_videos(tmp_path, source):
+def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     """Seven videos, of which the copied mask loses four."""
-    names = [f"v{n}" for n in range(7)]
+    source = SyntheticDataset(7, FRAMES, 64, 1, 0, 0.0)
+    names = source.names
     square = np.zeros((64, 64), bool)
     square[10:40, 10:40] = True
     results = []
