@@ -44,6 +44,7 @@ NAMES_OR_WORDS = {
     "dataset.stack_axes",
     "dataset.stack_z",
     "dataset.ctc_truth",
+    "dataset.yolo_columns",
     "dataset.short_videos",
     "dataset.prompt_types",
     "dataset.negative_kinds",

@@ -277,7 +277,7 @@ def test_splits(tmp_path):
     (lists / "marked.txt").write_bytes("\ufeffdog\r\nbear\r\n".encode())
     assert VideoDataset(root, "2016/marked").names == ["dog", "bear"]
     (lists / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="binary.txt cannot be read"):
+    with pytest.raises(DataError, match="binary.txt is not a UTF-8 text file"):
         VideoDataset(root, "2016/binary")
     (lists / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="lists no videos"):
