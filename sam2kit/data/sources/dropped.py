@@ -170,12 +170,14 @@ class DroppedFiles:
 
     def report(self) -> list[Remark]:
         """Log what is not read, and return the remarks about what may be data."""
-        remarks = [*self._remarks(), *self.remarks]
-        for remark in remarks:
-            log = logger.info if remark.kind == NOTE else logger.warning
-            log("{}: {}", visible_text(remark.where), visible_text(remark.message))
+        unread, further = list(self._remarks()), self.remarks
+        for remarks, note_level in ((unread, "DEBUG"), (further, "INFO")):
+            for remark in remarks:
+                level = note_level if remark.kind == NOTE else "WARNING"
+                where, message = visible_text(remark.where), visible_text(remark.message)
+                logger.log(level, "{}: {}", where, message)
         log_ignored(self.root, [visible_text(path.name) for path in self.others])
-        return remarks
+        return [*unread, *further]
 
     def _remarks(self) -> Iterator[Remark]:
         for paths, noun, fix in self._groups():
