@@ -506,7 +506,7 @@ def test_warning_about_a_mask_that_is_too_small(session, warnings):
     masks = torch.zeros(1, 720, 1040, dtype=torch.bool)
     masks[0, 5, 5] = True
     tracks = session().add_prompt(Prompt(0, torch.tensor([4]), masks=masks))
-    assert "object 4 on frame 0" in warnings[0] and "192 pixels" in warnings[0]
+    assert "object 4 on frame 0" in warnings[0] and "128 pixels" in warnings[0]
     assert tracks.object_score.item() == -10.0 and not tracks.masks(SIZE).any()  # as upstream
 
 
