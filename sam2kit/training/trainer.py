@@ -190,7 +190,6 @@ def _fit(
     config = data.config
     resumed = config.trainer.resume_from is not None
     config = resumed_model(config) if resumed else settle_initial_weights(config)
-    config = settle_monitor(config)
     try:
         steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingComplete as complete:
@@ -199,6 +198,7 @@ def _fit(
             raise
         logger.info("Nothing left to train: {}", complete)
         return _existing_result(config, run_dir)
+    config = settle_monitor(config)
     if config.model.compile:
         check_compiler()
     if not in_rank():

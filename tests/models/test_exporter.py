@@ -131,7 +131,7 @@ def test_sources(run, tmp_path, tiny_config, without_proof, monkeypatch):
     expected = torch.load(official, weights_only=True)["model"]
     monkeypatch.setitem(checkpoints.SHIPPED_CHECKPOINTS, "nano", official)
     sources = (run, run / "best.ckpt", run / "adapter.pt", official, "nano")
-    for number, (source, size) in enumerate(zip(sources, (64, 64, 64, 128, 128), strict=True)):
+    for number, (source, size) in enumerate(zip(sources, (64, 64, 64, 192, 192), strict=True)):
         out = tmp_path / f"{number}.pt"
         written = export(str(source), out)
         assert (written.size, written.image_size) == ("nano", size)
@@ -154,8 +154,8 @@ def test_bad_sources(tmp_path, monkeypatch, capsys):
         str(tmp_path / "empty"): "no best.ckpt",
         str(tmp_path / "other.pt"): "no model size",
         str(tmp_path / "text.pt"): "cannot be read safely",
-        "nano": "SOURCE: this installation of sam2kit does not include nano.safetensors",
-        "sam2.1_hiera_tinny": "SOURCE='sam2.1_hiera_tinny' must be",
+        "nano": "source: this installation of sam2kit does not include nano.safetensors",
+        "sam2.1_hiera_tinny": "source='sam2.1_hiera_tinny' must be",
     }.items():
         assert main(["export", source, str(tmp_path / "out.pt")]) == 2
         assert message in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_bad_targets(run, tmp_path, without_proof):
     }.items():
         with pytest.raises(ConfigError, match=message) as error:
             export(run, tmp_path / name)
-        assert error.value.key == "OUT" and error.value.value == str(tmp_path / name)
+        assert error.value.key == "out" and error.value.value == str(tmp_path / name)
     (tmp_path / "existing.yaml").write_text("mine")
     with pytest.raises(ConfigError, match="existing.yaml exists already"):
         export(run, tmp_path / "existing.pt")

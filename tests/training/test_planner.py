@@ -205,7 +205,7 @@ def test_the_command(capsys):
     out = capsys.readouterr().out
     assert "memory of a step: about" in out and "time of a step: about" in out
     assert "training: " in out
-    assert "validation: 12 videos. " in out and "videos are needed" in out
+    assert "validation: 6 videos. " in out and "videos are needed" in out
 
 
 def test_command_proposes_settings(arithmetic, capsys):

@@ -19,6 +19,7 @@ from sam2kit.config.loading import load_config, override_config, save_config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
+from sam2kit.data.splits import read_splits
 from sam2kit.models import checkpoint_io as checkpoint_files
 from sam2kit.models.checkpoint_io import fault_in, keep_copy, kept_copies, write_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model
@@ -600,7 +601,8 @@ def test_resume_with_exchanged_frames_is_rejected(toy_config, tmp_path):
     toy_config.trainer.max_steps = 1
     first = fit(toy_config, tmp_path / "run")
     toy_config.trainer.max_steps = 2
-    frames = sorted((data / "JPEGImages" / "a").iterdir())
+    trained = read_splits(first.run_dir).train[0].name
+    frames = sorted((data / "JPEGImages" / trained).iterdir())
     frames[1].rename(data / "x")
     frames[2].rename(frames[1])
     (data / "x").rename(frames[2])
