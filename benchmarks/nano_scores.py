@@ -60,7 +60,7 @@ STAGES = (
 
 
 def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the mean over all objects, and its 95% interval over videos.
+    """Return the mean over all objects, and its 95% interval over videos if there are enough.
 
     Args:
         per_video: the values of each video, ``[O]``; NaN for an object without a value.
@@ -68,14 +68,10 @@ def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
     groups = [v[np.isfinite(v)] for v in per_video]
     groups = [v for v in groups if len(v)]
     mean = float(np.concatenate(groups).mean())
-    low, high = mean_interval(groups, bounded=True) or (mean, mean)
-    return {
-        "mean": round(mean, 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "objects": int(sum(map(len, groups))),
-        "videos": len(groups),
-    }
+    row = {"mean": round(mean, 4), "objects": int(sum(map(len, groups))), "videos": len(groups)}
+    if (bounds := mean_interval(groups, bounded=True)) is not None:
+        row |= {"low": round(bounds[0], 4), "high": round(bounds[1], 4)}
+    return row
 
 
 def track(config: Config, model: SAM2Model) -> Iterator[tuple[ClipBatch, TrackOutput]]:

@@ -663,9 +663,8 @@ def test_arguments(samples, model, tmp_path, tiny_config):
     Path(tiny_config.dataset.corrections).touch()
     widget = Annotator(tiny_config, video="b")
     assert widget.session.size == SIZE and "this configuration" in widget.recipes
-    assert (
-        widget.corrections == tiny_config.dataset.corrections and widget.session.image_size == 128
-    )
+    assert widget.corrections == tiny_config.dataset.corrections
+    assert widget.session.image_size == 192
     for video in (9, "z"):
         with pytest.raises(DataError) as error:
             widget.open_video(video)
