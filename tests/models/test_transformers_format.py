@@ -114,8 +114,8 @@ def test_configurations_that_cannot_be_used(saved, tmp_path, text, key):
 
 def test_targets_that_cannot_be_written(saved, tmp_path, monkeypatch):
     for arguments, key in {
-        ((saved, saved.parent, "transformers"), "OUT"),
-        ((saved, tmp_path / "no" / "out", "transformers"), "OUT"),
+        ((saved, saved.parent, "transformers"), "out"),
+        ((saved, tmp_path / "no" / "out", "transformers"), "out"),
         ((saved, tmp_path / "out", "onnx"), "--format"),
         (("nano", tmp_path / "out", "transformers"), "model.size"),
     }:
