@@ -54,6 +54,8 @@ def annotate(root: Path, out: Path) -> str:
 
 
 ALL: dict[str, Callable[[Path, Path], list[str] | str]] = {**COMMANDS, "annotator": annotate}
+# Long ones: `make test` has other tests of their kills.
+LONG = {"train", "evaluate", "export"}
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -134,7 +136,9 @@ class Case:
         """Run the command to its end, and compare all files with those of an undisturbed call."""
         self.finish()
         assert content(self.out.parent) == self.expected, what
-        assert not list((self.server.folder / "tmp").iterdir()), what
+        # A killed process leaves the folder in which its loaders would have made sockets.
+        left = (path for path in (self.server.folder / "tmp").iterdir())
+        assert not [path for path in left if not path.name.startswith("pymp-")], what
 
     def finish(self) -> None:
         code, _, log = self.server.run(self.command, self.out)
@@ -162,7 +166,11 @@ def prepare(server: Server, root: Path, name: str, quick: bool = False) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", ALL)
+# Killed trainings and evaluations are also in test_killed_runs, test_resume and test_evaluate.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in ALL],
+)
 def test_a_command_killed_twice_finishes_as_undisturbed(server, tmp_path, name):
     case = prepare(server, tmp_path, name, quick=True)
     generator = random.Random(name)

@@ -234,7 +234,7 @@ def check_pictures(result):
         "prompts_point",
         "training",
         "overlay",
-        "comparison",
+        "scores",
     ):
         with Image.open(result.run_dir / f"{name}.png") as image:
             assert min(image.size) > 100

@@ -108,7 +108,7 @@ def test_from_a_raw_video_to_a_tuned_model(lab, film, tmp_path, monkeypatch, cap
     command = shown_command(view)
     assert command[:2] == ["train", "--data-path"] and command[3:] == [
         *("--model-checkpoint", "nano"),
-        *("--image-size", "128", "dataset.clips_per_video=40"),
+        *("--image-size", "192", "dataset.clips_per_video=40"),
     ]
     tuned = lab.root / "outputs" / "tuned"
     assert main([*command, "--run-dir", str(tuned), *QUICK]) == 0
