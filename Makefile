@@ -3,7 +3,7 @@
 # make lint   run ruff, the word check, mypy and import-linter
 # make check  run make lint and the quick tests, in under two minutes
 # make test   run make lint and the default tests
-# make proof  measure on unseen videos whether fine-tuning helps; DAVIS=FOLDER, about 20 minutes
+# make proof  measure on unseen videos whether fine-tuning helps; DAVIS=FOLDER, about 25 minutes
 # make docs   build the documentation site, offline; open site/index.html
 # make docs-notebooks   run the notebooks on the sample clips and render them to docs/notebooks/
 # make gpu-check   check sam2kit on a GPU in under ten minutes; on a CPU, toy sizes

@@ -6,7 +6,7 @@ which there are three. The last checkpoint is used, so nothing is selected on a 
 models forget is measured on generated clips.
 
 Writes ``proof.{json,md,png}`` to ``--out``. Each finished training is a file in ``--work``: repeat
-an interrupted command to resume it. Takes about 20 minutes on an idle CPU core.
+an interrupted command to resume it. Takes about 25 minutes on a CPU core.
 """
 
 from __future__ import annotations
