@@ -93,6 +93,7 @@ def test_time_limit_ends_a_run_with_checkpoints(config):
     assert 0 < content["global_step"] < 3000 and result.best_checkpoint.is_file()
 
 
+@pytest.mark.slow
 def test_stages_train_in_sequence(tmp_path):
     """The whole recipe, shortened, through the command line."""
     short = [
