@@ -214,7 +214,7 @@ def check_prompt_debugger(result):
 
 def check_prompts(result):
     document = json.loads((result.run_dir / "prompts.json").read_text())
-    assert document["image_size"] == [128, 128]
+    assert document["image_size"] == [192, 192]
     assert {entry["video"] for entry in document["prompts"]} == {"val_000", "val_001"}
     assert {entry["kind"] for entry in document["prompts"]} == {"mask"}
 
