@@ -167,7 +167,7 @@ def training_steps(setting: Setting) -> Iterator[Row]:
             f"{name} {times[name]:.3g} s and {peaks[name] / MIB:,.0f} MiB" for name in sides
         )
         faster = times["kit"] < times["official"] or not setting.on_gpu
-        yield Row(f"{what}3 objects", result, "faster than `SAM2Train`", faster)
+        yield Row(f"{what}3 objects", result, "faster than SAM2Train", faster)
         if not setting.on_gpu:
             return
 
@@ -196,8 +196,8 @@ def tracking(setting: Setting) -> Iterator[Row]:
             result = f"{equal:.3%} of the pixels equal"
             yield Row(f"{what}, masks", result, f"at least {bound:.1%}", equal >= bound)
             result = ", ".join(f"{name} {value:.3g} s" for name, value in times.items())
-            yield Row(f"{what}, time against `SAM2VideoPredictor`", result)
-        what = "tracking, time against the predictor's `vos_optimized` form"
+            yield Row(f"{what}, time against SAM2VideoPredictor", result)
+        what = "tracking, time against the predictor's vos_optimized form"
         if not setting.on_gpu:
             yield Row(what, "measured on a GPU only")
             return
@@ -233,11 +233,11 @@ def short_training(setting: Setting) -> Iterator[Row]:
                     [
                         *("model.size=nano", "model.checkpoint=nano", "features.cache=off"),
                         *(f"dataset.data_path={SAMPLES}", f"valdataset.data_path={SAMPLES}"),
-                        *("dataset.image_size=128", "dataset.num_workers=0", f"seed={seed}"),
+                        *("dataset.split=train", "valdataset.split=val"),
+                        *("dataset.image_size=192", "dataset.num_workers=0", f"seed={seed}"),
                         *(f"trainer.max_steps={steps}", "trainer.max_epochs=100"),
                         *("model.reset_modules=[memory_attention]", "trainer.audit=off"),
                         *(f"trainer.accelerator={accelerator}", "trainer.limit_val_batches=4"),
-                        "trainer.check_val_every_n_epoch=100",
                     ],
                 )
                 result = fit(config, Path(name) / f"{accelerator}{seed}")
@@ -286,7 +286,7 @@ def run(names: Sequence[str], setting: Setting) -> list[Row]:
         except Exception as error:
             traceback.print_exc()
             rows.append(Row(name, f"{type(error).__name__}: {error}"[:200], "no error", False))
-        rows.append(Row(f"time of `{name}`", f"{time.perf_counter() - begin:.0f} s"))
+        rows.append(Row(f"time of {name}", f"{time.perf_counter() - begin:.0f} s"))
     return rows
 
 

@@ -118,3 +118,11 @@ def test_command_line(tmp_path):
 
 def test_quick_options_are_small():
     assert Options.tiny(threads=2) == Options("nano", 64, 3, 4, 2, 1, "cpu", True)
+
+
+@pytest.mark.slow
+def test_gpu_check_passes_on_this_machine():
+    """All its checks run, at toy sizes without a GPU."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
