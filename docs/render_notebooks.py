@@ -24,9 +24,9 @@ OUT = ROOT / "docs" / "notebooks"
 RUN_DIR = ROOT / "outputs" / "docs"
 STAGES = [0, 1, 2, 3, 4, 5]
 MAX_PNG_BYTES = 150_000  # a larger PNG is reduced to 256 colours
-MIN_WIDTH, MAX_WIDTH, MAX_GIF_WIDTH = 400, 1000, 480  # pixels
+MIN_WIDTH, MAX_WIDTH, MAX_GIF_WIDTH = 400, 1000, 600  # pixels
 GIF_COLORS = 64
-MAX_GIF_FRAMES = 12  # of a longer animation, every second (third, ...) frame
+MAX_GIF_BYTES = 900_000  # of a larger animation, every second (third, ...) frame is kept
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a static picture follows
 # Patterns of text that differs between machines or runs, with their replacements.
 MACHINE_SPECIFIC = {
@@ -107,23 +107,21 @@ def markdown_output(data: dict, pictures: Path) -> dict:
 
 
 def save_gif(content: bytes, path: Path) -> None:
-    """Write the animation, scaled down to :data:`MAX_GIF_WIDTH` pixels, with few frames."""
+    """Write the animation, scaled down to the limits above."""
     with Image.open(io.BytesIO(content)) as gif:
         scale = min(1, MAX_GIF_WIDTH / gif.width)
         size = round(gif.width * scale), round(gif.height * scale)
-        step = -(-gif.n_frames // MAX_GIF_FRAMES)
         gif_frames = []
-        for n in range(0, gif.n_frames, step):
+        for n in range(gif.n_frames):
             gif.seek(n)
             image = gif.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             gif_frames.append(image.quantize(GIF_COLORS, dither=Image.Dither.NONE))
-        gif_frames[0].save(
-            path,
-            save_all=True,
-            append_images=gif_frames[1:],
-            duration=gif.info["duration"] * step,
-            loop=0,
-        )
+        duration = gif.info["duration"]
+    for step in range(1, len(gif_frames) + 1):
+        first, *others = gif_frames[::step]
+        first.save(path, save_all=True, append_images=others, duration=duration * step, loop=0)
+        if path.stat().st_size <= MAX_GIF_BYTES:
+            return
 
 
 def remove_machine_specific(text: str) -> str:

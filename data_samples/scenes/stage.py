@@ -15,7 +15,7 @@ GROUND_PIXELS, WALL_PIXELS, COAT_PIXELS, CUBE_PIXELS, SKY_PIXELS = 512, 512, 512
 WALLS, BOXES, PILLARS, LUMPS, OCCLUDERS = 4, 6, 4, 4, 2
 BLOCK_MATERIALS = 4
 GEOM_PARTS = 3  # materials of a figure of geoms: most of it, its ends, small parts
-MESH_CELLS = 20  # meshes are thinned to vertices on a grid of so many cells
+MESH_CELLS = 20  # per side of the grid on which the vertices of meshes are merged
 
 
 @dataclass

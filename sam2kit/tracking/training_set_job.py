@@ -116,7 +116,7 @@ def train_command(
     command = f"sam2kit train --data-path {quote(str(folder))}"
     if model:
         command += f" --model-checkpoint {quote(model)}"
-    if image_size not in (None, DatasetConfig().image_size):  # such as nano's 128 pixels
+    if image_size not in (None, DatasetConfig().image_size):  # such as nano's 192 pixels
         command += f" --image-size {image_size}"
     if num_videos < CLIPS_PER_EPOCH:  # by default an epoch has only one clip of each video
         command += f" dataset.clips_per_video={-(-CLIPS_PER_EPOCH // num_videos)}"
