@@ -17,6 +17,8 @@ import json  # noqa: E402
 import multiprocessing  # noqa: E402
 import shutil  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor, as_completed  # noqa: E402
+from concurrent.futures.process import BrokenProcessPool  # noqa: E402
 from dataclasses import asdict, dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -106,8 +108,19 @@ def _each(jobs: list, processes: int) -> Iterator[list[float]]:
     if processes <= 1:
         yield from map(_render_stage, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(_render_stage, jobs)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+    try:
+        for job in as_completed([pool.submit(_render_stage, job) for job in jobs]):
+            yield job.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that rendered clips was killed or has crashed",
+            hint="run the command again, which renders what is missing; if it fails again, render "
+            "with --processes 1 and look for the cause in the output",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _render_stage(job: tuple[Path, Options, int, int]) -> list[float]:
