@@ -113,6 +113,8 @@ def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | Non
     # Sources that generate videos map an index to a new video in every epoch.
     if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
         return "new videos are generated in every epoch (dataset.type)"
+    if config.dataset.replay:
+        return "new clips are generated in every epoch (dataset.replay)"
     if config.dataset.augment:
         for f in fields(AugmentationConfig):
             if f.name not in _CACHEABLE_AUGMENTATIONS and getattr(config.augmentation, f.name) > 0:
