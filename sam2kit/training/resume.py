@@ -127,7 +127,7 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
 
     Args:
         config: the configuration to resume with.
-        data: the state of the data module of ``config``: ``videos`` and ``content``, digests of
+        data: the state of the data module of ``config``: ``videos`` and ``digest``, digests of
             the videos, and ``devices``, the world size.
 
     Returns:
@@ -176,8 +176,8 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
             value=path,
             hint=f"use the same videos, or {new_run}",
         )
-    # Runs of earlier versions did not record it.
-    if state.get("content", data["content"]) != data["content"]:
+    # Runs of earlier versions did not record it, or one of other frames as ``content``.
+    if state.get("digest", data["digest"]) != data["digest"]:
         raise DataError(
             f"Cannot resume {path}: frames or masks of the training videos have changed",
             key="trainer.resume_from",
