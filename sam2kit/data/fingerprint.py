@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sam2kit.data.sources.base import DerivedSource, FrameRange, VideoSource
+from sam2kit.data.sources.base import VideoSource, innermost
 from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.utils.errors import SAM2KitError
 
@@ -44,12 +44,11 @@ class FrameHasher:
 
 def film_of(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
     """Return the film of video ``i``: its source, its index, and the video's first frame in it."""
-    start = 0
-    while isinstance(source, DerivedSource | CompositedDataset):
-        if isinstance(source, FrameRange):
-            start += source.start
-        source, i = source.locate(i) if isinstance(source, DerivedSource) else (source.source, i)
-    return source, i, start
+    source, i, start = innermost(source, i)
+    if not isinstance(source, CompositedDataset):
+        return source, i, start
+    film, k, first = film_of(source.source, i)
+    return film, k, start + first
 
 
 def stored_videos(source: VideoSource) -> list[int]:

@@ -282,11 +282,16 @@ class DerivedSource(VideoSource):
         return source.mask_paths(k, t)
 
 
-def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int]:
-    """Return the source that reads the files of video ``i``, and the index of the video in it."""
+def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return the source that reads the files of video ``i``, its index there and its first frame.
+
+    The first frame is 0, unless the video is a range of the frames.
+    """
+    start = 0
     while isinstance(source, DerivedSource):
+        start += source.start if isinstance(source, FrameRange) else 0
         source, i = source.locate(i)
-    return source, i
+    return source, i, start
 
 
 class SelectedVideos(DerivedSource):
