@@ -97,12 +97,6 @@ def clip_name(number: int) -> str:
     return f"render_{number:05d}"
 
 
-def render_clip(options: Options, number: int):
-    """Render one clip alone: a :class:`scenes.clip.Take`."""
-    with _open_stage(options, number // CLIPS_PER_STAGE) as stage:
-        return _take(stage, options, number)
-
-
 def _each(jobs: list, processes: int) -> Iterator[list[float]]:
     """Render each stage, in this process or in several; yield its copied masks' IoU."""
     if processes <= 1:

@@ -9,13 +9,67 @@ from typing import Any
 
 import numpy as np
 
-from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.base import VideoSource, innermost
+from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.utils.errors import SAM2KitError
 
 SAMPLED_FRAMES = 256
-"""Maximum number of frames that :func:`sampled_content` decodes, a second or two."""
+"""Number of frames per data set that :func:`sampled_content` compares, a second or two."""
 SAMPLED_FILES = 100_000
 """Maximum number of frames whose files :func:`sampled_content` measures."""
+# Frames whose pixels identify a video. A copy that was cut at its end has the first of them too.
+# Videos of large data sets are identified by the first few of this list.
+HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
+MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
+
+
+class FrameHasher:
+    """Hash the pixels of frames; each frame is decoded once, whatever it is hashed for."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[tuple[VideoSource, int, int], tuple[str, bool]] = {}
+
+    def __call__(self, full: VideoSource, i: int, t: int) -> tuple[str, bool]:
+        """Return the hash of frame ``t`` of video ``i``, and whether it has a single colour.
+
+        Raises:
+            SAM2KitError, OSError: the frame cannot be read.
+        """
+        if (full, i, t) not in self._hashes:
+            pixels = full.read_frame(i, t)
+            is_plain = not (pixels != pixels[0, 0]).any()
+            self._hashes[full, i, t] = _hash([str(pixels.shape), pixels]), is_plain
+        return self._hashes[full, i, t]
+
+
+def full_video(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return source and index of the full video of video ``i``, and its first frame in it."""
+    source, i, start = innermost(source, i)
+    if not isinstance(source, CompositedDataset):
+        return source, i, start
+    full, k, first = full_video(source.source, i)
+    return full, k, start + first
+
+
+def stored_videos(source: VideoSource) -> list[int]:
+    """Return the indices of the videos that are not generated as a whole."""
+    videos = ((i, *full_video(source, i)) for i in range(len(source)))
+    return [i for i, full, k, _ in videos if full.index_in_epoch(k, 1) < len(full)]
+
+
+def identifying_frames(source: VideoSource) -> dict[int, list[int]]:
+    """Return the frames whose pixels identify a video.
+
+    Returns:
+        Frame indices in the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
+        but at least two per video; none if there are more than :data:`MAX_HASHED_VIDEOS` videos.
+    """
+    stored = stored_videos(source)
+    count = min(max(SAMPLED_FRAMES // max(len(stored), 1), 2), len(HASHED_FRAMES))
+    if len(stored) > MAX_HASHED_VIDEOS:
+        count = 0
+    lengths = {i: full.num_frames(k) for i in stored for full, k, _ in [full_video(source, i)]}
+    return {i: [t for t in HASHED_FRAMES if t < n][:count] for i, n in lengths.items()}
 
 
 def file_stamps(source: VideoSource, i: int) -> str | None:
@@ -42,13 +96,20 @@ def content(source: VideoSource, i: int) -> str:
     return _hash(part for t in range(source.num_frames(i)) for part in _frame(source, i, t))
 
 
-def sampled_content(source: VideoSource) -> str:
-    """Hash the sizes of the files of all videos, and the content of evenly spaced frames.
+def sampled_content(source: VideoSource, hasher: FrameHasher | None = None) -> str:
+    """Hash the sizes of the files of all videos, and the content of some frames.
 
-    The hash does not change if a data set is moved or copied. In data sets of more than
-    :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go undetected.
+    The sampled frames are those by which :func:`~sam2kit.data.splits.describe` identifies videos,
+    and evenly spaced others. The hash does not change if a data set is moved or copied. In data
+    sets of more than :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go
+    undetected.
     Generated videos depend on the configuration alone; they are not read.
+
+    Args:
+        source: the videos.
+        hasher: has hashed frames already, which are not decoded again. None (default): decode all.
     """
+    hasher = hasher or FrameHasher()
     if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
         return "generated"
     frames = [(i, t) for i in range(len(source)) for t in range(source.num_frames(i))]
@@ -57,7 +118,14 @@ def sampled_content(source: VideoSource) -> str:
         for i, t in _spaced(frames, SAMPLED_FILES)
         for path in (source.frame_path(i, t), *source.mask_paths(i, t))
     )
-    pixels = (_readable_frame(source, i, t) for i, t in _spaced(frames, SAMPLED_FRAMES))
+    starts = {i: full_video(source, i)[2] for i in range(len(source))}
+    identifying = {
+        (i, t - starts[i]) for i, numbers in identifying_frames(source).items() for t in numbers
+    }
+    chosen = _spaced([frame for frame in frames if frame in identifying], SAMPLED_FRAMES)
+    others = sorted(set(frames) - set(chosen))
+    chosen += _spaced(others, SAMPLED_FRAMES - len(chosen))
+    pixels = (_readable_frame(source, i, t, hasher) for i, t in chosen)
     return _hash([_hash(sizes), _hash(pixels)])
 
 
@@ -66,10 +134,11 @@ def _spaced(frames: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     return [frames[k] for k in chosen]
 
 
-def _readable_frame(source: VideoSource, i: int, t: int) -> str:
+def _readable_frame(source: VideoSource, i: int, t: int, hasher: FrameHasher) -> str:
     """Hash a frame; an unreadable frame is reported later, when training needs it."""
+    full, k, start = full_video(source, i)
     try:
-        return _hash(_frame(source, i, t))
+        return _hash([hasher(full, k, start + t)[0], *_masks(source, i, t)])
     except (SAM2KitError, OSError):
         return "unreadable"
 
@@ -78,6 +147,11 @@ def _frame(source: VideoSource, i: int, t: int) -> Iterable[Any]:
     """Yield the content of a frame."""
     pixels = source.read_frame(i, t)
     yield from (str(pixels.shape), pixels)
+    yield from _masks(source, i, t)
+
+
+def _masks(source: VideoSource, i: int, t: int) -> Iterable[Any]:
+    """Yield the annotations of a frame."""
     masks = source.read_masks(i, t)
     yield "unannotated" if masks is None else str(list(masks))
     for mask in (masks or {}).values():

@@ -81,23 +81,8 @@ def read_picture(path: Path) -> np.ndarray:
         return np.array(upright.convert("RGB"))
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file of 8 bits per channel, upright.
-
-    Returns:
-        ``[H,W,3]`` uint8 RGB.
-
-    Raises:
-        DataError: as :func:`read_picture`, or the file has more than 8 bits per channel.
-    """
-    pixels = read_picture(path)
-    if pixels.ndim < 3:
-        raise DataError(f"{path} has more than 8 bits per channel", hint="convert it to 8 bits")
-    return pixels
-
-
 def read_labels(path: Path) -> Labels:
-    """Read the values of a mask file, upright as :func:`read_image`.
+    """Read the values of a mask file, upright as :func:`read_picture`.
 
     A picture of three equal channels is grey, and an alpha channel of a grey picture is ignored.
 
@@ -150,12 +135,6 @@ def _upright_size(path: Path, changed: int) -> tuple[int, int]:
         # Pillow gives the size of an upright TIFF already.
         turned = image.format != "TIFF" and _orientation(image) in _TRANSPOSED
         return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def stored_orientation(path: Path) -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 is upright or not given."""
-    with opened(path, "an image") as image:
-        return _orientation(image)
 
 
 def is_partly_damaged(path: Path) -> bool:

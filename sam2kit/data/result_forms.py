@@ -34,7 +34,7 @@ def result_form(source: VideoSource, i: int) -> str | None:
     """
     if source.geometry(i) is not None:
         return "nifti"
-    source, _ = innermost(source, i)
+    source, *_ = innermost(source, i)
     forms = {CTCDataset: "ctc", TiffDataset: "tiff", CVATDataset: "cvat"}
     return next((form for kind, form in forms.items() if isinstance(source, kind)), None)
 
@@ -70,7 +70,7 @@ def write_cvat_results(
             return None
         return {row["track_id"]: decode_mask(row["segmentation"]) for row in rows[t]}
 
-    task, k = innermost(source, i)
+    task, k, _ = innermost(source, i)
     labels, numbers = None, None
     if isinstance(task, CVATDataset) and task.num_frames(k) == source.num_frames(i):
         labels, numbers = task.labels(k), task.frame_numbers(k)

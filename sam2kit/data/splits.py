@@ -20,19 +20,20 @@ from typing import Any, TypedDict
 import numpy as np
 from loguru import logger
 
-from sam2kit.data.sources.base import DerivedSource, FrameRange, VideoSource
-from sam2kit.data.synthetic.dataset import CompositedDataset
+from sam2kit.data.fingerprint import (
+    MAX_HASHED_VIDEOS,
+    FrameHasher,
+    full_video,
+    identifying_frames,
+    stored_videos,
+)
+from sam2kit.data.sources.base import VideoSource
 from sam2kit.utils.errors import DataError, SAM2KitError
 from sam2kit.utils.readers import check_types, read_json
 
 SPLITS_FILE = "splits.json"
 SCHEMA_VERSION = 1
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
-# Indices of the frames whose pixels identify a video. A truncated copy still has the first of them.
-# In large data sets, only the first few are used.
-HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
-MAX_DECODED = 256  # frames per data set to decode for this, but at least two per video
-MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
 
 
 class _StoredVideo(TypedDict):
@@ -123,7 +124,7 @@ class Splits:
         if not any(self._parts().values()) and not self.trained_before:
             return {}
         parts = {}
-        for i, video in zip(_stored(source), describe(source), strict=True):
+        for i, video in zip(stored_videos(source), describe(source), strict=True):
             matches = [(p, v) for p, seen in self._lookups.items() for v in seen.same_video(video)]
             # A data set may have copies of a video in two parts.
             matches.sort(key=lambda match: match[1].name != video.name)
@@ -284,54 +285,37 @@ def drawn(names: Sequence[str], fraction: float, seed: int) -> list[str]:
     return [VALIDATION if i in held_out else TRAIN for i in range(n)]
 
 
-def describe(source: VideoSource) -> list[SplitVideo]:
+def describe(source: VideoSource, hasher: FrameHasher | None = None) -> list[SplitVideo]:
     """Identify the videos of a source, so that they are recognised after renaming or copying.
 
-    Up to :data:`MAX_DECODED` frames are decoded, but at least two of each video, up to
-    :data:`MAX_HASHED_VIDEOS` videos. Generated videos are not listed: every epoch has new ones.
+    Up to :data:`~sam2kit.data.fingerprint.SAMPLED_FRAMES` frames are decoded, but at least two of
+    each video, up to :data:`~sam2kit.data.fingerprint.MAX_HASHED_VIDEOS` videos. Generated videos
+    are not listed: every epoch has new ones.
+
+    Args:
+        source: the videos.
+        hasher: keeps the hashes of frames. None (default): decode all frames.
     """
-    stored = _stored(source)
-    frames_each = min(max(MAX_DECODED // max(len(stored), 1), 2), len(HASHED_FRAMES))
-    if len(stored) > MAX_HASHED_VIDEOS:
-        logger.info("{} videos are too many to hash; identifying them by name", len(stored))
-        frames_each = 0
+    hasher = hasher or FrameHasher()
+    frames = identifying_frames(source)
+    if len(frames) > MAX_HASHED_VIDEOS:
+        logger.info("{} videos are too many to hash; identifying them by name", len(frames))
     videos = []
-    for i in stored:
-        full, k, start = _full_video(source, i)
-        content = _hashes(full, k, frames_each)
-        frames = start, start + source.num_frames(i)
-        videos.append(SplitVideo(source.names[i], frames, content))
+    for i, hashed in frames.items():
+        full, k, start = full_video(source, i)
+        content = _hashes(full, k, hashed, hasher)
+        videos.append(SplitVideo(source.names[i], (start, start + source.num_frames(i)), content))
     return videos
 
 
-def _stored(source: VideoSource) -> list[int]:
-    """Return the indices of the videos that are not entirely generated."""
-    videos = ((i, *_full_video(source, i)) for i in range(len(source)))
-    return [i for i, full, k, _ in videos if full.index_in_epoch(k, 1) < len(full)]
-
-
-def _full_video(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
-    """Return source and index of the full video of video ``i``, and its first frame in it."""
-    start = 0
-    while isinstance(source, DerivedSource | CompositedDataset):
-        if isinstance(source, FrameRange):
-            start += source.start
-        source, i = source.locate(i) if isinstance(source, DerivedSource) else (source.source, i)
-    return source, i, start
-
-
-def _hashes(full: VideoSource, i: int, count: int) -> tuple[str, ...]:
-    """Hash the pixels of up to ``count`` frames of a full video that have several colours."""
-    last = full.num_frames(i) - 1
+def _hashes(full: VideoSource, i: int, frames: list[int], hasher: FrameHasher) -> tuple[str, ...]:
+    """Hash the pixels of some frames of a full video, except those of a single colour."""
     hashes = []
-    for t in [t for t in HASHED_FRAMES if t <= last][:count]:
+    for t in frames:
         try:
-            pixels = full.read_frame(i, t)
+            digest, is_plain = hasher(full, i, t)
         except (SAM2KitError, OSError):
             continue  # a frame that cannot be read is reported where it is needed
-        # Many videos contain black frames.
-        if (pixels != pixels[0, 0]).any():
-            digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
-            digest.update(np.ascontiguousarray(pixels).tobytes())
-            hashes.append(digest.hexdigest())
+        if not is_plain:  # many videos contain black frames
+            hashes.append(digest)
     return tuple(hashes)

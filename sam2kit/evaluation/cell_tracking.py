@@ -20,7 +20,6 @@ from sam2kit.data.sources.stacks import labels_in, overlapping
 # Weights of the challenge.
 SPLIT_NODE, ADD_NODE, DELETE_NODE = 5, 10, 1
 DELETE_EDGE, ADD_EDGE, CHANGE_EDGE = 1, 1.5, 1
-OPERATIONS = ("NS", "FN", "FP", "ED", "EA", "EC")
 
 Node = tuple[int, int]  # frame, label
 Edges = dict[tuple[Node, Node], bool]  # whether the edge joins a parent with its daughter

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam2kit.data.lineage import Track
-from sam2kit.data.sources.base import DerivedSource, FrameRange, ObjectId, VideoSource
+from sam2kit.data.sources.base import ObjectId, VideoSource, innermost
 from sam2kit.data.sources.ctc import CTCDataset
 from sam2kit.data.sources.stacks import labels_in
 from sam2kit.data.sources.tiff import TiffDataset
@@ -43,7 +43,7 @@ def field_scores(
         ``HD95`` in mm and ``volume_objects``, the scores of each object, for volumes; otherwise
         nothing.
     """
-    located, k, start = _locate(source, i)
+    located, k, start = innermost(source, i)
     if isinstance(located, CTCDataset):
         frames = range(start, start + source.num_frames(i))
         return _score_markers(located, k, frames, predicted, tracks)
@@ -52,16 +52,6 @@ def field_scores(
     if located.geometry(k) is not None:
         return _score_volume(source, i, predicted)
     return {}
-
-
-def _locate(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
-    """Return the source that reads the files of a video, its index there and its first frame."""
-    start = 0
-    while isinstance(source, DerivedSource):
-        if isinstance(source, FrameRange):
-            start += source.start
-        source, i = source.locate(i)
-    return source, i, start
 
 
 def _score_markers(

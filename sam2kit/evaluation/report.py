@@ -191,7 +191,7 @@ def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
         if video.name not in source.names:
             continue
         i = source.names.index(video.name)
-        stored, k = innermost(source, i)
+        stored, k, _ = innermost(source, i)
         if not isinstance(stored, TrainingSet):
             return None
         provenance = read_provenance(stored.root, stored.names[k])

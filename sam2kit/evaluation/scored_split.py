@@ -8,7 +8,7 @@ from typing import Any
 
 from sam2kit.config.schema import Config
 from sam2kit.data.build import build_test_source, build_validation_source
-from sam2kit.data.sources.base import FirstFrames, VideoSource
+from sam2kit.data.sources.base import FrameRange, VideoSource
 from sam2kit.data.splits import Splits, SplitVideo, describe
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import plural, visible_text
@@ -97,7 +97,7 @@ def scored_source(config: Config, splits: Splits | None = None) -> VideoSource:
     """
     build = build_test_source if config.evaluation.split == "test" else build_validation_source
     source, limit = build(config, splits), config.evaluation.max_frames
-    return source if limit is None else FirstFrames(source, limit)
+    return source if limit is None else FrameRange(source, 0, limit)
 
 
 def check_scored_videos(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from loguru import logger
 
 from sam2kit.config.schema import Config
-from sam2kit.data.sources.base import FirstFrames, VideoSource
+from sam2kit.data.sources.base import FrameRange, VideoSource
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import summary
 from sam2kit.evaluation.tracker_runs import TrackerRun
@@ -48,7 +48,7 @@ class _WholeVideos:
         """
         t = self.config.trainer
         if t.jf_frames is not None:
-            source = FirstFrames(source, t.jf_frames)
+            source = FrameRange(source, 0, t.jf_frames)
         run = TrackerRun("val_jf", model)
         scores = []
         for i in evenly_spaced(len(source), t.jf_videos or len(source)):

@@ -14,7 +14,6 @@ from torch import Tensor
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip import ClipBatch
-from sam2kit.prompts.geometry import sample_points
 from sam2kit.prompts.prompt import Prompt, video_frame
 
 NUMBERS_PER_CLICK = 4  # the probability that none of them is unbiased is below 2^-40
@@ -102,8 +101,9 @@ def correction_clicks(
 ) -> tuple[Tensor, Tensor]:
     """Draw a click for each of N objects on their device, without waiting for it.
 
-    The pixels are those that :func:`correction_click` draws from a generator whose next numbers are
-    ``numbers``.
+    Pixels on which prediction and ground truth differ are drawn with equal probability. If there
+    is none, a background pixel is drawn (as in upstream ``sam2``), or a pixel of the object if the
+    object fills the frame.
 
     Args:
         truth, predicted: ``[N,H,W]`` bool.
@@ -112,7 +112,8 @@ def correction_clicks(
             once in 2^32 / (H * W) clicks.
 
     Returns:
-        Points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32.
+        Points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32: 1 on the ground-truth object,
+        otherwise 0.
     """
     flat_truth = truth.flatten(1)
     region = flat_truth ^ predicted.flatten(1)
@@ -132,28 +133,6 @@ def correction_clicks(
     width = truth.shape[2]
     points = torch.stack([pixel % width, pixel // width], dim=2).float()
     return points, flat_truth.gather(1, pixel).int()
-
-
-def correction_click(
-    truth: np.ndarray, predicted: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Draw a pixel on which prediction and ground truth differ, with equal probability.
-
-    If there is none, a background pixel is drawn (as in upstream ``sam2``), or a pixel of the
-    object if the object fills the frame.
-
-    Args:
-        truth, predicted: ``[H,W]`` bool.
-        generator: draws the pixel.
-
-    Returns:
-        The point ``[2]`` float32 (x, y), and its label: 1 on the ground-truth object, otherwise 0.
-    """
-    region = truth ^ predicted
-    if not region.any():
-        region = truth if truth.all() else ~truth
-    point = sample_points(region, 1, generator)[0]
-    return point, int(truth[int(point[1]), int(point[0])])
 
 
 @dataclass(frozen=True)

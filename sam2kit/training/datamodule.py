@@ -13,7 +13,7 @@ from loguru import logger
 from sam2kit.config.schema import Config
 from sam2kit.data.build import DataSets, clips_of, open_sets, split_source
 from sam2kit.data.clip import ClipBatch
-from sam2kit.data.fingerprint import sampled_content
+from sam2kit.data.fingerprint import FrameHasher, sampled_content
 from sam2kit.data.loader import check_shared_memory, create_dataloader
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.splits import TEST, TRAIN, VALIDATION, Splits, describe
@@ -59,6 +59,7 @@ class SAM2LightningDataModule(LightningDataModule):
         # Contains the detected layout and the split of a single video, which the run must store.
         self.config = self._sets.config
         self.train_clips, self.val_clips = clips_of(self._sets)
+        self._hasher = FrameHasher()
         self._content: str | None = None
         # Whether training and validation batches contain frame keys for the feature cache.
         self.with_keys = (False, False)
@@ -89,8 +90,11 @@ class SAM2LightningDataModule(LightningDataModule):
     def splits(self) -> Splits:
         """Videos of each split, identified by a few decoded frames."""
         sets, before = self._sets, self._earlier.trained_before if self._earlier else ()
-        test = () if sets.test is None else tuple(describe(sets.test))
-        return Splits(tuple(describe(sets.train)), tuple(describe(sets.validation)), test, before)
+        train, validation, test = (
+            () if source is None else tuple(describe(source, self._hasher))
+            for source in (sets.train, sets.validation, sets.test)
+        )
+        return Splits(train, validation, test, before)
 
     def _check_repeated_videos(self) -> None:
         """Warn about validation and test videos that this run or its initial weights train on.
@@ -124,15 +128,15 @@ class SAM2LightningDataModule(LightningDataModule):
         """Return the position in the data, digests of the videos, and the world size.
 
         Returns:
-            ``videos``, ``content`` (a digest of the frames and masks) and ``devices``; during
-            training also ``epoch`` and ``clips``, the number of the epoch's clips that each rank
-            has trained on.
+            ``videos`` and ``digest`` (of the frames and masks), and ``devices``; during training
+            also ``epoch`` and ``clips``, the number of the epoch's clips that each rank has trained
+            on.
         """
         if self._content is None:
-            self._content = sampled_content(self.train_clips.source)
+            self._content = sampled_content(self.train_clips.source, self._hasher)
         state: dict[str, Any] = {
             "videos": self.train_clips.videos,
-            "content": self._content,
+            "digest": self._content,
             "devices": self.devices,
         }
         if self.trainer is not None:

@@ -128,8 +128,8 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
 
     Args:
         config: the configuration to resume with.
-        data: the state of the data module of ``config``: the digests ``videos`` and ``content``,
-            and the world size ``devices``.
+        data: the state of the data module of ``config``: the digests ``videos`` and ``digest``, and
+            the world size ``devices``.
 
     Returns:
         the number of optimizer steps already done.
@@ -177,8 +177,9 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
             value=path,
             hint=f"use the same videos, or {new_run}",
         )
-    # Checkpoints of earlier versions do not contain this digest.
-    if state.get("content", data["content"]) != data["content"]:
+    # Checkpoints of earlier versions do not contain this digest, or store one of other frames as
+    # ``content``.
+    if state.get("digest", data["digest"]) != data["digest"]:
         raise DataError(
             f"Cannot resume {path}: frames or masks of the training videos have changed",
             key="trainer.resume_from",

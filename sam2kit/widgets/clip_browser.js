@@ -305,7 +305,7 @@ class ClipBrowser {
   // Paint the current frame if it is cached; otherwise receive() calls this again when it arrives.
   async show() {
     const t = this.model.get("frame");
-    this.position.textContent = framePosition(t, this.count);
+    this.position.textContent = framePosition(t, this.count, this.model.get("numbers"));
     this.slider.value = t;
     this.cursor.style.left = `${this.shareOf(t) * 100}%`;
     const [entry, key] = [this.cache.get(t), this.frameKey];

@@ -74,6 +74,8 @@ class ClipBrowser(ImageWidget):
     videos = traitlets.List(traitlets.Unicode()).tag(sync=True)
     video = traitlets.Int(-1, read_only=True).tag(sync=True)
     num_frames = traitlets.Int(1, read_only=True).tag(sync=True)
+    # The number of each frame in its file, if the video is a part of the file; else empty.
+    numbers: traitlets.List = traitlets.List(read_only=True).tag(sync=True)
     layers = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     layer_labels = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     objects = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
@@ -141,6 +143,7 @@ class ClipBrowser(ImageWidget):
             with self.hold_sync():
                 traits = {
                     "num_frames": video_layers.num_frames,
+                    "numbers": self._numbers(video_layers),
                     "layers": video_layers.names,
                     "marks": marks,
                 }
@@ -153,6 +156,11 @@ class ClipBrowser(ImageWidget):
                     self.left = (video_layers.names or [""])[0]
                     self.right = (video_layers.names or [""])[:2][-1]
                 self._sync_objects()
+
+    def _numbers(self, video_layers: VideoLayers) -> list[int]:
+        steps = range(video_layers.num_frames)
+        numbers = [self.source.frame_number(video_layers.i, t) for t in steps]
+        return [] if numbers == list(steps) else numbers
 
     def _read_prompts(self, video_layers: VideoLayers) -> list[dict[str, Any]]:
         """Return the marks of the prompts, with objects as positions in ``objects``."""
@@ -320,7 +328,8 @@ class ClipBrowser(ImageWidget):
                 frame, masks, faults = self._read(t, [name for name in layers if name])
                 if self.source.has_masks and not faults:
                     self.video_layers.measure(t, layers)
-                heading = f"frame {t}" + " (shown)" * (t == self.frame) + "\n"
+                number = self.numbers[t] if self.numbers else t
+                heading = f"frame {number}" + " (shown)" * (t == self.frame) + "\n"
                 for n, name in enumerate(layers):
                     rows[n].append(self._image(frame, masks.get(name) or {}, t))
                     caption = "unreadable" if faults else self._caption(name, t, masks)

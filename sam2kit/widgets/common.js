@@ -55,8 +55,10 @@ function refill(element, content, build) {
   build();
 }
 
-// The position of a frame. Both widgets count from 0, as file names, JSON files and methods do.
-const framePosition = (t, count) => `frame ${t} of 0–${count - 1}`;
+// The position of a frame. Both widgets count from 0, as file names, JSON files and methods do; frames
+// of a part of a file have their numbers in the file.
+const framePosition = (t, count, numbers = []) =>
+  `frame ${numbers[t] ?? t} of ${numbers[0] ?? 0}–${numbers[count - 1] ?? count - 1}`;
 const FRAME_TITLE = "Index of the frame. Frames are counted from 0, as in file names and JSON files";
 
 // ------------------------------------------------------------------ masks

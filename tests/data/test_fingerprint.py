@@ -9,9 +9,12 @@ import pytest
 from data_helpers import make_davis, save_frame, save_palette
 
 from sam2kit.config.schema import Config
+from sam2kit.data import fingerprint
 from sam2kit.data.build import build_datasets
-from sam2kit.data.fingerprint import content, file_stamps, sampled_content
+from sam2kit.data.fingerprint import FrameHasher, content, file_stamps, sampled_content
+from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.splits import describe
 
 
 def exchange(first, second):
@@ -74,3 +77,24 @@ def test_generated_videos_are_not_read(monkeypatch):
     source = build_datasets(config)[0].source
     monkeypatch.setattr(type(source), "read_frame", None)
     assert sampled_content(source) == "generated"
+
+
+@pytest.mark.parametrize(("limit", "decoded"), [(256, 40), (10, 10)])
+def test_identifying_videos_and_their_digest_share_decoded_frames(
+    tmp_path, monkeypatch, limit, decoded
+):
+    monkeypatch.setattr(fingerprint, "SAMPLED_FRAMES", limit)
+    source = VideoDataset(make_davis(tmp_path / "data", {"a": 20, "b": 20}))
+    read, calls = VideoDataset.read_frame, []
+    monkeypatch.setattr(
+        VideoDataset, "read_frame", lambda *args: calls.append(args[1:]) or read(*args)
+    )
+    hasher = FrameHasher()
+    for video in (source, FrameRange(source, 0, 15), FrameRange(source, 16, 20)):
+        videos = describe(video, hasher)
+        assert videos == describe(video)
+    calls.clear()
+    digest = sampled_content(source, hasher)
+    assert len(calls) == decoded - min(limit, 2 * 6)  # of 8 indices, 6 are below 20
+    calls.clear()
+    assert sampled_content(source) == digest and len(calls) == len(set(calls)) == decoded

@@ -45,7 +45,7 @@ from sam2kit.data import (
 )
 from sam2kit.data.build import settle_datasets
 from sam2kit.data.doctor.report import run_doctor
-from sam2kit.data.pictures import read_image
+from sam2kit.data.pictures import read_picture
 from sam2kit.utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -167,15 +167,15 @@ def test_jpeg_pixels_equal_pillow(tmp_path):
     for kind in kinds:
         picture.save(path, **kind)
         with Image.open(path) as opened:
-            assert np.array_equal(read_image(path), np.array(opened)), kind
+            assert np.array_equal(read_picture(path), np.array(opened)), kind
     for other in (picture.convert("L"), picture.convert("CMYK")):
         other.save(path)
         with Image.open(path) as opened:
-            assert np.array_equal(read_image(path), np.array(opened.convert("RGB")))
+            assert np.array_equal(read_picture(path), np.array(opened.convert("RGB")))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="a.jpg cannot be read .*truncated"):
-        read_image(path)
+        read_picture(path)
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -60,7 +60,7 @@ from sam2kit.data import (
 from sam2kit.data.clip import collate
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.sources import nifti
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import FrameRange, ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.data.sources.mixture import MixtureDataset, shares
@@ -994,3 +994,19 @@ def test_masklets_without_their_videos(tmp_path):
         film.unlink()
     with pytest.raises(DataError, match=r"a_manual.json .*a.mp4 is missing"):
         open_source(tmp_path)
+
+
+def test_ranges_end_with_shorter_videos(tmp_path):
+    source = VideoDataset(make_davis(tmp_path / "data", {"a": 6, "b": 3}))
+    part = FrameRange(source, 1, 4)
+    assert [part.num_frames(i) for i in (0, 1)] == [3, 2]
+    assert (part.read_frame(1, 1) == source.read_frame(1, 2)).all()
+    assert list(part.annotated_frames(1)) == [0, 1] and part.frame_number(1, 1) == 2
+    with pytest.raises(IndexError):
+        part.read_frame(1, 2)
+    assert FrameRange(source, 0, 3).video_path(0) is None  # a part of its folder
+    assert FrameRange(source, 0, 3).video_path(1) == source.video_path(1)
+    for start, stop in ((3, 9), (2, 2), (-1, 2)):
+        with pytest.raises(DataError) as error:
+            FrameRange(source, start, stop)
+        assert error.value.key == "frames" and error.value.hint

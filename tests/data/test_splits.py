@@ -21,7 +21,7 @@ from sam2kit.data import (
     hold_out,
 )
 from sam2kit.data.build import open_sets
-from sam2kit.data.sources.base import FirstFrames, FrameRange
+from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.splits import (
     PARTS,
     TEST,
@@ -187,7 +187,7 @@ def test_renamed_and_copied_videos_are_recognised(tmp_path):
     (copy / "JPEGImages/another name/00005.png").unlink()
     (copy / "Annotations/another name/00005.png").unlink()
     assert len(splits.trained_on(describe(VideoDataset(copy)))) == 1
-    assert len(splits.trained_on(describe(FirstFrames(VideoDataset(root), 3)))) == 2
+    assert len(splits.trained_on(describe(FrameRange(VideoDataset(root), 0, 3)))) == 2
     # Other videos of the same names are not the same.
     other = make_textured(tmp_path / "other", {"b": 6})
     (other / "JPEGImages/b").rename(other / "JPEGImages/a")

@@ -409,7 +409,7 @@ def test_corrupted_models_of_transformers(tmp_path):
 def test_corrupted_positions_of_runs(tmp_path):
     config = Config()
     config.trainer.resume_from = str(tmp_path / "last.ckpt")
-    data = {"videos": "3 videos", "content": "x", "devices": 1}
+    data = {"videos": "3 videos", "digest": "x", "devices": 1}
     content = {
         "sam2kit_config": yaml.safe_load(to_yaml(Config(), comments=False)),
         "global_step": 3,

@@ -15,11 +15,10 @@ from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.prompts.corrections import (
     CorrectionGenerator,
     Corrections,
-    correction_click,
     correction_clicks,
 )
 from sam2kit.prompts.generator import PromptGenerator
-from sam2kit.prompts.geometry import jitter_box, mask_to_box
+from sam2kit.prompts.geometry import jitter_box, mask_to_box, sample_points
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import ConfigError
 
@@ -32,6 +31,17 @@ def square(size: int = 8, start: int = 2, stop: int = 6) -> np.ndarray:
     mask = np.zeros((size, size), bool)
     mask[start:stop, start:stop] = True
     return mask
+
+
+def correction_click(
+    truth: np.ndarray, predicted: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Draw a click as :func:`correction_clicks`, for one object in numpy; the reference."""
+    region = truth ^ predicted
+    if not region.any():
+        region = truth if truth.all() else ~truth
+    point = sample_points(region, 1, generator)[0]
+    return point, int(truth[int(point[1]), int(point[0])])
 
 
 def test_clicks_are_uniform_on_the_error_and_have_the_label_of_the_truth():

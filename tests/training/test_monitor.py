@@ -11,7 +11,7 @@ from data_helpers import make_textured
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
 from sam2kit.data import VideoDataset
-from sam2kit.data.sources.base import FirstFrames
+from sam2kit.data.sources.base import FrameRange
 from sam2kit.evaluation import evaluate_checkpoint, jf_scorer
 from sam2kit.models.sam2 import SAM2Model, build_sam2_model
 from sam2kit.training.module import SAM2LightningModule
@@ -135,7 +135,7 @@ def test_val_jf_keeps_its_budget(config, tmp_path, monkeypatch):
     assert scorer is not None and 0 <= scorer(model, source) <= 1
     assert set(frames) == {(i, t) for i in (0, 4) for t in range(3)}
     with pytest.raises(DataError) as error:
-        scorer(model, FirstFrames(source, 1))
+        scorer(model, FrameRange(source, 0, 1))
     assert error.value.key == "trainer.jf_frames"
     config.trainer.monitor = "val_iou"
     assert jf_scorer(config) is None

@@ -15,13 +15,14 @@ import traitlets
 from data_helpers import SIZE, compressed, make_davis, save_json, save_palette, square
 from PIL import Image
 
-from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.base import FrameRange, VideoSource
 from sam2kit.data.sources.video_decoder import FrameFolder
 from sam2kit.data.writers import MaskWriter
 from sam2kit.evaluation.scores import CONVENTIONS, VideoScorer
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.viz import overlays
 from sam2kit.widgets.clip_browser import ClipBrowser
 from sam2kit.widgets.layers import VideoLayers, label_planes, open_results
 
@@ -181,6 +182,21 @@ def test_another_video_begins_with_its_first_frame(tmp_path):
     content, frame, _ = ask_frame(browser, 0, "truth")
     assert frame.shape[:2] == (540, 960) and list(content["size"]) == [1080, 1920]
     assert browser.objects == ["y"]
+
+
+def test_frames_of_a_part_have_the_numbers_of_the_file(monkeypatch):
+    part = FrameRange(ArraySource(a=[(grey(), {})] * 9), 6, 9)
+    browser, texts = ClipBrowser(part), []
+    assert browser.num_frames == 3 and browser.numbers == [6, 7, 8]
+    sheet = overlays.contact_sheet
+    monkeypatch.setattr(
+        overlays, "contact_sheet", lambda *args: texts.extend(args[4]) or sheet(*args)
+    )
+    browser.frame = 1
+    browser.snapshot()
+    headings = [text.splitlines()[0] for text in texts]
+    assert headings == ["frame 6", "frame 7 (shown)", "frame 8"]
+    assert ClipBrowser(part.source).numbers == []
 
 
 @pytest.mark.parametrize("video", ["c", 2, -1])

@@ -282,11 +282,16 @@ class DerivedSource(VideoSource):
         return source.mask_paths(k, t)
 
 
-def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int]:
-    """Return the source that reads the files of video ``i``, and the index of the video in it."""
+def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return the source that reads the files of video ``i``, its index there and its first frame.
+
+    The first frame is 0, unless the video is a range of the frames.
+    """
+    start = 0
     while isinstance(source, DerivedSource):
+        start += source.start if isinstance(source, FrameRange) else 0
         source, i = source.locate(i)
-    return source, i
+    return source, i, start
 
 
 class SelectedVideos(DerivedSource):
@@ -322,21 +327,21 @@ class FrameRange(DerivedSource):
     """Select consecutive frames of the videos of another source; frames keep their names.
 
     Args:
-        source: the videos, each with at least ``stop`` frames.
-        start: index of the first frame.
-        stop: index after the last frame.
+        source: the videos.
+        start: index of the first frame; every video has it.
+        stop: index after the last frame; shorter videos are selected to their end.
 
     Raises:
-        DataError: a video has too few frames, or the range is empty.
+        DataError: a video ends before the range, or the range is empty.
     """
 
     def __init__(self, source: VideoSource, start: int, stop: int) -> None:
-        shortest = min(source.num_frames(i) for i in range(len(source)))
-        if not 0 <= start < stop <= shortest:
+        shortest = min((source.num_frames(i) for i in range(len(source))), default=stop)
+        if not 0 <= start < min(stop, shortest):
             raise DataError(
                 key="frames",
                 value=[start, stop],
-                expected=f"a range within the {shortest} frames of {source.names[0]!r}",
+                expected=f"a range that starts within the {shortest} frames of the shortest video",
                 hint="use the video for which the range was made",
             )
         self.source, self.start, self.stop = source, start, stop
@@ -346,84 +351,50 @@ class FrameRange(DerivedSource):
     def locate(self, i: int) -> tuple[VideoSource, int]:
         return self.source, i
 
-    def _frame(self, t: int) -> int:
-        if not 0 <= t < self.stop - self.start:
-            raise IndexError(f"frame {t} of {self.stop - self.start}")
+    def _frame(self, i: int, t: int) -> int:
+        if not 0 <= t < self.num_frames(i):
+            raise IndexError(f"frame {t} of {self.num_frames(i)}")
         return self.start + t
 
     def num_frames(self, i: int) -> int:
-        return self.stop - self.start
+        return min(self.stop, self.source.num_frames(i)) - self.start
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        return self.source.read_frame(i, self._frame(t))
+        return self.source.read_frame(i, self._frame(i, t))
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
-        return self.source.read_masks(i, self._frame(t))
+        return self.source.read_masks(i, self._frame(i, t))
 
     def annotated_frames(self, i: int) -> Iterator[int]:
         frames = self.source.annotated_frames(i)
         return (t - self.start for t in frames if self.start <= t < self.stop)
 
     def read_void(self, i: int, t: int) -> np.ndarray | None:
-        return self.source.read_void(i, self._frame(t))
+        return self.source.read_void(i, self._frame(i, t))
 
     def raw_frame(self, i: int, t: int) -> np.ndarray:
-        return self.source.raw_frame(i, self._frame(t))
+        return self.source.raw_frame(i, self._frame(i, t))
 
     def geometry(self, i: int) -> VolumeGeometry | None:
         geometry = self.source.geometry(i)
-        count = self.source.num_frames(i)
-        return geometry and geometry.part(self.start, self.stop, count)
+        stop = self.start + self.num_frames(i)
+        return geometry and geometry.part(self.start, stop, self.source.num_frames(i))
 
     def frame_name(self, i: int, t: int) -> str:
-        return self.source.frame_name(i, self._frame(t))
+        return self.source.frame_name(i, self._frame(i, t))
 
     def frame_number(self, i: int, t: int) -> int:
-        return self.source.frame_number(i, self._frame(t))
+        return self.source.frame_number(i, self._frame(i, t))
 
     def frame_path(self, i: int, t: int) -> Path | None:
-        return self.source.frame_path(i, self._frame(t))
-
-    def video_path(self, i: int) -> Path | None:
-        return None  # the file has more frames
-
-    def mask_paths(self, i: int, t: int) -> list[Path]:
-        return self.source.mask_paths(i, self._frame(t))
-
-
-class FirstFrames(DerivedSource):
-    """Select the first frames of each video of another source.
-
-    Args:
-        source: the videos.
-        count: maximum number of frames per video, 1 or more.
-    """
-
-    def __init__(self, source: VideoSource, count: int) -> None:
-        self.source, self.count = source, count
-        self.names = list(source.names)
-        self.has_masks, self.generated = source.has_masks, source.generated
-
-    @property
-    def remarks(self) -> list[Remark]:
-        return self.source.remarks
-
-    def locate(self, i: int) -> tuple[VideoSource, int]:
-        return self.source, i
-
-    def num_frames(self, i: int) -> int:
-        return min(self.source.num_frames(i), self.count)
-
-    def annotated_frames(self, i: int) -> Iterator[int]:
-        return (t for t in self.source.annotated_frames(i) if t < self.count)
-
-    def geometry(self, i: int) -> VolumeGeometry | None:
-        geometry = self.source.geometry(i)
-        return geometry and geometry.part(0, self.num_frames(i), self.source.num_frames(i))
+        return self.source.frame_path(i, self._frame(i, t))
 
     def video_path(self, i: int) -> Path | None:
         is_whole = self.num_frames(i) == self.source.num_frames(i)
         return self.source.video_path(i) if is_whole else None
+
+    def mask_paths(self, i: int, t: int) -> list[Path]:
+        return self.source.mask_paths(i, self._frame(i, t))
 
 
 def open_members(

@@ -111,7 +111,6 @@ class TiffStack:
                 # Axes of the file that a page does not have.
                 self._leading = len(self.shape) - len(series[0].keyframe.shape)
                 self._is_mapped = series[0].dataoffset is not None
-                self._num_pages = len(series[0])
         except SAM2KitError:
             raise
         except Exception as error:  # the library raises many classes for damaged files
