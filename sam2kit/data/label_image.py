@@ -1,4 +1,4 @@
-"""Read a label image: a picture whose pixel values are numbers of objects."""
+"""Read a label image: an image whose pixel values are object numbers."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def read_splits(path: str | Path) -> Splits:
     """
     path = Path(path)
     file = path / SPLITS_FILE if path.is_dir() else path
-    hint = f"give the {SPLITS_FILE} of a run, or its directory"
+    hint = f"give the {SPLITS_FILE} of a run, or its run directory"
     try:
         return Splits.from_dict(read_json(file, hint=hint), file)
     except FileNotFoundError:

@@ -56,7 +56,7 @@ class MaskWriter:
             return
         if len(self.object_ids) > LARGEST_NUMBER:
             raise DataError(
-                f"{video} has {len(self.object_ids)} objects, but a 16-bit PNG holds up to "
+                f"{video} has {len(self.object_ids)} objects, but a 16-bit PNG stores up to "
                 f"{LARGEST_NUMBER}",
                 hint="prompt fewer objects at a time",
             )

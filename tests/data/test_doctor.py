@@ -266,7 +266,7 @@ def folder_without_masks(root: Path) -> Planted:
 def folder_without_frames(root: Path) -> Planted:
     shutil.rmtree(root / "JPEGImages/b")
     (root / "JPEGImages/b").mkdir()
-    return "error", "refused", ("JPEGImages/b", "holds no frames")
+    return "error", "refused", ("JPEGImages/b", "contains no frames")
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -711,7 +711,7 @@ def test_names_of_video_files(tmp_path):
     save_video(tmp_path / "data" / "b2.avi", [0], "mpeg4")
     with pytest.raises(DataError, match="'b2'"):
         VideoFileDataset(tmp_path / "data")
-    with pytest.raises(DataError, match="holds no video files") as error:
+    with pytest.raises(DataError, match="contains no video files") as error:
         VideoFileDataset(make_davis(tmp_path / "other"))
     assert "dataset.type=video" in error.value.hint
     with pytest.raises(DataError) as error:

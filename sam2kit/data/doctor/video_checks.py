@@ -551,7 +551,7 @@ def order_problem(names: Sequence[str]) -> str | None:
 
 
 def _several_series(frames: Sequence[tuple[Any, int]]) -> str | None:
-    """Describe frames of several series in one directory, such as left_0, right_0, left_1, ..."""
+    """Describe frames of several series in one folder, such as left_0, right_0, left_1, ..."""
     series: dict[Any, set[int]] = {}
     for part, number in frames:
         series.setdefault(part, set()).add(number)

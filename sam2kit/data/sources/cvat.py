@@ -86,7 +86,7 @@ class CVATDataset(ShapeDataset):
         annotation_file: XML file, list of files, or pattern. None (default): those in ``root``.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
         keyframes_only: if False, interpolated shapes are used as ground truth.
-        strict: True raises an error for shapes and frames that cannot be used.
+        strict: raise an error for shapes and frames that cannot be used.
 
     Raises:
         DataError: no XML file, an invalid one, no frames, or no usable shape.

@@ -83,21 +83,21 @@ class DicomSeries(NamedTuple):
 
 
 class DicomDataset(VolumeSource):
-    """Read DICOM series: one directory per series, or one file of several frames.
+    """Read DICOM series: one folder per series, or one file of several frames.
 
     Slices are sorted by their position along the normal of the image plane, or by instance number
     if they have no position. Rescale slope and intercept are applied. Values are scaled by
-    ``dataset.intensity_window``, by the window of the middle slice, or by percentiles. A directory
+    ``dataset.intensity_window``, by the window of the middle slice, or by percentiles. A folder
     with several series gives a video for each.
 
     Labels are NIfTI volumes, ``VIDEO.nii.gz`` or ``VIDEO_seg.nii.gz``, in ``masks_path``, in
-    ``ROOT/labels`` or beside the directory of the series. Their affine aligns them with the
+    ``ROOT/labels`` or beside the folder of the series. Their affine aligns them with the
     orientation of the series. Every slice of a series with labels is annotated.
 
     Args:
-        root: a directory with series in it or below it, or one file.
+        root: a folder with series in it or below it, or one file.
         split, rule, reverse, strict: as in :class:`~sam2kit.data.sources.volumes.VolumeSource`.
-        masks_path: directory or file of the labels. None (default): as above.
+        masks_path: folder or file of the labels. None (default): as above.
         axis: axis of the volume (columns, rows, slices) along which frames follow each other. None
             (default): 2, the slices as stored.
 
@@ -113,7 +113,7 @@ class DicomDataset(VolumeSource):
             hint = "expected one folder per series, VIDEO/*.dcm"
             if content.coded:
                 hint += f"; {content.coded[0]} has segmentations only"
-            raise DataError(f"{self.root} holds no DICOM images", hint=hint)
+            raise DataError(f"{self.root} contains no DICOM images", hint=hint)
         self._others = content.others
         names = list(content.series)
         return {
@@ -186,7 +186,7 @@ class SeriesFiles(NamedTuple):
     Attributes:
         name: name of the series.
         paths: its slices in any order.
-        error: the error of a damaged file in its directory. None: no such file.
+        error: the error of a damaged file in its folder. None: no such file.
         labels: the label volume. None: no labels.
     """
 
@@ -197,7 +197,7 @@ class SeriesFiles(NamedTuple):
 
 
 class FoundSeries(NamedTuple):
-    """The content of a directory.
+    """The content of a folder.
 
     Attributes:
         series: the image series by name.
@@ -211,10 +211,10 @@ class FoundSeries(NamedTuple):
 
 
 def find_series(root: Path) -> FoundSeries:
-    """Find the image series in a directory and below it.
+    """Find the image series in a folder and below it.
 
-    A series is named after its directory, with the number of the series if it has several. A
-    directory with a damaged ``.dcm`` file is one entry with its error, because slices are missing.
+    A series is named after its folder, with the number of the series if it has several. A
+    folder with a damaged ``.dcm`` file is one entry with its error, because slices are missing.
     """
     folders: dict[Path, list[Path]] = {}
     if root.is_file():
@@ -446,7 +446,7 @@ def _find_labels(root: Path, name: str, masks: Path | None, names: list[str]) ->
         root: the data set.
         name: name of the series: ``p1/st1/se1`` has the labels ``p1-st1-se1`` or, if no other
             series has this last part, ``se1``.
-        masks: directory or file of the labels. None: beside the series.
+        masks: folder or file of the labels. None: beside the series.
         names: names of all series.
     """
     if masks is not None and masks.is_file():

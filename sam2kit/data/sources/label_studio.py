@@ -75,7 +75,7 @@ class LabelStudioDataset(ShapeDataset):
         annotation_file: JSON file, list of files, or pattern. None (default): those in ``root``.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
         keyframes_only: if False, interpolated boxes are used as ground truth.
-        strict: True raises an error for regions and tasks that cannot be used.
+        strict: raise an error for regions and tasks that cannot be used.
 
     Raises:
         DataError: no JSON file, an invalid one, or no usable region.
@@ -142,7 +142,7 @@ def _json_files(root: Path, annotation_file: str | Path | None) -> list[Path]:
     files = [root / name for name in sorted(list_folder(root, (".json",)).files)]
     if not files:
         raise DataError(
-            f"{root} holds no JSON file", hint="export the project as JSON, into this folder"
+            f"{root} contains no JSON file", hint="export the project as JSON, into this folder"
         )
     return files
 

@@ -49,7 +49,7 @@ class NiftiDataset(VolumeSource):
     def find(self, masks: Path | None) -> dict[str, VolumeFiles]:
         files = find_volumes(self.root, NIFTI_ENDINGS, masks)
         if not files:
-            raise DataError(f"{self.root} holds no NIfTI volumes", hint=f"expected {LAYOUTS}")
+            raise DataError(f"{self.root} contains no NIfTI volumes", hint=f"expected {LAYOUTS}")
         channels = [path for entry in files.values() for path in entry.channels]
         if channels:
             self._dropped.note(
@@ -93,7 +93,7 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
         The image of nibabel, and the three lengths of its array.
 
     Raises:
-        DataError: the file is damaged or too large, or holds no volume.
+        DataError: the file is damaged or too large, or contains no volume.
     """
     import nibabel  # imported here: most data sets have no volume
 
