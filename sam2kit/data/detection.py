@@ -116,7 +116,7 @@ class Candidate:
 
     @cached_property
     def data_folders(self) -> list[str]:
-        """The names of the subfolders that may hold videos or frames, sorted."""
+        """The names of the subfolders that may contain videos or frames, sorted."""
         return sorted(name for name in self.listing.folders if not is_other_folder(name))
 
     @cached_property
@@ -248,7 +248,7 @@ def _reject_label_videos(layout: Layout) -> None:
 
 
 def is_other_folder(name: str) -> bool:
-    """Return whether a folder of this name holds masks or lists instead of videos."""
+    """Return whether a folder with this name contains masks or lists instead of videos."""
     lower = name.lower()
     is_named = lower in OTHER_FOLDERS or lower.startswith(tuple(f"{n}_" for n in OTHER_FOLDERS))
     return is_named or is_mask_folder(name)
@@ -270,7 +270,7 @@ def has_sav_masklets(video: Path) -> bool:
 
 
 def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
-    """Return whether a folder holds a visible file with one of the extensions."""
+    """Return whether a folder contains a visible file with one of the extensions."""
     try:
         with os.scandir(folder) as entries:  # stops at the first one: folders may be large
             return any(
@@ -548,7 +548,7 @@ def mixed_kinds(candidate: Candidate) -> Layout | None:
         key="dataset.type",
         value="auto",
         expected=f"one of {', '.join(present)} to read only that kind",
-        hint="or move each kind to a folder of its own",
+        hint="or move each kind to a separate folder",
     )
 
 
@@ -617,7 +617,7 @@ def _reject_masks(root: Path, frames: list[Path]) -> None:
             value=None,
             expected="the folder of the masks",
             hint=(
-                "move the masks to a folder of their own, named masks"
+                "move the masks to a separate folder, named masks"
                 if one_folder and len(masks) < len(picks)
                 else f"set dataset.masks_path={masks[0].parent}"
             )

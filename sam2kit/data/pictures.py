@@ -228,7 +228,7 @@ def _too_large(where: object, size: str) -> DataError:
 def _require_one_page(path: Path, image: Image.Image) -> None:
     pages = getattr(image, "n_frames", 1)
     if image.format in ("TIFF", "WEBP") and pages > 1:
-        raise DataError(f"{path} contains {pages} images", hint="save each in its own file")
+        raise DataError(f"{path} contains {pages} images", hint="save each in a separate file")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -232,7 +232,7 @@ def object_lost_at_training_size(root: Path) -> Planted:
         ids = np.kron(ids_of(t), np.ones((4, 4), int))
         ids[185, 2:120] = 7
         save_palette(root / f"Annotations/b/{t:05d}.png", ids)
-    return "warning", "tiny", ("'b'", "object 7", "nothing of it is left at 64 pixels")
+    return "warning", "tiny", ("'b'", "object 7", "it vanishes at 64 pixels")
 
 
 @fault

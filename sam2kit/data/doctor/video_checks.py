@@ -520,7 +520,7 @@ def order_problem(names: Sequence[str]) -> str | None:
     if pair := interleaved(names):
         return (
             f"frames {pair[0]} and {pair[1]} are channels or slices of one time point, but read "
-            "as consecutive frames; put each channel or slice into a folder of its own"
+            "as consecutive frames; put each channel or slice into a separate folder"
         )
     matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
     # Leading zeros belong to the number: f099 and f100 have the same prefix.
@@ -561,7 +561,7 @@ def _several_series(frames: Sequence[tuple[Any, int]]) -> str | None:
     names = " and ".join(repr("".join((p[0], "N", p[1]))) for p in list(series)[:3])
     return (
         f"the frames are named in {len(series)} series, {names}, with the same numbers, and follow "
-        "each other series by series; put each series into a folder of its own"
+        "each other series by series; put each series into a separate folder"
     )
 
 

@@ -66,7 +66,7 @@ class COCODataset(VideoSource):
     ``is_keyframe`` (of the image or of any of its annotations, also in their ``attributes``) or
     ``is_det_keyframe`` (of the image) is false.
 
-    *Several files* may use the same ids. Videos of the same name in several files get the name of
+    *Several files* may use the same ids. Videos with the same name in several files get the name of
     their file as a prefix: ``FILE-VIDEO``.
 
     Args:

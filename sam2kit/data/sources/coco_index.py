@@ -466,7 +466,7 @@ class CocoIndex:
                     f"{end - begin} frames",
                     hint="give one per frame, null where the object is not visible",
                 )
-                self._reject("of another length than their video", error)
+                self._reject("of a different length than their video", error)
                 continue
             yield from ((begin + t, n, raw) for t, raw in enumerate(raws) if not _is_null(raw))
 

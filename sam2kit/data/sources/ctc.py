@@ -70,7 +70,7 @@ class CTCDataset(StackSource):
 
     Raises:
         DataError: no sequences, a missing or damaged file, markers without a line in
-            ``man_track.txt``, or masks of another size.
+            ``man_track.txt``, or masks of a different size.
     """
 
     def __init__(

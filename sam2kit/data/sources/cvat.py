@@ -128,7 +128,7 @@ def find_xml(root: Path) -> list[Path]:
             files += [root / folder / name for name in list_folder(root / folder, (".xml",)).files]
     if not files:
         raise DataError(
-            f"{root} and its folders hold no XML files",
+            f"{root} and its folders contain no XML files",
             hint="export the task as 'CVAT for video 1.1' and unpack the file",
         )
     return files
@@ -224,7 +224,7 @@ class _Task:
                         f"{self.file}: its tasks {owner[path]!r} and {video.name!r} both have the "
                         f"frame {path}",
                         hint="CVAT writes the frames of all tasks of a subset to one folder; put "
-                        f"those of each task into a folder of its own, such as images/{video.name}",
+                        f"those of each task into a separate folder, such as images/{video.name}",
                     )
 
     def _from_tracks(self, part: _Part) -> list[AnnotatedVideo]:

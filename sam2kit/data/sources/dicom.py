@@ -257,7 +257,7 @@ def find_series(root: Path) -> FoundSeries:
             content.series[name] = SeriesFiles(name, members)
     if ignored:
         text = ", ".join(f"{count} {visible_text(kind)}" for kind, count in ignored.items())
-        logger.info("{}: ignored files that hold no image series ({})", root, text)
+        logger.info("{}: ignored files that contain no image series ({})", root, text)
     content.others.extend(content.coded)
     names = sorted(content.series, key=natural_key)
     return content._replace(series={name: content.series[name] for name in names})
@@ -299,7 +299,7 @@ def _series(headers: list[tuple[Path, Any]], name: str) -> DicomSeries:
     if len(forms) > 1:
         raise DataError(
             f"series {visible_text(name)} has slices of different sizes, {sorted(forms)[:2]}",
-            hint="move the other images, such as the localizer, to a folder of their own",
+            hint="move the other images, such as the localizer, to a separate folder",
         )
     rows, columns, samples = forms.pop()
     path, header = headers[0]
@@ -309,7 +309,7 @@ def _series(headers: list[tuple[Path, Any]], name: str) -> DicomSeries:
         raise DataError(
             f"series {visible_text(name)} has {len(headers)} files, and {path.name} alone has "
             f"{frames} frames",
-            hint="move each file of several frames to a folder of its own",
+            hint="move each file of several frames to a separate folder",
         )
     affine = np.eye(4)
     if frames > 1:
@@ -367,7 +367,7 @@ def _sorted_slices(
     if np.abs(planes - planes[0]).max() > 1e-3:
         raise DataError(
             f"series {visible_text(name)} has slices of different orientations",
-            hint="move the other images, such as the localizer, to a folder of their own",
+            hint="move the other images, such as the localizer, to a separate folder",
         )
     positions = np.array([[float(v) for v in h.ImagePositionPatient] for _, h in headers])
     along_columns, along_rows = planes[0][:3], planes[0][3:]
@@ -379,7 +379,7 @@ def _sorted_slices(
         first = headers[int(order[int(gaps.argmin())])][0]
         raise DataError(
             f"series {visible_text(name)} has two slices at the position of {first.name}",
-            hint="move each time point or acquisition to a folder of its own",
+            hint="move each time point or acquisition to a separate folder",
         )
     if len(gaps) and gaps.max() > 1.5 * np.median(gaps):
         logger.warning(

@@ -238,7 +238,7 @@ class DroppedFiles:
         yield (
             self.loose_frames,
             "image{} beside the folders of videos",
-            "move what is needed into a folder of its own",
+            "move what is needed into a separate folder",
         )
         yield (
             [p for p in self._ending(FRAME_ENDINGS) if p.suffix.lower() not in STACK_ENDINGS],
@@ -247,10 +247,10 @@ class DroppedFiles:
         )
         yield (
             self._ending(STACK_ENDINGS),
-            "stack{} or volume{} of another kind",
+            "stack{} or volume{} of a different kind",
             "move to another folder, or convert to the kind of the others",
         )
-        yield self._ending(OTHER_PICTURES), "image{} of another format", "convert to PNG"
+        yield self._ending(OTHER_PICTURES), "image{} of a different format", "convert to PNG"
         yield (
             self._ending(VIDEO_ENDINGS),
             "video file{} beside other data",

@@ -64,7 +64,7 @@ class MaskedFrames(VideoSource):
 class VideoDataset(MaskedFrames):
     """Read a folder of videos, each a folder of frames, with masks beside them.
 
-    The layouts are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
+    The layouts are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` and masks with the same names in
     ``ROOT/Annotations/[RESOLUTION/]VIDEO/`` (DAVIS, YouTube-VOS, MOSE, LVOS), and plain
     ``ROOT/VIDEO/*.jpg``. If one of the two folders is missing, the only folder with a longer
     name replaces it, such as ``JPEGImages_24fps``. Folders with other usual names (``frames``
@@ -103,9 +103,9 @@ class VideoDataset(MaskedFrames):
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
-        DataError: no videos, an empty folder, a mask without a frame, two frames of one name, or
-            a video of the split that does not exist; on reading, a file that cannot be read, or a
-            mask whose size differs from its frame.
+        DataError: no videos, an empty folder, a mask without a frame, two frames with the same
+            name, or a video of the split that does not exist; on reading, a file that cannot be
+            read, or a mask whose size differs from its frame.
     """
 
     def __init__(

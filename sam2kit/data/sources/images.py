@@ -41,8 +41,8 @@ class ImageDataset(MaskedFrames):
             bits is scaled separately.
 
     Raises:
-        DataError: no images, two of one name, a mask without an image; on reading, a file that
-            cannot be read, an invalid mask, or a mask whose size differs from its image.
+        DataError: no images, two with the same name, a mask without an image; on reading, a file
+            that cannot be read, an invalid mask, or a mask whose size differs from its image.
     """
 
     def __init__(

@@ -429,7 +429,7 @@ def decode_brush(data: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size: rows and columns. There are four values per pixel; the last one is the mask.
 
     Raises:
-        ValueError: the stream ends early, or has another number of values.
+        ValueError: the stream ends early, or has a different number of values.
     """
     bits = "".join(map("{:08b}".format, data.tolist()))
     position = 0

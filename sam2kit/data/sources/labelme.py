@@ -38,7 +38,7 @@ class LabelMeDataset(ShapeDataset):
     """Read folders of frames with a LabelMe JSON file beside each annotated one.
 
     Each folder with JSON files is one video, of all image files in it: ``ROOT/VIDEO/00000.jpg`` and
-    ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a folder of their own
+    ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a separate folder
     (``imagePath`` is ``../frames/00000.jpg``) are used too. A JSON file belongs to the image that
     ``imagePath`` names, else to the image of its own name.
 

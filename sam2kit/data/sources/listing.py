@@ -174,7 +174,7 @@ def frame_numbers(stems: Sequence[str]) -> list[Decimal] | None:
     decimal point unless two names would have the same number, as ``1.1`` and ``1.10``.
 
     Returns:
-        The numbers; None if the names have another form, or whole numbers without a sign.
+        The numbers; None if the names have a different form, or whole numbers without a sign.
     """
     matches = [_NUMBERED.fullmatch(name) for name in stems]
     if len({m and (m["prefix"], m["suffix"]) for m in matches}) != 1 or not matches[0]:

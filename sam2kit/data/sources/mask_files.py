@@ -31,7 +31,7 @@ _SAMPLED_VIDEOS = 256
 class MaskFiles:
     """Index the mask files of one video: ``FOLDER/FRAME.png`` or ``FOLDER/OBJECT/FRAME.png``.
 
-    In the first layout each pixel holds the number of its object
+    In the first layout each pixel stores the number of its object
     (:class:`~sam2kit.data.sources.mask_values.MaskValues`); ``FOLDER/objects.json`` may map numbers
     to ids (:func:`object_names`). In the second layout each object has a folder named by its id
     (``002`` is object 2), and all nonzero pixels belong to the object, so objects may overlap. A
@@ -46,7 +46,7 @@ class MaskFiles:
         naming_hint: how masks must be named; the hint of the error about masks without a frame.
         jpeg: whether JPEG files are masks too. Their values are inexact, so they can only be
             read as one object.
-        files: the masks in the folder, if it also holds other images. None (default): all
+        files: the masks in the folder, if it also contains other images. None (default): all
             images are masks, or in one folder per object.
 
     Attributes:

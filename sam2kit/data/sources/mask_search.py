@@ -61,7 +61,7 @@ _MASK_NAME = re.compile(r"[._-](\w*mask|seg|gt|label|annot|instance|ground|color
 
 
 def is_mask_folder(name: str) -> bool:
-    """Return whether a folder of this name holds masks: ``ground-truth``, ``labelsTr``."""
+    """Return whether a folder with this name contains masks: ``ground-truth``, ``labelsTr``."""
     plain = _plain(name)
     return plain in _MASK_FOLDERS or re.sub("^cp|t[rs]$", "", plain) in _MASK_FOLDERS
 
@@ -97,7 +97,7 @@ def image_keys(name: str, modalities: bool = False) -> list[str]:
 
 
 def is_frame_folder(name: str) -> bool:
-    """Return whether a folder of this name holds frames, such as ``imgs``."""
+    """Return whether a folder with this name contains frames, such as ``imgs``."""
     return _plain(name) in _FRAME_FOLDERS
 
 

@@ -43,7 +43,7 @@ class NiftiDataset(VolumeSource):
 
     Raises:
         DataError: no volumes, or no readable one; with ``strict`` also a damaged file, a volume
-            with time, or labels of another shape or orientation.
+            with time, or labels of a different shape or orientation.
     """
 
     def find(self, masks: Path | None) -> dict[str, VolumeFiles]:
@@ -55,7 +55,7 @@ class NiftiDataset(VolumeSource):
             self._dropped.note(
                 channels[0],
                 f"{plural(len(channels), 'volume')} with further channels are not read, "
-                "only the first of each case; to read another one, move it to a folder of its own",
+                "only the first of each case; to read another one, move it to a separate folder",
             )
         return files
 

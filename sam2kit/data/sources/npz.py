@@ -111,7 +111,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         raise _unreadable(path, error) from error
     if objects:
         logger.info(
-            "{}: ignored {}, which hold pickled Python objects",
+            "{}: ignored {}, which contain pickled Python objects",
             path,
             ", ".join(visible_text(name) for name in objects[:3]),
         )

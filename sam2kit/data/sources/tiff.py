@@ -104,7 +104,7 @@ class TiffStack:
                     raise DataError(
                         f"{path} contains {len(series)} images of different shapes, such as "
                         f"{sizes[:2]}",
-                        hint="save the stack in a file of its own",
+                        hint="save the stack in a separate file",
                     )
                 stored, self.shape = series[0].axes.upper(), tuple(map(int, series[0].shape))
                 self.dtype = np.dtype(series[0].dtype)
@@ -425,7 +425,7 @@ class TiffDataset(StackSource):
     and 0 is the background. They are in ``VIDEO_labels.tif``, ``VIDEO_masks.tif`` (also
     ``_cp_masks``, ``_seg``, ``_gt``, ``_manual``, or ``mask_VIDEO.tif``) beside a stack, in
     ``seg.tif`` beside the only stack, or in a folder ``labels`` or ``masks`` under the name of
-    the video, with or without such a suffix. For frames in files of their own the
+    the video, with or without such a suffix. For frames in separate files the
     labels are files named like the frames in ``VIDEO/labels`` or ``VIDEO_labels``, or with a suffix
     beside the frames; frames without a file are unannotated. In a stack of labels every page is
     annotated. ``VIDEO_labels.txt`` beside the labels names parents, as in the Cell Tracking
@@ -492,7 +492,7 @@ class TiffDataset(StackSource):
                 raise DataError(
                     f"{files.frames[0].parent}: {pair[0]} and {pair[1]} are channels or slices of "
                     "one frame, but files are read as one frame each",
-                    hint="put the files of each channel or slice into a folder of their own, or "
+                    hint="put the files of each channel or slice into a separate folder, or "
                     "save them as one stack with axes such as TCYX",
                 )
             frames = TiffSequence(files.frames, self._options)
@@ -601,7 +601,7 @@ class TiffFiles(NamedTuple):
     """The files of one video.
 
     Attributes:
-        stack: file of all frames. None: the frames are in files of their own.
+        stack: file of all frames. None: the frames are in separate files.
         frames: files of one frame each, in order.
         labels: stack or folder of the labels. None: there are no labels.
     """
@@ -697,7 +697,7 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
         The files by names of videos, in natural order.
 
     Raises:
-        DataError: there are no TIFF files, or two videos of one name.
+        DataError: there are no TIFF files, or two videos with the same name.
     """
     if root.is_file():
         name = tiff_stem(root.name)

@@ -94,9 +94,9 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         strict: raise an error for a file that is not a video. If False, it is left out.
 
     Raises:
-        DataError: no readable videos, two of one name, a mask beyond the last frame, or no masks
-            for any video in the folder of masks; on reading, a damaged frame, or a mask whose size
-            differs from its frame.
+        DataError: no readable videos, two with the same name, a mask beyond the last frame, or no
+            masks for any video in the folder of masks; on reading, a damaged frame, or a mask whose
+            size differs from its frame.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ def find_videos(root: Path) -> dict[str, Path]:
         The files by the names of their videos, sorted by name. A file ``root`` is the only entry.
 
     Raises:
-        DataError: there are no video files, or two of one name.
+        DataError: there are no video files, or two with the same name.
     """
     if root.is_file():
         return {root.stem: root}
@@ -281,7 +281,7 @@ def find_mask_videos(root: Path) -> list[Path]:
 
 
 def _video_folders(root: Path) -> dict[Path, str]:
-    """Return the folders that may hold video files, and the prefixes of their video names."""
+    """Return the folders that may contain video files, and the prefixes of their video names."""
     names = [name for name in list_folder(root, ()).folders if not is_mask_folder(name)]
     return {root: ""} | {root / name: f"{name}/" for name in sorted(names, key=natural_key)}
 
