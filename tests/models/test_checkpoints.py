@@ -136,7 +136,7 @@ def test_files_with_other_content(tiny_config, tmp_path):
     with pytest.raises(CheckpointError, match="contains no weights.*weights"):
         load_weights(build_sam2_model(tiny_config), str(tmp_path / "x.pt"))
     torch.save([1], tmp_path / "y.pt")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         load_weights(build_sam2_model(tiny_config), str(tmp_path / "y.pt"))
 
 
