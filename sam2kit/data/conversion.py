@@ -354,7 +354,7 @@ def _write_ctc(source: VideoSource, i: int, out: Path) -> _Written:
     if not np.issubdtype(dtype, np.unsignedinteger):
         raise DataError(
             f"video {source.name(i)!r} has values of type {dtype}, but the Cell Tracking Challenge "
-            "stores 8 or 16 bits without sign",
+            "stores unsigned values of 8 or 16 bits",
             hint="convert to tiff",
         )
     names = [f"t{t:0{digits}d}" for t in range(len(recorder))]

@@ -536,7 +536,7 @@ def order_problem(names: Sequence[str]) -> str | None:
     if 0 < 2 * len(decreases) < len(steps):
         t = int(decreases[0])
         return (
-            f"frame {names[t + 1]} comes after {names[t]}, against the numbers in their names; "
+            f"frame {names[t + 1]} comes after {names[t]}, although its number is smaller; "
             "number the frames in their order"
         )
     gaps = np.flatnonzero(steps > usual_step)
@@ -560,8 +560,8 @@ def _several_series(frames: Sequence[tuple[Any, int]]) -> str | None:
         return None
     names = " and ".join(repr("".join((p[0], "N", p[1]))) for p in list(series)[:3])
     return (
-        f"the frames are named in {len(series)} series, {names}, with the same numbers, and follow "
-        "each other series by series; put each series into a separate folder"
+        f"the frames are named in {len(series)} series, {names}, with the same numbers, and are "
+        "read one series after the other; put each series into a separate folder"
     )
 
 

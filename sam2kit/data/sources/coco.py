@@ -231,7 +231,7 @@ class COCODataset(VideoSource):
         dropped = len(paths) - len(used)
         videos = f", and with them {dropped} of {len(paths)} videos" if dropped else ""
         logger.warning(
-            "Left out {} of {} frames that have no file{}. The first: {}. dataset.strict=true "
+            "Left out {} of {} frames without a file{}. The first: {}. dataset.strict=true "
             "makes them errors",
             *(len(missing), count, videos, first),
         )

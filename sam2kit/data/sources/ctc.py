@@ -121,7 +121,7 @@ class CTCDataset(StackSource):
                 self._dropped.orphans.append(path)
             elif match[2] == "RES" and not self.has_masks:
                 message = (
-                    "tracker results are no ground truth; to use them as masks, rename the "
+                    "tracker results are not ground truth; to use them as masks, rename the "
                     f"folder to {match[1]}_GT{os.sep}TRA, its files to man_track000.tif and "
                     "man_track.txt, and set dataset.ctc_truth=track"
                 )

@@ -249,7 +249,7 @@ class _Task:
                 t = frame if position is None else position.get(frame, -1)
                 if not 0 <= t < count:
                     error = DataError(
-                        f"{where}: there are {count} frames, and none has this number",
+                        f"{where}: none of the {count} frames has this number",
                         hint="use the frames of this task",
                     )
                     self.problems.reject("shapes on missing frames", error, where)

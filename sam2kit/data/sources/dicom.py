@@ -355,7 +355,7 @@ def _sorted_slices(
         numbers = [h.get("InstanceNumber") for _, h in headers]
         if len(headers) > 1 and (None in numbers or len(set(numbers)) < len(numbers)):
             raise DataError(
-                f"series {visible_text(name)} has slices without position and unique instance "
+                f"series {visible_text(name)} has slices with neither position nor unique instance "
                 "number, so their order is unknown",
                 hint="export the series again with ImagePositionPatient",
             )

@@ -233,7 +233,7 @@ class DroppedFiles:
         yield (
             self.subfolders,
             "folder{} of images in a folder of frames",
-            "make each a video of its own, or delete what is not needed",
+            "make each a separate video, or delete what is not needed",
         )
         yield (
             self.loose_frames,

@@ -144,7 +144,7 @@ class VideoDataset(MaskedFrames):
         if not self.names:
             raise DataError(
                 f"{self.root}: none of the videos can be used",
-                hint="fix the errors of the single videos",
+                hint="fix the errors of the individual videos",
             )
         self.has_masks = any(files is not None for files in self._masks)
         if layout.masks is not None and not self.has_masks:

@@ -226,7 +226,7 @@ def _further_annotations(further: dict[str, int]) -> Remark | None:
         IGNORED,
         where,
         f"{plural(sum(further.values()), 'further annotation')} of {plural(len(further), 'task')} "
-        "not used, because the task has several; the one marked as ground truth is used, "
+        "not used: if a task has several, the one marked as ground truth is used, "
         f"else the first. First such task: {where}. Star the right one in Label Studio and "
         "export again",
     )
@@ -275,7 +275,7 @@ def _video(
             error = DataError(
                 f"{region_where} is of type {region.get('type')!r}", hint="draw boxes"
             )
-            problems.reject("regions that are no masks", error, region_where)
+            problems.reject("regions that are not masks", error, region_where)
             continue
         label, object_id = _label(region["value"]), str(region["id"])
         boxes = _boxes(region["value"]["sequence"], count)
@@ -413,7 +413,7 @@ def _region_shape(region: dict[str, Any], where: str, problems: Problems) -> Sha
             _turned(corners, (x / 100, y / 100), rotation, region), *about, relative=True
         )
     error = DataError(f"{where} is of type {region.get('type')!r}, not a mask", hint="use a brush")
-    problems.reject("regions that are no masks", error, where)
+    problems.reject("regions that are not masks", error, where)
     return None
 
 

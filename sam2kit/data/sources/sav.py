@@ -94,7 +94,7 @@ class SAVDataset(VideoFileSource):
             if any(len(frame) != len(ids) for frame in frames):
                 raise ValueError("each frame of 'masklet' needs one mask per 'masklet_id'")
             if not all(isinstance(object_id, (int, str)) for object_id in ids):
-                raise ValueError("each 'masklet_id' must be a number or a text")
+                raise ValueError("each 'masklet_id' must be a number or a string")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is not an SA-V annotation: {error!r}", hint="download the file again"

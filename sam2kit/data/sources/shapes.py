@@ -447,7 +447,7 @@ def identify(videos: Sequence[AnnotatedVideo], identity: str, root: Path) -> Non
         rules.append(f"one object per label ({_names(single)})")
     if repeated:
         rules.append(
-            f"matched from frame to frame by overlap, because frames have several per label "
+            f"matched from frame to frame by overlap, because labels repeat within a frame "
             f"({_names(repeated)})"
         )
     logger.info(

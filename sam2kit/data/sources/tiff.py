@@ -139,7 +139,7 @@ class TiffStack:
                     key="dataset.stack_z",
                     value=z,
                     expected=f"max, mean, or the index of a slice from 0 to {lengths['Z'] - 1}",
-                    hint="a video has one slice per frame; dataset.stack_z=max projects them",
+                    hint="use dataset.stack_z=max to project the slices to one per frame",
                 )
         count = lengths.get("C", 1)
         if (channels is None and count > 3) or max(channels or (0,)) >= count:
@@ -148,7 +148,7 @@ class TiffStack:
                 key="dataset.stack_channels",
                 value=None if channels is None else list(channels),
                 expected=f"up to 3 indices from 0 to {count - 1}",
-                hint="one channel is shown grey, several are red, green and blue: "
+                hint="choose one channel (grey) or several (red, green, blue), such as "
                 "dataset.stack_channels=[0]",
             )
 
@@ -521,7 +521,7 @@ class TiffDataset(StackSource):
                     f"{path} contains {labels.num_frames} label images, but its video has {count} "
                     "frames",
                     hint="save one label image per frame, empty where no object is visible; or "
-                    "save annotated frames as single files in a folder labels",
+                    "save annotated frames as single files in a folder named labels",
                 )
             return labels
         label_files = files.label_files()
