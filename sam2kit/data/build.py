@@ -561,7 +561,7 @@ def _too_few_videos(source: VideoSource, needed: int, section: str) -> ConfigErr
             "video",
         )
     return ConfigError(
-        f"{plural(len(source), 'video')}, such as {source.names[0]!r}, and training, validation "
+        f"{plural(len(source), 'video')}, such as {source.names[0]!r}, but training, validation "
         "and test need one each",
         key=f"{section}.data_path",
         hint="add videos, set testdataset.fraction=0, or name test videos in testdataset.data_path",

@@ -271,7 +271,7 @@ def _write_palette(
                 raise DataError(
                     f"video {source.name(i)!r} has at least {VOID} objects up to "
                     f"{frame_label(source, i, t)} (object {list(numbers)[-1]!r}), but a palette "
-                    f"PNG holds up to {VOID - 1}",
+                    f"PNG can store up to {VOID - 1}",
                     hint="convert to coco-video",
                 )
         void = source.read_void(i, t)
@@ -282,7 +282,7 @@ def _write_palette(
                 other = next(o for o, n in values.items() if n == value)
                 raise DataError(
                     f"{frame_label(source, i, t)}: objects {other!r} and {object_id!r} overlap, "
-                    "but a palette PNG holds one object per pixel",
+                    "but a palette PNG stores one object per pixel",
                     hint="convert to coco-video, which keeps both masks",
                 )
             ids[mask] = values[object_id]
@@ -354,7 +354,7 @@ def _write_ctc(source: VideoSource, i: int, out: Path) -> _Written:
     if not np.issubdtype(dtype, np.unsignedinteger):
         raise DataError(
             f"video {source.name(i)!r} has values of type {dtype}, but the Cell Tracking Challenge "
-            "stores 8 or 16 bits without sign",
+            "stores unsigned values of 8 or 16 bits",
             hint="convert to tiff",
         )
     names = [f"t{t:0{digits}d}" for t in range(len(recorder))]

@@ -145,7 +145,7 @@ class FilteredVideos(DerivedSource):
         return self.read_frame(i, t)
 
     def frame_path(self, i: int, t: int) -> Path | None:
-        return None  # the files hold unfiltered frames
+        return None  # the files contain unfiltered frames
 
     def video_path(self, i: int) -> Path | None:
         return None

@@ -72,7 +72,7 @@ class LabelRecorder:
                     other = next(o for o, n in self._numbers.items() if n == taken)
                     raise DataError(
                         f"{visible_text(self.video)}, frame {len(self)}: objects {other!r} and "
-                        f"{object_id!r} overlap, but a label image holds one object per pixel",
+                        f"{object_id!r} overlap, but a label image stores one object per pixel",
                         hint="convert to coco-video, which keeps both masks",
                     )
             else:
@@ -136,7 +136,7 @@ def write_tiff_labels(
 
     Args:
         recorder: the masks.
-        path: the file, ``VIDEO_labels.tif``. If a frame is unannotated, a directory of its name
+        path: the file, ``VIDEO_labels.tif``. If a frame is unannotated, a folder of its name
             without extension gets one file per annotated frame instead.
         parents: parent of each object that has one.
     """

@@ -23,7 +23,7 @@ from sam2kit.data.sources.cvat import CVATDataset
 from sam2kit.data.sources.tiff import TiffDataset
 from sam2kit.utils.files import atomic_write, write_text
 
-LABELS = "labels"  # directory of stacks, volumes and XML files in a result folder
+LABELS = "labels"  # folder of stacks, volumes and XML files in a result folder
 LABEL_IMAGES = ("tiff", "ctc", "nifti")  # formats with one object per pixel
 
 
@@ -95,7 +95,7 @@ def write_in_form(
         name: name of the files.
 
     Returns:
-        The file or directory: ``labels/NAME_labels.tif``, ``NAME_RES`` or ``labels/NAME.nii.gz``.
+        The file or folder: ``labels/NAME_labels.tif``, ``NAME_RES`` or ``labels/NAME.nii.gz``.
     """
     for _ in range(len(recorder), source.num_frames(i)):
         recorder.add({}, recorder.size)

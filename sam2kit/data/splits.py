@@ -174,7 +174,7 @@ class Splits:
             error: class of the errors.
 
         Raises:
-            SAM2KitError: of class ``error``: the content is damaged or of another version.
+            SAM2KitError: of class ``error``: the content is damaged or from another version.
         """
         hint = "give splits.json or a checkpoint of a run of this version of sam2kit"
         check_types(content, _StoredSplits, where, hint, error)
@@ -205,11 +205,11 @@ def read_splits(path: str | Path) -> Splits:
     """Read ``splits.json``, or the one in a run directory.
 
     Raises:
-        DataError: there is no such file, or it is damaged.
+        DataError: the file does not exist, or it is damaged.
     """
     path = Path(path)
     file = path / SPLITS_FILE if path.is_dir() else path
-    hint = f"give the {SPLITS_FILE} of a run, or its directory"
+    hint = f"give the {SPLITS_FILE} of a run, or its run directory"
     try:
         return Splits.from_dict(read_json(file, hint=hint), file)
     except FileNotFoundError:

@@ -93,7 +93,7 @@ class TrainingSetSummary(NamedTuple):
         unchanged: number of frames that the set already has with the same masks.
         overlaps: number of frames on which masks overlap, so that PNG files cannot store all of
             them.
-        others: number of further frames of the video that the set holds from earlier calls.
+        others: number of further frames of the video that the set has from earlier calls.
     """
 
     folder: Path
@@ -132,7 +132,7 @@ def add_to_training_set(
 
     The masks of a frame replace those that the set has for it; other frames and videos are kept.
     Frames that were never added are unannotated. The set refers to the video by a path relative to
-    the folder. Frames are copied only if no file holds them, or on request.
+    the folder. Frames are copied only if they are in no file, or on request.
 
     An interruption leaves a complete set with some of the frames; calling again adds the rest.
 
@@ -377,7 +377,7 @@ def _copy_files(video: OneVideo, folder: Path) -> None:
 
 
 def _copy_frames(root: Path, entry: StoredVideo, source: VideoSource, i: int) -> str:
-    """Write the frames of a video that no file holds as PNG, and return the path of the folder."""
+    """Write the frames of a video that are in no file as PNG, and return the path of the folder."""
     logger.info("no video file contains {!r}; copying its frames", source.name(i))
 
     def write(folder: Path) -> None:

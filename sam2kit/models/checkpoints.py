@@ -57,7 +57,7 @@ SHIPPED_CHECKPOINTS = {
 """Maps a name to a file in the package, which needs no network. ``nano-1`` is the previous version
 of ``nano``; adapters and baselines of runs that started from it still need it."""
 
-_IMAGE_SIZES = {"nano-1.safetensors": 128}  # of weights that were trained at another size
+_IMAGE_SIZES = {"nano-1.safetensors": 128}  # of weights that were trained at a different size
 NANO_KEY = "sam2kit_nano"
 """Key in a run's checkpoint: the version of ``nano`` at that time; 1 if it is missing."""
 NANO_VERSION = 2
@@ -65,7 +65,7 @@ NANO_VERSION = 2
 CONFIG_KEY = "sam2kit_config"
 SPLITS_KEY = "sam2kit_splits"
 ADAPTER_KEY = "adapter"
-# A run's checkpoint holds the Lightning module, in which the model is the attribute "model".
+# A run's checkpoint contains the Lightning module, in which the model is the attribute "model".
 _MODEL_PREFIX = "model."
 # Keys under which training code stores a model's tensors; the first one is used.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict")
@@ -595,7 +595,7 @@ def _check_fit(
     differences = {
         "missing": expected.keys() - state.keys(),
         "unknown": state.keys() - expected.keys(),
-        "of another shape": {
+        "of a different shape": {
             f"{k} is {tuple(state[k].shape)}, not {tuple(expected[k].shape)}"
             for k in expected.keys() & state.keys()
             if state[k].shape != expected[k].shape

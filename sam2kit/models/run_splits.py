@@ -26,7 +26,7 @@ def checkpoint_splits(source: str | Path) -> Splits | None:
         source: a run directory or a file of a run. Names are not downloaded.
 
     Returns:
-        The splits; None if the file holds weights without a run, or does not exist.
+        The splits; None if the file contains weights without a run, or does not exist.
 
     Raises:
         CheckpointError: the stored splits are damaged.

@@ -77,7 +77,7 @@ class SAM2Model(SAM2Base):
             Predictions for all T frames and O objects.
 
         Raises:
-            ValueError: the frames have another size than ``image_size``, an object is prompted
+            ValueError: the frames have a different size than ``image_size``, an object is prompted
                 twice on a frame, or a correction is on a mask prompt or before the first prompt.
         """
         if batch.frames.shape[-2:] != (self.image_size, self.image_size):

@@ -129,7 +129,7 @@ def read_yaml(
         The content; an empty dictionary or None for an empty file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         SAM2KitError: of class ``error``: the file is unreadable, too large, not YAML, nested too
             deeply, expands to too many values, refers to itself, or has an invalid interpolation.
     """
@@ -228,7 +228,7 @@ def read_xml(
         max_bytes: maximum size of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         SAM2KitError: of class ``error``: the file is unreadable, too large, not XML, nested too
             deeply, has too many elements, or has a document type definition or entities.
     """
@@ -277,7 +277,7 @@ def read_text(
         strict: whether invalid UTF-8 is an error (default). If False, it is replaced with U+FFFD.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         SAM2KitError: of class ``error``: the file is unreadable, too large, or not UTF-8.
     """
     data = _read_bytes(path, error, hint, max_bytes)

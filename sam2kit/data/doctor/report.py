@@ -342,7 +342,7 @@ def _open(
 def _frame_folders_of(
     what: str | Path | Config | VideoSource,
 ) -> tuple[str | Path | None, str | None]:
-    """Return the directory and the split of data that are folders of frames; None for others."""
+    """Return the folder and the split of data that are folders of frames; None for others."""
     root: str | Path | None
     if isinstance(what, Config):
         root, split, layout_type = what.dataset.data_path, what.dataset.split, what.dataset.type

@@ -520,7 +520,7 @@ def order_problem(names: Sequence[str]) -> str | None:
     if pair := interleaved(names):
         return (
             f"frames {pair[0]} and {pair[1]} are channels or slices of one time point, but read "
-            "as consecutive frames; put each channel or slice into a folder of its own"
+            "as consecutive frames; put each channel or slice into a separate folder"
         )
     matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
     # Leading zeros belong to the number: f099 and f100 have the same prefix.
@@ -536,7 +536,7 @@ def order_problem(names: Sequence[str]) -> str | None:
     if 0 < 2 * len(decreases) < len(steps):
         t = int(decreases[0])
         return (
-            f"frame {names[t + 1]} comes after {names[t]}, against the numbers in their names; "
+            f"frame {names[t + 1]} comes after {names[t]}, although its number is smaller; "
             "number the frames in their order"
         )
     gaps = np.flatnonzero(steps > usual_step)
@@ -551,7 +551,7 @@ def order_problem(names: Sequence[str]) -> str | None:
 
 
 def _several_series(frames: Sequence[tuple[Any, int]]) -> str | None:
-    """Describe frames of several series in one directory, such as left_0, right_0, left_1, ..."""
+    """Describe frames of several series in one folder, such as left_0, right_0, left_1, ..."""
     series: dict[Any, set[int]] = {}
     for part, number in frames:
         series.setdefault(part, set()).add(number)
@@ -560,8 +560,8 @@ def _several_series(frames: Sequence[tuple[Any, int]]) -> str | None:
         return None
     names = " and ".join(repr("".join((p[0], "N", p[1]))) for p in list(series)[:3])
     return (
-        f"the frames are named in {len(series)} series, {names}, with the same numbers, and follow "
-        "each other series by series; put each series into a folder of its own"
+        f"the frames are named in {len(series)} series, {names}, with the same numbers, and are "
+        "read one series after the other; put each series into a separate folder"
     )
 
 

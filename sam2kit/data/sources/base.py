@@ -30,7 +30,7 @@ class Remark:
         kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
             :class:`~sam2kit.data.doctor.video_checks.Finding`: ``ignored``, ``order`` or
             ``geometry``, or ``identity`` (separate things that are read as one object).
-        where: the file or directory.
+        where: the file or folder.
         message: what it is, and the fix if it is not a note.
     """
 
@@ -203,7 +203,7 @@ class DerivedSource(VideoSource):
 
     @abstractmethod
     def locate(self, i: int) -> tuple[VideoSource, int]:
-        """Return the source that holds video ``i``, and the index of the video in it."""
+        """Return the source that contains video ``i``, and the index of the video in it."""
 
     def _sources(self) -> list[VideoSource]:
         """Return the sources of all videos."""

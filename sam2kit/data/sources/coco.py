@@ -35,7 +35,7 @@ class COCODataset(VideoSource):
     natural order.
 
     *Files.* The path of an image is ``file_name`` or, if it is missing, ``path``. It is searched
-    for under the root. As such paths often come from another computer, leading directories are
+    for under the root. As such paths often come from another computer, leading folders are
     removed one by one until a file exists, first of ``file_name`` and then of ``path``. Two images
     with the same file are an error, so a shortened path never matches the wrong video.
 
@@ -66,12 +66,12 @@ class COCODataset(VideoSource):
     ``is_keyframe`` (of the image or of any of its annotations, also in their ``attributes``) or
     ``is_det_keyframe`` (of the image) is false.
 
-    *Several files* may use the same ids. Videos of the same name in several files get the name of
+    *Several files* may use the same ids. Videos with the same name in several files get the name of
     their file as a prefix: ``FILE-VIDEO``.
 
     Args:
         annotation_file: the JSON file, a list of files, or a pattern such as ``labels/*.json``.
-        root: the directory of the images. None (default): the directory of each JSON file.
+        root: the folder of the images. None (default): the folder of each JSON file.
         split: a text file with one video name per line, or its name under ``ROOT/ImageSets``. None
             (default): all videos.
         identity: ``auto``, ``track`` or ``category``, as above.
@@ -79,7 +79,7 @@ class COCODataset(VideoSource):
             the JSON file gives.
         keyframes_only: if False, interpolated masks are used as ground truth.
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
-        strict: True raises an error for annotations and images that cannot be used.
+        strict: raise an error for annotations and images that cannot be used.
 
     Raises:
         DataError: an invalid JSON file, an image without a key, a duplicate order, no usable
@@ -231,7 +231,7 @@ class COCODataset(VideoSource):
         dropped = len(paths) - len(used)
         videos = f", and with them {dropped} of {len(paths)} videos" if dropped else ""
         logger.warning(
-            "Left out {} of {} frames that have no file{}. The first: {}. dataset.strict=true "
+            "Left out {} of {} frames without a file{}. The first: {}. dataset.strict=true "
             "makes them errors",
             *(len(missing), count, videos, first),
         )
@@ -405,7 +405,7 @@ def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
     """Return a function that finds a file under ``root`` from the paths of a JSON file.
 
     The function takes candidate paths, and returns the existing path relative to the root, or None
-    and all paths that it tried. It lists each directory once, which is much faster than a stat call
+    and all paths that it tried. It lists each folder once, which is much faster than a stat call
     for each of a million files.
     """
 

@@ -268,7 +268,8 @@ class CocoIndex:
             value = getattr(row, key)
             if value is None or (key == "segmentation" and _is_null(value)):
                 raise DataError(
-                    f"{self._name(row, n)} has no {key!r}", hint=f"every {row.kind} needs one"
+                    f"{self._name(row, n)} has no {key!r}",
+                    hint=f"add it: every {row.kind} needs one",
                 )
 
     def _positions(self, rows: Sequence[Row]) -> dict[str, int]:
@@ -280,7 +281,7 @@ class CocoIndex:
             if position[str(row.id)] != n:
                 raise DataError(
                     f"{self._name(row, n)}: another {row.kind} has the same 'id'",
-                    hint="ids must be unique",
+                    hint="make the ids unique",
                 )
         return position
 
@@ -426,7 +427,7 @@ class CocoIndex:
     def _has_mask(self, row: AnnotationRow, n: int, raw: Raw) -> bool:
         """Return whether an annotation has a mask, as far as its first bytes tell."""
         if _is_null(raw):
-            hint = "every annotation needs one"
+            hint = "add it: every annotation needs one"
             self._reject(
                 "without a segmentation",
                 DataError(f"{self._name(row, n)} has no 'segmentation'", hint=hint),
@@ -466,7 +467,7 @@ class CocoIndex:
                     f"{end - begin} frames",
                     hint="give one per frame, null where the object is not visible",
                 )
-                self._reject("of another length than their video", error)
+                self._reject("of a different length than their video", error)
                 continue
             yield from ((begin + t, n, raw) for t, raw in enumerate(raws) if not _is_null(raw))
 
@@ -493,7 +494,7 @@ class CocoIndex:
             if value is None:
                 reason = " (other annotations have it)" if key in TRACKS else ""
                 error = DataError(
-                    f"{where} has no {key!r}{reason}", hint="every annotation needs one"
+                    f"{where} has no {key!r}{reason}", hint="add it: every annotation needs one"
                 )
             else:
                 expected = "an integer or a string"
@@ -535,7 +536,10 @@ class CocoIndex:
         try:
             # The offsets are valid only for the file as it was when it was opened.
             if self._state() != self._stamp:
-                raise DataError(f"{self.file} has changed since it was opened", hint="restart")
+                raise DataError(
+                    f"{self.file} has changed since it was opened",
+                    hint="restart the command or kernel",
+                )
             with io.BytesIO(self._text) if self._text else self.file.open("rb") as stream:
                 for k in numbers:
                     stream.seek(self._offset[k])

@@ -74,7 +74,7 @@ def append_correction(
 
     Raises:
         DataError: the file cannot be written.
-        ValueError: a mask has another size.
+        ValueError: a mask has a different size.
     """
     if wrong := {k: m.shape for k, m in masks.items() if m.shape != tuple(size)}:
         raise ValueError(f"masks {wrong} do not have the frame's size {size}")

@@ -64,13 +64,13 @@ class CTCDataset(StackSource):
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
         rule: how frames of more than 8 bits are scaled.
         options: how the axes of a frame are read.
-        strict: True raises an error for a sequence that cannot be read. False: it is left out.
+        strict: raise an error for a sequence that cannot be read. If False, it is left out.
         truth: ``gold``, ``silver``, ``track`` (the markers themselves are the masks) or ``auto``
             (default): gold, else silver.
 
     Raises:
         DataError: no sequences, a missing or damaged file, markers without a line in
-            ``man_track.txt``, or masks of another size.
+            ``man_track.txt``, or masks of a different size.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CTCDataset(StackSource):
         self.truth, self._options = truth, options
         names = find_sequences(self.root)
         if not names:
-            raise DataError(f"{root} holds no sequences", hint=f"expected {LAYOUT}")
+            raise DataError(f"{root} contains no sequences", hint=f"expected {LAYOUT}")
         self._sequences = self.open_videos({n: n for n in names}, split, self._open_sequence)
         self.has_masks = any(self._truths(s) for s in self._sequences)
         only_markers = [s for s in self._sequences if s.markers and not self._truths(s)]
@@ -121,7 +121,7 @@ class CTCDataset(StackSource):
                 self._dropped.orphans.append(path)
             elif match[2] == "RES" and not self.has_masks:
                 message = (
-                    "tracker results are no ground truth; to use them as masks, rename the "
+                    "tracker results are not ground truth; to use them as masks, rename the "
                     f"folder to {match[1]}_GT{os.sep}TRA, its files to man_track000.tif and "
                     "man_track.txt, and set dataset.ctc_truth=track"
                 )
@@ -135,7 +135,7 @@ class CTCDataset(StackSource):
         folder = self.root / name
         files = sort_files(list_folder(folder, TIFF_ENDINGS).files, folder)
         if not files:
-            raise DataError(f"{folder} holds no TIFF frames", hint=f"expected {LAYOUT}")
+            raise DataError(f"{folder} contains no TIFF frames", hint=f"expected {LAYOUT}")
         paths = [folder / file for file in files]
         frames = TiffSequence(paths, self._options)
         numbers = {_number(path): t for t, path in enumerate(paths)}
@@ -317,7 +317,7 @@ def _open_labels(
     """Open the label images of a sequence; None if there are none.
 
     Args:
-        folder: directory of the images.
+        folder: folder of the images.
         frames: index of each frame by its number.
         size: rows and columns of the frames.
     """

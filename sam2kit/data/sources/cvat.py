@@ -86,7 +86,7 @@ class CVATDataset(ShapeDataset):
         annotation_file: XML file, list of files, or pattern. None (default): those in ``root``.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
         keyframes_only: if False, interpolated shapes are used as ground truth.
-        strict: True raises an error for shapes and frames that cannot be used.
+        strict: raise an error for shapes and frames that cannot be used.
 
     Raises:
         DataError: no XML file, an invalid one, no frames, or no usable shape.
@@ -128,7 +128,7 @@ def find_xml(root: Path) -> list[Path]:
             files += [root / folder / name for name in list_folder(root / folder, (".xml",)).files]
     if not files:
         raise DataError(
-            f"{root} and its folders hold no XML files",
+            f"{root} and its folders contain no XML files",
             hint="export the task as 'CVAT for video 1.1' and unpack the file",
         )
     return files
@@ -224,7 +224,7 @@ class _Task:
                         f"{self.file}: its tasks {owner[path]!r} and {video.name!r} both have the "
                         f"frame {path}",
                         hint="CVAT writes the frames of all tasks of a subset to one folder; put "
-                        f"those of each task into a folder of its own, such as images/{video.name}",
+                        f"those of each task into a separate folder, such as images/{video.name}",
                     )
 
     def _from_tracks(self, part: _Part) -> list[AnnotatedVideo]:
@@ -249,7 +249,7 @@ class _Task:
                 t = frame if position is None else position.get(frame, -1)
                 if not 0 <= t < count:
                     error = DataError(
-                        f"{where}: there are {count} frames, and none has this number",
+                        f"{where}: none of the {count} frames has this number",
                         hint="use the frames of this task",
                     )
                     self.problems.reject("shapes on missing frames", error, where)

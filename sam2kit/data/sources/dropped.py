@@ -43,24 +43,24 @@ HEAD_BYTES = 1 << 16  # read from a file to recognise it
 MAX_HEADS = 64  # files to recognise
 MAX_FOLDERS = 256  # folders to list in which nothing is read
 MAX_READ_FOLDERS = 1 << 10  # folders to list in all; there may be one per video
-MAX_DEPTH = 2  # levels to list below a directory in which something is read
+MAX_DEPTH = 2  # levels to list below a folder in which something is read
 
 
 @dataclass
 class DroppedFiles:
-    """Collect unread files and directories by kind.
+    """Collect unread files and folders by kind.
 
     Attributes:
         root: the data set.
         labels: files of labels that belong to no video.
         mask_videos: videos of masks beside the videos.
         coded_labels: files with masks in a form that is not read, such as DICOM-SEG.
-        jpeg_masks: JPEG files in directories of masks.
+        jpeg_masks: JPEG files in folders of masks.
         other_masks: further kinds of masks beside the frames.
-        orphans: directories of masks without frames.
-        subfolders: directories with pictures in directories of frames.
-        loose_frames: frames beside directories of videos.
-        unclear_orders: directories of frames whose order depends on how names are read.
+        orphans: folders of masks without frames.
+        subfolders: folders with images in folders of frames.
+        loose_frames: frames beside folders of videos.
+        unclear_orders: folders of frames whose order depends on how names are read.
         others: names of other files.
         remarks: further remarks.
         is_listed: whether an annotation file lists the files to read.
@@ -83,11 +83,11 @@ class DroppedFiles:
     has_masks: bool = True
 
     def add(self, folder: Path, names: Sequence[str]) -> None:
-        """Add names in a directory that are neither frames nor masks."""
+        """Add names in a folder that are neither frames nor masks."""
         self.others += [folder / name for name in names]
 
     def add_data(self, folder: Path, names: Sequence[str]) -> None:
-        """Add those names in a directory that may be data: archives, videos and pictures."""
+        """Add those names in a folder that may be data: archives, videos and images."""
         self.add(folder, [name for name in names if _may_be_data(name)])
 
     def add_numbering(self, first: int | None, *folders: Path) -> None:
@@ -108,15 +108,15 @@ class DroppedFiles:
     ) -> None:
         """Add the files in the data set that may be data and that a source does not read.
 
-        The directories from the data set down to the files that are read are listed (the first
-        thousand of them), and up to two levels of the other directories in them.
+        The folders from the data set down to the files that are read are listed (the first
+        thousand of them), and up to two levels of the other folders in them.
 
         Args:
             read: the files that the source reads.
             has_masks: whether it has found masks. If not, files of other programs are added.
-            listed: whether an annotation file lists the files to read. Other pictures and videos
+            listed: whether an annotation file lists the files to read. Other images and videos
                 are then a note: the annotation file may leave them out on purpose.
-            skip: returns whether to skip a directory of this name. None (default): skip
+            skip: returns whether to skip a folder of this name. None (default): skip
                 none.
         """
         if not self.root.is_dir():
@@ -135,7 +135,7 @@ class DroppedFiles:
             else:
                 self.others.append(path)
         if unlisted:
-            text = f"{_not_read(unlisted, 'picture{} or video{}')}: no annotation file lists them"
+            text = f"{_not_read(unlisted, 'image{} or video{}')}: no annotation file lists them"
             self.note(min(unlisted), text)
 
     def add_masks_beside(self) -> None:
@@ -232,25 +232,25 @@ class DroppedFiles:
         )
         yield (
             self.subfolders,
-            "folder{} of pictures in a folder of frames",
-            "make each a video of its own, or delete what is not needed",
+            "folder{} of images in a folder of frames",
+            "make each a separate video, or delete what is not needed",
         )
         yield (
             self.loose_frames,
-            "picture{} beside the folders of videos",
-            "move what is needed into a folder of its own",
+            "image{} beside the folders of videos",
+            "move what is needed into a separate folder",
         )
         yield (
             [p for p in self._ending(FRAME_ENDINGS) if p.suffix.lower() not in STACK_ENDINGS],
-            "picture{} beside the data",
+            "image{} beside the data",
             "move what is needed to another folder, and read it with dataset.type=video",
         )
         yield (
             self._ending(STACK_ENDINGS),
-            "stack{} or volume{} of another kind",
+            "stack{} or volume{} of a different kind",
             "move to another folder, or convert to the kind of the others",
         )
-        yield self._ending(OTHER_PICTURES), "picture{} of another format", "convert to PNG"
+        yield self._ending(OTHER_PICTURES), "image{} of a different format", "convert to PNG"
         yield (
             self._ending(VIDEO_ENDINGS),
             "video file{} beside other data",
@@ -320,7 +320,7 @@ def _unread_files(
         folder, name = os.path.split(path)
         names.setdefault(folder, set()).add(name)
     start = os.path.abspath(root)
-    inside: dict[str, set[str]] = {start: set()}  # what is read, by directory
+    inside: dict[str, set[str]] = {start: set()}  # what is read, by folder
     for folder, files in names.items():
         folder = os.path.abspath(folder)
         inside.setdefault(folder, set()).update(files)

@@ -96,7 +96,7 @@ def group_to_videos(paths: Sequence[str], root: Path) -> dict[str, list[int]]:
         raise DataError(
             f"{root}: {count} files are frame {number} of video {video!r}; folders and file names "
             "define the videos",
-            hint="remove augmented copies, or put each video into a folder of its own",
+            hint="remove augmented copies, or put each video into a separate folder",
         )
     videos: defaultdict[str, list[int]] = defaultdict(list)
     for n, frame in enumerate(frames):

@@ -37,7 +37,7 @@ def find_label_video(kind: str, root: Path) -> Path | None:
 
     Args:
         kind: ``tiff``, ``ctc``, ``nifti`` or ``files``; other types are not checked.
-        root: a directory. Video files are checked only in a directory.
+        root: a folder. Video files are checked only in a folder.
 
     Raises:
         DataError: as the source of this type, for files that cannot be assigned to videos.

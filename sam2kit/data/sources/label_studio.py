@@ -75,7 +75,7 @@ class LabelStudioDataset(ShapeDataset):
         annotation_file: JSON file, list of files, or pattern. None (default): those in ``root``.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
         keyframes_only: if False, interpolated boxes are used as ground truth.
-        strict: True raises an error for regions and tasks that cannot be used.
+        strict: raise an error for regions and tasks that cannot be used.
 
     Raises:
         DataError: no JSON file, an invalid one, or no usable region.
@@ -142,7 +142,7 @@ def _json_files(root: Path, annotation_file: str | Path | None) -> list[Path]:
     files = [root / name for name in sorted(list_folder(root, (".json",)).files)]
     if not files:
         raise DataError(
-            f"{root} holds no JSON file", hint="export the project as JSON, into this folder"
+            f"{root} contains no JSON file", hint="export the project as JSON, into this folder"
         )
     return files
 
@@ -226,7 +226,7 @@ def _further_annotations(further: dict[str, int]) -> Remark | None:
         IGNORED,
         where,
         f"{plural(sum(further.values()), 'further annotation')} of {plural(len(further), 'task')} "
-        "not used, because the task has several; the one marked as ground truth is used, "
+        "not used: if a task has several, the one marked as ground truth is used, "
         f"else the first. First such task: {where}. Star the right one in Label Studio and "
         "export again",
     )
@@ -275,7 +275,7 @@ def _video(
             error = DataError(
                 f"{region_where} is of type {region.get('type')!r}", hint="draw boxes"
             )
-            problems.reject("regions that are no masks", error, region_where)
+            problems.reject("regions that are not masks", error, region_where)
             continue
         label, object_id = _label(region["value"]), str(region["id"])
         boxes = _boxes(region["value"]["sequence"], count)
@@ -413,7 +413,7 @@ def _region_shape(region: dict[str, Any], where: str, problems: Problems) -> Sha
             _turned(corners, (x / 100, y / 100), rotation, region), *about, relative=True
         )
     error = DataError(f"{where} is of type {region.get('type')!r}, not a mask", hint="use a brush")
-    problems.reject("regions that are no masks", error, where)
+    problems.reject("regions that are not masks", error, where)
     return None
 
 
@@ -429,7 +429,7 @@ def decode_brush(data: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size: rows and columns. There are four values per pixel; the last one is the mask.
 
     Raises:
-        ValueError: the stream ends early, or has another number of values.
+        ValueError: the stream ends early, or has a different number of values.
     """
     bits = "".join(map("{:08b}".format, data.tolist()))
     position = 0

@@ -38,7 +38,7 @@ class LabelMeDataset(ShapeDataset):
     """Read folders of frames with a LabelMe JSON file beside each annotated one.
 
     Each folder with JSON files is one video, of all image files in it: ``ROOT/VIDEO/00000.jpg`` and
-    ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a folder of their own
+    ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a separate folder
     (``imagePath`` is ``../frames/00000.jpg``) are used too. A JSON file belongs to the image that
     ``imagePath`` names, else to the image of its own name.
 
@@ -54,7 +54,7 @@ class LabelMeDataset(ShapeDataset):
     Args:
         root: the folder.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
-        strict: True raises an error for shapes and files that cannot be used.
+        strict: raise an error for shapes and files that cannot be used.
 
     Raises:
         DataError: no JSON files of LabelMe, or no usable shape.
@@ -73,7 +73,7 @@ class LabelMeDataset(ShapeDataset):
             videos += _read_folder(folder, problems)
         if not videos:
             raise DataError(
-                f"{root} holds no JSON files of LabelMe",
+                f"{root} contains no JSON files of LabelMe",
                 hint="expected FRAME.json beside FRAME.jpg, in the folder or in one per video",
             )
         super().__init__(root, videos, problems, split, identity)

@@ -1,4 +1,4 @@
-"""List and sort the files of directories, and read split files."""
+"""List and sort the files of folders, and read split files."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ STACK_ENDINGS = (
     *(".mgz", ".czi", ".nd2", ".lif", ".lsm", ".stk", ".oib", ".oif", ".h5", ".hdf5", ".ims"),
 )
 # Folders that file servers, archivers and desktops leave behind, in lower case. They may contain
-# pictures, such as thumbnails.
+# images, such as thumbnails.
 SYSTEM_FOLDERS = (
     *("@eadir", "@recycle", "@tmp", "#recycle", "__macosx", "lost+found", "$recycle.bin"),
     "system volume information",
 )
-# Pictures that no source reads.
+# Images that no source reads.
 OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".exr", ".svg")
 
 _MINUS = ("-", "\u2212")  # a hyphen, and the minus sign of typography
@@ -62,11 +62,11 @@ _CHANNEL = re.compile(r"(?<![a-z])(?:c|ch|channel|w|z|slice)[_=-]?\d{1,4}(?!\d)"
 
 
 class Listing(NamedTuple):
-    """The names in one directory.
+    """The names in one folder.
 
     Attributes:
         files: files with one of the requested extensions.
-        folders: subdirectories.
+        folders: subfolders.
         others: everything else, including hidden files.
     """
 
@@ -76,17 +76,17 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
-    """List a directory in one pass, without opening a file.
+    """List a folder in one pass, without opening a file.
 
     Extensions are compared without regard to case, and links are followed. Names that begin with a
     dot (``.DS_Store``, ``._00000.jpg``) are always listed in ``others``.
 
     Args:
-        folder: the directory.
+        folder: the folder.
         endings: extensions of ``files``, in lower case and with their dot.
 
     Raises:
-        DataError: the directory cannot be listed, or a link with one of the extensions is broken.
+        DataError: the folder cannot be listed, or a link with one of the extensions is broken.
     """
     listing = Listing([], [], [])
     try:
@@ -107,7 +107,7 @@ def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
                     listing.others.append(entry.name)
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be listed: {error}", hint="give a readable directory"
+            f"{folder} cannot be listed: {error}", hint="give a readable folder"
         ) from error
     return listing
 
@@ -121,7 +121,7 @@ def _require_utf8(entry: os.DirEntry[str]) -> None:
     if not entry.name.isascii() and any("\ud800" <= c <= "\udfff" for c in entry.name):
         shown = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
         raise DataError(
-            f"{os.path.dirname(entry.path)} holds a name that is not UTF-8: {shown}",
+            f"{os.path.dirname(entry.path)} contains a name that is not UTF-8: {shown}",
             hint="rename it, for example with: convmv -f latin1 -t utf8 -r --notest FOLDER",
         )
 
@@ -144,7 +144,7 @@ def find_entry(folder: Path, name: str) -> Path:
 
 
 def log_ignored(root: str | Path, names: list[str]) -> None:
-    """Log the number of ignored files and directories, if there are any, in one line."""
+    """Log the number of ignored files and folders, if there are any, in one line."""
     if names:
         logger.info(
             "{}: ignored {} files or folders that are not part of the data set, such as {}",
@@ -174,7 +174,7 @@ def frame_numbers(stems: Sequence[str]) -> list[Decimal] | None:
     decimal point unless two names would have the same number, as ``1.1`` and ``1.10``.
 
     Returns:
-        The numbers; None if the names have another form, or whole numbers without a sign.
+        The numbers; None if the names have a different form, or whole numbers without a sign.
     """
     matches = [_NUMBERED.fullmatch(name) for name in stems]
     if len({m and (m["prefix"], m["suffix"]) for m in matches}) != 1 or not matches[0]:
@@ -241,8 +241,8 @@ def sort_files(files: list[str], folder: str | Path) -> list[str]:
     """Sort file names by their stems, with numbers compared by value.
 
     Args:
-        files: names of files in one directory.
-        folder: the directory, for the error message.
+        files: names of files in one folder.
+        folder: the folder, for the error message.
 
     Raises:
         DataError: two files differ only in their extension.
@@ -268,7 +268,7 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
 
     Args:
         split: a text file, or its name under ``root/ImageSets`` without ``.txt``.
-        root: the directory of the data set.
+        root: the folder of the data set.
         videos: the names of the existing videos.
 
     Raises:

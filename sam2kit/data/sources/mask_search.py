@@ -17,7 +17,7 @@ from sam2kit.data.sources.listing import (
 )
 from sam2kit.utils.errors import DataError
 
-# Names of directories, in lower case and without anything but letters and digits.
+# Names of folders, in lower case and without anything but letters and digits.
 _MASK_FOLDERS = frozenset(
     "annotation annotations mask masks label labels gt gts groundtruth groundtruths seg segs "
     "segmentation segmentations segmentationobject segmentationmask segmentationmasks maskimages "
@@ -61,7 +61,7 @@ _MASK_NAME = re.compile(r"[._-](\w*mask|seg|gt|label|annot|instance|ground|color
 
 
 def is_mask_folder(name: str) -> bool:
-    """Return whether a directory of this name holds masks: ``ground-truth``, ``labelsTr``."""
+    """Return whether a folder with this name contains masks: ``ground-truth``, ``labelsTr``."""
     plain = _plain(name)
     return plain in _MASK_FOLDERS or re.sub("^cp|t[rs]$", "", plain) in _MASK_FOLDERS
 
@@ -97,12 +97,12 @@ def image_keys(name: str, modalities: bool = False) -> list[str]:
 
 
 def is_frame_folder(name: str) -> bool:
-    """Return whether a directory of this name holds frames, such as ``imgs``."""
+    """Return whether a folder with this name contains frames, such as ``imgs``."""
     return _plain(name) in _FRAME_FOLDERS
 
 
 def is_video_name(name: str) -> bool:
-    """Return whether a directory of frames is named like a video, not like single images."""
+    """Return whether a folder of frames is named like a video, not like single images."""
     return _plain(name).startswith("frame")
 
 
@@ -111,7 +111,7 @@ def _plain(name: str) -> str:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Return whether a directory or one of its first subdirectories holds picture files."""
+    """Return whether a folder or one of its first subfolders contains image files."""
     listing = list_folder(folder, FRAME_ENDINGS)
     if listing.files:
         return True
@@ -123,11 +123,11 @@ def holds_pictures(folder: Path) -> bool:
 
 
 def find_mask_folder(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the subdirectory that holds masks as pictures, None if there is none.
+    """Return the subfolder that contains masks as images, None if there is none.
 
     Args:
-        root: the directory.
-        names: its subdirectories.
+        root: the folder.
+        names: its subfolders.
 
     Raises:
         DataError: there are several.
@@ -147,13 +147,13 @@ def find_mask_folder(root: Path, names: Iterable[str]) -> Path | None:
 
 
 def find_frame_folder(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the only subdirectory with a name for frames that contains pictures, or None."""
+    """Return the only subfolder with a name for frames that contains images, or None."""
     folders = [n for n in names if is_frame_folder(n) and holds_pictures(root / n)]
     return root / folders[0] if len(folders) == 1 else None
 
 
 class BesideFrames(NamedTuple):
-    """Divide the pictures of one directory into frames and the masks beside them.
+    """Divide the images of one folder into frames and the masks beside them.
 
     Attributes:
         frames: names of the frames.
@@ -192,10 +192,10 @@ def split_masks(files: Sequence[str]) -> BesideFrames:
 
 
 def sibling_masks(videos: Collection[str]) -> dict[str, str]:
-    """Find directories of masks beside the directories of their videos: ``a_masks`` beside ``a``.
+    """Find folders of masks beside the folders of their videos: ``a_masks`` beside ``a``.
 
     Returns:
-        The directories of masks by directory of frames.
+        The folders of masks by folder of frames.
     """
     names = {name.lower(): name for name in videos}
     siblings: dict[str, str] = {}

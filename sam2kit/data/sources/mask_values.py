@@ -353,7 +353,7 @@ def values_in(pixels: np.ndarray) -> list[int]:
 
 
 def looks_like_mask(path: Path) -> bool:
-    """Return whether a picture looks like a mask: few grey or palette values, 0 among them.
+    """Return whether an image looks like a mask: few grey or palette values, 0 among them.
 
     JPEG files and unreadable files are not examined.
     """

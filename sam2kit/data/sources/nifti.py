@@ -43,19 +43,19 @@ class NiftiDataset(VolumeSource):
 
     Raises:
         DataError: no volumes, or no readable one; with ``strict`` also a damaged file, a volume
-            with time, or labels of another shape or orientation.
+            with time, or labels of a different shape or orientation.
     """
 
     def find(self, masks: Path | None) -> dict[str, VolumeFiles]:
         files = find_volumes(self.root, NIFTI_ENDINGS, masks)
         if not files:
-            raise DataError(f"{self.root} holds no NIfTI volumes", hint=f"expected {LAYOUTS}")
+            raise DataError(f"{self.root} contains no NIfTI volumes", hint=f"expected {LAYOUTS}")
         channels = [path for entry in files.values() for path in entry.channels]
         if channels:
             self._dropped.note(
                 channels[0],
                 f"{plural(len(channels), 'volume')} with further channels are not read, "
-                "only the first of each case; to read another one, move it to a folder of its own",
+                "only the first of each case; to read another one, move it to a separate folder",
             )
         return files
 
@@ -93,7 +93,7 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
         The image of nibabel, and the three lengths of its array.
 
     Raises:
-        DataError: the file is damaged or too large, or holds no volume.
+        DataError: the file is damaged or too large, or contains no volume.
     """
     import nibabel  # imported here: most data sets have no volume
 

@@ -132,7 +132,7 @@ class Patch(Shape):
 
 
 def check_frame_size(stored: tuple[int, int] | None, size: tuple[int, int], where: str) -> None:
-    """Raise a DataError if the tool drew on a frame of another size."""
+    """Raise a DataError if the tool drew on a frame of a different size."""
     if stored is not None and all(stored) and stored != size:
         raise DataError(
             f"{where}: it was drawn on a frame of {stored[0]} rows and {stored[1]} columns, but "
@@ -447,7 +447,7 @@ def identify(videos: Sequence[AnnotatedVideo], identity: str, root: Path) -> Non
         rules.append(f"one object per label ({_names(single)})")
     if repeated:
         rules.append(
-            f"matched from frame to frame by overlap, because frames have several per label "
+            f"matched from frame to frame by overlap, because labels repeat within a frame "
             f"({_names(repeated)})"
         )
     logger.info(

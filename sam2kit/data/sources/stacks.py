@@ -37,7 +37,7 @@ class StackSource(VideoSource):
     Args:
         root: the data set.
         rule: how frames are scaled to 8 bits.
-        strict: True raises an error for a video that cannot be read. False: it is left out.
+        strict: raise an error for a video that cannot be read. If False, it is left out.
     """
 
     def __init__(self, root: str | Path, rule: IntensityRule, strict: bool) -> None:
@@ -241,7 +241,7 @@ def check_size(path: str | Path, shape: Sequence[int], itemsize: int, limit: int
     size = math.prod(shape) * itemsize  # Python integers: a forged shape must not overflow
     if size > limit:
         raise DataError(
-            f"{path} holds an array of shape {tuple(shape)}, which needs {size / 2**30:.1f} GiB of "
+            f"{path} has an array of shape {tuple(shape)}, which needs {size / 2**30:.1f} GiB of "
             f"memory, more than the limit of {limit / 2**30:g} GiB",
             hint="crop or split it, or save fewer bits per value",
         )

@@ -37,7 +37,7 @@ class StoredVideo(msgspec.Struct, omit_defaults=True):
     """A video of a training set.
 
     Attributes:
-        folder: name of its directory of masks.
+        folder: name of its folder of masks.
         frames: number of frames.
         size: rows and columns of the first frame.
         path: the video file or frame folder, relative to the training set, with ``/``.

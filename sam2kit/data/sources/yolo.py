@@ -57,7 +57,7 @@ class YOLODataset(ShapeDataset):
     Args:
         root: the folder.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
-        strict: True raises an error for rows that cannot be used.
+        strict: raise an error for rows that cannot be used.
         columns: what follows the corners: ``none``, ``confidence``, ``track``,
             ``confidence_track``, or ``auto`` (default), which decides from the rows.
 
@@ -78,7 +78,7 @@ class YOLODataset(ShapeDataset):
         images = find_pairs(root)
         if not any(label for _, label in images):
             raise DataError(
-                f"{root} holds no images with text files",
+                f"{root} contains no images with text files",
                 hint="expected ROOT/images/a.jpg with ROOT/labels/a.txt, or both in one folder",
             )
         problems.read.update(label for _, label in images if label)

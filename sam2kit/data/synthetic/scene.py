@@ -257,7 +257,7 @@ class Scene:
         return slice(y0, y1), slice(x0, x1), alpha
 
     def _cast_shadow(self, picture: np.ndarray, shape: Shape, t: int) -> None:
-        """Darken the picture where the shape, which is composited next, casts its shadow."""
+        """Darken the image where the shape, which is composited next, casts its shadow."""
         if self.shadow is None:
             return
         size = shape.radius * shape.scales[t]
@@ -270,7 +270,7 @@ class Scene:
             picture[rows, columns] = np.round(picture[rows, columns] * dark)
 
     def _composite(self, picture: np.ndarray, shape: Shape, t: int) -> None:
-        """Blend a shape, its motion blur and its shadow into the picture, in place."""
+        """Blend a shape, its motion blur and its shadow into the image, in place."""
         self._cast_shadow(picture, shape, t)
         kernel = self._blur_kernel(lambda n: self._to_pixels(shape, n)[:, 2], t)
         margin = 0 if kernel is None else len(kernel) // 2
