@@ -328,7 +328,10 @@ def test_training_notebook_started_in_its_directory(tmp_path):
     run_dir = tmp_path / "run"
     before = (run_dir / "best.ckpt").read_bytes()
     parameters = {"run_dir": str(run_dir), "overrides": changes}
-    with (tmp_path / "lock").open("w") as lock, pytest.raises(PipelineError, match="holds a run"):
+    with (
+        (tmp_path / "lock").open("w") as lock,
+        pytest.raises(PipelineError, match="a run"),
+    ):
         execute(NOTEBOOKS[3], tmp_path / "again.ipynb", parameters, lock.fileno())
     assert (run_dir / "best.ckpt").read_bytes() == before
 

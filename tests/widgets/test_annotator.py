@@ -617,7 +617,7 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
     widget.accept([1])
     save_frame(tmp_path / "videos" / "clip" / "0.png", 90)
     other = Annotator(tmp_path / "videos", widget.model, run_dir=tmp_path)
-    with pytest.raises(DataError, match="folder is unknown.*train_000"):
+    with pytest.raises(DataError, match="directory is unknown.*train_000"):
         other.make_training_set()
     widget.make_training_set()
     assert "1 frame added, 0 replaced, 2 unchanged" in str(widget.report)
@@ -804,7 +804,7 @@ def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
     assert view.cells() == 1
     view.page.keyboard.press("?")
     assert view.root.locator(".help").is_visible()
-    assert "next frame worth checking" in view.root.locator(".help").inner_text()
+    assert "next frame to check" in view.root.locator(".help").inner_text()
     view.page.keyboard.press("Escape")
     assert view.root.locator(".help").is_hidden()
 
