@@ -523,7 +523,7 @@ def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeyp
     message(widget, "propagate")
     widget.wait()
     assert not widget.state["running"] and 0 < widget.state["done"] < 4
-    assert "stopped after" in widget.state["message"] and widget.session.tracked
+    assert "Stopped after" in widget.state["message"] and widget.session.tracked
     monkeypatch.setattr(FirstFrames, "read_frame", read_frame)
     message(widget, "propagate")
     message(widget, "click", x=5, y=5, positive=False)
@@ -842,7 +842,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.root.press("t")
     view.counts("tracked", 8)
     view.until("e => e.dataset.running === 'false'")
-    view.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'")
+    view.until("e => e.querySelector('.status').textContent === 'Tracked 8 frames'")
 
     # Click on the time line to jump; correct the mask there.
     box = view.root.locator(".timeline").bounding_box()
