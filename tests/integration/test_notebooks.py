@@ -65,7 +65,7 @@ class TestRules:
     def test_first_cell_lists_inputs_outputs_and_duration(self, path):
         first = read(path).cells[0]
         assert first.cell_type == "markdown"
-        for word in ("Needs", "Leaves in `run_dir`", "Takes"):
+        for word in ("Needs", "Writes to `run_dir`", "Takes"):
             assert f"| {word} |" in first.source
 
     def test_first_code_cell_assigns_parameters_from_literals(self, path):
