@@ -264,7 +264,7 @@ def test_a_checkpoint_without_its_run_requires_a_data_path(hostile, tmp_path, da
     before = files_below(tmp_path)
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
     output = capsys.readouterr().err
-    for word in (str(hostile), "data_path: not set", "stored in a checkpoint are not used"):
+    for word in (str(hostile), "data_path: not set", "stored in a checkpoint are ignored"):
         assert word in output
     assert "--data-path DIR" in output and "--config FILE" in output and "victim" not in output
     assert files_below(tmp_path) == before
@@ -278,7 +278,7 @@ def test_a_checkpoint_without_its_run_requires_the_paths_of_its_data_type(hostil
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
     output = capsys.readouterr().err
     assert ("annotation_file=None" if kind == "coco" else "mixture=[]") in output
-    assert "stored in a checkpoint are not used" in output and "--config FILE" in output
+    assert "stored in a checkpoint are ignored" in output and "--config FILE" in output
 
 
 def test_config_yaml_beside_a_checkpoint_supplies_its_paths(

@@ -65,7 +65,7 @@ class TestRules:
     def test_first_cell_lists_inputs_outputs_and_duration(self, path):
         first = read(path).cells[0]
         assert first.cell_type == "markdown"
-        for word in ("Needs", "Leaves in `run_dir`", "Takes"):
+        for word in ("Needs", "Writes to `run_dir`", "Takes"):
             assert f"| {word} |" in first.source
 
     def test_first_code_cell_assigns_parameters_from_literals(self, path):
@@ -328,7 +328,10 @@ def test_training_notebook_started_in_its_directory(tmp_path):
     run_dir = tmp_path / "run"
     before = (run_dir / "best.ckpt").read_bytes()
     parameters = {"run_dir": str(run_dir), "overrides": changes}
-    with (tmp_path / "lock").open("w") as lock, pytest.raises(PipelineError, match="holds a run"):
+    with (
+        (tmp_path / "lock").open("w") as lock,
+        pytest.raises(PipelineError, match="a run"),
+    ):
         execute(NOTEBOOKS[3], tmp_path / "again.ipynb", parameters, lock.fileno())
     assert (run_dir / "best.ckpt").read_bytes() == before
 
