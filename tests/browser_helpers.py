@@ -1,6 +1,6 @@
 """JupyterLab in Chromium, for the widget tests.
 
-Both are started once per test process, for the first test that uses the fixture ``lab``. Without
+Both are started for the first test that uses the fixture ``lab``, and end after the last. Without
 Chromium or the Python package playwright these tests are skipped.
 """
 
@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,14 +282,12 @@ def _address(server: subprocess.Popen, folder: Path, runtime: Path, token: str) 
     raise AssertionError(f"JupyterLab did not start:\n{(folder / 'lab.log').read_text()[-3000:]}")
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Start JupyterLab and Chromium for all browser tests of a process."""
+@contextmanager
+def _running_lab(folder: Path) -> Iterator[Lab]:
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
         pytest.skip(f"no Chromium on this machine ({', '.join(CHROMIUM)})")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    folder = tmp_path_factory.mktemp("lab")
     server, directories, token = _start_lab(folder)
     try:
         runtime = Path(directories["JUPYTER_RUNTIME_DIR"])
@@ -309,3 +308,23 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             server.wait(30)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+# The running JupyterLab, if any; the exit stack ends it.
+_running: list[tuple[Lab, ExitStack]] = []
+
+
+@pytest.fixture
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """JupyterLab and Chromium, which consecutive tests share."""
+    if not _running:
+        stack = ExitStack()
+        running = stack.enter_context(_running_lab(tmp_path_factory.mktemp("lab")))
+        _running.append((running, stack))
+    return _running[0][0]
+
+
+def stop_lab() -> None:
+    """End JupyterLab, its kernels and Chromium, if they are running."""
+    while _running:
+        _running.pop()[1].close()

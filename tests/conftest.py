@@ -7,13 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser_helpers import lab  # noqa: F401
+from browser_helpers import lab, stop_lab  # noqa: F401
 from old_run_helpers import old_evaluation, old_run, same_arithmetic  # noqa: F401
 
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch, VideoClip, collate
 
 LONG_TESTS = Path(__file__).parent / "long_tests.txt"
+# Files with tests of more than ten seconds.
+LONGEST = (
+    "device/test_device_contract.py",
+    "integration/test_docs.py",
+    "integration/test_killed_commands.py",
+    "integration/test_killed_runs.py",
+    "integration/test_notebooks.py",
+    "integration/test_packaging.py",
+    "integration/test_signals.py",
+    "integration/test_whole_path.py",
+    "training/test_launch.py",
+    "training/test_planner.py",
+    "training/test_slurm.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,8 +38,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def longest_first(item: pytest.Item) -> int:
+    """Sort tests so that the longest start first, and no worker waits for another at the end."""
+    # All browser tests are together, so that one worker starts one JupyterLab for them.
+    if item.get_closest_marker("browser") is not None:
+        return 0
+    file = item.nodeid.partition("::")[0].removeprefix("tests/")
+    return 1 if file in LONGEST else 2
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("quick"):
+        items.sort(key=longest_first)
         return
     long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
     quick: list[pytest.Item] = []
@@ -36,6 +60,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (skipped if is_long else quick).append(item)
     config.hook.pytest_deselected(items=skipped)
     items[:] = quick
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the test
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Stop JupyterLab after the last browser test: its kernels hold gigabytes."""
+    if nextitem is None or nextitem.get_closest_marker("browser") is None:
+        stop_lab()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ every moment between two steps of writing. A time in seconds reaches the moments
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -18,6 +19,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# What the commands import; a child would need seconds for it.
+IMPORTED = (
+    "sam2kit.cli.main",
+    "sam2kit.data.conversion",
+    "sam2kit.data.doctor.report",
+    "sam2kit.evaluation.evaluate",
+    "sam2kit.models.exporter",
+    "sam2kit.models.feature_precompute",
+    "sam2kit.tracking.tracking_job",
+    "sam2kit.tracking.training_set_job",
+    "sam2kit.training.trainer",
+    "sam2kit.widgets.prompt_session",
+    "torch.utils.tensorboard",
+)
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")
 MARKER = "SAM2KIT_KILL_TEST"  # environment variable by which remaining processes are found
 
@@ -143,10 +158,8 @@ def count_changes(out: str, kill_at: int) -> Callable[[], int]:
 
 def serve() -> None:
     """Fork a child for each line of standard input, and print its pid and its exit code."""
-    # What the commands import.
-
-    import torch.utils.tensorboard  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         read, write = os.pipe()

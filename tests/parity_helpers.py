@@ -96,7 +96,7 @@ def no_dropout(model: torch.nn.Module) -> None:
 def parity_config(size: str) -> Config:
     config = Config()
     config.model.size = size
-    config.dataset.image_size = 256 if size == "t" else 128
+    config.dataset.image_size = 128
     return config
 
 

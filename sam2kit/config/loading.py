@@ -196,9 +196,11 @@ def to_yaml(config: Config, comments: bool = True) -> str:
     from omegaconf import OmegaConf
 
     def entry(name: str, value: Any, help: str) -> str:
-        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
         text = OmegaConf.to_yaml({name: value})
-        return f"{comment}\n{text}" if comments else text
+        if not comments:
+            return text
+        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
+        return f"{comment}\n{text}"
 
     parts = []
     for f in fields(config):

@@ -30,7 +30,7 @@ from sam2kit.data.problems import (
 )
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.synthetic.dataset import SyntheticDataset
-from sam2kit.data.transforms import augment, resize_frames, resize_masks
+from sam2kit.data.transforms import augment, resize_frames, resize_mask
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import plural
 
@@ -495,8 +495,7 @@ class ResizedMasks:
 
     def __getitem__(self, object_id: ObjectId) -> np.ndarray:
         if object_id not in self._resized:
-            mask = torch.from_numpy(self._stored[object_id])
-            self._resized[object_id] = resize_masks(mask, (self._side, self._side)).numpy()
+            self._resized[object_id] = resize_mask(self._stored[object_id], self._side)
         return self._resized[object_id]
 
     @cached_property

@@ -5,8 +5,10 @@ Random values come from the generator that is passed in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -76,6 +78,59 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
     resized = F.resize(flat, list(size), InterpolationMode.BILINEAR, antialias=True) >= 0.5
     return resized.reshape(*masks.shape[:-2], *size)
+
+
+def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """Resize ``[H,W]`` bool to a square as :func:`resize_masks` does, but only around the object.
+
+    Resizing takes as long as decoding. Most of a mask is background, which stays background.
+
+    Returns:
+        ``[side,side]`` bool, the same pixels as those of :func:`resize_masks`.
+    """
+    if mask.shape == (side, side):
+        return mask
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    resized = np.zeros((side, side), bool)
+    if not width:
+        return resized
+    rows = _resized_part(mask.shape[0], side, top, top + height)
+    columns = _resized_part(mask.shape[1], side, left, left + width)
+    part = torch.from_numpy(mask[rows.stored, columns.stored]).float()[None, None]
+    values = torch.ops.aten._upsample_bilinear2d_aa(
+        part, [rows.size, columns.size], False, side / mask.shape[0], side / mask.shape[1]
+    )
+    resized[rows.resized, columns.resized] = (values[0, 0] >= 0.5).numpy()
+    return resized
+
+
+class _Part(NamedTuple):
+    """A range of rows or columns of a mask, and of the resized mask."""
+
+    stored: slice
+    resized: slice
+
+    @property
+    def size(self) -> int:
+        return self.resized.stop - self.resized.start
+
+
+def _resized_part(count: int, side: int, begin: int, end: int) -> _Part:
+    """Choose the part of ``count`` rows that contains ``begin`` to ``end``, for exact resizing.
+
+    Rows near an end of the part are interpolated with other weights than in the whole mask, so they
+    must be empty, unless the mask ends there too.
+    """
+    scale = count / side
+    margin = math.ceil(2 * max(scale, 1) + scale) + 1
+    stop = min(count, end + margin)
+    resized_stop = side if stop == count else min(side, int(stop / scale))
+    # The first row of the part must be at the same distance from its new rows as in the whole mask,
+    # in floating-point numbers too. It is at multiples of a period of a power of two.
+    common = math.gcd(count, side)
+    period = side // common
+    periods = max(begin - margin, 0) // (count // common) if period & (period - 1) == 0 else 0
+    return _Part(slice(periods * (count // common), stop), slice(periods * period, resized_stop))
 
 
 def augment(

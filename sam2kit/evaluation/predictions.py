@@ -11,7 +11,7 @@ from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.listing import find_entry, list_folder
 from sam2kit.data.sources.mask_files import object_names
-from sam2kit.data.sources.mask_values import MaskDecision, values_in
+from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
     CONVENTIONS,
@@ -197,10 +197,9 @@ class ResultMasks:
         name = f"{frame}.png"
         if not self._objects:
             path = find_entry(self.folder, name)
-            ids, colours = self.decision.values.read(path)
+            ids, objects = self.decision.values.read(path)
             _check_size(path, ids.shape, size)
-            names = {**colours, **self._names}
-            return {names.get(n, n): ids == n for n in values_in(ids) if n}
+            return {self._names.get(n, name): ids == n for n, name in objects.items()}
         masks: dict[ObjectId, np.ndarray] = {}
         for object_id, folder in self._objects.items():
             path = find_entry(folder, name)

@@ -408,9 +408,9 @@ def test_only_drawn_objects_are_resized(monkeypatch):
             return {n: ids == n for n in range(1, 101)}
 
     resized = []
-    resize = clip_dataset.resize_masks
+    resize = clip_dataset.resize_mask
     monkeypatch.setattr(
-        clip_dataset, "resize_masks", lambda masks, size: resized.append(1) or resize(masks, size)
+        clip_dataset, "resize_mask", lambda mask, side: resized.append(1) or resize(mask, side)
     )
     config = DatasetConfig(image_size=64, video_clip_length=5, max_objects=3)
     clip = ClipDataset(Crowd(), config, training=True, seed=0)[0]

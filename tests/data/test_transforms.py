@@ -14,7 +14,14 @@ from torchvision.transforms.v2 import functional as F
 
 from sam2kit.config.schema import AugmentationConfig
 from sam2kit.data.clip import VideoClip
-from sam2kit.data.transforms import IMAGE_MEAN, augment, normalize, resize_frames, resize_masks
+from sam2kit.data.transforms import (
+    IMAGE_MEAN,
+    augment,
+    normalize,
+    resize_frames,
+    resize_mask,
+    resize_masks,
+)
 
 
 def bright_square_clip(num_frames: int = 4, size: tuple[int, int] = (64, 96)) -> VideoClip:
@@ -61,6 +68,18 @@ def test_resize_masks_edge_cases():
     assert not resize_masks(thin, (16, 16)).any()
     assert resize_masks(torch.zeros(3, 0, 8, 8, dtype=torch.bool), (4, 4)).shape == (3, 0, 4, 4)
     assert resize_masks(thin, (64, 64)) is thin
+
+
+@pytest.mark.parametrize("side", [32, 96, 128, 512])
+def test_resizing_only_around_the_object_gives_the_same_pixels(side):
+    generator = np.random.default_rng(side)
+    for shape in [(120, 214), (128, 128), (60, 90), (37, 100), (1, 5), (480, 854)]:
+        for density in (0, 0.5, 0.5, 1, 1, 1):
+            (top, bottom), (left, right) = (np.sort(generator.integers(0, n + 1, 2)) for n in shape)
+            mask = np.zeros(shape, bool)
+            mask[top:bottom, left:right] = generator.random((bottom - top, right - left)) < density
+            expected = resize_masks(torch.from_numpy(mask), (side, side)).numpy()
+            np.testing.assert_array_equal(resize_mask(mask, side), expected)
 
 
 @pytest.mark.parametrize("seed", range(25))

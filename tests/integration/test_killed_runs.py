@@ -151,23 +151,30 @@ def scores(run):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    ("number", "kills"),
+    [
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_run_killed_in_stage_3_resumes_to_the_same_metrics(
-    config_file, notebooks, tmp_path, monkeypatch, number
+    config_file, notebooks, tmp_path, monkeypatch, number, kills
 ):
+    """The second kill is in stage 4."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     driver = start(config_file, killed, notebooks, "3,4")
     steps = kill_in_stage_3(driver, killed, number)
     assert 0 < steps < 12
-    driver = start(config_file, killed, notebooks, "3,4")
-    wait_for(lambda: read_status(killed)["stages"]["04_evaluate"]["state"] == "running")
-    kill_all(driver, number)
+    if kills == 2:
+        driver = start(config_file, killed, notebooks, "3,4")
+        wait_for(lambda: read_status(killed)["stages"]["04_evaluate"]["state"] == "running")
+        kill_all(driver, number)
     monkeypatch.setattr(pipeline, "notebooks_dir", lambda: notebooks)
     result = pipeline.run_stages(config_file, {}, [3, 4], killed)
     assert read_status(killed)["state"] == "done"
     assert (killed / "03_train.interrupted-1.ipynb").exists()
-    assert (killed / "04_evaluate.interrupted-1.ipynb").exists()
+    assert (killed / "04_evaluate.interrupted-1.ipynb").exists() == (kills == 2)
     fit(load_config(config_file), whole)
     evaluate_checkpoint(whole / "best.ckpt", (), whole)
     assert scores(killed) == scores(whole)

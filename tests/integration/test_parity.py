@@ -68,11 +68,16 @@ def stacked(outputs: list[dict], key: str) -> torch.Tensor:
     return torch.stack([v.amax(-1) if key.endswith("ious") else v[:, 0] for v in values])
 
 
-def difference(ours, theirs, batch, prompts) -> dict[str, float]:
+@torch.no_grad()
+def upstream_frames(theirs, batch, prompts) -> list[dict]:
+    """Return upstream's outputs per frame."""
+    return run_upstream(theirs, batch, prompts, [])[0]
+
+
+def difference(ours, expected: list[dict], batch, prompts) -> dict[str, float]:
     """Return the maximum difference per output; logits relative to their standard deviation."""
     with torch.no_grad():
         output = ours(batch, prompts)
-        expected, _ = run_upstream(theirs, batch, prompts, [])
     logits = torch.stack([frame["pred_masks"][:, 0] for frame in expected])
     tracked = [t for t in range(batch.num_frames) if t not in {p.frame for p in prompts}]
     # Upstream sets the logits of absent objects to -1024; they would dominate the deviation.
@@ -102,7 +107,8 @@ CASES = [
 def test_evaluation_mode_matches_upstream(pair, size, kind, frames, objects):
     config, ours, theirs = pair(size)
     batch = parity_batch(config, objects)
-    differences = difference(ours, theirs, batch, parity_prompts(batch, kind, frames))
+    prompts = parity_prompts(batch, kind, frames)
+    differences = difference(ours, upstream_frames(theirs, batch, prompts), batch, prompts)
     assert all(value < TOLERANCE for value in differences.values()), differences
 
 
@@ -115,7 +121,8 @@ def test_pretrained_nano_matches_upstream(kind):
     ours = create_sam2_model(config).eval()
     batch = parity_batch(config, 3)
     theirs = upstream_model(ours, config)
-    differences = difference(ours, theirs, batch, parity_prompts(batch, kind, (0, 5)))
+    prompts = parity_prompts(batch, kind, (0, 5))
+    differences = difference(ours, upstream_frames(theirs, batch, prompts), batch, prompts)
     assert all(value < TOLERANCE for value in differences.values()), differences
 
 
@@ -123,7 +130,8 @@ def test_batch_of_two_clips_matches_upstream(pair):
     config, ours, theirs = pair("nano")
     clips = [parity_batch(config, objects) for objects in (1, 3)]
     batch = join(clips)
-    differences = difference(ours, theirs, batch, parity_prompts(batch, "mask", (0,)))
+    prompts = parity_prompts(batch, "mask", (0,))
+    differences = difference(ours, upstream_frames(theirs, batch, prompts), batch, prompts)
     assert all(value < TOLERANCE for value in differences.values()), differences
 
 
@@ -139,7 +147,8 @@ def test_objects_predicted_as_absent_match_upstream(pair):
             model.get_parameter(last).sub_(scores.median())
         scores = ours(batch, prompts).object_score
     assert (scores > 0).any() and (scores < 0).any()
-    assert difference(ours, theirs, batch, prompts)["logits"] < TOLERANCE
+    expected = upstream_frames(theirs, batch, prompts)
+    assert difference(ours, expected, batch, prompts)["logits"] < TOLERANCE
 
 
 def _negated(name):
@@ -191,9 +200,9 @@ def test_change_of_one_convention_is_detected(pair, monkeypatch, name):
     switch, kind, frames = SWITCHES[name]
     batch = parity_batch(config, 3)
     prompts = parity_prompts(batch, kind, frames)
-    assert difference(ours, theirs, batch, prompts)["logits"] < TOLERANCE
+    expected = upstream_frames(theirs, batch, prompts)
+    assert difference(ours, expected, batch, prompts)["logits"] < TOLERANCE
     with torch.no_grad():
-        expected, _ = run_upstream(theirs, batch, prompts, [])
         switch(ours, monkeypatch)
         output = ours(batch, prompts).mask_logits
     expected = torch.stack([frame["pred_masks"][:, 0] for frame in expected])

@@ -27,6 +27,7 @@ def config(tiny_config, tmp_path) -> Config:
     tiny_config.dataset.synthetic_videos = 4
     tiny_config.dataset.batch_size = 2
     tiny_config.dataset.video_clip_length = 3
+    tiny_config.dataset.image_size = 32
     tiny_config.valdataset.synthetic_videos = 2
     tiny_config.trainer.accelerator = "cpu"
     tiny_config.trainer.max_epochs = 1

@@ -87,13 +87,14 @@ def test_memory_equals_the_measured_step(tiny_config, clips, frames, objects, ov
 
 def test_memory_follows_the_size_of_a_step(tiny_config, clips):
     clips(1)
-    config = override_config(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
+    tiny_config.dataset.image_size = 32
+    config = override_config(tiny_config, ["dataset.video_clip_length=4", "features.cache=off"])
     once = plan_training(config)
     assert not once.cached and once.filling == 0 and once.device == "cpu"
     cached = plan_training(override_config(config, ["features.cache=auto"]))
     assert cached.cached and cached.filling > 0
     assert "features from the cache" in str(cached) and "cache is filled" in str(cached)
-    longer = plan_training(override_config(config, ["dataset.video_clip_length=12"]))
+    longer = plan_training(override_config(config, ["dataset.video_clip_length=8"]))
     assert longer.memory.step > 1.8 * once.memory.step
     assert longer.memory.weights == once.memory.weights
     averaged = plan_training(override_config(config, ["trainer.ema_decay=0.9"]))
@@ -102,6 +103,7 @@ def test_memory_follows_the_size_of_a_step(tiny_config, clips):
 
 def test_number_of_steps(tiny_config, clips):
     clips(1, 1, 1)
+    tiny_config.dataset.image_size, tiny_config.dataset.video_clip_length = 32, 2
     assert plan_training(override_config(tiny_config, ["trainer.max_epochs=4"])).steps == 12
     assert (
         plan_training(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import signal
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ from sam2kit.training import trainer as train_module
 from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
 from sam2kit.training.resume import settle_monitor
-from sam2kit.training.trainer import fit
+from sam2kit.training.trainer import FitResult, fit
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError
 from sam2kit.utils.paths import file_name, new_run_dir, open_run_dir
@@ -44,17 +47,32 @@ def config(tiny_config, tmp_path) -> Config:
     return tiny_config
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> tuple[Path, list[FitResult]]:
+    """The output directory of the run that tests share, and its result once it has been trained."""
+    return tmp_path_factory.mktemp("outputs"), []
+
+
 @pytest.fixture
-def run(config):
-    return fit(config)
+def run(config, outputs, tmp_path) -> FitResult:
+    """A run of ``config``, copied for each test, because training takes longer than a copy."""
+    folder, results = outputs
+    if not results:
+        results.append(fit(replace(config, output_dir=str(folder))))
+    run_dir = tmp_path / "outputs" / results[0].run_dir.relative_to(folder)
+    shutil.copytree(results[0].run_dir, run_dir)
+    best, last = run_dir / "best.ckpt", run_dir / "last.ckpt"
+    return replace(results[0], run_dir=run_dir, best_checkpoint=best, last_checkpoint=last)
 
 
-def test_run_writes_all_files_to_a_dated_directory(run, config):
+def test_run_writes_all_files_to_a_dated_directory(outputs, run, config):
+    assert outputs[1][0].best_checkpoint == outputs[1][0].run_dir / "best.ckpt"
+    config.output_dir = str(outputs[0])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", "/".join(run.run_dir.parts[-2:]))
     names = {p.name for p in run.run_dir.iterdir()}
     assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "train.log"} <= names
     assert any((run.run_dir / "tensorboard").glob("events.*"))
-    assert run.best_checkpoint == run.run_dir / "best.ckpt" and not run.interrupted
+    assert not run.interrupted
     assert load_config(run.run_dir / "config.yaml") == settle_monitor(settle_precision(config))
     log = (run.run_dir / "train.log").read_text()
     assert "step 2/2" in log and "memory_attention" in log
@@ -73,7 +91,8 @@ def test_every_term_is_logged(run):
     assert expected <= run.metrics.keys()
 
 
-def test_checkpoint_contains_its_configuration(run, config):
+def test_checkpoint_contains_its_configuration(outputs, run, config):
+    config.output_dir = str(outputs[0])
     stored, model = load_run(run.best_checkpoint)
     assert stored == settle_monitor(settle_precision(config))
     start = create_sam2_model(config).state_dict()
@@ -128,15 +147,13 @@ def test_checkpoint_of_another_size_is_rejected(run, config):
         fit(config)
 
 
-def test_the_same_seed_gives_the_same_run(config, tmp_path):
-    first, second = fit(config, tmp_path / "a"), fit(config, tmp_path / "b")
-    assert first.metrics == second.metrics
+def test_the_same_seed_gives_the_same_run(run, config, tmp_path):
+    assert fit(config, tmp_path / "b").metrics == run.metrics
 
 
-def test_training_resumes_from_a_checkpoint(config, tmp_path):
-    first = fit(config, tmp_path / "a")
+def test_training_resumes_from_a_checkpoint(run, config, tmp_path):
     longer = override_config(config, ["trainer.max_epochs=2"])
-    longer.trainer.resume_from = str(first.last_checkpoint)
+    longer.trainer.resume_from = str(run.last_checkpoint)
     second = fit(longer, tmp_path / "b")
     with open(second.run_dir / "metrics.csv", newline="") as file:
         assert min(int(row["step"]) for row in csv.DictReader(file)) >= 2
@@ -156,6 +173,7 @@ def test_last_step_is_validated_even_within_an_epoch(config, tmp_path):
 
 def test_early_stopping_is_off_by_default(config, tmp_path, monkeypatch):
     config.trainer.max_epochs = 4
+    config.dataset.image_size, config.dataset.video_clip_length = 32, 2
     config.optimizer.lr = 1e-12  # the validation loss cannot fall
     assert _epochs(fit(config, tmp_path / "a")) == 4
     config.trainer.early_stopping_patience = 1
@@ -213,9 +231,8 @@ def test_a_logger_without_a_login(config, monkeypatch):
         fit(config)
 
 
-def test_a_frozen_random_model_is_warned_of(config, tmp_path):
-    result = fit(config, tmp_path / "run")
-    log = (result.run_dir / "train.log").read_text()
+def test_a_frozen_random_model_is_warned_of(run, config, tmp_path):
+    log = (run.run_dir / "train.log").read_text()
     assert "model.checkpoint=random, so image_encoder" in log
     config.model.trainable_modules = ["*"]
     log = (fit(config, tmp_path / "whole").run_dir / "train.log").read_text()

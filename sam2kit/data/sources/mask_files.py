@@ -194,7 +194,7 @@ class MaskFiles:
         masks: dict[ObjectId, np.ndarray] = {}
         files = list(self.paths(t))
         for object_id, path in files:
-            ids, names = (
+            ids, objects = (
                 self.decision.values.read(path) if object_id is None else (_read_object(path), {})
             )
             if ids.shape != size:
@@ -204,8 +204,7 @@ class MaskFiles:
                     hint="export masks at the size of their frames",
                 )
             if object_id is None:
-                names = {**names, **self._names}
-                masks |= {names.get(n, n): ids == n for n in values_in(ids) if n != 0}
+                masks |= {self._names.get(n, name): ids == n for n, name in objects.items()}
             else:
                 masks[object_id] = ids
         return masks if files else None
