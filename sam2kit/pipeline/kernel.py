@@ -46,6 +46,8 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
             f"a notebook needs {MIN_FILES} open files, but the limit is {files}",
             hint="raise the limit with: ulimit -n 4096",
         )
+    if target.is_symlink():  # it is replaced, not the file that it leads to
+        target.unlink()
     try:
         papermill.execute_notebook(
             literal_path(source),

@@ -24,7 +24,7 @@ from sam2kit.config.schema import Config
 from sam2kit.config.validation import check_paths
 from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_metrics, read_status
 from sam2kit.utils.errors import ConfigError, PipelineError
-from sam2kit.utils.files import write_text
+from sam2kit.utils.files import open_to_append, write_text
 from sam2kit.utils.processes import sigterm_interrupts, start
 from sam2kit.utils.readers import check_types, read_json
 
@@ -284,7 +284,7 @@ class _Sweep:
         for key, value in self.definition["parameters"].items():
             arguments += ["-p", f"{key}={json.dumps(value)}"]
         environment = os.environ | ({} if slot is None else {"CUDA_VISIBLE_DEVICES": slot})
-        with (folder / "output.log").open("a", encoding="utf-8") as log:
+        with open_to_append(folder / "output.log") as log:
             process = start(
                 *("sam2kit", "run", *arguments, "--stages", stages),
                 stdout=log,

@@ -31,7 +31,7 @@ from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.utils import locks
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.files import atomic_write, end_last_line
+from sam2kit.utils.files import atomic_write, end_last_line, open_to_append
 from sam2kit.utils.readers import MAX_DATA_BYTES, parse_json, read_json, read_text
 from sam2kit.utils.text import close_names, visible_text
 
@@ -314,7 +314,7 @@ class AnnotationStore:
             if path not in self._lines:  # a killed process may have left half a line
                 end_last_line(path, is_complete=lambda line: False)
                 self._lines[path] = len(_complete_lines(path)) if path.exists() else 0
-            with path.open("a", encoding="utf-8") as file:
+            with open_to_append(path) as file:
                 file.write(text)
         except OSError as error:
             self._lines.pop(path, None)  # a full disk may have left half a line too

@@ -62,7 +62,7 @@ from sam2kit.training.resume import (
 )
 from sam2kit.utils.device import resolve_accelerator
 from sam2kit.utils.errors import ConfigError
-from sam2kit.utils.files import write_text
+from sam2kit.utils.files import open_to_append, write_text
 from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.text import log_format, plural, visible_text
@@ -273,7 +273,7 @@ class _LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.is_complete = path, True
-        self.file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self.file = open_to_append(path, errors="backslashreplace")
 
     def write(self, line: str) -> None:
         try:

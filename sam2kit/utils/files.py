@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import psutil
 
@@ -115,6 +116,26 @@ def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[Non
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def no_follow(path: str | Path, flags: int) -> int:
+    """Open a file as ``os.open`` does, but raise an OSError for a symbolic link.
+
+    Directories may be downloads. A link in one, such as from a log file to a file of the user, must
+    not decide which file is changed. Also an ``opener`` of ``open``.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        text = "a symbolic link is not followed to a file that is changed; delete the link"
+        raise OSError(errno.ELOOP, text, str(path)) from None
+
+
+def open_to_append(path: str | Path, errors: str = "strict") -> TextIO:
+    """Open a UTF-8 text file for appending, unless it is a symbolic link."""
+    return open(path, "a", encoding="utf-8", errors=errors, opener=no_follow)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically; see :func:`atomic_write`."""
     with atomic_write(path) as temporary:
@@ -135,7 +156,7 @@ def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
         The removed text; empty if nothing was removed.
     """
     try:
-        with path.open("r+b") as file:
+        with open(path, "r+b", opener=no_follow) as file:
             file.seek(_last_line_start(file))
             start, line = file.tell(), file.read().decode("utf-8", "replace")
             if not line:

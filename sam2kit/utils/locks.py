@@ -20,6 +20,7 @@ import psutil
 from loguru import logger
 
 from sam2kit.utils.errors import PipelineError, SAM2KitError
+from sam2kit.utils.files import no_follow
 
 LOCK_FILE = "run.lock"  # in a locked directory
 HOLDER = "SAM2KIT_LOCK_HOLDER"
@@ -53,9 +54,9 @@ def acquire(path: Path) -> int:
 
     Raises:
         LockedError: another process holds the lock.
-        OSError: the file cannot be created, or its file system has no locks.
+        OSError: the file cannot be created or is a link, or its file system has no locks.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    file = no_follow(path, os.O_RDWR | os.O_CREAT)
     try:
         _wait(file)
         os.ftruncate(file, 0)

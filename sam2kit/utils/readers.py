@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -334,8 +335,14 @@ def check_size(
     hint: str = "export it in several parts",
     error: type[SAM2KitError] = DataError,
 ) -> int:
-    """Return the size of a file in bytes, and raise ``error`` if it is above the maximum."""
-    size = os.stat(path).st_size
+    """Return the size of a file in bytes, and raise ``error`` if it is above the maximum.
+
+    Anything but a regular file is rejected: a named pipe would block its reader for ever.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path} is not a regular file", hint="give a regular file")
+    size = status.st_size
     if size > max_bytes:
         message = f"{path} has {size / MIB:,.1f} MiB; the maximum is {max_bytes / MIB:,.2f}"
         raise error(message, hint=hint)
@@ -349,8 +356,6 @@ def on_one_line(fault: BaseException) -> str:
 
 def _read_bytes(path: str | Path, error: type[SAM2KitError], hint: str, max_bytes: int) -> bytes:
     try:
-        if not os.path.isfile(path) and os.path.exists(path):
-            raise error(f"{path} is not a regular file", hint=hint)
         check_size(path, max_bytes, "use a smaller file", error)
         return Path(path).read_bytes()
     except FileNotFoundError:

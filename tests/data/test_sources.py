@@ -62,6 +62,7 @@ from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.sources import nifti
 from sam2kit.data.sources.base import FrameRange, ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
+from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.mask_files import MaskFiles
 from sam2kit.data.sources.mixture import MixtureDataset, shares
 from sam2kit.data.sources.video_decoder import VideoFile, open_video
@@ -629,7 +630,8 @@ def test_recordings_that_begin_between_key_frames(tmp_path):
 @pytest.mark.parametrize("kind", ["hls", "concat"])
 def test_playlists_cannot_open_other_files(tmp_path, kind):
     """FFmpeg knows a file by its content, and a playlist names other files or addresses."""
-    secret = save_video(tmp_path / "private" / "secret.ts", [10, 20], "mpeg2video")
+    masks = 255 * square(2, 2)[..., None]
+    secret = save_video(tmp_path / "private" / "secret.ts", [masks, masks], "mpeg2video")
     playlist = {
         "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
         "concat": "ffconcat version 1.0\nfile 'private/secret.ts'\n",
@@ -638,6 +640,7 @@ def test_playlists_cannot_open_other_files(tmp_path, kind):
     with pytest.raises(DataError) as error:
         open_video(tmp_path / "a.mp4")
     assert error.value.hint
+    assert find_label_video("files", tmp_path) is None  # it would be masks if it were opened
 
 
 def test_a_file_whose_name_looks_like_an_address(tmp_path, monkeypatch):

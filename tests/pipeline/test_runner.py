@@ -93,11 +93,15 @@ def test_stages_pass_results_on_and_run_on_this_interpreter(stage, capsys, monke
     assert "0.750" in printed and str(root / "run" / "metrics.json") in printed
 
 
-def test_braces_in_the_run_directory_are_not_a_template(stage):
+def test_braces_are_no_template_and_a_link_in_the_run_directory_is_replaced(stage):
     write_notebook(stage, "01_first", "print(run_dir)")
-    folder = stage.parent / "run {lr} {0}"
+    folder, mine = stage.parent / "run {lr} {0}", stage.parent / "mine.ipynb"
+    folder.mkdir()
+    mine.write_text("mine")
+    (folder / "01_first.ipynb").symlink_to(mine)
     pipeline.run_stages(stage.parent / "config.yaml", {}, (1,), folder)
     assert read_status(folder)["stages"]["01_first"]["state"] == "done"
+    assert mine.read_text() == "mine" and not (folder / "01_first.ipynb").is_symlink()
 
 
 def test_failure_stops_the_pipeline_and_names_the_notebook(stage):

@@ -208,7 +208,7 @@ def test_a_cut_line_is_dropped_and_replaced(store):
 def test_a_full_disk_leaves_no_half_line(store, monkeypatch):
     masks = [TrackedMask(counts(square(n, n))) for n in range(3)]
     store.save_tracked("a", {0: [(1, masks[0])]})
-    opened = Path.open
+    opened = annotations.open_to_append
 
     class Full:
         def __init__(self, file):
@@ -224,10 +224,10 @@ def test_a_full_disk_leaves_no_half_line(store, monkeypatch):
             self.file.write(text[:20])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Full(opened(path, *a, **k)))
+    monkeypatch.setattr(annotations, "open_to_append", lambda path: Full(opened(path)))
     with pytest.raises(DataError, match="No space left"):
         store.save_tracked("a", {1: [(1, masks[1])]})
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(annotations, "open_to_append", opened)
     store.save_tracked("a", {2: [(1, masks[2])]})
     assert store.load_tracked("a") == {(1, 0): masks[0], (1, 2): masks[2]}
 

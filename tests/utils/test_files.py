@@ -10,7 +10,14 @@ import time
 
 import pytest
 
-from sam2kit.utils.files import atomic_write, end_last_line, temporary_path, write_text
+from sam2kit.utils.files import (
+    atomic_write,
+    end_last_line,
+    open_to_append,
+    temporary_path,
+    write_text,
+)
+from sam2kit.utils.locks import acquire
 
 
 def test_a_failed_write_keeps_only_the_old_file(tmp_path):
@@ -87,3 +94,16 @@ def test_errors_of_a_full_disk_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "missing" / "a.txt", "x")
     assert caught.value.filename == str(tmp_path / "missing" / "a.txt")
+
+
+def test_links_are_not_followed_to_files_that_are_changed(tmp_path):
+    """In a downloaded folder, a log or a lock may be a link to a file of the user."""
+    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine.write_text("mine")
+    link.symlink_to(mine)
+    for change in (open_to_append, acquire, lambda path: end_last_line(path, bool)):
+        with pytest.raises(OSError, match="symbolic link") as error:
+            change(link)
+        assert error.value.filename == str(link)
+    write_text(link, "new")
+    assert mine.read_text() == "mine" and link.read_text() == "new" and not link.is_symlink()

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam2kit.config.loading import load_config
+from sam2kit.data import COCODataset
 from sam2kit.data.lineage import read_tracks
 from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.mask_files import read_object_names
@@ -66,17 +67,22 @@ def test_invalid_json(tmp_path, content, message):
 
 def test_files_that_are_too_large_or_not_files(tmp_path):
     path = write(tmp_path, "[1, 2, 3]")
+    os.mkfifo(tmp_path / "pipe")  # opening it would block for ever
     for read in (read_json, read_text, read_xml):
         with pytest.raises(DataError, match=r"maximum") as error:
             read(path, max_bytes=8)
         assert error.value.hint and str(path) in str(error.value)
         with pytest.raises(DataError, match="not a regular file"):
             read(tmp_path)
+        with pytest.raises(DataError, match="not a regular file"):
+            read(tmp_path / "pipe")
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "missing")
     big = write(tmp_path, "a: 1\n" * (readers.MAX_YAML_BYTES // 5 + 1))
     with pytest.raises(ConfigError, match="maximum"):
         read_yaml(big)
+    with pytest.raises(DataError, match="not a regular file"):
+        COCODataset(tmp_path / "pipe", tmp_path)
 
 
 def test_yaml_is_read(tmp_path):

@@ -31,7 +31,7 @@ from sam2kit.data.sources.base import (
     VideoSource,
 )
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.files import end_last_line
+from sam2kit.utils.files import end_last_line, open_to_append
 from sam2kit.utils.readers import MAX_DATA_BYTES, parse_json, read_text
 
 FILE_NAME = "corrections.jsonl"
@@ -86,7 +86,7 @@ def append_correction(
         # A writer that was killed may have left half a line, to which this one would be appended.
         if removed := end_last_line(Path(path), _is_json):
             logger.warning("{}: removed a truncated last line: {}...", path, removed[:60])
-        with Path(path).open("a", encoding="utf-8") as file:
+        with open_to_append(path) as file:
             file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
     except OSError as error:
         raise DataError(

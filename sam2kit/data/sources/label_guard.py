@@ -16,6 +16,7 @@ from sam2kit.data.sources.ctc import find_sequences
 from sam2kit.data.sources.listing import list_folder, sort_files
 from sam2kit.data.sources.nifti import NIFTI_ENDINGS, open_nifti
 from sam2kit.data.sources.tiff import TIFF_ENDINGS, TiffStack, find_tiffs
+from sam2kit.data.sources.video_decoder import open_container
 from sam2kit.data.sources.video_files import find_videos
 from sam2kit.data.sources.volumes import find_volumes
 from sam2kit.utils.errors import DataError
@@ -120,7 +121,7 @@ def _video_files(root: Path) -> Iterator[tuple[Path, Iterator[np.ndarray]]]:
 def _video_frames(path: Path) -> Iterator[np.ndarray]:
     """Yield one of the first frames and a later one, without an index of the whole file."""
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             for t, frame in enumerate(container.decode(video=0)):
                 if t % VIDEO_STEP == 0:
                     yield frame.to_ndarray(format="rgb24")

@@ -125,7 +125,7 @@ class VideoFile(OneVideo):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path))
         try:
-            with _opened(path) as container:
+            with open_container(path) as container:
                 stream = container.streams.best("video")  # skips cover images
                 if not isinstance(stream, VideoStream):
                     raise DataError(f"{path} contains no video stream", hint="give a video file")
@@ -136,7 +136,7 @@ class VideoFile(OneVideo):
                 counted = container.format.name == "avi" and stream.codec_context.has_b_frames
                 self._timed = not (counted or None in times or len(set(times)) < len(times))
             if not self._timed:  # opened again, because not all files can be rewound
-                with _opened(path) as container:
+                with open_container(path) as container:
                     frames = container.decode(container.streams.best("video"))
                     times = [*range(sum(1 for _ in frames))]
             elif packets and not (packets[0].is_keyframe and packets[0].pts == _earliest(times)):
@@ -162,7 +162,7 @@ class VideoFile(OneVideo):
         A recording that begins between key frames, such as a part of a broadcast, begins with
         frames that refer to missing ones. Decoders skip them.
         """
-        with _opened(self.path) as container:
+        with open_container(self.path) as container:
             first = next(container.decode(container.streams.best("video")), None)
         begin = None if first is None else first.pts
         return [t for t in times if t is not None and begin is not None and t >= begin]
@@ -245,7 +245,7 @@ class VideoFile(OneVideo):
 
     def _frames_from(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield times and frames from a key frame on; nothing if seeking ends behind it."""
-        with _opened(self.path) as container:
+        with open_container(self.path) as container:
             stream = container.streams.best("video")
             assert isinstance(stream, VideoStream)  # the constructor checked it
             # The decoder's threads would not survive a fork: a forked process that frees the
@@ -271,7 +271,7 @@ class VideoFile(OneVideo):
                         yield frame.pts, frame
 
 
-def _opened(path: str | Path) -> av.container.InputContainer:
+def open_container(path: str | Path) -> av.container.InputContainer:
     """Open a video file; metadata that are not UTF-8, such as a title, are tolerated.
 
     FFmpeg chooses the demuxer by the content of the file. Playlists, whose demuxers open other
