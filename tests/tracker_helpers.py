@@ -24,6 +24,7 @@ from sam2kit.data.transforms import resize_frames
 from sam2kit.models.sam2 import SAM2Model, describe_model
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking import frame_step, video_tracker
+from sam2kit.tracking.frame_step import FrameModel
 from sam2kit.tracking.memory_bank import Horizon
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import VideoTracker
@@ -230,12 +231,19 @@ def pretend_extension(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(frame_step, "can_fill", lambda logits: True)
 
 
-def _change_step(change: Callable[[list], list]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Change the arguments of ``_track_step``."""
+def _change_argument(
+    owner: object, name: str, position: int, change: Callable[..., object]
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """Replace one argument of a function by ``change(*arguments)``."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
-        step = SAM2Base._track_step
-        patch.setattr(SAM2Base, "_track_step", lambda self, *a: step(self, *change([self, *a])[1:]))
+        original = getattr(owner, name)
+
+        def changed(*arguments):
+            before, after = arguments[:position], arguments[position + 1 :]
+            return original(*before, change(*arguments), *after)
+
+        patch.setattr(owner, name, changed)
 
     return apply
 
@@ -250,20 +258,25 @@ def _change_memory(
     """
 
     def apply(patch: pytest.MonkeyPatch) -> None:
-        step, encode = SAM2Base._track_step, SAM2Base._encode_new_memory
+        encode = SAM2Base._encode_new_memory
         outputs: list[tuple] = []
 
-        def track_step(self, *arguments):
-            result = step(self, *arguments)
-            outputs[:] = [result[1]]
-            return result
+        def recorded(name):
+            original = getattr(SAM2Base, name)
+
+            def call(self, *arguments, **named):
+                outputs[:] = [original(self, *arguments, **named)]
+                return outputs[0]
+
+            return call
 
         def encode_memory(self, features, sizes, mask, score, prompted):
             if choose is not None:
                 mask = choose(outputs[0][3], outputs[0][4], mask, prompted)
             return encode(self, features, sizes, mask, score, prompted and binarize)
 
-        patch.setattr(SAM2Base, "_track_step", track_step)
+        for name in ("_forward_sam_heads", "_use_mask_as_output"):
+            patch.setattr(SAM2Base, name, recorded(name))
         patch.setattr(SAM2Base, "_encode_new_memory", encode_memory)
 
     return apply
@@ -295,10 +308,10 @@ BREAK_CONVENTION: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "choose_by_stability": lambda p: p.setitem(
         frame_step.DECODER_SETTINGS, "dynamic_multimask_via_stability", False
     ),
-    "pointer_positions_by_length": _change_step(
-        lambda a: [*a[:9], max(a[9], a[0].max_obj_ptrs_in_encoder), *a[10:]]
+    "pointer_positions_by_length": _change_argument(
+        frame_step, "read_memories", 4, lambda model, *a: max(a[3], model.max_obj_ptrs_in_encoder)
     ),
-    "previous_logits": _change_step(lambda a: [*a[:-1], None]),
+    "previous_logits": _change_argument(FrameModel, "_compute", 5, lambda *_: None),
     "previous_logits_limit": lambda p: p.setattr(video_tracker, "PREVIOUS_LOGITS_LIMIT", 1.0),
     "fill_with_extension": lambda p: p.setattr(frame_step, "can_fill", lambda logits: False),
     "fill_before_prompted_memory": _change_memory(

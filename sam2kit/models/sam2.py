@@ -23,6 +23,7 @@ from sam2kit.config.schema import SIZES, Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.transforms import normalize
 from sam2kit.models.clip_tracking import FrameFeatures, FrameResult, group_objects, track_group
+from sam2kit.models.embeddings import PromptEncoder
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.prompts.corrections import Corrections
 from sam2kit.prompts.prompt import Prompt
@@ -53,6 +54,23 @@ class SAM2Model(SAM2Base):
     activation_checkpointing: bool = False
     objects_together: int | None = None
     feature_cache: Any = None
+
+    def _build_sam_heads(self) -> None:
+        super()._build_sam_heads()
+        # Upstream names this class in its code, and the others in the YAML file.
+        self.sam_prompt_encoder.__class__ = PromptEncoder
+
+    def _forward_sam_heads(
+        self, backbone_features: Tensor, point_inputs: dict | None = None, *args: Any, **kwargs: Any
+    ) -> tuple:
+        if point_inputs is None:
+            count, device = len(backbone_features), backbone_features.device
+            labels = torch.empty(count, 0, dtype=torch.int32, device=device)
+            point_inputs = {
+                "point_coords": torch.empty(count, 0, 2, device=device),
+                "point_labels": labels,
+            }
+        return super()._forward_sam_heads(backbone_features, point_inputs, *args, **kwargs)
 
     def forward(
         self,
@@ -275,6 +293,8 @@ def build_sam2_model(config: Config) -> SAM2Model:
         tree.memory_attention.layer[attention]["_target_"] = (
             "sam2kit.models.memory_attention.RotaryAttention"
         )
+    for owner in (tree.memory_encoder, tree.image_encoder.neck):
+        owner.position_encoding["_target_"] = "sam2kit.models.embeddings.PositionEncoding"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = instantiate(tree, _recursive_=True)

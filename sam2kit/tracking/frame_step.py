@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import get_1d_sine_pe
 from sam2.utils.misc import fill_holes_in_mask_scores
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +19,13 @@ from torch.nn import functional as F
 from sam2kit.data.transforms import normalize
 from sam2kit.models.cast_weights import CastWeights
 from sam2kit.models.clip_tracking import FrameFeatures
-from sam2kit.tracking.memory_bank import Memory, MemoryFrames, ObjectBank, upstream_bank
+from sam2kit.tracking.memory_bank import (
+    Memory,
+    MemoryFrames,
+    MemoryInput,
+    ObjectBank,
+    read_memories,
+)
 from sam2kit.tracking.options import TrackerOptions
 
 DECODER_SETTINGS = {
@@ -102,7 +109,23 @@ class FrameModel:
             autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
         self._autocast = autocast
         self._weights = CastWeights(self.model, torch.bfloat16) if autocast else None
-        self._position: list[Tensor] = []  # maskmem_pos_enc, the same for all memories
+        self._position: Tensor | None = None  # [1,HW,M], the same for all memories
+        self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
+        self._encode: Callable[[Tensor], dict] = self._encode_image
+
+    def compile(self, **options: Any) -> None:
+        """Compile the image encoder and the tracking of a frame with :func:`torch.compile`.
+
+        Tracking is compiled from the frame on which the memory bank is full, about the 17th: from
+        there on, all shapes are constant. Another number of objects or prompts compiles it again.
+
+        Args:
+            options: arguments of :func:`torch.compile`. With ``mode="reduce-overhead"``, a GPU
+                replays the frame as CUDA graphs.
+        """
+        options = {"dynamic": False} | options
+        self._encode = torch.compile(self._encode_image, **options)
+        self._compiled = torch.compile(self._compute, **options)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -132,12 +155,15 @@ class FrameModel:
         image = resize_frame(frame, self.model.image_size).to(self.device, non_blocking=True)
         cache = getattr(self.model, "feature_cache", None)
         if cache is None:
-            backbone = self.model.forward_image(normalize(image))
+            backbone = self._encode(image)
         else:
             # The cache identifies the encoder by its weights, so use the original weights.
             with self._original_weights():
                 backbone = cache.encode(self.model, image)
         return FrameFeatures.from_backbone(self.model, backbone)
+
+    def _encode_image(self, image: Tensor) -> dict:
+        return self.model.forward_image(normalize(image))
 
     def _original_weights(self) -> AbstractContextManager[None]:
         return nullcontext() if self._weights is None else self._weights.suspended()
@@ -156,50 +182,132 @@ class FrameModel:
         Returns:
             One output per object.
         """
-        model = self.model
         _, frames, reverse, points, mask, _ = inputs[0]
-        vision, position, _ = features.select([0] * len(inputs))
         if points is not None:
             points = {k: torch.cat([x.points[k] for x in inputs if x.points]) for k in points}
-        _, outputs, _, _ = model._track_step(
-            t,
-            frames is None,
-            vision,
-            position,
-            features.sizes,
+        memories = None
+        if frames is not None and mask is None:  # a mask prompt reads no memories
+            banks = [x.bank for x in inputs]
+            memories = read_memories(self.model, banks, frames, t, num_frames, bool(reverse))
+        is_tracked = memories is not None and points is None
+        is_compiled = is_tracked and memories.is_full and self._compiled is not None
+        *rows, candidates, iou = (self._compiled if is_compiled else self._compute)(
+            features.select([0] * len(inputs)),
+            memories,
             points,
             _concatenate([x.mask for x in inputs]),
-            upstream_bank([x.bank for x in inputs], frames or MemoryFrames((), ()), self._position),
-            num_frames,
-            bool(reverse),
             _concatenate([x.previous_logits for x in inputs]),
         )
-        candidates, _, iou, logits, high_res, pointer, score = outputs
-        filled = self._fill_holes(logits)
-        prompted = points is not None or mask is not None
-        # As in upstream, the memory of a prompted frame is encoded from the low-resolution mask
-        # with filled holes, and the memory of a tracked frame from the decoder's full-resolution
-        # mask.
-        if prompted:
-            side = (model.image_size, model.image_size)
-            high_res = F.interpolate(filled, side, mode="bilinear")
-        memory, memory_position = model._encode_new_memory(
-            vision, features.sizes, high_res, score, prompted
-        )
-        memory = memory.to(MEMORY_DTYPE)
-        self._position = self._position or [x[:1].clone() for x in memory_position]
-        if self.options.zero_memory:
-            memory, pointer = torch.zeros_like(memory), torch.zeros_like(pointer)
-        rows = (pointer, score[:, 0].float(), iou.amax(1).float(), memory, filled)
+        if is_compiled:  # the next call may overwrite the tensors of this one
+            rows = [x.clone() for x in rows]
+        # A view of one row keeps the memory of all rows allocated. The rows of a tracked frame are
+        # evicted together, but those of a prompt may be kept or replaced one by one.
+        split = [x.split(1) if is_tracked else [row.clone() for row in x.split(1)] for x in rows]
         has_candidates = candidates.shape[1] > 1
         return [
             ObjectOutput(
-                # Clone, because a view of one row would keep the memory of all rows allocated.
-                Memory(*(x[i : i + 1].clone() for x in rows), reverse=reverse),
+                Memory(*tensors, reverse=reverse),
                 (candidates[i : i + 1], iou[i : i + 1].float()) if has_candidates else None,
             )
-            for i in range(len(inputs))
+            for i, tensors in enumerate(zip(*split, strict=True))
         ]
+
+    def _compute(
+        self,
+        features: FrameFeatures,
+        memories: MemoryInput | None,
+        points: dict[str, Tensor] | None,
+        mask: Tensor | None,
+        previous_logits: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """Compute the masks and memories of n objects; :meth:`run` has the arguments.
+
+        This is a function of tensors alone, so that it can be compiled.
+
+        Returns:
+            The tensors of :class:`~sam2kit.tracking.memory_bank.Memory` for n objects, then the
+            candidates and their predicted IoU.
+        """
+        model, (vision, position, sizes) = self.model, features
+        if memories is None:
+            empty: dict = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+            _, outputs, _, _ = model._track_step(
+                0, True, vision, position, sizes, points, mask, empty, 1, False, previous_logits
+            )
+        else:
+            *high_res, image = [
+                x.permute(1, 2, 0).unflatten(-1, size)
+                for x, size in zip(vision, sizes, strict=True)
+            ]
+            image = self._read(vision[-1], position[-1], memories).permute(1, 2, 0).view_as(image)
+            multimask = model._use_multimask(False, points)
+            outputs = model._forward_sam_heads(
+                image, points, previous_logits, high_res or None, multimask
+            )
+        candidates, _, iou, logits, high_res_logits, pointer, score = outputs
+        filled = self._fill_holes(logits)
+        is_prompted = points is not None or mask is not None
+        # Upstream encodes the memory of a prompted frame from the low-resolution mask with filled
+        # holes, and of a tracked frame from the decoder's full-resolution mask.
+        if is_prompted:
+            side = (model.image_size, model.image_size)
+            high_res_logits = F.interpolate(filled, side, mode="bilinear")
+        memory, memory_position = model._encode_new_memory(
+            vision, sizes, high_res_logits, score, is_prompted
+        )
+        memory = memory.to(MEMORY_DTYPE)
+        if self._position is None:
+            self._position = memory_position[-1][:1].flatten(2).transpose(1, 2).clone()
+        if self.options.zero_memory:
+            memory, pointer = torch.zeros_like(memory), torch.zeros_like(pointer)
+        best = iou.amax(1).float()
+        return pointer, score[:, 0].float(), best, memory, filled, candidates, iou
+
+    def _read(self, vision: Tensor, position: Tensor, memories: MemoryInput) -> Tensor:
+        """Read memories by attention, as upstream's ``_prepare_memory_conditioned_features``.
+
+        n objects, HW positions in the frame, F spatial memories and P object pointers.
+
+        Args:
+            vision, position: features and positional encoding ``[HW,n,C]``.
+            memories: the memories to read.
+
+        Returns:
+            The conditioned features ``[HW,n,C]``.
+        """
+        model = self.model
+        assert self._position is not None
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in memories.features], 1)
+        rows = [model.num_maskmem - 1 - n for n in memories.temporal]
+        temporal = torch.cat([model.maskmem_tpos_enc[n] for n in rows])
+        positions = (self._position + temporal).flatten(0, 1)[None]  # [F,HW,M] to [1,F*HW,M]
+        pointer_tokens = 0
+        if memories.distances is not None:
+            # Upstream splits a pointer into tokens of the memory's number of channels.
+            pointers = torch.stack(memories.pointers, 1).unflatten(-1, (-1, model.mem_dim))
+            encoding = self._encode_distances(memories.distances, pointers.shape[2])
+            pointers = pointers.flatten(1, 2)
+            pointer_tokens = pointers.shape[1]
+            tokens = torch.cat([tokens.to(pointers.dtype), pointers], 1)
+            positions = torch.cat([positions, encoding[None]], 1)
+        else:
+            tokens = tokens.to(vision.dtype)
+        return model.memory_attention(
+            curr=[vision],
+            curr_pos=[position],
+            memory=tokens.transpose(0, 1),
+            memory_pos=positions.transpose(0, 1),
+            num_obj_ptr_tokens=pointer_tokens,
+        )
+
+    def _encode_distances(self, distances: Tensor, repeats: int) -> Tensor:
+        """Return the positional encoding ``[P*repeats,M]`` of object pointers."""
+        model = self.model
+        if not model.add_tpos_enc_to_obj_ptrs:
+            return distances.new_zeros(len(distances) * repeats, model.mem_dim)
+        channels = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else model.mem_dim
+        encoding = model.obj_ptr_tpos_proj(get_1d_sine_pe(distances, channels))
+        return encoding.repeat_interleave(repeats, dim=0)
 
     def _fill_holes(self, logits: Tensor) -> Tensor:
         """Fill small holes in low-resolution masks if upstream's extension is available."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import select_closest_cond_frames
 from torch import Tensor
 
 from sam2kit.tracking.options import TrackerOptions
@@ -154,34 +155,127 @@ class Horizon:
             del bank.clicks[frame]
 
 
-def upstream_bank(
-    banks: Sequence[ObjectBank], frames: MemoryFrames, position: list[Tensor]
-) -> dict[str, dict[int, dict]]:
-    """Build upstream's ``output_dict`` for n objects that read the same frames.
+class MemoryOrder(NamedTuple):
+    """The memories that one frame reads, in upstream's order; conditioning frames are first.
+
+    Attributes:
+        spatial: frames whose spatial memories are read, each with its temporal position as in
+            upstream: 0 for conditioning frames, otherwise 1 to ``num_maskmem`` - 1 (the previous
+            frame).
+        pointers: frames whose object pointers are read, each with its distance in frames.
+        is_full: whether no later frame reads more, unless there are new prompts.
+    """
+
+    spatial: list[tuple[int, int]]
+    pointers: list[tuple[int, int]]
+    is_full: bool
+
+
+class MemoryInput(NamedTuple):
+    """The memories of n objects that one call of the model reads.
+
+    The shapes are constant once the bank is full, so that the call can be compiled.
+
+    Attributes:
+        features: spatial memories, ``[n,C,h,w]`` each.
+        temporal: the temporal position of each spatial memory.
+        pointers: object pointers, ``[n,C]`` each.
+        distances: ``[len(pointers)]`` float32, relative to the largest distance. None: no pointers.
+        is_full: see :class:`MemoryOrder`.
+    """
+
+    features: list[Tensor]
+    temporal: list[int]
+    pointers: list[Tensor]
+    distances: Tensor | None
+    is_full: bool
+
+
+def order_memories(
+    model: SAM2Base, frames: MemoryFrames, t: int, num_frames: int, reverse: bool
+) -> MemoryOrder:
+    """Order the memories as upstream's ``_prepare_memory_conditioned_features``.
+
+    Args:
+        model: its settings are read.
+        frames: the frames whose memories may be read.
+        t: the frame to track.
+        num_frames: the length of the video.
+        reverse: whether tracking runs backward.
+    """
+    selected, unselected = select_closest_cond_frames(
+        t, dict.fromkeys(frames.conditioning), model.max_cond_frames_in_attn
+    )
+    available, sign = {*frames.others, *unselected}, -1 if reverse else 1
+    stride, recent = model.memory_temporal_stride_for_eval, []
+    for position in range(1, model.num_maskmem):
+        # The previous frame, and every stride-th frame before it.
+        steps = model.num_maskmem - position
+        nearest = (sign * t - 2) // stride * stride
+        frame = t - sign if steps == 1 else sign * (nearest - (steps - 2) * stride)
+        if frame in available:
+            recent.append((frame, position))
+    spatial = [(f, 0) for f in selected] + recent
+    is_full = len(recent) == model.num_maskmem - 1
+    if not model.use_obj_ptrs_in_encoder:
+        return MemoryOrder(spatial, [], is_full)
+    signed = model.use_signed_tpos_enc_to_obj_ptrs
+    conditioning = [
+        (f, sign * (t - f) if signed else abs(t - f))
+        for f in selected
+        if not model.only_obj_ptrs_in_the_past_for_eval or sign * (t - f) >= 0
+    ]
+    distances = range(1, min(num_frames, model.max_obj_ptrs_in_encoder))
+    pointers = [(t - sign * d, d) for d in distances if t - sign * d in available]
+    return MemoryOrder(
+        spatial, conditioning + pointers, is_full and len(pointers) == len(distances)
+    )
+
+
+def read_memories(
+    model: SAM2Base,
+    banks: Sequence[ObjectBank],
+    frames: MemoryFrames,
+    t: int,
+    num_frames: int,
+    reverse: bool,
+) -> MemoryInput:
+    """Read the memories of n objects that read the same frames, without copies if possible.
 
     Args:
         banks: the memories of each object.
-        frames: the frames to include.
-        position: ``maskmem_pos_enc`` of one object, identical on every frame.
+        model, frames, t, num_frames, reverse: see :func:`order_memories`.
     """
-
-    def stack(memories: list[Memory]) -> dict:
-        features = [m.features for m in memories if m.features is not None]
-        pointers = torch.cat([m.pointer for m in memories])
-        return {
-            "obj_ptr": pointers,
-            # Upstream concatenates memories and pointers, which casts bfloat16 memories to float32.
-            # An object without pointers (before its first prompt) needs this cast explicitly;
-            # otherwise upstream fails on float32 weights.
-            "maskmem_features": torch.cat(features).to(pointers.dtype) if features else None,
-            "maskmem_pos_enc": [x.expand(len(memories), -1, -1, -1) for x in position],
-        }
-
-    return {
-        "cond_frame_outputs": {
-            t: stack([bank.conditioning[t] for bank in banks]) for t in frames.conditioning
-        },
-        "non_cond_frame_outputs": {
-            t: stack([bank.others[t] for bank in banks]) for t in frames.others
-        },
+    order = order_memories(model, frames, t, num_frames, reverse)
+    memories = {
+        f: [memory for bank in banks if (memory := bank.get(f)) is not None]
+        for f, _ in (*order.spatial, *order.pointers)
     }
+    distances = None
+    if order.pointers:
+        largest = min(num_frames, model.max_obj_ptrs_in_encoder) - 1
+        relative = torch.tensor([distance for _, distance in order.pointers]) / largest
+        distances = relative.to(model.device, non_blocking=True)
+    return MemoryInput(
+        [join_rows([m.features for m in memories[f]]) for f, _ in order.spatial],
+        [position for _, position in order.spatial],
+        [join_rows([m.pointer for m in memories[f]]) for f, _ in order.pointers],
+        distances,
+        order.is_full,
+    )
+
+
+def join_rows(rows: Sequence[Tensor | None]) -> Tensor:
+    """Concatenate tensors ``[1,...]``, without a copy if they are the rows of one tensor."""
+    parts = [row for row in rows if row is not None]
+    first = parts[0]
+    step = first.stride(0)
+    is_one_tensor = all(
+        part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and part.storage_offset() == first.storage_offset() + n * step
+        and part.stride() == first.stride()
+        for n, part in enumerate(parts)
+    )
+    if is_one_tensor:
+        return first.as_strided((len(parts), *first.shape[1:]), first.stride())
+    return torch.cat(parts)

@@ -69,7 +69,7 @@ def test_tracking_equals_the_cpu():
     assert (actual == expected).mean() > 0.999
 
 
-@pytest.mark.parametrize(("size", "budget"), [("nano", (1, 670)), ("t", (1, 820))], ids=str)
+@pytest.mark.parametrize(("size", "budget"), [("nano", (1, 560)), ("t", (1, 700))], ids=str)
 def test_tracked_frame_does_not_wait_for_the_device(size, budget):
     config = load_config(overrides=[*SMALL, f"model.size={size}", "dataset.image_size=128"])
     with StandIn() as gpu:

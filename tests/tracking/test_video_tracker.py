@@ -35,6 +35,7 @@ from sam2kit.models import memory_attention as attention
 from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
 from sam2kit.models.sam2 import SAM2Model, build_sam2_model
 from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.frame_step import FrameModel
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import DataError
@@ -412,9 +413,8 @@ def test_prompt_on_an_evicted_frame_makes_a_conditioning_frame(session, scene):
 
 
 def test_encoder_runs_once_per_frame_and_objects_share_calls(session, scene, monkeypatch):
-    model, calls = load_pair("loud").kit, []
-    step = model._track_step
-    monkeypatch.setattr(model, "_track_step", lambda t, *a: calls.append(t) or step(t, *a))
+    run, calls = FrameModel.run, []
+    monkeypatch.setattr(FrameModel, "run", lambda self, t, *a: calls.append(t) or run(self, t, *a))
     video_session = session()
     video_session.add_prompt(mask_prompt(scene(10), 0, 0, 1))
     list(video_session.propagate(0, 5))
