@@ -445,12 +445,12 @@ class AugmentationConfig:
         0.0, "maximum relative change of saturation per frame, in addition to saturation"
     )
     thermal: float = ratio(
-        0.0, "probability of making a clip look as if filmed by a thermal camera (docs/data.md)"
+        0.0, "probability of making a clip look as if filmed by a thermal camera (docs/clips.md)"
     )
     endoscopy: float = ratio(
         0.0,
         "probability of making a clip look as if filmed by an endoscope, if it is not made thermal "
-        "(docs/data.md)",
+        "(docs/clips.md)",
     )
 
 
