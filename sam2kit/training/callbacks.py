@@ -164,7 +164,7 @@ class AverageWithStart(Callback):
 
     Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (WiSE-FT): on the way from
     the starting weights to the trained ones, there are often models that have almost all of the
-    gain and forget much less. Training itself goes on from the trained weights, which checkpoints
+    gain and forget much less. Training itself continues from the trained weights, which checkpoints
     store as ``current_model_state``.
 
     Args:
