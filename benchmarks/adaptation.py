@@ -112,16 +112,21 @@ def blocks(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(names[k::FOLDS]) for k in range(FOLDS)]
 
 
+def split_file(names: Sequence[str], work: Path) -> Path:
+    """Write a list of videos for ``dataset.split``, and return its absolute path."""
+    split = work / "splits" / f"{'+'.join(names)}.txt"
+    split.parent.mkdir(parents=True, exist_ok=True)
+    write_text(split, "".join(f"{name}\n" for name in names))
+    return split.resolve()
+
+
 def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
     """Return the configuration of a training.
 
     Training validates on generated clips, so that it never reads a test video, and its last
     checkpoint is used, so that nothing is selected.
     """
-    split = work / "splits" / f"{'+'.join(job.train)}.txt"
-    split.parent.mkdir(parents=True, exist_ok=True)
-    write_text(split, "".join(f"{name}\n" for name in job.train))
-    videos = {"data_path": str(job.davis.resolve()), "split": str(split.resolve())}
+    videos = {"data_path": str(job.davis.resolve()), "split": str(split_file(job.train, work))}
     data = [override(f"dataset.{key}", value) for key, value in videos.items()]
     overrides = [
         *job.overrides,

@@ -745,6 +745,13 @@ class TrainerConfig:
         gt=0,
         lt=1,
     )
+    average_with_start: float | None = option(
+        None,
+        "share of the starting weights in an average with the trained weights, which is then "
+        "validated and saved: the model changes less and forgets less; null: the trained weights",
+        gt=0,
+        lt=1,
+    )
     audit: str = option(
         "stop",
         "action before the first step if a trainable module gets no gradient: stop, warn or off "

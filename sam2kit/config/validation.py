@@ -23,6 +23,7 @@ import msgspec
 from sam2kit.config.schema import (
     NEGATIVE_KINDS,
     PROMPT_TYPES,
+    RANDOM,
     SIZE_NAMES,
     SOURCE_KEYS,
     TOOL_TYPES,
@@ -313,6 +314,8 @@ def _trainer_problems(config: Config) -> Iterator[ConfigError]:
     if trainer.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", trainer.max_time):
         hint = "20 minutes is 00:00:20:00"
         yield must_be("max_time", "a time DD:HH:MM:SS, or null", hint)
+    if trainer.average_with_start is not None:
+        yield from _average_problems(config)
     devices = trainer.devices
     parts = [part.strip() for part in devices.split(",") if part.strip()]
     counted = bool(parts) and all(part.isdecimal() for part in parts)
@@ -322,6 +325,20 @@ def _trainer_problems(config: Config) -> Iterator[ConfigError]:
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
         expected = "another precision with trainer.accelerator=cpu"
         yield must_be("precision", expected, "try bf16-mixed")
+
+
+def _average_problems(config: Config) -> Iterator[ConfigError]:
+    """Check what cannot be combined with ``trainer.average_with_start``."""
+    for key, is_set, reason in (
+        ("model.checkpoint=random", config.model.checkpoint == RANDOM, "nothing worth keeping"),
+        ("model.reset_modules", bool(config.model.reset_modules), "a random start"),
+        ("model.lora_modules", bool(config.model.lora_modules), "an average of products"),
+        ("trainer.ema_decay", config.trainer.ema_decay is not None, "an average of its own"),
+    ):
+        if is_set:
+            expected = f"null with {key}, which has {reason}"
+            hint = "set trainer.average_with_start=null"
+            yield _must_be("trainer", config.trainer, "average_with_start", expected, hint)
 
 
 def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from sam2kit.config.schema import MONITORS
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.sam2 import SAM2Model
-from sam2kit.utils.errors import DataError
+from sam2kit.utils.errors import CheckpointError, DataError
 from sam2kit.utils.processes import STOP_SIGNALS
 
 Scorer = Callable[[SAM2Model, VideoSource], float]
@@ -157,6 +158,96 @@ class AverageWeights(WeightAveraging):
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [x.detach() for x in (*module.parameters(), *module.buffers())]
+
+
+class AverageWithStart(Callback):
+    """Validate and save an average of the starting weights and the trained weights.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (WiSE-FT): on the way from
+    the starting weights to the trained ones, there are often models that have almost all of the
+    gain and forget much less. Training itself continues from the trained weights, which checkpoints
+    store as ``current_model_state``.
+
+    Args:
+        share: share of the starting weights, 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self._start: dict[str, Tensor] = {}
+        self._trained: dict[str, Tensor] = {}  # while the module has the averaged weights
+        self._is_over = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Called before a resumed run loads its checkpoint. Kept in main memory.
+        parameters = pl_module.named_parameters()
+        self._start = {
+            name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad
+        }
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._is_over:
+            self._trained = {
+                name: p.detach().clone()
+                for name, p in pl_module.named_parameters()
+                if name in self._start
+            }
+            self._set(pl_module, self._average(self._trained))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._is_over:
+            self._set(pl_module, self._trained)
+            self._trained = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(pl_module, self._average(dict(pl_module.named_parameters())))
+        self._is_over = True
+
+    def _average(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: torch.lerp(trained[name].detach(), start.to(trained[name].device), self.share)
+            for name, start in self._start.items()
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def _set(module: LightningModule, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in module.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._checksum()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["start"] != self._checksum():
+            raise CheckpointError(
+                "the starting weights in model.checkpoint are not those that the run started from",
+                key="trainer.average_with_start",
+                value=self.share,
+                hint="restore that file, or start a new run",
+            )
+
+    def _checksum(self) -> int:
+        checksum = 0
+        for weights in self._start.values():
+            checksum = zlib.crc32(weights.numpy().tobytes(), checksum)
+        return checksum
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if not self._is_over:
+            trained = checkpoint["state_dict"]
+            checkpoint["current_model_state"] = trained
+            checkpoint["state_dict"] = trained | self._average(trained)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The weights of "state_dict" have been loaded already.
+        if "current_model_state" in checkpoint:
+            pl_module.load_state_dict(checkpoint["current_model_state"])
 
 
 class ValidateLastStep(Callback):

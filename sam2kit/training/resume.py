@@ -32,6 +32,7 @@ _FIXED = (
     "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches",
     "trainer.ema_decay",
+    "trainer.average_with_start",
     "features.dtype",
 )
 # Keys of these sections that may change. Videos are compared by a digest of their content, so a

@@ -38,6 +38,7 @@ from sam2kit.models.run_splits import checkpoint_splits
 from sam2kit.models.sam2 import check_compiler, format_report, parameter_report
 from sam2kit.training.callbacks import (
     AverageWeights,
+    AverageWithStart,
     LogProgress,
     RunCheckpoint,
     SaveWithinEpoch,
@@ -369,6 +370,8 @@ def _run(
         callbacks.append(ScoreVideos(extras.scorer, data.val_clips.source))
     if config.trainer.ema_decay is not None:
         callbacks.append(AverageWeights(config.trainer.ema_decay))
+    if config.trainer.average_with_start is not None:
+        callbacks.append(AverageWithStart(config.trainer.average_with_start))
     with _quiet_lightning():
         ddp = in_rank() or config.trainer.strategy == "ddp"
         trainer = _make_trainer(config, run_dir, loggers, callbacks, ddp)

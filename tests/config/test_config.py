@@ -313,6 +313,8 @@ INVALID = [
     "trainer.max_steps=0",
     "trainer.max_time=20min",
     "trainer.ema_decay=1",
+    "trainer.average_with_start=0",
+    "trainer.average_with_start=1",
     "dataset.synthetic_motion=-1",
     "dataset.synthetic_lifelike=1.5",
     "trainer.accelerator=tpus",
@@ -366,6 +368,14 @@ def test_invalid_value_is_reported_with_a_fix(text):
         (
             ["dataset.type=synthetic", "dataset.replay=0.5"],
             ["dataset.replay=0.5", "0 with type=synthetic"],
+        ),
+        (
+            ["trainer.average_with_start=0.5", "model.lora_modules=[memory_attention]"],
+            ["trainer.average_with_start=0.5", "null with model.lora_modules"],
+        ),
+        (
+            ["trainer.average_with_start=0.5", "model.checkpoint=random"],
+            ["trainer.average_with_start=0.5", "null with model.checkpoint=random"],
         ),
         (["use_wandb=true", "trainer.logger=swanlab"], ["use_wandb", "swanlab", "--no-wandb"]),
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["bf16-mixed"]),

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
+import torch
 
-from benchmarks import coverage, proof, recipes
-from benchmarks.adaptation import AFTER, BEFORE, BEFORE_ZEROED, COPY, ZEROED, Sizes, blocks
+from benchmarks import coverage, monitors, proof, recipes
+from benchmarks.adaptation import (
+    AFTER,
+    BEFORE,
+    BEFORE_ZEROED,
+    COPY,
+    ZEROED,
+    Job,
+    Sizes,
+    blocks,
+    job_config,
+    training_key,
+    tuned_model,
+    weights_folder,
+)
 from benchmarks.measure import write_davis
 from sam2kit.data import SyntheticDataset
+from sam2kit.models.checkpoints import load_run
+from sam2kit.training.trainer import fit
 
 NAMES = [f"seq{n}" for n in range(9)]
 TINY = ["--steps", "1", "--frames", "3", "--generated", "2"]
@@ -47,10 +65,70 @@ def test_every_sequence_is_tested_once_per_seed_and_never_trained_on(davis):
 
 
 def test_recipes_are_trained_on_one_block_and_scored_on_the_others(davis):
-    jobs = recipes.plan(davis, "davis", list(recipes.RECIPES)[:2], (1,), NAMES)
+    chosen = recipes.points((1,), ("memory and decoder, 3e-4", "memory only"), (0, 1, 2))
+    jobs = recipes.plan(davis, "davis", NAMES, chosen)
     assert len(jobs) == 6 and len({job.name for job in jobs}) == 6
     assert all(len(job.train) == 3 and sorted([*job.train, *job.test]) == NAMES for job in jobs)
-    assert "loss=from_scratch" in jobs[3].overrides and "loss=from_scratch" not in jobs[0].overrides
+    assert recipes.MEMORY in jobs[3].overrides and recipes.MEMORY not in jobs[0].overrides
+
+
+SOME = ("replay 0.5, averaged", "nano's loss, clips of 8 frames")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, marks=() if r in SOME else pytest.mark.slow) for r in recipes.RECIPES],
+)
+def test_recipes_are_valid(recipe, tmp_path):
+    """The configuration is checked, and a recipe does not follow changes of adapt.yaml."""
+    jobs = recipes.plan(tmp_path, "davis", NAMES, [(1, recipe, 0)])
+    config = job_config(jobs[0], tmp_path, Sizes())
+    assert config.seed == 1 and config.trainer.average_with_start is None
+    assert config.dataset.split.endswith("seq0+seq3+seq6.txt")
+
+
+def test_results_depend_on_the_weights_and_on_the_whole_recipe(tmp_path, monkeypatch):
+    job = Job("a", tmp_path, ("x",), ("y",), 1)
+    config = job_config(job, tmp_path, Sizes())
+    folder = weights_folder(config, tmp_path)
+    assert folder == weights_folder(config, tmp_path)
+    config.model.checkpoint = "nano-1"
+    assert weights_folder(config, tmp_path) != folder
+    key = training_key(job, tmp_path, Sizes())
+    # The share of the start changes the scores, not the training.
+    same = [replace(job, name="b", test=("z",)), replace(job, start_share=0.5)]
+    assert {training_key(other, tmp_path, Sizes()) for other in same} == {key}
+    others = [replace(job, seed=2), replace(job, train=("z",)), replace(job, davis=tmp_path / "d")]
+    others.append(replace(job, overrides=("optimizer.lr=1e-5",)))
+    assert len({training_key(other, tmp_path, Sizes()) for other in others} | {key}) == 5
+    assert training_key(job, tmp_path, Sizes(steps=3)) != key
+
+
+def test_average_of_a_checkpoint_equals_the_option(toy_config, tmp_path):
+    toy_config.model.checkpoint, toy_config.trainer.max_epochs = "nano", 1
+    toy_config.dataset.synthetic_videos, toy_config.optimizer.lr = 2, 1e-3
+    trained = fit(toy_config, tmp_path / "trained")
+    toy_config.trainer.average_with_start = 0.25
+    averaged = fit(toy_config, tmp_path / "averaged")
+    expected = load_run(averaged.last_checkpoint)[1].state_dict()
+    actual = tuned_model(trained.last_checkpoint, 0.25, toy_config).state_dict()
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight)
+
+
+def test_monitors_are_judged_by_the_order_of_the_test():
+    def values(*jf):
+        return [{"val_loss": 1 - x, "val_iou": x, "val_jf": 1 - x} for x in jf]
+
+    test = [{"val_loss": 0.0, "val_iou": 0.0, "val_jf": x} for x in (0.1, 0.3, 0.2)]
+    judged = monitors.judge(values(0.4, 0.6, 0.5), test)
+    assert judged["val_loss"]["correlation"] == judged["val_iou"]["correlation"] == 1
+    assert judged["val_jf"]["correlation"] == -1
+    assert (judged["val_iou"]["selected"], judged["val_jf"]["selected"]) == (0.3, 0.1)
+    first, _, last = monitors.rows([judged, judged])
+    assert first["against the last"] == "+0.100" and last["against the best"] == "-0.200"
+    constant = monitors.judge(values(0.5, 0.5, 0.5), test)
+    assert math.isnan(constant["val_loss"]["correlation"])
 
 
 def test_summary_and_page_of_the_proof():
@@ -107,8 +185,10 @@ def test_a_tiny_proof_runs_and_resumes(davis, tmp_path, capsys):
     assert (tmp_path / "out" / "proof.png").exists()
     assert "seed1" in capsys.readouterr().err
     # A finished training is not repeated; an unfinished one is.
-    (tmp_path / "work" / "fold2-seed1.json").unlink()
-    times = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").glob("*.json")}
+    (work,) = (tmp_path / "work").glob("weights-*")
+    (work / "fold2-seed1.json").unlink()
+    (next((work / "trainings").iterdir()) / "training.json").unlink()
+    times = {f: f.stat().st_mtime_ns for f in work.glob("*.json")}
     assert proof.main(command) == 0
     again = json.loads((tmp_path / "out" / "proof.json").read_text())
     assert again["gain"] == content["gain"]
@@ -119,9 +199,22 @@ def test_a_tiny_proof_runs_and_resumes(davis, tmp_path, capsys):
 def test_a_tiny_comparison_runs_in_each_domain(davis, tmp_path):
     command = ["--davis", str(davis), "--work", str(tmp_path / "work"), "--seeds", "1", *TINY]
     command += ["--out", str(tmp_path), "--data", "davis", "thermal", "--recipes"]
-    assert recipes.main([*command, *list(recipes.RECIPES)[:2], "replay of generated clips"]) == 0
+    assert recipes.main([*command, *list(recipes.RECIPES)[:2], "replay 0.25"]) == 0
     content = json.loads((tmp_path / "recipes.json").read_text())
     assert len(content["davis"]["rows"]) == len(content["thermal"]["rows"]) == 3
+
+
+@pytest.mark.slow
+def test_a_tiny_comparison_of_monitors_runs_and_resumes(davis, tmp_path):
+    command = ["--davis", str(davis), "--work", str(tmp_path / "work"), "--blocks", "1"]
+    command += ["--out", str(tmp_path), "--steps", "2", "--frames", "3"]
+    assert monitors.main(command) == 0
+    content = json.loads((tmp_path / "monitors.json").read_text())
+    assert [row["monitor"] for row in content["rows"]] == ["val_loss", "val_iou", "val_jf"]
+    assert len(content["comparisons"]) == 2
+    files = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("epoch=*")}
+    assert files and monitors.main(command) == 0
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("epoch=*")} == files
 
 
 def test_the_page_of_the_coverage():

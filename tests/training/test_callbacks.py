@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from torch.utils.data import DataLoader
 from sam2kit.data.clip import collate
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.sources.base import VideoSource
+from sam2kit.models.checkpoints import create_sam2_model, load_run
 from sam2kit.training import trainer as trainer_module
 from sam2kit.training.callbacks import AverageWeights
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.losses import NO_OBJ_SCORE
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
+from sam2kit.utils.errors import CheckpointError
 
 
 @pytest.fixture
@@ -51,6 +54,65 @@ def test_averaged_weights_equal_lightnings(toy_config, tmp_path, monkeypatch):
         torch.testing.assert_close(actual["state_dict"][name], value, rtol=1e-5, atol=1e-7)
         moved += not torch.equal(value, expected["current_model_state"][name])
     assert moved > 0
+
+
+@pytest.fixture
+def start(toy_config, tmp_path) -> Path:
+    """Weights to start from: random ones, which model.checkpoint=random may not be."""
+    path = tmp_path / "start.pt"
+    torch.manual_seed(0)
+    torch.save({"model": create_sam2_model(toy_config).state_dict()}, path)
+    toy_config.model.checkpoint = str(path)
+    toy_config.trainer.max_epochs, toy_config.dataset.synthetic_videos = 2, 3
+    toy_config.optimizer.lr = 1e-3
+    return path
+
+
+def test_average_with_the_start_is_validated_and_saved(toy_config, tmp_path, start):
+    toy_config.trainer.monitor = "val_jf"
+    usual = fit(toy_config, tmp_path / "usual", scorer=lambda model, source: 0.5)
+    seen = []
+
+    def scorer(model, source) -> float:
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return len(seen) / 10
+
+    toy_config.trainer.average_with_start = 0.25
+    result = fit(toy_config, tmp_path / "averaged", scorer=scorer)
+    saved = torch.load(result.last_checkpoint, weights_only=True)
+    expected = torch.load(usual.last_checkpoint, weights_only=True)["state_dict"]
+    starting = torch.load(start, weights_only=True)["model"]
+    # Training itself is unchanged.
+    assert all(torch.equal(saved["current_model_state"][k], v) for k, v in expected.items())
+    moved = 0
+    for name, weight in starting.items():
+        trained = expected[f"model.{name}"]
+        average = torch.lerp(trained, weight, 0.25) if weight.is_floating_point() else weight
+        torch.testing.assert_close(saved["state_dict"][f"model.{name}"], average)
+        moved += not torch.equal(trained, weight)
+    assert moved > 0
+    assert all(torch.equal(saved["state_dict"][f"model.{k}"], v) for k, v in seen[-1].items())
+    _, model = load_run(result.best_checkpoint)
+    assert all(torch.equal(seen[-1][k], v) for k, v in model.state_dict().items())
+
+
+def test_average_with_the_start_resumes_exactly(toy_config, tmp_path, start):
+    toy_config.trainer.average_with_start, toy_config.scheduler.name = 0.5, "constant"
+    whole = fit(toy_config, tmp_path / "whole")
+    toy_config.trainer.max_epochs = 1
+    fit(toy_config, tmp_path / "parts")
+    toy_config.trainer.max_epochs = 2
+    resumed = fit(toy_config, tmp_path / "parts", resume=True)
+    one, two = (torch.load(r.last_checkpoint, weights_only=True) for r in (whole, resumed))
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(one[key][name], two[key][name]) for name in one[key])
+    # Another file under the same name is not where this run started.
+    content = torch.load(start, weights_only=True)
+    torch.save({"model": {k: v + 0.5 for k, v in content["model"].items()}}, start)
+    toy_config.trainer.max_epochs = 3
+    with pytest.raises(CheckpointError) as error:
+        fit(toy_config, tmp_path / "parts", resume=True)
+    assert error.value.key == "trainer.average_with_start" and error.value.hint
 
 
 class Annotated(VideoSource):
