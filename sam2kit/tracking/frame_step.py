@@ -190,8 +190,10 @@ class FrameModel:
             banks = [x.bank for x in inputs]
             memories = read_memories(self.model, banks, frames, t, num_frames, bool(reverse))
         is_tracked = memories is not None and points is None
-        is_compiled = is_tracked and memories.is_full and self._compiled is not None
-        *rows, candidates, iou = (self._compiled if is_compiled else self._compute)(
+        compute, is_compiled = self._compute, False
+        if self._compiled is not None and is_tracked and memories is not None and memories.is_full:
+            compute, is_compiled = self._compiled, True
+        *rows, candidates, iou = compute(
             features.select([0] * len(inputs)),
             memories,
             points,
