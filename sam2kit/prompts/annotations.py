@@ -77,7 +77,7 @@ class StoredPrompt(msgspec.Struct, omit_defaults=True):
         frame: index of the frame.
         provenance: how the mask was made, such as ``click``.
         points, labels, box, base, mask: see
-            :class:`~sam2kit.widgets.prompt_session.FramePrompt`.
+            :class:`~sam2kit.widgets.frame_prompts.FramePrompt`.
         result: the mask that the model predicted. None: ``mask`` is the result.
         correction: whether the object had a tracked mask on the frame when it was prompted.
         model: name of the model that predicted the mask. None (default): no model or unknown.
