@@ -1,4 +1,4 @@
-"""Test whether fine-tuning helps on unseen videos: ``make proof`` or ``python -m benchmarks.proof``.
+"""Test whether fine-tuning helps on unseen videos: ``make proof``, ``python -m benchmarks.proof``.
 
 Fine-tunes nano with ``configs/adapt.yaml`` in three folds over nine DAVIS sequences (``--davis``):
 six sequences for training, the other three for testing. Every sequence is tested once for each of
