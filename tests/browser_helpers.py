@@ -186,6 +186,7 @@ class Lab:
     def show(self, path: str, dark: bool = False) -> Notebook:
         """Open an existing notebook, a path below the root, run its cells, and check them."""
         page = self.browser.new_page()
+        page.set_default_navigation_timeout(SECONDS * 1000)
         page.goto(f"{self.url}lab/tree/{path}?token={self.token}&reset")
         page.wait_for_function(f"{SESSION}?.kernel?.status === 'idle'", timeout=SECONDS * 1000)
         if dark:

@@ -40,6 +40,7 @@ trainer:
   checkpoint_minutes: 0
   audit: "off"
 optimizer: {lr: 1.0e-3}
+evaluation: {pictures: false}
 """
 TRAIN = """
 from pathlib import Path

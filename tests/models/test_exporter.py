@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import yaml
 from sam2.build_sam import build_sam2, build_sam2_video_predictor
 
 from sam2kit.cli.main import main
-from sam2kit.models import checkpoints
+from sam2kit.models import checkpoints, plain_sam2
 from sam2kit.models import exporter as export_module
 from sam2kit.models.checkpoints import (
     config_to_store,
@@ -52,6 +53,17 @@ def without_proof(monkeypatch):
     monkeypatch.setattr(export_module, "prove", lambda *_: (0.0, 0.0))
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Load exported files in this process, because a new one takes seconds to start."""
+
+    def run(command, **options):
+        plain_sam2.main(*command[3:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(export_module, "subprocess", SimpleNamespace(run=run))
+
+
 def test_run_with_lora_tracks_the_same_in_the_plain_package(run, tmp_path, capsys):
     folder = tmp_path / "my exports"
     folder.mkdir()
@@ -83,7 +95,12 @@ def change(state):
     ("damage", "message"),
     [(drop, "does not work with the plain sam2 package"), (change, "does not track like")],
 )
-def test_export_with_wrong_weights_is_not_written(run, tmp_path, monkeypatch, damage, message):
+def test_export_with_wrong_weights_is_not_written(
+    run, tmp_path, monkeypatch, damage, message, request
+):
+    if damage is change:
+        request.getfixturevalue("in_this_process")
+
     def save(model, path):
         state = merged_state(model)
         damage(state)
@@ -96,7 +113,9 @@ def test_export_with_wrong_weights_is_not_written(run, tmp_path, monkeypatch, da
     assert set(tmp_path.iterdir()) == before
 
 
-def test_wrong_merge_is_detected_by_comparison_with_the_tuned_model(run, tmp_path, monkeypatch):
+def test_wrong_merge_is_detected_by_comparison_with_the_tuned_model(
+    run, tmp_path, monkeypatch, in_this_process
+):
     """Both predictors have the same wrong weights, so comparing them is not enough."""
 
     def unmerged(model):
@@ -109,7 +128,7 @@ def test_wrong_merge_is_detected_by_comparison_with_the_tuned_model(run, tmp_pat
         export(run, tmp_path / "out.pt")
 
 
-def test_wrong_yaml_is_detected(run, tmp_path, monkeypatch):
+def test_wrong_yaml_is_detected(run, tmp_path, monkeypatch, in_this_process):
     right = export_module.describe_model
     calls = []
 

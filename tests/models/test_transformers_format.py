@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import Sam2VideoConfig, Sam2VideoModel, Sam2VideoProcessor
 
 from sam2kit.cli.main import main
 from sam2kit.config.schema import Config
-from sam2kit.models import checkpoints
+from sam2kit.models import checkpoints, plain_transformers
 from sam2kit.models import exporter as export_module
 from sam2kit.models.checkpoints import load_model, load_weights
 from sam2kit.models.exporter import export
@@ -90,7 +91,12 @@ def test_wrong_conversion_is_detected_and_nothing_is_written(saved, tmp_path, mo
         name = "memory_encoder.projection.weight"  # not in place: the model has the same tensor
         return converted | {name: 1.1 * converted[name]}
 
+    def run(command, **options):  # in this process, because a new one takes seconds to start
+        plain_transformers.main(*command[3:])
+        return SimpleNamespace(returncode=0)
+
     monkeypatch.setattr(export_module, "to_transformers", wrong)
+    monkeypatch.setattr(export_module, "subprocess", SimpleNamespace(run=run))
     with pytest.raises(CheckpointError, match="does not track like"):
         export(saved, tmp_path / "out", format="transformers")
     assert not list(tmp_path.iterdir())

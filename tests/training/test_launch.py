@@ -120,6 +120,8 @@ def test_two_ranks_equal_one_with_twice_the_batch_size(config, tmp_path, launche
     clips, _ = build_datasets(config)
     assert len({len(clips[i].object_ids) for i in range(8)}) > 1
     config.dataset.batch_size = 2
+    # Three batches on two devices; the repeated batch of one device does not count.
+    config.valdataset.synthetic_videos, config.valdataset.batch_size = 5, 2
     save_config(config, tmp_path / "two.yaml")
     if launcher == "fit":
         fit(config, tmp_path / "two")
@@ -149,8 +151,15 @@ def compare_runs(one, two, weights=1e-5):
             assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-4, abs=1e-9)
 
 
-def test_validation_on_two_devices_equals_one_device(config, tmp_path):
-    """Three batches on two devices; the repeated batch of one device does not count."""
+def test_validation_batches(config):
+    config.valdataset.synthetic_videos, config.valdataset.batch_size = 5, 2
+    assert SAM2LightningDataModule(config, 2).val_batches == [[0, 1], [2, 3], [4]]
+    config.trainer.limit_val_batches = 2
+    assert SAM2LightningDataModule(config, 2).val_batches == [[0, 1], [2, 3]]
+
+
+@pytest.mark.slow
+def test_validation_on_two_devices_equals_one_device_exactly(config, tmp_path):
     config.valdataset.synthetic_videos, config.valdataset.batch_size = 5, 2
     config.trainer.max_epochs = config.trainer.limit_train_batches = 1
     config.trainer.audit = "off"
@@ -160,9 +169,6 @@ def test_validation_on_two_devices_equals_one_device(config, tmp_path):
         fit(config, tmp_path / devices)
     one, two = (validations_in(tmp_path / devices) for devices in "12")
     assert one and one == two
-    assert SAM2LightningDataModule(config, 2).val_batches == [[0, 1], [2, 3], [4]]
-    config.trainer.limit_val_batches = 2
-    assert SAM2LightningDataModule(config, 2).val_batches == [[0, 1], [2, 3]]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def config(toy_config, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     toy_config.dataset.synthetic_videos = 8
-    toy_config.trainer.max_epochs = 6
+    toy_config.trainer.max_epochs = 12
     toy_config.trainer.checkpoint_minutes = None
     return toy_config
 

@@ -127,7 +127,8 @@ def test_tracking_as_in_training_gives_the_validation_score(run, tmp_path, monke
     names = ("pil_bicubic", "memory_in_bfloat16", "reencode_prompted", "binarize_prompted")
     for name in (*names, "choose_by_stability"):
         BREAK_CONVENTION[name](monkeypatch)
-    evaluation = evaluate_checkpoint(run.best_checkpoint, [], tmp_path / "evaluation")
+    no_pictures = ["evaluation.pictures=false"]
+    evaluation = evaluate_checkpoint(run.best_checkpoint, no_pictures, tmp_path / "evaluation")
     score = evaluation.metrics["trackers"][AFTER]["J"]
     assert score == pytest.approx(run.metrics["val_iou"], abs=1e-3)
 
@@ -136,7 +137,8 @@ def test_evaluation_without_the_initial_checkpoint(config, tmp_path, run):
     config.model.checkpoint = str(run.best_checkpoint)
     second = fit(config, tmp_path / "second")
     run.best_checkpoint.unlink()
-    evaluation = evaluate_checkpoint(second.best_checkpoint, [], tmp_path / "evaluation")
+    no_pictures = ["evaluation.pictures=false"]
+    evaluation = evaluate_checkpoint(second.best_checkpoint, no_pictures, tmp_path / "evaluation")
     assert list(evaluation.scores) == [AFTER, ZEROED, COPY]
 
 
