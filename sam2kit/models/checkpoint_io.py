@@ -105,6 +105,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return {"model": {k: v.float() for k, v in load_file(path).items()}}
+        _check_stored(path)
         # A pickle can run any command when it is loaded; weights_only rejects all but tensors.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # truncated zips, pickled code and other formats raise many types
@@ -120,3 +121,15 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
             hint="save the weights as {'model': model.state_dict()}",
         )
     return content
+
+
+def _check_stored(path: Path) -> None:
+    """Reject compressed tensors: a file of a few megabytes could expand to many gigabytes.
+
+    Raises:
+        ValueError: PyTorch did not write the file, because it does not compress.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise ValueError("its tensors are compressed, which PyTorch never does")

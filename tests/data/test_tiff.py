@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import struct
+import tracemalloc
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -346,6 +349,32 @@ def test_a_forged_size_is_rejected_before_memory_is_used(tmp_path):
             struct.pack_into(size, content, entry.valueoffset, 65_535)
     path.write_bytes(content)
     rejects(tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzma"])
+def test_compressed_pixels_expand_to_the_size_of_a_frame_only(tmp_path, compression):
+    """A file of a megabyte could need a gigabyte of memory."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((5, H, W), np.uint8), compression=compression)
+    bomb = {"zlib": zlib, "lzma": lzma}[compression].compress(bytes(1 << 25))
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        for tag, value in (("StripOffsets", len(content)), ("StripByteCounts", len(bomb))):
+            assert page.tags[tag].count == 1 and page.tags[tag].dtype == 4
+            struct.pack_into("<I", content, page.tags[tag].valueoffset, value)
+    path.write_bytes(content + bomb)
+    frames = TiffStack(path)
+    assert frames.read(1).all()
+    tracemalloc.start()
+    try:
+        assert not frames.read(0).any()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(content + bomb[:3])
+    with pytest.raises(DataError):
+        TiffStack(path).read(0)
 
 
 def test_the_limit_of_a_frame(tmp_path, monkeypatch):

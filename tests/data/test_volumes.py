@@ -7,6 +7,7 @@ import zipfile
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from data_helpers import SIZE, square
 from stack_helpers import (
@@ -24,7 +25,7 @@ from stack_helpers import (
 from sam2kit.data import open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.intensity import IntensityRule
-from sam2kit.data.sources import npz
+from sam2kit.data.sources import dicom, npz
 from sam2kit.data.sources.dicom import DicomDataset
 from sam2kit.data.sources.nifti import NiftiDataset
 from sam2kit.data.sources.npz import NPZDataset
@@ -211,6 +212,18 @@ def test_rejected_series(tmp_path):
     path = make_dicom(tmp_path / "5", names=("a",)) / "a" / "IM006.dcm"
     path.write_bytes(path.read_bytes()[:-100])
     rejects(lambda: open_source(tmp_path / "5"))
+
+
+def test_a_deflated_file_is_small(tmp_path, monkeypatch):
+    """It is decompressed at once, so a megabyte could need a gigabyte of memory."""
+    path = make_dicom(tmp_path, names=("a",)) / "a"
+    for file in path.iterdir():
+        content = pydicom.dcmread(file)
+        content.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        content.save_as(file)
+    assert open_source(path).num_frames(0) == NUM_FRAMES
+    monkeypatch.setattr(dicom, "MAX_DEFLATED_BYTES", 100)
+    rejects(lambda: open_source(path))
 
 
 # --- NPZ ----------------------------------------------------------------------------------------

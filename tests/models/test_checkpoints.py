@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 import sam2kit.models.checkpoints as checkpoints
 from sam2kit.data.clip import collate
 from sam2kit.data.transforms import normalize
+from sam2kit.models.checkpoint_io import read_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model, guess_size, load_weights, save_weights
 from sam2kit.models.plain_sam2 import track_steps
 from sam2kit.models.sam2 import build_sam2_model, module_path
@@ -129,6 +131,17 @@ def test_code_in_a_checkpoint_is_not_run(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="evil.pt: cannot be read safely"):
         load_weights(build_sam2_model(tiny_config), "evil.pt")
     assert not Path("pwned").exists()
+
+
+def test_compressed_tensors_are_not_expanded(official, tmp_path):
+    """A megabyte of them could need gigabytes of memory."""
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(official) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert read_checkpoint(official)
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_checkpoint(bomb)
 
 
 def test_files_with_other_content(tiny_config, tmp_path):

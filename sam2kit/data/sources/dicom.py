@@ -22,6 +22,8 @@ from sam2kit.utils.text import visible_text
 CODED_LABELS = ("SEG", "RTSTRUCT")
 NO_IMAGES = (*CODED_LABELS, "RTDOSE", "RTPLAN")  # modalities
 NO_DICOM = (".txt", ".json", ".xml", ".csv", ".md", ".zip", ".png", ".jpg", *NIFTI_ENDINGS)
+# Of a deflated file, which pydicom decompresses as a whole. One byte can expand to 1032.
+MAX_DEFLATED_BYTES = MAX_FRAME_BYTES // 1032
 HEADER_TAGS = [
     "SOPClassUID",
     "SeriesInstanceUID",
@@ -268,6 +270,13 @@ def _header(path: Path) -> Any:
     import pydicom  # imported here: most data sets have no DICOM file
 
     try:
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            if path.stat().st_size > MAX_DEFLATED_BYTES:
+                raise DataError(
+                    f"{path} is deflated as a whole, and may expand to more than a gigabyte",
+                    hint="save it in another transfer syntax, such as Explicit VR Little Endian",
+                )
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
     except pydicom.errors.InvalidDicomError:
         if path.suffix.lower() != ".dcm":

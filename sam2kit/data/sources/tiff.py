@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import os
 import re
+import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,10 +261,23 @@ def open_tiff(path: Path) -> Any:
     if _LOG not in library_logger.handlers:
         library_logger.addHandler(_LOG)
         library_logger.propagate = False
+    codecs: Any = tifffile.tifffile.imagecodecs
+    if codecs.__name__ != "imagecodecs":  # tifffile's own decoders ignore the expected size
+        codecs.zlib_decode = partial(_decompress, zlib.decompressobj)
+        codecs.lzma_decode = partial(_decompress, lzma.LZMADecompressor)
     try:
         return tifffile.TiffFile(path)
     except tifffile.TiffFileError as error:
         raise ValueError(str(error)) from error
+
+
+def _decompress(make: Callable[[], Any], data: bytes, /, *, out: Any = None) -> bytes:
+    """Decompress a part of a page up to its size: a megabyte could expand to a gigabyte."""
+    decoder, limit = make(), out if isinstance(out, int) else MAX_FRAME_BYTES
+    decoded: bytes = decoder.decompress(data, limit + 1)
+    if len(decoded) <= limit and not decoder.eof:
+        raise ValueError("its compressed pixels are incomplete")
+    return decoded
 
 
 def _decode_page(path: Path, page: Any) -> np.ndarray:
