@@ -79,6 +79,12 @@ class MemoryAttention(UpstreamMemoryAttention):
             output = output + layer.dropout3(layer.linear2(hidden))
         return self.norm(output).transpose(0, 1)
 
+    def place_rotations(self, device: torch.device) -> None:
+        """Prepare for compilation on ``device``."""
+        for module in self.modules():
+            if isinstance(module, RotaryAttention):
+                module.place_rotations(device)
+
     def _has_dropout(self) -> bool:
         return self.training and any(
             (isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "dropout_p", 0) > 0
@@ -108,14 +114,23 @@ class RotaryAttention(RoPEAttention):
         keys = k.shape[-2] - num_k_exclude_rope
         frames = keys // positions
         assert keys % positions == 0 and (frames == 1 or self.rope_k_repeat)
-        rotations = _rotations(
-            self.compute_cis.func, tuple(self.compute_cis.keywords.items()), positions, q.device
-        )
+        # A compiled graph must not call cached functions, which create tensors on the CPU.
+        compiling = torch.compiler.is_compiling()
+        rotations = self.freqs_cis if compiling else self._rotations(positions, q.device)
         q = _rotate(q, rotations)
-        k = _rotate(k, _repeat(rotations, frames, num_k_exclude_rope))
+        repeat = _repeat if compiling else _cached_repeat
+        k = _rotate(k, repeat(rotations, frames, num_k_exclude_rope))
         q = q.expand(k.shape[0], -1, -1, -1)
         out = attend(q, k, v, self.dropout_p if self.training else 0.0)
         return self.out_proj(self._recombine_heads(out))
+
+    def place_rotations(self, device: torch.device) -> None:
+        """Move the rotations to ``device``, where a compiled graph reads them."""
+        self.freqs_cis = self._rotations(len(self.freqs_cis), device)
+
+    def _rotations(self, positions: int, device: torch.device) -> Tensor:
+        settings = tuple(self.compute_cis.keywords.items())
+        return _rotations(self.compute_cis.func, settings, positions, device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -156,12 +171,14 @@ def _rotations(
         return compute_cis(**dict(settings), end_x=side, end_y=side).to(device)
 
 
-@lru_cache(maxsize=4)
 def _repeat(rotations: Tensor, frames: int, pointers: int) -> Tensor:
     """Repeat the rotations for the keys of several frames, and append ones for object pointers."""
     with torch.inference_mode(False):
         identity = rotations.new_ones(pointers, rotations.shape[1])
         return torch.cat([rotations.repeat(frames, 1), identity])
+
+
+_cached_repeat = lru_cache(maxsize=4)(_repeat)
 
 
 def _cast(x: Tensor) -> Tensor:

@@ -331,6 +331,7 @@ def compile_model(model: SAM2Model) -> None:
         ConfigError: as :func:`check_compiler`.
     """
     check_compiler()
+    model.memory_attention.place_rotations(model.device)
     model.image_encoder.compile(dynamic=False)
     # The number of memories changes from frame to frame; dynamic shapes avoid recompilation.
     model.memory_attention.compile(dynamic=True)

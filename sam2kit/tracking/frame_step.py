@@ -111,7 +111,7 @@ class FrameModel:
         self._weights = CastWeights(self.model, torch.bfloat16) if autocast else None
         self._position: Tensor | None = None  # [1,HW,M], the same for all memories
         self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
-        self._encode: Callable[[Tensor], dict] = self._encode_image
+        self._forward_image: Callable[[Tensor], dict] = self.model.forward_image
 
     def compile(self, **options: Any) -> None:
         """Compile the image encoder and the tracking of a frame with :func:`torch.compile`.
@@ -124,7 +124,11 @@ class FrameModel:
                 replays the frame as CUDA graphs.
         """
         options = {"dynamic": False} | options
-        self._encode = torch.compile(self._encode_image, **options)
+        side = self.model.image_size
+        with self.applied():  # caches that the first call fills would compile the encoder twice
+            self.model.forward_image(torch.zeros(1, 3, side, side, device=self.device))
+        self.model.memory_attention.place_rotations(self.device)
+        self._forward_image = torch.compile(self.model.forward_image, **options)
         self._compiled = torch.compile(self._compute, **options)
 
     @contextmanager
@@ -155,15 +159,12 @@ class FrameModel:
         image = resize_frame(frame, self.model.image_size).to(self.device, non_blocking=True)
         cache = getattr(self.model, "feature_cache", None)
         if cache is None:
-            backbone = self._encode(image)
+            backbone = self._forward_image(normalize(image))
         else:
             # The cache identifies the encoder by its weights, so use the original weights.
             with self._original_weights():
                 backbone = cache.encode(self.model, image)
         return FrameFeatures.from_backbone(self.model, backbone)
-
-    def _encode_image(self, image: Tensor) -> dict:
-        return self.model.forward_image(normalize(image))
 
     def _original_weights(self) -> AbstractContextManager[None]:
         return nullcontext() if self._weights is None else self._weights.suspended()

@@ -434,6 +434,25 @@ def test_object_chunks_do_not_change_masks(session, scene):
     assert torch.allclose(*logits, atol=TOLERANCE)
 
 
+@pytest.mark.filterwarnings("error:.*lru_cache")  # cached tensors would be computed in the graph
+def test_compiled_frame_is_one_graph_for_all_frames(scene):
+    """``fullgraph`` raises at a graph break; with a full bank, the shapes do not change."""
+    torch._dynamo.reset()
+    counts = torch._dynamo.utils.counters["stats"]
+    trackers, logits, graphs = [VideoTracker(load_pair("loud").kit) for _ in range(2)], [], []
+    trackers[1].compile(fullgraph=True, backend="eager")
+    for tracker in trackers:
+        video_session = tracker.open(lambda t: read_frame(scene(10).folder, t), 10, SIZE)
+        video_session.add_prompt(mask_prompt(scene(10), 0, 0, 1))
+        before = counts["unique_graphs"]
+        for tracks in video_session.propagate():
+            logits.append(tracks.mask_logits)
+            graphs.append(counts["unique_graphs"] - before)
+    # The encoder, which the prompt has compiled, and from frame 8 on the rest.
+    assert graphs[:18] == [0] * 18 and graphs[18:] == [1, 1]
+    assert torch.equal(torch.stack(logits[:10]), torch.stack(logits[10:]))
+
+
 # Use
 
 
