@@ -77,5 +77,7 @@ def test_training_videos_are_named(config):
 def test_the_report_says_what_is_not_known():
     split = ScoredSplit("validation", recorded=False)
     assert not split.title_note and len(split.lines(3)) == 2
+    replayed = ScoredSplit("validation", True, replay=0.25)
+    assert replayed.lines(3)[-1] == "Of the training clips, 25% were generated."
     trained = ScoredSplit("test", True, trained_on=("<b>",))
     assert trained.title_note and any("<b>" in line for line in trained.lines(1))

@@ -23,6 +23,9 @@ class Clips(list):
 
     source = None
 
+    def epoch_text(self):
+        return f"{len(self)} clips, 1 of them generated"
+
 
 class Source:
     def index_in_epoch(self, index, epoch):
@@ -112,7 +115,8 @@ def test_number_of_steps(tiny_config, clips, monkeypatch):
         == 5
     )
     half = ["trainer.max_epochs=4", "dataset.batch_size=2"]
-    assert plan_training(override_config(tiny_config, half)).steps == 8
+    plan = plan_training(override_config(tiny_config, half))
+    assert plan.steps == 8 and "an epoch: 3 clips, 1 of them generated" in str(plan)
 
 
 def test_out_of_memory_while_measuring_is_an_answer(tiny_config, clips, monkeypatch):
