@@ -23,6 +23,9 @@ class Clips(list):
 
     source = None
 
+    def epoch_text(self):
+        return f"{len(self)} clips"
+
 
 class Source:
     def index_in_epoch(self, index, epoch):
