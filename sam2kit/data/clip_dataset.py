@@ -266,8 +266,7 @@ class ClipDataset(Dataset[VideoClip]):
         # Augmentation decides which objects are visible, so it needs all of them.
         clip = self._read(i, window, stored, masks)
         clip = augment(clip, generator, self.augmentation, self.config.min_objects)
-        areas = clip.masks.flatten(2).sum(-1)
-        selected = self._select(clip.visible, lambda t, o: int(areas[t, o]), generator)
+        selected = self._select(clip.visible, lambda t, o: int(clip.masks[t, o].sum()), generator)
         return clip.select_objects(selected)
 
     def _training_video(self, index: int) -> int:

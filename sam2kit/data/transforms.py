@@ -200,7 +200,11 @@ def _keep_if_visible(min_objects: int, changed: VideoClip, clip: VideoClip) -> V
 
     Enough are ``min_objects``, or as many as the first frame of ``clip`` shows if these are fewer.
     """
-    after, before = (int(c.visible[0].sum()) for c in (changed, clip))
+    if changed is clip:
+        return clip
+    after, before = (
+        int((c.annotated[0] & c.masks[0].flatten(1).any(1)).sum()) for c in (changed, clip)
+    )
     return changed if after >= min(min_objects, before) else clip
 
 
@@ -228,6 +232,8 @@ def _crop_box(
 
 def _crop(clip: VideoClip, top: int, left: int, rows: int, columns: int) -> VideoClip:
     size = (clip.frames.shape[-2], clip.frames.shape[-1])
+    if (rows, columns) == size:
+        return clip
     frames = clip.frames[..., top : top + rows, left : left + columns]
     masks = clip.masks[..., top : top + rows, left : left + columns]
     return replace(clip, frames=resize_frames(frames, size), masks=resize_masks(masks, size))
@@ -262,10 +268,11 @@ def _warp(clip: VideoClip, matrix: np.ndarray) -> VideoClip:
         cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_LINEAR, borderValue=outside)
         for frame in _pixels(clip.frames)
     ]
-    masks = clip.masks.flatten(0, 1).to(torch.uint8).numpy()
+    masks = clip.masks.flatten(0, 1).view(torch.uint8).numpy()
     warped = [cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST) for mask in masks]
     stacked = torch.from_numpy(np.stack(warped)) if warped else clip.masks
-    return replace(clip, frames=_frames(frames), masks=stacked.bool().view_as(clip.masks))
+    masks_shape = clip.masks.shape
+    return replace(clip, frames=_frames(frames), masks=stacked.view(torch.bool).view(masks_shape))
 
 
 def _recolour(

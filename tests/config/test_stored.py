@@ -350,7 +350,7 @@ def self_referencing() -> dict:
         (self_referencing(), "nested too deeply"),
         ({"model": {"trainable_modules": ["a"] * MAX_VALUES}}, f"maximum of {MAX_VALUES}"),
         ({"recipe": "a" * (MAX_TEXT + 1)}, f"recipe has {MAX_TEXT + 1} characters"),
-        ({"model": {torch.zeros(1): 1}}, "model has a key that is not text"),
+        ({"model": {torch.zeros(1): 1}}, "model has a key that is not a string"),
         ({"model": {"colour": "red"}}, "does not fit this version"),
         ({"model": 3}, "does not fit this version"),
         ({"seed": "much"}, "does not fit this version"),

@@ -211,7 +211,7 @@ def test_correction_with_evicted_memories_is_warned_of(scene, history, expected)
     run_tracker(models.kit, video, script, TrackerOptions(history=history))
     logger.remove(sink)
     assert len(warnings) == expected
-    assert all("object 0 is corrected on frame 15 without" in message for message in warnings)
+    assert all("Object 0 is corrected on frame 15 without" in message for message in warnings)
 
 
 def test_size_t(scene):
@@ -525,7 +525,7 @@ def test_warning_about_a_mask_that_is_too_small(session, warnings):
     masks = torch.zeros(1, 720, 1040, dtype=torch.bool)
     masks[0, 5, 5] = True
     tracks = session().add_prompt(Prompt(0, torch.tensor([4]), masks=masks))
-    assert "object 4 on frame 0" in warnings[0] and "128 pixels" in warnings[0]
+    assert "Object 4 on frame 0" in warnings[0] and "128 pixels" in warnings[0]
     assert tracks.object_score.item() == -10.0 and not tracks.masks(SIZE).any()  # as upstream
 
 
@@ -535,7 +535,7 @@ def test_warning_about_a_correction_that_upstream_ignores(session, scene, warnin
         video_session.add_prompt(mask_prompt(scene(10), 0, 3))
         list(video_session.propagate(0, 2))
         video_session.add_prompt(mask_prompt(scene(10), 0, 3))
-    assert len(warnings) == 1 and "object 3" in warnings[0] and "frame 0" in warnings[0]
+    assert len(warnings) == 1 and "Object 3" in warnings[0] and "frame 0" in warnings[0]
 
 
 def test_invalid_calls(session, scene):
@@ -557,7 +557,7 @@ def test_former_options_are_accepted_or_rejected():
     """Options of older configurations are accepted if the tracker still behaves like that."""
     values = {"pil_bicubic": True, "previous_logits_limit": 32, "history": None}
     assert TrackerOptions.from_values(values) == TrackerOptions(history=None)
-    with pytest.raises(ValueError, match="read_other_direction=False is not supported any more"):
+    with pytest.raises(ValueError, match="read_other_direction=False is no longer supported"):
         TrackerOptions.from_values({"read_other_direction": False})
     with pytest.raises(TypeError, match="colour"):
         TrackerOptions.from_values({"colour": 1})
