@@ -30,7 +30,7 @@ scalars = st.one_of(
     st.floats(),
     st.text(max_size=12),
     st.sampled_from(["../../secret.png", "/etc/passwd", "..", "", "\0", "1" * 5000, -1, 10**12]),
-    st.sampled_from(["x" * 100_000, "a\nb", "${", "${oc.env:HOME}", 1e308, 2**31]),
+    st.sampled_from(["x" * 100_000, "a\nb", "${", "${oc.env:HOME}", "\ud800", 1e308, 2**31]),
 )
 values = st.recursive(
     scalars,

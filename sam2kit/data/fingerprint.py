@@ -175,5 +175,7 @@ def _stamp(path: Path | None, with_time: bool = False) -> str:
 def _hash(parts: Iterable[Any]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else part.encode())
+        digest.update(
+            part.tobytes() if isinstance(part, np.ndarray) else part.encode(errors="surrogatepass")
+        )
     return digest.hexdigest()

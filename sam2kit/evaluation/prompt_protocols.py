@@ -9,7 +9,6 @@ the tracker's masks.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from sam2kit.prompts.geometry import box_to_points, mask_center, mask_to_box
 from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.video_tracker import FrameTracks, TrackingSession
+from sam2kit.utils.text import text_checksum
 
 Masks = Mapping[ObjectId, np.ndarray]
 
@@ -144,7 +144,7 @@ class PromptProtocol:
         objects = torch.tensor([numbers[o] for o in truth])
         # Seed each object separately, so that its prompt does not depend on the other objects.
         drawn = [
-            self._draw(mask, np.random.default_rng((self.seed, zlib.crc32(key.encode()), t)))
+            self._draw(mask, np.random.default_rng((self.seed, text_checksum(key), t)))
             for key, mask in ((f"{video}/{o}", mask) for o, mask in truth.items())
         ]
         if self.kind == "mask":

@@ -40,7 +40,7 @@ from sam2kit.evaluation.tracker_runs import ResultFiles
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.text import visible_text
+from sam2kit.utils.text import cell_text, visible_text
 from sam2kit.viz.html import render
 from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
 from sam2kit.viz.plots import interval_chart
@@ -243,7 +243,12 @@ def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
     Undefined scores, such as a mean over no frames, are empty cells.
     """
     rows = [
-        {"tracker": t.tracker, "video": video.name, "object": identity, **scores}
+        {
+            "tracker": cell_text(t.tracker),
+            "video": cell_text(video.name),
+            "object": cell_text(identity),
+            **scores,
+        }
         for t in trackers
         for video in t.videos
         for identity, scores in video.objects().items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from sam2kit.config.schema import DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.clip import ClipBatch
 from sam2kit.prompts.prompt import Prompt, video_frame
+from sam2kit.utils.text import text_checksum
 
 NUMBERS_PER_CLICK = 4  # the probability that none of them is unbiased is below 2^-40
 
@@ -201,13 +201,13 @@ class CorrectionGenerator:
         seeds = []
         for position, clip in enumerate(clip_of_object):
             identity = (batch.names[clip], batch.object_ids[position])
-            seeds.append((seed, zlib.crc32("/".join(map(str, identity)).encode())))
+            seeds.append((seed, text_checksum("/".join(map(str, identity)))))
             if not 0 < prompted[position] < self.max_frames:
                 continue
             # Seeded by the clip and not by the object, so that all of its objects draw the same
             # frames.
             clip_generator = np.random.default_rng(
-                (seed, zlib.crc32(batch.names[clip].encode()), video_frame(batch, clip, 0))
+                (seed, text_checksum(batch.names[clip]), video_frame(batch, clip, 0))
             )
             order = clip_generator.permutation(batch.num_frames).tolist()
             total = clip_generator.integers(prompted[position], self.max_frames, endpoint=True)

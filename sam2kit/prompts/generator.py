@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from sam2kit.prompts.geometry import (
 )
 from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
+from sam2kit.utils.text import text_checksum
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ class PromptGenerator:
                 clip = int(batch.clip_of_object[position])
                 name = f"{batch.names[clip]}/{batch.object_ids[position]}"
                 object_generator = np.random.default_rng(
-                    (seed, zlib.crc32(name.encode()), video_frame(batch, clip, frame))
+                    (seed, text_checksum(name), video_frame(batch, clip, frame))
                 )
                 object_kind = kind or object_generator.choice(
                     self.prompt_types, p=self.probabilities
@@ -142,7 +142,7 @@ class PromptGenerator:
         clip = int(batch.clip_of_object[position])
         start = video_frame(batch, clip, 0)
         # Seeded by the clip and not by the object, so that its objects share the frames.
-        clip_seed = (seed, zlib.crc32(batch.names[clip].encode()), start)
+        clip_seed = (seed, text_checksum(batch.names[clip]), start)
         clip_generator = np.random.default_rng(clip_seed)
         count = clip_generator.integers(self.max_frames)
         frames = clip_generator.permutation(batch.num_frames).tolist()

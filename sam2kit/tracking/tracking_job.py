@@ -53,7 +53,7 @@ from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name, open_run_dir
 from sam2kit.utils.progress import log_progress
 from sam2kit.utils.readers import read_json
-from sam2kit.utils.text import plural, visible_text
+from sam2kit.utils.text import cell_text, plural, visible_text
 from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
 
@@ -372,7 +372,8 @@ def _write_frames(
     gif_frames, gif_step = [], -(-num_frames // GIF_FRAMES)  # rounded up
     with ExitStack() as files:
         write = files.enter_context(mp4_writer(folder / "overlay.mp4", fps))
-        table = csv.writer(files.enter_context((folder / "objects.csv").open("w", newline="")))
+        file = (folder / "objects.csv").open("w", newline="", encoding="utf-8")
+        table = csv.writer(files.enter_context(file))
         table.writerow(["frame", "object", "area", "object_score", "predicted_iou"])
         try:
             for t in log_progress(range(num_frames), num_frames, "tracked", "frames"):
@@ -389,7 +390,7 @@ def _write_frames(
                     scores = frame_tracks.object_score.tolist(), frame_tracks.iou.tolist()
                     for n, *values in zip(frame_tracks.objects, *scores, strict=True):
                         area = np.count_nonzero(visible[n])
-                        table.writerow([t, ids[n], area, *(f"{v:.4f}" for v in values)])
+                        table.writerow([t, cell_text(ids[n]), area, *(f"{v:.4f}" for v in values)])
                 masks.add(names[t], by_object, frame.shape[:2])
                 if recorder is not None:
                     recorder.add(by_object, frame.shape[:2])

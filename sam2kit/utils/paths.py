@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import zlib
 from datetime import datetime
 from pathlib import Path
 
 from sam2kit.utils.errors import ConfigError
-from sam2kit.utils.text import close_names
+from sam2kit.utils.text import close_names, text_checksum
 
 
 def file_name(name: str) -> str:
@@ -20,7 +19,7 @@ def file_name(name: str) -> str:
     long for the file system. A changed name gets a checksum, so that different names never collide.
     """
     safe = re.sub(r"[^\w .()+-]", "_", name)[:60].strip(" .")
-    return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
+    return safe if safe == name else f"{safe}-{text_checksum(name):08x}"
 
 
 def new_run_dir(output_dir: str | Path) -> Path:

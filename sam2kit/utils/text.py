@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import html
 import re
+import zlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -90,6 +91,23 @@ def figure_text(value: object) -> str:
     lines = str(value).split("\n")[:MAX_LABEL_LINES]
     text = "\n".join(label_text(line).replace("$", r"\$") for line in lines)
     return f" {text}" if text.startswith("_") else text
+
+
+def cell_text(value: Any) -> Any:
+    """Return a value for a cell of a CSV file; text is the whole :func:`visible_text`.
+
+    Spreadsheets run cells that start with one of ``= + - @`` as formulas, which can start programs.
+    An apostrophe before the text makes them show it.
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible_text(value, None)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def text_checksum(text: str) -> int:
+    """Return the CRC-32 of a text, also of names of files that are not UTF-8."""
+    return zlib.crc32(text.encode(errors="surrogatepass"))
 
 
 def log_format(line: str) -> Callable[[Any], str]:

@@ -615,6 +615,20 @@ def test_paths_cannot_leave_the_root(tmp_path, absolute):
     assert sum(source.num_frames(i) for i in range(2)) == 7
 
 
+@pytest.mark.parametrize("name", ["\\ud800", "a\\udc00", "\\ud83dx\\ude00", "\\ude00\\ud83d"])
+def test_names_that_are_no_unicode_are_an_error(tmp_path, name):
+    text = json.dumps(make_coco(tmp_path, 2, ("a",)))
+    for new, is_valid in ((name, False), ("\\ud83d\\ude00", True)):
+        (tmp_path / "labels.json").write_text(
+            text.replace('"video_id": "a"', f'"video_id": "{new}"')
+        )
+        if is_valid:
+            assert COCODataset(tmp_path / "labels.json").names == ["\U0001f600"]
+        else:
+            with pytest.raises(DataError, match="half a character"):
+                COCODataset(tmp_path / "labels.json")
+
+
 def test_frames_with_equal_file_names_have_different_names(tmp_path):
     # Results are named like the frames: with equal names they would overwrite each other.
     content = make_coco(tmp_path, 4, ("a", "b"))

@@ -649,6 +649,17 @@ def test_a_file_whose_name_looks_like_an_address(tmp_path, monkeypatch):
     assert open_video(Path("concat:a|b.mp4")).num_frames(0) == 2
 
 
+def test_a_video_file_whose_name_is_not_utf8(tmp_path):
+    """JSON files of its results could not contain the name."""
+    try:
+        path = save_video(tmp_path / "a.mp4", [10, 20]).rename(tmp_path / "caf\udce9.mp4")
+    except OSError:
+        pytest.skip("the file system has no such names")
+    with pytest.raises(DataError, match="not UTF-8") as error:
+        open_video(path)
+    assert "convmv" in error.value.hint
+
+
 def test_metadata_that_are_not_utf8(tmp_path):
     import av
 

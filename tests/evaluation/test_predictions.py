@@ -277,12 +277,13 @@ def test_sav_has_the_keys_and_shapes_of_the_published_data():
 
 
 def test_csv_has_one_row_per_object(truth, results, tmp_path):
-    write_csv(tmp_path / "objects.csv", [score_predictions(truth, results)])
+    scores = replace(score_predictions(truth, results), tracker="=1+1")
+    write_csv(tmp_path / "objects.csv", [scores])
     with (tmp_path / "objects.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["tracker"], r["video"], r["object"]) for r in rows][:2] == [
-        ("results", "a", "1"),
-        ("results", "a", "2"),
+        ("'=1+1", "a", "1"),  # text, no formula
+        ("'=1+1", "a", "2"),
     ]
     assert rows[0]["J&F"] == "1.0" and rows[0]["absent_recall"] == ""
 

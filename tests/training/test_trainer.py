@@ -280,7 +280,7 @@ def test_loss_without_trained_modules_is_rejected(config, tmp_path):
 
 def test_file_names_of_videos_stay_in_the_directory():
     assert file_name("My ünïque video-1") == "My ünïque video-1"
-    names = ["../a", "/a", "_a", "..", "x" * 300, "x" * 301, "a/b", "a\nb"]
+    names = ["../a", "/a", "_a", "..", "x" * 300, "x" * 301, "a/b", "a\nb", "\udcff"]
     files = [file_name(name) for name in names]
     assert len(set(files)) == len(names) and all(0 < len(f) < 80 for f in files)
     assert not any(set("/\n") & set(f) or f.startswith(".") for f in files)

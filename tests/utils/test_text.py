@@ -19,6 +19,7 @@ from sam2kit.utils.text import (
     MAX_LABEL,
     MAX_LENGTH,
     MAX_WORD,
+    cell_text,
     figure_text,
     html_text,
     label_text,
@@ -65,6 +66,13 @@ def test_invisible_characters_become_escape_sequences(character):
     code = character.encode("unicode_escape").decode()
     assert visible_text(f"a{character}b") == f"a{code}b"
     visible_text(f"a{character}b").encode()  # a lone surrogate cannot be encoded
+
+
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)"])
+def test_cells_of_csv_files_are_no_formulas(text):
+    assert cell_text(text) == f"'{text}"
+    assert cell_text(-1.5) == -1.5 and cell_text("a=b") == "a=b"
+    assert cell_text("\t=1") == r"\t=1" and cell_text("a\ud800").encode()
 
 
 def test_multiline_keeps_line_breaks():

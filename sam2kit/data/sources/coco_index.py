@@ -12,6 +12,7 @@ import io
 import json
 import mmap
 import os
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ from sam2kit.utils.text import plural
 # Keys that identify a track, in order of preference.
 TRACKS = ("track_id", "instance_id", "object_id")
 _NULL = Raw(b"null")
+# Half of a character outside of Unicode's first plane, which UTF-8, and so no file, can contain.
+_HALF_CHARACTER = re.compile(
+    rb"\\u[dD](?:[89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w\\u[dD])[c-fC-F]\w\w)"
+)
 _SHORT = 80  # bytes of a mask that is checked at the start: no polygon of three points is shorter
 
 
@@ -579,7 +584,10 @@ def _read_rows(path: Path, kind: type[Content], key: str) -> tuple[Content, mmap
                     raise
                 except msgspec.DecodeError:
                     pass  # Python's decoder accepts what some tools write: NaN, a BOM
-            content = json.loads(file.read(), object_hook=_keep_raw)
+            whole = file.read()
+            if _HALF_CHARACTER.search(whole):
+                raise ValueError("it has a \\u escape of half a character; export it as UTF-8")
+            content = json.loads(whole, object_hook=_keep_raw)
             check_depth(content, str(path))
             return msgspec.convert(content, kind), None
     except RecursionError as error:

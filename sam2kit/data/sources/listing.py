@@ -96,10 +96,11 @@ def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
             for entry in entries:
                 fits = entry.name.lower().endswith(endings) and not entry.name.startswith(".")
                 if fits and entry.is_file():
-                    _require_utf8(entry)
+                    if not entry.name.isascii():
+                        require_utf8(entry.path)
                     listing.files.append(entry.name)
                 elif entry.is_dir() and not _is_system_folder(entry.name):
-                    _require_utf8(entry)
+                    require_utf8(entry.path)
                     listing.folders.append(entry.name)
                 elif fits and entry.is_symlink():
                     raise DataError(f"{entry.path} is a broken link", hint="repair or remove it")
@@ -116,12 +117,13 @@ def _is_system_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
-def _require_utf8(entry: os.DirEntry[str]) -> None:
-    """Raise if a name is not UTF-8: reports, JSON files and logs could not contain it."""
-    if not entry.name.isascii() and any("\ud800" <= c <= "\udfff" for c in entry.name):
-        shown = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+def require_utf8(path: str) -> None:
+    """Raise if a file name is not UTF-8: reports, JSON files and logs could not contain it."""
+    folder, name = os.path.split(path)
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise DataError(
-            f"{os.path.dirname(entry.path)} contains a name that is not UTF-8: {shown}",
+            f"{folder or '.'} contains a name that is not UTF-8: {shown}",
             hint="rename it, for example with: convmv -f latin1 -t utf8 -r --notest FOLDER",
         )
 

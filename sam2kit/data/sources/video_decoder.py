@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from sam2kit.data.intensity import IntensityRule, VideoScaler
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.frame_folders import list_frames, read_scaled
-from sam2kit.data.sources.listing import FRAME_ENDINGS
+from sam2kit.data.sources.listing import FRAME_ENDINGS, require_utf8
 from sam2kit.utils.errors import DataError
 
 _CONTAINERS = (
@@ -52,6 +52,7 @@ class OneVideo(VideoSource):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.names = [path.stem if path.is_file() else path.resolve().name]
+        require_utf8(self.names[0])
 
     def annotated_frames(self, i: int) -> Iterator[int]:
         return iter(())
