@@ -398,8 +398,9 @@ def _make_trainer(
     t = config.trainer
     strategy: str | Strategy = "auto"
     if ddp:
-        # Which parameters get gradient depends on the batch. Buffers are constant, so broadcasting
-        # them before each step would be wasted.
+        # Which parameters get gradient depends on the kinds of prompts in the batch. A gradient of
+        # zero for the others would let AdamW decay them, unlike training on one device. Buffers are
+        # constant, so broadcasting them before each step would be wasted.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return Trainer(
