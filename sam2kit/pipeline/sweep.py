@@ -265,15 +265,18 @@ class _Sweep:
     def _slots(self, jobs: int | None) -> list[str | None]:
         """Return the CUDA_VISIBLE_DEVICES value of each job, or None for a job without a GPU."""
         config = load_config(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
-        # Import torch only if needed: this process does not train.
-        gpus = 0
+        # Import torch only if needed: this process does not train. Entries may be indices or UUIDs,
+        # and torch numbers the visible GPUs from 0.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names, gpus = [name.strip() for name in visible if name.strip()], 0
         if config.trainer.accelerator in ("auto", "gpu", "cuda"):
             import torch
 
             gpus = torch.cuda.device_count()
-        # Entries may be indices or UUIDs, and torch numbers the visible GPUs from 0.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = visible.split(",") if visible else [str(n) for n in range(gpus)]
+            # One process sees one MIG slice, however many are listed.
+            if gpus and names and all(name.startswith("MIG-") for name in names):
+                gpus = len(names)
+        names = names or [str(n) for n in range(gpus)]
         return [names[n % gpus] if gpus else None for n in range(jobs or gpus or 1)]
 
     def _start(self, name: str, slot: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -14,11 +15,19 @@ from loguru import logger
 
 from sam2kit.config.schema import Config
 from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.launch import LOST_RANK_HINT
 from sam2kit.training.memory_profile import is_out_of_memory
 from sam2kit.training.planner import report
 from sam2kit.utils.errors import SYSTEM_ERRORS, TrainingError
 
 RESUME_HINT = "resume with --resume auto"
+LOST_RANK = (
+    "Timed out waiting",
+    "Connection closed by peer",
+    "Socket Timeout",
+    "NCCL communicator",
+)
+"""Phrases in errors of gloo and NCCL, in the ranks that wait for one that hangs or has ended."""
 
 
 @contextmanager
@@ -42,6 +51,12 @@ def actionable_errors(
         if any(phrase in str(error) for phrase in ("Too many open files", "items of ancdata")):
             what, fix = SYSTEM_ERRORS[errno.EMFILE]
             raise TrainingError(f"{what} in the DataLoader workers", hint=fix) from None
+        if any(phrase in str(error) for phrase in LOST_RANK):
+            rank = int(os.environ.get("RANK", "0"))
+            raise TrainingError(
+                f"rank {rank} lost another rank ({' '.join(str(error).split())[:200]})",
+                hint=f"{LOST_RANK_HINT}; then {RESUME_HINT}",
+            ) from None
         if "DataLoader timed out" in str(error):
             raise _loader_timeout(config) from None
         if "DataLoader worker" in str(error):

@@ -193,7 +193,8 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     certain = seen.answers and not seen.undrawn(config)
     faults = _explain((u for u in dead if certain and not u.excused), config, seen)
     notes = _explain((u for u in dead if not certain or u.excused), config, seen)
-    memory = step_memory(model, seen.peak, averaged=config.trainer.ema_decay is not None)
+    trainer = config.trainer
+    memory = step_memory(model, seen.peak, trainer.ema_decay is not None, trainer.devices)
     return Audit(rows, seen.batches, memory, faults, seen.notes(config) + notes)
 
 

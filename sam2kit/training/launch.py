@@ -6,6 +6,7 @@ Each rank runs :mod:`sam2kit.training.rank_worker`.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -19,6 +20,8 @@ from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError, TrainingError
 from sam2kit.utils.locks import for_children
 from sam2kit.utils.processes import sigterm_interrupts, start
+
+LOST_RANK_HINT = "the first error in the log is the cause; a rank may also hang while it reads data"
 
 
 def device_count(config: Config) -> int:
@@ -106,7 +109,7 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
                 try:
                     for line in process.stdout:
                         print(line, end="", flush=True)
-                        first_error = first_error or (line if line.startswith("error: ") else "")
+                        first_error = first_error or _error_in(line)
                     break
                 except KeyboardInterrupt:
                     if interrupted:
@@ -128,3 +131,12 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
             hint=f"see the output above and {run_dir / 'train.log'}",
         )
     return interrupted
+
+
+def _error_in(line: str) -> str:
+    """Return the error that a line of a rank's output reports, or an empty string."""
+    if line.startswith("error: "):
+        return line
+    # NCCL ends the process from a thread of its own, so no Python code can report this.
+    match = re.search(r"\[rank ?(\d+)\].*Watchdog caught collective operation timeout", line, re.I)
+    return f"rank {match[1]} waited too long for another rank; {LOST_RANK_HINT}" if match else ""

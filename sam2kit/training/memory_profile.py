@@ -13,6 +13,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from sam2kit.utils.device import gpu_memory
+
 GB = 1e9
 ADAMW_STATES = 2  # first and second moments
 TIGHT = 0.9  # share of device memory above which fragmentation makes allocations fail
@@ -31,7 +33,7 @@ class StepMemory:
             any.
         step: gradients, activations and workspace at the peak (:func:`peak_bytes`).
         device: name of the device.
-        available: total memory of the device.
+        available: total memory of the device, or of the smallest of several GPUs.
     """
 
     weights: int
@@ -58,19 +60,20 @@ class StepMemory:
         )
 
 
-def step_memory(model: nn.Module, step: int, averaged: bool) -> StepMemory:
+def step_memory(model: nn.Module, step: int, averaged: bool, devices: str = "1") -> StepMemory:
     """Return the memory of a step, including the model and the optimizer.
 
     Args:
         model: the model on the training device, with its trainable parameters set.
         step: bytes of gradients and activations, measured by :func:`peak_bytes`.
         averaged: whether training keeps averaged weights too (``trainer.ema_decay``).
+        devices: a value of ``trainer.devices``; of several GPUs, the smallest one counts.
     """
     device = next(model.parameters()).device
     weights = _bytes([*model.parameters(), *model.buffers()])
     optimizer = ADAMW_STATES * gradient_bytes(model) + (weights if averaged else 0)
     if device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
+        available = gpu_memory(device, devices)
     else:
         available = psutil.virtual_memory().total
     name = "the machine" if device.type == "cpu" else str(device)

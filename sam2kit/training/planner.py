@@ -213,9 +213,9 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
         step, seconds, filling = math.inf, math.nan, 0.0
         module.zero_grad(set_to_none=True)
         release_memory(device)
-    memory = step_memory(module.model, 0, averaged=config.trainer.ema_decay is not None)
-    memory = replace(memory, step=int(min(step, memory.available)))
     trainer = config.trainer
+    memory = step_memory(module.model, 0, trainer.ema_decay is not None, trainer.devices)
+    memory = replace(memory, step=int(min(step, memory.available)))
     batches = math.ceil(len(clips) / d.batch_size)
     batches = min(batches, trainer.limit_train_batches or batches)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * max(trainer.max_epochs, 1)

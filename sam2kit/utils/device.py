@@ -70,9 +70,8 @@ def pick_device(accelerator: str, devices: str = "1") -> torch.device:
     name = resolve_accelerator(accelerator)
     if name != "cuda":
         return torch.device(name)
-    listed = [int(part) for part in devices.split(",") if part.strip()] if "," in devices else [0]
-    count = torch.cuda.device_count()
-    if listed[0] >= count:
+    first, count = _listed(devices)[0] if "," in devices else 0, torch.cuda.device_count()
+    if first >= count:
         visible = "0" if count == 1 else f"0 to {count - 1}"
         raise ConfigError(
             key="trainer.devices",
@@ -80,7 +79,27 @@ def pick_device(accelerator: str, devices: str = "1") -> torch.device:
             expected=f"indices of visible GPUs ({visible})",
             hint="count GPUs from 0 within CUDA_VISIBLE_DEVICES",
         )
-    return torch.device("cuda", listed[0])
+    return torch.device("cuda", first)
+
+
+def _listed(devices: str) -> list[int]:
+    return [int(part) for part in devices.split(",") if part.strip()]
+
+
+def gpu_memory(device: torch.device, devices: str = "1") -> int:
+    """Return the total memory in bytes of the smallest selected GPU.
+
+    Args:
+        device: a CUDA device, which counts as selected.
+        devices: a value of ``trainer.devices``.
+    """
+    count = torch.cuda.device_count()
+    if "," in devices:
+        selected = _listed(devices)
+    else:
+        selected = list(range(count if devices in ("auto", "-1") else int(devices)))
+    indices = {device.index or 0, *(index for index in selected if index < count)}
+    return min(torch.cuda.get_device_properties(index).total_memory for index in indices)
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:

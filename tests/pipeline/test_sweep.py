@@ -281,6 +281,16 @@ def test_one_trial_per_gpu(config_file, tmp_path, stand_in, monkeypatch):
     assert {log.split()[-1] for log in logs} == {"3,GPU-x"}  # unchanged
 
 
+def test_one_trial_per_mig_slice(config_file, tmp_path, stand_in, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a process sees one slice
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a, MIG-b")
+    run_sweep(tmp_path / "sweep", plan_trials(config_file, ["seed=1,2"]))
+    logs = [f.read_text() for f in sorted((tmp_path / "sweep").glob("trials/*/output.log"))]
+    assert {log.split()[-1] for log in logs} == {"MIG-a", "MIG-b"}
+
+
 def test_invalid_leaderboard_is_rejected(tmp_path):
     assert leaderboard_rows([tmp_path]) == []
     (tmp_path / "leaderboard.json").write_text("{}")

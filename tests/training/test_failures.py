@@ -10,6 +10,8 @@ import torch
 from sam2kit.config.loading import override_config
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.training import planner
+from sam2kit.training.datamodule import SAM2LightningDataModule
+from sam2kit.training.failures import actionable_errors
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import TrainingError
@@ -46,6 +48,18 @@ def test_out_of_memory_reports_the_plan(config, tmp_path, monkeypatch, error):
     with pytest.raises(TrainingError, match="out of memory") as raised:
         fit(config, tmp_path / "run")
     assert "GB" in raised.value.hint and "--resume auto" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["[unbound_buffer.cc:81] Timed out waiting 1800000ms", "NCCL communicator was aborted"]
+)
+def test_lost_rank_is_reported_with_the_waiting_one(config, tmp_path, monkeypatch, text):
+    monkeypatch.setenv("RANK", "3")
+    data = SAM2LightningDataModule(config)
+    with pytest.raises(TrainingError, match="rank 3 lost another rank") as raised:
+        with actionable_errors(config, data, tmp_path):
+            raise RuntimeError(text)
+    assert "--resume auto" in raised.value.hint
 
 
 def test_dead_loader_process_reports_the_frame(config, tmp_path, monkeypatch):

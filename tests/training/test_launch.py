@@ -16,6 +16,7 @@ import torch
 from sam2kit.config.loading import load_config, save_config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.loader import EpochSampler
+from sam2kit.training import launch
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.launch import device_count
 from sam2kit.training.trainer import fit
@@ -65,6 +66,20 @@ def test_auto_selects_all_gpus(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     config.trainer.devices = config.trainer.accelerator = "auto"
     assert device_count(config) == 4
+
+
+def test_rank_that_waited_too_long_is_named(config, tmp_path, monkeypatch):
+    line = "[rank1]:[E1130] [PG 0 Rank 1] Watchdog caught collective operation timeout: WorkNCCL"
+    command = [sys.executable, "-c", f"import sys; print({line!r}); sys.exit(1)"]
+    monkeypatch.setattr(
+        launch,
+        "start",
+        lambda *_, **options: subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, stdout=options["stdout"]
+        ),
+    )
+    with pytest.raises(TrainingError, match="rank 1 waited too long"):
+        launch.train_on_devices(config, tmp_path, 2)
 
 
 def test_external_torchrun_needs_a_run_directory(config, monkeypatch):

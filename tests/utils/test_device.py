@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from sam2kit.utils import device as device_module
 from sam2kit.utils.device import (
     DeferredValues,
     autocast,
+    gpu_memory,
     pick_device,
     release_memory,
     resolve_accelerator,
@@ -53,6 +56,17 @@ def test_index_beyond_the_visible_devices(machine):
         pick_device("auto", "3,")
     assert (error.value.key, error.value.value) == ("trainer.devices", "3,")
     assert "CUDA_VISIBLE_DEVICES" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "expected"),
+    [(0, "1", 80), (0, "2", 24), (2, "2,", 48), (0, "0,2", 48), (0, "auto", 24)],
+)
+def test_memory_of_the_smallest_selected_gpu(machine, monkeypatch, device, devices, expected):
+    machine(cuda=3)
+    properties = [SimpleNamespace(total_memory=size) for size in (80, 24, 48)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    assert gpu_memory(torch.device("cuda", device), devices) == expected
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
