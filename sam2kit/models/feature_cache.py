@@ -1,9 +1,9 @@
 """Cache the features of a frozen image encoder on disk, so that each frame is encoded once.
 
-The key of an entry is a hash of the pixels that the encoder sees, in a directory that is named by a
-hash of the encoder's weights. So an entry cannot be stale: a changed frame (also a mirrored one),
-image size, resize method or encoder has another key. Epochs, runs, processes, evaluations and
-widgets share the cache.
+The key of an entry is a hash of the pixels that the encoder sees, in a directory named by a hash of
+the encoder's weights. An entry is never stale: a changed (or mirrored) frame, image size, resize
+method or encoder has a different key. Epochs, runs, processes, evaluations and widgets share the
+cache.
 
 Each file holds one frame (safetensors, memory-mapped) with a checksum. It is flushed to the disk
 and then renamed, so a killed process leaves a complete file or none; a damaged file is written
@@ -23,11 +23,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import time
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +33,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
 from loguru import logger
 from safetensors import SafetensorError, safe_open
@@ -49,7 +45,7 @@ from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.transforms import normalize
 from sam2kit.models.sam2 import SAM2Model, module_path
 from sam2kit.utils.errors import ConfigError, DataError
-from sam2kit.utils.files import atomic_write
+from sam2kit.utils.files import TEMPORARY, atomic_write, remove_abandoned, write_text
 from sam2kit.utils.readers import read_json
 
 GB = 1e9
@@ -62,12 +58,11 @@ MARKER = "sam2kit-features-2"
 """The empty file that marks a directory as a feature cache; its name ends in the format version."""
 _LAYOUT = (  # for each depth: patterns of directory names and of file names
     (r"[0-9a-f]{16}", re.escape(MARKER)),
-    (r"[0-9a-f]{2}", r"encoder\.json|\.part-[0-9a-f]{32}"),
-    (r"(?!)", r"[0-9a-f]{40}|\.part-[0-9a-f]{32}"),
+    (r"[0-9a-f]{2}", rf"encoder\.json|{TEMPORARY}"),
+    (r"(?!)", rf"[0-9a-f]{{40}}|{TEMPORARY}"),
 )
 CHECKSUM = "crc32"
 """Key of the checksum in the metadata of a file."""
-UNFINISHED_SECONDS = 3600  # an older temporary file was left by a killed process
 # Augmentations that create no new images: both orientations of a frame can be cached.
 _CACHEABLE_AUGMENTATIONS = ("reverse", "flip")
 
@@ -106,7 +101,7 @@ def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
 
 
 def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | None:
-    """Find out why training cannot use cached features.
+    """Return the reason why training cannot use cached features.
 
     Returns:
         A clause that names the responsible configuration key, or None if training can use them.
@@ -134,9 +129,9 @@ class FeatureCache:
     writing, logs one warning, and computes missing features every time. Nothing is evicted:
     training reads all frames in turn, so evicting some for others would not raise the hit rate.
 
-    A missing frame is encoded in a batch of its own, so that its features do not depend on which
-    other frames are missing, and a miss returns the tensors that are stored. So a hit and a miss
-    give bitwise equal features.
+    A missing frame is encoded in its own batch, so that its features do not depend on other missing
+    frames, and a miss returns the tensors that are stored. Hits and misses therefore give bitwise
+    equal features.
 
     Args:
         folder: a new or empty directory or an existing feature cache; created on first use.
@@ -220,7 +215,7 @@ class FeatureCache:
 
     def report(self) -> str:
         """Describe how many frames were read and how many were computed, for a log line."""
-        return f"features of {self.read} frames read, of {self.encoded} computed ({self.folder})"
+        return f"features of {self.read} frames read, {self.encoded} computed ({self.folder})"
 
     def _encoder_folder(self, model: SAM2Model, images: Tensor) -> Path:
         """Return the directory for this encoder and the current device and precision."""
@@ -269,13 +264,11 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MARKER).touch()
             folder.mkdir(exist_ok=True)
-            with atomic_write(folder / "encoder.json", temporary=_temporary(folder)) as part:
-                part.write_text(text, encoding="utf-8")
+            write_text(folder / "encoder.json", text)
             for path, kind in _entries(folder, depth=1):
-                if kind == "file" and path.name.startswith(".part-"):
-                    with suppress(FileNotFoundError):  # renamed by another process
-                        if _is_abandoned(path):
-                            path.unlink()
+                if kind == "folder":
+                    remove_abandoned(path)
+            remove_abandoned(folder)
         except OSError as error:
             self._stop_writing(f"{folder} cannot be written to", str(error.strerror))
         return folder
@@ -289,8 +282,7 @@ class FeatureCache:
             # Another process may have cleared the cache since _open_folder.
             file.parent.parent.mkdir(exist_ok=True)
             file.parent.mkdir(exist_ok=True)
-            # Several processes may write this frame at once, so each needs its own temporary file.
-            with atomic_write(file, fsync=True, temporary=_temporary(file.parent)) as part:
+            with atomic_write(file, fsync=True) as part:
                 tensors = {str(k): x.cpu().contiguous() for k, x in enumerate(levels)}
                 save_file(tensors, part, {CHECKSUM: _checksum(tensors)})
             self._bytes_until_measuring -= size
@@ -299,7 +291,7 @@ class FeatureCache:
             self._stop_writing(f"{file.parent} cannot be written to", str(error))
 
     def _load(self, file: Path) -> list[Tensor] | None:
-        """Read the feature levels of a frame; None if the file is missing, cut or damaged."""
+        """Read the feature levels of a frame; None if the file is missing, truncated or damaged."""
         try:
             with safe_open(file, "pt") as content:
                 tensors = {name: content.get_tensor(name) for name in content.keys()}
@@ -319,7 +311,7 @@ class FeatureCache:
 
     def _has_room(self, size: int) -> bool:
         """Check whether ``size`` more bytes may be written; the first failure logs a warning."""
-        # Measuring reads every directory entry, so it is done only now and then.
+        # Measuring reads every directory entry, so it is done rarely.
         if not self._writing or self._bytes_until_measuring >= size:
             return self._writing
         room = self.budget - sum(folder_sizes(self.folder).values())
@@ -404,13 +396,13 @@ def describe(folder: str | Path) -> str:
         except (OSError, ValueError, KeyError, TypeError, DataError):
             encoder = "unknown encoder (encoder.json is missing or damaged)"
         lines.append(f"{path}  {size / GB:.3f} GB  {count} frames  {encoder}")
-    return "\n".join(lines) or f"{folder} holds no features"
+    return "\n".join(lines) or f"{folder} contains no features"
 
 
 def clear(folder: str | Path) -> tuple[int, list[Path]]:
     """Delete the features of all encoders, but not the marker, because others may be writing.
 
-    Only paths that match the layout in the description of this module are deleted. Symbolic links
+    Only paths that match the layout in the module's docstring are deleted. Symbolic links
     are neither followed nor deleted.
 
     Returns:
@@ -425,14 +417,14 @@ def clear(folder: str | Path) -> tuple[int, list[Path]]:
         if kind == "foreign":
             foreign.append(path)
         elif path.name != MARKER:
-            with suppress(OSError):  # the directory is not empty, or we may not delete it
+            with suppress(OSError):  # the directory is not empty, or cannot be deleted
                 path.rmdir() if kind == "folder" else path.unlink()
                 deleted += kind == "file"
     return deleted, foreign
 
 
 def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
-    """Walk a cache recursively; a directory follows its content.
+    """Walk a cache recursively, and yield each directory after its content.
 
     Args:
         folder: a directory of the cache.
@@ -455,24 +447,6 @@ def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
         elif entry.is_file(follow_symlinks=False) and re.fullmatch(files, entry.name):
             kind = "file"
         yield path, kind
-
-
-def _temporary(folder: Path) -> Path:
-    """Return a new name for a temporary file: process id, a checksum of the host, random digits."""
-    return folder / f".part-{os.getpid():08x}{_host()}{uuid.uuid4().hex[:16]}"
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Return whether the process that wrote a temporary file has ended."""
-    digits = path.name.removeprefix(".part-")
-    if digits[8:16] == _host() and not psutil.pid_exists(int(digits[:8], 16)):
-        return True
-    # Its process may run on another machine, or its number may belong to another process by now.
-    return path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS
-
-
-def _host() -> str:
-    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

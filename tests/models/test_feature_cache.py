@@ -42,6 +42,7 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import temporary_path
 
 TINY = {"video_clip_length": 3, "image_size": 64, "num_workers": 0}
 
@@ -285,7 +286,7 @@ def test_temporary_file_of_a_killed_process_is_deleted_at_once(model, tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     folder = files(first)[0].parent
-    mine = features._temporary(folder)
+    mine = temporary_path(folder)
     other = mine.with_name(f".part-{dead.pid:08x}{mine.name[14:]}")
     for path in (mine, other, folder.parent / other.name):
         path.write_bytes(b"half")
@@ -299,7 +300,7 @@ def test_command_fails_if_nothing_can_be_kept(tiny_config, tmp_path):
     tiny_config.dataset.synthetic_videos = 1
     tiny_config.valdataset.synthetic_videos = 1
     tiny_config.features.folder, tiny_config.features.budget_gb = str(tmp_path / "c"), 1e-9
-    with pytest.raises(ConfigError, match="could be kept") as error:
+    with pytest.raises(ConfigError, match="could be stored") as error:
         fill(tiny_config)
     assert error.value.key == "features.folder" and "budget_gb" in error.value.hint
 
@@ -619,7 +620,7 @@ def test_command(tiny_config, tmp_path, capsys):
     assert main([*argv, "features.cache=off"]) == 2
     (tmp_path / "a file").touch()
     for folder in ("nowhere", "a file"):
-        assert "holds no features" in describe(tmp_path / folder)
+        assert "contains no features" in describe(tmp_path / folder)
         assert clear(tmp_path / folder) == (0, [])
 
 

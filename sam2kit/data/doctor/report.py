@@ -46,8 +46,8 @@ class Examination:
         settings: training settings that the checks used (image size, clip length, stride, maximum
             distance of annotated frames).
         videos: the videos in order, training first.
-        findings: problems of opening the data, then of each video in order, then of the comparison
-            of videos with each other.
+        findings: problems in opening the data, then in each video in order, then in the comparison
+            of videos.
         notes: how the data are read where there was a choice, such as the meaning of mask values.
     """
 
@@ -252,7 +252,7 @@ def run_doctor(
         try:
             clips, val_clips = build_datasets(what)
             sources = {"training": clips.source, "validation": val_clips.source}
-            data["validation"] = "as the configuration says"
+            data["validation"] = "as configured"
         except DataError as error:
             # Reported below, unless reading the remaining videos reports the cause more precisely.
             open_error = error
@@ -309,7 +309,7 @@ def _open(
         findings: receives what cannot be opened.
 
     Returns:
-        The source; None: nothing can be opened.
+        The source, or None if nothing can be opened.
     """
 
     def report(error: DataError) -> None:
