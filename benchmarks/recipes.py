@@ -61,6 +61,7 @@ DECODER = "model.trainable_modules=[memory_attention,memory_encoder,sam_mask_dec
 LOW, LOWEST = "optimizer.lr=1e-4", "optimizer.lr=3e-5"
 # The loss with which the shipped nano was trained last (configs/nano/7_rendered.yaml).
 NANO = ("loss=from_scratch", "loss.bce_positive_weight=1", "loss.object_score=2")
+EMA = ("trainer.ema_decay=0.98", "scheduler.min_lr_ratio=0.02")
 LONG = ("dataset.video_clip_length=8", "dataset.batch_size=2")
 # Everything that a recipe changes is stated here, so that it does not follow configs/adapt.yaml.
 COMMON = (
@@ -105,7 +106,7 @@ RECIPES = {
     "clips of 8 frames, averaged": Recipe(LONG, 0.5),
     "clips of 8 frames, replay 0.5": Recipe((*LONG, "dataset.replay=0.5")),
     "clips of 8 frames, replay 0.5, averaged": Recipe((*LONG, "dataset.replay=0.5"), 0.5),
-    "averaged over the steps": Recipe(("trainer.ema_decay=0.99",)),
+    "averaged over the steps": Recipe(EMA),
     "50 steps": Recipe(("trainer.max_steps=50",)),
     "nano's loss": Recipe(NANO),
     "nano's loss, averaged": Recipe(NANO, 0.5),
@@ -116,6 +117,16 @@ RECIPES = {
     "nano's loss, clips of 8 frames": Recipe((*NANO, *LONG)),
     "nano's loss, clips of 8 frames, averaged": Recipe((*NANO, *LONG), 0.5),
     "nano's loss, clips of 8 frames, replay 0.5": Recipe((*NANO, *LONG, "dataset.replay=0.5")),
+    "nano's loss, replay 0.5, averaged over the steps": Recipe((*NANO, "dataset.replay=0.5", *EMA)),
+    "nano's loss, clips of 8 frames, replay 0.5, averaged over the steps": Recipe(
+        (*NANO, *LONG, "dataset.replay=0.5", *EMA)
+    ),
+    "nano's loss, replay 0.75, averaged over the steps": Recipe(
+        (*NANO, "dataset.replay=0.75", *EMA)
+    ),
+    "nano's loss, replay 0.5, 400 steps": Recipe(
+        (*NANO, "dataset.replay=0.5", *EMA, "trainer.max_steps=400")
+    ),
     "nano's loss, memory only": Recipe((*NANO, MEMORY)),
     "from_scratch loss": Recipe(("loss=from_scratch",)),
     "default loss": Recipe(("loss=default",)),
