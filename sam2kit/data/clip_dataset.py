@@ -47,19 +47,19 @@ class ClipDataset(Dataset[VideoClip]):
     *First frame.* A clip starts on a frame that shows an object at the size of the clip. In
     validation it is the first such frame of the video. In training it is drawn: first frames are
     tried in random order, those from which a whole clip fits into the video before the others. The
-    first of them that shows ``config.min_objects`` objects is taken. If none of :data:`TRIES` does,
-    the one with the most objects is taken, and if they show none, the next one that does.
+    first one that shows ``config.min_objects`` objects is used. If none of :data:`TRIES` frames
+    does, the one with the most objects is used, or the next frame that shows any object.
 
     *Frames.* The clip continues with every ``config.frame_stride``-th frame. In training, up to
     ``config.max_gap`` further strides are skipped between two frames, as far as the length of the
     video allows. At the end of the video the clip reverses direction (0 1 2 1 0 ... in a video of
     three frames). ``config.short_videos=error`` rejects videos that are shorter than a clip.
 
-    *Sparse annotation.* If none of the frames after the first one is annotated, the clip goes from
-    its first frame to the nearest annotated one instead, later in the video if possible, in equal
-    steps of up to ``config.max_annotation_gap`` frames together; the frames between are tracked
-    without a loss. If the first frame has no annotated neighbour within that distance, another
-    annotated frame is the first one.
+    *Sparse annotation.* If none of the frames after the first one is annotated, the clip instead
+    leads in equal steps to the annotated frame nearest to its first one, later in the video if
+    possible, at most ``config.max_annotation_gap`` frames away; the frames between are tracked
+    without a loss. If there is no annotated frame within that distance, the clip starts on another
+    annotated frame.
 
     *Objects.* A clip contains the objects that are visible on at least one of its frames, except
     those first visible on its last frame, because nothing is left to track (in a clip of one frame,
@@ -147,7 +147,7 @@ class ClipDataset(Dataset[VideoClip]):
     def has_neighbours(self) -> bool:
         """Check whether clips can have masks on two neighbouring frames.
 
-        The videos of :meth:`check_videos` are looked at until there are two such frames.
+        The videos of :meth:`check_videos` are read until two such frames are found.
         """
         config = self.config
         length, stride = config.video_clip_length, config.frame_stride
@@ -209,7 +209,7 @@ class ClipDataset(Dataset[VideoClip]):
 
     def _clip(self, index: int) -> VideoClip:
         """Sample, read and augment one clip, and select its objects."""
-        # Clip after clip goes through all videos, so that part of an epoch covers them evenly.
+        # Consecutive clips cycle through all videos, so that part of an epoch covers them evenly.
         i = index % len(self.source)
         generator = None
         if self.training:
@@ -249,9 +249,10 @@ class ClipDataset(Dataset[VideoClip]):
             self._reading[info.id] = torch.tensor([os.getpid(), i, t])
 
     def being_read(self, pid: int) -> str | None:
-        """Return the frame that a loader process was reading, by file or name.
+        """Return the file or the name of the frame that a loader process was reading.
 
-        None: the process was between two clips, or is not a loader process of this data set.
+        Returns None if the process was between two clips, or is not a loader process of this data
+        set.
         """
         for reader, i, t in self._reading.tolist():
             if reader == pid and i >= 0:
@@ -277,7 +278,7 @@ class ClipDataset(Dataset[VideoClip]):
         start = self._first_frame(i, steps, masks, generator)
         count, stride = self.source.num_frames(i), self.config.frame_stride
         window = regular_window(start, steps.tolist(), count, stride)
-        # The masks of the window are read anyway, so fully annotated videos lose nothing here.
+        # The masks of the window are read anyway, so this costs nothing for fully annotated videos.
         if len(window) == 1 or any(stored(t) is not None for t in window[1:]):
             return window
         annotated = list(self.source.annotated_frames(i))
@@ -437,9 +438,9 @@ class ClipDataset(Dataset[VideoClip]):
 
 
 class ResizedMasks:
-    """Resize the masks of one frame to the size of a clip, each when it is used.
+    """Resize the masks of one frame to the size of a clip, each on first access.
 
-    A clip contains few of many objects, and resizing takes longer than decoding.
+    A clip may contain only a few of many objects, and resizing takes longer than decoding.
 
     Args:
         masks: ``[H,W]`` bool per object.
@@ -467,10 +468,10 @@ class ResizedMasks:
 
 
 def survives_resize(mask: np.ndarray, side: int) -> bool:
-    """Return True if a mask ``[H,W]`` is certainly not empty after it is resized to a square.
+    """Return True only if a mask ``[H,W]`` cannot become empty when it is resized to a square.
 
-    It is not if it contains a rectangle that covers the whole area from which a new pixel is
-    interpolated, wherever this pixel is. Of smaller masks nothing is certain.
+    This holds if the mask contains a rectangle that covers the whole area from which any new pixel
+    is interpolated. Smaller masks may or may not become empty.
     """
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     scales = np.array(mask.shape) / side

@@ -1,8 +1,9 @@
 """Detect the layout of a data set from its files, in one place for all commands and widgets.
 
-:data:`DETECTORS` is the table of layouts, in the order in which they are tried. Another format is
-one more function and one more entry. A detector looks at names and, where names do not decide, at
-the beginning of a file. Of pictures that would be frames, a few are decoded: they may be masks.
+:data:`DETECTORS` is the table of layouts, in the order in which they are tried. A new format needs
+one more function and one more entry. A detector checks names and, if these are ambiguous, the
+beginning of a file. A few of the images that would be frames are decoded, because they may be
+masks.
 """
 
 from __future__ import annotations
@@ -43,23 +44,23 @@ from sam2kit.utils.paths import missing, unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
 SAV_KINDS = ("manual", "auto")
-# Folders that never hold videos of their own: masks, lists of videos, and what file servers and
-# archivers leave behind. Compared in lower case; a suffix such as _6fps is ignored.
+# Folders that never contain videos: masks, lists of videos, and leftovers of file servers and
+# archivers. Compared in lower case; a suffix such as _6fps is ignored.
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", *SYSTEM_FOLDERS)
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
-MAX_FOLDERS = 64  # looked at per level to find volumes
-MAX_LEVELS = 3  # below a folder without data, in which data are searched
+MAX_FOLDERS = 64  # searched per level for volumes
+MAX_LEVELS = 3  # searched for data below a folder that has none
 ROBOFLOW_FILE = "_annotations.coco.json"
 # The beginnings of the files of annotation tools; data/sources cites the formats.
 _CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
 _LABEL_STUDIO = re.compile(rb'^\s*\[\s*\{.*"(annotations|data)"\s*:\s*[\[{]', re.DOTALL)
 _LABELME = re.compile(rb'"shapes"\s*:\s*\[(?:\s*\{\s*"label"|.*"imagePath")', re.DOTALL)
 _YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z)")
-MAX_TOOL_FOLDERS = 5  # subfolders that are looked into for the files of annotation tools
+MAX_TOOL_FOLDERS = 5  # subfolders that are searched for the files of annotation tools
 # Where images of a COCO JSON file are; CVAT exports them to images/default.
 IMAGE_FOLDERS = ("JPEGImages", "images", "frames", "images/default")
-MAX_DECODED = 16  # pictures that are decoded to find masks among them
-HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
+MAX_DECODED = 16  # images that are decoded to find masks among them
+HEAD_BYTES = 1 << 16  # read from a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
 
@@ -84,10 +85,10 @@ class Layout:
 
 
 class Candidate:
-    """Give detectors the names in a directory, which is listed once.
+    """List a folder once for all detectors.
 
     Args:
-        path: an existing file or directory.
+        path: an existing file or folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +97,7 @@ class Candidate:
 
     @cached_property
     def listing(self) -> Listing:
-        """All visible files, directories and the rest of the directory."""
+        """The files, folders and other entries of the folder."""
         return list_folder(self.path, ("",)) if self.is_folder else Listing([], [], [])
 
     def files(self, endings: tuple[str, ...]) -> list[str]:
@@ -105,7 +106,7 @@ class Candidate:
 
     @cached_property
     def video_files(self) -> list[Path]:
-        """The video files in the directory and in the first subdirectory that has any."""
+        """The video files in the folder and in the first subfolder that has any."""
         names = self.files(VIDEO_ENDINGS)
         paths = [self.path / name for name in names]
         for folder in self.data_folders:
@@ -115,17 +116,17 @@ class Candidate:
 
     @cached_property
     def data_folders(self) -> list[str]:
-        """The names of the subdirectories that may hold videos or frames, sorted."""
+        """The names of the subfolders that may contain videos or frames, sorted."""
         return sorted(name for name in self.listing.folders if not is_other_folder(name))
 
     @cached_property
     def frame_folders(self) -> list[str]:
-        """The names of the subdirectories that hold image files directly."""
+        """The names of the subfolders that contain image files directly."""
         return [name for name in self.data_folders if _holds(self.path / name, FRAME_ENDINGS)]
 
     @cached_property
     def coco_files(self) -> list[Path]:
-        """The COCO JSON files in the directory or, if it has none, in its ``annotations``."""
+        """The COCO JSON files in the folder or, if it has none, in its ``annotations``."""
         for folder in (self.path, self.path / "annotations"):
             if folder.is_dir():
                 names = sorted(list_folder(folder, (".json",)).files)
@@ -134,7 +135,7 @@ class Candidate:
         return []
 
     def find_folder(self, name: str) -> Path | None:
-        """Return the subdirectory ``name``, or the first named ``NAME_*``, as in DAVIS and SA-V."""
+        """Return the subfolder ``name``, or the first named ``NAME_*``, as in DAVIS and SA-V."""
         matches = [n for n in self.listing.folders if n == name or n.startswith(f"{name}_")]
         return self.path / min(matches) if matches else None
 
@@ -143,13 +144,13 @@ Detector = Callable[[Candidate], Layout | None]
 
 
 def detect_layout(path: str | Path) -> Layout:
-    """Detect how the data at a path are to be read.
+    """Detect the layout of the data at a path.
 
-    The first detector of :data:`DETECTORS` that recognises the path decides. A directory that mixes
-    kinds of data is rejected, because part of it would be ignored otherwise.
+    The first detector of :data:`DETECTORS` that recognises the path decides. A folder that mixes
+    kinds of data is rejected, because otherwise part of it would be ignored.
 
     Args:
-        path: a file or directory.
+        path: a file or folder.
 
     Raises:
         DataError: the path does not exist, mixes kinds of data, or is an incomplete data set.
@@ -167,12 +168,12 @@ def detect_layout(path: str | Path) -> Layout:
     archives = [path / name for name in sorted(candidate.listing.files) if unpack_hint(name)]
     if archives and not candidate.listing.folders:
         raise DataError(
-            f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
+            f"{path} has no data to read, only {_examples([p.name for p in archives], 'archive')}",
             hint=unpack_hint(archives[0]),
         )
     if stacks := candidate.files(STACK_ENDINGS):
         raise DataError(
-            f"{path} holds {_examples(stacks, 'file')} of a format that is not read",
+            f"{path} contains {_examples(stacks, 'file')} in an unsupported format",
             hint="convert microscopy to OME-TIFF, for example with Fiji or bfconvert, and volumes "
             "to NIfTI",
         )
@@ -185,7 +186,7 @@ def detect_layout(path: str | Path) -> Layout:
 
 
 def _name_other_folder(path: Path) -> None:
-    """Raise an error that names the folder to give, if it is above or below a path without data."""
+    """Raise an error with the right folder if the data is above or below a path without data."""
     others: list[tuple[Path, Layout]] = []
     if is_mask_folder(path.resolve().name) or is_frame_folder(path.resolve().name):
         outer = Path(os.path.normpath(path / ".."))
@@ -197,8 +198,8 @@ def _name_other_folder(path: Path) -> None:
         count = len(others)
         more = f", or another of the {count} folders with data in it" if count > 1 else ""
         raise DataError(
-            f"{path} holds no videos itself, but {folder} does ({layout.reason})",
-            hint=f"give {folder}{more}",
+            f"{path} contains no videos itself, but {folder} does ({layout.reason})",
+            hint=f"use {folder}{more}",
         )
 
 
@@ -216,9 +217,9 @@ def _first_layout(candidate: Candidate) -> Layout | None:
 
 
 def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
-    """Return the directories with data in a directory that holds none itself.
+    """Return the folders with data in a folder that contains none itself.
 
-    The directories of one level are looked at before those of the next one.
+    The folders of one level are searched before those of the next one.
     """
     folders = [root]
     for _ in range(MAX_LEVELS):
@@ -231,13 +232,13 @@ def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
 
 
 def _reject_label_videos(layout: Layout) -> None:
-    """Raise if a stack, a volume or a video file that would be a video looks like labels."""
+    """Raise if a stack, volume or video file that would be read as a video looks like labels."""
     if layout.data_path is None:
         return
     path = find_label_video(layout.type, layout.data_path)
     if path is not None:
         raise DataError(
-            f"{path} would be a video, but looks like labels: it has flat areas of whole numbers",
+            f"{path} looks like labels, not like a video: it has flat areas of whole numbers",
             key="dataset.masks_path",
             value=None,
             expected="the folder of the labels",
@@ -247,7 +248,7 @@ def _reject_label_videos(layout: Layout) -> None:
 
 
 def is_other_folder(name: str) -> bool:
-    """Return whether a directory of this name holds masks or lists instead of videos."""
+    """Return whether a folder with this name contains masks or lists instead of videos."""
     lower = name.lower()
     is_named = lower in OTHER_FOLDERS or lower.startswith(tuple(f"{n}_" for n in OTHER_FOLDERS))
     return is_named or is_mask_folder(name)
@@ -269,9 +270,9 @@ def has_sav_masklets(video: Path) -> bool:
 
 
 def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
-    """Return whether a directory holds a visible file with one of the extensions."""
+    """Return whether a folder contains a visible file with one of the extensions."""
     try:
-        with os.scandir(folder) as entries:  # stops at the first one: directories may be large
+        with os.scandir(folder) as entries:  # stops at the first one: folders may be large
             return any(
                 e.name.lower().endswith(endings) and not e.name.startswith(".") and e.is_file()
                 for e in entries
@@ -310,7 +311,7 @@ def cell_tracking(candidate: Candidate) -> Layout | None:
 
 
 def volumes(candidate: Candidate) -> Layout | None:
-    """Recognise NIfTI, NPZ and DICOM files in a directory, or up to three levels below it."""
+    """Recognise NIfTI, NPZ and DICOM files in a folder, or up to three levels below it."""
     folders = [""]
     has_frames = candidate.frame_folders or candidate.files(FRAME_ENDINGS)
     is_other = bool(candidate.video_files or has_frames or candidate.find_folder("JPEGImages"))
@@ -388,7 +389,7 @@ def has_pages_or_depth(path: Path) -> bool:
 def archive(candidate: Candidate) -> Layout | None:
     """Reject an archive, and say how to unpack it."""
     if not candidate.is_folder and (hint := unpack_hint(candidate.path)):
-        raise DataError(f"{candidate.path} is an archive, which is not read", hint=hint)
+        raise DataError(f"{candidate.path} is an archive, which cannot be read", hint=hint)
     return None
 
 
@@ -411,7 +412,7 @@ def tool_folder(candidate: Candidate) -> Layout | None:
     path = candidate.path
     if not candidate.is_folder:
         return None
-    # Videos usually have a folder each, of which there may be thousands.
+    # Each video usually has a folder, and there may be thousands of them.
     inner = sorted(candidate.listing.folders)[:MAX_TOOL_FOLDERS]
     for folder in [path, *(path / name for name in inner)]:
         listing = candidate.listing if folder == path else list_folder(folder, ("",))
@@ -445,7 +446,7 @@ def _json_of_tools(path: Path, folder: Path, names: list[str]) -> Layout | None:
 
 
 def _yolo(candidate: Candidate) -> Layout | None:
-    """Recognise YOLO by ``labels`` with text files, or by text files of the names of images."""
+    """Recognise YOLO by ``labels`` with text files, or by text files named like images."""
     path = candidate.path
     labels = [path / "labels", *(path / name / "labels" for name in candidate.data_folders)]
     for folder in labels[: MAX_TOOL_FOLDERS + 1]:
@@ -479,7 +480,7 @@ def _head(path: Path, pattern: re.Pattern[bytes]) -> bool:
 
 
 def coco_file(candidate: Candidate) -> Layout | None:
-    """Recognise a JSON file: COCO, with image paths relative to its directory."""
+    """Recognise a JSON file: COCO, with image paths relative to its folder."""
     path = candidate.path
     if candidate.is_folder or path.suffix.lower() != ".json":
         return None
@@ -529,7 +530,7 @@ def sav(candidate: Candidate) -> Layout | None:
 
 
 def mixed_kinds(candidate: Candidate) -> Layout | None:
-    """Reject a directory with several kinds of videos, of which only one would be read."""
+    """Reject a folder with several kinds of videos, of which only one would be read."""
     kinds: dict[str, list[str]] = {  # dataset.type that reads it (with its noun) -> names
         "files": [p.relative_to(candidate.path).as_posix() for p in candidate.video_files],
         "images": candidate.files(FRAME_ENDINGS),
@@ -547,19 +548,19 @@ def mixed_kinds(candidate: Candidate) -> Layout | None:
         key="dataset.type",
         value="auto",
         expected=f"one of {', '.join(present)} to read only that kind",
-        hint="or move each kind to a folder of its own",
+        hint="or move each kind to a separate folder",
     )
 
 
 def coco_folder(candidate: Candidate) -> Layout | None:
-    """Recognise a directory with COCO JSON, unless it has video files or folders of masks."""
+    """Recognise a folder with COCO JSON, unless it has video files or folders of masks."""
     path, files = candidate.path, candidate.coco_files
     _, masks = picture_folders(path)
     if not files or candidate.video_files or masks or candidate.find_folder("Annotations"):
         return None
     if len(files) > 1:
         raise DataError(
-            f"{path} holds {_examples([f.name for f in files], 'COCO JSON file')}",
+            f"{path} contains {_examples([f.name for f in files], 'COCO JSON file')}",
             key="dataset.annotation_file",
             value=None,
             expected="the file to read, or a pattern such as labels/*.json",
@@ -570,7 +571,7 @@ def coco_folder(candidate: Candidate) -> Layout | None:
 
 
 def _image_root(file: Path, root: Path) -> Path:
-    """Return the directory to which the image paths of a COCO JSON file are relative."""
+    """Return the folder to which the image paths of a COCO JSON file are relative."""
     with file.open("rb") as stream:
         while (block := stream.read(1 << 20)) and b'"file_name' not in block:
             pass
@@ -581,7 +582,7 @@ def _image_root(file: Path, root: Path) -> Path:
 
 
 def video_files(candidate: Candidate) -> Layout | None:
-    """Recognise a directory of video files, with masks in ``Annotations`` or one COCO JSON file."""
+    """Recognise a folder of video files, with masks in ``Annotations`` or one COCO JSON file."""
     if not candidate.video_files:
         return None
     names = [p.relative_to(candidate.path).as_posix() for p in candidate.video_files]
@@ -595,7 +596,7 @@ def video_files(candidate: Candidate) -> Layout | None:
 
 
 def frames_of_one_video(candidate: Candidate) -> Layout | None:
-    """Recognise a directory of image files: the frames of one video."""
+    """Recognise a folder of image files: the frames of one video."""
     names = candidate.files(FRAME_ENDINGS)
     if not names:
         return None
@@ -605,18 +606,18 @@ def frames_of_one_video(candidate: Candidate) -> Layout | None:
 
 
 def _reject_masks(root: Path, frames: list[Path]) -> None:
-    """Raise if pictures that would be frames look like masks."""
+    """Raise if images that would be frames look like masks."""
     picks = frames[:: max(1, len(frames) // MAX_DECODED)][:MAX_DECODED]
     masks = [path for path in picks if looks_like_mask(path)]
     if masks:
         one_folder = {path.parent for path in frames} == {root}
         raise DataError(
-            f"{masks[0]} would be a frame, but looks like a mask: it has few values",
+            f"{masks[0]} looks like a mask, not like a frame: it has few distinct values",
             key="dataset.masks_path",
             value=None,
             expected="the folder of the masks",
             hint=(
-                "move the masks to a folder of their own, named masks"
+                "move the masks to a separate folder, named masks"
                 if one_folder and len(masks) < len(picks)
                 else f"set dataset.masks_path={masks[0].parent}"
             )
@@ -629,7 +630,7 @@ def still_images(candidate: Candidate) -> Layout | None:
     folder, masks = picture_folders(candidate.path)
     if folder == candidate.path or not _holds(folder, FRAME_ENDINGS):
         return None
-    # A stray picture beside folders of frames does not make them single images.
+    # A stray image beside folders of frames does not make them single images.
     inner = [n for n in list_folder(folder, ()).folders if not is_other_folder(n)]
     if any(_holds(folder / name, FRAME_ENDINGS) for name in inner):
         return None
@@ -647,7 +648,7 @@ def davis(candidate: Candidate) -> Layout | None:
 
 
 def frame_folders(candidate: Candidate) -> Layout | None:
-    """Recognise one directory of frames per video."""
+    """Recognise one folder of frames per video."""
     if not candidate.frame_folders:
         return None
     if names := candidate.files((".json",)):
@@ -663,7 +664,7 @@ def frame_folders(candidate: Candidate) -> Layout | None:
     middle = [f / inner[len(inner) // 2] for f, inner in zip(folders, frames, strict=True) if inner]
     _reject_masks(candidate.path, middle)
     reason = _examples(names, "folder")
-    return Layout("video", f"{reason}, with the frames of a video each", candidate.path)
+    return Layout("video", f"{reason}, each with the frames of one video", candidate.path)
 
 
 DETECTORS: tuple[Detector, ...] = (
@@ -673,7 +674,7 @@ DETECTORS: tuple[Detector, ...] = (
     stack_file,
     video_file,
     training_set,
-    # Directories: first those that annotation files identify, then by the kinds of their content.
+    # Folders: first those that annotation files identify, then by the kinds of their content.
     cell_tracking,
     sav,
     tiff_stacks,

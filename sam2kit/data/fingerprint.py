@@ -1,4 +1,4 @@
-"""Fingerprint the content of videos, to detect that frames or masks were changed or exchanged."""
+"""Fingerprint the content of videos, to detect that frames or masks were changed or replaced."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SAMPLED_FRAMES = 256
 """Number of frames per data set that :func:`sampled_content` compares, a second or two."""
 SAMPLED_FILES = 100_000
 """Maximum number of frames whose files :func:`sampled_content` measures."""
-# Frames whose pixels identify a video. A copy that was cut at its end has the first of them too.
-# Videos of large data sets are identified by the first few of this list.
+# Indices of the frames whose pixels identify a video. A truncated copy still has the first of them.
+# In large data sets, only the first few are used.
 HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
 MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
 
@@ -29,46 +29,46 @@ class FrameHasher:
     def __init__(self) -> None:
         self._hashes: dict[tuple[VideoSource, int, int], tuple[str, bool]] = {}
 
-    def __call__(self, film: VideoSource, i: int, t: int) -> tuple[str, bool]:
+    def __call__(self, source: VideoSource, i: int, t: int) -> tuple[str, bool]:
         """Return the hash of frame ``t`` of video ``i``, and whether it has a single colour.
 
         Raises:
             SAM2KitError, OSError: the frame cannot be read.
         """
-        if (film, i, t) not in self._hashes:
-            pixels = film.read_frame(i, t)
+        if (source, i, t) not in self._hashes:
+            pixels = source.read_frame(i, t)
             is_plain = not (pixels != pixels[0, 0]).any()
-            self._hashes[film, i, t] = _hash([str(pixels.shape), pixels]), is_plain
-        return self._hashes[film, i, t]
+            self._hashes[source, i, t] = _hash([str(pixels.shape), pixels]), is_plain
+        return self._hashes[source, i, t]
 
 
-def film_of(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
-    """Return the film of video ``i``: its source, its index, and the video's first frame in it."""
+def full_video(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return source and index of the full video of video ``i``, and its first frame in it."""
     source, i, start = innermost(source, i)
     if not isinstance(source, CompositedDataset):
         return source, i, start
-    film, k, first = film_of(source.source, i)
-    return film, k, start + first
+    full, k, first = full_video(source.source, i)
+    return full, k, start + first
 
 
 def stored_videos(source: VideoSource) -> list[int]:
-    """Return the indices of the videos that are not generated as a whole."""
-    films = ((i, *film_of(source, i)) for i in range(len(source)))
-    return [i for i, film, k, _ in films if film.index_in_epoch(k, 1) < len(film)]
+    """Return the indices of the videos that are not entirely generated."""
+    videos = ((i, *full_video(source, i)) for i in range(len(source)))
+    return [i for i, full, k, _ in videos if full.index_in_epoch(k, 1) < len(full)]
 
 
 def identifying_frames(source: VideoSource) -> dict[int, list[int]]:
     """Return the frames whose pixels identify a video.
 
     Returns:
-        Indices of frames of the film, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
+        Indices of frames of the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
         but at least two per video; none if there are more than :data:`MAX_HASHED_VIDEOS` videos.
     """
     stored = stored_videos(source)
     count = min(max(SAMPLED_FRAMES // max(len(stored), 1), 2), len(HASHED_FRAMES))
     if len(stored) > MAX_HASHED_VIDEOS:
         count = 0
-    lengths = {i: film.num_frames(k) for i in stored for film, k, _ in [film_of(source, i)]}
+    lengths = {i: full.num_frames(k) for i in stored for full, k, _ in [full_video(source, i)]}
     return {i: [t for t in HASHED_FRAMES if t < n][:count] for i, n in lengths.items()}
 
 
@@ -76,7 +76,7 @@ def file_stamps(source: VideoSource, i: int) -> str | None:
     """Hash the names, sizes and modification times of the files of a video.
 
     Returns:
-        None if not all of its frames and masks have files of their own.
+        The hash; None if a frame or mask has no file of its own.
     """
     paths: list[Path] = []
     num_mask_files = 0
@@ -101,8 +101,8 @@ def sampled_content(source: VideoSource, hasher: FrameHasher | None = None) -> s
 
     These are the frames by which :func:`~sam2kit.data.splits.describe` identifies the videos, and
     evenly spaced others.
-    It is the same after a data set was moved or copied. In data sets of more than
-    :data:`SAMPLED_FRAMES` frames, some changes that keep the sizes of all files are missed.
+    The hash does not change if a data set is moved or copied. In data sets of more than
+    :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go undetected.
     Generated videos depend on the configuration alone; they are not read.
 
     Args:
@@ -118,7 +118,7 @@ def sampled_content(source: VideoSource, hasher: FrameHasher | None = None) -> s
         for i, t in _spaced(frames, SAMPLED_FILES)
         for path in (source.frame_path(i, t), *source.mask_paths(i, t))
     )
-    starts = {i: film_of(source, i)[2] for i in range(len(source))}
+    starts = {i: full_video(source, i)[2] for i in range(len(source))}
     identifying = {
         (i, t - starts[i]) for i, numbers in identifying_frames(source).items() for t in numbers
     }
@@ -135,10 +135,10 @@ def _spaced(frames: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
 
 
 def _readable_frame(source: VideoSource, i: int, t: int, hasher: FrameHasher) -> str:
-    """Hash a frame; one that cannot be read is reported where training needs it."""
-    film, k, start = film_of(source, i)
+    """Hash a frame; an unreadable frame is reported later, when training needs it."""
+    full, k, start = full_video(source, i)
     try:
-        return _hash([hasher(film, k, start + t)[0], *_masks(source, i, t)])
+        return _hash([hasher(full, k, start + t)[0], *_masks(source, i, t)])
     except (SAM2KitError, OSError):
         return "unreadable"
 

@@ -1,4 +1,4 @@
-"""Read a label image: a picture whose pixel values are numbers of objects."""
+"""Read a label image: an image whose pixel values are object numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam2kit.data.pictures import opened
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.utils.errors import DataError
 
-MAX_LABELS = 2000  # more are a picture, not labels
+MAX_LABELS = 2000  # an image with more values is not a label image
 
 
 def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
@@ -60,7 +60,7 @@ def _read_pixels(file: str | Path | bytes, name: str) -> np.ndarray:
 
 
 _EXPORT = "export one number per object, at the size of the frames"
-_ONE_PAGE = "save the page of the frame to prompt as a file of its own"
+_ONE_PAGE = "save the page of the frame to prompt as a separate file"
 
 
 def _invalid(name: str, problem: str, expected: str, hint: str = _EXPORT) -> DataError:

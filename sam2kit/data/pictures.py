@@ -1,6 +1,6 @@
-"""Read picture files: frames as colours, masks as the values that are stored.
+"""Read image files: frames as colours, masks as stored values.
 
-All sources read pictures here, so that limits, orientation and errors are the same for all of them.
+All sources read images here, so that limits, orientation and errors are the same for all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchvision.io import decode_jpeg
 
 from sam2kit.utils.errors import DataError
 
-# Largest picture that is decoded: four times 8K video, 400 MB in memory. A damaged or hostile file
+# Largest image that is decoded: four times 8K video, 400 MB in memory. A damaged or hostile file
 # of a few bytes can claim a size that does not fit into any memory.
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange rows and columns
-# Pillow warns about pictures that are within the limit above.
+# Pillow warns about images that are within the limit above.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -67,7 +67,7 @@ def read_picture(path: Path) -> np.ndarray:
             if pixels is not None:
                 return pixels if orientation == 1 else _turned(pixels, orientation)
         _require_one_page(path, image)
-        # Pillow keeps the upper 8 bits, which are nearly black in a picture of 10 or 12 bits.
+        # Pillow keeps the upper 8 bits, which are nearly black in an image of 10 or 12 bits.
         tiles = getattr(image, "tile", ())
         if image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in tiles):
             raise DataError(
@@ -84,7 +84,7 @@ def read_picture(path: Path) -> np.ndarray:
 def read_labels(path: Path) -> Labels:
     """Read the values of a mask file, upright as :func:`read_picture`.
 
-    A picture of three equal channels is grey, and an alpha channel of a grey picture is ignored.
+    An image of three equal channels is grey, and an alpha channel of a grey image is ignored.
 
     Raises:
         DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, holds several
@@ -124,7 +124,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         changed = path.stat().st_mtime_ns
     except OSError:
-        changed = 0  # opening the file says what is wrong with it
+        changed = 0  # opening the file raises the error
     return _upright_size(path, changed)
 
 
@@ -138,7 +138,7 @@ def _upright_size(path: Path, changed: int) -> tuple[int, int]:
 
 
 def is_partly_damaged(path: Path) -> bool:
-    """Return whether a JPEG file is damaged, although decoders return a picture for it.
+    """Return whether a JPEG file is damaged, although decoders return an image for it.
 
     Decoders for viewers replace damaged parts by grey or by shifted blocks. FFmpeg has an option
     to stop at damage. It takes several times longer, so the doctor checks, and training does not.
@@ -146,7 +146,7 @@ def is_partly_damaged(path: Path) -> bool:
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         return False
     data = path.read_bytes()
-    # A kind of JPEG that FFmpeg cannot decode at all says nothing about damage.
+    # If FFmpeg cannot decode this kind of JPEG at all, damage cannot be detected.
     return _ffmpeg_decodes(data, {}) and not _ffmpeg_decodes(data, {"err_detect": "explode"})
 
 
@@ -165,7 +165,7 @@ def _ffmpeg_decodes(data: bytes, options: dict[str, str]) -> bool:
 def opened(
     file: str | Path | bytes, kind: str = "an image", where: object = None
 ) -> Iterator[Image.Image]:
-    """Open a picture with Pillow, check its size, and turn errors of the block into a DataError.
+    """Open an image with Pillow, check its size, and turn errors of the block into a DataError.
 
     Args:
         file: an image file, or its bytes.
@@ -200,14 +200,14 @@ def _too_large(where: object, size: str) -> DataError:
         key="pixels",
         value=size,
         expected=f"up to {MAX_PIXELS}",
-        hint="replace the file, or make the picture smaller",
+        hint="replace the file, or make the image smaller",
     )
 
 
 def _require_one_page(path: Path, image: Image.Image) -> None:
     pages = getattr(image, "n_frames", 1)
     if image.format in ("TIFF", "WEBP") and pages > 1:
-        raise DataError(f"{path} holds {pages} images", hint="save each in its own file")
+        raise DataError(f"{path} contains {pages} images", hint="save each in a separate file")
 
 
 def _orientation(image: Image.Image) -> int:

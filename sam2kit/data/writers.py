@@ -26,11 +26,11 @@ class MaskWriter:
     """Write the masks of one video: PNG frame by frame, SA-V JSON at the end.
 
     Up to 254 objects are written as palette PNG, where 255 is void, and more objects as 16-bit grey
-    PNG. If all object ids are integers that a pixel can hold (1 to 254, or to 65,535 with 16 bits),
-    they are the pixel values. Otherwise the objects are numbered from 1, and ``objects.json`` in
-    the folder maps the numbers to the ids. A PNG has one object per pixel: where masks overlap, the
-    highest logit wins, and the first object if logits are equal. The JSON contains overlapping
-    masks completely.
+    PNG. If all object ids are integers that a pixel can store (1 to 254, or to 65,535 with 16
+    bits), they are the pixel values. Otherwise the objects are numbered from 1, and
+    ``objects.json`` in the folder maps the numbers to the ids. A PNG has one object per pixel:
+    where masks overlap, the highest logit wins, and the first object if logits are equal. The JSON
+    keeps overlapping masks complete.
 
     Args:
         folder: folder of the PNG files, created if it does not exist. None: no PNG files.
@@ -56,7 +56,7 @@ class MaskWriter:
             return
         if len(self.object_ids) > LARGEST_NUMBER:
             raise DataError(
-                f"{video} has {len(self.object_ids)} objects, but a 16-bit PNG holds up to "
+                f"{video} has {len(self.object_ids)} objects, but a 16-bit PNG stores up to "
                 f"{LARGEST_NUMBER}",
                 hint="prompt fewer objects at a time",
             )

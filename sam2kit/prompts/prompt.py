@@ -22,7 +22,8 @@ class Prompt:
     """Prompt N objects on one frame with the same kind of prompt.
 
     There are no padding points, because their embedding in upstream ``sam2`` changes the result:
-    all N objects have P points, and objects with another number of points need another ``Prompt``.
+    all N objects have P points, and objects with a different number of points need another
+    ``Prompt``.
 
     Attributes:
         frame: position in the clip, from 0.

@@ -17,13 +17,13 @@ def atomic_write(
 
     Readers see either the old or the new file, never a partial one. If the block raises or writes
     nothing, ``path`` does not change. The temporary file is always removed. An OSError without a
-    file name, such as of a full disk, gets the name of ``path``.
+    file name, such as for a full disk, gets the name of ``path``.
 
     Args:
         path: a file in an existing directory.
         fsync: flush the content to disk before the replacement, so that even a power failure
             leaves the old or the new file.
-        temporary: temporary path. None (default): ``path`` with the suffix ``.part``. A killed
+        temporary: temporary path. If None (default), ``path`` with the suffix ``.part``. A killed
             process leaves it behind and the next one overwrites it. Processes that may write the
             same path at the same time need different temporary paths.
     """
@@ -44,7 +44,7 @@ def atomic_write(
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise the OSError of writing a file now, instead of after long work.
+    """Raise an OSError now if a file cannot be written, instead of after long work.
 
     Args:
         path: the file, which is not changed.
@@ -57,7 +57,7 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
-    """Add the name of a file to an OSError without one, such as of writing to a full disk.
+    """Add the name of a file to an OSError without one, such as one for a full disk.
 
     Args:
         path: the file that is written.
@@ -68,7 +68,7 @@ def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[Non
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
-        # A new error, because those of PyAV do not let their attributes be set.
+        # Raise a new error, because the attributes of PyAV's errors are read-only.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -79,16 +79,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
-    """Prepare a file of lines for appending, after a writer that may have been killed in a line.
+    """Complete or remove an unfinished last line, so that lines can be appended to a file.
 
-    A last line without a line break gets one if it is complete, and is removed otherwise.
+    A killed writer may leave a line without a line break. The line break is added if the line is
+    complete; otherwise the line is removed.
 
     Args:
         path: a file, which may be missing.
         is_complete: called with the text of the last line.
 
     Returns:
-        the removed text; empty if nothing was removed.
+        The removed text; empty if nothing was removed.
     """
     try:
         with path.open("r+b") as file:
@@ -106,7 +107,7 @@ def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
 
 
 def _last_line_start(file: BinaryIO, block_size: int = 4096) -> int:
-    """Return the position after the last line break, searched from the end in blocks."""
+    """Search backwards in blocks for the last line break, and return the position after it."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(end - block_size, 0)

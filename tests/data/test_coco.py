@@ -395,7 +395,7 @@ def test_changed_file_is_an_error(tmp_path):
     source = by_image(tmp_path)
     path = tmp_path / "labels.json"
     path.write_text(" " + path.read_text())
-    with pytest.raises(DataError, match="labels.json was changed"):
+    with pytest.raises(DataError, match="labels.json has changed"):
         source.read_masks(0, 0)
     path.unlink()
     with pytest.raises(DataError, match="labels.json cannot be read"):

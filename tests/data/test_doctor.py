@@ -232,7 +232,7 @@ def object_lost_at_training_size(root: Path) -> Planted:
         ids = np.kron(ids_of(t), np.ones((4, 4), int))
         ids[185, 2:120] = 7
         save_palette(root / f"Annotations/b/{t:05d}.png", ids)
-    return "warning", "tiny", ("'b'", "object 7", "nothing of it is left at 64 pixels")
+    return "warning", "tiny", ("'b'", "object 7", "it vanishes at 64 pixels")
 
 
 @fault
@@ -266,7 +266,7 @@ def folder_without_masks(root: Path) -> Planted:
 def folder_without_frames(root: Path) -> Planted:
     shutil.rmtree(root / "JPEGImages/b")
     (root / "JPEGImages/b").mkdir()
-    return "error", "refused", ("JPEGImages/b", "holds no frames")
+    return "error", "refused", ("JPEGImages/b", "contains no frames")
 
 
 @pytest.mark.parametrize("name", FAULTS)

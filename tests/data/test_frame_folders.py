@@ -224,7 +224,7 @@ def test_invalid_folders(tmp_path):
         VideoDataset(tmp_path)
     make_davis(tmp_path / "1", {"a": 2})
     (tmp_path / "1" / "JPEGImages" / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no frames"):
+    with pytest.raises(DataError, match="empty contains no frames"):
         VideoDataset(tmp_path / "1")
     make_davis(tmp_path / "2", {"a": 2, "b": 2})
     shutil.rmtree(tmp_path / "2" / "Annotations" / "b")
@@ -429,8 +429,8 @@ def test_invalid_coco_files(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], "no polygon of three points"),
-        ([[1, 2, 3, 4]], "no polygon of three points"),
+        ([], "neither a polygon of three points"),
+        ([[1, 2, 3, 4]], "neither a polygon of three points"),
         ([[2, 2, 9, 2, 9, 9, 2, 9], [1, 2, 3, 4]], "polygons need three points"),
         ({"counts": "00"}, "has no 'size'"),
         ({"size": [24, 32]}, "has no 'counts'"),
@@ -439,8 +439,8 @@ def test_invalid_coco_files(tmp_path, change, message):
         ({"size": [24, 32], "counts": [-1, 769]}, "0 or more"),
         ({"size": [24, 32], "counts": ""}, "add up to 768 pixels, not 0"),
         ({"size": [24, 32], "counts": "00000"}, "add up to"),
-        ({"size": [24, 32], "counts": "abc"}, "counts 'abc' are not COCO's: cut off"),
-        ({"size": [24, 32], "counts": "zz"}, "counts 'zz' are not COCO's.*characters"),
+        ({"size": [24, 32], "counts": "abc"}, "counts 'abc' are truncated or"),
+        ({"size": [24, 32], "counts": "zz"}, "counts 'zz' are truncated.*characters"),
         ({"size": [24, 32], "counts": 3}, "neither a list nor a string"),
     ],
 )

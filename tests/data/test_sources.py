@@ -551,7 +551,7 @@ def test_folder_per_object(tmp_path):
     [
         ("0/00000.png", "object 0"),
         ("dog/00007.png", "1 masks without a frame .* 00007.png; how to name them"),
-        ("dog/00000.txt", "dog holds no PNG masks"),
+        ("dog/00000.txt", "dog contains no PNG masks"),
     ],
 )
 def test_invalid_object_folders(tmp_path, file, message):
@@ -575,7 +575,7 @@ def test_invalid_masks_and_frames(tmp_path):
     assert VideoDataset(root).read_void(0, 0) is None
     pages = [Image.new("RGB", SIZE[::-1])] * 2
     pages[0].save(root / "JPEGImages" / "a" / "00001.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match="00001.tif holds 2 images"):
+    with pytest.raises(DataError, match="00001.tif contains 2 images"):
         VideoDataset(root).read_frame(0, 1)
 
 
@@ -711,7 +711,7 @@ def test_names_of_video_files(tmp_path):
     save_video(tmp_path / "data" / "b2.avi", [0], "mpeg4")
     with pytest.raises(DataError, match="'b2'"):
         VideoFileDataset(tmp_path / "data")
-    with pytest.raises(DataError, match="holds no video files") as error:
+    with pytest.raises(DataError, match="contains no video files") as error:
         VideoFileDataset(make_davis(tmp_path / "other"))
     assert "dataset.type=video" in error.value.hint
     with pytest.raises(DataError) as error:
@@ -733,7 +733,7 @@ def test_masks_that_do_not_match_their_video_file(tmp_path):
         VideoFileDataset(tmp_path)
     assert "from 0 to 1" in error.value.hint
     (tmp_path / "Annotations" / "a" / "3.png").rename(tmp_path / "Annotations" / "a" / "01.png")
-    with pytest.raises(DataError, match="are masks of one frame"):
+    with pytest.raises(DataError, match="are masks of the same frame"):
         VideoFileDataset(tmp_path)
     shutil.rmtree(tmp_path / "Annotations" / "a")
     partly = VideoFileDataset(tmp_path)  # a is unannotated

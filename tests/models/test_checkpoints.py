@@ -133,10 +133,10 @@ def test_code_in_a_checkpoint_is_not_run(tiny_config, tmp_path, monkeypatch):
 
 def test_files_with_other_content(tiny_config, tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="holds no weights.*weights"):
+    with pytest.raises(CheckpointError, match="contains no weights.*weights"):
         load_weights(build_sam2_model(tiny_config), str(tmp_path / "x.pt"))
     torch.save([1], tmp_path / "y.pt")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         load_weights(build_sam2_model(tiny_config), str(tmp_path / "y.pt"))
 
 
@@ -237,8 +237,8 @@ def test_run_directory_means_its_best_checkpoint(tiny_config, run):
             "cannot be read safely.*contains code",
         ),
         (lambda p: rewrite(p, lambda c: c["state_dict"].popitem()), "tensors 1 missing"),
-        (lambda p: rewrite(p, lambda c: c.update(state_dict={})), "holds no weights"),
-        (lambda p: rewrite(p, lambda c: c.update(state_dict=[1])), "holds no weights"),
+        (lambda p: rewrite(p, lambda c: c.update(state_dict={})), "contains no weights"),
+        (lambda p: rewrite(p, lambda c: c.update(state_dict=[1])), "contains no weights"),
         (lambda p: p.unlink(), "best.ckpt' must be an existing file"),
     ],
 )

@@ -156,7 +156,7 @@ def test_adapter_of_other_modules_is_rejected(config, tmp_path):
     assert "model.trainable_modules" in error.value.hint
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
     save_weights(model, tmp_path / "plain.pt")
-    with pytest.raises(CheckpointError, match="plain.pt: holds no adapter"):
+    with pytest.raises(CheckpointError, match="plain.pt: contains no adapter"):
         load_adapter(model, tmp_path / "plain.pt")
 
 

@@ -386,7 +386,7 @@ def test_checkpoint_that_is_not_of_a_run_is_rejected(config, tmp_path, stopped):
         resume(config, stopped, tmp_path)
     assert "--model-checkpoint" in error.value.hint
     torch.save({"model": {}}, stopped.last_checkpoint)
-    with pytest.raises(CheckpointError, match="holds no sam2kit config") as error:
+    with pytest.raises(CheckpointError, match="contains no sam2kit config") as error:
         resume(config, stopped, tmp_path)
     assert error.value.key == "trainer.resume_from"
 

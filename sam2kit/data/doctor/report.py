@@ -46,8 +46,8 @@ class Examination:
         settings: training settings that the checks used (image size, clip length, stride, maximum
             distance of annotated frames).
         videos: the videos in order, training first.
-        findings: problems of opening the data, then of each video in order, then of the comparison
-            of videos with each other.
+        findings: problems in opening the data, then in each video in order, then in the comparison
+            of videos.
         notes: how the data are read where there was a choice, such as the meaning of mask values.
     """
 
@@ -252,7 +252,7 @@ def run_doctor(
         try:
             train_clips, val_clips = build_datasets(what)
             sources = {"training": train_clips.source, "validation": val_clips.source}
-            data["validation"] = "as the configuration says"
+            data["validation"] = "as configured"
         except DataError as error:
             # Reported below, unless reading the remaining videos reports the cause more precisely.
             open_error = error
@@ -306,7 +306,7 @@ def _open(
         findings: receives what cannot be opened.
 
     Returns:
-        The source; None: nothing can be opened.
+        The source, or None if nothing can be opened.
     """
 
     def report(error: DataError) -> None:
@@ -339,7 +339,7 @@ def _open(
 def _frame_folders_of(
     what: str | Path | Config | VideoSource,
 ) -> tuple[str | Path | None, str | None]:
-    """Return the directory and the split of data that are folders of frames; None for others."""
+    """Return the folder and the split of data that are folders of frames; None for others."""
     root: str | Path | None
     if isinstance(what, Config):
         root, split, layout_type = what.dataset.data_path, what.dataset.split, what.dataset.type

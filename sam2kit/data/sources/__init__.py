@@ -1,4 +1,4 @@
-"""Read videos and their masks: one module per directory layout or file format."""
+"""Read videos and their masks: one module per folder layout or file format."""
 
 import lazy_loader
 

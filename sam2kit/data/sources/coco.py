@@ -35,15 +35,15 @@ class COCODataset(VideoSource):
     natural order.
 
     *Files.* The path of an image is ``file_name`` or, if it is missing, ``path``. It is searched
-    under the root. As such paths often come from another computer, leading directories are removed
-    one by one until a file exists, first of ``file_name`` and then of ``path``. Two images with the
-    same file are an error, so a shortened path never matches the wrong video.
+    for under the root. As such paths often come from another computer, leading folders are
+    removed one by one until a file exists, first of ``file_name`` and then of ``path``. Two images
+    with the same file are an error, so a shortened path never matches the wrong video.
 
     *Objects.* ``identity`` defines what one object is; the annotations of one object on one frame
     are merged:
 
     * ``track``: ``track_id``, ``instance_id`` or ``object_id``, the first that any annotation has
-      (itself or in its ``attributes``); then all annotations must have it. In the form per track
+      (itself or in its ``attributes``); then all annotations must have it. In the per-track form
       without these keys: the annotation's ``id``;
     * ``category``: all objects of a category are one object;
     * ``auto``: track if possible, else category. Where a frame then has several annotations of a
@@ -66,20 +66,20 @@ class COCODataset(VideoSource):
     ``is_keyframe`` (of the image or of any of its annotations, also in their ``attributes``) or
     ``is_det_keyframe`` (of the image) is false.
 
-    *Several files* may use the same ids. Videos of the same name in several files get the name of
+    *Several files* may use the same ids. Videos with the same name in several files get the name of
     their file as a prefix: ``FILE-VIDEO``.
 
     Args:
         annotation_file: the JSON file, a list of files, or a pattern such as ``labels/*.json``.
-        root: the directory of the images. None (default): the directory of each JSON file.
+        root: the folder of the images. None (default): the folder of each JSON file.
         split: a text file with one video name per line, or its name under ``ROOT/ImageSets``. None
             (default): all videos.
         identity: ``auto``, ``track`` or ``category``, as above.
-        files: False does not search for image files: only masks can be read, at the size that the
-            JSON file gives.
-        keyframes_only: False uses interpolated masks as ground truth.
+        files: whether to search for image files. If False, only masks can be read, at the size that
+            the JSON file gives.
+        keyframes_only: if False, interpolated masks are used as ground truth.
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
-        strict: True raises an error for annotations and images that cannot be used.
+        strict: raise an error for annotations and images that cannot be used.
 
     Raises:
         DataError: an invalid JSON file, an image without a key, a duplicate order, no usable
@@ -182,7 +182,7 @@ class COCODataset(VideoSource):
                 video_paths.append(path)
                 present.append(t)
                 full = f"{self._roots[k]}/{path}"
-                # A shortened path may match a file of another video: this would go unnoticed.
+                # A shortened path may match a file of another video, which would go unnoticed.
                 if frame_of.setdefault(full, (i, t)) != (i, t):
                     raise DataError(
                         f"{self._where(i, t)} and {self._where(*frame_of[full])} have the same "
@@ -198,7 +198,7 @@ class COCODataset(VideoSource):
         return self._without_empty_videos(paths, missing)
 
     def _report_unread(self, json_files: list[Path]) -> None:
-        """Report what is in the folders of the images and is not read."""
+        """Report unread files in the folders of the images."""
         dropped = DroppedFiles(self.root)
         paths = (
             f"{self._roots[k]}/{path}"
@@ -211,7 +211,7 @@ class COCODataset(VideoSource):
         self._remarks = dropped.report()
 
     def _without_empty_videos(self, paths: list[str], missing: list[DataError]) -> list[str]:
-        """Leave out videos of which no frame has a file, and report the missing files.
+        """Leave out videos in which no frame has a file, and report the missing files.
 
         Args:
             paths: the files of each video, joined.
@@ -231,7 +231,7 @@ class COCODataset(VideoSource):
         dropped = len(paths) - len(used)
         videos = f", and with them {dropped} of {len(paths)} videos" if dropped else ""
         logger.warning(
-            "Left out {} of {} frames that have no file{}. The first: {}. dataset.strict=true "
+            "Left out {} of {} frames without a file{}. The first: {}. dataset.strict=true "
             "makes them errors",
             *(len(missing), count, videos, first),
         )
@@ -405,7 +405,7 @@ def _finder(root: Path) -> Callable[[list[str]], tuple[str | None, list[str]]]:
     """Return a function that finds a file under ``root`` from the paths of a JSON file.
 
     The function takes candidate paths, and returns the existing path relative to the root, or None
-    and all paths that it tried. It lists each directory once, which is much faster than a stat call
+    and all paths that it tried. It lists each folder once, which is much faster than a stat call
     for each of a million files.
     """
 

@@ -69,7 +69,8 @@ class DicomSeries(NamedTuple):
         size: rows and columns.
         samples: numbers per pixel, 1 or 3.
         geometry: position of the frames.
-        window: lowest and highest value that the files recommend to show. None: none.
+        window: lowest and highest value that the files recommend for display. None: no
+            recommendation.
         inverted: whether low values are bright (MONOCHROME1).
     """
 
@@ -82,21 +83,21 @@ class DicomSeries(NamedTuple):
 
 
 class DicomDataset(VolumeSource):
-    """Read DICOM series: one directory per series, or one file of several frames.
+    """Read DICOM series: one folder per series, or one file of several frames.
 
     Slices are sorted by their position along the normal of the image plane, or by instance number
     if they have no position. Rescale slope and intercept are applied. Values are scaled by
-    ``dataset.intensity_window``, by the window of the middle slice, or by percentiles. A directory
+    ``dataset.intensity_window``, by the window of the middle slice, or by percentiles. A folder
     with several series gives a video for each.
 
     Labels are NIfTI volumes, ``VIDEO.nii.gz`` or ``VIDEO_seg.nii.gz``, in ``masks_path``, in
-    ``ROOT/labels`` or beside the directory of the series. They are turned to the orientation of the
-    series by their affine. Every slice of a series with labels is annotated.
+    ``ROOT/labels`` or beside the folder of the series. Their affine aligns them with the
+    orientation of the series. Every slice of a series with labels is annotated.
 
     Args:
-        root: a directory with series in it or below it, or one file.
+        root: a folder with series in it or below it, or one file.
         split, rule, reverse, strict: as in :class:`~sam2kit.data.sources.volumes.VolumeSource`.
-        masks_path: directory or file of the labels. None (default): as above.
+        masks_path: folder or file of the labels. None (default): as above.
         axis: axis of the volume (columns, rows, slices) along which frames follow each other. None
             (default): 2, the slices as stored.
 
@@ -112,7 +113,7 @@ class DicomDataset(VolumeSource):
             hint = "expected one folder per series, VIDEO/*.dcm"
             if content.coded:
                 hint += f"; {content.coded[0]} has segmentations only"
-            raise DataError(f"{self.root} holds no DICOM images", hint=hint)
+            raise DataError(f"{self.root} contains no DICOM images", hint=hint)
         self._others = content.others
         names = list(content.series)
         return {
@@ -132,7 +133,7 @@ class DicomDataset(VolumeSource):
         affine = series.geometry.affine
         if files.labels is not None:
             image, label_shape = open_nifti(files.labels)
-            if affine[:3, 3].any():  # a series without positions is anywhere
+            if affine[:3, 3].any():  # a series without positions has no location
                 grids = [(image.affine, label_shape), (affine, shape)]
                 self.check_grid(files.labels, grids, f"series {visible_text(files.name)}")
         return Volume(shape, affine, files.labels is not None, (series, files.labels))
@@ -185,8 +186,8 @@ class SeriesFiles(NamedTuple):
     Attributes:
         name: name of the series.
         paths: its slices in any order.
-        error: the error of a damaged file in its directory. None: there is none.
-        labels: the label volume. None: none.
+        error: the error of a damaged file in its folder. None: no such file.
+        labels: the label volume. None: no labels.
     """
 
     name: str
@@ -196,12 +197,12 @@ class SeriesFiles(NamedTuple):
 
 
 class FoundSeries(NamedTuple):
-    """What a directory holds.
+    """The content of a folder.
 
     Attributes:
         series: the image series by name.
         coded: files with segmentations (SEG, RTSTRUCT).
-        others: all DICOM files that hold no images.
+        others: all DICOM files without images.
     """
 
     series: dict[str, SeriesFiles]
@@ -210,10 +211,10 @@ class FoundSeries(NamedTuple):
 
 
 def find_series(root: Path) -> FoundSeries:
-    """Find the image series in a directory and below it.
+    """Find the image series in a folder and below it.
 
-    A series is named after its directory, with the number of the series if that has several. A
-    directory with a damaged ``.dcm`` file is one entry with its error, because slices are missing.
+    A series is named after its folder, with the number of the series if it has several. A
+    folder with a damaged ``.dcm`` file is one entry with its error, because slices are missing.
     """
     folders: dict[Path, list[Path]] = {}
     if root.is_file():
@@ -256,14 +257,14 @@ def find_series(root: Path) -> FoundSeries:
             content.series[name] = SeriesFiles(name, members)
     if ignored:
         text = ", ".join(f"{count} {visible_text(kind)}" for kind, count in ignored.items())
-        logger.info("{}: ignored files that hold no image series ({})", root, text)
+        logger.info("{}: ignored files that contain no image series ({})", root, text)
     content.others.extend(content.coded)
     names = sorted(content.series, key=natural_key)
     return content._replace(series={name: content.series[name] for name in names})
 
 
 def _header(path: Path) -> Any:
-    """Read the elements that describe an image; None if the file is no DICOM file."""
+    """Read the elements that describe an image; None if it is not a DICOM file."""
     import pydicom  # imported here: most data sets have no DICOM file
 
     try:
@@ -298,7 +299,7 @@ def _series(headers: list[tuple[Path, Any]], name: str) -> DicomSeries:
     if len(forms) > 1:
         raise DataError(
             f"series {visible_text(name)} has slices of different sizes, {sorted(forms)[:2]}",
-            hint="move the other images, such as the localizer, to a folder of their own",
+            hint="move the other images, such as the localizer, to a separate folder",
         )
     rows, columns, samples = forms.pop()
     path, header = headers[0]
@@ -308,7 +309,7 @@ def _series(headers: list[tuple[Path, Any]], name: str) -> DicomSeries:
         raise DataError(
             f"series {visible_text(name)} has {len(headers)} files, and {path.name} alone has "
             f"{frames} frames",
-            hint="move each file of several frames to a folder of its own",
+            hint="move each file of several frames to a separate folder",
         )
     affine = np.eye(4)
     if frames > 1:
@@ -354,8 +355,8 @@ def _sorted_slices(
         numbers = [h.get("InstanceNumber") for _, h in headers]
         if len(headers) > 1 and (None in numbers or len(set(numbers)) < len(numbers)):
             raise DataError(
-                f"series {visible_text(name)} has slices without position and without an instance "
-                "number of their own, so that their order is unknown",
+                f"series {visible_text(name)} has slices with neither position nor unique instance "
+                "number, so their order is unknown",
                 hint="export the series again with ImagePositionPatient",
             )
         ordered = sorted(headers, key=lambda item: int(item[1].get("InstanceNumber") or 0))
@@ -366,7 +367,7 @@ def _sorted_slices(
     if np.abs(planes - planes[0]).max() > 1e-3:
         raise DataError(
             f"series {visible_text(name)} has slices of different orientations",
-            hint="move the other images, such as the localizer, to a folder of their own",
+            hint="move the other images, such as the localizer, to a separate folder",
         )
     positions = np.array([[float(v) for v in h.ImagePositionPatient] for _, h in headers])
     along_columns, along_rows = planes[0][:3], planes[0][3:]
@@ -378,7 +379,7 @@ def _sorted_slices(
         first = headers[int(order[int(gaps.argmin())])][0]
         raise DataError(
             f"series {visible_text(name)} has two slices at the position of {first.name}",
-            hint="move each time point or acquisition to a folder of its own",
+            hint="move each time point or acquisition to a separate folder",
         )
     if len(gaps) and gaps.max() > 1.5 * np.median(gaps):
         logger.warning(
@@ -445,7 +446,7 @@ def _find_labels(root: Path, name: str, masks: Path | None, names: list[str]) ->
         root: the data set.
         name: name of the series: ``p1/st1/se1`` has the labels ``p1-st1-se1`` or, if no other
             series has this last part, ``se1``.
-        masks: directory or file of the labels. None: beside the series.
+        masks: folder or file of the labels. None: beside the series.
         names: names of all series.
     """
     if masks is not None and masks.is_file():

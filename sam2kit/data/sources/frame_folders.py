@@ -1,4 +1,4 @@
-"""Read directories of frames with masks beside them: DAVIS, YouTube-VOS and similar layouts."""
+"""Read folders of frames with masks beside them: DAVIS, YouTube-VOS and similar layouts."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ class MaskedFrames(VideoSource):
 
 
 class VideoDataset(MaskedFrames):
-    """Read a directory of videos, each a directory of frames, with masks beside them.
+    """Read a folder of videos, each a folder of frames, with masks beside them.
 
-    The layouts are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` with masks of the same names in
+    The layouts are ``ROOT/JPEGImages/[RESOLUTION/]VIDEO/*.jpg`` and masks with the same names in
     ``ROOT/Annotations/[RESOLUTION/]VIDEO/`` (DAVIS, YouTube-VOS, MOSE, LVOS), and plain
-    ``ROOT/VIDEO/*.jpg``. If one of the two directories is missing, the only directory with a longer
-    name replaces it, such as ``JPEGImages_24fps``. Directories with other usual names (``frames``
-    and ``masks``, ``imgs`` and ``labels``) are the same. Masks are also found in the directory of
+    ``ROOT/VIDEO/*.jpg``. If one of the two folders is missing, the only folder with a longer
+    name replaces it, such as ``JPEGImages_24fps``. Folders with other usual names (``frames``
+    and ``masks``, ``imgs`` and ``labels``) are equivalent. Masks are also found in the folder of
     their video (``VIDEO/ground-truth/00000.png``), beside it (``VIDEO_mask/``) and beside their
-    frames (``00000_mask.png``). A directory of frames itself is one video.
+    frames (``00000_mask.png``). A folder of frames itself is one video.
 
     Frames are jpg, jpeg, png, webp, bmp, pgm, ppm, tif or tiff files, in upper or lower case. They
     are sorted by name, with numbers compared by value (``2.jpg`` before ``10.jpg``, ``-1.jpg``
@@ -79,23 +79,23 @@ class VideoDataset(MaskedFrames):
     ignored and logged.
 
     Masks are read as described in :class:`~sam2kit.data.sources.mask_files.MaskFiles`: PNG, TIFF or
-    BMP files that hold object numbers, or one directory of such files per object. A frame without a
+    BMP files that contain object numbers, or one folder of such files per object. A frame without a
     mask file is unannotated.
 
-    Directories are listed once. Up to 256 masks are read to decide what their values mean; no other
-    file is opened. Memory holds one string per video, so a
-    million frames need no more than the length of their names.
+    Folders are listed once. Up to 256 masks are read to decide what their values mean; no other
+    file is opened. Only one string per video is kept in memory, so a million frames need no more
+    than the length of their names.
 
     Args:
-        root: the directory.
+        root: the folder.
         split: the videos and their order: a text file with one name per line, or its name under
             ``ROOT/ImageSets`` without ``.txt``, such as ``2016/train``. Lines in the format of
             DAVIS 2016 (``/JPEGImages/480p/bear/00000.jpg ...``) are supported. None (default): all
             videos.
-        resolution: the directory to use if there are several resolutions. None (default): 480p, if
+        resolution: the folder to use if there are several resolutions. None (default): 480p, if
             it exists.
-        masks_path: the directory with one subdirectory of masks per video, or for a single video
-            the directory of its masks. None (default): as in the layouts above.
+        masks_path: the folder with one subfolder of masks per video, or for a single video
+            the folder of its masks. None (default): as in the layouts above.
         refused: called with the error of each unusable video, which is then skipped. None
             (default): the first such error is raised.
         mask_values: ``dataset.mask_values``, the meaning of the values of mask files.
@@ -103,9 +103,9 @@ class VideoDataset(MaskedFrames):
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
-        DataError: no videos, an empty directory, a mask without a frame, two frames of one name, or
-            a video of the split that does not exist; on reading, a file that cannot be read, or a
-            mask whose size differs from its frame.
+        DataError: no videos, an empty folder, a mask without a frame, two frames with the same
+            name, or a video of the split that does not exist; on reading, a file that cannot be
+            read, or a mask whose size differs from its frame.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class VideoDataset(MaskedFrames):
         if not self.names:
             raise DataError(
                 f"{self.root}: none of the videos can be used",
-                hint="fix the errors of the single videos",
+                hint="fix the errors of the individual videos",
             )
         self.has_masks = any(files is not None for files in self._masks)
         if layout.masks is not None and not self.has_masks:
@@ -168,7 +168,7 @@ class VideoDataset(MaskedFrames):
         files = sort_files(video.frames, video.folder)
         if not files:
             raise DataError(
-                f"{video.folder} holds no frames ({', '.join(FRAME_ENDINGS)})",
+                f"{video.folder} contains no frames ({', '.join(FRAME_ENDINGS)})",
                 hint="remove the folder, or list the videos to use in dataset.split",
             )
         # An error of the masks must be raised before the video is added: it may be skipped.
@@ -230,7 +230,7 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def read_scaled(source: VideoSource, scaler: VideoScaler, i: int, t: int) -> np.ndarray:
-    """Read frame ``t`` of video ``i`` of a source whose frames are picture files.
+    """Read frame ``t`` of video ``i`` of a source whose frames are image files.
 
     Frames of more than 8 bits are scaled by the range of their video.
 

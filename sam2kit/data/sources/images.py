@@ -24,25 +24,25 @@ from sam2kit.utils.errors import DataError
 
 
 class ImageDataset(MaskedFrames):
-    """Read a directory of images, each as a video of one frame with the name of its file.
+    """Read a folder of images, each as a video of one frame with the name of its file.
 
-    The layouts are ``ROOT/images/a.jpg`` with masks in ``ROOT/masks/a.png``, the same in
+    The layouts are ``ROOT/images/a.jpg`` with masks in ``ROOT/masks/a.png``, the same files in
     ``JPEGImages`` and ``Annotations``, and ``ROOT/a.jpg`` without masks. File extensions, order and
     masks are as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`: the objects of an
-    image may also have one directory each, ``ROOT/masks/OBJECT/a.png``.
+    image may also have one folder each, ``ROOT/masks/OBJECT/a.png``.
 
     Args:
-        root: the directory.
+        root: the folder.
         split: names of images without extension, as in
             :class:`~sam2kit.data.sources.frame_folders.VideoDataset`. None (default): all images.
-        masks_path: the directory of the masks. None (default): as in the layouts above.
+        masks_path: the folder of the masks. None (default): as in the layouts above.
         mask_values, mask_colours, intensity: as for
             :class:`~sam2kit.data.sources.frame_folders.VideoDataset`; each image of more than 8
-            bits is scaled by itself.
+            bits is scaled separately.
 
     Raises:
-        DataError: no images, two of one name, a mask without an image; on reading, a file that
-            cannot be read, an invalid mask, or a mask whose size differs from its image.
+        DataError: no images, two with the same name, a mask without an image; on reading, a file
+            that cannot be read, an invalid mask, or a mask whose size differs from its image.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ImageDataset(MaskedFrames):
         files = sort_files(listing.files, folder)
         if not files:
             raise DataError(
-                f"{folder} holds no images ({', '.join(FRAME_ENDINGS)})",
+                f"{folder} contains no images ({', '.join(FRAME_ENDINGS)})",
                 hint="expected ROOT/images/a.jpg with ROOT/masks/a.png, or ROOT/a.jpg without "
                 "masks",
             )
@@ -115,10 +115,10 @@ class ImageDataset(MaskedFrames):
 
 
 def picture_folders(root: Path) -> tuple[Path, Path | None]:
-    """Return the directory of the images and the one of their masks, or None if it is missing.
+    """Return the folder of the images and the one of their masks, or None if it is missing.
 
     Raises:
-        DataError: several directories are named as masks.
+        DataError: several folders have names of mask folders.
     """
     names = list_folder(root, ()).folders
     for images in ("images", "JPEGImages"):

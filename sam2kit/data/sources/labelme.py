@@ -38,22 +38,23 @@ class LabelMeDataset(ShapeDataset):
     """Read folders of frames with a LabelMe JSON file beside each annotated one.
 
     Each folder with JSON files is one video, of all image files in it: ``ROOT/VIDEO/00000.jpg`` and
-    ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a folder of their own
+    ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a separate folder
     (``imagePath`` is ``../frames/00000.jpg``) are used too. A JSON file belongs to the image that
     ``imagePath`` names, else to the image of its own name.
 
     *Masks* are shapes of type polygon, mask, circle, oriented_rectangle and rectangle (filled, with
     a warning). Points and lines are left out.
 
-    *Annotated* is a frame with a JSON file, also one without shapes.
+    *Annotation.* A frame is annotated if it has a JSON file, even one without shapes.
 
-    *Objects.* ``group_id`` is the object; where one number has several labels, ``LABEL-NUMBER``.
-    Shapes without it have no id: see :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
+    *Objects.* ``group_id`` is the object; if one number has several labels, the object is
+    ``LABEL-NUMBER``. Shapes without it have no id: see
+    :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
 
     Args:
         root: the folder.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
-        strict: True raises an error for shapes and files that cannot be used.
+        strict: raise an error for shapes and files that cannot be used.
 
     Raises:
         DataError: no JSON files of LabelMe, or no usable shape.
@@ -72,7 +73,7 @@ class LabelMeDataset(ShapeDataset):
             videos += _read_folder(folder, problems)
         if not videos:
             raise DataError(
-                f"{root} holds no JSON files of LabelMe",
+                f"{root} contains no JSON files of LabelMe",
                 hint="expected FRAME.json beside FRAME.jpg, in the folder or in one per video",
             )
         super().__init__(root, videos, problems, split, identity)
@@ -162,7 +163,7 @@ def _size(content: dict[str, Any]) -> tuple[int, int] | None:
 def _shape(
     row: dict[str, Any], where: str, size: tuple[int, int] | None, problems: Problems
 ) -> Shape | None:
-    """Convert a shape; return None, and count it, if it is no mask."""
+    """Convert a shape; return None, and count it, if it is not a mask."""
     group = row.get("group_id")
     object_id: ObjectId | None = group if type(group) in (int, str) else None
     about = (str(row.get("label") or "object"), where, object_id, size)

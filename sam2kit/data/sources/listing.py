@@ -1,4 +1,4 @@
-"""List and sort the files of directories, and read split files."""
+"""List and sort the files of folders, and read split files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sam2kit.utils.text import suggest
 JPEG_ENDINGS = (".jpg", ".jpeg")
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 FRAME_ENDINGS = (*JPEG_ENDINGS, ".webp", ".pgm", ".ppm", *MASK_ENDINGS)
-# What the decoder (FFmpeg) reads, of cameras and of the formats that people share.
+# Video formats of cameras and for exchange that FFmpeg reads.
 VIDEO_ENDINGS = (
     *(".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".wmv", ".asf", ".mpg", ".mpeg", ".vob"),
     *(
@@ -43,13 +43,13 @@ STACK_ENDINGS = (
     *(".tif", ".tiff", ".btf", ".tf8", ".nii", ".nii.gz", ".dcm", ".npz", ".mha", ".mhd", ".nrrd"),
     *(".mgz", ".czi", ".nd2", ".lif", ".lsm", ".stk", ".oib", ".oif", ".h5", ".hdf5", ".ims"),
 )
-# What file servers, archivers and desktops leave in folders, in lower case. They may hold pictures,
-# such as thumbnails.
+# Folders that file servers, archivers and desktops leave behind, in lower case. They may contain
+# images, such as thumbnails.
 SYSTEM_FOLDERS = (
     *("@eadir", "@recycle", "@tmp", "#recycle", "__macosx", "lost+found", "$recycle.bin"),
     "system volume information",
 )
-# Pictures that no source reads.
+# Images that no source reads.
 OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".exr", ".svg")
 
 _MINUS = ("-", "\u2212")  # a hyphen, and the minus sign of typography
@@ -62,11 +62,11 @@ _CHANNEL = re.compile(r"(?<![a-z])(?:c|ch|channel|w|z|slice)[_=-]?\d{1,4}(?!\d)"
 
 
 class Listing(NamedTuple):
-    """The names in one directory.
+    """The names in one folder.
 
     Attributes:
         files: files with one of the requested extensions.
-        folders: subdirectories.
+        folders: subfolders.
         others: everything else, including hidden files.
     """
 
@@ -76,17 +76,17 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
-    """List a directory in one pass, without opening a file.
+    """List a folder in one pass, without opening a file.
 
     Extensions are compared without regard to case, and links are followed. Names that begin with a
     dot (``.DS_Store``, ``._00000.jpg``) are always listed in ``others``.
 
     Args:
-        folder: the directory.
+        folder: the folder.
         endings: extensions of ``files``, in lower case and with their dot.
 
     Raises:
-        DataError: the directory cannot be listed, or a link with one of the extensions is broken.
+        DataError: the folder cannot be listed, or a link with one of the extensions is broken.
     """
     listing = Listing([], [], [])
     try:
@@ -107,7 +107,7 @@ def list_folder(folder: str | Path, endings: tuple[str, ...]) -> Listing:
                     listing.others.append(entry.name)
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be listed: {error}", hint="give a readable directory"
+            f"{folder} cannot be listed: {error}", hint="give a readable folder"
         ) from error
     return listing
 
@@ -121,7 +121,7 @@ def _require_utf8(entry: os.DirEntry[str]) -> None:
     if not entry.name.isascii() and any("\ud800" <= c <= "\udfff" for c in entry.name):
         shown = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
         raise DataError(
-            f"{os.path.dirname(entry.path)} holds a name that is not UTF-8: {shown}",
+            f"{os.path.dirname(entry.path)} contains a name that is not UTF-8: {shown}",
             hint="rename it, for example with: convmv -f latin1 -t utf8 -r --notest FOLDER",
         )
 
@@ -144,7 +144,7 @@ def find_entry(folder: Path, name: str) -> Path:
 
 
 def log_ignored(root: str | Path, names: list[str]) -> None:
-    """Log the number of ignored files and directories, if there are any, in one line."""
+    """Log the number of ignored files and folders, if there are any, in one line."""
     if names:
         logger.info(
             "{}: ignored {} files or folders that are not part of the data set, such as {}",
@@ -167,14 +167,14 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def frame_numbers(stems: Sequence[str]) -> list[Decimal] | None:
-    """Read the numbers of frames whose names differ in nothing but a number with sign or decimals.
+    """Read frame numbers from names that differ only in a number with a sign or decimals.
 
     A minus or plus sign belongs to the number if some names have it and others do not, or if
     nothing is before it: ``-1, 0, 1`` and ``t-1, t0, t1``, but not ``clip-1, clip-2``. A point is a
     decimal point unless two names would have the same number, as ``1.1`` and ``1.10``.
 
     Returns:
-        The numbers; None if the names have another form, or whole numbers without a sign.
+        The numbers; None if the names have a different form, or whole numbers without a sign.
     """
     matches = [_NUMBERED.fullmatch(name) for name in stems]
     if len({m and (m["prefix"], m["suffix"]) for m in matches}) != 1 or not matches[0]:
@@ -214,13 +214,13 @@ def interleaved(stems: Sequence[str]) -> tuple[str, str] | None:
 
 
 def first_number(videos: Iterable[tuple[Collection[int], int]]) -> int | None:
-    """Return from which number the masks of a data set count frames.
+    """Return the number that the masks of a data set give to the first frame.
 
     Args:
         videos: the numbers in the names of the masks of each video, and its number of frames.
 
     Returns:
-        0 or 1; None if nothing shows which of them, because the numbers of all videos fit both.
+        0 or 1; None if the numbers of all videos fit both.
     """
     videos = list(videos)
     if any(0 in numbers for numbers, _ in videos):
@@ -241,8 +241,8 @@ def sort_files(files: list[str], folder: str | Path) -> list[str]:
     """Sort file names by their stems, with numbers compared by value.
 
     Args:
-        files: names of files in one directory.
-        folder: the directory, for the error message.
+        files: names of files in one folder.
+        folder: the folder, for the error message.
 
     Raises:
         DataError: two files differ only in their extension.
@@ -268,7 +268,7 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
 
     Args:
         split: a text file, or its name under ``root/ImageSets`` without ``.txt``.
-        root: the directory of the data set.
+        root: the folder of the data set.
         videos: the names of the existing videos.
 
     Raises:

@@ -31,33 +31,33 @@ _SAMPLED_VIDEOS = 256
 class MaskFiles:
     """Index the mask files of one video: ``FOLDER/FRAME.png`` or ``FOLDER/OBJECT/FRAME.png``.
 
-    In the first layout each pixel holds the number of its object
+    In the first layout each pixel stores the number of its object
     (:class:`~sam2kit.data.sources.mask_values.MaskValues`); ``FOLDER/objects.json`` may map numbers
-    to ids (:func:`object_names`). In the second layout each object has a directory named by its id
+    to ids (:func:`object_names`). In the second layout each object has a folder named by its id
     (``002`` is object 2), and all nonzero pixels belong to the object, so objects may overlap. A
     frame is annotated if it has a mask file of any object; the objects without a file are absent
     there.
 
     Args:
-        folder: the directory of the video's masks.
+        folder: the folder of the video's masks.
         num_frames: number of frames of the video.
         frame_index: maps the name of a mask without extension to a frame index, or to None if no
             such frame exists.
         naming_hint: how masks must be named; the hint of the error about masks without a frame.
-        jpeg: whether JPEG files are masks too. Their values are not exact, so that they are only
+        jpeg: whether JPEG files are masks too. Their values are inexact, so they can only be
             read as one object.
-        files: the masks in the directory, if it also holds other pictures. None (default): all
-            pictures are masks, or in one directory per object.
+        files: the masks in the folder, if it also contains other images. None (default): all
+            images are masks, or in one folder per object.
 
     Attributes:
-        others: names in the directories that are not masks.
+        others: names in the folders that are not masks.
         dropped: paths of JPEG files that are not read as masks.
         decision: the meaning of the pixel values. :func:`share_decision` sets it for a data set;
             until then it is decided from the masks of the video.
 
     Raises:
-        DataError: no directory, no masks in it, a mask without a frame, two masks of one frame, or
-            two directories of one object.
+        DataError: no folder, no masks in it, a mask without a frame, two masks of one frame, or
+            two folders of one object.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class MaskFiles:
         self.dropped: list[Path] = []
         listing = self._list(folder) if files is None else Listing([*files], [], [])
         self.others = list(listing.others)
-        # Per object: its directory, and the file names of all frames joined by "/" ("" for a frame
+        # Per object: its folder, and the file names of all frames joined by "/" ("" for a frame
         # without a mask). One string instead of a list keeps a data set of millions of masks small.
         self._files: dict[ObjectId | None, tuple[str, str]] = {}
         self._names: dict[int, ObjectId] = {}
-        # Mask files directly in the directory decide for the first layout.
+        # Mask files directly in the folder decide for the first layout.
         if listing.files:
             if OBJECTS_FILE in listing.others:
                 self._names = object_names(folder)
@@ -88,11 +88,11 @@ class MaskFiles:
             self._files[None] = "", self._pack(folder, listing.files)
         else:
             self._add_objects(listing.folders)
-        del self._frame_index  # may not be picklable, and is of no further use
+        del self._frame_index  # may not be picklable, and is no longer needed
         self.decision = MaskDecision(self.sample(_SAMPLED_VIDEOS), where=folder)
 
     def _add_objects(self, folders: list[str]) -> None:
-        """Add one directory per object."""
+        """Add one folder per object."""
         for name in sorted(folders):
             object_id: ObjectId = int(name) if name.isdecimal() else name
             if object_id in self._files:
@@ -118,10 +118,10 @@ class MaskFiles:
 
     def _empty(self, folder: Path, hint: str) -> DataError:
         if not self.dropped:
-            return DataError(f"{folder} holds no PNG masks", hint=hint)
+            return DataError(f"{folder} contains no PNG masks", hint=hint)
         return DataError(
-            f"{folder} holds no PNG masks, but JPEG files such as {self.dropped[0].name}, whose "
-            "values compression has changed",
+            f"{folder} contains no PNG masks, but JPEG files such as {self.dropped[0].name}, whose "
+            "values have been changed by compression",
             key="dataset.mask_values",
             value="auto",
             expected="threshold, if they show one object in white",
@@ -136,7 +136,7 @@ class MaskFiles:
                 orphans.append(name)
             elif slots[t]:
                 raise DataError(
-                    f"{folder}: {slots[t]} and {name} are masks of one frame",
+                    f"{folder}: {slots[t]} and {name} are masks of the same frame",
                     hint="keep one of them",
                 )
             else:
@@ -221,7 +221,7 @@ class MaskFiles:
 def object_names(folder: Path) -> dict[int, ObjectId]:
     """Read the ids of the object numbers in the masks of a video from its ``objects.json``.
 
-    The file (``{"1": "cat"}``) exists if an id is a string, or a number that a pixel cannot hold.
+    The file (``{"1": "cat"}``) exists if an id is a string, or a number that a pixel cannot store.
 
     Returns:
         Object ids by their numbers in the masks; ``{}`` without the file.

@@ -17,7 +17,7 @@ class MixtureDataset(DerivedSource):
     continues from one epoch to the next. The order depends on the seed only. Validation uses every
     video once.
 
-    If two sources have a video of the same name, all names get the number of their source as a
+    If two sources have a video with the same name, all names get the number of their source as a
     prefix: ``1_bear``, ``2_bear``.
 
     Args:

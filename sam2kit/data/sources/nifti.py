@@ -31,8 +31,8 @@ LAYOUTS = (
 class NiftiDataset(VolumeSource):
     """Read NIfTI volumes: ``.nii`` and ``.nii.gz``.
 
-    Frames are the slices along one axis of the stored array, whose first other axis is the columns
-    of a frame and whose second other axis is its rows. The scale factor of the header is applied.
+    Frames are the slices along one axis of the stored array. The first of the other two axes gives
+    the columns of a frame and the second one its rows. The scale factor of the header is applied.
     Labels are found as described in :func:`~sam2kit.data.sources.volumes.find_volumes`; every slice
     of a volume with labels is annotated. The affine is kept (:meth:`geometry`).
 
@@ -43,19 +43,19 @@ class NiftiDataset(VolumeSource):
 
     Raises:
         DataError: no volumes, or no readable one; with ``strict`` also a damaged file, a volume
-            with time, or labels of another shape or orientation.
+            with time, or labels of a different shape or orientation.
     """
 
     def find(self, masks: Path | None) -> dict[str, VolumeFiles]:
         files = find_volumes(self.root, NIFTI_ENDINGS, masks)
         if not files:
-            raise DataError(f"{self.root} holds no NIfTI volumes", hint=f"expected {LAYOUTS}")
+            raise DataError(f"{self.root} contains no NIfTI volumes", hint=f"expected {LAYOUTS}")
         channels = [path for entry in files.values() for path in entry.channels]
         if channels:
             self._dropped.note(
                 channels[0],
-                f"{plural(len(channels), 'volume')} with further channels of a case are not read, "
-                "but the first of each case; to read another one, move it to a folder of its own",
+                f"{plural(len(channels), 'volume')} with further channels are not read, "
+                "only the first of each case; to read another one, move it to a separate folder",
             )
         return files
 
@@ -93,7 +93,7 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
         The image of nibabel, and the three lengths of its array.
 
     Raises:
-        DataError: the file is damaged or too large, or holds no volume.
+        DataError: the file is damaged or too large, or contains no volume.
     """
     import nibabel  # imported here: most data sets have no volume
 
@@ -144,7 +144,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _check_labels(labels: Path, path: Path, label_grid: Grid, grid: Grid) -> None:
-    """Reject labels that do not lie on the voxels of their volume."""
+    """Reject labels that are not on the voxel grid of their volume."""
     from nibabel.orientations import aff2axcodes
 
     if label_grid[1] != grid[1]:

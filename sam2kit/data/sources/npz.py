@@ -46,7 +46,7 @@ class NPZDataset(VolumeSource):
             )
         files = {name: f.volume for name, f in find_volumes(self.root, (".npz",)).items()}
         if not files:
-            raise DataError(f"{self.root} holds no NPZ files", hint=f"expected {LAYOUT}")
+            raise DataError(f"{self.root} contains no NPZ files", hint=f"expected {LAYOUT}")
         return files
 
     def files_of(self, files: Path) -> list[Path]:
@@ -111,7 +111,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         raise _unreadable(path, error) from error
     if objects:
         logger.info(
-            "{}: ignored {}, which hold pickled Python objects",
+            "{}: ignored {}, which contain pickled Python objects",
             path,
             ", ".join(visible_text(name) for name in objects[:3]),
         )

@@ -24,13 +24,13 @@ FRAMES_PER_ANNOTATION = 4
 class SAVDataset(VideoFileSource):
     """Read videos of SA-V: ``NAME.mp4`` with ``NAME_manual.json`` or ``NAME_auto.json`` beside it.
 
-    The files are in the directory or in its subdirectories, as in the release
+    The files are in the folder or in its subfolders, as in the release
     (``sav_000/sav_000001.mp4``). ``masklet[k][n]`` is the mask of object ``masklet_id[n]`` on frame
     ``4 k``; the frames between are unannotated. The constructor reads only the head of each JSON
     file, for ``video_frame_count``.
 
     Args:
-        root: the directory, or one video file.
+        root: the folder, or one video file.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
         masklets: ``manual`` or ``auto``: every video must have this JSON file. ``both``: the files
             that exist; the objects are then named ``manual_0`` and ``auto_0``, because both files
@@ -94,7 +94,7 @@ class SAVDataset(VideoFileSource):
             if any(len(frame) != len(ids) for frame in frames):
                 raise ValueError("each frame of 'masklet' needs one mask per 'masklet_id'")
             if not all(isinstance(object_id, (int, str)) for object_id in ids):
-                raise ValueError("each 'masklet_id' must be a number or a text")
+                raise ValueError("each 'masklet_id' must be a number or a string")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is not an SA-V annotation: {error!r}", hint="download the file again"
@@ -132,7 +132,7 @@ class SAVDataset(VideoFileSource):
 def _frame_count(path: Path) -> int:
     """Read ``video_frame_count``, usually without parsing the whole file."""
     try:
-        # The files have megabytes, and the key is at their beginning.
+        # The files have megabytes, and the key is near the beginning.
         with path.open("rb") as file:
             head = file.read(4096)
         match = re.search(rb'"video_frame_count":\s*(\d+)', head)

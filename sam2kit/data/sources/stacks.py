@@ -1,4 +1,4 @@
-"""Share what sources of microscopy stacks and medical volumes have in common.
+"""Base class for sources of microscopy stacks and medical volumes.
 
 Their frames are slices of arrays of any numeric type, scaled to uint8 by one rule per video, and
 their masks are label images, in which the value of a pixel is the number of its object.
@@ -20,10 +20,11 @@ from sam2kit.data.sources.listing import read_split
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
-# Decoded sizes. A header may promise more than the machine has, in a file of a few bytes.
+# Limits of decoded sizes. The header of a tiny file may claim more memory than the machine has.
 MAX_FRAME_BYTES = 1 << 30
 MAX_VOLUME_BYTES = 16 << 30
-# Largest label that is counted by a table; of larger ones the pixels are sorted, which is slower.
+# Largest label that is counted with a table; for larger ones the pixels are sorted, which is
+# slower.
 _COUNTED_LABELS = 1 << 20
 
 
@@ -36,7 +37,7 @@ class StackSource(VideoSource):
     Args:
         root: the data set.
         rule: how frames are scaled to 8 bits.
-        strict: True raises an error for a video that cannot be read. False: it is left out.
+        strict: raise an error for a video that cannot be read. If False, it is left out.
     """
 
     def __init__(self, root: str | Path, rule: IntensityRule, strict: bool) -> None:
@@ -83,7 +84,7 @@ class StackSource(VideoSource):
         return (t for t in range(self.num_frames(i)) if self.is_annotated(i, t))
 
     def object_names(self, i: int) -> Mapping[int, ObjectId]:
-        """Return the ids of the labels of video ``i`` that are not the labels themselves."""
+        """Return the object ids of video ``i`` that differ from their labels, by label."""
         return {}
 
     def frame_size(self, i: int) -> tuple[int, int]:
@@ -240,7 +241,7 @@ def check_size(path: str | Path, shape: Sequence[int], itemsize: int, limit: int
     size = math.prod(shape) * itemsize  # Python integers: a forged shape must not overflow
     if size > limit:
         raise DataError(
-            f"{path} holds an array of shape {tuple(shape)}, which needs {size / 2**30:.1f} GiB of "
+            f"{path} has an array of shape {tuple(shape)}, which needs {size / 2**30:.1f} GiB of "
             f"memory, more than the limit of {limit / 2**30:g} GiB",
             hint="crop or split it, or save fewer bits per value",
         )

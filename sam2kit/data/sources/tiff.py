@@ -54,7 +54,7 @@ class StackOptions(NamedTuple):
         axes: letters of the axes, any of T, C, Z, Y, X and S (colour samples), in the order of the
             file. None (default): the metadata decide.
         channels: up to 3 channels that become red, green and blue; a single one becomes grey. None
-            (default): all of up to 3 channels.
+            (default): all channels, if there are up to 3.
         z: how the Z axis of a stack with time is reduced: ``max``, ``mean`` or the index of a
             slice. None (default): such stacks are rejected.
     """
@@ -76,8 +76,8 @@ class TiffStack:
     Args:
         path: the file.
         options: how its axes are read.
-        num_frames: number of frames that the file is expected to have, which decides about an axis
-            without a name. None (default): not known.
+        num_frames: number of frames that the file is expected to have, which determines the meaning
+            of an axis without a name. None (default): unknown.
 
     Attributes:
         num_frames: number of frames.
@@ -86,7 +86,7 @@ class TiffStack:
         shape: their lengths.
 
     Raises:
-        DataError: the file is damaged, too large, or has axes that are not clear.
+        DataError: the file is damaged, too large, or its axes are ambiguous.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class TiffStack:
                 if len(series) != 1:
                     sizes = sorted({s.shape for s in series})
                     raise DataError(
-                        f"{path} holds {len(series)} images of different shapes, such as "
+                        f"{path} contains {len(series)} images of different shapes, such as "
                         f"{sizes[:2]}",
-                        hint="save the stack in a file of its own",
+                        hint="save the stack in a separate file",
                     )
                 stored, self.shape = series[0].axes.upper(), tuple(map(int, series[0].shape))
                 self.dtype = np.dtype(series[0].dtype)
@@ -138,7 +138,7 @@ class TiffStack:
                     key="dataset.stack_z",
                     value=z,
                     expected=f"max, mean, or the index of a slice from 0 to {lengths['Z'] - 1}",
-                    hint="a video has one slice per frame; dataset.stack_z=max projects them",
+                    hint="use dataset.stack_z=max to project the slices to one per frame",
                 )
         count = lengths.get("C", 1)
         if (channels is None and count > 3) or max(channels or (0,)) >= count:
@@ -147,7 +147,7 @@ class TiffStack:
                 key="dataset.stack_channels",
                 value=None if channels is None else list(channels),
                 expected=f"up to 3 indices from 0 to {count - 1}",
-                hint="one channel is shown grey, several are red, green and blue: "
+                hint="choose one channel (grey) or several (red, green, blue), such as "
                 "dataset.stack_channels=[0]",
             )
 
@@ -222,7 +222,7 @@ class TiffStack:
         if channel is not None:
             pixels = np.moveaxis(pixels, channel, -1)
             axes = axes[:channel] + axes[channel + 1 :]
-            # Of colours with transparency the colours; channels have been chosen.
+            # Drop the transparency of colours; channels have been selected before.
             pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
         return np.swapaxes(pixels, 0, 1) if axes == "XY" else pixels
 
@@ -305,7 +305,7 @@ def _resolve_axes(
         stored: letters that tifffile read from the metadata; Q and I are unknown.
         shape: lengths of the axes.
         axes: letters that the user set. None: use ``stored``.
-        num_frames: expected number of frames. None: not known.
+        num_frames: expected number of frames. None: unknown.
     """
     if axes is not None:
         axes = axes.upper()
@@ -331,7 +331,7 @@ def _resolve_axes(
         axes = axes.replace("Z", "T")
         if num_frames is None:
             logger.info(
-                "{}: no time axis, {} slices along Z are read as frames",
+                "{}: no time axis; {} slices along Z are read as frames",
                 path,
                 shape[axes.index("T")],
             )
@@ -384,7 +384,7 @@ class TiffSequence:
         stack = TiffStack(path, self._options, num_frames=1)
         if stack.num_frames != 1:
             raise DataError(
-                f"{path} holds {stack.num_frames} frames, but it is one of {self.num_frames} "
+                f"{path} contains {stack.num_frames} frames, but it is one of {self.num_frames} "
                 "files in a folder that are read as one frame each",
                 hint="move stacks and single frames to different folders",
             )
@@ -414,33 +414,33 @@ class _Video(NamedTuple):
 class TiffDataset(StackSource):
     """Read microscopy videos in TIFF files.
 
-    A video is one file of several pages, ``ROOT/VIDEO.tif``, or a directory of files with one frame
+    A video is one file of several pages, ``ROOT/VIDEO.tif``, or a folder of files with one frame
     each, ``ROOT/VIDEO/*.tif`` in the natural order of their names. ``ROOT`` may itself be one such
-    file or directory. The metadata of ImageJ, OME and tifffile name the axes. Without metadata the
+    file or folder. The metadata of ImageJ, OME and tifffile name the axes. Without metadata the
     pages are frames; 2 to 4 pages could also be channels and are rejected. Slices along Z of a
     stack without time are frames, too. Frames are read one by one.
 
     Labels are integer images of the same size, in which the value of a pixel is its object number
     and 0 is the background. They are in ``VIDEO_labels.tif``, ``VIDEO_masks.tif`` (also
     ``_cp_masks``, ``_seg``, ``_gt``, ``_manual``, or ``mask_VIDEO.tif``) beside a stack, in
-    ``seg.tif`` beside the only stack, or in a directory ``labels`` or ``masks`` under the name of
-    the video, with or without such a suffix. For frames in files of their own the
+    ``seg.tif`` beside the only stack, or in a folder ``labels`` or ``masks`` under the name of
+    the video, with or without such a suffix. For frames in separate files the
     labels are files named like the frames in ``VIDEO/labels`` or ``VIDEO_labels``, or with a suffix
     beside the frames; frames without a file are unannotated. In a stack of labels every page is
     annotated. ``VIDEO_labels.txt`` beside the labels names parents, as in the Cell Tracking
     Challenge.
 
     Args:
-        root: the directory or file.
+        root: the folder or file.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        masks_path: directory of the labels, or one file if there is one video. None (default): as
+        masks_path: folder of the labels, or one file if there is one video. None (default): as
             above.
         rule: how frames of more than 8 bits are scaled.
         options: how the axes of the frames are read.
-        strict: True raises an error for a video that cannot be read. False: it is left out.
+        strict: raise an error for a video that cannot be read. If False, it is left out.
 
     Raises:
-        DataError: no TIFF files, axes that are not clear, or no readable video; with ``strict``
+        DataError: no TIFF files, ambiguous axes, or no readable video; with ``strict``
             also a damaged file, or labels that do not fit their frames.
     """
 
@@ -465,7 +465,7 @@ class TiffDataset(StackSource):
         self.report(path for entry in files.values() for path in entry.all_files())
 
     def _find_first_label(self, videos: Iterable[TiffFiles]) -> int:
-        """Return from which number the labels of single frames count the frames of stacks."""
+        """Return the number that single label files give to the first frame of a stack."""
         folders, numbers = [], []
         for files in videos:
             if files.stack is None or files.labels is None or files.labels.is_file():
@@ -491,7 +491,7 @@ class TiffDataset(StackSource):
                 raise DataError(
                     f"{files.frames[0].parent}: {pair[0]} and {pair[1]} are channels or slices of "
                     "one frame, but files are read as one frame each",
-                    hint="put the files of each channel or slice into a folder of their own, or "
+                    hint="put the files of each channel or slice into a separate folder, or "
                     "save them as one stack with axes such as TCYX",
                 )
             frames = TiffSequence(files.frames, self._options)
@@ -509,7 +509,7 @@ class TiffDataset(StackSource):
         self, files: TiffFiles, frames: TiffStack | TiffSequence, names: list[str] | None
     ) -> TiffStack | TiffSequence | None:
         count, path = frames.num_frames, files.labels
-        # Only a slice number means the same for labels; the maximum of labels is no label.
+        # A slice index is also valid for labels; a maximum of labels is not a label.
         z = self._options.z if (self._options.z or "").isdecimal() else None
         if path is None:
             return None
@@ -517,10 +517,10 @@ class TiffDataset(StackSource):
             labels = TiffStack(path, StackOptions(z=z), num_frames=count)
             if labels.num_frames != count:
                 raise DataError(
-                    f"{path} holds {labels.num_frames} label images, but its video has {count} "
+                    f"{path} contains {labels.num_frames} label images, but its video has {count} "
                     "frames",
                     hint="save one label image per frame, empty where no object is visible; or "
-                    "save annotated frames as single files in a folder labels",
+                    "save annotated frames as single files in a folder named labels",
                 )
             return labels
         label_files = files.label_files()
@@ -587,7 +587,7 @@ class TiffDataset(StackSource):
 
 
 def sidecar(labels: Path, ending: str) -> Path:
-    """Return the file beside a stack or directory of labels that holds names or parents."""
+    """Return the file beside a stack or folder of labels that contains names or parents."""
     return labels.with_name(f"{tiff_stem(labels.name) if labels.suffix else labels.name}{ending}")
 
 
@@ -600,9 +600,9 @@ class TiffFiles(NamedTuple):
     """The files of one video.
 
     Attributes:
-        stack: file of all frames. None: the frames are in files of their own.
+        stack: file of all frames. None: the frames are in separate files.
         frames: files of one frame each, in order.
-        labels: stack or directory of the labels. None: there are no labels.
+        labels: stack or folder of the labels. None: there are no labels.
     """
 
     stack: Path | None
@@ -611,7 +611,7 @@ class TiffFiles(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the file or directory of the video, without extension."""
+        """Name of the file or folder of the video, without extension."""
         return tiff_stem(self.stack.name) if self.stack else self.frames[0].parent.name
 
     def with_labels(self, masks: Path, num_videos: int) -> TiffFiles:
@@ -650,16 +650,16 @@ class TiffFiles(NamedTuple):
 def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path | None]:
     """Return the label file of each frame, or None.
 
-    A label file has the name of its frame, with or without a label suffix. If no file has, the last
-    number in the names decides.
+    A label file has the name of its frame, with or without a label suffix. If no file has such a
+    name, the last number in the names is compared.
 
     Args:
         files: label files.
         names: names of the frames without extension.
-        folder: directory of the labels, for the error.
+        folder: folder of the labels, for the error.
 
     Raises:
-        DataError: a file belongs to no frame, or two to one frame.
+        DataError: a file belongs to no frame, or two belong to the same frame.
     """
     positions = {name: t for t, name in enumerate(names)}
     stems = [tiff_stem(path.name) for path in files]
@@ -670,13 +670,13 @@ def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path
     slots: list[Path | None] = [None] * len(names)
     for path, t in zip(files, matches, strict=True):
         if t is None or slots[t] is not None:
-            problem = "belongs to no frame" if t is None else f"and {slots[t]} are of one frame"
+            problem = "belongs to no frame" if t is None else f"and {slots[t]} share a frame"
             raise DataError(
                 f"{path} {problem}", hint=f"name labels like their frames (first: {names[0]})"
             )
         slots[t] = path
     if not files:
-        raise DataError(f"{folder} holds no TIFF labels", hint="add labels or remove the folder")
+        raise DataError(f"{folder} contains no TIFF labels", hint="add labels or remove the folder")
     return slots
 
 
@@ -690,13 +690,13 @@ def _last_number(name: str) -> int | None:
 
 
 def find_tiffs(root: Path) -> dict[str, TiffFiles]:
-    """Find the videos in a directory and their labels.
+    """Find the videos in a folder and their labels.
 
     Returns:
         The files by names of videos, in natural order.
 
     Raises:
-        DataError: there are no TIFF files, or two videos of one name.
+        DataError: there are no TIFF files, or two videos with the same name.
     """
     if root.is_file():
         name = tiff_stem(root.name)
@@ -727,12 +727,12 @@ def find_tiffs(root: Path) -> dict[str, TiffFiles]:
             labels = labels or _labels_in_folders(root, label_folders, name)
             videos[folder if is_folder else f"{folder}/{name}"] = files._replace(labels=labels)
     if not videos:
-        raise DataError(f"{root} holds no TIFF files", hint=f"expected {LAYOUTS}")
+        raise DataError(f"{root} contains no TIFF files", hint=f"expected {LAYOUTS}")
     return dict(sorted(videos.items(), key=lambda item: natural_key(item[0])))
 
 
 def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[str, TiffFiles]:
-    """Return the videos of the files that are directly in a directory."""
+    """Return the videos of the files that are directly in a folder."""
     names = sort_files(listing.files, root)
     stems = {name: tiff_stem(name) for name in names}
     if len(set(stems.values())) < len(names):
@@ -759,7 +759,7 @@ def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[s
 
 
 def _without_labels(names: list[str], stems: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Return the files that are no labels by their names, and those named ``seg`` or ``labels``.
+    """Return the files whose names are not those of labels, and those named ``seg`` or ``labels``.
 
     Labels without frames are in neither list, unless there is nothing else.
     """
@@ -772,7 +772,7 @@ def _without_labels(names: list[str], stems: dict[str, str]) -> tuple[list[str],
 
 
 def _is_sequence(paths: list[Path]) -> bool:
-    """Return whether files are frames of one video instead of stacks; damaged ones say nothing."""
+    """Return whether files are frames of one video instead of stacks; ignoring damaged ones."""
     for path in paths:
         try:
             return TiffStack(path, num_frames=1).num_frames == 1
@@ -788,13 +788,13 @@ def _labels_in_folders(root: Path, folders: list[str], name: str) -> Path | None
 
 
 def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | None:
-    """Return the file or directory of labels of a video, or None.
+    """Return the file or folder of labels of a video, or None.
 
     Args:
-        folder: the directory to search.
+        folder: the folder to search.
         name: name of the video.
-        stack: name of the file of its frames, which is no label file. None (default): the frames
-            are in another directory, so that labels may have the same name.
+        stack: name of the file of its frames, which is not a label file. None (default): the frames
+            are in another folder, so that labels may have the same name.
     """
     listing = list_folder(folder, TIFF_ENDINGS)
     entries = [*((tiff_stem(n), n) for n in listing.files if n != stack)]
@@ -804,7 +804,7 @@ def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | Non
     for key in image_keys(name):
         matches = matches or [n for base, n in entries if label_base(base) == key]
     if stack is None and (folder / name).is_dir() and not is_mask_folder(folder.name):
-        exact = [n for n in exact if n != name]  # the directory of the frames themselves
+        exact = [n for n in exact if n != name]  # the folder of the frames themselves
     candidates = exact + sorted(matches)
     if len(candidates) > 1:
         raise DataError(

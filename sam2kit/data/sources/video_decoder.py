@@ -1,4 +1,4 @@
-"""Read one video: a video file, decoded on access, or a directory of frames."""
+"""Read one video: a video file, decoded on access, or a folder of frames."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CONTAINERS = (
 
 
 def open_video(path: str | Path, intensity: IntensityRule | None = None) -> OneVideo:
-    """Open a video file or a directory of frames as a source of one video without masks.
+    """Open a video file or a folder of frames as a source of one video without masks.
 
     Args:
-        path: the file or directory.
+        path: the file or folder.
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
-        DataError: ``path`` is neither of them, or cannot be read.
+        DataError: ``path`` is neither of the two, or cannot be read.
     """
     return FrameFolder(path, intensity) if Path(path).is_dir() else VideoFile(path)
 
@@ -42,8 +42,8 @@ class OneVideo(VideoSource):
     """Base class for sources of one video without masks.
 
     Attributes:
-        path: the video file or the directory of frames.
-        fps: frames per second; 10 for a directory of frames, which does not define it.
+        path: the video file or the folder of frames.
+        fps: frames per second; 10 for a folder of frames, which does not define it.
     """
 
     has_masks = False
@@ -64,16 +64,16 @@ class OneVideo(VideoSource):
 
 
 class FrameFolder(OneVideo):
-    """Read a directory of frames as one video.
+    """Read a folder of frames as one video.
 
     The order is as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
 
     Args:
-        path: the directory.
+        path: the folder.
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
-        DataError: the directory has no frames.
+        DataError: the folder has no frames.
     """
 
     def __init__(self, path: str | Path, intensity: IntensityRule | None = None) -> None:
@@ -82,7 +82,7 @@ class FrameFolder(OneVideo):
         self._scaler = VideoScaler(intensity or IntensityRule())
         if not self._frames:
             raise DataError(
-                f"{path} holds no frames ({', '.join(FRAME_ENDINGS)})",
+                f"{path} contains no frames ({', '.join(FRAME_ENDINGS)})",
                 hint="give a video file or a folder of frames",
             )
 
@@ -126,9 +126,9 @@ class VideoFile(OneVideo):
         super().__init__(Path(path))
         try:
             with _opened(path) as container:
-                stream = container.streams.best("video")  # skips cover pictures
+                stream = container.streams.best("video")  # skips cover images
                 if not isinstance(stream, VideoStream):
-                    raise DataError(f"{path} holds no video stream", hint="give a video file")
+                    raise DataError(f"{path} contains no video stream", hint="give a video file")
                 self.fps = float(stream.average_rate or OneVideo.fps)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 times = [packet.pts for packet in packets]
@@ -146,7 +146,7 @@ class VideoFile(OneVideo):
                 f"{path} cannot be read as a video: {error}", hint="give a readable video file"
             ) from error
         if not times:
-            raise DataError(f"{path} holds a video without frames", hint="replace the file")
+            raise DataError(f"{path} contains a video without frames", hint="replace the file")
         self._times = np.sort(np.asarray(times, np.int64))
         keys = [p.pts for p in packets if p.is_keyframe] if self._timed else []
         keys = [key for key in keys if key >= self._times[0]]
@@ -178,7 +178,7 @@ class VideoFile(OneVideo):
     def size(self) -> tuple[int, int]:
         """Rows and columns of the frames; the first access decodes the first frame."""
         if self._size is None:
-            # In a copy, so that the position of this decoder and its cached frame stay.
+            # In a copy, so that the position of this decoder and its cached frame are kept.
             self._size = copy(self).read_frame(0, 0).shape[:2]
         return self._size
 
@@ -272,7 +272,7 @@ class VideoFile(OneVideo):
 
 
 def _opened(path: str | Path) -> av.container.InputContainer:
-    """Open a video file; metadata that are not UTF-8, such as a title, do not matter.
+    """Open a video file; metadata that are not UTF-8, such as a title, are tolerated.
 
     FFmpeg chooses the demuxer by the content of the file. Playlists, whose demuxers open other
     files or addresses, are rejected. An absolute path never looks like an address.

@@ -1,4 +1,4 @@
-"""Read directories of video files, with or without masks beside them."""
+"""Read folders of video files, with or without masks beside them."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ class VideoFileSource(VideoSource):
 
 
 class VideoFileDataset(VideoFileSource, MaskedFrames):
-    """Read a directory of video files, or one file, with the decoder of :class:`VideoFile`.
+    """Read a folder of video files, or one file, with the decoder of :class:`VideoFile`.
 
-    The files are in the directory or its subdirectories: ``ROOT/a.mp4`` and ``ROOT/cam1/a.mp4`` are
+    The files are in the folder or its subfolders: ``ROOT/a.mp4`` and ``ROOT/cam1/a.mp4`` are
     the videos ``a`` and ``cam1/a``. The constructor reads the packets of every file once, to number
     the frames, but decodes none.
 
     Masks are in ``ROOT/Annotations`` or in ``masks_path``, which is one of:
 
-    * a directory with a subdirectory per video, ``VIDEO/00012.png`` or ``VIDEO/OBJECT/00012.png``,
+    * a folder with a subfolder per video, ``VIDEO/00012.png`` or ``VIDEO/OBJECT/00012.png``,
       as in :class:`~sam2kit.data.sources.mask_files.MaskFiles`. The number is the frame index, from
       0; or from 1, as FFmpeg writes frames, if the last frame has a mask of that number and no mask
       is number 0. Frames without a file are unannotated;
@@ -85,18 +85,18 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
       frame index. Frames that it does not list are unannotated.
 
     Args:
-        root: the directory, or one video file.
+        root: the folder, or one video file.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        masks_path: the masks. None (default): ``ROOT/Annotations``, or a directory with another
+        masks_path: the masks. None (default): ``ROOT/Annotations``, or a folder with another
             usual name (``masks``, ``labels``), if it exists.
         mask_values, mask_colours: as for
             :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        strict: True raises an error for a file that is not a video. False: it is left out.
+        strict: raise an error for a file that is not a video. If False, it is left out.
 
     Raises:
-        DataError: no readable videos, two of one name, a mask beyond the last frame, or no masks
-            for any video in the folder of masks; on reading, a damaged frame, or a mask whose size
-            differs from its frame.
+        DataError: no readable videos, two with the same name, a mask beyond the last frame, or no
+            masks for any video in the folder of masks; on reading, a damaged frame, or a mask whose
+            size differs from its frame.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         if self.root.is_dir():
             others = list_folder(self.root, VIDEO_ENDINGS).others
             dropped.add_data(self.root, [n for n in others if self.root / n != masks])
-            dropped.films += mask_films(self.root)
+            dropped.mask_videos += find_mask_videos(self.root)
         self._decision: MaskDecision | None = None
         self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
@@ -244,13 +244,13 @@ class COCOMasks:
 
 
 def find_videos(root: Path) -> dict[str, Path]:
-    """Find the video files in a directory and its direct subdirectories.
+    """Find the video files in a folder and its direct subfolders.
 
     Returns:
         The files by the names of their videos, sorted by name. A file ``root`` is the only entry.
 
     Raises:
-        DataError: there are no video files, or two of one name.
+        DataError: there are no video files, or two with the same name.
     """
     if root.is_file():
         return {root.stem: root}
@@ -261,18 +261,18 @@ def find_videos(root: Path) -> dict[str, Path]:
         videos |= {f"{prefix}{stem(name)}": folder / name for name in files if name not in masks}
     if not videos:
         raise DataError(
-            f"{root} holds no video files ({', '.join(VIDEO_ENDINGS)})",
+            f"{root} contains no video files ({', '.join(VIDEO_ENDINGS)})",
             hint="give another folder, or set dataset.type=video for folders of frames",
         )
     # JSON files are annotations (SA-V, COCO) and expected beside the videos.
     others = list_folder(root, VIDEO_ENDINGS).others
     others = [name for name in others if not name.lower().endswith(".json")]
-    log_ignored(root, others + [path.name for path in mask_films(root)])
+    log_ignored(root, others + [path.name for path in find_mask_videos(root)])
     return videos
 
 
-def mask_films(root: Path) -> list[Path]:
-    """Return the video files that are masks of others by their names: ``a_mask.mp4``."""
+def find_mask_videos(root: Path) -> list[Path]:
+    """Return the video files whose names mark them as masks: ``a_mask.mp4``."""
     return [
         folder / name
         for folder in _video_folders(root)
@@ -281,7 +281,7 @@ def mask_films(root: Path) -> list[Path]:
 
 
 def _video_folders(root: Path) -> dict[Path, str]:
-    """Return the directories that may hold video files, and what precedes the names of videos."""
+    """Return the folders that may contain video files, and the prefixes of their video names."""
     names = [name for name in list_folder(root, ()).folders if not is_mask_folder(name)]
     return {root: ""} | {root / name: f"{name}/" for name in sorted(names, key=natural_key)}
 

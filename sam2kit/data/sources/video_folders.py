@@ -1,4 +1,4 @@
-"""Find the directories of frames in a data set, and the masks of each."""
+"""Find the folders of frames in a data set, and the masks of each."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ LAYOUTS = (
     "resolution such as 480p before VIDEO, or ROOT/VIDEO/00000.jpg"
 )
 
-MAX_SEARCHED = 32  # directories per directory that are searched for pictures of other formats
+MAX_SEARCHED = 32  # subfolders per folder that are searched for images of other formats
 
 
 @dataclass(frozen=True)
 class VideoFolder:
-    """Say where the frames and masks of a video are.
+    """Locate the frames and masks of a video.
 
     Attributes:
-        folder: the directory of the frames.
+        folder: the folder of the frames.
         frames: names of the frames, in any order.
-        masks: the directory of the masks. None: there is none.
+        masks: the folder of the masks. None: no such folder.
         masks_beside: names of masks in ``folder`` by the stem of their frame.
     """
 
@@ -56,7 +56,7 @@ class VideoFolder:
 
     @property
     def has_masks(self) -> bool:
-        """Whether there is a directory of masks, or masks beside the frames."""
+        """Whether there is a folder of masks, or masks beside the frames."""
         return self.masks is not None or bool(self.masks_beside)
 
 
@@ -64,18 +64,18 @@ class VideoFolders:
     """Find the videos of a data set in the layouts of :class:`VideoDataset`.
 
     Args:
-        root: the directory.
+        root: the folder.
         resolution: the resolution to use if there are several. None: 480p, if it exists.
-        masks_path: the directory of the masks. None: where the layouts have it.
+        masks_path: the folder of the masks. None: as in the layouts.
         dropped: receives what is not read.
 
     Attributes:
         videos: the videos by name.
-        masks: the directory that holds the masks of all videos. None: there is none.
+        masks: the folder that contains the masks of all videos. None: no such folder.
         remarks: how masks were found.
 
     Raises:
-        DataError: no videos, or several directories could be meant.
+        DataError: no videos, or the choice between folders is ambiguous.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class VideoFolders:
         elif masks is not None and masks_path is None and masks.name != "Annotations":
             self._note(masks)
         self.masks = masks
-        # With plain ROOT/VIDEO, lists and masks may be in directories beside the videos.
+        # With plain ROOT/VIDEO, lists and masks may be in folders beside the videos.
         no_videos = {"ImageSets"} | ({masks.name} if masks and masks.parent == folder else set())
         if masks is not None and masks.parent == folder:
             no_videos |= {name for name in listings if is_mask_folder(name)}
@@ -120,17 +120,17 @@ class VideoFolders:
             dropped.add_data(root, list_folder(root, ()).others)
 
     def _find_other_pictures(self, folder: Path) -> None:
-        """Remark that folders beside the frames hold pictures, which may be masks."""
+        """Add a remark about folders beside the frames with images, which may be masks."""
         if folder == self.root:
             return
         for name in sorted(list_folder(self.root, ()).folders):
             path = self.root / name
             if path not in (folder, *folder.parents) and holds_pictures(path):
-                text = "its pictures are not read; if they are masks, set dataset.masks_path"
+                text = "its images are not read; if they are masks, set dataset.masks_path"
                 self.remarks.append(Remark(IGNORED, str(path), f"{text}={path}"))
 
     def _one_video(self, folder: Path, here: Listing, masks: Path | None) -> dict[str, VideoFolder]:
-        """Read a directory of frames as one video, which may have its masks in it."""
+        """Read a folder of frames as one video, which may have its masks in it."""
         name = self.root.resolve().name or "video"
         if masks is not None and (masks / name).is_dir():
             masks = masks / name
@@ -160,7 +160,7 @@ class VideoFolders:
         return videos
 
     def _video(self, folder: Path, listing: Listing, masks: Path | None) -> VideoFolder:
-        """Find the frames of one video, and the masks in its directory if there are no others."""
+        """Find the frames of one video, and the masks in its folder if there are no others."""
         inner = None if listing.files else find_frame_folder(folder, listing.folders)
         if masks is None and (masks := find_mask_folder(folder, listing.folders)):
             self._note(masks)
@@ -180,7 +180,7 @@ class VideoFolders:
         return VideoFolder(folder, frames, None, beside)
 
     def _note(self, masks: Path) -> None:
-        """Remark, for the first video, where masks were found."""
+        """Add a remark about the masks of the first video."""
         if not any(remark.kind == NOTE for remark in self.remarks):
             self.remarks.append(Remark(NOTE, str(self.root), f"masks are read from {masks}"))
 
@@ -192,18 +192,18 @@ class VideoFolders:
     def _find_folders(
         self, resolution: str | None, masks_path: Path | None
     ) -> tuple[Path, Path | None]:
-        """Return the directory of the videos, and the directory of the masks or None."""
+        """Return the folder of the videos, and the folder of the masks or None."""
         images, annotations = (_find_folder(self.root, n) for n in ("JPEGImages", "Annotations"))
         if images is None:
             names = list_folder(self.root, ()).folders
-            # A directory that is named needs no search, which may find several.
+            # A given folder needs no search, which may be ambiguous.
             masks = masks_path or find_mask_folder(self.root, names)
             frames = (
                 find_frame_folder(self.root, names) if masks and masks.parent == self.root else None
             )
             return (frames, masks) if frames else (self.root, masks or annotations)
         inner = _list_videos(images)
-        # Directories of frames are videos; directories of directories only are resolutions.
+        # Folders of frames are videos; folders of folders only are resolutions.
         names = sorted(
             n
             for n, listing in inner.items()
@@ -236,17 +236,17 @@ class VideoFolders:
         return images / chosen, annotations / chosen
 
     def _hint(self, folder: Path) -> str:
-        """Describe what is in the directory instead, and what to give."""
+        """Describe the content of the folder, and suggest what to use."""
         inner = [p.parent.name for p in self.root.glob("*/JPEGImages*") if p.is_dir()]
         if inner:
-            return f"it holds the data sets {', '.join(sorted(set(inner)))}: give one of them"
-        if films := list_folder(self.root, VIDEO_ENDINGS).files:
-            return f"it holds video files such as {min(films)}: set dataset.type=files"
-        return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
+            return f"it contains the data sets {', '.join(sorted(set(inner)))}; use one of them"
+        if videos := list_folder(self.root, VIDEO_ENDINGS).files:
+            return f"it contains video files such as {min(videos)}; set dataset.type=files"
+        return f"expected {LAYOUTS}; {folder} contains {_summary(folder)}"
 
 
 def _reject_other_pictures(root: Path) -> None:
-    """Raise if a directory without frames, up to three levels deep, has pictures to convert."""
+    """Raise if a folder without frames, up to three levels deep, has images to convert."""
     folders = [root]
     for folder in folders:
         listing = list_folder(folder, OTHER_PICTURES)
@@ -254,7 +254,7 @@ def _reject_other_pictures(root: Path) -> None:
             first = folder / min(listing.files)
             ending = first.suffix
             raise DataError(
-                f"{root} has no frames that are read, but {len(listing.files)} files such as "
+                f"{root} has no readable frames, but {len(listing.files)} files such as "
                 f"{first}; frames are {', '.join(FRAME_ENDINGS)}",
                 hint="convert them, for example with ImageMagick: "
                 f"cd {quote(str(first.parent))}; magick mogrify -format png *{ending}",
@@ -264,7 +264,7 @@ def _reject_other_pictures(root: Path) -> None:
 
 
 def _find_folder(root: Path, name: str) -> Path | None:
-    """Return the directory of this name, or else the only one named ``NAME_*``, or None."""
+    """Return the folder of this name, or else the only one named ``NAME_*``, or None."""
     if (root / name).is_dir():
         return root / name
     longer = sorted(p for p in root.glob(f"{name}_*") if p.is_dir())

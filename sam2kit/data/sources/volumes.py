@@ -1,4 +1,4 @@
-"""Share what sources of medical volumes have in common: the slices of a volume are its frames."""
+"""Base class for sources of medical volumes, whose slices are the frames of a video."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Grid = tuple[np.ndarray, tuple[int, ...]]  # affine and shape
 
 
 class Volume(NamedTuple):
-    """What the headers of one volume say.
+    """The content of the headers of one volume.
 
     Attributes:
         shape: lengths of the axes of the volume.
@@ -51,14 +51,14 @@ class VolumeSource(StackSource):
     geometry.
 
     Args:
-        root: a directory or one file.
+        root: a folder or one file.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
-        masks_path: directory or file of the labels. None (default): as the subclass describes.
+        masks_path: folder or file of the labels. None (default): as the subclass describes.
         rule: how values are scaled to 8 bits.
-        axis: axis of the stored array along which slices become frames. None (default): the one
-            that the subclass names.
+        axis: axis of the stored array along which slices become frames. None (default): the default
+            of the subclass.
         reverse: play slices from the last to the first.
-        strict: True raises an error for a volume that cannot be read. False: it is left out.
+        strict: raise an error for a volume that cannot be read. If False, it is left out.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class VolumeSource(StackSource):
         self.report(path for entry in files.values() for path in self.files_of(entry))
 
     def check_grid(self, labels: Path, grids: Sequence[Grid], volume: object) -> None:
-        """Remark that labels have another position than their volume.
+        """Add a remark if labels and their volume have different positions.
 
         Args:
             labels: the file of the labels.
@@ -167,7 +167,7 @@ class VolumeFiles(NamedTuple):
 
     Attributes:
         volume: the volume itself.
-        labels: its labels. None: none.
+        labels: its labels. None: no labels.
         channels: further channels of the volume, which are not read.
     """
 
@@ -179,23 +179,23 @@ class VolumeFiles(NamedTuple):
 def find_volumes(
     root: Path, endings: tuple[str, ...], masks_path: Path | None = None
 ) -> dict[str, VolumeFiles]:
-    """Find volumes and their labels in a directory and its subdirectories.
+    """Find volumes and their labels in a folder and its subfolders.
 
     Labels have the name of their volume with a label suffix or prefix (``CASE_seg``,
-    ``CASE_manual``, ``mask_CASE``), or are in a directory such as ``labels`` or ``labelsTr`` under
-    the name of the volume, beside the volume or beside its directory (``imagesTr``). What only
-    images have in their names is left out: ``volume-0`` has the labels ``segmentation-0``, and
-    ``CASE_0000`` of nnU-Net the labels ``CASE``. In a directory of one volume they may be called
+    ``CASE_manual``, ``mask_CASE``), or are in a folder such as ``labels`` or ``labelsTr`` under
+    the name of the volume, beside the volume or beside its folder (``imagesTr``). Parts of names
+    that only images have are ignored: ``volume-0`` has the labels ``segmentation-0``, and
+    ``CASE_0000`` of nnU-Net the labels ``CASE``. In a folder of one volume they may be called
     ``label``, ``mask`` or ``seg``. Labels without a volume are not returned, unless there is
-    nothing else.
+    no volume.
 
     Volumes with the same labels, such as ``CASE_t1`` and ``CASE_t2`` with ``CASE_seg``, are
     channels of one: the first is returned.
 
     Args:
-        root: a directory or one file.
+        root: a folder or one file.
         endings: extensions of the files, in lower case.
-        masks_path: a directory of labels, or one file if there is one volume. None (default): as
+        masks_path: a folder of labels, or one file if there is one volume. None (default): as
             above.
 
     Returns:
@@ -244,7 +244,7 @@ def find_volumes(
 
 
 def _split_labels(root: Path, stems: dict[Path, str]) -> tuple[list[Path], list[Path]]:
-    """Divide the files of a directory into volumes and labels by their names."""
+    """Divide the files of a folder into volumes and labels by their names."""
     keys = {(path.parent, key) for path, name in stems.items() for key in image_keys(name, True)}
     volumes: list[Path] = []
     labels: list[Path] = []
@@ -292,7 +292,7 @@ def _near(labels: Path, volume: Path, masks_path: Path | None) -> bool:
 
 
 def _walk(root: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Return the files in a directory and three levels below it, in natural order."""
+    """Return the files in a folder and three levels below it, in natural order."""
     paths: list[Path] = []
     folders = [(root, 0)]
     while folders:
@@ -305,7 +305,7 @@ def _walk(root: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def _name(root: Path, path: Path, stems: dict[Path, str]) -> str:
-    """Name a volume in a subdirectory: by the directory if it is the only volume there."""
+    """Name a volume in a subfolder: by the folder if it is the only volume there."""
     if path.parent.parent == root and path.parent.name.lower().startswith(("images", "volumes")):
         return stems[path]
     others = [p for p in stems if p.parent == path.parent and p != path]

@@ -15,7 +15,7 @@ from sam2kit.utils.errors import DataError
 
 
 class _GeneratedSource(VideoSource):
-    """Draw the objects of video ``i`` as a :class:`Scene`, for any number ``i`` from 0 up."""
+    """Draw the objects of video ``i`` as a :class:`Scene`, for any ``i`` from 0 on."""
 
     generated = True
 
@@ -120,7 +120,7 @@ class SyntheticDataset(_GeneratedSource):
 
     def _is_lifelike(self, i: int) -> bool:
         """Draw whether video ``i`` is lifelike."""
-        # A generator of its own, so that the share changes no video of either kind.
+        # A separate generator, so that the share does not change the videos of either kind.
         return bool(np.random.default_rng((i, self.seed)).random() < self.lifelike)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:

@@ -113,13 +113,13 @@ class Scene:
     def _enliven(
         self, generator: np.random.Generator, num_frames: int, motion: float, moves: bool
     ) -> None:
-        """Add what only lifelike scenes have: a cover, camera motion, motion blur and side light.
+        """Add the features of lifelike scenes: a cover, camera motion, motion blur and side light.
 
         Args:
             generator: source of all random values.
             num_frames: T.
             motion: as for the class.
-            moves: whether the camera moves, which a background from outside rules out.
+            moves: whether the camera moves, which is not possible with an external background.
         """
         h, w = self.size
         if generator.random() < 0.4:
@@ -257,7 +257,7 @@ class Scene:
         return slice(y0, y1), slice(x0, x1), alpha
 
     def _cast_shadow(self, picture: np.ndarray, shape: Shape, t: int) -> None:
-        """Darken the picture where the shape, which is composited next, casts its shadow."""
+        """Darken the image where the shape, which is composited next, casts its shadow."""
         if self.shadow is None:
             return
         size = shape.radius * shape.scales[t]
@@ -270,7 +270,7 @@ class Scene:
             picture[rows, columns] = np.round(picture[rows, columns] * dark)
 
     def _composite(self, picture: np.ndarray, shape: Shape, t: int) -> None:
-        """Blend a shape, its motion blur and its shadow into the picture, in place."""
+        """Blend a shape, its motion blur and its shadow into the image, in place."""
         self._cast_shadow(picture, shape, t)
         kernel = self._blur_kernel(lambda n: self._to_pixels(shape, n)[:, 2], t)
         margin = 0 if kernel is None else len(kernel) // 2
