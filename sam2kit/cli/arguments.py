@@ -1,6 +1,6 @@
 """Define the flags of the commands and parse their values.
 
-Most flags are rows of a table: each sets one configuration key and shows the help of that key.
+Most flags are rows of a table: each sets one configuration key and shows the key's help.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sam2kit.config.schema import SIZE_NAMES, SIZES, Config, options
 from sam2kit.utils.errors import ConfigError
 
 OVERRIDES_HELP = "any number of key=value and group=choice, in Hydra's grammar"
-MAX_WORKERS = 8  # limits the default of --workers on machines with many cores
+MAX_WORKERS = 8  # maximum of --workers' default on machines with many cores
 
 DEBUG_OVERRIDES = (
     "debug=true",
@@ -35,8 +35,8 @@ class Flag(NamedTuple):
 
     Attributes:
         name: the flag, such as ``--lr``.
-        key: the dotted key, whose help the flag shows.
-        type: converts the text of the flag to a value.
+        key: the dotted key whose help the flag shows.
+        type: function that converts the flag's text to a value.
         aliases: other names of the flag.
     """
 
@@ -59,11 +59,11 @@ def numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a list such as 0.05,0.1") from None
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers such as 0.05,0.1") from None
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """Parse ``NAME=VALUE``; a value that is not JSON is text."""
+    """Parse ``NAME=VALUE``; a value that is not JSON is a string."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
@@ -85,7 +85,9 @@ def point_prompt(text: str) -> dict[str, Any]:
     count = 3 if value.count(",") == 2 else 2
     x, y, label = [*_coordinates(text, value, count), 1][:3]
     if label not in (0, 1):
-        raise argparse.ArgumentTypeError(f"{text!r}: LABEL must be 1 on the object or 0 beside it")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: LABEL must be 1 (on the object) or 0 (not on it)"
+        )
     return entry | {"kind": "point", "points": [[x, y]], "labels": [int(label)]}
 
 
@@ -100,15 +102,15 @@ def mask_prompt(text: str) -> dict[str, Any]:
 
 
 def _prompt_entry(text: str) -> tuple[dict[str, Any], str]:
-    """Split a prompt into object and frame, and the rest."""
+    """Split a prompt into an entry with object and frame, and the remaining text."""
     about, equals, value = text.rpartition("=")
     name, at, frame = about.rpartition("@")
     if not at:
         name, frame = about, "0"
     if not frame.isdecimal() or (equals and not about):
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be such as {value}, cell={value} or "
-            f"cell@12={value}, with a frame number after the @"
+            f"{text!r} must look like {value}, cell={value} or "
+            f"cell@12={value}, where 12 is a frame number"
         )
     object_id: int | str | None = int(name) if name.isdecimal() else name or None
     return {"object_id": object_id, "frame_index": int(frame)}, value
@@ -125,33 +127,33 @@ def _coordinates(text: str, value: str, count: int) -> list[float]:
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which objects to track; each may be repeated."""
+    """Add the flags that select the objects to track."""
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts.json with the objects to track, of one or of many videos",
+        help="prompts.json with the objects to track, for one or more videos",
     )
-    # No brackets in the metavars: argparse cannot wrap a usage line with them.
+    # argparse cannot wrap usage lines that contain metavars with brackets.
     flags = (
         (
             "--box",
             box_prompt,
             "LEFT,TOP,RIGHT,BOTTOM of a new object on frame 0, in pixels of the video. "
-            "OBJECT@FRAME=LEFT,TOP,RIGHT,BOTTOM names the object, the frame (from 0) or both, such "
-            "as cell@12=10,20,90,75, cell=... or @12=...",
+            "OBJECT@FRAME=LEFT,TOP,RIGHT,BOTTOM also sets the object's name, the frame (from 0) or "
+            "both, such as cell@12=10,20,90,75, cell=... or @12=...",
         ),
         (
             "--point",
             point_prompt,
-            "X,Y of a click on a new object, or OBJECT@FRAME=X,Y as for --box; with ,0 at the end "
-            "(cell=120,80,0) the click is beside the object",
+            "X,Y of a click on a new object, or OBJECT@FRAME=X,Y as for --box; ,0 at the end "
+            "(cell=120,80,0) makes it a negative click",
         ),
         (
             "--mask",
             mask_prompt,
-            "label image (PNG or TIFF), in which each value above 0 is an object, or "
-            "OBJECT@FRAME=FILE for a mask of one object; or a folder with VIDEO.png or "
-            "VIDEO/FRAME.png for each video",
+            "label image (PNG or TIFF) in which each nonzero value is an object, OBJECT@FRAME=FILE "
+            "for the mask of one object, or a directory with VIDEO.png or VIDEO/FRAME.png for each "
+            "video",
         ),
     )
     for name, type, help in flags:
@@ -178,7 +180,7 @@ def stages(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{text!r} must be such as 1-4, 3 or 1,4")
+            raise argparse.ArgumentTypeError(f"{text!r} must look like 1-4, 3 or 1,4")
         stages.extend(range(int(first), int(last or first) + 1))
     if not stages or sorted(set(stages)) != stages:
         raise argparse.ArgumentTypeError(f"{text!r} must list stages in ascending order")
@@ -191,7 +193,7 @@ def model_size(text: str) -> str:
     if size not in SIZES:
         raise argparse.ArgumentTypeError(
             f"{text!r} must be a model size ({', '.join(SIZES)}, tiny, small, base_plus or large); "
-            "give weights with --model-checkpoint"
+            "use --model-checkpoint for weights"
         )
     return size
 
@@ -233,18 +235,18 @@ DOCTOR_FLAGS = (
 
 
 def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> None:
-    """Add the arguments that select the data to read and the number of processes.
+    """Add the arguments that select the data and the number of processes.
 
     Args:
-        parser: parser to add them to.
-        name: name of the optional data argument in the help.
-        words: usage line of all positional arguments.
+        parser: the parser.
+        name: name of the optional data argument in the help text.
+        words: usage line of the positional arguments.
     """
     parser.add_argument(
         "words",
         nargs="*",
         metavar=words,
-        help=f"{name}: a directory, a video file or a COCO JSON file; default: the data of the "
+        help=f"{name}: a directory, a video file or a COCO JSON file; default: the data in the "
         f"configuration. OVERRIDE: {OVERRIDES_HELP}",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the data settings")
@@ -272,27 +274,27 @@ def paths_and_overrides(
 ) -> tuple[list[str], list[str]]:
     """Split positional arguments into paths and overrides.
 
-    An argument with "=" is an override unless a file of that name exists.
+    An argument with "=" is an override unless it is the name of an existing file.
 
     Args:
         words: positional arguments in any order.
         optional: name of the path that may be omitted.
-        required: name of the path after it. None (default): there is only the optional one.
+        required: name of the required second path. If None (default), there is none.
 
     Raises:
-        ConfigError: too few or too many paths.
+        ConfigError: there are too few or too many paths.
     """
     paths = [word for word in words if "=" not in word or Path(word).exists()]
     min_count = 0 if required is None else 1
     if not min_count <= len(paths) <= min_count + 1:
-        names = f"{optional} and {required}, or {required} alone" if required else f"one {optional}"
-        message, hint = f"got {len(paths)} paths, {paths}", f"give {names} with --config"
+        names = f"{optional} and {required}, or only {required}" if required else f"one {optional}"
+        message, hint = f"got {len(paths)} paths, {paths}", f"pass {names} with --config"
         raise ConfigError(message, hint=hint)
     return paths, [word for word in words if word not in paths]
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of training and the overrides."""
+    """Add the flags for training, and the overrides."""
     parser.add_argument(
         "--config", metavar="FILE", help="YAML configuration file; default: configs/config.yaml"
     )
@@ -305,14 +307,14 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="train one epoch of two batches without data loader processes, with debug logging, "
+        help="train one epoch of two batches without DataLoader workers and with debug logging, "
         "and mark the run as a debug run",
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
 
 
 def add_submit_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a SLURM job and those of training."""
+    """Add the flags for a SLURM job and for training."""
     parser.add_argument(
         "--run-dir",
         type=Path,
@@ -324,7 +326,7 @@ def add_submit_flags(parser: argparse.ArgumentParser) -> None:
         "--hours",
         type=float,
         default=24.0,
-        help="time limit per job in hours (default: 24), after which the job is queued again",
+        help="time limit per job in hours (default: 24), after which the job is requeued",
     )
     parser.add_argument(
         "--partition", metavar="NAME", help="SLURM partition; default: the default of the cluster"
@@ -339,7 +341,7 @@ def add_submit_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the staged notebooks and those of training."""
+    """Add the flags for the staged notebooks and for training."""
     parser.add_argument(
         "-p",
         "--parameter",
@@ -347,7 +349,7 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=parameter,
         metavar="NAME=VALUE",
-        help="notebook parameter; a VALUE that is not JSON is text; may be repeated",
+        help="notebook parameter; a VALUE that is not JSON is a string; may be repeated",
     )
     parser.add_argument(
         "--stages",
@@ -359,7 +361,7 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
-    """Add flags that set configuration keys, with the help of the keys."""
+    """Add flags that set configuration keys and show the keys' help."""
     known = options()
     for flag in flags:
         help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
@@ -368,7 +370,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
 
 
 def flag_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list[str]:
-    """Return the overrides of the flags that were given, followed by the explicit overrides.
+    """Return the overrides of the flags in use, followed by the explicit overrides.
 
     Raises:
         ConfigError: a flag and an override set the same key.
@@ -386,16 +388,16 @@ def flag_overrides(arguments: argparse.Namespace, flags: Sequence[Flag]) -> list
         if override_key(text) in values:
             name = values[override_key(text)][0]
             message = f"{name} and {text} both set this key"
-            raise ConfigError(message, key=override_key(text), hint="give only one of them")
+            raise ConfigError(message, key=override_key(text), hint="use only one of them")
     return [override(key, value) for key, (_, value) in values.items()] + arguments.overrides
 
 
 def train_overrides(arguments: argparse.Namespace, before: Sequence[str] = ()) -> list[str]:
-    """Return all overrides of a training command, from the lowest to the highest precedence.
+    """Return all overrides of a training command in order of increasing precedence.
 
     Args:
         arguments: parsed arguments of :func:`add_train_flags`.
-        before: overrides that flags and explicit overrides take precedence over.
+        before: overrides with lower precedence than flags and explicit overrides.
     """
     debug = DEBUG_OVERRIDES if arguments.debug else ()
     return [*debug, *before, *flag_overrides(arguments, TRAIN_FLAGS)]
@@ -404,19 +406,19 @@ def train_overrides(arguments: argparse.Namespace, before: Sequence[str] = ()) -
 def train_config(
     arguments: argparse.Namespace, before: Sequence[str] = ()
 ) -> tuple[Config, list[str]]:
-    """Load the configuration that the flags of training describe.
+    """Load the configuration that training flags describe.
 
     Args:
         arguments, before: see :func:`train_overrides`.
 
     Returns:
-        The configuration and the overrides it was composed from.
+        The configuration and its overrides.
     """
     from sam2kit.config.loading import load_config
 
     overrides = train_overrides(arguments, before)
     config = load_config(arguments.config, overrides)
-    # --no-wandb sets use_wandb=false, which leaves trainer.logger=wandb of the file in effect.
+    # use_wandb=false alone would not override trainer.logger=wandb in the file.
     if arguments.wandb is False and config.trainer.logger == "wandb":
         overrides.append("trainer.logger=tensorboard")
         config = load_config(arguments.config, overrides)

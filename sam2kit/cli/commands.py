@@ -1,7 +1,7 @@
-"""Implement the commands: add the flags, parse them and call the library.
+"""Implement the commands: add flags, parse them and call the library.
 
-Invalid configurations and missing files are rejected before torch is imported, so that an error
-appears at once. That is why library modules are imported inside the functions.
+Library modules are imported inside the functions: invalid configurations and missing files are
+rejected before torch is imported, so that errors appear immediately.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         nargs="?",
         const="-",
         metavar="FILE",
-        help="write the complete configuration with comments to FILE (a new .yaml file), or print "
-        "it if FILE is omitted; do not train",
+        help="do not train, but write the complete configuration with comments to FILE (a new "
+        ".yaml file), or print it if FILE is omitted",
     )
     parser.add_argument(
         "--run-dir",
@@ -60,7 +60,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--resume",
         choices=["auto"],
-        help="resume the run in --run-dir, or start it if there is none",
+        help="resume the run in --run-dir, or start a new one if there is none",
     )
     add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -73,7 +73,7 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     check_paths(config)
     run_dir, resume = arguments.run_dir, arguments.resume is not None
     if resume and run_dir is None:
-        message, hint = "resumes the run in --run-dir, which is not set", "give --run-dir DIR"
+        message, hint = "requires --run-dir, which is not set", "add --run-dir DIR"
         raise ConfigError(message, key="--resume", value=arguments.resume, hint=hint)
     if run_dir:
         check_free(run_dir)
@@ -90,15 +90,15 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             scorer = jf_scorer(config)
         result = fit(config, run_dir, resume, scorer=scorer)
     if result.interrupted:
-        raise KeyboardInterrupt(f"the training so far is saved in {result.run_dir}")
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts one such process per device
+        raise KeyboardInterrupt(f"a checkpoint is saved in {result.run_dir}")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process per device
         run = quote(str(result.run_dir))
         show_next("compare with the model before training", f"evaluate --model-checkpoint {run}")
         show_next("track a video", f"track VIDEO --point X,Y --model-checkpoint {run}")
 
 
 def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Submit a training to SLURM; see :func:`sam2kit.training.slurm.submit`."""
+    """Submit a training job to SLURM; see :func:`sam2kit.training.slurm.submit`."""
     add_submit_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
@@ -107,7 +107,7 @@ def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     from sam2kit.training.slurm import submit
 
     run_dir, cluster = arguments.run_dir, arguments.cluster
-    if not (run_dir / "last.ckpt").exists():  # now, because a job has no terminal to ask at
+    if not (run_dir / "last.ckpt").exists():  # ask now, because a job has no terminal
         config = settle_initial_weights(config)
     job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
     print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
@@ -135,13 +135,13 @@ def export(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "out",
         type=Path,
         metavar="OUT.pt",
-        help="new weights file, OUT.yaml is written beside it; for transformers a new directory",
+        help="new weights file (OUT.yaml is written beside it); for transformers, a new directory",
     )
     parser.add_argument(
         "--format",
         choices=["sam2", "transformers"],
         default="sam2",
-        help="sam2 (default), or transformers for its Sam2VideoModel",
+        help="sam2 (default), or transformers (Sam2VideoModel)",
     )
     arguments = parser.parse_args(argv)
     check_checkpoint(None, arguments.source)
@@ -160,7 +160,7 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--predictions",
         type=Path,
         metavar="DIR",
-        help="masks of any tracker to score, as DIR/VIDEO/FRAME.png",
+        help="directory of masks to score, from any tracker, as DIR/VIDEO/FRAME.png",
     )
     parser.add_argument(
         "--compare",
@@ -193,11 +193,11 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         arguments.compare or arguments.protocol or arguments.noise_levels
     ):
         raise ConfigError(
-            "scores existing masks and cannot be combined with --compare, --protocol or "
-            "--noise-levels",
+            "cannot be combined with --compare, --protocol or --noise-levels, because it scores "
+            "existing masks",
             key="--predictions",
             value=str(arguments.predictions),
-            hint="give --model-checkpoint instead, or remove these flags",
+            hint="use --model-checkpoint instead, or remove these flags",
         )
     overrides = flag_overrides(arguments, EVALUATE_FLAGS)
     if arguments.compare:
@@ -208,7 +208,7 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     if arguments.config is not None:
         from sam2kit.config.loading import load_config
 
-        load_config(arguments.config, overrides)  # only to reject it before torch is imported
+        load_config(arguments.config, overrides)  # reject errors before torch is imported
     if arguments.output_dir is not None:
         check_free(arguments.output_dir)
     with report_interruption(arguments.output_dir or "outputs"):
@@ -227,7 +227,7 @@ def compare(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="directory that sam2kit evaluate wrote, or a parent of several",
+        help="output directory of sam2kit evaluate, or a parent directory of several",
     )
     parser.add_argument(
         "--output-dir",
@@ -250,7 +250,7 @@ def compare(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     for comparison in comparisons:
         print(comparison.text())
     if arguments.output_dir is not None:
-        print(f"wrote {write_comparison(comparisons, arguments.output_dir)}")
+        print(f"Wrote {write_comparison(comparisons, arguments.output_dir)}")
 
 
 def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -259,26 +259,26 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "videos",
         nargs="+",
         metavar="VIDEO",
-        help="video file, directory of frames, or a folder or data set with several videos",
+        help="video file, directory of frames, or a directory or dataset with several videos",
     )
     add_prompt_flags(parser)
     add_checkpoint_flag(parser, required=True)
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="directory for the results; videos are added to it, finished ones are skipped, and an "
-        "unfinished one is tracked again; default: a dated one",
+        help="directory for the results; finished videos in it are skipped, and unfinished ones "
+        "are tracked again; default: a dated directory",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace results that were made with other prompts or another model",
+        help="replace results from other prompts or another model",
     )
     parser.add_argument(
         "--to",
         choices=["cvat"],
-        help="also write the masks as a task of CVAT, labels/VIDEO.xml; videos from CVAT have it "
-        "anyway",
+        help="also write the masks as a CVAT task, labels/VIDEO.xml (always done for videos from "
+        "CVAT)",
     )
     devices = [Flag("--accelerator", "trainer.accelerator"), Flag("--devices", "trainer.devices")]
     add_flags(parser, devices)
@@ -288,10 +288,10 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     check_exists("--prompts", arguments.prompts)
     if (arguments.prompts is None) == (arguments.prompt_flags is None):
         raise ConfigError(
-            "no object to track" if arguments.prompts is None else "prompts are given twice",
+            "no prompts" if arguments.prompts is None else "cannot be combined with other prompts",
             key="--prompts",
             value=arguments.prompts,
-            hint="give --prompts FILE, or any number of --box, --point and --mask",
+            hint="use either --prompts FILE, or any number of --box, --point and --mask",
         )
     log_to_console("INFO")
     from sam2kit.tracking.tracking_job import track_videos
@@ -321,21 +321,21 @@ def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         "path",
         type=Path,
         metavar="PATH",
-        help="what to annotate: a video file, a folder of frames, or a folder of videos",
+        help="video file, directory of frames, or directory of videos to annotate",
     )
     parser.add_argument(
         "--model-checkpoint",
         default="sam2.1_hiera_tiny",
         metavar="FILE",
-        help="model that answers clicks: a run directory, .ckpt or .pt file, or name (default: "
+        help="model for the annotator: a run directory, .ckpt or .pt file, or model name (default: "
         "%(default)s, which is downloaded once; nano needs no download)",
     )
     parser.add_argument(
         "--run-dir",
         type=Path,
         metavar="DIR",
-        help="directory for the annotations; default: the same directory in outputs/annotate for "
-        "each call with this PATH",
+        help="directory for the annotations; default: a directory in outputs/annotate that depends "
+        "only on PATH",
     )
     parser.add_argument(
         "--host",
@@ -344,10 +344,10 @@ def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     )
     parser.add_argument("--port", type=positive, metavar="N", help="port; default: 8888")
     parser.add_argument(
-        "--no-browser", action="store_true", help="print the address and open no browser"
+        "--no-browser", action="store_true", help="print the address, but do not open a browser"
     )
     parser.add_argument(
-        "--no-lab", action="store_true", help="only write the notebook, and print its path"
+        "--no-lab", action="store_true", help="only write the notebook and print its path"
     )
     arguments = parser.parse_args(argv)
     check_exists(None, arguments.path)
@@ -360,12 +360,12 @@ def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     if arguments.no_lab:
         return 0
     command = lab_command(notebook, arguments.host, arguments.port)
-    # JupyterLab replaces this process, so that signals and the terminal are its own.
+    # JupyterLab replaces this process, so that it receives signals and owns the terminal.
     os.execv(command[0], command + ["--no-browser"] * arguments.no_browser)
 
 
 def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Make a training set; see :func:`sam2kit.tracking.training_set_job.make_training_set`."""
+    """Create a training set; see :func:`sam2kit.tracking.training_set_job.make_training_set`."""
     parser.add_argument(
         "annotations",
         nargs="+",
@@ -378,13 +378,14 @@ def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="the training set, a new folder or one to add to; train with --data-path FOLDER",
+        help="directory of the training set, new or existing; train with --data-path FOLDER",
     )
     parser.add_argument(
         "--frames",
         choices=["accepted", "checked", "all"],
-        help="frames to use: accepted in the annotator (default), checked (prompted or accepted "
-        "one by one), or all with masks (default for the output of sam2kit track)",
+        help="frames to include: accepted in the annotator (default), checked (prompted, or "
+        "accepted individually), or all frames with masks (default for the output of sam2kit "
+        "track)",
     )
     parser.add_argument(
         "--every", type=positive, default=1, metavar="N", help="use every N-th of these frames"
@@ -393,7 +394,8 @@ def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--videos",
         type=Path,
         metavar="DATA",
-        help="file, folder or data set of the videos; default: where they were annotated",
+        help="file, directory or dataset of the videos; default: the path at which they were "
+        "annotated",
     )
     parser.add_argument(
         "--format",
@@ -403,7 +405,7 @@ def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--copy",
         action="store_true",
-        help="copy the videos into the folder; default: refer to them where they are",
+        help="copy the videos into the training set; default: refer to their paths",
     )
     arguments = parser.parse_args(argv)
     for path in arguments.annotations:
@@ -429,7 +431,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--run-dir",
         type=Path,
         metavar="DIR",
-        help="run directory, an existing run is resumed; default: a dated directory in output_dir",
+        help="run directory (an existing run is resumed); default: a dated directory in output_dir",
     )
     add_pipeline_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -458,8 +460,8 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         "--sweep-dir",
         type=Path,
         metavar="DIR",
-        help="sweep directory, an existing sweep is resumed (without other flags, with its "
-        "original settings); default: a dated directory in output_dir",
+        help="sweep directory; an existing sweep is resumed, with its original settings if there "
+        "are no other flags; default: a dated directory in output_dir",
     )
     parser.add_argument(
         "--jobs",
@@ -488,17 +490,17 @@ def sweep(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 
 def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
-    """Examine a data set; see :func:`sam2kit.data.doctor.report.run_doctor`.
+    """Check a dataset; see :func:`sam2kit.data.doctor.report.run_doctor`.
 
     Returns:
-        The exit code: 1 if training would stop with an error.
+        The exit code: 1 if training would fail on the data.
     """
     add_data_flags(parser, "DATA", "[DATA] [OVERRIDE ...]")
     add_flags(parser, DOCTOR_FLAGS)
     parser.add_argument(
         "--val",
         metavar="DATA",
-        help="validation data, to check that no video is in both data sets",
+        help="validation data, to check that no video is in both datasets",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parser.add_argument(
@@ -526,7 +528,7 @@ def doctor(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 
 def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Convert a data set; see :func:`sam2kit.data.conversion.convert`."""
+    """Convert a dataset; see :func:`sam2kit.data.conversion.convert`."""
     add_data_flags(parser, "SRC", "[SRC] DST [OVERRIDE ...]")
     parser.add_argument(
         "--to",
@@ -543,7 +545,7 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     from sam2kit.data.conversion import convert
 
     source = paths[0] if len(paths) == 2 else config
-    print(f"wrote {convert(source, paths[-1], arguments.to, arguments.workers)}")
+    print(f"Wrote {convert(source, paths[-1], arguments.to, arguments.workers)}")
 
 
 def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -569,7 +571,7 @@ def plan(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def replay(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Replay a step; see :func:`sam2kit.training.nonfinite_replay.replay`."""
-    parser.add_argument("file", metavar="FILE", help="replay.pt of the run that stopped")
+    parser.add_argument("file", metavar="FILE", help="replay.pt of the failed run")
     from sam2kit.training.nonfinite_replay import replay
 
     print(replay(parser.parse_args(argv).file))
@@ -583,7 +585,7 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         help="list the cache directories with their sizes and encoders",
     )
     parser.add_argument(
-        "--clear", action="store_true", help="delete the cached features and nothing else"
+        "--clear", action="store_true", help="delete the cached features, and nothing else"
     )
     add_train_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -608,14 +610,14 @@ def features(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def show_next(purpose: str, command: str) -> None:
-    """Log a command that continues from here."""
+    """Log a command to run next."""
     from loguru import logger
 
     logger.info("To {}: sam2kit {}", purpose, command)
 
 
 def log_to_console(level: str) -> None:
-    """Log to standard error with time and message only, without loguru's module and line."""
+    """Log time and message to standard error, without loguru's module and line."""
     from loguru import logger
 
     line = log_format("<green>{time:HH:mm:ss}</green> <level>{extra[text]}</level>")
@@ -624,13 +626,13 @@ def log_to_console(level: str) -> None:
 
 @contextmanager
 def report_interruption(folder: str | Path) -> Iterator[None]:
-    """Add the directory with the results so far to the message of a KeyboardInterrupt.
+    """Add the output directory to the message of a KeyboardInterrupt.
 
-    Lightning replaces KeyboardInterrupt by SystemExit, which is converted back.
+    Lightning turns KeyboardInterrupt into SystemExit, which is converted back.
     """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        raise KeyboardInterrupt(f"the results so far are saved under {folder}") from stop
+        raise KeyboardInterrupt(f"partial results are in {folder}") from stop

@@ -1,8 +1,8 @@
-"""Run one command and convert errors to exit codes.
+"""Run a command and convert errors to exit codes.
 
-``sam2kit --help`` does not import torch or Hydra. Exit codes: 0 success; 1 data that would stop
-training (doctor), a step that does not fit into memory (plan) or failed trials (sweep); 2 invalid
-input; 130 interrupted.
+``sam2kit --help`` does not import torch or Hydra. Exit codes: 0: success; 1: data on which training
+would fail (doctor), a step that does not fit into memory (plan) or failed trials (sweep); 2:
+invalid input; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from sam2kit.utils.text import suggest, visible_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run a command.
 
     Args:
-        argv: command line arguments. None (default): ``sys.argv[1:]``.
+        argv: command line arguments. If None (default), ``sys.argv[1:]``.
 
     Returns:
-        The exit code; see the module.
+        The exit code; see the module's docstring.
 
     Raises:
-        SystemExit: raised by argparse, with code 2 for a malformed flag and 0 for ``--help``.
+        SystemExit: raised by argparse, with code 2 for an invalid flag and 0 for ``--help``.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
@@ -74,16 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         result = f"{stop}" if stop.args else "nothing was written"
-        print(f"interrupted; {result}", file=sys.stderr)
+        print(f"Interrupted; {result}", file=sys.stderr)
         return 130
 
 
 class Command(NamedTuple):
-    """A command of the command line.
+    """A subcommand.
 
     Attributes:
-        run: adds its flags to the parser, parses the arguments and calls the library. It returns
-            the exit code; None means 0.
+        run: function that adds flags to the parser, parses the arguments and calls the library. It
+            returns the exit code; None means 0.
         help: one line for the overview and for ``--help``.
     """
 
@@ -92,27 +92,27 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "annotate": Command(annotate, "click on objects and correct masks in JupyterLab"),
+    "annotate": Command(annotate, "select objects with clicks and correct masks in JupyterLab"),
     "train": Command(train, "fine-tune a model on your videos"),
     "submit": Command(submit, "train as a SLURM job that resumes after preemption or timeout"),
-    "audit": Command(audit, "check which modules get gradient, without training"),
+    "audit": Command(audit, "check which modules get gradients, without training"),
     "plan": Command(plan, "estimate memory and time of a training step"),
-    "replay": Command(replay, "rerun a step whose loss or gradient was not finite"),
+    "replay": Command(replay, "rerun a step with a non-finite loss or gradient"),
     "features": Command(features, "precompute the features of the frozen image encoder"),
     "export": Command(export, "export and verify weights for the official sam2 package"),
     "evaluate": Command(evaluate, "track the validation videos and score the masks"),
     "compare": Command(compare, "compare evaluated runs by paired differences on common videos"),
     "track": Command(track, "track objects through videos and write masks and overlays"),
-    "training-set": Command(training_set, "collect annotated or tracked masks to train on"),
-    "doctor": Command(doctor, "check a data set and report problems"),
-    "convert": Command(convert, "convert a data set to another layout without loss"),
+    "training-set": Command(training_set, "create a training set from annotated or tracked masks"),
+    "doctor": Command(doctor, "check a dataset and report problems"),
+    "convert": Command(convert, "convert a dataset to another layout without loss"),
     "run": Command(run, "run the staged notebooks: inspect data, debug prompts, train, evaluate"),
     "sweep": Command(sweep, "run the notebooks for every point of a grid and rank the results"),
 }
 
 
 def _overview() -> str:
-    """Return the help of the command line without a command."""
+    """Return the help text shown without a command."""
     rows = "\n".join(f"  {name:<14}{command.help}" for name, command in COMMANDS.items())
     return (
         f"usage: sam2kit COMMAND ...    (or python -m sam2kit COMMAND ...)\n\n"
@@ -122,34 +122,34 @@ def _overview() -> str:
 
 
 def _check_home() -> None:
-    """Prepare for a user ID that the system does not know, as in ``docker run --user 1234``.
+    """Support user IDs without a system account, as in ``docker run --user 1234``.
 
     Raises:
-        ConfigError: there is no home directory, where torch, matplotlib and Jupyter have files.
+        ConfigError: there is no home directory, which torch, matplotlib and Jupyter need.
     """
     if os.path.expanduser("~") == "~":
         raise ConfigError(
-            f"your home directory is unknown: HOME is not set, and user {os.getuid()} has no entry "
-            "in the system's list of users",
+            f"your home directory is unknown: HOME is not set, and user ID {os.getuid()} has no "
+            "account on this system",
             key="HOME",
-            hint="set it to a folder that you can write to, such as: export HOME=/tmp (docker run "
-            "-e HOME=/tmp)",
+            hint="set it to a writable directory, for example: export HOME=/tmp (docker run -e "
+            "HOME=/tmp)",
         )
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # torch names a cache directory after the user
+    except (KeyError, OSError):  # torch uses the user name for a cache directory
         os.environ["USER"] = f"user{os.getuid()}"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parse arguments; errors quote up to :data:`MAX_MESSAGE` characters of them."""
+    """Argument parser whose errors are truncated to :data:`MAX_MESSAGE` characters."""
 
     def error(self, message: str) -> NoReturn:
         super().error(visible_text(message, MAX_MESSAGE))
 
 
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:
-    """Return a command's parser; abbreviations are off, so that new flags break no script."""
-    # Not capitalize(), which would turn SLURM into slurm.
+    """Return a command's parser, without abbreviations, so that new flags cannot break scripts."""
+    # capitalize() would also lower the other letters, as in SLURM.
     description = f"{help[:1].upper()}{help[1:]}."
     return _Parser(prog, description=description, allow_abbrev=False)

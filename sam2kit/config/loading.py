@@ -1,10 +1,10 @@
 """Compose a configuration from YAML files and overrides, and write it as YAML.
 
-Hydra composes; the dataclasses are the schema. Precedence, lowest first: the defaults of the
-dataclasses, the groups in the file's defaults list, the file, overrides. A file without a defaults
-list (a run's resolved ``config.yaml``, or a file from ``--create-config``) is composed in the same
-way, and a group chosen on the command line overrides its keys. This module does not import torch,
-and imports Hydra only inside functions.
+Hydra composes the configuration; the dataclasses are its schema. Precedence, lowest first: defaults
+of the dataclasses, groups in the file's defaults list, the file, overrides. A file without a
+defaults list (a run's resolved ``config.yaml``, or a file from ``--create-config``) is composed in
+the same way, and a group selected on the command line overrides its keys. This module does not
+import torch, and imports Hydra only inside functions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from sam2kit.utils.text import close_names, suggest
 
 SECTIONS = tuple(f.name for f in fields(Config) if "help" not in f.metadata)
 GROUPS = (*SECTIONS, "recipe")
-"""Config groups: a defaults list or ``group=choice`` selects a YAML file for each of them."""
+"""Config groups; a defaults list or ``group=choice`` selects a YAML file of each group."""
 COMMAND_LINE = "command line"
-MAX_CAUSE = 400  # characters of an error of Hydra that are shown
-MAX_INCLUDES = 20  # files that include one another through their defaults lists
+MAX_CAUSE = 400  # maximum number of characters of a Hydra error to show
+MAX_INCLUDES = 20  # maximum depth of files that include each other through defaults lists
 _TYPE_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -48,13 +48,14 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
 
     Args:
         config_file: path of a YAML file. The entries of its defaults list are searched for in its
-            directory and then among the bundled files. None (default): the bundled
-            ``config.yaml``.
-        overrides: ``key=value`` and ``group=choice`` in Hydra's grammar; the last one of a key
-            wins. One text with all of them is accepted too, see :func:`split_overrides`.
+            directory and then among the bundled files. If None (default), the bundled
+            ``config.yaml`` is used.
+        overrides: ``key=value`` and ``group=choice`` in Hydra's grammar; if a key is repeated, the
+            last value wins. A single string with all overrides is accepted, too; see
+            :func:`split_overrides`.
 
     Returns:
-        The validated configuration. It does not check that data and checkpoints exist; see
+        The validated configuration. Whether data and checkpoints exist is checked by
         :func:`sam2kit.config.validation.check_paths`.
 
     Raises:
@@ -66,7 +67,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
 
 
 def settle_precision(config: Config) -> Config:
-    """Replace ``trainer.precision=auto`` by the precision that this machine supports.
+    """Replace ``trainer.precision=auto`` with the precision that this machine supports.
 
     Returns:
         A changed copy, or the same object if ``trainer.precision`` is not ``auto``.
@@ -100,8 +101,8 @@ def split_overrides(overrides: str | Sequence[str]) -> list[str]:
     """Return overrides as a list.
 
     Args:
-        overrides: a list, or one text, which is what ``papermill -p overrides "KEY=VALUE"`` passes.
-            A space in front of the next ``key=`` separates two overrides.
+        overrides: a list, or a single string, as passed by ``papermill -p overrides "KEY=VALUE"``.
+            In a string, a space before the next ``key=`` separates two overrides.
     """
     if not isinstance(overrides, str):
         return list(overrides)
@@ -109,7 +110,7 @@ def split_overrides(overrides: str | Sequence[str]) -> list[str]:
 
 
 def override(key: str, value: Any) -> str:
-    """Return the override that sets ``key`` to ``value``, quoting text so that Hydra keeps it."""
+    """Return the override that sets ``key`` to ``value``, with strings quoted for Hydra."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if isinstance(value, bool):
@@ -136,7 +137,7 @@ def save_config(config: Config, path: str | Path) -> None:
     if Path(path).exists() and not is_saved(read_yaml(Path(path))):
         raise ConfigError(
             f"{path} exists and is not a run's saved configuration",
-            hint="choose another directory so that it is not overwritten",
+            hint="choose another directory, so that the file is not overwritten",
         )
     write_text(path, to_yaml(with_absolute_paths(config), comments=False))
 
@@ -144,8 +145,8 @@ def save_config(config: Config, path: str | Path) -> None:
 def with_absolute_paths(config: Config) -> Config:
     """Return a copy in which the paths of existing files and directories are absolute.
 
-    ``output_dir``, which only new runs use, and names (of splits, of released models) stay as they
-    are.
+    ``output_dir``, which only new runs use, and names of splits and released models are not
+    changed.
     """
     config = copy.deepcopy(config)
     for key, option in options().items():
@@ -155,7 +156,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _absolute(value: Any) -> Any:
-    """Make the paths in a value absolute: a text, or a list or dictionary of values."""
+    """Make paths absolute in a string, list or dictionary."""
     if isinstance(value, list):
         return [_absolute(item) for item in value]
     if isinstance(value, dict):
@@ -169,10 +170,9 @@ def _absolute(value: Any) -> Any:
 
 
 def same_value(value: Any, other: Any) -> bool:
-    """Return whether two values of a key are equal, an absolute path and its relative form too.
+    """Return whether two values of a key are equal, or a path and its absolute form.
 
-    The working directory of the relative form is not known, so it has to be the end of the absolute
-    path.
+    The working directory of a relative path is not known, so the absolute path must end with it.
     """
     if isinstance(value, list) and isinstance(other, list):
         return len(value) == len(other) and all(map(same_value, value, other))
@@ -192,7 +192,7 @@ def is_saved(content: Mapping[str, Any]) -> bool:
 
 
 def to_yaml(config: Config, comments: bool = True) -> str:
-    """Return the complete configuration as YAML, each key below a comment that documents it."""
+    """Return the complete configuration as YAML, with a comment above each key."""
     from omegaconf import OmegaConf
 
     def entry(name: str, value: Any, help: str) -> str:
@@ -220,19 +220,20 @@ def to_yaml(config: Config, comments: bool = True) -> str:
 def _assemble(
     content: dict[str, Any], source: str, folders: list[Path], overrides: Sequence[str]
 ) -> Config:
-    """Compose the content of a YAML file, the groups in its defaults list and the overrides.
+    """Compose the content of a YAML file, the groups of its defaults list and the overrides.
 
     Args:
-        content: keys of the file, with its ``defaults`` list if it has one.
+        content: content of the file, including a ``defaults`` list if it has one.
         source: name of the file for error messages.
-        folders: directories in which groups are searched, in this order.
+        folders: directories to search for groups, in order.
         overrides: see :func:`load_config`.
     """
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    # Hydra's own errors name neither the file nor the expected type, so check keys and types first.
+    # Check keys and types first, because Hydra's errors name neither the file nor the expected
+    # type.
     _check_values(((k, v) for k, v in content.items() if k != "defaults"), source)
     groups = _groups_of(content, folders, source)
     overrides = [_normalize(text, folders, groups) for text in split_overrides(overrides)]
@@ -258,18 +259,18 @@ def _translated_errors(source: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    # Hydra lets errors of any class through for malformed content: assertions, lookups, types.
+    # For malformed content, Hydra raises any exception: AssertionError, LookupError, TypeError.
     except Exception as error:
-        hint = "correct this entry of the file or the command line"
+        hint = "correct this entry in the file or on the command line"
         raise ConfigError(f"{source}: {_on_one_line(error)}", hint=hint) from error
 
 
 @contextmanager
 def _isolated_hydra(folder: Path) -> Iterator[None]:
-    """Initialise Hydra with the search path ``folder``, and restore its previous state on exit.
+    """Initialise Hydra with the search path ``folder`` and restore its previous state on exit.
 
-    Importing ``sam2`` initialises Hydra globally. A second initialisation raises an error, and
-    without the first one sam2's model builders fail, so neither state may leak into the other.
+    Importing ``sam2`` initialises Hydra globally, and sam2's model builders need that state, but a
+    second initialisation raises an error. So clear the state and restore it afterwards.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -292,11 +293,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         message = f"{path} is a directory, not a file" if path.is_dir() else missing(path)
-        hint = "give the path of a YAML file"
+        hint = "pass the path of a YAML file"
         raise ConfigError(message, key="--config", value=str(path), hint=hint)
     content = read_yaml_values(path)
     if not isinstance(content, dict):
-        hint = "write keys such as model: and dataset:"
+        hint = "write keys such as model: and dataset: at the top level"
         raise ConfigError(f"{path} contains a list instead of keys", hint=hint)
     return {str(key): value for key, value in content.items()}
 
@@ -304,9 +305,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _groups_of(
     content: Mapping[str, Any], folders: list[Path], source: str, depth: int = 0
 ) -> set[str]:
-    """Return the groups that a defaults list selects, including those of the files it includes.
+    """Return the groups that a defaults list selects, including those of included files.
 
-    The files are read here once, so that the errors of Hydra, which reads them again, are rare.
+    Hydra reads the files again, but its errors are less clear, so they are checked here first.
 
     Raises:
         ConfigError: the list is malformed, or files include each other.
@@ -337,7 +338,7 @@ def _groups_of(
 
 
 def _config_file(name: str, folders: list[Path]) -> Path | None:
-    """Return the file of this name without extension in the first folder that has it, or None."""
+    """Return the first ``NAME.yaml`` in the given directories, or None."""
     if "\0" in name:
         return None
     return next((f for folder in folders if (f := folder / f"{name}.yaml").is_file()), None)
@@ -348,15 +349,15 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
 
     Args:
         text: the override as the user wrote it.
-        folders: directories in which groups are searched.
-        groups: groups that the defaults list selects. Hydra requires ``+group=choice`` for others.
+        folders: directories to search for groups.
+        groups: groups that the defaults list selects; for others, Hydra requires ``+group=choice``.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
-    # Integers of more than 4,300 digits are a ValueError, deep nesting a RecursionError.
+    # Integers of more than 4,300 digits raise ValueError, deep nesting raises RecursionError.
     except (HydraException, ValueError, RecursionError) as error:
         hint = f"quote a value with spaces or commas as \"key='a, b'\" ({_on_one_line(error)})"
         raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value", hint=hint) from error
@@ -366,13 +367,13 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
         message = f"{text!r} on the {COMMAND_LINE} removes the key"
         raise ConfigError(message, key=key, hint=hint)
     if parsed.is_sweep_override():
-        hint = f"write a list as {key}=[a,b], or one text as \"{key}='a,b'\""
-        message = f"{text!r} on the {COMMAND_LINE} gives several values"
+        hint = f"write a list as {key}=[a,b], or a string as \"{key}='a,b'\""
+        message = f"{text!r} on the {COMMAND_LINE} has several values"
         raise ConfigError(message, key=key, hint=hint)
     value = parsed.value()
     if key in GROUPS and isinstance(value, (str, int, float)):
         if (file := _config_file(f"{key}/{value}", folders)) is not None:
-            read_yaml(file)  # a clear error, where Hydra's names neither file nor line
+            read_yaml(file)  # raises a clear error, whereas Hydra's names neither file nor line
         choices = {file.stem for folder in folders for file in (folder / key).glob("*.yaml")}
         if str(value) not in choices:
             expected, hint = (
@@ -383,17 +384,17 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
         if key == "recipe" and key not in groups:
             raise ConfigError(
                 f"{text!r} on the {COMMAND_LINE} also selects a loss and an optimizer, but this "
-                "file has no defaults list in which to replace them",
+                "file has no defaults list in which they could be replaced",
                 key=key,
-                hint="select the groups themselves (loss=official optimizer=official, ...), or use "
-                "a file with a defaults list, such as configs/config.yaml",
+                hint="select the groups individually (loss=official optimizer=official, ...), or "
+                "use a file with a defaults list, such as configs/config.yaml",
             )
         return text.lstrip("+") if key in groups else f"+{text.lstrip('+')}"
     if isinstance(value, str) and key in (known := options()):
-        if known[key].type.startswith("list[str]"):  # one item is accepted as a list
+        if known[key].type.startswith("list[str]"):  # accept a single item as a list
             text, value = f"{key}=[{text.partition('=')[2]}]", [str(value)]
     _check_values([(key, value)], COMMAND_LINE)
-    # The keys inside a dictionary value are not part of the schema, so Hydra must add them.
+    # ++: keys inside a dictionary value are not part of the schema, so Hydra must add them.
     return f"++{text.lstrip('+')}" if isinstance(value, Mapping) else text.lstrip("+")
 
 
@@ -401,8 +402,7 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
     """Reject unknown keys and wrong types.
 
     Raises:
-        ConfigError: a key is unknown or a value has the wrong type; it names the source and the
-            key, and the value and expected type or the closest known key.
+        ConfigError: a key is unknown or a value has the wrong type.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -431,10 +431,10 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
 
 
 def _matches_type(value: Any, type_name: str) -> bool:
-    """Return whether a value that OmegaConf accepted has the type of its key.
+    """Return whether a value that OmegaConf accepted really has the type of its key.
 
-    OmegaConf also accepts booleans as text, any items in a list of text, lists and dictionaries in
-    a list of numbers, and ``???`` (a missing value) everywhere.
+    OmegaConf accepts more: booleans as strings, any items in a list of strings, lists and
+    dictionaries in a list of numbers, and ``???`` (a missing value) everywhere.
     """
     if value == "???":
         return False
@@ -463,7 +463,7 @@ def _describe_type(type_name: str) -> str:
 
 
 def _known_keys(key: str, known: Iterable[str]) -> str:
-    """Suggest the known key closest to ``key``, in its own section or else in any section."""
+    """Suggest the known key closest to ``key``, preferring keys of the same section."""
     section, _, name = key.rpartition(".")
     anywhere = {k.rpartition(".")[2]: k for k in reversed(list(known))}
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
@@ -476,7 +476,7 @@ def _known_keys(key: str, known: Iterable[str]) -> str:
 
 
 def _on_one_line(error: BaseException) -> str:
-    """Return an error of Hydra or OmegaConf on one line, with a cause that adds to it."""
+    """Return an error of Hydra or OmegaConf on one line, with its cause if it adds information."""
     cause = error.__cause__
     text = on_one_line(error) or type(error).__name__
     if cause is not None and str(cause) not in str(error):
@@ -507,4 +507,4 @@ def create_config(file: str, config: Config) -> None:
         raise ConfigError(f"{file} already exists", key=flag, value=file, hint=hint)
     check_exists(flag, path.parent)
     write_text(path, to_yaml(config))
-    print(f"wrote {path}; train with: sam2kit train --config {path}")
+    print(f"Wrote {path}; train with: sam2kit train --config {path}")

@@ -1,7 +1,7 @@
-"""Define the configuration as dataclasses, which are the only schema and hold all defaults.
+"""Define the configuration schema and all defaults as dataclasses.
 
-YAML files under ``configs/`` contain differences from these defaults;
-:mod:`sam2kit.config.loading` combines the two. This module does not import torch.
+YAML files under ``configs/`` only contain differences from these defaults;
+:mod:`sam2kit.config.loading` merges both. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any  # OmegaConf reads the annotations at run time, in Python
 PROMPT_TYPES = ("mask", "box", "point")
 NEGATIVE_KINDS = ("near", "border", "object", "anywhere")
 SIZES = ("nano", "t", "s", "b+", "l")
-# Other names of the sizes, which are accepted as model.size.
+# Aliases that model.size accepts.
 SIZE_NAMES = {
     **{"tiny": "t", "small": "s", "base": "b+", "base+": "b+", "base_plus": "b+", "large": "l"},
     **{"sam2.1_hiera_tiny": "t", "sam2.1_hiera_small": "s", "sam2.1_hiera_large": "l"},
@@ -30,8 +30,8 @@ DATASET_TYPES = (
     *("training_set", "synthetic", "mixture"),
 )
 MONITORS = ("auto", "val_loss", "val_iou", "val_jf")
-TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # exports of annotation tools
-# What follows the corners in rows of YOLO.
+TOOL_TYPES = ("cvat", "label_studio", "labelme", "yolo")  # formats of annotation tools
+# Columns that may follow the polygon or box in YOLO rows.
 YOLO_COLUMNS = ("auto", "none", "confidence", "track", "confidence_track")
 
 
@@ -50,16 +50,16 @@ def option(
 ) -> Any:
     """Declare a configuration key.
 
-    Choices and limits apply to the value, or to each item of a list or dictionary. None passes if
+    Choices and limits apply to the value, or to each item of a list or dictionary. None is valid if
     the type allows it. :func:`sam2kit.config.validation.check` enforces them.
 
     Args:
         default: default value; lists and dictionaries are copied for each configuration.
         help: one line of documentation, shown by ``--help`` and ``--create-config``.
         scope: :data:`RUN`, :data:`PATH` or :data:`MACHINE`.
-        choices: allowed strings. None (default): any value of the type.
-        limits: bounds of a number: ``ge``, ``gt``, ``le`` or ``lt`` (at least, above, at most,
-            below). A number with limits must also be finite.
+        choices: allowed strings. If None (default), any value of the type is allowed.
+        limits: bounds of a number: ``ge``, ``gt``, ``le`` or ``lt``. A number with limits must also
+            be finite.
     """
     metadata = {"help": help, "scope": scope, "choices": choices, "limits": limits}
     if isinstance(default, (list, dict)):
@@ -71,7 +71,7 @@ non_negative = partial(option, ge=0)
 positive_count = partial(option, ge=1)
 ratio = partial(option, ge=0, le=1)
 
-# Keys that say how stacks and volumes become frames.
+# Keys that control how stacks and volumes are converted to frames.
 STACK_KEYS = (
     "intensity_window",
     "intensity_percentiles",
@@ -83,8 +83,8 @@ STACK_KEYS = (
     "volume_reverse",
 )
 
-# Keys that locate the videos. Only these may differ between the sources of a mixture: all other
-# keys shape the batch, and clips of different sources are batched together.
+# Keys that locate and read the videos. Only these may differ between the sources of a mixture: the
+# other keys determine the shape of a batch, and a batch may contain clips of several sources.
 SOURCE_KEYS = (
     "type",
     "data_path",
@@ -108,21 +108,21 @@ SOURCE_KEYS = (
 
 @dataclass
 class DatasetConfig:
-    """Where training clips come from and how they are prompted."""
+    """Source, sampling and prompts of the training clips."""
 
     type: str = option(
         "auto",
         "data layout: auto (detected when the videos are opened), video (frame folders), coco "
         "(COCO JSON), sav (SA-V), files (video files), images (still images), tiff (microscopy "
         "stacks), ctc (Cell Tracking Challenge), nifti, dicom or npz (medical volumes), cvat, "
-        "label_studio, labelme or yolo (exports of these annotation tools), training_set (made by "
-        "sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
+        "label_studio, labelme or yolo (exports of these annotation tools), training_set (written "
+        "by sam2kit training-set or the annotator), synthetic (generated) or mixture (several "
         "sources); see docs/data.md",
         choices=DATASET_TYPES,
     )
     data_path: str | None = option(
         None,
-        "directory of the videos; for type=coco the directory that file_name is relative to",
+        "directory of the videos; for type=coco, the directory that file_name is relative to",
         PATH,
     )
     masks_path: str | None = option(
@@ -133,40 +133,40 @@ class DatasetConfig:
     )
     mask_values: str = option(
         "auto",
-        "meaning of the pixel values of mask files: ids (object numbers, 255 is void), all_ids "
-        "(255 is an object too), binary (one object: all values but 0), threshold (one object: "
-        "values from 128 on; also reads JPEG), colours (each colour is an object) or auto "
-        "(decided from the values of many masks, and logged)",
+        "meaning of pixel values in mask files: ids (object IDs; 255 is void), all_ids (255 is an "
+        "object, too), binary (one object: nonzero values), threshold (one object: values of at "
+        "least 128; also reads JPEG), colours (each colour is an object) or auto (inferred from "
+        "many masks, and logged)",
         choices=MASK_VALUES,
     )
     mask_colours: str | None = option(
         None,
-        "colour table of masks in colours: voc, cityscapes, a JSON file with entries such as "
-        '"cell": [255, 0, 0], or a labelmap.txt of CVAT; null: none',
+        "colour table of colour masks: voc, cityscapes, a JSON file with entries such as "
+        '"cell": [255, 0, 0], or a labelmap.txt from CVAT; null: none',
         PATH,
     )
     annotation_file: str | None = option(
         None,
         "COCO JSON file (type=coco), or the exported file if it is not in data_path (type=cvat or "
-        "label_studio); a glob pattern such as labels/*.json reads several",
+        "label_studio); a glob pattern such as labels/*.json reads several files",
         PATH,
     )
     identity: str = option(
         "auto",
         "what defines one object: track (track, instance or object IDs), category (both only for "
-        "type=coco and annotation tools), components (each connected component of the masks, "
-        "matched from frame to frame; any type) or auto (track if the file has IDs, otherwise "
-        "category; for annotation tools see docs/data.md)",
+        "type=coco and annotation tools), components (each connected component of a mask, matched "
+        "from frame to frame; any type) or auto (track if the file has IDs, otherwise category; "
+        "for annotation tools see docs/data.md)",
         choices=("auto", "track", "category", "components"),
     )
     keyframes_only: bool = option(
         True,
-        "ignore masks of frames that an annotation file marks as interpolated (not key frames)",
+        "ignore masks that an annotation file marks as interpolated, and use key frames only",
     )
     strict: bool = option(
         False,
-        "raise an error for annotations that cannot be used, missing frame files, and volumes, "
-        "stacks and video files that cannot be read, instead of leaving them out",
+        "raise an error for unusable annotations, missing frame files, and unreadable volumes, "
+        "stacks and video files, instead of skipping them",
     )
     split: str | None = option(
         None, "list of video names: a text file, or a name under ImageSets such as 2016/train", PATH
@@ -178,7 +178,7 @@ class DatasetConfig:
     )
     corrections: str | None = option(
         None,
-        "corrections.jsonl written by the prompt debugger; its masks replace those of the data set",
+        "corrections.jsonl written by the prompt debugger; its masks replace those of the dataset",
         PATH,
     )
     sav_masklets: str = option(
@@ -186,48 +186,48 @@ class DatasetConfig:
     )
     yolo_columns: str = option(
         "auto",
-        "what follows the corners in rows of type=yolo: none, confidence, track (the id of a "
-        "track), confidence_track (both) or auto (decided from all rows, and logged)",
+        "columns after the corners in rows of type=yolo: none, confidence, track (a track ID), "
+        "confidence_track (both) or auto (inferred from all rows, and logged)",
         choices=YOLO_COLUMNS,
     )
     intensity_window: list[float] | None = option(
         None,
-        "the two pixel values that become 0 and 255, for all videos (such as [-160, 240] for CT); "
-        "null: intensity_percentiles, or the window that a DICOM file names",
+        "pixel values that are mapped to 0 and 255 in all videos, such as [-160, 240] for CT; "
+        "null: intensity_percentiles, or the window stored in a DICOM file",
     )
     intensity_percentiles: list[float] = option(
         [0.1, 99.9],
-        "percentiles of the pixel values of a whole video that become 0 and 255, for frames of "
-        "more than 8 bits",
+        "percentiles of a video's pixel values that are mapped to 0 and 255, for frames of more "
+        "than 8 bits",
         ge=0,
         le=100,
     )
     stack_axes: str | None = option(
         None,
-        "axes of TIFF stacks: one letter of T, C, Z, Y, X and S (colour samples) for each axis of "
-        "the file, such as TCYX; null: the metadata of the file decide",
+        "axes of TIFF stacks: one letter of T, C, Z, Y, X and S (colour samples) per axis of the "
+        "file, such as TCYX; null: read from the file's metadata",
     )
     stack_channels: list[int] | None = option(
         None,
-        "channels of TIFF stacks to use, from 0: one is shown grey, two or three as red, green and "
-        "blue; null: all of up to three",
+        "channels of TIFF stacks to use, counted from 0: one is shown in grey, two or three as "
+        "red, green and blue; null: all channels, up to three",
         ge=0,
     )
     stack_z: str | None = option(
         None,
-        "what to use of the slices along Z if a TIFF stack also has time: max, mean, or the index "
-        "of a slice; null: such stacks are rejected",
+        "projection along Z of TIFF stacks that also have a time axis: max, mean, or the index of "
+        "a slice; null: such stacks are rejected",
     )
     ctc_truth: str = option(
         "auto",
         "masks of type=ctc: gold (01_GT/SEG), silver (01_ST/SEG), track (the markers in "
-        "01_GT/TRA) or auto (gold where a frame has it, else silver)",
+        "01_GT/TRA) or auto (gold if the frame has it, otherwise silver)",
         choices=("auto", "gold", "silver", "track"),
     )
     volume_axis: int | None = option(
         None,
-        "axis of the stored array along which the slices of a volume become frames: 0, 1 or 2; "
-        "null: 2 for NIfTI, 0 for NPZ",
+        "axis of the stored array along which a volume is sliced into frames: 0, 1 or 2; null: 2 "
+        "for NIfTI, 0 for NPZ",
         ge=0,
         le=2,
     )
@@ -242,13 +242,13 @@ class DatasetConfig:
     frame_stride: int = positive_count(1, "use every N-th frame of a video")
     max_gap: int = non_negative(
         0,
-        "maximum number of additional frames (after frame_stride) to skip at random between two "
-        "frames of a training clip",
+        "maximum number of frames (after frame_stride) to skip at random between two frames of a "
+        "training clip",
     )
     max_annotation_gap: int = positive_count(
         100,
-        "maximum distance in frames between two annotated frames that a clip of a sparsely "
-        "annotated video spans; its frames are then evenly spaced, whatever frame_stride is",
+        "for sparsely annotated videos, maximum distance in frames between two annotated frames "
+        "that a clip spans; its frames are then evenly spaced and frame_stride is ignored",
     )
     short_videos: str = option(
         "turn_back",
@@ -257,7 +257,7 @@ class DatasetConfig:
         choices=("turn_back", "error"),
     )
     clips_per_video: int = positive_count(
-        1, "number of clips drawn from each video per epoch", le=1_000_000
+        1, "number of clips sampled per video and epoch", le=1_000_000
     )
     image_size: int = option(
         512,
@@ -266,21 +266,21 @@ class DatasetConfig:
     )
     epoch_clips: int | None = positive_count(
         None,
-        "number of clips per epoch, drawn from all videos in turn; null: clips_per_video times the "
-        "number of videos, in a mixture of the videos of all its sources",
+        "number of clips per epoch, sampled from all videos in turn; null: clips_per_video times "
+        "the number of videos (of all sources in a mixture)",
         le=100_000_000,
     )
     batch_size: int = positive_count(1, "number of clips per batch", le=65_536)
     num_workers: int = non_negative(
         2,
-        "number of data loader processes; 0 loads clips in the main process",
+        "number of DataLoader workers; 0 loads clips in the main process",
         MACHINE,
         le=1024,
     )
     loader_timeout: int = non_negative(
         900,
-        "maximum number of seconds that training waits for the next batch of the loader processes, "
-        "after which it ends with an error instead of hanging; 0 means no limit",
+        "maximum number of seconds to wait for a batch from the DataLoader workers, after which "
+        "training fails instead of hanging; 0 means no limit",
         MACHINE,
     )
     max_objects: int | None = positive_count(
@@ -288,16 +288,16 @@ class DatasetConfig:
     )
     min_objects: int = positive_count(
         1,
-        "start training clips on a frame with at least this many visible objects, if one is found "
-        "within a few tries",
+        "start training clips at a frame with at least N visible objects, if a few attempts find "
+        "one",
     )
     synthetic_objects: int = non_negative(
         0,
-        "maximum number of generated objects per video, composited onto videos without masks; 0: "
-        "none, so that training on videos without masks is an error (3 for type=synthetic)",
+        "maximum number of generated objects per video to composite onto videos without masks; 0: "
+        "reject videos without masks; type=synthetic uses 3",
     )
     synthetic_videos: int = positive_count(
-        # An epoch has one clip per video, and the name of each is kept in memory.
+        # An epoch has one clip per video, and all names are kept in memory.
         256,
         "number of videos per epoch for type=synthetic",
         le=1_000_000,
@@ -307,31 +307,31 @@ class DatasetConfig:
     )
     synthetic_lifelike: float = ratio(
         0.0,
-        "fraction of the type=synthetic videos that resemble real footage: moving camera, blur, "
+        "fraction of type=synthetic videos that resemble real footage: moving camera, blur, "
         "changing light, shadows, articulated limbs, objects that leave or are fully occluded and "
-        "return, and speeds from slow to twice the mean",
+        "reappear, and speeds of up to twice the mean",
     )
     synthetic_photos: str | None = option(
         None,
-        "directory of images that lifelike videos use for most of their textures; null: all "
-        "textures are generated",
+        "directory of images from which lifelike videos take most of their textures; null: "
+        "generate all textures",
         PATH,
     )
     augment: bool = option(
         False,
-        "augment training clips (flip, crop, reverse, colour), with the strengths set in the "
-        "section augmentation",
+        "augment training clips (flip, crop, reverse, colour) with the strengths of the section "
+        "augmentation",
     )
     prompt_types: list[str] = option(
         ["mask"],
-        "prompt types, any of mask, box, point; one is drawn for each object",
+        "prompt types, any of mask, box and point; one is sampled per object",
         choices=PROMPT_TYPES,
     )
     prompt_probabilities: list[float] | None = ratio(
         None, "probability of each entry of prompt_types; null: equal probabilities"
     )
     prompt_per_batch: bool = option(
-        False, "use the same prompt type for all objects of a batch, which trains faster"
+        False, "use one prompt type for all objects of a batch, which is faster"
     )
     num_positive_points: int = positive_count(
         1, "number of positive clicks of a point prompt", le=1000
@@ -341,8 +341,8 @@ class DatasetConfig:
     )
     negative_kinds: list[str] = option(
         ["near"],
-        "placement of negative clicks, drawn for each click: near (around the object), border "
-        "(just outside it), object (on another object of the clip, otherwise border) or anywhere",
+        "placement of negative clicks, sampled per click: near (around the object), border (just "
+        "outside it), object (on another object if there is one, otherwise border) or anywhere",
         choices=NEGATIVE_KINDS,
     )
     include_center: bool = option(
@@ -350,7 +350,7 @@ class DatasetConfig:
     )
     box_noise: float = non_negative(
         0.0,
-        "maximum random shift of each side of a box prompt, as a fraction of the box size and up "
+        "maximum random shift of each side of a box prompt, as a fraction of the box size, limited "
         "to 20 pixels",
     )
     mask_noise: float = non_negative(
@@ -360,27 +360,27 @@ class DatasetConfig:
     )
     max_conditioning_frames: int = positive_count(
         1,
-        "maximum number of prompted frames per object: the first frame that shows it, and further "
-        "frames drawn at random",
+        "maximum number of prompted frames per object: the first frame in which it is visible, and "
+        "random further frames",
     )
     correction_clicks: int = non_negative(
         0,
-        "number of correction clicks per corrected frame, placed where the prediction is wrong "
-        "(box and point prompts only)",
+        "number of correction clicks per corrected frame, placed in the error region (box and "
+        "point prompts only)",
     )
     max_correction_frames: int = positive_count(
         1,
-        "maximum number of corrected frames per object: the prompted frames, and further frames "
-        "drawn at random",
+        "maximum number of corrected frames per object: the prompted frames, and random further "
+        "frames",
     )
     correction_from_truth: float = ratio(
         0.0,
-        "probability that a correction click is drawn from the ground-truth object instead of the "
-        "error region",
+        "probability that a correction click is sampled from the ground-truth object instead of "
+        "the error region",
     )
 
     def parts(self) -> list[DatasetConfig]:
-        """Return the sources of a mixture as configurations; for any other type, only itself."""
+        """Return the configurations of a mixture's sources; for other types, only this one."""
         if self.type != "mixture":
             return [self]
         return [self.part(entry) for entry in self.mixture]
@@ -389,7 +389,7 @@ class DatasetConfig:
         """Return one source of a mixture as a configuration.
 
         Args:
-            entry: keys of this source; all other keys are inherited from this configuration.
+            entry: keys of the source; all other keys are inherited from this configuration.
         """
         source_values = {key: value for key, value in entry.items() if key != "weight"}
         return replace(
@@ -399,7 +399,7 @@ class DatasetConfig:
 
 @dataclass
 class AugmentationConfig:
-    """Strengths of the augmentation that dataset.augment enables; 0 disables an operation."""
+    """Strengths of the augmentations that dataset.augment enables; 0 disables an operation."""
 
     reverse: float = ratio(0.5, "probability of playing a clip backwards")
     flip: float = ratio(0.5, "probability of mirroring a clip horizontally")
@@ -440,20 +440,20 @@ class AugmentationConfig:
     )
     endoscopy: float = ratio(
         0.0,
-        "probability of making a clip look as if filmed by an endoscope, if it is not made thermal "
-        "(docs/data.md)",
+        "probability of making a clip look as if filmed by an endoscope, unless the thermal effect "
+        "is applied (docs/data.md)",
     )
 
 
 @dataclass
 class ValDatasetConfig:
-    """Where validation clips come from; null keys take the value of the section dataset."""
+    """Source of the validation clips; null keys take their value from the section dataset."""
 
     type: str | None = option(None, "like dataset.type; null: same as dataset")
     data_path: str | None = option(None, "like dataset.data_path; null: same as dataset", PATH)
     masks_path: str | None = option(
         None,
-        "like dataset.masks_path; null: same as dataset if type and data_path are null too, "
+        "like dataset.masks_path; null: same as dataset if type and data_path are null, too, "
         "otherwise none",
         PATH,
     )
@@ -466,14 +466,14 @@ class ValDatasetConfig:
     fraction: float = option(
         0.2,
         "fraction of the training videos to hold out for validation if data_path, annotation_file "
-        "and split are all null; the hash of a video's name decides, whatever the seed is",
+        "and split are all null; selected by a hash of the video's name, independent of the seed",
         gt=0,
         lt=1,
     )
     splits: str | None = option(
         None,
-        "splits.json or directory of an earlier run, whose assignment of videos is kept; null: "
-        "the run in model.checkpoint, if it names one",
+        "splits.json or directory of an earlier run whose split to reuse; null: the run of "
+        "model.checkpoint, if it is a run",
         PATH,
     )
     video_clip_length: int | None = option(None, "number of frames per clip; null: same as dataset")
@@ -490,9 +490,9 @@ class ValDatasetConfig:
 
 @dataclass
 class TestDatasetConfig:
-    """Videos that training never reads, to report on; null keys take the value of dataset."""
+    """Test videos, which training never uses; null keys take their value from dataset."""
 
-    __test__ = False  # not a test of pytest
+    __test__ = False  # not a pytest class
 
     type: str | None = option(None, "like dataset.type; null: same as dataset")
     data_path: str | None = option(None, "like dataset.data_path; null: same as dataset", PATH)
@@ -505,8 +505,8 @@ class TestDatasetConfig:
     )
     fraction: float = option(
         0.0,
-        "fraction of the training videos to hold out for the test if data_path, annotation_file "
-        "and split are all null; 0: no test videos",
+        "fraction of the training videos to hold out for testing if data_path, annotation_file and "
+        "split are all null; 0: no test videos",
         ge=0,
         lt=1,
     )
@@ -514,7 +514,7 @@ class TestDatasetConfig:
 
 @dataclass
 class ModelConfig:
-    """The SAM 2 model to build and the modules of it to train."""
+    """The SAM 2 model to build and the modules to train."""
 
     size: str = option(
         "t",
@@ -530,8 +530,8 @@ class ModelConfig:
     )
     trainable_modules: list[str] = option(
         ["memory_attention", "memory_encoder"],
-        "names or glob patterns of the modules to train; '*' trains everything "
-        "(docs/architecture.md lists the modules)",
+        "names or glob patterns of the modules to train; '*' trains all modules "
+        "(docs/architecture.md lists them)",
     )
     reset_modules: list[str] = option(
         [], "names or glob patterns of modules to reinitialise with random weights"
@@ -539,8 +539,8 @@ class ModelConfig:
     memory_attention_bias: float = option(
         0.0,
         "initial value of the rotary query and key biases of the memory cross-attention; 3 makes "
-        "a randomly initialised model attend to the same position in the memory. Weights from a "
-        "checkpoint override it",
+        "a randomly initialised model attend to the same position in the memory. Overridden by "
+        "weights from a checkpoint",
     )
     object_score_bias: float = option(
         0.0,
@@ -566,12 +566,12 @@ class ModelConfig:
     )
     activation_checkpointing: bool = option(
         False,
-        "recompute the activations of each frame in the backward pass: less memory, same gradients",
+        "recompute activations in the backward pass: same gradients with less memory",
     )
     objects_together: int | None = positive_count(
         None,
-        "maximum number of objects tracked per forward call; the result is the same, and with "
-        "activation_checkpointing it needs less memory; null means no limit",
+        "maximum number of objects per forward pass of the tracker; results are the same, and with "
+        "activation_checkpointing less memory is needed; null means no limit",
     )
     memory_dropout: float | None = ratio(
         None,
@@ -584,7 +584,7 @@ class ModelConfig:
     compile: bool = option(
         False,
         "compile the image encoder and the memory attention with torch.compile for training: takes "
-        "minutes at startup and pays off in runs of hours; requires a C++ compiler on a CPU",
+        "minutes at startup and pays off in runs of hours; on a CPU, requires a C++ compiler",
         MACHINE,
     )
     drop_path_rate: float = option(
@@ -611,8 +611,8 @@ class LossConfig:
     iou: float = non_negative(0.5, "weight of the soft Jaccard (IoU) loss of the mask")
     temporal: float = non_negative(
         0.1,
-        "weight of the difference between the predicted and the true change of the mask from "
-        "frame to frame",
+        "weight of the difference between the predicted and the true change of a mask between "
+        "consecutive frames",
     )
     iou_head: float = non_negative(
         0.0, "weight of the L1 loss between the predicted and the actual IoU"
@@ -647,7 +647,7 @@ class OptimizerConfig:
     )
     layer_decay: float = option(
         1.0,
-        "layer-wise learning rate decay: factor per trunk layer, from the last layer to the first",
+        "layer-wise learning rate decay: factor per trunk layer, from the last to the first",
         gt=0,
         le=1,
     )
@@ -668,27 +668,27 @@ class SchedulerConfig:
 
 @dataclass
 class TrainerConfig:
-    """Settings of the training loop, which Lightning's Trainer runs."""
+    """Settings of the training loop (Lightning's Trainer)."""
 
     max_epochs: int = positive_count(10, "maximum number of epochs")
     max_steps: int = option(-1, "maximum number of optimizer steps; -1 means no limit")
     max_time: str | None = option(
         None,
-        "maximum training time as DD:HH:MM:SS, after which the run stops wherever the schedule "
-        "is; null means no limit",
+        "maximum training time as DD:HH:MM:SS; the learning rate schedule does not adapt to it; "
+        "null means no limit",
     )
     accelerator: str = option(
         "auto",
-        "hardware to use: cpu, gpu (or cuda), mps, or auto: a CUDA GPU if there is one, otherwise "
-        "the CPU",
+        "hardware to use: cpu, gpu (or cuda), mps, or auto: a CUDA GPU if available, otherwise the "
+        "CPU",
         MACHINE,
         choices=("auto", "cpu", "gpu", "cuda", "mps"),
     )
     devices: str = option(
-        "1", "devices per machine: a number, a list of indices such as 0,1, or auto", MACHINE
+        "1", "devices per node: a number, a list of indices such as 0,1, or auto", MACHINE
     )
     num_nodes: int = positive_count(
-        1, "number of machines, each with the same number of devices (docs/scale.md)", MACHINE
+        1, "number of nodes, each with the same number of devices (docs/scale.md)", MACHINE
     )
     strategy: str = option(
         "auto",
@@ -715,32 +715,32 @@ class TrainerConfig:
     )
     monitor: str = option(
         "auto",
-        "metric that selects best.ckpt and stops early: val_loss (lowest validation loss), val_iou "
+        "metric for best.ckpt and early stopping: val_loss (lowest validation loss), val_iou "
         "(highest mean IoU of the tracked frames of validation clips), val_jf (highest J&F of "
-        "whole validation videos, tracked as sam2kit evaluate does), or auto: val_loss for random "
-        "initial weights and validation clips of one frame, otherwise val_iou",
+        "whole validation videos, tracked as by sam2kit evaluate), or auto: val_loss for random "
+        "initial weights or validation clips of one frame, otherwise val_iou",
         choices=MONITORS,
     )
     jf_videos: int | None = positive_count(
-        8, "maximum number of validation videos per measurement of val_jf; null means no limit"
+        8, "maximum number of validation videos for val_jf; null means no limit"
     )
     jf_frames: int | None = option(
-        50, "maximum number of frames per video for val_jf, from its first; null: no limit", ge=2
+        50, "maximum number of frames per video for val_jf, from the first; null: no limit", ge=2
     )
     early_stopping_patience: int | None = positive_count(
-        None, "stop after N validations without a better value of monitor; null: never"
+        None, "stop after N validations without improvement of monitor; null: never"
     )
     ema_decay: float | None = option(
         None,
-        "decay per step of the exponential moving average of the weights (for example 0.995), "
-        "which is then validated and saved; null: validate and save the weights themselves",
+        "decay per step of an exponential moving average of the weights, such as 0.995; the "
+        "average is validated and saved instead of the weights; null: no average",
         gt=0,
         lt=1,
     )
     audit: str = option(
         "stop",
-        "what to do before the first step if a trainable module gets no gradient: stop, warn or "
-        "off (no check)",
+        "action before the first step if a trainable module gets no gradient: stop, warn or off "
+        "(no check)",
         choices=("stop", "warn", "off"),
     )
     logger: str = option(
@@ -751,47 +751,46 @@ class TrainerConfig:
     )
     checkpoint_minutes: float | None = non_negative(
         10.0,
-        "also write last.ckpt every N minutes within an epoch, in case the run is killed; null: "
-        "not by time",
+        "also save last.ckpt every N minutes within an epoch, in case the run is killed; null: "
+        "never",
         MACHINE,
     )
     checkpoint_steps: int | None = positive_count(
         None,
-        "also write last.ckpt every N steps within an epoch; null: not by steps",
+        "also save last.ckpt every N steps within an epoch; null: never",
         MACHINE,
     )
     keep_checkpoints: int = non_negative(
-        0, "number of recent versions of last.ckpt to keep as well, as step-N.ckpt", MACHINE
+        0, "number of earlier versions of last.ckpt to keep, as step-N.ckpt", MACHINE
     )
     resume_from: str | None = option(None, "last.ckpt of the run to resume", MACHINE)
 
 
 @dataclass
 class FeaturesConfig:
-    """The on-disk cache of features from the frozen image encoder (docs/speed.md)."""
+    """On-disk cache of features from the frozen image encoder (docs/speed.md)."""
 
     cache: str = option(
         "auto",
-        "auto: read the features of a frame from disk if the encoder is frozen and frames repeat "
-        "unchanged; on: like auto, but stop with an error if that is not the case; off: run the "
-        "encoder every time",
+        "auto: cache features if the encoder is frozen and frames repeat unchanged; on: like auto, "
+        "but raise an error if features cannot be cached; off: always run the encoder",
         MACHINE,
         choices=("auto", "on", "off"),
     )
     folder: str | None = option(
         None,
-        "directory used only for cached features; null: features in $SAM2KIT_CACHE, which "
-        "defaults to ~/.cache/sam2kit",
+        "directory for cached features only; null: the subdirectory features of $SAM2KIT_CACHE "
+        "(default ~/.cache/sam2kit)",
         MACHINE,
     )
     budget_gb: float = non_negative(
         50.0,
-        "maximum size of the cache directory in gigabytes; nothing more is written beyond it",
+        "maximum size of the cache directory in gigabytes; a full cache is not extended",
         MACHINE,
     )
     dtype: str = option(
         "exact",
-        "exact: store features as computed; bfloat16: round them for training, which halves the "
+        "exact: store features as computed; bfloat16: round features for training to halve the "
         "disk space",
         MACHINE,
         choices=("exact", "bfloat16"),
@@ -800,11 +799,11 @@ class FeaturesConfig:
 
 @dataclass
 class EvaluationConfig:
-    """How complete videos are prompted, tracked and scored (docs/evaluation.md)."""
+    """Prompts, tracking and scoring of whole videos (docs/evaluation.md)."""
 
     protocol: str = option(
         "mask",
-        "prompt of each object on the first frame that shows it: mask, box or clicks",
+        "prompt of each object on the first frame in which it is visible: mask, box or clicks",
         choices=("mask", "box", "clicks"),
     )
     clicks: int = positive_count(
@@ -814,7 +813,7 @@ class EvaluationConfig:
     )
     reprompt_every: int | None = positive_count(
         None,
-        "prompt an object again on the first frame that shows it N or more frames after its last "
+        "prompt an object again on its first visible frame at least N frames after its last "
         "prompt; null: never",
     )
     noise: float = ratio(0.0, "maximum error of the prompts, as a fraction of the object size")
@@ -825,13 +824,12 @@ class EvaluationConfig:
         choices=NOISE_KINDS,
     )
     noise_levels: list[float] = ratio(
-        [], "evaluate again with each of these values of noise, for robustness curves"
+        [], "additional values of noise to evaluate with, for robustness curves"
     )
     convention: str | None = option(
         None,
         "scoring convention (which frames count, and how): prompted, davis2016, davis2017, sav or "
-        "all_frames; null: prompted, or the convention of the data set when scoring existing "
-        "predictions",
+        "all_frames; null: prompted, or the dataset's convention when scoring existing predictions",
         choices=("prompted", "davis2016", "davis2017", "sav", "all_frames"),
     )
     split: str = option(
@@ -841,14 +839,14 @@ class EvaluationConfig:
     )
     allow_training_videos: bool = option(
         False,
-        "score videos that the checkpoint, or one that it started from, was trained on; the report "
-        "says so in its title",
+        "allow scoring of videos that the checkpoint or its initial weights were trained on; the "
+        "report's title says so",
     )
     max_frames: int | None = option(
-        None, "maximum number of frames per video to score, from its first; null: no limit", ge=2
+        None, "maximum number of frames to score per video, from the first; null: no limit", ge=2
     )
     pictures: bool = option(
-        True, "draw pictures and films of the masks, also in the report; they take some of the time"
+        True, "write images and videos of the masks, also in the report; turn off to save time"
     )
     compare: dict[str, str] = option(
         {},
@@ -858,11 +856,11 @@ class EvaluationConfig:
     )
     calibration_videos: int = non_negative(
         0,
-        "number of training videos on which to tune thresholds, reported as an additional "
-        "tracker; 0: no tuning",
+        "number of training videos for tuning thresholds; the tuned model is reported as an "
+        "additional tracker; 0: no tuning",
     )
     tracker: dict[str, Any] = option(
-        {}, "tracking options that differ from the official SAM 2 predictor (docs/tracking.md)"
+        {}, "changes to the tracking options of the official SAM 2 predictor (docs/tracking.md)"
     )
 
 
@@ -883,11 +881,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     recipe: str = option(
         "memory",
-        "name of the recipe this configuration was derived from: memory or official",
+        "name of the recipe that this configuration is based on: memory or official",
         choices=("memory", "official"),
     )
     seed: int = option(
-        42, "seed of weights, sampling, augmentation and prompts", ge=0, le=2**32 - 1
+        42, "random seed for weights, sampling, augmentation and prompts", ge=0, le=2**32 - 1
     )
     use_wandb: bool = option(False, "log to Weights & Biases, overriding trainer.logger", MACHINE)
     output_dir: str = option("outputs", "parent directory of the dated run directories", MACHINE)
@@ -901,7 +899,7 @@ class Config:
 
     @property
     def logger(self) -> str:
-        """Name of the logger in use; ``use_wandb`` overrides ``trainer.logger``."""
+        """Name of the active logger; ``use_wandb`` overrides ``trainer.logger``."""
         return "wandb" if self.use_wandb else self.trainer.logger
 
     @property
@@ -912,7 +910,7 @@ class Config:
 
     @property
     def has_test_data(self) -> bool:
-        """Whether ``testdataset`` names videos of its own."""
+        """Whether ``testdataset`` selects any videos."""
         test = self.testdataset
         paths = (test.data_path, test.annotation_file, test.split)
         return any(path is not None for path in paths) or test.type == "synthetic"
@@ -933,12 +931,12 @@ class Config:
             self.valdataset.data_path is not None,
             self.valdataset.annotation_file is not None,
         )
-        # "auto" detects validation videos of their own; without any, the type of dataset applies.
+        # "auto" detects the type of separate validation videos; otherwise dataset.type applies.
         if self.valdataset.type == "auto" and not any(own_paths):
             val_values["type"] = None
-        # dataset.masks_path belongs to the training videos. If the validation videos are stored in
-        # another place, a null masks_path means that they have none. A null max_objects always
-        # means no limit.
+        # dataset.masks_path belongs to the training videos. If the validation videos are stored
+        # elsewhere, a null masks_path means that there is no such directory. A null max_objects
+        # always means no limit.
         other_videos = val_values["type"] is not None or own_paths[0]
         keep_null = ["max_objects", *(["masks_path"] if other_videos else [])]
         if (val_values["type"] or self.dataset.type) == "auto" and own_paths[0]:
@@ -978,7 +976,7 @@ def options(config: Any = None, prefix: str = "") -> dict[str, Any]:
     """Map every dotted key of a configuration to the dataclass field that declares it.
 
     Args:
-        config: a configuration or one of its sections. None (default): the whole configuration.
+        config: a configuration or a section. If None (default), the whole configuration.
         prefix: prepended to the keys, such as ``dataset.``.
     """
     declared: dict[str, Any] = {}

@@ -2,9 +2,9 @@
 
 A checkpoint may come from an untrusted source. Only its keys of scope ``RUN`` (see
 :mod:`sam2kit.config.schema`) are applied: model, data layout, prompts, evaluation conventions and
-seed. Paths and the use of the machine come from the caller: from ``config.yaml`` beside the
-checkpoint, which is trusted like a file given with ``--config``, or else from defaults and flags.
-Interpolations are never resolved, so a stored configuration cannot read environment variables.
+seed. Paths and machine settings come from the ``config.yaml`` beside the checkpoint, which is
+trusted like a file passed with ``--config``, or else from defaults and flags. Interpolations are
+never resolved, so a stored configuration cannot read environment variables.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from sam2kit.config.schema import PATH, RUN, Config, get, options, put
 from sam2kit.config.validation import check_data
 from sam2kit.utils.errors import CheckpointError, ConfigError
 
-# Limits far above any configuration that this project writes, so that a crafted file cannot exhaust
-# memory or recursion before it is rejected.
+# Limits far above any configuration that sam2kit writes, so that a crafted file is rejected before
+# it exhausts memory or the recursion limit.
 MAX_DEPTH = 8  # the schema needs 4: dataset.mixture[0].data_path
 MAX_VALUES = 10_000  # the schema has 160, and each source of a mixture up to 13
-MAX_TEXT = 10_000  # characters; a path on Linux has up to 4,096
+MAX_TEXT = 10_000  # characters; paths on Linux have up to 4,096
 _PLAIN_TYPES = (dict, list, tuple, str, int, float, bool, type(None))
 
 
 def read_stored(content: Any, path: str | Path) -> Config:
     """Convert a stored configuration to a :class:`Config` without trusting it.
 
-    The result is for comparison; :func:`read_allowed` selects the keys that may be applied.
+    Use the result only for comparison; :func:`read_allowed` selects the keys that may be applied.
 
     Args:
         content: stored configuration as read from the file.
@@ -60,17 +60,17 @@ def read_stored(content: Any, path: str | Path) -> Config:
 def read_allowed(
     content: Any, checkpoint: Path, released: Collection[str] = ()
 ) -> tuple[Config, list[str]]:
-    """Combine the allowed keys of a checkpoint's configuration with the caller's other keys.
+    """Combine the allowed keys of a checkpoint's configuration with the user's other keys.
 
     Args:
         content: stored configuration as read from the checkpoint.
         checkpoint: the checkpoint file. A ``config.yaml`` that a run saved in the same directory
-            supplies the paths and the use of the machine.
+            supplies the paths and the machine settings.
         released: names of released models, which ``model.checkpoint`` may keep.
 
     Returns:
-        The configuration, and the keys of the stored paths that were not applied (empty if there
-        is a ``config.yaml``).
+        The configuration, and the keys of stored paths that were not applied (empty if there is a
+        ``config.yaml``).
 
     Raises:
         CheckpointError: see :func:`read_stored`.
@@ -83,8 +83,8 @@ def read_allowed(
         stored = get(config, key)
         if option.metadata["scope"] == RUN:
             continue
-        # A name of a split under ImageSets (2016/train) or of a released model is not a path: it
-        # cannot point outside the data set or the model registry, so it is applied.
+        # The name of a split under ImageSets (2016/train) or of a released model is applied: it
+        # cannot point outside the dataset or the model registry.
         is_name = key.endswith(".split") and re.fullmatch(r"[\w-]+(/[\w-]+)*", stored or "")
         if trusted is None and (is_name or (key == "model.checkpoint" and stored in released)):
             continue
@@ -97,11 +97,11 @@ def read_allowed(
 def override_allowed(
     config: Config, ignored: list[str], overrides: Sequence[str], source: str
 ) -> tuple[Config, list[str]]:
-    """Apply the caller's overrides to the result of :func:`read_allowed`, for an evaluation.
+    """Apply the user's overrides to the result of :func:`read_allowed` for an evaluation.
 
     Args:
         config: configuration from :func:`read_allowed`.
-        ignored: keys of the stored paths that were not applied.
+        ignored: keys of stored paths that were not applied.
         overrides: see :func:`~sam2kit.config.loading.load_config`.
         source: path of the checkpoint for error messages.
 
@@ -109,7 +109,7 @@ def override_allowed(
         The validated configuration, and the keys of stored paths that are still not set.
 
     Raises:
-        CheckpointError: the name of the checkpoint file is an interpolation.
+        CheckpointError: the name of the checkpoint file contains an interpolation.
         ConfigError: see :func:`~sam2kit.config.loading.override_config`; or the validation videos
             are not set.
     """
@@ -121,26 +121,27 @@ def override_allowed(
             section = "dataset" if config.holds_out_validation else "valdataset"
             check_data(section, config.validation_dataset())
     except ConfigError as error:
-        # Explain the error only if it is about a path that the checkpoint stored.
+        # Explain only errors about paths that the checkpoint stored.
         names = {key.rpartition(".")[2] for key in ignored}
         if not any((p.key or "").rpartition(".")[2] in names for p in error.problems):
             raise
         raise ConfigError(
-            f"{source}: {error}. Paths stored in a checkpoint are not used (here: "
+            f"{source}: {error}. Paths stored in a checkpoint are ignored for safety (here: "
             f"{', '.join(ignored)})",
-            hint="give --data-path DIR of videos to score, dataset.data_path=DIR if they are held "
-            "out of it, KEY=PATH for these keys, or --config FILE",
+            hint="pass --data-path DIR with the videos to score, dataset.data_path=DIR if they are "
+            "held out of it, KEY=PATH for these keys, or --config FILE",
         ) from error
     if ignored:
         logger.warning(
-            "{}: the stored paths are not used ({}); to use them, copy the run's config.yaml there",
+            "Ignoring the paths stored in {} ({}); to use them, copy the run's config.yaml beside "
+            "it",
             *(source, ", ".join(ignored)),
         )
     return config, ignored
 
 
 def _saved_config(file: Path) -> Config | None:
-    """Read a configuration that a run saved; None if the file is missing or something else."""
+    """Read a configuration that a run saved, or return None if the file is missing or another."""
     if not file.is_file():
         return None
     content = read_yaml(file)
@@ -148,14 +149,14 @@ def _saved_config(file: Path) -> Config | None:
 
 
 def _check_plain(content: Any, path: str | Path) -> None:
-    """Reject content that sam2kit cannot have saved as a configuration.
+    """Reject content that sam2kit never saves as a configuration.
 
     Raises:
-        CheckpointError: it names the key and the fault.
+        CheckpointError: the content is invalid; the error names the key.
     """
     rows: list[tuple[str, Any, int]] = [("the configuration", content, 0)]
-    # Breadth first with an explicit list, which grows while it is read: a recursive walk could
-    # overflow the stack on a deeply nested or self-referencing structure.
+    # Search breadth-first with a list that grows during iteration: a recursive search could
+    # overflow the stack on deeply nested or self-referencing structures.
     for key, value, depth in rows:
         inner: list[tuple[Any, Any]] = []
         if type(value) is dict:
@@ -172,9 +173,9 @@ def _check_plain(content: Any, path: str | Path) -> None:
         elif depth > MAX_DEPTH:
             fault = f"is nested too deeply; the maximum is {MAX_DEPTH} levels"
         elif len(rows) + len(inner) > MAX_VALUES:
-            fault = f"brings the number of values above the maximum of {MAX_VALUES}"
+            fault = f"exceeds the maximum of {MAX_VALUES} values"
         elif not all(isinstance(name, str | int) for name, _ in inner):
-            fault = "has a key that is not text"
+            fault = "has a key that is not a string"
         if fault:
             hint = "obtain the checkpoint again from a source you trust"
             raise CheckpointError(f"{path}: {key} {fault}", hint=hint)

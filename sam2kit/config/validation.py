@@ -1,8 +1,8 @@
-"""Reject invalid configurations: values out of range, combinations of keys, and missing files.
+"""Reject invalid configurations: values out of range, invalid combinations and missing files.
 
 :mod:`sam2kit.config.schema` declares the choices and limits of single keys. This module enforces
-them and the rules that combine several keys; :mod:`sam2kit.config.loading` checks types. This
-module does not import torch.
+them, together with rules for several keys; :mod:`sam2kit.config.loading` checks types. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ LIMITS = {
     "le": ("at most", operator.le),
     "lt": ("below", operator.lt),
 }
-MAX_IMAGE_SIZE = 16_384  # attention over a frame of this size does not fit into any memory
+MAX_IMAGE_SIZE = 16_384  # attention over larger frames does not fit into memory
 WEIGHT: Field[Any] = option(1.0, "relative number of clips of a mixture's source per epoch", gt=0)
-# Values of keys that default to null and take no text.
+# Example values of keys that default to null and are not strings.
 EXAMPLES = {
     "intensity_window": [0, 4095],
     "stack_channels": [0],
@@ -67,7 +67,7 @@ def check(config: Config) -> None:
 
 
 def check_dataset(dataset: DatasetConfig, section: str = "dataset") -> None:
-    """Reject invalid values of the keys of a data set.
+    """Reject invalid values of the keys of a dataset.
 
     Raises:
         ConfigError: see :func:`check`.
@@ -79,7 +79,7 @@ def check_paths(config: Config) -> None:
     """Reject a configuration whose data or checkpoints do not exist.
 
     Raises:
-        ConfigError: it names the key, the path and similar names in the same directory.
+        ConfigError: a path does not exist; the error names the key and similar paths.
     """
     check_data("dataset", config.dataset)
     check_data("valdataset", config.validation_dataset())
@@ -89,25 +89,25 @@ def check_paths(config: Config) -> None:
     resume_from, checkpoint = config.trainer.resume_from, config.model.checkpoint
     check_exists("trainer.resume_from", resume_from)
     if resume_from is not None and Path(resume_from).is_dir():
-        key, hint = "trainer.resume_from", f"give {Path(resume_from) / 'last.ckpt'}"
+        key, hint = "trainer.resume_from", f"pass {Path(resume_from) / 'last.ckpt'}"
         raise ConfigError(f"{resume_from} is a directory", key=key, value=resume_from, hint=hint)
     check_checkpoint("model.checkpoint", checkpoint)
 
 
 def check_data(section: str, dataset: DatasetConfig) -> None:
-    """Reject a data set whose paths are unset or do not exist.
+    """Reject a dataset whose paths are unset or do not exist.
 
     Raises:
-        ConfigError: it names the key, the path and similar names in the same directory.
+        ConfigError: a path does not exist; the error names the key and similar paths.
     """
     for n, part in enumerate(dataset.parts()):
         prefix = f"{section}.mixture[{n}]" if dataset.type == "mixture" else section
         has_path = part.type == "auto" and part.annotation_file is not None
         if part.type not in ("synthetic", "coco") and part.data_path is None and not has_path:
             raise ConfigError(
-                f"not set, and type {part.type} reads videos from it",
+                f"not set, but required for type={part.type}",
                 key=f"{prefix}.data_path",
-                hint=f"give --data-path DIR, or {prefix}.type=synthetic to use generated clips",
+                hint=f"pass --data-path DIR, or {prefix}.type=synthetic to use generated clips",
             )
         for key in PATH_KEYS:
             path = getattr(part, key)
@@ -116,21 +116,21 @@ def check_data(section: str, dataset: DatasetConfig) -> None:
 
 
 def check_exists(key: str | None, path: str | Path | None) -> None:
-    """Reject a path that does not exist; None passes.
+    """Reject a path that does not exist; None is valid.
 
     Args:
-        key: the flag or configuration key. None: an argument without a flag.
+        key: the flag or configuration key, or None for a positional argument.
         path: the path.
 
     Raises:
-        ConfigError: it names ``key``, the path and similar names in the same directory.
+        ConfigError: the path does not exist; the error names ``key`` and similar paths.
     """
     if path is not None and not Path(path).exists():
         raise ConfigError(missing(path), key=key, value=str(path), hint="correct the path")
 
 
 def check_checkpoint(key: str | None, checkpoint: str | None) -> None:
-    """Reject a checkpoint file that does not exist; names of released models and None pass.
+    """Reject a checkpoint file that does not exist; names of released models and None are valid.
 
     Raises:
         ConfigError: see :func:`check_exists`.
@@ -143,11 +143,11 @@ def check_new(run_dir: Path) -> None:
     """Reject a directory that already contains a run.
 
     Raises:
-        ConfigError: its hint is the command that resumes that run.
+        ConfigError: the directory contains a run; the hint is the command that resumes it.
     """
     if (run_dir / "last.ckpt").exists():
         raise ConfigError(
-            f"{run_dir} holds a run",
+            f"{run_dir} already contains a run",
             key="--run-dir",
             value=str(run_dir),
             hint="choose another directory, or resume that run: "
@@ -157,14 +157,14 @@ def check_new(run_dir: Path) -> None:
 
 
 def looks_like_path(checkpoint: str) -> bool:
-    """Return whether ``model.checkpoint`` is a file rather than the name of a released model."""
+    """Return whether ``model.checkpoint`` is a path instead of the name of a released model."""
     if checkpoint.removesuffix(".pt") in SIZE_NAMES and not Path(checkpoint).exists():
         return False
     return "/" in checkpoint or "\\" in checkpoint or checkpoint.endswith(CHECKPOINT_SUFFIXES)
 
 
 def _raise(problems: Iterator[ConfigError]) -> None:
-    """Raise a single problem as it is, and several as one combined error."""
+    """Raise the only problem, or all problems as one combined error; do nothing without any."""
     errors = list(problems)
     if errors:
         raise errors[0] if len(errors) == 1 else ConfigError(problems=errors)
@@ -180,8 +180,8 @@ def _problems(config: Config) -> Iterator[ConfigError]:
     yield from _data_problems(config)
     model, optimizer = config.model, config.optimizer
     if not model.trainable_modules and not model.lora_modules:
-        expected = "at least one module, because nothing else is trained"
-        hint = "name a module, or '*' for all of them"
+        expected = "at least one module, because model.lora_modules is empty"
+        hint = "list a module, or '*' for all modules"
         yield _must_be("model", model, "trainable_modules", expected, hint)
     if len(optimizer.betas) != 2:
         yield _must_be("optimizer", optimizer, "betas", "two numbers", "try [0.9,0.999]")
@@ -189,7 +189,7 @@ def _problems(config: Config) -> Iterator[ConfigError]:
     yield from _evaluation_problems(config.evaluation)
     yield from _trainer_problems(config)
     if config.use_wandb and config.trainer.logger == "swanlab":
-        hint = "give only one of them (--no-wandb, or trainer.logger=tensorboard)"
+        hint = "use only one of them (--no-wandb, or trainer.logger=tensorboard)"
         message = "conflicts with trainer.logger=swanlab"
         yield ConfigError(message, key="use_wandb", value=True, hint=hint)
 
@@ -197,7 +197,7 @@ def _problems(config: Config) -> Iterator[ConfigError]:
 def _data_problems(config: Config) -> Iterator[ConfigError]:
     """Check the training, validation and test data.
 
-    Most keys are inherited: an invalid value is reported once, for the first of them.
+    An invalid value of an inherited key is reported once, for the first section that has it.
     """
     reported: set[str] = set()
     for section, dataset in (
@@ -213,14 +213,14 @@ def _data_problems(config: Config) -> Iterator[ConfigError]:
     yield from _section_problems("testdataset", test, ("fraction",))
     both = val.fraction + test.fraction
     if config.holds_out_validation and val.fraction < 1 <= both and test.fraction < 1:
-        expected = f"below {1 - val.fraction:g}, so that videos to train on are left"
+        expected = f"below {1 - val.fraction:g}, so that training videos remain"
         yield _must_be("testdataset", test, "fraction", expected, "try 0.2")
 
 
 def _inherited_fault(problem: ConfigError) -> str:
-    """Describe a problem so that all sections with data have the same description.
+    """Describe a problem in the same way for all sections with data.
 
-    The hint is left out, because it may name a default that differs between the two.
+    The hint is omitted, because the defaults that it names may differ between sections.
     """
     text = f"{problem.key}={problem.value!r}: {problem.expected}"
     return text.replace("valdataset.", "dataset.").replace("testdataset.", "dataset.")
@@ -230,9 +230,9 @@ def default_hint(key: str, field: Field[Any]) -> str:
     """Return a hint that names the default of a key.
 
     Args:
-        key: dotted key. An inherited key of ``valdataset`` has a default of its own there.
-        field: declaration to use if ``key`` is not one of the configuration, such as an entry of
-            ``dataset.mixture``.
+        key: dotted key; ``valdataset`` has its own defaults for inherited keys.
+        field: declaration to use if ``key`` is not a key of the configuration, such as a key of
+            an entry in ``dataset.mixture``.
     """
     field = options().get(key, field)
     default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -240,7 +240,7 @@ def default_hint(key: str, field: Field[Any]) -> str:
 
 
 def _must_be(section: str, config: Any, name: str, expected: str, hint: str) -> ConfigError:
-    """Return the error that key ``name`` of a section must be as expected."""
+    """Return an error about key ``name`` of a section, with its value and what was expected."""
     value = getattr(config, name)
     return ConfigError(key=f"{section}.{name}", value=value, expected=expected, hint=hint)
 
@@ -263,7 +263,7 @@ def _value_problems(key: str, value: Any, field: Field[Any]) -> Iterator[ConfigE
         items = {f"{key}[{n}]": item for n, item in enumerate(value)}
     choices, limits = field.metadata["choices"], field.metadata["limits"]
     for name, item in items.items():
-        if item is None:  # loading has already checked that the type allows it
+        if item is None:  # loading has already checked whether the type allows None
             continue
         hint = default_hint(key, field)
         if choices and item not in choices:
@@ -283,7 +283,7 @@ def _loss_problems(loss: LossConfig) -> Iterator[ConfigError]:
     terms = [f.name for f in fields(loss) if f.name not in no_terms]
     if not any(getattr(loss, term) for term in terms):
         message = f"all of {', '.join(terms)} are 0"
-        yield ConfigError(message, key="loss", hint="set at least one above 0")
+        yield ConfigError(message, key="loss", hint="set at least one of them above 0")
     if loss.type == "steps" and loss.temporal > 0:
         expected, hint = "0 with loss.type=steps", "set loss.temporal=0 or loss.type=frames"
         yield _must_be("loss", loss, "temporal", expected, hint)
@@ -296,22 +296,22 @@ def _evaluation_problems(evaluation: EvaluationConfig) -> Iterator[ConfigError]:
         yield _must_be("evaluation", evaluation, "noise_levels", "distinct numbers", hint)
     if evaluation.clicks > 1 and evaluation.protocol != "clicks":
         expected = f"1 with evaluation.protocol={evaluation.protocol}"
-        hint = "set evaluation.protocol=clicks too"
+        hint = "set evaluation.protocol=clicks, too"
         yield _must_be("evaluation", evaluation, "clicks", expected, hint)
 
 
 def _trainer_problems(config: Config) -> Iterator[ConfigError]:
-    """Check the keys of ``trainer`` whose values are more than a choice or a range."""
+    """Check the keys of ``trainer`` that need more than choices and limits."""
     trainer = config.trainer
     must_be = partial(_must_be, "trainer", trainer)
     if trainer.monitor == "val_iou" and config.validation_dataset().video_clip_length == 1:
-        expected = "val_loss or val_jf with validation clips of one frame, which track nothing"
+        expected = "val_loss or val_jf, because validation clips of one frame are not tracked"
         yield must_be("monitor", expected, "set trainer.monitor=val_loss")
     if trainer.max_steps != -1 and trainer.max_steps < 1:
         hint = "the default is -1"
         yield must_be("max_steps", "at least 1, or -1 for no limit", hint)
     if trainer.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", trainer.max_time):
-        hint = "for 20 minutes write 00:00:20:00"
+        hint = "20 minutes is 00:00:20:00"
         yield must_be("max_time", "a time DD:HH:MM:SS, or null", hint)
     devices = trainer.devices
     parts = [part.strip() for part in devices.split(",") if part.strip()]
@@ -357,12 +357,12 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigEr
 
 
 def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigError]:
-    """Check combinations of the keys that the sources of a mixture have too."""
+    """Check combinations of keys that sources of a mixture also have."""
     must_be = partial(_must_be, section, dataset)
     if dataset.type == "coco" and dataset.annotation_file is None:
         hint = f"set {section}.annotation_file=FILE, or choose another {section}.type"
         yield must_be("annotation_file", "a COCO JSON file with type=coco", hint)
-    # identity of valdataset is inherited from dataset, which may be of type coco when it is not.
+    # identity of valdataset is inherited from dataset, whose type may be coco although this is not.
     may_have_ids = section in ("valdataset", "testdataset") or dataset.type in (
         "auto",
         "coco",
@@ -371,7 +371,9 @@ def _source_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigErr
     )
     if dataset.identity in ("track", "category") and not may_have_ids:
         expected = f"auto or components with type={dataset.type}"
-        yield must_be("identity", expected, "only annotation files have track IDs and categories")
+        yield must_be(
+            "identity", expected, "choose one of them; only annotation files have track IDs"
+        )
     split = dataset.time_split
     if split is not None and not (len(split) == 3 and 0 < split[0] <= split[1] < split[2]):
         expected = "three increasing numbers of frames, such as [80, 84, 100], or null"
@@ -409,7 +411,7 @@ def _mixture_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigEr
             yield _must_be(section, dataset, key, expected, hint)
     for n, entry in enumerate(dataset.mixture):
         prefix = f"{section}.mixture[{n}]"
-        # An entry with an unknown key or a wrong type cannot be turned into a DatasetConfig.
+        # An entry with an unknown key or a wrong type cannot be converted to a DatasetConfig.
         problems = list(_entry_problems(prefix, entry))
         yield from problems or _source_problems(prefix, dataset.part(entry))
 
@@ -429,14 +431,14 @@ def _entry_problems(prefix: str, entry: dict[str, Any]) -> Iterator[ConfigError]
             hint = default_hint(key, field)
             yield ConfigError(key=key, value=value, expected=expected, hint=hint)
         elif (name, value) == ("type", "mixture"):
-            hint = "list the sources of both mixtures in one"
+            hint = "list the sources of both mixtures in one mixture"
             yield ConfigError(key=key, value=value, expected="another type", hint=hint)
         else:
             yield from _value_problems(key, value, field)
 
 
 def _has_type(name: str, value: object) -> bool:
-    """Return whether a value has the type of the key of this name of a source."""
+    """Return whether a value has the type of the source's key ``name``."""
     kind = float if name == "weight" else get_type_hints(DatasetConfig)[name]
     try:
         msgspec.convert(value, kind)

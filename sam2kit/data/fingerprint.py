@@ -61,8 +61,9 @@ def identifying_frames(source: VideoSource) -> dict[int, list[int]]:
     """Return the frames whose pixels identify a video.
 
     Returns:
-        Indices of frames of the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
-        but at least two per video; none if there are more than :data:`MAX_HASHED_VIDEOS` videos.
+        Indices of frames of the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in
+        all, but at least two per video; none if there are more than :data:`MAX_HASHED_VIDEOS`
+        videos.
     """
     stored = stored_videos(source)
     count = min(max(SAMPLED_FRAMES // max(len(stored), 1), 2), len(HASHED_FRAMES))

@@ -1,4 +1,4 @@
-"""Score trackers on whole videos, and report and compare the scores."""
+"""Score trackers on whole videos, and report and compare scores."""
 
 import lazy_loader
 

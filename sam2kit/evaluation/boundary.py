@@ -1,6 +1,6 @@
-"""Score one mask against another: region similarity J and boundary accuracy F.
+"""Compute region similarity J and boundary accuracy F of a mask.
 
-Masks are bool and end in the axes H, W. This module does not import torch.
+Masks are bool arrays whose last axes are H and W. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 
 from sam2kit.evaluation.metrics import check_masks
 
-BOUNDARY_TOLERANCE = 0.008  # fraction of the image diagonal, the value that DAVIS uses
+BOUNDARY_TOLERANCE = 0.008  # fraction of the image diagonal, as in DAVIS
 
-# A mask is cut into four blocks of H rows, and each byte of a packed image [H,W] holds one pixel of
-# each block for both masks: bit 2k of byte (y, x) is pixel (k H + y, x) of the prediction, and bit
-# 2k + 1 is the same pixel of the ground truth. Shifting an image is then slicing an array, and one
-# byte operation processes four pixels of both masks.
+# Masks are divided into four blocks of H rows. Each byte of a packed image [H,W] contains one pixel
+# of each block for both masks: bit 2k of byte (y, x) is pixel (k H + y, x) of the prediction, and
+# bit 2k + 1 is the same pixel of the ground truth. Images are shifted by slicing, and a byte
+# operation processes four pixels of both masks.
 PREDICTION, TRUTH = np.uint8(0x55), np.uint8(0xAA)
 
 
@@ -27,14 +27,13 @@ def region_and_boundary(
     """Compute region similarity J and contour accuracy F of one mask (Perazzi et al., CVPR 2016).
 
     A boundary pixel differs from its right, lower or lower right neighbour; neighbours outside the
-    image count as equal. Precision is the fraction of the prediction's boundary pixels that have a
-    boundary pixel of the ground truth within a disk of radius ``ceil(tolerance * diagonal)``
-    pixels. Recall is the same with the two masks exchanged, and F is their harmonic mean. If only
-    one of the masks has a boundary (the other is empty or fills the image), F is 0; if neither has
-    one, F is 1.
+    image count as equal. Precision is the fraction of the prediction's boundary pixels with a
+    ground-truth boundary pixel within ``ceil(tolerance * diagonal)`` pixels. Recall is the same
+    with exchanged masks, and F is their harmonic mean. If only one mask has a boundary (the other
+    is empty or fills the image), F is 0; if none has a boundary, F is 1.
 
-    J and F equal the values of the official ``davis2017`` package bit for bit. They are faster to
-    compute because masks are cropped to their union and each byte holds four pixels of both.
+    J and F are bitwise equal to the values of the official ``davis2017`` package, but faster to
+    compute, because masks are cropped to their union and each byte contains four pixels of both.
 
     Args:
         prediction, truth: bool ``[H,W]``.
@@ -50,22 +49,22 @@ def region_and_boundary(
     if truth.ndim != 2:
         raise ValueError(f"expected one mask [H,W], got shape {truth.shape}")
     radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))
-    # Boundaries can only be in the union of the masks and the pixels next to it.
+    # Boundaries can only be in the union of the masks and adjacent pixels.
     crop = _bounding_slices(prediction | truth)
     if crop is None:
         return 1.0, 1.0
     both: np.ndarray = truth[crop].astype(np.uint8)
-    both += both  # same as a shift by 1; NumPy adds bytes several times faster than it shifts them
+    both += both  # left shift by 1; NumPy adds bytes several times faster than it shifts them
     both |= prediction[crop].view(np.uint8)
     j = np.count_nonzero(both == 3) / np.count_nonzero(both)
-    # At the border of the image, repeat the last row and column: no boundary runs along the border.
+    # Repeat the last row and column, so that there is no boundary along the image border.
     if crop[0].stop > truth.shape[0] or crop[1].stop > truth.shape[1]:
         both = cv2.copyMakeBorder(both, 0, 1, 0, 1, cv2.BORDER_REPLICATE)
     edges = _boundaries(both, max(radius, 1))
     counts = _counts(edges)
     if not all(counts):
         return j, float(not any(counts))
-    # An edge pixel matches if the other mask has an edge within the radius.
+    # A boundary pixel matches if the other mask has a boundary pixel within the radius.
     dilated = _dilate(edges, radius)
     matched = _counts(edges & _swap(dilated))
     precision, recall = matched[0] / counts[0], matched[1] / counts[1]
@@ -74,15 +73,15 @@ def region_and_boundary(
 
 
 def _bounding_slices(mask: np.ndarray) -> tuple[slice, slice] | None:
-    """Return rows and columns of a mask's bounding box, one pixel wider on each side.
+    """Return the slices of a mask's bounding box, extended by one pixel on each side.
 
     Args:
         mask: bool ``[H,W]``.
 
     Returns:
-        The slices may end one past the image. None: the mask is empty.
+        The slices, which may end one past the image, or None if the mask is empty.
     """
-    # bytes.find is the fastest way to the first and last pixel that is set.
+    # bytes.find is the fastest way to find the first and last set pixel.
     pixels, width = mask.tobytes(), mask.shape[1]
     first = pixels.find(1)
     if first < 0:
@@ -97,16 +96,16 @@ def _boundaries(both: np.ndarray, padding: int) -> np.ndarray:
     """Return the boundary pixels of both masks as a packed image.
 
     Args:
-        both: ``[R,C]`` uint8, bit 0 the prediction and bit 1 the ground truth. The last row and
-            column hold no boundary: they are empty, or repeat the border of the image.
-        padding: minimum number of empty columns at the right and minimum height of a block.
+        both: ``[R,C]`` uint8; bit 0 is the prediction and bit 1 the ground truth. The last row and
+            column have no boundary: they are empty or repeat the image border.
+        padding: minimum number of empty columns on the right, and minimum height of a block.
 
     Returns:
         Packed ``[H,W]`` uint8, W a multiple of 8.
     """
     rows, columns = both.shape
     height, width = max(-(-rows // 4), padding), (columns + padding + 7) // 8 * 8
-    # Pack the blocks from the last to the first; adding twice shifts the earlier ones by two bits.
+    # Pack the blocks from last to first; doubling twice shifts the previous ones by two bits.
     packed = np.zeros((height + 1, width), np.uint8)
     for k in reversed(range(4)):
         block = both[k * height : (k + 1) * height]
@@ -121,7 +120,7 @@ def _boundaries(both: np.ndarray, padding: int) -> np.ndarray:
     np.bitwise_xor(current, pixels[1:-width], out=inner)
     inner |= current ^ pixels[width:-1]
     inner |= current ^ pixels[width + 1 :]
-    # The last column and row of ``both`` have no neighbours: clear them.
+    # Clear the last column and row of ``both``, which have no neighbours.
     edges[:, columns - 1 :] = 0
     k, y = divmod(rows - 1, height)
     edges[y] &= np.uint8(255 - (3 << 2 * k))
@@ -131,8 +130,8 @@ def _boundaries(both: np.ndarray, padding: int) -> np.ndarray:
 def _dilate(packed: np.ndarray, radius: int) -> np.ndarray:
     """Dilate a packed image by a disk of ``radius`` pixels.
 
-    A disk is a stack of horizontal lines. The rows are processed from the shortest line to the
-    longest, so that each line extends the one before.
+    A disk is a stack of horizontal lines. Process rows from the shortest to the longest line, so
+    that each line extends the previous one.
     """
     height, width = packed.shape
     above, below = packed[height - radius :] << 2, packed[:radius] >> 2
@@ -140,7 +139,7 @@ def _dilate(packed: np.ndarray, radius: int) -> np.ndarray:
     out = np.zeros_like(lines)
     for offset in range(radius, -1, -1):
         half = math.isqrt(radius**2 - offset**2)
-        while length < 2 * half + 1:  # extend the line that starts at each pixel to the right
+        while length < 2 * half + 1:  # extend lines to the right
             step = min(length, 2 * half + 1 - length)
             lines[:-step] |= lines[step:]
             length += step
@@ -161,7 +160,7 @@ def _swap(packed: np.ndarray) -> np.ndarray:
 
 
 def _counts(packed: np.ndarray) -> tuple[float, float]:
-    """Count the pixels of the prediction and of the ground truth that are set."""
+    """Count the set pixels of the prediction and of the ground truth."""
     return (
         cv2.norm(packed & PREDICTION, cv2.NORM_HAMMING),
         cv2.norm(packed & TRUTH, cv2.NORM_HAMMING),

@@ -1,9 +1,9 @@
-"""Score tracks as the Cell Tracking Challenge does: SEG, DET and TRA.
+"""Compute the scores SEG, DET and TRA of the Cell Tracking Challenge.
 
-DET and TRA compare two graphs (Matula et al., PLOS ONE, 2015). A node is an object on a frame, an
-edge joins the nodes of a track on consecutive frames or a parent with its daughter. The cost of the
-operations that turn the graph of the result into the reference is compared with the cost of
-drawing the reference from nothing.
+DET and TRA compare two graphs (Matula et al., PLOS ONE, 2015). A node is an object in a frame. An
+edge connects the nodes of a track in consecutive frames, or a parent with its daughter. The cost of
+transforming the result's graph into the reference is compared with the cost of creating the
+reference from scratch.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import numpy as np
 from sam2kit.data.lineage import Track
 from sam2kit.data.sources.stacks import labels_in, overlapping
 
-# Weights of the challenge.
+# Operation weights of the challenge.
 SPLIT_NODE, ADD_NODE, DELETE_NODE = 5, 10, 1
 DELETE_EDGE, ADD_EDGE, CHANGE_EDGE = 1, 1.5, 1
 
 Node = tuple[int, int]  # frame, label
-Edges = dict[tuple[Node, Node], bool]  # whether the edge joins a parent with its daughter
+Edges = dict[tuple[Node, Node], bool]  # whether the edge connects a parent with its daughter
 
 
 def match_labels(reference: np.ndarray, result: np.ndarray) -> dict[int, tuple[int, float]]:
     """Match the objects of two label images.
 
-    A reference object is matched with the object of the result that covers more than half of it,
-    of which there is at most one.
+    A reference object is matched with the result's object that covers more than half of it. There
+    is at most one such object.
 
     Args:
         reference, result: ``[H,W]`` non-negative integers.
 
     Returns:
-        Label in ``result`` and IoU by label in ``reference``; objects without a match are left out.
+        By label in ``reference``, the label in ``result`` and the IoU; unmatched objects are
+        omitted.
     """
     pairs = overlapping(reference, result)
     reference_areas: Counter[int] = Counter()
@@ -54,10 +55,10 @@ class CellTrackingScorer:
     """Score one video, frame by frame.
 
     Args:
-        tracks: tracks of the reference by label, for their parents. Labels without an entry have
-            no parent.
-        result_tracks: tracks of the result. None (default): objects have no parents, and an object
-            that disappears and returns is the parent of itself, as in the files of the challenge.
+        tracks: reference tracks by label, which define parents. Labels without an entry have no
+            parent.
+        result_tracks: tracks of the result. If None (default), objects have no parents, and an
+            object that disappears and reappears is its own parent, as in the challenge's files.
     """
 
     def __init__(
@@ -76,11 +77,9 @@ class CellTrackingScorer:
         """Add the next frame.
 
         Args:
-            markers: ``[H,W]`` labels of the tracks of the reference. None: the frame has none, and
-                is left out of DET and TRA.
-            segmentation: ``[H,W]`` segmented objects, with any labels. None: the frame is left out
-                of SEG.
-            result: ``[H,W]`` labels of the tracks of the result.
+            markers: ``[H,W]`` track labels of the reference. If None, DET and TRA skip the frame.
+            segmentation: ``[H,W]`` segmented objects with any labels. If None, SEG skips the frame.
+            result: ``[H,W]`` track labels of the result.
         """
         if segmentation is not None:
             matches = match_labels(segmentation, result)
@@ -93,12 +92,12 @@ class CellTrackingScorer:
         self._matches.append({one: other for one, (other, _) in matches.items()})
 
     def result(self) -> dict[str, Any]:
-        """Return SEG, DET and TRA, 0 to 1, and the counts behind them.
+        """Return SEG, DET and TRA, from 0 to 1, and the underlying counts.
 
-        ``SEG`` is the mean IoU over the segmented objects, 0 for an object without a match; the
+        ``SEG`` is the mean IoU over the segmented objects, where unmatched objects have 0. The
         counts are ``segmented`` objects, ``nodes`` and ``edges`` of the reference, and the
-        operations ``NS`` (nodes to split), ``FN`` and ``FP`` (to add and delete), ``ED``, ``EA``
-        and ``EC`` (edges to delete, add and change). A score without reference objects is None.
+        operations ``NS`` (split nodes), ``FN`` and ``FP`` (add and delete nodes), ``ED``, ``EA``
+        and ``EC`` (delete, add and change edges). Scores without reference objects are None.
         """
         edges = _edges(self._nodes, self._tracks)
         counts = self._node_operations() | self._edge_operations(edges)
@@ -132,7 +131,7 @@ class CellTrackingScorer:
         return {"NS": splits, "FN": missing, "FP": extra}
 
     def _edge_operations(self, edges: Edges) -> dict[str, int]:
-        # Nodes of the result that cover exactly one node of the reference.
+        # Nodes of the result that match exactly one reference node.
         unique: dict[Node, Node] = {}
         for t, matches in enumerate(self._matches):
             covered = Counter(matches.values())
@@ -157,7 +156,7 @@ class CellTrackingScorer:
 
 
 def _edges(nodes: list[list[int]], tracks: Mapping[int, Track]) -> Edges:
-    """Return the edges of tracks between consecutive frames, and those to parents."""
+    """Return edges of tracks between consecutive frames, and edges to parents."""
     edges: Edges = {
         ((t, label), (t + 1, label)): False
         for t, (now, later) in enumerate(zip(nodes, nodes[1:], strict=False))
@@ -173,7 +172,7 @@ def _edges(nodes: list[list[int]], tracks: Mapping[int, Track]) -> Edges:
 
 
 def _gaps(nodes: list[list[int]]) -> Edges:
-    """Return edges over the frames on which an object is missing."""
+    """Return edges across the frames in which an object is missing."""
     last: dict[int, int] = {}
     edges: Edges = {}
     for t, labels in enumerate(nodes):

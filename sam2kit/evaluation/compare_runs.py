@@ -1,6 +1,6 @@
-"""Compare the evaluations of several runs, for ``sam2kit compare`` and ``05_compare_runs``.
+"""Compare evaluations of several runs, for ``sam2kit compare`` and ``05_compare_runs``.
 
-Runs are compared by the paired differences on their common videos, from the scores in
+Runs are compared by paired differences on their common videos, using the scores in
 ``metrics.json``. Nothing is tracked again.
 """
 
@@ -96,14 +96,14 @@ class _Groups(TypedDict):
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """The result of one ``sam2kit evaluate``.
+    """The result of a ``sam2kit evaluate`` call.
 
     Attributes:
-        name: the shortest end of the folder's path that is unique among the runs.
-        metrics: the content of its ``metrics.json``.
+        name: the shortest suffix of the directory's path that is unique among the runs.
+        metrics: the content of ``metrics.json``.
         seed: the seed of the run.
-        settings: everything in the run's ``config.yaml`` that defines the training, except for the
-            seed; None: there is no such file. Runs with equal settings differ in their seed alone.
+        settings: all training settings in the run's ``config.yaml`` except for the seed, or None if
+            there is no such file. Runs with equal settings only differ in their seed.
     """
 
     name: str
@@ -113,12 +113,12 @@ class EvaluatedRun:
 
     @property
     def tracker(self) -> str:
-        """The tracker under evaluation, the first one."""
+        """The tracker under evaluation (the first tracker)."""
         return next(iter(self.metrics["trackers"]))
 
     @property
     def kind(self) -> str:
-        """The convention and the protocol; scores of different kinds cannot be compared."""
+        """Convention and protocol; scores with different values are not comparable."""
         return json.dumps([self.metrics[key] for key in ("convention", "protocol")], sort_keys=True)
 
     def scores(self, tracker: str) -> dict[Key, float]:
@@ -138,15 +138,14 @@ class EvaluatedRun:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
-    """Find the evaluations in folders and their subfolders.
+    """Find evaluations in directories and their subdirectories.
 
     Returns:
-        The runs of each folder in the order of their paths; a run that several folders contain
-        appears once.
+        The runs of each directory, sorted by path, without duplicates.
 
     Raises:
-        DataError: a folder is missing or has no evaluation, or an evaluation has another schema
-            version.
+        DataError: a directory is missing or contains no evaluation, or an evaluation has another
+            schema version.
     """
     metrics_by_path: dict[Path, dict[str, Any]] = {}
     for folder in map(Path, folders):
@@ -154,7 +153,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
         if not files:
             raise DataError(
                 f"{folder} contains no metrics.json",
-                hint="run sam2kit evaluate first, or name a folder that it wrote",
+                hint="run sam2kit evaluate first, or pass its output directory",
             )
         metrics_by_path |= {file.parent.resolve(): _read_result(file) for file in files}
     for path, metrics in metrics_by_path.items():
@@ -162,7 +161,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
             message = f"{path / 'metrics.json'} has no scores of trackers"
             raise DataError(message, key="trackers", hint="evaluate the run again")
     if not metrics_by_path:
-        raise DataError("no run to compare", hint="name at least one folder")
+        raise DataError("no runs to compare", hint="pass at least one directory")
     names = _unique_names(list(metrics_by_path))
     return [
         EvaluatedRun(name, metrics_by_path[path], *_seed_and_settings(path))
@@ -171,7 +170,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
 
 
 def _seed_and_settings(folder: Path) -> tuple[int | None, str | None]:
-    """Return the seed and the other settings of a training from ``config.yaml`` in ``folder``."""
+    """Return the seed and the other training settings from ``config.yaml`` in ``folder``."""
     file, hint = folder / "config.yaml", "evaluate the run again"
     try:
         content = read_yaml(file, hint=hint, error=DataError)
@@ -181,7 +180,7 @@ def _seed_and_settings(folder: Path) -> tuple[int | None, str | None]:
     values = {}
     with damage_is(DataError, file, hint):
         for section, value in content.items():
-            # What is evaluated, and how, is not part of the training.
+            # Exclude evaluation settings, which do not affect training.
             if section in ("evaluation", "valdataset", "testdataset", "features", "seed"):
                 continue
             entries = value if isinstance(value, dict) else {"": value}
@@ -199,11 +198,10 @@ def _read_result(
     hint: str = "evaluate the run again",
     kind: Any = _Metrics,
 ) -> dict[str, Any]:
-    """Read a JSON file and check its schema version and the types of its values.
+    """Read a JSON file and check its schema version and value types.
 
     Raises:
-        DataError: the file cannot be read, is damaged, or has another schema version; ``hint`` is
-            the fix.
+        DataError: the file cannot be read, is damaged, or has another schema version.
     """
     try:
         content = read_json(file, hint=hint, non_finite=True)
@@ -219,7 +217,7 @@ def _read_result(
 
 
 def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Name each path by its last parts, as few as make all names different."""
+    """Name each path by the smallest number of trailing parts that makes all names unique."""
     names: dict[Path, str] = {}
     count = 0
     while len(set(names.values())) < len(paths):
@@ -229,10 +227,10 @@ def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Return the leaderboards of the sweeps in folders and their subfolders, one row per trial.
+    """Return the leaderboards of all sweeps in directories, one row per trial.
 
-    The trials of a sweep are in the order of its leaderboard: the best first, those without a score
-    last. Without a sweep there are no rows.
+    Subdirectories are searched, too. Trials are in leaderboard order: the best first, those without
+    a score last. Without a sweep, there are no rows.
 
     Raises:
         DataError: a leaderboard cannot be read or has another schema version.
@@ -245,20 +243,21 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             "trials"
         ]:
             row = {"sweep": name, "rank": trial["rank"], "trial": trial["name"]}
-            # An error may span many lines; the table has one cell for it.
+            # Shorten errors, which may span many lines, to fit into a cell.
             error = visible_text(" ".join((trial["error"] or "").split()), 160)
             rows.append(row | _mean_and_interval(trial) | {"state": trial["state"], "error": error})
     return rows
 
 
 def leaderboard_groups(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Return the leaderboards of the sweeps in folders, one row per setting.
+    """Return the leaderboards of all sweeps in directories, one row per setting.
 
-    Trials that differ in their seed alone are one setting. The gain is over the starting model, and
-    p is corrected for the number of settings. Leaderboards of earlier versions have no groups.
+    Trials that only differ in their seed have the same setting. Gains are relative to the starting
+    model, and p is corrected for the number of settings. Leaderboards of earlier versions have no
+    such rows.
 
     Raises:
-        DataError: as for :func:`leaderboard_rows`.
+        DataError: see :func:`leaderboard_rows`.
     """
     files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
     names = _unique_names(sorted(file.parent for file in files))
@@ -284,16 +283,16 @@ def leaderboard_groups(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 def group_trials(
     folder: Path, trials: Mapping[str, Sequence[str]], done: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Group the finished trials of a sweep that differ in their seed alone, the best group first.
+    """Group the finished trials of a sweep by setting (without the seed), best group first.
 
     Args:
         folder: the directory of the trials.
-        trials: maps the name of each trial to its overrides.
-        done: the names of the trials that are finished and have a ``metrics.json``.
+        trials: overrides by name of the trial.
+        done: names of the finished trials that have a ``metrics.json``.
 
     Returns:
         One entry per setting: ``rank``, ``overrides`` without the seed, ``seeds``, ``trials``,
-        number of trials ``done``, mean ``J&F``, and over the starting model ``gain``,
+        number of trials ``done``, mean ``J&F``, and the gain over the starting model as ``gain``,
         ``gain_interval``, ``seed_spread`` and ``p_corrected``.
 
     Raises:
@@ -334,7 +333,7 @@ def group_trials(
 
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns ``J&F`` and ``95% interval``; None where there is no value."""
+    """Return the columns ``J&F`` and ``95% interval``, None if undefined."""
     low, high = _interval(scores)
     interval = None if low is None else f"{low:.3f} to {high:.3f}"
     return {"J&F": scores["J&F"], "95% interval": interval}
@@ -348,7 +347,7 @@ def _interval(scores: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
-    """Return one row per tracker and run: means over objects, and the interval of J&F."""
+    """Return one row per tracker and run with means over objects and the interval of J&F."""
     columns = ("J", "F", "false_absence", "recovery", "scored_objects")
     return [
         {"run": run.name, "tracker": tracker}
@@ -360,7 +359,7 @@ def comparison_rows(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
 
 
 def comparison_figure(runs: Sequence[EvaluatedRun]) -> Figure:
-    """Plot J&F of every tracker of every run, with its interval."""
+    """Plot J&F of every tracker and run with its interval."""
     groups = {
         run.name: {
             tracker: dict(zip(("mean", "low", "high"), (s["J&F"], *_interval(s)), strict=True))
@@ -372,9 +371,9 @@ def comparison_figure(runs: Sequence[EvaluatedRun]) -> Figure:
 
 
 def comparison_warnings(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Return the reasons why the scores of the runs are not comparable; empty if they are.
+    """Return the reasons why the runs' scores are not comparable; empty if they are.
 
-    Each run is compared with the first: convention, protocol and videos must be the same.
+    Convention, protocol and videos of each run must be the same as for the first run.
     """
     first, *others = runs
     warnings = []
@@ -390,18 +389,18 @@ def comparison_warnings(runs: Sequence[EvaluatedRun]) -> list[str]:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The evaluations of runs that differ in their seed alone, or of a single run.
+    """Evaluations of runs that only differ in their seed, or of a single run.
 
     Attributes:
-        name: what the names of the runs have in common.
-        runs: one per seed.
+        name: the common part of the runs' names.
+        runs: one run per seed.
     """
 
     name: str
     runs: Sequence[EvaluatedRun]
 
     def scores(self) -> dict[Key, float]:
-        """Return J&F of the objects that all runs score, averaged over the seeds."""
+        """Return J&F of the objects that are scored in all runs, averaged over seeds."""
         by_run = [run.scores(run.tracker) for run in self.runs]
         common = set.intersection(*(set(s) for s in by_run))
         return {key: float(np.mean([s[key] for s in by_run])) for key in common}
@@ -409,7 +408,7 @@ class RunGroup:
     def gains(self) -> dict[str, Any] | None:
         """Return :func:`~sam2kit.evaluation.statistics.seed_summary` over the starting model.
 
-        None: an evaluation has no starting model.
+        Returns None if an evaluation has no starting model.
         """
         differences = {}
         for run in self.runs:
@@ -424,17 +423,17 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class DataSetComparison:
-    """The comparison of runs on videos that they have in common.
+    """Comparison of runs on a dataset of common videos.
 
     Attributes:
         groups: the runs, grouped by seed.
         gains: one row per group: ``run``, number of ``seeds``, mean ``J&F``, and the gain over the
             starting model as in :func:`sam2kit.evaluation.statistics.seed_summary`, with
-            ``p_corrected``. A negative gain on a second data set is forgetting.
+            ``p_corrected``. A negative gain on a second dataset indicates forgetting.
         pairs: one row per pair of groups: ``run``, ``other``, and the difference on the common
             objects as in :func:`sam2kit.evaluation.statistics.difference_summary`, with
-            ``p_corrected`` and ``unpaired``, the number of objects that only one of them scores, or
-            on different numbers of frames.
+            ``p_corrected`` and ``unpaired``, the number of objects that only one group scores, or
+            that are scored on different numbers of frames.
     """
 
     groups: Sequence[RunGroup]
@@ -448,7 +447,7 @@ class DataSetComparison:
 
     @property
     def title(self) -> str:
-        """The number of videos, and their first names."""
+        """The number of videos, and the first few names."""
         names = [visible_text(name, 40) for name in self.videos[:3]]
         more = ", …" if len(self.videos) > len(names) else ""
         return f"{plural(len(self.videos), 'video')}: {', '.join(names)}{more}"
@@ -466,7 +465,7 @@ class DataSetComparison:
         )
 
     def pair_table(self) -> Table | None:
-        """Return the differences between the runs as a table; None: there is only one run."""
+        """Return the differences between runs as a table, or None if there is only one run."""
         rows = [
             {"run": row["run"], "minus": row["other"]}
             | {"difference": None if row["mean"] is None else f"{row['mean']:+.3f}"}
@@ -477,7 +476,7 @@ class DataSetComparison:
         return Table(rows) if rows else None
 
     def notes(self) -> list[str]:
-        """Return sentences on what the numbers may not show."""
+        """Return caveats about the numbers."""
         compared = [row["gain"] for row in self.gains if row["gain"]] + self.pairs
         notes = [NO_INTERVAL] if any(c["videos"] < MIN_VIDEOS for c in compared) else []
         if len(self.groups) > 1:
@@ -490,10 +489,10 @@ class DataSetComparison:
         return [note for note in notes if note]
 
     def figure(self) -> Figure | None:
-        """Plot each video's scores of two runs, or before and after the training of a single one.
+        """Plot scores per video for two runs, or before and after training for a single run.
 
-        Of several runs, the pair with the largest mean difference is shown. None: nothing is
-        paired.
+        With several runs, the pair with the largest mean difference is shown. Returns None if there
+        are no pairs.
         """
         paired = [row for row in self.pairs if row["mean"] is not None]
         if paired:
@@ -518,7 +517,7 @@ class DataSetComparison:
         return paired_chart(pairs, names, "J&F of each video")
 
     def text(self, markdown: bool = False) -> str:
-        """Return title, tables and notes as plain text, or as Markdown."""
+        """Return title, tables and notes as plain text or Markdown."""
         tables = [table for table in (self.gain_table(), self.pair_table()) if table is not None]
         heads = ["Gain over the starting model (negative: forgetting)", "Differences between runs"]
         parts = [f"## {markdown_text(self.title)}" if markdown else self.title]
@@ -527,7 +526,7 @@ class DataSetComparison:
         return "\n\n".join([*parts, *self.notes()]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows and the names of the videos in types that JSON supports."""
+        """Return rows and video names as JSON-serializable values."""
         groups = {g.name: [run.name for run in g.runs] for g in self.groups}
         content = {"videos": self.videos, "runs": groups, "gains": self.gains, "pairs": self.pairs}
         return json.loads(json.dumps(content))
@@ -536,13 +535,13 @@ class DataSetComparison:
 def compare_on_videos(runs: Sequence[EvaluatedRun]) -> list[DataSetComparison]:
     """Compare runs by paired differences on their common videos.
 
-    Evaluations form one data set if they share videos (directly or through others), the convention
-    and the protocol. Runs that differ in their seed alone are grouped, and their scores averaged
-    over the seeds within each object. All other runs are compared in pairs, and the p-values
-    corrected for the number of comparisons (Holm).
+    Evaluations belong to one dataset if they share videos (directly or through others), convention
+    and protocol. Runs that only differ in their seed are grouped, and the scores of each object are
+    averaged over seeds. All groups are compared in pairs, with p-values corrected for the number of
+    comparisons (Holm).
 
     Returns:
-        One comparison per data set, in the order of the runs.
+        One comparison per dataset, in the order of the runs.
 
     Raises:
         DataError: a ``metrics.json`` is damaged.
@@ -567,7 +566,7 @@ def compare_on_videos(runs: Sequence[EvaluatedRun]) -> list[DataSetComparison]:
 
 
 def write_comparison(comparisons: Sequence[DataSetComparison], folder: Path) -> Path:
-    """Write ``comparison.json``, ``comparison.md`` and a figure per data set.
+    """Write ``comparison.json``, ``comparison.md`` and one figure per dataset.
 
     Returns:
         The path of ``comparison.md``.
@@ -586,11 +585,11 @@ def write_comparison(comparisons: Sequence[DataSetComparison], folder: Path) -> 
 
 
 def check_comparable(comparisons: Sequence[DataSetComparison]) -> None:
-    """Check that runs were compared with each other, unless there is only one.
+    """Check that there is a comparison between runs, unless there is only one run.
 
     Raises:
-        DataError: no two runs have common videos that were scored on equal frames by the same
-            convention and protocol; the message says which of these is missing.
+        DataError: no two runs have common videos that were scored on the same number of frames with
+            the same convention and protocol; the message names the difference.
     """
     runs = [run for c in comparisons for group in c.groups for run in group.runs]
     if any(row["objects"] for c in comparisons for row in c.pairs):
@@ -628,7 +627,7 @@ def _videos(run: EvaluatedRun) -> list[str]:
 
 
 def _data_sets(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
-    """Divide runs into sets that share videos, convention and protocol."""
+    """Partition runs by common videos, convention and protocol."""
     sets: list[tuple[str, set[str], list[EvaluatedRun]]] = []
     for run in runs:
         videos = set(_videos(run))
@@ -642,14 +641,14 @@ def _data_sets(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
 
 
 def _group_seeds(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
-    """Group the runs that differ in their seed alone, and give each group a unique name."""
+    """Group runs that only differ in their seed, and give each group a unique name."""
     by_settings: dict[Any, list[EvaluatedRun]] = {}
     for number, run in enumerate(runs):
         key = (run.settings, tuple(sorted(_videos(run)))) if run.settings else number
         by_settings.setdefault(key, []).append(run)
     members: list[list[EvaluatedRun]] = []
     for group in by_settings.values():
-        # The same seed twice: these runs differ in something that is not in the configuration.
+        # Runs with equal seeds differ in something that the configuration does not contain.
         distinct = len({run.seed for run in group}) == len(group)
         members += [group] if distinct else [[run] for run in group]
     names = [_common_name([run.name for run in group]) for group in members]
@@ -661,7 +660,7 @@ def _group_seeds(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """Return the name of a single run, or the common begin and end of several with ``*``."""
+    """Return a single run's name, or the common prefix and suffix of several joined by ``*``."""
     begin = os.path.commonprefix(list(names))
     if len(names) == 1:
         return begin

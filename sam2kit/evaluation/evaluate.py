@@ -1,10 +1,10 @@
-"""Score trackers side by side on whole videos, for ``sam2kit evaluate`` and ``04_evaluate``.
+"""Score trackers on whole videos, for ``sam2kit evaluate`` and ``04_evaluate``.
 
-Every tracker gets the same prompts on the same videos. The fine-tuned model is compared with four
-kinds of baselines: the model before training; the fine-tuned model with its memory zeroed, which
-scores the same if the model does not use its memory; the copied first mask, which scores high if
-objects hardly move; and any number of other checkpoints. docs/evaluation.md describes the protocols
-and the scores.
+All trackers get the same prompts on the same videos. The fine-tuned model is compared with four
+kinds of baselines: the model before training; the fine-tuned model with zeroed memory, whose score
+is the same if the model does not use its memory; the copied first mask, whose score is high if
+objects hardly move; and any number of other checkpoints. docs/evaluation.md describes protocols and
+scores.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from sam2kit.viz.overlays import evenly_spaced
 AFTER = "after training"
 ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"
-# Names of the last two if the weights under evaluation are not from a run, and have their own name.
+# Names of the last two if the evaluated weights do not come from a run and have their own name.
 UNTUNED_ZEROED, UNTUNED_CALIBRATED = "memory zeroed", "calibrated"
 
 
@@ -68,24 +68,23 @@ def evaluate(
     splits: Splits | None = None,
     compared: Mapping[str, Splits] | None = None,
 ) -> Evaluation:
-    """Track the validation or test videos of ``config`` with every tracker, and score the masks.
+    """Track the validation or test videos of ``config`` with all trackers and score the masks.
 
-    The scores and masks of each video are saved in ``output_dir`` as soon as the video is done, so
-    that an interrupted evaluation can resume. :func:`~sam2kit.evaluation.report.write_results`
-    writes the other results.
+    Scores and masks are saved in ``output_dir`` after each video, so that an interrupted evaluation
+    can be resumed. :func:`~sam2kit.evaluation.report.write_results` writes the other results.
 
     Args:
-        config: only the data, ``evaluation`` and ``seed`` are used.
-        runs: trackers with different names; the first is the one under evaluation.
-        output_dir: the folder of the results.
-        splits, compared: as for :func:`sam2kit.evaluation.scored_split.check_scored_videos`.
+        config: the configuration; only data, ``evaluation`` and ``seed`` are used.
+        runs: trackers with unique names, first the tracker under evaluation.
+        output_dir: the directory for the results.
+        splits, compared: see :func:`sam2kit.evaluation.scored_split.check_scored_videos`.
 
     Raises:
         ConfigError: an option in ``evaluation`` is invalid.
         DataError: the data cannot be read, only prompted frames are annotated, no frame can be
-            scored, or a video was trained on.
+        scored, or a video was used for training.
     """
-    # Check the options before anything is loaded or tracked.
+    # Check options before loading or tracking anything.
     tracker_options(config)
     source = scored_source(config, splits)
     split = check_scored_videos(config, source, splits, compared)
@@ -96,8 +95,8 @@ def evaluate(
         calibrated, calibration = _calibrated(config, runs[0], source, splits)
         runs = [*runs, calibrated]
     results = {run.name: DataSetScores(run.name) for run in runs}
-    # No noise curve for two baselines: the copied mask is never prompted with noise, and the model
-    # with its memory zeroed does not track.
+    # Two baselines have no noise curve: the copied mask is never prompted with noise, and the model
+    # with zeroed memory does not track.
     levels = sorted(config.evaluation.noise_levels)
     curves: dict[str, dict[float, list[VideoScores]]] = {
         run.name: {level: [] for level in levels}
@@ -116,7 +115,7 @@ def evaluate(
             if field := field_scores(source, i, files.label_masks(run.name, source, i)):
                 fields[run.name][video] = field
             mean = summary([video_scores])["J&F"]
-            text = "not measured" if mean is None else f"{mean:.3f}"
+            text = "undefined" if mean is None else f"{mean:.3f}"
             logger.info("{} ({} of {}), {}: J&F {}", video, i + 1, len(source), run.name, text)
             for level, videos in curves.get(run.name, {}).items():
                 videos.append(files.scores(run, source, i, objects, level))
@@ -131,29 +130,29 @@ def evaluate(
 
 
 def check_scored_frames(source: VideoSource, convention: str | None = None) -> None:
-    """Warn of videos in which only the prompted frame is annotated, so that nothing is scored.
+    """Warn about videos in which only the prompted frame is annotated and nothing is scored.
 
     Args:
         source: the validation videos.
         convention: the value of ``evaluation.convention``; ``all_frames`` scores prompted frames.
 
     Raises:
-        DataError: all videos are like that.
+        DataError: this applies to all videos.
     """
     if convention == "all_frames":
         return
-    # Up to two annotated frames are looked for, so that fully annotated videos are not read twice.
+    # Stop at the second annotated frame, so that fully annotated videos are not read twice.
     counts = [len(list(islice(source.annotated_frames(i), 2))) for i in range(len(source))]
     names = [name for name, count in zip(source.names, counts, strict=True) if count < 2]
     if not names:
         return
     videos = f"{len(names)} of {len(source)} validation videos, such as {visible_text(names[0])!r}"
-    problem = f"{videos}: only one frame is annotated, which is prompted, so no frame can be scored"
+    problem = f"{videos}: only the prompted frame is annotated, so no frame can be scored"
     if len(names) == len(source):
         raise DataError(
             problem,
             key="valdataset.data_path",
-            hint="annotate further frames of these videos, or give other validation videos",
+            hint="annotate more frames of these videos, or use other validation videos",
         )
     logger.warning("{}", problem)
 
@@ -161,7 +160,7 @@ def check_scored_frames(source: VideoSource, convention: str | None = None) -> N
 def _calibrated(
     config: Config, run: TrackerRun, source: VideoSource, splits: Splits | None
 ) -> tuple[TrackerRun, dict[str, Any]]:
-    """Return the tracker with thresholds chosen on training videos, and the chosen values.
+    """Return the tracker with thresholds tuned on training videos, and their values.
 
     Raises:
         ConfigError: a calibration video is also a validation video.
@@ -169,15 +168,15 @@ def _calibrated(
     training = open_sets(config, splits).train
     videos = evenly_spaced(len(training), config.evaluation.calibration_videos)
     names = [training.names[i] for i in videos]
-    # Thresholds chosen on the reported videos would make the scores too high.
+    # Tuning thresholds on the scored videos would bias the scores upward.
     if shared := set(names) & set(source.names):
         raise ConfigError(
             f"{sorted(shared)[0]!r} is both a training and a validation video",
             key="evaluation.calibration_videos",
             value=config.evaluation.calibration_videos,
-            hint="give dataset.split and valdataset.split different videos",
+            hint="use different videos in dataset.split and valdataset.split",
         )
-    logger.info("Choosing thresholds on {}", ", ".join(names))
+    logger.info("Tuning thresholds on {}", ", ".join(names))
     mask, present = calibrate(run, training, videos, config)
     chosen = {"mask_threshold": mask, "object_score_threshold": present, "videos": names}
     name = CALIBRATED if run.name == AFTER else UNTUNED_CALIBRATED
@@ -190,26 +189,27 @@ def evaluate_checkpoint(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score a checkpoint and its baselines on validation or test videos, and write the results.
+    """Score a checkpoint and its baselines on validation or test videos and write the results.
 
     The baselines are listed in :func:`checkpoint_runs`.
 
     Args:
-        checkpoint: a run directory or ``.ckpt``, both with their configuration (with paths only if
-            the run's ``config.yaml`` is beside it); weights in the official format; or the name of
-            a model, such as ``nano``.
+        checkpoint: a run directory or ``.ckpt``, whose configuration is used (its paths only if the
+            run's ``config.yaml`` is beside it); weights in the official format; or a model name
+            such as ``nano``.
         overrides: changes to the configuration, such as ``valdataset.data_path=DIR``.
-        output_dir: the folder of the results; an interrupted evaluation in it is resumed. None
-            (default): a new dated folder under ``config.output_dir``.
-        config_file: the configuration to use. None (default): the configuration in the checkpoint;
-            for weights without one, the default configuration of their model size.
+        output_dir: the directory for the results; an interrupted evaluation in it is resumed. If
+            None (default), a new dated directory in ``config.output_dir``.
+        config_file: the configuration file. If None (default), the configuration in the checkpoint,
+            or, for weights without one, the default configuration for their model size.
 
     Returns:
-        The evaluation, whose ``scores`` maps each tracker to its mean J&F.
+        The evaluation; its ``scores`` are the mean J&F by tracker.
 
     Raises:
         ConfigError: a key, value or override is invalid.
-        DataError: the data cannot be read, no frame of it can be scored, or a video was trained on.
+        DataError: the data cannot be read, no frame can be scored, or a video was used for
+            training.
         CheckpointError: a checkpoint is missing or cannot be loaded.
         PipelineError: another process uses ``output_dir``.
     """
@@ -220,19 +220,19 @@ def evaluate_checkpoint(
             config, ignored = override_allowed(*source_config(checkpoint), overrides, checkpoint)
         else:
             config, ignored = load_config(config_file, overrides), ["model.checkpoint"]
-        # The model before training is a baseline unless the weights it started from are unknown, or
-        # are the checkpoint itself.
+        # The model before training is a baseline unless the initial weights are unknown or equal to
+        # the checkpoint.
         file, start = find_checkpoint(checkpoint), config.model.checkpoint
         unknown = "model.checkpoint" in ignored
         no_start = unknown if start is None else start in (checkpoint, str(file))
         splits = checkpoint_splits(checkpoint)
         compared = {n: checkpoint_splits(c) for n, c in config.evaluation.compare.items()}
-        # Weights that are not from a run of sam2kit are not tuned.
+        # Weights from outside of sam2kit do not count as fine-tuned.
         name = AFTER if splits is not None else _weights_name(checkpoint)
         runs = checkpoint_runs(config, checkpoint, not no_start, name)
         output_dir = open_run_dir(output_dir, config.output_dir)
         owner.take(output_dir)
-        # Results may go into the run directory: keep the configuration of the training there.
+        # Results may be written to the run directory, where training's configuration must be kept.
         if output_dir.resolve() != file.parent.resolve():
             save_config(config, output_dir / "config.yaml")
         known = {name: other for name, other in compared.items() if other is not None}
@@ -240,7 +240,7 @@ def evaluate_checkpoint(
 
 
 def _weights_name(checkpoint: str) -> str:
-    """Return a name for weights without a run: a released name, or the name of the file."""
+    """Return the display name of weights without a run: a released name or the file name."""
     path = Path(checkpoint)
     return visible_text(path.stem if path.is_file() else path.name) or "the model"
 
@@ -251,23 +251,23 @@ def evaluate_predictions(
     output_dir: Path | None = None,
     config_file: str | Path | None = None,
 ) -> Evaluation:
-    """Score masks that any tracker wrote, and write the results.
+    """Score existing masks of any tracker and write the results.
 
     Args:
-        folder: the masks, ``FOLDER/VIDEO/FRAME.png``; see
-            :func:`sam2kit.evaluation.predictions.score_predictions`. Or label images in the form of
-            the data: ``FOLDER/VIDEO_labels.tif``, ``FOLDER/VIDEO_RES/mask000.tif`` or
-            ``FOLDER/VIDEO.nii.gz``; see
-            :func:`sam2kit.evaluation.label_results.score_label_results`.
-        overrides, output_dir: as for :func:`evaluate_checkpoint`.
-        config_file: the configuration to use. None (default): the default configuration.
+        folder: directory of the masks: either ``FOLDER/VIDEO/FRAME.png`` (see
+            :func:`sam2kit.evaluation.predictions.score_predictions`), or label images in the format
+            of the data, ``FOLDER/VIDEO_labels.tif``, ``FOLDER/VIDEO_RES/mask000.tif`` or
+            ``FOLDER/VIDEO.nii.gz`` (see
+            :func:`sam2kit.evaluation.label_results.score_label_results`).
+        overrides, output_dir: see :func:`evaluate_checkpoint`.
+        config_file: the configuration file. If None (default), the default configuration.
 
     Returns:
-        The evaluation, with one tracker named after the folder.
+        The evaluation, with one tracker named after the directory.
 
     Raises:
         ConfigError: a key, value or override is invalid.
-        DataError: a mask is missing, unreadable or of another size, or no frame can be scored.
+        DataError: a mask is missing, unreadable or has another size, or no frame can be scored.
     """
     config = load_config(config_file, overrides)
     source = scored_source(config)
@@ -308,7 +308,7 @@ def _write_and_log(evaluation: Evaluation) -> Evaluation:
         logger.info("{}", sentence)
     if evaluation.truth_note:
         logger.warning("{}", evaluation.truth_note)
-    logger.info("Wrote the results to {0}; open {0}/report.html", evaluation.output_dir)
+    logger.info("Wrote results to {0}; open {0}/report.html", evaluation.output_dir)
     return evaluation
 
 
@@ -317,17 +317,17 @@ def checkpoint_runs(
 ) -> list[TrackerRun]:
     """Return the trackers of an evaluation: the checkpoint first, then its baselines.
 
-    The baselines are the model before training, the checkpoint with its memory zeroed, the copied
-    first mask and the checkpoints of ``evaluation.compare``. If the weights from before training
-    cannot be loaded, a warning is logged and that baseline is left out.
+    The baselines are the model before training, the checkpoint with zeroed memory, the copied first
+    mask and the checkpoints in ``evaluation.compare``. If the initial weights cannot be loaded, a
+    warning is logged and that baseline is skipped.
 
     Args:
-        checkpoint: as for :func:`evaluate_checkpoint`.
-        has_start: whether the configuration names the weights that the training started from.
-        name: name of the checkpoint in the results.
+        checkpoint: see :func:`evaluate_checkpoint`.
+        has_start: whether the configuration contains the initial weights of training.
+        name: display name of the checkpoint in the results.
 
     Raises:
-        ConfigError: ``evaluation.compare`` uses the name of another tracker.
+        ConfigError: ``evaluation.compare`` contains the name of another tracker.
         CheckpointError: a checkpoint cannot be loaded.
     """
     device = pick_device(config.trainer.accelerator, config.trainer.devices)
@@ -339,7 +339,7 @@ def checkpoint_runs(
         try:
             runs.append(TrackerRun(BEFORE, create_sam2_model(config).to(device)))
         except CheckpointError as error:
-            logger.warning("Leaving out the model before training: {}", error)
+            logger.warning("Skipping the model before training: {}", error)
     zeroed = ZEROED if name == AFTER else UNTUNED_ZEROED
     runs += [TrackerRun(zeroed, tuned, zero_memory=True), TrackerRun(COPY, None)]
     for label, other in config.evaluation.compare.items():
@@ -351,7 +351,7 @@ def checkpoint_runs(
                 hint="choose another name",
             )
         runs.append(TrackerRun(label, load_model(other)[1].to(device)))
-    # A frozen encoder is the same before and after training: encode each frame only once.
+    # If the encoder was frozen, it did not change in training, so encode each frame only once.
     if tuned.encoder_is_frozen:
         cache = create_cache(config, exact=True)
         for run in runs:

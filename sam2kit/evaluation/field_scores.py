@@ -1,4 +1,4 @@
-"""Add the scores of a field of research: of cell tracking, or of medical volumes."""
+"""Compute field-specific scores for cell tracking and medical volumes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def field_scores(
     predicted: Callable[[int], Masks],
     tracks: Mapping[int, Track] | None = None,
 ) -> dict[str, Any]:
-    """Score a video as its field does.
+    """Compute the field-specific scores of a video.
 
     Args:
         source: the videos.
         i: index of the video.
-        predicted: returns the masks of a frame, bool ``[H,W]`` by object. Where masks overlap, the
-            later one is used.
-        tracks: tracks of the prediction, whose labels are then its object ids. None (default): no
-            parents are predicted.
+        predicted: function that returns the masks of a frame, bool ``[H,W]`` by object. Where masks
+            overlap, the later mask is used.
+        tracks: predicted tracks, whose labels are then the object ids. None (default): no predicted
+            parents.
 
     Returns:
         ``SEG``, ``DET`` and ``TRA`` for TIFF stacks and Cell Tracking Challenge data
@@ -137,7 +137,7 @@ def _score_volume(source: VideoSource, i: int, predicted: Callable[[int], Masks]
     shown = {number for truth, _ in frames for number in labels_in(truth)}
     for object_id, number in truth_numbers.items():
         if number not in shown:
-            continue  # only the prediction has it
+            continue  # the object is only in the prediction
         one, other = (np.stack([frame[k] == number for frame in frames]) for k in (0, 1))
         distance = hd95(one, other, geometry.spacing)
         objects[str(object_id)] = {"dice": dice(one, other), "HD95": distance}
@@ -145,14 +145,14 @@ def _score_volume(source: VideoSource, i: int, predicted: Callable[[int], Masks]
 
 
 def volume_summary(videos: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the means over the objects of videos.
+    """Return means over the objects of all videos.
 
     Args:
         videos: ``volume_objects`` of each video.
 
     Returns:
-        ``volume_dice``; ``HD95`` in mm over the objects that have one, and ``HD95_undefined``, the
-        number of objects without a predicted voxel, which have none.
+        ``volume_dice``; ``HD95`` in mm over the objects for which it is defined; and
+        ``HD95_undefined``, the number of objects without a predicted voxel.
     """
     objects = [scores for video in videos for scores in video.values()]
     distances = [o["HD95"] for o in objects if o["HD95"] is not None]
@@ -164,7 +164,7 @@ def volume_summary(videos: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[st
 
 
 def field_summary(videos: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means over videos for SEG, DET and TRA, and over objects for volumes."""
+    """Return means over videos for SEG, DET and TRA, and over objects for volumes."""
     videos = list(videos)
     scores: dict[str, Any] = {}
     cells = [video for video in videos if "TRA" in video]

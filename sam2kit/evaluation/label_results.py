@@ -1,4 +1,4 @@
-"""Read and score results that are label images in the form of the data set that was tracked.
+"""Read and score results stored as label images in the format of the dataset.
 
 ``VIDEO_labels.tif`` for TIFF stacks, ``VIDEO_RES/mask000.tif`` with ``res_track.txt`` for the Cell
 Tracking Challenge, and ``VIDEO.nii.gz`` for volumes.
@@ -48,9 +48,9 @@ class LabelResults(NamedTuple):
 
     Attributes:
         path: the file or directory.
-        read: returns the labels of a frame, ``[H,W]``; None if it has none.
-        names: object ids of labels that are not the labels themselves.
-        tracks: the tracks, with their parents. None: the results have none.
+        read: function that returns the labels of a frame, ``[H,W]``, or None if it has none.
+        names: object ids by label, where they differ from the label.
+        tracks: the tracks with their parents, or None if the results have none.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class LabelResults(NamedTuple):
 
 
 def find_label_results(source: VideoSource, folder: Path) -> list[LabelResults] | None:
-    """Find results that are label images; None unless every video has some.
+    """Find results stored as label images; return None unless every video has results.
 
     Raises:
         DataError: a file is damaged, or does not have one label image per frame.
@@ -90,8 +90,8 @@ def _find_ctc(source: VideoSource, i: int, folder: Path) -> LabelResults | None:
         numbers = list(range(count))
     if missing := [n for n in numbers if n not in images]:
         raise DataError(
-            f"{path} has no mask{missing[0]:03d}.tif, one of {len(missing)} missing masks",
-            hint="write a label image for every frame, empty where no object is visible",
+            f"{path} has no mask{missing[0]:03d}.tif (missing masks: {len(missing)})",
+            hint="write a label image for every frame, even if no object is visible",
         )
     stack = TiffSequence([images[n] for n in numbers])
     names = read_object_names(path / "objects.json")
@@ -111,7 +111,7 @@ def _find_nifti(source: VideoSource, i: int, folder: Path) -> LabelResults | Non
         if geometry.num_frames(volume.shape) != count:
             raise DataError(
                 f"{path} has {geometry.num_frames(volume.shape)} slices, but {name} has {count}",
-                hint="write results on the grid of their volume",
+                hint="write results with the shape of their volume",
             )
         names = read_object_names(folder / f"{stem}.json")
         return LabelResults(path, partial(geometry.frame, volume), names)
@@ -142,18 +142,19 @@ def score_label_results(
 ) -> tuple[DataSetScores, dict[str, dict[str, Any]]]:
     """Score label images of every video.
 
-    If a result has ids that the ground truth does not have, as the labels of any cell tracker, its
-    objects are matched with those of the ground truth for J and F: pairs in descending order of
-    their common pixels, one to one. SEG, DET and TRA match objects frame by frame by themselves.
+    If a result has ids that are not in the ground truth, as with most cell trackers, its objects
+    are matched one-to-one with ground-truth objects for J and F, greedily by the number of common
+    pixels. SEG, DET and TRA match objects in each frame separately.
 
     Args:
         source: videos with ground truth.
-        results: as :func:`find_label_results` returns them.
-        folder: directory of the results, whose name becomes the name of the tracker.
-        convention: None (default): ``all_frames``.
+        results: the results from :func:`find_label_results`.
+        folder: directory of the results, whose name becomes the tracker's name.
+        convention: scoring convention. If None (default), ``all_frames``.
 
     Returns:
-        The scores, and those of :func:`~sam2kit.evaluation.field_scores.field_scores` by video.
+        The scores, and the result of :func:`~sam2kit.evaluation.field_scores.field_scores` by
+        video.
 
     Raises:
         DataError: a label image is damaged or has another size than its frame.
@@ -183,7 +184,7 @@ def score_label_results(
 
 
 def _labels(source: VideoSource, i: int, t: int, result: LabelResults) -> np.ndarray:
-    """Read the labels of a frame, and check their size."""
+    """Read the labels of a frame and check their size."""
     masks = source.read_masks(i, t)
     size = next((m.shape for m in (masks or {}).values()), None)
     size = size or source.raw_frame(i, t).shape[:2]
@@ -202,7 +203,7 @@ def _labels(source: VideoSource, i: int, t: int, result: LabelResults) -> np.nda
 def _object_ids(
     source: VideoSource, i: int, result: LabelResults, known: set[ObjectId]
 ) -> dict[int, ObjectId]:
-    """Return the object of the ground truth of each label of a result."""
+    """Return the ground-truth object of each label in a result."""
     common: Counter[tuple[int, ObjectId]] = Counter()
     present: set[int] = set()
     numbers: dict[int, ObjectId] = dict(enumerate(sorted(known, key=str), 1))
@@ -225,10 +226,10 @@ def _object_ids(
         if label not in ids and object_id not in ids.values():
             ids[label] = object_id
     logger.info(
-        "{}: labels that are not ids of the ground truth; {} of {} matched with objects by overlap",
+        "{}: labels differ from the ground truth's ids; matched {} of {} with objects by overlap",
         visible_text(source.name(i)),
         len(ids),
         len(present),
     )
-    # A label must not be taken for the object of the same number.
+    # An unmatched label must not be confused with the object of the same number.
     return ids | {label: f"unmatched {label}" for label in present - set(ids)}

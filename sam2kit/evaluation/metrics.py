@@ -1,6 +1,6 @@
 """Score the masks of one object over time: IoU, presence and recovery.
 
-Masks are bool and end in the axes H, W. This module does not import torch.
+Masks are bool arrays whose last axes are H and W. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RECOVERY_COUNTS = ("reentries", "recovered", "recovery_frames_sum")
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Compute the intersection over union (J of DAVIS) over the last two axes.
+    """Compute the intersection over union (DAVIS's J) over the last two axes.
 
     Args:
         prediction, truth: bool ``[...,H,W]``, of equal shape.
@@ -40,8 +40,8 @@ def outside_void(
     """Clear the void pixels of both masks, so that they do not affect any score.
 
     Args:
-        prediction, truth: bool ``[H,W]``. None: the mask is empty; not allowed for both.
-        void: bool ``[H,W]``, pixels that the annotators left undecided. None: no void pixels.
+        prediction, truth: bool ``[H,W]``, or None for an empty mask; not both None.
+        void: bool ``[H,W]``, pixels that annotators left undecided, or None if there are none.
 
     Returns:
         Prediction and ground truth, bool ``[H,W]``.
@@ -51,14 +51,14 @@ def outside_void(
     """
     template = prediction if truth is None else truth
     if template is None:
-        raise ValueError("outside_void needs a prediction or a truth")
+        raise ValueError("prediction and truth must not both be None")
     prediction = np.zeros_like(template) if prediction is None else prediction
     truth = np.zeros_like(template) if truth is None else truth
     return (prediction, truth) if void is None else (prediction & ~void, truth & ~void)
 
 
 def check_masks(prediction: np.ndarray, truth: np.ndarray) -> None:
-    """Check that two masks have the same shape and the type bool.
+    """Check that two masks have the same shape and are bool.
 
     Raises:
         ValueError: the shapes differ or a mask is not bool.
@@ -72,7 +72,7 @@ def check_masks(prediction: np.ndarray, truth: np.ndarray) -> None:
 def after_first_visible(visible: np.ndarray) -> np.ndarray:
     """Mark the frames after each object's first visible frame.
 
-    These are the frames on which a tracker is scored that was prompted on the first visible frame.
+    If a tracker is prompted on the first visible frame, these are the frames to score.
 
     Args:
         visible: bool ``[T,O]``.
@@ -85,10 +85,9 @@ def after_first_visible(visible: np.ndarray) -> np.ndarray:
 
 
 def copy_first_mask(truth: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Repeat each object's first visible mask on all later frames.
+    """Copy each object's first visible mask to all later frames.
 
-    This is the baseline that a tracker has to beat; the less the objects move, the higher its
-    score.
+    This is a baseline that a tracker should exceed. It scores higher if objects move less.
 
     Args:
         truth: bool ``[T,O,H,W]``.
@@ -104,15 +103,15 @@ def copy_first_mask(truth: np.ndarray, visible: np.ndarray) -> np.ndarray:
 def mean_tracked_iou(
     prediction: np.ndarray, truth: np.ndarray, scored: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Compute each object's mean IoU over its scored frames, and the mean over objects.
+    """Compute each object's mean IoU over its scored frames, and their mean over objects.
 
     Args:
         prediction, truth: bool ``[T,O,H,W]``.
         scored: bool ``[T,O]``, False on prompted and on unannotated frames.
 
     Returns:
-        Two values from 0 to 1: the mean IoU of each object, ``[O]`` float64, NaN for an object
-        without scored frames; and the mean over the objects that have a value, NaN if none has.
+        The mean IoU of each object, ``[O]`` float64 from 0 to 1, NaN for objects without scored
+        frames, and the mean over the other objects, NaN if there are none.
 
     Raises:
         ValueError: the shapes of the masks and of ``scored`` do not match.
@@ -128,16 +127,15 @@ def mean_tracked_iou(
 
 
 def decay(values: np.ndarray) -> float | None:
-    """Subtract the mean of the last quarter of the values from the mean of the first quarter.
+    """Compute DAVIS's decay: the mean of the first quarter minus the mean of the last quarter.
 
-    This is the decay that DAVIS reports (Perazzi et al., 2016). As in the official package,
-    neighbouring quarters share the frame at their border.
+    Source: Perazzi et al., 2016. As in the official package, adjacent quarters share a frame.
 
     Args:
-        values: ``[N]``, in the order of the frames.
+        values: ``[N]``, in frame order.
 
     Returns:
-        The decay, positive if the scores fall. None: there are no values.
+        The decay, positive if scores decrease, or None if there are no values.
     """
     if not len(values):
         return None
@@ -147,11 +145,11 @@ def decay(values: np.ndarray) -> float | None:
 
 
 def presence_counts(present: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
-    """Count the frames on which an object is absent, predicted absent, both, and present.
+    """Count frames in which an object is absent, predicted absent, both, and present.
 
     Args:
-        present: bool ``[N]``, the ground truth shows the object.
-        predicted: bool ``[N]``, the prediction shows the object.
+        present: bool ``[N]``, whether the object is visible in the ground truth.
+        predicted: bool ``[N]``, whether the predicted mask is not empty.
 
     Returns:
         Numbers of frames by the names in :data:`PRESENCE_COUNTS`.
@@ -161,22 +159,21 @@ def presence_counts(present: np.ndarray, predicted: np.ndarray) -> dict[str, int
 
 
 def recovery_counts(present: np.ndarray, j: np.ndarray, scored: np.ndarray) -> dict[str, int]:
-    """Count an object's re-entries, how many the tracker recovered, and the frames that this took.
+    """Count an object's re-entries, the recovered re-entries, and the frames until recovery.
 
-    A re-entry is a scored frame that shows the object, where the previous frame does not and an
-    earlier one does. It is recovered if J exceeds 0.5 on one of its first 10 frames. These 10
-    frames end early when the object is prompted or leaves again. (Long-term tracking calls this
-    re-detection: Lukezic et al., "Now you see me", 2018, count the frames until a target is found
-    again.)
+    A re-entry is a scored frame in which the object is visible, although it was not in the previous
+    frame but was in an earlier one. It is recovered if J exceeds 0.5 in one of its first 10 frames,
+    or fewer if the object is prompted or disappears again. In long-term tracking, this is called
+    re-detection (Lukezic et al., "Now you see me", 2018).
 
     Args:
-        present: bool ``[N]``, the ground truth shows the object; annotated frames only, in order.
-        j: ``[N]``, 0 to 1.
-        scored: bool ``[N]``.
+        present: bool ``[N]``, whether the object is visible, for annotated frames in order.
+        j: ``[N]``, J from 0 to 1.
+        scored: bool ``[N]``, whether the frame is scored.
 
     Returns:
-        By the names in :data:`RECOVERY_COUNTS`: numbers of re-entries and of recovered ones, and
-        the sum of frames until recovery (1 if J exceeds 0.5 on the first frame).
+        By the names in :data:`RECOVERY_COUNTS`, the number of re-entries and of recovered
+        re-entries, and the sum of frames until recovery (1 if J exceeds 0.5 on the first frame).
     """
     waits = []
     for t in np.flatnonzero(present[1:] & ~present[:-1]) + 1:
@@ -189,13 +186,13 @@ def recovery_counts(present: np.ndarray, j: np.ndarray, scored: np.ndarray) -> d
 
 
 def presence_and_recovery(counts: Mapping[str, int]) -> dict[str, float | None]:
-    """Compute rates from :func:`presence_counts` and :func:`recovery_counts`, or from their sums.
+    """Compute rates from (sums of) :func:`presence_counts` and :func:`recovery_counts`.
 
     Returns:
-        ``absent_precision`` and ``absent_recall``: how well the tracker predicts that an object is
-        absent. ``false_absence``: the fraction of frames with the object on which it is predicted
-        absent. ``recovery``: the fraction of re-entries that are recovered. ``recovery_frames``:
-        the mean number of frames until recovery. None where the denominator is 0.
+        ``absent_precision`` and ``absent_recall`` of predicting that an object is absent;
+        ``false_absence``, the fraction of frames with the object in which it is predicted absent;
+        ``recovery``, the fraction of re-entries that are recovered; and ``recovery_frames``, the
+        mean number of frames until recovery. A rate is None if its denominator is 0.
     """
 
     def ratio(part: str, whole: str, subtract: int = 0) -> float | None:

@@ -1,4 +1,4 @@
-"""Draw predicted masks on videos: overlays, animations, and objects with their errors."""
+"""Draw predicted masks as overlays, animations and error images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sam2kit.viz.plots import save_figure
 from sam2kit.viz.video_writer import save_gif, save_mp4
 
 ReadMasks = Callable[[str, str, int], Mapping[ObjectId, np.ndarray]]
-"""Maps names of tracker and video and a frame number to the masks, bool ``[H,W]`` by object."""
+"""Function of tracker, video and frame number that returns masks, bool ``[H,W]`` by object."""
 
 MAX_PICTURES = 4
 MAX_PICTURE_FRAMES = 40
-MAX_COLUMNS = 8  # of a figure, so that a frame stays large enough
-PICTURE_WIDTH = 240  # pixels; only the MP4 files show frames at their full size
+MAX_COLUMNS = 8  # maximum number of columns, so that frames are large enough
+PICTURE_WIDTH = 240  # in pixels; only MP4 files show frames at full size
 
 
 def draw_videos(
@@ -33,16 +33,16 @@ def draw_videos(
 ) -> None:
     """Write ``overlays/`` (a PNG and an MP4 per video), ``overlay.png`` and ``overlay.gif``.
 
-    Up to :data:`MAX_PICTURES` videos are drawn: those whose J&F is closest to the median of the
-    first tracker, which are more typical than the best or the worst. A picture has up to
-    :data:`MAX_PICTURE_FRAMES` frames. The MP4 files show all frames, with the ground truth on the
-    left and the first tracker on the right.
+    Up to :data:`MAX_PICTURES` videos are drawn, selected because their J&F is closest to the first
+    tracker's median, which is more typical than the best or worst. An image has up to
+    :data:`MAX_PICTURE_FRAMES` frames. MP4 files show all frames, with the ground truth on the left
+    and the first tracker on the right.
 
     Args:
-        trackers: scores on the same videos; the first is the tracker under evaluation.
+        trackers: scores on the same videos, first those of the tracker under evaluation.
         source: the videos.
         read_masks: the predicted masks.
-        folder: an existing folder.
+        folder: an existing directory.
     """
     (folder / "overlays").mkdir(exist_ok=True)
     animations: list[np.ndarray] = []
@@ -62,7 +62,7 @@ def draw_videos(
         if not animations:
             save_figure(figure, folder / "overlay.png")
         animations.append(tracking_frames(frames, truth, masks, annotated))
-    # All frames of a GIF have one size.
+    # All frames of a GIF must have the same size.
     same_size = [a for a in animations if a.shape[1:] == animations[0].shape[1:]]
     save_gif(folder / "overlay.gif", np.concatenate(same_size), fps=4)
 
@@ -78,9 +78,9 @@ def _videos_around_the_median(main: DataSetScores) -> list[VideoScores]:
 def _sample_frames(
     video: VideoScores, trackers: Sequence[DataSetScores], source: VideoSource, read: ReadMasks
 ) -> tuple[list[int], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Read frames and masks, spread over a video, at a small size.
+    """Read evenly spaced frames and masks of a video at a small size.
 
-    If only some frames are annotated, as many of them as a figure shows are among the frames.
+    If only some frames are annotated, they include as many of them as a figure shows.
 
     Returns:
         T frame numbers, frames ``[T,h,w,3]`` uint8, ground truth bool ``[T,O,h,w]``, and
@@ -126,7 +126,7 @@ def _side_by_side(
 def _stack(
     masks: Mapping[ObjectId, np.ndarray], video: VideoScores, size: tuple[int, ...]
 ) -> np.ndarray:
-    """Stack masks in the order of the video's objects, bool ``[O,H,W]``; missing ones are empty."""
+    """Stack masks in the order of the video's objects, bool ``[O,H,W]``; fill in empty masks."""
     return np.stack([masks.get(o, np.zeros(size, bool)) for o in video.object_ids])
 
 
@@ -140,9 +140,9 @@ def tracking_figure(
     annotated: np.ndarray | None = None,
     max_columns: int = MAX_COLUMNS,
 ) -> Figure:
-    """Draw one row of frames per tracker, below a row with the ground truth.
+    """Draw a row with the ground truth, and one row of frames per tracker below it.
 
-    Annotated frames are preferred, since on others there is nothing to compare with.
+    Annotated frames are preferred, because the others have no ground truth for comparison.
 
     Args:
         frames: ``[T,H,W,3]`` uint8.
@@ -151,8 +151,8 @@ def tracking_figure(
         scores: the text beside each tracker's row, by tracker.
         title: the title of the figure.
         numbers: T frame numbers, which label the columns.
-        annotated: ``[T]`` bool. None (default): all frames are annotated.
-        max_columns: maximum number of frames, evenly spread from the first to the last.
+        annotated: ``[T]`` bool. If None (default), all frames are annotated.
+        max_columns: maximum number of frames, evenly spaced from the first to the last.
     """
     annotated = np.ones(len(frames), bool) if annotated is None else annotated
     candidates = np.flatnonzero(annotated) if annotated.sum() > 1 else np.arange(len(frames))
@@ -169,16 +169,16 @@ def tracking_frames(
     predictions: Mapping[str, np.ndarray],
     annotated: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw frames of an animation: the ground truth and the trackers side by side.
+    """Draw the frames of an animation with ground truth and trackers side by side.
 
-    The caption of the ground truth says which frames are unannotated.
+    The caption of the ground truth marks unannotated frames.
 
     Args:
-        frames, truth, predictions, annotated: as for :func:`tracking_figure`.
+        frames, truth, predictions, annotated: see :func:`tracking_figure`.
 
     Returns:
-        ``[T,H',W',3]`` uint8. Each panel is about 192 to 256 pixels wide: wide enough to read the
-        tracker's name above it, and small enough for a GIF.
+        ``[T,H',W',3]`` uint8. Each panel is about 192 to 256 pixels wide: wide enough for the
+        tracker's name, and small enough for a GIF.
     """
     panels = {"truth": truth, **predictions}
     factor = min(max(1, -(-192 // frames.shape[2])), 256 / frames.shape[2])
@@ -224,7 +224,7 @@ def show_objects(
     source: VideoSource,
     read_masks: ReadMasks,
 ) -> list[Example]:
-    """Draw frame, ground truth, prediction and error of objects on their median and worst frame.
+    """Draw frame, ground truth, prediction and errors of objects on a median and a worst frame.
 
     Args:
         main: the scores of the tracker.
@@ -263,7 +263,7 @@ def compare_errors(
     source: VideoSource,
     read_masks: ReadMasks,
 ) -> list[Example]:
-    """Draw the errors of two trackers side by side, on the frames where they differ most.
+    """Draw the errors of two trackers side by side on the frames where they differ most.
 
     Args:
         main, other: the scores of the two trackers.
@@ -302,7 +302,7 @@ def example_sheet(examples: Sequence[Example]) -> Figure:
 def _spotlight(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Darken the frame outside the mask.
 
-    A coloured overlay would be hard to see in a scene of the same colour.
+    A coloured overlay would be hard to see on a background of the same colour.
     """
     dark = np.where(mask[..., None], frame, frame // 3)
     return overlay(dark, mask[None], np.array([WHITE]), alpha=0)

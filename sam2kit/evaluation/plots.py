@@ -1,6 +1,6 @@
 """Plot scores: J over time, paired differences, J&F under noisy prompts.
 
-The functions return figures and do not show them.
+Functions return figures and do not display them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MAX_NAMED_BARS = 40  # more names would overlap
 def over_time(trackers: Sequence[DataSetScores], video: str, first: int = 0) -> Figure:
     """Plot J over the frames of one video, one line per tracker.
 
-    A point is the mean over the objects that are scored on the frame; without any, the line has a
-    gap. Triangles mark the frames on which the first tracker was prompted.
+    A point is the mean over the objects scored in the frame; the line has a gap if there are none.
+    Triangles mark the frames in which the first tracker was prompted.
 
     Args:
-        trackers: scores of the video; the first is the tracker under evaluation.
-        video: its name.
-        first: number of the first frame, if the video is a part of a film.
+        trackers: scores on the same videos, first those of the tracker under evaluation.
+        video: name of the video.
+        first: index of the first frame, if the video was cut from a longer recording.
     """
     videos = {t.tracker: t.by_name()[video] for t in trackers}
     lines = {}
@@ -52,7 +52,7 @@ def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> 
     """Plot J&F over the level of prompt noise, one line per tracker.
 
     Args:
-        robustness: tracker -> noise level -> mean J&F; None leaves a gap.
+        robustness: mean J&F by tracker and noise level; None leaves a gap.
     """
     lines = {
         name: (list(levels), [np.nan if v is None else v for v in levels.values()])
@@ -68,12 +68,12 @@ def robustness_chart(robustness: Mapping[str, Mapping[float, float | None]]) -> 
 def paired_chart(
     pairs: Mapping[str, tuple[float, Sequence[float]]], names: tuple[str, str], x_label: str = "J&F"
 ) -> Figure:
-    """Plot two scores of each video, joined by a line; the largest gain comes first.
+    """Plot two scores per video, connected by a line, with the largest gain first.
 
     Args:
-        pairs: maps each video to its first score, and to one or more second scores, such as those
-            of several seeds, whose mean the line ends at.
-        names: what the first and the second score belong to.
+        pairs: maps each video to its first score and one or more second scores (for example, of
+            several seeds); the line ends at their mean.
+        names: labels of the first and the second score.
         x_label: label of the x axis.
 
     Raises:
@@ -106,10 +106,10 @@ def paired_chart(
 
 
 def difference_chart(found: Mapping[str, Any]) -> Figure:
-    """Plot the differences between two trackers, one bar per object, sorted.
+    """Plot the differences between two trackers as sorted bars, one per object.
 
-    The dashed line is the mean, and the grey band its interval. Up to :data:`MAX_NAMED_BARS` bars
-    carry the names of their video and object.
+    The dashed line is the mean and the grey band its interval. Up to :data:`MAX_NAMED_BARS` bars
+    are labelled with video and object.
 
     Args:
         found: a result of :func:`sam2kit.evaluation.statistics.paired_differences`.

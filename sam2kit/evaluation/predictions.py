@@ -1,4 +1,4 @@
-"""Read and score masks that any tracker wrote: PNG files with all objects, or one per object."""
+"""Read and score PNG masks of any tracker, in one file per frame or per object."""
 
 from __future__ import annotations
 
@@ -27,36 +27,35 @@ from sam2kit.utils.paths import file_name
 def score_predictions(
     source: VideoSource, folder: str | Path, convention: Convention | None = None
 ) -> DataSetScores:
-    """Score masks that any tracker has written.
+    """Score PNG masks written by any tracker.
 
-    The files are ``FOLDER/VIDEO/FRAME.png`` with the numbers of all objects (DAVIS), or
-    ``FOLDER/VIDEO/OBJECT/FRAME.png`` with a folder per object (SA-V, and SAM 2's own tool with
-    ``--per_obj_png_file``). The masks of a video ``cam1/clip`` may also be in a folder of the name
-    that ``sam2kit evaluate`` gives it (:func:`sam2kit.utils.paths.file_name`).
+    The files are ``FOLDER/VIDEO/FRAME.png`` with all object numbers (DAVIS), or
+    ``FOLDER/VIDEO/OBJECT/FRAME.png`` with one directory per object (SA-V, and SAM 2's own tool with
+    ``--per_obj_png_file``). The directory of a video ``cam1/clip`` may also have the name that
+    ``sam2kit evaluate`` uses (:func:`sam2kit.utils.paths.file_name`).
 
-    Every annotated frame of every video needs a mask of the frame's name and size. If the
-    convention scores only frames after a prompt, each object is assumed to have been prompted on
-    its first visible frame.
+    Every annotated frame needs a mask with the frame's name and size. If the convention only scores
+    frames after a prompt, objects are assumed to be prompted on their first visible frame.
 
     Args:
         source: videos with ground truth.
-        folder: the masks. The name of the folder becomes the name of the tracker.
-        convention: None (default): ``davis2017`` if a video has more than one object, otherwise
-            ``davis2016``, which merges all ids of the prediction into one object.
+        folder: directory of the masks, whose name becomes the tracker's name.
+        convention: scoring convention. If None (default), ``davis2017`` if a video has more than
+            one object, otherwise ``davis2016``, which merges all predicted ids into one object.
 
     Raises:
-        DataError: a folder or file is missing; a mask is unreadable or of another size; the
-            prediction has ids that the ground truth does not have (unless the convention ignores
-            them); or no video shows an object.
+        DataError: a directory or file is missing; a mask is unreadable or has another size; the
+            prediction has ids that are not in the ground truth (unless the convention ignores
+            them); or there is no object in the ground truth.
     """
-    # Check all files before the first video is scored, which may take minutes.
+    # Check all files before scoring, which may take minutes.
     folder = Path(folder)
     candidates = {name: result_folder(folder, name) for name in source.names}
     folders = {name: path for name, path in candidates.items() if path is not None}
     missing = [name for name in source.names if name not in folders]
     if missing:
         raise DataError(
-            f"{folder} has no folder for {len(missing)} of {len(source)} videos, such as "
+            f"{folder} has no directory for {len(missing)} of {len(source)} videos, such as "
             f"{missing[0]!r}",
             hint=f"store masks as {folder.name}/VIDEO/FRAME.png or, per object, as "
             f"{folder.name}/VIDEO/OBJECT/FRAME.png, or list the videos to score in "
@@ -66,13 +65,13 @@ def score_predictions(
     object_counts = [len(first) for first, _ in visibility]
     if not any(object_counts):
         raise DataError(
-            "the ground truth shows no object in any video",
+            "the ground truth contains no objects",
             hint="check valdataset.data_path and valdataset.split",
         )
     if convention is None:
         convention = CONVENTIONS["davis2017" if max(object_counts) > 1 else "davis2016"]
     results = [ResultMasks(folders[name]) for name in source.names]
-    # The files are those of one tracker, so their values have one meaning.
+    # All files come from one tracker, so their values have the same meaning.
     sample = [path for result in results for path in result.files]
     decision = MaskDecision(sample, where=folder)
     for result in results:
@@ -86,8 +85,8 @@ def score_predictions(
     ]
     if missing_files:
         raise DataError(
-            f"{missing_files[0]} is missing, one of {len(missing_files)} missing masks",
-            hint="write a mask for every annotated frame, an empty one where no object is visible",
+            f"{missing_files[0]} is missing (missing masks: {len(missing_files)})",
+            hint="write a mask for every annotated frame, even if no object is visible",
         )
     videos = [
         _score_video(source, i, results[i], frames[i], convention, visibility[i][0])
@@ -109,7 +108,7 @@ def _score_video(
         truth = source.read_masks(i, t)
         prediction: dict[ObjectId, np.ndarray] = {}
         if t in frames:
-            # Read the frame only if no mask has its size.
+            # Read the frame only if its size is not known from a mask.
             size = next((mask.shape for mask in (truth or {}).values()), None)
             prediction = result.read(frames[t], size or source.read_frame(i, t).shape[:2])
         void = source.read_void(i, t) if convention.void == "ignore" else None
@@ -121,10 +120,10 @@ def _score_video(
 def read_prediction(
     source: VideoSource, i: int, folder: Path, t: int
 ) -> dict[ObjectId, np.ndarray]:
-    """Read the masks on one frame of a folder of results; none if there is no file.
+    """Read the masks of one frame from a directory of results; empty if there is no file.
 
     Raises:
-        DataError: as :class:`ResultMasks`.
+        DataError: see :class:`ResultMasks`.
     """
     masks = result_folder(folder, source.names[i])
     if masks is None:
@@ -134,9 +133,9 @@ def read_prediction(
 
 
 def result_folder(folder: Path, video: str) -> Path | None:
-    """Return the folder of a video's results in ``folder`` or ``folder/masks``, or None.
+    """Return the directory of a video's results in ``folder`` or ``folder/masks``, or None.
 
-    It is named like the video or, as ``sam2kit evaluate`` writes it, by the video's name as a file
+    It has the video's name or, as written by ``sam2kit evaluate``, the name converted to a file
     name: ``cam1/clip`` becomes ``cam1_clip-`` and a checksum.
     """
     names = dict.fromkeys([video, file_name(video)])
@@ -146,19 +145,19 @@ def result_folder(folder: Path, video: str) -> Path | None:
 
 
 class ResultMasks:
-    """Read the masks that a tracker wrote for one video: PNG files, or folders of them per object.
+    """Read a tracker's PNG masks of one video, with all objects per file or one directory each.
 
     Args:
-        folder: with PNG files directly in it, a pixel's value is the number of its object, 0 is
-            background, and ``objects.json`` may map numbers to ids. Otherwise each folder in it has
-            the name of an object (``002`` is object 2), whose pixels are not zero in its files.
+        folder: directory of the masks. If it contains PNG files, pixel values are object numbers (0
+            is background), which ``objects.json`` may map to ids. Otherwise each subdirectory has
+            the name of an object (``002`` is object 2), whose pixels are nonzero in its files.
 
     Attributes:
-        files: files that hold object numbers.
-        decision: what their values mean. By default it is decided from the files of the video.
+        files: files with object numbers.
+        decision: meaning of their values, by default inferred from the video's files.
 
     Raises:
-        DataError: two folders belong to one object, or ``objects.json`` cannot be read.
+        DataError: two directories belong to one object, or ``objects.json`` cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -170,19 +169,20 @@ class ResultMasks:
             object_id: ObjectId = int(name) if name.isdecimal() else name
             if object_id in self._objects:
                 raise DataError(
-                    f"{folder}: two folders belong to object {object_id}", hint="keep one of them"
+                    f"{folder}: two directories belong to object {object_id}",
+                    hint="keep one of them",
                 )
             self._objects[object_id] = folder / name
         self.files = [folder / name for name in sorted(listing.files)]
         self.decision = MaskDecision(self.files, where=folder)
 
     def has(self, frame: str) -> bool:
-        """Return whether there is a mask of any object on the frame of this name."""
+        """Return whether the frame of this name has a mask of any object."""
         folders = self._objects.values() or [self.folder]
         return any(find_entry(folder, f"{frame}.png").is_file() for folder in folders)
 
     def read(self, frame: str, size: tuple[int, ...]) -> dict[ObjectId, np.ndarray]:
-        """Read the masks on one frame; an object without a file is absent.
+        """Read the masks of one frame; an object without a file is absent.
 
         Args:
             frame: name of the frame without extension.

@@ -1,10 +1,10 @@
-"""Prompt a tracker from the ground truth of a video, by a fixed protocol.
+"""Prompt a tracker from a video's ground truth with a fixed protocol.
 
-The video is read once, from its first frame to its last. An object is prompted on the first frame
-that shows it and, depending on the protocol, again later. Prompts are given before their frame is
-tracked, so the tracker never uses later frames. Prompts depend only on the seed, the video, the
-object and the frame, so that every tracker gets the same ones. The exception are correction clicks,
-which depend on the tracker's masks.
+The video is read once, from the first frame to the last. An object is prompted on the first frame
+in which it is visible and, depending on the protocol, again later. Prompts are added before their
+frame is tracked, so the tracker never uses later frames. Prompts only depend on seed, video, object
+and frame, so all trackers get the same ones. The exception is correction clicks, which depend on
+the tracker's masks.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class PromptedFrame:
 
     Attributes:
         t: the frame number, from 0.
-        truth: bool ``[H,W]`` by object. None: the frame is unannotated.
+        truth: bool ``[H,W]`` by object, or None if the frame is unannotated.
         prompted: the objects that were prompted on this frame.
-        objects: all objects that were prompted up to this frame; an object's index is its number in
-            the session.
-        tracks: the tracker's output. None: no object has been prompted yet.
+        objects: all objects prompted up to this frame; an object's index is its number in the
+            session.
+        tracks: the tracker's output, or None if no object has been prompted yet.
     """
 
     t: int
@@ -60,7 +60,7 @@ class PromptedFrame:
         return self._by_object(self.tracks.logits(size).cpu().numpy())
 
     def object_scores(self) -> dict[ObjectId, float]:
-        """Return a logit per object, above 0 where the tracker predicts that it is visible."""
+        """Return a logit per object, above 0 if the object is predicted to be visible."""
         return {} if self.tracks is None else self._by_object(self.tracks.object_score.tolist())
 
     def _by_object(self, values: np.ndarray | list) -> dict:
@@ -70,19 +70,17 @@ class PromptedFrame:
 
 @dataclass(frozen=True)
 class PromptProtocol:
-    """The kind of prompts that objects get, and when they get them.
+    """The type, number and times of the prompts of each object.
 
     Attributes:
         kind: ``mask``, ``box`` (the tight bounding box) or ``clicks``.
-        clicks: number of clicks per object on each prompted frame. The first click is on the pixel
-            that is farthest from any pixel outside the object. The others correct the tracker's
-            mask:
-            upstream's ``sample_one_point_from_error_center`` takes, of all missed and falsely
-            marked pixels, the one deepest inside its region. An object without errors gets no
-            further click.
-        reprompt_every: prompt an object again on the first frame that shows it at least this many
-            frames after its last prompt. None (default): prompt each object once.
-        noise: random errors of the prompts; correction clicks have none.
+        clicks: number of clicks per object on each prompted frame. The first click is on the
+            object's pixel farthest from the background. The others correct the tracker's mask:
+            upstream's ``sample_one_point_from_error_center`` selects the missed or false-positive
+            pixel deepest inside its error region. Objects without errors get no further clicks.
+        reprompt_every: prompt an object again on its first visible frame at least N frames after
+            its last prompt. If None (default), prompt each object once.
+        noise: random errors of the prompts, except for correction clicks.
         seed: seed of the random errors.
     """
 
@@ -96,12 +94,12 @@ class PromptProtocol:
     def from_config(
         cls, config: EvaluationConfig, seed: int, noise: float | None = None
     ) -> PromptProtocol:
-        """Create the protocol that a configuration describes.
+        """Create the protocol from a configuration.
 
         Args:
             config: the section ``evaluation``.
             seed: seed of the random errors.
-            noise: noise level to use. None (default): ``config.noise``.
+            noise: noise level. If None (default), ``config.noise``.
         """
         level = config.noise if noise is None else noise
         errors = PromptNoise(level, tuple(config.noise_kinds))
@@ -112,8 +110,8 @@ class PromptProtocol:
 
         Args:
             t: the frame number.
-            truth: bool ``[H,W]`` by object. None: the frame is unannotated.
-            last: the frame of each object's last prompt.
+            truth: bool ``[H,W]`` by object, or None if the frame is unannotated.
+            last: frame of each object's last prompt.
         """
         pause = float("inf") if self.reprompt_every is None else self.reprompt_every
         return [
@@ -136,15 +134,15 @@ class PromptProtocol:
         Args:
             session: the tracker.
             t: the frame number.
-            truth: bool ``[H,W]`` by object, for the objects to prompt; no mask may be empty.
+            truth: bool ``[H,W]`` by object, for the objects to prompt; masks must not be empty.
             numbers: each object's number in the session.
-            video: the name of the video, part of the seed of the random errors.
-            image_size: side of the model's input in pixels, to which coordinates are scaled.
+            video: name of the video, which is part of the random seed.
+            image_size: side length of the model's input in pixels, to which coordinates are scaled.
         """
         masks = np.stack(list(truth.values()))
         size: tuple[int, int] = (masks.shape[1], masks.shape[2])
         objects = torch.tensor([numbers[o] for o in truth])
-        # Seed each object by itself: its prompt does not depend on which other objects are there.
+        # Seed each object separately, so that its prompt does not depend on the other objects.
         drawn = [
             self._draw(mask, np.random.default_rng((self.seed, zlib.crc32(key.encode()), t)))
             for key, mask in ((f"{video}/{o}", mask) for o, mask in truth.items())
@@ -158,7 +156,7 @@ class PromptProtocol:
         else:
             labels = torch.ones(points.shape[:2], dtype=torch.int32)
         tracks = session.add_prompt(Prompt(t, objects, points=points, labels=labels))
-        # Correct the mask by further clicks, only for the objects that still have errors.
+        # Add correction clicks for objects that still have errors.
         for _ in range(1, self.clicks):
             predicted = tracks.masks(size)
             wrong = (predicted != masks).any((1, 2))
@@ -172,7 +170,7 @@ class PromptProtocol:
             tracks = session.add_prompt(Prompt(t, objects, points=points, labels=labels))
 
     def _draw(self, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return the prompt of one object with random errors, in pixels of the video.
+        """Return an object's prompt with random errors, in pixels of the video.
 
         Returns:
             Mask ``[H,W]``, box corners ``[2,2]`` or click ``[1,2]``; x before y.
@@ -188,12 +186,12 @@ class PromptProtocol:
 def to_resized(points: np.ndarray, size: tuple[int, ...], image_size: int) -> torch.Tensor:
     """Scale pixel coordinates of a frame to the model's square input.
 
-    Coordinates refer to pixel centres: x becomes (x + 0.5) * image_size / W - 0.5.
+    Integer coordinates refer to pixel centres: x becomes (x + 0.5) * image_size / W - 0.5.
 
     Args:
         points: ``[...,2]`` x and y in pixels of the frame.
         size: rows and columns of the frame.
-        image_size: side of the model's input in pixels.
+        image_size: side length of the model's input in pixels.
 
     Returns:
         ``[...,2]`` float32.
@@ -205,8 +203,8 @@ def to_resized(points: np.ndarray, size: tuple[int, ...], image_size: int) -> to
 class CopiedMasks:
     """A session that copies each object's latest mask prompt to every frame.
 
-    It is the baseline that a tracker has to beat; the less the objects move, the higher its score.
-    The methods are those of :class:`~sam2kit.tracking.video_tracker.TrackingSession`.
+    This is a baseline that a tracker should exceed; it scores higher if objects move less. The
+    methods are the same as in :class:`~sam2kit.tracking.video_tracker.TrackingSession`.
     """
 
     def __init__(self, num_frames: int) -> None:
@@ -228,9 +226,9 @@ class CopiedMasks:
 
 
 def first_visible_frames(source: VideoSource, i: int) -> tuple[dict[ObjectId, int], list[int]]:
-    """Return the first frame that shows each object of video ``i``, and the annotated frames.
+    """Return each object's first visible frame in video ``i``, and the annotated frames.
 
-    Objects without a visible pixel are left out.
+    Objects without a visible pixel are omitted.
     """
     first: dict[ObjectId, int] = {}
     annotated = []
@@ -250,23 +248,23 @@ def follow(
     video: str,
     image_size: int,
 ) -> Iterator[PromptedFrame]:
-    """Track a video by a protocol, frame by frame from the first to the last.
+    """Track a video with a protocol, frame by frame.
 
     Args:
         session: a new session.
-        read_masks: reads the ground truth of a frame; see
+        read_masks: function that reads the ground truth of a frame; see
             :class:`~sam2kit.data.sources.base.VideoSource`.
-        protocol: the prompts.
-        video: the name of the video.
-        image_size: side of the model's input in pixels.
+        protocol: the prompt protocol.
+        video: name of the video.
+        image_size: side length of the model's input in pixels.
 
     Yields:
-        Every frame of the video once.
+        Every frame of the video, in order.
     """
     numbers: dict[ObjectId, int] = {}
     last: dict[ObjectId, int] = {}
     for t in range(session.num_frames):
-        # Prompt before the frame is tracked: its prompts then are part of its result.
+        # Prompt before tracking the frame, so that its result includes its prompts.
         truth = read_masks(t)
         due = protocol.due(t, truth, last)
         if truth is not None and due:

@@ -1,4 +1,4 @@
-"""Report the result of an evaluation in files: JSON, CSV, COCO, HTML and pictures."""
+"""Write the results of an evaluation as JSON, CSV, COCO, HTML and images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from sam2kit.viz.html import render
 from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
 from sam2kit.viz.plots import interval_chart
 
-MAX_EXAMPLES = 3  # objects, of the worst and of the best each
+MAX_EXAMPLES = 3  # maximum number of worst and of best objects to show
 MAX_VIDEOS_OVER_TIME = 12
 PACKAGES = ("torch", "sam2", "numpy", "opencv-python-headless")
 PROTOCOL_KEYS = ("protocol", "clicks", "reprompt_every", "noise", "noise_kinds", "tracker")
@@ -55,19 +55,20 @@ PROTOCOL_KEYS = ("protocol", "clicks", "reprompt_every", "noise", "noise_kinds",
 class Evaluation:
     """The scores of several trackers on the same videos.
 
-    Means, intervals and differences are computed on first access and then kept.
+    Means, intervals and differences are computed on first access and cached.
 
     Attributes:
         config: the configuration of the evaluation.
         source: the videos with ground truth.
-        trackers: one result per tracker; the first is the one under evaluation.
-        output_dir: the folder of the results.
-        files: the predicted masks. None (default): the masks were not predicted here.
-        robustness: tracker -> level of prompt noise -> mean J&F.
-        calibration: the chosen thresholds and the videos that they were chosen on. None (default):
-            no calibration.
-        fields: tracker -> video -> :func:`sam2kit.evaluation.field_scores.field_scores`.
-        split: what the checkpoint has seen of the videos. None (default): it is not known.
+        trackers: one result per tracker, first the tracker under evaluation.
+        output_dir: the directory of the results.
+        files: the predicted masks, or None (default) if existing masks were scored.
+        robustness: mean J&F by tracker and level of prompt noise.
+        calibration: the tuned thresholds and the videos used for tuning, or None (default) without
+            calibration.
+        fields: by tracker and video, the result of
+            :func:`sam2kit.evaluation.field_scores.field_scores`.
+        split: use of the videos in training, or None (default) if unknown.
 
     Raises:
         DataError: the first tracker has no scored frame.
@@ -86,8 +87,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.means[self.trackers[0].tracker]["J&F"] is None:
             raise DataError(
-                "the validation videos have no frame to score: under the convention, no annotated "
-                "frame of an object counts",
+                "no frame of the validation videos is scored under this convention",
                 hint="choose another evaluation.convention, or videos with more annotated frames",
             )
 
@@ -109,28 +109,28 @@ class Evaluation:
 
     @cached_property
     def differences(self) -> list[dict[str, Any]]:
-        """:func:`sam2kit.evaluation.statistics.paired_differences` to each other tracker."""
+        """:func:`sam2kit.evaluation.statistics.paired_differences` to every other tracker."""
         main, *others = self.trackers
         return [paired_differences(main, other) for other in others]
 
     @cached_property
     def motion(self) -> list[dict[str, Any]]:
-        """:func:`sam2kit.evaluation.statistics.by_motion`: moving and slow objects apart."""
+        """:func:`sam2kit.evaluation.statistics.by_motion`: scores of moving and slow objects."""
         return by_motion(self.trackers)
 
     @cached_property
     def verdicts(self) -> list[str]:
-        """Sentences that compare the first tracker with the baselines of every evaluation."""
+        """Sentences that compare the first tracker with the standard baselines."""
         sentences = (_verdict(comparison) for comparison in self.differences)
         return [sentence for sentence in sentences if sentence]
 
     @cached_property
     def truth_note(self) -> str | None:
-        """A sentence about masks that are ground truth, but were made by a model; None without."""
+        """Warning about ground truth that was predicted by a model, or None."""
         return _truth_note(self.source, self.trackers[0])
 
     def first_frame(self, video: str) -> int:
-        """Return the number of the first frame of a video in its film, of which it is a part."""
+        """Return the index of a video's first frame in the recording from which it was cut."""
         return self.source.frame_number(self.source.names.index(video), 0)
 
     @cached_property
@@ -165,12 +165,12 @@ class Evaluation:
 
 
 _BASELINES = {COPY: "copying the first mask", BEFORE: "the model before training"}
-# How masks of a training set are made that no person has drawn or clicked.
+# Provenance values of training-set masks that were not drawn or clicked by a person.
 _BY_MODEL = ("propagated", "automatic")
 
 
 def _verdict(comparison: Mapping[str, Any]) -> str | None:
-    """Say in words whether a tracker is better than a baseline."""
+    """Describe whether a tracker is better than a baseline, or return None."""
     name, other = comparison["trackers"]
     mean, low, high = (comparison[key] for key in ("mean", "low", "high"))
     if other not in _BASELINES or mean is None:
@@ -179,12 +179,13 @@ def _verdict(comparison: Mapping[str, Any]) -> str | None:
     interval = f", 95% interval {low:+.3f} to {high:+.3f}" if low is not None else ""
     text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
     if low is None:
-        return f"{text}; with so few videos this may be chance"
-    return text if low > 0 or high < 0 else f"{text}; the interval contains 0, so it may be chance"
+        return f"{text}; with this few videos, the difference may be due to chance"
+    return text if low > 0 or high < 0 else f"{text}; the interval contains 0, so the difference "
+    "may be due to chance"
 
 
 def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
-    """Say how much of the ground truth was made by a model, as the training set records it."""
+    """Describe how much of the ground truth was predicted by a model, or return None."""
     made: Counter[str] = Counter()
     models: set[str] = set()
     for video in main.videos:
@@ -207,18 +208,18 @@ def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
         return None
     model = visible_text(" and ".join(sorted(models)) or "a model")
     return (
-        f"The ground truth of {count} of {sum(made.values())} scored masks was made by {model} and "
-        "accepted without correction. On them the scores say how closely a tracker repeats that "
-        "model, which it cannot exceed; correct masks of these videos by hand for an independent "
+        f"The ground truth of {count} of {sum(made.values())} scored masks was predicted by "
+        f"{model} and accepted without correction. On these masks, the scores measure agreement "
+        "with that model, not accuracy. Correct masks of these videos manually for an independent "
         "measure."
     )
 
 
 def write_results(evaluation: Evaluation) -> None:
-    """Write ``metrics.json``, ``objects.csv`` and ``report.html`` to the evaluation's folder.
+    """Write ``metrics.json``, ``objects.csv`` and ``report.html`` to the output directory.
 
-    If the masks were predicted here, also write ``coco/`` and, with ``evaluation.pictures``, the
-    pictures of :func:`sam2kit.evaluation.pictures.draw_videos`.
+    If the masks were predicted in this evaluation, also write ``coco/`` and, with
+    ``evaluation.pictures``, the images of :func:`sam2kit.evaluation.pictures.draw_videos`.
     """
     folder, files = evaluation.output_dir, evaluation.files
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +240,7 @@ def write_results(evaluation: Evaluation) -> None:
 def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
     """Write one row per tracker, video and object, with the columns of ``VideoScores.objects``.
 
-    A score that is not defined, such as a mean over no frames, is an empty cell.
+    Undefined scores, such as a mean over no frames, are empty cells.
     """
     rows = [
         {"tracker": t.tracker, "video": video.name, "object": identity, **scores}
@@ -257,7 +258,7 @@ def write_csv(path: Path, trackers: Sequence[DataSetScores]) -> None:
 
 
 def write_report(evaluation: Evaluation) -> Path:
-    """Write ``report.html``, a page that needs no other file, and return its path."""
+    """Write ``report.html``, a self-contained page, and return its path."""
     config, trackers, differences = evaluation.config, evaluation.trackers, evaluation.differences
     main, robustness = trackers[0], evaluation.robustness
     page = render(
@@ -299,10 +300,10 @@ def write_report(evaluation: Evaluation) -> Path:
 
 
 def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
-    """Draw the worst and best objects, and those that differ most from the second tracker.
+    """Draw the worst and best objects, and the largest differences to the second tracker.
 
     Returns:
-        Examples by title; empty if the masks were not predicted here, or without pictures.
+        Examples by title; empty for existing masks, or without ``evaluation.pictures``.
     """
     if evaluation.files is None or not evaluation.config.evaluation.pictures:
         return {}
@@ -315,7 +316,7 @@ def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
     }
     if others:
         rows = evaluation.differences[0]["differences"]
-        # The rows are sorted; with few objects the two ends must not overlap.
+        # The rows are sorted; with few objects, the two ends must not overlap.
         ends = [*rows[:MAX_EXAMPLES], *rows[MAX_EXAMPLES:][-MAX_EXAMPLES:]]
         title = f"Largest gains and losses: {main.tracker} against {others[0].tracker}"
         extremes[title] = compare_errors(main, others[0], ends, *pixels)
@@ -323,9 +324,9 @@ def _extremes(evaluation: Evaluation) -> dict[str, list[Example]]:
 
 
 def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return one row per tracker: means over all objects, and J&F with its interval.
+    """Return one row per tracker with means over all objects and the interval of J&F.
 
-    A value is None if it is not defined, such as a mean over no frames.
+    Undefined values, such as a mean over no frames, are None.
     """
     columns = ("J", "F", "dice", "absent_precision", "absent_recall", "false_absence", "recovery")
     return [
@@ -338,10 +339,10 @@ def score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def motion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return rows for the moving and the slow half of the objects; none without a copied mask.
+    """Return rows for the moving and the slow half of the objects.
 
-    Each row has the mean of a tracker on the half, and the difference of the first tracker to it
-    with its interval.
+    Each row has the mean of a tracker on this half, and the difference between the first tracker
+    and this one with its interval. Without the copied mask as a baseline, there are no rows.
     """
     unpaired = dict.fromkeys(("mean", "low", "high"))
     return [
@@ -354,7 +355,7 @@ def motion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def field_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return one row per tracker with the scores of its field; no rows if there are none."""
+    """Return one row per tracker with field-specific scores, or no rows without them."""
     return [
         {"tracker": name} | scores
         for name, videos in evaluation.fields.items()
@@ -363,7 +364,7 @@ def field_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def spread_videos(main: DataSetScores, max_videos: int = MAX_VIDEOS_OVER_TIME) -> list[VideoScores]:
-    """Return up to ``max_videos`` videos, evenly spread from the worst to the best."""
+    """Return up to ``max_videos`` videos, evenly spaced from the worst to the best."""
     scored = [(summary([v])["J&F"], v) for v in main.videos]
     ordered = [v for _, v in sorted((p for p in scored if p[0] is not None), key=lambda p: p[0])]
     return [ordered[n] for n in evenly_spaced(len(ordered), max_videos)]
@@ -379,7 +380,7 @@ def ranked_objects(
         max_objects: maximum length of each list.
 
     Returns:
-        The worst objects, worst first, and the best objects, best first, as pairs of a video and an
+        The worst objects (worst first) and the best objects (best first) as pairs of a video and an
         index into its ``object_ids``. No object is in both lists.
     """
     scored = [

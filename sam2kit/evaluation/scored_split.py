@@ -16,16 +16,15 @@ from sam2kit.utils.text import plural, visible_text
 
 @dataclass(frozen=True)
 class ScoredSplit:
-    """What the checkpoint under evaluation has seen of the scored videos.
+    """How the scored videos were used in training the evaluated checkpoint.
 
     Attributes:
-        name: ``validation`` or ``test``: ``evaluation.split``.
-        recorded: whether the checkpoint says which videos it was trained on.
-        trained_on: names of the videos that it, or a checkpoint that it started from, was trained
-            on.
-        selected_on: names of the videos that validated its training.
-        monitor: the metric of the validation that selected it; None if nothing was.
-        max_frames: maximum number of frames that are scored per video; None: no limit.
+        name: ``validation`` or ``test`` (``evaluation.split``).
+        recorded: whether the checkpoint stores its training videos.
+        trained_on: names of videos on which the checkpoint or its initial weights were trained.
+        selected_on: names of videos that were validated to select the checkpoint.
+        monitor: the validation metric that selected the checkpoint, or None.
+        max_frames: maximum number of scored frames per video, or None for no limit.
     """
 
     name: str
@@ -48,48 +47,51 @@ class ScoredSplit:
 
     @property
     def title_note(self) -> str:
-        """End of the report's title: a warning if the checkpoint was trained on the videos."""
+        """Suffix of the report's title if the checkpoint was trained on scored videos."""
         return " on videos that it was trained on" if self.trained_on else ""
 
     def lines(self, count: int) -> list[str]:
-        """Return sentences on the split for the report.
+        """Return sentences about the split for the report.
 
         Args:
             count: number of scored videos.
         """
         lines = [f"Split: {self.name}."]
         if self.max_frames is not None:
-            lines[0] += f" Of each video, up to {self.max_frames} frames from its first are scored."
+            lines[0] += f" Only the first {self.max_frames} frames of each video are scored."
         if self.trained_on:
             lines.append(
-                "Warning: the checkpoint, or one that it started from, was trained on "
+                "Warning: the checkpoint or its initial weights were trained on "
                 f"{len(self.trained_on)} of the {plural(count, 'video')}, such as "
-                f"{visible_text(self.trained_on[0])}. Their scores say nothing about other videos."
+                f"{visible_text(self.trained_on[0])}. Their scores do not generalize to other "
+                "videos."
             )
         if self.selected_on:
             lines.append(
-                f"Warning: {len(self.selected_on)} of the {plural(count, 'video')} validated the "
-                f"training and selected its best checkpoint ({self.monitor}), so their scores are "
-                "too high by an unknown amount. Report the scores of other videos: hold some out "
-                "with testdataset, and evaluate them with evaluation.split=test."
+                f"Warning: {len(self.selected_on)} of the {plural(count, 'video')} were used "
+                f"during training to select the best checkpoint ({self.monitor}), so their scores "
+                "are biased upward. Report scores of other videos: hold some out with testdataset, "
+                "and evaluate them with evaluation.split=test."
             )
         elif self.recorded and not self.trained_on:
-            lines.append("Neither training nor the selection of the checkpoint used these videos.")
+            lines.append(
+                "These videos were used neither for training nor to select the checkpoint."
+            )
         elif not self.recorded:
-            lines.append("It is not recorded on which videos the weights were trained.")
+            lines.append("The training videos of these weights are unknown.")
         return lines
 
 
 def scored_source(config: Config, splits: Splits | None = None) -> VideoSource:
-    """Build the source of the videos that an evaluation scores.
+    """Open the videos that an evaluation scores.
 
     Args:
         config: ``evaluation.split`` selects the validation or the test videos, and
             ``evaluation.max_frames`` limits their frames.
-        splits: the splits of the checkpoint, whose videos keep their part. None (default): none.
+        splits: the splits of the checkpoint, which are kept. None (default): no splits.
 
     Raises:
-        ConfigError, DataError: as :func:`sam2kit.data.build.build_test_source`.
+        ConfigError, DataError: see :func:`sam2kit.data.build.build_test_source`.
     """
     build = build_test_source if config.evaluation.split == "test" else build_validation_source
     source, limit = build(config, splits), config.evaluation.max_frames
@@ -102,17 +104,17 @@ def check_scored_videos(
     splits: Splits | None,
     compared: Mapping[str, Splits] | None = None,
 ) -> ScoredSplit:
-    """Reject videos that the checkpoint, or one that is compared with it, was trained on.
+    """Reject videos on which the checkpoint or a compared checkpoint was trained.
 
     Args:
         config: the configuration of the evaluation.
         source: the videos to score.
-        splits: the splits of the checkpoint; None: it does not store any.
-        compared: splits of the checkpoints of ``evaluation.compare``, by name. None (default):
-            none.
+        splits: the splits stored in the checkpoint, or None if it has none.
+        compared: splits of the checkpoints in ``evaluation.compare``, by name. None (default): no
+            such checkpoints.
 
     Raises:
-        DataError: a video was trained on, and ``evaluation.allow_training_videos`` is false.
+        DataError: a video was used for training, and ``evaluation.allow_training_videos`` is false.
     """
     evaluation = config.evaluation
     compared = {} if compared is None else compared
@@ -136,8 +138,8 @@ def check_scored_videos(
 
 
 def _monitor(config: Config) -> str:
-    """Return the metric that selected the checkpoint of a run."""
-    # Runs store the metric that was used. Versions that did not knew no other than this one.
+    """Return the metric that selected a run's checkpoint."""
+    # Runs store the metric. Earlier versions, which do not, only had this one.
     return "val_loss" if config.trainer.monitor == "auto" else config.trainer.monitor
 
 
@@ -151,7 +153,7 @@ def _reject(trained: list[tuple[SplitVideo, SplitVideo]], count: int, checkpoint
         f"{video.name!r}{same}",
         key="evaluation.allow_training_videos",
         value=False,
-        hint="score other videos: the held-out ones without --data-path, those of testdataset with "
-        "evaluation.split=test, or new ones; or set evaluation.allow_training_videos=true, which "
-        "the report shows in its title",
+        hint="score other videos: held-out ones by omitting --data-path, test videos with "
+        "evaluation.split=test, or new ones. To score these anyway, set "
+        "evaluation.allow_training_videos=true; the report's title will say so",
     )

@@ -1,9 +1,9 @@
-"""Score whole videos frame by frame, so that no video has to fit in memory.
+"""Score whole videos frame by frame, without loading a video into memory.
 
 A :class:`Convention` defines which frames, objects and pixels are scored. :class:`VideoScorer`
-scores one frame at a time, :class:`VideoScores` holds the scores of a video and
-:class:`DataSetScores` those of a data set. ``docs/evaluation.md`` describes every score: its
-formula, its source and what it does not measure.
+scores one frame at a time, :class:`VideoScores` contains the scores of a video and
+:class:`DataSetScores` the scores of a dataset. ``docs/evaluation.md`` describes the formula, source
+and limits of every score.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ from sam2kit.utils.errors import DataError
 ObjectId = int | str
 SCHEMA_VERSION = 2
 SCORES = ("J", "F", "J&F", "dice")
-# The names of two baselines, by which results are compared.
+# Names of two baselines, under which they appear in results.
 BEFORE, COPY = "before training", "first mask copied"
 
 
 @dataclass(frozen=True)
 class Convention:
-    """The frames, objects and pixels that are scored.
+    """Rules for which frames, objects and pixels are scored.
 
     Attributes:
-        name: the name that results refer to it by.
-        skip_first, skip_last: do not score the first and the last annotated frame of a video.
-        after_prompt: score an object only on frames after its first prompt, and not on frames where
-            it is prompted again.
-        late_objects: also score objects that are not on the first annotated frame.
-        unseen_frames: also score frames before the ground truth or the prediction first shows the
-            object (J and F are 1 on them).
-        foreground: merge all objects into one with id 1.
-        tolerance: of the boundary F, as in :func:`sam2kit.evaluation.boundary.region_and_boundary`.
-        extra_ids: ``error`` rejects ids that only the prediction has; ``ignore`` ignores them.
-        void: ``ignore`` leaves void pixels out of both masks; ``background`` treats them as
+        name: name of the convention in results.
+        skip_first, skip_last: whether to skip the first and the last annotated frame of a video.
+        after_prompt: whether to score an object only on frames after its first prompt, except for
+            frames where it is prompted again.
+        late_objects: whether to score objects that are not on the first annotated frame.
+        unseen_frames: whether to score frames before the object first appears in ground truth or
+            prediction, on which J and F are 1.
+        foreground: whether to merge all objects into one object with id 1.
+        tolerance: tolerance of the boundary measure F; see
+            :func:`sam2kit.evaluation.boundary.region_and_boundary`.
+        extra_ids: ``error`` rejects ids that only occur in the prediction; ``ignore`` ignores them.
+        void: ``ignore`` removes void pixels from both masks; ``background`` treats them as
             background, so that predicting an object there is an error.
     """
 
@@ -71,8 +72,8 @@ CONVENTIONS = {
     for c in (
         Convention("prompted", after_prompt=True),
         Convention("davis2016", skip_first=True, skip_last=True, foreground=True),
-        # The official package masks out void pixels (255), but its reader has already turned them
-        # into background, so that they count as background.
+        # The official package masks out void pixels (255), but its reader has already converted
+        # them to background.
         Convention(
             "davis2017", skip_first=True, skip_last=True, late_objects=False, void="background"
         ),
@@ -88,14 +89,14 @@ class VideoScores:
 
     Attributes:
         name: the name of the video.
-        convention: which frames are scored.
+        convention: the scoring convention.
         object_ids: O ids.
-        J, F: ``[T,O]`` float64 from 0 to 1, NaN on unannotated frames. Both are 1 where ground
-            truth and prediction are empty.
-        truth_present, predicted_present: ``[T,O]`` bool, the mask is not empty.
-        annotated: ``[T,O]`` bool.
-        prompted: ``[T,O]`` bool, the object was prompted on this frame.
-        object_score: ``[T,O]`` logits of the object being visible, NaN where the tracker gave none.
+        J, F: ``[T,O]`` float64 from 0 to 1, NaN on unannotated frames. Both are 1 if ground truth
+            and prediction are empty.
+        truth_present, predicted_present: ``[T,O]`` bool, whether the mask is not empty.
+        annotated: ``[T,O]`` bool, whether the frame is annotated.
+        prompted: ``[T,O]`` bool, whether the object was prompted on this frame.
+        object_score: ``[T,O]`` logits of the object being visible, NaN if the tracker has none.
     """
 
     name: str
@@ -111,13 +112,13 @@ class VideoScores:
 
     @property
     def dice(self) -> np.ndarray:
-        """``[T,O]``, 2 J / (1 + J)."""
+        """Dice coefficient 2 J / (1 + J), ``[T,O]``."""
         return 2 * self.J / (1 + self.J)
 
     @property
     def scored(self) -> np.ndarray:
-        """``[T,O]`` bool, the frames that are scored under the convention."""
-        # Start from all annotated frames, and remove what the convention excludes.
+        """Frames that the convention scores, ``[T,O]`` bool."""
+        # Start with all annotated frames, and remove frames that the convention excludes.
         frames = np.flatnonzero(self.annotated.any(1))
         counts = self.annotated.copy()
         if self.convention.skip_first:
@@ -134,7 +135,7 @@ class VideoScores:
         return counts
 
     def objects(self) -> dict[ObjectId, dict[str, Any]]:
-        """Return the scores of each object by id; None for a mean or rate over no frames."""
+        """Return the scores of each object by id; means and rates over no frames are None."""
         scored = self.scored
         return {
             identity: self._object(o, scored[:, o]) for o, identity in enumerate(self.object_ids)
@@ -142,7 +143,7 @@ class VideoScores:
 
     def _object(self, o: int, scored: np.ndarray) -> dict[str, Any]:
         j, f = self.J[scored, o], self.F[scored, o]
-        # Whether an object re-enters depends on all annotated frames, not only on the scored ones.
+        # Re-entries depend on all annotated frames, not only on the scored ones.
         annotated = self.annotated[:, o]
         counts = {
             "frames": int(scored.sum()),
@@ -165,7 +166,7 @@ class VideoScores:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content in types that JSON supports; :meth:`from_dict` restores every bit."""
+        """Return the content as JSON-serializable values; :meth:`from_dict` restores it exactly."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["convention"] = asdict(self.convention)
         for key, value in content.items():
@@ -177,7 +178,7 @@ class VideoScores:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoScores:
-        """Create scores from the result of :meth:`to_dict`."""
+        """Restore scores from the result of :meth:`to_dict`."""
         arrays = {
             name: np.array(content[name], float if name in _NUMBERS else bool) for name in _ROWS
         }
@@ -198,8 +199,8 @@ class VideoScorer:
 
     Args:
         name: the name of the video.
-        convention: which frames, objects and pixels are scored.
-        object_ids: the ids of all objects in the ground truth.
+        convention: the scoring convention.
+        object_ids: ids of all objects in the ground truth.
     """
 
     def __init__(self, name: str, convention: Convention, object_ids: Sequence[ObjectId]) -> None:
@@ -222,16 +223,17 @@ class VideoScorer:
 
         Args:
             t: the frame number, from 0.
-            truth: bool ``[H,W]`` by object; an object that is not listed is absent. None: the frame
-                is unannotated.
-            prediction: bool ``[H,W]`` by object; an object that is not listed is predicted absent.
-            void: bool ``[H,W]``, pixels that the annotators left undecided. None (default): none.
+            truth: bool ``[H,W]`` by object, or None if the frame is unannotated. Missing objects
+                are absent.
+            prediction: bool ``[H,W]`` by object. Missing objects are predicted to be absent.
+            void: bool ``[H,W]``, pixels that annotators left undecided. None (default): no void
+                pixels.
             prompted: the objects that were prompted on this frame.
-            object_scores: logits of the objects being visible. None (default): not known.
+            object_scores: logits of the objects being visible. None (default): unknown.
 
         Raises:
             DataError: ground truth or prediction have unknown ids, or masks differ in size.
-            ValueError: the frame is not the next one.
+            ValueError: ``t`` is not the next frame.
         """
         if t != len(self._rows["J"]):
             raise ValueError(f"{self.name}: expected frame {len(self._rows['J'])}, got frame {t}")
@@ -251,7 +253,7 @@ class VideoScorer:
             true_mask, predicted_mask = (truth or {}).get(identity), prediction.get(identity)
             if truth is not None:
                 row["annotated"][o] = True
-                row["J"][o] = row["F"][o] = 1.0  # the scores if both masks are missing
+                row["J"][o] = row["F"][o] = 1.0  # values if both masks are missing
                 if true_mask is not None or predicted_mask is not None:
                     self._check_size(f"frame {t}, object {identity!r}", true_mask, predicted_mask)
                     predicted_mask, true_mask = outside_void(predicted_mask, true_mask, void)
@@ -277,7 +279,7 @@ class VideoScorer:
     def _check_ids(self, t: int, truth: Mapping, prediction: Mapping) -> None:
         location = f"{self.name}, frame {t}"
         known = set(self.object_ids)
-        # A mask without pixels is no object, whatever its id.
+        # Ignore empty masks, regardless of their ids.
         if unknown := [i for i, m in truth.items() if i not in known and m.any()]:
             raise DataError(
                 f"{location}: the ground truth has objects {unknown}, which are not in "
@@ -289,26 +291,25 @@ class VideoScorer:
             raise DataError(
                 f"{location}: the prediction has objects {extra}, but the ground truth has "
                 f"{self.object_ids}",
-                hint="number objects as the ground truth does, or choose "
-                "evaluation.convention=sav, which ignores other ids, or davis2016, which merges "
-                "all objects into one",
+                hint="use the ground truth's object numbers, or set evaluation.convention=sav, "
+                "which ignores other ids, or davis2016, which merges all objects into one",
             )
 
     def result(self) -> VideoScores:
-        """Return the scores of the frames added so far."""
+        """Return the scores of all frames added so far."""
         shape = (len(self._rows["J"]), len(self.object_ids))
         arrays = {name: np.array(rows).reshape(shape) for name, rows in self._rows.items()}
         return VideoScores(self.name, self.convention, self.object_ids, **arrays)
 
 
 def _merged(masks: Mapping[ObjectId, np.ndarray]) -> dict[ObjectId, np.ndarray]:
-    """Return the union of the masks as object 1, or nothing if there are no masks."""
+    """Return the union of the masks as object 1; empty without masks."""
     return {1: np.logical_or.reduce(list(masks.values()))} if masks else {}
 
 
 @dataclass
 class DataSetScores:
-    """The scores of one tracker on the videos of a data set.
+    """The scores of one tracker on the videos of a dataset.
 
     Attributes:
         tracker: the name of the tracker.
@@ -319,7 +320,7 @@ class DataSetScores:
     videos: list[VideoScores] = field(default_factory=list)
 
     def by_name(self) -> dict[str, VideoScores]:
-        """Return the results by name of the video."""
+        """Return the results by video name."""
         return {video.name: video for video in self.videos}
 
     def metrics(self) -> dict[str, Any]:
@@ -330,13 +331,13 @@ class DataSetScores:
 def metrics(trackers: Sequence[DataSetScores]) -> dict[str, Any]:
     """Return the content of ``metrics.json`` (schema 2), except for intervals and differences.
 
-    ``J``, ``F`` and the other scores of a tracker are means over all objects. ``videos`` maps the
-    name of each video to the means over its objects and to ``objects``, the scores of each object;
-    both are of the first tracker, and ``trackers`` inside has the same for the others. A score that
-    is not defined, such as a mean over no frames, is None.
+    ``J``, ``F`` and the other scores of a tracker are means over all objects. ``videos`` maps each
+    video to the first tracker's means over its objects and to ``objects``, the scores per object;
+    its entry ``trackers`` contains the same for the other trackers. Undefined scores, such as means
+    over no frames, are None.
 
     Args:
-        trackers: the first is the one under evaluation.
+        trackers: scores by tracker, first those of the tracker under evaluation.
     """
     main = trackers[0]
     others = {t.tracker: t.by_name() for t in trackers[1:]}
@@ -366,10 +367,10 @@ def _video(video: VideoScores) -> dict[str, Any]:
 
 
 def summary(videos: Sequence[VideoScores]) -> dict[str, Any]:
-    """Return means over the objects of videos, and rates of presence and recovery.
+    """Return means over all objects of videos, and rates of presence and recovery.
 
-    Rates are computed from the counts of all objects together: a single object often has too few
-    absent frames or re-entries.
+    Rates are computed from the summed counts of all objects, because a single object often has too
+    few absent frames or re-entries.
     """
     objects = [scores for video in videos for scores in video.objects().values()]
     means = [*SCORES, "J_recall", "F_recall", "J_decay", "F_decay"]

@@ -1,7 +1,7 @@
 """Compare trackers by paired differences, intervals and p-values, and choose thresholds.
 
-docs/evaluation.md explains the methods. ``python -m benchmarks.coverage`` simulates how often the
-intervals contain the true mean.
+docs/evaluation.md explains the methods. ``python -m benchmarks.coverage`` simulates the coverage of
+the intervals.
 """
 
 from __future__ import annotations
@@ -21,37 +21,39 @@ from sam2kit.utils.text import plural
 LEVEL = 0.95
 MIN_VIDEOS = 6
 NO_INTERVAL = (
-    f"An interval from fewer than {MIN_VIDEOS} videos is not meaningful, so none is shown: these "
-    "numbers hold for these videos, and nothing follows about others."
+    f"No intervals are shown, because they are not meaningful for fewer than {MIN_VIDEOS} videos. "
+    "The numbers only describe these videos and do not generalize to others."
 )
 POWER, GAIN = 0.8, 0.03
-PLANNED_SPREAD = 0.12  # of the gain between videos of DAVIS (benchmarks/results/proof.md)
-# The deviation of a few skewed values is often too small. One degree of freedom less than usual, a
-# variance that is larger by 1 / (2 N), and for scores this share of the variance of a coin with the
-# same mean bring the simulated coverage to 93% or more (python -m benchmarks.coverage).
+# Standard deviation of the gain between DAVIS videos (benchmarks/results/proof.md).
+PLANNED_SPREAD = 0.12
+# The sample deviation of a few skewed values is often too small. One degree of freedom less than
+# usual, a variance increased by 1 / (2 N) and, for scores, this fraction of the variance of a
+# Bernoulli variable with the same mean raise the simulated coverage to at least 93%
+# (python -m benchmarks.coverage).
 _LOST_DEGREES, _COIN_SHARE = 2, 0.05
-_SIGN_FLIPS = 2**14  # all of them for up to 14 videos, otherwise as many at random
+_SIGN_FLIPS = 2**14  # all combinations for up to 14 videos, otherwise random ones
 
 
 def mean_interval(
     groups: Sequence[np.ndarray], bounded: bool = False
 ) -> tuple[float, float] | None:
-    """Compute the 95% interval of the mean of all values by the t distribution over groups.
+    """Compute the 95% interval of the mean with the t distribution over groups.
 
-    The objects of a video share its light, motion and length, so their scores are not independent.
-    The standard error is therefore the jackknife's, which leaves out one group at a time (Tukey,
-    1958), and the degrees of freedom follow the effective number of groups, which is smaller if a
-    few groups have most of the values. Scores are transformed by the logit: their intervals stay
-    between 0 and 1 and are longer towards the middle, as the skewed scores require.
+    The objects of a video share its lighting, motion and length, so their scores are not
+    independent. Therefore the standard error is the jackknife's over groups (Tukey, 1958), and the
+    degrees of freedom are based on the effective number of groups, which is smaller if a few groups
+    have most of the values. Scores are logit-transformed, so that their intervals stay between 0
+    and 1 and have the asymmetry of skewed scores.
 
     Args:
-        groups: arrays ``[N_g]`` of values without NaN, one per video; empty ones are ignored.
-        bounded: whether the values are scores from 0 to 1. False (default): any numbers, such as
+        groups: arrays ``[N_g]`` of values without NaN, one per video; empty arrays are ignored.
+        bounded: whether the values are scores from 0 to 1, or (default) any numbers, such as
             differences.
 
     Returns:
-        Lower and upper bound. None: fewer than :data:`MIN_VIDEOS` groups, from which the interval
-        would be too narrow or useless.
+        Lower and upper bound, or None for fewer than :data:`MIN_VIDEOS` groups, for which the
+        interval would be too narrow or useless.
     """
     groups = [g for g in groups if len(g)]
     if len(groups) < MIN_VIDEOS:
@@ -61,11 +63,11 @@ def mean_interval(
     error *= math.sqrt(1 + 1 / (2 * n))
     counts = np.array([len(g) for g in groups])
     effective = counts.sum() ** 2 / (counts**2).sum()
-    # The quantile of Student's t; stats.t.ppf gives the same and takes ten times as long.
+    # Quantile of Student's t; stats.t.ppf returns the same value but is ten times slower.
     quantile = float(stdtrit(max(effective - _LOST_DEGREES, 1), (1 + LEVEL) / 2))
     if not bounded or error == 0:
         return mean - quantile * error, mean + quantile * error
-    slope = mean * (1 - mean)  # the inverse of the derivative of the logit
+    slope = mean * (1 - mean)  # inverse of the logit's derivative
     error = math.sqrt(error**2 + _COIN_SHARE * slope / (n + 1) ** 2)
     low, high = expit(logit(mean) + quantile * error / slope * np.array([-1, 1]))
     return float(low), float(high)
@@ -73,7 +75,7 @@ def mean_interval(
 
 def _mean_and_error(groups: Sequence[np.ndarray]) -> tuple[float, float]:
     """Return the mean of all values and its jackknife standard error over at least two groups."""
-    # The mean without a group needs only the sum and the size of each group.
+    # The mean without one group only depends on the sums and sizes of the groups.
     sums = np.array([g.sum() for g in groups])
     counts = np.array([len(g) for g in groups])
     mean = sums.sum() / counts.sum()
@@ -83,21 +85,22 @@ def _mean_and_error(groups: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def sign_flip_p_value(groups: Sequence[np.ndarray]) -> float | None:
-    """Test whether the mean difference is 0, by changing the signs of whole groups.
+    """Test whether the mean difference is 0 by flipping the signs of whole groups.
 
-    If a tracker is neither better nor worse, the differences of a video could as well have the
-    opposite sign (Fisher's randomisation test). All combinations of signs are counted for up to 14
-    groups; for more, 16,384 random ones with a fixed seed.
+    Under the null hypothesis, the differences of a video are equally likely to have the opposite
+    sign (Fisher's randomisation test). Up to 14 groups, all combinations of signs are used; for
+    more groups, 16,384 random combinations with a fixed seed.
 
     Args:
-        groups: arrays ``[N_g]`` of differences without NaN, one per video; empty ones are ignored.
+        groups: arrays ``[N_g]`` of differences without NaN, one per video; empty arrays are
+            ignored.
 
     Returns:
-        The two-sided p-value, at least 2 / 2^N for N groups. None: no values.
+        The two-sided p-value, at least 2 / 2^N for N groups, or None without values.
     """
     sums = np.array([g.sum() for g in groups if len(g)])
     if len(sums) < 2:
-        return 1.0 if len(sums) else None  # a single sign says nothing
+        return 1.0 if len(sums) else None  # a single group is never significant
     result = stats.permutation_test(
         (sums,),
         lambda x, axis: x.sum(axis=axis),
@@ -112,10 +115,10 @@ def sign_flip_p_value(groups: Sequence[np.ndarray]) -> float | None:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for the number of comparisons (Holm, 1979).
 
-    If all hypotheses hold, the probability that any corrected value is below 0.05 is at most 5%.
+    If all null hypotheses hold, any corrected value is below 0.05 with a probability of at most 5%.
 
     Args:
-        p_values: from 0 to 1; None is no comparison, and stays None.
+        p_values: from 0 to 1; None means no comparison and stays None.
     """
     corrected: list[float | None] = [None] * len(p_values)
     indices = [i for i, p in enumerate(p_values) if p is not None]
@@ -127,25 +130,25 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def videos_needed(spread: float, gain: float = GAIN, power: float = POWER) -> int:
-    """Compute how many videos a paired comparison needs to show a gain.
+    """Compute the number of videos that a paired comparison needs to detect a gain.
 
     Args:
         spread: standard deviation of the difference between videos, as in
             :func:`difference_summary`.
         gain: the true mean difference, above 0.
-        power: probability that the two-sided t test at 5% finds it.
+        power: probability that a two-sided t test at 5% detects the gain.
 
     Returns:
-        The smallest number of videos that reaches the power, at least 2.
+        The smallest sufficient number of videos, at least 2.
     """
 
     def reached(n: int) -> bool:
         limit = stats.t.ppf((1 + LEVEL) / 2, n - 1)
         return bool(stats.nct.sf(limit, n - 1, gain * math.sqrt(n) / spread) >= power)
 
-    if spread < gain / 20:  # two videos are enough, and SciPy's distribution has no value
+    if spread < gain / 20:  # two videos suffice, and SciPy's distribution has no value
         return 2
-    # The normal distribution gives a number that is too small by about two.
+    # Start at the normal approximation, which is too small by about two.
     factor = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power)
     normal = (factor * spread / gain) ** 2
     if normal > 1000:
@@ -154,27 +157,27 @@ def videos_needed(spread: float, gain: float = GAIN, power: float = POWER) -> in
 
 
 def power_text(spread: float | None, videos: int) -> str:
-    """Say how many videos would show a gain of :data:`GAIN`; empty if no spread was measured."""
+    """Describe how many videos would show a gain of :data:`GAIN`; empty without a spread."""
     if spread is None:
         return ""
     return (
-        f"To show a gain of {GAIN:.2f} with {POWER:.0%} probability, about "
-        f"{videos_needed(spread):,} videos are needed (the difference varies between videos with a "
-        f"standard deviation of {spread:.3f}); this comparison has {videos}."
+        f"To detect a gain of {GAIN:.2f} with {POWER:.0%} probability, about "
+        f"{videos_needed(spread):,} videos are needed (the standard deviation of the difference "
+        f"between videos is {spread:.3f}); this comparison has {videos}."
     )
 
 
 def planned_power(videos: int) -> str:
-    """Say how many validation videos a comparison needs, before a spread was measured.
+    """Describe how many validation videos a comparison needs, before a spread was measured.
 
     Args:
         videos: number of validation videos.
     """
     return (
-        f"validation: {plural(videos, 'video')}. To show a gain of {GAIN:.2f} with {POWER:.0%} "
+        f"validation: {plural(videos, 'video')}. To detect a gain of {GAIN:.2f} with {POWER:.0%} "
         f"probability, about {videos_needed(PLANNED_SPREAD):,} videos are needed, if the gain "
-        f"varies between videos as on DAVIS (standard deviation {PLANNED_SPREAD:.2f}). From fewer "
-        f"than {MIN_VIDEOS} videos no interval is computed."
+        f"varies between videos as on DAVIS (standard deviation {PLANNED_SPREAD:.2f}). For fewer "
+        f"than {MIN_VIDEOS} videos, no interval is computed."
     )
 
 
@@ -187,8 +190,8 @@ def score_interval(scores: DataSetScores, score: str = "J&F") -> dict[str, Any]:
 
     Returns:
         ``mean``; ``low`` and ``high``, the bounds of the interval; ``objects`` and ``videos``, the
-        numbers of those that have the score. ``mean`` is None without objects, the bounds are None
-        with fewer than :data:`MIN_VIDEOS` videos.
+        numbers of objects and videos with this score. ``mean`` is None without objects, and the
+        bounds are None for fewer than :data:`MIN_VIDEOS` videos.
     """
     summary = _summary([np.array(list(_values(v, score).values())) for v in scores.videos], True)
     del summary["spread"]
@@ -199,14 +202,15 @@ def difference_summary(groups: Sequence[np.ndarray]) -> dict[str, Any]:
     """Summarise differences: mean, interval, p-value and spread.
 
     Args:
-        groups: arrays ``[N_g]`` of differences without NaN, one per video; empty ones are ignored.
+        groups: arrays ``[N_g]`` of differences without NaN, one per video; empty arrays are
+            ignored.
 
     Returns:
         ``mean``, ``low`` and ``high``, ``objects`` and ``videos`` as :func:`score_interval`;
         ``spread``, the standard deviation between videos (None with fewer than two); ``p``, the
         p-value of :func:`sign_flip_p_value`; numbers of objects ``better`` (above 0) and ``worse``.
     """
-    values = np.concatenate([np.zeros(0), *groups])  # the empty array: there may be no groups
+    values = np.concatenate([np.zeros(0), *groups])  # works without groups
     return {
         **_summary(groups, False),
         "p": sign_flip_p_value(groups),
@@ -216,19 +220,19 @@ def difference_summary(groups: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def seed_summary(differences: Mapping[Any, Mapping[Any, float]]) -> dict[str, Any]:
-    """Summarise the differences of runs that differ in their seed alone.
+    """Summarise the differences of runs that only differ in their seed.
 
-    The differences of an object are averaged over the seeds first, because seeds on the same videos
-    are no further videos.
+    The differences of an object are first averaged over the seeds, because more seeds on the same
+    videos do not count as more videos.
 
     Args:
-        differences: maps each seed to its differences, and (video, object) to a difference. Objects
-            that a seed lacks are left out.
+        differences: differences by seed and by (video, object). Objects that are missing for a seed
+            are ignored.
 
     Returns:
-        :func:`difference_summary` of the averages; ``seeds``, the mean of each seed; and
-        ``seed_spread``, the standard deviation of these means (None with one seed), beside
-        ``spread``, the standard deviation between videos.
+        :func:`difference_summary` of the averages, together with ``seeds``, the mean of each seed,
+        and ``seed_spread``, the standard deviation of these means (None for one seed); ``spread``
+        is the standard deviation between videos.
     """
     common = set.intersection(*(set(d) for d in differences.values()))
     averages = {key: float(np.mean([d[key] for d in differences.values()])) for key in common}
@@ -250,8 +254,8 @@ def paired_differences(
     """Compute the difference between two trackers on the same objects, with its interval.
 
     Args:
-        one, other: scores on the same videos. Objects that only one of them has a score for are
-            left out and counted in ``unpaired``.
+        one, other: scores on the same videos. Objects with only one score are ignored and counted
+            in ``unpaired``.
         score: one of :data:`sam2kit.evaluation.scores.SCORES`.
 
     Returns:
@@ -274,7 +278,7 @@ def paired_differences(
         "score": score,
         "trackers": [one.tracker, other.tracker],
         **difference_summary(groups),
-        # What is left in ``others`` are the videos that only the other tracker has.
+        # The remaining ``others`` are videos that only the other tracker has.
         "unpaired": unpaired + sum(map(len, others.values())),
         "differences": sorted(rows, key=lambda row: -row["difference"]),
     }
@@ -283,7 +287,7 @@ def paired_differences(
 def by_motion(
     trackers: Sequence[DataSetScores], copied: str = COPY, score: str = "J&F"
 ) -> list[dict[str, Any]]:
-    """Compare the first tracker with the others on moving and on slow objects apart.
+    """Compare the first tracker with the others, separately for moving and for slow objects.
 
     Args:
         trackers: scores on the same videos.
@@ -291,7 +295,7 @@ def by_motion(
         score: one of :data:`sam2kit.evaluation.scores.SCORES`.
 
     Returns:
-        The entries of :func:`motion_halves`; none if there is no copied mask.
+        The entries of :func:`motion_halves`; empty if there is no copied mask.
     """
     return motion_halves(
         {
@@ -305,10 +309,11 @@ def by_motion(
 def motion_halves(
     scores: Mapping[str, Mapping[Any, float]], copied: str = COPY
 ) -> list[dict[str, Any]]:
-    """Compare the first tracker with the others on moving and on slow objects apart.
+    """Compare the first tracker with the others, separately for moving and for slow objects.
 
-    A gain on slow objects alone may come from standing still. Objects are split at the median score
-    of the copied first mask, which loses the objects that move or change their shape.
+    A gain on slow objects only may come from a tracker that hardly moves its masks. Objects are
+    split at the median score of the copied first mask, which is low for objects that move or change
+    their shape.
 
     Args:
         scores: maps each tracker to its scores by (video, object).
@@ -317,7 +322,7 @@ def motion_halves(
     Returns:
         One entry for the moving half of the objects and one for the slow half: ``half``; numbers of
         ``objects`` and ``videos``; ``scores``, the mean of each tracker; and ``differences``, the
-        :func:`difference_summary` of the first tracker minus each other one. No entries if there is
+        :func:`difference_summary` of the first tracker minus each other tracker. Empty if there is
         no copied mask, or fewer than two objects.
     """
     if copied not in scores:
@@ -345,7 +350,7 @@ def motion_halves(
 
 
 def by_video(values: Mapping[Any, float]) -> list[np.ndarray]:
-    """Group values by (video, object) into one array per video, in the order of the names."""
+    """Group values by (video, object) into one array per video, sorted by name."""
     groups: dict[str, list[float]] = {}
     for key in sorted(values, key=str):
         groups.setdefault(key[0], []).append(values[key])
@@ -353,7 +358,7 @@ def by_video(values: Mapping[Any, float]) -> list[np.ndarray]:
 
 
 def _values(video: VideoScores, score: str) -> dict[Any, float]:
-    """Return one score of each object that has it, by object."""
+    """Return a score by object, for the objects that have it."""
     return {o: s[score] for o, s in video.objects().items() if s[score] is not None}
 
 
@@ -381,16 +386,16 @@ def iou_by_threshold(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarr
         thresholds: ``[K]``.
 
     Returns:
-        ``[K]`` float64, 1 where both masks are empty. :func:`best_threshold` takes the mean of
-        these over many frames.
+        ``[K]`` float64, 1 if both masks are empty. Average over many frames for
+        :func:`best_threshold`.
     """
     return np.array([iou(logits > threshold, truth) for threshold in thresholds])
 
 
 def best_threshold(thresholds: np.ndarray, scores: np.ndarray) -> float:
-    """Return the threshold with the highest score; among equal ones, the one closest to 0.
+    """Return the threshold with the highest score, and the closest to 0 among ties.
 
-    The default threshold of tracking is 0, so it changes only if that improves the score.
+    Tracking uses 0 by default, so the threshold changes only if this improves the score.
 
     Args:
         thresholds, scores: ``[K]``.
@@ -404,15 +409,14 @@ def presence_by_threshold(videos: Sequence[VideoScores], thresholds: np.ndarray)
 
     An object is predicted present if its score exceeds the threshold. Balanced accuracy is the mean
     of two fractions: visible frames predicted present, and absent frames predicted absent (Youden's
-    index, scaled to 0..1). Rare absences thus have the same weight as the many visible frames.
+    index, scaled to 0..1). It gives rare absences the same weight as the many visible frames.
 
     Args:
-        videos: scores with ``object_score``. To avoid a bias, these videos must not be the ones
-            that are reported on.
+        videos: scores with ``object_score``. To avoid bias, do not report scores of these videos.
         thresholds: ``[K]``.
 
     Returns:
-        ``[K]`` from 0 to 1; all NaN if no scored frame is visible, or none is absent.
+        ``[K]`` from 0 to 1; all NaN unless there are both visible and absent scored frames.
     """
     usable = [v.scored & np.isfinite(v.object_score) for v in videos]
     score = np.concatenate([v.object_score[u] for v, u in zip(videos, usable, strict=True)])

@@ -40,21 +40,21 @@ from sam2kit.utils.paths import file_name
 from sam2kit.utils.readers import damage_is, read_json
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
-# The model itself empties a mask whose object score is below 0: lower thresholds have no effect.
+# Lower thresholds have no effect: the model itself empties masks with an object score below 0.
 OBJECT_THRESHOLDS = np.linspace(0, 4, 17)
 PROGRESS_FRAMES = 100  # frames between two log lines
 
 
 @dataclass(frozen=True, eq=False)
 class TrackerRun:
-    """A tracker under evaluation: a model with its settings, or the copied first mask.
+    """A tracker to evaluate: a model with settings, or the copied first mask.
 
     Attributes:
         name: the name of the tracker in the results.
-        model: the model, on its device. None: copy each object's prompted mask to all frames.
-        zero_memory: replace the memories in the memory bank by zeros.
-        mask_threshold: a pixel belongs to the object if its logit is above this value.
-        object_threshold: the mask is empty unless the object score is above this value.
+        model: the model, on its device, or None to copy each object's prompted mask to all frames.
+        zero_memory: replace the memories in the memory bank with zeros.
+        mask_threshold: logit above which a pixel belongs to the object.
+        object_threshold: object score above which the mask is not emptied.
     """
 
     name: str
@@ -66,13 +66,13 @@ class TrackerRun:
     def track(
         self, source: VideoSource, i: int, config: Config, noise: float | None = None
     ) -> Iterator[PromptedFrame]:
-        """Track video ``i`` by the protocol of the configuration.
+        """Track video ``i`` with the protocol of the configuration.
 
         Args:
             source: the videos.
             i: the index of the video.
-            config: its ``evaluation`` and ``seed`` are used.
-            noise: noise level of the prompts. None (default): ``evaluation.noise``.
+            config: the configuration; ``evaluation`` and ``seed`` are used.
+            noise: noise level of the prompts. If None (default), ``evaluation.noise``.
 
         Raises:
             ConfigError: ``evaluation.tracker`` has an unknown option or an invalid value.
@@ -80,7 +80,7 @@ class TrackerRun:
         """
         protocol = PromptProtocol.from_config(config.evaluation, config.seed, noise)
         session: TrackingSession | CopiedMasks
-        # The baseline copies exact masks, whatever prompts the models get.
+        # The baseline always copies exact masks, regardless of the models' prompts.
         if self.model is None:
             session, image_size = CopiedMasks(source.num_frames(i)), 0
             protocol = replace(protocol, kind="mask", noise=PromptNoise())
@@ -103,16 +103,16 @@ class TrackerRun:
         """Track and score video ``i``.
 
         Args:
-            source, i, config, noise: as for :meth:`track`.
-            objects: all objects that the ground truth shows; see
+            source, i, config, noise: see :meth:`track`.
+            objects: all objects in the ground truth; see
                 :func:`sam2kit.evaluation.prompt_protocols.first_visible_frames`.
-            on_frame: called with each frame and its logits, float ``[H,W]`` by object, from which
-                the thresholds have been subtracted: above 0 inside the object. None (default): no
-                call.
+            on_frame: callback for each frame and its logits, float ``[H,W]`` by object, which are
+                above 0 inside the object, because the thresholds are subtracted. None (default): no
+                callback.
 
         Raises:
-            ConfigError, DataError: as for :meth:`track` and
-                :meth:`~sam2kit.evaluation.scores.VideoScorer.add`.
+            ConfigError, DataError: see :meth:`track` and
+            :meth:`~sam2kit.evaluation.scores.VideoScorer.add`.
         """
         size = source.read_frame(i, 0).shape[:2]
         convention = CONVENTIONS[config.evaluation.convention or "prompted"]
@@ -135,7 +135,7 @@ class TrackerRun:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The settings and a checksum of the weights, compared to detect stale scores."""
+        """Settings and weight checksum, used to detect stale scores."""
         content = {k: getattr(self, k) for k in ("zero_memory", "mask_threshold")}
         content["object_threshold"] = str(self.object_threshold)
         if self.model is not None:
@@ -149,10 +149,10 @@ class TrackerRun:
 
 
 def tracker_options(config: Config) -> TrackerOptions:
-    """Return upstream's tracking options with the changes in ``evaluation.tracker``.
+    """Return upstream's tracking options, changed by ``evaluation.tracker``.
 
     Raises:
-        ConfigError: an option is unknown or its value invalid.
+        ConfigError: an option is unknown, or its value is invalid.
     """
     try:
         return TrackerOptions.from_values(config.evaluation.tracker)
@@ -166,23 +166,22 @@ def tracker_options(config: Config) -> TrackerOptions:
 
 
 class ResultFiles:
-    """The files of an evaluation, per tracker and video, from which it can resume.
+    """The files of an evaluation, stored per tracker and video, so that it can be resumed.
 
-    ``scores/TRACKER/VIDEO.json`` has the scores and everything that they depend on, among it hashes
-    of the frames and masks: if that has changed, the scores are stale and the video is tracked
-    again. It is written last, so that a
-    video with scores is complete. ``masks`` has palette PNG files in DAVIS layout, ``sav`` the
-    masks in the format of SA-V.
+    ``scores/TRACKER/VIDEO.json`` contains the scores and everything on which they depend, including
+    hashes of frames and masks. If any of these has changed, the scores are stale and the video is
+    tracked again. This file is written last, so a video with scores is complete. ``masks`` contains
+    palette PNG files in DAVIS layout and ``sav`` the masks in SA-V's format.
 
     Args:
-        folder: the folder of the evaluation.
+        folder: the output directory of the evaluation.
         config: the configuration of the evaluation.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
-        # Everything that the scores of all trackers depend on. The tracker and the noise level are
-        # stored per video; the other keys left out do not affect the scores.
+        # All settings on which the scores depend. Tracker and noise level are stored per video; the
+        # other excluded keys do not affect the scores.
         evaluation = asdict(config.evaluation)
         for key in (
             *("compare", "noise", "noise_levels", "calibration_videos"),
@@ -199,7 +198,7 @@ class ResultFiles:
         self._content: tuple[int, dict[str, str | None]] | None = None
 
     def path(self, kind: str, tracker: str, video: str, ending: str = "") -> Path:
-        """Return the path of a video's ``scores``, ``masks`` or ``sav``, by ``kind``."""
+        """Return the path of a video's ``scores``, ``masks`` or ``sav`` (the ``kind``)."""
         return self.folder / kind / file_name(tracker) / f"{file_name(video)}{ending}"
 
     def scores(
@@ -210,15 +209,15 @@ class ResultFiles:
         objects: Sequence[ObjectId],
         noise: float | None = None,
     ) -> VideoScores:
-        """Read the scores of a video, or track and score it if there are none or they are stale.
+        """Return the scores of a video; track and score it if there are none or they are stale.
 
         Args:
             run: the tracker.
             source: the videos.
             i: the index of the video.
-            objects: as for :meth:`TrackerRun.score`.
-            noise: a noise level of the robustness curves, for which no masks are saved. None
-                (default): the noise level of the configuration; masks are saved.
+            objects: see :meth:`TrackerRun.score`.
+            noise: noise level of a robustness curve, for which no masks are saved. If None
+                (default), the configuration's noise level is used and masks are saved.
         """
         name = run.name if noise is None else f"{run.name}, noise {noise:g}"
         video, level = source.names[i], self.config.evaluation.noise if noise is None else noise
@@ -229,14 +228,14 @@ class ResultFiles:
         if path.is_file() and has_masks:
             saved = read_json(path, hint="delete the file", non_finite=True)
             with damage_is(DataError, path, "delete the file"):
-                # A round trip through JSON makes tuples lists, as in the saved document.
+                # Convert tuples to lists, as in the saved document, through JSON.
                 if saved["made_of"] != json.loads(json.dumps(made_of)):
                     reason = "settings or weights"
                 elif not self._same_content(saved.get("content", {}), source, i):
                     reason = "frames or masks"
                 else:
                     return VideoScores.from_dict(saved["scores"])
-            logger.info("{}, {}: tracking again, since {} have changed", video, name, reason)
+            logger.info("{}, {}: tracking again because {} have changed", video, name, reason)
             path.unlink()
         if noise is None:
             scores = self._score_and_save_masks(run, source, i, objects)
@@ -247,14 +246,14 @@ class ResultFiles:
         return scores
 
     def _content_of(self, source: VideoSource, i: int) -> dict[str, str | None]:
-        """Return the hashes that show whether the files and the content of a video changed."""
+        """Return hashes that detect changes of a video's files and content."""
         if self._content is None or self._content[0] != i:
             stamps, pixels = fingerprint.file_stamps(source, i), fingerprint.content(source, i)
             self._content = i, {"stamps": stamps, "content": pixels}
         return self._content[1]
 
     def _same_content(self, saved: Mapping[str, Any], source: VideoSource, i: int) -> bool:
-        """Return whether a video is as it was; it is only read if its files have other stamps."""
+        """Return whether a video is unchanged; it is only read if file timestamps differ."""
         stamps = saved.get("stamps")
         if stamps is not None and stamps == fingerprint.file_stamps(source, i):
             return True
@@ -265,7 +264,7 @@ class ResultFiles:
     ) -> VideoScores:
         video, size = source.names[i], source.read_frame(i, 0).shape[:2]
         folder = self.path("masks", run.name, video)
-        # Delete stale masks, but only if an evaluation wrote them: then the file in sav exists.
+        # Delete stale masks, but only if an evaluation wrote them, that is, if the sav file exists.
         if self.path("sav", run.name, video, ".json").is_file():
             for stale in folder.glob("*.png"):
                 stale.unlink()
@@ -280,7 +279,7 @@ class ResultFiles:
 
     def masks(self, tracker: str, video: str, t: int) -> dict[ObjectId, np.ndarray]:
         """Return a tracker's masks on frame ``t``, bool ``[H,W]`` by object."""
-        # Keep the file of the latest video: its frames are usually read one after the other.
+        # Cache the file of the latest video, because its frames are usually read in sequence.
         if self._recent is None or self._recent[0] != (tracker, video):
             self._recent = (tracker, video), next(self.sav(tracker, [video]))
         sav = self._recent[1]
@@ -290,7 +289,7 @@ class ResultFiles:
     def label_masks(
         self, tracker: str, source: VideoSource, i: int
     ) -> Callable[[int], Mapping[ObjectId, np.ndarray]]:
-        """Return a function that reads the masks of a frame as exported: one object per pixel."""
+        """Return a function that reads a frame's masks as exported, with one object per pixel."""
         video = source.names[i]
         exported = ResultMasks(self.path("masks", tracker, video))
 
@@ -305,7 +304,7 @@ class ResultFiles:
     def sav(self, tracker: str, videos: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Yield the masks of videos in SA-V's format.
 
-        :func:`sam2kit.data.writers.coco_json` converts them.
+        :func:`sam2kit.data.writers.coco_json` converts them to COCO.
         """
         for video in videos:
             yield read_json(self.path("sav", tracker, video, ".json"), hint="evaluate again")
@@ -319,19 +318,19 @@ def _write_json(path: Path, content: Any) -> None:
 def calibrate(
     run: TrackerRun, source: VideoSource, videos: Sequence[int], config: Config
 ) -> tuple[float, float]:
-    """Choose the thresholds of masks and object scores.
+    """Tune the thresholds of masks and object scores.
 
-    The mask threshold maximizes the mean IoU over the scored frames. The threshold of object scores
+    The mask threshold maximizes the mean IoU over scored frames. The object score threshold
     maximizes the balanced accuracy of presence; it is 0 if no object is ever absent.
 
     Args:
         run: the tracker.
-        source: videos that are not reported on.
+        source: videos for tuning, whose scores must not be reported.
         videos: indices of the videos to use.
-        config: as for :meth:`TrackerRun.track`.
+        config: see :meth:`TrackerRun.track`.
 
     Returns:
-        The mask threshold and the object score threshold, both in logits.
+        The mask threshold and the object score threshold, as logits.
 
     Raises:
         ConfigError: no frame of the videos is scored.
@@ -348,7 +347,7 @@ def calibrate(
         frame_ious.clear()
         objects = list(first_visible_frames(source, i)[0])
         scores = run.score(source, i, objects, config, on_frame=compare)
-        # Which frames are scored is only known at the end of the video.
+        # The scored frames are only known at the end of the video.
         scored = dict(zip(scores.object_ids, scores.scored.T, strict=True))
         ious += [x for (t, o), x in frame_ious.items() if o in scored and scored[o][t]]
         video_scores.append(scores)

@@ -1,4 +1,4 @@
-"""Measure J&F of whole validation videos during a training, for ``trainer.monitor=val_jf``."""
+"""Compute J&F on whole validation videos during training, for ``trainer.monitor=val_jf``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sam2kit.viz.overlays import evenly_spaced
 
 
 def jf_scorer(config: Config) -> Callable[[SAM2Model, VideoSource], float] | None:
-    """Return the scorer that a training with this configuration needs.
+    """Return the scorer that a configuration requires for training.
 
-    It tracks up to ``trainer.jf_videos`` validation videos, the same each time, evenly spaced, for
-    up to ``trainer.jf_frames`` frames from their first, with the protocol of ``evaluation``. It
-    does not use the validation clips.
+    The scorer tracks the first ``trainer.jf_frames`` frames of up to ``trainer.jf_videos`` evenly
+    spaced validation videos, always the same ones, with the protocol in ``evaluation``. It does not
+    use the validation clips.
 
     Args:
-        config: the configuration of the training.
+        config: the configuration of the run.
 
     Returns:
-        The argument ``scorer`` of :func:`sam2kit.fit`; None unless ``trainer.monitor`` is
+        The argument ``scorer`` of :func:`sam2kit.fit`, or None unless ``trainer.monitor`` is
         ``val_jf``.
     """
     return _WholeVideos(config) if config.trainer.monitor == "val_jf" else None
@@ -36,7 +36,7 @@ def jf_scorer(config: Config) -> Callable[[SAM2Model, VideoSource], float] | Non
 
 @dataclass(frozen=True)
 class _WholeVideos:
-    """Score whole videos; :func:`jf_scorer` describes how."""
+    """Score whole videos as described in :func:`jf_scorer`."""
 
     config: Config
 
@@ -58,9 +58,9 @@ class _WholeVideos:
         mean = summary(scores)["J&F"] if scores else None
         if mean is None:
             raise DataError(
-                "no object of the validation videos can be scored in their first frames",
+                "no object can be scored in the first frames of the validation videos",
                 key="trainer.jf_frames",
                 value=t.jf_frames,
-                hint="raise it and trainer.jf_videos, or set trainer.monitor=val_iou",
+                hint="increase it and trainer.jf_videos, or set trainer.monitor=val_iou",
             )
         return float(mean)

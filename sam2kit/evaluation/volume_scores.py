@@ -1,4 +1,4 @@
-"""Score segmentations of volumes: Dice, and the 95th percentile of the surface distance in mm."""
+"""Score volume segmentations: Dice, and the 95th percentile of surface distances in mm."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def hd95(one: np.ndarray, other: np.ndarray, spacing: Sequence[float]) -> float | None:
-    """Return the 95th percentile of the distances between two surfaces, as MedPy defines it.
+    """Return the 95th percentile of the distances between two surfaces, as defined by MedPy.
 
-    A surface is the voxels of an object that have a neighbour outside it, across a face. The
-    percentile is taken over the distances of all voxels of both surfaces to the other surface.
+    Surface voxels have a face-adjacent neighbour outside of the object. The percentile is taken
+    over the distances of all voxels of both surfaces to the other surface.
 
     Args:
         one, other: bool arrays of the same shape.
         spacing: distance of neighbouring voxels along each axis, in mm.
 
     Returns:
-        Distance in mm; None if one of the objects is empty, so that there is no distance.
+        Distance in mm, or None if one of the objects is empty.
     """
     if not one.any() or not other.any():
         return None
-    from scipy.ndimage import distance_transform_edt  # imported here: only volumes need it
+    from scipy.ndimage import distance_transform_edt  # only volumes need it
 
     box = _bounding_box(one | other)
     surfaces = [_surface(mask[box]) for mask in (one, other)]
@@ -40,7 +40,7 @@ def hd95(one: np.ndarray, other: np.ndarray, spacing: Sequence[float]) -> float 
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return the smallest box around a mask that is not empty."""
+    """Return the bounding box of a non-empty mask."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)

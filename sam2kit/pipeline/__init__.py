@@ -1,4 +1,4 @@
-"""Run the staged notebooks unattended, once or for each point of a grid."""
+"""Run the staged notebooks unattended, either once or for each point of a grid."""
 
 import lazy_loader
 

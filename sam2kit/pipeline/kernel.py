@@ -1,4 +1,4 @@
-"""Execute a notebook with papermill on this interpreter, and end all its processes afterwards."""
+"""Execute a notebook with papermill on this interpreter, then stop all its processes."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from papermill.exceptions import PapermillExecutionError
 from sam2kit.utils.errors import KernelKilled, PipelineError
 from sam2kit.utils.locks import for_children
 
-MIN_FILES = 128  # open files of this process and a kernel with its connections
+MIN_FILES = 128  # open files that this process and a kernel need
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) -> None:
-    """Execute a notebook, and print the output of its cells as it arrives.
+    """Execute a notebook and print the output of its cells as it arrives.
 
     Args:
         source: the notebook.
         target: the executed copy; it is also written if a cell fails.
         values: values for the cell tagged ``parameters``.
-        lock: a file descriptor that the kernel keeps open as long as it lives, so that a lock on it
+        lock: file descriptor that the kernel inherits and keeps open, so that the lock on it
             outlives this process.
 
     Raises:
         PipelineError: a cell failed, or the kernel died.
-        KernelKilled: a signal ended the kernel.
+        KernelKilled: a signal killed the kernel.
     """
     exit_codes: list[int] = []
     attributes = {"lock": lock, "exit_codes": exit_codes}
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files < MIN_FILES:  # below 0: no limit
         raise PipelineError(
-            f"a notebook needs {MIN_FILES} open files, and {files} are allowed",
+            f"a notebook needs {MIN_FILES} open files, but the limit is {files}",
             hint="raise the limit with: ulimit -n 4096",
         )
     try:
@@ -63,9 +63,9 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
             f"{_plain(error.evalue)}",
             hint=f"see the traceback in the executed copy {target}",
         ) from error
-    # The kernel died or did not start; papermill's errors for that have no common base class.
+    # The kernel died or did not start; papermill has no common base class for these errors.
     except Exception as error:
-        # Negative: the number of a signal, such as from the system when memory is full.
+        # A negative code is a signal, for example from the system when memory is full.
         killed = any(code < 0 for code in exit_codes)
         raise (KernelKilled if killed else PipelineError)(
             f"notebook {source.stem} failed: {type(error).__name__}: {_plain(str(error))}",
@@ -74,16 +74,16 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], lock: int) ->
 
 
 def _plain(text: str) -> str:
-    """Remove the escape sequences for colours that IPython puts into messages."""
+    """Remove IPython's colour escape sequences from a message."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
 
 
 class InterpreterKernelManager(AsyncKernelManager):
-    """Start a kernel of the running interpreter, and end it together with its child processes.
+    """Start a kernel with the current interpreter and stop it together with its child processes.
 
-    An installed kernel specification named ``python3`` may belong to another interpreter. A kernel
-    that ends does not end its children (loader processes, training ranks), so the whole process
-    group is killed. If this process itself is killed, a waiting shell kills the group.
+    An installed kernel specification named ``python3`` may belong to another interpreter. When a
+    kernel exits, its children (DataLoader workers, training ranks) keep running, so the whole
+    process group is killed. If this process is killed, a waiting shell kills the group.
     """
 
     lock: int
@@ -102,7 +102,7 @@ class InterpreterKernelManager(AsyncKernelManager):
         await super().start_kernel(pass_fds=(self.lock,), **arguments)
         self._group = getattr(self.provisioner, "pgid", None)
         if self._group is not None and self._guard is None:
-            # cat returns at the end of its input, which is when this process ends in any way.
+            # cat returns when its standard input is closed, that is, when this process exits.
             end = f"cat; kill -s KILL -- -{self._group}"
             self._guard = subprocess.Popen(
                 ["sh", "-c", end], stdin=subprocess.PIPE, start_new_session=True
@@ -117,7 +117,7 @@ class InterpreterKernelManager(AsyncKernelManager):
 
     async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
         await super().cleanup_resources(restart)
-        # A restarted kernel stays in the group, so keep the guard.
+        # A restarted kernel is in the same group, so keep the guard.
         if self._guard is not None and not restart:
             self._guard.kill()
             self._guard.communicate()
@@ -125,9 +125,9 @@ class InterpreterKernelManager(AsyncKernelManager):
             try:
                 os.killpg(self._group, signal.SIGKILL)
             except ProcessLookupError:
-                pass  # all processes of the group have ended already
+                pass  # all processes of the group have already exited
 
 
 def literal_path(path: Path) -> str:
-    """Return a path for papermill, which fills names in braces with parameters."""
+    """Escape a path for papermill, which replaces names in braces with parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")

@@ -1,4 +1,4 @@
-"""Open the annotator in JupyterLab: ``sam2kit annotate``."""
+"""Open the annotator in JupyterLab, for ``sam2kit annotate``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from sam2kit.utils.text import markdown_text
 SOURCE = "02_debug_prompts.ipynb"
 LOOPBACK = "127.0.0.1"
 PARAMETERS = """\
-data = ""  # what to annotate: a video file, a folder of frames, or a folder of videos
+data = ""  # a video file, a directory of frames, or a directory of videos to annotate
 run_dir = ""  # directory for annotations and results
 checkpoint = ""  # a run directory, a file, or a name such as "sam2.1_hiera_tiny"
-working_dir = "."  # relative paths, also those typed in the widget, are relative to this directory
+working_dir = "."  # base directory of relative paths, also in the widget
 """
 WIDGET = """\
 import os
@@ -43,56 +43,56 @@ annotator
 NEXT = """\
 ## Train
 
-*Make training set* in the widget writes the accepted frames to the folder `training_set` of the
-run directory, and shows the command to train with. Run it in a terminal. This measures the result
-beside the model before training, where `RUN` is the run directory that the training prints:
+*Make training set* in the widget writes the accepted frames to `training_set` in the run directory
+and shows the training command. Run it in a terminal. Then compare the result with the model before
+training, where `RUN` is the run directory that training prints:
 
 ```
 sam2kit evaluate --model-checkpoint RUN
 ```
 
 To continue with the trained model, enter `RUN` as *model* in the widget, track again, correct,
-accept, and press *Make training set* again: it adds what is new.
+accept, and press *Make training set* again, which adds the new frames.
 """
 
 
 def prepare_annotator(data: str | Path, checkpoint: str, run_dir: str | Path | None = None) -> Path:
-    """Write a notebook with the annotator for a video or a folder of videos.
+    """Write a notebook that opens the annotator for a video or a directory of videos.
 
-    It is a copy of the widget of ``02_debug_prompts``, with its parameters set, in the run
-    directory. The copy opens the same annotations whenever and however it is opened later. A copy
-    that exists is kept, with the changes that a user has made; only its parameters are set again.
+    The notebook is a copy of the widget in ``02_debug_prompts`` with its parameters set. It is
+    stored in the run directory and can be reopened at any time. An existing notebook keeps the
+    user's changes; only its parameters are updated.
 
     Args:
-        data: what to annotate, as for :func:`~sam2kit.data.build.open_source`.
-        checkpoint: model of the annotator; it is downloaded here if necessary.
-        run_dir: None (default): a directory of the video's name in ``outputs/annotate``, which is
-            the same for each call.
+        data: the video or videos; see :func:`~sam2kit.data.build.open_source`.
+        checkpoint: model of the annotator; it is downloaded if necessary.
+        run_dir: the run directory. If None (default), a directory in ``outputs/annotate`` that
+            depends only on ``data``.
 
     Returns:
-        The notebook.
+        The path of the notebook.
 
     Raises:
         ConfigError: the run directory cannot be written.
         CheckpointError: the checkpoint cannot be found or downloaded.
-        DataError: nothing can be annotated at this path.
+        DataError: there is no video at ``data``.
         PipelineError: the package is installed without the notebooks.
     """
     data = Path(data).resolve()
     detect_layout(data)
     find_checkpoint(checkpoint, key="--model-checkpoint")
     if run_dir is None:
-        # Videos of the same name in different folders have their own annotations.
+        # Keep annotations of videos with the same name in different directories apart.
         checksum = f"{zlib.crc32(str(data).encode('utf-8', 'surrogateescape')):08x}"
         run_dir = Path("outputs", "annotate", f"{file_name(data.stem)}-{checksum}")
     run_dir = Path(run_dir).resolve()
     target = run_dir / SOURCE
-    # A file of weights is named by an absolute path, because the kernel has another directory.
+    # Use an absolute path for weights, because the kernel has another working directory.
     model = str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint
     values: dict[str, Any] = {"data": str(data), "run_dir": str(run_dir), "checkpoint": model}
     values["working_dir"] = os.getcwd()
     notebook = _read_notebook(target) if target.is_file() else _notebook(data)
-    # papermill adds these when it opens a notebook itself.
+    # papermill adds these when it loads a notebook.
     notebook.metadata.setdefault("papermill", NotebookNode())
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
@@ -115,9 +115,9 @@ def _read_notebook(path: Path) -> NotebookNode:
     """Read a notebook that an earlier call wrote.
 
     Raises:
-        PipelineError: it is damaged.
+        PipelineError: the file is damaged.
     """
-    hint = "delete it, and it is written again; the annotations are in other files"
+    hint = "delete the file to create it again; annotations are stored in other files"
     content = read_json(path, hint=hint, error=PipelineError)
     with damage_is(PipelineError, path, hint):
         try:
@@ -127,7 +127,7 @@ def _read_notebook(path: Path) -> NotebookNode:
 
 
 def _notebook(data: Path) -> NotebookNode:
-    """Make the notebook: the parts of ``02_debug_prompts`` that also work without masks."""
+    """Create the notebook from the parts of ``02_debug_prompts`` that do not need masks."""
     source = nbformat.read(notebooks_dir() / SOURCE, 4)
     help_cells = [
         cell
@@ -144,15 +144,15 @@ def _notebook(data: Path) -> NotebookNode:
 
 
 def lab_command(notebook: Path, host: str = LOOPBACK, port: int | None = None) -> list[str]:
-    """Return the command that opens a notebook in JupyterLab, with its token.
+    """Return the command that opens a notebook in JupyterLab.
 
-    The files of the working directory are shown, or of the notebook's directory if it is not in the
-    working directory.
+    JupyterLab shows the working directory, or the notebook's directory if the notebook is not in
+    the working directory.
 
     Args:
         notebook: an existing notebook.
         host: the address to listen on. The default accepts connections from this machine only.
-        port: None (default): 8888, or the next free one.
+        port: the port. If None (default), 8888 or the next free port.
     """
     notebook = notebook.resolve()
     root = Path.cwd() if notebook.is_relative_to(Path.cwd()) else notebook.parent
@@ -161,7 +161,7 @@ def lab_command(notebook: Path, host: str = LOOPBACK, port: int | None = None) -
     command += [f"--ServerApp.ip={host}", f"--LabApp.default_url=/lab/tree/{url}"]
     if port is not None:
         command.append(f"--ServerApp.port={port}")
-    # Without this option Jupyter stops; containers often have no other user than root.
+    # Without this flag Jupyter does not run as root, often the only user in a container.
     if os.geteuid() == 0:
         command.append("--allow-root")
     return command

@@ -1,4 +1,4 @@
-"""Prepare a staged notebook: its working directory, its run directory and its log lines."""
+"""Set the working directory, run directory and log format of a staged notebook."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ LOG_FORMAT = "{time:HH:mm:ss} {message}"
 
 
 def start_notebook(run_dir: str | Path, log_level: str = "INFO") -> Path:
-    """Prepare a notebook, and return its run directory.
+    """Prepare a staged notebook and return its run directory.
 
-    Relative paths are relative to the repository, wherever in it the kernel was started (JupyterLab
-    starts it in the directory of the notebook). A kernel that was started outside the repository,
-    such as papermill's in a directory of data, keeps its working directory; only a relative
-    ``run_dir`` is then still in the repository, so that later stages find it. An installed package
-    without the repository changes no path. Log lines of ``log_level`` are printed below the cell.
+    If the kernel was started in the repository (JupyterLab starts it in the notebook's directory),
+    the working directory becomes the repository's root. Otherwise it does not change, and only a
+    relative ``run_dir`` is relative to the repository, so that later stages find it. If the package
+    is installed without the repository, no path changes. Log lines are printed below the cell.
 
     Args:
         run_dir: directory for results; it is created if necessary.
-        log_level: a loguru level, such as ``INFO`` or ``DEBUG``.
+        log_level: minimum level of log lines, such as ``INFO`` or ``DEBUG``.
 
     Returns:
         The absolute path of the run directory.

@@ -1,8 +1,8 @@
 """Run the staged notebooks in order through papermill, for ``sam2kit run`` and ``make demo``.
 
-The notebooks do the work and pass results on as files in one run directory. This module executes
-them, passes parameters, saves the executed copies and a ``status.json``, and stops at the first
-failure. A second call on the same directory resumes there.
+Notebooks exchange results as files in one run directory. This module executes them with parameters,
+saves executed copies and ``status.json``, and stops at the first failure. A second call with the
+same directory resumes there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sam2kit.utils.errors import PipelineError
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.processes import sigterm_interrupts
 
-# Notebook parameters that the pipeline sets itself.
+# Notebook parameters that the pipeline sets.
 RESERVED_PARAMETERS = ("run_dir", "config_file", "resume")
 
 
@@ -37,11 +37,10 @@ class PipelineResult:
     """The files and scores of a pipeline run.
 
     Attributes:
-        run_dir: the run directory, which has all results.
+        run_dir: the run directory with all results.
         notebooks: the executed notebooks, in order.
-        results: existing result files (checkpoint, overlays, ``metrics.json``, report) by a name
-            to display.
-        scores: mean J&F on the validation videos, 0 to 1, by tracker; empty before stage 4.
+        results: result files (checkpoint, overlays, ``metrics.json``, report) by display name.
+        scores: mean J&F on the validation videos, from 0 to 1, by tracker; empty before stage 4.
     """
 
     run_dir: Path
@@ -90,22 +89,22 @@ def run_stages(
     Args:
         config_file: the configuration file that the stages compose.
         parameters: notebook parameters; each is passed to the stages that have it.
-        stages: the numbers at the start of the notebooks' names, in the order to run.
-        run_dir: the run directory. None (default): a new dated directory under the configuration's
+        stages: numbers at the start of the notebooks' names, in the order in which to run them.
+        run_dir: the run directory. If None (default), a new dated directory in the configuration's
             ``output_dir``.
 
     Raises:
         ConfigError: the configuration cannot be composed.
         CheckpointError: a checkpoint is missing or cannot be downloaded.
-        PipelineError: before anything runs: an unknown stage or parameter, or a run directory that
-            is in use. Later: a notebook that failed; its executed copy has the traceback.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the kernel has been ended.
+        PipelineError: a stage or parameter is unknown or the run directory is in use (raised before
+            anything runs), or a notebook failed (its executed copy contains the traceback).
+        KeyboardInterrupt: the run was stopped by Ctrl-C or SIGTERM; the kernel has been stopped.
     """
     config = load_config(config_file, parameters.get("overrides", ()))
     sources = _find_notebooks(stages)
     accepted = _accepted_parameters(sources, parameters)
     _find_checkpoints(config, set().union(*accepted.values()))
-    # A kernel may have another working directory, so pass absolute paths.
+    # Pass absolute paths, because a kernel may have another working directory.
     run_dir = open_run_dir(run_dir, config.output_dir).absolute()
     config_file = Path(config_file).absolute()
     reserved = {"run_dir": str(run_dir), "config_file": str(config_file), "resume": True}
@@ -147,12 +146,12 @@ def _find_notebooks(stages: Sequence[int]) -> list[Path]:
 def _accepted_parameters(
     sources: Sequence[Path], parameters: Mapping[str, Any]
 ) -> dict[Path, set[str]]:
-    """Return the names of each notebook's parameters.
+    """Return the parameter names of each notebook, and check the values.
 
-    papermill itself only warns about an unknown parameter.
+    papermill only warns about unknown parameters.
 
     Raises:
-        PipelineError: no notebook has a parameter, or its default has another type.
+        PipelineError: no notebook has the parameter, or its default has another type.
     """
     defaults = {source: papermill.inspect_notebook(literal_path(source)) for source in sources}
     for source, names in defaults.items():
@@ -165,7 +164,7 @@ def _accepted_parameters(
     for name, value in parameters.items():
         if name in RESERVED_PARAMETERS:
             raise PipelineError(
-                "the pipeline sets this parameter itself",
+                "this parameter is set by the pipeline",
                 key=name,
                 value=value,
                 hint="pass it as an argument",
@@ -184,22 +183,22 @@ def _accepted_parameters(
                     key=name,
                     value=value,
                     expected=f"of the type of its default {names[name]['default']}",
-                    hint="give a value of that type, as JSON",
+                    hint="pass a value of that type, as JSON",
                 )
     return {source: set(names) for source, names in defaults.items()}
 
 
 def _literal(text: str) -> Any:
-    """Evaluate the source of a parameter's default; None if it is not a literal."""
+    """Evaluate the source of a parameter's default, or return None if it is not a literal."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        return None  # accepts values of any type
+        return None  # a default of None accepts any type
 
 
 def _same_type(value: Any, default: Any) -> bool:
     """Return whether a value can replace a default; an integer can replace a float."""
-    # bool is a subclass of int, but true is no number of videos.
+    # bool is a subclass of int, but must not replace an int.
     if default is None or isinstance(value, type(default)):
         return not isinstance(value, bool) or default is None or isinstance(default, bool)
     return isinstance(default, float) and isinstance(value, int)
@@ -208,7 +207,7 @@ def _same_type(value: Any, default: Any) -> bool:
 def _find_checkpoints(config: Config, parameters: set[str]) -> None:
     """Find or download the checkpoints that the selected stages load.
 
-    This happens before the first stage, so that a missing file is reported at once.
+    Call this before the first stage, so that a missing file is reported immediately.
 
     Raises:
         CheckpointError: a checkpoint is missing or cannot be downloaded; the error names the key.
@@ -228,7 +227,7 @@ def _find_checkpoints(config: Config, parameters: set[str]) -> None:
 
 
 def _inputs(source: Path, values: Mapping[str, Any], config: Config) -> dict[str, str]:
-    """Return a digest of each input of a stage, except files in the run directory."""
+    """Return a digest of each of a stage's inputs, except files in the run directory."""
     cells = [cell.source for cell in nbformat.read(source, as_version=4).cells]
     named = {name: value for name, value in values.items() if name not in RESERVED_PARAMETERS}
     inputs = {"notebook": json.dumps(cells), "parameters": json.dumps(named, sort_keys=True)}
@@ -238,14 +237,14 @@ def _inputs(source: Path, values: Mapping[str, Any], config: Config) -> dict[str
 
 
 def _is_up_to_date(name: str, inputs: dict[str, str], target: Path, status: Status) -> bool:
-    """Return whether a stage can be skipped; log the reason if it must run again."""
+    """Return whether a stage can be skipped, and log the reason if it must run again."""
     before, now = status.before.get(name), status.stages[name]
     if before is None or before["state"] == "waiting":
         return False
     if before["state"] != "done":
-        logger.info("Repeating stage {}: it was {}", name, before["state"])
+        logger.info("Repeating stage {}: its last state is {}", name, before["state"])
     elif now["state"] != "done":
-        logger.info("Repeating stage {}: an earlier stage has run since", name)
+        logger.info("Repeating stage {}: an earlier stage ran after it", name)
     elif not target.exists():
         logger.info("Repeating stage {}: {} is missing", name, target.name)
     elif changed := [k for k in inputs if inputs[k] != before["inputs"].get(k)]:

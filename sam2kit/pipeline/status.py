@@ -1,7 +1,7 @@
-"""Write ``status.json``, the state of a run.
+"""Read and write ``status.json``, the state of a run.
 
-A run holds a lock on its directory as long as it or its kernel lives. The operating system releases
-the lock of a process that dies, so "running" in a directory without a lock means interrupted.
+A run locks its directory for as long as it or its kernel lives. The operating system releases the
+lock when a process dies, so "running" in a directory without a lock means "interrupted".
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class _Status(TypedDict):
 
 
 def read_status(run_dir: Path, held: bool = False) -> dict[str, Any] | None:
-    """Read ``status.json``, and report a run that was killed as ``interrupted``.
+    """Read ``status.json``; the state of a killed run becomes ``interrupted``.
 
     Args:
         run_dir: the run directory.
-        held: whether the caller holds the lock, so that no other process can be running.
+        held: whether the caller holds the lock, which means that no other process is running.
 
     Returns:
-        the content as docs/pipeline.md describes it; None if there is no such file.
+        the content, described in docs/pipeline.md, or None if there is no such file.
 
     Raises:
-        PipelineError: the file is damaged, or was written by another version.
+        PipelineError: the file is damaged or was written by another version.
     """
     path = run_dir / "status.json"
     try:
@@ -79,10 +79,10 @@ class Status:
     Args:
         run_dir: the run directory, which this process has locked.
         names: the stages to run; entries of other stages are kept.
-        about: additional entries, such as the configuration file.
+        about: additional entries of the file, such as the configuration file.
 
     Attributes:
-        before: entries of the stages as they were before this run.
+        before: entries of the stages before this run, by name.
         stages: current entries of the stages, by name.
     """
 
@@ -106,7 +106,7 @@ class Status:
         """Record the state of one stage; an exception is recorded and re-raised."""
         start = time.monotonic()
         stage = self.stages[name] = {"state": "running", "started": _now(), **about}
-        # Later stages read the results of this one, so theirs are outdated now.
+        # Later stages read the results of this stage, so their own results are stale now.
         for later in [n for n in self.stages if n > name]:
             self.stages[later] = {"state": "waiting" if later in self.names else "outdated"}
         with self._record(stage):
@@ -117,7 +117,7 @@ class Status:
 
     @contextmanager
     def _record(self, entry: dict[str, Any]) -> Iterator[None]:
-        """Write the entry of a run or a stage at its start and at its end."""
+        """Write the entry of a run or stage at its start and at its end."""
         self.write()
         try:
             yield
@@ -142,7 +142,7 @@ def _now() -> str:
 
 
 def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Read the scores of each tracker from a run's ``metrics.json``; empty without the file.
+    """Read the scores of each tracker from a run's ``metrics.json``, if the file exists.
 
     Raises:
         PipelineError: the file is damaged.

@@ -1,8 +1,7 @@
-"""Run a grid of pipeline runs and rank them in a leaderboard, for ``sam2kit sweep``.
+"""Run the pipeline for each point of a grid and rank the results, for ``sam2kit sweep``.
 
-Each trial is a ``sam2kit run`` in a separate process and directory ``SWEEP/trials/NNN_…``. Its
-``status.json`` and ``metrics.json`` are the only record of its state, so a second call can resume
-the sweep.
+Each trial is a ``sam2kit run`` in its own process and directory ``SWEEP/trials/NNN_…``. Its state
+is only stored in its ``status.json`` and ``metrics.json``, so a second call can resume the sweep.
 """
 
 from __future__ import annotations
@@ -30,12 +29,13 @@ from sam2kit.utils.processes import sigterm_interrupts, start
 from sam2kit.utils.readers import check_types, read_json
 
 GAIN_NOTE = (
-    "*gain* is over the starting model, on the same objects, averaged over the seeds of a setting; "
-    "*p* is corrected for the number of settings (Holm). Fewer than 6 videos have no interval."
+    "*gain* is the improvement over the starting model on the same objects, averaged over the "
+    "seeds of a setting; *p* is corrected for the number of settings (Holm). With fewer than 6 "
+    "videos, no interval is computed."
 )
 BEST_OF_MANY = (
-    "The best of {} settings on the same videos looks better than it is: evaluate it on other "
-    "videos before you rely on its score."
+    "The score of the best of {} settings on the same videos is biased upward: evaluate it on "
+    "other videos before you rely on it."
 )
 METRIC = "J&F of the tracker 'after training' on the validation videos; higher is better"
 
@@ -45,8 +45,8 @@ class Trial:
     """One point of the grid.
 
     Attributes:
-        name: name of the trial's directory; it begins with the number of the trial.
-        overrides: the values of the grid at this point, ``KEY=VALUE``.
+        name: name of the trial's directory, which starts with the trial's number.
+        overrides: the overrides ``KEY=VALUE`` of this point.
         config: the complete configuration.
     """
 
@@ -56,16 +56,16 @@ class Trial:
 
 
 def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> list[Trial]:
-    """Compose the trials of a grid; the value of the last key changes fastest.
+    """Compose the trials of a grid, in which the value of the last key changes fastest.
 
     Args:
-        config_file: as :func:`sam2kit.config.loading.load_config`.
+        config_file: see :func:`sam2kit.config.loading.load_config`.
         overrides: ``KEY=VALUE``; at least one has several values in Hydra's grammar: ``key=a,b``,
             ``key=[a],[b]`` or ``key=range(1,4)``.
 
     Raises:
-        ConfigError: no override has several values, or the configuration of a trial cannot be
-            composed, lacks its data or uses several devices.
+        ConfigError: no override has several values, or the configuration of a trial is invalid, has
+            missing data or uses several devices.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -106,14 +106,14 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
                 key="trainer.devices",
                 value=config.trainer.devices,
                 expected="1 in a sweep",
-                hint="remove the override, or train on several devices without a sweep",
+                hint="remove this override, or train on several devices without a sweep",
             )
         trials.append(Trial(name, list(point), config))
     return trials
 
 
 def _name(number: int, point: Sequence[str]) -> str:
-    """Return a directory name with the number of a trial and its values, of up to 64 characters."""
+    """Return a directory name of up to 64 characters with a trial's number and values."""
     parts = [
         f"{key.rpartition('.')[2]}-{value}" for key, _, value in (t.partition("=") for t in point)
     ]
@@ -128,30 +128,30 @@ def run_sweep(
     jobs: int | None = None,
     retry_failed: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run the unfinished trials, and update the leaderboard whenever one ends.
+    """Run the unfinished trials and update the leaderboard whenever one ends.
 
     A failed trial does not stop the others. Interrupted trials are resumed.
 
     Args:
         sweep_dir: a new directory, or the directory of a sweep to resume.
-        trials: the trials of :func:`plan_trials`. None (default): the trials of the sweep in
+        trials: the result of :func:`plan_trials`. If None (default), the trials of the sweep in
             ``sweep_dir``.
-        parameters, stages: as :func:`sam2kit.pipeline.runner.run_stages`, for each trial.
-        jobs: maximum number of trials that run at the same time. None (default): one per GPU, or
-            one without a GPU.
-        retry_failed: whether to run failed trials again.
+        parameters, stages: see :func:`sam2kit.pipeline.runner.run_stages`; used for each trial.
+        jobs: maximum number of parallel trials. If None (default), one per GPU, or one without a
+            GPU.
+        retry_failed: run failed trials again.
 
     Returns:
         the rows of the leaderboard (docs/pipeline.md), the best first.
 
     Raises:
-        PipelineError: the directory holds no sweep or a different one, or is in use.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the trials have been ended.
+        PipelineError: the directory contains no sweep or a different sweep, or is in use.
+        KeyboardInterrupt: the sweep was stopped by Ctrl-C or SIGTERM; the trials have been stopped.
     """
     definition = sweep_dir / "sweep.json"
     if trials is None and not definition.exists():
         raise PipelineError(
-            f"{sweep_dir} holds no sweep to resume",
+            f"{sweep_dir} contains no sweep to resume",
             key="--sweep-dir",
             value=str(sweep_dir),
             hint="pass --config and overrides to start one",
@@ -192,38 +192,38 @@ def _read_definition(path: Path) -> dict[str, Any]:
     content = read_json(path, hint=hint, error=PipelineError)
     check_types(content, _Definition, path, hint, PipelineError)
     names = [trial["name"] for trial in content["trials"]]
-    # The directory may be a copy of someone else's, and each name becomes a folder in it.
+    # The directory may come from someone else, and each name is used as a directory name.
     is_valid = all(re.fullmatch(r"\d{3,}_[A-Za-z0-9_.-]*", name) for name in names)
     if not names or not is_valid or len(set(names)) < len(names):
         raise PipelineError(
             f"{path} is damaged",
             key="trials",
             value=names,
-            expected="one or more different names such as 001_seed-1",
+            expected="at least one name such as 001_seed-1, without duplicates",
             hint=hint,
         )
     return cast("dict[str, Any]", content)
 
 
 def _define(sweep_dir: Path, trials: Sequence[Trial], about: dict[str, Any]) -> None:
-    """Write the definition of a sweep, or check that an existing one is the same.
+    """Write the definition of a sweep, or check that the existing definition is equal.
 
     Raises:
-        PipelineError: the directory holds a different sweep.
+        PipelineError: the directory contains a different sweep.
     """
     about = about | {"trials": [{"name": t.name, "overrides": t.overrides} for t in trials]}
     text = json.dumps({"schema_version": SCHEMA_VERSION, **about}, indent=1) + "\n"
     files = {sweep_dir / "trials" / t.name / "trial.yaml": to_yaml(t.config, False) for t in trials}
-    # Written last: a directory with this file has the configurations of all trials.
+    # Write this last: a directory with this file has the configurations of all trials.
     files[sweep_dir / "sweep.json"] = text
     if (sweep_dir / "sweep.json").exists():
         other = [f for f, new in files.items() if not f.exists() or f.read_text("utf-8") != new]
         if other:
             raise PipelineError(
-                f"{sweep_dir} holds another sweep ({other[-1].relative_to(sweep_dir)} differs)",
+                f"{sweep_dir} contains another sweep ({other[-1].relative_to(sweep_dir)} differs)",
                 key="--sweep-dir",
                 value=str(sweep_dir),
-                hint="choose another directory, or pass only --sweep-dir to resume that sweep",
+                hint="choose another directory, or resume that sweep by passing only --sweep-dir",
             )
         return
     for file, new in files.items():
@@ -241,10 +241,10 @@ class _Sweep:
         self.running: dict[str, tuple[subprocess.Popen[str], str | None]] = {}
 
     def run(self, jobs: int | None, retry_failed: bool) -> None:
-        """Run the remaining trials; on an interrupt, end the running ones."""
+        """Run the remaining trials; on an interrupt, stop the running ones."""
         finished = ("done",) if retry_failed else ("done", "failed")
         remaining = [name for name in self.trials if self.status(name)["state"] not in finished]
-        logger.info("{} of {} trials to run in {}", len(remaining), len(self.trials), self.folder)
+        logger.info("Running {} of {} trials in {}", len(remaining), len(self.trials), self.folder)
         free = self._slots(jobs) if remaining else []
         try:
             while remaining or self.running:
@@ -263,9 +263,9 @@ class _Sweep:
                 process.wait()
 
     def _slots(self, jobs: int | None) -> list[str | None]:
-        """Return the GPU of each job as a value for CUDA_VISIBLE_DEVICES; None: no GPU."""
+        """Return the CUDA_VISIBLE_DEVICES value of each job, or None for a job without a GPU."""
         config = load_config(self.folder / "trials" / next(iter(self.trials)) / "trial.yaml")
-        # torch is imported only if needed, because this process does not train.
+        # Import torch only if needed: this process does not train.
         gpus = 0
         if config.trainer.accelerator in ("auto", "gpu", "cuda"):
             import torch
@@ -303,10 +303,10 @@ class _Sweep:
         process.stdin.close()
         folder = self.folder / "trials" / name
         status = self.status(name)
-        # A killed trial is interrupted: the next call resumes it.
+        # A killed trial counts as interrupted, so the next call resumes it.
         recorded = status["state"] in ("failed", "interrupted")
         if code and not recorded and not is_locked(folder):
-            # It ended before its first stage, so it has not recorded the failure.
+            # It failed before its first stage, so it has not recorded the failure.
             lines = (folder / "output.log").read_text("utf-8", "replace").strip().splitlines()
             reason = f"killed by signal {-code}" if code < 0 else "".join(lines[-1:])
             status |= {"schema_version": SCHEMA_VERSION, "state": "failed", "error": reason}
@@ -317,12 +317,12 @@ class _Sweep:
         logger.info("Trial {} {}{}", name, rows[name]["state"], f": {result}" if result else "")
 
     def status(self, name: str) -> dict[str, Any]:
-        """Return the content of a trial's ``status.json``; ``waiting`` if it has none."""
+        """Return the content of a trial's ``status.json``, or ``waiting`` if there is none."""
         content = read_status(self.folder / "trials" / name)
         return {"state": "waiting", "stages": {}} if content is None else content
 
     def write_leaderboard(self) -> list[dict[str, Any]]:
-        """Write ``leaderboard.json`` and ``leaderboard.md``, and return the rows of the former."""
+        """Write ``leaderboard.json`` and ``leaderboard.md``, and return the rows."""
         from sam2kit.evaluation.compare_runs import (
             group_trials,
             leaderboard_groups,

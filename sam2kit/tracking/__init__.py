@@ -1,4 +1,4 @@
-"""Track whole videos with memory that does not grow with their length."""
+"""Track whole videos with memory usage independent of their length."""
 
 import lazy_loader
 

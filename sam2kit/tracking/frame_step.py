@@ -1,4 +1,4 @@
-"""Run the model on one frame, with the conventions of upstream's video predictor."""
+"""Run the model on one frame, following the conventions of upstream's video predictor."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ DECODER_SETTINGS = {
 }
 """Attributes that upstream's ``build_sam2_video_predictor`` sets on the mask decoder."""
 MEMORY_DTYPE = torch.bfloat16
-"""The dtype of stored spatial memories, as in upstream, even if the model runs in float32."""
+"""Dtype of stored spatial memories, as in upstream, even if the model runs in float32."""
 
 
 class ObjectInput(NamedTuple):
-    """One object's input to a call of the model: its memories, and a prompt if it has one.
+    """One object's input to a model call: its memories and, optionally, a prompt.
 
     Attributes:
         bank: the memories of the object.
-        memory_frames: the frames to read. None: an initial conditioning frame, which reads none.
-        reverse: the direction of tracking. None: the frame was not tracked before it was prompted.
+        memory_frames: the frames to read, or None for an initial conditioning frame, which reads
+            none.
+        reverse: whether tracking runs backward, or None if the frame was not tracked before it was
+            prompted.
         points: upstream's ``point_coords`` ``[1,P,2]`` and ``point_labels`` ``[1,P]``.
-        mask: ``[1,1,S,S]`` prompted mask at the model's image size.
+        mask: ``[1,1,S,S]`` mask prompt at the model's image size.
         previous_logits: ``[1,1,h,w]`` mask that clicks refine.
     """
 
@@ -52,7 +54,7 @@ class ObjectInput(NamedTuple):
 
     @property
     def key(self) -> tuple:
-        """The properties that objects must have in common to share a call."""
+        """Properties that must be equal for objects to share a model call."""
         count = None if self.points is None else self.points["point_labels"].shape[1]
         return (
             self.memory_frames,
@@ -64,12 +66,12 @@ class ObjectInput(NamedTuple):
 
 
 class ObjectOutput(NamedTuple):
-    """One object's output of a call of the model.
+    """One object's output of a model call.
 
     Attributes:
-        memory: the frame's memory of the object, which includes its mask.
-        candidates: three masks ``[1,3,h,w]`` and their predicted IoU ``[1,3]``, if the mask was
-            selected among three; otherwise None.
+        memory: the object's memory of the frame, which includes its mask.
+        candidates: three masks ``[1,3,h,w]`` and their predicted IoU ``[1,3]`` if the mask was
+            selected among three, otherwise None.
     """
 
     memory: Memory
@@ -77,12 +79,12 @@ class ObjectOutput(NamedTuple):
 
 
 class FrameModel:
-    """A model with options for tracking; it holds no state of a video.
+    """A model with tracking options, without the state of a video.
 
     Args:
-        model: it is set to evaluation mode.
-        options: None (default): the default options.
-        device: the device to move the model to. None (default): the model's own device.
+        model: the model; it is set to evaluation mode.
+        options: tracking options. If None (default), the default options.
+        device: device to move the model to. If None (default), the model stays on its device.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class FrameModel:
         self.options = options or TrackerOptions()
         self.device = self.model.device
         autocast = self.options.autocast
-        # False: bfloat16 that the GPU only emulates is slower than float32.
+        # including_emulation=False, because emulated bfloat16 is slower than float32.
         if autocast is None:
             autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
         self._autocast = autocast
@@ -106,12 +108,12 @@ class FrameModel:
     def applied(self) -> Iterator[None]:
         """Apply upstream's conventions to the model for the duration of a ``with`` block."""
         decoder = self.model.sam_mask_decoder
-        # The predictor differs from training in these attributes; they are restored afterwards,
-        # so that the tracker can be used in the middle of training.
+        # The predictor differs from training in these attributes. Restore them afterwards, so that
+        # the tracker can be used during training.
         settings = [
-            # Upstream binarizes the memory masks of prompted frames only; run() says which.
+            # Upstream binarizes the memory masks of prompted frames only; run() selects them.
             (self.model, "binarize_mask_from_pts_for_mem_enc", True),
-            # Upstream tracks each object on its own, so objects must not affect each other here.
+            # Upstream tracks objects independently, so they must not affect each other here.
             (self.model, "non_overlap_masks_for_mem_enc", False),
             *((decoder, name, value) for name, value in DECODER_SETTINGS.items()),
         ]
@@ -132,7 +134,7 @@ class FrameModel:
         if cache is None:
             backbone = self.model.forward_image(normalize(image))
         else:
-            # The cache identifies the encoder by its weights, so it must see the originals.
+            # The cache identifies the encoder by its weights, so use the original weights.
             with self._original_weights():
                 backbone = cache.encode(self.model, image)
         return FrameFeatures.from_backbone(self.model, backbone)
@@ -146,10 +148,10 @@ class FrameModel:
         """Run the model once for n objects.
 
         Args:
-            t: the frame.
-            features: features of the frame, as :meth:`encode` returns them.
+            t: index of the frame.
+            features: features of the frame from :meth:`encode`.
             inputs: n inputs with equal :attr:`ObjectInput.key`.
-            num_frames: the length of the video.
+            num_frames: number of frames of the video.
 
         Returns:
             One output per object.
@@ -175,8 +177,9 @@ class FrameModel:
         candidates, _, iou, logits, high_res, pointer, score = outputs
         filled = self._fill_holes(logits)
         prompted = points is not None or mask is not None
-        # Upstream encodes the memory of a prompted frame from the low-resolution mask with filled
-        # holes, and of a tracked frame from the decoder's full-resolution mask.
+        # As in upstream, the memory of a prompted frame is encoded from the low-resolution mask
+        # with filled holes, and the memory of a tracked frame from the decoder's full-resolution
+        # mask.
         if prompted:
             side = (model.image_size, model.image_size)
             high_res = F.interpolate(filled, side, mode="bilinear")
@@ -191,7 +194,7 @@ class FrameModel:
         has_candidates = candidates.shape[1] > 1
         return [
             ObjectOutput(
-                # A view of one row would keep the memory of all rows allocated, so clone it.
+                # Clone, because a view of one row would keep the memory of all rows allocated.
                 Memory(*(x[i : i + 1].clone() for x in rows), reverse=reverse),
                 (candidates[i : i + 1], iou[i : i + 1].float()) if has_candidates else None,
             )
@@ -199,18 +202,18 @@ class FrameModel:
         ]
 
     def _fill_holes(self, logits: Tensor) -> Tensor:
-        """Fill small holes in low-resolution masks, if upstream's extension is available."""
+        """Fill small holes in low-resolution masks if upstream's extension is available."""
         area = self.options.fill_hole_area
         return fill_holes_in_mask_scores(logits, area) if area and can_fill(logits) else logits
 
 
 def can_fill(logits: Tensor) -> bool:
-    """Check whether upstream's compiled extension, which fills holes, can be used."""
+    """Return whether upstream's compiled extension for filling holes can be used."""
     return logits.is_cuda and find_spec("sam2._C") is not None
 
 
 def resize_frame(frame: np.ndarray, side: int) -> Tensor:
-    """Resize ``[H,W,3]`` uint8 to ``[1,3,side,side]`` with PIL's bicubic filter, as upstream."""
+    """Resize ``[H,W,3]`` uint8 to ``[1,3,side,side]`` with PIL's bicubic filter, as in upstream."""
     picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
 

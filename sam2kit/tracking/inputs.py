@@ -1,4 +1,4 @@
-"""Find the videos to track, and make prompts from boxes, points and label images."""
+"""Open the videos to track, and create prompts from boxes, points and label images."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class VideoInput:
     """A video to track.
 
     Attributes:
-        path: what the user named: the video, or the data set that contains it.
-        source: its source.
-        i: its index in the source.
-        base_name: its name in what the user named, such as ``clip`` or ``cam1/clip``.
-        name: a name that no other video of the same call has.
+        path: path from the user: the video, or the dataset that contains it.
+        source: source of the video.
+        i: index in the source.
+        base_name: name relative to ``path``, such as ``clip`` or ``cam1/clip``.
+        name: name that is unique among the videos of a call.
     """
 
     path: Path
@@ -71,18 +71,18 @@ class VideoInput:
 def open_inputs(
     paths: Sequence[str | Path], settings: DatasetConfig | None = None
 ) -> list[VideoInput]:
-    """Open video files, folders of frames, and folders or data sets with several videos.
+    """Open video files, directories of frames, and directories or datasets with several videos.
 
-    A video is named like its file or folder. If two videos have the same name, the names of the
-    folders that contain them come before it, such as ``monday/clip`` and ``friday/clip``.
+    A video has the name of its file or directory. If names are not unique, parent directories are
+    prepended, as in ``monday/clip`` and ``friday/clip``.
 
     Args:
-        paths: the videos.
-        settings: their keys :data:`~sam2kit.config.schema.STACK_KEYS` say how stacks and volumes
-            become frames. The type is detected and may differ from the training videos.
+        paths: the paths to open.
+        settings: its keys :data:`~sam2kit.config.schema.STACK_KEYS` control how stacks and volumes
+            are converted to frames. The type is detected and may differ from the training videos.
 
     Raises:
-        DataError: a path cannot be opened, or a video is named twice.
+        DataError: a path cannot be opened, or a video is listed twice.
     """
     if settings is not None:
         settings = DatasetConfig(**{key: getattr(settings, key) for key in STACK_KEYS})
@@ -92,7 +92,7 @@ def open_inputs(
     base_names = [base_name for _, _, _, base_name in videos]
     locations = [_location(path, source, i) for path, source, i, _ in videos]
     if twice := [path for path, number in Counter(locations).items() if number > 1]:
-        raise DataError(f"{twice[0]} is named more than once", hint="name each video once")
+        raise DataError(f"{twice[0]} is listed more than once", hint="list each video once")
     names = list(base_names)
     for k in range(1, max(len(path.parts) for path in locations)):
         duplicates = {name for name, number in Counter(names).items() if number > 1}
@@ -104,28 +104,28 @@ def open_inputs(
 
 def _open(path: Path, settings: DatasetConfig | None) -> list[tuple[Path, VideoSource, int, str]]:
     layout = detect_layout(path)
-    if layout.type == "files" and path.is_dir():  # each file for itself: masks are not needed
+    if layout.type == "files" and path.is_dir():  # open each file separately: masks are not needed
         return [(file, open_video(file), 0, name) for name, file in find_videos(path).items()]
     source = open_source(path, settings)
     return [(path, source, i, source.name(i)) for i in range(len(source))]
 
 
 def _location(path: Path, source: VideoSource, i: int) -> Path:
-    """Return a path that no other video has."""
+    """Return a path that identifies a video."""
     return (source.video_path(i) or path / source.name(i)).resolve()
 
 
 def prompts_from_file(
     path: str | Path, videos: Sequence[VideoInput]
 ) -> dict[str, tuple[dict[str, Any], str]]:
-    """Read a prompt file, and find the entries of each video.
+    """Read a prompt file and find the entries of each video.
 
     Returns:
-        For each video with prompts, by its name: the content of the file, and the name of the video
-        in it. Videos without prompts are logged.
+        By name of each video with prompts, the content of the file and the video's name in it.
+        Videos without prompts are logged.
 
     Raises:
-        DataError: the file cannot be read, no video has prompts, or entries fit several videos.
+        DataError: the file cannot be read, no video has prompts, or entries match several videos.
     """
     document = read_document(path)
     check_document(document, str(path), ())
@@ -140,19 +140,19 @@ def prompts_from_file(
         same = [other.name for other in videos if key in (other.base_name, other.source_name)]
         if key != video.name and len(same) > 1:
             raise DataError(
-                f"{path}: field 'video' {key!r} fits {len(same)} videos",
-                hint=f"write {' or '.join(same)}",
+                f"{path}: field 'video' {key!r} matches {len(same)} videos",
+                hint=f"use {' or '.join(same)}",
             )
         result[video.name] = document, key
     missing = [visible_text(video.name) for video in videos if video.name not in result]
     if not result:
         raise DataError(
-            f"{path}: no prompt with the field 'video' {missing[0]!r}",
-            hint="set 'video' of the prompts to this name",
+            f"{path}: no prompt has 'video' {missing[0]!r}",
+            hint="set the field 'video' of the prompts to this name",
         )
     if missing:
         logger.warning(
-            "{}: no prompts for {} of {} videos, which are not tracked: {}",
+            "{}: skipping {} of {} videos without prompts: {}",
             *(path, len(missing), len(videos), ", ".join(missing[:5])),
         )
     return result
@@ -161,21 +161,21 @@ def prompts_from_file(
 def prompts_from_flags(
     flags: Sequence[Mapping[str, Any]], video: VideoInput
 ) -> tuple[dict[str, Any], str]:
-    """Make the content of a prompt file from the boxes, points and masks of a command line.
+    """Create the content of a prompt file from boxes, points and masks on the command line.
 
     Args:
-        flags: each has ``kind``, ``object_id`` (None: the next number from 1), ``frame_index`` and
-            ``box``, ``points`` with ``labels``, or ``file``. A file is a label image, in which each
-            value is an object, or one object if ``object_id`` is set; or a folder with
-            ``VIDEO.png``, or with ``VIDEO/FRAME.png``, whose objects are prompted where they are
-            visible first.
+        flags: entries with ``kind``, ``object_id`` (if None, the next number, from 1),
+            ``frame_index``, and ``box``, ``points`` with ``labels``, or ``file``. A file is a label
+            image in which each value is an object (or a single object if ``object_id`` is set), or
+            a directory with ``VIDEO.png`` or ``VIDEO/FRAME.png``, in which objects are prompted on
+            the first frame in which they are visible.
         video: the video.
 
     Returns:
         The content, and the name of the video in it.
 
     Raises:
-        DataError: a label image cannot be read, or the video has no such frame.
+        DataError: a label image cannot be read, or the frame does not exist.
     """
     size = video.read_frame(0).shape[:2]
     used = {flag["object_id"] for flag in flags}
@@ -190,9 +190,9 @@ def prompts_from_flags(
             masks: dict[Any, np.ndarray] = dict(read_label_image(file, size))
             if flag["object_id"] is not None:
                 masks = {flag["object_id"]: np.any(list(masks.values()), axis=0)}
-            elif list(masks) == [255]:  # a black and white picture
+            elif list(masks) == [255]:  # a black-and-white image
                 masks = {next(numbers): masks[255]}
-            # In a folder, an object is prompted where it is visible first.
+            # In a directory, prompt an object on the first frame in which it is visible.
             prompted = {entry["object_id"] for entry in entries if entry["kind"] == "mask"}
             for identity, mask in masks.items():
                 if identity not in prompted or not Path(flag["file"]).is_dir():
@@ -219,8 +219,8 @@ def _label_images(path: Path, frame: int, video: VideoInput) -> Iterator[tuple[i
         f"{path} has no masks of video {video.source_name!r}",
         key="--mask",
         value=str(path),
-        hint=f"add {video.source_name}.png, or a folder {video.source_name} with masks that are "
-        "named like the frames",
+        hint=f"add {video.source_name}.png, or a directory {video.source_name} with masks that "
+        "have the names of the frames",
     )
 
 
@@ -229,13 +229,13 @@ def _numbered(folder: Path, video: VideoInput) -> Iterator[tuple[int, Path]]:
     for file in sorted(list_folder(folder, LABEL_ENDINGS).files, key=natural_key):
         if stem(file) not in frames:
             raise DataError(
-                f"{folder / file} is the mask of no frame of {video.path}",
-                hint=f"name masks like the frames, the first one is {next(iter(frames))}",
+                f"{folder / file} does not match any frame of {video.path}",
+                hint=f"give masks the names of the frames, such as {next(iter(frames))}",
             )
         yield frames[stem(file)], folder / file
 
 
 def digest(*parts: Any) -> str:
-    """Return a checksum of values that JSON can hold."""
+    """Return a checksum of JSON-serializable values."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Define the options of the tracker; the defaults are upstream's conventions."""
+"""Define the tracker's options, whose defaults are upstream's conventions."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ _FIXED_CONVENTIONS = {
     "pil_bicubic": True,
     "antialias_masks": True,
 }
-"""Former options with the value of upstream's convention, which is now the only supported one."""
+"""Former options and upstream's value, which is now the only supported one."""
 
 
 @dataclass(frozen=True)
 class TrackerOptions:
-    """Options of the tracker; unless noted, the defaults follow upstream's predictor.
+    """Options of the tracker; unless noted, defaults follow upstream's predictor.
 
     Attributes:
-        max_cond_frames: maximum number of past conditioning frames per object, 1 or more. The first
-            one and the nearest ones are kept. None: no limit, as upstream; memory then grows with
-            every prompt.
+        max_cond_frames: maximum number of past conditioning frames per object, 1 or more; the first
+            and the nearest ones are kept. None means no limit, as in upstream, but memory then
+            grows with every prompt.
         history: number of frames to keep in addition to those that attention reads, 0 or more. A
-            prompt corrects a frame that is still kept; on an evicted frame it creates a new
-            conditioning frame. None: no limit, as upstream.
-        object_chunk: maximum number of objects per call of the model, 1 or more.
-        autocast: whether to compute in bfloat16. None (default): only on a GPU with bfloat16 units.
+            prompt on a kept frame corrects it; on an evicted frame, it creates a new conditioning
+            frame. None means no limit, as in upstream.
+        object_chunk: maximum number of objects per model call, 1 or more.
+        autocast: whether to compute in bfloat16. If None (default), only on GPUs with native
+            bfloat16.
         zero_memory: set all memories to zero, as an ablation.
-        track_before_prompt: track objects also on frames before their first prompt.
+        track_before_prompt: also track objects on frames before their first prompt.
         corrected_frames_condition: make a tracked frame a conditioning frame when it is corrected.
         non_overlapping: assign each pixel to the object with the highest logit.
-        fill_hole_area: fill holes of up to this many pixels in the low-resolution mask. It needs
-            upstream's compiled extension and a GPU, and is ignored without them.
+        fill_hole_area: fill holes of up to N pixels in the low-resolution mask; ignored without
+            upstream's compiled extension and a GPU.
 
     Raises:
         ValueError: a number is below its minimum.
@@ -68,17 +69,17 @@ class TrackerOptions:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> TrackerOptions:
-        """Create options from a mapping, including one that an older version stored.
+        """Create options from a mapping, which an earlier version may have stored.
 
         Raises:
-            TypeError: a name is unknown.
+            TypeError: an option is unknown.
             ValueError: a value is below its minimum, or a former option differs from upstream's
                 convention.
         """
         for name in values.keys() & _FIXED_CONVENTIONS.keys():
             if values[name] != _FIXED_CONVENTIONS[name]:
                 raise ValueError(
-                    f"{name}={values[name]} is not supported any more: tracking always follows "
+                    f"{name}={values[name]} is no longer supported: tracking always follows "
                     f"upstream's convention, {name}={_FIXED_CONVENTIONS[name]}; remove {name}"
                 )
         return cls(**{k: v for k, v in values.items() if k not in _FIXED_CONVENTIONS})

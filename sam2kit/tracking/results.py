@@ -1,11 +1,11 @@
-"""Define the folder with the results of ``sam2kit track``, and read it.
+"""Define and read the output directory of ``sam2kit track``.
 
 ::
 
     masks/VIDEO/FRAME.png     masks of all videos
-    masks.json                masks of all videos as COCO
-    track.json, objects.csv, overlay.mp4, overlay.gif      of the video that was tracked alone
-    videos/VIDEO/             these files and masks.json, for each further video
+    masks.json                masks of all videos in COCO format
+    track.json, objects.csv, overlay.mp4, overlay.gif      if there is only one video
+    videos/VIDEO/             these files and masks.json of each further video
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sam2kit.utils.text import visible_text
 RECORD, MASKS_JSON, VIDEOS = "track.json", "masks.json", "videos"
 PROVENANCE = {"mask": "painted", "box": "box", "point": "click"}
 TRACK_AGAIN = "track the video again, with --overwrite"
-MAX_TRACKED_BYTES = 4 * MAX_JSON_BYTES  # 100,000 frames with 20 objects have about 600 MB
+MAX_TRACKED_BYTES = 4 * MAX_JSON_BYTES  # 100,000 frames with 20 objects need about 600 MB
 
 
 class _Prompted(TypedDict):
@@ -48,7 +48,7 @@ class _OldRecord(TypedDict):
 
 
 class _Record(_OldRecord, total=False):
-    """What is read of ``track.json``; the first version wrote only some of it."""
+    """The fields of ``track.json`` that are read; its first version has only some of them."""
 
     name: str
     video_name: str
@@ -59,7 +59,7 @@ class _Record(_OldRecord, total=False):
 
 
 class _Masks(TypedDict):
-    """What is read of ``masks.json``."""
+    """The fields of ``masks.json`` that are read."""
 
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
@@ -67,11 +67,11 @@ class _Masks(TypedDict):
 
 @dataclass
 class TrackRecord:
-    """What is known about one video of a result folder.
+    """The record of one video in an output directory.
 
     Attributes:
-        root: the result folder.
-        folder: the folder of the files that belong to this video alone.
+        root: the output directory.
+        folder: the directory of the files that belong to this video only.
         content: the content of its ``track.json``.
     """
 
@@ -81,52 +81,53 @@ class TrackRecord:
 
     @property
     def name(self) -> str:
-        """The name of the video, which is unique in the folder."""
+        """The name of the video, unique in the output directory."""
         return self.content.get("name") or Path(self.content["video"]).stem
 
     @property
     def finished(self) -> bool:
         """Whether the whole video was tracked."""
-        # Earlier versions wrote the file only at the end.
+        # Earlier versions wrote the file only after tracking had finished.
         return bool(self.content.get("finished", True))
 
     @property
     def masks(self) -> Path:
-        """The folder of its PNG files."""
+        """The directory of the PNG masks."""
         return self.root / "masks" / mask_folder(self.name)
 
     def save(self, **changes: Any) -> None:
-        """Change the content, and write the file."""
+        """Change the content and write the file."""
         self.content |= changes
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / RECORD, json.dumps(self.content, indent=1))
 
     def clear_masks(self, frame_names: list[str]) -> None:
-        """Delete the masks that an unfinished or replaced tracking has written."""
+        """Delete the masks of unfinished or replaced results."""
         for name in [*(f"{frame}.png" for frame in frame_names), OBJECTS_FILE]:
             (self.masks / name).unlink(missing_ok=True)
 
     def open_video(self, videos: VideoSource | None = None) -> tuple[VideoSource, int]:
-        """Open the video that was tracked.
+        """Open the tracked video.
 
         Args:
-            videos: the source that has it now. None (default): the path in ``track.json``.
+            videos: the source that contains it. If None (default), the path in ``track.json`` is
+                opened.
 
         Raises:
-            DataError: it is missing.
+            DataError: the video is missing.
         """
         name = self.content.get("video_name", self.name)
         path = Path(self.content["video"])
         if videos is None and not path.exists():
             raise DataError(
                 f"video {visible_text(self.name)!r} was tracked from {path}, which does not exist",
-                hint="move it back, or name the folder of the videos with --videos",
+                hint="move it back, or pass the directory of the videos with --videos",
             )
         source = open_source(path) if videos is None else videos
         return find_video(source, name)
 
     def frames(self, every: int = 1) -> Iterator[AcceptedFrame]:
-        """Yield the tracked masks of every N-th frame, from the first prompt on.
+        """Yield the tracked masks of every N-th frame, starting at the first prompt.
 
         Raises:
             DataError: ``masks.json`` is missing or damaged.
@@ -155,10 +156,10 @@ class TrackRecord:
 
 
 def find_video(source: VideoSource, name: str) -> tuple[VideoSource, int]:
-    """Return a source and the index of a video in it.
+    """Find a video by name, and return its source and index.
 
     Raises:
-        DataError: it has no video of this name.
+        DataError: there is no video of this name.
     """
     if len(source) == 1:
         return source, 0
@@ -166,15 +167,15 @@ def find_video(source: VideoSource, name: str) -> tuple[VideoSource, int]:
         raise DataError(
             f"no video {visible_text(name)!r} among {len(source)} videos, such as "
             f"{visible_text(source.names[0])!r}",
-            hint="name the folder that holds it with --videos",
+            hint="pass the directory that contains it with --videos",
         )
     return source, source.names.index(name)
 
 
 def mask_folder(name: str) -> Path:
-    """Return the folder of the masks of a video, relative to ``masks``.
+    """Return the directory of a video's masks, relative to ``masks``.
 
-    A name with slashes (``monday/clip``) becomes nested folders, as data sets read them.
+    A name with slashes (``monday/clip``) becomes nested directories, as in datasets.
     """
     parts = name.split("/")
     is_clean = all(part and file_name(part) == part for part in parts)
@@ -182,7 +183,7 @@ def mask_folder(name: str) -> Path:
 
 
 def read_records(root: Path) -> list[TrackRecord]:
-    """Read the records of all videos in a result folder; none if it is no result folder.
+    """Read the records of all videos in an output directory, or nothing from other directories.
 
     Raises:
         DataError: a record is damaged.
@@ -191,7 +192,7 @@ def read_records(root: Path) -> list[TrackRecord]:
     for path in [root / RECORD, *sorted(root.glob(f"{VIDEOS}/*/{RECORD}"))]:
         if not path.is_file():
             continue
-        hint = "delete this file, or choose another folder"
+        hint = "delete this file, or choose another directory"
         content = read_json(path, hint=hint, non_finite=True)
         check_types(content, _Record, path, hint)
         records.append(TrackRecord(root, path.parent, content))
@@ -202,7 +203,7 @@ def _read_masks(path: Path) -> dict[str, Any]:
     """Read ``masks.json``.
 
     Raises:
-        DataError: it is missing, damaged or too large.
+        DataError: the file is missing, damaged or too large.
     """
     try:
         content = read_json(path, hint=TRACK_AGAIN, max_bytes=MAX_TRACKED_BYTES, non_finite=True)
@@ -213,7 +214,7 @@ def _read_masks(path: Path) -> dict[str, Any]:
 
 
 def write_combined(root: Path) -> None:
-    """Write ``masks.json`` of all videos, if the folder has more than one."""
+    """Write a ``masks.json`` for all videos if there is more than one."""
     records = read_records(root)
     if all(record.folder == root for record in records):
         return
@@ -224,6 +225,6 @@ def write_combined(root: Path) -> None:
             logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
             continue
         with damage_is(DataError, path, TRACK_AGAIN):
-            # The file in the folder itself may have been combined before.
+            # The top-level file may already be a combined one.
             parts.append(merge_coco([(_read_masks(path), record.name)]))
     write_text(root / MASKS_JSON, json.dumps(merge_coco((part, None) for part in parts)))

@@ -1,4 +1,4 @@
-"""Track videos without ground truth and write the results: ``sam2kit track``."""
+"""Track videos without ground truth and write the results, for ``sam2kit track``."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
 
 GIF_FRAMES, GIF_WIDTH = 60, 480
-MIN_FPS = 1.0  # of the overlays
+MIN_FPS = 1.0  # minimum frame rate of overlays
 LOCK_FILE = ".track.lock"
-# Upstream also tracks an object before its first prompt; users do not expect masks there.
+# Upstream also tracks objects before their first prompt, where users do not expect masks.
 OPTIONS = TrackerOptions(track_before_prompt=False)
 
 
@@ -74,12 +74,11 @@ def track_video(
     *,
     devices: str = "1",
 ) -> Path:
-    """Track objects through one video, or through all videos of a folder; see :func:`track_videos`.
+    """Track objects through one video or all videos of a directory; see :func:`track_videos`.
 
     Args:
-        video: a video file, a directory of frames, or a folder or data set with several videos.
-        prompts, checkpoint, output_dir, accelerator, options, devices: as for
-            :func:`track_videos`.
+        video: a video file, a directory of frames, or a directory or dataset with several videos.
+        prompts, checkpoint, output_dir, accelerator, options, devices: see :func:`track_videos`.
 
     Returns:
         The output directory.
@@ -100,54 +99,54 @@ def track_videos(
     to: str | None = None,
     devices: str = "1",
 ) -> Path:
-    """Track objects through videos, each from its first prompt to the end.
+    """Track each object from its first prompt to the end of its video.
 
-    Frames are read one by one. The output directory gets:
+    Frames are read one at a time. The output directory contains:
 
     - ``masks/VIDEO/FRAME.png``: palette PNG in the DAVIS layout, or 16-bit PNG for more than 254
       objects,
     - ``masks.json``: the masks in the COCO format,
     - ``objects.csv``: area in pixels, object score (logit) and predicted IoU per object and frame,
-    - ``overlay.mp4``, and ``overlay.gif`` with up to 60 evenly spaced frames and up to 480 pixels
-      of width,
+    - ``overlay.mp4``, and ``overlay.gif`` with up to 60 evenly spaced frames and a width of up to
+        480 pixels,
     - ``track.json``: inputs, options and version,
-    - of stacks and volumes the masks in the form of the data: ``labels/VIDEO_labels.tif``,
-      ``VIDEO_RES`` with ``res_track.txt`` (Cell Tracking Challenge), or ``labels/VIDEO.nii.gz``
-      with the affine of the volume,
-    - of a task of CVAT, or with ``to="cvat"``, ``labels/VIDEO.xml`` ("CVAT for video 1.1").
+    - for stacks and volumes, the masks in the format of the data: ``labels/VIDEO_labels.tif``,
+        ``VIDEO_RES`` with ``res_track.txt`` (Cell Tracking Challenge), or ``labels/VIDEO.nii.gz``
+        with the affine of the volume,
+    - for CVAT tasks, or with ``to="cvat"``, ``labels/VIDEO.xml`` ("CVAT for video 1.1").
 
-    The table, the overlays and ``track.json`` of a video that is not the only one are in
-    ``videos/VIDEO``. An object has no mask before its first prompt. After an interruption, all
-    files contain the frames that were tracked. A later call adds videos to the directory, skips
-    those that are finished, and tracks unfinished ones again.
+    With several videos, the table, the overlays and ``track.json`` are in ``videos/VIDEO``. Objects
+    have no mask before their first prompt. After an interruption, all files contain the frames
+    tracked so far. A later call can add videos to the directory; it skips finished videos and
+    tracks unfinished ones again.
 
     Args:
-        videos: video files, directories of frames, or folders or data sets with several videos.
-        prompts: a prompt file, as :func:`~sam2kit.prompts.io.load_video_prompts` reads it, or
-            prompts for every video, as :func:`~sam2kit.tracking.inputs.prompts_from_flags` takes
-            them. Videos without prompts in the file are logged and not tracked.
-        checkpoint: a checkpoint, as :func:`~sam2kit.models.checkpoints.load_model` accepts it.
-        output_dir: None (default): a new dated directory in ``outputs``.
+        videos: video files, directories of frames, or directories or datasets with several videos.
+        prompts: a prompt file (see :func:`~sam2kit.prompts.io.load_video_prompts`), or prompts for
+            every video (see :func:`~sam2kit.tracking.inputs.prompts_from_flags`). Videos without
+            prompts in the file are logged and skipped.
+        checkpoint: a checkpoint; see :func:`~sam2kit.models.checkpoints.load_model`.
+        output_dir: the output directory. If None (default), a new dated directory in ``outputs``.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         options: see :class:`~sam2kit.tracking.options.TrackerOptions`.
-        overwrite: replace results that were made with other prompts or another model.
-        to: ``cvat`` also writes the masks as a task of CVAT. None (default): only if the video
-            comes from CVAT.
-        devices: ``N,`` selects the GPU with index N. ``1`` (default): the first one.
+        overwrite: replace results from other prompts or another model.
+        to: ``cvat`` also writes the masks as a CVAT task. If None (default), only videos from CVAT
+            get one.
+        devices: ``N,`` selects the GPU with index N; ``1`` (default) selects the first GPU.
 
     Returns:
         The output directory.
 
     Raises:
-        ConfigError: the output directory has results of the same video with other inputs, is in
-            use, or is not writable.
-        DataError: a video or the prompt file cannot be used.
-        CheckpointError: the checkpoint cannot be used.
-        KeyboardInterrupt: tracking was interrupted; all files are complete.
+        ConfigError: the output directory contains results of the same video from other inputs, is
+            in use, or is not writable.
+        DataError: a video or the prompt file is invalid.
+        CheckpointError: the checkpoint is invalid.
+        KeyboardInterrupt: tracking was interrupted; all files are valid.
     """
     opened = open_checkpoint(checkpoint, key="--model-checkpoint")
     config = opened.config
-    # Stacks and volumes become frames as they did in training.
+    # Convert stacks and volumes to frames as in training.
     inputs = open_inputs(videos, config.dataset)
     if isinstance(prompts, (str, Path)):
         documents = prompts_from_file(prompts, inputs)
@@ -156,18 +155,18 @@ def track_videos(
         documents = {video.name: prompts_from_flags(prompts, video) for video in inputs}
         prompts_name = "the command line"
     image_size = config.dataset.image_size
-    # All prompts are read before the first video is tracked.
+    # Read all prompts before tracking the first video.
     jobs = []
     for video in inputs:
         if video.name in documents:
             log_time_split(config, video.path)
             document, key = documents[video.name]
-            # The frames are compared with image_size, whose rows and columns are often swapped.
+            # Compare the frames with image_size, in which rows and columns are often swapped.
             size = video.read_frame(0).shape[:2]
             loaded = video_prompts(document, prompts_name, key, video.num_frames, image_size, size)
             jobs.append(_Job(video, prompts_name, document, key, *loaded))
     checkpoint_state, model = _file_state(opened.path), opened.load()
-    del opened  # a second copy of the weights
+    del opened  # frees a second copy of the weights
     folder = open_run_dir(output_dir, "outputs")
     with locked(folder, LOCK_FILE, ConfigError, key="--output-dir"):
         records = _find_records(folder, jobs)
@@ -182,7 +181,7 @@ def track_videos(
             for n, (job, record) in enumerate(zip(jobs, records, strict=True)):
                 name = visible_text(record.name)
                 if record.finished and record.content.get("digest") == inputs_digests[n]:
-                    logger.info("{}: finished already, in {}", name, record.folder)
+                    logger.info("Skipping {}: already finished, in {}", name, record.folder)
                     _write_cvat(job.video, record, to, replace=False)
                     continue
                 if len(jobs) > 1:
@@ -208,27 +207,27 @@ class _Job:
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """The entries of the video in the prompt file, and the size to which they refer."""
+        """The video's entries in the prompt file, and the size to which they refer."""
         entries = [e for e in self.document["prompts"] if e.get("video") == self.key]
         sizes = {k: v for k, v in self.document.items() if k.startswith("image_size")}
         return [sizes, *({k: v for k, v in e.items() if k != "video"} for e in entries)]
 
 
 def _file_state(path: Path) -> list[Any]:
-    """Return what changes when a file is replaced."""
+    """Return values that change when a file is replaced."""
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_mtime_ns if path.is_file() else 0]
 
 
 def _find_records(folder: Path, jobs: Sequence[_Job]) -> list[TrackRecord]:
-    """Find the record of each video in a result folder, or make one that is not saved yet."""
+    """Find the record of each video in the output directory, or create an unsaved one."""
     known = read_records(folder)
     by_video = {(r.content["video"], r.content.get("video_name", r.name)): r for r in known}
     used = {record.name for record in known}
     records = []
     for job in jobs:
         path, video_name = str(job.video.path.resolve()), job.video.source_name
-        # Earlier versions recorded the path as it was typed.
+        # Earlier versions stored the path as typed by the user.
         keys = (path, video_name), (str(job.video.path), video_name)
         record = next((by_video[key] for key in keys if key in by_video), None)
         if record is None:
@@ -240,7 +239,7 @@ def _find_records(folder: Path, jobs: Sequence[_Job]) -> list[TrackRecord]:
             record = TrackRecord(folder, subfolder, content)
             if any(record.masks.glob("*.png")):
                 raise ConfigError(
-                    f"{record.masks} contains masks that sam2kit track has not recorded",
+                    f"{record.masks} contains masks that sam2kit track did not write",
                     key="--output-dir",
                     value=str(folder),
                     hint="choose another directory, or move the masks",
@@ -250,7 +249,7 @@ def _find_records(folder: Path, jobs: Sequence[_Job]) -> list[TrackRecord]:
 
 
 def _free_name(video: VideoInput, used: Collection[str]) -> str:
-    """Return the name of a video, or a longer one if another video has it already."""
+    """Return the name of a video, or a longer one if it is already used."""
     parent = video.path.resolve().parent.name
     numbered = (f"{video.name}-{n}" for n in count(2))
     candidates = chain([video.name, f"{parent}/{video.base_name}"], numbered)
@@ -258,7 +257,7 @@ def _free_name(video: VideoInput, used: Collection[str]) -> str:
 
 
 def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> None:
-    """Reject results of the same videos that were made with other inputs."""
+    """Reject existing results of the same videos from other inputs."""
     changed = [
         visible_text(record.name)
         for record, inputs_digest in zip(records, digests, strict=True)
@@ -267,8 +266,8 @@ def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> No
     if changed:
         folder = records[0].root
         raise ConfigError(
-            f"{folder} contains results of {changed[0]!r} that were made with other prompts, "
-            f"another model or another version of the video ({plural(len(changed), 'video')})",
+            f"{folder} contains results of {changed[0]!r} from other prompts, another model or "
+            f"another version of the video ({plural(len(changed), 'video')})",
             key="--output-dir",
             value=str(folder),
             hint="choose another directory, or add --overwrite to replace them",
@@ -276,7 +275,7 @@ def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> No
 
 
 def _write_cvat(video: VideoInput, record: TrackRecord, to: str | None, replace: bool) -> None:
-    """Write the masks of a video as a task of CVAT, if it comes from CVAT or ``to`` asks for it."""
+    """Write the masks of a video as a CVAT task if it comes from CVAT or ``to`` is ``cvat``."""
     path = cvat_file(record.root, file_name(record.name))
     is_wanted = "cvat" in (to, result_form(video.source, video.i))
     if is_wanted and (replace or not path.exists()):
@@ -292,10 +291,10 @@ def _track(
     image_size: int,
     to: str | None,
 ) -> None:
-    """Track one video, and write its results."""
+    """Track one video and write its results."""
     video, count_frames = job.video, job.video.num_frames
     names = [video.source.frame_name(video.i, t) for t in range(count_frames)]
-    # Written first: if this process is killed, the next call knows what it may replace.
+    # Write the record first: if this process is killed, the next call can replace the results.
     prompted = [
         {k: e[k] for k in ("object_id", "frame_index", "kind")} for e in job.entries if "kind" in e
     ]
@@ -321,17 +320,17 @@ def _track(
     _write_cvat(video, record, to, replace=True)
     record.save(frames=done, finished=done == count_frames)
     if done < count_frames:
-        frames = f"the masks of frames 0 to {done - 1} of {visible_text(record.name)}"
+        frames = f"masks of frames 0 to {done - 1} of {visible_text(record.name)}"
         raise KeyboardInterrupt(
-            f"{frames} are in {record.root}; the same command tracks this video again and then the "
-            "rest"
+            f"{frames} are in {record.root}; run the command again to track this video and the "
+            "remaining ones"
         )
     objects = plural(len(job.object_ids), "object")
     logger.info("{}: {} frames, {}", visible_text(record.name), done, objects)
 
 
 def log_time_split(config: Config, video: Path) -> None:
-    """Log which frames of a video the model was trained and validated on, if it was split by time.
+    """Log the training and validation frames of a video that was split by time.
 
     Args:
         config: the configuration of the model.
@@ -343,7 +342,7 @@ def log_time_split(config: Config, video: Path) -> None:
     files = [Path(data), *Path(data).glob(f"{video.name}"), *Path(data).glob(f"*/{video.name}")]
     if any(file.resolve() == video.resolve() for file in files):
         logger.info(
-            "the model was trained on frames 0 to {} of this video and validated on {} to {}",
+            "The model was trained on frames 0 to {} of this video and validated on {} to {}",
             *(split[0] - 1, split[1], split[2] - 1),
         )
 
@@ -358,17 +357,17 @@ def _write_frames(
     image_size: int,
     names: list[str],
 ) -> int:
-    """Write masks, table and videos until the end or an interruption.
+    """Write masks, table and overlays until the end or an interruption.
 
     Returns:
-        The number of frames that were written.
+        The number of written frames.
     """
     num_frames, done, ids = video.num_frames, 0, masks.object_ids
     first = min(prompt.frame for prompt in prompts)
-    # A time lapse with one frame per minute would play for days.
+    # A time lapse with one frame per minute would otherwise play for days.
     if (fps := max(video.fps, MIN_FPS)) > video.fps:
         logger.info(
-            "overlay.mp4 plays at {:g} frames per second, the video at {:g}", fps, video.fps
+            "overlay.mp4 has {:g} frames per second, but the video has {:g}", fps, video.fps
         )
     gif_frames, gif_step = [], -(-num_frames // GIF_FRAMES)  # rounded up
     with ExitStack() as files:
@@ -413,10 +412,10 @@ def _write_frames(
 
 
 def _draw(picture: np.ndarray, prompt: Prompt, image_size: int) -> np.ndarray:
-    """Draw the clicks and boxes of a prompt on a frame ``[H,W,3]`` of the video's size."""
+    """Draw the clicks and boxes of a prompt on a frame ``[H,W,3]``."""
     if prompt.points is None or prompt.labels is None:
         return picture
-    # Points are pixel indices of the resized square; scale pixel centers, which are at +0.5.
+    # Points are pixel indices in the model's square input; scale pixel centres, at +0.5.
     scale = np.array(picture.shape[1::-1]) / image_size
     points = (prompt.points.numpy() + 0.5) * scale - 0.5
     for object_points, labels in zip(points, prompt.labels.numpy(), strict=True):

@@ -1,4 +1,4 @@
-"""Make a training set from annotations or from tracked masks: ``sam2kit training-set``."""
+"""Create a training set from annotations or tracked masks, for ``sam2kit training-set``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sam2kit.tracking.results import find_video, read_records
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.text import plural, visible_text
 
-ANNOTATIONS = "annotations"  # the folder of annotations in a run directory
-CLIPS_PER_EPOCH = 40  # that the command for a training set suggests
+ANNOTATIONS = "annotations"  # directory of annotations in a run directory
+CLIPS_PER_EPOCH = 40  # minimum number of clips per epoch in the suggested command
 
 
 @dataclass(frozen=True)
@@ -43,34 +43,36 @@ def make_training_set(
     format: str | None = None,
     copy: bool = False,
 ) -> list[TrainingSetSummary]:
-    """Add annotated or tracked frames to a training set, which is created if it is missing.
+    """Add annotated or tracked frames to a new or existing training set.
 
     Args:
-        annotations: folders of annotations that the annotator wrote, run directories that have
-            them, and output directories of :func:`~sam2kit.tracking.tracking_job.track_videos`.
+        annotations: directories of annotations, run directories of the annotator, or output
+            directories of :func:`~sam2kit.tracking.tracking_job.track_videos`.
         folder: the training set; see :func:`~sam2kit.data.training_set.add_to_training_set`.
-        which: frames of annotations: ``accepted``, ``checked`` (prompted or accepted one by one),
-            or ``all`` that have masks. Of tracked videos there is only ``all``. None (default):
-            ``accepted`` frames of annotations, ``all`` of tracked videos.
+        which: frames to add: ``accepted``, ``checked`` (prompted, or accepted individually) or
+            ``all`` frames with masks. For tracked videos, only ``all`` is possible. If None
+            (default), ``accepted`` for annotations and ``all`` for tracked videos.
         every: use every N-th of these frames.
-        videos: where the videos are now: a file, folder or data set. None (default): where they
+        videos: file, directory or dataset of the videos. If None (default), the path at which they
             were annotated.
         format, copy: see :func:`~sam2kit.data.training_set.add_to_training_set`.
 
     Returns:
-        What was added, one entry per video.
+        The added frames, one entry per video.
 
     Raises:
-        ConfigError: an argument is invalid, or the folder cannot be written.
+        ConfigError: an argument is invalid, or the directory cannot be written.
         DataError: there is nothing to add, or a video or an annotation cannot be read.
     """
     if every < 1:
-        raise ConfigError(key="--every", value=every, expected="at least 1", hint="use 1 for all")
+        raise ConfigError(
+            key="--every", value=every, expected="at least 1", hint="use 1 for all frames"
+        )
     source = None if videos is None else open_source(videos)
     parts: list[_Part] = []
     for path in map(Path, annotations):
         parts += _parts(path, which, every, source)
-    # All videos have been opened here, so that a missing one is reported before any work.
+    # At this point all videos are open, so missing ones are reported before any work.
     summaries = []
     models: set[str] = set()
     for part in parts:
@@ -109,22 +111,22 @@ def train_command(
     Args:
         folder: the training set.
         num_videos: number of its videos, 1 or more.
-        model: name or path of the model that made the masks, from which training continues. None
-            (default): the default weights.
-        image_size: its image size. None (default): the default size.
+        model: name or path of the model that made the masks, used as initial weights. If None
+            (default), the default weights.
+        image_size: image size of the model. If None (default), the default size.
     """
     command = f"sam2kit train --data-path {quote(str(folder))}"
     if model:
         command += f" --model-checkpoint {quote(model)}"
     if image_size not in (None, DatasetConfig().image_size):  # such as nano's 192 pixels
         command += f" --image-size {image_size}"
-    if num_videos < CLIPS_PER_EPOCH:  # by default an epoch has only one clip of each video
+    if num_videos < CLIPS_PER_EPOCH:  # by default, an epoch has one clip per video
         command += f" dataset.clips_per_video={-(-CLIPS_PER_EPOCH // num_videos)}"
     return command
 
 
 def _note_models(frames: Iterable[AcceptedFrame], models: set[str]) -> Iterator[AcceptedFrame]:
-    """Yield the frames, and collect the models that tracked their masks."""
+    """Yield the frames and collect the names of the models that predicted their masks."""
     for frame in frames:
         if frame.model:
             models.add(frame.model)
@@ -132,7 +134,7 @@ def _note_models(frames: Iterable[AcceptedFrame], models: set[str]) -> Iterator[
 
 
 def _image_size(model: str | None) -> int | None:
-    """Return the image size of a model on this machine; None if it is not known."""
+    """Return the image size of a model, or None if it is unknown."""
     if model is None or not (model in SHIPPED_CHECKPOINTS or Path(model).exists()):
         return None
     try:
@@ -142,19 +144,19 @@ def _image_size(model: str | None) -> int | None:
 
 
 def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | None) -> list[_Part]:
-    """Find the videos of annotations or of tracked masks, and open them."""
+    """Find and open the videos of annotations or tracked masks."""
     if records := read_records(path):
         if which not in (None, "all"):
             raise ConfigError(
-                f"{path} has tracked masks, of which no person has accepted any",
+                f"{path} contains tracked masks, none of which has been accepted",
                 key="--frames",
                 value=which,
                 expected="all",
-                hint="leave out --frames, or accept frames in the annotator",
+                hint="omit --frames, or accept frames in the annotator",
             )
         unfinished = [visible_text(record.name) for record in records if not record.finished]
         if unfinished:
-            logger.warning("{}: not tracked to the end: {}", path, ", ".join(unfinished))
+            logger.warning("{}: tracking is unfinished for {}", path, ", ".join(unfinished))
         return [
             _Part(record.name, *record.open_video(videos), record.frames(every), {})
             for record in records
@@ -175,18 +177,18 @@ def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | No
         if opened[0].num_frames(opened[1]) != state.num_frames:
             raise DataError(
                 f"video {visible_text(video)!r} has {opened[0].num_frames(opened[1])} frames, but "
-                f"was annotated with {state.num_frames}",
-                hint="name the videos that were annotated with --videos",
+                f"had {state.num_frames} when it was annotated",
+                hint="pass the annotated videos with --videos",
             )
         parts.append(_Part(video, *opened, store.accepted(video, which, every), names))
     if empty:
         logger.warning("{}: no {} frames in {}", folder, which, ", ".join(empty))
     if not parts:
         raise DataError(
-            f"{path} has no {which} frames, and no masks of sam2kit track",
+            f"{path} contains neither {which} frames nor masks from sam2kit track",
             key="annotations",
             value=str(path),
-            hint="accept frames in the annotator, add --frames all, or name its run directory",
+            hint="accept frames in the annotator, add --frames all, or pass its run directory",
         )
     return parts
 
@@ -198,10 +200,10 @@ def _open(
     if videos is not None:
         return find_video(videos, video)
     if not path or not Path(path).exists():
-        where = f"{path}, which does not exist" if path else "a data set"
+        where = f"{path}, which does not exist" if path else "a dataset"
         raise DataError(
             f"{folder}: video {visible_text(video)!r} was annotated in {where}",
             key="--videos",
-            hint="name the folder or data set of the videos with --videos",
+            hint="pass the directory or dataset of the videos with --videos",
         )
     return find_video(open_source(path), video)

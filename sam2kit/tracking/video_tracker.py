@@ -1,4 +1,4 @@
-"""Track whole videos frame by frame, with memory that does not grow with their length.
+"""Track whole videos frame by frame, with memory usage independent of their length.
 
 The masks equal those of upstream's ``SAM2VideoPredictor``; docs/tracking.md lists its conventions.
 """
@@ -24,9 +24,9 @@ from sam2kit.tracking.frame_step import FrameModel, ObjectInput, ObjectOutput
 from sam2kit.tracking.memory_bank import Horizon, MemoryFrames, ObjectBank
 from sam2kit.utils.errors import DataError
 
-PREVIOUS_LOGITS_LIMIT = 32.0  # upstream clamps the logits of the mask that clicks refine
+PREVIOUS_LOGITS_LIMIT = 32.0  # upstream clamps the logits of a mask that clicks refine
 ReadFrame = Callable[[int], np.ndarray]
-"""Reads a frame, from 0, as ``[H,W,3]`` uint8 RGB; all frames have the same size."""
+"""Function from a frame index to the frame, ``[H,W,3]`` uint8 RGB; all frames have equal size."""
 
 
 @dataclass
@@ -34,13 +34,13 @@ class FrameTracks:
     """The masks and scores of all objects on one frame.
 
     Attributes:
-        frame: frame number in the video, from 0.
+        frame: index of the frame, from 0.
         objects: O object numbers.
         mask_logits: ``[O,h,w]`` float32, at a quarter of the model's image size.
-        iou: ``[O]`` predicted IoU, 0 to 1; it is 1 for a mask prompt.
+        iou: ``[O]`` predicted IoU, from 0 to 1; 1 for a mask prompt.
         object_score: ``[O]`` logits; above 0 the object is predicted to be visible.
-        candidates: ``[O,3,h,w]`` logits, if every object's mask was selected among three masks.
-            None (default): no candidates.
+        candidates: ``[O,3,h,w]`` logits if every object's mask was selected among three masks,
+            otherwise None (default).
         candidate_iou: ``[O,3]`` predicted IoU of the candidates.
         non_overlapping: see :class:`~sam2kit.tracking.options.TrackerOptions`.
     """
@@ -58,7 +58,7 @@ class FrameTracks:
         """Resize the logits bilinearly, as upstream does.
 
         Args:
-            size: H and W, rows and columns.
+            size: H and W (rows and columns).
 
         Returns:
             ``[O,H,W]`` float32.
@@ -76,7 +76,7 @@ class FrameTracks:
         """Threshold the resized logits at 0.
 
         Args:
-            size: H and W, rows and columns.
+            size: H and W (rows and columns).
 
         Returns:
             ``[O,H,W]`` bool.
@@ -85,24 +85,24 @@ class FrameTracks:
 
 
 class VideoTracker(FrameModel):
-    """A model with options, which opens videos for tracking.
+    """Open videos for tracking with a model and tracking options.
 
     Args:
-        model: it is set to evaluation mode.
-        options: None (default): the default options.
-        device: the device to move the model to. None (default): the model's own device.
+        model: the model; it is set to evaluation mode.
+        options: tracking options. If None (default), the default options.
+        device: device to move the model to. If None (default), the model stays on its device.
     """
 
     def open(
         self, read_frame: ReadFrame, num_frames: int, size: tuple[int, int]
     ) -> TrackingSession:
-        """Open a video for tracking; no frame is read yet.
+        """Open a video for tracking without reading frames yet.
 
         Args:
-            read_frame: called with frame numbers 0 to ``num_frames`` - 1; it must return
+            read_frame: function from a frame index (0 to ``num_frames`` - 1) to the frame,
                 ``[H,W,3]`` uint8 RGB.
-            num_frames: the length of the video.
-            size: H and W of the frames, rows and columns.
+            num_frames: number of frames of the video.
+            size: H and W (rows and columns) of the frames.
 
         Returns:
             A session without prompts.
@@ -111,12 +111,12 @@ class VideoTracker(FrameModel):
 
 
 class TrackingSession:
-    """The state of tracking one video: memory banks, and the features of the latest frame.
+    """The state of tracking one video: memory banks, and features of the latest frame.
 
     Use :meth:`VideoTracker.open` to create one.
 
     Attributes:
-        num_frames: the length of the video.
+        num_frames: number of frames of the video.
         size: H and W of the frames.
         banks: the memories of each object, by object number.
     """
@@ -133,34 +133,34 @@ class TrackingSession:
 
     @property
     def objects(self) -> list[int]:
-        """The prompted objects, in the order of their first prompts."""
+        """The prompted objects in the order of their first prompts."""
         return list(self.banks)
 
     def state_bytes(self) -> int:
-        """Return the total size in bytes of all tensors that the session holds between calls."""
+        """Return the total size in bytes of all tensors that the session keeps between calls."""
         tensors = [t for bank in self.banks.values() for t in bank.tensors()]
         if self._encoded is not None:
             tensors += [*self._encoded[1].vision, *self._encoded[1].position]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def add_prompt(self, prompt: Prompt, previous: Tensor | None = None) -> FrameTracks:
-        """Prompt new or existing objects on a frame, and predict their masks on that frame.
+        """Prompt new or existing objects on a frame and predict their masks on this frame.
 
-        Clicks are added to the earlier clicks on the frame; a box or a mask replaces them. If the
-        frame was tracked and its memory is still kept, the prompt is a correction; otherwise the
-        frame becomes a conditioning frame. The next tracked frame is the first to read the result.
+        Clicks are added to earlier clicks on the frame; a box or mask replaces them. If the frame
+        was tracked and its memory has not been evicted, the prompt is a correction; otherwise the
+        frame becomes a conditioning frame. Other frames read the result when they are tracked next.
 
         Args:
             prompt: the prompt of N objects.
-            previous: ``[N,1,h,w]`` logits at a quarter of the model's image size, which clicks
-                refine. None (default): the masks that the objects have on the frame, if any.
+            previous: ``[N,1,h,w]`` logits to refine with clicks, at a quarter of the model's image
+                size. If None (default), the objects' current masks on the frame, if any.
 
         Returns:
             The masks of the N objects.
 
         Raises:
             ValueError: the frame is not in the video.
-            DataError: the frame cannot be used; the session is unchanged.
+            DataError: the frame is invalid; the session is unchanged.
         """
         if prompt.frame >= self.num_frames:
             raise ValueError(
@@ -174,13 +174,13 @@ class TrackingSession:
                 masks = resize_masks(masks, (side, side))
                 for row in (~masks.flatten(1).any(1)).nonzero().flatten().tolist():
                     logger.warning(
-                        "object {} on frame {} is too small: its mask is empty at the model's size "
-                        "of {} pixels, so the prompt means that the object is absent",
+                        "Object {} on frame {} is too small: its mask is empty at the model's "
+                        "image size of {} pixels, so the prompt marks the object as absent",
                         prompt.objects[row].item(),
                         prompt.frame,
                         side,
                     )
-            # Read the frame before any state changes, so that a failure has no effect.
+            # Read the frame before changing any state, so that a failure has no effect.
             self._features(prompt.frame)
             inputs = {}
             for row, number in enumerate(prompt.objects.tolist()):
@@ -203,19 +203,19 @@ class TrackingSession:
     def propagate(
         self, start: int | None = None, stop: int | None = None, reverse: bool = False
     ) -> Iterator[FrameTracks]:
-        """Track all objects frame by frame, as the iterator is consumed.
+        """Track all objects lazily, frame by frame.
 
-        On a conditioning frame of an object, the masks of its prompt are returned. Prompts can be
-        added between two frames.
+        On an object's conditioning frames, the mask of its prompt is returned. Prompts can be added
+        between two frames.
 
         Args:
-            start: the first frame. None (default): the first prompted frame.
-            stop: the frame to stop at, exclusive in both directions. None (default): track to the
-                end of the video, or to its beginning if ``reverse``.
-            reverse: track backward. From frame 0 nothing is tracked, as in upstream.
+            start: the first frame to track. If None (default), the first prompted frame.
+            stop: the frame at which to stop, exclusive in both directions. If None (default), track
+                to the end of the video, or to its beginning if ``reverse``.
+            reverse: track backward. As in upstream, starting at frame 0 tracks nothing.
 
         Returns:
-            An iterator over the tracked frames, in the order of tracking.
+            An iterator over the tracked frames in tracking order.
 
         Raises:
             ValueError: no object was prompted, or ``start`` is not in the video.
@@ -239,14 +239,14 @@ class TrackingSession:
         )
 
     def _track(self, t: int, reverse: bool) -> FrameTracks:
-        """Track all objects on a frame, update their banks and evict old memories."""
+        """Track all objects on a frame, update their memory banks and evict old memories."""
         options, horizon = self._options, self._horizon
         outputs: dict[int, ObjectOutput] = {}
         inputs: dict[int, ObjectInput] = {}
         with self._frame_model.applied():
             for number, bank in self.banks.items():
                 bank.commit_pending()
-                # A conditioning frame already has the result of its prompt.
+                # The result of a conditioning frame is its prompt's.
                 if t in bank.conditioning:
                     outputs[number] = ObjectOutput(bank.conditioning[t], None)
                 elif options.track_before_prompt or any(
@@ -260,7 +260,7 @@ class TrackingSession:
                 object_input.bank.others[t] = outputs[number].memory
             for output in outputs.values():
                 output.memory.reverse = reverse
-            # A later pass in the other direction starts there and needs the memories around it.
+            # A later pass in the other direction would start here and need the memories around it.
             anchor = self._first_prompted()
             for bank in self.banks.values():
                 horizon.evict(bank, t, reverse, anchor)
@@ -269,18 +269,18 @@ class TrackingSession:
     def _prompt_input(
         self, number: int, t: int, points: dict[str, Tensor] | None, mask: Tensor | None
     ) -> ObjectInput:
-        """Make the input for one prompted object, and store its clicks.
+        """Create the input for a prompted object, and store its clicks.
 
         Args:
             number: the object.
             t: the prompted frame.
-            points: clicks or box corners in upstream's format; None for a mask prompt.
-            mask: ``[1,1,S,S]``; None for points.
+            points: clicks or box corners in upstream's format, or None for a mask prompt.
+            mask: ``[1,1,S,S]``, or None for points.
         """
         bank = self.banks.setdefault(number, ObjectBank())
         memory = bank.get(t)
-        # As in upstream, a correction of a tracked frame reads the same memories as tracking did,
-        # and the first prompt of a frame reads none.
+        # As in upstream, the correction of a tracked frame reads the same memories as tracking did;
+        # the first prompt of a frame reads none.
         reverse = None if memory is None else memory.reverse
         frames = None if reverse is None else self._horizon.read(bank, t, reverse)
         is_conditioning = frames is None or self._options.corrected_frames_condition
@@ -290,8 +290,8 @@ class TrackingSession:
             self._warn_of_evicted(number, t, tracked_with, frames)
         if t in bank.conditioning and not is_conditioning:
             logger.warning(
-                "object {} was tracked from its prompt on frame {}: tracking continues from that "
-                "prompt and ignores the correction, unless corrected_frames_condition is set",
+                "Object {} was tracked from its prompt on frame {}. Tracking starts from that "
+                "prompt and ignores the correction unless corrected_frames_condition is set",
                 number,
                 t,
             )
@@ -301,7 +301,7 @@ class TrackingSession:
         if not (points["point_labels"] == BOX_LABELS[0]).any():
             points = concat_points(bank.clicks.get(t), *points.values())
         bank.clicks[t] = points
-        # The result of an earlier click on this frame is newer than the tracked memory.
+        # Prefer the result of an earlier click on this frame to the tracked memory.
         latest = bank.pending.get((is_conditioning, t)) or memory
         previous = None
         if latest is not None and latest.mask_logits is not None:
@@ -314,14 +314,15 @@ class TrackingSession:
         Args:
             number: the object.
             t: the corrected frame.
-            then, now: the frames whose memories tracking read and the correction reads.
+            then: the frames whose memories were read in tracking.
+            now: the frames whose memories the correction reads.
         """
         evicted = {*then.conditioning, *then.others} - {*now.conditioning, *now.others}
         if evicted:
             logger.warning(
-                "object {} is corrected on frame {} without {} of the {} memories that were read "
-                "when it was tracked; they were evicted, so the mask is less exact. Set history in "
-                "TrackerOptions or evaluation.tracker to the number of frames that you go back",
+                "The correction of object {} on frame {} lacks {} of the {} memories that tracking "
+                "read; they were evicted, so the mask is less accurate. To avoid this, set history "
+                "in TrackerOptions or evaluation.tracker to the number of frames that you go back",
                 number,
                 t,
                 len(evicted),
@@ -329,7 +330,7 @@ class TrackingSession:
             )
 
     def _run(self, t: int, inputs: dict[int, ObjectInput]) -> dict[int, ObjectOutput]:
-        """Run the model on a frame with as few calls as possible; inputs and outputs by object."""
+        """Run the model on a frame with as few calls as possible, and return outputs by object."""
         groups: dict[tuple, list[int]] = defaultdict(list)
         for number, object_input in inputs.items():
             groups[object_input.key].append(number)
@@ -344,15 +345,15 @@ class TrackingSession:
         return outputs
 
     def _features(self, t: int) -> FrameFeatures:
-        """Return the features of a frame, which is encoded unless it is the latest one."""
+        """Return the features of a frame; those of the latest frame are cached."""
         if self._encoded is None or self._encoded[0] != t:
-            self._encoded = None  # free the old features before new ones are allocated
+            self._encoded = None  # free the old features before allocating new ones
             frame = self._read_frame(t)
             if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
                 raise DataError(
                     f"frame {t} is {frame.dtype} {frame.shape}, but the video's frames are uint8 "
                     f"{(*self.size, 3)}",
-                    hint="all frames must be uint8 RGB of the size that was given to open",
+                    hint="return all frames as uint8 RGB with the size passed to open()",
                 )
             self._encoded = t, self._frame_model.encode(frame)
         return self._encoded[1]

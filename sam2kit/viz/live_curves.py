@@ -13,23 +13,23 @@ from IPython.display import display
 from sam2kit.viz.plots import training_curves
 
 SECONDS = 5.0
-# Pause at least this many times as long as the last drawing took, so that drawing takes less than
-# 5% of the time from training in the same process.
+# Minimum pause as a multiple of the last drawing time, so that drawing takes less than 5% of the
+# time from training in the same process.
 MIN_PAUSE_FACTOR = 20
 
 
 @contextmanager
 def show_live_curves(run_dir: str | Path, seconds: float = SECONDS) -> Iterator[None]:
-    """Show the training curves of a run below the cell and update them while the block runs.
+    """Show a run's training curves below the cell and update them while the block runs.
 
-    One figure is replaced at each update, also if papermill executes the notebook, and drawn a last
-    time when the block ends or raises an error. The curves are read from ``metrics.csv``, so the
-    training may run in another process. Without a notebook kernel, IPython prints one line per
-    update. See :func:`~sam2kit.viz.plots.training_curves`.
+    Each update replaces the figure, also under papermill; the last one is drawn when the block ends
+    or raises. Curves are read from ``metrics.csv``, so training may run in another process. Without
+    a notebook kernel, IPython prints one line per update. See
+    :func:`~sam2kit.viz.plots.training_curves`.
 
     Args:
-        run_dir: directory in which training writes ``metrics.csv``; an existing file is shown too.
-        seconds: minimum time between two updates in seconds.
+        run_dir: directory in which training writes ``metrics.csv``; an existing file is shown, too.
+        seconds: minimum number of seconds between two updates.
     """
     file, stop = Path(run_dir) / "metrics.csv", threading.Event()
     handle, last_drawn_time = None, 0

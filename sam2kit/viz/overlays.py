@@ -1,7 +1,7 @@
 """Draw masks and prompts on frames, and arrange images in contact sheets.
 
-Functions return RGB arrays or matplotlib figures and display nothing themselves. Figures are
-created without pyplot, which would keep every figure in global state.
+Functions return RGB arrays or matplotlib figures and do not display them. Figures are created
+without pyplot, which would keep every figure in global state.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sam2kit.utils.text import figure_text
 
-# The colours of Okabe and Ito (Color Universal Design, 2008), which are distinguishable with any
-# colour vision. Black is omitted because it is invisible on dark frames. The order maximises the
-# contrast between the first few on photographs.
+# The palette of Okabe and Ito (Color Universal Design, 2008), which is safe for colour-blind
+# readers. Black is omitted because it is invisible on dark frames. The order maximises the contrast
+# between the first colours on photographs.
 PALETTE = np.array(
     [
         [86, 180, 233],  # sky blue
@@ -32,7 +32,7 @@ PALETTE = np.array(
 )
 POSITIVE, NEGATIVE, BOX = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 WHITE = (255, 255, 255)
-# Three of the same colours that also differ in lightness.
+# Three of these colours, which also differ in lightness.
 ERROR_COLORS = {
     "hit": (0, 114, 178),  # blue
     "missed": (240, 228, 66),  # yellow
@@ -41,7 +41,7 @@ ERROR_COLORS = {
 
 
 def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return one colour of :data:`PALETTE`, repeated as needed, per object.
+    """Return one colour of :data:`PALETTE` per object, repeating the palette if necessary.
 
     Args:
         positions: ``[N]``, indices of the objects, from 0.
@@ -53,11 +53,11 @@ def object_colors(positions: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def contrasting_palette(frame: np.ndarray) -> np.ndarray:
-    """Return :data:`PALETTE` in the order in which its colours stand out from a frame.
+    """Sort :data:`PALETTE` by how well its colours stand out from a frame.
 
-    The contrast of a colour is the distance in CIELAB that 2 % of the frame's pixels fall below, so
-    that small objects count. The next colour is the one whose contrast and distance from the
-    earlier ones is largest.
+    A colour's contrast is the 2nd percentile of its CIELAB distances to the frame's pixels, so that
+    small objects count. Colours are selected greedily by their contrast and their distance from the
+    colours before them.
 
     Args:
         frame: ``[H,W,3]`` uint8.
@@ -103,7 +103,7 @@ def overlay(
     Args:
         frame: ``[H,W,3]`` uint8.
         masks: ``[O,H,W]`` bool.
-        colors: ``[O,3]`` uint8. None (default): :data:`PALETTE`, repeated as needed.
+        colors: ``[O,3]`` uint8. If None (default), :data:`PALETTE`, repeated if necessary.
         alpha: opacity of the masks, from 0 to 1.
         contours: whether to draw an opaque outline, one pixel wide, around each object.
 
@@ -140,7 +140,7 @@ def error_overlay(frame: np.ndarray, prediction: np.ndarray, truth: np.ndarray) 
     Returns:
         A new image ``[H,W,3]`` uint8.
     """
-    # Grey and darker, so that the colours of the frame do not compete with those of the errors.
+    # Use a dark grey frame, so that its colours do not compete with the error colours.
     grey = np.repeat(frame.mean(2, keepdims=True) * 0.7, 3, axis=2).astype(np.uint8)
     masks = np.stack([prediction & truth, truth & ~prediction, prediction & ~truth])
     return overlay(grey, masks, np.array(list(ERROR_COLORS.values())), 0.75, contours=False)
@@ -157,7 +157,8 @@ def draw_prompts(
     Args:
         frame: ``[H,W,3]`` uint8.
         points: ``[P,2]``, x and y in pixels. None (default): no clicks.
-        labels: ``[P]``: 1 positive, 0 negative, 2 and 3 first and last corner of a box.
+        labels: ``[P]``: 1 for positive and 0 for negative clicks, 2 and 3 for the first and last
+            corner of a box.
         box: ``[4]``, x0, y0, x1, y1 in pixels, inclusive. None (default): the corners in
             ``points``, if there are any.
 
@@ -202,10 +203,10 @@ def contact_sheet(
 
     Args:
         rows: images ``[H,W,3]`` uint8; rows may have different lengths.
-        row_labels: one label per row, at its left, or none.
-        column_labels: one label per column, above the first row, or none.
-        title: title above the grid. None (default): no title.
-        captions: one caption of up to two lines per image in reading order, or none.
+        row_labels: one label per row, shown at its left; empty for no labels.
+        column_labels: one label per column, shown above the first row; empty for no labels.
+        title: title above the grid. If None (default), there is no title.
+        captions: one caption of up to two lines per image, in reading order; empty for no captions.
         cell_inches: width of an image in inches; the height follows the shape of the first image.
 
     Raises:
@@ -224,7 +225,7 @@ def contact_sheet(
                 f"a sheet of {count} rows and {columns} columns needs {expected} {kind} or none; "
                 f"got {len(texts)}"
             )
-    # Compute the space for text here: matplotlib's layout engines take seconds for 40 images.
+    # Compute the space for text: matplotlib's layout engines take seconds for 40 images.
     first = next(image for row in rows for image in row)
     size = np.array([cell_inches, cell_inches * first.shape[0] / first.shape[1]])
     row_labels, remaining = list(map(figure_text, row_labels)), iter(captions)

@@ -16,7 +16,7 @@ from sam2kit.viz.overlays import PALETTE
 
 LINE_COLORS = PALETTE[[6, 5, 4, 1, 2, 0]]  # without yellow, which is invisible on white
 WIDTH = 5.6  # inches; wider figures are not legible on a phone
-LEGEND_LABEL = 30  # characters, so that three labels fit on one line
+LEGEND_LABEL = 30  # maximum number of characters; three such labels fit on one line
 
 
 def curves(
@@ -50,7 +50,7 @@ def curves(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if any(lines):  # no legend for a single line with an empty name
-            # Below the axes, where it cannot hide a line.
+            # Place the legend below the axes, where it cannot cover a line.
             axes.legend(
                 fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2
             )
@@ -62,7 +62,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Args:
         figure: the figure.
-        path: the file without its ending; a ``.png`` at its end is ignored.
+        path: the file without extension; a ``.png`` extension is ignored.
 
     Returns:
         The path of the PNG; the PDF is beside it.
@@ -73,12 +73,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     png = Path(str(path).removesuffix(".png") + ".png")
     try:
         figure.savefig(png)
-        # Without its time, the PDF of a repeated evaluation is the same file.
+        # Omit the creation time, so that a repeated evaluation writes an identical PDF.
         figure.savefig(png.with_suffix(".pdf"), metadata={"CreationDate": None})
     except OSError as error:
         raise DataError(
             f"{png} cannot be written ({error.strerror})",
-            hint="free some space, or choose a directory that is writable",
+            hint="free some disk space, or choose a writable directory",
         ) from error
     return png
 
@@ -110,7 +110,7 @@ def interval_chart(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], x_labe
 
     Args:
         groups: maps the title of each group to its names, and each name to a dictionary with
-            ``mean`` (None: not drawn) and optionally the bounds ``low`` and ``high``.
+            ``mean`` (not drawn if None) and, optionally, the bounds ``low`` and ``high``.
         x_label: label of the x axis.
 
     Raises:

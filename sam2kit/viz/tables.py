@@ -1,4 +1,4 @@
-"""Format rows as tables."""
+"""Format rows as HTML, plain-text or Markdown tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sam2kit.utils.text import html_text, markdown_text, visible_text
 
-# MathJax does not typeset elements of these classes (the first in JupyterLab, the second in older
-# front ends).
+# MathJax skips elements of these classes (the first in JupyterLab, the second in older front ends).
 LITERAL = 'class="mathjax_ignore tex2jax_ignore"'
 
 
 class TrustedMarkdown(str):
-    """Markdown that is written in code, which tables do not escape; never use it for data."""
+    """Markdown from source code, which tables do not escape; never use it for data."""
 
 
 class Table:

@@ -1,5 +1,5 @@
-// The view of the annotator: draws the state that the kernel (annotator.py) sends, and sends user
-// actions back. common.js comes before this file.
+// View of the annotator: draws the state that the kernel (annotator.py) sends and sends user actions
+// back. common.js is prepended to this file.
 
 const TOOLS = [
   ["point", "Click", "Left click: on the object. Right click: off the object. Drag: a box (c)"],
@@ -7,10 +7,10 @@ const TOOLS = [
   ["erase", "Erase", "Erase from the object's mask (e)"],
 ];
 const MAX_HEIGHT = 620; // of the frame, in CSS pixels
-const DRAG_DISTANCE = 5; // in CSS pixels; a shorter movement is a click, a longer one a box
-const ANSWER_SECONDS = 15; // without an answer, the view says that the kernel does not respond
+const DRAG_DISTANCE = 5; // in CSS pixels; a shorter drag is a click, a longer one draws a box
+const ANSWER_SECONDS = 15; // then the view reports that the kernel does not respond
 const PLAY_INTERVAL = 60; // milliseconds between two frames, if the kernel is fast enough
-const TRACKS = [ // markers of the time line: name, text, shape
+const TRACKS = [ // timeline markers: name, text, shape
   ["prompted", "prompted", "dot"],
   ["corrected", "corrected", "dot"],
   ["tracked", "tracked", "bar"],
@@ -18,9 +18,9 @@ const TRACKS = [ // markers of the time line: name, text, shape
   ["annotated", "annotated", "bar"],
 ];
 const DIRECTIONS = [
-  ["backward", "◀ Track back", "Track from the prompts to earlier frames"],
-  ["both", "◀ Both ▶", "Track from the prompts to earlier and to later frames"],
-  ["forward", "Track ▶", "Track from the first prompt to the end, or over the range (t)"],
+  ["backward", "◀ Track back", "Track backward from the prompts"],
+  ["both", "◀ Both ▶", "Track backward and forward from the prompts"],
+  ["forward", "Track ▶", "Track forward from the first prompt, or within the range (t)"],
 ];
 
 const number = (value, digits = 2) => (value == null ? "–" : value.toFixed(digits));
@@ -34,9 +34,9 @@ class Annotator {
     this.tool = "point";
     this.shows = { masks: true, outlines: true, prompts: true };
     this.opacity = 0.45;
-    this.gesture = null; // the pressed pointer, and the box or line drawn so far
+    this.gesture = null; // the pressed pointer, and the current box or stroke
     this.pointer = null; // position over the canvas, for the outline of the brush
-    this.pending = []; // clicks that the kernel has not answered yet
+    this.pending = []; // clicks without an answer from the kernel
     this.nextFrame = this.requestedFrame = null;
     this.build(el);
     this.listen();
@@ -60,11 +60,11 @@ class Annotator {
     return this.model.get("objects");
   }
 
-  // ------------------------------------------------------------------ the elements
+  // ------------------------------------------------------------------ elements
 
   button(parent, text, title, act, name = text.toLowerCase()) {
     const element = make("button", { type: "button", textContent: text, title, onclick: act }, parent);
-    element.dataset.name = name; // tests find the button by this name
+    element.dataset.name = name; // tests select the button by this name
     return element;
   }
 
@@ -108,7 +108,7 @@ class Annotator {
     this.videoLabel = make("label", { textContent: "video" }, bar);
     this.videos = make("select", { title: "Video" }, this.videoLabel);
     this.videos.onchange = () => this.send("open_video", { video: Number(this.videos.value) });
-    setIcon(this.button(bar, "", "Open the video again, with its annotations on disk",
+    setIcon(this.button(bar, "", "Reload the video and its annotations from disk",
       () => this.send("open_video", { video: this.state.video }), "reload"), "reload");
     const open = (name, title, type, key) => {
       const input = this.field(bar, key, { type: "text", className: "path", title, spellcheck: false });
@@ -121,15 +121,15 @@ class Annotator {
       input.onkeydown = (event) => event.key === "Enter" && (input.blur(), this.keyboard.focus());
       return input;
     };
-    this.folder = open("folder", "Folder or file of videos; Enter opens it", "open_folder", "folder");
+    this.folder = open("folder", "Directory or video file; press Enter to open it", "open_folder", "folder");
     this.modelField = open("model",
-      "Model: a name, a run directory or a checkpoint; Enter loads it", "open_model", "model");
+      "Model name, run directory or checkpoint; press Enter to load it", "open_model", "model");
     this.modelNames = make("datalist", { id: `sam2kit-models-${Math.random()}` }, bar);
     this.modelField.setAttribute("list", this.modelNames.id);
     make("span", { className: "space" }, bar);
     this.undo = this.button(bar, "Undo", "Revert the last edit (z)", () => this.send("undo"));
-    this.redo = this.button(bar, "Redo", "Repeat the reverted edit (y)", () => this.send("redo"));
-    this.button(bar, "?", "Keys (?)", () => this.keyboard.help(), "help");
+    this.redo = this.button(bar, "Redo", "Redo the reverted edit (y)", () => this.send("redo"));
+    this.button(bar, "?", "Keyboard shortcuts (?)", () => this.keyboard.help(), "help");
   }
 
   buildTools(bar) {
@@ -138,7 +138,7 @@ class Annotator {
       this.button(tools, text, title, () => this.choose(name), name));
     this.radius = this.field(bar, "size", {
       type: "range", min: 1, max: 100, value: 10,
-      title: "Radius of the brush in pixels of the frame ([ and ])", oninput: () => this.redraw(),
+      title: "Brush radius in pixels of the frame ([ and ])", oninput: () => this.redraw(),
     });
     this.imported = make("input", { type: "file", accept: "image/*", hidden: true }, this.root);
     this.imported.onchange = async () => {
@@ -147,17 +147,17 @@ class Annotator {
       this.imported.value = "";
     };
     const prompts = this.group(bar, "Prompts");
-    this.button(prompts, "Mask file…", "Use the nonzero pixels of an image as the object's mask",
+    this.button(prompts, "Mask file…", "Import an image and use its nonzero pixels as the object's mask",
       () => this.pick("import"), "import");
     this.truth = this.button(prompts, "Ground truth", "Use the ground truth mask as the prompt",
       () => this.send("take_truth"), "truth");
     this.recipes = make("select", { title: "Recipe of the random prompt" }, prompts);
     this.random = this.button(prompts, "Random prompt",
-      "Draw a random prompt as in training; each press draws another",
+      "Sample a random prompt as in training; press again for another",
       () => this.send("random_prompt", { recipe: this.recipes.value }), "random");
     this.button(prompts, "Clear", "Remove the object's prompts on this frame (Del)",
       () => this.send("clear"));
-    this.button(prompts, "Clear all", "Remove all prompts of the video; Undo brings them back",
+    this.button(prompts, "Clear all", "Remove all prompts of the video; Undo restores them",
       () => this.send("clear", { everything: true }), "clear-all");
   }
 
@@ -186,19 +186,19 @@ class Annotator {
     const errors = make("label", {}, toggles);
     this.errors = make("input", {
       type: "checkbox",
-      title: "Of the selected object: hits in blue, missed pixels in yellow, false positives in red",
+      title: "Errors of the selected object: hits in blue, missed pixels in yellow, false positives in red",
       onchange: () => this.send("view", { mode: this.errors.checked ? "errors" : "masks" }),
     }, errors);
     this.errors.dataset.name = "errors";
     errors.append("errors");
     this.opacityField = make("input", {
-      type: "range", min: 0, max: 100, value: 100 * this.opacity, title: "Opacity of the masks (, and .)",
+      type: "range", min: 0, max: 100, value: 100 * this.opacity, title: "Mask opacity (, and .)",
       oninput: () => ((this.opacity = this.opacityField.value / 100), this.redraw()),
     }, toggles);
     this.slider = make("input", { type: "range", min: 0, title: "Frame", className: "frame-slider" }, parent);
     this.slider.oninput = () => (this.stop(), this.go(Number(this.slider.value)));
     this.timeline = make("canvas", {
-      className: "timeline", title: "Time line: click to jump to a frame",
+      className: "timeline", title: "Timeline: click to jump to a frame",
     }, parent);
     this.legend = make("div", { className: "legend" }, parent);
     this.viewport = new Viewport(this.canvas, () => this.zoomed());
@@ -206,13 +206,13 @@ class Annotator {
 
   buildObjects(parent) {
     const { head, element } = this.section(parent, "Objects");
-    this.allButton = this.button(head, "", "Show all objects, or hide all (0)",
+    this.allButton = this.button(head, "", "Show or hide all objects (0)",
       () => this.toggleAll(), "toggle-all");
     this.objectList = make("div", { className: "objects", role: "listbox" }, element);
     const add = make("div", { className: "row" }, element);
     this.newName = make("input", {
-      type: "text", className: "name", placeholder: "name of a new object",
-      title: "Name of the new object; empty: the next free number",
+      type: "text", className: "name", placeholder: "name of the new object",
+      title: "Name of the new object; leave empty for the next free number",
     }, add);
     const create = () => {
       this.send("add_object", { identity: this.newName.value });
@@ -223,16 +223,16 @@ class Annotator {
     this.button(add, "Add", "Add an object", create, "add");
     const many = make("div", { className: "row many" }, element);
     this.propose = this.button(many, "Find objects",
-      "Automatic masks of this frame, to keep or discard in the list",
-      () => (this.wait("segmenting the frame…"), this.send("propose")), "propose");
+      "Segment this frame automatically, and keep or discard each mask in the list",
+      () => (this.wait("Segmenting the frame…"), this.send("propose")), "propose");
     this.button(many, "Label image…",
-      "Import an image (PNG, TIFF) whose pixel values are object numbers; 0 is background",
+      "Import a label image (PNG, TIFF): pixel values are object numbers, 0 is background",
       () => this.pick("import_labels"), "labels");
     this.proposals = make("div", { className: "proposals", hidden: true }, element);
     make("span", { className: "count" }, this.proposals);
-    this.button(this.proposals, "Keep all", "Make objects of all proposals that are left",
+    this.button(this.proposals, "Keep all", "Keep all remaining proposals as objects",
       () => this.send("accept_proposals"), "keep-all");
-    this.button(this.proposals, "Discard all", "Remove the proposals",
+    this.button(this.proposals, "Discard all", "Discard the remaining proposals",
       () => this.send("discard_proposals"), "discard-all");
   }
 
@@ -245,7 +245,7 @@ class Annotator {
   buildChecks(parent) {
     this.checks = this.section(parent, "Frames to check");
     const { head, element } = this.checks;
-    this.next = this.button(head, "Next", "Go to the next frame worth checking (n)",
+    this.next = this.button(head, "Next", "Go to the next frame to check (n)",
       () => this.send("next_check"), "next-check");
     this.checkList = make("div", { className: "checks" }, element);
   }
@@ -257,25 +257,25 @@ class Annotator {
     const field = (name, placeholder) => {
       const input = this.field(bar, name, {
         type: "number", min: 0, placeholder, title: `${name === "from" ? "First" : "Last"} frame to `
-          + "track; empty: as far as the video goes",
+          + "track; leave empty for no limit",
       });
       input.dataset.name = name;
       return input;
     };
     this.from = field("from", "first");
     this.to = field("to", "last");
-    this.button(bar, "From here", "Track from this frame on, from what is known before it",
+    this.button(bar, "From here", "Track forward from this frame, using the masks and prompts before it",
       () => this.track("forward", this.state.frame), "here");
-    this.cancel = this.button(bar, "Cancel", "Stop tracking and keep the results so far (Esc)",
+    this.cancel = this.button(bar, "Cancel", "Stop tracking and keep the masks tracked so far (Esc)",
       () => this.send("cancel"));
-    this.progress = make("progress", { title: "Frames tracked" }, bar);
+    this.progress = make("progress", { title: "Tracked frames" }, bar);
     this.progressText = make("span", { className: "progress-text" }, bar);
   }
 
   buildResults(bar) {
     const accept = this.group(bar, "Accept");
     this.acceptButton = this.button(accept, "Accept frame",
-      "Mark the masks of this frame as checked and good; press again to revert (a)",
+      "Accept the masks of this frame as ground truth; press again to revert (a)",
       () => this.send("accept"), "accept");
     this.button(accept, "Accept all", "Accept every Nth tracked frame",
       () => this.send("accept_all", { every: Number(this.every.value) || 1 }), "accept-all");
@@ -283,23 +283,23 @@ class Annotator {
     this.every.dataset.name = "every";
     const make_ = this.group(bar, "Training set");
     this.trainingSet = this.button(make_, "Make training set",
-      "Write the accepted frames of all annotated videos as a dataset to train on", () => {
-        this.wait("writing the training set…");
+      "Write the accepted frames of all annotated videos to a training set", () => {
+        this.wait("Writing the training set…");
         this.send("make_training_set", { folder: this.target.value.trim() });
       }, "training-set");
     this.trainingSet.classList.add("primary");
-    this.target = make("input", { type: "text", className: "path", title: "Folder of the training set" }, make_);
+    this.target = make("input", { type: "text", className: "path", title: "Directory of the training set" }, make_);
     this.target.dataset.name = "training-folder";
     make("span", { className: "space" }, bar);
     const files = this.group(bar, "Files");
     this.button(files, "Save prompts", "Write the prompts of all videos to prompts.json",
       () => this.send("save"), "save");
     this.append = this.button(files, "Append to data",
-      "Append this frame's masks to the corrections of the dataset, which training reads with "
+      "Append this frame's masks to the dataset's corrections, which training reads with "
         + "dataset.corrections", () => this.send("append"), "append");
   }
 
-  // ------------------------------------------------------------------ listening
+  // ------------------------------------------------------------------ events
 
   listen() {
     const one = (keys, text, action) => [keys, text, action];
@@ -316,9 +316,9 @@ class Annotator {
       one(["Delete", "Backspace"], "clear the object's prompts on this frame", edit("clear")),
       one(["Shift+Delete", "Shift+Backspace"], "delete the selected object", () =>
         this.state.object != null && this.send("delete_object", { index: this.state.object })),
-      one(["t"], "track forwards, over the range if one is given", () => this.track("forward")),
-      one(["a"], "accept the frame, or revert that", edit("accept")),
-      one(["n"], "next frame worth checking", edit("next_check")),
+      one(["t"], "track forward, within the range if there is one", () => this.track("forward")),
+      one(["a"], "accept the frame, or revert acceptance", edit("accept")),
+      one(["n"], "next frame to check", edit("next_check")),
       one(["Escape"], "stop tracking or playing, close this list", () => this.escape()),
     ]);
     this.viewport.listenToWheel(this.root);
@@ -338,7 +338,7 @@ class Annotator {
 
   listenToPointer() {
     const { canvas, viewport } = this;
-    // The right button is the negative click: neither the browser nor JupyterLab opens a menu.
+    // The right button adds a negative click, so suppress the context menu.
     canvas.oncontextmenu = (event) => (event.preventDefault(), event.stopPropagation());
     canvas.onpointerdown = (event) => {
       const [x, y] = viewport.pixel(event);
@@ -377,14 +377,14 @@ class Annotator {
 
   // ------------------------------------------------------------------ actions
 
-  // Let the user choose a file; the message of this type sends its content.
+  // Let the user choose a file, and send its content in a message of this type.
   pick(type) {
     this.importType = type;
     this.imported.click();
   }
 
   click(x, y, positive) {
-    this.pending.push([x, y, positive]); // drawn at once; the mask follows
+    this.pending.push([x, y, positive]); // drawn immediately; the mask arrives later
     this.send("click", { x, y, positive });
     this.redraw();
   }
@@ -422,7 +422,7 @@ class Annotator {
     this.send("hide_all", { hidden: !this.objects.some(({ hidden }) => hidden) });
   }
 
-  // Track over the range of the fields, or from `start` on.
+  // Track within the range of the input fields, or from `start`.
   track(direction, start = null) {
     if (this.state.running) return;
     const value = (input) => (input.value === "" ? null : Number(input.value));
@@ -436,8 +436,8 @@ class Annotator {
     else if (this.state.running) this.send("cancel");
   }
 
-  // One frame is requested at a time. While the slider is dragged, frames that it has passed in the
-  // meantime are never requested, so the kernel keeps up.
+  // Request one frame at a time. While the slider is dragged, frames that it passes in the meantime
+  // are skipped, so that the kernel keeps up.
   go(frame) {
     this.nextFrame = clamp(frame, 0, this.state.frames - 1);
     this.requestFrame();
@@ -478,14 +478,14 @@ class Annotator {
     setIcon(this.playButton, "play");
   }
 
-  // Show a text until the kernel has answered.
+  // Show a message until the kernel answers.
   wait(text) {
     this.root.classList.add("busy");
     this.status.textContent = text;
     this.status.classList.remove("error");
   }
 
-  // Request the visible part in full resolution when the frame is larger than the picture.
+  // Request the visible part in full resolution if the frame is larger than the displayed image.
   zoomed() {
     this.redraw();
     clearTimeout(this.zooming);
@@ -533,7 +533,7 @@ class Annotator {
     const isError = state.mode === "errors" && state.errors;
     viewport.apply(context);
     context.filter = isError ? "grayscale(1) brightness(0.8)" : "none";
-    // Pixels stay sharp when they are enlarged.
+    // Do not smooth enlarged pixels.
     context.imageSmoothingEnabled = (viewport.scale * viewport.columns) / picture.bitmap.width < 2;
     context.drawImage(picture.bitmap, ...whole);
     const { detail } = this;
@@ -548,7 +548,7 @@ class Annotator {
       outline: this.shows.masks && this.shows.outlines, selected: isError ? null : state.object,
     };
     if (detail) {
-      context.save(); // outside the part in full resolution, the masks of the whole frame
+      context.save(); // outside the full-resolution part, draw the masks of the whole frame
       const [x0, y0, x1, y1] = detail.rect;
       context.beginPath();
       context.rect(...whole);
@@ -595,7 +595,7 @@ class Annotator {
       context.globalAlpha = 0.5;
       context.beginPath();
       gesture.line.forEach(([x, y]) => context.lineTo(...this.center(x, y)));
-      // A line without length would not be drawn.
+      // A zero-length line would not be drawn.
       const [x, y] = this.center(...gesture.line.at(-1));
       context.lineTo(x + 0.01, y);
       context.stroke();
@@ -612,8 +612,8 @@ class Annotator {
     }
   }
 
-  // The time line has one row for prompts, one for tracked, one for accepted and one for annotated
-  // frames; a line marks the current frame.
+  // The timeline has one row each for prompted, tracked, accepted and annotated frames; a vertical line
+  // marks the current frame.
   drawTimeline() {
     const { timeline } = this;
     const ranges = this.model.get("timeline");
@@ -625,7 +625,7 @@ class Annotator {
     timeline.height = 26 * density;
     const context = timeline.getContext("2d");
     context.setTransform(density, 0, 0, density, 0, 0);
-    // The centre of the slider's thumb moves between 8 pixels from each end.
+    // The centre of the slider's thumb stays 8 pixels away from each end.
     const step = (width - 16) / Math.max(1, frames - 1);
     const at = (t) => 8 + t * step;
     const style = getComputedStyle(this.root);
@@ -690,7 +690,7 @@ class Annotator {
     this.truth.disabled = !state.annotated;
     const hasTruth = this.model.get("setup").has_truth;
     this.errors.parentElement.hidden = this.truth.hidden = !hasTruth;
-    // Corrections belong to a data set with masks; of raw video a training set is made.
+    // Corrections need a dataset with masks; raw videos become a training set.
     this.append.hidden = !hasTruth;
     this.errors.disabled = !state.annotated;
     this.random.disabled = state.object === null;
@@ -703,7 +703,7 @@ class Annotator {
     this.acceptButton.setAttribute("aria-pressed", state.accepted);
     for (const b of [...this.runs, this.propose]) b.disabled = state.running;
     this.from.max = this.to.max = state.frames - 1;
-    // What the kernel used last, also after a reload; a number that was only typed stays.
+    // Show the kernel's last value, also after a reload, but keep a number that was only typed.
     if (this.shownEvery !== state.every) this.every.value = this.shownEvery = state.every;
     this.cancel.disabled = !state.running;
     this.fillScores();
@@ -741,11 +741,11 @@ class Annotator {
     refill(this.objectList, [objects, state.object], () => {
       objects.forEach((object, n) => this.addRow(object, n));
       if (!objects.length)
-        make("p", { textContent: "Click on an object in the frame, or add one by name." }, this.objectList);
+        make("p", { textContent: "Click on an object in the frame, or add an object by name." }, this.objectList);
     });
     const chosen = this.objectList.querySelector("[aria-selected=true]");
     if (this.shownObject !== state.object) {
-      // scrollIntoView would scroll the page too.
+      // scrollIntoView would also scroll the page.
       if (chosen) this.objectList.scrollTop = chosen.offsetTop - this.objectList.clientHeight / 2;
       this.shownObject = state.object;
     }
@@ -769,7 +769,7 @@ class Annotator {
     color.onchange = () => (this.send("recolor", { index: n, color: color.value }), this.keyboard.focus());
     const name = make("button", {
       type: "button", className: "label", textContent: object.name,
-      title: `Select object ${object.name}${n < 9 ? ` (${n + 1})` : ""}. Double click: rename`,
+      title: `Select object ${object.name}${n < 9 ? ` (${n + 1})` : ""}. Double-click to rename`,
     }, row);
     name.onclick = () => this.send("select", { index: n });
     name.ondblclick = () => this.rename(row, name, n);
@@ -785,7 +785,7 @@ class Annotator {
     else
       icon(object.hidden ? "hidden" : "shown", `${object.hidden ? "Show" : "Hide"} object ${object.name}`,
         () => this.toggleObject(n), `hide-${n}`);
-    icon("remove", object.proposal ? "Discard this proposal" : `Delete object ${object.name}; Undo brings it back`,
+    icon("remove", object.proposal ? "Discard this proposal" : `Delete object ${object.name}; Undo restores it`,
       () => this.send("delete_object", { index: n }), `delete-${n}`);
   }
 
@@ -799,7 +799,7 @@ class Annotator {
       input.classList.remove("editing");
       const value = input.value.trim();
       if (save && value && value !== label.textContent) this.send("rename", { index: n, name: value });
-      delete this.objectList.dataset.content; // build the row again
+      delete this.objectList.dataset.content; // force a rebuild of the row
       this.fillObjects();
       this.keyboard.focus();
     };
@@ -847,8 +847,8 @@ class Annotator {
         make("span", { textContent: `${check.name}: ${check.reason}` }, row);
       });
       if (!checks.length)
-        make("p", { textContent: tracked ? "No tracked mask looks doubtful."
-          : "Track first: the list shows where the masks are doubtful." }, this.checkList);
+        make("p", { textContent: tracked ? "No tracked mask looks wrong."
+          : "After tracking, frames whose masks may be wrong are listed here." }, this.checkList);
     });
   }
 
@@ -859,7 +859,7 @@ class Annotator {
     if (state.mean_j !== null) parts.push(`mean J ${number(state.mean_j)} over the tracked frames`);
     if (state.score !== null) parts.push(`object score ${number(state.score, 1)}`);
     if (state.provenance) parts.push(state.provenance);
-    if (state.stale) parts.push("tracked masks are stale: track again");
+    if (state.stale) parts.push("prompts have changed since tracking: track again");
     this.scores.textContent = parts.join(" · ");
     const error = this.model.get("error");
     this.status.textContent = error || state.message || this.model.get("setup").kept;
@@ -878,8 +878,8 @@ class Annotator {
     });
   }
 
-  // Progress with the estimated time, twice a second even while a frame takes longer; and a warning
-  // if the kernel does not answer.
+  // Update progress and remaining time twice per second, also during slow frames, and warn if the kernel
+  // does not answer.
   tick() {
     const { state } = this;
     this.progress.max = state.total || 1;
@@ -896,15 +896,15 @@ class Annotator {
     const waits = this.sent !== undefined && performance.now() - this.sent > 1000 * ANSWER_SECONDS;
     this.root.classList.toggle("silent", waits);
     if (waits && !this.root.classList.contains("busy")) {
-      this.status.textContent = "The kernel has not answered for "
-        + `${duration((performance.now() - this.sent) / 1000)}: it is busy or has stopped. If it `
-        + "stopped, restart it and run this cell again; everything but the last action is on disk.";
+      this.status.textContent = "No answer from the kernel for "
+          + `${duration((performance.now() - this.sent) / 1000)}: it is busy or has died. If it died, `
+          + "restart it and run this cell again; only the last action is lost.";
     }
   }
 
-  // ------------------------------------------------------------------ answers of the kernel
+  // ------------------------------------------------------------------ answers from the kernel
 
-  // Images are decoded once per change and redrawn on every movement of the pointer.
+  // Decode images once per change; they are redrawn whenever the pointer moves.
   async decode() {
     const [picture, planes, detail] = ["picture", "planes", "detail"].map((name) => this.model.get(name));
     const bitmap = async (bytes) => createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));

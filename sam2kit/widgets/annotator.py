@@ -1,4 +1,4 @@
-"""Annotate the objects of videos interactively in a notebook."""
+"""Annotate objects in videos interactively in a notebook."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ from sam2kit.widgets.prompt_session import (
     without_generated_objects,
 )
 
-MAX_VIDEO_NAMES = 1000  # in the list of the view; open_video opens any video
-MAX_CHECKS = 20  # frames worth checking in the list
+MAX_VIDEO_NAMES = 1000  # maximum number of names in the view's list; open_video opens any video
+MAX_CHECKS = 20  # maximum number of frames in the list of frames to check
 REFRESH_SECONDS = 0.2  # minimum time between two updates of the view while tracking
-THUMBNAIL_SIZE = 120  # longer side of the image of a candidate, in pixels
-MADE_BY = {  # how a mask was made, for people
+THUMBNAIL_SIZE = 120  # longer side of a candidate's image, in pixels
+MADE_BY = {  # display texts of mask provenances
     "click": "prompted",
     "propagated": "tracked",
     "truth": "ground truth",
@@ -73,27 +73,28 @@ Color = tuple[int, int, int]
 
 
 class Annotator(ImageWidget):
-    """Annotate objects with clicks, boxes and masks, track them, and make a training set.
+    """Annotate objects with clicks, boxes and masks, track them, and create a training set.
 
-    docs/widgets.md describes the view. Every action of the view is also a method, so that scripts
-    and notebooks without a front end can do the same. :class:`PromptSession` has the details of one
-    video. Annotations are written to disk at each change, and come back when a video is opened.
+    docs/widgets.md describes the view. Every action is also available as a method, for scripts and
+    for notebooks without a front end. :class:`PromptSession` documents the state of one video.
+    Annotations are saved to disk at every change and loaded when a video is opened.
 
     Args:
-        what: a path, a configuration or a source, as for :func:`~sam2kit.data.build.open_source`.
-        model: a model, or a value of ``--model-checkpoint``. None (default): ``run_dir/best.ckpt``
-            if it exists, else the checkpoint of the configuration, else ``nano``.
+        what: a path, a configuration or a source; see :func:`~sam2kit.data.build.open_source`.
+        model: a model, or a value of ``--model-checkpoint``. If None (default),
+            ``run_dir/best.ckpt`` if it exists, otherwise the checkpoint of the configuration,
+            otherwise ``nano``.
         video: name or index of the first video.
-        run_dir: the directory of the annotations and of what :meth:`save`, :meth:`append` and
-            :meth:`make_training_set` write. None (default): annotations are lost when the kernel
-            stops, and the methods need a path.
-        recipes: settings of :meth:`random_prompt` by name. None (default): each kind of prompt, the
+        run_dir: directory for annotations and the output of :meth:`save`, :meth:`append` and
+            :meth:`make_training_set`. If None (default), annotations are lost when the kernel
+            stops, and these methods require a path.
+        recipes: settings of :meth:`random_prompt` by name. If None (default), each prompt type, the
             recipe ``official``, and the dataset settings of the configuration.
-        corrections: the file that :meth:`append` extends. None (default): ``dataset.corrections``
-            of the configuration, else ``run_dir/corrections.jsonl``.
-        accelerator, devices: values of ``trainer.accelerator`` and ``trainer.devices``, which
-            select one device. None (default): those of the configuration, else the first GPU or the
-            CPU.
+        corrections: file to which :meth:`append` writes. If None (default), ``dataset.corrections``
+            of the configuration, otherwise ``run_dir/corrections.jsonl``.
+        accelerator, devices: values of ``trainer.accelerator`` and ``trainer.devices`` that select
+            one device. If None (default), the values of the configuration, otherwise the first GPU
+            or the CPU.
 
     Raises:
         DataError: the videos cannot be opened.
@@ -142,17 +143,17 @@ class Annotator(ImageWidget):
             corrections = self.run_dir / FILE_NAME
         self.corrections = corrections
         if self.run_dir is None:
-            # Switching between videos keeps the annotations too; the directory is removed with the
-            # widget.
+            # Annotations must survive switching between videos; the directory is removed together
+            # with the widget.
             self._temporary = tempfile.TemporaryDirectory(prefix="sam2kit-annotations-")
         folder = self._temporary.name if self.run_dir is None else self.run_dir / "annotations"
         self.store = AnnotationStore(folder)
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()  # stops the last propagation; each has its own event
+        self._stop = threading.Event()  # stops the latest propagation; each has its own event
         self._steps: Generator[Any, None, None] | None = None
         self._running = self._searches = False
         self._run, self.every = 0, 1
-        self._last_frames: dict[str, int] = {}  # the frame that was shown last, by video
+        self._last_frames: dict[str, int] = {}  # last shown frame, by video
         self._opened: dict[str, tuple[VideoSource, int]] = {}  # sources of annotated videos
         super().__init__()
         self.open_video(video)
@@ -160,26 +161,26 @@ class Annotator(ImageWidget):
     # Videos, folders and models.
 
     def open_video(self, video: int | str) -> None:
-        """Open another video, with the annotations that it has.
+        """Open another video and load its annotations.
 
         Args:
             video: its name or index.
 
         Raises:
-            DataError: there is no such video, or its annotations are for a video of another length
-                or size. The current video remains.
+            DataError: the video does not exist, or its annotations belong to a video of another
+                length or size. The current video stays open.
         """
         self._open(self.source, video_number(self.source, video), self.model, self._model_text)
 
     def open_folder(self, folder: str | Path | Config | VideoSource, video: int | str = 0) -> None:
-        """Open other videos; the annotations of the current ones remain on disk.
+        """Open other videos; annotations of the current videos stay on disk.
 
         Args:
             folder: a path, a configuration or a source.
             video: name or index of the first video.
 
         Raises:
-            DataError: the videos cannot be opened. The current video remains.
+            DataError: the videos cannot be opened. The current video stays open.
         """
         source = open_source(folder)
         self._open(source, video_number(source, video), self.model, self._model_text)
@@ -187,13 +188,13 @@ class Annotator(ImageWidget):
         self._show()
 
     def open_model(self, model: SAM2Model | str | Path) -> None:
-        """Use another model for the next prompts and the next tracking; masks remain.
+        """Use another model for new prompts and tracking; existing masks are kept.
 
         Args:
             model: a model, or the name of a model, a run directory or a checkpoint.
 
         Raises:
-            CheckpointError: the model cannot be loaded. The current model remains.
+            CheckpointError: the model cannot be loaded. The current model is kept.
         """
         loaded, text = _load_model(model, None, None)
         loaded.feature_cache = create_cache(self._config, exact=True)
@@ -205,7 +206,7 @@ class Annotator(ImageWidget):
         with self.lock:
             self.cancel()
             if self._steps is not None:
-                self._steps.close()  # write what was tracked before it is read again
+                self._steps.close()  # save tracked masks before they are loaded again
             name = text or None
             session = PromptSession(source, i, model, self.device, self.store, name)
             if self._sent_frame is not None:
@@ -231,7 +232,7 @@ class Annotator(ImageWidget):
     # Frames and objects.
 
     def go(self, frame: int) -> None:
-        """Show a frame; an index outside the video is clipped."""
+        """Show a frame; the index is clipped to the video."""
         self.frame = min(max(int(frame), 0), self.session.num_frames - 1)
         self._show()
 
@@ -245,13 +246,13 @@ class Annotator(ImageWidget):
         """Add an object and select it.
 
         Args:
-            identity: its name or number. None (default) or "": the next free number.
+            identity: name or number of the object. If None (default) or "", the next free number.
         """
         self.object = self.session.add_object(identity or None)
         self._show()
 
     def rename(self, index: int, name: str) -> None:
-        """Give an object another name to show; its number in masks and files stays the same."""
+        """Change the display name of an object; its number in masks and files does not change."""
         self.session.rename(self.session.objects[index], name)
         self._show()
 
@@ -259,7 +260,7 @@ class Annotator(ImageWidget):
         """Change the colour of an object.
 
         Args:
-            index: of the object, in the list of objects.
+            index: index of the object in the list of objects.
             color: red, green and blue from 0 to 255, or ``#rrggbb``.
         """
         self.session.recolor(self.session.objects[index], _rgb(color))
@@ -288,29 +289,29 @@ class Annotator(ImageWidget):
     # Prompts.
 
     def click(self, x: int, y: int, positive: bool = True) -> None:
-        """Add a click on the selected object (positive) or off it, at a pixel of the frame."""
+        """Add a positive or negative click for the selected object at a pixel of the frame."""
         self.session.click(self._selected_object(), self.frame, x, y, positive)
         self._show()
 
     def box(self, x0: int, y0: int, x1: int, y1: int) -> None:
-        """Replace the prompt of the selected object by a box, given by two opposite corners."""
+        """Replace the prompt of the selected object with a box given by two opposite corners."""
         self.session.box(self._selected_object(), self.frame, (x0, y0, x1, y1))
         self._show()
 
     def brush(self, points: list[list[int]], radius: int, erase: bool = False) -> None:
-        """Paint onto the mask of the selected object, or erase from it.
+        """Add to the mask of the selected object with a brush, or erase from it.
 
         Args:
-            points: x and y of the vertices of the stroke, at least one.
-            radius: of the brush, in pixels of the frame.
-            erase: remove the pixels under the stroke from the mask.
+            points: x and y of the stroke's vertices, at least one.
+            radius: radius of the brush in pixels of the frame.
+            erase: whether to remove the pixels under the stroke.
         """
         o = self._selected_object()
         mask = self.session.mask(o, self.frame)
         painted = np.zeros(self.session.size, np.uint8)
         if mask is not None:
             painted[mask] = 1
-        # The last point is repeated: polylines draws nothing for a single point.
+        # Repeat the last point, because polylines draws nothing for a single point.
         line = np.array([*points, points[-1]], np.int32)[:, None]
         cv2.polylines(painted, [line], False, int(not erase), 2 * radius + 1)
         self.session.paint(o, self.frame, painted.astype(bool))
@@ -326,26 +327,26 @@ class Annotator(ImageWidget):
             DataError: the image cannot be read, is empty or has another size.
         """
         with opened(file, where="the mask" if isinstance(file, bytes) else file) as image:
-            # convert() would replace the values of a palette image by the luminance of their
-            # colours, which can be 0.
+            # convert() would replace the values of a palette image with the luminance of their
+            # colours, which may be 0.
             flat = image if image.mode in ("P", "L", "1") else image.convert("L")
             mask = np.array(flat) > 0
         self.session.paint(self._selected_object(), self.frame, mask, "imported")
         self._show()
 
     def import_labels(self, file: str | Path | bytes) -> None:
-        """Add the objects of a label image on this frame, as mask prompts.
+        """Add the objects of a label image as mask prompts on the current frame.
 
         Args:
-            file: an image (PNG, TIFF) of the frame's size, or its bytes. The value of a pixel is
-                the number of its object; 0 is background.
+            file: an image (PNG, TIFF) of the frame's size, or its bytes. Pixel values are object
+                numbers; 0 is background.
 
         Raises:
             DataError: the image cannot be read, is empty or has another size.
         """
         added = self.session.add_label_image(self.frame, file)
         self.object = added[0] if added else self.object
-        self._show(f"imported {plural(len(added), 'object')}")
+        self._show(f"Imported {plural(len(added), 'object')}")
 
     def take_truth(self) -> None:
         """Use the ground truth mask as the prompt of the selected object.
@@ -368,14 +369,14 @@ class Annotator(ImageWidget):
         self._show()
 
     def random_prompt(self, recipe: str | None = None, seed: int | None = None) -> None:
-        """Prompt the selected object with a random prompt, drawn as in training.
+        """Prompt the selected object with a random prompt, sampled as in training.
 
         Args:
-            recipe: one of ``recipes``. None (default): the recipe used last.
-            seed: of the random draw. None (default): another one for each call.
+            recipe: a name in ``recipes``. If None (default), the most recently used recipe.
+            seed: random seed. If None (default), a different one for each call.
 
         Raises:
-            DataError: no such recipe, or the object is not visible on this frame.
+            DataError: the recipe does not exist, or the object is not visible on this frame.
         """
         self.recipe = self.recipe if recipe is None else recipe
         if self.recipe not in self.recipes:
@@ -390,7 +391,7 @@ class Annotator(ImageWidget):
         self.session.draw(self._selected_object(), self.frame, recipe_config, self.seed)
         self._show()
 
-    dice = random_prompt  # the name that notebooks of earlier versions call
+    dice = random_prompt  # alias for notebooks of earlier versions
 
     def undo(self) -> None:
         """Revert the last edit of the video."""
@@ -398,17 +399,17 @@ class Annotator(ImageWidget):
         self._show()
 
     def redo(self) -> None:
-        """Repeat the edit that was reverted last."""
+        """Redo the most recently reverted edit."""
         self.session.redo()
         self._show()
 
     def clear(self, everything: bool = False) -> None:
-        """Remove the prompt of the selected object on this frame, or all prompts."""
+        """Remove the selected object's prompt on this frame, or all prompts."""
         self.session.clear(*((None, None) if everything else (self._selected_object(), self.frame)))
         self._show()
 
     def view(self, mode: str) -> None:
-        """Show the ``masks`` of all objects, or the ``errors`` of the selected one."""
+        """Set the display mode: ``masks`` of all objects, or ``errors`` of the selected one."""
         self.mode = mode
         self._show()
 
@@ -416,41 +417,44 @@ class Annotator(ImageWidget):
         """Write the prompts to ``prompts.json``, the input of ``sam2kit track --prompts``.
 
         Args:
-            path: None (default): ``run_dir/prompts.json``.
+            path: the file. If None (default), ``run_dir/prompts.json``.
 
         Returns:
             The path of the file.
 
         Raises:
-            DataError: there is no path, no prompt, or the file cannot be written.
+            DataError: there is no path or no prompt, or the file cannot be written.
         """
         if path is None and self.run_dir is None:
-            raise DataError("no path to save to", hint="give path, or run_dir to the widget")
+            raise DataError(
+                "no path to save to", hint="pass path, or create the widget with run_dir"
+            )
         path = self.session.save(path or Path(self.run_dir or "") / "prompts.json")
-        self._show(f"saved {path}")
+        self._show(f"Saved {path}")
         return path
 
     def append(self, path: str | Path | None = None) -> Path:
-        """Append this frame's masks to a file of corrections, the value of ``dataset.corrections``.
+        """Append this frame's masks to a corrections file, for ``dataset.corrections``.
 
         Args:
-            path: None (default): the file given to the widget.
+            path: the file. If None (default), the widget's ``corrections``.
 
         Returns:
             The path of the file.
 
         Raises:
-            DataError: there is no path, no mask, or the file cannot be written.
+            DataError: there is no path or no mask, or the file cannot be written.
         """
         path = path or self.corrections
         if path is None:
             raise DataError(
-                "no file to append to", hint="give path, or corrections or run_dir to the widget"
+                "no file to append to",
+                hint="pass path, or create the widget with corrections or run_dir",
             )
         objects = self.session.append(path, self.frame)
         names = ", ".join(map(str, objects))
         self._show(
-            f"appended frame {self.frame} (objects: {names}) to {path}; train with "
+            f"Appended frame {self.frame} (objects: {names}) to {path}; train with "
             f"dataset.corrections={shlex.quote(str(path))}"
         )
         return Path(path)
@@ -466,11 +470,11 @@ class Annotator(ImageWidget):
         """Track all objects from their prompts.
 
         Args:
-            start: first frame to track. None (default): the first prompt, or for other directions
-                the start of the video.
-            wait: return when tracking has ended (default); False: track in the background.
-            end: last frame to track. None (default): the end of the video, or for ``backward`` the
-                last prompt.
+            start: first frame of the range. If None (default), the first prompted frame, or the
+                start of the video for the other directions.
+            wait: whether to wait until tracking has finished, or to track in the background.
+            end: last frame of the range. If None (default), the end of the video, or the last
+                prompted frame for ``backward``.
             direction: ``forward``, ``backward`` or ``both``.
 
         Raises:
@@ -481,8 +485,8 @@ class Annotator(ImageWidget):
         self._begin(self.session.propagate(start, end, direction), total, wait)
 
     def _begin(self, steps: Iterable[Any], total: int, wait: bool = True) -> None:
-        """Run a generator in a thread that the view can cancel."""
-        # A propagation that still runs ends after its current frame: it has its own stop event.
+        """Run a generator in a background thread that the view can cancel."""
+        # A running propagation has its own stop event and ends after its current frame.
         self.cancel()
         self.error, self._running, self._stop = "", True, threading.Event()
         self._run, self.done, self.total = self._run + 1, 0, total
@@ -494,29 +498,29 @@ class Annotator(ImageWidget):
             return
         try:
             self.wait()
-        except KeyboardInterrupt:  # interrupting the cell stops the thread too
+        except KeyboardInterrupt:  # interrupting the cell also stops the thread
             self.cancel()
             raise
         if self.error:
-            raise DataError(self.error, hint="correct the cause and propagate again")
+            raise DataError(self.error, hint="fix the cause and track again")
 
     def cancel(self) -> None:
-        """Stop tracking after the current frame; the masks tracked so far remain."""
+        """Stop tracking after the current frame and keep the masks tracked so far."""
         self._stop.set()
 
     def wait(self) -> None:
-        """Wait until tracking has ended."""
+        """Wait until tracking has finished."""
         if self._thread is not None:
             self._thread.join()
 
     # Results.
 
     def accept(self, frames: int | Sequence[int] | None = None) -> None:
-        """Accept the masks of a frame as ground truth, or revert that.
+        """Accept the masks of frames as ground truth, or revert the acceptance.
 
         Args:
-            frames: one or more frames to accept. None (default): the current frame; if it is
-                accepted already, it is no longer accepted.
+            frames: one or more frames to accept. If None (default), toggle the acceptance of the
+                current frame.
         """
         if frames is None and self.frame in self.session.accepted:
             self.session.unaccept([self.frame])
@@ -526,90 +530,93 @@ class Annotator(ImageWidget):
         self._show()
 
     def accept_all(self, every: int = 1) -> None:
-        """Accept every Nth frame that has been tracked, and all frames with prompts.
+        """Accept every N-th tracked frame, and all frames with prompts.
 
-        Corrected frames have prompts, and teach a model most.
+        Frames with prompts include the corrected ones, from which a model learns most.
 
         Args:
-            every: 1 (default): all of them.
+            every: accept every N-th tracked frame; 1 (default) accepts all.
 
         Raises:
             DataError: nothing has been tracked or prompted.
         """
-        self.every = max(1, every)  # the view shows it again after a reload
+        self.every = max(1, every)  # restored in the view after a reload
         timeline = self.session.timeline()
         frames = sorted({*timeline["tracked"], *timeline["prompted"]})[:: self.every]
         frames = sorted({*frames, *timeline["prompted"]})
         if not frames:
             raise DataError("no frame has masks to accept", hint="prompt an object and track it")
         self.session.accept(frames)
-        self._show(f"accepted {plural(len(frames), 'frame')}")
+        self._show(f"Accepted {plural(len(frames), 'frame')}")
 
     def next_check(self) -> None:
-        """Go to the next frame worth checking, the worst first, and select its object.
+        """Go to the next frame to check, the worst first, and select its object.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no frame to check.
         """
         if not self._checks:
             raise DataError("there is no frame to check", hint="track the objects first")
         new = [n for n, c in enumerate(self._checks) if (c.object, c.frame) not in self._visited]
-        if not new:  # all have been visited: begin again
+        if not new:  # all have been visited, so start over
             self._visited.clear()
         self.go_to_check(new[0] if new else 0)
 
     def go_to_check(self, index: int) -> None:
-        """Go to a frame worth checking, by its index in the list."""
+        """Go to a frame to check, by its index in the list."""
         check = self._checks[index]
         self._visited.add((check.object, check.frame))
         self.object = check.object
         self.go(check.frame)
 
     def propose(self, wait: bool = True) -> None:
-        """Find objects on this frame automatically; they are proposals until they are kept.
+        """Segment this frame automatically, and list the masks as proposals to keep or discard.
 
         Args:
-            wait: return when all have been found (default); False: search in the background.
+            wait: whether to wait until the search has finished, or to search in the background.
         """
         self._proposal_frame = self.frame
         self._searches = True
         self._begin(self.session.propose_masks(self.frame), 100, wait)
 
     def accept_proposals(self, indices: Sequence[int] | None = None) -> None:
-        """Make objects of proposals.
+        """Keep proposals as objects.
 
         Args:
-            indices: in the list of objects, where proposals follow the objects. None (default): all
-                proposals.
+            indices: indices in the list of objects, where proposals follow the objects. If None
+                (default), all proposals.
         """
         count = len(self.session.objects)
         chosen = None if indices is None else [n - count for n in indices]
         added = self.session.accept_proposals(chosen)
         self.object = added[0] if added else self.object
-        self._show(f"kept {plural(len(added), 'proposal')}")
+        self._show(f"Kept {plural(len(added), 'proposal')}")
 
     def discard_proposals(self) -> None:
-        """Remove the proposals that were not kept."""
+        """Remove the remaining proposals."""
         self.session.proposals.take()
         self._show()
 
     def make_training_set(self, folder: str | Path | None = None) -> Path:
-        """Write the accepted frames of all annotated videos as a dataset to train on.
+        """Write the accepted frames of all annotated videos to a training set.
 
-        Frames that are in the folder already are replaced if their masks have changed.
+        Frames that are already in the directory are replaced if their masks have changed.
 
         Args:
-            folder: None (default) or "": ``run_dir/training_set``.
+            folder: the directory. If None (default) or "", ``run_dir/training_set``.
 
         Returns:
-            The folder, a value of ``--data-path``.
+            The directory, for use as ``--data-path``.
 
         Raises:
-            DataError: no frame is accepted, or there is no folder.
-            ConfigError: the folder cannot be written, or holds something else.
+            DataError: no frame is accepted, or there is no directory to write to.
+            ConfigError: the directory cannot be written, or contains something else.
         """
         if not folder and self.run_dir is None:
-            raise DataError("no folder for the training set", hint="give a folder, or run_dir")
+            raise DataError(
+                "no directory for the training set",
+                hint="pass folder, or create the widget with run_dir",
+            )
         folder = Path(folder).expanduser() if folder else Path(self.run_dir or "") / "training_set"
         lines, written, missing = [], 0, []
         for video in self.store.videos():
@@ -623,7 +630,7 @@ class Annotator(ImageWidget):
                 lines.append(f"{label_text(video)}: {counts}")
         if missing:
             names = ", ".join(map(label_text, missing))
-            lines.append(f"Not included, because their folder is unknown (open it first): {names}")
+            lines.append(f"Skipped, because their directory is unknown (open it first): {names}")
         if not written:
             raise DataError(
                 "; ".join(["no frame is accepted", *lines]),
@@ -631,14 +638,14 @@ class Annotator(ImageWidget):
             )
         lines.insert(0, f"Training set of {plural(written, 'video')} in {visible_text(folder)}")
         self.report = [{"text": line, "command": False} for line in lines]
-        # Training continues from the model that was annotated with.
+        # Train from the model that was used for annotation.
         command = train_command(folder, written, self._model_text or None, self.model.image_size)
         self.report = [*self.report, {"text": visible_text(command), "command": True}]
         self._show()
         return folder
 
     def _find_source(self, video: str) -> tuple[VideoSource, int] | None:
-        """Return the source and index of an annotated video; None if nothing says where it is."""
+        """Return the source and index of an annotated video, or None if its path is unknown."""
         if video in self._opened:
             return self._opened[video]
         if video in self.source.names:
@@ -650,7 +657,7 @@ class Annotator(ImageWidget):
     def _add_to_training_set(
         self, folder: Path, video: str, source: VideoSource, i: int
     ) -> str | None:
-        """Add the accepted frames of a video; return their numbers, or None if there are none."""
+        """Add the accepted frames of a video and return their counts, or None if there are none."""
         state = self.store.load(video)
         if state is None or not state.accepted:
             return None
@@ -666,7 +673,7 @@ class Annotator(ImageWidget):
         """Close the message about the last training set."""
         self.report = []
 
-    # Handlers of the view's messages; the fields of a message are the arguments.
+    # Handlers of the view's messages, with the message's fields as arguments.
     on_open_video, on_go, on_select, on_add_object = open_video, go, select, add_object
     on_rename, on_recolor, on_set_hidden, on_hide_all = rename, recolor, set_hidden, hide_all
     on_delete_object, on_click, on_box, on_brush = delete_object, click, box, brush
@@ -682,19 +689,19 @@ class Annotator(ImageWidget):
         self._show()
 
     def on_open_folder(self, folder: str) -> None:
-        """Open the folder that was named in the view."""
+        """Open the path entered in the view."""
         self.open_folder(Path(folder).expanduser())
 
     def on_open_model(self, model: str) -> None:
-        """Load the model that was named in the view."""
+        """Load the model entered in the view."""
         self.open_model(model)
 
     def on_import(self, buffers: list[bytes]) -> None:
-        """Import the mask that the view has read from a file."""
+        """Import a mask file that the view has read."""
         self.import_mask(buffers[0])
 
     def on_import_labels(self, buffers: list[bytes]) -> None:
-        """Import the label image that the view has read from a file."""
+        """Import a label image that the view has read."""
         self.import_labels(buffers[0])
 
     def on_propagate(
@@ -708,11 +715,11 @@ class Annotator(ImageWidget):
         self.propose(wait=False)
 
     def on_make_training_set(self, folder: str = "") -> None:
-        """Write the training set to the folder that was named in the view."""
+        """Write the training set to the directory entered in the view."""
         self.make_training_set(folder)
 
     def on_viewport(self, rect: list[int] | None) -> None:
-        """Send the visible part of the frame in full resolution; None: the whole frame is shown."""
+        """Send the visible part of the frame in full resolution; None means the whole frame."""
         self._viewport = None if rect is None else (rect[0], rect[1], rect[2], rect[3])
         self._show()
 
@@ -728,24 +735,24 @@ class Annotator(ImageWidget):
         return [proposal.mask for proposal in self.session.proposals.items]
 
     def _work(self, steps: Iterable[Any], stop: threading.Event) -> None:
-        """Run the steps of tracking (frames) or of the search for objects (shares of the work)."""
+        """Run the steps of tracking (frames) or of automatic segmentation (fractions of work)."""
         iterator, last_refresh = iter(steps), 0.0
         try:
             while True:
-                with self.lock:  # released after each frame, so that messages are handled between
+                with self.lock:  # released after each frame, so that messages can be handled
                     step = None if stop.is_set() else next(iterator, None)
                     if step is None:
                         if isinstance(steps, Generator):
-                            steps.close()  # writes what was tracked
+                            steps.close()  # saves the tracked masks
                         break
                     self.done = round(100 * step) if self._searches else self.done + 1
                     if step == self.frame or time.monotonic() - last_refresh > REFRESH_SECONDS:
                         self._show(self._progress())
                         last_refresh = time.monotonic()
-                # A lock is not fair: without a pause this thread would take it again at once.
+                # Locks are not fair: without a pause, this thread would reacquire it immediately.
                 time.sleep(0.001)
         except Exception as error:
-            # Python prints the traceback of a thread where users do not see it.
+            # Python prints tracebacks of threads where users do not see them.
             logger.opt(exception=error).debug("error while tracking")
             with self.lock:
                 self.error = error_text(error)
@@ -756,21 +763,21 @@ class Annotator(ImageWidget):
 
     def _progress(self) -> str:
         if self._searches:
-            return f"found {plural(len(self.session.proposals.items), 'object')} to keep or discard"
-        verb = "stopped after" if self._stop.is_set() else "tracked"
+            return f"Found {plural(len(self.session.proposals.items), 'object')} to keep or discard"
+        verb = "Stopped after" if self._stop.is_set() else "Tracked"
         return f"{verb} {plural(self.done, 'frame')}"
 
     # State of the view.
 
     def _show(self, message: str = "") -> None:
-        """Send what has changed to the view.
+        """Send changed state to the view.
 
         Args:
-            message: the status line; "" (default) clears it.
+            message: text of the status line; "" (default) clears it.
         """
         session, t = self.session, self.frame
         with self.lock, self.hold_sync():
-            # The frame is read and encoded only when it changes, not on every click.
+            # Read and encode the frame only when it changes, not on every click.
             if self._sent_frame != (session, t):
                 self._frame = session.frame(t)
                 self._sent_frame = session, t
@@ -794,9 +801,9 @@ class Annotator(ImageWidget):
     _video: int  # index in the source
 
     def _send_masks(self, masks: Masks, truth: Masks | None) -> None:
-        """Send the masks of all objects, or in mode ``errors`` the errors of the selected one.
+        """Send the masks of all objects or, in mode ``errors``, the errors of the selected one.
 
-        Without a mask or a ground truth to compare, mode ``errors`` shows the masks too.
+        If there is no mask or ground truth to compare, mode ``errors`` shows masks, too.
         """
         mask = None if self.object is None else masks.get(self.object)
         self._errors = self.mode == "errors" and truth is not None and mask is not None
@@ -822,7 +829,7 @@ class Annotator(ImageWidget):
         }
 
     def _thumbnails(self, prediction: Prediction) -> list[bytes]:
-        """Encode the candidates of the selected object with their surroundings as small JPEG."""
+        """Encode the selected object's candidates with their surroundings as small JPEGs."""
         if not len(prediction.candidates):
             return []
         rows, columns = _surroundings(np.asarray(prediction.candidates.any(0)))
@@ -840,7 +847,7 @@ class Annotator(ImageWidget):
         return images
 
     def _color(self, index: int) -> Color:
-        """Return the colour of an object: the chosen one, or one in contrast to the video."""
+        """Return an object's colour: the user's choice, or one that contrasts with the video."""
         color: Any = self._palette[index % len(self._palette)]
         if index < len(self.session.objects):
             color = self.session.colors.get(self.session.objects[index], color)
@@ -848,7 +855,7 @@ class Annotator(ImageWidget):
         return red, green, blue
 
     def _object_states(self, masks: Masks) -> list[dict[str, Any]]:
-        """Return what the list of objects shows: the objects, then the proposals."""
+        """Return the rows of the list of objects: objects, then proposals."""
         session = self.session
         rows = [
             {
@@ -867,11 +874,12 @@ class Annotator(ImageWidget):
         return rows
 
     def _send_time(self) -> None:
-        """Send the markers of the time line and the frames worth checking."""
+        """Send the markers of the timeline and the frames to check."""
         timeline = self.session.timeline()
         self.timeline = {name: _ranges(frames) for name, frames in timeline.items()}
         session = self.session
-        # What the list depends on: listing thousands of masks takes too long to do on each click.
+        # Rebuild the list only if its inputs change: with thousands of masks it takes too long to
+        # do on every click.
         state = session, self._run, session.prompts, sorted(session.accepted), len(session.tracked)
         if not self._running and state != self._checked_state:
             self._checks, self._checked_state = session.frames_to_check(MAX_CHECKS), state
@@ -922,7 +930,7 @@ class Annotator(ImageWidget):
         }
 
     def _provenance(self, o: ObjectId, t: int) -> str:
-        """Return how the mask of an object was made, for people."""
+        """Return a text on how the mask of an object was made."""
         made = self.session.provenance(o, t) or ""
         model = self.session.mask_model(o, t)
         text = MADE_BY.get(made, made)
@@ -948,13 +956,13 @@ class Annotator(ImageWidget):
         }
 
     def _setup_state(self) -> dict[str, Any]:
-        """Return the choices of videos, models and recipes, which rarely change."""
+        """Return the available videos, models and recipes, which rarely change."""
         target = "" if self.run_dir is None else str(self.run_dir / "training_set")
         return {
             "videos": list(map(label_text, self.source.names[:MAX_VIDEO_NAMES])),
             "more_videos": max(0, len(self.source.names) - MAX_VIDEO_NAMES),
             "kept": visible_text(
-                "Annotations are lost when the kernel stops: give run_dir to keep them"
+                "Annotations are lost when the kernel stops; pass run_dir to keep them"
                 if self.run_dir is None
                 else f"Annotations are saved in {self.store.folder}"
             ),
@@ -967,7 +975,7 @@ class Annotator(ImageWidget):
         }
 
     def _model_names(self) -> list[str]:
-        """Return models to suggest: run directories beside this one, and published names."""
+        """Return suggestions for models: run directories beside this one, and released models."""
         runs = []
         if self.run_dir is not None:
             paths = self.run_dir.glob("*.ckpt"), self.run_dir.parent.glob("*/best.ckpt")
@@ -993,7 +1001,7 @@ class Annotator(ImageWidget):
 
 
 def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return rows and columns around a mask with a margin, at least a quarter of the frame."""
+    """Return rows and columns around a mask, with a margin and at least a quarter of the frame."""
     slices = []
     for axis, length in enumerate(mask.shape):
         inside = np.flatnonzero(mask.any(1 - axis))
@@ -1023,7 +1031,7 @@ def _encode_planes(
 
 
 def _ranges(frames: Iterable[int]) -> list[list[int]]:
-    """Return sorted frames as ranges of first and last frame, inclusive."""
+    """Return sorted frames as inclusive ranges [first, last]."""
     ranges: list[list[int]] = []
     for t in sorted(frames):
         if ranges and t == ranges[-1][1] + 1:
@@ -1034,7 +1042,7 @@ def _ranges(frames: Iterable[int]) -> list[list[int]]:
 
 
 def _rgb(color: str | Sequence[int]) -> Color:
-    """Return a colour, given as three values or as ``#rrggbb``, as three values from 0 to 255."""
+    """Convert a colour (three values or ``#rrggbb``) to three values from 0 to 255."""
     try:
         values = bytes.fromhex(color.removeprefix("#")) if isinstance(color, str) else bytes(color)
         red, green, blue = values
@@ -1049,7 +1057,7 @@ def _rgb(color: str | Sequence[int]) -> Color:
 
 
 def _folder_text(what: str | Path | Config | VideoSource) -> str:
-    """Return the path to show for what was opened; "" for a source of the user's own."""
+    """Return the path of the opened data for display, or "" for a custom source."""
     if isinstance(what, Config):
         return str(what.dataset.annotation_file or what.dataset.data_path or "")
     return "" if isinstance(what, VideoSource) else str(what)
@@ -1058,7 +1066,7 @@ def _folder_text(what: str | Path | Config | VideoSource) -> str:
 def _load_model(
     model: SAM2Model | str | Path | None, config: Config | None, run_dir: Path | None
 ) -> tuple[SAM2Model, str]:
-    """Return the model, or the default that :class:`Annotator` documents, and its name."""
+    """Load the model, or the default documented in :class:`Annotator`; return it with its name."""
     if isinstance(model, SAM2Model):
         return model, ""
     if model is None and run_dir is not None and (run_dir / "best.ckpt").exists():
@@ -1080,4 +1088,4 @@ def _official_recipe() -> DatasetConfig:
     return load_config(overrides=["recipe=official"]).dataset
 
 
-PromptDebugger = Annotator  # the name of earlier versions
+PromptDebugger = Annotator  # alias for earlier versions

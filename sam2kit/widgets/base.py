@@ -25,9 +25,9 @@ DISPLAY_WIDTH, DISPLAY_HEIGHT = 960, 720  # maximum size of a frame that is sent
 
 
 def view_files(name: str) -> tuple[str, str]:
-    """Return the JavaScript and the CSS of a view, with what all views share in front.
+    """Return the JavaScript and CSS of a view, with the common files prepended.
 
-    A view is one file to the browser: it cannot import ``common.js``.
+    The browser loads a view as a single file, which cannot import ``common.js``.
     """
     folder = Path(__file__).parent
     script, style = (
@@ -38,17 +38,17 @@ def view_files(name: str) -> tuple[str, str]:
 
 
 class ImageWidget(anywidget.AnyWidget):
-    """Answer the messages of a view with images, and show errors in the widget.
+    """Base class of widgets: dispatch messages from the view and show errors in the widget.
 
-    The view sends ``{"type": NAME, ...}``. The widget calls the method ``on_NAME`` of the subclass
-    with the other fields as arguments (and ``buffers`` if the message has binary data), one message
-    at a time. JupyterLab delivers messages on its own threads. ``inference_mode`` and ``autocast``
-    are thread-local, so the methods must enter them themselves; they must not use pyplot.
+    The view sends ``{"type": NAME, ...}``. The widget calls the subclass's method ``on_NAME`` with
+    the other fields as arguments (and ``buffers`` if the message has binary data), one message at a
+    time. JupyterLab delivers messages on its own threads, so these methods must enter
+    ``inference_mode`` and ``autocast``, which are thread-local, and must not use pyplot.
 
     Attributes:
-        seq: increases with every answer. Views repaint when it changes, because traits that are set
-            to equal bytes cause no event.
-        error: the text of the last error; empty after a message without an error.
+        seq: counter of answers. Views repaint when it changes, because setting a trait to an equal
+            value causes no event.
+        error: message of the last error; empty after a message without an error.
         views: number of views rendered so far; 0 without a front end.
     """
 
@@ -63,13 +63,13 @@ class ImageWidget(anywidget.AnyWidget):
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Hold the lock, send changed traits together, and show an exception in ``error``."""
+        """Hold the lock, send changed traits together and show exceptions in ``error``."""
         with self.lock, self.hold_sync():
             try:
                 self.error = ""
                 yield
             except Exception as error:
-                # Jupyter prints a callback's traceback where users do not see it.
+                # Jupyter prints tracebacks of callbacks where users do not see them.
                 logger.opt(exception=error).debug("error in a widget callback")
                 self.error = error_text(error)
             self.seq += 1
@@ -84,9 +84,9 @@ class ImageWidget(anywidget.AnyWidget):
             getattr(self, f"on_{name}")(**content)
 
     def on_ready(self) -> None:
-        """Count a view; every view sends ``ready`` as its first message.
+        """Count a view; ``ready`` is the first message of every view.
 
-        The message also makes JupyterLab deliver all later messages on one thread.
+        The message also makes JupyterLab deliver all later messages on the same thread.
         """
         self.views += 1
 
@@ -95,7 +95,7 @@ class ImageWidget(anywidget.AnyWidget):
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
-        # The PNG is shown wherever the widget cannot be, such as in an exported notebook.
+        # The PNG is shown where the widget is not available, such as in an exported notebook.
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None:
             bundle[0]["image/png"] = base64.b64encode(self.snapshot()).decode("ascii")
@@ -103,12 +103,12 @@ class ImageWidget(anywidget.AnyWidget):
 
 
 def error_text(error: Exception) -> str:
-    """Return the message of an exception, or the name of its type if the message is empty."""
+    """Return an exception's message, or its type name if the message is empty."""
     return visible_text(error, multiline=True) or type(error).__name__
 
 
 def display_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of a displayed frame of ``size``; frames are not enlarged."""
+    """Return the display size (rows, columns) of a frame of ``size``; frames are not enlarged."""
     scale = min(1, DISPLAY_HEIGHT / size[0], DISPLAY_WIDTH / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -118,7 +118,7 @@ def encode_jpeg(frame: np.ndarray, size: tuple[int, int] | None = None) -> bytes
 
     Args:
         frame: the image.
-        size: rows and columns of the JPEG. None (default): those of the frame.
+        size: rows and columns of the JPEG. If None (default), the frame's size.
 
     Raises:
         ValueError: OpenCV cannot encode the frame.
@@ -141,10 +141,10 @@ def encode_png(image: np.ndarray | Image.Image, **options: Any) -> bytes:
 
 
 def video_number(source: VideoSource, video: int | str) -> int:
-    """Return the index of a video that is given by its index or name.
+    """Return the index of a video given by index or name.
 
     Raises:
-        DataError: no such video.
+        DataError: the video does not exist.
     """
     names = source.names
     if isinstance(video, str) and video in names:
@@ -155,6 +155,6 @@ def video_number(source: VideoSource, video: int | str) -> int:
     raise DataError(
         key="video",
         value=video,
-        expected=f"the name of a video, or a number from 0 to {len(names) - 1}",
+        expected=f"the name of a video or an index from 0 to {len(names) - 1}",
         hint=f"for example {', '.join(close)}",
     )

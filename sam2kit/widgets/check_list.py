@@ -13,21 +13,21 @@ from pycocotools import mask as coco_mask
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.prompts.annotations import ObjectFrame, TrackedMask
 
-MIN_SEVERITY = 0.3  # less is the normal course of tracking
-SAME_IOU = 0.8  # of two objects that are probably one: a tracker has moved to the other object
-MAX_COMPARED = 255  # masks that pycocotools takes at once
-NEIGHBORHOOD = 5  # frames around a listed one that are not listed for the same object
+MIN_SEVERITY = 0.3  # lower values are normal variation
+SAME_IOU = 0.8  # of two objects above which a tracker has probably switched to the other object
+MAX_COMPARED = 255  # maximum number of masks that pycocotools compares at once
+NEIGHBORHOOD = 5  # frames around a listed frame that are not listed again for the same object
 
 
 @dataclass(frozen=True)
 class FrameToCheck:
-    """A frame on which the mask of an object may be wrong.
+    """A frame in which the mask of an object may be wrong.
 
     Attributes:
         frame: index of the frame.
         object: identity of the object.
-        reason: why, for people.
-        severity: 0 to 1, 1 is the worst.
+        reason: reason to display.
+        severity: from 0 to 1 (worst).
     """
 
     frame: int
@@ -43,19 +43,19 @@ def frames_to_check(
     limit: int,
     names: Mapping[ObjectId, str] | None = None,
 ) -> list[FrameToCheck]:
-    """List the worst frames, at most one in a neighbourhood of frames per object.
+    """List the worst frames, at most one per object and neighbourhood of frames.
 
     Args:
         tracks: the tracked masks by object and frame.
-        skipped: objects and frames to leave out.
+        skipped: objects and frames to skip.
         size: H and W of the masks.
         limit: maximum length of the list.
-        names: names of objects to show to people. None (default): their identities.
+        names: display names of objects. If None (default), their identities are shown.
 
     Returns:
         The frames, the worst first.
     """
-    # One by one: given a list of more than 255 masks, pycocotools fails.
+    # Pass masks one at a time, because pycocotools fails for lists of more than 255 masks.
     areas = {
         key: int(coco_mask.area({"size": list(size), "counts": track.counts}))
         for key, track in tracks.items()
@@ -90,10 +90,10 @@ def _almost_equal(
     areas: Mapping[ObjectFrame, int],
     size: tuple[int, int],
 ) -> dict[ObjectFrame, tuple[ObjectId, float]]:
-    """Find masks that cover almost the same pixels as the mask of an earlier object.
+    """Find masks that are almost equal to the mask of an earlier object.
 
     Returns:
-        By object and frame: the earlier object, and the IoU of the two masks.
+        By object and frame, the earlier object and the IoU of the two masks.
     """
     by_frame: dict[int, list[ObjectId]] = {}
     for o, t in tracks:
@@ -120,11 +120,11 @@ def _reasons(
     previous: TrackedMask | None,
     areas: Mapping[ObjectFrame, int],
 ) -> Iterator[FrameToCheck]:
-    """Yield the reasons to check a mask that are severe enough."""
+    """Yield the reasons to check a mask whose severity is high enough."""
     disappears = previous is not None and areas[o, t - 1] > 0 and areas[o, t] == 0
     reasons = [(track.disagreement or 0.0, "forward and backward tracking disagree")]
     if track.score is not None and areas[o, t] > 0:
-        # 2 / (1 + exp(score)): 1 where the model gives absence the same probability as presence.
+        # 2 / (1 + exp(score)) is 1 if presence and absence are equally likely.
         score = min(max(track.score, 0.0), 50.0)
         reasons.append((2 / (1 + math.exp(score)), f"low object score ({track.score:.1f})"))
     if disappears:

@@ -1,15 +1,15 @@
-// The view of the clip browser: requests frames from the kernel (clip_browser.py) on demand, caches
-// a bounded number of them, and draws them with masks, prompts and the swipe. common.js comes before
+// View of the clip browser: requests frames from the kernel (clip_browser.py) on demand, caches a
+// bounded number of them, and draws them with masks, prompts and the swipe. common.js is prepended to
 // this file.
 
-const CACHE_BYTES = 48 * 2 ** 20; // of encoded frames; one is about 0.1 MB
+const CACHE_BYTES = 48 * 2 ** 20; // encoded frames; one is about 0.1 MB
 const FRAMES_AHEAD = 12; // frames requested in advance while playing
-const IN_FLIGHT = 2; // maximum number of open requests, so that dragging the slider builds no queue
+const IN_FLIGHT = 2; // maximum number of open requests, so that dragging the slider does not build up a queue
 const MAX_HEIGHT = 480; // of the frame, in CSS pixels
-// Of the trackers, when colours stand for objects.
+// Line styles of the trackers if colours represent objects.
 const DASHES = ["", "7 3", "2 3", "10 3 2 3", "1 6"];
 
-// Encoded frames as the kernel sent them; evicts the least recently used ones beyond CACHE_BYTES.
+// LRU cache of encoded frames, limited to CACHE_BYTES.
 class FrameCache {
   constructor() {
     this.clear();
@@ -20,7 +20,7 @@ class FrameCache {
   }
   get(t) {
     const entry = this.entries.get(t);
-    // A Map iterates in order of insertion: the least recently used entry comes first.
+    // A Map iterates in insertion order, so the least recently used entry comes first.
     if (entry) this.entries.delete(t), this.entries.set(t, entry);
     return entry;
   }
@@ -56,7 +56,7 @@ class ClipBrowser {
     this.show();
   }
 
-  // ------------------------------------------------------------------ the elements
+  // ------------------------------------------------------------------ elements
 
   build(el) {
     const root = make("div", { className: "sam2kit sam2kit-clip", tabIndex: 0 }, el);
@@ -73,7 +73,7 @@ class ClipBrowser {
       this.sides[side] = make("select", { title: `Layer on the ${side} side` }, label);
     }
     make("span", { className: "space" }, top);
-    const helpButton = make("button", { textContent: "?", title: "Keys (?)" }, top);
+    const helpButton = make("button", { textContent: "?", title: "Keyboard shortcuts (?)" }, top);
     helpButton.onclick = () => this.keyboard.help();
     this.stage = make("div", { className: "stage" }, root);
     this.canvas = make("canvas", {}, this.stage);
@@ -118,10 +118,10 @@ class ClipBrowser {
     };
     this.masks = check("masks");
     const zeroToOne = { type: "range", min: 0, max: 1, step: 0.05 };
-    this.opacity = make("input", { ...zeroToOne, title: "Opacity of the masks (, and .)" }, tools);
+    this.opacity = make("input", { ...zeroToOne, title: "Mask opacity (, and .)" }, tools);
     this.outlines = check("outlines");
     this.prompts = check("prompts");
-    this.perObject = check("J of each object");
+    this.perObject = check("J per object");
     this.error = make("div", { className: "error", role: "alert" }, root);
     this.root = root;
   }
@@ -220,7 +220,7 @@ class ClipBrowser {
 
   // ------------------------------------------------------------------ frames from the kernel
 
-  // After a change of the video: discard all frames and J.
+  // The video has changed: discard all frames and J.
   reset() {
     this.count = this.model.get("num_frames");
     this.measured = { done: 0, J: {}, counted: {}, annotated: [], fault: "" };
@@ -228,7 +228,7 @@ class ClipBrowser {
     this.refetch();
   }
 
-  // After a change of the layers: request the frames again; J remains valid.
+  // The layers have changed: request the frames again; J remains valid.
   refetch() {
     const { model } = this;
     this.layers = [...new Set([model.get("left"), model.get("right")])].filter((name) => name);
@@ -417,7 +417,7 @@ class ClipBrowser {
     return [...this.model.get("objects").keys()].filter((n) => !hidden.includes(n));
   }
 
-  // J of an object on a frame: 1 if neither ground truth nor tracker has it, null if not measured.
+  // J of an object on a frame: 1 if it is in neither mask, null if not measured.
   value(layer, n, t) {
     const { J, counted } = this.measured;
     return J[layer]?.[n]?.[t] ?? (counted[layer]?.[t] ? 1 : null);
@@ -433,7 +433,7 @@ class ClipBrowser {
     const trackers = Object.keys(this.measured.counted);
     trackers.forEach((layer, k) => {
       const entry = make("span", {}, this.legend);
-      // With one line per object, colours stand for objects and dashes for trackers.
+      // With one line per object, colours represent objects and dashes represent trackers.
       const perObject = this.perObject.checked;
       const style = {
         stroke: perObject ? "currentColor" : rgb(this.lineColor(k)),

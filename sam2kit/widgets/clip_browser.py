@@ -1,4 +1,4 @@
-"""Browse the frames of videos with the masks of the ground truth and of trackers."""
+"""Browse videos with masks of the ground truth and of trackers."""
 
 from __future__ import annotations
 
@@ -31,43 +31,44 @@ from sam2kit.widgets.base import (
 )
 from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
 
-CURVE_SECONDS = 0.1  # of measuring J per request, so that requested frames are not delayed
-SHEET_FRAMES, SHEET_WIDTH = 6, 300  # of the static image: frames per row, pixels per frame
-_PROMPT_SPACE = 1024  # rows and columns of the frames in whose pixels prompts are read
+CURVE_SECONDS = 0.1  # time to measure J per request, short enough not to delay frames
+SHEET_FRAMES, SHEET_WIDTH = 6, 300  # static image: frames per row, pixels per frame
+_PROMPT_SPACE = 1024  # size of the frames whose pixels are the units of prompts
 
 
 class ClipBrowser(ImageWidget):
     """Show a video frame by frame, compare two mask layers with a swipe, and plot J over time.
 
-    Frames and masks are read when the view requests them, and the view caches a bounded number of
-    them, so videos can have any length. Without a front end the widget is a static image.
+    Frames and masks are read when the view requests them, and the view caches a bounded number, so
+    videos can have any length. Without a front end, the widget is a static image.
 
     Args:
-        what: a path, a configuration or a source, as for :func:`sam2kit.data.open_source`.
+        what: a path, a configuration or a source; see :func:`sam2kit.data.open_source`.
         video: name or index of the first video.
-        predictions: by name, a directory of masks in DAVIS layout, or one that ``sam2kit evaluate``
-            (stage 4) or ``sam2kit track`` has written. None (default): none.
-        prompts: a ``prompts.json``, or the prompts of the first video. None (default): none.
-        object_ids: the identities of the objects of a list of prompts, by position. None (default):
+        predictions: maps names to directories of masks in DAVIS layout, or to output directories of
+            ``sam2kit evaluate`` (stage 4) or ``sam2kit track``. None (default): no predictions.
+        prompts: a ``prompts.json``, or a list of prompts for the first video. None (default): no
+            prompts.
+        object_ids: identities of the objects in a list of prompts, by position. If None (default),
             the objects of the ground truth on the first frame.
-        prompt_size: H and W of the frames in whose pixels a list of prompts is given. None
-            (default): the size of the video's frames.
-        fps: frames per second of the playback. None (default): the rate of the source, or 10 if it
-            has none.
+        prompt_size: H and W of the frames whose pixels are the units of a list of prompts. If None
+            (default), the size of the video's frames.
+        fps: playback rate in frames per second. If None (default), the rate of the source, or 10 if
+            it has none.
 
     Attributes:
         video: index of the video; :meth:`show_video` changes it.
         frame: index of the current frame, from 0.
-        left, right: the layers on the left and right of the swipe: ``truth``, a name of
+        left, right: layers to the left and right of the swipe: ``truth``, a name in
             ``predictions``, or "" for the frame only.
-        swipe: position of the border between them, from 0 to 1.
-        opacity: of the masks, from 0 to 1.
-        hidden: positions in ``objects`` that are not shown.
-        objects: names of the objects in the order in which they first appeared. As in ``videos``
-            and ``layer_labels``, long names are shortened and invisible characters are replaced.
+        swipe: position of the border between the layers, from 0 to 1.
+        opacity: opacity of the masks, from 0 to 1.
+        hidden: positions of hidden objects in ``objects``.
+        objects: names of the objects in order of first appearance. As in ``videos`` and
+            ``layer_labels``, long names are shortened and invisible characters are replaced.
 
     Raises:
-        DataError: a video does not exist, or predictions or prompts contain nothing for it.
+        DataError: a video does not exist, or has no predictions or prompts.
     """
 
     _esm, _css = view_files("clip_browser")
@@ -112,7 +113,7 @@ class ClipBrowser(ImageWidget):
                 raise DataError(
                     f"{prompts} has no prompts for the videos {', '.join(self.source.names[:5])}",
                     key="prompts",
-                    hint="name the prompts.json of these videos",
+                    hint="pass the prompts.json of these videos",
                 )
         self._first = video_number(self.source, video)
         super().__init__(
@@ -125,18 +126,18 @@ class ClipBrowser(ImageWidget):
         self.show_video(self._first)
 
     def show_video(self, video: int | str) -> None:
-        """Show another video, beginning with its first frame.
+        """Show another video, starting at its first frame.
 
         Args:
             video: its name or index.
 
         Raises:
-            DataError: there is no such video, or a prediction has no masks of it. The current video
-                remains.
+            DataError: the video does not exist, or a prediction has no masks for it. The current
+                video stays open.
         """
         i = video_number(self.source, video)
         with self.lock:
-            # Whatever can fail comes first: after an error the current video remains complete.
+            # Do everything that can fail first, so that an error leaves the current video intact.
             video_layers = VideoLayers(self.source, i, self._results)
             marks = self._read_prompts(video_layers)
             self.video_layers = video_layers
@@ -151,7 +152,8 @@ class ClipBrowser(ImageWidget):
                 for name, value in (traits | {"video": i}).items():
                     self.set_trait(name, value)
                 self.frame, self.hidden = 0, []
-                # The ground truth beside the first tracker, unless the choice still exists.
+                # Keep the selected layers if they exist, otherwise show ground truth and first
+                # tracker.
                 if self.left not in video_layers.names or self.right not in video_layers.names:
                     self.left = (video_layers.names or [""])[0]
                     self.right = (video_layers.names or [""])[:2][-1]
@@ -163,7 +165,7 @@ class ClipBrowser(ImageWidget):
         return [] if numbers == list(steps) else numbers
 
     def _read_prompts(self, video_layers: VideoLayers) -> list[dict[str, Any]]:
-        """Return the marks of the prompts, with objects as positions in ``objects``."""
+        """Return the prompts as marks to draw, with objects as positions in ``objects``."""
         name, prompts = self.source.names[video_layers.i], self._prompts
         size = self.source.read_frame(video_layers.i, 0).shape[:2]
         identities: Sequence[ObjectId]
@@ -176,7 +178,7 @@ class ClipBrowser(ImageWidget):
         elif prompts is None or video_layers.i != self._first:
             return []
         else:
-            # Reading the first frame's masks adds its objects to video_layers.objects.
+            # Read the first frame's masks to add its objects to video_layers.objects.
             video_layers.masks(TRUTH, 0, size)
             identities = video_layers.objects if self._object_ids is None else self._object_ids
             space = self._prompt_size or size
@@ -187,7 +189,7 @@ class ClipBrowser(ImageWidget):
                 key="object_ids",
                 value=list(identities),
                 expected="the identities of all objects in prompts",
-                hint="give one identity per object, by position",
+                hint="pass one identity per object, by position",
             ) from None
         video_layers.add_objects([mark["object"] for mark in marks])
         return [mark | {"object": video_layers.objects.index(mark["object"])} for mark in marks]
@@ -212,16 +214,16 @@ class ClipBrowser(ImageWidget):
         self.set_trait("objects", [label_text(o) for o in self.video_layers.objects])
 
     def on_open(self, video: int) -> None:
-        """Show the video that was selected in the view."""
+        """Show the video selected in the view."""
         self.show_video(video)
 
     def on_frame(self, key: str, video: int, t: int, layers: list[str]) -> None:
-        """Send frame ``t`` with the masks of some layers.
+        """Send frame ``t`` with the masks of the requested layers.
 
-        Errors while reading are sent with the frame, in ``faults``; the other layers are sent too.
+        Read errors are sent with the frame, in ``faults``, together with the other layers.
 
         Args:
-            key: returned with the frame; the view uses it to ignore outdated answers.
+            key: returned with the frame, so that the view can ignore outdated answers.
             video: index of the video that the view shows.
             t: index of the frame.
             layers: names of the layers.
@@ -261,11 +263,11 @@ class ClipBrowser(ImageWidget):
         return frame, masks, faults
 
     def on_curves(self, video: int, first: int) -> None:
-        """Send J from frame ``first`` on, and measure more frames first if there is nothing new.
+        """Send J of the frames from ``first``; if none is measured yet, measure some first.
 
         Args:
             video: index of the video that the view shows.
-            first: index of the first frame whose J the view does not have.
+            first: index of the first frame whose J is missing in the view.
         """
         if video != self.video:
             return
@@ -275,7 +277,7 @@ class ClipBrowser(ImageWidget):
             try:
                 video_layers.advance(CURVE_SECONDS)
             except DataError as error:
-                fault = error_text(error)  # the view sends no further requests
+                fault = error_text(error)  # the view stops requesting
         part = slice(first, video_layers.done)
 
         def rounded(row: np.ndarray) -> list[float | None]:
@@ -299,10 +301,10 @@ class ClipBrowser(ImageWidget):
         """Return J of a tracker on the current video.
 
         Args:
-            name: the tracker, a name of ``layers``.
+            name: the tracker, a name in ``layers``.
 
         Returns:
-            By object ``[T]``, 0 to 1, NaN on unannotated frames.
+            ``[T]`` by object, from 0 to 1, NaN on unannotated frames.
 
         Raises:
             DataError: masks cannot be read.
@@ -313,10 +315,10 @@ class ClipBrowser(ImageWidget):
             return {o: self.video_layers.curve(name, o) for o in self.video_layers.objects}
 
     def snapshot(self) -> bytes:
-        """Return a contact sheet as PNG bytes, with one row for each of the two layers.
+        """Return a contact sheet as PNG bytes, with one row per layer.
 
-        It shows frames from the whole video and the current frame. The caption of a frame is the
-        mean J of the objects that are not hidden, or says that masks are missing.
+        It shows frames from the whole video and the current frame. A frame's caption is the mean J
+        of the visible objects, or states that there are no masks.
         """
         with self.lock:
             spaced = overlays.evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
@@ -355,7 +357,7 @@ class ClipBrowser(ImageWidget):
             image = overlays.overlay(image, stack, colors, self.opacity, self.show_outlines)
         for mark in self.marks if self.show_prompts else []:
             if mark["frame"] == t and "points" in mark and mark["object"] not in self.hidden:
-                # Integer coordinates are pixel centres.
+                # Integer coordinates refer to pixel centres.
                 points = (np.array(mark["points"]) + 0.5) * scale - 0.5
                 image = overlays.draw_prompts(image, points, np.array(mark["labels"]))
         return image

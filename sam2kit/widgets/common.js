@@ -1,8 +1,8 @@
-// Shared by the views of both widgets; base.py puts this file in front of annotator.js and
-// clip_browser.js, which have no access to other files.
+// Code of both widgets' views. base.py prepends this file to annotator.js and clip_browser.js, which
+// cannot import other files.
 
 const COLORS = { positive: "#009e73", negative: "#d55e00", box: "#f0e442", halo: "#ffffff" };
-const MAX_PIXEL = 48; // canvas pixels per pixel of the frame at the strongest zoom
+const MAX_PIXEL = 48; // canvas pixels per frame pixel at maximum zoom
 const ZOOM_STEP = 1.25;
 
 const rgb = (color, alpha = 1) => `rgb(${color.join(" ")} / ${alpha})`;
@@ -23,7 +23,7 @@ function svg(tag, attributes) {
   return element;
 }
 
-// Icons as paths in a square of 16: fonts lack some of these characters.
+// Icons as SVG paths in a 16 x 16 square, because fonts lack some of these characters.
 const ICONS = {
   back: "M10 3 5 8l5 5",
   next: "M6 3l5 5-5 5",
@@ -45,8 +45,8 @@ function setIcon(button, name) {
   button.replaceChildren(image);
 }
 
-// Rebuild an element only if its content has changed: a click on a button that is replaced between
-// press and release would be lost.
+// Rebuild an element only if its content has changed: a button that is replaced between press and
+// release would lose the click.
 function refill(element, content, build) {
   const text = JSON.stringify(content);
   if (element.dataset.content === text) return;
@@ -55,15 +55,15 @@ function refill(element, content, build) {
   build();
 }
 
-// The position of a frame. Both widgets count from 0, as file names, JSON files and methods do; frames
-// of a part of a file have their numbers in the file.
+// Text for the position of a frame, counted from 0 as in file names, JSON files and methods. Frames of
+// a part of a video have their numbers in the whole video.
 const framePosition = (t, count, numbers = []) =>
   `frame ${numbers[t] ?? t} of ${numbers[0] ?? 0}–${numbers[count - 1] ?? count - 1}`;
-const FRAME_TITLE = "Index of the frame. Frames are counted from 0, as in file names and JSON files";
+const FRAME_TITLE = "Frame index, counted from 0 as in file names and JSON files";
 
 // ------------------------------------------------------------------ masks
 
-// Decode a PNG of labels. Label values must survive decoding unchanged.
+// Decode a PNG of labels without changing the label values.
 async function decodeLabels(bytes) {
   const exact = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
   const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }), exact);
@@ -77,7 +77,7 @@ async function decodeLabels(bytes) {
 }
 
 // Colour the labels of a plane. colorOf(position) returns [r, g, b], or null for a hidden object.
-// Outlines are made by outlines(), so that they are sharp at every zoom.
+// Contours are drawn by outlines(), so that they are sharp at every zoom level.
 function tint({ base, context, pixels, labels }, colorOf) {
   const colors = new Uint32Array(256);
   for (let label = 1; label < 256; label++) {
@@ -138,12 +138,12 @@ function drawPlanes(context, view, planes, rect, { colorOf, opacity, fill, outli
       context.save();
       context.translate(x0, y0);
       context.scale((x1 - x0) / plane.canvas.width, (y1 - y0) / plane.canvas.height);
-      const unit = plane.canvas.width / ((x1 - x0) * view.scale); // of the plane per canvas pixel
+      const unit = plane.canvas.width / ((x1 - x0) * view.scale); // plane pixels per canvas pixel
       context.lineCap = "square";
       for (const [n, path] of plane.paths) {
         const color = colorOf(n);
         if (!color) continue;
-        // A dark line around the coloured one separates it from any picture.
+        // A dark line around the coloured one makes it visible on any image.
         const width = n === selected ? 2.6 : 1.5;
         for (const [style, w] of [["rgb(0 0 0 / 0.75)", width + 1.6], [rgb(color), width]]) {
           context.strokeStyle = style;
@@ -167,7 +167,7 @@ function drawBox(context, [x0, y0, x1, y1], color = COLORS.box) {
   }
 }
 
-// A click: a disc with a plus (on the object) or a minus (off the object).
+// Draw a click: a disc with a plus (on the object) or a minus (off the object).
 function drawClick(context, x, y, positive) {
   context.lineWidth = 2;
   context.strokeStyle = COLORS.halo;
@@ -183,8 +183,8 @@ function drawClick(context, x, y, positive) {
 
 // ------------------------------------------------------------------ zoom
 
-// The visible part of a frame on a canvas. Coordinates of the frame are those of pixel corners: the
-// centre of pixel 0 is 0.5.
+// The visible part of a frame on a canvas. Frame coordinates refer to pixel corners: the centre of
+// pixel 0 is at 0.5.
 class Viewport {
   constructor(canvas, changed) {
     Object.assign(this, { canvas, changed, columns: 1, rows: 1, zoom: 1, x: 0.5, y: 0.5 });
@@ -252,7 +252,7 @@ class Viewport {
     this.changed();
   }
 
-  // Zoom, keeping the point under the pointer in its place; without a pointer, the centre.
+  // Zoom around the pointer, or around the centre without a pointer.
   zoomBy(factor, event = null) {
     const point = event && this.toFrame(event.clientX, event.clientY);
     this.zoom *= factor;
@@ -275,8 +275,7 @@ class Viewport {
     this.changed();
   }
 
-  // The wheel scrolls the page until the widget has the focus, so that a notebook can be scrolled
-  // past the widget.
+  // The wheel only zooms if the widget has the focus, so that a notebook can be scrolled past it.
   listenToWheel(root) {
     this.canvas.addEventListener("wheel", (event) => {
       const hasFocus = root.contains(document.activeElement);
@@ -290,11 +289,11 @@ class Viewport {
 
 // ------------------------------------------------------------------ keys
 
-// Listen to the keys of a widget, whichever of its elements has the focus.
+// Handle the keys of a widget, regardless of which of its elements has the focus.
 //
-// Bindings are [keys, text, action(event)]: names of keys as in KeyboardEvent.key, one of them
-// "1–9" for the digits; the text is the help. Sliders lose their arrow keys, which always change the
-// frame; fields for text and lists keep theirs. No key reaches the notebook.
+// Bindings are [keys, help text, action(event)], with key names as in KeyboardEvent.key and "1–9" for
+// the digits. Arrow keys always change the frame, also on sliders, but not in text fields and lists.
+// No key reaches the notebook.
 class Keyboard {
   constructor(root, bindings) {
     root.dataset.lmSuppressShortcuts = "true"; // JupyterLab ignores keys below this element
@@ -307,8 +306,8 @@ class Keyboard {
     root.addEventListener("keydown", (event) => this.press(event), true);
     root.addEventListener("keyup", (event) => event.stopPropagation());
     root.addEventListener("keydown", (event) => event.stopPropagation());
-    // A button or list that was used with the pointer gives the focus back, so that Space and the
-    // arrow keys have their meaning again.
+    // A button or list that was used with the pointer gives up the focus, so that Space and the arrow
+    // keys work as shortcuts again.
     root.addEventListener("click", (event) => {
       if (event.detail && event.target.closest("button")) this.focus();
     });
@@ -328,7 +327,7 @@ class Keyboard {
       if (key === "Escape" || (key === "Enter" && target.type === "number")) this.focus();
       return;
     }
-    // Space and Enter press buttons and check boxes that the Tab key has reached.
+    // Space and Enter activate buttons and check boxes that were focused with Tab.
     if ((key === " " || key === "Enter") && target.matches("button, summary, [type=checkbox]"))
       return;
     if (event.altKey) return;
@@ -354,9 +353,9 @@ class Keyboard {
 
   buildHelp() {
     const panel = make("div", { className: "help", hidden: true, role: "dialog" }, this.root);
-    panel.setAttribute("aria-label", "Keys");
+    panel.setAttribute("aria-label", "Keyboard shortcuts");
     const head = make("div", { className: "head" }, panel);
-    make("strong", { textContent: "Keys" }, head);
+    make("strong", { textContent: "Keyboard shortcuts" }, head);
     make("button", { textContent: "Close", title: "Close (?)" }, head).onclick = () => this.help();
     const list = make("div", { className: "keys" }, panel);
     for (const [keys, text] of this.bindings.filter((binding) => binding[1])) {
@@ -378,28 +377,27 @@ const KEY_NAMES = {
 };
 const HIDDEN_KEYS = new Set(["=", "_", "Backspace", "Shift+Backspace", "Ctrl+Shift+z"]);
 
-// The keys that both widgets have. step(by), go(t), and so on are methods of the view.
+// Shortcuts of both widgets. step(by), go(t) and so on are methods of the view.
 const commonKeys = (view) => [
   [["ArrowLeft", "ArrowRight"], "previous, next frame",
     (event) => view.step(event.key === "ArrowLeft" ? -1 : 1)],
   [["Shift+ArrowLeft", "Shift+ArrowRight"], "ten frames back, forward",
     (event) => view.step(event.key === "ArrowLeft" ? -10 : 10)],
   [["Home", "End"], "first, last frame", (event) => view.go(event.key === "Home" ? 0 : Infinity)],
-  [[" "], "play, pause (hold and drag: move the picture)", null],
-  [["+", "-", "=", "_"], "zoom in, zoom out (also the wheel)",
+  [[" "], "play, pause (hold and drag to pan)", null],
+  [["+", "-", "=", "_"], "zoom in, zoom out (also with the wheel)",
     (event) => view.viewport.zoomBy("+=".includes(event.key) ? ZOOM_STEP : 1 / ZOOM_STEP)],
   [["f"], "fit the whole frame", () => view.viewport.fit()],
   [["m"], "show or hide the masks", () => view.toggle("masks")],
   [["o"], "show or hide the outlines", () => view.toggle("outlines")],
   [["p"], "show or hide the prompts", () => view.toggle("prompts")],
-  [[",", "."], "less, more opaque masks", (event) => view.fade(event.key === "," ? -0.1 : 0.1)],
-  [["0"], "show all objects, or hide all", () => view.toggleAll()],
+  [[",", "."], "decrease, increase mask opacity", (event) => view.fade(event.key === "," ? -0.1 : 0.1)],
+  [["0"], "show or hide all objects", () => view.toggleAll()],
   [["Shift+1–9"], "show or hide an object", (n) => view.toggleObject(n)],
-  [["?"], "this list", () => view.keyboard.help()],
+  [["?"], "show or close this list", () => view.keyboard.help()],
 ];
 
-// Space pans while it is held and the pointer moves; pressed alone it plays. The middle button pans
-// too. Calls play() for the first, and moves the viewport for the others.
+// Pan with Space held down or with the middle button; Space alone plays or pauses.
 class Panning {
   constructor(root, stage, viewport, play) {
     this.held = this.moved = false;

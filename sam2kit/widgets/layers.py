@@ -1,4 +1,4 @@
-"""Read the masks of the ground truth and of trackers for one video, and measure their J."""
+"""Read a video's masks of the ground truth and of trackers, and measure J."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ TRUTH = "truth"  # name of the layer with the ground truth
 
 @dataclass(frozen=True)
 class Results:
-    """Locate the masks of one tracker, and its scores if an evaluation stored them.
+    """The masks of one tracker, and its scores if an evaluation stored them.
 
     Attributes:
         name: the name of the layer.
-        folder: contains ``VIDEO/FRAME.png`` or ``masks/VIDEO/FRAME.png``. If ``scores`` is set, it
-            contains ``VIDEO.json`` in the format of SA-V, in which masks can overlap.
-        scores: the directory of the videos' scores of an evaluation. None (default): no scores.
+        folder: directory with ``VIDEO/FRAME.png`` or ``masks/VIDEO/FRAME.png``. If ``scores`` is
+            set, it contains ``VIDEO.json`` in SA-V's format, in which masks can overlap.
+        scores: directory of an evaluation's scores per video. If None (default), no scores are
+            stored.
     """
 
     name: str
@@ -40,10 +41,10 @@ class Results:
     scores: Path | None = None
 
     def mask_path(self, video: str) -> Path:
-        """Return the directory or file that contains the masks of a video.
+        """Return the directory or file with the masks of a video.
 
         Raises:
-            DataError: it does not exist.
+            DataError: the path does not exist.
         """
         if self.scores is None:
             name = file_name(video)
@@ -55,12 +56,12 @@ class Results:
             raise DataError(
                 f"{self.folder} contains no {name}, the masks of the video {video!r}",
                 key=f"predictions[{self.name!r}]",
-                hint="name other masks, or choose a video that has masks",
+                hint="pass another directory of masks, or choose a video that has masks",
             )
         return path
 
     def stored_scores(self, video: str) -> VideoScores | None:
-        """Return the scores of a video that an evaluation stored, or None if there are none."""
+        """Return the stored scores of a video, or None if there are none."""
         path = self.scores and self.scores / f"{file_name(video)}.json"
         if path is None or not path.is_file():
             return None
@@ -81,11 +82,11 @@ def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
     """Find the masks of trackers in directories.
 
     Args:
-        predictions: by name, a directory in DAVIS layout or one that ``sam2kit evaluate`` or
-            ``sam2kit track`` has written.
+        predictions: maps names to directories in DAVIS layout, or to output directories of
+            ``sam2kit evaluate`` or ``sam2kit track``.
 
     Returns:
-        One entry per tracker. If an evaluation contains several trackers, their names are
+        One entry per tracker. If an evaluation contains several trackers, they are named
         ``NAME, TRACKER``.
 
     Raises:
@@ -99,7 +100,7 @@ def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
                 key=f"predictions[{name!r}]",
                 value=str(folder),
                 expected="a directory",
-                hint="name one that contains masks",
+                hint="pass a directory that contains masks",
             )
         if not (folder / "sav").is_dir():  # every evaluation writes this directory
             results.append(Results(name, folder))
@@ -122,8 +123,8 @@ def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
 def _trackers(folder: Path) -> list[str]:
     """Return the names of the trackers of an evaluation.
 
-    ``metrics.json`` is written last. Without it (an interrupted evaluation) the names are those of
-    the directories, in which special characters are replaced.
+    ``metrics.json`` is written last. Without it (after an interrupted evaluation), the names of the
+    directories are used, in which special characters are replaced.
     """
     path = folder / "metrics.json"
     if not path.is_file():
@@ -134,11 +135,11 @@ def _trackers(folder: Path) -> list[str]:
 
 
 class VideoLayers:
-    """Read the masks of one video by layer, and measure J over its frames step by step.
+    """Read the masks of one video by layer and measure J incrementally.
 
-    J follows :class:`~sam2kit.evaluation.scores.VideoScores`: void pixels are excluded, and J is 1
-    if ground truth and prediction are both empty. Scores that an evaluation stored are used instead
-    of measuring them again.
+    J is defined as in :class:`~sam2kit.evaluation.scores.VideoScores`: void pixels are excluded,
+    and J is 1 if ground truth and prediction are both empty. Stored scores of an evaluation are
+    reused.
 
     Args:
         source: the videos and their ground truth.
@@ -146,14 +147,14 @@ class VideoLayers:
         results: the trackers.
 
     Attributes:
-        objects: identities, in the order in which they first appeared.
+        objects: identities in order of first appearance.
         annotated: ``[T]`` bool, valid for the frames before ``done``.
-        J: by tracker and object ``[T]``, NaN where not measured.
-        counted: by tracker ``[T]`` bool: frames on which J of all objects is known.
-        done: number of frames measured, from the first on.
+        J: ``[T]`` by tracker and object, NaN where not measured.
+        counted: ``[T]`` bool by tracker, true for frames on which J of all objects is known.
+        done: number of frames measured so far, from the first.
 
     Raises:
-        DataError: a tracker has no masks of this video, or its scores are for another video.
+        DataError: a tracker has no masks of this video, or its scores belong to another video.
     """
 
     def __init__(self, source: VideoSource, i: int, results: Sequence[Results]) -> None:
@@ -180,7 +181,7 @@ class VideoLayers:
                 self._use_scores(r, scores)
 
     def _use_scores(self, results: Results, scores: VideoScores) -> None:
-        """Take J of a tracker from the scores of an evaluation."""
+        """Copy J of a tracker from the scores of an evaluation."""
         if len(scores.J) != self.num_frames:
             raise DataError(
                 f"the scores in {results.scores} are for {len(scores.J)} frames, but the video "
@@ -192,7 +193,7 @@ class VideoLayers:
         self.add_objects(scores.object_ids)
         self.J[results.name] = dict(zip(scores.object_ids, scores.J.T, strict=True))
         self.counted[results.name] = np.asarray(scores.annotated.any(1))
-        if len(self._with_scores) == len(self._paths):  # no tracker has to be measured
+        if len(self._with_scores) == len(self._paths):  # no tracker needs measuring
             self.annotated, self.done = self.counted[results.name].copy(), self.num_frames
 
     @property
@@ -201,7 +202,7 @@ class VideoLayers:
         return [TRUTH] * self.source.has_masks + list(self._paths)
 
     def add_objects(self, objects: Sequence[ObjectId]) -> None:
-        """Append the objects that are not in the list yet."""
+        """Append objects that are not in the list yet."""
         self.objects += [o for o in dict.fromkeys(objects) if o not in self.objects]
 
     def masks(self, layer: str, t: int, size: tuple[int, ...]) -> dict[ObjectId, np.ndarray] | None:
@@ -241,7 +242,7 @@ class VideoLayers:
             ) from error
 
     def advance(self, seconds: float) -> None:
-        """Measure J on the frames after ``done`` for about ``seconds``, on at least one frame.
+        """Measure J on at least one further frame, for about ``seconds``.
 
         Raises:
             DataError: masks cannot be read, or do not have the size of the frame.
@@ -254,7 +255,7 @@ class VideoLayers:
                 break
 
     def measure(self, t: int, names: Collection[str]) -> None:
-        """Measure J of some trackers on frame ``t``, if it is annotated and J is not stored.
+        """Measure J of the given trackers on frame ``t``, if it is annotated and not stored.
 
         Raises:
             DataError: as in :meth:`advance`.
@@ -268,7 +269,7 @@ class VideoLayers:
         measured = [name for name in self._paths if name in names and name not in self._with_scores]
         void = self.source.read_void(self.i, t) if measured else None
         for name in measured:
-            # Without a mask in the ground truth, only the frame says what size masks must have.
+            # Without a ground-truth mask, only the frame determines the expected size of masks.
             if size is None:
                 size = self.source.read_frame(self.i, t).shape[:2]
             masks = self.masks(name, t, size)
@@ -280,9 +281,9 @@ class VideoLayers:
             self.counted[name][t] = True
 
     def curve(self, name: str, o: ObjectId) -> np.ndarray:
-        """Return J of an object over the measured frames, ``[T]``, NaN elsewhere."""
+        """Return J of an object as ``[T]``, NaN on frames that are not measured."""
         row = self.J[name].get(o, np.full(self.num_frames, np.nan))
-        # A measured frame without a value has the object in neither mask.
+        # If a measured frame has no value, the object is in neither mask.
         return np.where(self.counted[name] & np.isnan(row), 1.0, row)
 
 
@@ -299,7 +300,7 @@ def label_planes(masks: Mapping[int, np.ndarray]) -> list[tuple[int, np.ndarray]
     planes: list[tuple[int, np.ndarray]] = []
     for position, mask in masks.items():
         base, label = divmod(position, 255)
-        # The first image of this range of positions that is still empty under the mask.
+        # Use the first image of this range of positions that is still empty under the mask.
         free = (labels for b, labels in planes if b == base and not labels[mask].any())
         labels = next(free, None)
         if labels is None:
@@ -319,9 +320,9 @@ def prompt_marks(
 
     Args:
         prompts: the prompts.
-        identities: of the objects, by position.
-        size: H and W of the frames in whose pixels the marks are returned.
-        space: H and W of the frames in whose pixels the points of the prompts are given.
+        identities: identities of the objects, by position.
+        size: H and W of the frames whose pixels are the units of the result.
+        space: H and W of the frames whose pixels are the units of the prompts' points.
 
     Returns:
         Per prompt and object a dict with ``frame``, ``object``, and either ``points`` and
@@ -334,7 +335,7 @@ def prompt_marks(
             if prompt.masks is not None:
                 mask = prompt.masks[n].cpu().numpy().astype(np.uint8)
                 outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-                # Masks are stored at their own size, which need not be ``space``.
+                # Masks have their own size, which may differ from ``space``.
                 scale_points = _point_scaler(size, mask.shape)
                 mark["outline"] = [scale_points(outline[:, 0]) for outline in outlines]
             elif prompt.points is not None and prompt.labels is not None:
@@ -345,9 +346,9 @@ def prompt_marks(
 
 
 def _point_scaler(size: tuple[int, ...], space: tuple[int, ...]) -> Callable[[np.ndarray], list]:
-    """Return a function that scales points x, y from frames of ``space`` to frames of ``size``.
+    """Return a function that scales points (x, y) from frames of ``space`` to ``size``.
 
-    A pixel centre has integer coordinates, hence the shift by half a pixel before scaling.
+    Pixel centres have integer coordinates, hence the shift by half a pixel before scaling.
     """
     scale = np.array([size[1] / space[1], size[0] / space[0]])
     return lambda points: ((points + 0.5) * scale - 0.5).tolist()

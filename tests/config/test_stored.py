@@ -250,7 +250,7 @@ def test_an_adapter_finds_its_base_weights_by_name_or_in_its_run(tiny_config, tm
     assert load_run(adapter)[0].model.checkpoint == "nano"
     tiny_config.model.checkpoint = str(start)
     save_adapter(tiny_config, trained, adapter)
-    with pytest.raises(CheckpointError, match="adapter.pt: .*started from.*config.yaml beside it"):
+    with pytest.raises(CheckpointError, match="adapter.pt: .*started from.*beside it"):
         load_run(adapter)
     save_config(tiny_config, tmp_path / "run" / "config.yaml")
     config, model = load_run(adapter)
@@ -264,7 +264,7 @@ def test_a_checkpoint_without_its_run_requires_a_data_path(hostile, tmp_path, da
     before = files_below(tmp_path)
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
     output = capsys.readouterr().err
-    for word in (str(hostile), "data_path: not set", "stored in a checkpoint are not used"):
+    for word in (str(hostile), "data_path: not set", "stored in a checkpoint are ignored"):
         assert word in output
     assert "--data-path DIR" in output and "--config FILE" in output and "victim" not in output
     assert files_below(tmp_path) == before
@@ -278,7 +278,7 @@ def test_a_checkpoint_without_its_run_requires_the_paths_of_its_data_type(hostil
     assert main(["evaluate", "--model-checkpoint", str(hostile)]) == 2
     output = capsys.readouterr().err
     assert ("annotation_file=None" if kind == "coco" else "mixture=[]") in output
-    assert "stored in a checkpoint are not used" in output and "--config FILE" in output
+    assert "stored in a checkpoint are ignored" in output and "--config FILE" in output
 
 
 def test_config_yaml_beside_a_checkpoint_supplies_its_paths(

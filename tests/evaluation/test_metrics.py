@@ -222,5 +222,5 @@ def test_void_pixels_are_cleared_and_a_missing_mask_is_empty():
     prediction, truth = outside_void(None, SQUARE, None)
     assert not prediction.any() and prediction.shape == SQUARE.shape and truth is SQUARE
     assert not outside_void(SQUARE, None, None)[1].any()
-    with pytest.raises(ValueError, match="prediction or a truth"):
+    with pytest.raises(ValueError, match="must not both be None"):
         outside_void(None, None, None)

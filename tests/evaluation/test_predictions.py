@@ -180,7 +180,7 @@ def test_videos_without_objects(tmp_path):
     assert videos["a"]["J"] is None and videos["a"]["objects"] == {} and videos["b"]["J"] == 1
     for path in (root / "Annotations" / "b").iterdir():
         save_palette(path, np.zeros(SIZE, np.uint8))
-    with pytest.raises(DataError, match="no object in any video"):
+    with pytest.raises(DataError, match="contains no objects"):
         score_predictions(source, results)
 
 

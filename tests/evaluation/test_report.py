@@ -131,9 +131,9 @@ def test_frames_of_a_part_have_their_numbers_in_the_film(tmp_path):
     example, *_ = show_objects(scores, [(scores.videos[0], 0)], part, files.masks)
     assert 7 <= int(re.search(r"frame, (\d+)", example.caption)[1]) < 12
     page = write_report(evaluation).read_text()
-    assert "part of a longer film" in page
+    assert "part of a longer recording" in page
     whole = Evaluation(Config(), FrameRange(film, 0, 6), [scores], tmp_path)
-    assert "part of a longer film" not in write_report(whole).read_text()
+    assert "part of a longer recording" not in write_report(whole).read_text()
 
 
 def test_masks_of_the_annotating_model_are_no_independent_truth(tmp_path):

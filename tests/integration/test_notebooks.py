@@ -65,7 +65,7 @@ class TestRules:
     def test_first_cell_lists_inputs_outputs_and_duration(self, path):
         first = read(path).cells[0]
         assert first.cell_type == "markdown"
-        for word in ("Needs", "Leaves in `run_dir`", "Takes"):
+        for word in ("Needs", "Writes to `run_dir`", "Takes"):
             assert f"| {word} |" in first.source
 
     def test_first_code_cell_assigns_parameters_from_literals(self, path):
@@ -323,12 +323,15 @@ def test_training_notebook_started_in_its_directory(tmp_path):
     # Every update replaces the picture of the live curves.
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
-    assert "memory of a step" in printed and "step 1/" in printed
+    assert "memory per step" in printed and "step 1/" in printed
     # Run again as shipped, with resume = False: a finished training is not overwritten.
     run_dir = tmp_path / "run"
     before = (run_dir / "best.ckpt").read_bytes()
     parameters = {"run_dir": str(run_dir), "overrides": changes}
-    with (tmp_path / "lock").open("w") as lock, pytest.raises(PipelineError, match="holds a run"):
+    with (
+        (tmp_path / "lock").open("w") as lock,
+        pytest.raises(PipelineError, match="a run"),
+    ):
         execute(NOTEBOOKS[3], tmp_path / "again.ipynb", parameters, lock.fileno())
     assert (run_dir / "best.ckpt").read_bytes() == before
 

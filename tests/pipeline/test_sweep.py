@@ -180,7 +180,7 @@ def test_killed_trial_is_resumed_by_the_next_call(config_file, tmp_path, stand_i
 
 def test_another_sweep_in_the_directory_is_rejected(config_file, tmp_path, stand_in):
     folder = tmp_path / "sweep"
-    with pytest.raises(PipelineError, match="holds no sweep") as error:
+    with pytest.raises(PipelineError, match="contains no sweep") as error:
         run_sweep(folder)
     assert error.value.key == "--sweep-dir" and "--config" in error.value.hint
     assert not folder.exists()
@@ -192,7 +192,7 @@ def test_another_sweep_in_the_directory_is_rejected(config_file, tmp_path, stand
         (trials, {"max_videos": 3}),
         (trials, {}, (3,)),
     ):
-        with pytest.raises(PipelineError, match="holds another sweep"):
+        with pytest.raises(PipelineError, match="contains another sweep"):
             run_sweep(folder, *other)
     assert len(run_sweep(folder, trials)) == 2
     with locked(folder), pytest.raises(PipelineError, match="in use by process"):

@@ -493,7 +493,7 @@ def test_one_command_starts_and_resumes_a_run(tiny_config, tmp_path, capsys):
     small = ["dataset.type=synthetic", "dataset.synthetic_videos=2", "dataset.image_size=32"]
     command += [*small, "valdataset.synthetic_videos=1", "--accelerator", "cpu"]
     assert main([*command, "--max-epochs", "1"]) == 2
-    assert "give --run-dir DIR" in capsys.readouterr().err
+    assert "add --run-dir DIR" in capsys.readouterr().err
     command += ["--run-dir", str(tmp_path / "run")]
     for epochs in (1, 2, 2):  # start, resume, nothing left to train
         assert main([*command, "--max-epochs", str(epochs)]) == 0
@@ -556,7 +556,7 @@ def test_directory_with_a_run_is_rejected_unless_it_is_resumed(toy_config, tmp_p
     toy_config.dataset.synthetic_videos = 2
     result = fit(toy_config, tmp_path / "run")
     before = files(result.run_dir)
-    with pytest.raises(ConfigError, match="holds a run") as error:
+    with pytest.raises(ConfigError, match="already contains a run") as error:
         fit(toy_config, result.run_dir)
     assert "resume" in error.value.hint and files(result.run_dir) == before
 

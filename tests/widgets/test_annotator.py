@@ -340,7 +340,7 @@ def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeyp
     message(widget, "propagate")
     widget.wait()
     assert not widget.state["running"] and 0 < widget.state["done"] < 4
-    assert "stopped after" in widget.state["message"] and widget.session.tracked
+    assert "Stopped after" in widget.state["message"] and widget.session.tracked
     monkeypatch.setattr(Clips, "read_frame", read_frame)
     message(widget, "propagate")
     message(widget, "click", x=5, y=5, positive=False)
@@ -434,7 +434,7 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
     widget.accept([1])
     save_frame(tmp_path / "videos" / "clip" / "0.png", 90)
     other = Annotator(tmp_path / "videos", widget.model, run_dir=tmp_path)
-    with pytest.raises(DataError, match="folder is unknown.*train_000"):
+    with pytest.raises(DataError, match="directory is unknown.*train_000"):
         other.make_training_set()
     widget.make_training_set()
     assert "1 frame added, 0 replaced, 2 unchanged" in str(widget.report)
@@ -615,7 +615,7 @@ def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
     assert view.cells() == 1
     view.page.keyboard.press("?")
     assert view.root.locator(".help").is_visible()
-    assert "next frame worth checking" in view.root.locator(".help").inner_text()
+    assert "next frame to check" in view.root.locator(".help").inner_text()
     view.page.keyboard.press("Escape")
     assert view.root.locator(".help").is_hidden()
 
@@ -653,7 +653,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.root.press("t")
     view.counts("tracked", 8)
     view.until("e => e.dataset.running === 'false'")
-    view.until("e => e.querySelector('.status').textContent === 'tracked 8 frames'")
+    view.until("e => e.querySelector('.status').textContent === 'Tracked 8 frames'")
 
     # Click on the time line to jump; correct the mask there.
     box = view.root.locator(".timeline").bounding_box()

@@ -402,7 +402,7 @@ def test_view_in_jupyterlab(lab, browser, tmp_path):
     book.after(root, lambda: root.press("2"))
     kernel_has("browser.hidden", [])
     assert saturation() == opaque
-    book.after(root, lambda: root.get_by_title("Opacity of the masks").fill("0.2"))
+    book.after(root, lambda: root.get_by_title("Mask opacity").fill("0.2"))
     kernel_has("browser.opacity", 0.2)
     assert 5 < saturation() < 0.7 * opaque
     book.after(root, lambda: root.press("m"))
