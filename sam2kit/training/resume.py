@@ -177,7 +177,7 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
             value=path,
             hint=f"use the same videos, or {new_run}",
         )
-    # Checkpoints of earlier versions do not contain this digest; some contain another one as ``content``.
+    # Checkpoints of earlier versions do not contain this digest; some have another as ``content``.
     if state.get("digest", data["digest"]) != data["digest"]:
         raise DataError(
             f"Cannot resume {path}: frames or masks of the training videos have changed",
