@@ -270,6 +270,14 @@ class DatasetConfig:
         "the number of videos (of all sources in a mixture)",
         le=100_000_000,
     )
+    replay: float = option(
+        0.0,
+        "fraction of the training clips that are generated (as with type=synthetic), so that the "
+        "model forgets less of what it knew; they are added to the clips of your videos, of which "
+        "an epoch has as many as without them",
+        ge=0,
+        lt=1,
+    )
     batch_size: int = positive_count(1, "number of clips per batch", le=65_536)
     num_workers: int = non_negative(
         2,
@@ -294,7 +302,7 @@ class DatasetConfig:
     synthetic_objects: int = non_negative(
         0,
         "maximum number of generated objects per video to composite onto videos without masks; 0: "
-        "reject videos without masks; type=synthetic uses 3",
+        "reject videos without masks; type=synthetic and replay use 3",
     )
     synthetic_videos: int = positive_count(
         # An epoch has one clip per video, and all names are kept in memory.
@@ -307,9 +315,9 @@ class DatasetConfig:
     )
     synthetic_lifelike: float = ratio(
         0.0,
-        "fraction of type=synthetic videos that resemble real footage: moving camera, blur, "
-        "changing light, shadows, articulated limbs, objects that leave or are fully occluded and "
-        "reappear, and speeds of up to twice the mean",
+        "fraction of the generated videos (type=synthetic, replay) that resemble real footage: "
+        "moving camera, blur, changing light, shadows, articulated limbs, objects that leave or "
+        "are fully occluded and reappear, and speeds of up to twice the mean",
     )
     synthetic_photos: str | None = option(
         None,
@@ -436,12 +444,12 @@ class AugmentationConfig:
         0.0, "maximum relative change of saturation per frame, in addition to saturation"
     )
     thermal: float = ratio(
-        0.0, "probability of making a clip look as if filmed by a thermal camera (docs/data.md)"
+        0.0, "probability of making a clip look as if filmed by a thermal camera (docs/clips.md)"
     )
     endoscopy: float = ratio(
         0.0,
         "probability of making a clip look as if filmed by an endoscope, unless the thermal effect "
-        "is applied (docs/data.md)",
+        "is applied (docs/clips.md)",
     )
 
 
@@ -950,6 +958,7 @@ class Config:
             max_gap=0,
             min_objects=1,
             augment=False,
+            replay=0.0,
             prompt_probabilities=None,
             box_noise=0.0,
             mask_noise=0.0,

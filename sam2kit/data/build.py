@@ -46,7 +46,6 @@ from sam2kit.utils.text import plural, visible_text
 # generated test videos it is added twice.
 VALIDATION_SEED_OFFSET = 1_000_003
 MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
-GENERATED_OBJECTS = 3  # maximum per video of type=synthetic if dataset.synthetic_objects is 0
 # Prepares the videos of a section for their use; the arguments are those of _prepare.
 Prepare = Callable[[VideoSource, DatasetConfig, int, str], VideoSource]
 
@@ -246,7 +245,10 @@ def settle_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
 
 
 def clips_of(sets: DataSets) -> tuple[ClipDataset, ClipDataset]:
-    """Return the training and the validation clips of videos."""
+    """Return the training and the validation clips of videos.
+
+    The training clips include the generated ones that ``dataset.replay`` adds.
+    """
     config = sets.config
     return (
         ClipDataset(sets.train, config.dataset, True, config.seed, config.augmentation),
@@ -709,16 +711,7 @@ def _open_type(
             hint="docs/data.md describes each layout",
         )
     if config.type == "synthetic":
-        return SyntheticDataset(
-            config.synthetic_videos,
-            (config.video_clip_length - 1) * config.frame_stride + 1,
-            config.image_size,
-            config.synthetic_objects or GENERATED_OBJECTS,
-            seed,
-            config.synthetic_motion,
-            lifelike=config.synthetic_lifelike,
-            photos=config.synthetic_photos,
-        )
+        return SyntheticDataset.from_config(config, seed)
     if config.type == "mixture":
         prepare = prepare or _as_stored
         sources = []

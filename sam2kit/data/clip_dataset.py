@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from itertools import pairwise
 
@@ -28,8 +29,10 @@ from sam2kit.data.problems import (
     truth_out_of_reach,
 )
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.synthetic.dataset import SyntheticDataset
 from sam2kit.data.transforms import augment, resize_frames, resize_masks
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import plural
 
 # Maximum number of videos checked before training: decoding a mask of 480p takes milliseconds.
 MAX_CHECKED_VIDEOS = 256
@@ -67,6 +70,10 @@ class ClipDataset(Dataset[VideoClip]):
     and validation takes those that are largest on their first visible frame. An object that
     augmentation moves out of all frames counts as not visible.
 
+    *Replay.* If ``config.replay`` is above 0, each training epoch also has generated clips
+    (:class:`~sam2kit.data.synthetic.dataset.SyntheticDataset`), new ones in every epoch, so that
+    this fraction of all its clips is generated. They follow the clips of the source.
+
     A training clip depends only on (seed, epoch, index), a validation clip only on its index.
 
     Args:
@@ -74,8 +81,8 @@ class ClipDataset(Dataset[VideoClip]):
         config: the keys named above, ``clips_per_video`` and ``augment`` are read. None (default):
             the default configuration.
         training: draw ``clips_per_video`` random clips per video and epoch, or ``epoch_clips``
-            per epoch, and augment them if ``config.augment`` is set. False (default): one fixed
-            clip per video.
+            per epoch, add the generated ones, and augment them if ``config.augment`` is set. False
+            (default): one fixed clip per video.
         seed: 0 or more.
         augmentation: strengths of the augmentation. None (default): the default strengths.
         unannotated: also make clips of unannotated videos, without objects, to inspect them.
@@ -111,6 +118,22 @@ class ClipDataset(Dataset[VideoClip]):
         reading = torch.full((max(config.num_workers, 1), 3), -1)
         self._reading = reading.share_memory_()
         self._report_short_videos()
+        self._replay = self._generated_clips() if training and config.replay else None
+
+    def _generated_clips(self) -> ClipDataset:
+        """Return the generated clips that ``config.replay`` adds to each epoch."""
+        share = self.config.replay
+        count = max(round(self.num_stored * share / (1 - share)), 1)
+        config = replace(
+            self.config,
+            type="synthetic",
+            replay=0.0,
+            synthetic_videos=count,
+            clips_per_video=1,
+            epoch_clips=None,
+        )
+        source = SyntheticDataset.from_config(config, self.seed)
+        return ClipDataset(source, config, True, self.seed, self.augmentation)
 
     def _report_short_videos(self) -> None:
         """Log or reject the videos that are shorter than a clip, in one message for all."""
@@ -179,9 +202,24 @@ class ClipDataset(Dataset[VideoClip]):
         )
 
     def __len__(self) -> int:
+        return self.num_stored + self.num_replayed
+
+    @property
+    def num_stored(self) -> int:
+        """Number of clips per epoch of the videos of the source; the first clips are these."""
         if not self.training:
             return len(self.source)
         return self.config.epoch_clips or len(self.source) * self.config.clips_per_video
+
+    @property
+    def num_replayed(self) -> int:
+        """Number of generated clips per epoch that ``config.replay`` adds."""
+        return 0 if self._replay is None else len(self._replay)
+
+    def epoch_text(self) -> str:
+        """Say how many clips an epoch has, and how many of them ``config.replay`` generates."""
+        text = plural(len(self), "clip")
+        return f"{text}, {self.num_replayed} of them generated" if self.num_replayed else text
 
     @property
     def videos(self) -> str:
@@ -198,10 +236,14 @@ class ClipDataset(Dataset[VideoClip]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the clips of ``epoch``, also in loader processes that are already running."""
         self._epoch.fill_(epoch)
+        if self._replay is not None:
+            self._replay.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> VideoClip:
         if not 0 <= index < len(self):
             raise IndexError(f"clip index {index} is out of range for {len(self)} clips")
+        if self._replay is not None and index >= self.num_stored:
+            return self._replay[index - self.num_stored]
         with errors_from_workers():
             clip = self._clip(index)
             self._record_position(-1, -1)
@@ -235,7 +277,7 @@ class ClipDataset(Dataset[VideoClip]):
             return self.source.index_in_epoch(index % count, self.epoch)
         # An epoch continues the round through all videos where the previous epoch ended. The order
         # of a round is random, because a mixture has the positions of each source in one block.
-        cycle, position = divmod(self.epoch * len(self) + index, count)
+        cycle, position = divmod(self.epoch * self.num_stored + index, count)
         order = np.random.default_rng((self.seed, cycle, count)).permutation(count)
         return self.source.index_in_epoch(int(order[position]), cycle)
 
@@ -257,7 +299,7 @@ class ClipDataset(Dataset[VideoClip]):
         for reader, i, t in self._reading.tolist():
             if reader == pid and i >= 0:
                 return frame_label(self.source, i, t)
-        return None
+        return None if self._replay is None else self._replay.being_read(pid)
 
     def _frames(
         self,

@@ -121,7 +121,7 @@ class FilteredVideos(DerivedSource):
                 key="domain",
                 value=domain,
                 expected=f"one of {', '.join(DOMAINS)}",
-                hint="docs/data.md describes the domains",
+                hint="docs/clips.md describes the domains",
             )
         self.source, self.domain, self.seed = source, domain, seed
         self.names = list(source.names)

@@ -281,7 +281,7 @@ def write_nifti(path: Path, volume: np.ndarray, geometry: VolumeGeometry) -> Non
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     # nibabel chooses the format by the extension.
-    with atomic_write(path, temporary=path.with_name(f"part-{path.name}")) as temporary:
+    with atomic_write(path, suffix="".join(path.suffixes[-2:])) as temporary:
         nibabel.save(image, temporary)
 
 

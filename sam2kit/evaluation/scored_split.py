@@ -25,6 +25,7 @@ class ScoredSplit:
         selected_on: names of videos that were validated to select the checkpoint.
         monitor: the validation metric that selected the checkpoint, or None.
         max_frames: maximum number of scored frames per video, or None for no limit.
+        replay: fraction of the training clips that were generated.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ScoredSplit:
     selected_on: tuple[str, ...] = ()
     monitor: str | None = None
     max_frames: int | None = None
+    replay: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``metrics.json``."""
@@ -79,6 +81,8 @@ class ScoredSplit:
             )
         elif not self.recorded:
             lines.append("The training videos of these weights are unknown.")
+        if self.recorded and self.replay:
+            lines.append(f"Of the training clips, {self.replay:.0%} were generated.")
         return lines
 
 
@@ -134,6 +138,7 @@ def check_scored_videos(
         tuple(video.name for video, _ in selected),
         _monitor(config) if selected else None,
         evaluation.max_frames,
+        config.dataset.replay,
     )
 
 

@@ -2,7 +2,7 @@
 
 A :class:`Convention` defines which frames, objects and pixels are scored. :class:`VideoScorer`
 scores one frame at a time, :class:`VideoScores` contains the scores of a video and
-:class:`DataSetScores` the scores of a dataset. ``docs/evaluation.md`` describes the formula, source
+:class:`DataSetScores` the scores of a dataset. ``docs/metrics.md`` describes the formula, source
 and limits of every score.
 """
 

@@ -1,6 +1,6 @@
 """Compare trackers by paired differences, intervals and p-values, and choose thresholds.
 
-docs/evaluation.md explains the methods. ``python -m benchmarks.coverage`` simulates the coverage of
+docs/compare.md explains the methods. ``python -m benchmarks.coverage`` simulates the coverage of
 the intervals.
 """
 

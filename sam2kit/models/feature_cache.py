@@ -23,11 +23,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import time
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +33,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
 from loguru import logger
 from safetensors import SafetensorError, safe_open
@@ -49,7 +45,7 @@ from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.transforms import normalize
 from sam2kit.models.sam2 import SAM2Model, module_path
 from sam2kit.utils.errors import ConfigError, DataError
-from sam2kit.utils.files import atomic_write
+from sam2kit.utils.files import TEMPORARY, atomic_write, remove_abandoned, write_text
 from sam2kit.utils.readers import read_json
 
 GB = 1e9
@@ -62,12 +58,11 @@ MARKER = "sam2kit-features-2"
 """The empty file that marks a directory as a feature cache; its name ends in the format version."""
 _LAYOUT = (  # for each depth: patterns of directory names and of file names
     (r"[0-9a-f]{16}", re.escape(MARKER)),
-    (r"[0-9a-f]{2}", r"encoder\.json|\.part-[0-9a-f]{32}"),
-    (r"(?!)", r"[0-9a-f]{40}|\.part-[0-9a-f]{32}"),
+    (r"[0-9a-f]{2}", rf"encoder\.json|{TEMPORARY}"),
+    (r"(?!)", rf"[0-9a-f]{{40}}|{TEMPORARY}"),
 )
 CHECKSUM = "crc32"
 """Key of the checksum in the metadata of a file."""
-UNFINISHED_SECONDS = 3600  # an older temporary file was left by a killed process
 # Augmentations that create no new images: both orientations of a frame can be cached.
 _CACHEABLE_AUGMENTATIONS = ("reverse", "flip")
 
@@ -118,6 +113,8 @@ def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | Non
     # Sources that generate videos map an index to a new video in every epoch.
     if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
         return "new videos are generated in every epoch (dataset.type)"
+    if config.dataset.replay:
+        return "new clips are generated in every epoch (dataset.replay)"
     if config.dataset.augment:
         for f in fields(AugmentationConfig):
             if f.name not in _CACHEABLE_AUGMENTATIONS and getattr(config.augmentation, f.name) > 0:
@@ -267,13 +264,11 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MARKER).touch()
             folder.mkdir(exist_ok=True)
-            with atomic_write(folder / "encoder.json", temporary=_temporary(folder)) as part:
-                part.write_text(text, encoding="utf-8")
+            write_text(folder / "encoder.json", text)
             for path, kind in _entries(folder, depth=1):
-                if kind == "file" and path.name.startswith(".part-"):
-                    with suppress(FileNotFoundError):  # renamed by another process
-                        if _is_abandoned(path):
-                            path.unlink()
+                if kind == "folder":
+                    remove_abandoned(path)
+            remove_abandoned(folder)
         except OSError as error:
             self._stop_writing(f"{folder} cannot be written to", str(error.strerror))
         return folder
@@ -287,8 +282,7 @@ class FeatureCache:
             # Another process may have cleared the cache since _open_folder.
             file.parent.parent.mkdir(exist_ok=True)
             file.parent.mkdir(exist_ok=True)
-            # Several processes may write this frame at once, so each needs its own temporary file.
-            with atomic_write(file, fsync=True, temporary=_temporary(file.parent)) as part:
+            with atomic_write(file, fsync=True) as part:
                 tensors = {str(k): x.cpu().contiguous() for k, x in enumerate(levels)}
                 save_file(tensors, part, {CHECKSUM: _checksum(tensors)})
             self._bytes_until_measuring -= size
@@ -453,24 +447,6 @@ def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
         elif entry.is_file(follow_symlinks=False) and re.fullmatch(files, entry.name):
             kind = "file"
         yield path, kind
-
-
-def _temporary(folder: Path) -> Path:
-    """Return a new name for a temporary file: process id, a checksum of the host, random digits."""
-    return folder / f".part-{os.getpid():08x}{_host()}{uuid.uuid4().hex[:16]}"
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Return whether the process that wrote a temporary file has ended."""
-    digits = path.name.removeprefix(".part-")
-    if digits[8:16] == _host() and not psutil.pid_exists(int(digits[:8], 16)):
-        return True
-    # Its process may run on another machine, or its ID may belong to another process by now.
-    return path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS
-
-
-def _host() -> str:
-    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

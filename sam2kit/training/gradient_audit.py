@@ -129,8 +129,8 @@ class AuditBeforeTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, SAM2LightningModule)
-        # Type: ignore[attr-defined].
-        audit = audit_gradients(module, trainer.datamodule.train_clips)
+        clips = trainer.datamodule.train_clips  # type: ignore[attr-defined]
+        audit = audit_gradients(module, clips)
         logger.info(audit.table())
         logger.info(audit.memory)
         audit.report(stop=module.config.trainer.audit == "stop")

@@ -63,6 +63,7 @@ class TrainingPlan:
         seconds: time per step, including the optimizer but not data loading and validation.
         filling: additional seconds per step while the frames are not in the cache yet.
         steps: number of optimizer steps of the whole run.
+        epoch: number of clips per epoch, as text.
     """
 
     config: Config
@@ -74,6 +75,7 @@ class TrainingPlan:
     seconds: float
     filling: float
     steps: int
+    epoch: str = ""
 
     def __str__(self) -> str:
         d = self.config.dataset
@@ -88,6 +90,7 @@ class TrainingPlan:
             if math.isnan(self.seconds)
             else f"time per step: about {self.seconds:.3g} s on {self.device}"
             + (first if self.filling else ""),
+            *([f"an epoch: {self.epoch}"] if self.epoch else []),
             f"training: {self.steps:,} steps"
             + f", about {_time(self.steps * self.seconds)} without data loading and validation"
             * (not math.isnan(self.seconds)),
@@ -110,7 +113,9 @@ def plan_training(config: Config) -> TrainingPlan:
     check(config)
     config = settle_size(settle_precision(config))
     clips, _ = build_datasets(config)
-    counts = [len(clips[i].object_ids) for i in range(min(len(clips), CLIPS_LOOKED_AT))]
+    # Evenly spaced, because the generated clips of dataset.replay are the last ones.
+    looked_at = np.linspace(0, len(clips) - 1, min(len(clips), CLIPS_LOOKED_AT)).round()
+    counts = [len(clips[int(i)].object_ids) for i in looked_at]
     return _plan(config, clips, max(counts), statistics.fmean(counts))
 
 
@@ -217,7 +222,16 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     if trainer.max_steps > 0:
         steps = min(steps, trainer.max_steps) if trainer.max_epochs > 0 else trainer.max_steps
     return TrainingPlan(
-        config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps
+        config,
+        str(device),
+        objects,
+        mean_objects,
+        cached,
+        memory,
+        seconds,
+        filling,
+        steps,
+        clips.epoch_text(),
     )
 
 

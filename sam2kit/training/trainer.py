@@ -293,6 +293,9 @@ def _log_start(config: Config, run_dir: Path, data: SAM2LightningDataModule) -> 
     """Log the run directory and the training and validation videos."""
     logger.info("Run directory: {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
     logger.info("dataset.type={}, training on {}", config.dataset.type, data.train_clips.videos)
+    if data.train_clips.num_replayed:
+        share = config.dataset.replay
+        logger.info("dataset.replay={}: an epoch has {}", share, data.train_clips.epoch_text())
     names = data.val_clips.source.names
     listed = ", ".join(visible_text(name) for name in names[:MAX_LISTED])
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""

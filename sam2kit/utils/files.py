@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import time
+import uuid
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
+TEMPORARY = r"\.part-[0-9a-f]{32}"
+"""Pattern of the names of temporary files, to which :func:`atomic_write` may add a suffix."""
+UNFINISHED_SECONDS = 3600  # an older temporary file was left by a killed process
+_checked_folders: set[str] = set()
+
 
 @contextmanager
-def atomic_write(
-    path: str | Path, fsync: bool = False, temporary: Path | None = None
-) -> Iterator[Path]:
+def atomic_write(path: str | Path, fsync: bool = False, suffix: str = "") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends.
 
     Readers see either the old or the new file, never a partial one. If the block raises or writes
-    nothing, ``path`` does not change. The temporary file is always removed. An OSError without a
-    file name, such as for a full disk, gets the name of ``path``.
+    nothing, ``path`` does not change. The temporary file is always removed. Several processes may
+    write the same path at the same time; the last one determines its content. A killed process
+    leaves its temporary file, which the next process that writes to the directory removes. An
+    OSError without a file name, such as of a full disk, gets the name of ``path``.
 
     Args:
         path: a file in an existing directory.
         fsync: flush the content to disk before the replacement, so that even a power failure
             leaves the old or the new file.
-        temporary: temporary path. If None (default), ``path`` with the suffix ``.part``. A killed
-            process leaves it behind and the next one overwrites it. Processes that may write the
-            same path at the same time need different temporary paths.
+        suffix: end of the temporary name, for libraries that choose the format by it.
     """
-    temporary = temporary or Path(f"{path}.part")
-    with errors_name(path, temporary):
-        temporary.unlink(missing_ok=True)
+    folder = Path(path).parent
+    if str(folder) not in _checked_folders:  # once per process: a folder may have many files
+        _checked_folders.add(str(folder))
+        remove_abandoned(folder)
+    temporary = temporary_path(folder, suffix)
     try:
         with errors_name(path, temporary):
             yield temporary
@@ -43,13 +55,44 @@ def atomic_write(
         temporary.unlink(missing_ok=True)
 
 
+def temporary_path(folder: Path, suffix: str = "") -> Path:
+    """Return a new name in a directory: process id, a checksum of the host, random digits."""
+    return folder / f".part-{os.getpid():08x}{_host()}{uuid.uuid4().hex[:16]}{suffix}"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a directory.
+
+    Only regular files with a name of :func:`temporary_path` are removed, and only if their process
+    has ended or, where this is unknown, an hour after their last change.
+    """
+    with suppress(OSError):  # the folder is missing or unreadable
+        for entry in list(os.scandir(folder)):
+            if re.match(TEMPORARY, entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # renamed by its process, or owned by another user
+                    if _is_abandoned(Path(entry.path)):
+                        os.unlink(entry.path)
+
+
+def _is_abandoned(path: Path) -> bool:
+    digits = path.name.removeprefix(".part-")
+    if digits[8:16] == _host() and not psutil.pid_exists(int(digits[:8], 16)):
+        return True
+    # Its process may run on another machine, or its number may belong to another process by now.
+    return path.lstat().st_mtime < time.time() - UNFINISHED_SECONDS
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
 def check_writable(path: str | Path) -> None:
     """Raise an OSError now if a file cannot be written, instead of after long work.
 
     Args:
         path: the file, which is not changed.
     """
-    temporary = Path(f"{path}.part")
+    temporary = temporary_path(Path(path).parent)
     with errors_name(path, temporary):
         temporary.touch()
         temporary.unlink()

@@ -197,7 +197,7 @@ def test_an_interruption_leaves_a_whole_set(tmp_path, video, monkeypatch):
     monkeypatch.setattr(writer, "write_id_mask", write)
     assert counts(add_to_training_set(folder, source, 0, frames(2, 4))) == (1, 0, 1, 0)
     assert set(read_provenance(folder, "a")) == {0, 2, 4}
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.part*"))
 
 
 def test_invalid_frames_and_folders_are_rejected(tmp_path, video):

@@ -42,6 +42,7 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.files import temporary_path
 
 TINY = {"video_clip_length": 3, "image_size": 64, "num_workers": 0}
 
@@ -285,7 +286,7 @@ def test_temporary_file_of_a_killed_process_is_deleted_at_once(model, tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     folder = files(first)[0].parent
-    mine = features._temporary(folder)
+    mine = temporary_path(folder)
     other = mine.with_name(f".part-{dead.pid:08x}{mine.name[14:]}")
     for path in (mine, other, folder.parent / other.name):
         path.write_bytes(b"half")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
-from sam2kit.utils.files import atomic_write, end_last_line, write_text
+from sam2kit.utils.files import atomic_write, end_last_line, temporary_path, write_text
 
 
 def test_a_failed_write_keeps_only_the_old_file(tmp_path):
@@ -19,18 +22,38 @@ def test_a_failed_write_keeps_only_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_block_that_writes_nothing_removes_a_stale_temporary_file(tmp_path):
-    (tmp_path / "a.txt.part").write_text("left by a killed process")
+def test_the_first_write_to_a_folder_removes_what_killed_processes_left(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living, other = f"{os.getpid():08x}", temporary_path(tmp_path).name[14:]
+    ours = tmp_path / f".part-{dead.pid:08x}{other}.nii"
+    old = tmp_path / f".part-{living}{'0' * 24}"  # of another machine
+    foreign = [old.with_name(old.name.replace("0" * 24, "1" * 24)), temporary_path(tmp_path)]
+    foreign += [tmp_path / name for name in (".part-1", "a.part", f"x.part-{dead.pid:08x}{other}")]
+    for path in (ours, old, *foreign):
+        path.write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    link = tmp_path / f".part-{dead.pid:08x}{other}"
+    link.symlink_to(foreign[-1])
     with atomic_write(tmp_path / "a.txt"):
-        pass
-    assert not list(tmp_path.iterdir())
+        pass  # nothing is written
+    assert set(tmp_path.iterdir()) == {link, *foreign}
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
+        first.write_text("1")
+        second.write_text("2")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_text() == "1"  # of the one that ended last
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_new_file_has_default_permissions(tmp_path):
     (tmp_path / "plain").touch()
-    with atomic_write(tmp_path / "a", fsync=True, temporary=tmp_path / "b") as part:
+    with atomic_write(tmp_path / "a", fsync=True, suffix=".gz") as part:
         part.write_bytes(b"x")
-        assert part == tmp_path / "b" and not (tmp_path / "a").exists()
+        assert part.suffix == ".gz" and not (tmp_path / "a").exists()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 

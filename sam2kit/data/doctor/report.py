@@ -247,11 +247,11 @@ def run_doctor(
         settings = what.dataset if isinstance(what, Config) else DatasetConfig()
     sources: dict[str, VideoSource | None] = {}
     data = {"training": _describe(what)}
-    open_error = None
+    clips = open_error = None
     if isinstance(what, Config) and val is None:
         try:
-            train_clips, val_clips = build_datasets(what)
-            sources = {"training": train_clips.source, "validation": val_clips.source}
+            clips, val_clips = build_datasets(what)
+            sources = {"training": clips.source, "validation": val_clips.source}
             data["validation"] = "as configured"
         except DataError as error:
             # Reported below, unless reading the remaining videos reports the cause more precisely.
@@ -276,6 +276,9 @@ def run_doctor(
     remarks = [r for source in sources.values() if source is not None for r in source.remarks]
     remarks = list(dict.fromkeys(remarks))
     notes = [f"{r.where}: {r.message}" for r in remarks if r.kind == NOTE]
+    if clips is not None and clips.num_replayed:
+        share = clips.config.replay
+        notes.append(f"dataset.replay={share}: a training epoch has {clips.epoch_text()}")
     findings += [Finding("warning", *astuple(r)) for r in remarks if r.kind != NOTE]
     findings += [f for video in videos for f in video.findings]
     if open_error is not None and not any(f.severity == "error" for f in findings):

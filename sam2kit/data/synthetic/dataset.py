@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.synthetic.scene import Scene
 from sam2kit.data.synthetic.textures import Photos
 from sam2kit.utils.errors import DataError
+
+GENERATED_OBJECTS = 3  # maximum per generated video if dataset.synthetic_objects is 0
 
 
 class _GeneratedSource(VideoSource):
@@ -93,6 +96,24 @@ class SyntheticDataset(_GeneratedSource):
         self.lifelike = lifelike
         self.photos = None if photos is None else Photos(photos)
         self.names = [self.name(i) for i in range(num_videos)]
+
+    @classmethod
+    def from_config(cls, config: DatasetConfig, seed: int) -> SyntheticDataset:
+        """Create ``config.synthetic_videos`` videos, each as long as a clip.
+
+        Raises:
+            DataError: as the constructor.
+        """
+        return cls(
+            config.synthetic_videos,
+            (config.video_clip_length - 1) * config.frame_stride + 1,
+            config.image_size,
+            config.synthetic_objects or GENERATED_OBJECTS,
+            seed,
+            config.synthetic_motion,
+            lifelike=config.synthetic_lifelike,
+            photos=config.synthetic_photos,
+        )
 
     def name(self, i: int) -> str:
         return f"synthetic_{self.seed}_{i:05d}"
