@@ -199,7 +199,7 @@ def _name_other_folder(path: Path) -> None:
         more = f", or another of the {count} folders with data in it" if count > 1 else ""
         raise DataError(
             f"{path} contains no videos itself, but {folder} does ({layout.reason})",
-            hint=f"use {folder}{more}",
+            hint=f"give {folder}{more}",
         )
 
 

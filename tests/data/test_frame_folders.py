@@ -347,7 +347,7 @@ def test_instances_of_a_category_that_become_one_object_are_reported(tmp_path, m
     assert sum("one object" in line for line in messages) == 1
     findings = run_doctor(source, DatasetConfig(image_size=32)).findings
     assert remark.message in [f.message for f in findings if f.kind == "identity"]
-    # The rule that was asked for is no finding.
+    # The configured rule is not a finding.
     assert coco(tmp_path, change, identity="category").remarks == []
     assert coco(tmp_path).remarks == []
 
