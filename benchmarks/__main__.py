@@ -1,9 +1,9 @@
-"""Run the whole suite and write one table and one figure: ``python -m benchmarks [ROW ...]``.
+"""Run all benchmarks and write a table and a figure: ``python -m benchmarks [ROW ...]``.
 
 Writes ``suite.json``, ``suite.md`` and ``suite.png`` to ``--out``. Each row runs in a separate
-process and is written as soon as it is done, so that an interrupted suite can resume. The suite
-takes about half an hour on an idle core. ``--quick`` only checks in minutes that everything runs:
-its sizes are too small for meaningful results.
+process and is saved when it is done, so that an interrupted suite can be resumed. The suite takes
+about half an hour on an idle core. ``--quick`` uses toy sizes to check within minutes that
+everything runs; its results are not meaningful.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in arguments.rows if name not in ROWS]:
         parser.error(f"unknown rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     if arguments.quick and arguments.out is None:
-        parser.error("--quick needs --out: toy results must not replace the real ones")
+        parser.error("--quick requires --out, so that toy results do not replace real ones")
     return run_suite(arguments.rows or list(ROWS), list(ROWS), options, arguments)
 
 
 def run_row(name: str, options: Options, into: Path) -> int:
-    """Run one row in this process, and write its results to the file ``into``."""
+    """Run one row in this process and write its results to the file ``into``."""
     from benchmarks.rows import ROWS
 
     use_threads(options.threads)
@@ -91,14 +91,14 @@ def run_row(name: str, options: Options, into: Path) -> int:
 def run_suite(
     names: Sequence[str], order: Sequence[str], options: Options, arguments: argparse.Namespace
 ) -> int:
-    """Run rows one after the other, each in a separate process; see :func:`main`."""
+    """Run rows sequentially, each in a separate process; see :func:`main`."""
     stem = (arguments.out or RESULTS) / "suite"
     rows: dict[str, Any] = {}
     if stem.with_suffix(".json").exists():
         rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     failed = []
     for number, name in enumerate(names, start=1):
-        # Results of other options are stale.
+        # Results from other options are stale.
         is_measured = rows.get(name, {}).get("options") == asdict(options)
         if is_measured and not arguments.again:
             print(f"[{number}/{len(names)}] {name}: already measured", file=sys.stderr)
@@ -143,7 +143,7 @@ def _run_in_process(name: str, options: Options) -> dict[str, Any]:
 
 
 def save(stem: Path, rows: dict[str, Any]) -> str:
-    """Write the results as JSON, Markdown and a figure, and return the Markdown."""
+    """Write the results as JSON, Markdown and a figure, and return the Markdown text."""
     findings = [Finding(**f) for row in rows.values() for f in row["findings"]]
     # One line per machine: rows may have been measured on different ones.
     machines = list(dict.fromkeys(machine_line(_without_load(row)) for row in rows.values()))

@@ -1,9 +1,9 @@
 """Train on some videos and score on others, for ``benchmarks.proof`` and ``benchmarks.recipes``.
 
-Whole videos are tracked from the mask on the first frame, up to a maximum number of frames. What a
-model forgets is scored on generated clips. Each training and each result is kept in files, so that
-an interrupted comparison resumes. They are in a folder named after the content of the starting
-weights, so that results of different weights are never mixed.
+Videos are tracked from the mask on the first frame, up to a maximum number of frames. Forgetting is
+measured on generated clips. Training runs and results are stored in files, so that an interrupted
+comparison can be resumed. Their directory is named after the content of the starting weights, so
+that results of different weights are never mixed.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ Scores = dict[str, dict[Key, float]]  # J&F by tracker and object
 
 
 class MissingDataError(Exception):
-    """The videos are missing; the message says what is needed and where it was expected."""
+    """Raised if the videos are missing."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is trained and scored.
+    """Amount of training and scoring.
 
     Attributes:
-        steps: optimizer steps of a training; 0: those of the configuration.
-        frames: maximum number of frames of a scored video.
+        steps: optimizer steps per training run; 0 uses the configuration's value.
+        frames: maximum number of scored frames per video.
         generated: number of generated clips.
         zeroed: whether the model is also scored with its memory zeroed.
     """
@@ -69,16 +69,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Job:
-    """One training, and the videos that it is scored on.
+    """A training run and the videos on which it is scored.
 
     Attributes:
-        name: the file name of the result.
-        davis: folder in DAVIS layout.
-        train, test: names of videos; no video is in both.
-        seed: the seed of the training.
+        name: file name of the result.
+        davis: directory in DAVIS layout.
+        train, test: names of disjoint sets of videos.
+        seed: random seed of the run.
         overrides: changes to ``configs/adapt.yaml``.
-        start_share: share of the starting weights in the average with the trained weights that is
-            scored; 0: the trained weights. Jobs that differ in it alone share one training.
+        start_share: weight of the starting weights in the average with the trained weights that is
+            scored; 0 scores the trained weights. Jobs that only differ in it share a training run.
     """
 
     name: str
@@ -91,18 +91,18 @@ class Job:
 
 
 def sequences(davis: Path) -> list[str]:
-    """Return the names of the sequences in order.
+    """Return the sorted names of the sequences.
 
     Raises:
-        MissingDataError: there are not enough of them.
+        MissingDataError: there are not enough sequences.
     """
     folder = davis / "JPEGImages" / "480p"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if len(names) < 2 * FOLDS:
         raise MissingDataError(
-            f"{folder} holds {len(names)} sequences, and {2 * FOLDS} or more are needed.\nDownload "
-            "DAVIS 2016 or 2017 (480p) from https://davischallenge.org, and pass the folder that "
-            "contains JPEGImages/480p and Annotations/480p: --davis FOLDER"
+            f"{folder} contains {len(names)} sequences, but at least {2 * FOLDS} are "
+            "needed.\nDownload DAVIS 2016 or 2017 (480p) from https://davischallenge.org, and pass "
+            "the directory that contains JPEGImages/480p and Annotations/480p: --davis FOLDER"
         )
     return names
 
@@ -113,10 +113,10 @@ def blocks(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
-    """Return the configuration of a training.
+    """Return the configuration of a training run.
 
-    Training validates on generated clips, so that it never reads a test video, and its last
-    checkpoint is used, so that nothing is selected.
+    Training validates on generated clips, so that it never reads test videos, and the last
+    checkpoint is used, so that nothing is selected by validation.
     """
     split = work / "splits" / f"{'+'.join(job.train)}.txt"
     split.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def score(run: TrackerRun, source: VideoSource, config: Config, frames: int) -> 
 
 
 def generated_clips(config: Config, sizes: Sizes) -> VideoSource:
-    """Return generated clips of a seed that neither training nor its validation uses."""
+    """Return generated clips with a seed that is not used in training or validation."""
     overrides = [
         *("model=nano", "dataset=synthetic", "dataset.synthetic_lifelike=0.5"),
         *("valdataset=synthetic", f"valdataset.synthetic_videos={sizes.generated}"),
@@ -175,11 +175,11 @@ def weights_folder(config: Config, work: Path) -> Path:
 
 
 def baselines(davis: Path, work: Path, sizes: Sizes, config: Config) -> tuple[Scores, Scores]:
-    """Score the starting model and the copied mask on all sequences and on the generated clips."""
+    """Score the starting model and the copied mask on all sequences and generated clips."""
     file = work / f"baselines-{davis.resolve().name}.json"
     about = {"sizes": asdict(sizes), "davis": str(davis.resolve())}
     if (saved := _read(file, about)) is None:
-        print(f"scoring the starting model and the copied mask on {davis}", file=sys.stderr)
+        print(f"Scoring the starting model and the copied mask on {davis}", file=sys.stderr)
         model = create_sam2_model(config).eval()
         runs = [TrackerRun(BEFORE, model), TrackerRun(COPY, None)]
         if sizes.zeroed:
@@ -238,7 +238,7 @@ def tuned_model(checkpoint: Path, start_share: float, config: Config) -> SAM2Mod
 
 
 def run_job(job: Job, work: Path, sizes: Sizes) -> dict[str, Any]:
-    """Train and score, or read the result of an earlier call.
+    """Train and score, or return the stored result of an earlier call.
 
     Args:
         job: the job.
@@ -246,8 +246,8 @@ def run_job(job: Job, work: Path, sizes: Sizes) -> dict[str, Any]:
         sizes: how much is trained and scored.
 
     Returns:
-        ``videos`` and ``generated``, the scores of the trained model by tracker, and ``seconds`` of
-        training and of scoring.
+        ``videos`` and ``generated``, the trained model's scores by tracker, and ``seconds`` for
+        training and scoring.
     """
     file, about = _result(job, work, sizes)
     if (saved := _read(file, about)) is not None:
@@ -281,7 +281,7 @@ def _result(job: Job, work: Path, sizes: Sizes) -> tuple[Path, dict[str, Any]]:
 def run_jobs(
     jobs: Sequence[Job], work: Path, sizes: Sizes, minutes: float = 1e9
 ) -> dict[str, dict[str, Any]]:
-    """Run the jobs in order, say how long they take, and stop before ``minutes`` have passed.
+    """Run the jobs in order, print their progress, and stop before ``minutes`` have passed.
 
     Args:
         jobs: the jobs.
@@ -290,15 +290,15 @@ def run_jobs(
         minutes: time after which no job is started.
 
     Returns:
-        The results of the jobs that are done, by name.
+        The results of the finished jobs, by name.
     """
-    logger.disable("sam2kit")  # the progress is printed here
+    logger.disable("sam2kit")  # progress is printed here
     work.mkdir(parents=True, exist_ok=True)
     clock = _Clock(jobs, work, sizes)
     begin, results = time.perf_counter(), {}
     for number, job in enumerate(jobs, 1):
         if time.perf_counter() - begin + clock.expected(job) > 60 * minutes:
-            print(f"stopping after {minutes:.0f} minutes; repeat to resume", file=sys.stderr)
+            print(f"Stopping after {minutes:.0f} minutes; run again to resume", file=sys.stderr)
             continue
         with clock.measure(job):
             results[job.name] = run_job(job, work, sizes)
@@ -348,12 +348,12 @@ def _digest(about: Mapping[str, Any]) -> str:
 
 
 def differences(scores: Mapping[Key, float], others: Mapping[Key, float]) -> dict[Key, float]:
-    """Return ``scores`` minus ``others`` on the objects that both have."""
+    """Return ``scores`` minus ``others`` for the objects in both."""
     return {key: scores[key] - others[key] for key in scores if key in others}
 
 
 def _write(file: Path, about: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """Write a result, and return it as :func:`_read` will, with rounded scores."""
+    """Write a result, and return it with rounded scores, as :func:`_read` does."""
 
     def plain(scores: Scores) -> dict[str, Any]:
         return {t: [[*key, round(x, 5)] for key, x in s.items()] for t, s in scores.items()}
@@ -367,11 +367,11 @@ def _write(file: Path, about: dict[str, Any], content: dict[str, Any]) -> dict[s
 
 
 def _read(file: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """Read a result; None: there is none, or it was made with other settings."""
+    """Read a result; return None if there is none or its settings differ."""
     if not file.exists():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
-    # JSON has lists only, so compare in that form.
+    # JSON has no tuples, so compare lists.
     if content.pop("about") != json.loads(json.dumps(about)):
         return None
     for part in ("videos", "generated"):

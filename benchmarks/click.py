@@ -1,12 +1,11 @@
-"""Measure how long the annotator takes to respond to a click, in the kernel only.
+"""Measure the annotator's response time to a click in the kernel.
 
     OMP_NUM_THREADS=2 python benchmarks/click.py [FOLDER] [--clicks 30]
 
 FOLDER is any source of videos (default: 480p frames of noise). The first click on a frame runs the
-image encoder; the others reuse the cached features. ``zoomed`` sends the visible part of the frame
-in full resolution too. The time includes writing the annotations to disk and preparing what the
-widget sends (three candidate masks, images, scores), but neither the transfer to the browser nor
-drawing there.
+image encoder; further clicks reuse the cached features. ``zoomed`` also sends the visible part of
+the frame in full resolution. The time includes writing the annotations to disk and preparing the
+message (three candidate masks, images, scores), but not the transfer to the browser and drawing.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Open a large COCO JSON: ``python benchmarks/coco_index.py [--videos 10000 --masks 1000000]``.
+"""Measure opening a large COCO JSON file: ``python benchmarks/coco_index.py [--masks 1000000]``.
 
 Writes ``benchmarks/results/coco_index.{json,md}``. The script generates one JSON file ordered by
 image and one ordered by track, with empty files for the frames. Each is opened in a separate
 process with ``sam2kit.data.COCODataset``. The first is also opened with ``pycocotools.coco.COCO``,
 which does not support videos.
 
-Seconds are the time of the call, which includes looking for the files of the frames. Peak memory is
-the largest resident set of the process minus the one before the call; it includes the JSON file,
-which is mapped into memory. Held memory is the private memory afterwards. Then a process is forked,
-as a data loader does, and reads the masks of 2,000 random frames: its private memory is what each
-loader process adds.
+The time of the call includes checking the frame files. Peak memory is the process's largest
+resident set minus the resident set before the call; it includes the memory-mapped JSON file. Held
+memory is the private memory afterwards. Then a process is forked, as in a DataLoader, and reads the
+masks of 2,000 random frames: its private memory is the additional memory per DataLoader worker.
 
 Needs Linux, 4 GB of disk in TMPDIR, 6 GB of memory and about three minutes.
 """
@@ -47,7 +46,7 @@ READS = 2000
 
 
 def masks(generator: np.random.Generator) -> list[dict[str, Any]]:
-    """Draw 100 ellipses, as compressed run-length encodings."""
+    """Return the compressed run-length encodings of 100 ellipses."""
     texts = []
     for _ in range(100):
         picture = np.zeros(SIZE, np.uint8)
@@ -61,7 +60,7 @@ def masks(generator: np.random.Generator) -> list[dict[str, Any]]:
 
 def generate(folder: Path, videos: int, count: int) -> None:
     """Write both JSON files with ``count`` masks, and an empty file per frame."""
-    # Write the files piece by piece, to save memory.
+    # Write the files in pieces to save memory.
     generator = np.random.default_rng(0)
     segmentations = [json.dumps(mask) for mask in masks(generator)]
     drawn = generator.integers(0, len(segmentations), count).tolist()
@@ -98,7 +97,7 @@ def generate(folder: Path, videos: int, count: int) -> None:
 
 
 def private_memory() -> float:
-    """Return the memory in MB that this process shares with no other."""
+    """Return the private memory of this process in MB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
@@ -108,7 +107,7 @@ def sam2kit_reads(file: Path) -> Callable[[], None]:
     frames = np.random.default_rng(1).integers((0, 0), (len(opened), FRAMES), (READS, 2)).tolist()
 
     def read() -> None:
-        # Only the part of read_masks that reads the JSON: read_masks also looks at the image file.
+        # Only run the part of read_masks that reads the JSON; read_masks also opens the image file.
         for i, t in frames:
             opened._indices[0].masks(i, t)
 
@@ -128,7 +127,7 @@ def pycocotools_reads(file: Path) -> Callable[[], None]:
 
 
 def measure(package: str, file: Path) -> dict[str, float]:
-    """Open a file in this process, and read from it in a forked one."""
+    """Open a file in this process and read from it in a forked process."""
     gc.collect()
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     private_before = private_memory()

@@ -1,9 +1,9 @@
-"""Simulate how often 95% intervals contain the true mean: ``python -m benchmarks.coverage``.
+"""Simulate the coverage of 95% intervals: ``python -m benchmarks.coverage``.
 
-Scores and paired differences are drawn from distributions as skewed as those of real videos, with
-one or several objects per video that resemble each other. The interval that sam2kit reports is
-compared with the percentile bootstrap over videos, which it used before. Writes
-``coverage.{json,md}``. Takes a minute on one CPU core.
+Scores and paired differences are sampled from distributions that are as skewed as for real videos,
+with one or several correlated objects per video. sam2kit's interval is compared with the percentile
+bootstrap over videos, which earlier versions used. Writes ``coverage.{json,md}``. Takes a minute on
+one CPU core.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ OBJECTS: dict[str, Callable[[np.random.Generator], int]] = {
     "1 to 4": lambda g: int(g.integers(1, 5)),
     "1 to 12, skewed": lambda g: min(int(g.geometric(0.35)), 12),
 }
-# With few videos, most samples do not contain the rare event at all, which no interval can repair.
+# With few videos, most samples do not contain the rare event, so no interval can cover it.
 LIMITS = {("tracked or lost", "1"), *(("difference, rare and very large", o) for o in OBJECTS)}
 
 
@@ -91,7 +91,7 @@ def simulate(kind: str, objects: str, repeats: int, seed: int = 0) -> list[dict[
     Args:
         kind: a key of :data:`KINDS`.
         objects: a key of :data:`OBJECTS`.
-        repeats: number of simulated data sets; a tenth of them for the bootstrap.
+        repeats: number of simulated datasets; the bootstrap uses a tenth of them.
     """
     bounded, draw = KINDS[kind]
     count = OBJECTS[objects]
@@ -104,7 +104,7 @@ def simulate(kind: str, objects: str, repeats: int, seed: int = 0) -> list[dict[
     for n in VIDEOS:
         hits, widths, bootstrap_hits = [], [], []
         for repeat in range(repeats):
-            # The large sample is the population, and a data set a random part of it.
+            # The large sample is the population, and a dataset is a random subset of it.
             groups = [videos[i] for i in generator.integers(len(videos), size=n)]
             if (bounds := mean_interval(groups, bounded)) is not None:
                 hits.append(bounds[0] <= truth <= bounds[1])

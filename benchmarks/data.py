@@ -1,12 +1,11 @@
 """Measure clips per second against upstream: ``python benchmarks/data.py [--data DAVIS]``.
 
 Upstream's ``VOSDataset`` with the transforms of its MOSE fine-tuning and sam2kit's ``ClipDataset``
-with ``augmentation=official``, which has the same transforms, alternate in loading clips of the
-same videos, in one process and one thread. Processor time is measured, since it is affected least
-by other work on the machine. Upstream returns normalized floats. sam2kit returns bytes, which are
-normalized on the device of the model; the last column includes normalization, for a fair
-comparison. Without DAVIS, 480p videos are generated. Upstream's data set needs pandas. Writes
-``benchmarks/results/data.{json,md}``.
+with ``augmentation=official`` (the same transforms) alternately load clips of the same videos, in
+one process and one thread. CPU time is measured, because other processes affect it least. Upstream
+returns normalized floats. sam2kit returns bytes, which are normalized on the model's device; for a
+fair comparison, the last column includes normalization. Without DAVIS, 480p videos are generated.
+Upstream's dataset needs pandas. Writes ``benchmarks/results/data.{json,md}``.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def kit_clips(root: Path, size: int, augment: bool) -> ClipDataset:
 
 
 def upstream_clips(root: Path, size: int, augment: bool):  # type: ignore[no-untyped-def]
-    """Create a ``VOSDataset`` over the same folder, as in upstream's MOSE fine-tuning."""
+    """Create a ``VOSDataset`` of the same directory, as in upstream's MOSE fine-tuning."""
     from training.dataset import transforms as T
     from training.dataset.vos_dataset import VOSDataset
     from training.dataset.vos_raw_dataset import PNGRawDataset

@@ -1,7 +1,7 @@
-"""Measure clips per second of the generator: ``python benchmarks/generator.py [--workers 0 1 2]``.
+"""Measure the speed of the clip generator: ``python benchmarks/generator.py [--workers 0 1 2]``.
 
-The clips arrive as in training: as batches from the data loader, with the given numbers of worker
-processes (0: in the main process). Plain and lifelike clips are measured. Writes
+As in training, clips are loaded as batches from a DataLoader with the given numbers of workers (0
+loads in the main process). Plain and lifelike clips are measured. Writes
 ``benchmarks/results/generator.{json,md}``.
 """
 
@@ -45,7 +45,7 @@ def clips_per_second(size: int, lifelike: float, workers: int, batches: int, rep
     for epoch in range(repeats):
         loader = create_dataloader(clips, config.dataset, training=True, seed=epoch)
         arriving = iter(loader)
-        # Skip what the workers prefetched while they started.
+        # Skip the batches that the workers prefetched during startup.
         for _ in range(1 + 4 * workers):
             next(arriving)
         begin = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Measure how the cost of a step grows: ``python -m benchmarks.growth [--quick --out DIR]``.
+"""Measure how the cost of a step scales: ``python -m benchmarks.growth [--quick --out DIR]``.
 
 Measures time and memory of sam2kit's fast step (frozen encoder, features from a warm cache) for
 different numbers of frames, objects and pixels, and the time to start for different numbers of
-videos. Each is also given as a multiple of the smallest case. Writes ``growth.{json,md,png}``.
+videos, also as multiples of the smallest case. Writes ``growth.{json,md,png}``.
 Takes ten minutes on one CPU core.
 """
 
@@ -51,7 +51,7 @@ def step(options: Options, objects: int) -> dict[str, float]:
 
 
 def start(videos: int) -> dict[str, float]:
-    """Measure the time to check all videos of a configuration; the files are tiny."""
+    """Measure the time to check all videos of a configuration, with tiny files."""
     with TemporaryDirectory() as folder:
         root = Path(folder) / "davis"
         frame, mask = Image.new("RGB", (32, 32)), np.zeros((32, 32), np.uint8)
@@ -70,7 +70,7 @@ def start(videos: int) -> dict[str, float]:
 
 
 def measure(values: Sequence[int], measure_point: Callable[[int], dict[str, float]]) -> Panel:
-    """Measure a panel's points, and print each."""
+    """Measure and print a panel's points."""
     points = []
     for value in values:
         points.append({"number": value, **measure_point(value)})
@@ -81,7 +81,7 @@ def measure(values: Sequence[int], measure_point: Callable[[int], dict[str, floa
 def panels(options: Options) -> dict[str, Panel]:
     """Measure the points of all four panels."""
     quick = options.quick
-    # The axis is the number of pixels: the cost follows it, not the side length.
+    # Use the number of pixels for the axis, because it determines the cost, not the side length.
     sizes = (32, 64) if quick else (128, 192, 256, 384, 512)
     by_size = {side * side: replace(options, image_size=side) for side in sizes}
     return {
@@ -96,7 +96,7 @@ def panels(options: Options) -> dict[str, Panel]:
 
 
 def growth_figure(results: dict[str, Panel]) -> Figure:
-    """Plot multiples of the smallest case on logarithmic axes; dashed: proportional growth."""
+    """Plot multiples of the smallest case on log axes; dashed lines show linear growth."""
     titles = {
         "frames": "training step by frames",
         "objects": "training step by objects",

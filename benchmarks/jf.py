@@ -81,7 +81,7 @@ def davis_pairs(davis: Path, step: int) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def generated_pairs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of similar blobs, about as large as the objects of DAVIS."""
+    """Yield pairs of similar blobs of about the size of DAVIS objects."""
     generator = np.random.default_rng(0)
     rows, columns = np.ogrid[:480, :854]
 
@@ -96,7 +96,7 @@ def generated_pairs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def milliseconds(score: Callable, pair: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the shortest time of several runs: the one least affected by other processes."""
+    """Return the shortest time of several runs, which other processes affect least."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -1,12 +1,12 @@
 """Compare learning with fast and with official settings: ``python -m benchmarks.learning``.
 
-Two trainings are compared: the quick start, which trains the memory modules of the shipped nano on
-the sample clips, and the same on the training sequences of DAVIS (``--davis DAVIS``). Each runs
-with upstream's settings (float32, dropout 0.1, no cache) and with the fast ones (bf16, dropout 0,
-cached features), from three seeds, for the same number of steps on the same clips. The only
-augmentations are mirroring and reversing, so that cached features can be used. Then whole
-validation videos are tracked and scored. Writes ``learning.{json,md}`` after each run, so that an
-interrupted command resumes. Takes a quarter of an hour on one CPU core.
+The quick start, which trains the memory modules of the shipped nano model on the sample clips, and
+the same training on DAVIS (``--davis DAVIS``) are each run with upstream's settings (float32,
+dropout 0.1, no cache) and with fast settings (bf16, dropout 0, cached features), with three seeds,
+for the same number of steps on the same clips. The only augmentations are flipping and reversing,
+so that cached features can be used. Then whole validation videos are tracked and scored. Writes
+``learning.{json,md}`` after each run, so that an interrupted command can be resumed. Takes 15
+minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ SETTINGS = {
     "official": ["model.memory_dropout=0.1", "trainer.precision=32-true", "features.cache=off"],
     "fast": ["model.memory_dropout=0", "trainer.precision=bf16-mixed", "features.cache=on"],
 }
-CACHEABLE = ("flip", "reverse")  # the augmentations that create no new pixels
+CACHEABLE = ("flip", "reverse")  # augmentations that do not change pixel values
 
 
 def data_sets(davis: Path) -> dict[str, list[str]]:
-    """Return overrides of ``configs/quickstart.yaml`` by data set."""
+    """Return overrides of ``configs/quickstart.yaml`` by dataset."""
     overrides: dict[str, list[str]] = {"quick start": []}
     if davis.is_dir():
         overrides["DAVIS"] = [
@@ -59,7 +59,7 @@ def data_sets(davis: Path) -> dict[str, list[str]]:
 
 
 def run_config(data: list[str], setting: str, seed: int, cache: Path, quick: bool) -> Config:
-    """Return the configuration of a training run; ``cache`` is the folder of cached features."""
+    """Return the configuration of a run; ``cache`` is the directory of cached features."""
     disabled = [f.name for f in fields(AugmentationConfig) if f.name not in CACHEABLE]
     overrides = [
         *data,
@@ -77,7 +77,7 @@ def run_config(data: list[str], setting: str, seed: int, cache: Path, quick: boo
 
 
 def train_and_score(config: Config, folder: Path) -> dict[str, float]:
-    """Train, and return J&F on the validation videos and the seconds of training."""
+    """Train, and return J&F on the validation videos and the training time in seconds."""
     begin = time.perf_counter()
     result = fit(config, folder / "run")
     seconds = time.perf_counter() - begin
@@ -87,7 +87,7 @@ def train_and_score(config: Config, folder: Path) -> dict[str, float]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Return one row per data set: means, their difference, and the deviation between seeds."""
+    """Return one row per dataset: means, their difference, and the deviation between seeds."""
     rows = []
     for name in dict.fromkeys(run["data"] for run in runs):
         runs_by_setting = {
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = json.loads(saved.read_text())["runs"] if saved.exists() else []
     machine_info, report = machine(), ""
     with TemporaryDirectory() as cache:
-        # All settings of a seed before the next seed, so that a partial result is comparable.
+        # Run all settings of a seed before the next seed, so that partial results are comparable.
         for seed in arguments.seeds:
             for name, data in data_sets(davis).items():
                 for setting in SETTINGS:

@@ -1,7 +1,7 @@
-"""Tools of the benchmarks: timing, the machine, findings and their table, and test data.
+"""Utilities for benchmarks: timing, hardware information, result tables and test data.
 
-A benchmark runs two sides alternately in one process, so that other work on the machine affects
-both equally, and compares their medians.
+Benchmarks run both sides alternately in one process, so that other processes affect both equally,
+and compare medians.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image
 from sam2kit.data import SyntheticDataset
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.training.memory_profile import (
-    peak_bytes as peak_bytes,  # the benchmarks import it from here
+    peak_bytes as peak_bytes,  # re-exported for benchmarks
 )
 from sam2kit.viz.plots import LINE_COLORS
 from sam2kit.viz.tables import TrustedMarkdown, markdown_table
@@ -45,13 +45,13 @@ class Options:
 
     Attributes:
         model: size of the model.
-        image_size: side of the model's input in pixels.
+        image_size: side length of the model's input in pixels.
         frames: frames per clip of a training step.
         video_frames: frames per tracked video.
         threads: number of CPU threads.
-        repeats: runs per side, of which the median is taken.
+        repeats: number of runs per side, whose median is reported.
         device: ``cpu`` or ``cuda``.
-        quick: sizes are too small for meaningful results.
+        quick: whether sizes are too small for meaningful results.
     """
 
     model: str = "t"
@@ -65,7 +65,7 @@ class Options:
 
     @classmethod
     def tiny(cls, **changes: Any) -> Options:
-        """Return sizes that only check whether everything runs."""
+        """Return toy sizes to check that everything runs."""
         small = {"model": "nano", "image_size": 64, "frames": 3, "video_frames": 4, "repeats": 1}
         return cls(**(small | {"quick": True} | changes))
 
@@ -76,13 +76,13 @@ class Finding:
 
     Attributes:
         what: what was measured.
-        against: what it is compared with.
+        against: the baseline.
         theirs, ours: the results of both sides as text, with units.
-        value: the value to compare with ``bound``. None: it could not be measured here.
+        value: the value to compare with ``bound``, or None if it could not be measured.
         form: format of the value, such as ``{:.2f}x``.
-        bound: the target. None (default): no target.
-        at_most: whether ``bound`` is a maximum rather than a minimum.
-        note: conditions under which the result holds.
+        bound: the target, or None (default) for no target.
+        at_most: whether ``bound`` is a maximum instead of a minimum.
+        note: conditions of the measurement.
     """
 
     what: str
@@ -128,7 +128,7 @@ def ratio(
     bound: float | None = None,
     note: str = "",
 ) -> Finding:
-    """Create a finding from the seconds of both sides: how many times as fast ours is."""
+    """Create a finding from the seconds of both sides: the speedup of ours."""
     both = seconds(theirs), seconds(ours)
     return Finding(what, against, *both, theirs / ours, "{:.2f}x", bound, note=note)
 
@@ -147,11 +147,11 @@ def use_threads(count: int) -> None:
 def in_turns(
     sides: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Return the median seconds of each side, run alternately; the caller has warmed them up."""
+    """Return the median seconds of each side, run alternately; call after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
-            gc.collect()  # so that no side pays for the garbage of another
+            gc.collect()  # so that no side collects the garbage of another
             _wait(device)
             begin = time.perf_counter()
             run()
@@ -167,7 +167,7 @@ def _wait(device: str) -> None:
 
 
 def machine() -> dict[str, object]:
-    """Return what a result depends on besides the code: hardware, load and package versions."""
+    """Return hardware, load and package versions, on which results depend."""
     properties: dict[str, object] = {
         "date": date.today().isoformat(),
         "processor": _processor(),
@@ -208,17 +208,17 @@ def write(stem: Path, document: Mapping[str, Any], text: str) -> None:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """Return the findings as a Markdown table, followed by their notes."""
+    """Return the findings as a Markdown table followed by notes."""
     notes = list(dict.fromkeys(f"- {f.what}: {f.note}" for f in findings if f.note))
     text = markdown_table([finding.row() for finding in findings]) + "\n"
     return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 
 def ratio_chart(findings: Sequence[Finding]) -> Figure | None:
-    """Plot one bar per ratio of seconds, with a mark at its target.
+    """Plot one bar per speedup, with a mark at its target.
 
     Returns:
-        None: no finding is such a ratio.
+        The figure, or None if no finding is a speedup.
     """
     shown = [f for f in findings if f.form.endswith("x") and f.value is not None]
     if not shown:
@@ -257,7 +257,7 @@ def as_documents(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def crowded_videos(
     count: int, frames: int, objects: int, size: tuple[int, int] = (480, 854)
 ) -> SyntheticDataset:
-    """Generate videos whose first frame shows exactly ``objects`` objects.
+    """Generate videos with exactly ``objects`` visible objects in the first frame.
 
     Args:
         count: number of videos.
@@ -266,9 +266,9 @@ def crowded_videos(
         size: rows and columns.
 
     Raises:
-        RuntimeError: no seed gives such videos.
+        RuntimeError: no seed generates such videos.
     """
-    # The generator places objects at random: try seeds until all objects are visible.
+    # The generator places objects randomly, so try seeds until all objects are visible.
     for seed in range(1000):
         videos = SyntheticDataset(count, frames, size, objects, seed=seed)
         first = [videos.read_masks(i, 0) or {} for i in range(count)]

@@ -1,11 +1,11 @@
 """Score a nano checkpoint: ``python benchmarks/nano_scores.py [CHECKPOINT] [--davis DAVIS]``.
 
 Writes ``benchmarks/results/nano.json`` and ``nano.md``, the tables of ``docs/model_card.md``.
-Scores are compared with those of the copied first mask, and have a 95% interval over the
-videos. Generated clips come from a seed that neither training nor its validation uses, and are
-scored at the size of the model. DAVIS is scored zero-shot by ``sam2kit evaluate``'s own tracker and
-scores, at the size of the videos: no frame of it is used in training. Takes a few minutes on one
-CPU core; ``--clips 0`` scores DAVIS alone.
+Scores have 95% intervals over videos and are compared with the copied first mask. Generated clips
+use a seed that is not used in training or validation, and are scored at the model's image size.
+DAVIS is scored zero-shot (no frame of it is used in training) with the tracker and scores of
+``sam2kit evaluate``, at the size of the videos. Takes a few minutes on one CPU core; ``--clips 0``
+only scores DAVIS.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ GENERATED = {
     "generated, plain, 8 frames": "dataset.synthetic_lifelike=0",
 }
 PROMPTS = ("mask", "box", "point")
-# The prompts on whole videos, as ``evaluation.protocol``, and the number of frames of each video.
+# Prompts on whole videos (``evaluation.protocol``), and the number of frames of each video.
 WHOLE_VIDEOS = ((20, "mask"), (20, "box"), (20, "clicks"), (50, "mask"))
 PROMPT_NAMES = {"clicks": "one click"}
-MOVING = 0.03  # diameters per frame; half of the objects of the nine sequences move faster
+MOVING = 0.03  # diameters per frame; half of the objects in the nine sequences move faster
 SCORES = ("J", "F", "J&F")
 STAGES = (
     *("1_masks", "2_images", "3_images", "4_clips", "5_lifelike", "6_long"),
@@ -60,10 +60,10 @@ STAGES = (
 
 
 def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the mean over all objects, and its 95% interval over videos if there are enough.
+    """Return the mean over all objects, and its 95% interval if there are enough videos.
 
     Args:
-        per_video: the values of each video, ``[O]``; NaN for an object without a value.
+        per_video: values ``[O]`` of each video, NaN for objects without a value.
     """
     groups = [v[np.isfinite(v)] for v in per_video]
     groups = [v for v in groups if len(v)]
@@ -75,7 +75,7 @@ def interval(per_video: Sequence[np.ndarray]) -> dict[str, float]:
 
 
 def track(config: Config, model: SAM2Model) -> Iterator[tuple[ClipBatch, TrackOutput]]:
-    """Yield the validation clips of a configuration with the output of the model."""
+    """Yield the validation clips of a configuration with the model's output."""
     val = config.validation_dataset()
     prompts = PromptGenerator.from_config(val)
     loader = create_dataloader(build_validation(config), val, training=False, seed=config.seed)
@@ -85,7 +85,7 @@ def track(config: Config, model: SAM2Model) -> Iterator[tuple[ClipBatch, TrackOu
 
 
 def iou_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
-    """Return the mean IoU of the model and of the copied mask on the frames after the prompt."""
+    """Return the mean IoU of the model and of the copied mask after the prompted frame."""
     ious: dict[str, list[np.ndarray]] = {"nano": [], COPY: []}
     for batch, output in track(config, model):
         scored = (output.tracked & ~output.prompted & batch.annotated).numpy()
@@ -100,9 +100,9 @@ def iou_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
 def absence_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]:
     """Return the recall of absence: the fraction of absent frames that are predicted absent.
 
-    All frames after the prompt are used, per object. The recall is given at two thresholds of the
-    object score: at 0, the threshold of tracking, together with the fraction of visible frames that
-    it predicts absent; and at the threshold that predicts 5% of the visible frames absent.
+    All frames after an object's prompt are used. The recall is reported at two thresholds of the
+    object score: at 0, the threshold of tracking, together with the fraction of visible frames
+    predicted absent; and at the threshold for which this fraction is 5%.
     """
     absent_scores: list[np.ndarray] = []
     visible_scores: list[np.ndarray] = []
@@ -125,10 +125,10 @@ def absence_row(config: Config, model: SAM2Model) -> dict[str, dict[str, float]]
 
 
 def displacement(source: VideoSource, i: int) -> dict[ObjectId, float]:
-    """Return the movement of each object: the distance of its centre from one frame to the next.
+    """Return the mean movement of each object's centre between consecutive frames.
 
-    It is the mean over the pairs of frames that show the object, in diameters (square root of its
-    area in pixels).
+    It is averaged over pairs of frames in which the object is visible, in diameters (square root of
+    the area in pixels).
     """
     last: dict[ObjectId, np.ndarray] = {}
     steps: dict[ObjectId, list[float]] = {}
@@ -143,7 +143,7 @@ def displacement(source: VideoSource, i: int) -> dict[ObjectId, float]:
 
 
 def first_frames(source: VideoSource, count: int) -> Iterator[VideoSource]:
-    """Yield each video of a source by itself, with its first ``count`` frames at most."""
+    """Yield each video of a source separately, limited to the first ``count`` frames."""
     for i in range(len(source)):
         video = SelectedVideos(source, [i])
         yield FrameRange(video, 0, min(count, video.num_frames(0)))
@@ -154,13 +154,13 @@ def whole_video_rows(
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Return J, F and J&F on whole videos, at their own size, by prompt and by tracker.
 
-    With a mask prompt on 20 frames, objects that move faster and slower than :data:`MOVING` are
-    listed apart too.
+    For mask prompts on 20 frames, objects that move faster and slower than :data:`MOVING` are also
+    listed separately.
 
     Args:
-        config: makes a configuration with the videos to score from overrides.
+        config: function that returns a configuration with the videos to score from overrides.
         model: the model to score.
-        label: the name of the videos.
+        label: name of the videos.
     """
     rows: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for frames, protocol in WHOLE_VIDEOS:

@@ -1,7 +1,7 @@
 """Compare ``sam2kit plan`` with measurements: ``python -m benchmarks.plan [--quick]``.
 
-Six configurations are measured. Memory is what a step needs in addition to weights and optimizer:
-only this part is estimated. Writes ``plan.{json,md}``. Takes ten minutes on one CPU core.
+Six configurations are measured. Memory excludes weights and optimizer, because only the rest is
+estimated. Writes ``plan.{json,md}``. Takes ten minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run_case(options: Options, objects: int, overrides: Sequence[str]) -> dict[s
         step()
         memory = peak_bytes(step, options.device)
         optimizer = build_optimizer(step.module.model, config.optimizer)
-        optimizer.step()  # creates the state of the optimizer
+        optimizer.step()  # creates the optimizer's state
         sides = {"step": step, "optimizer": optimizer.step}
         measured = sum(in_turns(sides, options.repeats, options.device).values())
     return {
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="toy sizes, to check that it runs")
     arguments = parser.parse_args(argv)
     if arguments.quick and arguments.out == RESULTS:
-        parser.error("--quick needs --out: toy results must not replace the real ones")
+        parser.error("--quick requires --out, so that toy results do not replace real ones")
     use_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []

@@ -1,11 +1,11 @@
-"""Prove that fine-tuning helps on unseen videos: ``make proof``, or ``python -m benchmarks.proof``.
+"""Test whether fine-tuning helps on unseen videos: ``make proof``, ``python -m benchmarks.proof``.
 
-Trains nano with ``configs/adapt.yaml`` in three folds over the nine sequences of DAVIS
-(``--davis``): six sequences train, the other three test. Every sequence is tested once per seed, of
-which there are three. The last checkpoint is used, so nothing is selected on a test video. What the
-models forget is measured on generated clips.
+Fine-tunes nano with ``configs/adapt.yaml`` in three folds over nine DAVIS sequences (``--davis``):
+six sequences for training, the other three for testing. Every sequence is tested once for each of
+three seeds. The last checkpoint is used, so nothing is selected on test videos. Forgetting is
+measured on generated clips.
 
-Writes ``proof.{json,md,png}`` to ``--out``. Each finished training is a file in ``--work``: repeat
+Writes ``proof.{json,md,png}`` to ``--out``. Finished training runs are stored in ``--work``; repeat
 an interrupted command to resume it. Takes about 25 minutes on a CPU core.
 """
 
@@ -74,11 +74,11 @@ def plan(davis: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 def summarise(
     results: Mapping[int, Sequence[Mapping[str, Any]]], before: Scores, before_generated: Scores
 ) -> dict[str, Any]:
-    """Summarise the trainings.
+    """Summarise the training runs.
 
     Args:
-        results: maps each seed to the results of its folds.
-        before, before_generated: the scores of the starting model and the copied mask.
+        results: results of the folds by seed.
+        before, before_generated: scores of the starting model and the copied mask.
     """
     everything = [r for of_seed in results.values() for r in of_seed]
     after, zeroed = (averages(everything, "videos", t) for t in (AFTER, ZEROED))

@@ -23,7 +23,7 @@ Row = Callable[[Options], list[Finding]]
 
 
 def memory_of_tracking(options: Options) -> list[Finding]:
-    """Measure how the state of a tracker grows while the video becomes four times as long."""
+    """Measure how a tracker's state grows when the video becomes four times as long."""
     frames = 16 if options.quick else 800
     trackers = tracker_memory.compare(frames, every=25)["trackers"]
     counts = trackers["sam2kit"]
@@ -49,7 +49,7 @@ def region_and_boundary(options: Options) -> list[Finding]:
 
 
 def loading(options: Options) -> list[Finding]:
-    """Measure the processor time to load a clip."""
+    """Measure the CPU time to load a clip."""
     sizes, rounds = ([32], 1) if options.quick else ([512, 1024], 3)
     findings = []
     with TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def loading(options: Options) -> list[Finding]:
 
 
 def starting(options: Options) -> list[Finding]:
-    """Measure the time to print the help of the command line, and to import the package."""
+    """Measure the time to print the command-line help and to import the package."""
     checks = "; assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
     helps = "import sys\nfrom sam2kit.cli.main import main\nmain(['--help'])\n"
     commands = {
@@ -75,7 +75,7 @@ def starting(options: Options) -> list[Finding]:
         "bare": ["-c", "pass"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(1 + 3 * options.repeats):  # the first one fills the cache of the file system
+    for _ in range(1 + 3 * options.repeats):  # the first run fills the file system cache
         for name, command in commands.items():
             begin = time.perf_counter()
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)

@@ -1,9 +1,9 @@
 """Compare training steps: forward pass, loss and gradients on the same clip.
 
-The official side is upstream's ``SAM2Train`` with the model and the loss of its fine-tuning. The
-other side is the step that sam2kit's trainer runs, with upstream's loss. Both have the same random
-weights, and the prompt is each object's mask on the first frame. The optimizer is left out, since
-it is the same on both sides.
+The official side is upstream's ``SAM2Train`` with the model and loss of its fine-tuning. The other
+side is the step of sam2kit's trainer with upstream's loss. Both have the same random weights, and
+each object is prompted with its mask on the first frame. The optimizer, which is the same on both
+sides, is excluded.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.module import SAM2LightningModule
 
 EXACT = ["model.memory_dropout=0", "trainer.precision=32-true"]
-"""Upstream's settings without dropout: the gradients must equal upstream's."""
+"""Upstream's settings without dropout, with which gradients must equal upstream's."""
 FAST = ["model.memory_dropout=0", "trainer.precision=bf16-mixed", "features.dtype=bfloat16"]
 COMMON = [
     "loss=official",
-    # With random weights objects would be predicted absent, which stops their gradients.
+    # With random weights, objects would be predicted absent, which stops their gradients.
     "model.object_score_bias=5",
     "dataset.num_workers=0",
 ]
@@ -77,16 +77,16 @@ class KitStep:
         self()
 
     def gradient(self) -> Tensor:
-        """Return the gradients of all trained parameters, in the order of their names."""
+        """Return the gradients of all trainable parameters, sorted by name."""
         return _gradient(self.module.model)
 
 
 class OfficialStep:
-    """A training step of ``SAM2Train`` with weights, clip and trained modules of a sam2kit step.
+    """A training step of ``SAM2Train`` with the weights, clip and modules of a sam2kit step.
 
     Args:
-        kit: the step of sam2kit.
-        dropout: keep the dropout that upstream ships.
+        kit: the sam2kit step.
+        dropout: keep upstream's dropout.
         mixed: use bf16 autocast, as upstream does on GPUs.
     """
 
@@ -137,12 +137,12 @@ class OfficialStep:
         loss.backward()
 
     def gradient(self) -> Tensor:
-        """Return the gradients of all trained parameters, in the order of their names."""
+        """Return the gradients of all trainable parameters, sorted by name."""
         return _gradient(self.model)
 
 
 def remove_dropout(model: nn.Module) -> None:
-    """Set all dropout rates to 0, including those that attention layers store as numbers."""
+    """Set all dropout rates to 0, including the numbers stored in attention layers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -164,7 +164,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 @contextmanager
 def clip_config(options: Options, objects: int, overrides: Sequence[str]) -> Iterator[Config]:
-    """Yield a configuration whose only clip shows ``objects`` objects on its first frame."""
+    """Yield a configuration with a single clip that has ``objects`` objects in its first frame."""
     with TemporaryDirectory() as folder:
         videos = crowded_videos(1, options.frames, objects)
         yield step_config(write_davis(videos, Path(folder) / "davis"), options, overrides)
@@ -295,7 +295,7 @@ def on_gpu(options: Options, objects: int) -> list[Finding]:
 
 
 def filling_the_cache(options: Options, objects: int = 1, num_frames: int = 1000) -> list[Finding]:
-    """Measure the cost of filling the feature cache, and after which step it has paid off.
+    """Measure the cost of filling the feature cache, and the step at which it is recovered.
 
     Args:
         options: sizes and device.
@@ -308,7 +308,7 @@ def filling_the_cache(options: Options, objects: int = 1, num_frames: int = 1000
         for side in (cached, without):
             side()
         sides = {"off": without, "warm": cached, "cold": cached.on_new_frames}
-        # A cold step changes the frames, so a warm one comes before the next cold one, not after.
+        # A cold step changes the frames, so run the warm step before the next cold one.
         times = in_turns({k: sides[k] for k in ("off", "cold")}, options.repeats, options.device)
         times |= in_turns({"warm": cached}, options.repeats, options.device)
         files = [f for f in Path(str(config.features.folder)).rglob("*") if f.is_file()]

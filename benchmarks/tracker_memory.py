@@ -1,10 +1,10 @@
 """Measure the memory of tracking: ``python benchmarks/tracker_memory.py [--frames 2000]``.
 
-The shipped nano tracks two objects through a generated video. They are prompted again with their
-masks every 25 frames, so that by frame 200 the tracker holds the maximum number of conditioning
-frames. sam2kit's tracker and upstream's ``SAM2VideoPredictor`` run in separate processes. Writes
-``benchmarks/results/tracker_memory.json`` and ``.md``. Takes a few minutes on one CPU core. Linux
-only: the resident memory is read from ``/proc``.
+The shipped nano model tracks two objects in a generated video. They are prompted again with their
+masks every 25 frames, so that the tracker has the maximum number of conditioning frames at frame
+200. sam2kit's tracker and upstream's ``SAM2VideoPredictor`` run in separate processes. Writes
+``benchmarks/results/tracker_memory.json`` and ``.md``. Takes a few minutes on one CPU core.
+Requires Linux, because resident memory is read from ``/proc``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def track_by_upstream(frames: int, every: int) -> FrameStates:
 
     config, model = nano(), create_sam2_model(nano())
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
-        # The predictor reads its configuration, weights and frames from files.
+        # The predictor loads its configuration, weights and frames from files.
         tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
         Path(folder, "model.yaml").write_text(f"# @package _global_\n{tree}")
         torch.save({"model": model.state_dict()}, Path(folder, "model.pt"))
@@ -130,7 +130,7 @@ def resident_bytes() -> int:
 def measure(
     track: Callable[[int, int], FrameStates], frames: int, every: int, counts: list[int]
 ) -> dict:
-    """Measure memory after given numbers of frames, and the time per frame since the last one.
+    """Measure memory after given numbers of frames, and the time per frame in between.
 
     Args:
         track: the tracker.
@@ -142,7 +142,7 @@ def measure(
     results: dict[str, dict] = {}
     begin, frames_done = 0.0, 0
     for t, state in track(frames, every):
-        if not frames_done:  # start the clock after the first frame, to leave out the setup
+        if not frames_done:  # start timing after the first frame to exclude the setup
             begin, frames_done = time.process_time(), 1
         if t + 1 in counts:
             seconds_per_frame = (time.process_time() - begin) / (t + 1 - frames_done)
@@ -180,7 +180,7 @@ def compare(frames: int, every: int) -> dict[str, Any]:
     counts = sorted({min(200, frames), frames // 2, frames})
     results: dict[str, Any] = {"frames": frames, "every": every, "trackers": {}}
     for name, track in {"sam2kit": track_by_kit, "SAM2VideoPredictor": track_by_upstream}.items():
-        # A forked process would start with the memory of this one.
+        # A forked process would start with the memory of this process.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context) as pool:
             results["trackers"][name] = pool.submit(measure, track, frames, every, counts).result()
@@ -188,7 +188,7 @@ def compare(frames: int, every: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure both trackers, print the table and write it."""
+    """Measure both trackers, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--every", type=int, default=25)

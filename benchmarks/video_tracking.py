@@ -2,8 +2,8 @@
 
 Objects are prompted with their masks on the first frame. All sides read the same JPEG files and
 return masks at the size of the video. Upstream's predictor and sam2kit's tracker have the same
-random weights. The model of transformers has the same architecture with other random weights, which
-do not affect its time.
+random weights. The transformers model has the same architecture with other random weights, which do
+not affect its speed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import VideoTracker
 
 Track = Callable[[], np.ndarray]
-"""Tracks the video and returns its masks, bool ``[T,O,H,W]``."""
+"""Function that tracks the video and returns its masks, bool ``[T,O,H,W]``."""
 
 
 def by_kit(model: SAM2Model, video: VideoDataset, mixed: bool) -> Track:
@@ -74,7 +74,7 @@ def by_predictor(
     """
     from sam2.build_sam import build_sam2_video_predictor
 
-    # The predictor reads its configuration and weights from files.
+    # The predictor loads its configuration and weights from files.
     tree = OmegaConf.to_yaml(OmegaConf.create({"model": describe_model(config)}))
     (folder / "model.yaml").write_text(f"# @package _global_\n{tree}")
     save_weights(model, folder / "model.pt")
@@ -152,7 +152,7 @@ def by_transformers(image_size: int, video: VideoDataset, device: str) -> Track:
 
 
 def whole_videos(options: Options, objects: int) -> list[Finding]:
-    """Compare the time per video: reading, tracking, and masks at the size of the video."""
+    """Compare the time per video for reading, tracking, and masks at the size of the video."""
     has_transformers = find_spec("transformers") is not None and options.model == "t"
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -171,7 +171,7 @@ def whole_videos(options: Options, objects: int) -> list[Finding]:
         if has_transformers:
             sides["transformers"] = by_transformers(options.image_size, video, device)
         masks: dict[str, np.ndarray] = {}
-        # Store the masks of the timed runs, to compare them afterwards. Without a separate warm-up:
+        # Keep the masks of the timed runs to compare them afterwards. No warm-up is needed, because
         # a run is long compared with its first frame.
         runs = {k: partial(_store_masks, masks, k, track) for k, track in sides.items()}
         times = in_turns(runs, min(options.repeats, 3), device)

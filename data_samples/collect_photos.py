@@ -1,9 +1,9 @@
-"""Collect photographs for surfaces: ``python data_samples/collect_photos.py OUT``.
+"""Collect photographs for textures: ``python data_samples/collect_photos.py OUT``.
 
-They come out of Debian packages, which are downloaded by ``apt-get download`` and unpacked in a
-temporary folder; nothing is installed. All are under free licences, which docs/model_card.md
-names. The images are scaled to 320 pixels on the shorter side. Needs a Debian or Ubuntu system, and
-about 2 GB of space while it runs.
+The photographs come from Debian packages, which are downloaded with ``apt-get download`` and
+unpacked in a temporary directory; nothing is installed. All have free licences, listed in
+docs/model_card.md. The shorter side of the images is scaled to 320 pixels. Requires Debian or
+Ubuntu and about 2 GB of temporary disk space.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ PACKAGES = [
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MIN_BYTES, MAX_BYTES = 20_000, 3_500_000
 SIDE = 320  # pixels of the shorter side
-MAX_BLANK = 0.15  # share of black or of white pixels
-MIN_DEVIATION = 12.0  # of the grey values; flat images show nothing
-# Maps for shaders, and pictures of user interfaces and manuals.
+MAX_BLANK = 0.15  # maximum fraction of black or of white pixels
+MIN_DEVIATION = 12.0  # minimum standard deviation of grey values; flat images are useless
+# Shader maps, and images of user interfaces and manuals.
 EXCLUDED = re.compile(
     r"/html/|/gui/|/icons/|normal|gloss|mask|_nm|font|logo|screenshot|preview|alpha|matte", re.I
 )
 
 
 def collect(out: Path, packages: list[str], downloads: Path | None = None) -> int:
-    """Write the images of the packages to ``out``; return how many.
+    """Write the images of the packages to ``out`` and return their number.
 
     Args:
-        out: Folder of the images, created if missing.
+        out: Directory for the images, created if missing.
         packages: Names of Debian packages.
-        downloads: Folder with .deb files that are there already. None (default): download.
+        downloads: Directory with downloaded .deb files. If None (default), download them.
     """
     out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
@@ -70,7 +70,7 @@ def collect(out: Path, packages: list[str], downloads: Path | None = None) -> in
 
 
 def _images(folder: Path) -> Iterator[bytes]:
-    """Yield the contents of image files, also of the JPEGs inside Qt's resource files."""
+    """Yield the contents of image files, including JPEGs in Qt resource files."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue
@@ -85,14 +85,14 @@ def _images(folder: Path) -> Iterator[bytes]:
 
 
 def _scaled(content: bytes) -> np.ndarray | None:
-    """Decode and scale an image; None for one that is unsuitable."""
+    """Decode and scale an image, or return None if it is unsuitable."""
     if not MIN_BYTES <= len(content) <= MAX_BYTES:
         return None
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if picture is None or min(picture.shape[:2]) < SIDE // 2 or picture.std() < MIN_DEVIATION:
         return None
     if (picture < 8).all(-1).mean() > MAX_BLANK or (picture > 247).all(-1).mean() > MAX_BLANK:
-        return None  # a cut-out, or a drawing
+        return None  # a cut-out or a drawing
     scale = SIDE / min(picture.shape[:2])
     if scale >= 1:
         return picture

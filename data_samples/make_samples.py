@@ -1,8 +1,8 @@
-"""Render the sample data set: ``python data_samples/make_samples.py OUT``.
+"""Render the sample dataset: ``python data_samples/make_samples.py OUT``.
 
-The clips are stored in two formats that share the frames: DAVIS layout (palette masks, lists under
+Clips are stored in two formats with the same frames: DAVIS layout (palette masks, lists in
 ImageSets) and COCO JSON. The video in ``raw/films`` has no masks. Every call renders the same
-scenes; pixels may differ between versions of the renderer. Needs the extra render:
+scenes, but pixels may differ between versions of the renderer. Requires the extra render; see
 docs/rendering.md.
 """
 
@@ -28,18 +28,18 @@ SIZE = (256, 384)
 NUM_FRAMES = 24
 RENDER_SCALE = 2.0
 JPEG_QUALITY = 82
-POLYGON_EVERY = 6  # every sixth clip has polygons in the JSON, the others have run lengths
+POLYGON_EVERY = 6  # every sixth clip has polygons in the JSON file, the others have run lengths
 FILM = "raw/films/walk.mp4"  # not beside the frames, where it would be read with them
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene: its figures and their sizes, and what is fixed about it.
+    """A scene: its figures and fixed style.
 
     Attributes:
         name: Name of the clip.
-        cast: Figures and sizes; the camera looks at the first.
-        style: See :class:`scenes.clip.Clip`; the rest is drawn at random.
+        cast: Figures and sizes; the camera looks at the first figure.
+        style: See :class:`scenes.clip.Clip`; everything else is random.
         take: Number of the random plan.
         seconds: Time from the first frame to the last.
     """
@@ -130,11 +130,11 @@ under Apache 2.0 too.
 
 
 def make_samples(out: Path, names: list[str] | None = None, processes: int = 1) -> None:
-    """Write the sample data set to ``out``, which is created if missing.
+    """Write the sample dataset to ``out``, which is created if missing.
 
     Args:
-        out: Folder of the data set.
-        names: Clips to render; lists, JSON and README are not written. None (default): everything.
+        out: Directory of the dataset.
+        names: Clips to render, without lists, JSON and README. If None (default), write everything.
         processes: Number of processes.
 
     Raises:
@@ -158,7 +158,7 @@ def make_samples(out: Path, names: list[str] | None = None, processes: int = 1) 
 
 
 def _write_scene(job: tuple[Path, Scene]) -> str:
-    """Render and write one clip; return its name."""
+    """Render and write one clip, and return its name."""
     out, scene = job
     take = render(scene)
     if scene.name == FILMED.name:
@@ -214,7 +214,7 @@ def _write_readme(out: Path, rows: list[str], copied: float) -> None:
 
 
 def main() -> None:
-    """Parse the command line and write the data set."""
+    """Parse the command line and write the dataset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("clips", nargs="*", help="names of clips to render (everything)")

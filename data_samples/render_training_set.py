@@ -1,16 +1,15 @@
 """Render a training set: ``python data_samples/render_training_set.py OUT``.
 
-Its clips show animals, people and machines, and are written in DAVIS layout. A clip is a function
-of the seed and its number, so any of them can be rendered alone. A call that was interrupted is
-continued by the same call. Needs the extra render and, without a GPU, Mesa's software renderer:
-docs/rendering.md.
+The clips show animals, people and machines, in DAVIS layout. A clip only depends on the seed and
+its number, so any clip can be rendered separately. Repeat an interrupted call to resume it.
+Requires the extra render and, without a GPU, Mesa's software renderer; see docs/rendering.md.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # parallelism comes from processes
 
 import argparse  # noqa: E402
 import json  # noqa: E402
@@ -31,8 +30,8 @@ from sam2kit.utils.errors import DataError, SAM2KitError  # noqa: E402
 from sam2kit.utils.files import write_text  # noqa: E402
 from sam2kit.utils.progress import log_progress  # noqa: E402
 
-CLIPS_PER_STAGE = 3  # clips with the same figures, in other surroundings; compiling takes time
-VALIDATION_EVERY = 40  # every 40th stage is for validation, so that no figure of it is trained on
+CLIPS_PER_STAGE = 3  # clips with the same figures in other surroundings, to save compilations
+VALIDATION_EVERY = 40  # every 40th stage is for validation, so that splits do not share stages
 # Seconds between frames: from a video's rate to every eighth frame of one.
 FRAME_SECONDS = 0.05, 0.32
 ASPECTS = {1.0: 0.15, 4 / 3: 0.35, 16 / 9: 0.5}
@@ -41,14 +40,14 @@ JPEG_QUALITY = 88, 96
 
 @dataclass(frozen=True)
 class Options:
-    """What a training set is a function of.
+    """Settings that determine the content of a training set.
 
     Attributes:
         seed: Seed of all clips.
-        size: Rows of the pictures.
+        size: Rows of the images.
         frames: Frames per clip.
-        scale: Pictures are rendered at this multiple of their size.
-        photos: Folder with photographs for surfaces; None to draw all surfaces.
+        scale: Images are rendered at this multiple of their size.
+        photos: Directory of photographs for textures, or None to draw all textures.
     """
 
     seed: int = 21
@@ -59,16 +58,16 @@ class Options:
 
 
 def render(out: Path, clips: int, options: Options, processes: int) -> None:
-    """Render the clips that ``out`` does not have yet, and write the lists of the splits.
+    """Render the clips that are missing in ``out``, and write the lists of the splits.
 
     Args:
-        out: Folder of the data set, created if missing.
-        clips: Number of clips in all.
-        options: What the clips are a function of; must be those of the clips in ``out``.
+        out: Directory of the dataset, created if missing.
+        clips: Total number of clips.
+        options: Settings of the clips; must equal the settings of existing clips in ``out``.
         processes: Number of processes.
 
     Raises:
-        DataError: ``out`` has clips of other options, or a package is missing.
+        DataError: ``out`` contains clips with other options, or a package is missing.
     """
     import scenes.simulator  # noqa: F401  reports missing packages before processes start
 
@@ -79,16 +78,16 @@ def render(out: Path, clips: int, options: Options, processes: int) -> None:
     todo = [n for n in range(clips) if not (out / "Annotations" / clip_name(n)).is_dir()]
     stages = sorted({n // CLIPS_PER_STAGE for n in todo})
     jobs = [(out, options, stage, clips) for stage in stages]
-    logger.info("rendering {} of {} clips to {}", len(todo), clips, out)
+    logger.info("Rendering {} of {} clips to {}", len(todo), clips, out)
     copied: list[float] = []
     results = _each(jobs, processes)
     for done, result in enumerate(log_progress(results, len(jobs), "rendered", "stages"), 1):
         copied += result
-        if done % 50 == 0:  # what is finished can be used while the rest is rendered
+        if done % 50 == 0:  # finished clips can be used while the others are rendered
             _write_lists(out, clips)
     train, val = _write_lists(out, clips)
     if copied:
-        logger.info("copied first mask: mean IoU {:.3f} in the clips of this call", np.mean(copied))
+        logger.info("Mean IoU of the copied first mask in these clips: {:.3f}", np.mean(copied))
     logger.info("{} clips for training, {} for validation in {}", train, val, out)
 
 
@@ -98,7 +97,7 @@ def clip_name(number: int) -> str:
 
 
 def _each(jobs: list, processes: int) -> Iterator[list[float]]:
-    """Render each stage, in this process or in several; yield its copied masks' IoU."""
+    """Render stages in one or more processes, and yield the IoU of their copied masks."""
     if processes <= 1:
         yield from map(_render_stage, jobs)
         return
@@ -109,16 +108,16 @@ def _each(jobs: list, processes: int) -> Iterator[list[float]]:
             yield job.result()
     except BrokenProcessPool:
         raise DataError(
-            "a process that rendered clips was killed or has crashed",
-            hint="run the command again, which renders what is missing; if it fails again, render "
-            "with --processes 1 and look for the cause in the output",
+            "a rendering process was killed or crashed",
+            hint="run the command again to render the missing clips; if it fails again, use "
+            "--processes 1 and look for the cause in the output",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _render_stage(job: tuple[Path, Options, int, int]) -> list[float]:
-    """Render the missing clips of one stage; return the copied masks' IoU."""
+    """Render the missing clips of one stage, and return the IoU of their copied masks."""
     out, options, index, clips = job
     cv2.setNumThreads(1)
     copied = []
@@ -165,7 +164,7 @@ def _surfaces(options: Options):
 
 
 def _check_options(out: Path, options: Options) -> None:
-    """Keep the options beside the clips, and reject a call with others."""
+    """Store the options beside the clips, and reject calls with other options."""
     path = out / "options.json"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -179,21 +178,21 @@ def _check_options(out: Path, options: Options) -> None:
                 key=key,
                 value=value,
                 expected=str(previous.get(key)),
-                hint="give the same value, or another folder",
+                hint="use the same value, or another directory",
             )
 
 
 def _remove_unfinished(out: Path) -> None:
-    """Remove what an interrupted call left."""
+    """Remove incomplete clips of an interrupted call."""
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
     for folder in (out / "JPEGImages").iterdir():
         if not (out / "Annotations" / folder.name).is_dir():
-            logger.info("removing the unfinished clip {}", folder.name)
+            logger.info("Removing the unfinished clip {}", folder.name)
             shutil.rmtree(folder)
 
 
 def _write_lists(out: Path, clips: int) -> tuple[int, int]:
-    """Write the finished clips' names to ``ImageSets``; return how many each split has."""
+    """Write the names of finished clips to ``ImageSets``, and return the size of each split."""
     splits: dict[str, list[str]] = {"train": [], "val": []}
     for number in range(clips):
         if (out / "Annotations" / clip_name(number)).is_dir():
@@ -207,12 +206,12 @@ def _write_lists(out: Path, clips: int) -> tuple[int, int]:
 def main() -> None:
     """Parse the command line and render."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("out", type=Path, help="output directory")
     parser.add_argument("--clips", type=int, default=4000, help="number of clips (4000)")
-    parser.add_argument("--size", type=int, default=192, help="rows of the pictures (192)")
+    parser.add_argument("--size", type=int, default=192, help="rows of the images (192)")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip (8)")
     parser.add_argument("--seed", type=int, default=21, help="seed of all clips (21)")
-    parser.add_argument("--photos", help="folder with photographs for surfaces (none)")
+    parser.add_argument("--photos", help="directory with photographs for textures (none)")
     parser.add_argument("--scale", type=float, default=1.6, help="rendered size per pixel (1.6)")
     parser.add_argument("--processes", type=int, default=2, help="number of processes (2)")
     a = parser.parse_args()

@@ -1,5 +1,5 @@
 """Rendered scenes with exact masks: animals, people, machines and toys in generated surroundings.
 
-``make_samples.py`` and ``render_training_set.py`` beside this folder use it. Its packages are in
-the extra ``render``; nothing of sam2kit imports it.
+``make_samples.py`` and ``render_training_set.py`` use this package. Its dependencies are in the
+extra ``render``; sam2kit does not import it.
 """

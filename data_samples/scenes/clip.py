@@ -1,4 +1,4 @@
-"""Draw one clip: who moves where, in which surroundings and light, and how the camera moves."""
+"""Plan and render a clip: figures and their motion, surroundings, light and camera."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .motion import Path, Poses, SmoothNoise, gait, turn
 from .stage import BLOCK_MATERIALS, BOXES, LUMPS, OCCLUDERS, PILLARS, WALLS, Actor, Stage
 from .surfaces import Surfaces
 
-# How often a figure is the first of a cast, and its size (largest extent) in metres or so: small
-# animals are shown large, as a filmed one would be.
+# Weight of a figure as the first of a cast, and its size (largest extent) in about metres. Small
+# animals are enlarged, as if filmed from nearby.
 CASTING = {
     "dog": (5.0, 1.2),
     "person": (7.0, 1.75),
@@ -32,7 +32,7 @@ CASTING = {
     "bird": (1.5, 1.2),
     "snake": (0.8, 1.6),
 }
-TOYS = ("car", "parcel", "drone", "bird", "snake")  # have many forms: NAME#NUMBER
+TOYS = ("car", "parcel", "drone", "bird", "snake")  # have variants: NAME#NUMBER
 MIN_FIRST, MIN_SEEN, MAX_SHARE = 0.012, 0.006, 0.6
 ATTEMPTS = 40
 SKIN_TONES = [(236, 196, 168), (218, 168, 132), (178, 126, 92), (126, 84, 58), (82, 54, 38)]
@@ -41,11 +41,11 @@ HAIR = [(30, 24, 20), (66, 44, 28), (120, 84, 48), (190, 160, 110), (140, 138, 1
 
 @dataclass
 class Take:
-    """What the camera saw.
+    """A rendered clip.
 
     Attributes:
         frames: ``[T,H,W,3]`` uint8.
-        ids: ``[T,H,W]`` uint8, 0 where no object is.
+        ids: ``[T,H,W]`` uint8; 0 is background.
         names: Figures of objects 1, 2, ...
     """
 
@@ -55,13 +55,13 @@ class Take:
 
 
 def draw_cast(rng: np.random.Generator, most: int = 3) -> list[tuple[str, float]]:
-    """Draw the figures of a stage and their sizes; often several of the same kind."""
+    """Sample the figures of a stage and their sizes, often several of the same kind."""
     names, weights = list(CASTING), np.array([weight for weight, _ in CASTING.values()])
     count = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
     cast: list[tuple[str, float]] = []
     for k in range(min(count, most)):
         if k and rng.random() < 0.4:
-            name = cast[-1][0]  # looks like the one before
+            name = cast[-1][0]  # same figure as the previous one
         else:
             name = str(rng.choice(names, p=weights / weights.sum()))
             name += f"#{rng.integers(60)}" if name in TOYS else ""
@@ -76,15 +76,15 @@ class Clip:
     Args:
         stage: The stage, whose surfaces, light and poses are changed.
         rng: Source of all random values.
-        surfaces: Where textures come from.
+        surfaces: Source of textures.
         frames: Number of frames.
         seconds: Time from the first frame to the last.
         style: Fixed choices by name: ``indoors``, ``camera`` (``follow``, ``static`` or ``pan``),
-            ``share`` (of the picture's height that the first actor takes), ``returns``,
-            ``look_away``, ``occluders``, ``still`` (share of actors that stand), ``alike`` (whether
-            two of a kind have the same surface), ``elevation`` (degrees), ``walls`` and ``ground``
-            (names of materials; walls None: open country), ``orbit`` (degrees per second),
-            ``bright``, and ``noise`` (of the camera, its largest deviation).
+            ``share`` (fraction of the image height of the first actor), ``returns``, ``look_away``,
+            ``occluders``, ``still`` (fraction of standing actors), ``alike`` (whether two figures
+            of a kind have the same texture), ``elevation`` (degrees), ``walls`` and ``ground``
+            (names of materials; no walls if None), ``orbit`` (degrees per second), ``bright``, and
+            ``noise`` (maximum deviation of the camera).
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Clip:
                 stage.data.qpos[actor.root_address + 2] += hop
 
     def _view(self, t: float) -> tuple[np.ndarray, float, float, float]:
-        """Return the point looked at, distance, azimuth and elevation at second ``t``."""
+        """Return look-at point, distance, azimuth and elevation at second ``t``."""
         middle = self.seconds / 2
         actor = self.stage.actors[0]
         level = self.heights[0] if self.heights[0] is not None else 0.45 * actor.figure.height
@@ -220,9 +220,9 @@ class Clip:
         return look, distance, azimuth, elevation
 
     def _aim(self, t: float) -> np.ndarray:
-        """Set the camera; return its position."""
+        """Set the camera and return its position."""
         look, distance, azimuth, elevation = self._view(t)
-        if self.look_away:  # turns where it stands
+        if self.look_away:  # turns on the spot
             base = self._camera_at(look, distance, self._view_without_turn(t), elevation)
             turned = np.radians(azimuth)
             flat = distance * np.cos(np.radians(elevation))
@@ -258,7 +258,7 @@ class Clip:
             angle = turned + i * np.pi / 2
             wall = model.geom(f"wall{i}")
             wall.pos[:] = (far * np.cos(angle), far * np.sin(angle), height)
-            # The plane's normal looks at the centre, its y axis is up.
+            # The plane's normal points at the centre, and its y axis is up.
             inward = np.array([-np.cos(angle), -np.sin(angle), 0])
             up = np.array([0, 0, 1.0])
             matrix = np.stack([np.cross(up, inward), up, inward], 1)
@@ -298,7 +298,7 @@ class Clip:
                 block.rgba[:] = (1, 1, 1, 0 if hidden else 1)
 
     def _occluders(self, cameras: np.ndarray) -> None:
-        """Put posts and boards between camera and first actor, at some moment of the clip."""
+        """Place posts and boards between camera and first actor at some time in the clip."""
         rng, model = self.rng, self.stage.model
         wanted = self.style.get("occluders", int(rng.choice([0, 1, 2], p=[0.6, 0.25, 0.15])))
         for i in range(OCCLUDERS):
@@ -325,7 +325,7 @@ class Clip:
     def _light(self) -> None:
         rng, model = self.rng, self.stage.model
         ambient, head, direct = rng.uniform((0.25, 0.0, 0.35), (0.55, 0.35, 0.85))
-        # White is not overexposed.
+        # Do not overexpose white.
         scale = 1.2 / (ambient + 0.6 * head + 0.9 * direct)
         scale = scale if self.style.get("bright") else min(1.0, scale)
         ambient, head, direct = ambient * scale, head * scale, direct * scale
@@ -346,7 +346,7 @@ class Clip:
         fill.dir[:] = (-toward[0], -toward[1], -0.6)
         fill.diffuse[:] = rng.uniform(0, 0.15)
         fill.specular[:] = 0
-        # Shadows are computed within this distance of the light's axis.
+        # Shadows are only computed within this distance of the light's axis.
         model.stat.extent = max(4.0, 1.5 * self.distance)
         model.vis.map.shadowclip = 1.0
 
@@ -367,7 +367,7 @@ class Clip:
             stage.paint(f"block{i}", surfaces.block(rng, CUBE_PIXELS))
         previous: dict[str, int] = {}
         for actor in stage.actors:
-            # Two of a kind look alike half of the time.
+            # Half of the time, two figures of a kind look alike.
             seed = previous.get(actor.figure.name)
             alike = self.style.get("alike", rng.random() < 0.5)
             if seed is None or not alike:
@@ -403,7 +403,7 @@ class Clip:
         self._aim(t)
 
     def preview(self) -> tuple[np.ndarray, list[str]] | None:
-        """Render only the masks: ids ``[T,H,W]`` and figures; None if too little is seen."""
+        """Render only the masks: ids ``[T,H,W]`` and figures, or None if too little is visible."""
         stage, (rows, columns) = self.stage, self.stage.size
         ids = []
         for t in self.times:
@@ -426,7 +426,7 @@ class Clip:
         return Take(np.stack(frames), ids, names)
 
     def _choose(self, ids: np.ndarray):
-        """Drop objects that are hardly seen, and number the others from 1."""
+        """Drop objects that are hardly visible, and number the others from 1."""
         count = len(self.stage.actors)
         shares = np.array([(ids == k).mean((1, 2)) for k in range(1, count + 1)])
         seen = [k for k in range(count) if shares[k].max() >= MIN_SEEN]
@@ -439,7 +439,7 @@ class Clip:
 
 
 class Sensor:
-    """The camera's exposure, colours and noise."""
+    """Simulate the camera's exposure, colours and noise."""
 
     def __init__(self, rng: np.random.Generator, style: dict) -> None:
         self.rng = rng
@@ -467,7 +467,7 @@ def _mat_to_quat(quat: np.ndarray, matrix: np.ndarray) -> None:
 
 
 def _plain(rng: np.random.Generator, size: int, paint: str, tone: np.ndarray) -> np.ndarray:
-    """Draw skin, hair, leather or a dark thing, almost of one colour."""
+    """Draw skin, hair, leather or a dark material in almost one colour."""
     if paint == "skin":
         colour = tone
     elif paint == "hair":
@@ -481,7 +481,7 @@ def _plain(rng: np.random.Generator, size: int, paint: str, tone: np.ndarray) ->
 
 
 def _reduce_ids(ids: np.ndarray, rows: int, columns: int, count: int) -> np.ndarray:
-    """Reduce ids to the picture's size: each pixel gets the id that covers most of it."""
+    """Downscale ids to the image size by majority vote."""
     if ids.shape == (rows, columns):
         return ids
     best, result = None, np.zeros((rows, columns), np.uint8)
@@ -505,18 +505,18 @@ def make_clip(
     seconds: float,
     **style,
 ) -> Take:
-    """Render a clip; plans in which too little is seen are replaced by the next one.
+    """Render a clip, and try further plans if too little is visible.
 
     Args:
         stage: The stage.
-        seed: Numbers that the clip is a function of.
-        surfaces: Where textures come from.
+        seed: Numbers that determine the clip.
+        surfaces: Source of textures.
         frames: Number of frames.
         seconds: Time from the first frame to the last.
         style: See :class:`Clip`.
 
     Raises:
-        ValueError: No plan of many shows the objects.
+        ValueError: No plan was found in which the objects are visible.
     """
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng((*seed, attempt))
@@ -524,7 +524,7 @@ def make_clip(
         seen = clip.preview()
         if seen is not None:
             return clip.shoot(*seen)
-    raise ValueError(f"no clip of {[a.figure.name for a in stage.actors]} shows its objects")
+    raise ValueError(f"no clip with visible {[a.figure.name for a in stage.actors]} was found")
 
 
 __all__ = ["CASTING", "FIGURES", "Clip", "Take", "draw_cast", "load_figure", "make_clip"]

@@ -1,7 +1,7 @@
-"""Load the bodies that a scene can show: animals, people, machines and toys.
+"""Load the figures of a scene: animals, people, machines and toys.
 
-Models come with dm_control (Apache-2.0). A figure keeps what a picture needs, as arrays of the
-compiled model, so that it can be put into a scene at any size, several times, without its floor,
+Models come with dm_control (Apache-2.0). A figure contains the visible parts of the compiled model
+as arrays, so that it can be added to a scene at any size and several times, without its floor,
 lights, sensors and actuators.
 """
 
@@ -31,21 +31,21 @@ class Limb:
 
 @dataclass(frozen=True)
 class Figure:
-    """A body in the form that scenes need.
+    """A figure that can be added to scenes.
 
     Attributes:
         name: Name in :data:`FIGURES`.
-        model: Compiled model of the figure alone.
+        model: Compiled model of the figure only.
         root: Body id whose subtree is the figure.
         upright: Quaternion that turns the figure so that z is up and x is ahead.
-        limbs: Feet and hands of the gait. Empty: the figure does not walk.
+        limbs: Feet and hands of the gait; empty if the figure does not walk.
         motion: ``walk``, ``swim``, ``crawl``, ``arm``, ``roll`` or ``drive``.
-        stride: Length of a step, as a share of the length of the legs.
+        stride: Length of a step as a fraction of the leg length.
         steps_per_second: Range of the cadence.
-        noise: Share of the joints' range that poses use.
-        quiet: Parts of joint names that hardly move.
-        parts: Expressions for geom names, and the material (0 to 2) of those that match.
-        paints: What each of the three materials shows: ``coat``, ``skin``, ``hair``, ``leather``
+        noise: Fraction of the joints' range that poses use.
+        quiet: Substrings of the names of joints that hardly move.
+        parts: Regular expressions for geom names, each with a material (0 to 2).
+        paints: Texture of each of the three materials: ``coat``, ``skin``, ``hair``, ``leather``
             or ``dark``.
         flying: Whether it moves above the ground.
     """
@@ -377,7 +377,7 @@ FIGURES: dict[str, Callable[[str], Figure]] = {
 
 def _corners(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
     """Return corners of the upright figure's box in the rest pose."""
-    # Bounding spheres of geoms are too large for long meshes, so corners of boxes are used.
+    # Use corners of boxes, because bounding spheres are too large for long meshes.
     model = figure.model
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
@@ -396,7 +396,7 @@ def _corners(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
 
 
 def visible_geoms(figure: Figure) -> list[int]:
-    """Return ids of the geoms that a picture shows."""
+    """Return the ids of visible geoms."""
     model = figure.model
     return [
         g

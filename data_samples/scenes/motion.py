@@ -1,4 +1,4 @@
-"""Move figures: gaits by inverse kinematics, poses of smooth noise, and paths on the ground."""
+"""Animate figures: gaits by inverse kinematics, smooth noise, and paths on the ground."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .figures import Figure, load_figure
 from .simulator import mujoco
 
 GAIT_STEPS = 16  # phases of the stored cycle
-DUTY = 0.6  # share of the cycle in which a foot is on the ground
+DUTY = 0.6  # fraction of the cycle in which a foot is on the ground
 ITERATIONS = 12
 
 
@@ -40,7 +40,7 @@ def turn(axis, angle: float) -> np.ndarray:
 
 
 class SmoothNoise:
-    """Noise of a few sines, about -1 to 1, in ``count`` channels."""
+    """Smooth noise from a few sines, about -1 to 1, in ``count`` channels."""
 
     def __init__(self, rng: np.random.Generator, count: int, slow: float, fast: float) -> None:
         self.frequency = rng.uniform(slow, fast, (3, count))
@@ -98,7 +98,7 @@ def gait(name: str) -> tuple[np.ndarray, np.ndarray, float]:
 
     Returns:
         Angles ``[GAIT_STEPS,n]`` of all hinges, which of them belong to limbs ``[n]`` bool, and
-        the way of one cycle as a share of the figure's length.
+        the distance of one cycle as a fraction of the figure's length.
     """
     figure = load_figure(name)
     model = figure.model
@@ -128,7 +128,7 @@ def gait(name: str) -> tuple[np.ndarray, np.ndarray, float]:
     reach = np.mean([entry[5] for entry in limbs if not entry[0].is_hand])
     stride = figure.stride * reach
     table = np.zeros((2 * GAIT_STEPS, len(ids)))
-    for step in range(len(table)):  # twice around, so that the end meets the start
+    for step in range(len(table)):  # two cycles, so that the end matches the start
         phase = step / GAIT_STEPS
         for limb, body, dofs, joints, rest, length in limbs:
             target = rest + _foot_offset(limb, phase, stride, length, ahead, up)
@@ -181,14 +181,14 @@ class Poses:
         walking: float,
         lively: float,
     ) -> None:
-        """Draw the motion of one clip.
+        """Sample the motion of one clip.
 
         Args:
             rng: Source of all random values.
             figure: The figure.
             cadence: Cycles per second.
             walking: 1 for a gait, 0 for standing.
-            lively: Factor on the amplitude of the noise.
+            lively: Multiplier of the noise amplitude.
         """
         self.table, self.members, _ = gait(figure.name)
         ids, self.limits = hinges(figure.name)
@@ -229,7 +229,7 @@ class Poses:
 
 
 class Path:
-    """A way on the ground: position and heading over time, passing a point at a given second."""
+    """A path on the ground that passes a point at a given time."""
 
     STEP = 0.02
 
@@ -247,7 +247,7 @@ class Path:
         times = np.arange(count) * self.STEP
         bend = SmoothNoise(rng, 1, 0.1, 0.5)
         rate = np.array([curvature * bend(t)[0] for t in times])
-        if returns:  # turns round in the middle
+        if returns:  # turns around in the middle
             middle = np.exp(-(((times - seconds * rng.uniform(0.4, 0.6)) / (0.13 * seconds)) ** 2))
             rate += rng.choice([-1, 1]) * np.pi * middle / (middle.sum() * self.STEP)
         pace = 1 + 0.3 * np.array([SmoothNoise.__call__(bend, t + 7)[0] for t in times])

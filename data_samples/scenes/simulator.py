@@ -1,4 +1,4 @@
-"""Import MuJoCo with its software renderer, and say what to install where that fails."""
+"""Import MuJoCo with its software renderer, or raise an error that says what to install."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torchvision  # noqa: F401
 
 from sam2kit.utils.errors import DataError
 
-# Render without a display or a GPU; a value that is already set wins. One thread per process,
-# because clips are rendered by several processes.
+# Render without a display or a GPU, unless the variables are already set. Use one thread per
+# process, because several processes render clips.
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError as error:
     raise DataError(f"MuJoCo cannot be imported ({error})", hint=EXTRA_HINT) from None
 except (AttributeError, ImportError, OSError, RuntimeError) as error:
-    # The loader of OpenGL fails in many ways.
+    # Loading OpenGL can raise any exception.
     raise DataError(f"MuJoCo found no OpenGL library ({error})", hint=OSMESA_HINT) from None
 
 try:

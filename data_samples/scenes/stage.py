@@ -1,4 +1,4 @@
-"""Put figures, ground, walls, blocks and light into one compiled model, and render it."""
+"""Compile figures, ground, walls, blocks and light into one model and render it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .simulator import mujoco
 GROUND_PIXELS, WALL_PIXELS, COAT_PIXELS, CUBE_PIXELS, SKY_PIXELS = 512, 512, 512, 128, 256
 WALLS, BOXES, PILLARS, LUMPS, OCCLUDERS = 4, 6, 4, 4, 2
 BLOCK_MATERIALS = 4
-GEOM_PARTS = 3  # materials of a figure of geoms: most of it, its ends, small parts
+GEOM_PARTS = 3  # materials of a figure made of geoms: main part, ends, small parts
 MESH_CELLS = 20  # per side of the grid on which the vertices of meshes are merged
 
 
 @dataclass
 class Actor:
-    """A figure in a stage: where its joints and bodies are in the stage's model."""
+    """A figure in a stage, with the addresses of its joints and bodies in the model."""
 
     figure: Figure
     prefix: str
     size: float
-    base: np.ndarray  # quaternion that makes it upright
+    base: np.ndarray  # quaternion that turns the figure upright
     root_address: int = 0
     addresses: np.ndarray | None = None
     bodies: np.ndarray | None = None
@@ -39,9 +39,9 @@ class Stage:
 
     Args:
         cast: Figure names and sizes (largest extent in the scene's unit).
-        size: Rows and columns of the pictures.
-        scale: Pictures are rendered at this multiple and reduced.
-        shadow: Side of the shadow map.
+        size: Rows and columns of the images.
+        scale: Images are rendered at this multiple of the size and downscaled.
+        shadow: Side length of the shadow map.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Stage:
             figure = load_figure(name)
             self.actors.append(_add_figure(spec, figure, f"f{k}_", extent))
         self.model = spec.compile()
-        # Static things are placed in each clip; the flag would keep them where they were compiled.
+        # Static objects are moved in each clip; the flag would keep them at their compiled
+        # position.
         self.model.geom_sameframe[:] = 0
         self.data = mujoco.MjData(self.model)
         for actor in self.actors:
@@ -96,7 +97,7 @@ class Stage:
         self.close()
 
     def paint(self, texture: str, picture: np.ndarray) -> None:
-        """Replace a texture; a square picture is repeated on the faces of a cube."""
+        """Replace a texture; a square image is repeated on the faces of a cube."""
         model = self.model
         i = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_TEXTURE, texture)
         height, width = int(model.tex_height[i]), int(model.tex_width[i])
@@ -138,7 +139,7 @@ class Stage:
         return picture[::-1]
 
     def segment(self) -> np.ndarray:
-        """Render which actor (1, 2, ...) each pixel shows, 0 for none: ``[rows,columns]`` uint8."""
+        """Render actor numbers (1, 2, ..., 0 for none) as ``[rows,columns]`` uint8."""
         self._update_scene()
         self.scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = True
         self.scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
@@ -154,7 +155,7 @@ class Stage:
         return table[np.minimum(ids, self.scene.ngeom)]
 
     def picture(self) -> np.ndarray:
-        """Render the colours: ``[rows,columns,3]`` uint8."""
+        """Render the colours as ``[rows,columns,3]`` uint8."""
         self._update_scene()
         return self._render()
 
@@ -263,7 +264,7 @@ def _add_figure(spec, figure: Figure, prefix: str, extent: float) -> Actor:
         added[body] = new
         if is_root:
             new.add_freejoint(name=f"{prefix}root")
-        new.add_geom(  # mass, so that the body may move; never shown
+        new.add_geom(  # invisible mass, which movable bodies must have
             type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(1e-3, 0, 0), mass=1, rgba=(0, 0, 0, 0)
         )
         for joint in ids[model.jnt_bodyid[ids] == body]:
@@ -311,7 +312,7 @@ def _add_geom(spec, body, model, geom: int, scale: float, material: str, prefix:
 
 
 def _thin_mesh(model, mesh: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices and faces of a mesh, thinned by merging the vertices of a grid's cells."""
+    """Return vertices and faces of a mesh, simplified by merging vertices in grid cells."""
     start, count = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
     vertices = model.mesh_vert[start : start + count].astype(np.float64)
     start, number = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
@@ -358,7 +359,7 @@ def _add_skin(spec, figure: Figure, skin: int, scale: float, prefix: str) -> Non
 
 
 def _locate(model, actor: Actor) -> None:
-    """Look up an actor's joints and bodies, and the points that may touch the ground."""
+    """Find an actor's joints and bodies, and the points that may touch the ground."""
     figure, prefix = actor.figure, actor.prefix
     actor.root_address = int(model.joint(prefix + "root").qposadr[0])
     ids, _ = hinges(figure.name)

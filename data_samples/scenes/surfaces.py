@@ -1,4 +1,4 @@
-"""Draw the surfaces of a scene: floors, walls, skies, coats and clothes."""
+"""Draw the textures of a scene: floors, walls, skies, fur and clothes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sam2kit.data.synthetic.textures import Photos
 
 from .figures import package_folder
 
-# Two to four colours each, from dark to light, of what is often filmed.
+# Two to four colours per material, from dark to light.
 PALETTES = {
     "grass": [(38, 58, 22), (84, 108, 42), (132, 150, 70), (160, 158, 96)],
     "earth": [(58, 42, 30), (112, 86, 60), (158, 130, 98), (186, 166, 134)],
@@ -38,7 +38,7 @@ COATS = [
 
 
 def noise(rng: np.random.Generator, size: int, first: int = 3, decay: float = 0.6) -> np.ndarray:
-    """Return smooth noise ``[size,size]`` from 0 to 1, the sum of octaves, which tiles."""
+    """Return smooth, tileable noise ``[size,size]`` from 0 to 1 as a sum of octaves."""
     total = np.zeros((size, size), np.float32)
     cells, weight = first, 1.0
     while cells < size // 2:
@@ -54,7 +54,7 @@ def noise(rng: np.random.Generator, size: int, first: int = 3, decay: float = 0.
 
 
 def colour_map(values: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """Map values from 0 to 1 to colours between the given ones: ``[...,3]`` float32."""
+    """Map values from 0 to 1 to interpolated colours ``[...,3]`` float32."""
     at = np.linspace(0, 1, len(colours))
     table = np.array(colours, np.float32)
     return np.stack([np.interp(values, at, table[:, c]) for c in range(3)], -1).astype(np.float32)
@@ -76,7 +76,7 @@ def _pattern(rng: np.random.Generator, size: int, name: str) -> np.ndarray:
 
 
 def draw_ground(rng: np.random.Generator, size: int, indoors: bool) -> np.ndarray:
-    """Draw a floor or a ground that tiles: ``[size,size,3]`` uint8."""
+    """Draw a tileable floor or ground ``[size,size,3]`` uint8."""
     outside = ["grass", "earth", "sand", "asphalt", "snow", "concrete", "grass", "water"]
     inside = ["wood", "tile", "concrete", "cloth", "wood", "paint"]
     name = str(rng.choice(inside if indoors else outside))
@@ -167,13 +167,13 @@ def draw_sky(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 class Surfaces:
-    """Draw surfaces, or cut them from photographs where a folder of these is given."""
+    """Draw textures, or crop them from photographs if there is a directory of photographs."""
 
     def __init__(self, photos: Path | None) -> None:
         self.photos = Photos(photos) if photos else None
 
     def photo(self, rng: np.random.Generator, size: int, tiles: bool = False) -> np.ndarray | None:
-        """Return a part of a photograph ``[size,size,3]``, or None without photographs."""
+        """Return a crop of a photograph ``[size,size,3]``, or None without photographs."""
         if self.photos is None:
             return None
         if not tiles:
@@ -186,7 +186,7 @@ class Surfaces:
     def ground(
         self, rng: np.random.Generator, size: int, indoors: bool, material: str | None = None
     ) -> np.ndarray:
-        """Return a floor that tiles, of the given material if there is one."""
+        """Return a tileable floor, of the given material if there is one."""
         if material:
             return draw_material(rng, size, material)
         picture = self.photo(rng, size, tiles=True) if rng.random() < 0.5 else None
@@ -195,7 +195,7 @@ class Surfaces:
     def wall(
         self, rng: np.random.Generator, size: int, indoors: bool, material: str | None = None
     ) -> np.ndarray:
-        """Return a wall, or the view behind a scene, of the given material if there is one."""
+        """Return a wall or the background of a scene, of the given material if there is one."""
         if material:
             return draw_material(rng, size, material)
         picture = self.photo(rng, size) if rng.random() < 0.75 else None
@@ -206,7 +206,7 @@ class Surfaces:
         return draw_material(rng, size, name)
 
     def block(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Return the surface of a static thing."""
+        """Return the texture of a static object."""
         picture = self.photo(rng, size) if rng.random() < 0.4 else None
         if picture is not None:
             return picture
@@ -225,7 +225,7 @@ class Surfaces:
 
         Args:
             rng: Source of all random values.
-            size: Side of the texture.
+            size: Side length of the texture.
             tone: Colour of the skin, for bare legs.
         """
         if rng.random() < 0.25:
@@ -254,7 +254,7 @@ class Surfaces:
         return picture
 
     def dog(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Return a dog's coat: the model's own, tinted, or another with its light and shade."""
+        """Return a dog's coat: the model's own, tinted, or another one with the same shading."""
         texture = _read(package_folder("dm_control") / "suite/dog_assets/skin_texture.png", size)
         light = texture.mean(-1, keepdims=True) / texture.mean()
         if rng.random() < 0.3:

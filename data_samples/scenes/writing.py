@@ -15,17 +15,17 @@ from pycocotools import mask as coco_mask
 from sam2kit.data.rle import encode_mask
 
 PALETTE = [(0, 0, 0), (230, 75, 53), (77, 187, 213), (240, 190, 60), (120, 200, 120)]
-PARTIAL = "partial"  # folder of clips that are being written
+PARTIAL = "partial"  # directory of clips that are being written
 
 
 def write_clip(out: Path, name: str, frames: np.ndarray, ids: np.ndarray, quality: int) -> None:
-    """Write a clip in DAVIS layout; its folder of masks appears last, when all is written.
+    """Write a clip in DAVIS layout; its directory of masks is moved into place last.
 
     Args:
-        out: Folder of the data set.
+        out: Directory of the dataset.
         name: Name of the clip.
         frames: ``[T,H,W,3]`` uint8.
-        ids: ``[T,H,W]`` uint8, 0 where no object is.
+        ids: ``[T,H,W]`` uint8; 0 is background.
         quality: JPEG quality.
     """
     partial = out / PARTIAL / name
@@ -57,9 +57,9 @@ def add_to_coco(
     """Add the images and masks of a clip to the content of a COCO JSON.
 
     Args:
-        content: What :func:`coco_entries` returned; changed in place.
+        content: Result of :func:`coco_entries`, changed in place.
         name: Name of the clip.
-        ids: ``[T,H,W]`` uint8, 0 where no object is.
+        ids: ``[T,H,W]`` uint8; 0 is background.
         polygons: Whether masks without holes are written as polygons.
     """
     for t, frame_ids in enumerate(ids):
@@ -82,11 +82,11 @@ def add_to_coco(
 
 
 def _annotation(mask: np.ndarray, polygons: bool) -> dict[str, Any]:
-    """Make ``segmentation``, ``area`` and ``bbox`` (x, y, width, height) of a mask."""
+    """Return ``segmentation``, ``area`` and ``bbox`` (x, y, width, height) of a mask."""
     segmentation: Any = encode_mask(mask)
     bbox = coco_mask.toBbox(segmentation).tolist()
     if polygons:
-        # OpenCV's contours connect pixel centres; at twice the size they are close to the edges.
+        # OpenCV's contours connect pixel centres; at twice the size, they are close to pixel edges.
         double = np.kron(mask, np.ones((2, 2), bool)).astype(np.uint8)
         contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         if (hierarchy[0, :, 3] < 0).all():  # COCO polygons cannot have holes

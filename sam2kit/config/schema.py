@@ -272,9 +272,9 @@ class DatasetConfig:
     )
     replay: float = option(
         0.0,
-        "fraction of the training clips that are generated (as with type=synthetic), so that the "
-        "model forgets less of what it knew; they are added to the clips of your videos, of which "
-        "an epoch has as many as without them",
+        "fraction of the training clips that are generated, as with type=synthetic, to reduce "
+        "forgetting; they are added to the clips of your videos, whose number per epoch does not "
+        "change",
         ge=0,
         lt=1,
     )

@@ -1,4 +1,4 @@
-"""Convert the prompts of frames from and to prompt files, stored annotations and random draws."""
+"""Convert frame prompts from and to prompt files and stored annotations, and sample them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class FramePrompt:
-    """Hold the prompt of one object on one frame, in pixels of the video's frames.
+    """The prompt of one object on one frame, in pixels of the video's frames.
 
     Attributes:
         points: x and y of each click.
         labels: 1 for a positive click (on the object), 0 for a negative one (off the object).
-        box: x0, y0, x1, y1, inclusive; None (default): no box.
-        base: ``[H,W]`` bool, the mask that the clicks refine; None (default): no mask.
-        mask: ``[H,W]`` bool, a mask prompt that replaces points and box; None (default): no mask.
+        box: x0, y0, x1, y1, inclusive, or None (default).
+        base: ``[H,W]`` bool, mask that the clicks refine, or None (default).
+        mask: ``[H,W]`` bool, mask prompt that replaces points and box, or None (default).
         provenance: ``click``, ``painted``, ``imported``, ``automatic`` or ``truth``.
-        result: the mask that follows from points and box, as compressed run lengths; None
-            (default): ``mask``, or not predicted yet.
+        result: mask predicted from points and box, as compressed run lengths, or None (default) for
+            a mask prompt or before the prediction.
         correction: whether the object had a tracked mask on the frame when it was prompted.
-        model: name of the model that predicted the mask; None (default): none or unknown.
+        model: name of the model that predicted the mask, or None (default) if there is none or it
+            is unknown.
     """
 
     points: tuple[Point, ...] = ()
@@ -70,8 +71,8 @@ def from_entry(
         entry: the entry.
         size: ``image_size`` of the file, to which the coordinates refer.
         frame_size: H and W of the frames.
-        other: an earlier entry for the same object and frame, to which points are added. None
-            (default): there is none.
+        other: an earlier entry for the same object and frame, to which points are added, or None
+            (default).
     """
     if entry["kind"] == "mask":
         mask = decode_mask(entry["mask"], size)
@@ -102,7 +103,7 @@ def decode_stored(counts: str, size: tuple[int, int], video: str, key: ObjectFra
     Args:
         counts: compressed run lengths.
         size: H and W of the mask.
-        video, key: the video, and the object and frame, which the error names.
+        video, key: name of the video, and object and frame, for error messages.
 
     Returns:
         ``[H,W]`` bool.
@@ -122,10 +123,10 @@ def decode_stored(counts: str, size: tuple[int, int], video: str, key: ObjectFra
 
 
 def from_stored(stored: StoredPrompt, size: tuple[int, int], video: str) -> FramePrompt:
-    """Convert a stored prompt of a video with frames of a size.
+    """Convert a stored prompt to a :class:`FramePrompt`.
 
     Raises:
-        DataError: a mask of it is damaged.
+        DataError: a stored mask is damaged.
     """
     base, mask = (
         None if m is None else decode_stored(m, size, video, (stored.object, stored.frame))
@@ -145,7 +146,7 @@ def from_stored(stored: StoredPrompt, size: tuple[int, int], video: str) -> Fram
 
 
 def to_stored(key: ObjectFrame, prompt: FramePrompt) -> StoredPrompt:
-    """Convert the prompt of an object on a frame to the form that the store saves."""
+    """Convert the prompt of an object on a frame to stored form."""
     base, mask = (
         None if m is None else encode_mask(m)["counts"] for m in (prompt.base, prompt.mask)
     )
@@ -166,7 +167,7 @@ def to_stored(key: ObjectFrame, prompt: FramePrompt) -> StoredPrompt:
 def add_centre_click(prompt: FramePrompt) -> FramePrompt:
     """Add a positive click at the centre of the refined mask if all clicks are negative.
 
-    Discs around the negative clicks are removed from the mask before its centre is computed. If
+    Discs around the negative clicks are removed from the mask before computing its centre. If
     nothing remains, no click is added.
     """
     if prompt.base is None or any(prompt.labels):
@@ -209,15 +210,15 @@ def to_document(
 def draw_prompt(
     key: ObjectFrame, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
 ) -> FramePrompt:
-    """Return what :class:`~sam2kit.prompts.generator.PromptGenerator` draws for an object.
+    """Sample a prompt for an object with :class:`~sam2kit.prompts.generator.PromptGenerator`.
 
     Args:
         key: the object and the frame.
-        mask: ``[H,W]`` bool, of the object.
+        mask: mask of the object, ``[H,W]`` bool.
         video: name of the video.
-        side: rows and columns of the model's input, in whose pixels training draws prompts.
+        side: side length of the model's input, in whose pixels training samples prompts.
         recipe: settings of the generator.
-        seed: of the random draw.
+        seed: random seed.
 
     Raises:
         DataError: the mask is empty after resizing it to the model's input.
@@ -235,7 +236,7 @@ def draw_prompt(
     (prompt,) = PromptGenerator.from_config(recipe)(batch, generator)
     if prompt.points is None or prompt.labels is None:
         return FramePrompt(mask=mask)
-    # From the model's input to the video's frames; a pixel centre has integer coordinates.
+    # Scale from the model's input to the video's frames; pixel centres are integers.
     size = np.array(mask.shape[::-1])
     scaled = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
     points = tuple((int(x), int(y)) for x, y in scaled.clip(0, size - 1))

@@ -24,13 +24,13 @@ MASK_LOGIT = 10.0  # upstream converts a mask prompt to logits of +10 and -10
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Hold the model's output for a :class:`FramePrompt`.
+    """The model's output for a :class:`FramePrompt`.
 
     Attributes:
         mask: ``[H,W]`` bool.
         candidates: ``[N,H,W]`` bool; N is 3 for clicks and boxes, 0 for mask prompts.
         ious: N IoUs, predicted by the model.
-        score: the object score, a logit; above 0 the model predicts the object as visible.
+        score: object score (logit), above 0 if the object is predicted to be visible.
     """
 
     mask: np.ndarray
@@ -43,12 +43,12 @@ class MaskPredictor:
     """Predict the masks of prompts of one video.
 
     Args:
-        model: set to evaluation mode.
-        device: the model is moved to it. None: the model stays on its device.
-        read_frame: returns a frame ``[H,W,3]`` uint8 RGB by its index.
+        model: the model; it is set to evaluation mode.
+        device: device to move the model to. If None, the model stays on its device.
+        read_frame: function from a frame index to the frame, ``[H,W,3]`` uint8 RGB.
         video: name of the video.
-        num_frames: its length.
-        size: H and W of its frames.
+        num_frames: number of frames of the video.
+        size: H and W of the video's frames.
         model_name: name of the model in the provenance of masks. None (default): unknown.
     """
 
@@ -80,8 +80,8 @@ class MaskPredictor:
         tracks = self._run_prompt(key, clicks)
         three = tracks
         if tracks.candidates is None:
-            # The model returns one mask for unambiguous prompts (several clicks, a box). Its limit
-            # is raised for a second pass, because the widget always shows three candidates.
+            # The model returns one mask for unambiguous prompts (several clicks, a box). Raise its
+            # limit for a second pass, because the widget always shows three candidates.
             max_points = self.model.multimask_max_pt_num
             self.model.multimask_max_pt_num = 10**6
             try:
@@ -96,7 +96,7 @@ class MaskPredictor:
         return Prediction(mask, candidates, tuple(ious.flatten().tolist()), score)
 
     def _run_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> FrameTracks:
-        # Without memories, so that the result does not depend on earlier prompts.
+        # Use no memories, so that the result does not depend on earlier prompts.
         self._prompting.banks.clear()
         previous = None
         if prompt.base is not None:

@@ -1,18 +1,18 @@
-"""Hold the prompts of one video, the model's predictions for them, and the tracked masks.
+"""Manage the prompts of one video, the model's predictions and the tracked masks.
 
-This is the state behind :class:`~sam2kit.widgets.annotator.PromptDebugger`, without a widget or a
-thread, so scripts can use it too. All masks depend only on the prompts. ``sam2kit track`` therefore
-produces the same masks from the file to which the prompts are saved:
+This is the state of :class:`~sam2kit.widgets.annotator.Annotator` without widget or threads, so it
+can also be used in scripts. All masks only depend on the prompts, so ``sam2kit track`` produces the
+same masks from the saved prompt file:
 
 * The clicks and the box of a frame are passed to the model together, as on an untracked frame.
-* Clicks on a mask that does not come from clicks (tracked, painted or imported) refine this mask,
-  and the result becomes a mask prompt. A candidate that is selected instead of the model's choice
-  becomes a mask prompt too.
-* If all clicks of a refinement are negative, a positive click at the centre of the mask is added:
-  without memory, a model ignores the mask under negative clicks alone.
+* Clicks on a mask that is not the result of clicks (tracked, painted or imported) refine this mask,
+    and the result becomes a mask prompt. A candidate selected instead of the model's choice also
+    becomes a mask prompt.
+* If all clicks of a refinement are negative, a positive click at the centre of the mask is added,
+    because without memory a model ignores the mask if there are only negative clicks.
 
-With an :class:`~sam2kit.prompts.annotations.AnnotationStore`, every change is on disk before the
-method that makes it returns, and opening the same video again continues from there.
+With an :class:`~sam2kit.prompts.annotations.AnnotationStore`, every change is saved to disk before
+the method returns, and is loaded when the same video is opened again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ SAVE_SECONDS = 2.0  # maximum time between two saves of tracked masks during a p
 
 @dataclass(frozen=True)
 class _Edits:
-    """Hold everything that undo() restores."""
+    """The state that undo() restores."""
 
     prompts: dict[ObjectFrame, FramePrompt]
     objects: tuple[ObjectId, ...]
@@ -91,11 +91,11 @@ class _Edits:
 
 @dataclass(frozen=True)
 class _Step:
-    """Hold the state before an edit, and the tracked masks that it changed.
+    """The state before an edit, and the tracked masks that the edit changed.
 
     Attributes:
         before: the state.
-        tracks: the tracked masks of the changed keys before the edit; None: no mask.
+        tracks: tracked masks of the changed keys before the edit, None for no mask.
     """
 
     before: _Edits
@@ -103,23 +103,23 @@ class _Step:
 
 
 class PromptSession:
-    """Edit the prompts of one video and compute the masks that follow from them.
+    """Edit the prompts of one video and compute the resulting masks.
 
     Args:
-        source: the videos. Objects that are generated onto unannotated videos are not shown.
+        source: the videos. Objects generated onto unannotated videos are ignored.
         i: index of the video.
-        model: set to evaluation mode.
-        device: the model is moved to it. None (default): the model stays on its device.
-        store: keeps all changes on disk; what it has of this video is loaded. None (default):
-            changes are only in memory.
+        model: the model; it is set to evaluation mode.
+        device: device to move the model to. If None (default), the model stays on its device.
+        store: store that saves all changes to disk, and from which existing annotations of this
+            video are loaded. If None (default), changes are kept in memory only.
         model_name: name of the model in the provenance of masks. None (default): unknown.
 
     Attributes:
         size: H and W of the video's frames.
         objects: the objects of the ground truth on the frames read so far, and the added ones.
-        names: the name of each object for people; by default the identity.
-        colors: red, green and blue, 0 to 255, of the objects whose color the user chose.
-        hidden: the objects that the view hides; their masks are tracked, accepted and saved.
+        names: display name of each object, by default its identity.
+        colors: red, green and blue, 0 to 255, of the objects whose color the user set.
+        hidden: objects that the view hides; their masks are still tracked, accepted and saved.
         prompts: the prompts.
         accepted: the frames whose masks are accepted.
         proposals: the masks of :meth:`propose_masks` that were neither accepted nor discarded.
@@ -160,7 +160,7 @@ class PromptSession:
         self._tracked_prompts: dict[ObjectFrame, FramePrompt] = {}
         self._history: list[_Step] = []
         self._undone: list[_Step] = []
-        # Predictions of one frame only, so that memory does not grow with the number of prompts.
+        # Cache predictions of one frame only, so that memory does not grow with the prompts.
         self._predictions: dict[FramePrompt, Prediction] = {}
         self._predicted_frame = 0
         self._truth: tuple[int, tuple] | None = None
@@ -174,7 +174,7 @@ class PromptSession:
         if store is not None:
             store.acquire()
             self._load(store)
-        # The first annotated frame makes the objects of the ground truth known.
+        # Read the first annotated frame to list the objects of the ground truth.
         for t in range(self.num_frames):
             if self.truth(t) is not None:
                 break
@@ -192,7 +192,7 @@ class PromptSession:
         return self._read_truth(t)[0]
 
     def _read_truth(self, t: int) -> tuple[dict[ObjectId, np.ndarray] | None, np.ndarray | None]:
-        """Return masks and void pixels of a frame; those of the last frame are cached."""
+        """Return masks and void pixels of a frame; the latest frame is cached."""
         if self._truth is None or self._truth[0] != t:
             masks = self.source.read_masks(self.i, t)
             self._truth = t, (masks, self.source.read_void(self.i, t))
@@ -208,7 +208,7 @@ class PromptSession:
         """Add an object unless it exists, and return its identity.
 
         Args:
-            identity: None (default): one more than the largest number of an object.
+            identity: identity of the object. If None (default), one more than the largest number.
         """
         if identity is None:
             numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
@@ -226,7 +226,7 @@ class PromptSession:
         self.names.setdefault(identity, str(identity))
 
     def rename(self, o: ObjectId, name: str) -> None:
-        """Give an object another name for people; its identity stays.
+        """Change the display name of an object; its identity does not change.
 
         Raises:
             DataError: there is no such object, or the name is empty.
@@ -234,18 +234,18 @@ class PromptSession:
         self._check_object(o)
         if not (name := name.strip()):
             raise DataError(
-                key="name", value=name, expected="a text", hint="type at least one letter"
+                key="name", value=name, expected="a name", hint="enter at least one letter"
             )
         edits = self._edits()
         self.names[o] = name
         self._record(edits)
 
     def recolor(self, o: ObjectId, rgb: Sequence[int] | None) -> None:
-        """Give an object a color.
+        """Set the color of an object.
 
         Args:
             o: the object.
-            rgb: red, green and blue, 0 to 255. None: the automatic color.
+            rgb: red, green and blue, 0 to 255, or None for the automatic color.
 
         Raises:
             DataError: there is no such object, or the color is invalid.
@@ -261,7 +261,7 @@ class PromptSession:
                     key="rgb",
                     value=list(rgb),
                     expected="three numbers from 0 to 255",
-                    hint="give red, green and blue",
+                    hint="pass red, green and blue",
                 )
             self.colors[o] = values[0], values[1], values[2]
         self._record(edits)
@@ -279,8 +279,9 @@ class PromptSession:
     def delete_object(self, o: ObjectId) -> None:
         """Remove an object with its prompts and tracked masks.
 
-        An object of the ground truth is not removed from the data set: it is no longer listed,
-        tracked or accepted, :meth:`append` keeps its mask, and :meth:`add_object` lists it again.
+        Objects of the ground truth are not removed from the dataset. They are no longer listed,
+        tracked or accepted, but :meth:`append` keeps their masks, and :meth:`add_object` lists them
+        again.
 
         Raises:
             DataError: there is no such object.
@@ -316,13 +317,13 @@ class PromptSession:
         x, y = self._check_point(x, y)
         previous = self.prompts.get((o, t))
         if previous is None or not previous.clicked:
-            # The first click refines the mask that is shown, if there is one.
+            # The first click refines the displayed mask, if there is one.
             previous = FramePrompt(base=self.mask(o, t))
         points, labels = (*previous.points, (x, y)), (*previous.labels, int(positive))
         self._set_prompt((o, t), replace(previous, points=points, labels=labels, mask=None))
 
     def box(self, o: ObjectId, t: int, box: Box) -> None:
-        """Replace the prompt by a box (x0, y0, x1, y1, inclusive; any two opposite corners).
+        """Replace the prompt with a box (x0, y0, x1, y1, inclusive; any two opposite corners).
 
         Raises:
             DataError: a corner is outside the frame.
@@ -332,13 +333,13 @@ class PromptSession:
         self._set_prompt((o, t), FramePrompt(box=(x0, y0, x1, y1)))
 
     def paint(self, o: ObjectId, t: int, mask: np.ndarray, provenance: str = "painted") -> None:
-        """Replace the prompt by a mask ``[H,W]`` bool.
+        """Replace the prompt with a mask ``[H,W]`` bool.
 
         Args:
             o: the object.
             t: the frame.
             mask: the mask.
-            provenance: how it was made: ``painted`` (default), ``imported``, ``automatic`` or
+            provenance: origin of the mask: ``painted`` (default), ``imported``, ``automatic`` or
                 ``truth``.
 
         Raises:
@@ -359,7 +360,7 @@ class PromptSession:
         return FramePrompt(mask=mask, provenance=provenance)
 
     def choose(self, o: ObjectId, t: int, candidate: int) -> None:
-        """Make a candidate, counted from 0, the mask prompt.
+        """Use a candidate, counted from 0, as mask prompt.
 
         Raises:
             DataError: the candidate does not exist or is empty.
@@ -378,17 +379,17 @@ class PromptSession:
                 f"the mask of candidate {candidate} is empty",
                 key="candidate",
                 value=candidate,
-                hint="choose another one",
+                hint="choose another candidate",
             )
         chosen = replace(prompt, mask=mask)
         self._replace_prompts(self.prompts | {(o, t): chosen})
         self._store_prediction(t, chosen, prediction)
 
     def draw(self, o: ObjectId, t: int, recipe: DatasetConfig, seed: int) -> None:
-        """Prompt an object as :class:`~sam2kit.prompts.generator.PromptGenerator` does in training.
+        """Prompt an object as in training, with a random prompt.
 
-        The prompt is drawn from the ground truth, or from the object's current mask if the ground
-        truth does not contain the object.
+        :class:`~sam2kit.prompts.generator.PromptGenerator` samples the prompt from the ground
+        truth, or from the object's current mask if the object is not in the ground truth.
 
         Raises:
             DataError: the object has no mask on the frame.
@@ -397,7 +398,8 @@ class PromptSession:
         mask = self.mask(o, t) if mask is None else mask
         if mask is None:
             raise DataError(
-                f"object {o} is not visible on frame {t}", hint="go to a frame that shows it"
+                f"object {o} is not visible on frame {t}",
+                hint="go to a frame in which it is visible",
             )
         self._set_prompt(
             (o, t),
@@ -407,15 +409,16 @@ class PromptSession:
     def add_label_image(
         self, t: int, file: str | Path | bytes, prefix: str | None = None
     ) -> list[ObjectId]:
-        """Prompt one object per nonzero value of a label image with its mask.
+        """Add a mask prompt for each nonzero value of a label image.
 
-        One undo() reverts all of them.
+        A single undo() reverts all of them.
 
         Args:
             t: the frame.
             file: a palette, grey or 16-bit PNG or a TIFF at the size of the frames, or its bytes.
-            prefix: the object of value 7 is ``PREFIX 7``. None (default): it is the number 7; if
-                that object exists, the mask replaces its prompt on this frame.
+            prefix: prefix of the new objects' names, such as ``PREFIX 7`` for value 7. If None
+                (default), the object is the number 7, whose prompt on this frame is replaced if it
+                exists.
 
         Returns:
             The objects, in ascending order of their values.
@@ -446,14 +449,14 @@ class PromptSession:
         return list(masks)
 
     def propose_masks(self, t: int, **limits: Any) -> Iterator[float]:
-        """Find objects on a frame that have no mask yet; the result is in ``proposals``.
+        """Segment objects without a mask on a frame, and store the result in ``proposals``.
 
         Args:
             t: the frame.
             **limits: see :func:`~sam2kit.models.automatic_masks.propose`.
 
         Yields:
-            The share of the work that is done, 0 to 1.
+            The completed fraction of the work, 0 to 1.
         """
         shown = (self.mask(o, t) for o in self.objects)
         existing = [mask for mask in shown if mask is not None]
@@ -461,10 +464,10 @@ class PromptSession:
         yield from self.proposals.find(t, model, self.frame(t), existing, **limits)
 
     def accept_proposals(self, indices: Iterable[int] | None = None) -> list[ObjectId]:
-        """Make objects of proposals, in one edit, and remove them from ``proposals``.
+        """Convert proposals to objects, in a single edit, and remove them from ``proposals``.
 
         Args:
-            indices: positions in ``proposals``. None (default): all of them.
+            indices: positions in ``proposals``. If None (default), all proposals.
 
         Returns:
             The new objects.
@@ -484,8 +487,8 @@ class PromptSession:
         """Remove prompts.
 
         Args:
-            o: the object. None (default): all objects.
-            t: the frame. None (default): all frames.
+            o: the object. If None (default), all objects.
+            t: the frame. If None (default), all frames.
         """
         cleared = {k for k in self.prompts if o in (None, k[0]) and t in (None, k[1])}
         self._replace_prompts({k: p for k, p in self.prompts.items() if k not in cleared})
@@ -493,14 +496,14 @@ class PromptSession:
     # Accepting masks.
 
     def accept(self, frames: Iterable[int]) -> None:
-        """Accept the masks of frames as annotations to train on.
+        """Accept the masks of frames as training annotations.
 
-        Later propagations keep these masks. Objects of the ground truth that have no other mask on
-        an annotated frame are accepted with the mask of the ground truth. A frame that is accepted
-        in a call of its own counts as checked by a person, and so does one with a prompt.
+        Later propagations keep these masks. On annotated frames, objects without any other mask are
+        accepted with their ground-truth mask. Frames accepted individually and frames with a prompt
+        count as checked by a person.
 
         Raises:
-            DataError: a frame is not in the video, or has no mask of any object.
+            DataError: a frame is not in the video or has no masks.
         """
         chosen = self._check_frames(frames)
         added: dict[ObjectFrame, TrackedMask | None] = {}
@@ -521,7 +524,7 @@ class PromptSession:
                 f"frames {', '.join(map(str, empty[:10]))} have no mask",
                 key="frames",
                 value=empty,
-                hint="track the objects up to these frames, or prompt one on them",
+                hint="track the objects up to these frames, or add prompts on them",
             )
         edits = self._edits()
         self.accepted |= chosen
@@ -530,7 +533,7 @@ class PromptSession:
         self._record(edits, added)
 
     def unaccept(self, frames: Iterable[int]) -> None:
-        """Withdraw the acceptance of frames; frames that are not accepted are ignored.
+        """Revert the acceptance of frames; other frames are ignored.
 
         Raises:
             DataError: a frame is not in the video.
@@ -549,7 +552,7 @@ class PromptSession:
                 key="frames",
                 value=outside,
                 expected=f"from 0 to {self.num_frames - 1}",
-                hint="give indices of frames, counted from 0",
+                hint="pass indices of frames, counted from 0",
             )
         return chosen
 
@@ -562,7 +565,7 @@ class PromptSession:
 
     @property
     def can_redo(self) -> bool:
-        """Whether there is a reverted edit to repeat."""
+        """Whether there is an edit to redo."""
         return bool(self._undone)
 
     def undo(self) -> None:
@@ -570,7 +573,7 @@ class PromptSession:
         self._move(self._history, self._undone)
 
     def redo(self) -> None:
-        """Repeat the edit that undo() reverted last, if no other edit was made since."""
+        """Redo the most recently reverted edit, unless another edit followed."""
         self._move(self._undone, self._history)
 
     def _move(self, steps: list[_Step], opposite: list[_Step]) -> None:
@@ -603,7 +606,7 @@ class PromptSession:
     def _record(
         self, before: _Edits, tracks: Mapping[ObjectFrame, TrackedMask | None] | None = None
     ) -> None:
-        """Make an edit undoable and save it, unless it changed nothing.
+        """Record an edit for undo() and save it, unless it changed nothing.
 
         Args:
             before: the state before the edit.
@@ -624,7 +627,7 @@ class PromptSession:
                 key="point",
                 value=(x, y),
                 expected=f"inside the frame of {self.size[1]} x {self.size[0]} pixels",
-                hint="give x before y, in pixels of the video's frames",
+                hint="pass x before y, in pixels of the video's frames",
             )
         return int(x), int(y)
 
@@ -638,7 +641,7 @@ class PromptSession:
         self._store_prediction(key[1], prompt, prediction)
 
     def _predicted(self, key: ObjectFrame, prompt: FramePrompt) -> tuple[FramePrompt, Prediction]:
-        """Predict the mask of a prompt, and return the prompt with it."""
+        """Predict the mask of a prompt, and return the updated prompt and the prediction."""
         prediction = self._predictor.predict(key, prompt)
         previous = self.prompts.get(key)
         correction = key in self._tracks if previous is None else previous.correction
@@ -647,7 +650,7 @@ class PromptSession:
                 raise DataError(
                     "the model finds no object at these clicks", hint="paint the mask instead"
                 )
-            # prompts.json cannot express the refined mask by clicks: it becomes a mask prompt.
+            # prompts.json cannot express a refined mask with clicks, so store a mask prompt.
             prompt = replace(prompt, mask=prediction.mask)
         result = None if prompt.mask is not None else encode_mask(prediction.mask)["counts"]
         model = self.model_name if prompt.clicked else None
@@ -661,7 +664,7 @@ class PromptSession:
     # Predictions of the model.
 
     def prediction(self, o: ObjectId, t: int) -> Prediction | None:
-        """Return the prediction for the prompt of an object on a frame; None without a prompt."""
+        """Return the prediction for an object's prompt on a frame, or None without a prompt."""
         prompt = self.prompts.get((o, t))
         if prompt is None:
             return None
@@ -678,7 +681,7 @@ class PromptSession:
     def mask(self, o: ObjectId, t: int) -> np.ndarray | None:
         """Return the mask ``[H,W]`` bool of an object on a frame, or None if it has none.
 
-        A mask prompt comes first, then the prediction for other prompts, then the tracked mask.
+        A mask prompt has priority, then the prediction for another prompt, then the tracked mask.
 
         Raises:
             DataError: the stored mask is damaged.
@@ -694,7 +697,7 @@ class PromptSession:
         return None if track is None else self._tracks.decode((o, t))
 
     def provenance(self, o: ObjectId, t: int) -> str | None:
-        """Return how the mask of an object on a frame was made.
+        """Return the origin of an object's mask on a frame.
 
         Returns:
             ``click`` (also a box), ``painted``, ``propagated``, ``imported``, ``automatic``, or
@@ -706,17 +709,17 @@ class PromptSession:
         return None if track is None else track.provenance
 
     def mask_model(self, o: ObjectId, t: int) -> str | None:
-        """Return the name of the model that made the mask of an object on a frame, if known."""
+        """Return the name of the model that predicted an object's mask on a frame, if known."""
         mask = self.prompts.get((o, t)) or self._tracks.get((o, t))
         return None if mask is None else mask.model
 
     def score(self, o: ObjectId, t: int) -> float | None:
-        """Return the object score of a tracked mask, a logit; None without one."""
+        """Return the object score (logit) of a tracked mask, or None without a mask."""
         track = self._tracks.get((o, t))
         return None if track is None else track.score
 
     def disagreement(self, o: ObjectId, t: int) -> float | None:
-        """Return 1 - IoU of forward and backward tracking on a frame; None if not measured."""
+        """Return 1 - IoU of forward and backward tracking on a frame, or None if unknown."""
         track = self._tracks.get((o, t))
         return None if track is None else track.disagreement
 
@@ -730,10 +733,10 @@ class PromptSession:
     def propagation_frames(
         self, start: int | None = None, end: int | None = None, direction: Direction = "forward"
     ) -> list[int]:
-        """Return the frames that :meth:`propagate` yields with the same arguments, in its order.
+        """Return the frames that :meth:`propagate` yields for the same arguments, in order.
 
         Raises:
-            DataError: as :meth:`propagate`.
+            DataError: see :meth:`propagate`.
         """
         return [t for frames, _ in self._passes(start, end, direction) for t in frames]
 
@@ -747,23 +750,23 @@ class PromptSession:
         end: int | None = None,
         direction: Direction = "forward",
     ) -> Iterator[int]:
-        """Track all objects, from their first prompt to the end as ``sam2kit track`` does.
+        """Track all objects from their first prompt to the end, as in ``sam2kit track``.
 
-        The masks tracked so far remain if the iteration is stopped, and frames that were not
-        reached keep their earlier masks. Masks of accepted frames do not change.
+        If the iteration is stopped, masks tracked so far are kept, and the remaining frames keep
+        their earlier masks. Masks of accepted frames do not change.
 
         Args:
-            start: the first frame of the range, which is tracked with only the memories of the
-                prompts; masks of other frames remain. None (default): the first prompt, or frame 0
-                if tracking backward.
-            end: the last frame of the range. None (default): the last frame, or the last prompt if
-                tracking backward.
+            start: first frame of the range, whose frames are tracked only with memories of prompts
+                and of the range; other frames keep their masks. If None (default), the first
+                prompted frame, or frame 0 when tracking backward.
+            end: last frame of the range. If None (default), the last frame, or the last prompted
+                frame when tracking backward.
             direction: ``forward`` (default); ``backward``, from the last prompt towards the start;
-                or ``both``, one after the other. Frames that both track keep the mask of the pass
-                whose prompt is nearer (forward if both are), and 1 - IoU as the disagreement.
+                or ``both``, sequentially. Frames tracked in both passes keep the mask of the pass
+                with the nearer prompt (forward if equal), and 1 - IoU as the disagreement.
 
         Yields:
-            The index of each frame after it has been tracked, as :meth:`propagation_frames` lists.
+            The index of each frame after tracking it, in the order of :meth:`propagation_frames`.
 
         Raises:
             DataError: no object has a prompt, or the range is invalid.
@@ -827,10 +830,10 @@ class PromptSession:
     def frames_to_check(self, limit: int = 20) -> list[FrameToCheck]:
         """List the tracked masks that are most likely wrong, the worst first.
 
-        Reasons are a low object score, a large change of the area since the frame before, a
-        disagreement of forward and backward tracking, and almost the same mask as another object
-        has. Accepted frames, frames on which the object
-        is prompted, and neighbours of a listed frame are left out.
+        Reasons are a low object score, a large change of the area since the previous frame,
+        disagreement between forward and backward tracking, and a mask that is almost equal to
+        another object's mask. Accepted frames, prompted frames and neighbours of listed frames are
+        skipped.
 
         Args:
             limit: maximum length of the list.
@@ -839,10 +842,10 @@ class PromptSession:
         return frames_to_check(self._tracks, skipped, self.size, limit, self.names)
 
     def timeline(self) -> dict[str, list[int]]:
-        """Return the frames to mark on a time line, in ascending order.
+        """Return the frames to mark on the timeline, in ascending order.
 
         Returns:
-            ``prompted``, ``corrected`` (prompted after the object was tracked there), ``tracked``,
+            ``prompted``, ``corrected`` (prompted after the object had been tracked), ``tracked``,
             ``accepted`` and ``annotated`` (with ground truth).
         """
         if self._annotated is None:
@@ -859,7 +862,7 @@ class PromptSession:
     def _is_annotated(self, t: int) -> bool:
         if not self.source.has_masks:
             return False
-        # A mask file says so without being decoded.
+        # A mask file shows this without being decoded.
         return bool(self.source.mask_paths(self.i, t)) or self.truth(t) is not None
 
     # Files.
@@ -867,10 +870,10 @@ class PromptSession:
     def save(self, path: str | Path) -> Path:
         """Write the prompts to ``prompts.json``, in pixels of the video's frames.
 
-        Prompts of other videos in an existing file remain.
+        Prompts of other videos in an existing file are kept.
 
         Raises:
-            DataError: there is no prompt, or the file is something else or cannot be written.
+            DataError: there is no prompt, or the file is not a prompt file or cannot be written.
         """
         if not self.prompts:
             raise DataError(
@@ -882,15 +885,15 @@ class PromptSession:
         return Path(path)
 
     def load(self, path: str | Path) -> None:
-        """Replace the prompts by those of this video in a prompt file, in one edit.
+        """Replace the prompts with this video's prompts in a prompt file, in a single edit.
 
         Points and boxes are rounded to whole pixels of the frames.
 
         Raises:
-            DataError: the file cannot be read, has no prompts of this video, or does not match it.
+            DataError: the file cannot be read, has no prompts for this video, or does not match it.
         """
         document = read_document(path)
-        # Reading them as a tracker does checks all values.
+        # Reading the prompts like a tracker checks all values.
         video_prompts(
             document,
             str(path),
@@ -917,9 +920,9 @@ class PromptSession:
         self._record(edits)
 
     def append(self, path: str | Path, t: int) -> list[ObjectId]:
-        """Append the masks of a frame to a file of corrections.
+        """Append the masks of a frame to a corrections file.
 
-        Objects that were neither prompted nor tracked on the frame keep their mask of the dataset.
+        Objects that were neither prompted nor tracked on the frame keep their mask in the dataset.
 
         Returns:
             The objects whose masks were prompted or tracked.
@@ -939,7 +942,7 @@ class PromptSession:
     # The store.
 
     def _save(self) -> None:
-        """Save everything that has changed, if there is a store."""
+        """Save all changes if there is a store."""
         if self.store is None:
             self._tracks.unsaved_frames.clear()
             return
@@ -983,13 +986,13 @@ class PromptSession:
         self._tracks.unsaved_frames.clear()
 
     def _stored_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> StoredPrompt:
-        """Return a prompt to save; masks are encoded once."""
+        """Return a prompt in stored form; encoded masks are cached."""
         if prompt not in self._stored:
             self._stored[prompt] = to_stored(key, prompt)
         return self._stored[prompt]
 
     def _load(self, store: AnnotationStore) -> None:
-        """Continue from what the store has of this video."""
+        """Load the stored annotations of this video."""
         state = store.load(self.video)
         if state is None:
             return
@@ -998,14 +1001,14 @@ class PromptSession:
                 f"{store.folder}: the annotations of {visible_text(self.video)!r} are for "
                 f"{state.num_frames} frames of {list(state.size)} pixels, but the video has "
                 f"{self.num_frames} frames of {list(self.size)}",
-                hint="open the video that was annotated, or give another folder for annotations",
+                hint="open the annotated video, or use another directory for annotations",
             )
-        # Decoders differ by a few grey levels.
+        # Allow for differences of a few grey levels between decoders.
         if state.thumbnail and np.abs(np.subtract(state.thumbnail, self._thumbnail)).mean() > 8:
             raise DataError(
                 f"{store.folder}: the annotations of {visible_text(self.video)!r} are for another "
                 "video of this name, with other pixels",
-                hint="open the video that was annotated, or give another folder for annotations",
+                hint="open the annotated video, or use another directory for annotations",
             )
         self._revision = state.revision
         for entry in state.objects:
@@ -1026,7 +1029,7 @@ class PromptSession:
         self.accepted, self._checked = set(state.accepted), set(state.checked)
         tracks = store.load_tracked(self.video)
         self._tracks.update((k, v) for k, v in tracks.items() if k[0] in self.objects)
-        # Masks of an object that was deleted just before the kernel was killed.
+        # Remove masks of an object that was deleted just before the kernel was killed.
         self._tracks.unsaved_frames = {t for o, t in tracks if (o, t) not in self._tracks}
         self._tracked_prompts = {} if state.stale else self.prompts
 
@@ -1040,7 +1043,7 @@ def _thumbnail(frame: np.ndarray) -> list[int]:
 
 
 def without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource, int]:
-    """Return the source and index of a video without objects that were generated onto it."""
+    """Return the source and index of a video without generated objects."""
     below, k = source, i
     while isinstance(below, DerivedSource):
         below, k = below.locate(k)

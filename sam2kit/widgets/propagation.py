@@ -1,4 +1,4 @@
-"""Plan the passes of a propagation, and merge their masks into the tracked masks of a video."""
+"""Plan the passes of a propagation and merge their masks into a video's tracked masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sam2kit.widgets.frame_prompts import decode_stored
 
 Direction = Literal["forward", "backward", "both"]
 Pass = tuple[range, bool]
-"""The frames of a pass, in its order, and whether it runs backward."""
+"""Frames of a pass, in tracking order, and whether it runs backward."""
 
 
 def passes(
@@ -30,7 +30,7 @@ def passes(
     Args:
         prompts: the objects and frames that have a prompt.
         num_frames: length of the video.
-        start, end: the first and last frame; None: see :meth:`PromptSession.propagate`.
+        start, end: first and last frame; see :meth:`PromptSession.propagate` for None.
         direction: ``forward``, ``backward`` or ``both``.
 
     Raises:
@@ -50,7 +50,7 @@ def passes(
             key="end", value=end, expected=f"{start} or more, the start", hint="swap them"
         )
     prompted = [t for _, t in prompts]
-    # Nothing can be tracked forward before the first prompt, nor backward after the last one.
+    # Tracking forward starts at the first prompt, and tracking backward at the last prompt.
     first = max(min(prompted), 0 if start is None else start)
     last = min(max(prompted), num_frames - 1 if end is None else end)
     forward = range(first, (num_frames - 1 if end is None else end) + 1)
@@ -62,7 +62,7 @@ def passes(
 
 
 class _Runs(Mapping[ObjectFrame, dict[str, Any]]):
-    """Show tracked masks as run lengths."""
+    """View of tracked masks as run lengths."""
 
     def __init__(self, tracks: Mapping[ObjectFrame, TrackedMask], size: tuple[int, int]) -> None:
         self._tracks, self._size = tracks, size
@@ -78,7 +78,7 @@ class _Runs(Mapping[ObjectFrame, dict[str, Any]]):
 
 
 class TrackedMasks(dict[ObjectFrame, TrackedMask]):
-    """Hold the tracked masks of one video, and the frames whose masks are not saved yet.
+    """The tracked masks of one video, and the frames whose masks are not saved yet.
 
     Args:
         video: name of the video.
@@ -104,7 +104,7 @@ class TrackedMasks(dict[ObjectFrame, TrackedMask]):
 
         Args:
             key: the object and the frame.
-            mask: None (default): the one that is stored.
+            mask: the mask to decode. If None (default), the stored mask.
 
         Raises:
             DataError: the stored mask is damaged.
@@ -135,14 +135,14 @@ class Propagation:
         self._fresh: set[ObjectFrame] = set()
 
     def drop_outdated(self, passes: Iterable[Pass], accepted: Collection[int]) -> None:
-        """Remove tracked masks that a run over the whole video would no longer produce.
+        """Remove stale tracked masks, which a run over the whole video would not produce.
 
-        These are the masks of objects without prompts, and those in the direction of a pass that
-        are on frames that the pass does not reach.
+        These are masks of objects without prompts, and masks in the direction of a pass on frames
+        that the pass does not reach.
 
         Args:
-            passes: those of the run.
-            accepted: frames whose masks stay.
+            passes: the passes of the run.
+            accepted: frames whose masks are kept.
         """
         reached = {reverse: set(frames) for frames, reverse in passes}
         outdated = [
@@ -161,15 +161,15 @@ class Propagation:
         objects: Collection[ObjectId],
         accepted: bool,
     ) -> dict[ObjectId, TrackedMask]:
-        """Store the masks of a frame, except where an accepted or a better one exists.
+        """Store the masks of a frame unless an accepted or better mask exists.
 
-        Masks that were tracked in this direction before, but not now, are removed.
+        Masks that were previously tracked in this direction, but are not now, are removed.
 
         Args:
             t: the frame.
-            masks: its masks.
+            masks: masks of the frame.
             reverse: whether they were tracked backward.
-            objects: objects that exist; others were deleted during the propagation.
+            objects: existing objects; others were deleted during the propagation.
             accepted: whether the masks of the frame are accepted.
 
         Returns:
@@ -198,7 +198,7 @@ class Propagation:
         return stored
 
     def _is_nearer(self, o: ObjectId, t: int, track: TrackedMask) -> bool:
-        """Return whether no other pass has tracked a mask from a prompt as near or nearer."""
+        """Return whether this pass has a nearer prompt than any other pass with a mask."""
         existing = self._tracks.get((o, t))
         if existing is None or (o, t) not in self._fresh:
             return True

@@ -1,4 +1,4 @@
-"""Hold the masks that a model proposes for a frame."""
+"""Manage the masks that a model proposes for a frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sam2kit.utils.errors import DataError
 
 
 class Proposals:
-    """Hold the masks that were proposed on one frame and neither accepted nor discarded.
+    """Masks proposed for one frame that were neither accepted nor discarded.
 
     Attributes:
         frame: index of the frame.
@@ -32,7 +32,7 @@ class Proposals:
         existing: Sequence[np.ndarray],
         **limits: Any,
     ) -> Iterator[float]:
-        """Replace the proposals by those of another frame.
+        """Replace the proposals with proposals for another frame.
 
         Args:
             t: index of the frame.
@@ -40,7 +40,7 @@ class Proposals:
             **limits: its other arguments.
 
         Yields:
-            The share of the work that is done, 0 to 1.
+            The completed fraction of the work, 0 to 1.
         """
         self.items, self.frame = [], t
         for share, self.items in propose(model, frame, existing, **limits):
@@ -50,7 +50,7 @@ class Proposals:
         """Remove proposals and return them.
 
         Args:
-            indices: positions in ``items``. None (default): all of them.
+            indices: positions in ``items``. If None (default), all proposals.
 
         Raises:
             DataError: there is no such proposal.
