@@ -17,8 +17,8 @@ SAMPLED_FRAMES = 256
 """Number of frames per data set that :func:`sampled_content` compares, a second or two."""
 SAMPLED_FILES = 100_000
 """Maximum number of frames whose files :func:`sampled_content` measures."""
-# Frames whose pixels identify a video. A copy that was cut at its end has the first of them too.
-# Videos of large data sets are identified by the first few of this list.
+# Indices of the frames whose pixels identify a video. A truncated copy still has the first of them.
+# In large data sets, only the first few are used.
 HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
 MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
 
@@ -29,17 +29,17 @@ class FrameHasher:
     def __init__(self) -> None:
         self._hashes: dict[tuple[VideoSource, int, int], tuple[str, bool]] = {}
 
-    def __call__(self, full: VideoSource, i: int, t: int) -> tuple[str, bool]:
+    def __call__(self, source: VideoSource, i: int, t: int) -> tuple[str, bool]:
         """Return the hash of frame ``t`` of video ``i``, and whether it has a single colour.
 
         Raises:
             SAM2KitError, OSError: the frame cannot be read.
         """
-        if (full, i, t) not in self._hashes:
-            pixels = full.read_frame(i, t)
+        if (source, i, t) not in self._hashes:
+            pixels = source.read_frame(i, t)
             is_plain = not (pixels != pixels[0, 0]).any()
-            self._hashes[full, i, t] = _hash([str(pixels.shape), pixels]), is_plain
-        return self._hashes[full, i, t]
+            self._hashes[source, i, t] = _hash([str(pixels.shape), pixels]), is_plain
+        return self._hashes[source, i, t]
 
 
 def full_video(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
@@ -52,7 +52,7 @@ def full_video(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
 
 
 def stored_videos(source: VideoSource) -> list[int]:
-    """Return the indices of the videos that are not generated as a whole."""
+    """Return the indices of the videos that are not entirely generated."""
     videos = ((i, *full_video(source, i)) for i in range(len(source)))
     return [i for i, full, k, _ in videos if full.index_in_epoch(k, 1) < len(full)]
 

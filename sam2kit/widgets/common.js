@@ -56,7 +56,7 @@ function refill(element, content, build) {
 }
 
 // Text for the position of a frame, counted from 0 as in file names, JSON files and methods. Frames of
-// a part of a file have their numbers in the file.
+// a part of a video have their numbers in the whole video.
 const framePosition = (t, count, numbers = []) =>
   `frame ${numbers[t] ?? t} of ${numbers[0] ?? 0}–${numbers[count - 1] ?? count - 1}`;
 const FRAME_TITLE = "Frame index, counted from 0 as in file names and JSON files";
