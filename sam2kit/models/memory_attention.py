@@ -126,7 +126,8 @@ class RotaryAttention(RoPEAttention):
 
     def place_rotations(self, device: torch.device) -> None:
         """Move the rotations to ``device``, where a compiled graph reads them."""
-        self.freqs_cis = self._rotations(len(self.freqs_cis), device)
+        positions = len(self.freqs_cis)
+        self.freqs_cis: Tensor = self._rotations(positions, device)
 
     def _rotations(self, positions: int, device: torch.device) -> Tensor:
         settings = tuple(self.compute_cis.keywords.items())

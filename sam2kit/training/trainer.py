@@ -409,8 +409,8 @@ def _make_trainer(
     t = config.trainer
     strategy: str | Strategy = "auto"
     if ddp:
-        # Which parameters get gradients depends on the kinds of prompts in the batch. Zero gradients
-        # for the others would let AdamW decay them, unlike training on one device. Buffers are
+        # Which parameters get gradients depends on the kinds of prompts in the batch. With zero
+        # gradients, AdamW would decay the others, unlike training on one device. Buffers are
         # constant, so do not broadcast them before each step.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
