@@ -211,7 +211,7 @@ def test_correction_with_evicted_memories_is_warned_of(scene, history, expected)
     run_tracker(models.kit, video, script, TrackerOptions(history=history))
     logger.remove(sink)
     assert len(warnings) == expected
-    assert all("Object 0" in message and "frame 15" in message for message in warnings)
+    assert all("object 0 on frame 15" in message for message in warnings)
 
 
 def test_size_t(scene):
