@@ -15,6 +15,7 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import multiprocessing  # noqa: E402
 import shutil  # noqa: E402
+import threading  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor, as_completed  # noqa: E402
 from concurrent.futures.process import BrokenProcessPool  # noqa: E402
@@ -102,7 +103,7 @@ def _each(jobs: list, processes: int) -> Iterator[list[float]]:
         yield from map(_render_stage, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
     try:
         for job in as_completed([pool.submit(_render_stage, job) for job in jobs]):
             yield job.result()
@@ -114,6 +115,16 @@ def _each(jobs: list, processes: int) -> Iterator[list[float]]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Exit when the parent process has been killed, instead of waiting for its next job."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_stage(job: tuple[Path, Options, int, int]) -> list[float]:
