@@ -104,7 +104,7 @@ def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
     ignoring = replace(DAVIS2017, extra_ids="ignore")
     assert score_predictions(truth, results, ignoring).metrics()["videos"]["a"]["J"] == 0.75
     (results / "b").rename(results / "c")
-    expect(r"no folder for 1 of 2 videos, such as 'b'")
+    expect(r"no directory for 1 of 2 videos, such as 'b'")
     with pytest.raises(DataError, match="nowhere"):
         score_predictions(truth, results / "nowhere", DAVIS2017)
 
