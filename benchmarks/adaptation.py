@@ -1,31 +1,38 @@
 """Train on some videos and score on others, for ``benchmarks.proof`` and ``benchmarks.recipes``.
 
 Whole videos are tracked from the mask on the first frame, up to a maximum number of frames. What a
-model forgets is scored on generated clips. Each result is one JSON file, so that an interrupted
-comparison resumes.
+model forgets is scored on generated clips. Each training and each result is kept in files, so that
+an interrupted comparison resumes. They are in a folder named after the content of the starting
+weights, so that results of different weights are never mixed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from loguru import logger
 
 from sam2kit.config.loading import load_config, override
-from sam2kit.config.schema import Config
+from sam2kit.config.schema import RUN, Config, get, options
 from sam2kit.data import SelectedVideos, VideoDataset, VideoSource, build_validation_source
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.evaluation.evaluate import BEFORE, COPY
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import create_sam2_model, load_run
+from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.trainer import fit
 from sam2kit.utils.files import write_text
 
@@ -33,8 +40,6 @@ ROOT = Path(__file__).parent.parent
 DAVIS = ROOT.parent / "shared" / "davis"
 AFTER, ZEROED, BEFORE_ZEROED = "after", "after, memory zeroed", "before, memory zeroed"
 FOLDS = 3
-# The source of generated clips that are replayed, a third of all clips.
-GENERATED = "{weight: 1, type: synthetic, synthetic_videos: 2, synthetic_lifelike: 0.5}"
 GENERATED_SEED, GENERATED_VIDEOS, GENERATED_FRAMES = 7, 40, 8
 
 Key = tuple[str, str]  # video, object
@@ -53,11 +58,13 @@ class Sizes:
         steps: optimizer steps of a training; 0: those of the configuration.
         frames: maximum number of frames of a scored video.
         generated: number of generated clips.
+        zeroed: whether the model is also scored with its memory zeroed.
     """
 
     steps: int = 0
     frames: int = 50
     generated: int = GENERATED_VIDEOS
+    zeroed: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ class Job:
         train, test: names of videos; no video is in both.
         seed: the seed of the training.
         overrides: changes to ``configs/adapt.yaml``.
-        replay: whether a third of the clips are generated ones, against forgetting.
+        start_share: share of the starting weights in the average with the trained weights that is
+            scored; 0: the trained weights. Jobs that differ in it alone share one training.
     """
 
     name: str
@@ -79,7 +87,7 @@ class Job:
     test: tuple[str, ...]
     seed: int
     overrides: tuple[str, ...] = ()
-    replay: bool = False
+    start_share: float = 0.0
 
 
 def sequences(davis: Path) -> list[str]:
@@ -114,16 +122,7 @@ def job_config(job: Job, work: Path, sizes: Sizes) -> Config:
     split.parent.mkdir(parents=True, exist_ok=True)
     write_text(split, "".join(f"{name}\n" for name in job.train))
     videos = {"data_path": str(job.davis.resolve()), "split": str(split.resolve())}
-    if job.replay:
-        real = "".join(
-            f", {override(key, value).replace('=', ': ', 1)}" for key, value in videos.items()
-        )
-        data = [
-            *("dataset.type=mixture", "dataset.data_path=null", "dataset.split=null"),
-            f"dataset.mixture=[{{weight: 2, type: video{real}}}, {GENERATED}]",
-        ]
-    else:
-        data = [override(f"dataset.{key}", value) for key, value in videos.items()]
+    data = [override(f"dataset.{key}", value) for key, value in videos.items()]
     overrides = [
         *job.overrides,
         *data,
@@ -166,15 +165,25 @@ def generated_clips(config: Config, sizes: Sizes) -> VideoSource:
     return build_validation_source(load_config(None, overrides))
 
 
+def weights_folder(config: Config, work: Path) -> Path:
+    """Return the folder of the results of the starting weights, named after their content."""
+    digest = hashlib.blake2b(digest_size=4)
+    for name, weight in sorted(create_sam2_model(config).state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().numpy())
+    return work / f"weights-{digest.hexdigest()}"
+
+
 def baselines(davis: Path, work: Path, sizes: Sizes, config: Config) -> tuple[Scores, Scores]:
     """Score the starting model and the copied mask on all sequences and on the generated clips."""
     file = work / f"baselines-{davis.resolve().name}.json"
-    about = {"sizes": asdict(sizes), "checkpoint": config.model.checkpoint}
+    about = {"sizes": asdict(sizes), "davis": str(davis.resolve())}
     if (saved := _read(file, about)) is None:
         print(f"scoring the starting model and the copied mask on {davis}", file=sys.stderr)
         model = create_sam2_model(config).eval()
         runs = [TrackerRun(BEFORE, model), TrackerRun(COPY, None)]
-        runs.append(TrackerRun(BEFORE_ZEROED, model, zero_memory=True))
+        if sizes.zeroed:
+            runs.append(TrackerRun(BEFORE_ZEROED, model, zero_memory=True))
         videos, generated = VideoDataset(davis), generated_clips(config, sizes)
         saved = {
             "videos": {r.name: score(r, videos, config, sizes.frames) for r in runs},
@@ -184,38 +193,89 @@ def baselines(davis: Path, work: Path, sizes: Sizes, config: Config) -> tuple[Sc
     return saved["videos"], saved["generated"]
 
 
+@cache
+def training_key(job: Job, work: Path, sizes: Sizes) -> str:
+    """Return a digest of what the training of a job depends on, besides the starting weights."""
+    config = job_config(job, work, sizes)
+    keys = {k: get(config, k) for k, f in options().items() if f.metadata["scope"] == RUN}
+    return _digest(keys | {"davis": str(job.davis.resolve()), "train": job.train})
+
+
+def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tuple[Path, float]:
+    """Train, or find the training of an earlier call.
+
+    Args:
+        job: the job.
+        work: the folder of the results of the starting weights.
+        sizes: ``steps`` is read.
+        keep_epochs: keep the checkpoint of every epoch, as ``epoch=N.ckpt``.
+
+    Returns:
+        The last checkpoint, and the seconds of the training.
+    """
+    run_dir = work / "trainings" / training_key(job, work, sizes)
+    file, checkpoint = run_dir / "training.json", run_dir / "last.ckpt"
+    if not file.exists() or (keep_epochs and not (run_dir / "epoch=0.ckpt").exists()):
+        shutil.rmtree(run_dir, ignore_errors=True)  # an unfinished run of an interrupted call
+        epochs = ModelCheckpoint(run_dir, "{epoch}", save_top_k=-1, save_weights_only=True)
+        begin = time.perf_counter()
+        fit(job_config(job, work, sizes), run_dir, callbacks=[epochs] if keep_epochs else [])
+        seconds = time.perf_counter() - begin
+        write_text(file, json.dumps({"seconds": seconds}) + "\n")
+    return checkpoint, float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
+
+
+def tuned_model(checkpoint: Path, start_share: float, config: Config) -> SAM2Model:
+    """Load a trained model, or its average with the starting weights."""
+    model = load_run(checkpoint)[1].eval()
+    if start_share:
+        starting = create_sam2_model(config).state_dict()
+        with torch.no_grad():
+            for name, weight in model.state_dict().items():
+                if weight.is_floating_point():
+                    weight.lerp_(starting[name], start_share)
+    return model
+
+
 def run_job(job: Job, work: Path, sizes: Sizes) -> dict[str, Any]:
     """Train and score, or read the result of an earlier call.
+
+    Args:
+        job: the job.
+        work: the folder of the results of the starting weights.
+        sizes: how much is trained and scored.
 
     Returns:
         ``videos`` and ``generated``, the scores of the trained model by tracker, and ``seconds`` of
         training and of scoring.
     """
-    file = work / f"{job.name}.json"
-    about = asdict(job) | {"davis": str(job.davis.resolve()), "sizes": asdict(sizes)}
+    file, about = _result(job, work, sizes)
     if (saved := _read(file, about)) is not None:
         return saved
     config = job_config(job, work, sizes)
-    run_dir = work / "runs" / job.name
-    shutil.rmtree(run_dir, ignore_errors=True)  # an unfinished run of an interrupted call
+    checkpoint, trained = train(job, work, sizes)
     begin = time.perf_counter()
-    result = fit(config, run_dir)
-    trained = time.perf_counter()
-    _, model = load_run(result.last_checkpoint)
-    model.eval()
+    model = tuned_model(checkpoint, job.start_share, config)
     videos = VideoDataset(job.davis)
     test = SelectedVideos(videos, [videos.names.index(name) for name in job.test])
     tuned, zeroed = TrackerRun(AFTER, model), TrackerRun(ZEROED, model, zero_memory=True)
+    runs = (tuned, zeroed) if sizes.zeroed else (tuned,)
     saved = {
-        "videos": {r.name: score(r, test, config, sizes.frames) for r in (tuned, zeroed)},
+        "videos": {r.name: score(r, test, config, sizes.frames) for r in runs},
         "generated": {AFTER: score(tuned, generated_clips(config, sizes), config, sizes.frames)},
         "seconds": {
-            "training": round(trained - begin, 1),
-            "scoring": round(time.perf_counter() - trained, 1),
+            "training": round(trained, 1),
+            "scoring": round(time.perf_counter() - begin, 1),
         },
     }
-    shutil.rmtree(run_dir)
     return _write(file, about, saved)
+
+
+def _result(job: Job, work: Path, sizes: Sizes) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a job's result, and what the result depends on."""
+    about = asdict(job) | {"davis": str(job.davis.resolve()), "sizes": asdict(sizes)}
+    about["training"] = training_key(job, work, sizes)
+    return work / f"{job.name}.json", about
 
 
 def run_jobs(
@@ -223,26 +283,68 @@ def run_jobs(
 ) -> dict[str, dict[str, Any]]:
     """Run the jobs in order, say how long they take, and stop before ``minutes`` have passed.
 
+    Args:
+        jobs: the jobs.
+        work: the folder of the results of the starting weights.
+        sizes: how much is trained and scored.
+        minutes: time after which no job is started.
+
     Returns:
         The results of the jobs that are done, by name.
     """
     logger.disable("sam2kit")  # the progress is printed here
     work.mkdir(parents=True, exist_ok=True)
-    begin, results, times = time.perf_counter(), {}, []
+    clock = _Clock(jobs, work, sizes)
+    begin, results = time.perf_counter(), {}
     for number, job in enumerate(jobs, 1):
-        start = time.perf_counter()
-        expected = max(times, default=0.0)
-        if start - begin + expected > 60 * minutes and not (work / f"{job.name}.json").exists():
+        if time.perf_counter() - begin + clock.expected(job) > 60 * minutes:
             print(f"stopping after {minutes:.0f} minutes; repeat to resume", file=sys.stderr)
             continue
-        results[job.name] = run_job(job, work, sizes)
-        seconds = time.perf_counter() - start
-        if seconds > 1:
-            times.append(seconds)
-        left = (len(jobs) - number) * (sum(times) / len(times) if times else 0) / 60
-        progress = f"[{number}/{len(jobs)}] {job.name}: {seconds:.0f} s"
+        with clock.measure(job):
+            results[job.name] = run_job(job, work, sizes)
+        left = sum(map(clock.expected, jobs[number:])) / 60
+        progress = f"[{number}/{len(jobs)}] {job.name}: {clock.seconds:.0f} s"
         print(f"{progress}; about {left:.0f} min left", file=sys.stderr, flush=True)
     return results
+
+
+class _Clock:
+    """Estimate the seconds of jobs from those that are done.
+
+    Attributes:
+        seconds: the duration of the latest job.
+    """
+
+    def __init__(self, jobs: Sequence[Job], work: Path, sizes: Sizes) -> None:
+        self._scored = {j.name for j in jobs if _read(*_result(j, work, sizes)) is not None}
+        self._training = {j.name: training_key(j, work, sizes) for j in jobs}
+        files = (work / "trainings").glob("*/training.json")
+        self._trained = {file.parent.name for file in files}
+        self._times: dict[bool, list[float]] = {True: [], False: []}
+        self.seconds = 0.0
+
+    def expected(self, job: Job) -> float:
+        """Return how long a job is expected to take; 0 if nothing is known yet."""
+        if job.name in self._scored:
+            return 0.0
+        times = self._times[self._training[job.name] not in self._trained]
+        return sum(times) / len(times) if times else 0.0
+
+    @contextmanager
+    def measure(self, job: Job) -> Iterator[None]:
+        """Measure a job that is run in the block."""
+        begin = time.perf_counter()
+        yield
+        self.seconds = time.perf_counter() - begin
+        if job.name not in self._scored:
+            self._times[self._training[job.name] not in self._trained].append(self.seconds)
+        self._scored.add(job.name)
+        self._trained.add(self._training[job.name])
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    text = json.dumps(about, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def differences(scores: Mapping[Key, float], others: Mapping[Key, float]) -> dict[Key, float]:

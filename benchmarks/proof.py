@@ -37,6 +37,7 @@ from benchmarks.adaptation import (
     job_config,
     run_jobs,
     sequences,
+    weights_folder,
 )
 from benchmarks.measure import machine, machine_line, use_threads, write
 from benchmarks.recipes import averages, interval
@@ -185,8 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     begin = time.perf_counter()
     config = job_config(jobs[0], arguments.work, sizes)
-    before, before_generated = baselines(arguments.davis, arguments.work, sizes, config)
-    done = run_jobs(jobs, arguments.work, sizes)
+    work = weights_folder(config, arguments.work)
+    before, before_generated = baselines(arguments.davis, work, sizes, config)
+    done = run_jobs(jobs, work, sizes)
     by_seed: dict[int, list[dict[str, Any]]] = {}
     for job in jobs:
         by_seed.setdefault(job.seed, []).append(done[job.name])

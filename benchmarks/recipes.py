@@ -14,8 +14,10 @@ six hours: choose a part with ``--recipes``, ``--data``, ``--seeds`` and ``--min
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from benchmarks.adaptation import (
     job_config,
     run_jobs,
     sequences,
+    weights_folder,
 )
 from benchmarks.measure import RESULTS, machine, machine_line, use_threads, write, write_davis
 from sam2kit.data import FilteredVideos, VideoDataset
@@ -54,29 +57,60 @@ from sam2kit.viz.tables import markdown_table
 
 MEMORY = "model.trainable_modules=[memory_attention,memory_encoder]"
 DECODER = "model.trainable_modules=[memory_attention,memory_encoder,sam_mask_decoder]"
-REPLAY = "replay"  # not an override: a third of the clips are generated
-STEPS = 200
+LOW, LOWEST = "optimizer.lr=1e-4", "optimizer.lr=3e-5"
+LONG = ("dataset.video_clip_length=8", "dataset.batch_size=2")
 # Everything that a recipe changes is stated here, so that it does not follow configs/adapt.yaml.
 COMMON = (
     *("loss=official", DECODER, "optimizer.lr=3e-4", "dataset.video_clip_length=4"),
     *("dataset.batch_size=3", "dataset.clips_per_video=40", "dataset.augment=true"),
-    *("dataset.type=video", "trainer.max_epochs=5"),
+    *("dataset.type=video", "dataset.replay=0", "dataset.synthetic_lifelike=0.5"),
+    *("trainer.max_epochs=20", "trainer.max_steps=200", "trainer.ema_decay=null"),
 )
-RECIPES: dict[str, tuple[str, ...]] = {
-    "official loss, memory and decoder": (),
-    "from_scratch loss": ("loss=from_scratch",),
-    "memory only": (MEMORY,),
-    "replay of generated clips": (REPLAY,),
-    "memory only, replay": (MEMORY, REPLAY),
-    "default loss": ("loss=default",),
-    "learning rate 1e-4": ("optimizer.lr=1e-4",),
-    "learning rate 1e-3": ("optimizer.lr=1e-3",),
-    "clips of 8 frames": ("dataset.video_clip_length=8", "dataset.batch_size=2"),
-    "no augmentation": ("dataset.augment=false",),
-    "official augmentation": ("augmentation=official",),
-    "domain augmentation": ("augmentation.thermal=0.25", "augmentation.endoscopy=0.25"),
-    "all modules, learning rate 1e-4": ("model.trainable_modules=['*']", "optimizer.lr=1e-4"),
-    "LoRA in the image encoder": ("model.lora_modules=[image_encoder]",),
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe changes.
+
+    Attributes:
+        changes: overrides of :data:`COMMON`.
+        start_share: share of the starting weights in the average with the trained weights.
+    """
+
+    changes: tuple[str, ...] = ()
+    start_share: float = 0.0
+
+
+RECIPES = {
+    "memory and decoder, 3e-4": Recipe(),
+    "averaged with the start": Recipe((), 0.5),
+    "three quarters of the start": Recipe((), 0.75),
+    "learning rate 1e-4": Recipe((LOW,)),
+    "1e-4, averaged with the start": Recipe((LOW,), 0.5),
+    "learning rate 3e-5": Recipe((LOWEST,)),
+    "learning rate 1e-3": Recipe(("optimizer.lr=1e-3",)),
+    "memory only": Recipe((MEMORY,)),
+    "memory only, averaged": Recipe((MEMORY,), 0.5),
+    "memory only, 1e-4": Recipe((MEMORY, LOW)),
+    "replay 0.25": Recipe(("dataset.replay=0.25",)),
+    "replay 0.25, averaged": Recipe(("dataset.replay=0.25",), 0.5),
+    "replay 0.5": Recipe(("dataset.replay=0.5",)),
+    "replay 0.5, averaged": Recipe(("dataset.replay=0.5",), 0.5),
+    "replay 0.5, 1e-4": Recipe(("dataset.replay=0.5", LOW)),
+    "clips of 8 frames": Recipe(LONG),
+    "clips of 8 frames, averaged": Recipe(LONG, 0.5),
+    "clips of 8 frames, replay 0.5": Recipe((*LONG, "dataset.replay=0.5")),
+    "clips of 8 frames, replay 0.5, averaged": Recipe((*LONG, "dataset.replay=0.5"), 0.5),
+    "averaged over the steps": Recipe(("trainer.ema_decay=0.99",)),
+    "50 steps": Recipe(("trainer.max_steps=50",)),
+    "from_scratch loss": Recipe(("loss=from_scratch",)),
+    "default loss": Recipe(("loss=default",)),
+    "no augmentation": Recipe(("dataset.augment=false",)),
+    "official augmentation": Recipe(("augmentation=official",)),
+    "domain augmentation": Recipe(("augmentation.thermal=0.25", "augmentation.endoscopy=0.25")),
+    "mask, box and point prompts": Recipe(("dataset.prompt_types=[mask,box,point]",)),
+    "all modules, 1e-4": Recipe(("model.trainable_modules=['*']", LOW)),
+    "LoRA in the image encoder": Recipe(("model.lora_modules=[image_encoder]",)),
 }
 REFERENCE = next(iter(RECIPES))
 SEEDS = (1, 2, 3)
@@ -101,18 +135,22 @@ def plan(
     parts = blocks(names)
     return [
         Job(
-            f"{data}-{list(RECIPES).index(recipe):02d}-block{k + 1}-seed{seed}",
+            f"{data}-{_slug(recipe)}-block{k + 1}-seed{seed}",
             davis,
             parts[k],
             tuple(name for other in parts if other != parts[k] for name in other),
             seed,
-            (*COMMON, *(change for change in RECIPES[recipe] if change != REPLAY)),
-            REPLAY in RECIPES[recipe],
+            (*COMMON, *RECIPES[recipe].changes),
+            RECIPES[recipe].start_share,
         )
         for seed in seeds
         for recipe in recipes
         for k in range(len(parts))
     ]
+
+
+def _slug(recipe: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", recipe.lower())
 
 
 def averages(results: Sequence[Mapping[str, Any]], part: str, tracker: str) -> dict[Key, float]:
@@ -134,18 +172,20 @@ def summarise(
         before, before_generated: the scores of the starting model and the copied mask.
     """
     everything = [r for of_seed in results.values() for r in of_seed]
-    after = {t: averages(everything, "videos", t) for t in (AFTER, ZEROED)}
+    trackers = [t for t in (AFTER, ZEROED) if t in everything[0]["videos"]]
+    after = {t: averages(everything, "videos", t) for t in trackers}
     start, copied = before[BEFORE], before[COPY]
     gains = {
         seed: differences(averages(of_seed, "videos", AFTER), start)
         for seed, of_seed in results.items()
     }
     generated = averages(everything, "generated", AFTER)
-    scores = {AFTER: after[AFTER], BEFORE: start, ZEROED: after[ZEROED], COPY: copied}
+    scores = {**after, BEFORE: start, COPY: copied}
+    memory = by_video(differences(after[AFTER], after.get(ZEROED, {})))
     return {
         "after": after[AFTER],
         "gain": seed_summary(gains),
-        "memory": difference_summary(by_video(differences(after[AFTER], after[ZEROED]))),
+        "memory": difference_summary(memory) if memory else None,
         "motion": motion_halves(scores),
         "generated": difference_summary(by_video(differences(generated, before_generated[BEFORE]))),
         "seconds": float(np.median([r["seconds"]["training"] for r in everything])),
@@ -185,8 +225,9 @@ def rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "p (Holm)": corrected.get(name),
                 "moving": f"{halves['moving']:+.3f}",
                 "slow": f"{halves['slow']:+.3f}",
-                "through the memory": f"{s['memory']['mean']:+.3f}",
+                "through the memory": f"{s['memory']['mean']:+.3f}" if s["memory"] else "–",
                 "generated clips": interval(s["generated"]),
+                "sum": f"{s['gain']['mean'] + s['generated']['mean']:+.3f}",
                 "seconds": round(s["seconds"]),
             }
         )
@@ -226,15 +267,16 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Run the jobs of :func:`plan`, and return the results as a document and as Markdown."""
     names = sequences(arguments.davis)
     parts = blocks(names)
-    sizes = Sizes(arguments.steps, arguments.frames, arguments.generated)
+    sizes = Sizes(arguments.steps, arguments.frames, arguments.generated, arguments.zeroed)
     document: dict[str, Any] = {"machine": machine()}
     text = ""
     for data in arguments.data:
         folder = data_set(data, arguments.davis, arguments.work)
         jobs = plan(folder, data, arguments.recipes, arguments.seeds, names)
         config = job_config(jobs[0], arguments.work, sizes)
-        before, before_generated = baselines(folder, arguments.work, sizes, config)
-        done = run_jobs(jobs, arguments.work, sizes, arguments.minutes)
+        work = weights_folder(config, arguments.work)
+        before, before_generated = baselines(folder, work, sizes, config)
+        done = run_jobs(jobs, work, sizes, arguments.minutes)
         by_recipe: dict[str, dict[int, dict[int, Any]]] = {}
         for job, (seed, recipe, k) in zip(jobs, _points(arguments, len(parts)), strict=True):
             if job.name in done:
@@ -284,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", choices=("davis", *DOMAINS), default=["davis"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--minutes", type=float, default=1e9, help="start no job that ends later")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=0, help="0: those of each recipe")
+    parser.add_argument("--zeroed", action="store_true", help="also score without memory")
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--generated", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)

@@ -215,12 +215,14 @@ def _allowed(metadata: Any) -> str:
 
 def commands_page() -> str:
     """Return a page with one section per command: usage, arguments and flags."""
+    overview = [f"| [`{name}`](#{name}) | {c.help} |" for name, c in COMMANDS.items()]
     parts = [
         "# Command line",
         "`sam2kit COMMAND --help` prints the same in a terminal. `python -m sam2kit` is the same "
         "as `sam2kit`. A flag sets the configuration key that its row links to; every other key is "
         "written as `key=value`. Exit codes: 0 success; 1 problems in the data (`doctor`), a step "
         "that does not fit (`plan`) or failed trials (`sweep`); 2 an error; 130 interrupted.",
+        "\n".join(["| command | purpose |", "| --- | --- |", *overview]),
     ]
     for name, command in COMMANDS.items():
         parser = command_parser(name)

@@ -83,7 +83,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite the relative links and the pictures of a page for the site."""
     path = page.file.src_uri
-    if path in ("index.md", "changelog.md"):  # the navigation of a one-page tab is empty
+    if path == "index.md":  # the navigation of a one-page tab is empty
         page.meta["hide"] = ["navigation"]
     if path in _reference:
         return markdown

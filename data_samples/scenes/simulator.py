@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Triton, which torchvision loads, and Mesa each bring a copy of LLVM. If Mesa's is loaded first, the
-# process ends with a segmentation fault.
+# Triton, which torchvision loads, and Mesa each bring a copy of LLVM. Importing Triton after Mesa
+# crashes the process.
 import torchvision  # noqa: F401
 
 from sam2kit.utils.errors import DataError

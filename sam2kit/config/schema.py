@@ -270,6 +270,14 @@ class DatasetConfig:
         "number of videos, in a mixture of the videos of all its sources",
         le=100_000_000,
     )
+    replay: float = option(
+        0.0,
+        "fraction of the training clips that are generated (as with type=synthetic), so that the "
+        "model forgets less of what it knew; they are added to the clips of your videos, of which "
+        "an epoch has as many as without them",
+        ge=0,
+        lt=1,
+    )
     batch_size: int = positive_count(1, "number of clips per batch", le=65_536)
     num_workers: int = non_negative(
         2,
@@ -294,7 +302,8 @@ class DatasetConfig:
     synthetic_objects: int = non_negative(
         0,
         "maximum number of generated objects per video, composited onto videos without masks; 0: "
-        "none, so that training on videos without masks is an error (3 for type=synthetic)",
+        "none, so that training on videos without masks is an error (3 for type=synthetic and "
+        "replay)",
     )
     synthetic_videos: int = positive_count(
         # An epoch has one clip per video, and the name of each is kept in memory.
@@ -307,9 +316,9 @@ class DatasetConfig:
     )
     synthetic_lifelike: float = ratio(
         0.0,
-        "fraction of the type=synthetic videos that resemble real footage: moving camera, blur, "
-        "changing light, shadows, articulated limbs, objects that leave or are fully occluded and "
-        "return, and speeds from slow to twice the mean",
+        "fraction of the generated videos (type=synthetic, replay) that resemble real footage: "
+        "moving camera, blur, changing light, shadows, articulated limbs, objects that leave or "
+        "are fully occluded and return, and speeds from slow to twice the mean",
     )
     synthetic_photos: str | None = option(
         None,
@@ -436,12 +445,12 @@ class AugmentationConfig:
         0.0, "maximum relative change of saturation per frame, in addition to saturation"
     )
     thermal: float = ratio(
-        0.0, "probability of making a clip look as if filmed by a thermal camera (docs/data.md)"
+        0.0, "probability of making a clip look as if filmed by a thermal camera (docs/clips.md)"
     )
     endoscopy: float = ratio(
         0.0,
         "probability of making a clip look as if filmed by an endoscope, if it is not made thermal "
-        "(docs/data.md)",
+        "(docs/clips.md)",
     )
 
 
@@ -952,6 +961,7 @@ class Config:
             max_gap=0,
             min_objects=1,
             augment=False,
+            replay=0.0,
             prompt_probabilities=None,
             box_noise=0.0,
             mask_noise=0.0,

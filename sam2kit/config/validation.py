@@ -338,6 +338,9 @@ def _dataset_problems(section: str, dataset: DatasetConfig) -> Iterator[ConfigEr
     if dataset.corrections is not None and dataset.type == "synthetic":
         expected = "null with type=synthetic, whose frames are generated"
         yield must_be("corrections", expected, f"choose another {section}.type")
+    if dataset.replay and dataset.type == "synthetic":
+        expected = "0 with type=synthetic, whose clips are all generated"
+        yield must_be("replay", expected, f"set {section}.replay=0, or name your videos")
     if 0 < (dataset.max_objects or 0) < dataset.min_objects:
         expected = f"at most {section}.max_objects={dataset.max_objects}"
         yield must_be("min_objects", expected, f"raise {section}.max_objects, or set it to null")

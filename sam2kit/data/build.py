@@ -42,11 +42,10 @@ from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
-# Added to the seed of generated validation videos, so that training never sees one of them. For
+# Added to the seed of generated validation videos, so that training never sees them. For
 # generated test videos it is added twice.
 VALIDATION_SEED_OFFSET = 1_000_003
 MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
-GENERATED_OBJECTS = 3  # maximum per video of type=synthetic if dataset.synthetic_objects is 0
 # Prepares the videos of a section for their use; the arguments are those of _prepare.
 Prepare = Callable[[VideoSource, DatasetConfig, int, str], VideoSource]
 
@@ -54,9 +53,9 @@ Prepare = Callable[[VideoSource, DatasetConfig, int, str], VideoSource]
 def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
     """Build the source of type ``config.type``; type ``auto`` is detected.
 
-    Of videos with and without masks, only those with masks are used. If no video has masks and
-    ``config.synthetic_objects`` is above 0, that many generated objects are composited onto the
-    frames.
+    If only some videos have masks, the others are not used. If no video has masks and
+    ``config.synthetic_objects`` is above 0, up to that many generated objects are composited onto
+    the frames.
 
     Args:
         config: the keys of :data:`sam2kit.config.schema.SOURCE_KEYS` and ``mixture`` are read.
@@ -82,7 +81,7 @@ def open_source(
     A source is returned unchanged. A configuration opens all videos of its ``dataset`` section,
     including those that a run would hold out for validation (:func:`build_validation_source` opens
     the validation videos). The layout of a path is detected
-    (:func:`~sam2kit.data.detection.detect_layout`); if the result is not the intended one, set
+    (:func:`~sam2kit.data.detection.detect_layout`); if it is wrong, set
     ``dataset.type`` in a configuration instead.
 
     Args:
@@ -91,7 +90,7 @@ def open_source(
             :data:`sam2kit.config.schema.SOURCE_KEYS`. None (default): the default configuration.
 
     Raises:
-        DataError: the path does not exist or has none of these layouts; the message lists them.
+        DataError: the path does not exist or has no known layout; the message lists the layouts.
         ConfigError: as :func:`build_source`.
     """
     if isinstance(what, VideoSource):
@@ -108,15 +107,15 @@ def open_source(
         config = _with_layout(config, layout)
     else:
         config = replace(config, data_path=str(what))
-    # Unlike a run, a look at the data shows all masklets.
+    # Unlike training, inspection shows all masklets.
     return _open_type(replace(config, sav_masklets="both"), 0, "dataset")
 
 
 def settle_layouts(config: Config) -> Config:
     """Replace ``type=auto`` of all sections by the detected type, with the paths it needs.
 
-    ``valdataset`` keeps ``auto`` (also if it inherited it), so that other validation videos, given
-    to a later command, are detected by themselves.
+    ``valdataset`` keeps ``auto`` (even if inherited), so that the layout of other validation
+    videos, passed to a later command, is detected separately.
 
     Returns:
         A changed copy, or the same object if nothing had to be detected.
@@ -170,7 +169,7 @@ def settle_layout(config: DatasetConfig, section: str = "dataset") -> DatasetCon
         _check_path(config.data_path, section, folder=False)
         layout = detect_layout(config.data_path)
         logger.info(
-            "{}: {} ({}.type={}); set {}.type to read it in another way",
+            "{}: {} ({}.type={}); set {}.type to read it differently",
             *(config.data_path, layout.reason, section, layout.type, section),
         )
         settled = _with_layout(config, layout)
@@ -179,9 +178,9 @@ def settle_layout(config: DatasetConfig, section: str = "dataset") -> DatasetCon
 
 
 def _with_layout(config: DatasetConfig, layout: Layout) -> DatasetConfig:
-    """Return a copy of a section that reads its data as a layout says.
+    """Return a copy of a section that reads its data in the given layout.
 
-    Keys that are set in the section win over the paths of the layout.
+    Keys that are set in the section take precedence over the paths of the layout.
     """
 
     def text(path: Path | None) -> str | None:
@@ -202,7 +201,7 @@ class DataSets(NamedTuple):
     Attributes:
         config: the configuration with the detected layout and the split by time.
         train, validation: the videos to train and to validate on.
-        test: the videos of ``testdataset``; None if it names none.
+        test: the videos of ``testdataset``; None if it names no videos.
     """
 
     config: Config
@@ -217,8 +216,8 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
     If ``valdataset`` names no data, ``valdataset.fraction`` of the training videos are held out: at
     least one, chosen by the hash of its name (:func:`hold_out`). A single video is split by time
     (:func:`split_by_time`). Validation videos of type synthetic are generated from another seed
-    instead. Test videos (``testdataset``) are in neither. Of videos with and without masks, only
-    those with masks are used.
+    instead. Test videos (``testdataset``) are in neither part. If only some
+    videos have masks, the others are not used.
 
     Returns:
         Training clips, validation clips.
@@ -232,7 +231,7 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
 
 
 def settle_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
-    """Build the clips of :func:`build_datasets`, and record what was decided on the way.
+    """Build the clips of :func:`build_datasets`, and record the detected layout and the split.
 
     Returns:
         The configuration with the detected layout and the split by time, from which a later
@@ -246,7 +245,10 @@ def settle_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
 
 
 def clips_of(sets: DataSets) -> tuple[ClipDataset, ClipDataset]:
-    """Return the training and the validation clips of videos."""
+    """Return the training and the validation clips of videos.
+
+    The training clips include the generated ones that ``dataset.replay`` adds.
+    """
     config = sets.config
     return (
         ClipDataset(sets.train, config.dataset, True, config.seed, config.augmentation),
@@ -259,8 +261,8 @@ def open_sets(config: Config, earlier: Splits | None = None) -> DataSets:
 
     Args:
         config: the configuration.
-        earlier: the splits of an earlier run, whose videos keep their part where videos are held
-            out. None (default): those of ``valdataset.splits``, if it is set.
+        earlier: the splits of an earlier run; its videos keep their part when videos are held out.
+            If None (default), the splits of ``valdataset.splits``, if it is set.
 
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
@@ -272,7 +274,7 @@ def _open_sets(config: Config, inspect: bool, earlier: Splits | None = None) -> 
     """Open the videos as :func:`open_sets` does.
 
     Args:
-        config: its layouts are settled.
+        config: the configuration, with detected layouts.
         inspect: keep videos as they are, instead of preparing them for training.
         earlier: as for :func:`open_sets`.
     """
@@ -395,7 +397,7 @@ def build_test_source(config: Config, earlier: Splits | None = None) -> VideoSou
     if config.testdataset.fraction and (test := open_sets(config, earlier).test) is not None:
         return test
     raise ConfigError(
-        "no test videos are set",
+        "no test videos are configured",
         key="testdataset.fraction",
         value=config.testdataset.fraction,
         hint="train with testdataset.fraction=0.2, or give testdataset.data_path or "
@@ -435,7 +437,7 @@ class _Holder:
     def split(
         self, config: DatasetConfig, section: str
     ) -> tuple[DatasetConfig, dict[str, VideoSource | None]]:
-        """Split the videos of a section; each source of a mixture is split by itself.
+        """Split the videos of a section; the sources of a mixture are split separately.
 
         Args:
             config: the section, or one source of its mixture.
@@ -479,7 +481,8 @@ class _Holder:
             self.split(part, f"{section}.mixture[{n}]") for n, part in enumerate(config.parts())
         ]
         names = [name for _, parts in split for s in parts.values() if s for name in s.names]
-        # Decided over all parts, so that a video is named as in the mixture without a split.
+        # Decide over all parts, so that a video has the same name as in the mixture without a
+        # split.
         has_duplicates = len(set(names)) < len(names)
         mixed: dict[str, VideoSource | None] = {}
         for part in PARTS:
@@ -512,7 +515,8 @@ def split_source(
         config: ``time_split`` and the keys of :func:`choose_time_split` are read.
         shares: fraction to hold out for ``validation`` and ``test``; a missing part gets none.
         section: name of ``config`` in error messages.
-        earlier: splits of an earlier run, whose videos keep their part. None (default): none.
+        earlier: splits of an earlier run, whose videos keep their part. None (default): no earlier
+            run.
 
     Returns:
         ``config`` with the split by time, and the videos by part; None for a part without videos.
@@ -536,8 +540,8 @@ def split_source(
     indices = {part: [i for i, p in enumerate(parts) if p == part] for part in PARTS}
     if missing := [part for part in (TRAIN, *shares) if not indices[part]]:
         raise ConfigError(
-            f"no video is left for {missing[0]}: an earlier run has used all "
-            f"{plural(len(source), 'video')} otherwise, such as {source.names[0]!r}",
+            f"no video is left for {missing[0]}: an earlier run used all "
+            f"{plural(len(source), 'video')} for other parts, such as {source.names[0]!r}",
             key=f"{section}.data_path",
             hint="add videos, name validation videos in valdataset.data_path or valdataset.split, "
             "or start from weights that were not trained on these videos",
@@ -575,8 +579,8 @@ def hold_out(
     Args:
         source: at least two videos.
         fraction: share of the videos to hold out, 0 to 1.
-        seed: 0 or more: draw the videos with this seed, as earlier versions did. None (default): by
-            the hash of their names.
+        seed: draw the videos with this seed, 0 or more, as earlier versions did. If None (default),
+            use the hash of their names.
         section: name of the configuration section in error messages.
 
     Returns:
@@ -599,12 +603,12 @@ def hold_out(
 def choose_time_split(
     source: VideoSource, fraction: float, config: DatasetConfig, section: str = "dataset"
 ) -> list[int]:
-    """Choose which frames of a single video train and which validate.
+    """Choose the training and the validation frames of a single video.
 
-    The last ``fraction`` of the frames validates. Before it is a gap of the span of a clip, but up
-    to a tenth of the video, so that no validation frame is next to a training frame. If one part
-    would have fewer than :data:`MIN_ANNOTATED` annotated frames, the last ``fraction`` of the
-    annotated frames validates instead.
+    The last ``fraction`` of the frames is used for validation. A gap of the span of a clip, up to a
+    tenth of the video, precedes it, so that no validation frame is next to a training frame. If a
+    part would have fewer than :data:`MIN_ANNOTATED` annotated frames, the last ``fraction`` of the
+    annotated frames is used for validation instead.
 
     Args:
         source: one video.
@@ -665,7 +669,7 @@ def split_by_time(
             hint=f"set {section}.time_split=null to split again, or give the same video",
         )
     logger.info(
-        "{!r} is split by time: frames 0 to {} train, frames {} to {} validate",
+        "Splitting {!r} by time: frames 0 to {} for training, {} to {} for validation",
         *(source.names[0], train_stop - 1, val_start, count - 1),
     )
     return FrameRange(source, 0, train_stop), FrameRange(source, val_start, count)
@@ -677,7 +681,7 @@ def _open(
     """Build a source with object identities and corrections, but without generated objects.
 
     Args:
-        config: the section; its layout is settled.
+        config: the section, with a detected layout.
         seed: seed of everything that is generated.
         section: name of ``config`` in error messages.
         prepare: applied to each source of a mixture. None (default): they stay as they are.
@@ -707,16 +711,7 @@ def _open_type(
             hint="docs/data.md describes each layout",
         )
     if config.type == "synthetic":
-        return SyntheticDataset(
-            config.synthetic_videos,
-            (config.video_clip_length - 1) * config.frame_stride + 1,
-            config.image_size,
-            config.synthetic_objects or GENERATED_OBJECTS,
-            seed,
-            config.synthetic_motion,
-            lifelike=config.synthetic_lifelike,
-            photos=config.synthetic_photos,
-        )
+        return SyntheticDataset.from_config(config, seed)
     if config.type == "mixture":
         prepare = prepare or _as_stored
         sources = []
@@ -851,7 +846,7 @@ def _prepare(source: VideoSource, config: DatasetConfig, seed: int, section: str
     """Select the annotated videos or, if there are none, composite generated objects.
 
     Raises:
-        DataError: no video has masks, and no generated objects are asked for.
+        DataError: no video has masks, and generated objects are not enabled.
     """
     source = _annotated_videos(source, config)
     if source.has_masks:
@@ -862,8 +857,8 @@ def _prepare(source: VideoSource, config: DatasetConfig, seed: int, section: str
 
 
 def _annotated_videos(source: VideoSource, config: DatasetConfig) -> VideoSource:
-    """Leave out the videos without masks, unless no video has any."""
-    # Every video of SA-V has its JSON file, which would be read here.
+    """Select the videos with masks, or all videos if none has masks."""
+    # In SA-V every video has a JSON file, which this check would read.
     if not source.has_masks or config.type in ("synthetic", "mixture", "sav"):
         return source
     selected = [i for i in range(len(source)) if next(source.annotated_frames(i), None) is not None]
@@ -871,7 +866,7 @@ def _annotated_videos(source: VideoSource, config: DatasetConfig) -> VideoSource
         return source
     missing = sorted(set(range(len(source))) - set(selected))
     logger.warning(
-        "{} of {} videos have no masks and are not used, such as {}",
+        "Skipping {} of {} videos without masks, such as {}",
         *(len(missing), len(source), visible_text(source.names[missing[0]])),
     )
     return SelectedVideos(source, selected)
@@ -890,11 +885,11 @@ def _with_generated(source: VideoSource, config: DatasetConfig, seed: int) -> Vi
 def _warn_of_shared_videos(
     train: VideoSource, train_config: DatasetConfig, val: VideoSource, val_config: DatasetConfig
 ) -> None:
-    """Warn if training and validation read videos of the same name from the same place."""
+    """Warn if training and validation read videos with the same name from the same path."""
     roots = [
         Path(c.data_path or c.annotation_file or "").resolve() for c in (train_config, val_config)
     ]
-    # Equal names in different folders are common ("00000") and say nothing.
+    # Equal names in different folders are common ("00000") and no sign of a shared video.
     shared = sorted(set(train.names) & set(val.names))
     if shared and roots[0] == roots[1]:
         logger.warning(

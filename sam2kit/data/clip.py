@@ -23,8 +23,8 @@ class VideoClip:
     Attributes:
         frames: ``[T,3,H,W]`` uint8 RGB; float32 after :func:`sam2kit.data.transforms.normalize`.
         masks: ``[T,O,H,W]`` bool.
-        annotated: ``[T,O]`` bool. False: the frame is unannotated, so the object may be there. An
-            empty mask on an annotated frame says that it is not.
+        annotated: ``[T,O]`` bool. False where the frame is unannotated, so that the object may be
+            visible. An empty mask on an annotated frame means that it is not.
         name: the video's name.
         frame_indices: T positions in the video, from 0.
         object_ids: O object ids from the data set (ints or strings).
@@ -32,7 +32,7 @@ class VideoClip:
         generated: whether the objects are generated instead of annotated.
 
     Raises:
-        ValueError: shapes that disagree.
+        ValueError: the shapes disagree.
     """
 
     frames: Tensor
@@ -90,9 +90,9 @@ class ClipBatch:
         frame_keys: B*T keys of the feature cache, all frames of the first clip first. None
             (default): not computed.
         generated: numbers of the clips whose objects are generated instead of annotated.
-        host: the batch in main memory that :meth:`to` copied to a device, so that prompts can be
-            drawn without waiting for the device. None: the batch is in main memory, or it was made
-            on a device or by ``dataclasses.replace``.
+        host: the batch in main memory from which :meth:`to` made this one, so that prompts can be
+            drawn without waiting for the device. None if this batch is in main memory or was made
+            in another way.
     """
 
     frames: Tensor
@@ -129,7 +129,7 @@ class ClipBatch:
 
     @property
     def first_visible(self) -> Tensor:
-        """``[O]`` int64: the first frame on which each object is visible; T if on none."""
+        """``[O]`` int64: the first frame on which each object is visible; T if never."""
         visible = self.visible
         # argmax of equal values is the first one: the first True, but 0 where there is none.
         first = visible.to(torch.uint8).argmax(0)
@@ -159,7 +159,7 @@ class ClipBatch:
         """Return the batch in memory that other processes can read.
 
         Raises:
-            RuntimeError: there is too little of it.
+            RuntimeError: there is too little shared memory.
         """
         return self._map_tensors(Tensor.share_memory_)
 
@@ -191,7 +191,7 @@ def collate(clips: list[VideoClip], with_keys: bool = False) -> ClipBatch:
         with_keys: set ``frame_keys`` of the batch (:func:`frame_keys`).
 
     Raises:
-        ValueError: no clips, or clips whose frames differ in shape.
+        ValueError: there are no clips, or their frames differ in shape.
     """
     if not clips:
         raise ValueError("collate needs at least one clip")

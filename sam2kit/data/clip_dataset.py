@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from itertools import pairwise
 
@@ -28,8 +29,10 @@ from sam2kit.data.problems import (
     truth_out_of_reach,
 )
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.synthetic.dataset import SyntheticDataset
 from sam2kit.data.transforms import augment, resize_frames, resize_masks
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import plural
 
 # Maximum number of videos checked before training: decoding a mask of 480p takes milliseconds.
 MAX_CHECKED_VIDEOS = 256
@@ -47,25 +50,29 @@ class ClipDataset(Dataset[VideoClip]):
     *First frame.* A clip starts on a frame that shows an object at the size of the clip. In
     validation it is the first such frame of the video. In training it is drawn: first frames are
     tried in random order, those from which a whole clip fits into the video before the others. The
-    first of them that shows ``config.min_objects`` objects is taken. If none of :data:`TRIES` does,
-    the one with the most objects is taken, and if they show none, the next one that does.
+    first one that shows ``config.min_objects`` objects is used. If none of :data:`TRIES` frames
+    does, the one with the most objects is used, or the next frame that shows any object.
 
     *Frames.* The clip continues with every ``config.frame_stride``-th frame. In training, up to
     ``config.max_gap`` further strides are skipped between two frames, as far as the length of the
     video allows. At the end of the video the clip reverses direction (0 1 2 1 0 ... in a video of
     three frames). ``config.short_videos=error`` rejects videos that are shorter than a clip.
 
-    *Sparse annotation.* If none of the frames after the first one is annotated, the clip goes from
-    its first frame to the nearest annotated one instead, later in the video if possible, in equal
-    steps of up to ``config.max_annotation_gap`` frames together; the frames between are tracked
-    without a loss. If the first frame has no annotated neighbour within that distance, another
-    annotated frame is the first one.
+    *Sparse annotation.* If none of the frames after the first one is annotated, the clip instead
+    leads in equal steps to the annotated frame nearest to its first one, later in the video if
+    possible, at most ``config.max_annotation_gap`` frames away; the frames between are tracked
+    without a loss. If there is no annotated frame within that distance, the clip starts on another
+    annotated frame.
 
     *Objects.* A clip contains the objects that are visible on at least one of its frames, except
     those first visible on its last frame, because nothing is left to track (in a clip of one frame,
     all visible objects). If there are more than ``config.max_objects``, training draws that many,
     and validation takes those that are largest on their first visible frame. An object that
     augmentation moves out of all frames counts as not visible.
+
+    *Replay.* If ``config.replay`` is above 0, each training epoch also has generated clips
+    (:class:`~sam2kit.data.synthetic.dataset.SyntheticDataset`), new ones in every epoch, so that
+    this fraction of all its clips is generated. They follow the clips of the source.
 
     A training clip depends only on (seed, epoch, index), a validation clip only on its index.
 
@@ -74,8 +81,8 @@ class ClipDataset(Dataset[VideoClip]):
         config: the keys named above, ``clips_per_video`` and ``augment`` are read. None (default):
             the default configuration.
         training: draw ``clips_per_video`` random clips per video and epoch, or ``epoch_clips``
-            per epoch, and augment them if ``config.augment`` is set. False (default): one fixed
-            clip per video.
+            per epoch, add the generated ones, and augment them if ``config.augment`` is set. False
+            (default): one fixed clip per video.
         seed: 0 or more.
         augmentation: strengths of the augmentation. None (default): the default strengths.
         unannotated: also make clips of unannotated videos, without objects, to inspect them.
@@ -111,6 +118,22 @@ class ClipDataset(Dataset[VideoClip]):
         reading = torch.full((max(config.num_workers, 1), 3), -1)
         self._reading = reading.share_memory_()
         self._report_short_videos()
+        self._replay = self._generated_clips() if training and config.replay else None
+
+    def _generated_clips(self) -> ClipDataset:
+        """Return the generated clips that ``config.replay`` adds to each epoch."""
+        share = self.config.replay
+        count = max(round(self.num_stored * share / (1 - share)), 1)
+        config = replace(
+            self.config,
+            type="synthetic",
+            replay=0.0,
+            synthetic_videos=count,
+            clips_per_video=1,
+            epoch_clips=None,
+        )
+        source = SyntheticDataset.from_config(config, self.seed)
+        return ClipDataset(source, config, True, self.seed, self.augmentation)
 
     def _report_short_videos(self) -> None:
         """Log or reject the videos that are shorter than a clip, in one message for all."""
@@ -147,7 +170,7 @@ class ClipDataset(Dataset[VideoClip]):
     def has_neighbours(self) -> bool:
         """Check whether clips can have masks on two neighbouring frames.
 
-        The videos of :meth:`check_videos` are looked at until there are two such frames.
+        The videos of :meth:`check_videos` are read until two such frames are found.
         """
         config = self.config
         length, stride = config.video_clip_length, config.frame_stride
@@ -179,9 +202,24 @@ class ClipDataset(Dataset[VideoClip]):
         )
 
     def __len__(self) -> int:
+        return self.num_stored + self.num_replayed
+
+    @property
+    def num_stored(self) -> int:
+        """Number of clips per epoch of the videos of the source; the first clips are these."""
         if not self.training:
             return len(self.source)
         return self.config.epoch_clips or len(self.source) * self.config.clips_per_video
+
+    @property
+    def num_replayed(self) -> int:
+        """Number of generated clips per epoch that ``config.replay`` adds."""
+        return 0 if self._replay is None else len(self._replay)
+
+    def epoch_text(self) -> str:
+        """Say how many clips an epoch has, and how many of them ``config.replay`` generates."""
+        text = plural(len(self), "clip")
+        return f"{text}, {self.num_replayed} of them generated" if self.num_replayed else text
 
     @property
     def videos(self) -> str:
@@ -198,10 +236,14 @@ class ClipDataset(Dataset[VideoClip]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the clips of ``epoch``, also in loader processes that are already running."""
         self._epoch.fill_(epoch)
+        if self._replay is not None:
+            self._replay.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> VideoClip:
         if not 0 <= index < len(self):
             raise IndexError(f"clip index {index} is out of range for {len(self)} clips")
+        if self._replay is not None and index >= self.num_stored:
+            return self._replay[index - self.num_stored]
         with errors_from_workers():
             clip = self._clip(index)
             self._record_position(-1, -1)
@@ -209,7 +251,7 @@ class ClipDataset(Dataset[VideoClip]):
 
     def _clip(self, index: int) -> VideoClip:
         """Sample, read and augment one clip, and select its objects."""
-        # Clip after clip goes through all videos, so that part of an epoch covers them evenly.
+        # Consecutive clips cycle through all videos, so that part of an epoch covers them evenly.
         i = index % len(self.source)
         generator = None
         if self.training:
@@ -235,7 +277,7 @@ class ClipDataset(Dataset[VideoClip]):
             return self.source.index_in_epoch(index % count, self.epoch)
         # An epoch continues the round through all videos where the previous epoch ended. The order
         # of a round is random, because a mixture has the positions of each source in one block.
-        cycle, position = divmod(self.epoch * len(self) + index, count)
+        cycle, position = divmod(self.epoch * self.num_stored + index, count)
         order = np.random.default_rng((self.seed, cycle, count)).permutation(count)
         return self.source.index_in_epoch(int(order[position]), cycle)
 
@@ -249,14 +291,15 @@ class ClipDataset(Dataset[VideoClip]):
             self._reading[info.id] = torch.tensor([os.getpid(), i, t])
 
     def being_read(self, pid: int) -> str | None:
-        """Return the frame that a loader process was reading, by file or name.
+        """Return the file or the name of the frame that a loader process was reading.
 
-        None: the process was between two clips, or is not a loader process of this data set.
+        Returns None if the process was between two clips, or is not a loader process of this data
+        set.
         """
         for reader, i, t in self._reading.tolist():
             if reader == pid and i >= 0:
                 return frame_label(self.source, i, t)
-        return None
+        return None if self._replay is None else self._replay.being_read(pid)
 
     def _frames(
         self,
@@ -277,7 +320,7 @@ class ClipDataset(Dataset[VideoClip]):
         start = self._first_frame(i, steps, masks, generator)
         count, stride = self.source.num_frames(i), self.config.frame_stride
         window = regular_window(start, steps.tolist(), count, stride)
-        # The masks of the window are read anyway, so fully annotated videos lose nothing here.
+        # The masks of the window are read anyway, so this costs nothing for fully annotated videos.
         if len(window) == 1 or any(stored(t) is not None for t in window[1:]):
             return window
         annotated = list(self.source.annotated_frames(i))
@@ -437,9 +480,9 @@ class ClipDataset(Dataset[VideoClip]):
 
 
 class ResizedMasks:
-    """Resize the masks of one frame to the size of a clip, each when it is used.
+    """Resize the masks of one frame to the size of a clip, each on first access.
 
-    A clip contains few of many objects, and resizing takes longer than decoding.
+    A clip may contain only a few of many objects, and resizing takes longer than decoding.
 
     Args:
         masks: ``[H,W]`` bool per object.
@@ -467,10 +510,10 @@ class ResizedMasks:
 
 
 def survives_resize(mask: np.ndarray, side: int) -> bool:
-    """Return True if a mask ``[H,W]`` is certainly not empty after it is resized to a square.
+    """Return True only if a mask ``[H,W]`` cannot become empty when it is resized to a square.
 
-    It is not if it contains a rectangle that covers the whole area from which a new pixel is
-    interpolated, wherever this pixel is. Of smaller masks nothing is certain.
+    This holds if the mask contains a rectangle that covers the whole area from which any new pixel
+    is interpolated. Smaller masks may or may not become empty.
     """
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     scales = np.array(mask.shape) / side

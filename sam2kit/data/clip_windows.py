@@ -25,7 +25,7 @@ def regular_window(start: int, steps: Sequence[int], num_frames: int, stride: in
 
 
 def window_to(start: int, target: int, num_frames: int, count: int, stride: int) -> list[int]:
-    """Return ``count`` frame numbers from ``start`` over ``target``, reversing at the ends.
+    """Return ``count`` frame numbers from ``start`` through ``target``, reversing at the ends.
 
     Up to ``target`` they are evenly spaced, as close to the stride as possible.
 
@@ -55,7 +55,7 @@ def nearest_annotated(start: int, annotated: Collection[int], limit: int) -> int
         limit: maximum distance.
 
     Returns:
-        The frame; None: there is none within the limit.
+        The frame, or None if there is none within the limit.
     """
     near = [t for t in annotated if t != start and abs(t - start) <= limit]
     return min(near, key=lambda t: (t < start, abs(t - start))) if near else None
@@ -69,7 +69,7 @@ def count_truth(
     stride: int,
     limit: int,
 ) -> float:
-    """Return how many tracked frames of a clip have a truth, as a mean over clips.
+    """Return the mean number of tracked frames with ground truth per clip.
 
     Args:
         starts: the first frames of the clips: annotated frames that show an object.

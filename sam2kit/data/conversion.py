@@ -62,8 +62,8 @@ def convert(
       than 254 objects per video are rejected. Ids other than 1 to 254 are numbered from 1, and
       ``objects.json`` next to the masks maps the numbers to the ids, which are restored on reading.
     * ``coco-video``: ``annotations.json`` with ``video_id``, ``order_in_video``, ``track_id`` and
-      compressed run lengths, and ``images/VIDEO/FRAME.jpg``. It holds any masks. Unannotated frames
-      have ``"annotated": false``. Void pixels are lost, with a warning.
+      compressed run lengths, and ``images/VIDEO/FRAME.jpg``. It supports any masks. Unannotated
+      frames have ``"annotated": false``. Void pixels are lost, with a warning.
 
     * ``tiff``: stacks ``VIDEO.tif`` with the pixel values as stored, and ``VIDEO_labels.tif``, or a
       folder of that name if some frames are unannotated. ``VIDEO_labels.txt`` names parents.
@@ -74,21 +74,21 @@ def convert(
       Every frame must be annotated.
     * ``cvat``: a task per video, ``VIDEO/annotations.xml`` ("CVAT for video 1.1") with
       ``VIDEO/images/FRAME.jpg``, and ``labels.json``, the definition of the label that CVAT needs
-      to keep the ids. It holds any masks. Void pixels are lost, with a warning.
+      to keep the ids. It supports any masks. Void pixels are lost, with a warning.
 
-    ``tiff``, ``ctc`` and ``nifti`` hold one object per pixel and reject overlapping masks. Only
-    ``tiff`` and ``ctc`` hold parents; they are lost in the others, with a warning.
+    ``tiff``, ``ctc`` and ``nifti`` store one object per pixel and reject overlapping masks. Only
+    ``tiff`` and ``ctc`` store parents; the other formats lose them, with a warning.
 
     Frame files are copied byte for byte; frames from videos are written as PNG. Frames keep their
     names, unless the names contradict their order: then they are renumbered from 00000, with a
-    warning. Videos whose names are no folder names, such as ``cam1/a``, are renamed (``cam1-a``),
-    with a warning. Categories, scores and empty masks are not converted. The output is atomic:
-    ``out`` appears when everything is written.
+    warning. Videos whose names are not valid folder names, such as ``cam1/a``, are renamed
+    (``cam1-a``), with a warning. Categories, scores and empty masks are not converted. The output
+    is atomic: ``out`` appears only when everything is written.
 
     Args:
         what: the videos, as for :func:`~sam2kit.data.build.open_source`.
         out: new or empty folder.
-        to: ``davis`` or ``coco-video``.
+        to: one of the formats above.
         workers: number of processes that write; 0 (default): this process.
 
     Returns:
@@ -117,7 +117,7 @@ def convert(
     if not source.has_masks:
         logger.info("The source has no masks; writing frames only")
     # Written to a sibling folder that is renamed at the end, so that an interrupted conversion is
-    # never taken for a complete one.
+    # never mistaken for a complete one.
     try:
         with unfinished(out) as folder:
             work = partial(WRITERS[to], out=folder)
@@ -136,14 +136,14 @@ def convert(
         if counts[change]:
             logger.warning("Frames {}: {}", change, counts[change])
     if counts["parents"]:
-        logger.warning("Links to parents that {} cannot hold: {}", to, counts["parents"])
+        logger.warning("Links to parents that {} cannot store: {}", to, counts["parents"])
     if counts["numbered videos"]:
         logger.warning("Videos numbered from 01, in their order: {}", len(source))
     return out / COCO_FILE if to == "coco-video" else out
 
 
 class _Renamed(DerivedSource):
-    """Give the videos of another source other names."""
+    """Rename the videos of another source."""
 
     def __init__(self, source: VideoSource, names: list[str]) -> None:
         self.source, self.names = source, names
@@ -157,7 +157,7 @@ class _Renamed(DerivedSource):
 
 
 def _with_folder_names(source: VideoSource) -> VideoSource:
-    """Rename the videos whose names cannot be those of folders, and log it."""
+    """Rename the videos whose names are not valid folder names, and log it."""
     names: dict[str, str] = {}  # new name -> name
     for name in source.names:
         new = name if file_name(name) == name else file_name(name.replace("/", "-"))
@@ -167,7 +167,7 @@ def _with_folder_names(source: VideoSource) -> VideoSource:
     if not renamed:
         return source
     logger.warning(
-        "Videos renamed, because their names are no folder names: {}, such as {} to {}",
+        "Videos renamed, because their names are not valid folder names: {}, such as {} to {}",
         *(len(renamed), visible_text(renamed[0][0]), visible_text(renamed[0][1])),
     )
     return _Renamed(source, list(names))
@@ -186,7 +186,7 @@ def _gather(videos: Iterable[_Written], path: Path | None) -> Counter[str]:
 
     Args:
         videos: the converted videos, with ids that count from 1 within each video.
-        path: the COCO JSON. None: there is none, with target ``davis``.
+        path: the COCO JSON. None for targets without one.
     """
     if path is None:
         return sum((video.counts for video in videos), Counter())
@@ -220,8 +220,8 @@ def _write_davis(source: VideoSource, i: int, out: Path) -> _Written:
         folder = out / "Annotations" / source.name(i)
         folder.mkdir(parents=True)
         stems = [path.stem for path in files]
-        # Most data sets have ids that fit. Where an id does not, the video is written once more,
-        # numbered: an extra pass over all masks to find out beforehand would cost every video.
+        # Most ids fit. If one does not, the video is written again with numbered objects: finding
+        # out beforehand would cost an extra pass over the masks of every video.
         if not _write_palette(source, i, folder, stems, None):
             numbers: dict[ObjectId, int] = {}
             _write_palette(source, i, folder, stems, numbers)
@@ -253,8 +253,8 @@ def _write_palette(
         numbers: pixel value of each object, filled from 1 on. None: the ids are the pixel values.
 
     Returns:
-        False if ``numbers`` is None and an id is not a possible pixel value; files are incomplete
-        then. Otherwise True.
+        False if ``numbers`` is None and an id is not a possible pixel value; the files are
+        incomplete then. Otherwise True.
     """
     for t, name in enumerate(stems):
         masks = source.read_masks(i, t)
@@ -313,7 +313,7 @@ def _write_coco(source: VideoSource, i: int, out: Path) -> _Written:
 
 
 def _write_cvat(source: VideoSource, i: int, out: Path) -> _Written:
-    """Write the frames and the masks of one video as a task of CVAT."""
+    """Write the frames and the masks of one video as a CVAT task."""
     counts, files = _write_frames(source, i, out, "images")
     counts["parents"] = len(source.parents(i))
 
@@ -384,13 +384,13 @@ def _write_nifti(source: VideoSource, i: int, out: Path) -> _Written:
     counts["parents"] = len(source.parents(i))
     geometry = source.geometry(i)
     if geometry is None:
-        logger.info("{}: no spacing is known; 1 mm is written", source.name(i))
+        logger.info("{}: the spacing is unknown; writing 1 mm", source.name(i))
         geometry = VolumeGeometry.from_spacing((1, 1, 1))
     frames = np.stack([source.raw_frame(i, t) for t in range(len(recorder))])
     if frames.ndim == 4:
         if (frames != frames[..., :1]).any():
             raise DataError(
-                f"video {source.name(i)!r} has colours, but a volume holds one number per voxel",
+                f"video {source.name(i)!r} has colours, but a volume stores one number per voxel",
                 hint="convert to tiff, davis or coco-video",
             )
         frames = frames[..., 0]

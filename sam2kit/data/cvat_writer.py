@@ -1,7 +1,7 @@
 """Write masks as a CVAT task in the format "CVAT for video 1.1".
 
 :mod:`sam2kit.data.sources.cvat` describes the format and reads it back. CVAT does not track masks,
-and of a track of masks it imports only the first one. Therefore each mask is a track of one frame,
+and imports only the first mask of a track. Therefore each mask is a track of one frame,
 as in CVAT's own exports, and an attribute of the mask names its object.
 """
 
@@ -20,7 +20,7 @@ from sam2kit.utils.errors import DataError
 
 LABEL = "object"
 _INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
-# What CVAT's "Raw" editor of labels takes: without the attribute, CVAT drops the ids on import.
+# Input for CVAT's "Raw" label editor: without the attribute, CVAT drops the ids on import.
 LABELS_JSON = (
     f'[{{"name": "{LABEL}", "type": "any", "attributes": [{{"name": "{OBJECT_ATTRIBUTE}", '
     '"input_type": "text", "mutable": false, "values": [""], "default_value": ""}]}]\n'
@@ -45,10 +45,10 @@ def write_cvat(
         size: rows and columns of the frames.
         labels: the label of each object in CVAT. None (default), or an object without one:
             :data:`LABEL`.
-        numbers: the number of each frame in CVAT. None (default): they count from 0.
+        numbers: the number of each frame in CVAT. None (default): numbers from 0.
 
     Raises:
-        DataError: XML cannot hold an object id.
+        DataError: XML cannot represent an object id.
     """
     names = {o: _INVALID.sub("_", label) for o, label in (labels or {}).items()}
     root = Element("annotations")
@@ -67,7 +67,7 @@ def write_cvat(
             text = str(object_id)
             if _INVALID.search(text):
                 raise DataError(
-                    f"video {video!r}: XML cannot hold the object id {object_id!r}",
+                    f"video {video!r}: XML cannot represent the object id {object_id!r}",
                     hint="rename the object, or convert to coco-video",
                 )
             label = names.get(object_id, LABEL)

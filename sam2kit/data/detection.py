@@ -1,8 +1,9 @@
 """Detect the layout of a data set from its files, in one place for all commands and widgets.
 
-:data:`DETECTORS` is the table of layouts, in the order in which they are tried. Another format is
-one more function and one more entry. A detector looks at names and, where names do not decide, at
-the beginning of a file. Of pictures that would be frames, a few are decoded: they may be masks.
+:data:`DETECTORS` is the table of layouts, in the order in which they are tried. A new format needs
+one more function and one more entry. A detector checks names and, if these are ambiguous, the
+beginning of a file. A few of the images that would be frames are decoded, because they may be
+masks.
 """
 
 from __future__ import annotations
@@ -43,23 +44,23 @@ from sam2kit.utils.paths import missing, unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
 SAV_KINDS = ("manual", "auto")
-# Folders that never hold videos of their own: masks, lists of videos, and what file servers and
-# archivers leave behind. Compared in lower case; a suffix such as _6fps is ignored.
+# Folders that never contain videos: masks, lists of videos, and leftovers of file servers and
+# archivers. Compared in lower case; a suffix such as _6fps is ignored.
 OTHER_FOLDERS = ("annotations", "masks", "mask", "labels", "imagesets", *SYSTEM_FOLDERS)
 VOLUME_ENDINGS = {"nifti": (".nii", ".nii.gz"), "npz": (".npz",), "dicom": (".dcm",)}
-MAX_FOLDERS = 64  # looked at per level to find volumes
-MAX_LEVELS = 3  # below a folder without data, in which data are searched
+MAX_FOLDERS = 64  # searched per level for volumes
+MAX_LEVELS = 3  # searched for data below a folder that has none
 ROBOFLOW_FILE = "_annotations.coco.json"
 # The beginnings of the files of annotation tools; data/sources cites the formats.
 _CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
 _LABEL_STUDIO = re.compile(rb'^\s*\[\s*\{.*"(annotations|data)"\s*:\s*[\[{]', re.DOTALL)
 _LABELME = re.compile(rb'"shapes"\s*:\s*\[(?:\s*\{\s*"label"|.*"imagePath")', re.DOTALL)
 _YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z)")
-MAX_TOOL_FOLDERS = 5  # subfolders that are looked into for the files of annotation tools
+MAX_TOOL_FOLDERS = 5  # subfolders that are searched for the files of annotation tools
 # Where images of a COCO JSON file are; CVAT exports them to images/default.
 IMAGE_FOLDERS = ("JPEGImages", "images", "frames", "images/default")
 MAX_DECODED = 16  # pictures that are decoded to find masks among them
-HEAD_BYTES = 1 << 16  # read of a JSON file to recognise it
+HEAD_BYTES = 1 << 16  # read from a JSON file to recognise it
 _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"\s*:\s*[\[{]')
 
 
@@ -84,7 +85,7 @@ class Layout:
 
 
 class Candidate:
-    """Give detectors the names in a directory, which is listed once.
+    """List a directory once for all detectors.
 
     Args:
         path: an existing file or directory.
@@ -96,7 +97,7 @@ class Candidate:
 
     @cached_property
     def listing(self) -> Listing:
-        """All visible files, directories and the rest of the directory."""
+        """The files, directories and other entries of the directory."""
         return list_folder(self.path, ("",)) if self.is_folder else Listing([], [], [])
 
     def files(self, endings: tuple[str, ...]) -> list[str]:
@@ -143,10 +144,10 @@ Detector = Callable[[Candidate], Layout | None]
 
 
 def detect_layout(path: str | Path) -> Layout:
-    """Detect how the data at a path are to be read.
+    """Detect the layout of the data at a path.
 
     The first detector of :data:`DETECTORS` that recognises the path decides. A directory that mixes
-    kinds of data is rejected, because part of it would be ignored otherwise.
+    kinds of data is rejected, because otherwise part of it would be ignored.
 
     Args:
         path: a file or directory.
@@ -167,12 +168,12 @@ def detect_layout(path: str | Path) -> Layout:
     archives = [path / name for name in sorted(candidate.listing.files) if unpack_hint(name)]
     if archives and not candidate.listing.folders:
         raise DataError(
-            f"{path} holds {_examples([p.name for p in archives], 'archive')}, and nothing to read",
+            f"{path} has no data to read, only {_examples([p.name for p in archives], 'archive')}",
             hint=unpack_hint(archives[0]),
         )
     if stacks := candidate.files(STACK_ENDINGS):
         raise DataError(
-            f"{path} holds {_examples(stacks, 'file')} of a format that is not read",
+            f"{path} holds {_examples(stacks, 'file')} in an unsupported format",
             hint="convert microscopy to OME-TIFF, for example with Fiji or bfconvert, and volumes "
             "to NIfTI",
         )
@@ -185,7 +186,7 @@ def detect_layout(path: str | Path) -> Layout:
 
 
 def _name_other_folder(path: Path) -> None:
-    """Raise an error that names the folder to give, if it is above or below a path without data."""
+    """Raise an error with the right folder if the data is above or below a path without data."""
     others: list[tuple[Path, Layout]] = []
     if is_mask_folder(path.resolve().name) or is_frame_folder(path.resolve().name):
         outer = Path(os.path.normpath(path / ".."))
@@ -198,7 +199,7 @@ def _name_other_folder(path: Path) -> None:
         more = f", or another of the {count} folders with data in it" if count > 1 else ""
         raise DataError(
             f"{path} holds no videos itself, but {folder} does ({layout.reason})",
-            hint=f"give {folder}{more}",
+            hint=f"use {folder}{more}",
         )
 
 
@@ -218,7 +219,7 @@ def _first_layout(candidate: Candidate) -> Layout | None:
 def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
     """Return the directories with data in a directory that holds none itself.
 
-    The directories of one level are looked at before those of the next one.
+    The directories of one level are searched before those of the next one.
     """
     folders = [root]
     for _ in range(MAX_LEVELS):
@@ -231,13 +232,13 @@ def _inner_layouts(root: Path) -> list[tuple[Path, Layout]]:
 
 
 def _reject_label_videos(layout: Layout) -> None:
-    """Raise if a stack, a volume or a video file that would be a video looks like labels."""
+    """Raise if a stack, volume or video file that would be read as a video looks like labels."""
     if layout.data_path is None:
         return
     path = find_label_video(layout.type, layout.data_path)
     if path is not None:
         raise DataError(
-            f"{path} would be a video, but looks like labels: it has flat areas of whole numbers",
+            f"{path} looks like labels, not like a video: it has flat areas of whole numbers",
             key="dataset.masks_path",
             value=None,
             expected="the folder of the labels",
@@ -388,7 +389,7 @@ def has_pages_or_depth(path: Path) -> bool:
 def archive(candidate: Candidate) -> Layout | None:
     """Reject an archive, and say how to unpack it."""
     if not candidate.is_folder and (hint := unpack_hint(candidate.path)):
-        raise DataError(f"{candidate.path} is an archive, which is not read", hint=hint)
+        raise DataError(f"{candidate.path} is an archive, which cannot be read", hint=hint)
     return None
 
 
@@ -411,7 +412,7 @@ def tool_folder(candidate: Candidate) -> Layout | None:
     path = candidate.path
     if not candidate.is_folder:
         return None
-    # Videos usually have a folder each, of which there may be thousands.
+    # Each video usually has a folder, and there may be thousands of them.
     inner = sorted(candidate.listing.folders)[:MAX_TOOL_FOLDERS]
     for folder in [path, *(path / name for name in inner)]:
         listing = candidate.listing if folder == path else list_folder(folder, ("",))
@@ -445,7 +446,7 @@ def _json_of_tools(path: Path, folder: Path, names: list[str]) -> Layout | None:
 
 
 def _yolo(candidate: Candidate) -> Layout | None:
-    """Recognise YOLO by ``labels`` with text files, or by text files of the names of images."""
+    """Recognise YOLO by ``labels`` with text files, or by text files named like images."""
     path = candidate.path
     labels = [path / "labels", *(path / name / "labels" for name in candidate.data_folders)]
     for folder in labels[: MAX_TOOL_FOLDERS + 1]:
@@ -611,7 +612,7 @@ def _reject_masks(root: Path, frames: list[Path]) -> None:
     if masks:
         one_folder = {path.parent for path in frames} == {root}
         raise DataError(
-            f"{masks[0]} would be a frame, but looks like a mask: it has few values",
+            f"{masks[0]} looks like a mask, not like a frame: it has few distinct values",
             key="dataset.masks_path",
             value=None,
             expected="the folder of the masks",
@@ -663,7 +664,7 @@ def frame_folders(candidate: Candidate) -> Layout | None:
     middle = [f / inner[len(inner) // 2] for f, inner in zip(folders, frames, strict=True) if inner]
     _reject_masks(candidate.path, middle)
     reason = _examples(names, "folder")
-    return Layout("video", f"{reason}, with the frames of a video each", candidate.path)
+    return Layout("video", f"{reason}, each with the frames of one video", candidate.path)
 
 
 DETECTORS: tuple[Detector, ...] = (

@@ -2,7 +2,7 @@
 
 They serve as augmentation (``augmentation.thermal``, ``augmentation.endoscopy``) and to make data
 sets of another domain from videos with masks, so that adaptation can be measured. They imitate the
-look only: a real thermal or endoscopic video has other objects and another motion.
+look only: a real thermal or endoscopic video has different objects and motion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def thermal_filter(generator: np.random.Generator) -> Filter:
     """Draw a thermal-like filter: grey, soft, noisy, of low contrast, with column stripes.
 
     The grey value is a random mixture of the colours, often with reversed polarity, because
-    temperature says little about colour. The gain drifts slowly, as cameras adapt to the scene.
+    temperature and colour are hardly related. The gain drifts slowly, as cameras adapt to the
+    scene.
 
     Args:
         generator: draws everything that is the same for all frames of a video.
@@ -101,7 +102,7 @@ DOMAINS: dict[str, Callable[[np.random.Generator], Filter]] = {
 
 
 class FilteredVideos(DerivedSource):
-    """Filter the frames of another source, to make a data set of another domain; masks stay.
+    """Filter the frames of another source, to make data of another domain; masks do not change.
 
     The filter of a video depends only on the seed and the name of the video.
 
@@ -120,7 +121,7 @@ class FilteredVideos(DerivedSource):
                 key="domain",
                 value=domain,
                 expected=f"one of {', '.join(DOMAINS)}",
-                hint="docs/data.md describes the domains",
+                hint="docs/clips.md describes the domains",
             )
         self.source, self.domain, self.seed = source, domain, seed
         self.names = list(source.names)

@@ -1,4 +1,4 @@
-"""Fingerprint the content of videos, to detect that frames or masks were changed or exchanged."""
+"""Fingerprint the content of videos, to detect that frames or masks were changed or replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def file_stamps(source: VideoSource, i: int) -> str | None:
     """Hash the names, sizes and modification times of the files of a video.
 
     Returns:
-        None if not all of its frames and masks have files of their own.
+        The hash; None if a frame or mask has no file of its own.
     """
     paths: list[Path] = []
     num_mask_files = 0
@@ -45,8 +45,8 @@ def content(source: VideoSource, i: int) -> str:
 def sampled_content(source: VideoSource) -> str:
     """Hash the sizes of the files of all videos, and the content of evenly spaced frames.
 
-    It is the same after a data set was moved or copied. In data sets of more than
-    :data:`SAMPLED_FRAMES` frames, some changes that keep the sizes of all files are missed.
+    The hash does not change if a data set is moved or copied. In data sets of more than
+    :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go undetected.
     Generated videos depend on the configuration alone; they are not read.
     """
     if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
@@ -67,7 +67,7 @@ def _spaced(frames: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
 
 
 def _readable_frame(source: VideoSource, i: int, t: int) -> str:
-    """Hash a frame; one that cannot be read is reported where training needs it."""
+    """Hash a frame; an unreadable frame is reported later, when training needs it."""
     try:
         return _hash(_frame(source, i, t))
     except (SAM2KitError, OSError):

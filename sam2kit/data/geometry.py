@@ -1,4 +1,4 @@
-"""Describe how the frames of a video lie in a volume, and convert between the two."""
+"""Map the frames of a video to the slices of a volume and back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 class VolumeGeometry:
     """Map the frames of a video to the voxels of a volume.
 
-    Frames are the slices along one axis of the volume. Of the other two axes the first one is the
-    columns of a frame and the second one its rows, as NIfTI viewers show slices.
+    Frames are the slices along one axis of the volume. The first of the other two axes gives the
+    columns of a frame and the second one its rows, as in NIfTI viewers.
 
     Attributes:
         affine: ``[4,4]``, voxel indices to mm in RAS+ coordinates, as in NIfTI.

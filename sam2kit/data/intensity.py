@@ -22,8 +22,8 @@ class IntensityRule:
     """The rule that maps the values of a video to uint8.
 
     Attributes:
-        window: the values that become 0 and 255. None (default): the percentiles decide, and
-            frames of 8 bits stay as they are.
+        window: the values that become 0 and 255. If None (default), the percentiles are used, and
+            8-bit frames are not changed.
         percentiles: percentiles of the values of a video that become 0 and 255.
     """
 
@@ -45,7 +45,7 @@ DEFAULT_RULE = IntensityRule()
 class VideoScaler:
     """Scale the frames of the videos of one source to uint8.
 
-    The range of a video is computed when its first frame is read, and is then kept. It depends
+    The range of a video is computed when its first frame is read, and is then reused. It depends
     only on the rule and on the video, so that training, evaluation and tracking scale alike. The
     main process logs it.
 
@@ -76,7 +76,7 @@ class VideoScaler:
             num_frames: number of frames of the video.
             name: name of the video in the log.
             window: the window that the file itself recommends, which the rule's window overrides.
-                None (default): it recommends none.
+                None (default): no recommendation.
 
         Raises:
             DataError: ``frame`` is not numeric, no sampled value is finite, or the video has frames
@@ -140,7 +140,7 @@ def sampled_range(
     if not values.size:
         raise DataError(
             f"{visible_text(name)} has no finite value in {count} of its {num_frames} frames",
-            hint="repair the file; NaN and infinity cannot be shown",
+            hint="repair the file; NaN and infinity cannot be displayed",
         )
     low, high = np.percentile(values, percentiles)
     if low == high:  # fewer bright pixels than the percentile leaves out
@@ -150,8 +150,8 @@ def sampled_range(
 
 def _mixed_depths(name: str) -> DataError:
     return DataError(
-        f"{visible_text(name)} has frames of 8 bits and frames of more, and the values of one kind "
-        "say nothing about those of the other",
+        f"{visible_text(name)} has frames of 8 bits and frames of more bits, whose values have no "
+        "common range",
         hint="save all frames of a video with the same number of bits, or set "
         "dataset.intensity_window to the range of all frames",
     )

@@ -11,7 +11,7 @@ from sam2kit.data.pictures import opened
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.utils.errors import DataError
 
-MAX_LABELS = 2000  # more are a picture, not labels
+MAX_LABELS = 2000  # an image with more values is no label image
 
 
 def read_label_image(file: str | Path | bytes, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:

@@ -17,14 +17,14 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.text import visible_text
 
-MAX_LABEL = 65_535  # of 16-bit label images, which all tools of the field read
+MAX_LABEL = 65_535  # of 16-bit label images, which all common tools read
 
 
 class LabelRecorder:
     """Record the masks of one video as label images, compressed in memory, frame by frame.
 
-    Objects are numbered in the order in which they appear; :meth:`labels` returns the labels to
-    write instead.
+    Objects are numbered in the order in which they appear; :meth:`labels` maps them to the labels
+    that are written.
 
     Args:
         video: name of the video in errors.
@@ -92,7 +92,7 @@ class LabelRecorder:
         return [frame is not None for frame in self._frames]
 
     def labels(self) -> dict[ObjectId, int]:
-        """Return the label of each object: its id if all ids are possible labels, else from 1."""
+        """Return the label of each object: its id if all ids are valid labels, else from 1."""
         if all(type(o) is int and 0 < o <= MAX_LABEL for o in self._numbers):
             return {o: int(o) for o in self._numbers}
         return dict(self._numbers)
@@ -125,7 +125,7 @@ class LabelRecorder:
 
 
 def names_of(labels: Mapping[ObjectId, int]) -> dict[int, ObjectId]:
-    """Return the ids of labels that are not the labels themselves."""
+    """Return the object ids that differ from their labels, by label."""
     return {label: o for o, label in labels.items() if o != label}
 
 
@@ -161,12 +161,12 @@ def write_tiff_labels(
 
 
 def write_label_names(path: Path, labels: Mapping[ObjectId, int]) -> None:
-    """Write the ids of labels that are not the labels themselves, if there are any, as JSON."""
+    """Write the object ids that differ from their labels, if any, as JSON."""
     _write_names(path, names_of(labels))
 
 
 def _write_names(path: Path, names: Mapping[int, ObjectId]) -> None:
-    path.unlink(missing_ok=True)  # of earlier results
+    path.unlink(missing_ok=True)  # from earlier results
     if names:
         write_text(path, json.dumps(names))
 
@@ -208,7 +208,7 @@ def write_ctc_labels(
                 names[label] = object_id
     if max(tracks, default=0) > MAX_LABEL:
         raise DataError(
-            f"{visible_text(recorder.video)} has more tracks than 16-bit label images hold, "
+            f"{visible_text(recorder.video)} has more tracks than 16-bit label images can hold, "
             f"{MAX_LABEL}",
             hint="convert to coco-video",
         )
@@ -255,7 +255,7 @@ def write_nifti_labels(recorder: LabelRecorder, path: Path, geometry: VolumeGeom
     Args:
         recorder: the masks; every frame must be annotated.
         path: the file, ``.nii`` or ``.nii.gz``.
-        geometry: how the frames lie in the volume.
+        geometry: the position of the frames in the volume.
 
     Raises:
         DataError: a frame is unannotated.
@@ -264,7 +264,7 @@ def write_nifti_labels(recorder: LabelRecorder, path: Path, geometry: VolumeGeom
         raise DataError(
             f"{visible_text(recorder.video)}: frame {recorder.annotated.index(False)} is "
             "unannotated, which a label volume cannot represent",
-            hint="convert to tiff or coco-video, which keep this",
+            hint="convert to tiff or coco-video, which support unannotated frames",
         )
     labels = recorder.labels()
     frames = np.stack([image for image in recorder.images(labels) if image is not None])
@@ -333,7 +333,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if image.ndim == 3 and image.shape[2] != 3:
         raise DataError(
-            f"the frames have {image.shape[2]} channels, and {path.name} holds one or three",
+            f"the frames have {image.shape[2]} channels, but {path.name} can store one or three",
             key="dataset.stack_channels",
             hint="choose one channel, such as dataset.stack_channels=[0]",
         )

@@ -45,9 +45,9 @@ def read_tracks(path: Path) -> dict[int, Track]:
                 raise ValueError
         except ValueError as error:
             raise DataError(
-                f"{path}, line {number}: {visible_text(line[:80])!r} is no track",
-                hint="a line has four numbers, label, first frame, last frame and label of the "
-                "parent or 0, and each label has one line",
+                f"{path}, line {number}: {visible_text(line[:80])!r} is not a track",
+                hint="write four numbers per line: label, first frame, last frame, and label "
+                "of the parent or 0; each label needs one line",
             ) from error
         tracks[label] = Track(begin, end, parent)
     for label, track in tracks.items():

@@ -35,8 +35,8 @@ class EpochSampler(Sampler[int]):
         dataset: the clips; its epoch is used.
         shuffle: shuffle by (seed, epoch). False: in the order of the data set.
         seed: 0 or more.
-        done: (epoch, number of clips): in this epoch, that many clips were consumed before the run
-            was interrupted, and are skipped.
+        done: epoch, and number of its clips that were consumed before the run was interrupted and
+            are skipped.
         share: (rank, world size): each rank yields every world-size-th clip. All ranks yield
             equally many; if the clips do not divide evenly, the first ones are repeated.
     """
@@ -87,7 +87,7 @@ def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
 
     Args:
         config: ``batch_size``, ``num_workers`` and the size of a clip are read.
-        processes: number of trainings that share the memory, one per device.
+        processes: number of training processes that share the memory, one per device.
 
     Raises:
         DataError: the frames and the masks of one object do not fit; more objects need more.

@@ -24,7 +24,7 @@ SHARED_MEMORY_HINT = (
     "set dataset.num_workers=0, or a smaller dataset.batch_size, dataset.video_clip_length or "
     "dataset.image_size; in a container, start it with more shared memory: docker run --shm-size=8g"
 )
-# Each process gets at least this many videos; for fewer, its start does not pay.
+# Each process gets at least this many videos; starting one for fewer is not worthwhile.
 MIN_VIDEOS_PER_PROCESS = 4
 
 
@@ -93,10 +93,10 @@ class ProcessLoader(DataLoader[T]):
 
 
 def _complete_iterators(error: BaseException) -> None:
-    """Let iterators whose processes could not all be started end those that were.
+    """Let iterators that could not start all of their processes stop those that they started.
 
-    PyTorch sets these attributes when all processes have started. Its destructor needs them; it
-    would print a traceback and leave the processes.
+    PyTorch sets these attributes when all processes have started. Without them, its destructor
+    prints a traceback and leaves the processes running.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator: Any = frame.f_locals.get("self")

@@ -1,4 +1,4 @@
-"""Read picture files: frames as colours, masks as the values that are stored.
+"""Read picture files: frames as colours, masks as stored values.
 
 All sources read pictures here, so that limits, orientation and errors are the same for all of them.
 """
@@ -142,7 +142,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         changed = path.stat().st_mtime_ns
     except OSError:
-        changed = 0  # opening the file says what is wrong with it
+        changed = 0  # opening the file raises the error
     return _upright_size(path, changed)
 
 
@@ -170,7 +170,7 @@ def is_partly_damaged(path: Path) -> bool:
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         return False
     data = path.read_bytes()
-    # A kind of JPEG that FFmpeg cannot decode at all says nothing about damage.
+    # If FFmpeg cannot decode this kind of JPEG at all, damage cannot be detected.
     return _ffmpeg_decodes(data, {}) and not _ffmpeg_decodes(data, {"err_detect": "explode"})
 
 

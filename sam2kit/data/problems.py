@@ -35,12 +35,12 @@ def nothing_visible(name: str, count: int, image_size: int) -> DataError:
 
 
 def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = ()) -> DataError:
-    """Make the error for data without any masks, if no generated objects are asked for.
+    """Make the error for data without any masks, if generated objects are not enabled.
 
     Args:
         where: the data set.
         section: its section of the configuration.
-        remarks: those of the source: the first file that is not read may be the masks.
+        remarks: the remarks of the source: the first unread file may contain the masks.
     """
     unread = next((r for r in remarks if r.kind == IGNORED), None)
     candidate = f" (not read: {unread.where})" if unread else ""
@@ -58,25 +58,26 @@ def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = (
 def truth_out_of_reach(
     name: str, annotated: Sequence[int], shown: Sequence[int], limit: int
 ) -> DataError:
-    """Make the error for a video of which no clip has an annotated frame after the prompted one.
+    """Make the error for a video in which no clip has ground truth after the prompted frame.
 
     Args:
         name: name of the video.
         annotated: its annotated frames, sorted.
-        shown: those that show an object, at least one.
+        shown: annotated frames that show an object, at least one.
         limit: value of ``dataset.max_annotation_gap``.
     """
     listed = ", ".join(map(str, annotated[:MAX_LISTED])) + ", ..." * (len(annotated) > MAX_LISTED)
     more = "annotate another frame of this video, or remove the video from the split"
     if len(annotated) < 2:
         return DataError(
-            f"video {name!r}: only frame {listed} is annotated, so no tracked frame has a truth",
+            f"video {name!r}: only frame {listed} is annotated, so no tracked frame has "
+            "ground truth",
             hint=more,
         )
     gap = min(abs(u - t) for t in shown for u in annotated if u != t)
     return DataError(
         f"video {name!r}: its annotated frames {listed} are too far apart, so no tracked frame has "
-        "a truth",
+        "ground truth",
         key="dataset.max_annotation_gap",
         value=limit,
         expected=f"at least {gap}",

@@ -1,4 +1,4 @@
-"""Write the masks of a tracked video in the form in which its data came."""
+"""Write the masks of a tracked video in the format of its data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sam2kit.data.sources.tiff import TiffDataset
 from sam2kit.utils.files import atomic_write, write_text
 
 LABELS = "labels"  # directory of stacks, volumes and XML files in a result folder
-LABEL_IMAGES = ("tiff", "ctc", "nifti")  # forms with one object per pixel
+LABEL_IMAGES = ("tiff", "ctc", "nifti")  # formats with one object per pixel
 
 
 def result_form(source: VideoSource, i: int) -> str | None:
-    """Return the form of the results of video ``i``.
+    """Return the format of the results of video ``i``.
 
     It is ``tiff``, ``ctc``, ``nifti``, ``cvat`` or None.
     """
@@ -47,7 +47,7 @@ def cvat_file(folder: Path, name: str) -> Path:
 def write_cvat_results(
     content: Mapping[str, Any], video: str, source: VideoSource, i: int, path: Path
 ) -> None:
-    """Write the masks of a tracked video as a task of CVAT.
+    """Write the masks of a tracked video as a CVAT task.
 
     Objects and frames keep their labels and numbers if the video comes from CVAT.
 
@@ -85,7 +85,7 @@ def write_cvat_results(
 def write_in_form(
     recorder: LabelRecorder, source: VideoSource, i: int, folder: Path, name: str
 ) -> Path:
-    """Write the masks of a tracked video in the form of its source.
+    """Write the masks of a tracked video in the format of its source.
 
     Args:
         recorder: the masks. Frames that were not tracked are written without objects.

@@ -12,7 +12,7 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MAX_PIXELS
 
 # COCO's compressed run lengths: each number is one to eight groups of five bits, lowest group
-# first, stored as characters from "0" on. The sixth bit says that another group follows.
+# first, stored as characters from "0" on. The sixth bit means that another group follows.
 _COUNTS = re.compile("(?:[P-o]{0,7}[0-O])*")
 
 
@@ -67,9 +67,7 @@ def decode_mask(runs: Any, size: tuple[int, ...] | None = None) -> np.ndarray:
 def _run_lengths(text: str) -> np.ndarray:
     """Decode COCO's compressed text to ``[N]`` int64 (the format of ``maskApi.c``)."""
     if not _COUNTS.fullmatch(text):
-        raise ValueError(
-            f"its counts {text[:20]!r} are not COCO's: cut off, or with invalid characters"
-        )
+        raise ValueError(f"its counts {text[:20]!r} are truncated or contain invalid characters")
     groups = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     # All numbers are decoded at once, without a Python loop over the groups.
     last = np.flatnonzero(groups & 32 == 0)  # position of the last group of each number
@@ -100,7 +98,7 @@ def decode(segmentation: Any, size: tuple[int, int] | None, where: str) -> np.nd
             return _fill(segmentation, size)
         return decode_mask(segmentation, size)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        problem = f"has no {error}" if isinstance(error, KeyError) else f"cannot be used: {error}"
+        problem = f"has no {error}" if isinstance(error, KeyError) else f"is invalid: {error}"
         raise DataError(
             f"{where}: 'segmentation' {problem}", hint="export the annotation again"
         ) from error

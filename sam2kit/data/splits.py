@@ -2,8 +2,8 @@
 
 Which videos are held out depends on their names alone, not on a seed or on the other videos: the
 hash of a name is a position from 0 to 1, and the videos with the lowest positions validate. A run
-stores its assignment with hashes of some frames, so that a video is recognised after it was renamed
-or copied.
+stores its assignment with hashes of some frames, so that a video is recognised even if it was
+renamed or copied.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sam2kit.utils.readers import check_types, read_json
 SPLITS_FILE = "splits.json"
 SCHEMA_VERSION = 1
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
-# Frames whose pixels identify a video. A copy that was cut at its end has the first of them too.
-# Videos of large data sets are identified by the first few of this list.
+# Indices of the frames whose pixels identify a video. A truncated copy still has the first of them.
+# In large data sets, only the first few are used.
 HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
-MAX_DECODED = 256  # frames of a data set that are decoded for this, but two per video
+MAX_DECODED = 256  # frames per data set to decode for this, but at least two per video
 MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
 
 
@@ -55,31 +55,31 @@ class SplitVideo:
 
     Attributes:
         name: its name in its data set.
-        frames: index of its first frame in the film, and after its last one. A film is the video
-            before it was split by time.
-        content: hashes of some frames of the film. Empty if no frame identifies it, because all
-            have a single colour, or if the data set is too large: the name identifies it then.
+        frames: index of its first frame in the full video, and index after its last one. The full
+            video is the video before it was split by time.
+        content: hashes of some frames of the full video. Empty if all frames have a single colour,
+            or if the data set is too large; then the name identifies the video.
     """
 
     name: str
     frames: tuple[int, int]
     content: tuple[str, ...] = ()
 
-    def same_film(self, other: SplitVideo) -> bool:
-        """Return whether both are of one film, or of one film and a copy with fewer frames."""
+    def same_video(self, other: SplitVideo) -> bool:
+        """Return whether both belong to the same full video, or to copies of different length."""
         ours, theirs = set(self.content), set(other.content)
         if not ours or not theirs:
             return self.name == other.name
         return len(ours & theirs) == min(len(ours), len(theirs))
 
     def overlaps(self, other: SplitVideo) -> bool:
-        """Return whether both have a frame of one film; two parts of a film have none."""
+        """Return whether both share frames of a full video; two parts of one video share none."""
         (start, stop), (other_start, other_stop) = self.frames, other.frames
-        return start < other_stop and other_start < stop and self.same_film(other)
+        return start < other_stop and other_start < stop and self.same_video(other)
 
 
-class _Films:
-    """Find videos by their film."""
+class _VideoLookup:
+    """Find videos by their full video."""
 
     def __init__(self, videos: Iterable[SplitVideo]) -> None:
         self._by_key: dict[str, list[SplitVideo]] = defaultdict(list)
@@ -87,21 +87,21 @@ class _Films:
             for key in (*video.content, f"name {video.name}"):
                 self._by_key[key].append(video)
 
-    def same_film(self, video: SplitVideo) -> Iterator[SplitVideo]:
+    def same_video(self, video: SplitVideo) -> Iterator[SplitVideo]:
         keys = (*video.content, f"name {video.name}")
         candidates = dict.fromkeys(v for key in keys for v in self._by_key.get(key, ()))
-        return (v for v in candidates if v.same_film(video))
+        return (v for v in candidates if v.same_video(video))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Which videos a run trains on, validates on (which selects its checkpoint) and tests on.
+    """The videos that a run trains on, validates on (to select its checkpoint) and tests on.
 
     Attributes:
         train, validation, test: the videos of the run.
         trained_before: videos that the weights from which the run started were trained on.
-        seed: the held-out videos are drawn with this seed, as versions without stored splits did.
-            None (default): the rule of :func:`assign`.
+        seed: draw the held-out videos with this seed, as versions without stored splits did. If
+            None (default), use the rule of :func:`assign`.
     """
 
     train: tuple[SplitVideo, ...] = ()
@@ -111,20 +111,20 @@ class Splits:
     seed: int | None = field(default=None, compare=False)
 
     @cached_property
-    def _films(self) -> dict[str, _Films]:
+    def _lookups(self) -> dict[str, _VideoLookup]:
         trained = {TRAIN: (*self.train, *self.trained_before)}
-        return {part: _Films(v) for part, v in (self._parts() | trained).items()}
+        return {part: _VideoLookup(v) for part, v in (self._parts() | trained).items()}
 
     def _parts(self) -> dict[str, tuple[SplitVideo, ...]]:
         return {TRAIN: self.train, VALIDATION: self.validation, TEST: self.test}
 
     def assigned(self, source: VideoSource) -> dict[int, str]:
-        """Return the part, of :data:`PARTS`, of each video of a source that these splits name."""
+        """Return the part (see :data:`PARTS`) of each video of a source, for known videos."""
         if not any(self._parts().values()) and not self.trained_before:
             return {}
         parts = {}
         for i, video in zip(_stored(source), describe(source), strict=True):
-            matches = [(p, v) for p, films in self._films.items() for v in films.same_film(video)]
+            matches = [(p, v) for p, seen in self._lookups.items() for v in seen.same_video(video)]
             # A data set may have copies of a video in two parts.
             matches.sort(key=lambda match: match[1].name != video.name)
             if matches:
@@ -132,18 +132,18 @@ class Splits:
         return parts
 
     def trained_on(self, videos: Iterable[SplitVideo]) -> list[tuple[SplitVideo, SplitVideo]]:
-        """Return the videos that were trained on, each with the training video that it repeats."""
+        """Return the videos that were trained on, each with the training video it repeats."""
         return self._repeated(TRAIN, videos)
 
     def selected_on(self, videos: Iterable[SplitVideo]) -> list[tuple[SplitVideo, SplitVideo]]:
-        """Return the videos on which the checkpoint was selected, as :meth:`trained_on`."""
+        """Return the videos on which the checkpoint was selected; see :meth:`trained_on`."""
         return self._repeated(VALIDATION, videos)
 
     def _repeated(
         self, part: str, videos: Iterable[SplitVideo]
     ) -> list[tuple[SplitVideo, SplitVideo]]:
-        films = self._films[part]
-        pairs = ((v, next(filter(v.overlaps, films.same_film(v)), None)) for v in videos)
+        known = self._lookups[part]
+        pairs = ((v, next(filter(v.overlaps, known.same_video(v)), None)) for v in videos)
         return [(video, repeated) for video, repeated in pairs if repeated is not None]
 
     def continued(self) -> Splits:
@@ -223,18 +223,19 @@ def assign(
     test: float,
     known: Mapping[int, str] | None = None,
 ) -> list[str]:
-    """Assign each of some videos to a part, by the hash of its name.
+    """Assign each video to a part by the hash of its name.
 
-    The hash is a position from 0 to 1. Videos below ``validation`` validate, videos from
-    ``1 - test`` on test. So a video keeps its part when videos are added or removed. Only where a
-    part would have none, less than half or more than twice its share, the next videos in the order
-    of the positions join or leave it.
+    The hash is a position from 0 to 1. Videos at positions below ``validation`` validate, videos at
+    positions from ``1 - test`` on test, so a video keeps its part when other videos are added or
+    removed. Only if a part would be empty, or get less than half or more than twice its share, the
+    videos at the next positions are moved into or out of it.
 
     Args:
         names: names of the videos.
-        validation: share of the videos to validate on, 0 to 1; 0: none.
-        test: share of the videos to test on, 0 to 1; 0: none.
-        known: part of the videos, by index, that an earlier run has assigned. None (default): none.
+        validation: share of the videos to validate on, 0 to 1; 0: no videos.
+        test: share of the videos to test on, 0 to 1; 0: no videos.
+        known: part that an earlier run assigned, by index of the video. None (default): no earlier
+            run.
 
     Returns:
         An item of :data:`PARTS` per video.
@@ -292,25 +293,25 @@ def describe(source: VideoSource) -> list[SplitVideo]:
     stored = _stored(source)
     frames_each = min(max(MAX_DECODED // max(len(stored), 1), 2), len(HASHED_FRAMES))
     if len(stored) > MAX_HASHED_VIDEOS:
-        logger.info("{} videos are too many to hash; names identify them", len(stored))
+        logger.info("{} videos are too many to hash; identifying them by name", len(stored))
         frames_each = 0
     videos = []
     for i in stored:
-        film, k, start = _film(source, i)
-        content = _hashes(film, k, frames_each)
+        full, k, start = _full_video(source, i)
+        content = _hashes(full, k, frames_each)
         frames = start, start + source.num_frames(i)
         videos.append(SplitVideo(source.names[i], frames, content))
     return videos
 
 
 def _stored(source: VideoSource) -> list[int]:
-    """Return the indices of the videos that are not generated as a whole."""
-    films = ((i, *_film(source, i)) for i in range(len(source)))
-    return [i for i, film, k, _ in films if film.index_in_epoch(k, 1) < len(film)]
+    """Return the indices of the videos that are not entirely generated."""
+    videos = ((i, *_full_video(source, i)) for i in range(len(source)))
+    return [i for i, full, k, _ in videos if full.index_in_epoch(k, 1) < len(full)]
 
 
-def _film(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
-    """Return the film of video ``i``: its source, its index, and the video's first frame in it."""
+def _full_video(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
+    """Return source and index of the full video of video ``i``, and its first frame in it."""
     start = 0
     while isinstance(source, DerivedSource | CompositedDataset):
         if isinstance(source, FrameRange):
@@ -319,16 +320,16 @@ def _film(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
     return source, i, start
 
 
-def _hashes(film: VideoSource, i: int, count: int) -> tuple[str, ...]:
-    """Hash the pixels of up to ``count`` frames of a film, without those of a single colour."""
-    last = film.num_frames(i) - 1
+def _hashes(full: VideoSource, i: int, count: int) -> tuple[str, ...]:
+    """Hash the pixels of up to ``count`` frames of a full video that have several colours."""
+    last = full.num_frames(i) - 1
     hashes = []
     for t in [t for t in HASHED_FRAMES if t <= last][:count]:
         try:
-            pixels = film.read_frame(i, t)
+            pixels = full.read_frame(i, t)
         except (SAM2KitError, OSError):
             continue  # a frame that cannot be read is reported where it is needed
-        # Black frames are in many videos.
+        # Many videos contain black frames.
         if (pixels != pixels[0, 0]).any():
             digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
             digest.update(np.ascontiguousarray(pixels).tobytes())

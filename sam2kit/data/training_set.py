@@ -83,15 +83,16 @@ class AcceptedFrame:
 
 
 class TrainingSetSummary(NamedTuple):
-    """What :func:`add_to_training_set` did.
+    """The result of :func:`add_to_training_set`.
 
     Attributes:
         folder: the training set.
         video: name of the video in it.
         written: number of frames that the set did not have before.
         replaced: number of frames whose masks changed.
-        unchanged: number of frames that the set has with the same masks already.
-        overlaps: number of frames on which masks overlap, so that palette PNG cannot hold all.
+        unchanged: number of frames that the set already has with the same masks.
+        overlaps: number of frames on which masks overlap, so that PNG files cannot store all of
+            them.
         others: number of further frames of the video that the set holds from earlier calls.
     """
 
@@ -109,10 +110,8 @@ class TrainingSetSummary(NamedTuple):
         text = f"{plural(self.written, 'frame')} added, {self.replaced} replaced, "
         text += f"{self.unchanged} unchanged"
         if self.others:
-            text += (
-                f"; {self.others} more from earlier stay in the set (to remove them, delete the "
-            )
-            text += "folder and make the set again)"
+            text += f"; {self.others} earlier ones remain in the set (to remove them, delete the "
+            text += "folder and create the set again)"
         return text
 
     def __str__(self) -> str:
@@ -141,15 +140,15 @@ def add_to_training_set(
         folder: the training set.
         source: opened by :func:`~sam2kit.data.build.open_source` or similar.
         i: index of the video in ``source``.
-        frames: the frames, in any order; each is written before the next one is taken.
-        names: names of objects to show to people. None (default): the ids.
+        frames: the frames, in any order; each is written before the next one is requested.
+        names: display names of the objects. None (default): the ids.
         format: ``davis`` (PNG files) or ``coco`` (one JSON file, in which masks may overlap). None
             (default): the format of the existing set, or ``davis``.
         copy: also copy the video into the folder, so that the folder can be moved alone.
 
     Raises:
-        ConfigError: the folder cannot be written, holds something else, has another format, or is
-            in use by another process.
+        ConfigError: the folder cannot be written, contains something else, has another format, or
+            is in use by another process.
         DataError: a frame is not in the video, or a mask does not have the size of its frame.
     """
     root = Path(folder)
@@ -177,7 +176,7 @@ def add_to_training_set(
                 provenance.add(frame, result != "unchanged")
         finally:
             # Also after an error, for the frames before it. The index comes last, so that it never
-            # lists what is not there.
+            # lists missing files.
             if counts:
                 writer.close()
                 provenance.close()
@@ -189,8 +188,8 @@ def add_to_training_set(
     logger.info("{}", summary)
     if summary.overlaps:
         logger.warning(
-            "{}: masks overlap on {} frames; PNG files hold one object per pixel, and the smaller "
-            "object gets it. The format coco keeps both",
+            "{}: masks overlap on {} frames; a PNG stores one object per pixel, so the smaller "
+            "object is kept there. The format coco keeps both",
             *(name, summary.overlaps),
         )
     return summary
@@ -222,7 +221,7 @@ def _checked(
                     key="provenance",
                     value=made,
                     expected=f"one of {', '.join(PROVENANCE)}",
-                    hint="use one of these words",
+                    hint="use one of these values",
                 )
         path = source.frame_path(i, frame.index)
         size = image_size(path) if path else entry.size
@@ -254,7 +253,7 @@ def _writing(root: Path) -> Iterator[None]:
 
 
 def _open_index(root: Path, format: str | None) -> Index:
-    """Read the index of a training set, or begin a new one in an empty folder."""
+    """Read the index of a training set, or create a new one in an empty folder."""
     if (root / INDEX_FILE).exists():
         index = read_index(root)
         if format not in (None, index.format):
@@ -263,13 +262,13 @@ def _open_index(root: Path, format: str | None) -> Index:
                 key="format",
                 value=format,
                 expected=index.format,
-                hint=f"leave the format out, or choose a new folder for {format}",
+                hint=f"omit the format, or choose a new folder for {format}",
             )
         return index
     others = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     if others:
         raise ConfigError(
-            f"{root} is no training set: it holds {', '.join(others[:3])}",
+            f"{root} is not a training set: it contains {', '.join(others[:3])}",
             key="folder",
             value=str(root),
             hint="choose a new folder",
@@ -299,7 +298,7 @@ def _add_video(
     if name is None:
         name = _unused(source.name(i) or "video", list(index.videos))
         if name != source.name(i):
-            logger.info("{} has another video {!r}; adding {!r}", root, source.name(i), name)
+            logger.info("{} has another video {!r}; adding it as {!r}", root, source.name(i), name)
         size = source.read_frame(i, 0).shape[:2]
         entry = StoredVideo(file_name(name), num_frames, (size[0], size[1]))
         index.videos[name] = entry
@@ -379,7 +378,7 @@ def _copy_files(video: OneVideo, folder: Path) -> None:
 
 def _copy_frames(root: Path, entry: StoredVideo, source: VideoSource, i: int) -> str:
     """Write the frames of a video that no file holds as PNG, and return the path of the folder."""
-    logger.info("no video file holds {!r}: copying its frames", source.name(i))
+    logger.info("no video file contains {!r}; copying its frames", source.name(i))
 
     def write(folder: Path) -> None:
         for t in range(source.num_frames(i)):
@@ -473,7 +472,7 @@ class _PngFiles:
             used.add(free)
         if len(used) > LARGEST_NUMBER:
             raise DataError(
-                f"{len(used)} objects are more than the {LARGEST_NUMBER} that a 16-bit PNG holds",
+                f"{len(used)} objects exceed the maximum of {LARGEST_NUMBER} in a 16-bit PNG",
                 hint="use the format coco",
             )
         if any(number != identity for identity, number in self.numbers.items()):
@@ -499,7 +498,7 @@ class _CocoFile:
         self.rows: dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         if not self.path.exists():
             return
-        hint = "restore the file from a copy, or choose a new folder"
+        hint = "restore the file from a backup, or choose a new folder"
         content = read_json(self.path, hint=hint, max_bytes=MAX_COCO_BYTES)
         with damage_is(DataError, self.path, hint):
             by_image: dict[int, tuple[str, int]] = {}
@@ -539,7 +538,7 @@ class _CocoFile:
 
 
 class _Provenance:
-    """Update the file that says how each mask of a video was made."""
+    """Update the file that records how each mask of a video was made."""
 
     def __init__(self, root: Path, name: str, entry: StoredVideo) -> None:
         self.path, self.name = root / PROVENANCE_FOLDER / f"{entry.folder}.json", name

@@ -87,11 +87,11 @@ def augment(
     """Augment a training clip at random, all of its frames in the same way.
 
     In this order: reverse in time; crop and resize to the frame; rotate, shear, scale and translate
-    about the centre, in the aspect ratio of the stored frames, filling what comes in from outside
-    with ImageNet's mean colour; mirror; change brightness, contrast and saturation, or convert to
-    grey. Brightness, contrast and saturation may also change per frame, as exposure and light do in
-    filmed videos. Last, a filter may imitate another domain (:mod:`sam2kit.data.domains`).
-    ``strengths`` sets the probability or range of each step.
+    about the centre, in the aspect ratio of the stored frames, filling pixels from outside the
+    frame with ImageNet's mean colour; mirror; change brightness, contrast and saturation, or
+    convert to grey. Brightness, contrast and saturation may also change per frame, as exposure and
+    light do in filmed videos. Last, a filter may imitate another domain
+    (:mod:`sam2kit.data.domains`). ``strengths`` sets the probability or range of each step.
 
     A reversal, crop or affine transform is skipped if the first frame would show fewer than
     ``objects`` objects afterwards (or fewer than before, if those are less). An object that leaves

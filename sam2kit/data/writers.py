@@ -29,8 +29,8 @@ class MaskWriter:
     PNG. If all object ids are integers that a pixel can hold (1 to 254, or to 65,535 with 16 bits),
     they are the pixel values. Otherwise the objects are numbered from 1, and ``objects.json`` in
     the folder maps the numbers to the ids. A PNG has one object per pixel: where masks overlap, the
-    highest logit wins, and the first object if logits are equal. The JSON contains overlapping
-    masks completely.
+    highest logit wins, and the first object if logits are equal. The JSON keeps overlapping
+    masks complete.
 
     Args:
         folder: folder of the PNG files, created if it does not exist. None: no PNG files.

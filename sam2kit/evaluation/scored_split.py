@@ -26,6 +26,7 @@ class ScoredSplit:
         selected_on: names of the videos that validated its training.
         monitor: the metric of the validation that selected it; None if nothing was.
         max_frames: maximum number of frames that are scored per video; None: no limit.
+        replay: fraction of the clips of the training that were generated beside its videos.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ScoredSplit:
     selected_on: tuple[str, ...] = ()
     monitor: str | None = None
     max_frames: int | None = None
+    replay: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``metrics.json``."""
@@ -77,6 +79,8 @@ class ScoredSplit:
             lines.append("Neither training nor the selection of the checkpoint used these videos.")
         elif not self.recorded:
             lines.append("It is not recorded on which videos the weights were trained.")
+        if self.recorded and self.replay:
+            lines.append(f"Of the training clips, {self.replay:.0%} were generated.")
         return lines
 
 
@@ -132,6 +136,7 @@ def check_scored_videos(
         tuple(video.name for video, _ in selected),
         _monitor(config) if selected else None,
         evaluation.max_frames,
+        config.dataset.replay,
     )
 
 

@@ -2,7 +2,7 @@
 
 A :class:`Convention` defines which frames, objects and pixels are scored. :class:`VideoScorer`
 scores one frame at a time, :class:`VideoScores` holds the scores of a video and
-:class:`DataSetScores` those of a data set. ``docs/evaluation.md`` describes every score: its
+:class:`DataSetScores` those of a data set. ``docs/metrics.md`` describes every score: its
 formula, its source and what it does not measure.
 """
 

@@ -1,6 +1,6 @@
 """Compare trackers by paired differences, intervals and p-values, and choose thresholds.
 
-docs/evaluation.md explains the methods. ``python -m benchmarks.coverage`` simulates how often the
+docs/compare.md explains the methods. ``python -m benchmarks.coverage`` simulates how often the
 intervals contain the true mean.
 """
 

@@ -40,7 +40,7 @@ def propose(
     """Prompt a model with a grid of points, and keep good masks that do not overlap.
 
     Args:
-        model: any SAM 2; it is used as it is.
+        model: any SAM 2; it is not changed.
         frame: ``[H,W,3]`` uint8.
         existing: ``[H,W]`` bool each: masks of objects that need no proposal.
         points_per_side: the grid has the square of this number of points.
@@ -49,12 +49,12 @@ def propose(
         min_stability: minimum IoU of the masks at a higher and a lower threshold; upstream uses
             0.95.
         max_overlap: maximum share of the smaller mask that another mask, or an existing one,
-            covers. Of two masks the one with the higher score is kept.
+            covers. The mask with the higher score is kept.
         max_area: maximum share of the frame, because larger masks are mostly background.
 
     Yields:
-        The share of the work that is done, and the proposals, best first; they are complete when
-        the share is 1, and empty before.
+        The completed share of the work, and the proposals, best first. The list is empty until the
+        share is 1.
     """
     generator = SAM2AutomaticMaskGenerator(
         model,
@@ -63,7 +63,7 @@ def propose(
         stability_score_thresh=min_stability,
     )
     predictor = generator.predictor
-    # Upstream's sizes are those of an image size of 1024.
+    # Upstream's sizes are for an image size of 1024.
     predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in (4, 8, 16)]
     height, width = frame.shape[:2]
     box, data = [0, 0, width, height], MaskData()
@@ -95,7 +95,7 @@ def _separate(
         area = int(candidate.mask.sum())
         if not 0 < area <= max_area * candidate.mask.size:
             continue
-        # The smaller mask counts, so that neither a part nor the whole is proposed again.
+        # Compare with the smaller mask, so that neither a part nor the whole is proposed again.
         if any(
             (candidate.mask & mask).sum() > max_overlap * min(area, mask.sum()) for mask in masks
         ):

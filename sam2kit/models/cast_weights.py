@@ -14,10 +14,10 @@ CAST_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 class CastWeights:
-    """Copies of a model's weights for inference with autocast; the results stay the same.
+    """Cache low-precision copies of weights for inference with autocast, with the same results.
 
-    Autocast rounds the weights of linear and convolutional layers in every call. On a GPU that is a
-    kernel per weight and frame, a third of all kernels of the tiny model.
+    Autocast rounds the weights of linear and convolutional layers in every call. On a GPU, that is
+    a kernel per weight and frame, a third of all kernels of the tiny model.
 
     Args:
         model: the model. Weights that change later are copied again.

@@ -17,10 +17,10 @@ from sam2kit.utils.files import atomic_write
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a dictionary of tensors atomically: a killed process leaves the old file or the new.
+    """Write a dictionary of tensors atomically, so that a killed process leaves no partial file.
 
-    The data goes to a temporary file, which is flushed to the disk and read back before it is
-    renamed. So a full disk or a machine that goes down leaves the old file intact, too.
+    The data is written to a temporary file, which is flushed to the disk and read back before it is
+    renamed, so the old file also survives a full disk or a machine failure.
 
     Raises:
         CheckpointError: the file cannot be written; an existing file at ``path`` is unchanged.
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
             files in the format of before PyTorch 1.6 are rejected.
 
     Returns:
-        The dictionary in the file. Of ``.safetensors`` it is ``{"model": tensors}``, in float32.
+        The dictionary in the file. For ``.safetensors``, it is ``{"model": tensors}``, in float32.
 
     Raises:
         CheckpointError: the file is missing, truncated, or contains more than plain tensors.
@@ -117,7 +117,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, not a dictionary",
+            f"{path}: contains a {type(content).__name__}, not a dictionary",
             hint="save the weights as {'model': model.state_dict()}",
         )
     return content

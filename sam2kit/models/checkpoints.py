@@ -1,4 +1,4 @@
-"""Load and save weights: files in the official format, runs of sam2kit, and names on the Hub.
+"""Load and save weights: files in the official format, runs of sam2kit, and models on the Hub.
 
 Pickled code is never executed (``weights_only=True``), and loading is all or nothing: keys and
 shapes are compared before the first tensor is copied. Only a part of the configuration in a
@@ -54,12 +54,12 @@ SHIPPED_CHECKPOINTS = {
     "nano": _PRETRAINED / "nano.safetensors",
     "nano-1": _PRETRAINED / "nano-1.safetensors",
 }
-"""Maps a name to a file in the package; these need no network. ``nano-1`` are the weights that
-``nano`` was the name of before: adapters and baselines of runs that started from them need them."""
+"""Maps a name to a file in the package, which needs no network. ``nano-1`` is the previous version
+of ``nano``; adapters and baselines of runs that started from it still need it."""
 
 _IMAGE_SIZES = {"nano-1.safetensors": 128}  # of weights that were trained at another size
 NANO_KEY = "sam2kit_nano"
-"""Says in a run's checkpoint which weights ``nano`` was the name of; 1 if it is missing."""
+"""Key in a run's checkpoint: the version of ``nano`` at that time; 1 if it is missing."""
 NANO_VERSION = 2
 
 CONFIG_KEY = "sam2kit_config"
@@ -69,9 +69,9 @@ ADAPTER_KEY = "adapter"
 _MODEL_PREFIX = "model."
 # Keys under which training code stores a model's tensors; the first one is used.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict")
-# A tensor that all SAM 2 weights have; what precedes it is the prefix of a wrapper.
+# A tensor that all SAM 2 weights have; text before its name is the prefix of a wrapper.
 _LANDMARK = "image_encoder.trunk.patch_embed.proj.weight"
-# The parameters that SAM 2.1 added to SAM 2.0; weights without any of them are SAM 2.0's.
+# The parameters that SAM 2.1 added to SAM 2.0; weights without any of them are from SAM 2.0.
 _NEW_IN_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
 # (channels of the patch embedding, number of trunk blocks) -> model size.
 _SIZE_OF_TRUNK = {(24, 7): "nano", (96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
@@ -148,7 +148,7 @@ def load_weights(model: SAM2Model, source: str | Path) -> None:
 
     Raises:
         CheckpointError: the file or name does not exist, is truncated, contains code or no weights,
-            or its keys or shapes differ from the model's. The model is unchanged then.
+            or its keys or shapes differ from the model's. In that case, the model is not changed.
     """
     path = find_checkpoint(source)
     _load_content(model, read_checkpoint(path), path, source)
@@ -183,8 +183,8 @@ def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
         state = _plain_state(content, path)
     if not _is_tensors(state):
         raise CheckpointError(
-            f"{path}: holds no weights in the official format ({{'model': tensors}}), of a sam2kit "
-            "run or of transformers' Sam2VideoModel; its keys are "
+            f"{path}: contains no weights in the official format ({{'model': tensors}}), of a "
+            "sam2kit run or of transformers' Sam2VideoModel; its keys are "
             f"{', '.join(map(label_text, list(content)[:5]))}",
             hint="save them with torch.save({'model': model.state_dict()}, path)",
         )
@@ -192,7 +192,7 @@ def _weights_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _plain_state(content: dict[str, Any], path: Path) -> Any:
-    """Find the model's tensors in a file that no sam2kit run wrote, and normalise their names.
+    """Find the model's tensors in a file from outside sam2kit, and normalise their names.
 
     A ``state_dict`` may be the file itself or one of its entries. Its names may have the prefixes
     of ``DataParallel`` (``module.``), ``torch.compile`` (``_orig_mod.``) or of the module that
@@ -202,7 +202,7 @@ def _plain_state(content: dict[str, Any], path: Path) -> Any:
     if _prefix_of(content) is not None:
         states = {"": content, **states}
     if not states:
-        # The tensors of another model, which later checks describe.
+        # These are tensors of another model, which later checks report.
         return content.get("model")
     key, state = next(iter(states.items()))
     if len(states) > 1:
@@ -227,7 +227,7 @@ def _plain_state(content: dict[str, Any], path: Path) -> Any:
 
 
 def _prefix_of(state: Any) -> str | None:
-    """Find what precedes the names of SAM 2's tensors; None: it has none of them."""
+    """Find the prefix of the names of SAM 2's tensors; return None if there are no such tensors."""
     if not isinstance(state, dict):
         return None
     landmarks = "|".join(map(re.escape, (_LANDMARK, transformers_format.LANDMARK)))
@@ -241,8 +241,8 @@ def _prefix_of(state: Any) -> str | None:
 def _complete_2_0(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Add the parameters that SAM 2.1 added to SAM 2.0, with the value 0.
 
-    With 0 they change nothing: SAM 2.0 adds no embedding of absent objects to its memories, and
-    uses a position of 0 for its object pointers. All else is equal in the official YAML files.
+    With 0, they have no effect: SAM 2.0 adds no embedding of absent objects to its memories, and
+    uses a position of 0 for its object pointers. Otherwise the official YAML files agree.
     """
     needed = {"maskmem_tpos_enc", "no_mem_embed"}
     if _NEW_IN_2_1 & state.keys() or not needed <= state.keys() or not _is_tensors(state):
@@ -298,9 +298,9 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
         if transformers_format.is_saved_model(path):
             return path / transformers_format.WEIGHTS_FILE
         raise CheckpointError(
-            f"the directory {path} has no best.ckpt, so it is not a run directory, and no "
-            f"{transformers_format.WEIGHTS_FILE} and {transformers_format.CONFIG_FILE} of "
-            "transformers' Sam2VideoModel",
+            f"{path} is neither a run directory (it has no best.ckpt) nor a Sam2VideoModel that "
+            f"transformers saved (it has no {transformers_format.WEIGHTS_FILE} and "
+            f"{transformers_format.CONFIG_FILE})",
             key=key,
             value=str(source),
             hint="give the path of a checkpoint file",
@@ -326,7 +326,7 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
     if isinstance(cached := try_to_load_from_cache(repository, file), str):
         return Path(cached)
     try:
-        # Without a network the download itself would try again for half a minute.
+        # Without a network the download itself would retry for half a minute.
         get_hf_file_metadata(hf_hub_url(repository, file), timeout=NETWORK_SECONDS)
         return Path(hf_hub_download(repo_id=repository, filename=file))
     except Exception as error:  # the client raises OSError, HTTP errors and its own types
@@ -367,7 +367,7 @@ def save_adapter(
         config: the configuration of the run.
         model: the trained model.
         path: the file.
-        splits: the videos of the run. None (default): they are not stored.
+        splits: the videos of the run. If None (default), no splits are stored.
     """
     content: dict[str, Any] = {
         CONFIG_KEY: config_to_store(config),
@@ -390,12 +390,12 @@ def load_adapter(model: SAM2Model, path: str | Path) -> None:
 
     Raises:
         CheckpointError: the file is unreadable, has no adapter, or an adapter for other modules or
-            shapes. The model is unchanged then.
+            shapes. In that case, the model is not changed.
     """
     state = read_checkpoint(Path(path)).get(ADAPTER_KEY)
     if not _is_tensors(state):
         raise CheckpointError(
-            f"{path}: holds no adapter",
+            f"{path}: contains no adapter",
             hint="use adapter.pt, which sam2kit train writes for runs with LoRA",
         )
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -418,11 +418,11 @@ def read_run_config(path: str | Path) -> Config:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint whose file was read, and whose model is not built yet.
+    """A checkpoint whose file has been read and whose model has not been built yet.
 
     Attributes:
         path: the file.
-        content: what it holds.
+        content: the content of the file.
         config: the configuration of the model.
         ignored: the stored keys that were ignored, as
             :func:`sam2kit.config.stored.read_allowed` returns them.
@@ -483,14 +483,14 @@ def _allowed(content: dict[str, Any], path: Path) -> tuple[Config, list[str]]:
     )
     if config.model.checkpoint == "nano" and content.get(NANO_KEY, 1) == 1:
         config.model.checkpoint = "nano-1"
-        logger.info("{}: model.checkpoint=nano now is nano-1, with the same weights", path)
+        logger.info("{}: model.checkpoint=nano is now nano-1, with the same weights", path)
     return config, ignored
 
 
 def _stored(content: dict[str, Any], path: str | Path) -> Any:
     if CONFIG_KEY not in content:
         raise CheckpointError(
-            f"{path}: holds no sam2kit configuration, so it is not a run's checkpoint",
+            f"{path}: contains no sam2kit configuration, so it is not a run's checkpoint",
             hint="describe the model with --config and load this file with --model-checkpoint",
         )
     return content[CONFIG_KEY]
@@ -521,7 +521,7 @@ def _build_run(
     is_adapter = ADAPTER_KEY in content
     if is_adapter and "model.checkpoint" in ignored:
         raise CheckpointError(
-            f"{path}: needs the weights that its run started from, but paths that are stored in a "
+            f"{path}: needs the initial weights of its run, but paths that are stored in a "
             "checkpoint are not trusted",
             key="model.checkpoint",
             hint="put the run's config.yaml beside it, with the path of the weights as "
@@ -555,12 +555,12 @@ def load_model(source: str | Path) -> tuple[Config, SAM2Model]:
 
 
 def _config_of_weights(content: dict[str, Any], path: Path) -> Config:
-    """Make the configuration of weights that were stored without one."""
+    """Make a configuration for weights that were stored without one."""
     size = guess_size(_weights_in(content, path))
     if size is None:
         raise CheckpointError(
-            f"{path}: its weights match no model size of sam2kit",
-            hint="sam2kit loads SAM 2 in the sizes nano, t, s, b+ and l",
+            f"{path}: the weights match no model size of sam2kit",
+            hint="use weights of SAM 2 in one of the sizes nano, t, s, b+ and l",
         )
     config = Config()
     config.model.size, config.model.checkpoint = size, str(path)
@@ -610,13 +610,13 @@ def _check_fit(
 
 
 def _check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Reject weights with NaN or infinite values, with which every mask would be empty."""
+    """Reject weights with NaN or infinite values, which would make every mask empty."""
     names = [name for name, value in state.items() if not value.isfinite().all()]
     if names:
         raise CheckpointError(
             f"{source}: {len(names)} of {len(state)} tensors contain NaN or infinite values "
             f"(first: {names[0]})",
-            hint="use an earlier checkpoint of that training, or download the file again",
+            hint="use an earlier checkpoint of that run, or download the file again",
         )
 
 
@@ -624,7 +624,7 @@ def _hint(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Guess where weights that do not fit come from, and suggest settings for them."""
     size, expected_size = guess_size(state), guess_size(expected)
     if expected_size is None:  # an adapter, which has no trunk
-        return "use the model.trainable_modules and model.lora_* keys that it was trained with"
+        return "set model.trainable_modules and model.lora_* as in the run that wrote it"
     if size and size != expected_size:
         return f"it seems to be of size {size}: set model.size={size}"
     if size and "maskmem_tpos_enc" not in state:

@@ -169,20 +169,20 @@ def track_group(
 
 
 def _recomputed(frame: Callable[[], FrameResult], features: Tensor) -> FrameResult:
-    """Compute a frame whose activations are discarded and computed again in the backward pass.
+    """Compute a frame, and discard its activations, which the backward pass recomputes.
 
     Args:
         frame: the computation.
         features: any tensor on the device of the computation. torch restores the random state and
             the autocast settings of the devices that it finds among the arguments, and of the CPU.
-            Without this argument, recomputation on a GPU would draw another dropout, and the
-            gradients would be wrong without an error.
+            Without this argument, recomputation on a GPU would draw a different dropout mask, and
+            the gradients would be wrong without an error.
     """
     return checkpoint(lambda _: frame(), features, use_reentrant=False)
 
 
 def is_conditioning_frame(t: int, group: PromptGroup) -> bool:
-    """Check whether a frame is a conditioning frame, that is prompted or corrected.
+    """Check whether a frame is a conditioning frame, that is, prompted or corrected.
 
     The memory of a conditioning frame is read by all other frames, at any distance.
     """

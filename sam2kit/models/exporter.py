@@ -106,7 +106,7 @@ class Export:
 
 
 def export(source: str | Path, out: str | Path, format: str = "sam2") -> Export:
-    """Export a model for another package, and prove that it tracks the same there.
+    """Export a model for another package, and prove that it tracks identically there.
 
     Args:
         source: a run directory (its ``best.ckpt``), a checkpoint file or a name such as ``nano``.
@@ -128,7 +128,7 @@ def export(source: str | Path, out: str | Path, format: str = "sam2") -> Export:
     if format == "transformers":
         return _export_transformers(config, model, out)
     yaml = out.with_suffix(".yaml")
-    # Beside OUT, so that the files can be renamed into place once the proof holds.
+    # Beside OUT, so that the files can be renamed into place once the proof has passed.
     with unfinished(out) as folder:
         weights, tree = folder / out.name, folder / yaml.name
         save_weights(model, weights)
@@ -173,7 +173,7 @@ def _check_target(out: Path, format: str) -> None:
                 f"{path} exists already",
                 key="out",
                 value=str(out),
-                hint="name another file or delete it",
+                hint="choose another file, or delete this one",
             )
     if not out.parent.is_dir():
         raise ConfigError(
@@ -185,7 +185,7 @@ def _check_target(out: Path, format: str) -> None:
 
 
 def _export_transformers(config: Config, model: SAM2Model, out: Path) -> Export:
-    """Write a directory for ``Sam2VideoModel.from_pretrained``, as :func:`export` describes it."""
+    """Write a directory for ``Sam2VideoModel.from_pretrained``, as described in :func:`export`."""
     from transformers import Sam2VideoConfig, Sam2VideoModel, Sam2VideoProcessor
     from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor
     from transformers.models.sam2_video.video_processing_sam2_video import Sam2VideoVideoProcessor
@@ -201,7 +201,7 @@ def _export_transformers(config: Config, model: SAM2Model, out: Path) -> Export:
     exported = Sam2VideoModel(Sam2VideoConfig(**transformers_config(tree)))
     state = merged_state(model)
     exported.load_state_dict(to_transformers(state, exported.state_dict()))
-    # Beside OUT, so that the directory can be renamed into place once the proof holds.
+    # Beside OUT, so that the directory can be renamed into place once the proof has passed.
     with unfinished(out) as folder:
         part = folder / out.name
         with redirect_stderr(StringIO()):  # hide the progress bar
@@ -216,10 +216,10 @@ def _export_transformers(config: Config, model: SAM2Model, out: Path) -> Export:
 
 
 def prove_transformers(config: Config, model: SAM2Model, folder: Path) -> tuple[float, float]:
-    """Compare a model with its export for transformers, as the description of this module says.
+    """Compare a model with its export for transformers, as described in the module's docstring.
 
-    The prompts are a box and a click. With a mask prompt, transformers 5.24 computes another object
-    pointer than ``sam2``.
+    The prompts are a box and a click. With a mask prompt, transformers 5.24 computes a different
+    object pointer than ``sam2``.
 
     Args:
         config: configuration of the model.
@@ -273,7 +273,7 @@ def prove_transformers(config: Config, model: SAM2Model, folder: Path) -> tuple[
 
 
 def prove(config: Config, model: SAM2Model, yaml: Path, weights: Path) -> tuple[float, float]:
-    """Compare a model with its exported files, as the description of this module says.
+    """Compare a model with its exported files, as described in the module's docstring.
 
     Args:
         config: configuration of the model.
@@ -367,7 +367,7 @@ def _run_in_fresh_process(
         module: called with ``files``, the clip's file and the file for the results.
         files: the exported files.
         clip: tensors and numbers for the module.
-        package: what loads the files, for error messages.
+        package: the package that loads the files, for error messages.
 
     Returns:
         The results of the module.
@@ -393,7 +393,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
     """Compute the maximum difference of logits ``[...,h,w]``, in standard deviations of their map.
 
     Each map is compared with its own deviation, because a prompted mask's logits of -10 and 10
-    would hide differences in the others. A constant map, as of an absent object, must be equal.
+    would hide differences in the others. A constant map, as for an absent object, must be equal.
     """
     difference = (actual - expected).abs().flatten(-2).amax(-1)
     relative = difference / expected.flatten(-2).std(-1)

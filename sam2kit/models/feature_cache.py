@@ -1,9 +1,9 @@
 """Cache the features of a frozen image encoder on disk, so that each frame is encoded once.
 
-The key of an entry is a hash of the pixels that the encoder sees, in a directory that is named by a
-hash of the encoder's weights. So an entry cannot be stale: a changed frame (also a mirrored one),
-image size, resize method or encoder has another key. Epochs, runs, processes, evaluations and
-widgets share the cache.
+The key of an entry is a hash of the pixels that the encoder sees, in a directory named by a hash of
+the encoder's weights. An entry is never stale: a changed (or mirrored) frame, image size, resize
+method or encoder has a different key. Epochs, runs, processes, evaluations and widgets share the
+cache.
 
 Each file holds one frame (safetensors, memory-mapped) with a checksum. It is flushed to the disk
 and then renamed, so a killed process leaves a complete file or none; a damaged file is written
@@ -101,7 +101,7 @@ def create_cache(config: Config, exact: bool = False) -> FeatureCache | None:
 
 
 def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | None:
-    """Find out why training cannot use cached features.
+    """Return the reason why training cannot use cached features.
 
     Returns:
         A clause that names the responsible configuration key, or None if training can use them.
@@ -113,6 +113,8 @@ def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | Non
     # Sources that generate videos map an index to a new video in every epoch.
     if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
         return "new videos are generated in every epoch (dataset.type)"
+    if config.dataset.replay:
+        return "new clips are generated in every epoch (dataset.replay)"
     if config.dataset.augment:
         for f in fields(AugmentationConfig):
             if f.name not in _CACHEABLE_AUGMENTATIONS and getattr(config.augmentation, f.name) > 0:
@@ -127,9 +129,9 @@ class FeatureCache:
     writing, logs one warning, and computes missing features every time. Nothing is evicted:
     training reads all frames in turn, so evicting some for others would not raise the hit rate.
 
-    A missing frame is encoded in a batch of its own, so that its features do not depend on which
-    other frames are missing, and a miss returns the tensors that are stored. So a hit and a miss
-    give bitwise equal features.
+    A missing frame is encoded in its own batch, so that its features do not depend on other missing
+    frames, and a miss returns the tensors that are stored. Hits and misses therefore give bitwise
+    equal features.
 
     Args:
         folder: a new or empty directory or an existing feature cache; created on first use.
@@ -213,7 +215,7 @@ class FeatureCache:
 
     def report(self) -> str:
         """Describe how many frames were read and how many were computed, for a log line."""
-        return f"features of {self.read} frames read, of {self.encoded} computed ({self.folder})"
+        return f"features of {self.read} frames read, {self.encoded} computed ({self.folder})"
 
     def _encoder_folder(self, model: SAM2Model, images: Tensor) -> Path:
         """Return the directory for this encoder and the current device and precision."""
@@ -289,7 +291,7 @@ class FeatureCache:
             self._stop_writing(f"{file.parent} cannot be written to", str(error))
 
     def _load(self, file: Path) -> list[Tensor] | None:
-        """Read the feature levels of a frame; None if the file is missing, cut or damaged."""
+        """Read the feature levels of a frame; None if the file is missing, truncated or damaged."""
         try:
             with safe_open(file, "pt") as content:
                 tensors = {name: content.get_tensor(name) for name in content.keys()}
@@ -309,7 +311,7 @@ class FeatureCache:
 
     def _has_room(self, size: int) -> bool:
         """Check whether ``size`` more bytes may be written; the first failure logs a warning."""
-        # Measuring reads every directory entry, so it is done only now and then.
+        # Measuring reads every directory entry, so it is done rarely.
         if not self._writing or self._bytes_until_measuring >= size:
             return self._writing
         room = self.budget - sum(folder_sizes(self.folder).values())
@@ -394,13 +396,13 @@ def describe(folder: str | Path) -> str:
         except (OSError, ValueError, KeyError, TypeError, DataError):
             encoder = "unknown encoder (encoder.json is missing or damaged)"
         lines.append(f"{path}  {size / GB:.3f} GB  {count} frames  {encoder}")
-    return "\n".join(lines) or f"{folder} holds no features"
+    return "\n".join(lines) or f"{folder} contains no features"
 
 
 def clear(folder: str | Path) -> tuple[int, list[Path]]:
     """Delete the features of all encoders, but not the marker, because others may be writing.
 
-    Only paths that match the layout in the description of this module are deleted. Symbolic links
+    Only paths that match the layout in the module's docstring are deleted. Symbolic links
     are neither followed nor deleted.
 
     Returns:
@@ -415,14 +417,14 @@ def clear(folder: str | Path) -> tuple[int, list[Path]]:
         if kind == "foreign":
             foreign.append(path)
         elif path.name != MARKER:
-            with suppress(OSError):  # the directory is not empty, or we may not delete it
+            with suppress(OSError):  # the directory is not empty, or cannot be deleted
                 path.rmdir() if kind == "folder" else path.unlink()
                 deleted += kind == "file"
     return deleted, foreign
 
 
 def _entries(folder: Path, depth: int = 0) -> Iterator[tuple[Path, str]]:
-    """Walk a cache recursively; a directory follows its content.
+    """Walk a cache recursively, and yield each directory after its content.
 
     Args:
         folder: a directory of the cache.

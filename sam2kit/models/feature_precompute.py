@@ -37,7 +37,7 @@ def fill(config: Config) -> FeatureCache:
 
     Raises:
         ConfigError: the cache is off, the configuration trains the encoder, or no features could be
-            kept.
+            stored.
         DataError: a frame cannot be read.
     """
     config = settle_precision(config)
@@ -67,7 +67,7 @@ def fill(config: Config) -> FeatureCache:
             cache.encode(model, images.to(device), keys)
     if cache.encoded and not cache.stored:
         raise ConfigError(
-            f"none of the {cache.encoded} computed frames could be kept in {cache.folder} (see the "
+            f"none of the {cache.encoded} computed frames could be stored in {cache.folder} (see "
             "warning above)",
             key="features.folder",
             value=str(cache.folder),

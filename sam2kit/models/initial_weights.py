@@ -1,4 +1,4 @@
-"""Choose the weights from which a training starts."""
+"""Choose the initial weights of a training run."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from sam2kit.models.checkpoints import (
 )
 from sam2kit.utils.errors import CheckpointError, ConfigError
 
-# Sizes of the released files, for the question before a download.
+# Sizes of the released files, shown before a download.
 _MEGABYTES = {"t": 156, "s": 184, "b+": 324, "l": 898}
 
 
 def settle_initial_weights(config: Config) -> Config:
-    """Replace ``model.checkpoint=null`` by the released weights of the model size.
+    """Replace ``model.checkpoint=null`` with the released weights of the model size.
 
-    Weights that are not on this machine are downloaded if a person at a terminal agrees. A model
-    name that was given sets the model size (:func:`settle_size`).
+    Weights that are not on this machine are downloaded after confirmation at a terminal. If
+    ``model.checkpoint`` names a model, its size is set (:func:`settle_size`).
 
     Args:
-        config: the configuration of a training that is not resumed.
+        config: the configuration of a training run that is not resumed.
 
     Returns:
         A changed copy, or the same object if nothing had to be chosen.
 
     Raises:
         ConfigError: the weights are not on this machine and cannot be downloaded, or there is no
-            terminal to ask. It names the choices.
+            terminal for the confirmation. The message lists the choices.
     """
     config = settle_size(config)
     if config.model.checkpoint is not None:
@@ -55,11 +55,11 @@ def settle_initial_weights(config: Config) -> Config:
 def settle_size(config: Config) -> Config:
     """Set ``model.size`` to the size of the model, run or file in ``model.checkpoint``.
 
-    Only the default size is replaced: a size that was chosen and does not fit the weights is an
+    Only the default size is replaced: a size that was set and does not fit the weights is an
     error when they are loaded.
 
     Returns:
-        A changed copy, or the same object if the size fits or is not known.
+        A changed copy, or the same object if the size fits or is unknown.
     """
     if config.model.size != Config().model.size or config.model.checkpoint is None:
         return config
@@ -71,7 +71,7 @@ def settle_size(config: Config) -> Config:
 
 
 def _size_of(checkpoint: str) -> str | None:
-    """Return the size of a model by its name or its files; None if it is not known."""
+    """Return the size of a model by its name or its files; None if it is unknown."""
     if Path(checkpoint).expanduser().exists():
         try:
             return source_config(checkpoint)[0].model.size
@@ -107,10 +107,10 @@ def _is_downloaded(name: str) -> bool:
 
 
 def _download(name: str, megabytes: int) -> None:
-    """Download released weights if a person at the terminal agrees.
+    """Download released weights after confirmation at the terminal.
 
     Raises:
-        ConfigError: there is no terminal, the person declines, or the download fails.
+        ConfigError: there is no terminal, the user declines, or the download fails.
     """
     problem = f"training starts from {name} by default, which is not on this machine"
     if sys.stdin.isatty() and sys.stderr.isatty():
@@ -129,7 +129,7 @@ def _download(name: str, megabytes: int) -> None:
     raise ConfigError(
         problem,
         key="model.checkpoint",
-        hint=f"give --model-checkpoint {name} to download it ({megabytes} MB), --model-checkpoint "
+        hint=f"use --model-checkpoint {name} to download it ({megabytes} MB), --model-checkpoint "
         "nano for the small model that needs no network, or --model-checkpoint random for random "
         "weights",
     )

@@ -1,7 +1,7 @@
 """Compute upstream's memory attention faster: same parameters, same result up to rounding.
 
-:func:`sam2kit.models.sam2.build_sam2_model` replaces upstream's classes by these; an exported YAML
-names upstream's classes.
+:func:`sam2kit.models.sam2.build_sam2_model` replaces upstream's classes with these; an exported
+YAML names upstream's classes.
 
 N objects, HW positions in a frame, K keys, C and M channels.
 """
@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 
 class MemoryAttention(UpstreamMemoryAttention):
-    """Memory attention that computes once per frame what does not depend on the object.
+    """Memory attention that shares object-independent computations among the objects of a frame.
 
-    That is the first layer's self-attention and its queries to the memory, if all objects of the
-    call share one frame (``curr`` is an expanded tensor) and there is no dropout, which would be
-    different for each object.
+    These are the first layer's self-attention and its queries to the memory. They are shared if all
+    objects of the call belong to one frame (``curr`` is an expanded tensor) and there is no
+    dropout, which would differ per object.
     """
 
     def forward(

@@ -24,8 +24,7 @@ class DecoderStep:
             full size, with upstream's logits: 10 inside, -10 outside.
         iou: ``[N,M]`` predicted IoU of each mask, 0 to 1.
         object_score: ``[N]`` logits.
-        indices: ``objects`` as a list, which needs no copy from the device. Empty (default): not
-            known.
+        indices: ``objects`` as a list, to avoid a copy from the device. Empty (default): unknown.
     """
 
     frame: int
@@ -51,7 +50,7 @@ class TrackOutput:
             other fields are 0 and have no meaning.
         prompted: ``[T,O]`` bool: True where the object was prompted or corrected.
         steps: all outputs of the decoder. The other fields hold the last one of each frame.
-        host_tracked: ``tracked`` in main memory. None (default): not known.
+        host_tracked: ``tracked`` in main memory. None (default): unknown.
     """
 
     mask_logits: Tensor

@@ -18,12 +18,12 @@ from sam2kit.utils.errors import CheckpointError, SAM2KitError
 def checkpoint_splits(source: str | Path) -> Splits | None:
     """Read the splits that a run stored in its checkpoint.
 
-    Versions before did not store them: then the held-out videos are drawn with the seed of the run,
-    as those versions drew them, and the training videos are those of the configuration in
-    ``config.yaml`` beside the checkpoint. A warning says so.
+    Earlier versions of sam2kit did not store them. For their runs, the held-out videos are drawn
+    with the seed of the run, as those versions did, the training videos are those of
+    ``config.yaml`` beside the checkpoint, and a warning is logged.
 
     Args:
-        source: a run directory or a file of a run. Nothing is downloaded for a name.
+        source: a run directory or a file of a run. Names are not downloaded.
 
     Returns:
         The splits; None if the file holds weights without a run, or does not exist.
@@ -50,19 +50,19 @@ def _recreated(path: Path) -> Splits:
     if config.dataset.type == "synthetic":
         return Splits()
     splits = Splits(seed=config.seed)
-    assumed = f"{path} does not say which videos it was trained on"
+    assumed = f"{path} does not record which videos it was trained on"
     if config.holds_out_validation:
         assumed += f"; drawing the held-out videos with its seed {config.seed}, as its version did"
     try:
         splits = replace(run_splits(config, splits), seed=config.seed)
     except SAM2KitError as error:
         logger.warning(
-            "{}. Its training videos are unknown, so scores of them are not rejected: {}",
+            "{}. Its training videos are unknown, so scoring them cannot be rejected: {}",
             *(assumed, error),
         )
         return splits
     logger.warning(
-        "{}. Assuming that it was trained on the {} videos that its configuration names now",
+        "{}. Assuming that it was trained on the {} videos that its configuration lists now",
         *(assumed, len(splits.train)),
     )
     return splits
@@ -84,11 +84,10 @@ def run_splits(config: Config, earlier: Splits) -> Splits:
 
 
 def earlier_splits(config: Config) -> Splits | None:
-    """Return the splits that a training with this configuration continues.
+    """Return the splits that a training run with this configuration continues.
 
-    A resumed run has its own splits. Otherwise videos keep the part that ``valdataset.splits``
-    assigns, or else the run of ``model.checkpoint``, on whose training videos the weights were
-    trained.
+    A resumed run uses its own splits. Otherwise videos keep the part that ``valdataset.splits``
+    assigns or, if that is not set, the part that they have in the run of ``model.checkpoint``.
 
     Raises:
         CheckpointError, DataError: stored splits are damaged or missing.

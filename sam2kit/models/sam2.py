@@ -29,9 +29,9 @@ from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import ConfigError
 
 LOOSE_GROUP = "memory_embeddings"
-"""The parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``, ``no_mem_pos_enc``,
-``no_obj_ptr``, ``no_obj_embed_spatial``). A pattern that matches ``memory_attention``, which reads
-all of them, matches them too; this name matches them alone."""
+"""Name of the parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``,
+``no_mem_pos_enc``, ``no_obj_ptr``, ``no_obj_embed_spatial``). Patterns that match
+``memory_attention``, which reads all of them, match them too; this name matches only them."""
 
 
 class SAM2Model(SAM2Base):
@@ -85,7 +85,7 @@ class SAM2Model(SAM2Base):
                 f"the frames have {tuple(batch.frames.shape[-2:])} pixels, but the model needs "
                 f"{(self.image_size, self.image_size)}; set dataset.image_size"
             )
-        # What is tracked when is decided in main memory, so that nothing waits for the device.
+        # Decide in main memory which object is tracked when, so that nothing waits for the device.
         device, prompts = batch.frames.device, [prompt.to("cpu") for prompt in prompts]
         prompted = torch.zeros(batch.num_frames, batch.num_objects, dtype=torch.bool)
         for prompt in prompts:
@@ -302,7 +302,7 @@ def check_compiler() -> None:
 
 
 def compile_model(model: SAM2Model) -> None:
-    """Compile the two largest modules in place, on their first call; parameter names stay.
+    """Compile the two largest modules in place, on their first call; parameter names do not change.
 
     Only training calls this: compiling takes minutes in each process, so a checkpoint that was
     trained with ``model.compile`` is exported, evaluated and tracked without it.
@@ -318,7 +318,7 @@ def compile_model(model: SAM2Model) -> None:
 
 @torch.no_grad()
 def _set_initial_values(model: SAM2Model, config: Config) -> None:
-    """Set initial biases without which training from random weights may not start.
+    """Set the initial biases that training from random weights may need to start.
 
     With ``memory_attention_bias`` b, the queries and keys of the memory cross-attention start with
     the bias (b, 0, b, 0, ...), that is (b, 0) in every rotary pair. After rotation, the product of
@@ -351,7 +351,7 @@ def module_path(parameter: str) -> tuple[str, ...]:
 
 
 def _names(parameter: str) -> set[str]:
-    """List all names that a pattern can match: the parameter's and those of modules around it."""
+    """List all names that a pattern can match: its own and those of the modules that contain it."""
     parameter = parameter.replace(".base_layer.", ".")  # inserted where LoRA wraps a layer
     path = module_path(parameter)
     names = {".".join(path[:depth]) for depth in range(1, len(path) + 1)} | {parameter}

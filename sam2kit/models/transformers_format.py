@@ -20,7 +20,7 @@ from sam2kit.utils.errors import CheckpointError
 from sam2kit.utils.readers import damage_is, read_json
 
 LANDMARK = "vision_encoder.backbone.patch_embed.projection.weight"
-"""A tensor that every model of transformers' SAM 2 has, and no official one."""
+"""A tensor that every SAM 2 model of transformers has, and no official one."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -40,7 +40,7 @@ _IMAGE_POSITIONS = "shared_image_embedding.positional_embedding"
 _POINT_POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
 _POINT_EMBEDDINGS = "prompt_encoder.point_embed.weight"
 _SHARED_EMBEDDING = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-# Rules from transformers' names to the official ones; of each group the first that matches applies.
+# Rules from transformers' names to the official ones; in each group, the first match applies.
 _GROUPS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         # The perceptrons with three layers, then those with two.
@@ -72,7 +72,7 @@ _GROUPS: tuple[tuple[tuple[str, str], ...], ...] = (
         (r"^memory_encoder\.feature_projection\.", "memory_encoder.pix_feat_proj."),
         (r"^memory_encoder\.projection\.", "memory_encoder.out_proj."),
         (r"^memory_encoder\.memory_fuser\.", "memory_encoder.fuser."),
-        # Of 16 pixels to 1 in steps of 2, so of four layers.
+        # Downsampling by 16 in four layers of stride 2.
         (r"(mask_downsampler)\.final_conv\.", r"\1.encoder.12."),
         (r"(mask_downsampler)\.layers\.0\.conv\.", r"\1.encoder.0."),
         (r"(mask_downsampler)\.layers\.0\.layer_norm\.", r"\1.encoder.1."),
@@ -98,7 +98,7 @@ _GROUPS: tuple[tuple[tuple[str, str], ...], ...] = (
 
 
 def is_saved_model(folder: Path) -> bool:
-    """Check whether a folder holds the files that ``save_pretrained`` writes."""
+    """Check whether a folder contains the files that ``save_pretrained`` writes."""
     return (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
 
 
@@ -130,7 +130,7 @@ def from_transformers(state: Mapping[str, Tensor], source: str | Path) -> dict[s
             if not torch.equal(value, state[_IMAGE_POSITIONS]):
                 logger.warning(
                     "{}: {} and {} differ, as in a Sam2VideoModel with random weights; the second "
-                    "is used for both, so point and box prompts have another effect",
+                    "is used for both, so point and box prompts behave differently",
                     source,
                     _POINT_POSITIONS,
                     _IMAGE_POSITIONS,
@@ -170,7 +170,7 @@ def transformers_config(tree: DictConfig) -> dict[str, Any]:
     """
     size, trunk, neck = tree.image_size, tree.image_encoder.trunk, tree.image_encoder.neck
     layer, encoder = tree.memory_attention.layer, tree.memory_encoder
-    # The YAML of b+ leaves out what equals the defaults of upstream's Hiera.
+    # The YAML of b+ omits values that equal the defaults of upstream's Hiera.
     blocks = list(trunk.get("stages", (2, 3, 16, 3)))
     stages, grid = len(blocks), [[size // stride] * 2 for stride in (4, 8, 16)]
     hidden, width = neck.d_model, encoder.fuser.layer.dim
@@ -249,10 +249,10 @@ def read_settings(folder: Path, tree: DictConfig) -> int:
         value = settings.get(key, expected[key])
         if value != expected[key]:
             raise CheckpointError(
-                f"{path}: a model with this setting cannot be built",
+                f"{path}: sam2kit cannot build a model with this setting",
                 key=key,
                 value=value,
                 expected=repr(expected[key]),
-                hint="sam2kit loads models with the settings of the released SAM 2 models",
+                hint="use a model with the settings of the released SAM 2 models",
             )
     return size

@@ -1,15 +1,16 @@
-"""Keep the annotations of many videos in a folder: prompts, objects, tracked and accepted masks.
+"""Store the annotations of many videos in a folder: prompts, objects, tracked and accepted masks.
 
-The annotator writes each change at once; the command line reads the folder, without a model::
+The annotator writes each change immediately. The command line reads the folder without a model::
 
     annotations/
       annotations.lock            held by the process that writes
       VIDEO-CHECKSUM.json         prompts, objects and accepted frames (:class:`VideoState`)
-      VIDEO-CHECKSUM.masks.jsonl  tracked masks: one line per frame, of which the last applies
+      VIDEO-CHECKSUM.masks.jsonl  tracked masks, one frame per line; the last line of a frame
+      applies
 
-The JSON file is replaced atomically, and lines are only appended, so a process that is killed loses
-at most its last change. Names of videos are untrusted: the file name has an escaped part of the
-name, and a checksum, which keeps names apart. The name itself is in the file.
+The JSON file is replaced atomically, and lines are only appended, so a killed process loses at most
+its last change. Video names are untrusted: a file name consists of an escaped part of the video
+name and a checksum, which keeps the names unique. The full name is stored in the file.
 """
 
 from __future__ import annotations
@@ -38,16 +39,15 @@ if TYPE_CHECKING:
     from sam2kit.data.training_set import AcceptedFrame
 
 VERSION: Literal[1] = 1
-# Above the first number of lines, a file is rewritten if it has this many lines per frame.
+# A file of more than MAX_LINES lines is rewritten if it has MAX_OUTDATED lines per frame.
 MAX_LINES, MAX_OUTDATED = 500, 4
 LOCK_FILE = "annotations.lock"
 Which = Literal["accepted", "all", "checked"]
 ObjectFrame = tuple[ObjectId, int]
 """An object and the index of a frame."""
 
-# The lock of each folder that this process holds, and the process, because a forked child has a
-# copy of this dictionary. Widgets of one process share a lock.
-# -1: the file system has no locks.
+# Locks by process ID and folder. The ID is needed because a forked child has a copy of this
+# dictionary. Widgets of one process share a lock. -1: the file system has no locks.
 _locks: dict[tuple[int, Path], int] = {}
 
 
@@ -55,11 +55,11 @@ class StoredObject(msgspec.Struct, omit_defaults=True):
     """An object of a video.
 
     Attributes:
-        id: its identity in masks and prompts.
-        name: its name for people. None (default): the identity.
-        color: red, green and blue, 0 to 255, if the user chose it. None (default): automatic.
+        id: its id in masks and prompts.
+        name: display name. If None (default), the id is displayed.
+        color: red, green and blue, 0 to 255, if the user chose a color. None (default): automatic.
         hidden: whether the annotator hides it.
-        deleted: whether it was deleted here although the data set contains it.
+        deleted: whether it was deleted in the annotator, although the data set contains it.
     """
 
     id: int | str
@@ -73,14 +73,14 @@ class StoredPrompt(msgspec.Struct, omit_defaults=True):
     """The prompt of one object on one frame; masks are COCO's compressed run lengths.
 
     Attributes:
-        object: identity of the object.
+        object: id of the object.
         frame: index of the frame.
         provenance: how the mask was made, such as ``click``.
         points, labels, box, base, mask: see
-            :class:`~sam2kit.widgets.prompt_session.FramePrompt`.
+            :class:`~sam2kit.widgets.frame_prompts.FramePrompt`.
         result: the mask that the model predicted. None: ``mask`` is the result.
         correction: whether the object had a tracked mask on the frame when it was prompted.
-        model: name of the model that predicted the mask. None (default): none or unknown.
+        model: name of the model that predicted the mask. None (default): no model or unknown.
     """
 
     object: int | str
@@ -103,18 +103,18 @@ class VideoState(msgspec.Struct):
         video: name of the video.
         size: H and W of its frames.
         num_frames: its length.
-        revision: number of times that the state was saved, by which a save notices that another
-            widget has saved in between.
-        objects: the objects, in the order of the list.
+        revision: number of times that the state was saved; detects that another widget has saved it
+            in the meantime.
+        objects: the objects, in display order.
         prompts: the prompts.
         accepted: frames whose masks are accepted.
-        checked: accepted frames that a person looked at one by one.
+        checked: accepted frames that a person reviewed one by one.
         stale: whether the prompts have changed since the last tracking.
-        path: the video file or folder of frames, as an absolute path; empty if no file holds just
+        path: absolute path of the video file or frame folder; empty if no file contains exactly
             this video.
-        thumbnail: grey values of the first frame at a very small size, 0 to 255, by which another
-            video of the same name is noticed.
-        version: of the format.
+        thumbnail: grey values of the first frame at a very small size, 0 to 255; detects another
+            video with the same name.
+        version: version of the format.
     """
 
     video: str
@@ -132,13 +132,13 @@ class VideoState(msgspec.Struct):
 
 
 class TrackedMask(msgspec.Struct, array_like=True):
-    """A mask that was tracked, in run lengths.
+    """A tracked mask as run lengths.
 
     Attributes:
         counts: COCO's compressed run lengths, at the size of the frames.
         score: the object score, a logit. None (default): unknown.
         model: name of the model. None (default): unknown.
-        provenance: ``propagated``, or ``truth`` for a mask of the data set that was accepted.
+        provenance: ``propagated``, or ``truth`` for an accepted mask of the data set.
         disagreement: 1 - IoU of forward and backward tracking. None (default): not measured.
         backward: whether it was tracked backward.
         j: J against the ground truth when it was tracked. None (default): not annotated.
@@ -154,7 +154,7 @@ class TrackedMask(msgspec.Struct, array_like=True):
 
 
 class _Line(msgspec.Struct):
-    """A line of the file of tracked masks: all masks of one frame."""
+    """A line in the file of tracked masks: all masks of one frame."""
 
     frame: int
     masks: list[tuple[int | str, TrackedMask]]
@@ -172,12 +172,12 @@ class AnnotationStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        # The last known revision of a video, valid as long as its file is the same.
+        # The last known revision of each video, valid until its file changes.
         self._revisions: dict[str, tuple[Any, int]] = {}
         self._lines: dict[Path, int] = {}  # number of lines of a file that is being appended to
 
     def acquire(self) -> None:
-        """Make this process the owner of the folder; writing does it too.
+        """Make this process the owner of the folder; the first write does so implicitly.
 
         Raises:
             DataError: another process is the owner, or the folder cannot be written.
@@ -205,7 +205,7 @@ class AnnotationStore:
         return sorted(_read_state(path).video for path in self._state_files())
 
     def _state_files(self) -> list[Path]:
-        # The pattern of _path: other JSON files in the folder are not read.
+        # Match only names made by _path: other JSON files in the folder are not read.
         pattern = re.compile(r"[A-Za-z0-9_.-]*-[0-9a-f]{16}\.json")
         return [path for path in self.folder.glob("*.json") if pattern.fullmatch(path.name)]
 
@@ -216,7 +216,7 @@ class AnnotationStore:
             The state; None if the video has no annotations.
 
         Raises:
-            DataError: the file is damaged or of another version.
+            DataError: the file is damaged or from another version.
         """
         path = self._path(video)
         if not path.exists():
@@ -227,11 +227,11 @@ class AnnotationStore:
         return state
 
     def save(self, video: str, state: VideoState) -> None:
-        """Replace the annotations of a video and count up ``state.revision``.
+        """Replace the annotations of a video and increment ``state.revision``.
 
         Raises:
-            DataError: the file cannot be written, another process owns the folder, or the state was
-                not made from the last saved one, because the video is open elsewhere.
+            DataError: the file cannot be written, another process owns the folder, or the state is
+                not based on the last saved one, because the video is open elsewhere.
         """
         self.acquire()
         path = self._path(video)
@@ -242,7 +242,8 @@ class AnnotationStore:
                 hint="open the video again to continue with the latest state",
             )
         state.revision += 1
-        # json escapes what UTF-8 cannot encode, such as undecodable bytes in the name of a file.
+        # json escapes characters that UTF-8 cannot encode, such as undecodable bytes in the name of
+        # a file.
         text = json.dumps(msgspec.to_builtins(state), separators=(",", ":")) + "\n"
         try:
             with atomic_write(path, fsync=True) as temporary:
@@ -263,7 +264,7 @@ class AnnotationStore:
     def load_tracked(self, video: str) -> dict[ObjectFrame, TrackedMask]:
         """Read the tracked masks of a video, without decoding them.
 
-        A last line that was cut off, by a process that was killed, is dropped with a warning.
+        A last line that a killed process left truncated is dropped with a warning.
 
         Raises:
             DataError: the file is damaged.
@@ -290,12 +291,12 @@ class AnnotationStore:
         frames: Mapping[int, Iterable[tuple[ObjectId, TrackedMask]]],
         replace: bool = False,
     ) -> None:
-        """Append the tracked masks of frames, each of which replaces the earlier ones of its frame.
+        """Append tracked masks, which replace all earlier masks of their frames.
 
         Args:
             video: its name.
-            frames: all tracked objects and masks by index of the frame; none remove the masks.
-            replace: forget all other frames, and write a new file.
+            frames: all tracked objects and masks by frame index; an empty list removes the masks.
+            replace: discard all other frames, and write a new file.
 
         Raises:
             DataError: the file cannot be written, or another process owns the folder.
@@ -347,7 +348,7 @@ class AnnotationStore:
             )
         if every is not None and every < 1:
             raise DataError(
-                key="every", value=every, expected="1 or more", hint="leave it out for all frames"
+                key="every", value=every, expected="1 or more", hint="omit it to use all frames"
             )
         state = self.load(video)
         if state is None:
@@ -361,7 +362,7 @@ class AnnotationStore:
         return self._accepted(state, which, every or 1)
 
     def _accepted(self, state: VideoState, which: Which, every: int) -> Iterator[AcceptedFrame]:
-        """Decode the masks frame by frame, because those of all frames may not fit in memory."""
+        """Decode the masks frame by frame, because not all of them may fit in memory."""
         # Imported here because it loads torch, which reading the folder does not need.
         from sam2kit.data.training_set import AcceptedFrame
 
@@ -397,18 +398,18 @@ class AnnotationStore:
         except (ValueError, OverflowError) as error:
             where = f"{self._path(state.video)}: the mask of object {visible_text(o)} on frame {t}"
             raise _damaged(
-                where, error, "open the annotator, and clear or track it again"
+                where, error, "clear the mask or track the object again in the annotator"
             ) from None
 
     def _path(self, video: str, ending: str = ".json") -> Path:
-        # ASCII, because file systems limit bytes, and a checksum, because some ignore case.
+        # Use ASCII, because file systems limit bytes, and a checksum, because some ignore case.
         safe = re.sub(r"[^A-Za-z0-9_.-]", "_", video).strip(".")[:60]
         checksum = hashlib.sha256(video.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return self.folder / f"{safe}-{checksum}{ending}"
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file is replaced; None if there is no file."""
+    """Return properties that change when a file is replaced; None if there is no file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -417,7 +418,7 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 
 def _read_state(path: Path) -> VideoState:
-    hint = "restore the file from a copy, or move it away to annotate the video from scratch"
+    hint = "restore the file from a backup, or move it away to annotate the video from scratch"
     try:
         state = msgspec.convert(read_json(path, hint=hint), VideoState)
         _check_values(state)
@@ -427,7 +428,7 @@ def _read_state(path: Path) -> VideoState:
 
 
 def _check_values(state: VideoState) -> None:
-    """Check what types cannot express.
+    """Check constraints that types cannot express.
 
     Raises:
         ValueError: a value is out of range, or an object is missing or listed twice.
@@ -455,20 +456,20 @@ def _check_values(state: VideoState) -> None:
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """Return the lines of a file without a last one that was cut off."""
-    text = read_text(path, hint="make the file readable", max_bytes=MAX_DATA_BYTES, strict=False)
+    """Return the lines of a file without a truncated last line."""
+    text = read_text(path, hint="check its permissions", max_bytes=MAX_DATA_BYTES, strict=False)
     lines = text.split("\n")
     if lines.pop():
-        logger.warning("{}: line {} is cut off and ignored", path, len(lines) + 1)
+        logger.warning("{}: ignoring the truncated line {}", path, len(lines) + 1)
     return lines
 
 
 def _damaged(where: str, error: Exception, hint: str) -> DataError:
-    return DataError(f"{where} is no annotation of version {VERSION} ({error})", hint=hint)
+    return DataError(f"{where} is not an annotation of version {VERSION} ({error})", hint=hint)
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
     return DataError(
         f"{path} cannot be written ({error.strerror})",
-        hint="make room or give another folder for the annotations",
+        hint="free some disk space, or choose another folder for the annotations",
     )

@@ -17,7 +17,7 @@ from sam2kit.prompts.geometry import sample_points
 from sam2kit.prompts.prompt import Prompt, video_frame
 from sam2kit.utils.text import text_checksum
 
-NUMBERS_PER_CLICK = 4  # that none of them is fair has a probability below 2^-40
+NUMBERS_PER_CLICK = 4  # the probability that none of them is unbiased is below 2^-40
 
 
 @dataclass(eq=False)
@@ -25,8 +25,8 @@ class Corrections:
     """Generate the correction clicks of a batch from its ground truth.
 
     Attributes:
-        frames: ``[T,O]`` bool: which objects are corrected on which frames; in main memory,
-            otherwise the model has to copy it there.
+        frames: ``[T,O]`` bool: which objects are corrected on which frames; kept in main memory,
+            because the model would have to copy it there.
         clicks: number of clicks per corrected frame, one decoder pass each, at least 1.
         masks: ``[T,O,H,W]`` bool, the ground truth.
         seeds: a seed per object. Its clicks depend only on the seed, the frame, the number of the
@@ -54,7 +54,7 @@ class Corrections:
 
         Returns:
             Points ``[N,1,2]`` float32 (x, y) and labels ``[N,1]`` int32, on the device of the
-            masks. Nothing waits for the device.
+            masks. Does not wait for the device.
         """
         ignores_prediction, numbers = self._draws
         row = self._draw_rows[frame, number]

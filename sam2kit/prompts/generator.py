@@ -1,6 +1,6 @@
 """Generate the prompts of a training batch from its masks.
 
-:mod:`sam2kit.prompts.geometry` samples points and boxes, :mod:`sam2kit.prompts.noise` degrades
+:mod:`sam2kit.prompts.geometry` samples points and boxes; :mod:`sam2kit.prompts.noise` degrades
 them.
 """
 
@@ -72,7 +72,7 @@ class PromptGenerator:
 
     def __post_init__(self) -> None:
         probabilities = None if self.probabilities is None else list(self.probabilities)
-        # The checks of the configuration hold for a generator that is created directly, too.
+        # Check the values of a generator that is created without a configuration, too.
         check_dataset(
             DatasetConfig(
                 prompt_types=list(self.prompt_types),

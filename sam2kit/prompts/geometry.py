@@ -86,7 +86,7 @@ def jitter_box(
 def mask_center(mask: np.ndarray) -> tuple[int, int]:
     """Find the pixel of a mask that is farthest from the background.
 
-    Unlike the centroid, it is always on the object. What is outside the frame counts as background,
+    Unlike the centroid, it is always on the object. Pixels outside the frame count as background,
     as for the centre click of upstream ``sam2`` (Euclidean distance transform of the mask padded
     by one pixel).
 
@@ -108,7 +108,7 @@ def mask_center(mask: np.ndarray) -> tuple[int, int]:
 
 
 def sample_points(region: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Sample different pixels of a region, uniformly.
+    """Sample distinct pixels of a region, uniformly.
 
     Args:
         region: ``[H,W]`` bool.
@@ -127,7 +127,7 @@ def sample_points(region: np.ndarray, count: int, generator: np.random.Generator
 def sample_positive_points(
     mask: np.ndarray, count: int, generator: np.random.Generator, include_center: bool = True
 ) -> np.ndarray:
-    """Sample up to ``count`` different pixels of ``mask``.
+    """Sample up to ``count`` distinct pixels of ``mask``.
 
     Args:
         mask: ``[H,W]`` bool.
@@ -154,7 +154,7 @@ def sample_negative_points(
     kinds: Sequence[str] = ("near",),
     others: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Sample up to ``count`` different pixels off ``mask``.
+    """Sample up to ``count`` distinct pixels off ``mask``.
 
     Args:
         mask: the object, ``[H,W]`` bool.
@@ -185,7 +185,7 @@ def sample_negative_points(
         kind_count = drawn[:count].count(kind)
         has_room = region.sum() >= kind_count
         points.append(sample_points(region if has_room else free, kind_count, generator))
-        # Regions overlap: a pixel that is used for one kind is not free for the next.
+        # Regions overlap: a pixel that is used for one kind is not available for the next.
         x, y = points[-1].astype(int).T
         free[y, x] = False
     return np.concatenate([np.empty((0, 2), np.float32), *points])

@@ -33,10 +33,10 @@ def save_prompts(path: str | Path, prompts: list[Prompt], batch: ClipBatch) -> N
     """Write prompts as JSON.
 
     The file contains ``version``, ``image_size`` (rows and columns of the resized frame, to which
-    the coordinates refer) and ``prompts``. Version 2 can also contain ``image_sizes``, which gives
-    videos by name a size of their own. There is one entry per object with ``video``,
-    ``object_id``, ``frame_index`` (in the video, from 0), ``kind`` and either ``points`` and
-    ``labels``, or ``box``, or ``mask`` (COCO's compressed run lengths).
+    the coordinates refer) and ``prompts``. Version 2 can also contain ``image_sizes``, which maps
+    video names to individual sizes. There is one entry per object with ``video``, ``object_id``,
+    ``frame_index`` (in the video, from 0), ``kind`` and either ``points`` and ``labels``, or
+    ``box``, or ``mask`` (COCO's compressed run lengths).
 
     Args:
         path: the file, which is overwritten.
@@ -91,7 +91,7 @@ def _entry(prompt: Prompt, n: int, batch: ClipBatch) -> dict[str, Any]:
 
 
 def load_prompts(path: str | Path, batch: ClipBatch) -> list[Prompt]:
-    """Read prompts from a file of :func:`save_prompts`, for the objects of a batch, grouped.
+    """Read grouped prompts for the objects of a batch from a file of :func:`save_prompts`.
 
     Entries of videos that are not in the batch are skipped, so that one file can be used for many
     batches. An entry of a video in the batch must match the batch.
@@ -176,8 +176,8 @@ def video_prompts(
 
     Args:
         document: the content (:func:`read_document`).
-        where: name of the file, to start error messages with.
-        video, num_frames, image_size, frame_size: as for :func:`load_video_prompts`.
+        where: name of the file, with which error messages start.
+        video, num_frames, image_size, frame_size: see :func:`load_video_prompts`.
 
     Raises:
         DataError: as :func:`load_video_prompts`.
@@ -232,15 +232,15 @@ def read_document(path: str | Path) -> Any:
 def check_image_size(where: str, size: tuple[int, int], frame_size: tuple[int, int]) -> None:
     """Check the ``image_size`` of a prompt file against the frames of the video.
 
-    Prompts may be in pixels of resized frames, either square as the model's input or in the shape
-    of the stored frames. Another shape is reported with a warning.
+    The coordinates may refer to resized frames: square ones, as the model's input, or frames with
+    the aspect ratio of the stored ones. For any other shape, a warning is logged.
 
     Raises:
         DataError: rows and columns are swapped.
     """
 
     def has_shape(rows: int, columns: int) -> bool:
-        # As wide as high in the same ratio, within a pixel of rounding.
+        # The same aspect ratio, up to a pixel of rounding.
         return abs(size[0] * columns - size[1] * rows) <= max(rows, columns)
 
     rows, columns = frame_size
@@ -255,22 +255,23 @@ def check_image_size(where: str, size: tuple[int, int], frame_size: tuple[int, i
             hint=f"write it as [rows, columns]: {[size[1], size[0]]}",
         )
     logger.warning(
-        "{}: field 'image_size' is {}, which has not the shape of the frames, {}; if the prompts "
-        "are off, write the rows and columns of the frames on which they were made",
+        "{}: field 'image_size' is {}, but the frames have another aspect ratio, {}; if prompts "
+        "are misplaced, write the rows and columns of the frames on which they were made",
         *(where, list(size), [rows, columns]),
     )
 
 
 def merge_documents(path: str | Path, document: dict[str, Any], video: str) -> dict[str, Any]:
-    """Put the prompts of one video into the content of an existing prompt file.
+    """Merge the prompts of one video into the content of an existing prompt file.
 
     Args:
         path: the file, whose prompts of other videos are kept. It may be missing.
-        document: the content with the prompts of ``video`` alone.
+        document: the content with only the prompts of ``video``.
         video: name of the video.
 
     Returns:
-        The content to write: of version 1 if all videos have one ``image_size``, else of version 2.
+        The content to write: version 1 if all videos have the same ``image_size``, otherwise
+        version 2.
 
     Raises:
         DataError: the existing file is not a prompt file.
@@ -303,7 +304,7 @@ def write_document(path: str | Path, document: dict[str, Any]) -> None:
         write_text(path, json.dumps(document, indent=1) + "\n")
     except OSError as error:
         raise DataError(
-            f"{path} cannot be written ({error.strerror})", hint="name another file"
+            f"{path} cannot be written ({error.strerror})", hint="choose another file"
         ) from error
 
 
@@ -314,7 +315,7 @@ def check_document(
 
     Args:
         document: the content (:func:`read_document`).
-        path: name of the file, to start error messages with.
+        path: name of the file, with which error messages start.
         videos: names of the videos.
 
     Returns:
@@ -355,7 +356,8 @@ def check_document(
             )
         if "video" not in entry:
             raise DataError(f"{where}: field 'video' is missing", hint="add the name of the video")
-        # Entries of other videos are not checked: they may belong to data that are not at hand.
+        # Entries of other videos are not checked: they may belong to data that is not available
+        # here.
         if entry["video"] in videos:
             entries.append((where, entry))
             _check_fields(where, entry)

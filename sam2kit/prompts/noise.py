@@ -107,7 +107,7 @@ class PromptNoise:
 def grow_mask(mask: np.ndarray, radius: float) -> np.ndarray:
     """Dilate or erode a mask by a disc.
 
-    What is outside the frame counts as unknown, so an object is not eroded at the border of the
+    Pixels outside the frame count as unknown, so an object is not eroded at the border of the
     frame. Erosion is limited so that the innermost pixels of the object remain.
 
     Args:

@@ -1,4 +1,4 @@
-"""Fine-tune a model with Lightning: losses, modules, audit and plan."""
+"""Fine-tune a model with Lightning: losses, modules, gradient audit and planner."""
 
 import lazy_loader
 

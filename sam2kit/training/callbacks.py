@@ -1,4 +1,4 @@
-"""Lightning callbacks for log lines, validation, checkpoints and interrupts."""
+"""Provide Lightning callbacks for progress, validation, checkpoints and interrupts."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.processes import STOP_SIGNALS
 
 Scorer = Callable[[SAM2Model, VideoSource], float]
-"""Function of the model and the validation videos that returns their J&F, from 0 to 1."""
+"""Function of a model and the validation videos that returns J&F, from 0 to 1."""
 
 
 class LogProgress(Callback):
     """Log progress after the first step, every ``every_n_steps`` steps, and after each validation.
 
-    Slow steps and long validations are logged every ``seconds`` at the latest. A progress bar
-    overwrites one line of a terminal; these lines are readable in a log file too.
+    During slow steps and long validations, a line is logged at least every ``seconds``. Unlike a
+    progress bar, which overwrites one line of a terminal, these lines are readable in a log file.
     """
 
     def __init__(self, every_n_steps: int, seconds: float = 30) -> None:
@@ -51,7 +51,7 @@ class LogProgress(Callback):
             return
         self._last_log_time = time.monotonic()
         loss = float(trainer.callback_metrics["loss"])
-        # Measured from the first step of this process: a resumed run starts at a later step.
+        # Count from the first step of this process: a resumed run does not start at step 0.
         seconds = (time.monotonic() - self._start_time) / max(step - self._first_step, 1)
         logger.info(
             "epoch {} step {}/{} loss {:.4f} lr {:.2e} {:.2f} s/step, {:.0f} s left",
@@ -88,10 +88,10 @@ class LogProgress(Callback):
 class ScoreVideos(Callback):
     """Log ``val_jf`` at the end of each validation, before other callbacks read it.
 
-    With an average of the weights it must come before that callback, which swaps them back.
+    It must run before :class:`AverageWeights`, which restores the current weights.
 
     Args:
-        scorer: measures J&F.
+        scorer: the function that computes J&F.
         source: the validation videos.
     """
 
@@ -105,13 +105,14 @@ class ScoreVideos(Callback):
 
 
 class AverageWeights(WeightAveraging):
-    """Average the weights as ``EMAWeightAveraging`` does, but fast on a GPU.
+    """Average the weights like ``EMAWeightAveraging``, but without slowing down a GPU.
 
-    Lightning would keep the average in main memory, copy every parameter there in every step, and
-    wait for each copy. Here it is on the training device, and a step takes a few operations.
+    Lightning keeps the average in host memory, copies every parameter there in every step, and
+    waits for each copy. This class keeps the average on the training device and updates it with a
+    few operations.
 
     Args:
-        decay: decay per step, 0 to 1.
+        decay: decay per step, from 0 to 1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -120,7 +121,7 @@ class AverageWeights(WeightAveraging):
 
     @property
     def state_key(self) -> str:
-        # Checkpoints of earlier versions have the state of Lightning's class.
+        # Checkpoints of earlier versions contain the state of Lightning's class.
         return EMAWeightAveraging.__qualname__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -159,10 +160,10 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 class ValidateLastStep(Callback):
-    """Stop at ``max_steps`` through ``should_stop``.
+    """Validate after the last step of a run that ends at ``max_steps``.
 
-    Lightning then validates once more, even in the middle of an epoch. When it reaches
-    ``max_steps`` on its own, it does not.
+    The callback stops training through ``should_stop``, after which Lightning validates even in
+    the middle of an epoch. If Lightning itself stops at ``max_steps``, it does not validate.
     """
 
     def on_train_batch_end(
@@ -173,15 +174,15 @@ class ValidateLastStep(Callback):
 
 
 class SaveWithinEpoch(Callback):
-    """Save ``last.ckpt`` within an epoch, so that a killed run loses little.
+    """Save ``last.ckpt`` within an epoch, so that a killed run loses little work.
 
-    The checkpoint is written before a step, because only then have the loggers received the metrics
-    of the previous step.
+    The checkpoint is written before a step, because the loggers receive a step's metrics only after
+    the end of the step.
 
     Args:
         path: the file to write.
-        minutes: maximum time between two checkpoints. None: no limit.
-        steps: maximum number of optimizer steps between two checkpoints. None: no limit.
+        minutes: maximum number of minutes between two checkpoints. If None, no limit.
+        steps: maximum number of optimizer steps between two checkpoints. If None, no limit.
     """
 
     def __init__(self, path: Path, minutes: float | None, steps: int | None) -> None:
@@ -201,24 +202,24 @@ class SaveWithinEpoch(Callback):
             (self.minutes is not None and minutes >= self.minutes)
             or (self.steps is not None and steps >= self.steps)
         )
-        # Clocks differ between ranks, and saving is collective: all ranks must decide alike.
+        # Saving is a collective operation, so all ranks must decide alike although clocks differ.
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             trainer.save_checkpoint(self.path)
             self._last_save_time, self._last_save_step = time.monotonic(), trainer.global_step
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Save checkpoints in the run directory, which may be moved between two calls.
+    """Save checkpoints in a run directory that may be moved before it is resumed.
 
-    Lightning stores absolute paths and forgets the best score if they differ, so a resumed run
-    would overwrite ``best.ckpt`` with a worse one. This class stores file names.
+    Lightning stores absolute paths and discards the best score if they differ. A resumed run would
+    then overwrite ``best.ckpt`` with a worse checkpoint. This class stores file names.
 
     Args:
         run_dir: the run directory.
-        same_run: whether the run resumes from a checkpoint in ``run_dir``. Otherwise it has its own
-            best checkpoint.
+        same_run: whether the run resumes from a checkpoint in ``run_dir``. If not, the best score
+            of the earlier run is ignored.
         filename: name of the file without ``.ckpt``.
-        options: as for ``ModelCheckpoint``.
+        options: keyword arguments of ``ModelCheckpoint``.
     """
 
     _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -229,12 +230,12 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor or "")
-        # A loss that is not finite has its own error, if it is the training loss.
+        # StopAtNonFinite reports a training loss that is not finite.
         undefined = value is None or (self.monitor != "val_loss" and not math.isfinite(value))
         if self.monitor is not None and undefined:
             raise DataError(
-                f"the validation clips have no value of {self.monitor}: none of their tracked "
-                "frames can be scored",
+                f"{self.monitor} has no value: no tracked frame of the validation clips can be "
+                "scored",
                 key="trainer.monitor",
                 value=self.monitor,
                 hint="set trainer.monitor=val_loss, or annotate more validation frames",
@@ -243,7 +244,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        # Checkpoints of earlier versions have the state of Lightning's class.
+        # Checkpoints of earlier versions contain the state of Lightning's class.
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -264,19 +265,19 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class StopOnInterrupt(Callback):
-    """Stop after the current step at Ctrl-C, SIGTERM or SIGHUP, and immediately at the second one.
+    """Stop after the current step on Ctrl-C, SIGTERM or SIGHUP; on a second signal, immediately.
 
-    Cluster managers such as SLURM send SIGTERM before they reclaim a machine, and a terminal that
-    closes sends SIGHUP. Lightning's own handler calls ``sys.exit`` and leaves SIGINT disabled,
-    which breaks a notebook's kernel.
+    Cluster managers such as SLURM send SIGTERM before they reclaim a node, and a terminal that is
+    closed sends SIGHUP. Lightning's own handler calls ``sys.exit`` and leaves SIGINT disabled,
+    which breaks notebook kernels.
 
     Attributes:
-        interrupted: whether a signal stopped the training.
+        interrupted: whether a signal stopped training.
     """
 
     interrupted = False
-    # A launcher and the cluster manager may both signal every process. A second signal before this
-    # time is a duplicate and not a request to exit immediately.
+    # The launcher and the cluster manager may both signal every process. A second signal within
+    # this number of seconds is a duplicate and not a request to exit immediately.
     _duplicates_until = 0.0
 
     def __init__(self) -> None:
@@ -288,19 +289,19 @@ class StopOnInterrupt(Callback):
         self._terminals: list[int] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # Python sets signal handlers in the main thread only.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is not threading.main_thread():
             return
-        # After a terminal has closed, isatty is false.
+        # isatty returns False once the terminal has closed, so check it now.
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._logging = threading.Thread(target=self._log, name="log signals", daemon=True)
         self._logging.start()
-        # Lightning installs its own SIGTERM handler after on_fit_start, so replace it only here.
+        # Lightning installs its SIGTERM handler after on_fit_start, so replace it here.
         for number in self._previous_handlers:
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: Any) -> None:
-        """Handle a signal."""
+        """Request a stop; on a second signal, raise KeyboardInterrupt."""
         if self.interrupted:
             if time.monotonic() > self._duplicates_until:
                 self._reinstall()
@@ -309,19 +310,19 @@ class StopOnInterrupt(Callback):
         self.interrupted, self._duplicates_until = True, time.monotonic() + 1
         if number == signal.SIGHUP:
             self._detach_from_terminal()
-        # This code interrupts the main thread anywhere, also inside loguru, which must not be
-        # entered twice. Another thread can wait, and SimpleQueue.put is reentrant.
+        # A signal can interrupt the main thread inside loguru, which is not reentrant, so let
+        # another thread log. SimpleQueue.put is reentrant.
         self._messages.put("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
     def _detach_from_terminal(self) -> None:
-        """Discard the output to a terminal that has closed; writing to it would raise OSError."""
+        """Discard output to a closed terminal, because writing to it would raise OSError."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
 
     def _log(self) -> None:
-        """Log the signals that arrive, until :meth:`restore`."""
+        """Log received signals until :meth:`restore` is called."""
         while (name := self._messages.get()) is not None:
             logger.warning(
                 "Received {}; stopping after the current step. Send it again to exit immediately.",
@@ -331,15 +332,15 @@ class StopOnInterrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # One rank may receive the signal earlier than others; all must stop after the same step.
+        # Ranks may receive the signal at different times, but must stop after the same step.
         if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             self.interrupted = trainer.should_stop = True
             if batch_idx + 1 < trainer.num_training_batches:
-                # Skip the validation: time is short, and an uninterrupted run has none here.
+                # Skip validation: time is short, and an uninterrupted run would not validate here.
                 trainer.limit_val_batches = 0
 
     def restore(self) -> None:
-        """Reinstall the signal handlers from before this callback; call it after training."""
+        """Restore the previous signal handlers; call this after training."""
         self._reinstall()
         self._messages.put(None)
         if self._logging is not None:

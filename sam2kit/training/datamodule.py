@@ -1,4 +1,4 @@
-"""Provide the training and validation clips to Lightning."""
+"""Provide training and validation clips to Lightning."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ class SAM2LightningDataModule(LightningDataModule):
     """Provide the training and validation clips of a configuration.
 
     Args:
-        config: the sections ``dataset``, ``valdataset``, ``testdataset`` and ``augmentation`` and
-            the key ``seed`` are read. The attribute ``config`` is a copy with the detected layout.
-            The videos of the run in ``model.checkpoint`` or ``trainer.resume_from`` keep their part
+        config: the run's configuration. The sections ``dataset``, ``valdataset``, ``testdataset``
+            and ``augmentation`` and the key ``seed`` are used. The attribute ``config`` is a copy
+            with the detected layout. Videos that the run of ``model.checkpoint`` or
+            ``trainer.resume_from`` used stay in the same split
             (:func:`sam2kit.models.run_splits.earlier_splits`).
         devices: world size. Each rank gets its shard of an epoch's clips and of the validation
             batches.
-        train_source: videos to train on. None (default): the videos of ``config.dataset``.
-        val_source: videos to validate on. None (default): ``valdataset.fraction`` of the videos of
-            ``train_source`` are held out; without ``train_source``, the videos of
-            ``config.valdataset``.
+        train_source: videos to train on. If None (default), the videos of ``config.dataset``.
+        val_source: videos to validate on. If None (default), ``valdataset.fraction`` of the videos
+            in ``train_source`` are held out; if ``train_source`` is None too, the videos of
+            ``config.valdataset`` are used.
 
     Raises:
         ConfigError, DataError: as :func:`sam2kit.data.build_datasets`.
-        ValueError: ``val_source`` without ``train_source``.
+        ValueError: ``val_source`` is passed without ``train_source``.
     """
 
     def __init__(
@@ -55,28 +56,29 @@ class SAM2LightningDataModule(LightningDataModule):
         self.devices = devices
         self._earlier = earlier_splits(config)
         self._sets = _open(config, train_source, val_source, self._earlier)
-        # With the detected layout and the split of a single video, to be stored with the run.
+        # Contains the detected layout and the split of a single video, which the run must store.
         self.config = self._sets.config
         self.train_clips, self.val_clips = clips_of(self._sets)
         self._content: str | None = None
-        # Whether training and validation batches carry frame keys, which the feature cache needs.
+        # Whether training and validation batches contain frame keys for the feature cache.
         self.with_keys = (False, False)
-        self._resume_position = (0, 0)  # an epoch, and the number of its clips already trained on
+        self._resume_position = (0, 0)  # epoch, and number of its clips already trained on
 
     def check_videos(self) -> None:
-        """Raise errors in the data now instead of during training.
+        """Check the videos before training, so that errors in the data are raised now.
 
         Raises:
-            DataError: as :meth:`ClipDataset.check_videos`, or a test video is a training video too.
+            DataError: a video fails :meth:`ClipDataset.check_videos`, or a test video is also a
+                training video.
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
         loss = self.config.loss
         if loss.temporal > 0 and loss.type == "frames" and not self.train_clips.has_neighbours():
             logger.warning(
-                "loss.temporal={} has no effect: it compares neighbouring frames of a clip, and no "
-                "clip of these videos has masks on two of them. Set loss.temporal=0, or "
-                "dataset.frame_stride to the distance of annotated frames",
+                "loss.temporal={} has no effect: it compares consecutive frames of a clip, and no "
+                "clip has two consecutive annotated frames. Set loss.temporal=0, or set "
+                "dataset.frame_stride to the distance between annotated frames",
                 loss.temporal,
             )
         per_machine = max(1, self.devices // self.config.trainer.num_nodes)
@@ -85,13 +87,13 @@ class SAM2LightningDataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """The videos of each part, identified by some of their frames, which are decoded."""
+        """Videos of each split, identified by a few decoded frames."""
         sets, before = self._sets, self._earlier.trained_before if self._earlier else ()
         test = () if sets.test is None else tuple(describe(sets.test))
         return Splits(tuple(describe(sets.train)), tuple(describe(sets.validation)), test, before)
 
     def _check_repeated_videos(self) -> None:
-        """Warn of validation and test videos that this run or its initial weights train on.
+        """Warn about validation and test videos that this run or its initial weights train on.
 
         Raises:
             DataError: a test video is also a training video.
@@ -111,7 +113,7 @@ class SAM2LightningDataModule(LightningDataModule):
                 raise DataError(
                     problem,
                     key="testdataset",
-                    hint="give other test videos, or take these out of dataset.split",
+                    hint="use other test videos, or remove these from dataset.split",
                 )
             logger.warning(
                 "{}; validation scores will be too high, and sam2kit evaluate rejects these videos",
@@ -119,12 +121,12 @@ class SAM2LightningDataModule(LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of training in the data, a digest of the videos and the world size.
+        """Return the position in the data, digests of the videos, and the world size.
 
         Returns:
-            ``videos``, ``content`` (a digest of the frames and masks) and ``devices``; in a fit
-            also ``epoch`` and ``clips``, the number of the epoch's clips that a rank has trained
-            on.
+            ``videos``, ``content`` (a digest of the frames and masks) and ``devices``; during
+            training also ``epoch`` and ``clips``, the number of the epoch's clips that each rank
+            has trained on.
         """
         if self._content is None:
             self._content = sampled_content(self.train_clips.source)
@@ -135,7 +137,7 @@ class SAM2LightningDataModule(LightningDataModule):
         }
         if self.trainer is not None:
             epoch, batches = position(self.trainer)
-            # The last batch of an epoch may be smaller, so do not multiply for a whole epoch.
+            # The last batch may be smaller, so do not multiply at the end of an epoch.
             epoch_over = batches == self.trainer.num_training_batches
             size = self.config.dataset.batch_size
             clips = len(self.train_clips) if epoch_over else batches * size
@@ -145,15 +147,15 @@ class SAM2LightningDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: ClipBatch, device: torch.device, dataloader_idx: int
     ) -> ClipBatch:
-        """Copy from pinned memory without waiting.
+        """Copy a batch from pinned memory asynchronously.
 
-        Lightning's default copies objects other than tensors synchronously.
+        Lightning copies objects other than tensors synchronously by default.
         """
         return batch.to(device, non_blocking=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume_position = (state_dict["epoch"], state_dict["clips"])
-        # Lightning sets the epoch only after the loader processes have started.
+        # Lightning sets the epoch only after the DataLoader workers have started.
         self.train_clips.set_epoch(state_dict["epoch"])
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -171,12 +173,12 @@ class SAM2LightningDataModule(LightningDataModule):
 
     @property
     def _pin_memory(self) -> bool:
-        """Whether batches are copied to a CUDA device, which page-locked memory accelerates."""
+        """Whether to pin memory, which speeds up copies to a CUDA device."""
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @cached_property
     def val_batches(self) -> list[list[int]]:
-        """Indices of the clips of each validation batch, independent of the world size."""
+        """Clip indices of each validation batch, independent of the world size."""
         clips, size = range(len(self.val_clips)), self.config.validation_dataset().batch_size
         batches = [list(clips[i : i + size]) for i in range(0, len(clips), size)]
         return batches[: self.config.trainer.limit_val_batches]
@@ -184,10 +186,10 @@ class SAM2LightningDataModule(LightningDataModule):
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         """Return a loader of this rank's validation batches.
 
-        Where other ranks have one more batch, the last batch is repeated; the Lightning module
+        If other ranks have one more batch, the last batch is repeated, and the Lightning module
         ignores the repetition.
         """
-        # Ranks with fewer batches would leave the others waiting in collective operations.
+        # With unequal numbers of batches, collective operations would deadlock.
         batches = self.val_batches
         batches = batches + batches[-1:] * (-len(batches) % self.devices)
         rank = self.trainer.global_rank if self.trainer else 0
@@ -208,10 +210,10 @@ def _open(
     val_source: VideoSource | None,
     earlier: Splits | None,
 ) -> DataSets:
-    """Open the videos of a configuration, or split the videos that were passed."""
+    """Open the videos of a configuration, or split the given sources."""
     if train_source is None:
         if val_source is not None:
-            raise ValueError("val_source needs train_source; pass both")
+            raise ValueError("val_source requires train_source; pass both")
         return open_sets(config, earlier)
     test_source = None
     if val_source is None:

@@ -25,22 +25,23 @@ RESUME_HINT = "resume with --resume auto"
 def actionable_errors(
     config: Config, data: SAM2LightningDataModule, run_dir: Path
 ) -> Iterator[None]:
-    """Turn a failure of the machine into an error that names the fix.
+    """Turn a system failure into an error that names the fix.
 
     Raises:
-        TrainingError: out of memory, with the planner's estimate; a loader process died, with the
-            frame that it was reading; or the disk is full.
+        TrainingError: the device is out of memory (the error contains the planner's estimate), a
+            DataLoader worker died (the error names the frame that it was reading), or the disk is
+            full.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            # The traceback's frames hold the tensors of the step; the planner needs their memory.
+            # Free the step's tensors, which the traceback references: the planner needs the memory.
             traceback.clear_frames(error.__traceback__)
             raise _out_of_memory(config, error) from None
         if any(phrase in str(error) for phrase in ("Too many open files", "items of ancdata")):
             what, fix = SYSTEM_ERRORS[errno.EMFILE]
-            raise TrainingError(f"{what} in the loader processes", hint=fix) from None
+            raise TrainingError(f"{what} in the DataLoader workers", hint=fix) from None
         if "DataLoader timed out" in str(error):
             raise _loader_timeout(config) from None
         if "DataLoader worker" in str(error):
@@ -57,39 +58,40 @@ def actionable_errors(
 
 
 def _out_of_memory(config: Config, error: BaseException) -> TrainingError:
-    """Return an error with the planner's estimate of a step and of settings that fit."""
+    """Return an error with the planner's memory estimate and settings that fit."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     cause = " ".join(str(error).split())[:200]
     try:
         advice = report(config)[0]
-    except Exception as planner_error:  # there may be too little memory for the planner as well
+    except Exception as planner_error:  # the planner may run out of memory, too
         logger.debug("The planner failed: {}", planner_error)
-        advice = "run sam2kit plan with the same flags to see the memory that each key needs"
+        advice = "run sam2kit plan with the same flags to estimate the memory that they need"
     return TrainingError(
         f"out of memory ({cause})",
-        hint=f"memory of a step, and settings that fit:\n{advice}\nOther programs on the device "
-        f"use memory too. If the clips of a step stay the same, {RESUME_HINT}; otherwise start a "
-        "new run",
+        hint=f"use settings that fit:\n{advice}\nOther programs may use memory of the device too. "
+        f"If the new settings do not change the clips of a step, {RESUME_HINT}; otherwise start "
+        "a new run",
     )
 
 
 def _loader_timeout(config: Config) -> TrainingError:
     seconds = config.dataset.loader_timeout
     return TrainingError(
-        f"the loader processes delivered no batch for {seconds} seconds",
+        f"the DataLoader workers delivered no batch for {seconds} seconds",
         key="dataset.loader_timeout",
-        hint="a full /dev/shm or a disk that does not answer can stop them: set "
-        "dataset.num_workers=0, give a container more shared memory (docker run --shm-size=8g), or "
-        f"raise dataset.loader_timeout if your data are this slow; then {RESUME_HINT}",
+        hint="usually /dev/shm is full or the disk does not respond: set dataset.num_workers=0, "
+        "give the container more shared memory (docker run --shm-size=8g), or increase "
+        f"dataset.loader_timeout if reading your data takes that long; then {RESUME_HINT}",
     )
 
 
 def _dead_loader(data: SAM2LightningDataModule, message: str) -> TrainingError:
-    """Return an error that names the frame which the loader process was reading.
+    """Return an error that names the frame that a dead DataLoader worker was reading.
 
     Args:
-        message: torch's text, which holds the process ids.
+        data: the data module, which records what each worker reads.
+        message: torch's error message, which contains the process ids.
     """
     match = re.search(r"pid(?:\(s\))? ([\d, ]+)", message)
     pids = [int(pid) for pid in match[1].split(",")] if match else []
@@ -97,7 +99,7 @@ def _dead_loader(data: SAM2LightningDataModule, message: str) -> TrainingError:
     frames = [frame for d in datasets for pid in pids if (frame := d.being_read(pid))]
     description = " and ".join(frames) or "no file (it was between two clips)"
     return TrainingError(
-        f"a loader process ended ({message.splitlines()[0]}); it was reading {description}",
-        hint="usually main memory is full (reduce dataset.num_workers), or a decoder crashes on "
-        f"that file (check all files with sam2kit doctor); then {RESUME_HINT}",
+        f"a DataLoader worker died ({message.splitlines()[0]}) while reading {description}",
+        hint="usually memory is full (reduce dataset.num_workers), or the decoder crashes on that "
+        f"file (check all files with sam2kit doctor); then {RESUME_HINT}",
     )

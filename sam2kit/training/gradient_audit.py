@@ -1,8 +1,8 @@
-"""Audit gradients before the first step: which modules get none, and why.
+"""Find modules that would get no gradient, and why, before the first training step.
 
-One batch is run forward and backward. Weights, optimizer, random state and the order of the data do
-not change: ``torch.autograd.grad`` does not write to ``.grad``, and the batch comes from a separate
-loader.
+The audit runs one batch forward and backward. It does not change weights, optimizer, random state
+or data order: ``torch.autograd.grad`` does not write to ``.grad``, and the batch comes from a
+separate DataLoader.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from sam2kit.utils.errors import ConfigError
 
 MAX_BATCHES = 8
 ENOUGH_BATCHES = 3
-"""Number of batches to try if the first leaves a module without gradient. Up to
-:data:`MAX_BATCHES` are tried if they have nothing to supervise, or if a configured kind of prompt
-was not drawn."""
+"""Number of batches to run if the first one leaves a module without gradient. Up to
+:data:`MAX_BATCHES` are run if none has a supervised mask, or if a configured prompt type was not
+sampled."""
 
 READ_MEMORY = {"memory_attention", "obj_ptr_tpos_proj"}
 WRITE_MEMORY = {"memory_encoder", "mask_downsample", "obj_ptr_proj"}
@@ -51,12 +51,12 @@ WRITE_MEMORY = {"memory_encoder", "mask_downsample", "obj_ptr_proj"}
 
 @dataclass(frozen=True)
 class ModuleAudit(ModuleReport):
-    """A row of :func:`sam2kit.models.sam2.parameter_report`, with gradients.
+    """A row of :func:`sam2kit.models.sam2.parameter_report` with gradient statistics.
 
     Attributes:
-        tensors: number of trained tensors.
-        zero_tensors: number of trained tensors with no gradient, or a gradient of exactly zero.
-        gradient_norm: Euclidean norm over the trained tensors, root mean square over the batches.
+        tensors: number of trainable tensors.
+        zero_tensors: number of trainable tensors whose gradient is missing or exactly zero.
+        gradient_norm: L2 norm over the trainable tensors, as root mean square over the batches.
     """
 
     tensors: int
@@ -69,11 +69,11 @@ class Audit:
     """The result of a gradient audit.
 
     Attributes:
-        rows: one row per module, and the total.
+        rows: one row per module, then the total.
         batches: number of batches that were run.
-        faults: modules that should be trained but get no gradient; one sentence per reason.
-        notes: remarks that do not stop the training.
-        memory: memory of a training step.
+        faults: one sentence per reason, naming the trainable modules that get no gradient.
+        notes: findings that do not prevent training.
+        memory: memory that a training step needs.
     """
 
     rows: list[ModuleAudit]
@@ -83,7 +83,7 @@ class Audit:
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Format the number of batches and one line per module as plain text."""
+        """Return a plain-text table with one line per module."""
         batches = "one batch" if self.batches == 1 else f"{self.batches} batches"
         columns = [("gradient norm", "zero tensors")]
         for row in self.rows:
@@ -97,10 +97,10 @@ class Audit:
         return "\n".join([f"gradients of {batches}", *lines])
 
     def report(self, stop: bool) -> None:
-        """Log the notes and the faults as warnings.
+        """Log notes and faults as warnings.
 
         Args:
-            stop: whether to raise an error if there are faults.
+            stop: raise an error if there are faults.
 
         Raises:
             ConfigError: there are faults, and ``stop`` is true.
@@ -114,29 +114,30 @@ class Audit:
             )
         if self.faults and stop:
             raise ConfigError(
-                "the gradient audit found modules that would not be trained:\n"
+                "the gradient audit found trainable modules without gradient:\n"
                 + "\n".join(f"- {fault}" for fault in self.faults)
-                + "\nThese modules would keep their weights",
-                hint="change the settings, remove the modules from model.trainable_modules, or "
-                "train regardless with trainer.audit=warn",
+                + "\nTheir weights would not change",
+                hint="change these settings, remove the modules from model.trainable_modules, or "
+                "set trainer.audit=warn to train anyway",
             )
         for fault in self.faults:
             logger.warning("audit: {}", fault)
 
 
 class AuditBeforeTraining(Callback):
-    """Audit on the training device, after Lightning has loaded the checkpoint."""
+    """Run the audit on the training device, after Lightning has loaded the checkpoint."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, SAM2LightningModule)
-        audit = audit_gradients(module, trainer.datamodule.train_clips)  # type: ignore[attr-defined]
+        clips = trainer.datamodule.train_clips  # type: ignore[attr-defined]
+        audit = audit_gradients(module, clips)
         logger.info(audit.table())
         logger.info(audit.memory)
         audit.report(stop=module.config.trainer.audit == "stop")
 
 
 def audit_config(config: Config) -> Audit:
-    """Audit the training of a configuration, as ``sam2kit audit`` does.
+    """Audit the training run that a configuration describes, as ``sam2kit audit`` does.
 
     Raises:
         ConfigError, DataError, CheckpointError: as :func:`sam2kit.training.trainer.fit`.
@@ -149,7 +150,7 @@ def audit_config(config: Config) -> Audit:
     try:
         return audit_gradients(module.to(device), data.train_clips)
     finally:
-        # A notebook's kernel lives on, and the training may run in other processes.
+        # Free the memory: a notebook kernel keeps running, and training may use other processes.
         module.to("cpu")
         release_memory(device)
 
@@ -157,7 +158,7 @@ def audit_config(config: Config) -> Audit:
 def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     """Audit a module on its device with the clips of the first training steps.
 
-    Mixed precision is audited in bfloat16, which needs no loss scaling because of its range.
+    Mixed precision is audited in bfloat16, whose range makes loss scaling unnecessary.
 
     Args:
         module: the module to audit; its weights and gradients do not change.
@@ -166,7 +167,7 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     model, config = module.model, module.config
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     squares = dict.fromkeys(trained, 0.0)
-    alive: set[str] = set()  # tensors with a gradient other than zero in some batch
+    alive: set[str] = set()  # tensors with a nonzero gradient in at least one batch
     seen = _Seen()
     units = list(_units(model, config))
     was_training = module.training
@@ -177,9 +178,9 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
             squares[name] += float(gradient.float().square().sum())
             if gradient.any():
                 alive.add(name)
-        del gradients  # else they would count in the measured memory of the next batch
-        # One tensor with gradient is enough for a unit: some tensors of a module get none by
-        # design, such as half of LoRA's at the start.
+        del gradients  # otherwise the next batch's measured memory would include them
+        # One tensor with gradient is enough for a unit: some tensors get none by design, such as
+        # half of LoRA's at the start.
         if all(unit.names & alive for unit in units):
             break
         if seen.batches >= ENOUGH_BATCHES and seen.answers and not seen.undrawn(config):
@@ -187,8 +188,8 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
     module.train(was_training)
     rows = _rows(model, squares, alive, max(seen.batches, 1))
     dead = [unit for unit in units if not unit.names & alive]
-    # Without supervised masks, or with a kind of prompt that was not drawn, a missing gradient
-    # proves nothing and must not stop the training.
+    # If no mask was supervised or a prompt type was not sampled, a missing gradient proves
+    # nothing and must not stop training.
     certain = seen.answers and not seen.undrawn(config)
     faults = _explain((u for u in dead if certain and not u.excused), config, seen)
     notes = _explain((u for u in dead if not certain or u.excused), config, seen)
@@ -198,14 +199,14 @@ def audit_gradients(module: SAM2LightningModule, clips: ClipDataset) -> Audit:
 
 def _batches(clips: ClipDataset, config: Config) -> Iterator[ClipBatch]:
     loader = create_dataloader(clips, replace(config.dataset, num_workers=0), True, config.seed)
-    with torch.random.fork_rng(devices=[]):  # a loader draws a seed from the global generator
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws its seed from the global generator
         yield from loader
 
 
 def _gradients(
     module: SAM2LightningModule, batch: ClipBatch, trained: dict[str, Tensor], seen: _Seen
 ) -> dict[str, Tensor]:
-    """Return the gradients by name, for the parameters that the batch's loss depends on."""
+    """Return gradients by parameter name for the parameters that the loss depends on."""
     device, mixed = module.device, module.config.trainer.precision != "32-true"
     gradients: dict[str, Tensor] = {}
 
@@ -240,16 +241,16 @@ def _rows(
 
 @dataclass
 class _Seen:
-    """Statistics of the audited batches, which decide whether a missing gradient is a fault."""
+    """Statistics of the audited batches; they decide whether a missing gradient is a fault."""
 
     batches: int = 0
     longest: int = 0  # frames of the longest clip
     supervised: int = 0  # object-frames that are tracked and annotated
     unprompted: int = 0  # supervised object-frames without a prompt
     withheld: int = 0  # supervised object-frames whose mask the model withheld
-    shown: int = 0  # unprompted object-frames whose mask the model did not withhold
-    kinds: set[str] = field(default_factory=set)  # kinds of prompt that were drawn
-    peak: int = 0  # bytes of the largest step
+    shown: int = 0  # unprompted object-frames with a predicted mask
+    kinds: set[str] = field(default_factory=set)  # sampled prompt types
+    peak: int = 0  # peak bytes of the largest step
 
     def add(self, batch: ClipBatch, output: TrackOutput, kinds: set[str]) -> None:
         supervised = output.tracked & batch.annotated
@@ -269,7 +270,7 @@ class _Seen:
         return bool(self.shown if self.unprompted else self.supervised > self.withheld)
 
     def undrawn(self, config: Config) -> set[str]:
-        """Return the kinds of prompt that are configured but were not drawn."""
+        """Return the prompt types that are configured but were not sampled."""
         types, shares = config.dataset.prompt_types, config.dataset.prompt_probabilities
         kinds = {kind for kind, p in zip(types, shares or [1] * len(types), strict=True) if p > 0}
         return kinds - self.kinds
@@ -278,24 +279,24 @@ class _Seen:
         notes = []
         if not self.supervised:
             notes.append(
-                f"no object in {self.batches} batches is both tracked and annotated, so gradients "
-                "cannot be audited"
+                f"gradients cannot be audited, because no object in {self.batches} batches is both "
+                "tracked and annotated"
             )
         elif self.withheld:
             notes.append(
-                f"the model predicts absence in {self.withheld} of {self.supervised} object-frames "
-                "and withholds those masks, so they have no gradient; with random weights set "
-                "model.object_score_bias=3"
+                "the model predicts that the object is absent in "
+                f"{self.withheld} of {self.supervised} object-frames, whose masks then have no "
+                "gradient; with random weights, set model.object_score_bias=3"
             )
         if self.supervised and (undrawn := self.undrawn(config)):
             kinds = " or ".join(sorted(undrawn))
-            notes.append(f"no {kinds} prompt was drawn in {self.batches} batches")
+            notes.append(f"no {kinds} prompt was sampled in {self.batches} batches")
         return notes
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """The tensors of a module, or of the part of it that a configuration entry names."""
+    """The tensors of a module, or of the part of it that ``model.trainable_modules`` names."""
 
     label: str
     module: str
@@ -303,7 +304,7 @@ class _Unit:
     excused: bool  # matched only by '*', and unused with the configured prompts
 
     def within(self, *parts: str) -> bool:
-        """Return whether all tensors belong to these parts of the mask decoder."""
+        """Return whether all tensors belong to the given parts of the mask decoder."""
         prefixes = tuple(f"sam_mask_decoder.{part}" for part in parts)
         return all(name.startswith(prefixes) for name in self.names)
 
@@ -311,7 +312,7 @@ class _Unit:
 def _units(model: SAM2Model, config: Config) -> Iterator[_Unit]:
     """Yield the units that the configuration selects for training.
 
-    Loose parameters are left out, because some of them never get gradient.
+    Parameters outside of any module are skipped, because some of them never get a gradient.
     """
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     labels = set()
@@ -330,7 +331,7 @@ def _units(model: SAM2Model, config: Config) -> Iterator[_Unit]:
 
 
 def _explain(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
-    """Return one sentence per reason, with all units that it applies to."""
+    """Return one sentence per reason, listing the units that it applies to."""
     labels: dict[str, list[str]] = {}
     for unit in units:
         labels.setdefault(_reason(unit, config, seen), []).append(unit.label)
@@ -343,48 +344,47 @@ def _explain(units: Iterable[_Unit], config: Config, seen: _Seen) -> list[str]:
 def _reason(unit: _Unit, config: Config, seen: _Seen) -> str:
     """Return the reason why a unit gets no gradient, and the fix.
 
-    The causes are ordered: an earlier one makes the later ones irrelevant.
+    Reasons are checked in order, because an earlier one makes the later ones irrelevant.
     """
     kinds = " and ".join(sorted(seen.kinds))
     if not seen.supervised:
         return "no object in the audited batches is both tracked and annotated"
     if not seen.answers:
-        return "the model predicts absence of every object, and a withheld mask has no gradient"
+        return "the model predicts that every object is absent, so its masks have no gradient"
     if unit.module in READ_MEMORY | WRITE_MEMORY:
         if seen.longest == 1:
             return (
-                "clips of one frame do not use the memory; set dataset.video_clip_length to 2 or "
-                "more"
+                "clips of one frame do not use the memory; set dataset.video_clip_length to at "
+                "least 2"
             )
         if not seen.unprompted:
             return (
-                "every tracked frame is prompted, and a prompted frame does not read the memory; "
+                "every tracked frame is prompted, and prompted frames do not read the memory; "
                 "increase dataset.video_clip_length or reduce dataset.max_conditioning_frames"
             )
     if unit.module in WRITE_MEMORY and config.model.detach_memory_every == 1:
         return (
             "model.detach_memory_every=1 stops gradients between frames, so modules that write "
-            "into the memory cannot learn from later frames that read it; set it to null, or to 2 "
-            "or more"
+            "memories get none from the frames that read them; set it to null, or to at least 2"
         )
     if unit.module == "mask_downsample" and "mask" not in seen.kinds:
         return (
-            f"only mask prompts use it, and the prompts are {kinds} prompts; add mask to "
+            f"only mask prompts use it, but all prompts are of type {kinds}; add mask to "
             "dataset.prompt_types"
         )
     if not seen.unprompted and seen.kinds == {"mask"}:
         return (
-            "a mask prompt is the output on its frame, so encoder and decoder learn nothing, and "
-            "no other frame is tracked; set dataset.video_clip_length to 2 or more, or choose "
-            "other dataset.prompt_types"
+            "the output on a mask-prompted frame is the prompt itself, and no other frame is "
+            "tracked; set dataset.video_clip_length to at least 2, or choose other "
+            "dataset.prompt_types"
         )
     if unit.within("iou_prediction_head") and config.loss.iou_head == 0:
         return "loss.iou_head is 0, and no other term uses the predicted IoU"
     if unit.within("pred_obj_score_head", "obj_score_token") and config.loss.object_score == 0:
         return "loss.object_score is 0, and no other term uses the object score"
     if unit.within(*(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3))):
-        return "it predicts candidate masks, but these prompts request and score a single mask"
+        return "it predicts candidate masks, but with these prompts only a single mask is scored"
     return (
-        f"no gradient path leads from the loss to it with {kinds} prompts on clips of "
-        f"{seen.longest} frames; docs/audit.md lists the paths"
+        f"the loss does not depend on it with {kinds} prompts on clips of {seen.longest} "
+        "frames; see the table of gradient paths in docs/audit.md"
     )

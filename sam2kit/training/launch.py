@@ -22,7 +22,7 @@ from sam2kit.utils.processes import sigterm_interrupts, start
 
 
 def device_count(config: Config) -> int:
-    """Return how many devices ``trainer.devices`` selects on this machine, at least 1."""
+    """Return the number of devices that ``trainer.devices`` selects on this machine, at least 1."""
     devices = config.trainer.devices
     if devices in ("auto", "-1"):
         gpus = config.trainer.accelerator in ("auto", "gpu", "cuda")
@@ -37,19 +37,19 @@ def in_rank() -> bool:
 
 
 def check_ranks(config: Config, devices: int, run_dir: Path | None) -> None:
-    """Check that the processes which torchrun started match the configuration.
+    """Check that the number of torchrun processes matches the configuration.
 
     Args:
-        devices: number of devices on all machines.
-        run_dir: the run directory, if the user gave one.
+        devices: total number of devices on all machines.
+        run_dir: the run directory, or None if the user did not set one.
 
     Raises:
         ConfigError: names the flag or key.
     """
     if in_rank() and run_dir is None:
-        # Each rank would create a dated directory of its own.
+        # Otherwise each rank would create its own dated directory.
         raise ConfigError(
-            "the ranks of torchrun need a common run directory",
+            "torchrun's ranks need a common run directory",
             key="--run-dir",
             hint=f"pass --run-dir, or omit torchrun and set trainer.devices={devices}",
         )
@@ -60,25 +60,24 @@ def check_ranks(config: Config, devices: int, run_dir: Path | None) -> None:
             f"with trainer.num_nodes={config.trainer.num_nodes} requires {devices}",
             key="trainer.devices",
             value=config.trainer.devices,
-            hint="make the numbers equal",
+            hint="start as many processes as trainer.devices times trainer.num_nodes",
         )
     if not in_rank() and config.trainer.num_nodes > 1:
         raise ConfigError(
-            f"training on {config.trainer.num_nodes} machines needs a launcher on each of them",
+            f"training on {config.trainer.num_nodes} nodes needs a launcher on each of them",
             key="trainer.num_nodes",
             value=config.trainer.num_nodes,
-            hint="start torchrun on each machine, or use sam2kit submit on a cluster "
-            "(docs/scale.md)",
+            hint="start torchrun on each node, or use sam2kit submit on a cluster (docs/scale.md)",
         )
 
 
 def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
-    """Run ``fit`` in one process per device, and print their output as it arrives.
+    """Run ``fit`` in one process per device and print the processes' output as it arrives.
 
-    Ctrl-C or SIGTERM stops the training after the current step; a second one stops it immediately.
+    Ctrl-C or SIGTERM stops training after the current step; a second signal stops it immediately.
 
     Returns:
-        whether the training was interrupted.
+        whether training was interrupted.
 
     Raises:
         TrainingError: a rank failed.
@@ -113,15 +112,15 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
                     if interrupted:
                         raise
                     interrupted = True
-                    # torchrun would end its ranks at a signal, so signal them directly; the loop
-                    # then reads their output until they have saved a checkpoint.
+                    # torchrun kills its ranks when it gets a signal, so signal them directly. The
+                    # loop then reads their output until they have saved a checkpoint.
                     for rank in psutil.Process(process.pid).children():
                         rank.send_signal(signal.SIGINT)
     finally:
-        process.stdin.close()  # ends torchrun and all ranks; see utils/processes.py
+        process.stdin.close()  # stops torchrun and all ranks; see utils/processes.py
         code = process.wait()
     if code and interrupted:
-        raise KeyboardInterrupt(f"checkpoints so far are in {run_dir}")
+        raise KeyboardInterrupt(f"checkpoints saved before the interrupt are in {run_dir}")
     if code:
         reason = first_error.removeprefix("error: ").strip() or "no rank reported an error"
         raise TrainingError(

@@ -24,10 +24,10 @@ from sam2kit.utils.metrics_table import read_rows
 def make_logger_class(config: Config) -> Callable[..., Any]:
     """Return the class of the experiment logger.
 
-    It is called before any long work, so that a missing package is reported at once.
+    Call it before any long work, so that a missing package is reported immediately.
 
     Raises:
-        ConfigError: the logger's package is not installed; the hint has the command to install it.
+        ConfigError: the logger's package is not installed.
     """
     try:
         if config.logger == "wandb":
@@ -57,8 +57,9 @@ def open_logger(
 ) -> Iterator[Logger]:
     """Start the experiment logger, and finish it on exit.
 
-    It starts before training, so that a missing login is reported first. An unfinished logger would
-    also receive the next run of the same process, such as a notebook's.
+    The logger starts before training, so that a missing login is reported first. Without
+    ``finish``, the next run in the same process, such as a notebook kernel, would log to the same
+    experiment.
 
     Raises:
         ConfigError: the logger cannot be started.
@@ -73,8 +74,8 @@ def open_logger(
         else:
             log_dir = str(run_dir / "swanlog")
             log = logger_class(project="sam2kit", experiment_name=name, log_dir=log_dir)
-            log.experiment  # noqa: B018 - created on first access
-    except Exception as error:  # each service raises its own classes of errors
+            log.experiment  # noqa: B018 - the property creates it
+    except Exception as error:  # each service raises its own exception types
         mode = f"{config.logger.upper()}_MODE=offline"
         raise ConfigError(
             f"{config.logger} cannot be started ({' '.join(str(error).split())})",
@@ -98,7 +99,7 @@ def _start_wandb(logger_class: Callable[..., Any], name: str, run_dir: Path) -> 
 
     def start(offline: bool) -> Logger:
         log = logger_class(project="sam2kit", name=name, save_dir=run_dir, offline=offline)
-        log.experiment  # noqa: B018 - created on first access
+        log.experiment  # noqa: B018 - the property creates it
         return log
 
     try:
@@ -115,7 +116,7 @@ def _start_wandb(logger_class: Callable[..., Any], name: str, run_dir: Path) -> 
 
 
 def _log_failures(call: Callable[..., Any], service: str) -> Callable[..., Any]:
-    """Wrap a call to a service: log its first failure, and let none stop the training."""
+    """Wrap a call to a service so that failures do not stop training; log the first one."""
     warned = False
 
     @wraps(call)
@@ -123,7 +124,7 @@ def _log_failures(call: Callable[..., Any], service: str) -> Callable[..., Any]:
         nonlocal warned
         try:
             return call(*args, **kwargs)
-        except Exception as error:  # each service raises its own classes of errors
+        except Exception as error:  # each service raises its own exception types
             if not warned:
                 logger.warning("Logging to {} failed ({}); training continues", service, error)
             warned = True
@@ -132,14 +133,14 @@ def _log_failures(call: Callable[..., Any], service: str) -> Callable[..., Any]:
 
 
 class RunMetrics(CSVLogger):
-    """Write ``metrics.csv``, and keep its existing rows up to a step when a run is resumed.
+    """Write ``metrics.csv``; when a run is resumed, keep the rows of the steps already done.
 
     Lightning's own logger deletes an existing file.
 
     Args:
         run_dir: the run directory.
-        steps: optimizer steps already done; rows of later steps are dropped, because those steps
-            are repeated.
+        steps: number of optimizer steps already done. Rows of later steps are dropped, because
+            those steps are repeated.
     """
 
     def __init__(self, run_dir: Path, steps: int = 0) -> None:
@@ -161,7 +162,7 @@ class _MetricsWriter(ExperimentWriter):
 
     Args:
         log_dir: the run directory.
-        rows: the rows to begin with; they replace an existing file.
+        rows: initial rows; they replace an existing file.
     """
 
     def __init__(self, log_dir: str, rows: list[dict[str, str]]) -> None:
@@ -170,7 +171,7 @@ class _MetricsWriter(ExperimentWriter):
         self._write(rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Delete nothing, unlike Lightning: a run that is killed now would lose its history."""
+        """Do nothing: Lightning deletes the files, which would lose the history of a killed run."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(read_rows(Path(self.metrics_file_path)))
@@ -190,7 +191,7 @@ def last_values(run_dir: Path) -> dict[str, float]:
     """Return the last value of each metric in a run's ``metrics.csv``.
 
     Returns:
-        value by name; empty if the file is missing.
+        a dictionary from metric name to value; empty if the file is missing.
     """
     values: dict[str, float] = {}
     for row in read_rows(run_dir / "metrics.csv"):

@@ -1,6 +1,6 @@
-"""Compute the training loss: terms of mask logits and ground truth, and their weighted sum.
+"""Compute the terms of the training loss and their weighted sum.
 
-The functions return one value per object-frame (one object on one frame). Only
+The functions return one value per object-frame (one object in one frame). Only
 :class:`SAM2TrainingLoss` reduces over object-frames.
 """
 
@@ -18,14 +18,15 @@ from sam2kit.models.outputs import TrackOutput, upsample
 
 
 def bce_loss(logits: Tensor, truth: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Compute the binary cross-entropy, mean over pixels.
+    """Compute the binary cross-entropy, averaged over pixels.
 
     Args:
         logits: ``[N,H,W]``.
         truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
-        positive_weight: maximum weight of object pixels, relative to background pixels. Their
-            weight is (background pixels / object pixels), clamped to 1 and this maximum, so that
-            the background does not dominate small objects.
+        positive_weight: maximum weight of object pixels relative to background pixels. The weight
+            is the number of background pixels divided by the number of object pixels, clamped to
+            the range from 1 to ``positive_weight``, so that the background does not dominate small
+            objects.
 
     Returns:
         ``[N]``, 0 or above.
@@ -41,11 +42,11 @@ def bce_loss(logits: Tensor, truth: Tensor, positive_weight: float = 1.0) -> Ten
 
 
 def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Compute the focal loss ``-a (1 - q)^gamma log(q)``, mean over pixels.
+    """Compute the focal loss ``-a (1 - q)^gamma log(q)``, averaged over pixels.
 
-    q is the predicted probability of the true class; a is ``alpha`` on object pixels and
-    ``1 - alpha`` on background pixels. Source: Lin et al. 2017 (arXiv 1708.02002); the constants
-    are those of upstream's SAM 2 training.
+    q is the predicted probability of the true class; a is ``alpha`` for object pixels and
+    ``1 - alpha`` for background pixels. Source: Lin et al. 2017 (arXiv 1708.02002), with the
+    constants of upstream's SAM 2 training.
 
     Args:
         logits: ``[N,H,W]``.
@@ -62,8 +63,8 @@ def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Compute the Dice loss ``1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)``.
 
-    p are probabilities and g is the ground truth. Both additions of 1 are as in upstream's
-    ``dice_loss``.
+    p is the predicted probability and g the ground truth. The smoothing terms of 1 are as in
+    upstream's ``dice_loss``.
 
     Args:
         logits: ``[N,H,W]``.
@@ -79,7 +80,7 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def iou_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Compute 1 minus the soft Jaccard index, ``1 - (sum(p g) + 1) / (sum(p + g - p g) + 1)``.
 
-    p are probabilities and g is the ground truth.
+    p is the predicted probability and g the ground truth.
 
     Args:
         logits: ``[N,H,W]``.
@@ -95,14 +96,14 @@ def iou_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def temporal_loss(
     logits: Tensor, previous_logits: Tensor, truth: Tensor, previous: Tensor
 ) -> Tensor:
-    """Compare the change of probabilities between two frames with that in the ground truth.
+    """Compare the change between two frames in the prediction and in the ground truth.
 
     The loss is ``mean(|(p_t - p_{t-1}) - (g_t - g_{t-1})|)`` over pixels. It penalizes flicker
     where the ground truth does not change, and a static mask where it does.
 
     Args:
-        logits, previous_logits: ``[N,H,W]`` of a frame and of the frame before it.
-        truth, previous: ground truth of the same two frames, ``[N,H,W]``, bool or float.
+        logits, previous_logits: ``[N,H,W]``, of a frame and of the previous frame.
+        truth, previous: ground truth of these frames, ``[N,H,W]``, bool or float.
 
     Returns:
         ``[N]`` from 0 to 2.
@@ -113,11 +114,11 @@ def temporal_loss(
 
 
 def iou_head_loss(predicted_iou: Tensor, logits: Tensor, truth: Tensor) -> Tensor:
-    """Compute the absolute error of the IoU that the model predicts for its own mask.
+    """Compute the absolute error of the predicted IoU.
 
     Args:
-        predicted_iou: ``[N]``.
-        logits: ``[N,H,W]``; pixels above 0 are the mask. No gradient flows to them.
+        predicted_iou: ``[N]``, the IoU that the model predicts for its own masks.
+        logits: ``[N,H,W]``; the mask is where they are above 0. They get no gradient.
         truth: ground truth ``[N,H,W]``, bool or float from 0 to 1.
 
     Returns:
@@ -136,39 +137,39 @@ def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (p * g).sum(1), p.sum(1), g.sum(1)
 
 
-NO_OBJ_SCORE = -1024.0  # upstream's constant of that name in sam2.modeling.sam2_base
+NO_OBJ_SCORE = -1024.0  # as in sam2.modeling.sam2_base
 ABSENT_LOGIT = -32.0
-"""Logit that the loss uses for a mask that the model withheld because it predicts absence.
+"""Logit that the loss uses for a mask withheld because the object is predicted to be absent.
 
-Upstream sets such logits to -1024, a constant without gradient. With that value, one such frame
-would outweigh hundreds of others in the cross-entropy. Upstream's predictor clamps logits to 32."""
+Upstream sets such logits to -1024, a constant without gradient, with which one such frame would
+outweigh hundreds of others in the cross-entropy. Upstream's predictor clamps logits to 32."""
 
 
 class SAM2TrainingLoss(nn.Module):
     """Compute the weighted sum of the terms of :class:`~sam2kit.config.schema.LossConfig`.
 
-    With ``loss.type=frames`` every term is summed over the supervised object-frames of the batch
-    (tracked by the model, and annotated) and divided by their number. A batch's loss is therefore
-    the mean of its clips' losses, weighted by their object-frames. The rules:
+    With ``loss.type=frames``, every term is averaged over the supervised object-frames of the batch
+    (tracked by the model and annotated). A batch's loss is therefore the mean of its clips' losses,
+    weighted by their object-frames. The rules:
 
-    - An unannotated frame, or a frame before an object's first prompt, contributes to no term.
-    - An annotated frame on which the object is absent contributes to ``bce``, ``focal``,
-      ``temporal`` and ``object_score``. There, ``dice``, ``iou`` and ``iou_head`` are 0, because
-      there is no region to compare.
-    - ``temporal`` requires that the frame before is supervised too, and is 0 otherwise.
-    - A mask that the model withheld (it predicted absence) has the logit :data:`ABSENT_LOGIT`.
+    - Unannotated frames, and frames before an object's first prompt, do not contribute.
+    - An annotated frame in which the object is absent contributes to ``bce``, ``focal``,
+        ``temporal`` and ``object_score``. Its ``dice``, ``iou`` and ``iou_head`` are 0, because
+        there is no region to compare.
+    - ``temporal`` is 0 unless the previous frame is supervised, too.
+    - A withheld mask (the object is predicted to be absent) has the logit :data:`ABSENT_LOGIT`.
 
-    With ``loss.type=steps`` it is upstream's ``MultiStepMultiMasksAndIous``: every decoder output
-    on an annotated frame contributes, including those after correction clicks. Every term is summed
-    over outputs and divided by the number of tracked objects, not of frames. The rules:
+    With ``loss.type=steps``, the loss is upstream's ``MultiStepMultiMasksAndIous``: every decoder
+    output on an annotated frame contributes, including outputs after correction clicks. Every term
+    is summed over outputs and divided by the number of tracked objects, not frames. The rules:
 
-    - Of three candidate masks, the one with the lowest weighted mask terms contributes;
-      ``iou_head`` is the mean over all three.
-    - Where the object is absent, only ``object_score`` contributes.
+    - Of three candidate masks, only the one with the lowest weighted mask loss contributes;
+        ``iou_head`` is averaged over all three.
+    - If the object is absent, only ``object_score`` contributes.
     - A withheld mask keeps its logit of -1024, which has no gradient.
 
     Args:
-        config: type and weights. None (default): the default weights.
+        config: type and weights. If None (default), the default :class:`LossConfig` is used.
     """
 
     def __init__(self, config: LossConfig | None = None) -> None:
@@ -183,13 +184,13 @@ class SAM2TrainingLoss(nn.Module):
         Args:
             output: the model's output for the batch.
             batch: the clips with ground truth.
-            all_devices: divide by the mean count of all ranks instead of this rank's count. The
-                mean of the ranks' losses and gradients then equals those of one batch with the
-                clips of all ranks. Every rank must make this call.
+            all_devices: divide by the count averaged over all ranks instead of this rank's count.
+                The loss and gradients averaged over ranks then equal those of a single batch with
+                the clips of all ranks. Every rank must make this call.
 
         Returns:
             scalars: ``loss``, the weighted sum, and the unweighted terms ``loss_bce``,
-            ``loss_dice``, …. Terms of weight 0 are left out. All values are 0 if the batch has no
+            ``loss_dice``, …. Terms with weight 0 are omitted. All values are 0 if the batch has no
             supervised object-frame.
         """
         values, count = (
@@ -201,8 +202,8 @@ class SAM2TrainingLoss(nn.Module):
         terms = {f"loss_{name}": value.sum() / divisor for name, value in values.items()}
         weights = vars(self.config)
         total = sum(weights[name] * terms[f"loss_{name}"] for name in values)
-        # Without a supervised object-frame the sum is a constant; Lightning needs a tensor that
-        # can be differentiated.
+        # Without supervised object-frames the sum is a constant, but Lightning needs a
+        # differentiable tensor.
         return {"loss": total + 0.0 * output.mask_logits.sum(), **terms}
 
     def _of_steps(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
@@ -213,12 +214,12 @@ class SAM2TrainingLoss(nn.Module):
         for step in output.steps:
             indices = step.indices or step.objects.tolist()
             known = annotated[step.frame, indices].nonzero()[:, 0]
-            # All rows, or their indices; a boolean index would wait for the device.
+            # A slice or indices, because a boolean index would synchronize the device.
             rows = slice(None) if len(known) == len(indices) else _upload(known, device)
             truth = batch.masks[step.frame, step.objects][rows]
             logits = upsample(step.mask_logits[rows], truth.shape[-2:])
             n, m = logits.shape[:2]
-            # m candidate masks per object: compare each of them with the same ground truth.
+            # Compare each of an object's m candidate masks with the same ground truth.
             flat, flat_truth = logits.flatten(0, 1), truth.repeat_interleave(m, dim=0)
             terms = {k: v.view(n, m) for k, v in self._mask_terms(flat, flat_truth).items()}
             weighted = sum(vars(c)[k] * v for k, v in terms.items())
@@ -241,7 +242,7 @@ class SAM2TrainingLoss(nn.Module):
 
     def _of_frames(self, output: TrackOutput, batch: ClipBatch) -> tuple[dict[str, Tensor], int]:
         """Return each term per supervised object-frame, and the number of object-frames."""
-        # Positions are computed in main memory, because a device would have to be waited for.
+        # Compute positions on the host to avoid synchronizing the device.
         device = batch.masks.device
         supervised = output.tracked_on_host() & _annotated_on_host(batch)
         positions = supervised.nonzero()
@@ -255,7 +256,7 @@ class SAM2TrainingLoss(nn.Module):
         values = self._mask_terms(logits, truth)
         values |= {name: values[name] * present for name in ("dice", "iou") if name in values}
         if c.temporal > 0:
-            # row[t, n]: index of an object-frame among the supervised ones, -1 elsewhere.
+            # row[t, n]: index of a supervised object-frame, -1 for the others.
             row = torch.full_like(supervised, -1, dtype=torch.long)
             row[supervised] = torch.arange(len(truth))
             now, before = row[1:].flatten(), row[:-1].flatten()
@@ -288,7 +289,7 @@ class SAM2TrainingLoss(nn.Module):
 
 
 def _annotated_on_host(batch: ClipBatch) -> Tensor:
-    """Return ``annotated`` in main memory, without waiting for the device if possible."""
+    """Return ``annotated`` on the host, without synchronizing the device if possible."""
     return (batch.on_host() if batch.host is not None else batch).annotated.cpu()
 
 
@@ -297,7 +298,7 @@ def _upload(indices: Tensor, device: torch.device) -> Tensor:
 
 
 def _mean_count(count: int, device: torch.device) -> float | Tensor:
-    """Return the mean of the counts of all ranks; their sum counts as at least 1."""
+    """Return the count averaged over all ranks, with a total of at least 1."""
     if not is_initialized():
         return max(count, 1)
     total = torch.tensor(float(count)).to(device, non_blocking=True)

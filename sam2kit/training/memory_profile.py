@@ -1,4 +1,4 @@
-"""Measure the memory of a training step."""
+"""Measure the memory that a training step needs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ import torch
 from torch import Tensor, nn
 
 GB = 1e9
-ADAMW_STATES = 2  # running means of the gradient and of its square
-TIGHT = 0.9  # share of a device's memory beyond which allocations begin to fail (fragmentation)
+ADAMW_STATES = 2  # first and second moments
+TIGHT = 0.9  # share of device memory above which fragmentation makes allocations fail
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Memory of the tensors that training holds at the peak of a step, in bytes.
+    """Peak memory of a training step, in bytes.
 
-    On a CPU, the process itself (about 1 GB) and each loader process (about 0.5 GB) need memory in
-    addition.
+    Only tensors are counted. On a CPU, the process itself needs about 1 GB more and each DataLoader
+    worker about 0.5 GB.
 
     Attributes:
         weights: all parameters and buffers.
-        optimizer: AdamW's two states of every trained parameter, and the averaged weights if any.
+        optimizer: AdamW's two moments of every trainable parameter, and the averaged weights if
+            any.
         step: gradients, activations and workspace at the peak (:func:`peak_bytes`).
-        device: the device of the measurement.
+        device: name of the device.
         available: total memory of the device.
     """
 
@@ -51,19 +52,19 @@ class StepMemory:
 
     def __str__(self) -> str:
         return (
-            f"memory of a step: about {self.total / GB:.2f} GB (weights {self.weights / GB:.2f}, "
+            f"memory per step: about {self.total / GB:.2f} GB (weights {self.weights / GB:.2f}, "
             f"optimizer {self.optimizer / GB:.2f}, gradients and activations "
             f"{self.step / GB:.2f}), of the {self.available / GB:.0f} GB of {self.device}"
         )
 
 
 def step_memory(model: nn.Module, step: int, averaged: bool) -> StepMemory:
-    """Return the memory of a step, the model and the optimizer together.
+    """Return the memory of a step, including the model and the optimizer.
 
     Args:
         model: the model on the training device, with its trainable parameters set.
         step: bytes of gradients and activations, measured by :func:`peak_bytes`.
-        averaged: whether training also holds averaged weights (``trainer.ema_decay``).
+        averaged: whether training keeps averaged weights too (``trainer.ema_decay``).
     """
     device = next(model.parameters()).device
     weights = _bytes([*model.parameters(), *model.buffers()])
@@ -77,33 +78,33 @@ def step_memory(model: nn.Module, step: int, averaged: bool) -> StepMemory:
 
 
 def gradient_bytes(model: nn.Module) -> int:
-    """Return the bytes of the gradients of all trained parameters."""
+    """Return the size of all trainable parameters' gradients in bytes."""
     return _bytes(p for p in model.parameters() if p.requires_grad)
 
 
 def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Return the peak of the bytes that ``run`` allocates for tensors, including workspace.
+    """Return the peak number of bytes that ``run`` allocates for tensors and workspace.
 
-    On a GPU, the numbers are those of torch's allocator. On other devices, torch's profiler records
-    each allocation and each release.
+    On a GPU, torch's allocator reports the peak. On other devices, torch's profiler records each
+    allocation and release.
 
     Args:
         run: the function to measure; it is called once.
-        device: the device of its tensors.
+        device: the device on which it allocates.
     """
-    gc.collect()  # tensors in reference cycles would be released during the measurement
+    gc.collect()  # otherwise tensors in reference cycles may be freed during the measurement
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints at its start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints when it starts and stops
     activity = torch.profiler.ProfilerActivity.CPU
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning: Profiler clears events")  # earlier ones
         with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
             run()
-    result = profile.profiler.kineto_results  # the public tables lack the order in time
+    result = profile.profiler.kineto_results  # the public tables lack the order of events
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in result.events()
@@ -113,7 +114,7 @@ def peak_bytes(run: Callable[[], object], device: str | torch.device = "cpu") ->
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on a device or in main memory."""
+    """Return whether an exception is a failed allocation, on a device or on the host."""
     # torch's CPU and pinned-memory allocators raise a plain RuntimeError.
     phrases = ("can't allocate memory", "not enough memory", "out of memory")
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

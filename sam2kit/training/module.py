@@ -49,8 +49,8 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 MAX_WITHHELD = 0.05
-"""Share of visible object-frames whose masks the model may withhold without a warning."""
-WITHHELD = "withheld"  # that share, among the values of a validation batch
+"""Maximum share of visible object-frames with a withheld mask that causes no warning."""
+WITHHELD = "withheld"  # key of that share in the values of a validation batch
 
 Loss = Callable[[TrackOutput, ClipBatch, bool], dict[str, Tensor]]
 """Function of ``(output, batch, all_devices)`` that returns scalars by name.
@@ -60,23 +60,24 @@ All scalars are logged, and ``loss`` is minimized. For ``all_devices`` see
 
 
 class SAM2LightningModule(LightningModule):
-    """Train a model with prompts drawn from the masks of each batch.
+    """Train a model with prompts sampled from the ground-truth masks of each batch.
 
     It works with any Lightning ``Trainer`` and any loader of
     :class:`~sam2kit.data.clip.ClipBatch`. Each checkpoint contains the configuration, so that
     :func:`sam2kit.load_model` can read it.
 
     Args:
-        config: the run's configuration; prompts (``dataset``, ``valdataset``), ``loss``,
-            ``optimizer``, ``scheduler`` and ``seed`` are read. None (default): the default
-            configuration.
-        model: the model to train. None (default): it is created from ``config``.
-        loss: replaces :class:`~sam2kit.training.losses.SAM2TrainingLoss`; see :data:`Loss`. If it
-            has parameters, they are not optimized. None (default): the loss of ``config.loss``.
+        config: the run's configuration. The module reads the prompt settings (``dataset``,
+            ``valdataset``), ``loss``, ``optimizer``, ``scheduler`` and ``seed``. If None (default),
+            the default configuration is used.
+        model: the model to train. If None (default), it is created from ``config``.
+        loss: the loss function; see :data:`Loss`. If it has parameters, they are not optimized. If
+            None (default), :class:`~sam2kit.training.losses.SAM2TrainingLoss` is used with
+            ``config.loss``.
 
     Attributes:
-        train_cache: the cache from which training reads features of the frozen image encoder.
-            None: every frame is encoded in every step.
+        train_cache: cached features of the frozen image encoder. If None, every frame is encoded
+            in every step.
 
     Raises:
         ConfigError, CheckpointError: as :func:`~sam2kit.models.checkpoints.create_sam2_model`.
@@ -103,12 +104,13 @@ class SAM2LightningModule(LightningModule):
         self._warned_of_withheld = False
 
     def use_features(self, data: SAM2LightningDataModule) -> None:
-        """Read features of the frozen encoder from the cache if the configuration allows it.
+        """Read the frozen encoder's features from the cache if the configuration allows it.
 
-        A log line reports whether training uses the cache, or the reason why it does not.
+        Logs whether training uses the cache and, if not, why.
 
         Args:
-            data: the data module of this training; its batches get frame keys if they are needed.
+            data: the data module to train on; frame keys are added to its batches if the cache
+                needs them.
 
         Raises:
             ConfigError: ``features.cache`` is ``on``, but training cannot use the cache.
@@ -120,15 +122,15 @@ class SAM2LightningModule(LightningModule):
         if reason := obstacle(self.config, self.model, source):
             if self.config.features.cache == "on":
                 raise ConfigError(
-                    f"the cache cannot be used: {reason}",
+                    f"the feature cache cannot be used: {reason}",
                     key="features.cache",
                     value="on",
                     hint="set features.cache=auto, or change that key",
                 )
-            logger.info("every frame is encoded in every step: {}", reason)
+            logger.info("Encoding every frame in every step: {}", reason)
         else:
             self.train_cache = self._cache
-            logger.info("the encoder is frozen: its features are kept in {}", self._cache.folder)
+            logger.info("Caching features of the frozen encoder in {}", self._cache.folder)
         data.with_keys = (self.train_cache is not None, self.model.encoder_is_frozen)
 
     def forward(
@@ -139,25 +141,25 @@ class SAM2LightningModule(LightningModule):
     def track_and_score(
         self, batch: ClipBatch, step: int, rank: int | None = None, all_devices: bool = False
     ) -> tuple[TrackOutput, dict[str, Tensor]]:
-        """Run the model on a training batch, and compute the loss.
+        """Run the model on a training batch and compute the loss.
 
         Prompts and corrections are a function of (seed, step) and of the object. Dropout is a
         function of (seed, step, rank); torch's global generator is seeded with it.
 
         Args:
-            batch: on the module's device.
+            batch: the clips, on the module's device.
             step: number of the batch, from 0 at the start of the run.
-            rank: rank to seed dropout for. None (default): the rank of this process.
+            rank: rank from which dropout is seeded. If None (default), the rank of this process.
             all_devices: passed to the loss; see :data:`Loss`.
 
         Returns:
-            the model's output, and the loss terms by name; ``loss`` is their weighted sum.
+            the model's output and the loss terms by name; ``loss`` is their weighted sum.
         """
         self.model.feature_cache = self.train_cache
         rank = self.global_rank if rank is None else rank
         torch.manual_seed(step_generator(self.config.seed, step, rank).initial_seed())
         generator = step_generator(self.config.seed, step)
-        # Drawn in main memory: a batch on a GPU would be copied back.
+        # Sample prompts on the host: masks on a GPU would have to be copied back.
         host = batch.on_host()
         prompts = self.prompts(host, generator)
         corrections = self.corrections(host, prompts, generator)
@@ -171,31 +173,31 @@ class SAM2LightningModule(LightningModule):
         _, terms = self.track_and_score(batch, step, all_devices=True)
         self.log_dict(terms, batch_size=batch.num_clips, sync_dist=True)
         learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        # A tensor in main memory; Lightning would copy a number to the device, and wait.
+        # A CPU tensor: Lightning would copy a number to the device, which synchronizes.
         self.log("learning_rate", torch.tensor(learning_rate), batch_size=1)
         if not terms["loss"].requires_grad:
             raise ConfigError(
-                "no trained module contributes to the loss of this batch",
+                "the loss of this batch depends on no trainable parameter",
                 key="model.trainable_modules",
                 value=self.config.model.trainable_modules,
-                hint="sam2kit audit lists the modules that contribute, and why others do not",
+                hint="run sam2kit audit to see which modules get gradients, and why others do not",
             )
         return terms["loss"]
 
     def on_validation_epoch_start(self) -> None:
-        # By number of the batch: value of each term and its weight.
+        # Batch index -> term name -> (value, weight).
         self._validated: dict[int, dict[str, tuple[float, int]]] = {}
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         number = batch_idx * self.trainer.world_size + self.global_rank
-        data = getattr(self.trainer, "datamodule", None)  # absent if a user passes loaders
+        data = getattr(self.trainer, "datamodule", None)  # None if the user passes DataLoaders
         if isinstance(data, SAM2LightningDataModule) and number >= len(data.val_batches):
-            return  # the repeated batch of a rank that has one batch fewer
+            return  # padding: ranks with fewer batches repeat their last one
         self.model.feature_cache = self._cache
         output = self(
             batch, self.val_prompts(batch.on_host(), step_generator(self.config.seed, number))
         )
-        # Weight by object-frames, so that the mean over batches is the loss of the whole data set.
+        # Weight by object-frames, so that the mean over batches is the loss of the whole dataset.
         count = int((output.tracked & batch.annotated).sum())
         terms = self.loss(output, batch, False) if count else {}
         values = {f"val_{name}": (float(value), count) for name, value in terms.items()}
@@ -208,13 +210,13 @@ class SAM2LightningModule(LightningModule):
         self._validated[number] = values
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all batches of all ranks."""
+        """Log the metrics averaged over all batches of all ranks."""
         parts = [self._validated]
         if self.trainer.world_size > 1:
             parts = [{} for _ in range(self.trainer.world_size)]
             all_gather_object(parts, self._validated)
         batches = {number: values for part in parts for number, values in part.items()}
-        # Sum in the order of the batches, so that rounding does not depend on the world size.
+        # Sum in batch order, so that rounding does not depend on the world size.
         sums: dict[str, tuple[float, int]] = {}
         for number in sorted(batches):
             for name, (value, count) in batches[number].items():
@@ -225,15 +227,15 @@ class SAM2LightningModule(LightningModule):
         self.log_dict(means)
 
     def _warn_of_withheld(self, share: float) -> None:
-        """Warn once if the model withholds masks of visible objects and does not learn from it."""
+        """Warn once if the model withholds masks of visible objects and the loss cannot fix it."""
         weights = self.config.loss
         if weights.object_score > 0 or share <= MAX_WITHHELD or self._warned_of_withheld:
             return
         self._warned_of_withheld = True
         logger.warning(
-            "the model predicts absence in {:.0%} of the validated frames on which the object is "
-            "visible. It withholds those masks, and a withheld mask has no gradient: the other "
-            "terms of the loss cannot correct it. Set loss.object_score above 0, such as 1",
+            "The model predicts that the object is absent in {:.0%} of the validation frames in "
+            "which it is visible. Masks of absent objects have no gradient, so the other loss "
+            "terms cannot correct them. Set loss.object_score above 0, for example to 1",
             share,
         )
 
@@ -249,14 +251,13 @@ class SAM2LightningModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients; Lightning would reject a fused optimizer."""
+        """Clip the global gradient norm; Lightning's version rejects fused optimizers."""
         if gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        # With a loss scale, a fused optimizer would have to unscale the gradients after they are
-        # clipped.
+        # With loss scaling, a fused optimizer would unscale the gradients only after clipping.
         fused = self.device.type != "cpu" and self.config.trainer.precision != "16-mixed"
         optimizer = build_optimizer(self.model, self.config.optimizer, fused)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -272,24 +273,24 @@ class SAM2LightningModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = config_to_store(self.config)
         checkpoint[NANO_KEY] = self._nano_version
-        data = getattr(self.trainer, "datamodule", None)  # absent if a user passes loaders
+        data = getattr(self.trainer, "datamodule", None)  # None if the user passes DataLoaders
         # Only rank 0 writes the file.
         if isinstance(data, SAM2LightningDataModule) and self.trainer.is_global_zero:
             checkpoint[SPLITS_KEY] = data.splits.to_dict()
         if "loops" in checkpoint:  # a user's ModelCheckpoint may save weights only
             rewind(checkpoint["loops"], self.trainer)
-        # Write the rows up to this step now: a run that resumes here does not repeat these steps.
+        # Flush metrics.csv now: a run that resumes here does not repeat these steps.
         for log in self.trainer.loggers:
             log.save()
 
 
 def tracked_iou(output: TrackOutput, batch: ClipBatch) -> np.ndarray:
-    """Compute the mean IoU of each object over its tracked, annotated and unprompted frames.
+    """Compute each object's mean IoU over frames that are tracked, annotated and unprompted.
 
     Returns:
-        one value from 0 to 1 for each object that has such a frame, in the order of the batch.
+        one value from 0 to 1 for each object with such a frame, in batch order.
     """
-    # A mask prompt is its own output, so prompted frames would raise the score.
+    # The output on a mask-prompted frame is the prompt itself, which would inflate the score.
     scored = output.tracked & ~output.prompted & batch.annotated
     masks = output.masks(batch.masks.shape[-2:])
     per_object, _ = mean_tracked_iou(

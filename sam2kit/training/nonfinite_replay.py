@@ -1,4 +1,4 @@
-"""Stop at a step with a non-finite loss or gradient, save it to a file, and replay it."""
+"""Stop at a step with a non-finite loss or gradient, save the step and replay it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ STEP_KEY = "step_to_replay"
 
 
 class StopAtNonFinite(Callback):
-    """Stop training before an optimizer step that would corrupt the weights, and save the step.
+    """Stop training before non-finite values corrupt the weights, and save the step.
 
     The file ``replay.pt`` (``replay-R.pt`` for a rank R above 0) contains the configuration, the
-    weights before the step, the batch, and the step and rank from which random numbers are derived.
-    If gradients of several batches are accumulated, it contains the last batch. Gradients are not
-    checked in ``16-mixed``: loss scaling overflows some of them by design.
+    weights before the step, the batch, and the step and rank that seed the random numbers. If
+    gradients are accumulated over several batches, it contains the last batch. With ``16-mixed``,
+    gradients are not checked, because loss scaling makes some of them overflow by design.
 
-    On a GPU the optimizer skips such a step, and the error is raised during the next one: reading
-    the values at once would stop the GPU in every step.
+    On a GPU, the optimizer skips such a step and the error is raised in the next one, because
+    reading the values immediately would synchronize the GPU in every step.
 
     Args:
-        run_dir: the directory to write the file to.
+        run_dir: the directory in which to save the step.
 
     Raises:
-        TrainingError: names the loss or the modules, the clips and the file.
+        TrainingError: the loss or a gradient is not finite; the error names the modules, the clips
+            and the saved file.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -80,7 +81,7 @@ class StopAtNonFinite(Callback):
         self._check_last_step(module)
 
     def _check_last_step(self, module: LightningModule) -> None:
-        """Raise if the optimizer skipped the last step because of a non-finite value."""
+        """Raise if the optimizer skipped the last step because of non-finite values."""
         if self._pending is None:
             return
         names, values, step = self._pending
@@ -89,7 +90,7 @@ class StopAtNonFinite(Callback):
             self._stop(module, step, fault)
 
     def _stop(self, module: LightningModule, step: _Step, fault: str) -> None:
-        """Save a step and raise."""
+        """Save a step, then raise TrainingError."""
         assert isinstance(module, SAM2LightningModule)
         batch, rank = step.batch.to("cpu"), module.global_rank
         path = self.run_dir / (f"replay-{rank}.pt" if rank else "replay.pt")
@@ -106,16 +107,16 @@ class StopAtNonFinite(Callback):
         write_checkpoint(content, path)
         raise TrainingError(
             f"{fault} in step {step.number}, on clips of {', '.join(batch.names)}; the weights "
-            "from before this step are saved",
-            hint=f"analyse the step with: sam2kit replay {path}. Usual causes are a high "
-            "optimizer.lr or loss weight, and trainer.precision=16-mixed; start a new run from the "
-            "weights in last.ckpt with lower values",
+            "before this step are saved",
+            hint=f"analyse the step with sam2kit replay {path}. Common causes are a high "
+            "optimizer.lr or loss weight, and trainer.precision=16-mixed. Start a new run with "
+            "lower values from the weights in last.ckpt",
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A batch, its number, and the number of optimizer steps before it."""
+    """A batch, its index, and the number of optimizer steps before it."""
 
     batch: ClipBatch
     index: int
@@ -123,12 +124,12 @@ class _Step:
 
 
 def _can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer skips a step if its attribute ``found_inf`` is 1."""
+    """Return whether the optimizer skips steps when its attribute ``found_inf`` is 1."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _fault(modules: list[str], values: list[float]) -> str | None:
-    """Describe what is not finite among the loss and the norms of the modules' gradients."""
+    """Describe which of the loss and the modules' gradient norms are not finite, or return None."""
     loss, *norms = values
     if not math.isfinite(loss):
         return f"the loss is {loss}"
@@ -137,7 +138,7 @@ def _fault(modules: list[str], values: list[float]) -> str | None:
 
 
 def _gradients(model: nn.Module) -> dict[str, list[Tensor]]:
-    """Return the gradients of each top-level module that has any."""
+    """Return the gradients of each top-level module that has gradients."""
     gradients: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -150,12 +151,12 @@ class Replay:
     """The result of replaying a saved step.
 
     Attributes:
-        fault: the reason why the training stopped.
-        videos: the names of the clips' videos.
-        terms: the loss and its unweighted terms.
-        first: the first module, in the order of computation, whose input is finite and whose output
-            is not. None: there is no such module.
-        gradients: Euclidean norm of the gradient of each top-level module.
+        fault: why training stopped.
+        videos: names of the clips' videos.
+        terms: the loss and its unweighted terms, by name.
+        first: first module, in execution order, with finite inputs and a non-finite output, or None
+            if there is no such module.
+        gradients: L2 norm of the gradient of each top-level module, by name.
     """
 
     fault: str
@@ -169,7 +170,7 @@ class Replay:
         norms = Table(
             [{"module": k, "gradient norm": f"{v:.6g}"} for k, v in self.gradients.items()]
         )
-        module = self.first or "none; the value arises in the loss or in the gradients"
+        module = self.first or "none (the loss or a gradient is the first non-finite value)"
         return (
             f"training stopped because {self.fault}\nclips of {', '.join(self.videos)}\n\n"
             f"{terms}\n\nfirst module with a non-finite output: {module}\n\n{norms}"
@@ -177,16 +178,16 @@ class Replay:
 
 
 def replay(path: str | Path) -> Replay:
-    """Replay the step of a ``replay.pt`` on the CPU in full precision, without training.
+    """Replay a saved step on the CPU in full precision, without updating the weights.
 
-    After a training on several devices, only the rank that wrote the file is replayed, and its loss
-    is divided by its own count of object-frames.
+    If the run used several devices, only the rank that wrote the file is replayed, and its loss is
+    divided by its own number of object-frames.
 
     Args:
-        path: the file that :class:`StopAtNonFinite` wrote.
+        path: a ``replay.pt`` written by :class:`StopAtNonFinite`.
 
     Raises:
-        CheckpointError: the file is unreadable, or holds no step.
+        CheckpointError: the file is unreadable or contains no step.
     """
     content = read_checkpoint(Path(path))
     try:
@@ -195,8 +196,8 @@ def replay(path: str | Path) -> Replay:
         index, rank, fault = int(step["index"]), int(step["rank"]), str(step["fault"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} holds no step to replay",
-            hint="name the replay.pt that training writes if the loss or a gradient is not finite",
+            f"{path} contains no step to replay",
+            hint="pass the replay.pt that training writes if the loss or a gradient is not finite",
         ) from error
     config, model = load_run(path)
     module = SAM2LightningModule(config, model).train()
@@ -209,8 +210,9 @@ def replay(path: str | Path) -> Replay:
             terms["loss"].backward()
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"the step in {path} cannot be computed ({on_one_line(error)})",
-            hint="name the replay.pt of a run of this version of sam2kit; it may be damaged",
+            f"the step in {path} cannot be replayed ({on_one_line(error)})",
+            hint="the file may be damaged or from another version of sam2kit; repeat the run with "
+            "this version",
         ) from error
     return Replay(
         fault,
@@ -222,7 +224,7 @@ def replay(path: str | Path) -> Replay:
 
 
 def _watch(name: str, sources: list[str]) -> Any:
-    """Return a forward hook that appends ``name`` if the module is the first non-finite one."""
+    """Return a forward hook that records ``name`` if the module is the first non-finite one."""
 
     def check(part: nn.Module, inputs: Any, outputs: Any) -> None:
         if not sources and _finite(inputs) and not _finite(outputs):

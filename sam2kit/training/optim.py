@@ -1,4 +1,4 @@
-"""Build the optimizer with its parameter groups, and the learning-rate schedule."""
+"""Build the optimizer, its parameter groups and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ TRUNK = "image_encoder.trunk"
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Group the trained parameters by learning rate and weight decay.
+    """Group the trainable parameters by learning rate and weight decay.
 
     Biases, norm weights and single tokens (parameters with fewer than two dimensions above size 1)
-    are not decayed. Every trained parameter is in exactly one group.
+    are not decayed. Every trainable parameter is in exactly one group.
 
     Returns:
         parameter groups as for torch's optimizers, with ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
-        ConfigError: nothing is trained, or a pattern of ``module_lr`` or ``module_weight_decay``
+        ConfigError: no parameter is trainable, or a pattern of ``module_lr`` or
+        ``module_weight_decay``
             matches no parameter of the model.
     """
     rates = _by_module(model, config.lr, config.module_lr, "optimizer.module_lr")
@@ -43,9 +44,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
             groups.setdefault((rate, 0.0 if plain else decays[name]), []).append(parameter)
     if not groups:
         raise ConfigError(
-            "no parameter is trained",
+            "no parameter is trainable",
             key="model.trainable_modules",
-            hint="name at least one module, such as memory_attention",
+            hint="list at least one module, such as memory_attention",
         )
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
@@ -56,13 +57,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
 def layer_scale(model: nn.Module, name: str, decay: float) -> float:
     """Return the factor that layer decay applies to a parameter's learning rate.
 
-    In a trunk of L blocks it is ``decay ** (L + 1 - i)``: i is 0 for the patch embedding and b + 1
-    for block b. Outside the trunk, and for its position embeddings, it is 1. Source: upstream's
-    ``layer_decay_param_modifier`` as configured for its fine-tuning on MOSE; the method is from
-    BEiT (Bao et al. 2022, arXiv 2106.08254).
+    In a trunk of L blocks, the factor is ``decay ** (L + 1 - i)``, where i is 0 for the patch
+    embedding and b + 1 for block b. It is 1 for the trunk's position embeddings and outside the
+    trunk. Source: upstream's ``layer_decay_param_modifier`` as configured for fine-tuning on MOSE;
+    the method is from BEiT (Bao et al. 2022, arXiv 2106.08254).
 
     Returns:
-        above 0, up to 1.
+        the factor, in (0, 1].
     """
     if not name.startswith(TRUNK) or "pos_embed" in name:
         return 1.0
@@ -73,7 +74,7 @@ def layer_scale(model: nn.Module, name: str, decay: float) -> float:
 def _by_module(
     model: nn.Module, default: float, overrides: dict[str, float], key: str
 ) -> dict[str, float]:
-    """Return the value of each parameter; the last pattern of ``overrides`` that matches wins."""
+    """Return the value of each parameter; the last matching pattern in ``overrides`` wins."""
     values = {name: default for name, _ in model.named_parameters()}
     for pattern, value in overrides.items():
         values |= dict.fromkeys(match_parameters(model, [pattern], key), value)
@@ -81,12 +82,12 @@ def _by_module(
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = False) -> Optimizer:
-    """Build AdamW over :func:`parameter_groups`.
+    """Build AdamW with the groups of :func:`parameter_groups`.
 
     Args:
         model: the model.
-        config: the settings.
-        fused: update all parameters in one kernel, which is faster on a GPU and differs in
+        config: the optimizer's settings.
+        fused: update all parameters in one kernel. This is faster on a GPU, and results differ by
             rounding.
 
     Raises:
@@ -98,13 +99,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = Fal
 
 
 def learning_rate_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:
-    """Return a function that maps an optimizer step to a factor of the peak learning rate.
+    """Return a function from the optimizer step to a multiplier of the peak learning rate.
 
-    The factor rises linearly from 1/warmup_steps to 1 during the warm-up. Then it is constant, or
-    falls as a half cosine from 1 to ``min_lr_ratio`` at ``total_steps``.
+    The multiplier rises linearly from 1/warmup_steps to 1 during warm-up. Then it is constant or
+    follows a half cosine from 1 to ``min_lr_ratio`` at ``total_steps``.
 
     Returns:
-        function of the step, from 0, with values from 0 to 1.
+        a function of the step (counted from 0) with values from 0 to 1.
     """
 
     def factor(step: int) -> float:
@@ -121,5 +122,5 @@ def learning_rate_factor(config: SchedulerConfig, total_steps: int) -> Callable[
 
 
 def build_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
-    """Build a scheduler of :func:`learning_rate_factor`; step it once per optimizer step."""
+    """Build a scheduler from :func:`learning_rate_factor`; step it once per optimizer step."""
     return LambdaLR(optimizer, learning_rate_factor(config, total_steps))

@@ -1,10 +1,10 @@
-"""Estimate memory and time of a training before it runs, and propose settings that fit.
+"""Estimate memory and time of a training run before it starts, and propose settings that fit.
 
-Small steps are run, and the configured step is extrapolated from them. The cost of a step, in bytes
-and in floating-point operations, is a linear function of five numbers: 1, frames, objects,
-object-frames, and pairs of an object-frame with a memory that it reads. A few steps with few frames
-and one or two objects therefore determine its five coefficients. The time is the number of
-operations times the seconds per operation in the largest of these steps.
+The planner runs a few small steps and extrapolates the cost of the configured step. The cost, in
+bytes and in floating-point operations, is a linear function of five numbers: 1, frames, objects,
+object-frames, and pairs of an object-frame and a memory that it reads. A few steps with few frames
+and one or two objects determine its five coefficients. The time is the number of operations times
+the seconds per operation in the largest of these steps.
 """
 
 from __future__ import annotations
@@ -43,26 +43,27 @@ from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
 from sam2kit.utils.device import autocast, pick_device, release_memory
 
-CLIPS_LOOKED_AT = 20  # number of clips whose objects are counted
+CLIPS_LOOKED_AT = 20  # number of clips in which objects are counted
 SMALL_FRAMES, SMALL_OBJECTS = (2, 3, 4), 2
-"""Frames of the steps that are run, and the maximum number of objects per clip in them."""
-REPEATS = 3  # measurements of a time, and draws of random prompts
+"""Number of frames in the small steps, and maximum number of objects per clip in them."""
+REPEATS = 3  # number of timings, and of random prompt samples
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Estimated memory and time of a training.
+    """Estimated memory and time of a training run.
 
     Attributes:
         config: the configuration, with ``auto`` values resolved.
-        device: such as ``cpu`` or ``cuda:0``.
-        objects: maximum number of objects per clip, for which memory is estimated.
-        mean_objects: mean number of objects per clip, for which time is estimated.
+        device: the training device, such as ``cpu`` or ``cuda:0``.
+        objects: maximum number of objects per clip; the basis of the memory estimate.
+        mean_objects: mean number of objects per clip; the basis of the time estimate.
         cached: whether the image encoder's features come from the cache.
         memory: peak memory of a step with the largest clips.
-        seconds: time of a step, including the optimizer, without data loading and validation.
-        filling: additional seconds per step while its frames are not in the cache yet.
-        steps: optimizer steps of the whole training.
+        seconds: time per step, including the optimizer but not data loading and validation.
+        filling: additional seconds per step while the frames are not in the cache yet.
+        steps: number of optimizer steps of the whole run.
+        epoch: number of clips per epoch, as text.
     """
 
     config: Config
@@ -74,35 +75,37 @@ class TrainingPlan:
     seconds: float
     filling: float
     steps: int
+    epoch: str = ""
 
     def __str__(self) -> str:
         d = self.config.dataset
         first = f", {self.seconds + self.filling:.3g} s while the feature cache is filled"
         lines = [
-            f"a step: {d.batch_size} x {d.video_clip_length} frames of {d.image_size} px, up to "
+            f"step: {d.batch_size} x {d.video_clip_length} frames of {d.image_size} px, up to "
             f"{self.objects} objects per clip (mean {self.mean_objects:.1f}), "
             f"{self.config.trainer.precision}, encoder "
             f"{'features from the cache' if self.cached else 'run in every step'}",
             str(self.memory),
-            "time of a step: unknown, because not even the small steps fit"
+            "time per step: unknown, because even small steps do not fit into memory"
             if math.isnan(self.seconds)
-            else f"time of a step: about {self.seconds:.3g} s on {self.device}"
+            else f"time per step: about {self.seconds:.3g} s on {self.device}"
             + (first if self.filling else ""),
+            *([f"an epoch: {self.epoch}"] if self.epoch else []),
             f"training: {self.steps:,} steps"
-            + f", about {_time(self.steps * self.seconds)} without loading and validation"
+            + f", about {_time(self.steps * self.seconds)} without data loading and validation"
             * (not math.isnan(self.seconds)),
         ]
         return "\n".join(lines)
 
 
 def plan_training(config: Config) -> TrainingPlan:
-    """Estimate memory and time of a training on the device that it would use.
+    """Estimate memory and time of a training run on the device that it would use.
 
-    Nothing is trained, and no checkpoint is read, because random weights cost the same. If prompts
-    or corrections are drawn at random, memory is estimated for the largest of a few draws.
+    Nothing is trained. No checkpoint is read, because random weights cost the same. If prompts or
+    corrections are random, memory is the largest of a few samples.
 
     Args:
-        config: the configuration of the training.
+        config: the configuration of the run.
 
     Raises:
         ConfigError, DataError: as :func:`sam2kit.training.trainer.fit`.
@@ -110,18 +113,20 @@ def plan_training(config: Config) -> TrainingPlan:
     check(config)
     config = settle_size(settle_precision(config))
     clips, _ = build_datasets(config)
-    counts = [len(clips[i].object_ids) for i in range(min(len(clips), CLIPS_LOOKED_AT))]
+    # Evenly spaced, because the generated clips of dataset.replay are the last ones.
+    looked_at = np.linspace(0, len(clips) - 1, min(len(clips), CLIPS_LOOKED_AT)).round()
+    counts = [len(clips[int(i)].object_ids) for i in looked_at]
     return _plan(config, clips, max(counts), statistics.fmean(counts))
 
 
 def propose(plan: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
-    """Find overrides with which a step fits into memory.
+    """Find configuration overrides with which a step fits into memory.
 
-    Overrides that do not change the clips come first, then those that reduce a step.
+    Overrides that do not change the clips are tried first, then smaller steps.
 
     Returns:
-        the overrides, and the plan with them; no overrides if the step fits already. None: no
-        combination that was tried is sufficient.
+        the overrides and the plan with them; the overrides are empty if the step already fits. None
+        if no combination fits.
     """
     if not plan.memory.tight:
         return [], plan
@@ -139,13 +144,13 @@ def propose(plan: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
 
 
 def report(config: Config) -> tuple[str, bool]:
-    """Return the plan as text, with overrides if a step does not fit, and whether it fits."""
+    """Return whether a step fits, and the plan as text, with overrides if it does not fit."""
     plan = plan_training(config)
     proposal = propose(plan)
     if proposal is None:
         return (
-            f"{plan}\nA step does not fit into memory, and no combination that was tried fits. "
-            "Reduce dataset.image_size, or choose a smaller model.size.",
+            f"{plan}\nA step does not fit into memory, and no smaller settings were found that "
+            "fit. Reduce dataset.image_size, or choose a smaller model.size.",
             False,
         )
     overrides, better = proposal
@@ -159,7 +164,7 @@ def report(config: Config) -> tuple[str, bool]:
 
 def _reductions(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
     """Yield keys and values that reduce memory, in the order in which to try them."""
-    # First settings that leave the clips unchanged, then smaller steps, by half each time.
+    # First settings that leave the clips unchanged, then smaller steps, halved each time.
     model, d = plan.config.model, plan.config.dataset
     if model.memory_dropout != 0:
         yield "model.memory_dropout", "0"
@@ -181,10 +186,10 @@ def _reductions(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
 
 @torch.random.fork_rng(devices=[])
 def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float) -> TrainingPlan:
-    """Estimate a training with up to ``objects`` objects per clip, ``mean_objects`` on average."""
+    """Plan a run with up to ``objects`` objects per clip, ``mean_objects`` on average."""
     overrides = ["model.checkpoint=null", "model.compile=false"]
-    # Random weights may predict absence of the objects. Their masks would then have no gradient,
-    # and the measured cost would be too low.
+    # With random weights, objects may be predicted to be absent. Their masks would have no
+    # gradient, and the measured cost would be too low.
     if config.model.object_score_bias == 0:
         overrides.append("model.object_score_bias=5")
     module = SAM2LightningModule(override_config(config, overrides))
@@ -192,7 +197,7 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     module.to(device).train()
     frozen = module.model.encoder_is_frozen
     cached = create_cache(config) is not None and not obstacle(config, module.model, clips.source)
-    # A frozen encoder is measured separately; the small steps contain only the rest of the model.
+    # Measure a frozen encoder separately; the small steps only run the rest of the model.
     if frozen:
         module.train_cache = _OneFrame(config.features.dtype == "bfloat16" and cached)
     d = config.dataset
@@ -201,9 +206,9 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # Then the configured step does not fit either, and that is what the plan has to say.
+        # The configured step does not fit either, so return a plan that says so.
         logger.warning(
-            "Too little memory for the small steps of the plan: {}", str(error).partition("\n")[0]
+            "Not enough memory for the planner's small steps: {}", str(error).partition("\n")[0]
         )
         step, seconds, filling = math.inf, math.nan, 0.0
         module.zero_grad(set_to_none=True)
@@ -217,23 +222,33 @@ def _plan(config: Config, clips: ClipDataset, objects: int, mean_objects: float)
     if trainer.max_steps > 0:
         steps = min(steps, trainer.max_steps) if trainer.max_epochs > 0 else trainer.max_steps
     return TrainingPlan(
-        config, str(device), objects, mean_objects, cached, memory, seconds, filling, steps
+        config,
+        str(device),
+        objects,
+        mean_objects,
+        cached,
+        memory,
+        seconds,
+        filling,
+        steps,
+        clips.epoch_text(),
     )
 
 
 def _cost(
     module: SAM2LightningModule, objects: int, mean_objects: float, frozen: bool, cached: bool
 ) -> tuple[float, float, float]:
-    """Measure small steps, and return bytes, seconds and the seconds to fill the cache of a step.
+    """Return the bytes, the seconds and the cache-filling seconds of a step.
 
     Args:
         module: the module on the training device.
-        objects, mean_objects: maximum and mean number of objects per clip.
+        objects: maximum number of objects per clip.
+        mean_objects: mean number of objects per clip.
         frozen: whether the encoder is frozen.
-        cached: whether its features come from the cache.
+        cached: whether the encoder's features come from the cache.
     """
     gradients, d = gradient_bytes(module.model), module.config.dataset
-    # Cost is proportional to the number of clips, so two of them are enough.
+    # The cost is proportional to the number of clips, so two clips are enough.
     length, clips_at_once = d.video_clip_length, min(d.batch_size, 2)
     small = _SmallSteps(module, clips_at_once, gradients)
     for frames, count in _small_steps(module, objects):
@@ -248,17 +263,17 @@ def _cost(
         if cached:
             filling = frame_seconds * d.batch_size * length
         else:
-            # The encoder's activations are released before the rest of the step, hence the maximum.
+            # Take the maximum: the encoder's activations are freed before the rest of the step.
             step, seconds = max(step, peak), seconds + frame_seconds * d.batch_size * length
     return step, seconds, filling
 
 
 def _small_steps(module: SAM2LightningModule, objects: int) -> list[tuple[int, int]]:
-    """Return (frames, objects) of the steps to run, the largest last.
+    """Return the (frames, objects) of each small step, the largest step last.
 
-    With activation checkpointing, the peak may occur within a frame or in the loss, so it is not a
-    linear function of the five numbers. But then a step needs little memory, so the configured step
-    itself is run.
+    With activation checkpointing, the peak may occur within a frame or in the loss, so memory is
+    not linear in the five numbers. Such a step needs little memory, so the configured step itself
+    is run.
     """
     length, max_objects = module.config.dataset.video_clip_length, min(objects, SMALL_OBJECTS)
     if module.config.model.activation_checkpointing:
@@ -274,17 +289,19 @@ def _small_steps(module: SAM2LightningModule, objects: int) -> list[tuple[int, i
 
 
 class _SmallSteps:
-    """Measure small steps, and extrapolate the cost of larger ones.
+    """Measure small steps and extrapolate the cost of larger ones.
 
     Args:
         module: the module on the training device.
         clips: number of clips in each step.
-        gradients: bytes of the parameters' gradients, which do not depend on the size of a step.
+        gradients: bytes of the parameters' gradients, which do not depend on the step size.
     """
 
     def __init__(self, module: SAM2LightningModule, clips: int, gradients: int) -> None:
         self.module, self.clips, self.gradients = module, clips, gradients
-        self.max_memories = module.model.num_maskmem  # maximum number of memories a frame reads
+        self.max_memories = (
+            module.model.num_maskmem
+        )  # maximum number of memories that a frame reads
         d = module.config.dataset
         random = len(d.prompt_types) > 1 or d.max_conditioning_frames > 1 or d.correction_clicks
         self.draws = range(REPEATS if random else 1)
@@ -293,11 +310,11 @@ class _SmallSteps:
         self._operations: list[float] = []
 
     def run(self, frames: int, objects: int) -> None:
-        """Measure bytes and operations of a step; :meth:`seconds` then times the last one."""
+        """Measure bytes and operations of a step; :meth:`seconds` times the last one."""
         self._batch = _clips(self.clips, frames, objects, self.module)
         peaks, operations = [], []
         for draw in self.draws:
-            self._step(draw)  # exclude buffers that only the first step allocates
+            self._step(draw)  # warm up: only the first step allocates some buffers
             peaks.append(peak_bytes(partial(self._step, draw), self.module.device))
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 self._step(draw)
@@ -307,11 +324,11 @@ class _SmallSteps:
         self._operations.append(statistics.fmean(operations))
 
     def bytes(self, frames: int, objects: float) -> float:
-        """Estimate the peak of a step, without gradients of parameters."""
+        """Estimate the peak bytes of a step, without the parameters' gradients."""
         return self._extrapolate(self._bytes, frames, objects)
 
     def seconds(self, frames: int, objects: float) -> float:
-        """Estimate the time of a step from its operations and the speed of the last small step."""
+        """Estimate the time per step from its operations and the speed of the last small step."""
         last_seconds = statistics.fmean(
             _median_seconds(partial(self._step, draw), self.module.device) for draw in self.draws
         )
@@ -325,7 +342,7 @@ class _SmallSteps:
         for parameter in module.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # the first step also allocates the optimizer's state
+        optimizer.step()  # warm up: the first step allocates the optimizer's state
         return _median_seconds(optimizer.step, module.device)
 
     def _step(self, draw: int) -> None:
@@ -336,20 +353,20 @@ class _SmallSteps:
         self.module.zero_grad(set_to_none=True)
 
     def _terms(self, frames: int, objects: float) -> list[float]:
-        # Frame t reads all memories before it, up to the maximum.
+        # Frame t reads all earlier memories, up to the maximum.
         pairs = sum(min(t, self.max_memories) for t in range(frames))
         return [1, frames, objects, objects * frames, objects * pairs]
 
     def _extrapolate(self, values: list[float], frames: int, objects: float) -> float:
         rows = np.array([self._terms(*size) for size in self._sizes])
-        # With fewer steps than terms, lstsq returns the solution of minimum norm. All these steps
-        # have the configured number of frames, so it is still exact in the number of objects.
+        # With fewer steps than terms, lstsq returns the minimum-norm solution. It is still exact in
+        # the number of objects, because all these steps have the configured number of frames.
         coefficients, *_ = np.linalg.lstsq(rows, np.array(values), rcond=None)
         return max(float(np.dot(self._terms(frames, objects), coefficients)), 0.0)
 
 
 class _OneFrame(FeatureCache):
-    """A cache that returns the same features for every frame, instead of the frozen encoder's."""
+    """Feature cache that returns the same features for every frame."""
 
     def __init__(self, rounded: bool) -> None:
         super().__init__("", rounded=rounded)
@@ -368,7 +385,7 @@ def _forward(model: SAM2Model, images: Tensor) -> list[Tensor]:
 
 
 def _encoder(module: SAM2LightningModule, images: int) -> tuple[float, float]:
-    """Return the peak in bytes of encoding ``images`` frames at once, and the seconds per frame."""
+    """Return the peak bytes of encoding ``images`` frames at once, and the seconds per frame."""
 
     def run(count: int) -> None:
         with autocast(module.device, module.config.trainer.precision):
@@ -381,7 +398,7 @@ def _encoder(module: SAM2LightningModule, images: int) -> tuple[float, float]:
 
 
 def _clips(clips: int, frames: int, objects: int, module: SAM2LightningModule) -> ClipBatch:
-    """Create clips of random frames on which every object is a square that is always visible."""
+    """Create clips of random frames in which every object is a square that is always visible."""
     side, total = module.config.dataset.image_size, clips * objects
     masks = torch.zeros(frames, total, side, side, dtype=torch.bool)
     masks[..., side // 4 : side // 2, side // 4 : side // 2] = True
@@ -430,7 +447,7 @@ def _attention_backward(gradient: tuple, *shapes: tuple, **kwargs: object) -> in
     return 5 * _attention(*shapes[:3]) // 2  # five matrix products instead of two
 
 
-# torch's counter does not know the CPU kernels of flash attention.
+# torch's FLOP counter does not support the CPU kernels of flash attention.
 _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

@@ -1,6 +1,6 @@
-"""Run one rank of a training: ``python -m sam2kit.training.rank_worker RUN_DIR``.
+"""Run one rank of a training run: ``python -m sam2kit.training.rank_worker RUN_DIR``.
 
-torchrun starts it (:mod:`sam2kit.training.launch`). It reads the configuration of the training from
+torchrun starts this module (:mod:`sam2kit.training.launch`). It reads the configuration from
 ``RUN_DIR/config.yaml``.
 """
 
@@ -19,7 +19,7 @@ from sam2kit.utils.processes import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()
-    # All ranks log the same lines; print those of rank 0, and errors of every rank.
+    # All ranks log the same lines, so print those of rank 0 only, and the errors of every rank.
     level = "INFO" if os.environ["RANK"] == "0" else "ERROR"
     form = "{time:HH:mm:ss} {message}"
     run_dir = Path(sys.argv[1])
@@ -32,6 +32,6 @@ if __name__ == "__main__":
         raise SystemExit(2) from error
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is written. A regular exit can abort in library threads that wake up while the
-    # interpreter shuts down.
+    # All files are written. A regular exit can crash in library threads that are still running
+    # while the interpreter shuts down.
     os._exit(0)

@@ -1,10 +1,10 @@
 """Resume an interrupted run exactly where it stopped, even within an epoch.
 
-Clips, prompts and dropout are functions of (seed, epoch or step, index or rank), so no random state
-is stored: a checkpoint only records the position of the run. Lightning stores it in the counters of
-its loops, in a form that depends on the hook that saved the checkpoint. Some of these forms resume
-at the wrong batch, so :func:`rewind` converts all of them to one: this epoch, after this many
-batches.
+Clips, prompts and dropout are functions of (seed, epoch or step, index or rank). No random state is
+stored, so a checkpoint only has to record the position of the run. Lightning stores it in the
+counters of its loops, whose values depend on the hook that saves the checkpoint. Some of these
+values resume at the wrong batch, so :func:`rewind` normalizes them to an epoch and a number of
+completed batches.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sam2kit.models.checkpoints import read_run_config
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.readers import damage_is
 
-# Keys that must not change within a run: those of the model, of the order of the clips, and of the
-# optimizer. The optimizer's state contains its settings, so new settings would be ignored silently.
+# Keys that must not change within a run: keys of the model, the clip order and the optimizer. The
+# optimizer's state contains its settings, so new settings would be ignored silently.
 _FIXED_SECTIONS = ("model", "dataset", "augmentation", "optimizer")
 _FIXED = (
     "seed",
@@ -34,8 +34,8 @@ _FIXED = (
     "trainer.ema_decay",
     "features.dtype",
 )
-# Keys of these sections that may change. The videos are compared by a digest of their content, so a
-# data set may be moved, and so may a run directory with its corrections.
+# Keys of these sections that may change. Videos are compared by a digest of their content, so a
+# dataset may be moved, and so may a run directory with corrections.
 _MAY_CHANGE = (
     "dataset.corrections",
     "dataset.data_path",
@@ -49,18 +49,18 @@ DATA_KEY = "SAM2LightningDataModule"  # Lightning stores the data module's state
 
 
 class TrainingComplete(ConfigError):
-    """The run to resume has reached its end, so nothing is left to train."""
+    """Raised if the run to resume is already complete."""
 
 
 def latest_valid_checkpoint(run_dir: Path) -> Path | None:
-    """Return the checkpoint of a run to resume from.
+    """Return the newest valid checkpoint to resume a run from.
 
-    The first valid file of ``last.ckpt``, ``step-N.ckpt`` (newest first) and ``best.ckpt`` is
-    chosen. Every byte is compared with the checksums that torch stores in the file. A damaged file
-    is logged as a warning.
+    Candidates are ``last.ckpt``, then ``step-N.ckpt`` (newest first), then ``best.ckpt``. Each file
+    is verified with the checksums that torch stores in it, and a warning is logged for each damaged
+    file.
 
     Returns:
-        the path; None if the directory holds no checkpoint.
+        the path, or None if the directory contains no checkpoint.
 
     Raises:
         CheckpointError: all checkpoints are damaged.
@@ -75,33 +75,33 @@ def latest_valid_checkpoint(run_dir: Path) -> Path | None:
         faults.append(f"{path} is damaged ({fault})")
         logger.warning("{}; trying an older checkpoint", faults[-1])
     if faults:
-        # Starting a new run here silently would overwrite files that might be repaired.
+        # Do not start a new run silently: it would overwrite files that might be recoverable.
         raise CheckpointError(
             f"No valid checkpoint found in this directory: {'; '.join(faults)}",
-            hint="start a new run in another directory, or delete these files to start over here",
+            hint="start a new run in another directory, or delete these files to start over in "
+            "this one",
         )
     return None
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
-    """Return the epoch of a fit, from 0, and how many of its batches the weights include.
+    """Return the current epoch, from 0, and the number of its batches that the weights include.
 
-    Batches whose gradients are still being accumulated do not count: a resumed run trains on them
-    again.
+    Batches with pending accumulated gradients are not counted; a resumed run repeats them.
     """
     loop = trainer.fit_loop
     epoch = loop.epoch_progress.current.ready - 1
     batches = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-    if batches < trainer.num_training_batches:  # the last batch of an epoch always makes a step
+    if batches < trainer.num_training_batches:  # the last batch of an epoch always triggers a step
         batches -= batches % trainer.accumulate_grad_batches
     return epoch, batches
 
 
 def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
-    """Bring the counters of Lightning's loops to :func:`position`, in place.
+    """Set the counters of Lightning's loops to :func:`position`, in place.
 
     Args:
-        loops: ``checkpoint["loops"]``, saved by any hook.
+        loops: ``checkpoint["loops"]``, saved from any hook.
         trainer: the trainer that saves the checkpoint.
     """
     epoch, batches = position(trainer)
@@ -109,13 +109,14 @@ def rewind(loops: dict[str, Any], trainer: Trainer) -> None:
     for counts in (fit["epoch_progress"]["total"], fit["epoch_progress"]["current"]):
         counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
     progress = fit["epoch_loop.batch_progress"]
-    # Batches that are counted as processed but are not part of the weights yet.
+    # Batches that Lightning counts as processed but that the weights do not include yet.
     pending = progress["current"]["processed"] - batches
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(counts, counts["processed"] - pending))
     progress["is_last_batch"] = batches == trainer.num_training_batches
-    # The loggers' step number. When a run resumes at either end of an epoch at which a validation
-    # is due, Lightning skips that validation but counts a step for it, so subtract one here.
+    # The loggers' step number. When a run resumes at the start or end of an epoch where a
+    # validation is due, Lightning skips the validation but counts a step for it, so subtract one
+    # here.
     every = trainer.check_val_every_n_epoch or 1
     skips_validation = batches in (0, trainer.num_training_batches) and (epoch + 1) % every == 0
     steps = trainer.global_step - int(skips_validation)
@@ -127,16 +128,16 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
 
     Args:
         config: the configuration to resume with.
-        data: the state of the data module of ``config``: ``videos`` and ``content``, digests of
-            the videos, and ``devices``, the world size.
+        data: the state of the data module of ``config``: the digests ``videos`` and ``content``,
+            and the world size ``devices``.
 
     Returns:
-        the number of optimizer steps that the run has done.
+        the number of optimizer steps already done.
 
     Raises:
-        CheckpointError: the file is unreadable, or not a checkpoint of a run.
+        CheckpointError: the file is unreadable or not a checkpoint of a training run.
         ConfigError: keys that must not change have changed.
-        TrainingComplete: the run has reached its end.
+        TrainingComplete: the run is already complete.
         DataError: the training or validation videos have changed.
     """
     path = config.trainer.resume_from
@@ -148,21 +149,21 @@ def check_resume(config: Config, data: dict[str, Any]) -> int:
             str(error),
             key="trainer.resume_from",
             value=path,
-            hint="name the last.ckpt of a training run",
+            hint="pass the last.ckpt of a training run",
         ) from error
     with damage_is(CheckpointError, path, "resume from another checkpoint of the run"):
         return _check_position(config, data, path, stored)
 
 
 def _check_position(config: Config, data: dict[str, Any], path: str, stored: Config) -> int:
-    """Compare videos, keys and position of a run's checkpoint with the run that resumes it."""
-    # mmap: only the position is needed, not the gigabytes of weights and optimizer state.
+    """Check that videos, keys and position of a checkpoint match the run that resumes it."""
+    # mmap: read the position without loading gigabytes of weights and optimizer state.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = content.get(DATA_KEY)
     new_run = f"start a new run from its weights with --model-checkpoint {path}"
     if state is None:
         raise CheckpointError(
-            f"{path} does not record the position of its run",
+            f"Cannot resume {path}: it does not contain the position of its run",
             key="trainer.resume_from",
             value=path,
             hint=new_run,
@@ -176,7 +177,7 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
             value=path,
             hint=f"use the same videos, or {new_run}",
         )
-    # Runs of earlier versions did not record it.
+    # Checkpoints of earlier versions do not contain this digest.
     if state.get("content", data["content"]) != data["content"]:
         raise DataError(
             f"Cannot resume {path}: frames or masks of the training videos have changed",
@@ -198,10 +199,10 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
 
 
 def resumed_model(config: Config) -> Config:
-    """Return a configuration to resume with, without a start of its own.
+    """Return the configuration with the initial weights and model size of the resumed run.
 
-    If ``model.checkpoint`` is null, it and a default ``model.size`` become those of the stored run,
-    whose weights are continued.
+    They are replaced only where the user did not set them: ``model.checkpoint`` must be null, and
+    ``model.size`` the default.
     """
     path = config.trainer.resume_from
     if path is None or config.model.checkpoint is not None:
@@ -209,16 +210,16 @@ def resumed_model(config: Config) -> Config:
     try:
         stored = read_run_config(path).model
     except CheckpointError:
-        return config  # check_resume raises it, with the key
+        return config  # check_resume reports the error with its key
     size = stored.size if config.model.size == Config().model.size else config.model.size
     return replace(config, model=replace(config.model, checkpoint=stored.checkpoint, size=size))
 
 
 def settle_monitor(config: Config) -> Config:
-    """Replace ``trainer.monitor=auto`` by a metric; a resumed run keeps its metric.
+    """Replace ``trainer.monitor=auto`` with a metric; a resumed run keeps its metric.
 
     Returns:
-        A changed copy, or the same object if the metric is set.
+        a changed copy, or ``config`` itself if the metric is set.
     """
     t = config.trainer
     if t.monitor != "auto":
@@ -227,15 +228,15 @@ def settle_monitor(config: Config) -> Config:
     monitor = "val_loss" if is_image or config.model.checkpoint == RANDOM else "val_iou"
     if t.resume_from is not None:
         stored = read_run_config(t.resume_from).trainer.monitor
-        monitor = "val_loss" if stored == "auto" else stored  # of versions that knew no other
+        monitor = "val_loss" if stored == "auto" else stored  # versions without other metrics
     return replace(config, trainer=replace(t, monitor=monitor))
 
 
 def _check_unfinished(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:
-    """Check that the run has not reached a limit of ``config``.
+    """Check that the run has not reached one of the limits in ``config``.
 
     Raises:
-        TrainingComplete: names the key of the limit.
+        TrainingComplete: the run has reached the limit that the error names.
     """
     epoch_over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     epochs, steps = epoch + int(epoch_over), content["global_step"]
@@ -260,10 +261,10 @@ def _check_unfinished(config: Config, content: dict[str, Any], epoch: int, path:
 
 
 def _check_keys(config: Config, stored: Config, path: str) -> None:
-    """Check that the keys which must not change are as in the stored configuration.
+    """Check that no key that must not change differs from the stored configuration.
 
     Raises:
-        ConfigError: lists all keys that have changed.
+        ConfigError: keys have changed; the error lists all of them.
     """
     fixed = [k for k in options() if k.split(".")[0] in _FIXED_SECTIONS or k in _FIXED]
     changed = [

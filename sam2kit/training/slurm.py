@@ -1,4 +1,4 @@
-"""Train as a cluster job that resumes by itself after preemption, through submitit."""
+"""Train as a submitit job that resumes automatically after preemption."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sam2kit.utils.processes import start
 if TYPE_CHECKING:
     from submitit import Job
 
-# SLURM sends a signal this long before it ends the job. The training finishes its current step and
-# saves last.ckpt within SAVING_SECONDS; otherwise it is killed, so that time is left to requeue.
+# SLURM sends a signal this long before it ends the job. Training then finishes its current step and
+# saves last.ckpt. If that takes longer than SAVING_SECONDS, it is killed to leave time to requeue.
 NOTICE_SECONDS = 120
 SAVING_SECONDS = NOTICE_SECONDS - 20
 MASTER_PORT = 29411
@@ -28,16 +28,16 @@ MASTER_PORT = 29411
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Run a training with ``--resume auto`` on each machine of a job.
+    """Run training with ``--resume auto`` on each node of a job.
 
-    submitit calls the object on the machine, and calls ``checkpoint`` when the cluster announces a
-    preemption or the end of the job's time. The object is pickled into the run directory, so its
-    attributes are plain values.
+    submitit calls the object on the node, and calls ``checkpoint`` when the cluster announces
+    preemption or the time limit. The object is pickled into the run directory, so its attributes
+    are plain values.
 
     Attributes:
-        config_file, run_dir: paths that are valid on all machines.
-        devices: devices per machine.
-        nodes: number of machines; above 1 the training runs under torchrun.
+        config_file, run_dir: paths that are valid on all nodes.
+        devices: number of devices per node.
+        nodes: number of nodes; with more than one, training runs under torchrun.
     """
 
     config_file: str
@@ -46,11 +46,11 @@ class TrainingJob:
     nodes: int = 1
 
     def command(self, node: int, first_host: str) -> list[str]:
-        """Return the module to run on one machine of the job, and its arguments.
+        """Return the module to run on one node, and its arguments.
 
         Args:
-            node: index of the machine, from 0.
-            first_host: host name of machine 0, which coordinates the ranks.
+            node: index of the node, from 0.
+            first_host: host name of node 0, which coordinates the ranks.
         """
         train = ["sam2kit", "train", "--config", self.config_file, "--run-dir", self.run_dir]
         train += ["--resume", "auto"]
@@ -62,31 +62,31 @@ class TrainingJob:
         return ["torch.distributed.run", *torchrun, *train]
 
     def __call__(self) -> str:
-        """Train to the end, and return the run directory.
+        """Train until the end and return the run directory.
 
         Raises:
-            TrainingError: the training failed; the job's log has its output.
+            TrainingError: training failed; the job's log contains its output.
         """
         from submitit import JobEnvironment
 
         job = JobEnvironment()
         process = start(*self.command(job.node, job.hostnames[0]))
         _running.append(process.pid)
-        # Poll instead of Popen.wait: checkpoint runs in a signal handler, where it would find the
-        # lock of wait taken.
+        # Poll, because checkpoint runs in a signal handler and would deadlock on the lock that
+        # Popen.wait holds.
         while process.poll() is None:
             time.sleep(0.2)
         if process.returncode:
             raise TrainingError(
-                f"training in {self.run_dir} ended with exit code {process.returncode}",
+                f"training in {self.run_dir} failed with exit code {process.returncode}",
                 hint=f"see the log of this job: {job.paths.stderr}",
             )
         return self.run_dir
 
     def checkpoint(self) -> Any:
-        """Stop the training after its current step, and return the job to requeue.
+        """Stop training after its current step and return the job to requeue.
 
-        A training that does not stop in time is killed; the requeued job then resumes from the
+        If training does not stop in time, it is killed, and the requeued job resumes from the
         previous ``last.ckpt``.
         """
         from submitit.helpers import DelayedSubmission
@@ -99,7 +99,7 @@ class TrainingJob:
         return DelayedSubmission(self)
 
 
-# Process ids of the training that this process started. Not an attribute of TrainingJob, because
+# Ids of the training processes that this process started. Not an attribute of TrainingJob, because
 # that object is pickled and requeued.
 _running: list[int] = []
 
@@ -111,15 +111,16 @@ def submit(
     partition: str | None = None,
     cluster: str = "slurm",
 ) -> Job[str]:
-    """Submit a training as a job, which saves and requeues itself before its time is over.
+    """Submit a training job that saves and requeues itself before its time limit.
 
     Args:
-        config: the job requests ``trainer.num_nodes`` machines, each with ``trainer.devices`` GPUs
-            (none with ``trainer.accelerator=cpu``) and one core per device and loader process.
-        run_dir: the run directory; the job's logs are written to ``slurm`` in it. An existing run
-            is resumed.
+        config: the configuration. The job requests ``trainer.num_nodes`` nodes, each with
+            ``trainer.devices`` GPUs (none with ``trainer.accelerator=cpu``) and one core per device
+            and DataLoader worker.
+        run_dir: the run directory. The job's logs are written to its subdirectory ``slurm``. An
+            existing run is resumed.
         hours: time limit of the job, after which it is requeued.
-        partition: SLURM's partition. None (default): the cluster's default partition.
+        partition: SLURM partition. If None (default), the cluster's default partition.
         cluster: ``slurm``, or ``local`` to run the job on this machine in the background.
 
     Returns:
@@ -127,7 +128,7 @@ def submit(
 
     Raises:
         ConfigError: submitit or SLURM is missing, ``trainer.devices`` is not a number, or a local
-            job has several machines.
+            job has several nodes.
     """
     try:
         import submitit
@@ -142,11 +143,11 @@ def submit(
             key="trainer.devices",
             value=trainer.devices,
             expected="a number in a submitted job",
-            hint="set it to the number of GPUs per machine",
+            hint="set it to the number of GPUs per node",
         )
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise ConfigError(
-            "SLURM is not available on this machine (no sbatch)",
+            "SLURM is not available on this machine (sbatch not found)",
             key="--cluster",
             value=cluster,
             hint="submit from a login node of the cluster, or run the job on this machine with "
@@ -160,13 +161,15 @@ def submit(
             hint="set trainer.num_nodes=1, or submit to SLURM",
         )
     for key, text in (("--run-dir", str(run_dir.resolve())), ("--partition", partition or "")):
-        # submitit copies both into the lines of the batch script.
+        # submitit copies both values into lines of the batch script.
         if not text.isprintable():
             raise ConfigError(
                 "contains a line break or another control character",
                 key=key,
                 value=text,
-                hint="rename the folder" if key == "--run-dir" else "give the name of a partition",
+                hint="rename the directory"
+                if key == "--run-dir"
+                else "use the name of a partition",
             )
     logs = run_dir.resolve() / "slurm"
     open_run_dir(logs, config.output_dir)
@@ -178,7 +181,7 @@ def submit(
         "name": f"sam2kit-{file_name(run_dir.name)}",
         "timeout_min": max(round(60 * hours), 1),
         "nodes": trainer.num_nodes,
-        "tasks_per_node": 1,  # torchrun starts the ranks of a machine
+        "tasks_per_node": 1,  # torchrun starts the node's ranks
         "cpus_per_task": devices * (config.dataset.num_workers + 1),
         "gpus_per_node": 0 if trainer.accelerator == "cpu" else devices,
         "slurm_signal_delay_s": NOTICE_SECONDS,

@@ -1,4 +1,7 @@
-"""Train from a configuration; ``sam2kit train`` and the notebook ``03_train`` call :func:`fit`."""
+"""Train a model from a configuration.
+
+``sam2kit train`` and the notebook ``03_train`` call :func:`fit`.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +68,8 @@ from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.text import log_format, plural, visible_text
 
 LOG_LINE = "{time:YYYY-MM-DD HH:mm:ss.SSS} | {level: <8} | {name}:{function}:{line} - {extra[text]}"
-MAX_LISTED = 8  # validation videos in the log
-# Keys of the section ``trainer`` that are passed to Lightning's Trainer under the same name.
+MAX_LISTED = 8  # maximum number of validation videos to log
+# Keys of the section ``trainer`` that Lightning's Trainer accepts under the same name.
 LIGHTNING_KEYS = (
     *("precision", "num_nodes", "max_epochs", "max_steps", "max_time"),
     *("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps"),
@@ -81,13 +84,13 @@ class FitResult:
     Attributes:
         run_dir: the run directory, with ``config.yaml``, ``splits.json``, ``best.ckpt``,
             ``last.ckpt``, ``metrics.csv``, ``train.log`` and the logger's files; with LoRA also
-            ``adapter.pt``.
-        best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run was
-            resumed in another directory: with the best since then.
-        last_checkpoint: the checkpoint of the end of the last epoch, or of the step at which the
-            run was stopped; resume from it.
-        metrics: last logged value by the name of the metric.
-        interrupted: whether Ctrl-C or SIGTERM stopped the run before its end.
+                ``adapter.pt``.
+            best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run
+                was resumed in another directory, only checkpoints since then are considered.
+            last_checkpoint: the checkpoint to resume from, saved at the end of the last epoch or
+                when the run was stopped.
+            metrics: last logged value of each metric, by name.
+            interrupted: whether Ctrl-C or SIGTERM stopped the run early.
     """
 
     run_dir: Path
@@ -98,7 +101,7 @@ class FitResult:
 
 
 class _Extras(NamedTuple):
-    """What a caller of :func:`fit` adds to the configuration."""
+    """Arguments of :func:`fit` that a configuration cannot contain."""
 
     callbacks: Sequence[Callback]
     loss: Loss | None
@@ -116,33 +119,34 @@ def fit(
     val_source: VideoSource | None = None,
     scorer: Scorer | None = None,
 ) -> FitResult:
-    """Train a model, with ``trainer.devices`` above 1 in one process per device.
+    """Train a model; with ``trainer.devices`` above 1, in one process per device.
 
     Args:
-        config: the configuration of the run. It is validated first.
-        run_dir: the run directory. None (default): a dated folder under ``config.output_dir``.
+        config: the configuration of the run; it is validated before training.
+        run_dir: the run directory. If None (default), a dated directory is created in
+            ``config.output_dir``.
         resume: resume the run in ``run_dir`` if it has a checkpoint, and ignore
-            ``trainer.resume_from``. If ``last.ckpt`` is damaged, the newest kept copy is used, then
-            ``best.ckpt``. A run that has reached its end is left unchanged. If False (default), a
-            directory that holds a run is rejected.
+            ``trainer.resume_from``. If ``last.ckpt`` is damaged, its newest valid copy is used,
+            then ``best.ckpt``. A finished run is left unchanged. If False (default), a directory
+            that already contains a run is rejected.
         callbacks: Lightning callbacks, called before those of sam2kit.
-        loss: as for :class:`~sam2kit.training.module.SAM2LightningModule`.
-        train_source, val_source: as for
+        loss: see :class:`~sam2kit.training.module.SAM2LightningModule`.
+        train_source, val_source: see
             :class:`~sam2kit.training.datamodule.SAM2LightningDataModule`.
-        scorer: measures ``val_jf`` at each validation; ``trainer.monitor=val_jf`` needs it.
-            :func:`sam2kit.evaluation.jf_scorer` makes it. None (default): ``val_jf`` is not
-            measured.
+        scorer: function that computes ``val_jf`` at each validation, such as the result of
+            :func:`sam2kit.evaluation.jf_scorer`. ``trainer.monitor=val_jf`` requires it. If None
+            (default), ``val_jf`` is not computed.
 
     Returns:
-        the run's files and metrics.
+        the files and metrics of the run.
 
     Raises:
-        ConfigError, DataError, CheckpointError: before the first step; the error names the key or
-            file. ConfigError also for callbacks, a loss or sources with several devices, because
-            the ranks are started from the configuration alone.
-        PipelineError: another process uses the run directory; the message names it.
+        ConfigError, DataError, CheckpointError: the settings or files are invalid; raised before
+            the first step. ConfigError is also raised if callbacks, a loss, a scorer or sources are
+            passed with several devices, because ranks only receive the configuration.
+        PipelineError: another process uses the run directory.
         TrainingError: a rank failed, the loss or a gradient is not finite, memory or disk is full,
-            or a loader process died.
+            or a DataLoader worker died.
     """
     check(config)
     config = settle_precision(config)
@@ -150,11 +154,11 @@ def fit(
     sources = {"train_source": train_source, "val_source": val_source}
     if config.trainer.monitor == "val_jf" and scorer is None:
         raise ConfigError(
-            "no scorer measures val_jf",
+            "trainer.monitor=val_jf requires a scorer",
             key="trainer.monitor",
             value="val_jf",
-            hint="pass scorer=sam2kit.evaluation.jf_scorer(config) to fit; with several devices, "
-            "set trainer.monitor=val_iou",
+            hint="pass scorer=sam2kit.evaluation.jf_scorer(config) to fit, or, with several "
+            "devices, set trainer.monitor=val_iou",
         )
     with Owner() as owner:
         if _is_first() and run_dir is not None and run_dir.is_dir():
@@ -165,7 +169,7 @@ def fit(
 
 
 def _is_first() -> bool:
-    """Return whether this process is the only one of its training, or rank 0."""
+    """Return whether this process is rank 0 or the only process."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
@@ -177,7 +181,7 @@ def _fit(
     extras: _Extras,
     sources: dict[str, VideoSource | None],
 ) -> FitResult:
-    """Train as :func:`fit` describes, and take the run directory when it exists."""
+    """Train as :func:`fit` describes, and lock the run directory once it exists."""
     log = make_logger_class(config)
     devices = device_count(config)
     world_size = devices * config.trainer.num_nodes
@@ -185,7 +189,7 @@ def _fit(
     resume_from = config.trainer.resume_from
     if resume and run_dir is not None and (checkpoint := latest_valid_checkpoint(run_dir)):
         config = replace(config, trainer=replace(config.trainer, resume_from=str(checkpoint)))
-    # Everything that can be checked is checked before the run directory is created.
+    # Check everything that can be checked before the run directory is created.
     data = SAM2LightningDataModule(config, world_size, **sources)
     config = data.config
     resumed = config.trainer.resume_from is not None
@@ -193,7 +197,8 @@ def _fit(
     try:
         steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingComplete as complete:
-        # With resume=True a repeated call is idempotent; with resume_from it is a mistake.
+        # With resume=True a repeated call is valid and does nothing; with resume_from it is an
+        # error.
         if not resume or run_dir is None:
             raise
         logger.info("Nothing left to train: {}", complete)
@@ -215,7 +220,7 @@ def _fit(
     try:
         _log_start(config, run_dir, data)
         if first:
-            # Without the checkpoint that is resumed: the directory may be moved.
+            # Do not store the checkpoint to resume from: the directory may be moved.
             t = replace(config.trainer, resume_from=resume_from)
             _save_settings(replace(config, trainer=t), data, run_dir)
         logger.debug("configuration\n{}", to_yaml(config, comments=False))
@@ -223,7 +228,7 @@ def _fit(
         module = SAM2LightningModule(config, loss=extras.loss)
         module.use_features(data)
         _warn_of_random_weights(config, module)
-        if config.trainer.audit == "off":  # the audit's table includes these columns
+        if config.trainer.audit == "off":  # the audit's table has these columns, too
             logger.info("parameters\n{}", format_report(parameter_report(module.model)))
         metrics = RunMetrics(run_dir, steps_done)
         with open_logger(log, config, run_dir) as run_log:
@@ -239,15 +244,15 @@ def _reject_objects_in_memory(
     extras: _Extras,
     sources: Mapping[str, VideoSource | None],
 ) -> None:
-    """Raise if objects were passed to a training of several processes, which cannot have them."""
+    """Raise if objects were passed that cannot be sent to the ranks of a multi-device run."""
     in_memory = (extras.loss, extras.scorer, *sources.values())
     if world_size > 1 and (extras.callbacks or any(x is not None for x in in_memory)):
         raise ConfigError(
-            f"callbacks, loss, scorer and sources cannot be passed to {world_size} ranks, which "
-            "start from the configuration alone",
+            f"callbacks, loss, scorer and sources cannot be used with {world_size} ranks, which "
+            "only receive the configuration",
             key="trainer.devices",
             value=config.trainer.devices,
-            hint="set trainer.devices=1, or use SAM2LightningModule with a Trainer of your own"
+            hint="set trainer.devices=1, or use SAM2LightningModule with your own Trainer"
             + (" (trainer.monitor=val_iou needs no scorer)" if extras.scorer else ""),
         )
 
@@ -259,12 +264,12 @@ def _save_settings(config: Config, data: SAM2LightningDataModule, run_dir: Path)
 
 
 def _log_to(path: Path, level: str) -> int:
-    """Log to a file, and return the number by which loguru removes it."""
+    """Log to a file and return the handler id for ``logger.remove``."""
     return logger.add(_LogFile(path), level=level, format=log_format(LOG_LINE))
 
 
 class _LogFile:
-    """A log file that reports a full disk once, where loguru would print a traceback per line."""
+    """Log file that reports a full disk once; loguru would print a traceback per line."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.is_complete = path, True
@@ -277,30 +282,33 @@ class _LogFile:
         except OSError as error:
             if self.is_complete:
                 self.is_complete = False
-                print(f"{self.path} lacks lines: {error.strerror}", file=sys.stderr)
+                print(f"{self.path} is incomplete: {error.strerror}", file=sys.stderr)
 
     def stop(self) -> None:
-        with suppress(OSError):  # of lines that could not be written
+        with suppress(OSError):  # closing flushes the lines that could not be written
             self.file.close()
 
 
 def _log_start(config: Config, run_dir: Path, data: SAM2LightningDataModule) -> None:
-    """Log where the run writes, and on what it trains."""
-    logger.info("run directory {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
-    logger.info("dataset.type={}, trained on {}", config.dataset.type, data.train_clips.videos)
+    """Log the run directory and the training and validation videos."""
+    logger.info("Run directory: {}{}", run_dir, " (DEBUG RUN)" if config.debug else "")
+    logger.info("dataset.type={}, training on {}", config.dataset.type, data.train_clips.videos)
+    if data.train_clips.num_replayed:
+        share = config.dataset.replay
+        logger.info("dataset.replay={}: an epoch has {}", share, data.train_clips.epoch_text())
     names = data.val_clips.source.names
     listed = ", ".join(visible_text(name) for name in names[:MAX_LISTED])
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    logger.info("validated on {}: {}{}", plural(len(names), "video"), listed, more)
+    logger.info("Validating on {}: {}{}", plural(len(names), "video"), listed, more)
     if config.dataset.time_split:
         logger.info("dataset.time_split={}", config.dataset.time_split)
 
 
 def _existing_result(config: Config, run_dir: Path, interrupted: bool = False) -> FitResult:
-    """Return the result of a training that another process has done, from its files."""
+    """Return the result of a run that other processes trained, read from its files."""
     best, last = run_dir / "best.ckpt", run_dir / "last.ckpt"
     best = best if best.exists() else last
-    # A run that was killed between its last checkpoint and its end has no adapter yet.
+    # A run that was killed after its last checkpoint may have no adapter yet.
     if config.model.lora_modules and not (run_dir / "adapter.pt").exists():
         save_adapter(*load_run(best), run_dir / "adapter.pt", checkpoint_splits(best))
     return FitResult(run_dir, best, last, last_values(run_dir), interrupted)
@@ -311,8 +319,8 @@ def _warn_of_random_weights(config: Config, module: SAM2LightningModule) -> None
     frozen = [r.module for r in parameter_report(module.model)[:-1] if not r.trainable]
     if config.model.checkpoint == RANDOM and config.trainer.resume_from is None and frozen:
         logger.warning(
-            "model.checkpoint is random, so {} keep random weights and training cannot succeed; "
-            "pass --model-checkpoint (such as sam2.1_hiera_tiny), or train all modules with "
+            "model.checkpoint=random and {} are not trained, so training cannot succeed. Pass "
+            "--model-checkpoint (such as sam2.1_hiera_tiny), or train all modules with "
             "'model.trainable_modules=[\"*\"]'",
             ", ".join(frozen),
         )
@@ -326,9 +334,9 @@ def _run(
     loggers: list[Logger],
     extras: _Extras,
 ) -> FitResult:
-    # Two callbacks, because Lightning's save_last is written only together with the best
-    # checkpoint. save_on_train_epoch_end also covers an epoch that ends early: at an interrupt,
-    # max_steps or max_time.
+    # Use two callbacks, because Lightning's save_last only saves together with the best checkpoint.
+    # save_on_train_epoch_end also applies to an epoch that ends early: at an interrupt, max_steps
+    # or max_time.
     resume_from = config.trainer.resume_from
     same_run = resume_from is not None and Path(resume_from).resolve().parent == run_dir.resolve()
     save = partial(RunCheckpoint, run_dir, same_run)
@@ -352,8 +360,8 @@ def _run(
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
     if (patience := config.trainer.early_stopping_patience) is not None:
-        # Check at validations, because a run that resumes after an epoch's last step repeats the
-        # end of that epoch, which would count twice.
+        # Check at validations: a run that resumes after the last step of an epoch repeats the end
+        # of that epoch, which would then count twice.
         callbacks.append(
             EarlyStopping(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False)
         )
@@ -369,14 +377,14 @@ def _run(
         finally:
             stopper.restore()
     last_path = run_dir / "last.ckpt"
-    # Without a checkpoint the run was stopped before its first step. Rank 0 decides for all,
-    # because saving is collective.
+    # If there is no checkpoint, the run was stopped before its first step. Rank 0 decides for all,
+    # because saving is a collective operation.
     if not trainer.strategy.broadcast(last_path.exists()):
         trainer.save_checkpoint(last_path)
     best_path = Path(best.best_model_path) if best.best_model_path else last_path
     if config.model.lora_modules and trainer.is_global_zero:
         save_adapter(*load_run(best_path), run_dir / "adapter.pt", data.splits)
-    logger.info("best checkpoint {}", best_path)
+    logger.info("Best checkpoint: {}", best_path)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if ddp:
         destroy_process_group()
@@ -398,8 +406,8 @@ def _make_trainer(
     t = config.trainer
     strategy: str | Strategy = "auto"
     if ddp:
-        # Which parameters get gradient depends on the batch. Buffers are constant, so broadcasting
-        # them before each step would be wasted.
+        # Which parameters get gradients depends on the batch. Buffers are constant, so do not
+        # broadcast them before each step.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return Trainer(
@@ -423,18 +431,18 @@ def _make_trainer(
             f"here: {error}",
             key="trainer.accelerator",
             value=t.accelerator,
-            hint="choose devices that this machine has, such as --accelerator cpu",
+            hint="use devices that this machine has, for example --accelerator cpu",
         ) from error
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Write checkpoints atomically, so that a killed run leaves the old file or the new one.
+    """Write checkpoints atomically, so that a killed run leaves either the old or the new file.
 
-    Lightning writes to the system's temporary directory and copies the file to other file systems,
-    which is not atomic.
+    Lightning writes to the system's temporary directory; if that is on another file system, the
+    file is copied, which is not atomic.
 
     Args:
-        max_copies: maximum number of older copies of ``last.ckpt`` to keep.
+        max_copies: maximum number of earlier versions of ``last.ckpt`` to keep.
     """
 
     def __init__(self, max_copies: int = 0) -> None:
@@ -449,16 +457,16 @@ class WholeCheckpoints(TorchCheckpointIO):
             keep_copy(Path(path), checkpoint["global_step"], self.max_copies)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete nothing: ``best.ckpt`` and ``last.ckpt`` are overwritten in place.
+        """Keep the file: ``best.ckpt`` and ``last.ckpt`` are overwritten in place.
 
-        Lightning calls this method with paths that it reads from a resumed checkpoint; such a file
-        may belong to another run.
+        Lightning calls this method with paths from a resumed checkpoint, and such a file may belong
+        to another run.
         """
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Suppress Lightning's advertisements and its advice on settings of the configuration."""
+    """Suppress Lightning's advertisements and advice on settings that the user cannot change."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -470,7 +478,7 @@ def _quiet_lightning() -> Iterator[None]:
                 "your dataloader is not resumable",  # the data module resumes within an epoch
                 "exists and is not empty",  # the run directory has train.log and config.yaml
                 "LeafSpec",
-                "sync_dist=True",  # all ranks log the same value of a validation
+                "sync_dist=True",  # all ranks log the same validation metrics
             ):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield

@@ -12,7 +12,7 @@ from sam2kit.utils.errors import ConfigError
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """Replace ``auto`` by ``cuda`` if it is available, otherwise by ``cpu``.
+    """Replace ``auto`` with ``cuda`` if it is available, otherwise with ``cpu``.
 
     Apple GPUs (MPS) are not selected automatically, because sam2kit is not tested on them. Every
     command follows this rule, so that training and evaluation use the same device.
@@ -41,8 +41,8 @@ def resolve_accelerator(accelerator: str) -> str:
         raise ConfigError(
             key="trainer.accelerator",
             value=accelerator,
-            expected=f"a device that this machine has: {', '.join(names)} or auto",
-            hint="an Apple GPU is selected with mps" if available["mps"] else "try cpu or auto",
+            expected=f"a device available on this machine: {', '.join(names)} or auto",
+            hint="use mps for the Apple GPU" if available["mps"] else "try cpu or auto",
         )
     return name
 
@@ -50,8 +50,8 @@ def resolve_accelerator(accelerator: str) -> str:
 @cache
 def _log_unused_mps() -> None:
     logger.info(
-        "The Apple GPU is not used, because sam2kit is not tested on it; trainer.accelerator=mps "
-        "selects it"
+        "Not using the Apple GPU, because sam2kit is not tested on it; set trainer.accelerator=mps "
+        "to use it"
     )
 
 
@@ -60,8 +60,8 @@ def pick_device(accelerator: str, devices: str = "1") -> torch.device:
 
     Args:
         accelerator: a value of ``trainer.accelerator``.
-        devices: a value of ``trainer.devices``. The first of a list of indices is used; with a
-            number of devices, or ``auto``, it is the first device. Indices count the GPUs in
+        devices: a value of ``trainer.devices``. A list of indices selects its first entry; a number
+            of devices or ``auto`` selects the first device. Indices refer to the GPUs in
             ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
@@ -77,16 +77,16 @@ def pick_device(accelerator: str, devices: str = "1") -> torch.device:
         raise ConfigError(
             key="trainer.devices",
             value=devices,
-            expected=f"indices of visible GPUs, which are {visible}",
-            hint="GPUs are numbered within CUDA_VISIBLE_DEVICES, from 0",
+            expected=f"indices of visible GPUs ({visible})",
+            hint="count GPUs from 0 within CUDA_VISIBLE_DEVICES",
         )
     return torch.device("cuda", listed[0])
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Replace ``auto`` by ``bf16-mixed`` on a GPU that supports it, otherwise by ``32-true``.
+    """Replace ``auto`` with ``bf16-mixed`` on a GPU that supports it, otherwise with ``32-true``.
 
-    CPUs use full precision, because whether bfloat16 is faster there depends on the model size.
+    CPUs use full precision, because bfloat16 is faster there only for some model sizes.
     """
     if precision != "auto":
         return precision
@@ -95,7 +95,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which training with a precision computes.
+    """Return the autocast context that training uses for a precision.
 
     Args:
         device: the device of the computation.
@@ -106,7 +106,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class DeferredValues:
-    """Numbers that a device computes, and that the host reads later without stopping it.
+    """Copy numbers from a device to the host without blocking the device.
 
     Args:
         values: ``[N]``, on any device.
@@ -124,16 +124,16 @@ class DeferredValues:
             self._values = values.to("cpu", non_blocking=values.device.type != "mps")
 
     def read(self) -> list[float]:
-        """Return the numbers, after waiting until the device has computed them."""
+        """Wait until the device has computed the numbers, and return them."""
         if self._ready is not None:
             self._ready.synchronize()
         return self._values.tolist()
 
 
 def release_memory(device: torch.device) -> None:
-    """Return the memory that torch keeps for later allocations to the device.
+    """Release the memory that torch caches for later allocations.
 
-    Other processes can use it then. Tensors that are still referenced keep their memory.
+    Other processes can then use it. Tensors that are still referenced keep their memory.
     """
     gc.collect()  # models and their hooks are in reference cycles
     if device.type != "cpu":

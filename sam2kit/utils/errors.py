@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_VALUE = 300  # characters of a value or word in a message; paths may need 200
-MAX_MESSAGE = 600  # characters of what is wrong, with all values; about eight lines
-MAX_HINT = 350  # characters of a hint of one line; a hint with a table is complete
-MAX_PROBLEMS = 900  # characters of a message of several lines, such as of combined errors
+MAX_MESSAGE = 600  # characters of a message with all its values; about eight lines
+MAX_HINT = 350  # characters of a single-line hint; a hint with a table is never shortened
+MAX_PROBLEMS = 900  # characters of a multi-line message, such as combined errors
 _LONG_WORD = re.compile(rf"\S{{{MAX_VALUE + 1},}}")
 
 
@@ -58,10 +58,10 @@ def render(
 
     Returns:
         With ``expected``, ``MESSAGE: KEY=VALUE must be EXPECTED; HINT``; otherwise
-        ``KEY: MESSAGE; HINT``. Empty fields are left out. An ellipsis replaces the middle of a
-        value or a word of more than :data:`MAX_VALUE` characters, so that with the other limits
-        of this module a text of one line has fewer than 1,000 characters. Characters that cannot
-        be seen, which names from data may contain, become escape sequences.
+        ``KEY: MESSAGE; HINT``. Empty fields are left out. Values and words of more than
+        :data:`MAX_VALUE` characters are shortened in the middle; with the other limits of this
+        module, a single-line text has fewer than 1,000 characters. Invisible characters, which
+        names in a data set may contain, become escape sequences.
     """
     key = key and _shorten(key)
     parts = [key, message]
@@ -123,7 +123,7 @@ def _join(problems: Sequence[ConfigError]) -> str:
     length = shown = 0
     for line in lines:
         length += len(line) + 1
-        if shown and length > MAX_PROBLEMS - 40:  # 40 for the last line
+        if shown and length > MAX_PROBLEMS - 40:  # reserve 40 for the last line
             break
         shown += 1
     more = len(lines) - shown
@@ -135,7 +135,7 @@ class DataError(SAM2KitError):
 
 
 class CheckpointError(SAM2KitError):
-    """Raised for a checkpoint that is missing, unsafe, truncated or of another model."""
+    """Raised for a checkpoint that is missing, unsafe, truncated or made for another model."""
 
 
 class TrainingError(SAM2KitError):
@@ -147,44 +147,44 @@ class PipelineError(SAM2KitError):
 
 
 class KernelKilled(PipelineError):
-    """Raised if a signal from outside ended a notebook's kernel; the stage can be resumed."""
+    """Raised if an external signal terminated a notebook's kernel; the stage can be resumed."""
 
 
-# Errors of the operating system that a user can solve: what is wrong, and the fix.
+# Errors of the operating system that a user can fix: the problem and its fix.
 SYSTEM_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
-    errno.EDQUOT: ("your disk quota is used up", "delete some files, or write to another disk"),
+    errno.EDQUOT: ("your disk quota is exceeded", "delete some files, or write to another disk"),
     errno.EFBIG: ("the file is larger than allowed", "write to another disk, or see ulimit -f"),
     errno.EROFS: ("the file system is read-only", "write to another folder"),
     errno.EACCES: ("permission denied", "use a folder that you can read and write"),
     errno.EPERM: ("permission denied", "use a folder that you can read and write"),
     errno.EMFILE: (
         "too many open files",
-        "raise the limit, such as with: ulimit -n 4096; or use fewer loader processes, such as "
-        "with dataset.num_workers=0",
+        "raise the limit, for example with ulimit -n 4096, or use fewer loader processes, for "
+        "example with dataset.num_workers=0",
     ),
     errno.ENFILE: ("too many open files on this machine", "close other programs"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
-    errno.EISDIR: ("it is a folder, not a file", "choose another path"),
+    errno.EISDIR: ("the path is a folder, not a file", "choose another path"),
     errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one"),
-    errno.ENOENT: ("no such file or folder", "create its folder, or correct the path"),
-    errno.EEXIST: ("it exists already", "choose another path"),
+    errno.ENOENT: ("no such file or folder", "correct the path, or create its folder"),
+    errno.EEXIST: ("the path exists already", "choose another path"),
     errno.EIO: ("the disk cannot be read or written", "check the disk, or use another one"),
     errno.ESTALE: ("the network drive has changed", "mount it again, then repeat the command"),
 }
 
 
 class SystemFault(SAM2KitError):
-    """Raised by the command line for an error of the operating system that has a known fix."""
+    """Raised by the command line for an operating system error with a known fix."""
 
 
 def from_system(error: OSError) -> SystemFault | None:
-    """Translate an error of the operating system; None for one without a known fix.
+    """Convert an OSError to an error with a hint; return None if no fix is known.
 
     Args:
-        error: the error. Its file name, if it has one, is named.
+        error: the error; the message includes its file name, if there is one.
     """
-    # NumPy and Pillow report a short write, which only a full disk causes, without a number.
+    # NumPy and Pillow report a short write, which only a full disk causes, without an errno.
     number = errno.ENOSPC if "requested and" in str(error) else error.errno
     if number not in SYSTEM_ERRORS:
         return None

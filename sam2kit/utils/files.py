@@ -88,7 +88,7 @@ def _host() -> str:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise the OSError of writing a file now, instead of after long work.
+    """Raise an OSError now if a file cannot be written, instead of after long work.
 
     Args:
         path: the file, which is not changed.
@@ -101,7 +101,7 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
-    """Add the name of a file to an OSError without one, such as of writing to a full disk.
+    """Add the name of a file to an OSError without one, such as one for a full disk.
 
     Args:
         path: the file that is written.
@@ -112,7 +112,7 @@ def errors_name(path: str | Path, temporary: Path | None = None) -> Iterator[Non
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
-        # A new error, because those of PyAV do not let their attributes be set.
+        # Raise a new error, because the attributes of PyAV's errors are read-only.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -143,16 +143,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
-    """Prepare a file of lines for appending, after a writer that may have been killed in a line.
+    """Complete or remove an unfinished last line, so that lines can be appended to a file.
 
-    A last line without a line break gets one if it is complete, and is removed otherwise.
+    A killed writer may leave a line without a line break. The line break is added if the line is
+    complete; otherwise the line is removed.
 
     Args:
         path: a file, which may be missing.
         is_complete: called with the text of the last line.
 
     Returns:
-        the removed text; empty if nothing was removed.
+        The removed text; empty if nothing was removed.
     """
     try:
         with open(path, "r+b", opener=no_follow) as file:
@@ -170,7 +171,7 @@ def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
 
 
 def _last_line_start(file: BinaryIO, block_size: int = 4096) -> int:
-    """Return the position after the last line break, searched from the end in blocks."""
+    """Search backwards in blocks for the last line break, and return the position after it."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(end - block_size, 0)

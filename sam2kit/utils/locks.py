@@ -1,8 +1,8 @@
-"""Lock a file or a directory to one process, which other processes can name.
+"""Lock a file or a directory to one process, whose ID other processes can read.
 
-The operating system releases the lock of a process that dies, so no lock is ever left behind, and a
-process can pass its lock on to a child (a notebook's kernel), which then holds it, too. The package
-filelock can neither name the holder nor pass a lock on.
+The operating system releases the lock of a process that dies, so locks never become stale. A
+process can share its lock with a child (a notebook's kernel). The package filelock supports neither
+sharing a lock nor naming its holder.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from loguru import logger
 from sam2kit.utils.errors import PipelineError, SAM2KitError
 from sam2kit.utils.files import no_follow
 
-LOCK_FILE = "run.lock"  # of a directory
+LOCK_FILE = "run.lock"  # in a locked directory
 HOLDER = "SAM2KIT_LOCK_HOLDER"
 """Environment variable of a child: process id and host of the process that locked for it."""
-WAIT_FOR_LIVING, WAIT_FOR_DEAD = 1, 15  # seconds to try for
+WAIT_FOR_LIVING, WAIT_FOR_DEAD = 1, 15  # seconds to wait for the holder
 # File systems without locks, such as some network mounts, report one of these.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -34,8 +34,8 @@ class LockedError(Exception):
     """Raised if another process holds a lock.
 
     Attributes:
-        pid: its process number, as text.
-        host: name of its machine.
+        pid: process ID of the holder, as text.
+        host: host name of the holder.
     """
 
     def __init__(self, pid: str, host: str) -> None:
@@ -44,13 +44,13 @@ class LockedError(Exception):
 
 
 def acquire(path: Path) -> int:
-    """Lock a file, which is created if it is missing, and write the process number into it.
+    """Create a file if it is missing, lock it, and write the process ID into it.
 
-    Another process may hold the lock for a moment, and a killed process releases it only when it
-    and the processes that it started have ended, so this tries for some seconds.
+    Another process may hold the lock briefly, and a killed process releases it only when its
+    children have exited too, so this function retries for some seconds.
 
     Returns:
-        the file descriptor of the lock; closing it releases the lock.
+        The file descriptor of the lock; closing it releases the lock.
 
     Raises:
         LockedError: another process holds the lock.
@@ -76,8 +76,8 @@ def take(
     """Lock a directory until the returned file is closed; see :func:`locked`.
 
     Returns:
-        The file descriptor of the lock, or -1 if the process in :data:`HOLDER` has the lock, or
-        there are no locks.
+        The file descriptor of the lock; -1 if the process in :data:`HOLDER` holds the lock, or if
+        the file system has no locks.
     """
     about = {"key": key, "value": str(folder)} if key else {}
     try:
@@ -86,7 +86,7 @@ def take(
         if os.environ.get(HOLDER) != f"{fault.pid} {fault.host}":
             raise error(
                 f"{folder} is in use by process {fault.pid} on {fault.host}",
-                hint="wait for that process or end it (of a notebook, shut down its kernel), or "
+                hint="wait for that process, end it (for a notebook, shut down its kernel), or "
                 "choose another directory",
                 **about,
             ) from None
@@ -111,24 +111,24 @@ def locked(
     error: type[SAM2KitError] = PipelineError,
     key: str | None = None,
 ) -> Iterator[int]:
-    """Lock a directory for this process, and for those that inherit the file descriptor.
+    """Lock a directory for this process, and for processes that inherit the file descriptor.
 
-    A process may lock a directory that is locked by the process in :data:`HOLDER` of its
-    environment, such as a training that a pipeline started. On a file system without locks a
-    warning is logged. The lock file remains; without a holder it is no lock.
+    A process may also use a directory that the process in :data:`HOLDER` of its environment has
+    locked; a pipeline starts training runs this way. On a file system without locks, a warning is
+    logged. The lock file is not deleted; it locks nothing unless a process holds it.
 
     Args:
         folder: an existing directory.
         name: name of the lock file in it.
         error: class of the errors.
-        key: flag or argument that names the directory, for errors. None (default): none.
+        key: flag or argument that names the directory, for errors. None (default): no key.
 
     Yields:
-        The file descriptor of the lock, or -1 if the process in :data:`HOLDER` has the lock, or
-        there are no locks.
+        The file descriptor of the lock; -1 if the process in :data:`HOLDER` holds the lock, or if
+        the file system has no locks.
 
     Raises:
-        SAM2KitError: of class ``error``: another process holds the lock, which the message names,
+        SAM2KitError: of class ``error``: another process, which the message names, holds the lock,
             or the directory is not writable.
     """
     file = take(folder, name, error, key)
@@ -140,12 +140,12 @@ def locked(
 
 
 class Owner(ExitStack):
-    """Own a directory until the end of a ``with`` block, from when it exists."""
+    """Lock a directory, once it exists, until the end of a ``with`` block."""
 
     _folder: Path | None = None
 
     def take(self, folder: Path | None) -> None:
-        """Lock a directory, unless it does not exist yet or was taken before.
+        """Lock a directory if it exists and this object has not locked it yet.
 
         Raises:
             PipelineError: see :func:`locked`.
@@ -182,7 +182,7 @@ def is_locked(path: Path) -> bool:
 
 
 def for_children() -> dict[str, str]:
-    """Return an environment whose processes may use the directories that this one has locked."""
+    """Return an environment for children that may use the directories locked by this process."""
     inherited = os.environ.get(HOLDER)
     return {**os.environ, HOLDER: inherited or f"{os.getpid()} {platform.node()}"}
 
@@ -203,5 +203,5 @@ def _wait(file: int) -> None:
 
 
 def _may_be_alive(pid: str, host: str) -> bool:
-    """Return whether a process may be running; this is unknown for one on another machine."""
+    """Return whether a process may be running; which is unknown for another machine."""
     return host != platform.node() or not pid.isdecimal() or psutil.pid_exists(int(pid))

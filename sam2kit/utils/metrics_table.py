@@ -1,4 +1,4 @@
-"""Read the rows of ``metrics.csv``, also while a training writes them or after it was killed."""
+"""Read ``metrics.csv``, even while a training run writes it or after the run was killed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sam2kit.utils.text import label_text
 
 
 def read_rows(file: str | Path, live: bool = False) -> list[dict[str, str]]:
-    """Read the complete rows; empty if the file is missing.
+    """Return the complete rows; empty if the file is missing.
 
-    A row that a killed process left cut, or whose values are not numbers, is ignored with a
-    warning.
+    Truncated rows, which a killed process may leave, and rows whose values are not numbers are
+    ignored with a warning.
 
     Args:
         file: ``metrics.csv`` of a run.
-        live: whether a training is writing the file, so that its last line may be incomplete.
+        live: whether a training run is still writing the file, so its last line may be incomplete.
 
     Raises:
-        DataError: the file is unreadable or no CSV file.
+        DataError: the file is unreadable or not a CSV file.
     """
     hint = "move the file away to start a new one"
     try:
@@ -43,7 +43,7 @@ def read_rows(file: str | Path, live: bool = False) -> list[dict[str, str]]:
         try:
             numbers = {key: float(value) for key, value in row.items() if value}
             if len(cells) != len(header) or not numbers["step"].is_integer():
-                raise ValueError("cut row")
+                raise ValueError("truncated row")
         except (ValueError, KeyError):
             logger.warning("{}: ignoring an incomplete row: {}", file, label_text(",".join(cells)))
         else:

@@ -13,9 +13,9 @@ from sam2kit.utils.text import close_names, text_checksum
 
 
 def file_name(name: str) -> str:
-    """Convert a name from a data set, such as a video name, to a safe and unique file name.
+    """Convert a name in a data set, such as a video name, to a safe and unique file name.
 
-    The name is untrusted: it may contain slashes, lead out of the directory with dots, or be too
+    The name is untrusted: it may contain slashes, point outside the directory, or be too
     long for the file system. A changed name gets a checksum, so that different names never collide.
     """
     safe = re.sub(r"[^\w .()+-]", "_", name)[:60].strip(" .")
@@ -25,7 +25,7 @@ def file_name(name: str) -> str:
 def new_run_dir(output_dir: str | Path) -> Path:
     """Create the run directory ``OUTPUT_DIR/YYYY-MM-DD/HH-MM-SS``.
 
-    A counter is appended if a run of the same second exists already.
+    A counter is appended if a run was started in the same second.
 
     Raises:
         ConfigError: no unused name was available.
@@ -39,7 +39,7 @@ def new_run_dir(output_dir: str | Path) -> Path:
             return run_dir
         except FileExistsError:
             continue
-    message, hint = f"no unused run directory under {day}", "set another output_dir"
+    message, hint = f"no unused run directory under {day}", "choose another output_dir"
     raise ConfigError(message, key="output_dir", value=str(output_dir), hint=hint)
 
 
@@ -47,8 +47,8 @@ def open_run_dir(run_dir: str | Path | None, output_dir: str | Path) -> Path:
     """Create and return a run directory.
 
     Args:
-        run_dir: directory to use; it may exist. None: a new dated directory in ``output_dir``, see
-            :func:`new_run_dir`.
+        run_dir: directory to use; it may exist. If None, a new dated directory in ``output_dir``;
+            see :func:`new_run_dir`.
         output_dir: parent of the dated directories.
 
     Raises:
@@ -85,9 +85,9 @@ def unpack_hint(path: str | Path) -> str | None:
 
 
 def missing(path: str | Path) -> str:
-    """Return a message that ``path`` does not exist and what its closest parent contains.
+    """Describe a path that does not exist, and the content of its closest existing parent.
 
-    It lists names similar to the missing one, or else the first few names.
+    The names most similar to the missing one are listed or, if there are none, the first few.
     """
     path = Path(path)
     parent, name = path.absolute().parent, path.name

@@ -78,11 +78,11 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def without_stop_signals() -> Iterator[None]:
-    """Start child processes that do not get :data:`STOP_SIGNALS`: only this process handles them.
+    """Keep :data:`STOP_SIGNALS` from child processes, so that only this process handles them.
 
-    The signals are blocked in this thread, and children inherit that. This process gets them at
-    the end of the block. Children that must end when this process terminates them call
-    :func:`end_when_terminated`.
+    The signals are blocked in this thread, and children inherit the signal mask. This process
+    receives them at the end of the block. Children that must exit when this process terminates
+    them call :func:`end_when_terminated`.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -92,9 +92,9 @@ def without_stop_signals() -> Iterator[None]:
 
 
 def end_when_terminated() -> None:
-    """Exit when the parent sends SIGTERM; ignore SIGTERM of others, such as ``timeout``.
+    """Exit when the parent sends SIGTERM; ignore SIGTERM from others, such as ``timeout``.
 
-    Called in a child that :func:`without_stop_signals` started. A handler cannot tell who sent a
+    Call it in a child started within :func:`without_stop_signals`. A handler cannot tell who sent a
     signal, so a thread waits for it.
     """
 

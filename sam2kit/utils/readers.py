@@ -1,6 +1,6 @@
-"""Read JSON, YAML and XML files of any origin within limits, with one clear error for each fault.
+"""Read untrusted JSON, YAML and XML files within limits, with one clear error for each fault.
 
-The files come from strangers: a few hundred bytes of YAML anchors can expand to gigabytes, deep
+The files may be hostile: a few hundred bytes of YAML anchors can expand to gigabytes, deep
 nesting overflows the stack of a recursive parser, and an XML entity can read a local file. All
 readers of the package use this module. Each limit is far above what the supported tools write, and
 low enough that a file within it is read in seconds and in about a gigabyte of memory.
@@ -54,7 +54,7 @@ def read_json(
             scores of this package contain.
 
     Raises:
-        FileNotFoundError: there is no such file; callers know better what to do then.
+        FileNotFoundError: the file does not exist; callers handle this case.
         SAM2KitError: of class ``error``: the file is unreadable, too large, not JSON, or nested too
             deeply. It names the file and, for a syntax error, line and column.
     """
@@ -72,8 +72,8 @@ def parse_json(
 
     Args:
         text: the text, or its UTF-8 bytes.
-        where: name of the text, to start error messages with.
-        hint, error, non_finite: as for :func:`read_json`.
+        where: name of the text, with which error messages start.
+        hint, error, non_finite: see :func:`read_json`.
     """
     try:
         if isinstance(text, bytes):
@@ -122,9 +122,9 @@ def read_yaml(
         path: a UTF-8 file.
         hint: the fix of a syntax error.
         error: class of the errors.
-        interpolations: True (default): a configuration, read with OmegaConf's rules for numbers;
-            interpolations (``${...}``) are checked, but not resolved. False: other data, in which
-            ``${`` is text.
+        interpolations: whether the file is a configuration (default), which is read with
+            OmegaConf's rules for numbers; interpolations (``${...}``) are checked, but not
+            resolved. If False, ``${`` is plain text.
 
     Returns:
         The content; an empty dictionary or None for an empty file.
@@ -148,18 +148,18 @@ def read_yaml(
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise error(f"{path} is not a YAML file: {on_one_line(fault)}", hint=hint) from fault
     except OmegaConfBaseException as fault:
-        message = f"{path} has a key or value that cannot be used: {on_one_line(fault)}"
+        message = f"{path} has an invalid key or value: {on_one_line(fault)}"
         raise error(message, hint="correct it, or quote text with special characters") from fault
     except OSError as fault:  # OmegaConf raises it for a single number or text
         message = f"{path} contains a single value instead of keys"
         raise error(message, hint="write keys such as model: and dataset:") from fault
     except (TypeError, ValueError, RecursionError) as fault:
-        message = f"{path} has a value that cannot be used: {on_one_line(fault)}"
+        message = f"{path} has an invalid value: {on_one_line(fault)}"
         raise error(message, hint="correct or quote it") from fault
 
 
 def _yaml_loader() -> Any:
-    """Return libyaml's parser, which is 20 times as fast, or else Python's."""
+    """Return libyaml's parser, which is 20 times faster, or Python's if it is missing."""
     import yaml
 
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -254,7 +254,7 @@ def read_xml(
                 message = f"{path} has more than {MAX_XML_NODES} elements"
                 raise error(message, hint="export it in several parts")
     except DefusedXmlException as fault:
-        message = f"{path} has a document type definition or entities, which are not read"
+        message = f"{path} has a document type definition or entities, which are not allowed"
         raise error(message, hint="remove the lines <!DOCTYPE ...> and <!ENTITY ...>") from fault
     # The encoding that the file declares may be unknown, which is a LookupError or ValueError.
     except (ParseError, LookupError, ValueError) as fault:
@@ -266,7 +266,7 @@ def read_xml(
 def read_text(
     path: str | Path,
     *,
-    hint: str = "give a UTF-8 text file",
+    hint: str = "save it as UTF-8 text",
     error: type[SAM2KitError] = DataError,
     max_bytes: int = MAX_JSON_BYTES,
     strict: bool = True,
@@ -274,8 +274,8 @@ def read_text(
     """Read a UTF-8 text file, with or without a byte order mark.
 
     Args:
-        path, hint, error, max_bytes: as for :func:`read_json`.
-        strict: False: characters that are not UTF-8 become U+FFFD.
+        path, hint, error, max_bytes: see :func:`read_json`.
+        strict: whether invalid UTF-8 is an error (default). If False, it is replaced with U+FFFD.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -295,7 +295,7 @@ def check_types(
     hint: str,
     error: type[SAM2KitError] = DataError,
 ) -> None:
-    """Check the types of the values that are read from a JSON file later.
+    """Check the types of the required fields of a parsed JSON file.
 
     Args:
         content: the parsed file.
@@ -312,20 +312,20 @@ def check_types(
     try:
         msgspec.convert(content, kind)
     except ValueError as fault:  # msgspec.ValidationError is one
-        raise error(f"{where} is damaged or of another version: {fault}", hint=hint) from fault
+        raise error(f"{where} is damaged or from another version: {fault}", hint=hint) from fault
 
 
 @contextmanager
 def damage_is(error: type[SAM2KitError], where: object, hint: str) -> Iterator[None]:
-    """Turn errors about missing keys and wrong values of a file into ``error``.
+    """Convert errors about missing keys and invalid values in a file to ``error``.
 
-    For files that only this package writes, whose content has too many forms for
+    Use it for files that only this package writes, with too many variants for
     :func:`check_types`.
     """
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as fault:
-        message = f"{where} has a value that cannot be used ({type(fault).__name__}: {fault})"
+        message = f"{where} has an invalid value ({type(fault).__name__}: {fault})"
         raise error(message, hint=hint) from fault
 
 
@@ -356,7 +356,7 @@ def on_one_line(fault: BaseException) -> str:
 
 def _read_bytes(path: str | Path, error: type[SAM2KitError], hint: str, max_bytes: int) -> bytes:
     try:
-        check_size(path, max_bytes, "give a smaller file", error)
+        check_size(path, max_bytes, "use a smaller file", error)
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise

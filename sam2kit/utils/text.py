@@ -77,7 +77,7 @@ def markdown_text(value: object) -> str:
 
     Backslash escapes are not safe, because two backslashes and a bracket start a formula in
     JupyterLab. JupyterLab also searches the rendered page for formulas, but not across elements,
-    so dollar signs and backslashes are put into elements of their own.
+    so each dollar sign and backslash gets an element of its own.
     """
     return _MARKDOWN.sub(_entity, visible_text(value))
 
@@ -111,10 +111,10 @@ def text_checksum(text: str) -> int:
 
 
 def log_format(line: str) -> Callable[[Any], str]:
-    """Return a format function for loguru that keeps each record apart from the others.
+    """Return a format function for loguru that indents the further lines of a message.
 
-    A name with a line break, such as of a folder, could otherwise add lines that look like records
-    of their own. The further lines of a message are indented, and invisible characters escaped.
+    Otherwise a name with a line break, such as a folder name, could add lines that look like
+    separate records. Invisible characters are escaped.
 
     Args:
         line: loguru's format, in which ``{extra[text]}`` is the message.
@@ -150,7 +150,7 @@ def close_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """Return a hint with the known names closest to ``name``, or else with the first few names."""
+    """Return a hint with the known names closest to ``name``, or the first few if none is close."""
     if close := close_names(name, known):
         return f"did you mean {' or '.join(close)}?"
     more = ", ..." if len(known) > MAX_NAMES else ""

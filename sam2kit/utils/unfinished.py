@@ -1,6 +1,6 @@
-"""Write files beside their target, publish them at the end, and remove what a kill left behind.
+"""Write files beside their target, publish them at the end, and clean up after killed processes.
 
-The files are written to ``TARGET.unfinished-PID/files``. The folder also has the lock of its
+The files are written to ``TARGET.unfinished-PID/files``. The folder also contains the lock of its
 process, so the next call for the same target can tell an abandoned folder from one in use.
 """
 
@@ -41,7 +41,7 @@ def unfinished(target: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         with locked(folder):
-            # Of two that start at the same moment, the one that was locked first continues.
+            # If two processes start at the same time, the first one to lock its folder continues.
             for other in remove_leftovers(target):
                 if other != folder and _age(other) < _age(folder):
                     with locked(other):  # raises an error that names its process
@@ -54,7 +54,7 @@ def unfinished(target: Path) -> Iterator[Path]:
 
 
 def _age(folder: Path) -> tuple[int, str]:
-    """Return a value that is smaller for a folder that was locked earlier."""
+    """Return a sort key that orders folders by the time at which they were locked."""
     try:
         return (folder / LOCK_FILE).stat().st_mtime_ns, folder.name
     except FileNotFoundError:  # its process has finished
@@ -62,7 +62,7 @@ def _age(folder: Path) -> tuple[int, str]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of :func:`unfinished`, and its lock file last, by which it is recognized."""
+    """Remove a folder of :func:`unfinished`; its lock file, which identifies it, comes last."""
     for path in folder.iterdir():
         if path.name != LOCK_FILE:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -86,10 +86,10 @@ def publish(targets: Mapping[Path, Path]) -> None:
 
 
 def remove_leftovers(target: Path) -> list[Path]:
-    """Remove the folders that killed processes left for a target, and what they published.
+    """Remove the folders that killed processes left for a target, and the files they published.
 
-    Only folders that have the name of :func:`unfinished` are removed, which must have its lock file
-    or be empty, and only published files that have not been changed since.
+    A folder is removed only if it has a name of :func:`unfinished` and is empty or has a lock file,
+    and a published file only if it has not changed since.
 
     Returns:
         The folders whose processes are still running.
@@ -101,7 +101,7 @@ def remove_leftovers(target: Path) -> list[Path]:
         if folder.is_symlink() or not folder.is_dir():
             continue
         if not (folder / LOCK_FILE).is_file():
-            # Its process was killed before it locked the folder, or when it had emptied it.
+            # Its process was killed before it locked the folder, or after it had emptied it.
             if not psutil.pid_exists(int(folder.name.rpartition("-")[2])):
                 with suppress(OSError):  # it has other content
                     folder.rmdir()
@@ -113,7 +113,7 @@ def remove_leftovers(target: Path) -> list[Path]:
                     continue
                 _take_back(folder)
                 _remove(folder)
-            logger.info("Removed {}, which an interrupted process had left", folder)
+            logger.info("Removed {}, left by an interrupted process", folder)
     return in_use
 
 
@@ -123,7 +123,7 @@ def _take_back(folder: Path) -> None:
         journal = read_json(folder / _JOURNAL)
         check_types(journal, dict[str, list[int]], folder / _JOURNAL, "")
     except (FileNotFoundError, DataError):
-        return  # killed before, or while, it was written: nothing was published
+        return  # the process was killed before it published anything
     for name, identity in journal.items():
         path = folder.parent / Path(name).name
         if path.is_file() and _identity(path) == identity:
@@ -131,6 +131,6 @@ def _take_back(folder: Path) -> None:
 
 
 def _identity(path: Path) -> list[int]:
-    """Return what a rename keeps: inode, size and modification time."""
+    """Return the properties that a rename preserves: inode, size and modification time."""
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns]

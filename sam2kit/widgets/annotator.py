@@ -280,7 +280,7 @@ class Annotator(ImageWidget):
         """Delete an object with its prompts and masks, or discard a proposal; undo reverts it."""
         count = len(self.session.objects)
         if index >= count:
-            self.session.discard_proposals([index - count])
+            self.session.proposals.take([index - count])
         else:
             self.session.delete_object(self.session.objects[index])
         self._show()
@@ -590,7 +590,7 @@ class Annotator(ImageWidget):
 
     def discard_proposals(self) -> None:
         """Remove the proposals that were not kept."""
-        self.session.discard_proposals()
+        self.session.proposals.take()
         self._show()
 
     def make_training_set(self, folder: str | Path | None = None) -> Path:
@@ -725,7 +725,7 @@ class Annotator(ImageWidget):
         """Return the masks of the proposals, if their frame is shown."""
         if self.frame != self._proposal_frame:
             return []
-        return [proposal.mask for proposal in self.session.proposals]
+        return [proposal.mask for proposal in self.session.proposals.items]
 
     def _work(self, steps: Iterable[Any], stop: threading.Event) -> None:
         """Run the steps of tracking (frames) or of the search for objects (shares of the work)."""
@@ -756,7 +756,7 @@ class Annotator(ImageWidget):
 
     def _progress(self) -> str:
         if self._searches:
-            return f"found {plural(len(self.session.proposals), 'object')} to keep or discard"
+            return f"found {plural(len(self.session.proposals.items), 'object')} to keep or discard"
         verb = "stopped after" if self._stop.is_set() else "tracked"
         return f"{verb} {plural(self.done, 'frame')}"
 
@@ -930,7 +930,7 @@ class Annotator(ImageWidget):
 
     def _control_state(self, message: str) -> dict[str, Any]:
         """Return the state of the controls and of a running propagation."""
-        proposals = len(self.session.proposals)
+        proposals = len(self.session.proposals.items)
         return {
             "proposals": [proposals, self._proposal_frame] if proposals else None,
             "mode": self.mode,

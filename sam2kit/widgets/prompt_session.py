@@ -18,39 +18,33 @@ method that makes it returns, and opening the same video again continues from th
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from sam2kit.config.schema import DatasetConfig
-from sam2kit.data.clip import VideoClip, collate
 from sam2kit.data.label_image import read_label_image
-from sam2kit.data.rle import decode_mask, encode_mask, encode_masks
+from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import DerivedSource, ObjectId, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.synthetic.dataset import CompositedDataset
-from sam2kit.data.transforms import resize_masks
 from sam2kit.evaluation.metrics import iou, outside_void
-from sam2kit.models.automatic_masks import Proposal, propose
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.annotations import (
     AnnotationStore,
+    ObjectFrame,
     StoredObject,
     StoredPrompt,
     TrackedMask,
     VideoState,
 )
-from sam2kit.prompts.generator import PromptGenerator
-from sam2kit.prompts.geometry import mask_center
 from sam2kit.prompts.io import (
-    SCHEMA_VERSION,
     check_document,
     check_image_size,
     merge_documents,
@@ -58,74 +52,28 @@ from sam2kit.prompts.io import (
     video_prompts,
     write_document,
 )
-from sam2kit.prompts.prompt import Prompt
-from sam2kit.tracking.tracking_job import OPTIONS
-from sam2kit.tracking.video_tracker import FrameTracks, TrackingSession, VideoTracker
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
+from sam2kit.widgets.frame_prompts import (
+    Box,
+    FramePrompt,
+    Point,
+    decode_stored,
+    draw_prompt,
+    from_entry,
+    from_stored,
+    to_document,
+    to_stored,
+)
+from sam2kit.widgets.predictor import MaskPredictor, Prediction
+from sam2kit.widgets.propagation import Direction, Pass, Propagation, TrackedMasks, passes
+from sam2kit.widgets.proposals import Proposals
 
-Point = tuple[int, int]
-Box = tuple[int, int, int, int]
 Color = tuple[int, int, int]
-ObjectFrame = tuple[ObjectId, int]
-"""An object and the index of a frame."""
-
-Direction = Literal["forward", "backward", "both"]
 
 UNDO_STEPS = 100
 SAVE_SECONDS = 2.0  # maximum time between two saves of tracked masks during a propagation
-MASK_LOGIT = 10.0  # upstream converts a mask prompt to logits of +10 and -10
-
-
-@dataclass(frozen=True, eq=False)
-class FramePrompt:
-    """Hold the prompt of one object on one frame, in pixels of the video's frames.
-
-    Attributes:
-        points: x and y of each click.
-        labels: 1 for a positive click (on the object), 0 for a negative one (off the object).
-        box: x0, y0, x1, y1, inclusive; None (default): no box.
-        base: ``[H,W]`` bool, the mask that the clicks refine; None (default): no mask.
-        mask: ``[H,W]`` bool, a mask prompt that replaces points and box; None (default): no mask.
-        provenance: ``click``, ``painted``, ``imported``, ``automatic`` or ``truth``.
-        result: the mask that follows from points and box, as compressed run lengths; None
-            (default): ``mask``, or not predicted yet.
-        correction: whether the object had a tracked mask on the frame when it was prompted.
-        model: name of the model that predicted the mask; None (default): none or unknown.
-    """
-
-    points: tuple[Point, ...] = ()
-    labels: tuple[int, ...] = ()
-    box: Box | None = None
-    base: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    provenance: str = "click"
-    result: str | None = None
-    correction: bool = False
-    model: str | None = None
-
-    @property
-    def clicked(self) -> bool:
-        """Whether there is a click or a box."""
-        return bool(self.points) or self.box is not None
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Hold the model's output for a :class:`FramePrompt`.
-
-    Attributes:
-        mask: ``[H,W]`` bool.
-        candidates: ``[N,H,W]`` bool; N is 3 for clicks and boxes, 0 for mask prompts.
-        ious: N IoUs, predicted by the model.
-        score: the object score, a logit; above 0 the model predicts the object as visible.
-    """
-
-    mask: np.ndarray
-    candidates: np.ndarray
-    ious: tuple[float, ...]
-    score: float
 
 
 @dataclass(frozen=True)
@@ -152,22 +100,6 @@ class _Step:
 
     before: _Edits
     tracks: Mapping[ObjectFrame, TrackedMask | None]
-
-
-class _Runs(Mapping[ObjectFrame, dict[str, Any]]):
-    """Show tracked masks as run lengths."""
-
-    def __init__(self, tracks: Mapping[ObjectFrame, TrackedMask], size: tuple[int, int]) -> None:
-        self._tracks, self._size = tracks, size
-
-    def __getitem__(self, key: ObjectFrame) -> dict[str, Any]:
-        return {"size": list(self._size), "counts": self._tracks[key].counts}
-
-    def __iter__(self) -> Iterator[ObjectFrame]:
-        return iter(self._tracks)
-
-    def __len__(self) -> int:
-        return len(self._tracks)
 
 
 class PromptSession:
@@ -220,12 +152,11 @@ class PromptSession:
         self.hidden: set[ObjectId] = set()
         self.prompts: dict[ObjectFrame, FramePrompt] = {}
         self.accepted: set[int] = set()
-        self.proposals: list[Proposal] = []
-        self._proposal_frame = 0
+        self.proposals = Proposals()
         self._checked: set[int] = set()
         self._deleted: set[ObjectId] = set()  # objects of the ground truth that are not annotated
         self._truth_objects: dict[ObjectId, None] = {}
-        self._tracks: dict[ObjectFrame, TrackedMask] = {}
+        self._tracks = TrackedMasks(self.video, self.size)
         self._tracked_prompts: dict[ObjectFrame, FramePrompt] = {}
         self._history: list[_Step] = []
         self._undone: list[_Step] = []
@@ -234,14 +165,12 @@ class PromptSession:
         self._predicted_frame = 0
         self._truth: tuple[int, tuple] | None = None
         self._annotated: list[int] | None = None
-        # What is saved: the last revision, prompts that are encoded already, and frames to write.
+        # What is saved: the last revision, and prompts that are encoded already.
         self._revision = 0
         self._stored: WeakKeyDictionary[FramePrompt, StoredPrompt] = WeakKeyDictionary()
-        self._unsaved_frames: set[int] = set()
-        self._model = model
-        self._tracker = VideoTracker(model, OPTIONS, device)
-        # Predicts masks for prompts, separately from tracking; it caches the frame's features.
-        self._prompting = self._open()
+        self._predictor = MaskPredictor(
+            model, device, self.frame, self.video, self.num_frames, self.size, model_name
+        )
         if store is not None:
             store.acquire()
             self._load(store)
@@ -249,9 +178,6 @@ class PromptSession:
         for t in range(self.num_frames):
             if self.truth(t) is not None:
                 break
-
-    def _open(self) -> TrackingSession:
-        return self._tracker.open(self.frame, self.num_frames, self.size)
 
     def frame(self, t: int) -> np.ndarray:
         """Return frame ``t``, ``[H,W,3]`` uint8 RGB."""
@@ -474,7 +400,8 @@ class PromptSession:
                 f"object {o} is not visible on frame {t}", hint="go to a frame that shows it"
             )
         self._set_prompt(
-            (o, t), draw_prompt((o, t), mask, self.video, self.image_size, recipe, seed)
+            (o, t),
+            draw_prompt((o, t), mask, self.video, self.image_size, recipe, seed),
         )
 
     def add_label_image(
@@ -518,41 +445,20 @@ class PromptSession:
         self._record(edits)
         return list(masks)
 
-    def propose_masks(
-        self,
-        t: int,
-        points_per_side: int = 16,
-        min_iou: float = 0.5,
-        min_stability: float = 0.7,
-        max_overlap: float = 0.5,
-        max_area: float = 0.5,
-    ) -> Iterator[float]:
+    def propose_masks(self, t: int, **limits: Any) -> Iterator[float]:
         """Find objects on a frame that have no mask yet; the result is in ``proposals``.
 
         Args:
             t: the frame.
-            points_per_side, min_iou, min_stability, max_overlap, max_area: see
-                :func:`~sam2kit.models.automatic_masks.propose`.
+            **limits: see :func:`~sam2kit.models.automatic_masks.propose`.
 
         Yields:
             The share of the work that is done, 0 to 1.
         """
-        self.proposals, self._proposal_frame = [], t
         shown = (self.mask(o, t) for o in self.objects)
         existing = [mask for mask in shown if mask is not None]
-        steps = propose(
-            self._model,
-            self.frame(t),
-            existing,
-            points_per_side,
-            min_iou,
-            min_stability,
-            max_overlap,
-            max_area,
-        )
-        for share, proposals in steps:
-            self.proposals = proposals
-            yield share
+        model = self._predictor.model
+        yield from self.proposals.find(t, model, self.frame(t), existing, **limits)
 
     def accept_proposals(self, indices: Iterable[int] | None = None) -> list[ObjectId]:
         """Make objects of proposals, in one edit, and remove them from ``proposals``.
@@ -566,37 +472,13 @@ class PromptSession:
         Raises:
             DataError: there is no such proposal.
         """
-        chosen = self._take_proposals(indices)
+        chosen = self.proposals.take(indices)
         numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
         first = max(numbers, default=0) + 1
         masks: dict[ObjectId, np.ndarray] = {
             first + n: proposal.mask for n, proposal in enumerate(chosen)
         }
-        return self._add_masks(self._proposal_frame, masks, "automatic") if masks else []
-
-    def discard_proposals(self, indices: Iterable[int] | None = None) -> None:
-        """Remove proposals.
-
-        Args:
-            indices: positions in ``proposals``. None (default): all of them.
-
-        Raises:
-            DataError: there is no such proposal.
-        """
-        self._take_proposals(indices)
-
-    def _take_proposals(self, indices: Iterable[int] | None) -> list[Proposal]:
-        chosen = set(range(len(self.proposals)) if indices is None else indices)
-        if unknown := chosen - set(range(len(self.proposals))):
-            raise DataError(
-                key="indices",
-                value=sorted(unknown),
-                expected=f"below {len(self.proposals)}, the number of proposals",
-                hint="count the proposals from 0",
-            )
-        taken = [p for n, p in enumerate(self.proposals) if n in chosen]
-        self.proposals = [p for n, p in enumerate(self.proposals) if n not in chosen]
-        return taken
+        return self._add_masks(self.proposals.frame, masks, "automatic") if masks else []
 
     def clear(self, o: ObjectId | None = None, t: int | None = None) -> None:
         """Remove prompts.
@@ -704,7 +586,7 @@ class PromptSession:
         self.names = {o: str(o) for o in self.objects} | dict(edits.names)
         self.colors, self._deleted = dict(edits.colors), set(edits.deleted)
         self.accepted, self._checked = set(edits.accepted), set(edits.checked)
-        self._change_tracks(step.tracks)
+        self._tracks.change(step.tracks)
         self._save()
 
     def _edits(self) -> _Edits:
@@ -733,16 +615,8 @@ class PromptSession:
         step = _Step(before, {k: self._tracks.get(k) for k in tracks})
         self._history = [*self._history[1 - UNDO_STEPS :], step]
         self._undone = []
-        self._change_tracks(tracks)
+        self._tracks.change(tracks)
         self._save()
-
-    def _change_tracks(self, tracks: Mapping[ObjectFrame, TrackedMask | None]) -> None:
-        for key, track in tracks.items():
-            if track is None:
-                self._tracks.pop(key, None)
-            else:
-                self._tracks[key] = track
-            self._unsaved_frames.add(key[1])
 
     def _check_point(self, x: int, y: int) -> Point:
         if not (0 <= x < self.size[1] and 0 <= y < self.size[0]):
@@ -765,7 +639,7 @@ class PromptSession:
 
     def _predicted(self, key: ObjectFrame, prompt: FramePrompt) -> tuple[FramePrompt, Prediction]:
         """Predict the mask of a prompt, and return the prompt with it."""
-        prediction = self._predict(key, prompt)
+        prediction = self._predictor.predict(key, prompt)
         previous = self.prompts.get(key)
         correction = key in self._tracks if previous is None else previous.correction
         if prompt.base is not None and prompt.mask is None:
@@ -792,7 +666,7 @@ class PromptSession:
         if prompt is None:
             return None
         if prompt not in self._predictions:
-            self._store_prediction(t, prompt, self._predict((o, t), prompt))
+            self._store_prediction(t, prompt, self._predictor.predict((o, t), prompt))
         return self._predictions[prompt]
 
     def _store_prediction(self, t: int, prompt: FramePrompt, prediction: Prediction) -> None:
@@ -815,19 +689,9 @@ class PromptSession:
         if prompt is not None and prompt in self._predictions:
             return self._predictions[prompt].mask
         if prompt is not None and prompt.result is not None:
-            return self._decode(prompt.result, o, t)
+            return decode_stored(prompt.result, self.size, self.video, (o, t))
         track = self._tracks.get((o, t))
-        return None if track is None else self._decode(track.counts, o, t)
-
-    def _decode(self, counts: str, o: ObjectId, t: int) -> np.ndarray:
-        try:
-            return decode_mask({"size": self.size, "counts": counts}, self.size)
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"the stored mask of object {visible_text(o)} on frame {t} of "
-                f"{visible_text(self.video)!r} is damaged ({error})",
-                hint="delete the object, or track it again",
-            ) from error
+        return None if track is None else self._tracks.decode((o, t))
 
     def provenance(self, o: ObjectId, t: int) -> str | None:
         """Return how the mask of an object on a frame was made.
@@ -859,51 +723,7 @@ class PromptSession:
     @property
     def tracked(self) -> Mapping[ObjectFrame, dict[str, Any]]:
         """The tracked masks, run-length encoded."""
-        return _Runs(self._tracks, self.size)
-
-    def _predict(self, key: ObjectFrame, prompt: FramePrompt) -> Prediction:
-        if prompt.mask is not None and not prompt.clicked:
-            return Prediction(prompt.mask, np.zeros((0, *self.size), bool), (), MASK_LOGIT)
-        clicks = replace(prompt, mask=None)
-        tracks = self._run_prompt(key, clicks)
-        three = tracks
-        if tracks.candidates is None:
-            # The model returns one mask for unambiguous prompts (several clicks, a box). Its limit
-            # is raised for a second pass, because the widget always shows three candidates.
-            max_points = self._model.multimask_max_pt_num
-            self._model.multimask_max_pt_num = 10**6
-            try:
-                three = self._run_prompt(key, clicks)
-            finally:
-                self._model.multimask_max_pt_num = max_points
-        logits, ious = three.candidates, three.candidate_iou
-        if logits is None or ious is None:  # the model is configured to return one mask only
-            logits, ious = three.mask_logits[:, None], three.iou
-        candidates = replace(three, mask_logits=logits[0]).masks(self.size)
-        mask, score = tracks.masks(self.size)[0], tracks.object_score.item()
-        return Prediction(mask, candidates, tuple(ious.flatten().tolist()), score)
-
-    def _run_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> FrameTracks:
-        # Without memories, so that the result does not depend on earlier prompts.
-        self._prompting.banks.clear()
-        previous = None
-        if prompt.base is not None:
-            side = self.image_size // 4
-            logits = torch.from_numpy(prompt.base)[None, None].float() * 2 * MASK_LOGIT - MASK_LOGIT
-            previous = F.interpolate(logits, (side, side), mode="area")
-            previous = previous.to(self._tracker.device)
-            prompt = _add_centre_click(prompt)
-        for model_prompt in self._model_prompts({key: prompt})[0]:
-            previous_logits = previous if model_prompt.kind == "point" else None
-            tracks = self._prompting.add_prompt(model_prompt, previous_logits)
-        return tracks
-
-    def _model_prompts(
-        self, prompts: Mapping[ObjectFrame, FramePrompt]
-    ) -> tuple[list[Prompt], list[ObjectId]]:
-        """Return the prompts as ``sam2kit track`` reads them, and the objects by position."""
-        document = to_document(prompts, self.video, self.size)
-        return video_prompts(document, "prompts", self.video, self.num_frames, self.image_size)
+        return self._tracks.runs()
 
     # Tracking.
 
@@ -917,34 +737,9 @@ class PromptSession:
         """
         return [t for frames, _ in self._passes(start, end, direction) for t in frames]
 
-    def _passes(
-        self, start: int | None, end: int | None, direction: Direction
-    ) -> list[tuple[range, bool]]:
-        """Return the frames of each pass, and whether it runs backward."""
-        if not self.prompts:
-            raise DataError("no object has a prompt", hint="click on an object first")
-        if direction not in get_args(Direction):
-            raise DataError(
-                key="direction",
-                value=direction,
-                expected=f"one of {', '.join(get_args(Direction))}",
-                hint="forward is the default",
-            )
+    def _passes(self, start: int | None, end: int | None, direction: Direction) -> list[Pass]:
         self._check_frames(t for t in (start, end) if t is not None)
-        if start is not None and end is not None and start > end:
-            raise DataError(
-                key="end", value=end, expected=f"{start} or more, the start", hint="swap them"
-            )
-        prompted = [t for _, t in self.prompts]
-        # Nothing can be tracked forward before the first prompt, nor backward after the last one.
-        first = max(min(prompted), 0 if start is None else start)
-        last = min(max(prompted), self.num_frames - 1 if end is None else end)
-        forward = range(first, (self.num_frames - 1 if end is None else end) + 1)
-        backward = range(last, (0 if start is None else start) - 1, -1)
-        passes = [] if direction == "backward" else [(forward, False)]
-        if direction != "forward" and last > 0:  # upstream tracks nothing backward from frame 0
-            passes.append((backward, True))
-        return passes
+        return passes(self.prompts, self.num_frames, start, end, direction)
 
     def propagate(
         self,
@@ -973,131 +768,38 @@ class PromptSession:
         Raises:
             DataError: no object has a prompt, or the range is invalid.
         """
-        passes = self._passes(start, end, direction)
+        planned = self._passes(start, end, direction)
         whole = start is None and end is None
-        return self._propagate(dict(self.prompts), passes, whole, end is None)
+        return self._propagate(dict(self.prompts), planned, whole, end is None)
 
     def _propagate(
         self,
         prompts: dict[ObjectFrame, FramePrompt],
-        passes: list[tuple[range, bool]],
+        planned: list[Pass],
         whole: bool,
         to_end: bool,
     ) -> Iterator[int]:
+        propagation = Propagation(self._tracks, prompts, self.num_frames)
         if to_end:
             self._tracked_prompts = prompts
         if whole:
-            self._drop_outdated(prompts, passes)
+            propagation.drop_outdated(planned, self.accepted)
         self._save()
         last_save = time.monotonic()
-        fresh: set[ObjectFrame] = set()
         try:
-            for frames, reverse in passes:
-                for t, masks in self._track(prompts, frames, reverse):
-                    self._keep(t, masks, reverse, fresh, prompts)
-                    self._drop_missing(t, masks, reverse, fresh, prompts)
-                    fresh |= {(o, t) for o in masks}
+            for frames, reverse in planned:
+                for t, masks in self._predictor.track(prompts, frames, reverse):
+                    accepted = t in self.accepted
+                    stored = propagation.merge(t, masks, reverse, self.objects, accepted)
+                    if stored and self.truth(t) is not None:
+                        for o, track in stored.items():
+                            track.j = self.j_of(o, t, self._tracks.decode((o, t)))
                     if time.monotonic() - last_save > SAVE_SECONDS:
                         self._save_tracks()
                         last_save = time.monotonic()
                     yield t
         finally:
             self._save_tracks()
-
-    def _drop_outdated(
-        self, prompts: Mapping[ObjectFrame, FramePrompt], passes: list[tuple[range, bool]]
-    ) -> None:
-        """Remove tracked masks that a run over the whole video would no longer produce.
-
-        These are the masks of objects without prompts, and those in the direction of a pass that
-        are on frames that the pass does not reach.
-        """
-        prompted = {o for o, _ in prompts}
-        reached = {reverse: set(frames) for frames, reverse in passes}
-        outdated = [
-            (o, t)
-            for (o, t), track in self._tracks.items()
-            if t not in self.accepted
-            and (o not in prompted or t not in reached.get(track.backward, {t}))
-        ]
-        self._change_tracks(dict.fromkeys(outdated))
-
-    def _drop_missing(
-        self,
-        t: int,
-        masks: Mapping[ObjectId, TrackedMask],
-        reverse: bool,
-        fresh: Collection[ObjectFrame],
-        prompts: Mapping[ObjectFrame, FramePrompt],
-    ) -> None:
-        """Remove the masks of a frame that were tracked in this direction before, but not now."""
-        if t in self.accepted:
-            return
-        prompted = {o for o, _ in prompts}
-        missing = [
-            (o, t)
-            for o in self.objects
-            if (track := self._tracks.get((o, t))) is not None
-            and o not in masks
-            and (o, t) not in fresh
-            and (track.backward == reverse or o not in prompted)
-        ]
-        self._change_tracks(dict.fromkeys(missing))
-
-    def _track(
-        self, prompts: dict[ObjectFrame, FramePrompt], frames: range, reverse: bool
-    ) -> Iterator[tuple[int, dict[ObjectId, TrackedMask]]]:
-        """Track one pass; yield the masks of each frame."""
-        session = self._open()
-        model_prompts, identities = self._model_prompts(prompts)
-        for prompt in model_prompts:
-            session.add_prompt(prompt)
-        if not frames:
-            return
-        for tracks in session.propagate(frames.start, frames.stop, reverse):
-            runs = encode_masks(tracks.masks(self.size)) if tracks.objects else []
-            scores = tracks.object_score.tolist()
-            yield (
-                tracks.frame,
-                {
-                    identities[n]: TrackedMask(
-                        run["counts"], round(score, 4), self.model_name, backward=reverse
-                    )
-                    for n, run, score in zip(tracks.objects, runs, scores, strict=True)
-                },
-            )
-
-    def _keep(
-        self,
-        t: int,
-        masks: Mapping[ObjectId, TrackedMask],
-        reverse: bool,
-        fresh: Collection[ObjectFrame],
-        prompts: Mapping[ObjectFrame, FramePrompt],
-    ) -> None:
-        """Store the masks of a frame, except where an accepted or a better one exists."""
-        for o, track in masks.items():
-            if o not in self.objects:  # deleted during the propagation
-                continue
-            existing = self._tracks.get((o, t))
-            if existing is not None and (o, t) in fresh:  # the other pass has tracked it
-                first, second = (
-                    self._decode(existing.counts, o, t),
-                    self._decode(track.counts, o, t),
-                )
-                existing.disagreement = round(1 - float(iou(first, second)), 4)
-                track.disagreement = existing.disagreement
-                prompted = [frame for identity, frame in prompts if identity == o]
-                after = min((f - t for f in prompted if f >= t), default=self.num_frames)
-                before = min((t - f for f in prompted if f <= t), default=self.num_frames)
-                self._unsaved_frames.add(t)
-                if before <= after:
-                    continue
-            if existing is not None and t in self.accepted:
-                continue
-            if self.truth(t) is not None:
-                track.j = self.j_of(o, t, self._decode(track.counts, o, t))
-            self._change_tracks({(o, t): track})
 
     @property
     def j(self) -> dict[ObjectFrame, float]:
@@ -1189,7 +891,14 @@ class PromptSession:
         """
         document = read_document(path)
         # Reading them as a tracker does checks all values.
-        video_prompts(document, str(path), self.video, self.num_frames, self.image_size, self.size)
+        video_prompts(
+            document,
+            str(path),
+            self.video,
+            self.num_frames,
+            self.image_size,
+            self.size,
+        )
         sizes, entries = check_document(document, str(path), [self.video])
         check_image_size(str(path), sizes[self.video], self.size)
         prompts: dict[ObjectFrame, FramePrompt] = {}
@@ -1232,7 +941,7 @@ class PromptSession:
     def _save(self) -> None:
         """Save everything that has changed, if there is a store."""
         if self.store is None:
-            self._unsaved_frames.clear()
+            self._tracks.unsaved_frames.clear()
             return
         listed = [(o, False) for o in self.objects] + [(o, True) for o in self._deleted]
         state = VideoState(
@@ -1263,34 +972,20 @@ class PromptSession:
 
     def _save_tracks(self) -> None:
         """Append the frames whose tracked masks have changed."""
-        if self.store is not None and self._unsaved_frames:
+        if self.store is not None and self._tracks.unsaved_frames:
             frames: dict[int, list[tuple[ObjectId, TrackedMask]]] = {
-                t: [] for t in sorted(self._unsaved_frames)
+                t: [] for t in sorted(self._tracks.unsaved_frames)
             }
             for (o, t), track in self._tracks.items():
                 if t in frames:
                     frames[t].append((o, track))
             self.store.save_tracked(self.video, frames)
-        self._unsaved_frames.clear()
+        self._tracks.unsaved_frames.clear()
 
     def _stored_prompt(self, key: ObjectFrame, prompt: FramePrompt) -> StoredPrompt:
         """Return a prompt to save; masks are encoded once."""
         if prompt not in self._stored:
-            base, mask = (
-                None if m is None else encode_mask(m)["counts"] for m in (prompt.base, prompt.mask)
-            )
-            self._stored[prompt] = StoredPrompt(
-                *key,
-                prompt.provenance,
-                list(prompt.points),
-                list(prompt.labels),
-                prompt.box,
-                base,
-                mask,
-                prompt.result,
-                prompt.correction,
-                prompt.model,
-            )
+            self._stored[prompt] = to_stored(key, prompt)
         return self._stored[prompt]
 
     def _load(self, store: AnnotationStore) -> None:
@@ -1325,29 +1020,14 @@ class PromptSession:
             if entry.hidden:
                 self.hidden.add(entry.id)
         for stored in state.prompts:
-            base, mask = (
-                None if m is None else self._decode(m, stored.object, stored.frame)
-                for m in (stored.base, stored.mask)
-            )
-            points = tuple((x, y) for x, y in stored.points)
-            prompt = FramePrompt(
-                points,
-                tuple(stored.labels),
-                stored.box,
-                base,
-                mask,
-                stored.provenance,
-                stored.result,
-                stored.correction,
-                stored.model,
-            )
+            prompt = from_stored(stored, self.size, self.video)
             self.prompts[stored.object, stored.frame] = prompt
             self._stored[prompt] = stored
         self.accepted, self._checked = set(state.accepted), set(state.checked)
         tracks = store.load_tracked(self.video)
-        self._tracks = {k: v for k, v in tracks.items() if k[0] in self.objects}
+        self._tracks.update((k, v) for k, v in tracks.items() if k[0] in self.objects)
         # Masks of an object that was deleted just before the kernel was killed.
-        self._unsaved_frames = {t for o, t in tracks if (o, t) not in self._tracks}
+        self._tracks.unsaved_frames = {t for o, t in tracks if (o, t) not in self._tracks}
         self._tracked_prompts = {} if state.stale else self.prompts
 
 
@@ -1367,122 +1047,3 @@ def without_generated_objects(source: VideoSource, i: int) -> tuple[VideoSource,
     if isinstance(below, CompositedDataset):
         return without_generated_objects(below.source, k % len(below))
     return source, i
-
-
-def from_entry(
-    entry: Mapping[str, Any],
-    size: tuple[int, int],
-    frame_size: tuple[int, int],
-    other: FramePrompt | None = None,
-) -> FramePrompt:
-    """Convert a checked entry of ``prompts.json`` to a prompt in pixels of the frames.
-
-    Args:
-        entry: the entry.
-        size: ``image_size`` of the file, to which the coordinates refer.
-        frame_size: H and W of the frames.
-        other: an earlier entry for the same object and frame, to which points are added. None
-            (default): there is none.
-    """
-    if entry["kind"] == "mask":
-        mask = decode_mask(entry["mask"], size)
-        if size != frame_size:
-            resized = cv2.resize(
-                mask.astype(np.uint8), frame_size[::-1], interpolation=cv2.INTER_NEAREST
-            )
-            mask = resized.astype(bool)
-        return FramePrompt(mask=mask, provenance="imported")
-    scale = np.array([frame_size[1] / size[1], frame_size[0] / size[0]])
-    last = np.array([frame_size[1] - 1, frame_size[0] - 1])
-
-    def scaled(values: Any) -> list[Point]:
-        points = (np.array(values, float).reshape(-1, 2) + 0.5) * scale - 0.5
-        return [(int(x), int(y)) for x, y in points.round().clip(0, last)]
-
-    if entry["kind"] == "box":
-        (x0, y0), (x1, y1) = scaled(entry["box"])
-        return FramePrompt(box=(x0, y0, x1, y1))
-    previous = FramePrompt() if other is None or other.mask is not None else other
-    points, labels = scaled(entry["points"]), [int(label) for label in entry["labels"]]
-    return replace(previous, points=(*previous.points, *points), labels=(*previous.labels, *labels))
-
-
-def _add_centre_click(prompt: FramePrompt) -> FramePrompt:
-    """Add a positive click at the centre of the refined mask if all clicks are negative.
-
-    Discs around the negative clicks are removed from the mask before its centre is computed. If
-    nothing remains, no click is added.
-    """
-    if prompt.base is None or any(prompt.labels):
-        return prompt
-    rest = np.array(prompt.base, np.uint8, order="C")
-    radius = int(np.sqrt(rest.sum()) / 4)
-    for point in prompt.points:
-        cv2.circle(rest, point, radius, 0, -1)
-    if not rest.any():
-        return prompt
-    return replace(
-        prompt, points=(mask_center(rest > 0), *prompt.points), labels=(1, *prompt.labels)
-    )
-
-
-def to_document(
-    prompts: Mapping[ObjectFrame, FramePrompt], video: str, size: tuple[int, int]
-) -> dict[str, Any]:
-    """Return the content of ``prompts.json``.
-
-    Args:
-        prompts: in pixels of the video's frames.
-        video: name of the video.
-        size: H and W of its frames.
-    """
-    entries: list[dict[str, Any]] = []
-    for (o, t), prompt in prompts.items():
-        head = {"video": video, "object_id": o, "frame_index": t}
-        if prompt.mask is not None:
-            entries.append(head | {"kind": "mask", "mask": encode_mask(prompt.mask)})
-            continue
-        if prompt.box is not None:
-            entries.append(head | {"kind": "box", "box": list(prompt.box)})
-        if prompt.points:
-            points = {"points": [list(p) for p in prompt.points], "labels": list(prompt.labels)}
-            entries.append(head | {"kind": "point"} | points)
-    return {"version": SCHEMA_VERSION, "image_size": list(size), "prompts": entries}
-
-
-def draw_prompt(
-    key: ObjectFrame, mask: np.ndarray, video: str, side: int, recipe: DatasetConfig, seed: int
-) -> FramePrompt:
-    """Return what :class:`~sam2kit.prompts.generator.PromptGenerator` draws for an object.
-
-    Args:
-        key: the object and the frame.
-        mask: ``[H,W]`` bool, of the object.
-        video: name of the video.
-        side: rows and columns of the model's input, in whose pixels training draws prompts.
-        recipe: settings of the generator.
-        seed: of the random draw.
-
-    Raises:
-        DataError: the mask is empty after resizing it to the model's input.
-    """
-    o, t = key
-    resized = resize_masks(torch.from_numpy(mask)[None, None], (side, side))
-    if not resized.any():
-        raise DataError(
-            f"object {o} is not visible on frame {t} at the model's size of {side} x {side} pixels",
-            hint="go to a frame on which it is larger",
-        )
-    frames, annotated = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, 1).bool()
-    batch = collate([VideoClip(frames, resized, annotated, video, [t], [o])])
-    generator = torch.Generator().manual_seed(seed)
-    (prompt,) = PromptGenerator.from_config(recipe)(batch, generator)
-    if prompt.points is None or prompt.labels is None:
-        return FramePrompt(mask=mask)
-    # From the model's input to the video's frames; a pixel centre has integer coordinates.
-    size = np.array(mask.shape[::-1])
-    scaled = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
-    points = tuple((int(x), int(y)) for x, y in scaled.clip(0, size - 1))
-    if prompt.kind == "box":
-        return FramePrompt(box=(*points[0], *points[1]))
-    return FramePrompt(points, tuple(prompt.labels[0].tolist()))

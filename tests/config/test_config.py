@@ -268,6 +268,8 @@ INVALID = [
     "dataset.frame_stride=0",
     "dataset.clips_per_video=0",
     "dataset.batch_size=0",
+    "dataset.replay=1",
+    "dataset.replay=-0.1",
     "dataset.num_workers=-1",
     "dataset.max_objects=0",
     "dataset.min_objects=0",
@@ -360,6 +362,10 @@ def test_invalid_value_is_reported_with_a_fix(text):
         (
             ["dataset.type=video", "dataset.identity=track"],
             ["dataset.identity", "type=video", "components"],
+        ),
+        (
+            ["dataset.type=synthetic", "dataset.replay=0.5"],
+            ["dataset.replay=0.5", "0 with type=synthetic"],
         ),
         (["use_wandb=true", "trainer.logger=swanlab"], ["use_wandb", "swanlab", "--no-wandb"]),
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["bf16-mixed"]),

@@ -250,7 +250,9 @@ def test_an_adapter_finds_its_base_weights_by_name_or_in_its_run(tiny_config, tm
     assert load_run(adapter)[0].model.checkpoint == "nano"
     tiny_config.model.checkpoint = str(start)
     save_adapter(tiny_config, trained, adapter)
-    with pytest.raises(CheckpointError, match="adapter.pt: .*started from.*config.yaml beside it"):
+    with pytest.raises(
+        CheckpointError, match="adapter.pt: .*initial weights.*config.yaml beside it"
+    ):
         load_run(adapter)
     save_config(tiny_config, tmp_path / "run" / "config.yaml")
     config, model = load_run(adapter)

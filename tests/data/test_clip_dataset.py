@@ -262,6 +262,50 @@ def test_epoch_clips_sets_the_length_of_an_epoch(count):
     assert [train[k].name for k in range(count)] == names[:count]
 
 
+@pytest.mark.parametrize(
+    "changes, stored, generated",
+    [
+        ({"clips_per_video": 6}, 12, 4),
+        ({"epoch_clips": 9}, 9, 3),
+        ({}, 2, 1),  # at least one
+    ],
+)
+def test_replay_adds_new_generated_clips_to_each_epoch(changes, stored, generated):
+    config = {"video_clip_length": 3, "augment": True, **changes}
+    without, train = clips(LONG, **config), clips(LONG, replay=0.25, **config)
+    assert len(without) == train.num_stored == stored and len(train) == stored + generated
+    names = []
+    for epoch in range(2):
+        for data in (without, train):
+            data.set_epoch(epoch)
+        # The clips of the videos are those of a training without replay.
+        assert all(torch.equal(train[k].frames, without[k].frames) for k in range(stored))
+        replayed = [train[k] for k in range(stored, len(train))]
+        assert all(clip.generated and clip.frames.shape == (3, 3, 32, 32) for clip in replayed)
+        names += [clip.name for clip in replayed]
+    assert len(set(names)) == 2 * generated
+    assert len(clips(LONG, training=False, replay=0.25)) == 2
+
+
+def test_replayed_clips_are_the_same_in_any_number_of_processes():
+    batches = [
+        list(create_dataloader(clips(LONG, replay=0.5, num_workers=workers, batch_size=2)))
+        for workers in (0, 2)
+    ]
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.frames, other.frames) and one.generated == other.generated
+    assert sum(len(batch.generated) for batch in batches[0]) == 2
+
+
+def test_replay_with_detected_data(tmp_path):
+    config = Config(dataset=DatasetConfig(data_path=str(make_davis(tmp_path))))
+    config.dataset.image_size, config.dataset.replay = 32, 0.5
+    config.dataset.synthetic_lifelike = 1.0
+    train, val = build_datasets(config)
+    assert (train.num_stored, train.num_replayed) == (len(train.source), len(train.source))
+    assert not train.source.generated and len(val) == len(val.source)
+
+
 def test_benchmark_against_upstreams_data_set(tmp_path):
     """The benchmark runs; its frames are too small here for the numbers to mean anything."""
     pytest.importorskip("pandas", reason="upstream's data set needs pandas")

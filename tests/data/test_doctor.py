@@ -399,6 +399,15 @@ def test_configuration_is_split_as_in_its_run(tmp_path):
     assert [v.name for v in examination.videos] == list("bcde") and examination.broken
 
 
+def test_generated_clips_of_training_are_noted(tmp_path):
+    healthy(tmp_path, "abcde")
+    keys = ("dataset.image_size=64", "dataset.video_clip_length=4", "dataset.replay=0.5")
+    config = load_config(None, [f"dataset.data_path={tmp_path}", *keys])
+    examination = run_doctor(config)
+    assert examination.findings == [] and len(examination.videos) == 5
+    assert any("8 clips, 4 of them generated" in note for note in examination.notes)
+
+
 # --- no false alarms -----------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.doctor.video_checks import order_problem
 from sam2kit.data.sources.base import VideoSource
-from sam2kit.data.sources.label_guard import films_look_like_masks, images_look_like_labels
+from sam2kit.data.sources.label_guard import frames_look_like_masks, images_look_like_labels
 from sam2kit.utils.errors import DataError
 
 Found = set[tuple[str, str]]
@@ -480,7 +480,7 @@ def test_images_that_only_look_like_labels():
     ultrasound = np.zeros((64, 64, 3), np.uint8)
     ultrasound[16:48, 16:48] = generator.integers(0, 120, (32, 32, 1))
     title = np.full((64, 64, 3), 7, np.uint8)
-    assert not films_look_like_masks(iter([ultrasound])) and not films_look_like_masks(
+    assert not frames_look_like_masks(iter([ultrasound])) and not frames_look_like_masks(
         iter([title])
     )
 

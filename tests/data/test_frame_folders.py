@@ -429,7 +429,7 @@ def test_invalid_coco_files(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], "no polygon of three points"),
+        ([], "neither a polygon of three points"),
         ([[1, 2, 3, 4]], "no polygon of three points"),
         ([[2, 2, 9, 2, 9, 9, 2, 9], [1, 2, 3, 4]], "polygons need three points"),
         ({"counts": "00"}, "has no 'size'"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import render_training_set
 from make_samples import FILM, NUM_FRAMES, SCENES, SIZE
 from PIL import Image
 from render_training_set import Options, clip_name, render
@@ -127,6 +129,18 @@ def test_an_interrupted_training_set_is_completed(tmp_path):
     with pytest.raises(DataError) as error:
         render(tmp_path / "a", 4, Options(size=96, frames=3, scale=1.0), processes=1)
     assert error.value.key == "size" and error.value.value == 96
+
+
+def crash(job):
+    os._exit(9)
+
+
+@pytest.mark.slow
+@needs_renderer
+def test_a_crashed_process_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(render_training_set, "_render_stage", crash)
+    with pytest.raises(DataError, match="was killed or has crashed"):
+        render(tmp_path, 4, Options(size=64, frames=3), processes=2)
 
 
 @pytest.mark.slow

@@ -747,7 +747,7 @@ def test_masks_that_do_not_match_their_video_file(tmp_path):
         VideoFileDataset(tmp_path)
     assert "from 0 to 1" in error.value.hint
     (tmp_path / "Annotations" / "a" / "3.png").rename(tmp_path / "Annotations" / "a" / "01.png")
-    with pytest.raises(DataError, match="are masks of one frame"):
+    with pytest.raises(DataError, match="are masks of the same frame"):
         VideoFileDataset(tmp_path)
     shutil.rmtree(tmp_path / "Annotations" / "a")
     partly = VideoFileDataset(tmp_path)  # a is unannotated

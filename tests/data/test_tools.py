@@ -380,7 +380,7 @@ def test_ids_that_xml_cannot_hold(tmp_path):
     for row in content["annotations"]:
         row["track_id"] = "a\0b" if row["track_id"] == "cat" else "<&\">'"
     file = save_json(tmp_path / "labels.json", content)
-    with pytest.raises(DataError, match="XML cannot hold"):
+    with pytest.raises(DataError, match="XML cannot represent"):
         convert(file, tmp_path / "cvat", "cvat")
     assert not (tmp_path / "cvat").exists()
     content["annotations"] = [r for r in content["annotations"] if r["track_id"] != "a\0b"]

@@ -135,6 +135,47 @@ def test_troubleshooting_quotes_messages_that_exist():
     assert not unknown, f"no such message in the package; update docs/troubleshooting.md: {unknown}"
 
 
+def prose_sentences(text: str) -> list[str]:
+    """Return the sentences of Markdown; without code blocks, tables, headings, pictures, links."""
+    text = re.sub(
+        r"^ *```.*?^ *```$|<picture>.*?</picture>", "", text, flags=re.DOTALL | re.MULTILINE
+    )
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    sentences = []
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", text):  # paragraphs, list items
+        if not block.lstrip().startswith(("|", "#")):
+            sentences += re.split(r"(?<=[.!?:])[*)]*\s+", " ".join(block.split()))
+    return [sentence for sentence in sentences if len(sentence.split()) > 1]
+
+
+def mean_words(text: str) -> float:
+    sentences = prose_sentences(text)
+    return sum(len(sentence.split()) for sentence in sentences) / len(sentences)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted(DOCS.glob("*.md")),
+    ],
+    ids=lambda path: path.stem,
+)
+def test_sentences_are_short(path):
+    """Issue 17 allows 25 words per sentence on average; new text should stay well below."""
+    assert mean_words(path.read_text(encoding="utf-8")) <= 20
+
+
+def test_sentences_are_counted_without_code_tables_and_links():
+    text = "# Head line\n\n| a b | c d |\n\n```\nx y z\n```\n\n"
+    text += "One two [three](four.md). Five six:\n\n- a b c\n"
+    assert prose_sentences(text) == ["One two three.", "Five six:", "- a b c"]
+    assert mean_words("word " * 40 + ".") > 25
+
+
 def command_lines() -> list[str]:
     """Return every ``sam2kit`` command in a code block of the documentation or the README."""
     lines = []

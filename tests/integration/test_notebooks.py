@@ -323,7 +323,7 @@ def test_training_notebook_started_in_its_directory(tmp_path):
     # Every update replaces the picture of the live curves.
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
-    assert "memory of a step" in printed and "step 1/" in printed
+    assert "memory per step" in printed and "step 1/" in printed
     # Run again as shipped, with resume = False: a finished training is not overwritten.
     run_dir = tmp_path / "run"
     before = (run_dir / "best.ckpt").read_bytes()

@@ -250,8 +250,8 @@ def test_run_directory_means_its_best_checkpoint(tiny_config, run):
             "cannot be read safely.*contains code",
         ),
         (lambda p: rewrite(p, lambda c: c["state_dict"].popitem()), "tensors 1 missing"),
-        (lambda p: rewrite(p, lambda c: c.update(state_dict={})), "holds no weights"),
-        (lambda p: rewrite(p, lambda c: c.update(state_dict=[1])), "holds no weights"),
+        (lambda p: rewrite(p, lambda c: c.update(state_dict={})), "contains no weights"),
+        (lambda p: rewrite(p, lambda c: c.update(state_dict=[1])), "contains no weights"),
         (lambda p: p.unlink(), "best.ckpt' must be an existing file"),
     ],
 )

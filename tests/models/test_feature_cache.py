@@ -300,7 +300,7 @@ def test_command_fails_if_nothing_can_be_kept(tiny_config, tmp_path):
     tiny_config.dataset.synthetic_videos = 1
     tiny_config.valdataset.synthetic_videos = 1
     tiny_config.features.folder, tiny_config.features.budget_gb = str(tmp_path / "c"), 1e-9
-    with pytest.raises(ConfigError, match="could be kept") as error:
+    with pytest.raises(ConfigError, match="could be stored") as error:
         fill(tiny_config)
     assert error.value.key == "features.folder" and "budget_gb" in error.value.hint
 
@@ -620,7 +620,7 @@ def test_command(tiny_config, tmp_path, capsys):
     assert main([*argv, "features.cache=off"]) == 2
     (tmp_path / "a file").touch()
     for folder in ("nowhere", "a file"):
-        assert "holds no features" in describe(tmp_path / folder)
+        assert "contains no features" in describe(tmp_path / folder)
         assert clear(tmp_path / folder) == (0, [])
 
 

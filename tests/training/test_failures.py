@@ -56,7 +56,9 @@ def test_dead_loader_process_reports_the_frame(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ClipDataset, "_read", die)
     config = override_config(config, ["dataset.num_workers=1"])
-    with pytest.raises(TrainingError, match=r"loader process ended .*reading .*3.*frame") as raised:
+    with pytest.raises(
+        TrainingError, match=r"DataLoader worker died .*reading .*3.*frame"
+    ) as raised:
         fit(config, tmp_path / "run")
     assert "dataset.num_workers" in raised.value.hint
 

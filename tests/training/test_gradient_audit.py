@@ -87,7 +87,7 @@ def test_norms_equal_those_of_the_first_step(config):
         (
             {"dataset.video_clip_length": 1, "model.trainable_modules": ["sam_mask_decoder"]},
             ["sam_mask_decoder"],
-            "a mask prompt is the output on its frame",
+            "the output on a mask-prompted frame is the prompt itself",
         ),
         (
             {"model.trainable_modules": ["sam_mask_decoder.iou_prediction_head"]},
@@ -222,7 +222,7 @@ def test_withheld_masks_of_random_weights_are_a_note(config):
     audit = audit_config(config)
     assert not audit.faults
     note, reason = audit.notes
-    assert "predicts absence in" in note and "set model.object_score_bias=3" in note
+    assert "the object is absent in" in note and "set model.object_score_bias=3" in note
     assert reason.startswith("memory_attention, memory_encoder get no gradient: the model predicts")
 
 

@@ -268,7 +268,7 @@ def test_interrupt_stops_all_ranks_after_the_same_step(started, tmp_path, number
         process.send_signal(number)
     output, _ = started.communicate(timeout=120)
     assert signal_all or (output.strip().endswith("True") and started.returncode == 0)
-    assert "best checkpoint" in (tmp_path / "run" / "train.log").read_text()  # the last line
+    assert "Best checkpoint" in (tmp_path / "run" / "train.log").read_text()  # the last line
     assert (tmp_path / "run" / "last.ckpt").exists() and not processes_of(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_replay_repeats_the_step_exactly(config, tmp_path, monkeypatch):
 
 def test_other_files_are_rejected(tmp_path, capsys):
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="holds no step to replay"):
+    with pytest.raises(CheckpointError, match="contains no step to replay"):
         replay(tmp_path / "a.pt")
     assert main(["replay", str(tmp_path / "none.pt")]) == 2
     assert "none.pt: no such file" in capsys.readouterr().err

@@ -126,7 +126,7 @@ def test_out_of_memory_while_measuring_is_an_answer(tiny_config, clips, monkeypa
     clips(1, 1, 1)
     monkeypatch.setattr(planning._SmallSteps, "run", run_or_fail)
     plan = plan_training(tiny_config)
-    assert plan.memory.tight and "time of a step: unknown" in str(plan)
+    assert plan.memory.tight and "time per step: unknown" in str(plan)
     proposal = propose(plan)
     assert proposal is not None and "model.activation_checkpointing=true" in proposal[0]
     assert not proposal[1].memory.tight and calls[-1]
@@ -203,7 +203,7 @@ COMMAND = ["plan", "--config", "configs/quickstart.yaml", "--accelerator", "cpu"
 def test_the_command(capsys):
     assert main([*COMMAND, "dataset.image_size=64", "dataset.video_clip_length=2"]) == 0
     out = capsys.readouterr().out
-    assert "memory of a step: about" in out and "time of a step: about" in out
+    assert "memory per step: about" in out and "time per step: about" in out
     assert "training: " in out
     assert "validation: 6 videos. " in out and "videos are needed" in out
 
@@ -215,7 +215,7 @@ def test_command_proposes_settings(arithmetic, capsys):
     assert "fits with: model.memory_dropout=0" in capsys.readouterr().out
     arithmetic(0)
     assert main([*COMMAND, *sizes]) == 1
-    assert "no combination that was tried fits" in capsys.readouterr().out
+    assert "no smaller settings were found that fit" in capsys.readouterr().out
 
 
 @pytest.mark.slow

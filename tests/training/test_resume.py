@@ -160,6 +160,22 @@ def test_stopped_run_resumes_exactly(config, steps, runs, tmp_path, stop_in, ove
     assert rows(whole) == [r for r in rows(first) if r[0] < done] + rows(second)
 
 
+def test_run_with_generated_clips_resumes_exactly(config, steps, tmp_path):
+    videos = make_davis(tmp_path / "videos", dict.fromkeys("abcde", 4))
+    source = ["dataset.type=video", f"dataset.data_path={videos}", "dataset.num_workers=2"]
+    config = override_config(config, [*source, "dataset.replay=0.5"])
+    whole, undisturbed = fit(config, tmp_path / "whole"), list(steps)
+    assert len(undisturbed) == 8  # two epochs of four clips of videos and four generated ones
+    steps.clear()
+    steps.stop_in = 5
+    first = fit(config, tmp_path / "first")
+    with pytest.raises(ConfigError, match=r"replay is 0\.3 and was 0\.5"):
+        resume(config, first, tmp_path, "other", ["dataset.replay=0.3"])
+    assert_same(state(whole), state(resume(config, first, tmp_path)))
+    assert set(steps) == set(undisturbed)
+    assert state(whole)["SAM2LightningDataModule"]["content"] != "generated"
+
+
 class Killed(Exception):
     """Simulates a kill: nothing is saved after it is raised."""
 
@@ -386,7 +402,7 @@ def test_checkpoint_that_is_not_of_a_run_is_rejected(config, tmp_path, stopped):
         resume(config, stopped, tmp_path)
     assert "--model-checkpoint" in error.value.hint
     torch.save({"model": {}}, stopped.last_checkpoint)
-    with pytest.raises(CheckpointError, match="holds no sam2kit config") as error:
+    with pytest.raises(CheckpointError, match="contains no sam2kit config") as error:
         resume(config, stopped, tmp_path)
     assert error.value.key == "trainer.resume_from"
 

@@ -58,7 +58,7 @@ def test_run_writes_all_files_to_a_dated_directory(run, config):
     assert load_config(run.run_dir / "config.yaml") == settle_monitor(settle_precision(config))
     log = (run.run_dir / "train.log").read_text()
     assert "step 2/2" in log and "memory_attention" in log
-    assert re.search(r"validated on \d+ videos?: \w", log)
+    assert re.search(r"Validating on \d+ videos?: \w", log)
     assert re.search(r"epoch 0 validation val_loss \d+\.\d{3} val_iou \d\.\d{3}\n", log)
 
 
@@ -216,10 +216,10 @@ def test_a_logger_without_a_login(config, monkeypatch):
 def test_a_frozen_random_model_is_warned_of(config, tmp_path):
     result = fit(config, tmp_path / "run")
     log = (result.run_dir / "train.log").read_text()
-    assert "model.checkpoint is random, so image_encoder" in log
+    assert "model.checkpoint=random, so image_encoder" in log
     config.model.trainable_modules = ["*"]
     log = (fit(config, tmp_path / "whole").run_dir / "train.log").read_text()
-    assert "model.checkpoint is random" not in log
+    assert "model.checkpoint=random" not in log
 
 
 def test_failure_before_the_first_step_is_raised(config, monkeypatch):
@@ -254,7 +254,7 @@ def test_run_directories_of_one_second_differ(tmp_path):
 def test_loss_without_trained_modules_is_rejected(config, tmp_path):
     config.dataset.video_clip_length = 1
     config.trainer.audit = "off"
-    with pytest.raises(ConfigError, match="no trained module") as error:
+    with pytest.raises(ConfigError, match="no trainable parameter") as error:
         fit(config, tmp_path / "run")
     assert error.value.key == "model.trainable_modules"
 

@@ -7,27 +7,20 @@ import io
 import json
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from browser_helpers import SIZE_OF_SAMPLES, View
 from data_helpers import SIZE, make_davis, save_frame
 from PIL import Image
+from session_helpers import SAMPLES, Clips, truth_center
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.build import open_source
 from sam2kit.data.rle import decode_mask
-from sam2kit.data.sources.base import VideoSource
-from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
-from sam2kit.evaluation.metrics import iou
 from sam2kit.models.automatic_masks import Proposal
-from sam2kit.models.checkpoints import load_model
-from sam2kit.prompts.generator import PromptGenerator
-from sam2kit.prompts.geometry import mask_center
 from sam2kit.tracking.tracking_job import track_video
 from sam2kit.utils.errors import DataError
 from sam2kit.viz.overlays import ERROR_COLORS, PALETTE
@@ -35,33 +28,10 @@ from sam2kit.widgets.annotator import Annotator, PromptDebugger
 from sam2kit.widgets.check_list import FrameToCheck
 from sam2kit.widgets.prompt_session import PromptSession
 
-SAMPLES = Path(__file__).parents[1] / "blobs"
-
-
-class FirstFrames(VideoSource):
-    """Limit the videos of a source to their first frames."""
-
-    def __init__(self, source: VideoSource, count: int) -> None:
-        self.source, self.count, self.names = source, count, source.names
-
-    def num_frames(self, i: int) -> int:
-        return self.count
-
-    def read_frame(self, i: int, t: int) -> np.ndarray:
-        return self.source.read_frame(i, t)
-
-    def read_masks(self, i: int, t: int):
-        return self.source.read_masks(i, t)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("nano")[1]
-
 
 @pytest.fixture(scope="module")
 def samples():
-    return FirstFrames(VideoDataset(SAMPLES), 4)
+    return Clips(count=4)
 
 
 @pytest.fixture
@@ -74,71 +44,9 @@ def widget(samples, model, tmp_path):
     return Annotator(samples, model, run_dir=tmp_path)
 
 
-def center(session, o=1, t=0):
-    return mask_center(session.truth(t)[o])
-
-
 def message(widget, kind, buffers=(), **fields):
     """Send a message as a view does."""
     widget._handle_custom_msg({"type": kind, **fields}, list(buffers))
-
-
-def test_click_segments_the_object(session):
-    assert session.objects == [1, 2] and session.size == (128, 160)
-    assert session.mask(1, 0) is None and session.prediction(1, 0) is None
-    session.click(1, 0, *center(session))
-    prediction = session.prediction(1, 0)
-    assert session.j_of(1, 0, prediction.mask) > 0.7
-    assert prediction.candidates.shape == (3, *session.size) and len(prediction.ious) == 3
-    best = prediction.candidates[int(np.argmax(prediction.ious))]
-    assert (prediction.mask == best).all() and (session.mask(1, 0) == best).all()
-    session.click(1, 0, *center(session, 2), positive=False)
-    prompt = session.prompts[1, 0]
-    assert prompt.labels == (1, 0) and not session.mask(1, 0)[center(session, 2)[::-1]]
-    assert len(session.prediction(1, 0).candidates) == 3  # although the model returns one mask
-
-
-def test_masks_depend_only_on_the_prompts(session, samples, model):
-    session.click(1, 0, *center(session))
-    session.box(2, 1, (10, 10, 60, 60))
-    session.click(1, 0, 5, 5, positive=False)
-    second = PromptSession(samples, 0, model)
-    second.click(1, 0, *center(session))
-    second.click(1, 0, 5, 5, positive=False)
-    assert (second.mask(1, 0) == session.mask(1, 0)).all()
-
-
-def test_box_replaces_clicks_and_later_clicks_are_added(session):
-    session.click(1, 0, 3, 3)
-    x, y = center(session)
-    session.box(1, 0, (x + 20, y + 15, x - 20, y - 15))  # any two opposite corners
-    assert session.prompts[1, 0].box == (x - 20, y - 15, x + 20, y + 15)
-    assert session.prompts[1, 0].points == ()
-    box_mask = session.mask(1, 0)
-    session.click(1, 0, 1, 1, positive=False)
-    prompt = session.prompts[1, 0]
-    assert prompt.box is not None and prompt.points == ((1, 1),)
-    assert prompt.mask is None and len(session.prediction(1, 0).ious) == 3 and box_mask.any()
-
-
-def test_undo_reverts_one_edit_at_a_time(session):
-    session.undo()
-    session.click(1, 0, *center(session))
-    first_mask = session.mask(1, 0)
-    session.click(1, 0, 1, 1, positive=False)
-    session.clear()
-    assert not session.prompts and session.mask(1, 0) is None
-    session.undo()
-    assert session.prompts[1, 0].labels == (1, 0)
-    session.undo()
-    assert (session.mask(1, 0) == first_mask).all()
-    session.undo()
-    assert not session.prompts
-    session.click(1, 0, 5, 5)
-    session.click(2, 0, 6, 6)
-    session.click(1, 2, 7, 7)
-    session.clear(1, 0)
-    assert list(session.prompts) == [(2, 0), (1, 2)]
 
 
 def test_track_reproduces_the_masks_from_saved_prompts(session, tmp_path):
@@ -147,13 +55,13 @@ def test_track_reproduces_the_masks_from_saved_prompts(session, tmp_path):
     folder.mkdir()
     for t in range(session.num_frames):
         Image.fromarray(session.frame(t)).save(folder / f"{t:05d}.png")
-    session.click(1, 0, *center(session))
-    x, y = center(session, 2)
+    session.click(1, 0, *truth_center(session))
+    x, y = truth_center(session, 2)
     session.box(2, 0, (x - 20, y - 20, x + 20, y + 20))
     session.click(2, 0, x, y)
     list(session.propagate())
     session.choose(1, 0, 2)
-    session.click(1, 2, *center(session, 2, 2), positive=False)
+    session.click(1, 2, *truth_center(session, 2, 2), positive=False)
     session.add_object("third")
     session.click("third", 1, 20, 20)
     assert session.stale
@@ -172,104 +80,13 @@ def test_track_reproduces_the_masks_from_saved_prompts(session, tmp_path):
         assert not (pixels[~mask] == numbers.index(o) + 1).any() or isinstance(o, int)
 
 
-def test_history_and_cached_predictions_are_limited(session, monkeypatch):
-    monkeypatch.setattr("sam2kit.widgets.prompt_session.UNDO_STEPS", 3)
-    for n in range(5):
-        session.click(1, 0, 5 + n, 6)
-    for _ in range(9):
-        session.undo()
-    assert len(session.prompts[1, 0].points) == 2
-    session.click(2, 0, 3, 3)
-    session.click(2, 1, 3, 3)
-    assert len(session._predictions) == 1 and session.mask(1, 0) is not None  # predicted again
-
-
-def test_click_refines_a_tracked_mask(session):
-    session.click(1, 0, *center(session))
-    list(session.propagate())
-    before = session.mask(1, 2)
-    wrong = before & ~session.truth(2)[1]
-    x, y = mask_center(wrong)
-    session.click(1, 2, x, y, positive=False)
-    prompt, after = session.prompts[1, 2], session.mask(1, 2)
-    assert (prompt.base == before).all() and (prompt.mask == after).all()
-    assert iou(after, before) > 0.3  # refined; a negative click alone would give another mask
-    session.click(1, 2, x, y, positive=False)
-    assert (session.prompts[1, 2].base == before).all()  # the tracked mask, not the refined one
-
-
 def test_preview_keeps_masks_of_earlier_frames(session):
-    session.click(1, 0, *center(session))
+    session.click(1, 0, *truth_center(session))
     list(session.propagate())
     runs = dict(session.tracked)
     assert list(session.propagate(2)) == [2, 3]
     assert all(session.tracked[1, t] == runs[1, t] for t in (0, 1))
     assert set(session.j) == {(1, t) for t in range(4)}
-
-
-def test_painted_masks_are_exact_and_invalid_input_is_rejected(session):
-    mask = session.truth(1)[2]
-    session.paint(2, 1, mask)
-    assert (session.mask(2, 1) == mask).all() and session.j_of(2, 1, mask) == 1
-    with pytest.raises(DataError, match="mask is empty"):
-        session.paint(2, 1, mask & False)
-    with pytest.raises(DataError) as error:
-        session.paint(2, 1, mask[:9])
-    assert (error.value.key, error.value.value) == ("mask.shape", (9, 160))
-    with pytest.raises(DataError, match="160 x 128") as error:
-        session.click(1, 0, 160, 0)
-    assert (error.value.key, error.value.value) == ("point", (160, 0))
-    with pytest.raises(DataError) as error:
-        session.choose(2, 1, 0)
-    assert (error.value.key, error.value.value) == ("candidate", 0)
-    assert list(session.prompts) == [(2, 1)]
-
-
-def test_draw_prompts_as_in_training(session):
-    side = session.image_size
-    for kind in ("mask", "box", "point"):
-        recipe = DatasetConfig(prompt_types=[kind], num_positive_points=2, num_negative_points=1)
-        session.draw(1, 0, recipe, seed=3)
-        prompt, truth = session.prompts[1, 0], session.truth(0)[1]
-        if kind == "mask":
-            assert (prompt.mask == truth).all()
-        elif kind == "box":
-            ys, xs = np.nonzero(truth)
-            tight = (xs.min(), ys.min(), xs.max(), ys.max())
-            assert np.abs(np.subtract(prompt.box, tight)).max() <= 160 / side + 1
-        else:
-            assert prompt.labels == (1, 1, 0)
-            inside = [truth[y, x] for x, y in prompt.points]
-            assert inside[0] and not inside[2]
-    drawn = []
-    for seed in (1, 1, 2):
-        session.draw(1, 0, replace(recipe, include_center=False), seed)
-        drawn.append(session.prompts[1, 0].points)
-    assert drawn[0] == drawn[1] != drawn[2]
-    session.add_object("new")
-    with pytest.raises(DataError, match="object new is not visible on frame 0"):
-        session.draw("new", 0, recipe, 0)
-
-
-def test_draw_uses_the_prompt_generator(session, monkeypatch):
-    seen = []
-    call = PromptGenerator.__call__
-    monkeypatch.setattr(
-        PromptGenerator, "__call__", lambda self, *a: seen.append(self.box_noise) or call(self, *a)
-    )
-    session.draw(1, 0, DatasetConfig(prompt_types=["box"], box_noise=0.3), 0)
-    assert seen == [0.3]
-
-
-def test_append_writes_a_correction_for_the_dataset(session, tmp_path):
-    path = tmp_path / "corrections.jsonl"
-    with pytest.raises(DataError, match="no object .* on frame 2"):
-        session.append(path, 2)
-    session.click(1, 2, *center(session, 1, 2))
-    assert session.append(path, 2) == [1]
-    masks = CorrectedSource(open_source(session.source), path).read_masks(0, 2)
-    assert (masks[1] == session.mask(1, 2)).all()
-    assert (masks[2] == session.truth(2)[2]).all()  # not prompted, so the mask of the dataset
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -334,7 +151,7 @@ def test_large_frames_and_many_objects(tmp_path, model):
 
 def test_messages_change_the_state(widget):
     seq = widget.seq
-    x, y = center(widget.session)
+    x, y = truth_center(widget.session)
     message(widget, "ready")
     message(widget, "click", x=x, y=y, positive=True)
     assert widget.views == 1 and widget.error == "" and widget.seq > seq
@@ -394,7 +211,7 @@ def test_colors_stand_out_from_the_video(tmp_path, model):
 
 def test_annotations_survive_switching_and_a_new_widget(samples, model, tmp_path):
     widget = Annotator(samples, model, run_dir=tmp_path)
-    x, y = center(widget.session)
+    x, y = truth_center(widget.session)
     widget.click(x, y)
     widget.rename(0, "tool")
     widget.propagate(end=2)
@@ -419,7 +236,7 @@ def test_annotations_survive_switching_and_a_new_widget(samples, model, tmp_path
 
 
 def test_another_folder_and_another_model(widget, tmp_path, monkeypatch):
-    widget.click(*center(widget.session))
+    widget.click(*truth_center(widget.session))
     message(widget, "open_folder", folder=str(tmp_path / "nowhere"))
     assert "nowhere does not exist" in widget.error and (1, 0) in widget.session.prompts
     folder = tmp_path / "videos" / "clip"
@@ -489,8 +306,8 @@ def test_proposals_are_kept_or_discarded_in_the_list(widget, monkeypatch):
         mask[10 * n : 10 * n + 5, :5] = True
 
     def propose_masks(t):
-        widget.session.proposals = [Proposal(mask, 0.9) for mask in masks]
-        widget.session._proposal_frame = t
+        proposals = widget.session.proposals
+        proposals.items, proposals.frame = [Proposal(mask, 0.9) for mask in masks], t
         yield 1.0
 
     monkeypatch.setattr(widget.session, "propose_masks", propose_masks)
@@ -510,8 +327,8 @@ def test_proposals_are_kept_or_discarded_in_the_list(widget, monkeypatch):
 
 
 def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeypatch):
-    widget.click(*center(widget.session))
-    read_frame, frames = FirstFrames.read_frame, []
+    widget.click(*truth_center(widget.session))
+    read_frame, frames = Clips.read_frame, []
 
     def cancel_at_third_frame(self, i, t):
         frames.append(t)
@@ -519,12 +336,12 @@ def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeyp
             widget.cancel()
         return read_frame(self, i, t)
 
-    monkeypatch.setattr(FirstFrames, "read_frame", cancel_at_third_frame)
+    monkeypatch.setattr(Clips, "read_frame", cancel_at_third_frame)
     message(widget, "propagate")
     widget.wait()
     assert not widget.state["running"] and 0 < widget.state["done"] < 4
     assert "stopped after" in widget.state["message"] and widget.session.tracked
-    monkeypatch.setattr(FirstFrames, "read_frame", read_frame)
+    monkeypatch.setattr(Clips, "read_frame", read_frame)
     message(widget, "propagate")
     message(widget, "click", x=5, y=5, positive=False)
     widget.wait()
@@ -534,7 +351,7 @@ def test_propagation_runs_in_the_background_and_can_be_cancelled(widget, monkeyp
 
 def test_propagation_over_a_range_and_backward(widget):
     widget.go(2)
-    widget.click(*center(widget.session, 1, 2))
+    widget.click(*truth_center(widget.session, 1, 2))
     message(widget, "propagate", direction="backward")
     widget.wait()
     assert widget.timeline["tracked"] == [[0, 2]] and widget.state["total"] == 3
@@ -546,9 +363,9 @@ def test_propagation_over_a_range_and_backward(widget):
 
 
 def test_switching_the_video_stops_propagation_and_keeps_its_masks(widget, monkeypatch):
-    widget.click(*center(widget.session))
+    widget.click(*truth_center(widget.session))
     reached = threading.Event()
-    read_frame = FirstFrames.read_frame
+    read_frame = Clips.read_frame
 
     def wait_for_the_switch(self, i, t):
         if t == 1:
@@ -556,7 +373,7 @@ def test_switching_the_video_stops_propagation_and_keeps_its_masks(widget, monke
             time.sleep(0.05)
         return read_frame(self, i, t)
 
-    monkeypatch.setattr(FirstFrames, "read_frame", wait_for_the_switch)
+    monkeypatch.setattr(Clips, "read_frame", wait_for_the_switch)
     widget.propagate(wait=False)
     assert reached.wait(60)
     widget.open_video(1)
@@ -567,7 +384,7 @@ def test_switching_the_video_stops_propagation_and_keeps_its_masks(widget, monke
 
 
 def test_frames_to_check_and_acceptance(widget, monkeypatch):
-    widget.click(*center(widget.session))
+    widget.click(*truth_center(widget.session))
     suspects = [FrameToCheck(3, 2, "low score", 0.9), FrameToCheck(1, 1, "area", 0.5)]
     monkeypatch.setattr(widget.session, "frames_to_check", lambda limit: suspects[:limit])
     widget.propagate()
@@ -585,7 +402,7 @@ def test_frames_to_check_and_acceptance(widget, monkeypatch):
     assert widget.timeline["accepted"] == [[0, 0], [2, 2]]
     # Frames with prompts are accepted whatever the step is: a correction must not be left out.
     widget.go(3)
-    widget.click(*center(widget.session))
+    widget.click(*truth_center(widget.session))
     message(widget, "accept_all", every=2)
     assert widget.session.accepted == {0, 2, 3}
     suspects.clear()
@@ -599,7 +416,7 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
     assert "no frame is accepted" in widget.error
     for i in (0, 1):
         widget.open_video(i)
-        widget.click(*center(widget.session, widget.session.objects[0]))
+        widget.click(*truth_center(widget.session, widget.session.objects[0]))
         widget.propagate()
         widget.accept_all(every=2)
     message(widget, "make_training_set", folder="")
@@ -632,21 +449,21 @@ def test_training_set_of_all_annotated_videos(widget, samples, tmp_path):
 
 
 def test_unreadable_frame_stops_propagation_with_its_error(widget, monkeypatch):
-    widget.click(*center(widget.session))
+    widget.click(*truth_center(widget.session))
 
     def broken(self, i, t):
         if t == 2:
             raise DataError("frame 2 is damaged")
         return VideoDataset.read_frame(self.source, i, t)
 
-    monkeypatch.setattr(FirstFrames, "read_frame", broken)
+    monkeypatch.setattr(Clips, "read_frame", broken)
     with pytest.raises(DataError, match="frame 2 is damaged"):
         widget.propagate()
     assert not widget.state["running"] and (1, 1) in widget.session.tracked
 
 
 def test_static_image_without_a_front_end(widget):
-    widget.click(*center(widget.session))
+    widget.click(*truth_center(widget.session))
     widget.box(5, 5, 60, 60)
     data, _ = widget._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
@@ -672,12 +489,6 @@ def test_arguments(samples, model, tmp_path, tiny_config):
     with pytest.raises(DataError) as error:
         Annotator(samples, model, recipes={"a": DatasetConfig()}).random_prompt("other")
     assert (error.value.key, error.value.value) == ("recipe", "other")
-
-
-def test_settings_of_the_model_are_restored(session, model):
-    max_points = model.multimask_max_pt_num
-    session.box(1, 0, (3, 3, 40, 40))
-    assert model.multimask_max_pt_num == max_points and not torch.is_inference_mode_enabled()
 
 
 NOTEBOOK = """

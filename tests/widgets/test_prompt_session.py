@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,97 +13,19 @@ import pytest
 import torch
 from data_helpers import square
 from PIL import Image
+from session_helpers import LENGTH, SAMPLES, Clips, content, png, truth_center
 
-from sam2kit.data.sources.base import SelectedVideos, VideoSource
+from sam2kit.data.build import open_source
+from sam2kit.data.sources.base import SelectedVideos
 from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.synthetic.dataset import CompositedDataset
-from sam2kit.evaluation.metrics import iou
-from sam2kit.models.checkpoints import load_model
-from sam2kit.prompts.annotations import AnnotationStore, TrackedMask
-from sam2kit.prompts.geometry import mask_center
 from sam2kit.prompts.io import load_video_prompts
 from sam2kit.tracking.training_set_job import make_training_set
 from sam2kit.utils.errors import DataError
-from sam2kit.widgets import prompt_session
-from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
+from sam2kit.widgets.predictor import MaskPredictor
 from sam2kit.widgets.prompt_session import PromptSession
-
-SAMPLES = Path(__file__).parents[1] / "blobs"
-LENGTH = 6
-
-
-class Clips(VideoSource):
-    """The first frames of the sample clips, optionally without their masks."""
-
-    def __init__(self, has_masks: bool = True, count: int = LENGTH) -> None:
-        self.source, self.count, self.has_masks = VideoDataset(SAMPLES), count, has_masks
-        self.names = self.source.names
-
-    def num_frames(self, i: int) -> int:
-        return self.count
-
-    def read_frame(self, i: int, t: int) -> np.ndarray:
-        return self.source.read_frame(i, t)
-
-    def read_masks(self, i: int, t: int):
-        return self.source.read_masks(i, t) if self.has_masks else None
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("nano")[1]
-
-
-@pytest.fixture
-def session(model):
-    return PromptSession(Clips(), 0, model)
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = AnnotationStore(tmp_path / "annotations")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def reopen(model, store):
-    """Return a function that opens the video again as a new kernel would."""
-
-    def open_again(i: int = 0, has_masks: bool = True) -> PromptSession:
-        return PromptSession(
-            Clips(has_masks), i, model, store=AnnotationStore(store.folder), model_name="nano"
-        )
-
-    return open_again
-
-
-def truth_center(session, o=1, t=0):
-    return mask_center(Clips().read_masks(session.i, t)[o])
-
-
-def png(labels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(labels).save(file, "PNG")
-    return file.getvalue()
-
-
-def content(session):
-    """Return all that must come back, in comparable form."""
-    masks = {
-        (o, t): session.mask(o, t).tobytes()
-        for o in session.objects
-        for t in range(session.num_frames)
-        if session.mask(o, t) is not None
-    }
-    kinds = {key: (session.provenance(*key), session.mask_model(*key)) for key in masks}
-    attributes = ("objects", "names", "colors", "hidden", "accepted")
-    lists = [copy(getattr(session, name)) for name in attributes]
-    prompts = {k: (p.points, p.labels, p.box) for k, p in session.prompts.items()}
-    tracks = dict(session.tracked), session.j, session.timeline(), session.stale
-    return masks, kinds, *lists, prompts, *tracks
 
 
 def test_every_change_is_on_disk_at_once(reopen, model):
@@ -149,7 +70,7 @@ def test_reopening_runs_no_model(reopen, monkeypatch):
     session = reopen()
     session.click(1, 0, *truth_center(session))
     mask = session.mask(1, 0)
-    monkeypatch.setattr(PromptSession, "_predict", None)
+    monkeypatch.setattr(MaskPredictor, "predict", None)
     assert (reopen().mask(1, 0) == mask).all()
 
 
@@ -268,130 +189,16 @@ def test_invalid_edits_of_objects_are_rejected(session):
     assert not session.can_undo
 
 
-def test_ranges_keep_the_masks_of_other_frames(session):
-    session.click(1, 1, *truth_center(session, 1, 1))
-    session.click(2, 3, *truth_center(session, 2, 3))
-    assert session.propagation_frames() == [1, 2, 3, 4, 5]
-    assert list(session.propagate()) == [1, 2, 3, 4, 5]
-    before = dict(session.tracked)
-    assert set(before) == {(1, t) for t in range(1, 6)} | {(2, t) for t in range(3, 6)}
-    session.clear(1)
-    session.box(1, 1, (2, 2, 30, 30))
-    assert list(session.propagate(2, 3)) == session.propagation_frames(2, 3) == [2, 3]
-    changed = {k for k in before if session.tracked[k] != before[k]}
-    assert changed == {(1, 2), (1, 3)} and set(session.tracked) == set(before)
-    assert session.stale  # only a part was tracked with the new prompt
-    list(session.propagate(0))
-    assert not session.stale
-    assert all(session.score(*key) is not None for key in session.tracked)
-    for arguments, key in (((3, 2), "end"), ((9,), "frames"), ((0, 1, "up"), "direction")):
-        with pytest.raises(DataError) as error:
-            session.propagate(*arguments)
-        assert error.value.key == key and error.value.hint
-
-
-def test_backward_tracking(session):
-    session.click(1, 3, *truth_center(session, 1, 3))
-    session.click(2, 5, *truth_center(session, 2, 5))
-    assert list(session.propagate(direction="backward")) == [5, 4, 3, 2, 1, 0]
-    # An object is tracked backward from its last prompt on.
-    assert set(session.tracked) == {(1, t) for t in range(4)} | {(2, t) for t in range(6)}
-    assert session.j[1, 0] > 0.5 and session.j[2, 0] > 0.5
-    assert list(session.propagate(2, 4, "backward")) == [4, 3, 2]
-    backward = dict(session.tracked)
-    assert list(session.propagate()) == [3, 4, 5]  # forward keeps what was tracked backward
-    assert {k: v for k, v in session.tracked.items() if k[1] < 3} == {
-        k: v for k, v in backward.items() if k[1] < 3
-    }
-    assert (1, 5) in session.tracked
-    session.clear(1)
-    list(session.propagate())
-    assert {o for o, _ in session.tracked} == {2}  # no prompt, so no mask
-    session.clear()
-    session.click(2, 0, *truth_center(session, 2))
-    assert list(session.propagate(direction="backward")) == []
-
-
-def test_both_directions_measure_their_disagreement(model):
-    session = PromptSession(Clips(), 0, model)
-    session.click(1, 0, *truth_center(session))
-    session.click(1, 5, *truth_center(session, 1, 5))
-    list(session.propagate())
-    forward = dict(session.tracked)
-    list(session.propagate(direction="backward"))
-    backward = dict(session.tracked)
-    expected = session.propagation_frames(direction="both")
-    assert list(session.propagate(direction="both")) == expected == [*range(6), *range(5, -1, -1)]
-    # The nearer prompt decides: frame 0 for frames 1 and 2, frame 5 for frames 3 and 4.
-    assert [session.tracked[1, t] for t in (1, 2)] == [forward[1, t] for t in (1, 2)]
-    assert [session.tracked[1, t] for t in (3, 4)] == [backward[1, t] for t in (3, 4)]
-    for t in range(1, 5):
-        masks = [prompt_session.decode_mask(runs[1, t]) for runs in (forward, backward)]
-        assert session.disagreement(1, t) == pytest.approx(1 - iou(*masks), abs=1e-3)
-    list(session.propagate())
-    assert session.disagreement(1, 2) is None
-
-
-def test_accepted_masks_do_not_change(session):
-    session.click(1, 0, *truth_center(session))
-    list(session.propagate())
-    session.accept([2])
-    before = dict(session.tracked)
-    session.clear()
-    session.box(1, 0, (1, 1, 40, 40))
-    list(session.propagate(direction="both"))
-    list(session.propagate())
-    changed = {key for key in before if session.tracked[key] != before[key]}
-    assert (1, 2) not in changed and {(1, 1), (1, 3)} <= changed
-    session.unaccept([2])
-    list(session.propagate())
-    assert session.tracked[1, 2] != before[1, 2]
-
-
-def test_a_stopped_propagation_keeps_old_and_new_masks(reopen):
-    session = reopen()
-    session.click(1, 1, *truth_center(session, 1, 1))
-    list(session.propagate())
-    before = dict(session.tracked)
-    session.clear()
-    session.box(1, 1, (1, 1, 60, 60))
-    frames = session.propagate()
-    assert [next(frames) for _ in range(2)] == [1, 2]
-    frames.close()
-    changed = {k for k in before if session.tracked[k] != before[k]}
-    assert changed == {(1, 1), (1, 2)} and set(session.tracked) == set(before)
-    assert dict(reopen().tracked) == dict(session.tracked)
-
-
-def test_edits_during_a_propagation(reopen):
-    session = reopen()
-    session.click(1, 0, *truth_center(session))
-    session.click(2, 0, *truth_center(session, 2))
-    for t in session.propagate():
-        if t == 1:
-            session.delete_object(1)
-        if t == 2:
-            session.paint(2, 4, square(0, 0, 9, session.size))
-        if t == 3:
-            session.accept([0])
-    assert {o for o, _ in session.tracked} == {2} and len(session.tracked) == LENGTH
-    assert session.stale  # the painted mask was not tracked
-    session.undo()
-    session.undo()
-    session.undo()
-    assert session.objects == [1, 2]
-    assert (1, 0) in session.tracked and (1, 5) not in session.tracked
-    assert content(reopen()) == content(session)
-
-
 KILLED = """
 import os, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from test_prompt_session import *
+from session_helpers import Clips, truth_center
+from sam2kit.models.checkpoints import load_model
+from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.widgets import prompt_session
 prompt_session.SAVE_SECONDS = 0
-session = PromptSession(
+session = prompt_session.PromptSession(
     Clips(), 0, load_model("nano")[1], store=AnnotationStore(sys.argv[1]), model_name="nano"
 )
 session.click(1, 0, *truth_center(session))
@@ -505,32 +312,6 @@ def test_prompt_files_keep_videos_of_different_sizes(session, tmp_path):
         load_video_prompts(path, "other", 1, 40)
 
 
-def test_prompts_of_another_size_are_scaled(session, tmp_path):
-    path, (height, width) = tmp_path / "prompts.json", session.size
-    entry = {"video": session.video, "object_id": 1, "frame_index": 0}
-    box = entry | {"kind": "box", "box": [5, 10, 40, 50]}
-    click = entry | {"kind": "point", "points": [[10, 20]], "labels": [1]}
-    document = {"version": 1, "image_size": [height // 2, width // 2], "prompts": [box, click]}
-    path.write_text(json.dumps(document))
-    session.load(path)
-    prompt = session.prompts[1, 0]
-    assert prompt.box == (10, 20, 80, 100) and prompt.points == ((20, 40),)
-    # Rows and columns in the wrong order are noticed, at any scale.
-    for factor in (1, 2):
-        document["image_size"] = [width // factor, height // factor]
-        path.write_text(json.dumps(document))
-        with pytest.raises(DataError, match="swapped") as error:
-            session.load(path)
-        assert error.value.key == "image_size" and error.value.value == document["image_size"]
-        with pytest.raises(DataError, match="swapped"):
-            load_video_prompts(path, session.video, 6, 128, session.size)
-        load_video_prompts(path, session.video, 6, 128)  # the size of the frames is unknown
-    document["image_size"] = [128, 128]  # the model's square is no mistake
-    path.write_text(json.dumps(document))
-    session.load(path)
-    assert session.prompts[1, 0].points == ((round(10.5 * width / 128 - 0.5), 20),)
-
-
 @pytest.mark.parametrize("kind", ["palette", "gray", "uint16", "tiff", "rgb", "file"])
 def test_label_images(session, tmp_path, kind):
     labels = np.zeros(session.size, np.uint8)
@@ -596,36 +377,6 @@ def test_sixty_objects_of_a_label_image_are_tracked(reopen):
     assert again.objects == [f"cell {n + 1}" for n in range(60)]
 
 
-def test_automatic_masks(model):
-    session = PromptSession(Clips(), 0, model, model_name="nano")
-    session.paint(1, 0, session.truth(0)[1])
-    shares = list(session.propose_masks(0))
-    assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares)
-    proposals = session.proposals
-    # The second object is found, and the first one is not proposed again.
-    assert max(iou(p.mask, session.truth(0)[2]) for p in proposals) > 0.7
-    assert all((p.mask & session.mask(1, 0)).sum() <= 0.5 * p.mask.sum() for p in proposals)
-    assert not any(
-        (p.mask & q.mask).sum() > 0.5 * min(p.mask.sum(), q.mask.sum())
-        for p in proposals
-        for q in proposals
-        if p is not q
-    )
-    assert [p.score for p in proposals] == sorted((p.score for p in proposals), reverse=True)
-    with pytest.raises(DataError) as error:
-        session.accept_proposals([len(proposals)])
-    assert error.value.key == "indices"
-    objects = session.accept_proposals([0])
-    assert objects == [3] and (session.mask(3, 0) == proposals[0].mask).all()
-    assert session.provenance(3, 0) == "automatic" and session.proposals == proposals[1:]
-    session.discard_proposals()
-    assert session.proposals == [] and session.accept_proposals() == []
-    session.undo()
-    assert session.objects == [1, 2]
-    assert [*session.propose_masks(0, points_per_side=2, min_iou=1.0)][-1] == 1
-    assert session.proposals == []
-
-
 def test_timeline(session):
     session.click(1, 1, *truth_center(session, 1, 1))
     list(session.propagate(end=4))
@@ -646,62 +397,6 @@ def test_timeline_reads_no_masks_that_have_files(model):
     assert session.timeline()["annotated"] == list(range(session.num_frames))
 
 
-def test_frames_to_check(session):
-    size = (40, 40)
-
-    def track(side, score=9.0, disagreement=None, row=0):
-        counts = prompt_session.encode_mask(square(row, 0, side, size))["counts"]
-        return TrackedMask(counts, score, disagreement=disagreement)
-
-    tracks = {(1, t): track(10) for t in range(300)}  # pycocotools fails for lists above 255
-    tracks[1, 8] = track(10, score=0.2)
-    tracks[1, 9] = track(10, score=0.5)  # next to a worse one
-    tracks[1, 20] = track(20)
-    tracks[1, 30] = track(10, disagreement=0.6)
-    tracks |= {
-        (2, 0): track(10, row=25),
-        (2, 1): track(0, score=-8.0),
-        (2, 2): track(0, score=-9.0),
-    }
-    listed = frames_to_check(tracks, {}, size, 20)
-    assert [(f.object, f.frame) for f in listed] == [(1, 8), (2, 1), (1, 20), (1, 30)]
-    assert isinstance(listed[0], FrameToCheck)
-    assert [round(f.severity, 2) for f in listed] == [0.9, 0.9, 0.68, 0.6]
-    for suspect, word in zip(listed, ["score", "disappears", "+300%", "backward"], strict=True):
-        assert word in suspect.reason
-    assert [f.frame for f in frames_to_check(tracks, {(1, 8): 0, (1, 20): 0}, size, 2)] == [1, 9]
-    assert frames_to_check({}, {}, size, 20) == [] == session.frames_to_check()
-
-
-def test_objects_with_almost_the_same_mask_are_to_be_checked():
-    """A tracker that moves to a neighbour is as sure of it as before."""
-    size = (40, 40)
-
-    def track(row, side):
-        counts = prompt_session.encode_mask(square(row, 0, side, size))["counts"]
-        return TrackedMask(counts, 9.0, disagreement=None)
-
-    tracks = {(o, t): track(20 * (o - 1), 10) for o in (1, 2) for t in range(4)}
-    assert frames_to_check(tracks, {}, size, 20) == []
-    tracks |= {(2, t): track(0, 10) for t in (2, 3)}
-    (listed,) = frames_to_check(tracks, {}, size, 20, {1: "left <cell>"})
-    assert (listed.object, listed.frame) == (2, 2) and listed.severity == 1
-    assert "left <cell>" in listed.reason
-    assert [f.frame for f in frames_to_check(tracks, {(2, 2): None}, size, 20)] == [3]
-    many = {(o, 0): track(0, 10 if o % 300 else 11) for o in range(300)}
-    assert len(frames_to_check(many, {}, size, 1000)) == 299
-
-
-def test_accepted_and_prompted_frames_need_no_check(session, monkeypatch):
-    monkeypatch.setattr("sam2kit.widgets.check_list.MIN_SEVERITY", 0.0)
-    monkeypatch.setattr("sam2kit.widgets.check_list.NEIGHBORHOOD", 0)
-    session.click(1, 0, *truth_center(session))
-    list(session.propagate())
-    session.accept([2, 3])
-    assert {f.frame for f in session.frames_to_check()} == {1, 4, 5}
-    assert len(session.frames_to_check(limit=2)) == 2
-
-
 def test_generated_objects_are_not_annotations(model, tmp_path):
     raw = Clips(has_masks=False)
     for source in (
@@ -716,3 +411,77 @@ def test_generated_objects_are_not_annotations(model, tmp_path):
         session.append(tmp_path / "c.jsonl", 0)
     lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert [[o["id"] for o in line["objects"]] for line in lines] == [[1], [1]]
+
+
+def test_box_replaces_clicks_and_later_clicks_are_added(session):
+    session.click(1, 0, 3, 3)
+    x, y = truth_center(session)
+    session.box(1, 0, (x + 20, y + 15, x - 20, y - 15))  # any two opposite corners
+    assert session.prompts[1, 0].box == (x - 20, y - 15, x + 20, y + 15)
+    assert session.prompts[1, 0].points == ()
+    box_mask = session.mask(1, 0)
+    session.click(1, 0, 1, 1, positive=False)
+    prompt = session.prompts[1, 0]
+    assert prompt.box is not None and prompt.points == ((1, 1),)
+    assert prompt.mask is None and len(session.prediction(1, 0).ious) == 3 and box_mask.any()
+
+
+def test_undo_reverts_one_edit_at_a_time(session):
+    session.undo()
+    session.click(1, 0, *truth_center(session))
+    first_mask = session.mask(1, 0)
+    session.click(1, 0, 1, 1, positive=False)
+    session.clear()
+    assert not session.prompts and session.mask(1, 0) is None
+    session.undo()
+    assert session.prompts[1, 0].labels == (1, 0)
+    session.undo()
+    assert (session.mask(1, 0) == first_mask).all()
+    session.undo()
+    assert not session.prompts
+    session.click(1, 0, 5, 5)
+    session.click(2, 0, 6, 6)
+    session.click(1, 2, 7, 7)
+    session.clear(1, 0)
+    assert list(session.prompts) == [(2, 0), (1, 2)]
+
+
+def test_history_and_cached_predictions_are_limited(session, monkeypatch):
+    monkeypatch.setattr("sam2kit.widgets.prompt_session.UNDO_STEPS", 3)
+    for n in range(5):
+        session.click(1, 0, 5 + n, 6)
+    for _ in range(9):
+        session.undo()
+    assert len(session.prompts[1, 0].points) == 2
+    session.click(2, 0, 3, 3)
+    session.click(2, 1, 3, 3)
+    assert len(session._predictions) == 1 and session.mask(1, 0) is not None  # predicted again
+
+
+def test_painted_masks_are_exact_and_invalid_input_is_rejected(session):
+    mask = session.truth(1)[2]
+    session.paint(2, 1, mask)
+    assert (session.mask(2, 1) == mask).all() and session.j_of(2, 1, mask) == 1
+    with pytest.raises(DataError, match="mask is empty"):
+        session.paint(2, 1, mask & False)
+    with pytest.raises(DataError) as error:
+        session.paint(2, 1, mask[:9])
+    assert (error.value.key, error.value.value) == ("mask.shape", (9, 160))
+    with pytest.raises(DataError, match="160 x 128") as error:
+        session.click(1, 0, 160, 0)
+    assert (error.value.key, error.value.value) == ("point", (160, 0))
+    with pytest.raises(DataError) as error:
+        session.choose(2, 1, 0)
+    assert (error.value.key, error.value.value) == ("candidate", 0)
+    assert list(session.prompts) == [(2, 1)]
+
+
+def test_append_writes_a_correction_for_the_dataset(session, tmp_path):
+    path = tmp_path / "corrections.jsonl"
+    with pytest.raises(DataError, match="no object .* on frame 2"):
+        session.append(path, 2)
+    session.click(1, 2, *truth_center(session, 1, 2))
+    assert session.append(path, 2) == [1]
+    masks = CorrectedSource(open_source(session.source), path).read_masks(0, 2)
+    assert (masks[1] == session.mask(1, 2)).all()
+    assert (masks[2] == session.truth(2)[2]).all()  # not prompted, so the mask of the dataset

@@ -46,8 +46,8 @@ class Examination:
         settings: training settings that the checks used (image size, clip length, stride, maximum
             distance of annotated frames).
         videos: the videos in order, training first.
-        findings: problems of opening the data, then of each video in order, then of the comparison
-            of videos with each other.
+        findings: problems in opening the data, then in each video in order, then in the comparison
+            of videos.
         notes: how the data are read where there was a choice, such as the meaning of mask values.
     """
 
@@ -247,12 +247,12 @@ def run_doctor(
         settings = what.dataset if isinstance(what, Config) else DatasetConfig()
     sources: dict[str, VideoSource | None] = {}
     data = {"training": _describe(what)}
-    open_error = None
+    clips = open_error = None
     if isinstance(what, Config) and val is None:
         try:
-            train_clips, val_clips = build_datasets(what)
-            sources = {"training": train_clips.source, "validation": val_clips.source}
-            data["validation"] = "as the configuration says"
+            clips, val_clips = build_datasets(what)
+            sources = {"training": clips.source, "validation": val_clips.source}
+            data["validation"] = "as configured"
         except DataError as error:
             # Reported below, unless reading the remaining videos reports the cause more precisely.
             open_error = error
@@ -276,6 +276,9 @@ def run_doctor(
     remarks = [r for source in sources.values() if source is not None for r in source.remarks]
     remarks = list(dict.fromkeys(remarks))
     notes = [f"{r.where}: {r.message}" for r in remarks if r.kind == NOTE]
+    if clips is not None and clips.num_replayed:
+        share = clips.config.replay
+        notes.append(f"dataset.replay={share}: a training epoch has {clips.epoch_text()}")
     findings += [Finding("warning", *astuple(r)) for r in remarks if r.kind != NOTE]
     findings += [f for video in videos for f in video.findings]
     if open_error is not None and not any(f.severity == "error" for f in findings):
@@ -306,7 +309,7 @@ def _open(
         findings: receives what cannot be opened.
 
     Returns:
-        The source; None: nothing can be opened.
+        The source, or None if nothing can be opened.
     """
 
     def report(error: DataError) -> None:

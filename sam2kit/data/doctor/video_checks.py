@@ -32,8 +32,8 @@ from sam2kit.utils.errors import DataError
 
 T = TypeVar("T")
 MIN_GRID_CELLS = 4  # smallest object, in cells of the mask decoder's grid (1/4 of the image size)
-# IoU of two masks: at least this, one object is where another was; below this, an object has moved
-# away; at least this, an object has not moved.
+# IoU of two masks: from this value on, one object is where another was; below this, an object has
+# moved away; from this value on, an object has not moved.
 SAME_POSITION_IOU, MOVED_AWAY_IOU, UNMOVED_IOU = 0.5, 0.1, 0.7
 COMPARED_PIXELS = 1 << 16  # masks are subsampled to about this many pixels to compare them
 MIN_THIN_MASKS = 4
@@ -49,12 +49,12 @@ class Finding:
         severity: ``error``: training stops at it. ``warning``: training runs, but the model may be
             worse.
         kind: ``refused`` (a file or video that cannot be used), ``sizes``, ``empty`` (no object to
-            train on), ``unannotated`` (no masks), ``supervision`` (no tracked frame has a truth),
-            ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``, ``short``,
-            ``ignored`` (files that may be data and are not read), ``damaged`` (decoded in part),
-            ``left out`` (videos, annotations and frames that cannot be used), ``geometry`` (labels
-            that lie elsewhere than their volume), ``boxes`` (filled as if they were masks),
-            ``shared`` (between training and validation).
+            train on), ``unannotated`` (no masks), ``supervision`` (no tracked frame has ground
+            truth), ``colours``, ``identity``, ``order``, ``duplicates``, ``absent``, ``tiny``,
+            ``short``, ``ignored`` (files that may be data and are not read), ``damaged`` (decoded
+            in part), ``left out`` (videos, annotations and frames that cannot be used),
+            ``geometry`` (labels that are not aligned with their volume), ``boxes`` (filled as if
+            they were masks), ``shared`` (between training and validation).
         where: the file, or the video and frame.
         message: what is wrong, and how to fix it.
     """
@@ -88,8 +88,8 @@ class VideoRecord:
         frames: number of frames.
         size: rows and columns of the first readable frame. None: no frame is readable.
         annotated: number of annotated frames.
-        tracked_truth: how many of the tracked frames of a training clip have a truth, as a mean
-            over the clips. None: clips of one frame, or no annotated frame.
+        tracked_truth: mean number of tracked frames with ground truth per training clip. None for
+            clips of one frame, or without annotated frames.
         objects: the objects by id.
         visible: number of visible objects on each annotated frame.
         hashes: ``[T]`` uint64 hashes of the pixels; 0 for unreadable frames and frames of a single
@@ -117,7 +117,7 @@ class VideoRecord:
 
         ``annotated`` is a share of all frames, ``visible`` the mean share of annotated frames that
         show an object, ``tracked truth`` the mean number of tracked frames per training clip that
-        have a truth, ``smallest`` and ``largest`` median object areas as shares of the frame.
+        have ground truth, ``smallest`` and ``largest`` median object areas as shares of the frame.
         """
         seen = [o.areas for o in self.objects.values() if o.areas]
         shares = [np.median(areas) for areas in seen]
@@ -181,8 +181,8 @@ def read_video(source: VideoSource, i: int, settings: DatasetConfig, part: str) 
             "warning",
             "colours",
             mask_label(source, i, soft_frames[0]),
-            f"on {len(soft_frames)} frames most objects are thin seams, which colour or JPEG "
-            "images and smoothed masks leave as object numbers; write masks as PNG, without "
+            f"on {len(soft_frames)} frames most objects are thin seams, artefacts of colour, JPEG "
+            "or smoothed masks; write masks as PNG, without "
             "smoothing",
         )
     _check_objects(record, source.has_masks, settings, bool(soft_frames))
@@ -226,7 +226,7 @@ def _attempt(record: VideoRecord, where: str, read: Callable[[], T]) -> T | None
 
 
 def _check_damage(record: VideoRecord, path: Path | None) -> None:
-    """Find JPEG files of which decoders return a part, without an error."""
+    """Find JPEG files that decoders read only in part, without an error."""
     if path is not None and is_partly_damaged(path):
         record.add(
             "warning",
@@ -402,7 +402,7 @@ def _check_objects(
                 "warning",
                 "unannotated",
                 f"video {record.name!r}",
-                "it has no masks, other videos have some; it is not used for training; annotate "
+                "it has no masks, unlike other videos, and is not used for training; annotate "
                 "it, or remove it",
             )
         return
@@ -430,7 +430,7 @@ def _check_objects(
                 f"it covers {cells:.1f} cells of the {size // 4} x {size // 4} grid on which masks "
                 "are predicted"
                 if object_record.survives
-                else f"nothing of it is left at {size} pixels, so it is never trained on"
+                else f"it vanishes at {size} pixels, so it is never trained on"
             )
             record.add(
                 "warning",
@@ -443,7 +443,7 @@ def _check_objects(
 def _check_supervision(
     record: VideoRecord, annotated: Mapping[int, int], settings: DatasetConfig
 ) -> None:
-    """Count the tracked frames that have a truth, and find videos without any.
+    """Count the tracked frames that have ground truth, and find videos without any.
 
     Args:
         record: the video.
@@ -515,12 +515,12 @@ def order_problem(names: Sequence[str]) -> str | None:
     numbers such as times, are not checked.
 
     Returns:
-        The problem and its fix; None: there is none.
+        The problem and its fix, or None.
     """
     if pair := interleaved(names):
         return (
-            f"frames {pair[0]} and {pair[1]} are channels or slices of one time point, and follow "
-            "each other as if time went on; put each channel or slice into a folder of its own"
+            f"frames {pair[0]} and {pair[1]} are channels or slices of one time point, but read "
+            "as consecutive frames; put each channel or slice into a folder of its own"
         )
     matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
     # Leading zeros belong to the number: f099 and f100 have the same prefix.

@@ -24,7 +24,7 @@ Video = TypeVar("Video")
 
 @dataclass(frozen=True)
 class Remark:
-    """Say how a data set was read, or what of it was not read; the doctor reports it.
+    """Describe how a data set was read, or which part was not read; the doctor reports it.
 
     Attributes:
         kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
@@ -80,7 +80,7 @@ class VideoSource(ABC):
 
     @property
     def remarks(self) -> list[Remark]:
-        """How the data set is read, and what of it is not read; this may read some masks."""
+        """How the data set is read, and which parts are not read; this may read some masks."""
         return list(self._remarks)
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class VideoSource(ABC):
         return {}
 
     def geometry(self, i: int) -> VolumeGeometry | None:
-        """Return how the frames of video ``i`` lie in a volume; None if they are no slices."""
+        """Return the position of the frames of video ``i`` in a volume; None without one."""
         return None
 
     def frame_name(self, i: int, t: int) -> str:
@@ -167,18 +167,18 @@ class VideoSource(ABC):
         return t
 
     def frame_path(self, i: int, t: int) -> Path | None:
-        """Return the image file of frame ``t`` of video ``i``; None if no file holds just it."""
+        """Return the image file of frame ``t`` of video ``i``; None if no file contains only it."""
         return None
 
     def video_path(self, i: int) -> Path | None:
-        """Return the file or folder that holds just the frames of video ``i``, or None.
+        """Return the file or folder that contains only the frames of video ``i``, or None.
 
         :func:`~sam2kit.data.sources.video_decoder.open_video` reads the same frames from it.
         """
         return None
 
     def mask_paths(self, i: int, t: int) -> list[Path]:
-        """Return the files that hold only masks of frame ``t``: none, one, or one per object."""
+        """Return the files that contain only masks of frame ``t``: none, one, or one per object."""
         return []
 
     def left_out(self) -> list[LeftOut]:
@@ -199,7 +199,7 @@ class VideoSource(ABC):
 
 
 class DerivedSource(VideoSource):
-    """Base class for sources over other sources: what a subclass does not override is forwarded."""
+    """Base class for sources that wrap other sources, and forward what is not overridden."""
 
     @abstractmethod
     def locate(self, i: int) -> tuple[VideoSource, int]:
@@ -442,7 +442,7 @@ def open_members(
 
     Raises:
         DataError: all videos are damaged, or one is and ``strict`` is True; or an error that names
-            the key of the configuration that decides about the video.
+            the responsible configuration key.
     """
     videos, left_out, first = {}, [], None
     for name, member in files.items():

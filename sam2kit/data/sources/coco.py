@@ -35,15 +35,15 @@ class COCODataset(VideoSource):
     natural order.
 
     *Files.* The path of an image is ``file_name`` or, if it is missing, ``path``. It is searched
-    under the root. As such paths often come from another computer, leading directories are removed
-    one by one until a file exists, first of ``file_name`` and then of ``path``. Two images with the
-    same file are an error, so a shortened path never matches the wrong video.
+    for under the root. As such paths often come from another computer, leading directories are
+    removed one by one until a file exists, first of ``file_name`` and then of ``path``. Two images
+    with the same file are an error, so a shortened path never matches the wrong video.
 
     *Objects.* ``identity`` defines what one object is; the annotations of one object on one frame
     are merged:
 
     * ``track``: ``track_id``, ``instance_id`` or ``object_id``, the first that any annotation has
-      (itself or in its ``attributes``); then all annotations must have it. In the form per track
+      (itself or in its ``attributes``); then all annotations must have it. In the per-track form
       without these keys: the annotation's ``id``;
     * ``category``: all objects of a category are one object;
     * ``auto``: track if possible, else category. Where a frame then has several annotations of a
@@ -75,9 +75,9 @@ class COCODataset(VideoSource):
         split: a text file with one video name per line, or its name under ``ROOT/ImageSets``. None
             (default): all videos.
         identity: ``auto``, ``track`` or ``category``, as above.
-        files: False does not search for image files: only masks can be read, at the size that the
-            JSON file gives.
-        keyframes_only: False uses interpolated masks as ground truth.
+        files: whether to search for image files. If False, only masks can be read, at the size that
+            the JSON file gives.
+        keyframes_only: if False, interpolated masks are used as ground truth.
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
         strict: True raises an error for annotations and images that cannot be used.
 
@@ -182,7 +182,7 @@ class COCODataset(VideoSource):
                 video_paths.append(path)
                 present.append(t)
                 full = f"{self._roots[k]}/{path}"
-                # A shortened path may match a file of another video: this would go unnoticed.
+                # A shortened path may match a file of another video, which would go unnoticed.
                 if frame_of.setdefault(full, (i, t)) != (i, t):
                     raise DataError(
                         f"{self._where(i, t)} and {self._where(*frame_of[full])} have the same "
@@ -198,7 +198,7 @@ class COCODataset(VideoSource):
         return self._without_empty_videos(paths, missing)
 
     def _report_unread(self, json_files: list[Path]) -> None:
-        """Report what is in the folders of the images and is not read."""
+        """Report unread files in the folders of the images."""
         dropped = DroppedFiles(self.root)
         paths = (
             f"{self._roots[k]}/{path}"
@@ -211,7 +211,7 @@ class COCODataset(VideoSource):
         self._remarks = dropped.report()
 
     def _without_empty_videos(self, paths: list[str], missing: list[DataError]) -> list[str]:
-        """Leave out videos of which no frame has a file, and report the missing files.
+        """Leave out videos in which no frame has a file, and report the missing files.
 
         Args:
             paths: the files of each video, joined.

@@ -143,8 +143,8 @@ class CocoIndex:
         annotated: ``[F]`` bool: whether the frame is annotated.
         between_keyframes: number of frames that ``keyframes_only`` made unannotated.
         left_out: the annotations that cannot be used, by the kind of problem.
-        merged: a sentence about the instances of a category that are read as one object, because
-            no annotation has the id of a track; empty if no frame has two of them.
+        merged: a message about the instances of a category that are read as one object because no
+            annotation has a track id; empty if no frame has several of them.
 
     Raises:
         DataError: as COCODataset.
@@ -244,7 +244,7 @@ class CocoIndex:
         )
 
     def _count_merged(self, frames: np.ndarray, objects: np.ndarray) -> str:
-        """Say on how many frames several annotations become one object, and log it.
+        """Return and log a message about frames on which several annotations become one object.
 
         Args:
             frames: ``[N]`` frame of each mask.
@@ -259,7 +259,7 @@ class CocoIndex:
         num_frames = len(np.unique(merged // len(self._objects)))
         category = self._objects[int(merged[0] % len(self._objects))]
         text = (
-            f"no annotation has the id of a track ({', '.join(TRACKS)}), so that all instances of "
+            f"no annotation has a track id ({', '.join(TRACKS)}), so all instances of "
             f"a category are one object; {plural(num_frames, 'frame')} with several instances of a "
             f"category, such as {category!r}; set dataset.identity=components to make each "
             "connected part an object, or category if one object is right"
@@ -290,7 +290,7 @@ class CocoIndex:
         return position
 
     def _index_images(self, images: list[ImageRow]) -> dict[str, int]:
-        """Index the form per image, and return the frame numbers by image id."""
+        """Index the per-image form, and return the frame numbers by image id."""
         if not images:
             raise DataError(
                 f"{self.file}: 'images' is empty", hint="give a file with one image or more"
@@ -336,10 +336,10 @@ class CocoIndex:
         return position
 
     def _derive_videos(self, images: list[ImageRow]) -> None:
-        """Group images without video ids to videos by their file names, as of Roboflow and CVAT.
+        """Group images without video ids into videos by file name, as for Roboflow and CVAT.
 
         Raises:
-            DataError: two images have the same place in a video.
+            DataError: two images have the same position in a video.
         """
         no_video = all(image.video_id is None for image in images)
         no_order = all(image.order_in_video is None for image in images)
@@ -357,7 +357,7 @@ class CocoIndex:
                     hint="export without augmented copies, or add 'video_id' and 'order_in_video'",
                 )
             logger.info(
-                "{}: no image has a 'video_id'; grouped {} images to {} videos by folder and by "
+                "{}: no image has a 'video_id'; grouped {} images into {} videos by folder and by "
                 "the file name before the frame number",
                 self.file,
                 len(images),
@@ -372,7 +372,7 @@ class CocoIndex:
             images[n].order_in_video = order
 
     def _index_videos(self, videos: list[VideoRow]) -> dict[str, int]:
-        """Index the form per track, and return the video indices by video id."""
+        """Index the per-track form, and return the video indices by video id."""
         for n, video in enumerate(videos):
             self._require(video, n, "id")
             where = self._name(video, n)
@@ -441,8 +441,8 @@ class CocoIndex:
             return True
         text = bytes(raw).decode(errors="replace")
         error = DataError(
-            f"{self._name(row, n)}: 'segmentation' {text} is no polygon of three points or more, "
-            "and no run lengths",
+            f"{self._name(row, n)}: 'segmentation' {text} is neither a polygon of three points "
+            "or more nor run lengths",
             hint="draw the mask again, or remove the annotation",
         )
         self._reject("with an empty mask", error)
@@ -479,7 +479,7 @@ class CocoIndex:
         """Yield the object id of each annotation, and None for one that is left out."""
         keys = () if identity == "category" else TRACKS
         tracks = (k for k in keys if any(_value_of(row, k) is not None for row in rows))
-        # In the form per track, an annotation without these keys is a track itself.
+        # In the per-track form, an annotation without these keys is a track itself.
         fallback = "category_id" if self._by_image or identity == "category" else "id"
         key = next(tracks, fallback)
         self._by_category = key == "category_id"
@@ -538,9 +538,9 @@ class CocoIndex:
             return []
         stored = []
         try:
-            # The offsets are valid for the file as it was when it was opened only.
+            # The offsets are valid only for the file as it was when it was opened.
             if self._state() != self._stamp:
-                raise DataError(f"{self.file} was changed since it was opened", hint="restart")
+                raise DataError(f"{self.file} has changed since it was opened", hint="restart")
             with io.BytesIO(self._text) if self._text else self.file.open("rb") as stream:
                 for k in numbers:
                     stream.seek(self._offset[k])

@@ -6,8 +6,8 @@ objects::
     {"version": 1, "video": "bear", "frame_index": 12, "size": [480, 854],
      "objects": [{"id": 1, "counts": "…"}], "made": "2026-01-31T12:00:00+00:00"}
 
-``counts`` are COCO's compressed run lengths. Of several lines about one frame the last one applies;
-an object that it does not list is absent there.
+``counts`` are COCO's compressed run lengths. If several lines describe one frame, the last one
+applies; an object that it does not list is absent there.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def append_correction(
     line = Correction(1, video, frame, (size[0], size[1]), objects, made)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # A writer that was killed may have left half a line, which would swallow this one.
+        # A writer that was killed may have left half a line, to which this one would be appended.
         if removed := end_last_line(Path(path), _is_json):
-            logger.warning("{}: removed a last line that was cut off: {}...", path, removed[:60])
+            logger.warning("{}: removed a truncated last line: {}...", path, removed[:60])
         with open_to_append(path) as file:
             file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
     except OSError as error:
         raise DataError(
-            f"{path} cannot be written ({error.strerror})", hint="give another path"
+            f"{path} cannot be written ({error.strerror})", hint="choose another path"
         ) from error
 
 
@@ -165,7 +165,7 @@ class CorrectedSource(DerivedSource):
         corrected = {t for video, t in self._lines if video == self.name(i)}
         return iter(sorted(corrected | set(self.source.annotated_frames(i))))
 
-    # A correction decides about every pixel and replaces the mask files of its frame.
+    # A correction defines every pixel and replaces the mask files of its frame.
     def read_void(self, i: int, t: int) -> np.ndarray | None:
         return None if (self.name(i), t) in self._lines else self.source.read_void(i, t)
 
@@ -207,7 +207,7 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
     except (OSError, DataError) as error:
         raise DataError(
             f"{path} is not a readable corrections file ({error})",
-            hint="give a file that the prompt debugger wrote",
+            hint="use a file that the prompt debugger wrote",
         ) from None
     text = _without_cut_line(text, path)
     for number, row in enumerate(text.splitlines(), 1):
@@ -221,11 +221,11 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
 
 
 def _without_cut_line(text: str, path: Path) -> str:
-    """Drop a last line that a writer did not finish because it was killed."""
+    """Drop a last line that a killed writer left incomplete."""
     complete, line_break, last = text.rpartition("\n")
     if not last or _is_json(last):
         return text
-    logger.warning("{}: the last line is cut off and ignored; append its frame again", path)
+    logger.warning("{}: ignoring the truncated last line; append its frame again", path)
     return complete + line_break
 
 

@@ -48,11 +48,11 @@ class CTCDataset(StackSource):
     ``ROOT/01/t000.tif`` are the frames of sequence ``01``. Masks come from segmentations and
     identities from tracking:
 
-    * ``01_GT/SEG/man_seg000.tif`` (gold truth) has exact masks on some frames, whose labels have no
-      meaning. A mask belongs to the track whose marker in ``01_GT/TRA/man_track000.tif`` it covers
-      by more than half, the rule of the challenge. If it covers several markers, the largest
-      overlap decides. A mask without a marker has no identity and is left out;
-    * a frame on which a marker has no mask is unannotated, because its other cells are not absent;
+    * ``01_GT/SEG/man_seg000.tif`` (gold truth) has exact masks on some frames, whose labels are
+      arbitrary. A mask belongs to the track whose marker in ``01_GT/TRA/man_track000.tif`` it
+      covers by more than half, the rule of the challenge. If it covers several markers, the one
+      with the largest overlap is used. A mask without a marker has no identity and is left out;
+    * a frame on which a marker has no mask is unannotated, because that cell is not absent;
     * ``01_ST/SEG/man_seg000.tif`` (silver truth) is used on frames without usable gold truth;
     * frames with neither are unannotated.
 
@@ -108,8 +108,8 @@ class CTCDataset(StackSource):
             if sequence.gold is not None and sequence.markers is None and sequence.silver is None:
                 truth = self.root / f"{name}_GT"
                 message = (
-                    "the masks are not used, because there are no markers in TRA, so that their "
-                    f"identities are unknown; add {truth / 'TRA'}"
+                    "the masks are not used, because their identities are unknown without markers "
+                    f"in TRA; add {truth / 'TRA'}"
                 )
                 self._dropped.remarks.append(Remark(IGNORED, str(truth / "SEG"), message))
         for folder in list_folder(self.root, ()).folders:
@@ -121,7 +121,7 @@ class CTCDataset(StackSource):
                 self._dropped.orphans.append(path)
             elif match[2] == "RES" and not self.has_masks:
                 message = (
-                    "results of a tracker are not read as truth; to use them as masks, rename the "
+                    "tracker results are no ground truth; to use them as masks, rename the "
                     f"folder to {match[1]}_GT{os.sep}TRA, its files to man_track000.tif and "
                     "man_track.txt, and set dataset.ctc_truth=track"
                 )
@@ -185,7 +185,7 @@ class CTCDataset(StackSource):
         sequence = self._sequences[i]
         named = ((n, track.parent) for n, track in sequence.tracks.items() if track.parent)
         links = ((sequence.ids.get(n, n), sequence.ids.get(p, p)) for n, p in named)
-        # The parts of an object that was out of view are tracks of their own with the same id.
+        # The parts of an object that was out of view are separate tracks with the same id.
         return {child: parent for child, parent in links if child != parent}
 
     def markers(self, i: int, t: int) -> np.ndarray | None:
@@ -207,7 +207,7 @@ class CTCDataset(StackSource):
         images = {"silver": sequence.silver, "track": sequence.markers}
         if any((labels := images.get(kind)) is not None and labels.has(t) for kind in kinds):
             return True
-        # Whether gold truth covers all tracks is known when it is read.
+        # Whether gold truth covers all tracks is known only when it is read.
         gold = sequence.gold
         return "gold" in kinds and gold is not None and gold.has(t) and super().is_annotated(i, t)
 
@@ -234,11 +234,11 @@ class CTCDataset(StackSource):
                 f"video {visible_text(where)}: marker {missing[0]} has no line in man_track.txt",
                 hint="add the track to the file",
             )
-        text = "has no tracking marker, so that its identity is unknown: add it to 01_GT/TRA"
+        text = "has no tracking marker, so its identity is unknown; add it to 01_GT/TRA"
         self._leave_out(i, t, text, unknown)
         silver = sequence.silver
         if silver is None or not silver.has(t) or self.truth == "gold":
-            text = "is tracked but not segmented, so that its frame is unannotated: segment it"
+            text = "is tracked but not segmented, so its frame is unannotated; segment it"
             self._leave_out(i, t, text, uncovered)
         return None if uncovered else labels
 
@@ -271,7 +271,7 @@ def find_sequences(root: Path) -> list[str]:
 def labels_of_tracks(
     masks: np.ndarray, markers: np.ndarray
 ) -> tuple[np.ndarray, list[int], list[int]]:
-    """Give the masks of a segmentation the labels of the tracking markers that they cover.
+    """Relabel the masks of a segmentation with the tracking markers that they cover.
 
     Args:
         masks: ``[H,W]`` with any labels, 0 on the background.
@@ -304,7 +304,7 @@ def _read(labels: TiffSequence | None, t: int, where: str) -> np.ndarray | None:
     image = integer_labels(labels.read(t), where)
     if image.shape != labels.size:  # the first image was checked when the sequence was opened
         raise DataError(
-            f"{where}: the image of labels has the shape {list(image.shape)} instead of "
+            f"{where}: the label image has the shape {list(image.shape)} instead of "
             f"{list(labels.size)}",
             hint="export masks at the size of their frames",
         )
@@ -333,7 +333,7 @@ def _open_labels(
             )
         t = frames.get(_number(path))
         if t is None or slots[t] is not None:
-            problem = "belongs to no frame" if t is None else f"and {slots[t]} are of one frame"
+            problem = "belongs to no frame" if t is None else f"and {slots[t]} share a frame"
             raise DataError(f"{path} {problem}", hint="number masks like their frames")
         slots[t] = path
     sequence = TiffSequence(slots)

@@ -52,39 +52,40 @@ class CVATDataset(ShapeDataset):
     """Read tasks that were exported as "CVAT for video 1.1" or "CVAT for images 1.1".
 
     A task is one video: an XML file, its frames in ``images`` beside it, or its video file.
-    ``ROOT`` is such a folder, a folder of them, or the XML file. ``annotation_file`` gives XML
-    files that are elsewhere.
+    ``ROOT`` is such a folder, a folder of them, or the XML file. ``annotation_file`` names XML
+    files in other places.
 
     *Projects.* The XML file of a project has the shapes of all its tasks; ``task_id`` tells them
     apart, and each task is a video of its own, named like the task. Its frames are in a folder
     named like the task, in ``images/SUBSET``, in ``images`` or beside the XML file, or in its video
-    file. As CVAT writes the frames of all tasks of a subset to one folder, where those of several
-    films have the same names, tasks that would share their frames are rejected.
+    file. CVAT writes the frames of all tasks of a subset to one folder, where frames of different
+    videos have the same names, so tasks that would share their frames are rejected.
 
     *Frames.* ``frame`` is the number in ``frame_000012.png``, as CVAT names frames of videos (but
     not in tasks of images), and otherwise the index of the file in natural order, or the frame of
-    the video file. Images of "CVAT for images" are found by their names, and grouped to videos by
+    the video file. Images of "CVAT for images" are found by their names, and grouped into videos by
     :func:`~sam2kit.data.sources.frame_names.group_frames`.
 
     *Masks* are polygons, masks (run lengths), ellipses and boxes (filled, with a warning). Shapes
     with ``outside="1"`` are not visible; ``occluded`` is ignored. Polylines, points, cuboids and
     skeletons are left out.
 
-    *Annotated* is a frame with at least one visible shape at a key frame and no interpolated one
-    (``keyframe="0"``), because interpolation is not ground truth; ``keyframes_only=False`` uses
-    interpolated shapes too. CVAT does not store whether anyone looked at a frame without shapes, so
-    it is unannotated. ``sam2kit convert --to cvat`` adds a list of the annotated frames.
+    *Annotation.* A frame is annotated if it has at least one visible shape at a key frame and no
+    interpolated one (``keyframe="0"``), because interpolation is not ground truth;
+    ``keyframes_only=False`` uses interpolated shapes too. CVAT does not record whether a frame
+    without shapes was reviewed, so such a frame is unannotated. ``sam2kit convert --to cvat`` adds
+    a list of the annotated frames.
 
-    *Objects.* An attribute ``object_id``, ``track_id`` or ``instance_id`` names the object, else
-    the track; but where all tracks of a task have a single frame, they are shapes that were not
-    tracked, and have no id (see :class:`~sam2kit.data.sources.shapes.ShapeDataset`). In "CVAT for
-    images" the group of a shape is its object.
+    *Objects.* An attribute ``object_id``, ``track_id`` or ``instance_id`` names the object,
+    otherwise the track does. If all tracks of a task have a single frame, they are shapes that were
+    not tracked, and have no id (see :class:`~sam2kit.data.sources.shapes.ShapeDataset`). In "CVAT
+    for images" the group of a shape is its object.
 
     Args:
         root: as above; with ``annotation_file`` the folder of the frames or the video file.
         annotation_file: XML file, list of files, or pattern. None (default): those in ``root``.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
-        keyframes_only: False uses interpolated shapes as ground truth.
+        keyframes_only: if False, interpolated shapes are used as ground truth.
         strict: True raises an error for shapes and frames that cannot be used.
 
     Raises:
@@ -213,7 +214,7 @@ class _Task:
         return videos
 
     def _check_shared(self, videos: list[AnnotatedVideo]) -> None:
-        """Raise if tasks of a project have frames in common: one has overwritten the other's."""
+        """Raise if tasks of a project share frames, because one has overwritten the others."""
         owner: dict[Path, str] = {}
         for video in videos:
             files = [video.frames] if isinstance(video.frames, Path) else video.frames
@@ -278,7 +279,7 @@ class _Task:
         is_video = about.findtext(".//mode") != "annotation"
         if is_video and all(s.startswith("frame_") and s[6:].isdecimal() for s in stems):
             return {int(s[6:]): t for t, s in enumerate(stems)}
-        # A task that begins later in its film: its frames may carry the numbers of the film.
+        # A task may begin later in its video, and its frames may have the numbers of that video.
         start = about.findtext(".//start_frame") or "0"
         matches = [re.search(r"(\d{1,9})$", stem) for stem in stems]
         numbers = [int(match[1]) for match in matches if match]
@@ -345,7 +346,7 @@ class _Task:
         object_id: ObjectId | None,
         size: tuple[int, int] | None,
     ) -> Shape | None:
-        """Convert an element to a shape; return None, and count it, if it is no mask."""
+        """Convert an element to a shape; return None, and count it, if it is not a mask."""
         about = (label, where, object_id, size)
         try:
             if element.tag == "polygon":
@@ -380,7 +381,7 @@ def _in_each(roots: list[Path], folders: Sequence[str]) -> list[Path]:
 
 
 def _task_name(task: Element | None, number: str | None) -> str:
-    """Return the name of a task of a project, without the extension of a film."""
+    """Return the name of a task of a project, without the extension of a video."""
     name = "" if task is None else (task.findtext("name") or "").strip()
     return stem(name) if name.lower().endswith(VIDEO_ENDINGS) else name or f"task_{number}"
 
@@ -463,7 +464,7 @@ def _object_of(element: Element, default: ObjectId | None) -> ObjectId | None:
 
 
 def _identity(text: str | None) -> ObjectId | None:
-    """Return an id as a number if it is one: XML does not distinguish the two."""
+    """Return an id as an integer if it is one, because XML has no types."""
     if text is None or not text:
         return None
     is_number = text.isascii() and text.isdecimal() and len(text) < 16

@@ -71,7 +71,8 @@ class DicomSeries(NamedTuple):
         size: rows and columns.
         samples: numbers per pixel, 1 or 3.
         geometry: position of the frames.
-        window: lowest and highest value that the files recommend to show. None: none.
+        window: lowest and highest value that the files recommend for display. None: no
+            recommendation.
         inverted: whether low values are bright (MONOCHROME1).
     """
 
@@ -92,8 +93,8 @@ class DicomDataset(VolumeSource):
     with several series gives a video for each.
 
     Labels are NIfTI volumes, ``VIDEO.nii.gz`` or ``VIDEO_seg.nii.gz``, in ``masks_path``, in
-    ``ROOT/labels`` or beside the directory of the series. They are turned to the orientation of the
-    series by their affine. Every slice of a series with labels is annotated.
+    ``ROOT/labels`` or beside the directory of the series. Their affine aligns them with the
+    orientation of the series. Every slice of a series with labels is annotated.
 
     Args:
         root: a directory with series in it or below it, or one file.
@@ -134,7 +135,7 @@ class DicomDataset(VolumeSource):
         affine = series.geometry.affine
         if files.labels is not None:
             image, label_shape = open_nifti(files.labels)
-            if affine[:3, 3].any():  # a series without positions is anywhere
+            if affine[:3, 3].any():  # a series without positions has no location
                 grids = [(image.affine, label_shape), (affine, shape)]
                 self.check_grid(files.labels, grids, f"series {visible_text(files.name)}")
         return Volume(shape, affine, files.labels is not None, (series, files.labels))
@@ -187,8 +188,8 @@ class SeriesFiles(NamedTuple):
     Attributes:
         name: name of the series.
         paths: its slices in any order.
-        error: the error of a damaged file in its directory. None: there is none.
-        labels: the label volume. None: none.
+        error: the error of a damaged file in its directory. None: no such file.
+        labels: the label volume. None: no labels.
     """
 
     name: str
@@ -198,12 +199,12 @@ class SeriesFiles(NamedTuple):
 
 
 class FoundSeries(NamedTuple):
-    """What a directory holds.
+    """The content of a directory.
 
     Attributes:
         series: the image series by name.
         coded: files with segmentations (SEG, RTSTRUCT).
-        others: all DICOM files that hold no images.
+        others: all DICOM files without images.
     """
 
     series: dict[str, SeriesFiles]
@@ -214,7 +215,7 @@ class FoundSeries(NamedTuple):
 def find_series(root: Path) -> FoundSeries:
     """Find the image series in a directory and below it.
 
-    A series is named after its directory, with the number of the series if that has several. A
+    A series is named after its directory, with the number of the series if it has several. A
     directory with a damaged ``.dcm`` file is one entry with its error, because slices are missing.
     """
     folders: dict[Path, list[Path]] = {}
@@ -265,7 +266,7 @@ def find_series(root: Path) -> FoundSeries:
 
 
 def _header(path: Path) -> Any:
-    """Read the elements that describe an image; None if the file is no DICOM file."""
+    """Read the elements that describe an image; None if it is not a DICOM file."""
     import pydicom  # imported here: most data sets have no DICOM file
 
     try:
@@ -363,8 +364,8 @@ def _sorted_slices(
         numbers = [h.get("InstanceNumber") for _, h in headers]
         if len(headers) > 1 and (None in numbers or len(set(numbers)) < len(numbers)):
             raise DataError(
-                f"series {visible_text(name)} has slices without position and without an instance "
-                "number of their own, so that their order is unknown",
+                f"series {visible_text(name)} has slices without position and unique instance "
+                "number, so their order is unknown",
                 hint="export the series again with ImagePositionPatient",
             )
         ordered = sorted(headers, key=lambda item: int(item[1].get("InstanceNumber") or 0))

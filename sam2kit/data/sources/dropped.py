@@ -1,4 +1,4 @@
-"""Collect what of a data set is not read, and report it as remarks."""
+"""Collect the unread parts of a data set, and report them as remarks."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import visible_text
 
-# What annotation tools and programs for microscopy save masks in, which no source reads.
+# Files in which annotation tools and microscopy programs save masks, and which no source reads.
 OTHER_LABELS = (".npy", ".mat", ".roi")
-# What the files of annotation tools have in their first bytes. YouTube-VOS, nnU-Net and others have
+# Text in the first bytes of the files of annotation tools. YouTube-VOS, nnU-Net and others have
 # JSON files without masks.
 _ANNOTATIONS = re.compile(
     rb'"(?:shapes|segmentations?|polygons?|regions|masklet|imagePath|file_names?|_via_img_metadata)"'
     rb'|"annotations"\s*:\s*\[|<annotations?>'
 )
-HEAD_BYTES = 1 << 16  # read of a file to recognise it
-MAX_HEADS = 64  # files that are recognised
-MAX_FOLDERS = 256  # of those in which nothing is read
-MAX_READ_FOLDERS = 1 << 10  # of all that are listed: there may be one per video
-MAX_DEPTH = 2  # of these, below a directory in which something is read
+HEAD_BYTES = 1 << 16  # read from a file to recognise it
+MAX_HEADS = 64  # files to recognise
+MAX_FOLDERS = 256  # folders to list in which nothing is read
+MAX_READ_FOLDERS = 1 << 10  # folders to list in all; there may be one per video
+MAX_DEPTH = 2  # levels to list below a directory in which something is read
 
 
 @dataclass
 class DroppedFiles:
-    """Collect files and directories that are not read, by what they are.
+    """Collect unread files and directories by kind.
 
     Attributes:
         root: the data set.
         labels: files of labels that belong to no video.
-        films: videos of masks beside the videos.
+        mask_videos: videos of masks beside the videos.
         coded_labels: files with masks in a form that is not read, such as DICOM-SEG.
         jpeg_masks: JPEG files in directories of masks.
         other_masks: further kinds of masks beside the frames.
@@ -63,13 +63,13 @@ class DroppedFiles:
         unclear_orders: directories of frames whose order depends on how names are read.
         others: names of other files.
         remarks: further remarks.
-        is_listed: whether an annotation file lists what is to be read.
-        has_masks: whether masks are read. Then other annotation files are a note only.
+        is_listed: whether an annotation file lists the files to read.
+        has_masks: whether masks are read. If so, other annotation files are only noted.
     """
 
     root: Path
     labels: list[Path] = field(default_factory=list)
-    films: list[Path] = field(default_factory=list)
+    mask_videos: list[Path] = field(default_factory=list)
     coded_labels: list[Path] = field(default_factory=list)
     jpeg_masks: list[Path] = field(default_factory=list)
     other_masks: list[Path] = field(default_factory=list)
@@ -91,10 +91,10 @@ class DroppedFiles:
         self.add(folder, [name for name in names if _may_be_data(name)])
 
     def add_numbering(self, first: int | None, *folders: Path) -> None:
-        """Note from which number masks count frames; None: nothing shows it, and 0 is taken."""
+        """Note the number that masks give to the first frame; None: unknown, 0 is assumed."""
         if first == 0 or not folders:
             return
-        text = f"the numbers of masks count frames from {first or 0}"
+        text = f"mask numbers count frames from {first or 0}"
         if first is None:
             text += "; if yours count from 1, rename them, or add the mask of the last frame"
         self.note(min(folders), text)
@@ -114,10 +114,10 @@ class DroppedFiles:
         Args:
             read: the files that the source reads.
             has_masks: whether it has found masks. If not, files of other programs are added.
-            listed: whether an annotation file lists what is to be read. Other pictures and videos
+            listed: whether an annotation file lists the files to read. Other pictures and videos
                 are then a note: the annotation file may leave them out on purpose.
-            skip: returns whether a directory of this name is not looked into. None (default): all
-                are.
+            skip: returns whether to skip a directory of this name. None (default): skip
+                none.
         """
         if not self.root.is_dir():
             return
@@ -139,7 +139,7 @@ class DroppedFiles:
             self.note(min(unlisted), text)
 
     def add_masks_beside(self) -> None:
-        """Remark that the data set is a part of a larger one, which has masks."""
+        """Add a remark if the data set is part of a larger one that has masks."""
         root = self.root.resolve()
         for levels, folder in enumerate((root, *root.parents[:2]), 1):
             is_sequence = re.fullmatch(r"\d{2,3}", folder.name) is not None
@@ -160,7 +160,7 @@ class DroppedFiles:
                 path = outer / min(masks or exports)
                 has_key = is_frames and levels == 1 and masks
                 key = f", or set dataset.masks_path={path}" if has_key else ""
-                message = f"it may hold the masks; open {outer} instead{key}"
+                message = f"it may contain the masks; open {outer} instead{key}"
                 self.remarks.append(Remark(IGNORED, str(path), message))
                 return
 
@@ -207,15 +207,15 @@ class DroppedFiles:
             noun = "file{} in a folder of masks"
             fix = "the annotation file has the masks; to read these, set dataset.type=video and "
         yield self.labels, noun, f"{fix}dataset.masks_path"
-        if self.films:
-            film = min(self.films)
-            folder = film.parent / "masks" / (label_base(film.stem) or film.stem)
-            command = shlex.join(["ffmpeg", "-i", str(film), "-start_number", "0"])
+        if self.mask_videos:
+            video = min(self.mask_videos)
+            folder = video.parent / "masks" / (label_base(video.stem) or video.stem)
+            command = shlex.join(["ffmpeg", "-i", str(video), "-start_number", "0"])
             target = shlex.quote(str(folder / "%05d.png"))
             yield (
-                self.films,
+                self.mask_videos,
                 "video{} of masks",
-                "rename it if it is none; to read it, set dataset.mask_values=threshold after "
+                "rename it if it has no masks; to read it, set dataset.mask_values=threshold after "
                 f"mkdir -p {shlex.quote(str(folder))} && {command} {target}",
             )
         yield (
@@ -284,7 +284,7 @@ def is_annotation_file(path: Path) -> bool:
 
 
 def geometry_remark(labels: Path, volume: object, distance: float, voxel: float) -> Remark:
-    """Describe labels that have another position than their volume.
+    """Describe labels that are not at the position of their volume.
 
     Args:
         labels: the file of the labels.
@@ -294,27 +294,27 @@ def geometry_remark(labels: Path, volume: object, distance: float, voxel: float)
     """
     message = (
         f"the labels are {distance:.3g} mm away from {volume}, whose voxels have up to "
-        f"{voxel:.3g} mm; the voxels are taken as equal; check that they belong together, or "
+        f"{voxel:.3g} mm; the grids are treated as equal; check that they belong together, or "
         "export the labels on the grid of the volume"
     )
     return Remark(GEOMETRY, str(labels), message)
 
 
 def _may_be_data(name: str) -> bool:
-    """Return whether a name that is neither frame nor mask may be data nevertheless."""
+    """Return whether a name that is neither frame nor mask may still be data."""
     endings = (*OTHER_PICTURES, *VIDEO_ENDINGS, *SYSTEM_FOLDERS, ".json", ".xml")
     return name[0] != "." and bool(name.lower().endswith(endings) or unpack_hint(name))
 
 
 def _bare(name: str) -> str:
-    """Return a file name without its extensions, of which there may be two."""
+    """Return a file name without its one or two extensions."""
     return re.sub(r"(\.ome|\.nii)?\.[^.]+$", "", name, flags=re.IGNORECASE)
 
 
 def _unread_files(
     root: Path, read: Iterable[str | Path], skip: Callable[[str], bool] | None
 ) -> Iterator[Path]:
-    """Yield the files in a data set that a source does not read, and the folders of the system."""
+    """Yield the files in a data set that a source does not read, and system folders."""
     names: dict[str, set[str]] = {}
     for path in read:
         folder, name = os.path.split(path)
@@ -332,7 +332,7 @@ def _unread_files(
     for absolute, below, depth in folders:
         try:
             listing = list_folder(below, ("",))
-        except DataError:  # no permission, or a name that only other readers would object to
+        except DataError:  # no permission, or an invalid name of a file that is not read anyway
             continue
         known = inside.get(absolute, set())
         yield from (below / name for name in sorted({*listing.files, *listing.others} - known))

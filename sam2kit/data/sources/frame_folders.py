@@ -68,7 +68,7 @@ class VideoDataset(MaskedFrames):
     ``ROOT/Annotations/[RESOLUTION/]VIDEO/`` (DAVIS, YouTube-VOS, MOSE, LVOS), and plain
     ``ROOT/VIDEO/*.jpg``. If one of the two directories is missing, the only directory with a longer
     name replaces it, such as ``JPEGImages_24fps``. Directories with other usual names (``frames``
-    and ``masks``, ``imgs`` and ``labels``) are the same. Masks are also found in the directory of
+    and ``masks``, ``imgs`` and ``labels``) are equivalent. Masks are also found in the directory of
     their video (``VIDEO/ground-truth/00000.png``), beside it (``VIDEO_mask/``) and beside their
     frames (``00000_mask.png``). A directory of frames itself is one video.
 
@@ -83,8 +83,8 @@ class VideoDataset(MaskedFrames):
     mask file is unannotated.
 
     Directories are listed once. Up to 256 masks are read to decide what their values mean; no other
-    file is opened. Memory holds one string per video, so a
-    million frames need no more than the length of their names.
+    file is opened. Only one string per video is kept in memory, so a million frames need no more
+    than the length of their names.
 
     Args:
         root: the directory.

@@ -1,4 +1,4 @@
-"""Group image files to videos by their names, for annotation files that do not name videos."""
+"""Group image files into videos by their names, for annotation files that do not name videos."""
 
 from __future__ import annotations
 
@@ -78,17 +78,17 @@ def repeated(frames: Iterable[FrameName]) -> list[tuple[FrameName, int]]:
 
 
 def group_to_videos(paths: Sequence[str], root: Path) -> dict[str, list[int]]:
-    """Group image files to videos by :func:`group_frames`.
+    """Group image files into videos by :func:`group_frames`.
 
     Args:
         paths: the paths of the files, below ``root``.
         root: the data set; a video without a folder gets its name.
 
     Returns:
-        By video, the indices of its files in the order of their frame numbers.
+        The indices of the files of each video, in the order of their frame numbers.
 
     Raises:
-        DataError: two files have the same place in a video.
+        DataError: two files have the same position in a video.
     """
     frames = group_frames(paths, root.resolve().stem)
     if twice := repeated(frames):

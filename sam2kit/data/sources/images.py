@@ -26,7 +26,7 @@ from sam2kit.utils.errors import DataError
 class ImageDataset(MaskedFrames):
     """Read a directory of images, each as a video of one frame with the name of its file.
 
-    The layouts are ``ROOT/images/a.jpg`` with masks in ``ROOT/masks/a.png``, the same in
+    The layouts are ``ROOT/images/a.jpg`` with masks in ``ROOT/masks/a.png``, the same files in
     ``JPEGImages`` and ``Annotations``, and ``ROOT/a.jpg`` without masks. File extensions, order and
     masks are as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`: the objects of an
     image may also have one directory each, ``ROOT/masks/OBJECT/a.png``.
@@ -38,7 +38,7 @@ class ImageDataset(MaskedFrames):
         masks_path: the directory of the masks. None (default): as in the layouts above.
         mask_values, mask_colours, intensity: as for
             :class:`~sam2kit.data.sources.frame_folders.VideoDataset`; each image of more than 8
-            bits is scaled by itself.
+            bits is scaled separately.
 
     Raises:
         DataError: no images, two of one name, a mask without an image; on reading, a file that
@@ -118,7 +118,7 @@ def picture_folders(root: Path) -> tuple[Path, Path | None]:
     """Return the directory of the images and the one of their masks, or None if it is missing.
 
     Raises:
-        DataError: several directories are named as masks.
+        DataError: several directories have names of mask directories.
     """
     names = list_folder(root, ()).folders
     for images in ("images", "JPEGImages"):

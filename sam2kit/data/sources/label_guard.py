@@ -1,7 +1,7 @@
 """Find labels among the stacks, volumes and video files that would be read as videos.
 
-Names decide first (:mod:`~sam2kit.data.sources.mask_search`); this module looks at the values of
-videos without labels, because a label file under an unusual name would become a video otherwise.
+Names are checked first (:mod:`~sam2kit.data.sources.mask_search`); this module checks the values of
+videos without labels, because a label file with an unusual name would otherwise become a video.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sam2kit.data.sources.video_files import find_videos
 from sam2kit.data.sources.volumes import find_volumes
 from sam2kit.utils.errors import DataError
 
-MAX_CHECKED = 8  # videos whose values are looked at
+MAX_CHECKED = 8  # videos whose values are checked
 MAX_VALUES, MAX_LABELS = 64, 1 << 12  # distinct values of an image of labels
 # Share of the pixels whose left neighbour has the same value, in images of few and of many values.
-# A noisy image of few values, as at low light, has less.
+# A noisy image of few values, such as one in low light, has a smaller share.
 FEW_FLAT, MANY_FLAT = 0.6, 0.7
-FILM_STEP = 24  # frames of a video file between those that are looked at
+VIDEO_STEP = 24  # distance of the checked frames of a video file
 MAX_SLICE_BYTES = 1 << 28  # of a compressed volume, which is read from its beginning
 
 
@@ -37,7 +37,7 @@ def find_label_video(kind: str, root: Path) -> Path | None:
     none is.
 
     Args:
-        kind: ``tiff``, ``ctc``, ``nifti`` or ``files``; other types are not looked at.
+        kind: ``tiff``, ``ctc``, ``nifti`` or ``files``; other types are not checked.
         root: a directory. Video files are checked only in a directory.
 
     Raises:
@@ -47,11 +47,11 @@ def find_label_video(kind: str, root: Path) -> Path | None:
         "tiff": _stacks,
         "ctc": _sequences,
         "nifti": _volumes,
-        "files": _films,
+        "files": _video_files,
     }
     if kind not in finders:
         return None
-    looks_like = films_look_like_masks if kind == "files" else images_look_like_labels
+    looks_like = frames_look_like_masks if kind == "files" else images_look_like_labels
     for number, (path, images) in enumerate(finders[kind](root)):
         if number >= MAX_CHECKED:
             break
@@ -111,28 +111,28 @@ def _slices(path: Path) -> Iterator[np.ndarray]:
             raise DataError(f"{path} cannot be read: {error}", hint="replace the file") from error
 
 
-def _films(root: Path) -> Iterator[tuple[Path, Iterator[np.ndarray]]]:
+def _video_files(root: Path) -> Iterator[tuple[Path, Iterator[np.ndarray]]]:
     if root.is_file() or any((root / name).is_dir() for name in ("Annotations", "masks")):
         return
     for path in find_videos(root).values():
-        yield path, _film_frames(path)
+        yield path, _video_frames(path)
 
 
-def _film_frames(path: Path) -> Iterator[np.ndarray]:
+def _video_frames(path: Path) -> Iterator[np.ndarray]:
     """Yield one of the first frames and a later one, without an index of the whole file."""
     try:
         with open_container(path) as container:
             for t, frame in enumerate(container.decode(video=0)):
-                if t % FILM_STEP == 0:
+                if t % VIDEO_STEP == 0:
                     yield frame.to_ndarray(format="rgb24")
-                if t == FILM_STEP:
+                if t == VIDEO_STEP:
                     return
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise DataError(f"{path} cannot be decoded: {error}", hint="replace the file") from error
 
 
 def images_look_like_labels(images: Iterator[np.ndarray]) -> bool:
-    """Return whether all images that show anything are labels, and one of them does.
+    """Return whether all non-empty images are labels, and there is at least one.
 
     Labels are flat areas of whole numbers, with 0 on at least a tenth of the pixels.
     """
@@ -160,8 +160,8 @@ def _is_whole(image: np.ndarray) -> bool:
     return bool(np.issubdtype(image.dtype, np.floating) and (image == np.rint(image)).all())
 
 
-def films_look_like_masks(frames: Iterator[np.ndarray]) -> bool:
-    """Return whether all frames that show anything are black with flat bright areas.
+def frames_look_like_masks(frames: Iterator[np.ndarray]) -> bool:
+    """Return whether all non-empty frames are black with flat bright areas.
 
     Compression blurs the edges, so up to 2% of the pixels may have values in between.
     """

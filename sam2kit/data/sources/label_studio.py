@@ -39,7 +39,7 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MAX_FRAMES, MAX_PIXELS, read_json
 from sam2kit.utils.text import plural
 
-_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")  # that the server puts before an uploaded file's name
+_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")  # that the server adds to the names of uploads
 _WITHOUT_MASKS = (
     "choices",
     "rating",
@@ -56,14 +56,14 @@ class LabelStudioDataset(ShapeDataset):
 
     A task with ``data.video`` is a video: its regions of type ``videorectangle`` are objects, named
     by the region's id. A task with ``data.image`` is one frame;
-    :func:`~sam2kit.data.sources.frame_names.group_frames` groups the frames to videos by their file
-    names. Media files are found under ``root`` by the name at the end of the task's address, with
-    or without the prefix of eight characters that Label Studio adds on upload.
+    :func:`~sam2kit.data.sources.frame_names.group_frames` groups the frames into videos by their
+    file names. Media files are found under ``root`` by the name at the end of the task's address,
+    with or without the prefix of eight characters that Label Studio adds on upload.
 
     *Masks* are brush strokes (``rle``), polygons, ellipses and rectangles (filled, with a warning).
 
-    *Annotated* are image tasks with an annotation, also one without regions. Of several annotations
-    the one that is marked as ground truth is used, else the first that was not cancelled; the
+    *Annotation.* An image task is annotated if it has an annotation, even one without regions. If
+    it has several, the one marked as ground truth is used, otherwise the first not cancelled; the
     others are counted, logged and reported by the doctor. In videos, frames on which all visible
     regions have a key frame are annotated; ``keyframes_only=False`` also uses boxes that are
     interpolated between key frames.
@@ -74,7 +74,7 @@ class LabelStudioDataset(ShapeDataset):
         root: the folder of the media files, in which JSON files are searched too, or the JSON file.
         annotation_file: JSON file, list of files, or pattern. None (default): those in ``root``.
         split, identity: as in :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
-        keyframes_only: False uses interpolated boxes as ground truth.
+        keyframes_only: if False, interpolated boxes are used as ground truth.
         strict: True raises an error for regions and tasks that cannot be used.
 
     Raises:
@@ -183,7 +183,7 @@ class _Media:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        # Each file by its path from the root and by all ends of it; None where two files share one.
+        # Maps the path of each file, and all ends of it, to the file; None if two files share one.
         self._files: dict[str, Path | None] = {}
         endings = (*FRAME_ENDINGS, *VIDEO_ENDINGS)
         for path in sorted(root.rglob("*")):
@@ -226,8 +226,8 @@ def _further_annotations(further: dict[str, int]) -> Remark | None:
         IGNORED,
         where,
         f"{plural(sum(further.values()), 'further annotation')} of {plural(len(further), 'task')} "
-        "not used, because the task has several; the one that is marked as ground truth is used, "
-        f"else the first. The first such task: {where}. Star the right one in Label Studio and "
+        "not used, because the task has several; the one marked as ground truth is used, "
+        f"else the first. First such task: {where}. Star the right one in Label Studio and "
         "export again",
     )
 
@@ -336,7 +336,7 @@ def _turned(
     """Turn corners, in shares of the frame, about the upper left corner, as Label Studio does."""
     if not rotation:
         return corners
-    # Angles are those of the picture, so shares must be scaled to its aspect ratio first.
+    # Angles refer to pixels, so shares must be scaled to the aspect ratio of the frame first.
     scale = np.array([region.get("original_width") or 1, region.get("original_height") or 1], float)
     angle = np.radians(float(rotation))
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -349,7 +349,7 @@ def _turned(
 def _image_videos(
     images: list[tuple[str, Path, dict[str, Any] | None, str]], root: Path, problems: Problems
 ) -> list[AnnotatedVideo]:
-    """Group image tasks to videos, in the order of the numbers in the names of the files."""
+    """Group image tasks into videos, in the order of the numbers in the names of the files."""
     if not images:
         return []
     paths = [path.relative_to(root).as_posix() for _, path, _, _ in images]
@@ -381,7 +381,7 @@ def _image_videos(
 
 
 def _region_shape(region: dict[str, Any], where: str, problems: Problems) -> Shape | None:
-    """Convert a region of an image to a shape; return None, and count it, if it is no mask."""
+    """Convert a region of an image to a shape; return None, and count it, if it is not a mask."""
     value = region["value"]
     label, object_id = _label(value), None
     about: tuple[str, str, ObjectId | None] = (label, where, object_id)

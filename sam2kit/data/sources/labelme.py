@@ -45,10 +45,11 @@ class LabelMeDataset(ShapeDataset):
     *Masks* are shapes of type polygon, mask, circle, oriented_rectangle and rectangle (filled, with
     a warning). Points and lines are left out.
 
-    *Annotated* is a frame with a JSON file, also one without shapes.
+    *Annotation.* A frame is annotated if it has a JSON file, even one without shapes.
 
-    *Objects.* ``group_id`` is the object; where one number has several labels, ``LABEL-NUMBER``.
-    Shapes without it have no id: see :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
+    *Objects.* ``group_id`` is the object; if one number has several labels, the object is
+    ``LABEL-NUMBER``. Shapes without it have no id: see
+    :class:`~sam2kit.data.sources.shapes.ShapeDataset`.
 
     Args:
         root: the folder.
@@ -162,7 +163,7 @@ def _size(content: dict[str, Any]) -> tuple[int, int] | None:
 def _shape(
     row: dict[str, Any], where: str, size: tuple[int, int] | None, problems: Problems
 ) -> Shape | None:
-    """Convert a shape; return None, and count it, if it is no mask."""
+    """Convert a shape; return None, and count it, if it is not a mask."""
     group = row.get("group_id")
     object_id: ObjectId | None = group if type(group) in (int, str) else None
     about = (str(row.get("label") or "object"), where, object_id, size)

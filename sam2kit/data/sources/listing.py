@@ -20,7 +20,7 @@ from sam2kit.utils.text import suggest
 JPEG_ENDINGS = (".jpg", ".jpeg")
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 FRAME_ENDINGS = (*JPEG_ENDINGS, ".webp", ".pgm", ".ppm", *MASK_ENDINGS)
-# What the decoder (FFmpeg) reads, of cameras and of the formats that people share.
+# Video formats of cameras and for exchange that FFmpeg reads.
 VIDEO_ENDINGS = (
     *(".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".wmv", ".asf", ".mpg", ".mpeg", ".vob"),
     *(
@@ -43,8 +43,8 @@ STACK_ENDINGS = (
     *(".tif", ".tiff", ".btf", ".tf8", ".nii", ".nii.gz", ".dcm", ".npz", ".mha", ".mhd", ".nrrd"),
     *(".mgz", ".czi", ".nd2", ".lif", ".lsm", ".stk", ".oib", ".oif", ".h5", ".hdf5", ".ims"),
 )
-# What file servers, archivers and desktops leave in folders, in lower case. They may hold pictures,
-# such as thumbnails.
+# Folders that file servers, archivers and desktops leave behind, in lower case. They may contain
+# pictures, such as thumbnails.
 SYSTEM_FOLDERS = (
     *("@eadir", "@recycle", "@tmp", "#recycle", "__macosx", "lost+found", "$recycle.bin"),
     "system volume information",
@@ -169,7 +169,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def frame_numbers(stems: Sequence[str]) -> list[Decimal] | None:
-    """Read the numbers of frames whose names differ in nothing but a number with sign or decimals.
+    """Read frame numbers from names that differ only in a number with a sign or decimals.
 
     A minus or plus sign belongs to the number if some names have it and others do not, or if
     nothing is before it: ``-1, 0, 1`` and ``t-1, t0, t1``, but not ``clip-1, clip-2``. A point is a
@@ -216,13 +216,13 @@ def interleaved(stems: Sequence[str]) -> tuple[str, str] | None:
 
 
 def first_number(videos: Iterable[tuple[Collection[int], int]]) -> int | None:
-    """Return from which number the masks of a data set count frames.
+    """Return the number that the masks of a data set give to the first frame.
 
     Args:
         videos: the numbers in the names of the masks of each video, and its number of frames.
 
     Returns:
-        0 or 1; None if nothing shows which of them, because the numbers of all videos fit both.
+        0 or 1; None if the numbers of all videos fit both.
     """
     videos = list(videos)
     if any(0 in numbers for numbers, _ in videos):

@@ -44,7 +44,7 @@ class MaskFiles:
         frame_index: maps the name of a mask without extension to a frame index, or to None if no
             such frame exists.
         naming_hint: how masks must be named; the hint of the error about masks without a frame.
-        jpeg: whether JPEG files are masks too. Their values are not exact, so that they are only
+        jpeg: whether JPEG files are masks too. Their values are inexact, so they can only be
             read as one object.
         files: the masks in the directory, if it also holds other pictures. None (default): all
             pictures are masks, or in one directory per object.
@@ -88,7 +88,7 @@ class MaskFiles:
             self._files[None] = "", self._pack(folder, listing.files)
         else:
             self._add_objects(listing.folders)
-        del self._frame_index  # may not be picklable, and is of no further use
+        del self._frame_index  # may not be picklable, and is no longer needed
         self.decision = MaskDecision(self.sample(_SAMPLED_VIDEOS), where=folder)
 
     def _add_objects(self, folders: list[str]) -> None:
@@ -121,7 +121,7 @@ class MaskFiles:
             return DataError(f"{folder} holds no PNG masks", hint=hint)
         return DataError(
             f"{folder} holds no PNG masks, but JPEG files such as {self.dropped[0].name}, whose "
-            "values compression has changed",
+            "values have been changed by compression",
             key="dataset.mask_values",
             value="auto",
             expected="threshold, if they show one object in white",
@@ -136,7 +136,7 @@ class MaskFiles:
                 orphans.append(name)
             elif slots[t]:
                 raise DataError(
-                    f"{folder}: {slots[t]} and {name} are masks of one frame",
+                    f"{folder}: {slots[t]} and {name} are masks of the same frame",
                     hint="keep one of them",
                 )
             else:
@@ -221,7 +221,7 @@ class MaskFiles:
 def object_names(folder: Path) -> dict[int, ObjectId]:
     """Read the ids of the object numbers in the masks of a video from its ``objects.json``.
 
-    The file (``{"1": "cat"}``) exists if an id is a string, or a number that a pixel cannot hold.
+    The file (``{"1": "cat"}``) exists if an id is a string, or a number that a pixel cannot store.
 
     Returns:
         Object ids by their numbers in the masks; ``{}`` without the file.

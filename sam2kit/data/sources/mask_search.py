@@ -1,4 +1,4 @@
-"""Find masks by the names of folders and files, where people and tools put them."""
+"""Find masks by the usual names of folders and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FRAME_FOLDERS = frozenset(
     "jpegimages originalimages".split()
 )
 # Endings of the names of masks that are beside their frames, the preferred ones first; "color"
-# variants are pictures for people.
+# variants are for display.
 _MASK_SUFFIXES = tuple(
     part
     for word in (
@@ -49,7 +49,7 @@ _LABEL = (
 )
 _LABEL_SUFFIX = re.compile(rf"(?:[_\-. ]{_LABEL})+$", re.IGNORECASE)
 _LABEL_PREFIX = re.compile(rf"^{_LABEL}[_\-. ]", re.IGNORECASE)
-# What images have in their names and their labels do not: volume-0, X_t1, CASE_0000.
+# Parts of the names of images that their labels do not have: volume-0, X_t1, CASE_0000.
 _IMAGE_PREFIX = re.compile(r"^(?:volume|vol|images?|imgs?|im|scan|stack|raw)[_\-. ]", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(
     r"[_\-. ](?:0000|volume|vol|images?|imgs?|im|scan|stack|raw)$", re.IGNORECASE
@@ -67,7 +67,7 @@ def is_mask_folder(name: str) -> bool:
 
 
 def label_base(name: str) -> str | None:
-    """Return the name of labels without what makes them labels; None without such a part.
+    """Return the name of labels without the part that marks labels; None without such a part.
 
     ``cell_labels``, ``cell_manual_seg`` and ``mask_cell`` are labels of ``cell``.
     """
@@ -78,12 +78,12 @@ def label_base(name: str) -> str | None:
 
 
 def has_label_suffix(name: str) -> bool:
-    """Return whether the name ends as those of labels do, which is clearer than its beginning."""
+    """Return whether a name has a label suffix, which is a clearer sign than a prefix."""
     return bool(_LABEL_SUFFIX.search(name)) and label_base(name) is not None
 
 
 def image_keys(name: str, modalities: bool = False) -> list[str]:
-    """Return the names that the labels of an image may have in common with it, the best first.
+    """Return the base names that the labels of an image may have, best first.
 
     Args:
         name: name of the image: ``volume-0`` has the keys ``volume-0`` and ``0``.
@@ -102,7 +102,7 @@ def is_frame_folder(name: str) -> bool:
 
 
 def is_video_name(name: str) -> bool:
-    """Return whether a directory of frames is named as those of a video, not as single images."""
+    """Return whether a directory of frames is named like a video, not like single images."""
     return _plain(name).startswith("frame")
 
 
@@ -147,7 +147,7 @@ def find_mask_folder(root: Path, names: Iterable[str]) -> Path | None:
 
 
 def find_frame_folder(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the only subdirectory that is named as one of frames and holds pictures, or None."""
+    """Return the only subdirectory with a name for frames that contains pictures, or None."""
     folders = [n for n in names if is_frame_folder(n) and holds_pictures(root / n)]
     return root / folders[0] if len(folders) == 1 else None
 
@@ -192,10 +192,10 @@ def split_masks(files: Sequence[str]) -> BesideFrames:
 
 
 def sibling_masks(videos: Collection[str]) -> dict[str, str]:
-    """Find directories of masks beside those of their videos: ``a_masks`` beside ``a``.
+    """Find directories of masks beside the directories of their videos: ``a_masks`` beside ``a``.
 
     Returns:
-        The directories of masks by those of the frames.
+        The directories of masks by directory of frames.
     """
     names = {name.lower(): name for name in videos}
     siblings: dict[str, str] = {}
@@ -208,7 +208,7 @@ def sibling_masks(videos: Collection[str]) -> dict[str, str]:
 
 
 def _frame_of(mask: str, suffix: str, names: Mapping[str, str]) -> str | None:
-    """Return the name of the frames of a mask, whose name is in lower case; None: no frames."""
+    """Return the name of the frames of a mask, given in lower case; None: no frames."""
     base = mask.removesuffix(suffix)
     matches = (names.get(base + ending) for ending in _FRAME_SUFFIXES)
     return next((name for name in matches if name is not None), None)

@@ -31,7 +31,7 @@ VOID = 255
 # Grey values above this may be shades of an image or of a soft edge instead of object numbers.
 _LARGEST_SAFE_ID = 64
 _MAX_COLOURS = 256  # in one mask; a photo or a JPEG has thousands
-# Limits of what is read to decide: about a second.
+# Limits of the sample that is read to decide, which takes about a second.
 _SAMPLED_MASKS, _SAMPLED_PIXELS = 256, 1 << 27
 _WHITE = (255, 65535)
 _CITYSCAPES = (
@@ -47,7 +47,7 @@ _CITYSCAPES = (
 
 @dataclass(frozen=True)
 class MaskValues:
-    """Say what the pixel values of mask files mean.
+    """The meaning of the pixel values of mask files.
 
     Attributes:
         kind: one of :data:`~sam2kit.config.schema.MASK_VALUES` except auto. Default: ``ids``.
@@ -55,7 +55,8 @@ class MaskValues:
             each colour is an object, named after it.
         shades: whether grey values above 64 are rejected as the shades of an image.
         known: the values above 64 on which the decision is based. None: any value is accepted.
-        is_guess: whether the values of masks decided. They may contradict the decision later.
+        is_guess: whether the meaning was inferred from the values of some masks; others may
+            contradict it.
         reason: what the decision is based on, for the log and the doctor; "" if there was no
             choice.
     """
@@ -151,7 +152,7 @@ class MaskValues:
                 key="dataset.mask_values",
                 value="colours",
                 expected="ids",
-                hint="set this key, or leave the file out",
+                hint="set this key, or remove the file",
             )
         values = colours_in(pixels)
         if len(values) > _MAX_COLOURS:
@@ -195,7 +196,7 @@ def decide(
     Args:
         paths: mask files to choose from, in a fixed order; those that cannot be read are ignored.
         kind: ``auto`` or another of :data:`~sam2kit.config.schema.MASK_VALUES`.
-        colours: colour table (:func:`read_colours`). None (default): none.
+        colours: colour table (:func:`read_colours`). None (default): no table.
         where: the data set in the log.
 
     Raises:
@@ -212,7 +213,7 @@ def decide(
 
 
 class MaskDecision:
-    """Decide what the mask values of a data set mean when the first mask is read, and keep it.
+    """Decide what the mask values of a data set mean when the first mask is read, and cache it.
 
     Opening a data set must not decode pixels. The decision depends only on the files, so every
     process makes the same.
@@ -295,7 +296,7 @@ def _decide(sample: _Sample) -> MaskValues:
     shades = 2 * sample.thin > sample.large
     one = next(iter(values)) if len(values) == 1 else 0
     if one in _WHITE and not shades:
-        reason = f"the {count} masks read to decide have no values but 0 and {one}: one object"
+        reason = f"the {count} sampled masks have only the values 0 and {one}: one object"
         return MaskValues("binary", known=frozenset(values), is_guess=True, reason=reason)
     if shades:
         return MaskValues(known=frozenset())
@@ -303,7 +304,7 @@ def _decide(sample: _Sample) -> MaskValues:
     kind, reason = "ids", ""
     if VOID in values and min(numbers) > _LARGEST_SAFE_ID and sample.forms == {"grey"}:
         kind = "all_ids"
-        reason = f"grey values {_some(values)} are object numbers, 255 too"
+        reason = f"grey values {_some(values)} are object numbers, including 255"
     elif "grey" in sample.forms:
         void = ", 255 is void" if VOID in values else ""
         reason = f"grey values {_some(numbers)} are object numbers{void}"
@@ -340,7 +341,7 @@ def values_in(pixels: np.ndarray) -> list[int]:
     A histogram, because ``np.unique`` sorts all pixels, which takes longer than reading the file.
     """
     if pixels.dtype == np.uint8:
-        # Most pixels of a mask are 0. Without the rows and columns that are, this is far faster.
+        # Most pixels of a mask are 0. Cropping the empty rows and columns makes this far faster.
         x, y, width, height = cv2.boundingRect(pixels)
         visible = pixels[y : y + height, x : x + width]
         histogram = cv2.calcHist([visible], [0], None, [256], [0, 256])
@@ -354,7 +355,7 @@ def values_in(pixels: np.ndarray) -> list[int]:
 def looks_like_mask(path: Path) -> bool:
     """Return whether a picture looks like a mask: few grey or palette values, 0 among them.
 
-    JPEG files and files that cannot be read are not looked at.
+    JPEG files and unreadable files are not examined.
     """
     if path.suffix.lower() not in MASK_ENDINGS:
         return False
@@ -371,13 +372,13 @@ def looks_like_mask(path: Path) -> bool:
 
 def colours_in(pixels: np.ndarray) -> list[int]:
     """Return the sorted distinct values of packed colours."""
-    # Neighbours are mostly equal in a mask: only where the colour changes is there a new one.
+    # Neighbours are mostly equal in a mask; new colours are only where the colour changes.
     flat = pixels.reshape(-1)
     return np.unique(flat[np.flatnonzero(np.diff(flat, prepend=-1))]).tolist()
 
 
 def thin_values(pixels: np.ndarray, values: Iterable[int]) -> list[int]:
-    """Return those of the values whose pixels are nowhere three pixels wide and high."""
+    """Return the values whose regions are nowhere three pixels wide and high."""
     kernel = np.ones((3, 3), np.uint8)
     return [v for v in values if not cv2.erode((pixels == v).astype(np.uint8), kernel).any()]
 
@@ -419,7 +420,7 @@ def read_colours(table: str) -> dict[int, ObjectId | None]:
             and ``void`` are background.
 
     Raises:
-        DataError: the file is missing or has another form.
+        DataError: the file is missing or invalid.
     """
     if table == "voc":
         return _voc_colours()

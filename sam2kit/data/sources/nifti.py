@@ -31,8 +31,8 @@ LAYOUTS = (
 class NiftiDataset(VolumeSource):
     """Read NIfTI volumes: ``.nii`` and ``.nii.gz``.
 
-    Frames are the slices along one axis of the stored array, whose first other axis is the columns
-    of a frame and whose second other axis is its rows. The scale factor of the header is applied.
+    Frames are the slices along one axis of the stored array. The first of the other two axes gives
+    the columns of a frame and the second one its rows. The scale factor of the header is applied.
     Labels are found as described in :func:`~sam2kit.data.sources.volumes.find_volumes`; every slice
     of a volume with labels is annotated. The affine is kept (:meth:`geometry`).
 
@@ -54,8 +54,8 @@ class NiftiDataset(VolumeSource):
         if channels:
             self._dropped.note(
                 channels[0],
-                f"{plural(len(channels), 'volume')} with further channels of a case are not read, "
-                "but the first of each case; to read another one, move it to a folder of its own",
+                f"{plural(len(channels), 'volume')} with further channels are not read, "
+                "only the first of each case; to read another one, move it to a folder of its own",
             )
         return files
 
@@ -144,7 +144,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _check_labels(labels: Path, path: Path, label_grid: Grid, grid: Grid) -> None:
-    """Reject labels that do not lie on the voxels of their volume."""
+    """Reject labels that are not on the voxel grid of their volume."""
     from nibabel.orientations import aff2axcodes
 
     if label_grid[1] != grid[1]:

@@ -132,7 +132,7 @@ class SAVDataset(VideoFileSource):
 def _frame_count(path: Path) -> int:
     """Read ``video_frame_count``, usually without parsing the whole file."""
     try:
-        # The files have megabytes, and the key is at their beginning.
+        # The files have megabytes, and the key is near the beginning.
         with path.open("rb") as file:
             head = file.read(4096)
         match = re.search(rb'"video_frame_count":\s*(\d+)', head)

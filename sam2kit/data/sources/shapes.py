@@ -1,4 +1,4 @@
-"""Base class for the exports of annotation tools: videos with drawn shapes, and who is who.
+"""Base class for the exports of annotation tools: videos with drawn shapes and their objects.
 
 A tool's module parses its files to :class:`AnnotatedVideo` entries. This module finds the objects
 (:func:`identify`), fills the shapes, and counts what cannot be used.
@@ -46,7 +46,7 @@ class Shape:
     Args:
         label: its class.
         where: its name in error messages: file, and position in it.
-        object_id: its object. None (default): it has no id, and :func:`identify` decides.
+        object_id: id of its object. If None (default), :func:`identify` assigns one.
         size: rows and columns of the frame as the tool knows it. None (default): not known.
     """
 
@@ -192,7 +192,7 @@ class Problems:
     """Count shapes and frames that cannot be used, by kind of problem.
 
     Args:
-        strict: whether the first one is an error instead.
+        strict: raise an error for the first one instead.
 
     Attributes:
         read: the annotation files that were read.
@@ -447,7 +447,7 @@ def identify(videos: Sequence[AnnotatedVideo], identity: str, root: Path) -> Non
         rules.append(f"one object per label ({_names(single)})")
     if repeated:
         rules.append(
-            f"matched from frame to frame by overlap, because frames have several of a label "
+            f"matched from frame to frame by overlap, because frames have several per label "
             f"({_names(repeated)})"
         )
     logger.info(
@@ -480,19 +480,19 @@ def find_frames(
             return folder
         if not folder.is_dir():
             continue
-        films = list_folder(folder, VIDEO_ENDINGS).files
+        video_files = list_folder(folder, VIDEO_ENDINGS).files
         for wanted in video_names:
-            for name in films:
+            for name in video_files:
                 if _same_file(wanted, name):
                     return folder / name
         if files := list_folder(folder, FRAME_ENDINGS).files:
             return [folder / name for name in sort_files(files, folder)]
-        if len(films) == 1:
-            return folder / films[0]
+        if len(video_files) == 1:
+            return folder / video_files[0]
         inner = list_folder(folder, ()).folders
         if (
             nested
-            and not films
+            and not video_files
             and len(inner) == 1
             and list_folder(folder / inner[0], FRAME_ENDINGS).files
         ):
@@ -504,7 +504,7 @@ def find_frames(
 
 
 def _same_file(wanted: str, name: str) -> bool:
-    """Return whether a file has the wanted name, but for an upload prefix or its extension."""
+    """Return whether a file has the wanted name, apart from an upload prefix or its extension."""
     wanted = wanted.replace("\\", "/").rpartition("/")[2]
     names = {wanted, wanted.partition("-")[2]} - {""}
     return name in names or stem(name) in {stem(n) for n in names}

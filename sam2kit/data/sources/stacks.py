@@ -1,4 +1,4 @@
-"""Share what sources of microscopy stacks and medical volumes have in common.
+"""Base class for sources of microscopy stacks and medical volumes.
 
 Their frames are slices of arrays of any numeric type, scaled to uint8 by one rule per video, and
 their masks are label images, in which the value of a pixel is the number of its object.
@@ -20,10 +20,11 @@ from sam2kit.data.sources.listing import read_split
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
 
-# Decoded sizes. A header may promise more than the machine has, in a file of a few bytes.
+# Limits of decoded sizes. The header of a tiny file may claim more memory than the machine has.
 MAX_FRAME_BYTES = 1 << 30
 MAX_VOLUME_BYTES = 16 << 30
-# Largest label that is counted by a table; of larger ones the pixels are sorted, which is slower.
+# Largest label that is counted with a table; for larger ones the pixels are sorted, which is
+# slower.
 _COUNTED_LABELS = 1 << 20
 
 
@@ -83,7 +84,7 @@ class StackSource(VideoSource):
         return (t for t in range(self.num_frames(i)) if self.is_annotated(i, t))
 
     def object_names(self, i: int) -> Mapping[int, ObjectId]:
-        """Return the ids of the labels of video ``i`` that are not the labels themselves."""
+        """Return the object ids of video ``i`` that differ from their labels, by label."""
         return {}
 
     def frame_size(self, i: int) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class StackOptions(NamedTuple):
         axes: letters of the axes, any of T, C, Z, Y, X and S (colour samples), in the order of the
             file. None (default): the metadata decide.
         channels: up to 3 channels that become red, green and blue; a single one becomes grey. None
-            (default): all of up to 3 channels.
+            (default): all channels, if there are up to 3.
         z: how the Z axis of a stack with time is reduced: ``max``, ``mean`` or the index of a
             slice. None (default): such stacks are rejected.
     """
@@ -79,8 +79,8 @@ class TiffStack:
     Args:
         path: the file.
         options: how its axes are read.
-        num_frames: number of frames that the file is expected to have, which decides about an axis
-            without a name. None (default): not known.
+        num_frames: number of frames that the file is expected to have, which determines the meaning
+            of an axis without a name. None (default): unknown.
 
     Attributes:
         num_frames: number of frames.
@@ -89,7 +89,7 @@ class TiffStack:
         shape: their lengths.
 
     Raises:
-        DataError: the file is damaged, too large, or has axes that are not clear.
+        DataError: the file is damaged, too large, or its axes are ambiguous.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class TiffStack:
         if channel is not None:
             pixels = np.moveaxis(pixels, channel, -1)
             axes = axes[:channel] + axes[channel + 1 :]
-            # Of colours with transparency the colours; channels have been chosen.
+            # Drop the transparency of colours; channels have been selected before.
             pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
         return np.swapaxes(pixels, 0, 1) if axes == "XY" else pixels
 
@@ -322,7 +322,7 @@ def _resolve_axes(
         stored: letters that tifffile read from the metadata; Q and I are unknown.
         shape: lengths of the axes.
         axes: letters that the user set. None: use ``stored``.
-        num_frames: expected number of frames. None: not known.
+        num_frames: expected number of frames. None: unknown.
     """
     if axes is not None:
         axes = axes.upper()
@@ -348,7 +348,7 @@ def _resolve_axes(
         axes = axes.replace("Z", "T")
         if num_frames is None:
             logger.info(
-                "{}: no time axis, {} slices along Z are read as frames",
+                "{}: no time axis; {} slices along Z are read as frames",
                 path,
                 shape[axes.index("T")],
             )
@@ -457,7 +457,7 @@ class TiffDataset(StackSource):
         strict: True raises an error for a video that cannot be read. False: it is left out.
 
     Raises:
-        DataError: no TIFF files, axes that are not clear, or no readable video; with ``strict``
+        DataError: no TIFF files, ambiguous axes, or no readable video; with ``strict``
             also a damaged file, or labels that do not fit their frames.
     """
 
@@ -482,7 +482,7 @@ class TiffDataset(StackSource):
         self.report(path for entry in files.values() for path in entry.all_files())
 
     def _find_first_label(self, videos: Iterable[TiffFiles]) -> int:
-        """Return from which number the labels of single frames count the frames of stacks."""
+        """Return the number that single label files give to the first frame of a stack."""
         folders, numbers = [], []
         for files in videos:
             if files.stack is None or files.labels is None or files.labels.is_file():
@@ -526,7 +526,7 @@ class TiffDataset(StackSource):
         self, files: TiffFiles, frames: TiffStack | TiffSequence, names: list[str] | None
     ) -> TiffStack | TiffSequence | None:
         count, path = frames.num_frames, files.labels
-        # Only a slice number means the same for labels; the maximum of labels is no label.
+        # A slice index is also valid for labels; a maximum of labels is not a label.
         z = self._options.z if (self._options.z or "").isdecimal() else None
         if path is None:
             return None
@@ -667,8 +667,8 @@ class TiffFiles(NamedTuple):
 def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path | None]:
     """Return the label file of each frame, or None.
 
-    A label file has the name of its frame, with or without a label suffix. If no file has, the last
-    number in the names decides.
+    A label file has the name of its frame, with or without a label suffix. If no file has such a
+    name, the last number in the names is compared.
 
     Args:
         files: label files.
@@ -676,7 +676,7 @@ def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path
         folder: directory of the labels, for the error.
 
     Raises:
-        DataError: a file belongs to no frame, or two to one frame.
+        DataError: a file belongs to no frame, or two belong to the same frame.
     """
     positions = {name: t for t, name in enumerate(names)}
     stems = [tiff_stem(path.name) for path in files]
@@ -687,7 +687,7 @@ def match_labels(files: list[Path], names: list[str], folder: Path) -> list[Path
     slots: list[Path | None] = [None] * len(names)
     for path, t in zip(files, matches, strict=True):
         if t is None or slots[t] is not None:
-            problem = "belongs to no frame" if t is None else f"and {slots[t]} are of one frame"
+            problem = "belongs to no frame" if t is None else f"and {slots[t]} share a frame"
             raise DataError(
                 f"{path} {problem}", hint=f"name labels like their frames (first: {names[0]})"
             )
@@ -776,7 +776,7 @@ def _videos_in(root: Path, listing: Listing, label_folders: list[str]) -> dict[s
 
 
 def _without_labels(names: list[str], stems: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Return the files that are no labels by their names, and those named ``seg`` or ``labels``.
+    """Return the files whose names are not those of labels, and those named ``seg`` or ``labels``.
 
     Labels without frames are in neither list, unless there is nothing else.
     """
@@ -789,7 +789,7 @@ def _without_labels(names: list[str], stems: dict[str, str]) -> tuple[list[str],
 
 
 def _is_sequence(paths: list[Path]) -> bool:
-    """Return whether files are frames of one video instead of stacks; damaged ones say nothing."""
+    """Return whether files are frames of one video instead of stacks; ignoring damaged ones."""
     for path in paths:
         try:
             return TiffStack(path, num_frames=1).num_frames == 1
@@ -810,7 +810,7 @@ def find_labels(folder: Path, name: str, stack: str | None = None) -> Path | Non
     Args:
         folder: the directory to search.
         name: name of the video.
-        stack: name of the file of its frames, which is no label file. None (default): the frames
+        stack: name of the file of its frames, which is not a label file. None (default): the frames
             are in another directory, so that labels may have the same name.
     """
     listing = list_folder(folder, TIFF_ENDINGS)

@@ -27,7 +27,7 @@ VERSION = 1
 
 
 class StoredObject(msgspec.Struct):
-    """An object of a video; ``name`` is what people see."""
+    """An object of a video; ``name`` is its display name."""
 
     id: int | str
     name: str
@@ -75,7 +75,7 @@ class TrainingSet(VideoSource):
         videos/, JPEGImages/    only copied videos and frames
 
     Videos are not copied. The index gives their paths relative to the folder, so the folder can be
-    moved together with the videos. A video that is not there is searched in the folder ``videos``
+    moved together with the videos. A missing video is searched for in the folder ``videos``
     of the training set, and then at its former absolute path. Only frames with masks are annotated.
 
     Args:
@@ -110,14 +110,14 @@ class TrainingSet(VideoSource):
                 if name not in indices:
                     raise DataError(
                         f"{path} has no video {name!r}, but {INDEX_FILE} lists it",
-                        hint="make the training set again",
+                        hint="create the training set again",
                     )
                 masks = COCOMasks(content, path, indices[name], name, entry.frames)
                 self._masks.append(masks)
         else:
             for video, entry in zip(self._videos, entries, strict=True):
                 self._masks.append(_mask_files(self.root / MASKS / entry.folder, video))
-            # The kit wrote the masks, so their values need no guess.
+            # sam2kit wrote the masks, so the meaning of their values is known.
             png_masks = [masks for masks in self._masks if isinstance(masks, MaskFiles)]
             share_decision(png_masks, "ids", None, self.root)
         self._current: int | None = None
@@ -128,7 +128,7 @@ class TrainingSet(VideoSource):
             raise DataError(
                 f"{video.path} has {video.num_frames(0)} frames, but video {name!r} of "
                 f"{self.root} was annotated with {entry.frames}",
-                hint="put back the video that was annotated",
+                hint="restore the video that was annotated",
             )
         return video
 
@@ -203,7 +203,7 @@ def read_index(root: Path) -> Index:
         DataError: it is missing, damaged, or of a later version of sam2kit.
     """
     path = root / INDEX_FILE
-    hint = "make the training set again with sam2kit training-set"
+    hint = "create the training set again with sam2kit training-set"
     try:
         index = msgspec.convert(read_json(path, hint=hint), Index)
     except (FileNotFoundError, ValueError) as error:
@@ -222,7 +222,7 @@ def read_index(root: Path) -> Index:
                 key="folder",
                 value=entry.folder,
                 expected="the name of a folder in this training set",
-                hint="make the training set again with sam2kit training-set",
+                hint="create the training set again with sam2kit training-set",
             )
     return index
 
@@ -282,7 +282,7 @@ def frame_names(video: OneVideo) -> list[str]:
 def _mask_files(folder: Path, video: OneVideo) -> MaskFiles:
     """Index the masks of one video."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is missing", hint="make the training set again")
+        raise DataError(f"{folder} is missing", hint="create the training set again")
     names = frame_names(video)
     indices: Callable[[str], int | None] = {name: t for t, name in enumerate(names)}.get
     return MaskFiles(folder, len(names), indices, f"masks are named like {names[0]}.png")

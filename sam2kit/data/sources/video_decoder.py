@@ -33,7 +33,7 @@ def open_video(path: str | Path, intensity: IntensityRule | None = None) -> OneV
         intensity: how frames of more than 8 bits are scaled. None (default): the default rule.
 
     Raises:
-        DataError: ``path`` is neither of them, or cannot be read.
+        DataError: ``path`` is neither of the two, or cannot be read.
     """
     return FrameFolder(path, intensity) if Path(path).is_dir() else VideoFile(path)
 
@@ -183,7 +183,7 @@ class VideoFile(OneVideo):
     def size(self) -> tuple[int, int]:
         """Rows and columns of the frames; the first access decodes the first frame."""
         if self._size is None:
-            # In a copy, so that the position of this decoder and its cached frame stay.
+            # In a copy, so that the position of this decoder and its cached frame are kept.
             self._size = copy(self).read_frame(0, 0).shape[:2]
         return self._size
 
@@ -277,7 +277,7 @@ class VideoFile(OneVideo):
 
 
 def open_container(path: str | Path) -> av.container.InputContainer:
-    """Open a video file; metadata that are not UTF-8, such as a title, do not matter.
+    """Open a video file; metadata that are not UTF-8, such as a title, are tolerated.
 
     FFmpeg chooses the demuxer by the content of the file. Playlists, whose demuxers open other
     files or addresses, are rejected. An absolute path never looks like an address.

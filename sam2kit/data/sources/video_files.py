@@ -126,7 +126,7 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
         if self.root.is_dir():
             others = list_folder(self.root, VIDEO_ENDINGS).others
             dropped.add_data(self.root, [n for n in others if self.root / n != masks])
-            dropped.films += mask_films(self.root)
+            dropped.mask_videos += find_mask_videos(self.root)
         self._decision: MaskDecision | None = None
         self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
@@ -267,12 +267,12 @@ def find_videos(root: Path) -> dict[str, Path]:
     # JSON files are annotations (SA-V, COCO) and expected beside the videos.
     others = list_folder(root, VIDEO_ENDINGS).others
     others = [name for name in others if not name.lower().endswith(".json")]
-    log_ignored(root, others + [path.name for path in mask_films(root)])
+    log_ignored(root, others + [path.name for path in find_mask_videos(root)])
     return videos
 
 
-def mask_films(root: Path) -> list[Path]:
-    """Return the video files that are masks of others by their names: ``a_mask.mp4``."""
+def find_mask_videos(root: Path) -> list[Path]:
+    """Return the video files whose names mark them as masks: ``a_mask.mp4``."""
     return [
         folder / name
         for folder in _video_folders(root)
@@ -281,7 +281,7 @@ def mask_films(root: Path) -> list[Path]:
 
 
 def _video_folders(root: Path) -> dict[Path, str]:
-    """Return the directories that may hold video files, and what precedes the names of videos."""
+    """Return the directories that may hold video files, and the prefixes of their video names."""
     names = [name for name in list_folder(root, ()).folders if not is_mask_folder(name)]
     return {root: ""} | {root / name: f"{name}/" for name in sorted(names, key=natural_key)}
 

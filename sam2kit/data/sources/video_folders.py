@@ -40,12 +40,12 @@ MAX_SEARCHED = 32  # directories per directory that are searched for pictures of
 
 @dataclass(frozen=True)
 class VideoFolder:
-    """Say where the frames and masks of a video are.
+    """Locate the frames and masks of a video.
 
     Attributes:
         folder: the directory of the frames.
         frames: names of the frames, in any order.
-        masks: the directory of the masks. None: there is none.
+        masks: the directory of the masks. None: no such directory.
         masks_beside: names of masks in ``folder`` by the stem of their frame.
     """
 
@@ -66,16 +66,16 @@ class VideoFolders:
     Args:
         root: the directory.
         resolution: the resolution to use if there are several. None: 480p, if it exists.
-        masks_path: the directory of the masks. None: where the layouts have it.
+        masks_path: the directory of the masks. None: as in the layouts.
         dropped: receives what is not read.
 
     Attributes:
         videos: the videos by name.
-        masks: the directory that holds the masks of all videos. None: there is none.
+        masks: the directory that holds the masks of all videos. None: no such directory.
         remarks: how masks were found.
 
     Raises:
-        DataError: no videos, or several directories could be meant.
+        DataError: no videos, or the choice between directories is ambiguous.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class VideoFolders:
             dropped.add_data(root, list_folder(root, ()).others)
 
     def _find_other_pictures(self, folder: Path) -> None:
-        """Remark that folders beside the frames hold pictures, which may be masks."""
+        """Add a remark about folders beside the frames with pictures, which may be masks."""
         if folder == self.root:
             return
         for name in sorted(list_folder(self.root, ()).folders):
@@ -180,7 +180,7 @@ class VideoFolders:
         return VideoFolder(folder, frames, None, beside)
 
     def _note(self, masks: Path) -> None:
-        """Remark, for the first video, where masks were found."""
+        """Add a remark about the masks of the first video."""
         if not any(remark.kind == NOTE for remark in self.remarks):
             self.remarks.append(Remark(NOTE, str(self.root), f"masks are read from {masks}"))
 
@@ -196,7 +196,7 @@ class VideoFolders:
         images, annotations = (_find_folder(self.root, n) for n in ("JPEGImages", "Annotations"))
         if images is None:
             names = list_folder(self.root, ()).folders
-            # A directory that is named needs no search, which may find several.
+            # A given directory needs no search, which may be ambiguous.
             masks = masks_path or find_mask_folder(self.root, names)
             frames = (
                 find_frame_folder(self.root, names) if masks and masks.parent == self.root else None
@@ -236,12 +236,12 @@ class VideoFolders:
         return images / chosen, annotations / chosen
 
     def _hint(self, folder: Path) -> str:
-        """Describe what is in the directory instead, and what to give."""
+        """Describe the content of the directory, and suggest what to use."""
         inner = [p.parent.name for p in self.root.glob("*/JPEGImages*") if p.is_dir()]
         if inner:
-            return f"it holds the data sets {', '.join(sorted(set(inner)))}: give one of them"
-        if films := list_folder(self.root, VIDEO_ENDINGS).files:
-            return f"it holds video files such as {min(films)}: set dataset.type=files"
+            return f"it contains the data sets {', '.join(sorted(set(inner)))}; use one of them"
+        if videos := list_folder(self.root, VIDEO_ENDINGS).files:
+            return f"it contains video files such as {min(videos)}; set dataset.type=files"
         return f"expected {LAYOUTS}; {folder} holds {_summary(folder)}"
 
 
@@ -254,7 +254,7 @@ def _reject_other_pictures(root: Path) -> None:
             first = folder / min(listing.files)
             ending = first.suffix
             raise DataError(
-                f"{root} has no frames that are read, but {len(listing.files)} files such as "
+                f"{root} has no readable frames, but {len(listing.files)} files such as "
                 f"{first}; frames are {', '.join(FRAME_ENDINGS)}",
                 hint="convert them, for example with ImageMagick: "
                 f"cd {quote(str(first.parent))}; magick mogrify -format png *{ending}",

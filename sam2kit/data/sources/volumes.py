@@ -1,4 +1,4 @@
-"""Share what sources of medical volumes have in common: the slices of a volume are its frames."""
+"""Base class for sources of medical volumes, whose slices are the frames of a video."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Grid = tuple[np.ndarray, tuple[int, ...]]  # affine and shape
 
 
 class Volume(NamedTuple):
-    """What the headers of one volume say.
+    """The content of the headers of one volume.
 
     Attributes:
         shape: lengths of the axes of the volume.
@@ -55,8 +55,8 @@ class VolumeSource(StackSource):
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
         masks_path: directory or file of the labels. None (default): as the subclass describes.
         rule: how values are scaled to 8 bits.
-        axis: axis of the stored array along which slices become frames. None (default): the one
-            that the subclass names.
+        axis: axis of the stored array along which slices become frames. None (default): the default
+            of the subclass.
         reverse: play slices from the last to the first.
         strict: True raises an error for a volume that cannot be read. False: it is left out.
     """
@@ -83,7 +83,7 @@ class VolumeSource(StackSource):
         self.report(path for entry in files.values() for path in self.files_of(entry))
 
     def check_grid(self, labels: Path, grids: Sequence[Grid], volume: object) -> None:
-        """Remark that labels have another position than their volume.
+        """Add a remark if labels and their volume have different positions.
 
         Args:
             labels: the file of the labels.
@@ -167,7 +167,7 @@ class VolumeFiles(NamedTuple):
 
     Attributes:
         volume: the volume itself.
-        labels: its labels. None: none.
+        labels: its labels. None: no labels.
         channels: further channels of the volume, which are not read.
     """
 
@@ -183,11 +183,11 @@ def find_volumes(
 
     Labels have the name of their volume with a label suffix or prefix (``CASE_seg``,
     ``CASE_manual``, ``mask_CASE``), or are in a directory such as ``labels`` or ``labelsTr`` under
-    the name of the volume, beside the volume or beside its directory (``imagesTr``). What only
-    images have in their names is left out: ``volume-0`` has the labels ``segmentation-0``, and
+    the name of the volume, beside the volume or beside its directory (``imagesTr``). Parts of names
+    that only images have are ignored: ``volume-0`` has the labels ``segmentation-0``, and
     ``CASE_0000`` of nnU-Net the labels ``CASE``. In a directory of one volume they may be called
     ``label``, ``mask`` or ``seg``. Labels without a volume are not returned, unless there is
-    nothing else.
+    no volume.
 
     Volumes with the same labels, such as ``CASE_t1`` and ``CASE_t2`` with ``CASE_seg``, are
     channels of one: the first is returned.

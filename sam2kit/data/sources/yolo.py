@@ -39,19 +39,20 @@ class YOLODataset(ShapeDataset):
     Images are in ``ROOT/images`` or ``ROOT/images/SUBSET`` with text files in ``ROOT/labels`` of
     the same structure, in ``ROOT/SUBSET/images`` with ``ROOT/SUBSET/labels`` (Roboflow's export),
     or beside their text files. :func:`~sam2kit.data.sources.frame_names.group_frames` groups the
-    images to videos by folder and file name.
+    images into videos by folder and file name.
 
     *Masks.* A row is a class number and the corners of a polygon, in shares of the image's width
-    and height. A row of four coordinates is a box (filled, with a warning). Predictions have a
-    confidence, the id of a track or both at the end of a row. Which of them is decided once for the
-    data set (:func:`decide_columns`) and logged; confidences are ignored.
+    and height. A row of four coordinates is a box (filled, with a warning). Rows of predictions end
+    with a confidence, a track id or both; which is decided once per data set
+    (:func:`decide_columns`) and logged. Confidences are ignored.
 
-    *Annotated* is an image with a text file, also with an empty one. YOLO takes an image without a
-    file as background; here it is unannotated, because a missing file may as well be missing work.
+    *Annotation.* An image is annotated if it has a text file, even an empty one. YOLO treats an
+    image without a file as background; here it is unannotated, because it may not have been
+    reviewed.
 
     *Objects* are tracks. Rows without a track have no id: see
     :class:`~sam2kit.data.sources.shapes.ShapeDataset`. Their label is the class name from
-    ``data.yaml`` or ``classes.txt``, else the class number.
+    ``data.yaml`` or ``classes.txt``, otherwise the class number.
 
     Args:
         root: the folder.
@@ -153,7 +154,7 @@ def _reject_orphans(problems: Problems) -> None:
 
 
 def _video_path(path: Path, root: Path) -> str:
-    """Return the path of an image without the folder ``images``, which says nothing."""
+    """Return the path of an image without the folder ``images``, which all paths share."""
     parts = path.relative_to(root).parts
     return "/".join(part for part in parts[:-1] if part != "images") + "/" + parts[-1]
 
@@ -203,7 +204,7 @@ def decide_columns(files: Sequence[Sequence[Row]]) -> str:
     a whole number on all such rows, otherwise a confidence. An even number of values has two more
     if all such rows end with a share and a whole number that is unlikely to be a coordinate: ids
     are unique in a file, and coordinates of exactly 1 at the end of all rows are rare. Trackers
-    leave out the id of an object that they do not follow, so both kinds may occur.
+    omit the id of an object that they do not track, so both kinds may occur.
 
     Args:
         files: the rows of each text file.
@@ -225,7 +226,7 @@ def decide_columns(files: Sequence[Sequence[Row]]) -> str:
 
 
 def _end_with_ids(files: Sequence[Sequence[Row]]) -> bool:
-    """Return whether the last values of rows, of which there must be some, are ids of tracks."""
+    """Return whether the last values of rows are track ids; False without rows."""
     rows = [row for group in files for row in group]
     if not rows or not all(row.ends_whole for row in rows):
         return False
@@ -252,7 +253,7 @@ def _settle_columns(columns: str, files: Sequence[Sequence[Row]], root: Path) ->
     count = sum(map(len, files))
     how = "set by dataset.yolo_columns"
     if columns == "auto":
-        how = "decided from their number of values and the last ones; dataset.yolo_columns sets it"
+        how = "derived from the number and the last of the values; dataset.yolo_columns sets it"
     reason = f"rows end with {what} after the corners ({count} rows; {how})"
     logger.info("{}: {}", root, reason)
     return settled, reason
@@ -300,7 +301,7 @@ def _parse_row(row: Row, columns: str, names: dict[int, str], problems: Problems
     is_odd = len(values) % 2 == 1
     if columns == "none" and is_odd:
         raise ValueError(
-            "corners are pairs, and one value is left over; if it is a confidence or the id of a "
+            "corners are pairs, but one value is left over; if it is a confidence or the id of a "
             "track, set dataset.yolo_columns"
         )
     # With both columns, a row without an id has one value after its corners.

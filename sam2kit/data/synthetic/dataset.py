@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2kit.config.schema import DatasetConfig
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.synthetic.scene import Scene
 from sam2kit.data.synthetic.textures import Photos
 from sam2kit.utils.errors import DataError
 
+GENERATED_OBJECTS = 3  # maximum per generated video if dataset.synthetic_objects is 0
+
 
 class _GeneratedSource(VideoSource):
-    """Draw the objects of video ``i`` as a :class:`Scene`, for any number ``i`` from 0 up."""
+    """Draw the objects of video ``i`` as a :class:`Scene`, for any ``i`` from 0 on."""
 
     generated = True
 
@@ -94,6 +97,24 @@ class SyntheticDataset(_GeneratedSource):
         self.photos = None if photos is None else Photos(photos)
         self.names = [self.name(i) for i in range(num_videos)]
 
+    @classmethod
+    def from_config(cls, config: DatasetConfig, seed: int) -> SyntheticDataset:
+        """Create ``config.synthetic_videos`` videos, each as long as a clip.
+
+        Raises:
+            DataError: as the constructor.
+        """
+        return cls(
+            config.synthetic_videos,
+            (config.video_clip_length - 1) * config.frame_stride + 1,
+            config.image_size,
+            config.synthetic_objects or GENERATED_OBJECTS,
+            seed,
+            config.synthetic_motion,
+            lifelike=config.synthetic_lifelike,
+            photos=config.synthetic_photos,
+        )
+
     def name(self, i: int) -> str:
         return f"synthetic_{self.seed}_{i:05d}"
 
@@ -120,7 +141,7 @@ class SyntheticDataset(_GeneratedSource):
 
     def _is_lifelike(self, i: int) -> bool:
         """Draw whether video ``i`` is lifelike."""
-        # A generator of its own, so that the share changes no video of either kind.
+        # A separate generator, so that the share does not change the videos of either kind.
         return bool(np.random.default_rng((i, self.seed)).random() < self.lifelike)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:

@@ -113,13 +113,13 @@ class Scene:
     def _enliven(
         self, generator: np.random.Generator, num_frames: int, motion: float, moves: bool
     ) -> None:
-        """Add what only lifelike scenes have: a cover, camera motion, motion blur and side light.
+        """Add the features of lifelike scenes: a cover, camera motion, motion blur and side light.
 
         Args:
             generator: source of all random values.
             num_frames: T.
             motion: as for the class.
-            moves: whether the camera moves, which a background from outside rules out.
+            moves: whether the camera moves, which is not possible with an external background.
         """
         h, w = self.size
         if generator.random() < 0.4:
