@@ -59,8 +59,7 @@ from sam2kit.viz.tables import markdown_table
 MEMORY = "model.trainable_modules=[memory_attention,memory_encoder]"
 DECODER = "model.trainable_modules=[memory_attention,memory_encoder,sam_mask_decoder]"
 LOW, LOWEST = "optimizer.lr=1e-4", "optimizer.lr=3e-5"
-# The loss with which the shipped nano was trained last (configs/nano/7_rendered.yaml).
-NANO = ("loss=from_scratch", "loss.bce_positive_weight=1", "loss.object_score=2")
+NANO = ("loss=nano",)
 EMA = ("trainer.ema_decay=0.98", "scheduler.min_lr_ratio=0.02")
 LONG = ("dataset.video_clip_length=8", "dataset.batch_size=2")
 # Everything that a recipe changes is stated here, so that it does not follow configs/adapt.yaml.
@@ -69,7 +68,7 @@ COMMON = (
     *("dataset.batch_size=3", "dataset.clips_per_video=40", "dataset.augment=true"),
     *("dataset.type=video", "dataset.replay=0", "dataset.synthetic_lifelike=0.5"),
     *("trainer.max_epochs=20", "trainer.max_steps=200", "trainer.ema_decay=null"),
-    "trainer.average_with_start=null",
+    *("trainer.average_with_start=null", "scheduler.min_lr_ratio=0.1", "scheduler.warmup_steps=10"),
 )
 
 
