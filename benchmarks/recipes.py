@@ -339,7 +339,7 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 f"{'; '.join(choices)}.\n\n"
             )
         text += (
-            f"## {data}\n\nStarting model {document[data]['before']:.3f}, copied first mask "
+            f"## {data}\n\nWeights {work.name.partition('-')[2]}: starting model {document[data]['before']:.3f}, copied first mask "
             f"{document[data]['copied']:.3f}.\n\n{markdown_table(table)}\n\n{folds}"
         )
     return document, text
@@ -369,12 +369,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     text = (
-        "# Recipes for a few videos\n\nNano at 128 px, three videos per training, "
-        f"{arguments.steps} steps. J&F over up to {arguments.frames} frames of the six other "
+        "# Recipes for a few videos\n\nNano at 192 px, three videos per training, 200 steps unless "
+        f"the recipe says otherwise. J&F over up to {arguments.frames} frames of the six other "
         "sequences of DAVIS, from the mask on the first frame; 95% intervals over videos, seeds "
         "averaged within each video. *moving* and *slow*: the gain on the half of the objects that "
         "the copied mask loses most, and on the others. *through the memory*: what the trained "
-        "model loses without its memory. *generated clips*: what it gains or forgets there. "
+        "model loses without its memory. *generated clips*: what it gains or forgets there; *sum*: "
+        "this plus the gain. "
         f"`python -m benchmarks.recipes`\n\n{text}{machine_line(document['machine'])}\n"
     )
     write(arguments.out / "recipes", document, text)
