@@ -339,8 +339,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 f"{'; '.join(choices)}.\n\n"
             )
         text += (
-            f"## {data}\n\nWeights {work.name.partition('-')[2]}: starting model {document[data]['before']:.3f}, copied first mask "
-            f"{document[data]['copied']:.3f}.\n\n{markdown_table(table)}\n\n{folds}"
+            f"## {data}\n\nWeights {work.name.partition('-')[2]}: starting model "
+            f"{document[data]['before']:.3f}, copied first mask {document[data]['copied']:.3f}.\n\n{markdown_table(table)}\n\n{folds}"
         )
     return document, text
 
