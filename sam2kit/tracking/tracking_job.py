@@ -172,8 +172,10 @@ def track_videos(
     folder = open_run_dir(output_dir, "outputs")
     with locked(folder, LOCK_FILE, ConfigError, key="--output-dir"):
         records = _find_records(folder, jobs)
+        made_with = asdict(options)
+        del made_with["lookahead"]  # affects the masks only by rounding
         inputs_digests = [
-            digest(job.entries, _file_state(job.video.path), checkpoint_state, asdict(options))
+            digest(job.entries, _file_state(job.video.path), checkpoint_state, made_with)
             for job in jobs
         ]
         if not overwrite:
