@@ -1,15 +1,20 @@
-"""Load items in several processes, and pass their errors to the caller unchanged."""
+"""Load items in several processes, or read and write in a thread while the caller computes.
+
+Errors reach the caller unchanged.
+"""
 
 from __future__ import annotations
 
 import pickle
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -176,6 +181,73 @@ def to_shared_memory(result: T, share: Callable[[T], Any]) -> T:
                 hint=SHARED_MEMORY_HINT,
             ) from None
     return result
+
+
+class ReadAhead:
+    """Read frames in a thread, the next one while the caller works with the latest one.
+
+    Frames are read one after the other, and never by two threads at once. Calling the object with a
+    frame number returns the frame or raises its error. The latest frame and the next one are kept.
+    Use it in a ``with`` block.
+
+    Args:
+        read: reads the frame of a given number.
+        num_frames: number of frames.
+    """
+
+    def __init__(self, read: Callable[[int], np.ndarray], num_frames: int) -> None:
+        self._read, self._num_frames = read, num_frames
+        self._thread = ThreadPoolExecutor(1)
+        self._frames: dict[int, Future[np.ndarray]] = {}
+
+    def __call__(self, t: int) -> np.ndarray:
+        is_next = t - 1 in self._frames
+        wanted = [t, t + 1] if is_next and t + 1 < self._num_frames else [t]
+        held = {n: frame for n, frame in self._frames.items() if n in (t, t + 1)}
+        self._frames = held | {
+            n: self._thread.submit(self._read, n) for n in wanted if n not in held
+        }
+        return self._frames[t].result()
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._frames.clear()
+        self._thread.shutdown(cancel_futures=True)
+
+
+class WorkBehind:
+    """Run calls in order in a thread while the caller computes the arguments of the next one.
+
+    At most one call is unfinished, so that memory is bounded. Use it in a ``with`` block, which
+    ends when all calls have returned.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._call: Future[object] | None = None
+
+    def submit(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Wait for the earlier call, raise its error if there is one, and start another call."""
+        self.finish()
+        self._call = self._thread.submit(work, *arguments)
+
+    def finish(self) -> None:
+        """Wait for the earlier call, and raise its error if there is one."""
+        if self._call is not None:
+            self._call.result()
+            self._call = None
+
+    def __enter__(self) -> WorkBehind:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self._thread.shutdown()
 
 
 def _shared(result: Any) -> Any:

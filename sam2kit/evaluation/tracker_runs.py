@@ -17,6 +17,7 @@ from loguru import logger
 import sam2kit
 from sam2kit.config.schema import Config
 from sam2kit.data import fingerprint
+from sam2kit.data.parallel import WorkBehind
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
@@ -107,8 +108,8 @@ class TrackerRun:
             objects: all objects in the ground truth; see
                 :func:`sam2kit.evaluation.prompt_protocols.first_visible_frames`.
             on_frame: callback for each frame and its logits, float ``[H,W]`` by object, which are
-                above 0 inside the object, because the thresholds are subtracted. None (default): no
-                callback.
+                above 0 inside the object, because the thresholds are subtracted. It is called in
+                order in another thread. None (default): no callback.
 
         Raises:
             ConfigError, DataError: see :meth:`track` and
@@ -117,20 +118,29 @@ class TrackerRun:
         size = source.read_frame(i, 0).shape[:2]
         convention = CONVENTIONS[config.evaluation.convention or "prompted"]
         scorer = VideoScorer(source.names[i], convention, objects)
-        for frame in self.track(source, i, config, noise):
-            scores = frame.object_scores()
+
+        def add(
+            frame: PromptedFrame,
+            predicted: dict[ObjectId, np.ndarray],
+            scores: dict[ObjectId, float],
+            void: np.ndarray | None,
+        ) -> None:
             logits = {
                 o: np.where(scores[o] <= self.object_threshold, -1.0, x - self.mask_threshold)
-                for o, x in frame.logits(size).items()
+                for o, x in predicted.items()
             }
             masks = {o: x > 0 for o, x in logits.items()}
-            void = source.read_void(i, frame.t)
             scorer.add(frame.t, frame.truth, masks, void, frame.prompted, scores)
             if on_frame is not None:
                 on_frame(frame, logits)
-            if frame.t and frame.t % PROGRESS_FRAMES == 0:
-                number = source.frame_number(i, frame.t)
-                logger.info("{}, {}: frame {}", source.names[i], self.name, number)
+
+        with WorkBehind() as behind:
+            for frame in self.track(source, i, config, noise):
+                void = source.read_void(i, frame.t)
+                behind.submit(add, frame, frame.logits(size), frame.object_scores(), void)
+                if frame.t and frame.t % PROGRESS_FRAMES == 0:
+                    number = source.frame_number(i, frame.t)
+                    logger.info("{}, {}: frame {}", source.names[i], self.name, number)
         return scorer.result()
 
     @cached_property

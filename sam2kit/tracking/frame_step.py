@@ -154,16 +154,17 @@ class FrameModel:
                 stack.enter_context(self._weights.applied())
             yield
 
-    def encode(self, frame: np.ndarray) -> FrameFeatures:
-        """Compute the features of a frame ``[H,W,3]`` uint8 RGB of any size."""
-        image = resize_frame(frame, self.model.image_size).to(self.device, non_blocking=True)
+    def encode(self, *frames: np.ndarray) -> FrameFeatures:
+        """Compute the features of frames ``[H,W,3]`` uint8 RGB of any size in one call."""
+        images = torch.cat([resize_frame(frame, self.model.image_size) for frame in frames])
+        images = images.to(self.device, non_blocking=True)
         cache = getattr(self.model, "feature_cache", None)
         if cache is None:
-            backbone = self._forward_image(normalize(image))
+            backbone = self._forward_image(normalize(images))
         else:
             # The cache identifies the encoder by its weights, so use the original weights.
             with self._original_weights():
-                backbone = cache.encode(self.model, image)
+                backbone = cache.encode(self.model, images)
         return FrameFeatures.from_backbone(self.model, backbone)
 
     def _original_weights(self) -> AbstractContextManager[None]:

@@ -45,6 +45,8 @@ class TrackerOptions:
         non_overlapping: assign each pixel to the object with the highest logit.
         fill_hole_area: fill holes of up to N pixels in the low-resolution mask; ignored without
             upstream's compiled extension and a GPU.
+        lookahead: number of frames that the image encoder computes in one call, 1 or more. Their
+            features are in memory together.
 
     Raises:
         ValueError: a number is below its minimum.
@@ -59,9 +61,16 @@ class TrackerOptions:
     corrected_frames_condition: bool = False
     non_overlapping: bool = False
     fill_hole_area: int = 8
+    lookahead: int = 1
 
     def __post_init__(self) -> None:
-        minima = {"max_cond_frames": 1, "object_chunk": 1, "history": 0, "fill_hole_area": 0}
+        minima = {
+            "max_cond_frames": 1,
+            "object_chunk": 1,
+            "lookahead": 1,
+            "history": 0,
+            "fill_hole_area": 0,
+        }
         for name, minimum in minima.items():
             value = getattr(self, name)
             if value is not None and value < minimum:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain, count
@@ -18,6 +18,7 @@ from loguru import logger
 import sam2kit
 from sam2kit.config.schema import Config
 from sam2kit.data.label_writers import LabelRecorder
+from sam2kit.data.parallel import ReadAhead, WorkBehind
 from sam2kit.data.result_forms import (
     LABEL_IMAGES,
     cvat_file,
@@ -45,7 +46,7 @@ from sam2kit.tracking.results import (
     read_records,
     write_combined,
 )
-from sam2kit.tracking.video_tracker import FrameTracks, VideoTracker
+from sam2kit.tracking.video_tracker import FrameTracks, ReadFrame, VideoTracker
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
@@ -170,8 +171,10 @@ def track_videos(
     folder = open_run_dir(output_dir, "outputs")
     with locked(folder, LOCK_FILE, ConfigError, key="--output-dir"):
         records = _find_records(folder, jobs)
+        made_with = asdict(options)
+        del made_with["lookahead"]  # affects the masks only by rounding
         inputs_digests = [
-            digest(job.entries, _file_state(job.video.path), checkpoint_state, asdict(options))
+            digest(job.entries, _file_state(job.video.path), checkpoint_state, made_with)
             for job in jobs
         ]
         if not overwrite:
@@ -302,16 +305,16 @@ def _track(
     version = {"sam2kit_version": sam2kit.__version__, "frames": 0, "finished": False}
     record.save(**about, **inputs, **version)
     record.clear_masks(names)
-    size = video.read_frame(0).shape[:2]
-    session = tracker.open(video.read_frame, count_frames, size)
-    for prompt in job.prompts:
-        session.add_prompt(prompt)
     masks = MaskWriter(record.masks, record.name, job.object_ids)
     has_labels = result_form(video.source, video.i) in LABEL_IMAGES
     recorder = LabelRecorder(record.name) if has_labels else None
-    done = _write_frames(
-        session.propagate(), video, record.folder, masks, recorder, job.prompts, image_size, names
-    )
+    with ReadAhead(video.read_frame, count_frames) as read_frame:
+        session = tracker.open(read_frame, count_frames, read_frame(0).shape[:2])
+        for prompt in job.prompts:
+            session.add_prompt(prompt)
+        results = _FrameResults(job, record.folder, masks, recorder, image_size, names)
+        results.write(session.propagate(), read_frame)
+    done = results.done
     frame_file = video.source.frame_path(video.i, 0)
     ending = ".jpg" if frame_file is None else frame_file.suffix
     write_text(record.folder / MASKS_JSON, json.dumps(coco_json([masks.sav()], ending)))
@@ -347,69 +350,106 @@ def log_time_split(config: Config, video: Path) -> None:
         )
 
 
-def _write_frames(
-    tracks: Iterator[FrameTracks],
-    video: VideoInput,
-    folder: Path,
-    masks: MaskWriter,
-    recorder: LabelRecorder | None,
-    prompts: list[Prompt],
-    image_size: int,
-    names: list[str],
-) -> int:
-    """Write masks, table and overlays until the end or an interruption.
+class _FrameResults:
+    """Write the results of a video frame by frame: masks, table and overlays.
 
-    Returns:
-        The number of written frames.
+    Attributes:
+        done: the number of frames that were written.
     """
-    num_frames, done, ids = video.num_frames, 0, masks.object_ids
-    first = min(prompt.frame for prompt in prompts)
-    # A time lapse with one frame per minute would otherwise play for days.
-    if (fps := max(video.fps, MIN_FPS)) > video.fps:
-        logger.info(
-            "overlay.mp4 has {:g} frames per second, but the video has {:g}", fps, video.fps
-        )
-    gif_frames, gif_step = [], -(-num_frames // GIF_FRAMES)  # rounded up
-    with ExitStack() as files:
-        write = files.enter_context(mp4_writer(folder / "overlay.mp4", fps))
-        file = (folder / "objects.csv").open("w", newline="", encoding="utf-8")
-        table = csv.writer(files.enter_context(file))
-        table.writerow(["frame", "object", "area", "object_score", "predicted_iou"])
-        try:
-            for t in log_progress(range(num_frames), num_frames, "tracked", "frames"):
-                frame_tracks = next(tracks) if t >= first else None
-                frame = video.read_frame(t)
-                visible = np.zeros((len(ids), *frame.shape[:2]), dtype=bool)
-                by_object = {}
-                if frame_tracks is not None:
-                    logits = frame_tracks.logits(frame.shape[:2]).cpu().numpy()
-                    visible[frame_tracks.objects] = logits > 0
-                    by_object = {
-                        ids[n]: x for n, x in zip(frame_tracks.objects, logits, strict=True)
-                    }
-                    scores = frame_tracks.object_score.tolist(), frame_tracks.iou.tolist()
-                    for n, *values in zip(frame_tracks.objects, *scores, strict=True):
-                        area = np.count_nonzero(visible[n])
-                        table.writerow([t, cell_text(ids[n]), area, *(f"{v:.4f}" for v in values)])
-                masks.add(names[t], by_object, frame.shape[:2])
-                if recorder is not None:
-                    recorder.add(by_object, frame.shape[:2])
-                done = t + 1
-                picture = overlay(frame, visible)
-                for prompt in prompts:
-                    if prompt.frame == t:
-                        picture = _draw(picture, prompt, image_size)
-                write(picture)
-                if t % gif_step == 0:
-                    scale = min(1, GIF_WIDTH / picture.shape[1])
-                    gif_frames.append(
-                        cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-                    )
-        except KeyboardInterrupt:
-            logger.warning("Interrupted: the output files contain the first {} frames", done)
-    if gif_frames:
-        save_gif(folder / "overlay.gif", gif_frames, min(max(fps / gif_step, MIN_FPS), 50))
-    return done
+
+    def __init__(
+        self,
+        job: _Job,
+        folder: Path,
+        masks: MaskWriter,
+        recorder: LabelRecorder | None,
+        image_size: int,
+        names: list[str],
+    ) -> None:
+        self.done = 0
+        self._job, self._folder, self._masks, self._recorder = job, folder, masks, recorder
+        self._image_size, self._names = image_size, names
+        self._gif_frames: list[np.ndarray] = []
+        self._gif_step = -(-job.video.num_frames // GIF_FRAMES)  # rounded up
+
+    def write(self, tracks: Iterator[FrameTracks], read_frame: ReadFrame) -> None:
+        """Write until the end or an interruption, a frame while the next one is tracked."""
+        video, prompts = self._job.video, self._job.prompts
+        first = min(prompt.frame for prompt in prompts)
+        # A time lapse with one frame per minute would otherwise play for days.
+        if (fps := max(video.fps, MIN_FPS)) > video.fps:
+            logger.info(
+                "overlay.mp4 has {:g} frames per second, but the video has {:g}", fps, video.fps
+            )
+        with ExitStack() as files:
+            write = files.enter_context(mp4_writer(self._folder / "overlay.mp4", fps))
+            file = (self._folder / "objects.csv").open("w", newline="", encoding="utf-8")
+            table = csv.writer(files.enter_context(file))
+            table.writerow(["frame", "object", "area", "object_score", "predicted_iou"])
+            # Entered last: its thread must end before the files are closed.
+            behind = files.enter_context(WorkBehind())
+            try:
+                frames = range(video.num_frames)
+                for t in log_progress(frames, len(frames), "tracked", "frames"):
+                    output = next(tracks) if t >= first else None
+                    frame, values = read_frame(t), None
+                    if output is not None:
+                        logits = output.logits(frame.shape[:2]).cpu().numpy()
+                        scores = output.object_score.tolist(), output.iou.tolist()
+                        values = output.objects, logits, scores
+                    behind.submit(self._write_frame, t, frame, values, table, write)
+                behind.finish()
+            except KeyboardInterrupt:
+                behind.finish()
+                logger.warning(
+                    "Interrupted: the output files contain the first {} frames", self.done
+                )
+        if self._gif_frames:
+            gif_fps = min(max(fps / self._gif_step, MIN_FPS), 50)
+            save_gif(self._folder / "overlay.gif", self._gif_frames, gif_fps)
+
+    def _write_frame(
+        self,
+        t: int,
+        frame: np.ndarray,
+        values: tuple[list[int], np.ndarray, tuple[list[float], list[float]]] | None,
+        table: Any,
+        write: Callable[[np.ndarray], None],
+    ) -> None:
+        """Write the results of one frame.
+
+        Args:
+            t: the frame number.
+            frame: the frame.
+            values: the object numbers, their logits ``[O,H,W]``, and their scores and predicted
+                IoU. None: no object has been prompted yet.
+            table: writes a row of the table.
+            write: writes a frame of the video.
+        """
+        ids, size = self._masks.object_ids, frame.shape[:2]
+        visible = np.zeros((len(ids), *size), dtype=bool)
+        by_object = {}
+        if values is not None:
+            objects, logits, scores = values
+            visible[objects] = logits > 0
+            by_object = {ids[n]: x for n, x in zip(objects, logits, strict=True)}
+            for n, *row in zip(objects, *scores, strict=True):
+                area = np.count_nonzero(visible[n])
+                table.writerow([t, cell_text(ids[n]), area, *(f"{v:.4f}" for v in row)])
+        self._masks.add(self._names[t], by_object, size)
+        if self._recorder is not None:
+            self._recorder.add(by_object, size)
+        self.done = t + 1
+        picture = overlay(frame, visible)
+        for prompt in self._job.prompts:
+            if prompt.frame == t:
+                picture = _draw(picture, prompt, self._image_size)
+        write(picture)
+        if t % self._gif_step == 0:
+            scale = min(1, GIF_WIDTH / picture.shape[1])
+            self._gif_frames.append(
+                cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            )
 
 
 def _draw(picture: np.ndarray, prompt: Prompt, image_size: int) -> np.ndarray:

@@ -129,7 +129,8 @@ class TrackingSession:
         self._frame_model, self._read_frame = frame_model, read_frame
         self._options = frame_model.options
         self._horizon = Horizon(frame_model.model, self._options)
-        self._encoded: tuple[int, FrameFeatures] | None = None
+        self._encoded: dict[int, FrameFeatures] = {}
+        self._upcoming = range(0)  # the frame to track, and those after it
 
     @property
     def objects(self) -> list[int]:
@@ -139,8 +140,8 @@ class TrackingSession:
     def state_bytes(self) -> int:
         """Return the total size in bytes of all tensors that the session keeps between calls."""
         tensors = [t for bank in self.banks.values() for t in bank.tensors()]
-        if self._encoded is not None:
-            tensors += [*self._encoded[1].vision, *self._encoded[1].position]
+        for features in self._encoded.values():
+            tensors += [*features.vision, *features.position]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def add_prompt(self, prompt: Prompt, previous: Tensor | None = None) -> FrameTracks:
@@ -229,7 +230,7 @@ class TrackingSession:
             order = range(start, -1 if stop is None else stop, -1) if start else range(0)
         else:
             order = range(start, self.num_frames if stop is None else min(stop, self.num_frames))
-        return (self._track(t, reverse) for t in order)
+        return (self._track(order[n:], reverse) for n in range(len(order)))
 
     def _first_prompted(self) -> int:
         """Return the first conditioning frame of any object."""
@@ -238,8 +239,9 @@ class TrackingSession:
             for bank in self.banks.values()
         )
 
-    def _track(self, t: int, reverse: bool) -> FrameTracks:
-        """Track all objects on a frame, update their memory banks and evict old memories."""
+    def _track(self, order: range, reverse: bool) -> FrameTracks:
+        """Track all objects on the first frame of a pass, update banks and evict old memories."""
+        t, self._upcoming = order[0], order
         options, horizon = self._options, self._horizon
         outputs: dict[int, ObjectOutput] = {}
         inputs: dict[int, ObjectInput] = {}
@@ -345,18 +347,29 @@ class TrackingSession:
         return outputs
 
     def _features(self, t: int) -> FrameFeatures:
-        """Return the features of a frame; those of the latest frame are cached."""
-        if self._encoded is None or self._encoded[0] != t:
-            self._encoded = None  # free the old features before allocating new ones
-            frame = self._read_frame(t)
-            if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
-                raise DataError(
-                    f"frame {t} is {frame.dtype} {frame.shape}, but the video's frames are uint8 "
-                    f"{(*self.size, 3)}",
-                    hint="return all frames as uint8 RGB with the size passed to open()",
-                )
-            self._encoded = t, self._frame_model.encode(frame)
-        return self._encoded[1]
+        """Return the features of a frame; those of the latest frames are cached."""
+        if t not in self._encoded:
+            self._encoded = {}  # free the old features before allocating new ones
+            frames = {t: self._read(t)}
+            if self._upcoming and self._upcoming[0] == t:
+                for n in self._upcoming[1 : self._options.lookahead]:
+                    try:
+                        frames[n] = self._read(n)
+                    except Exception:  # raised again when the frame is tracked
+                        break
+            features = self._frame_model.encode(*frames.values())
+            self._encoded = {n: features.select([i]) for i, n in enumerate(frames)}
+        return self._encoded[t]
+
+    def _read(self, t: int) -> np.ndarray:
+        frame = self._read_frame(t)
+        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
+            raise DataError(
+                f"frame {t} is {frame.dtype} {frame.shape}, but the video's frames are uint8 "
+                f"{(*self.size, 3)}",
+                hint="return all frames as uint8 RGB with the size passed to open()",
+            )
+        return frame
 
     def _tracks(self, t: int, outputs: dict[int, ObjectOutput]) -> FrameTracks:
         """Combine the outputs of objects on a frame."""

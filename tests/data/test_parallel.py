@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from sam2kit.data.parallel import errors_from_workers, load_items
+from sam2kit.data.parallel import ReadAhead, WorkBehind, errors_from_workers, load_items
 from sam2kit.utils.errors import ConfigError, DataError
 
 ERRORS = [
@@ -43,3 +46,44 @@ def test_errors_keep_type_message_and_fields(error, workers):
         assert [p.key for p in caught.value.problems] == ["seed", "seed"]
     if isinstance(error, OSError):
         assert caught.value.errno == 2 and caught.value.filename == "a.png"
+
+
+def test_next_frame_is_read_while_the_caller_works():
+    """Each frame is read once, one frame ahead, and an error is raised at its frame."""
+    read, second = [], threading.Event()
+
+    def frame(t):
+        read.append(t)
+        if t == 2:
+            second.set()
+        if t == 3:
+            raise ERRORS[0]
+        return np.full(1, t)
+
+    with ReadAhead(frame, 5) as frames:
+        assert frames(0) == 0 and frames(0) == 0
+        assert frames(1) == 1
+        assert second.wait(60) and frames(2) == 2
+        with pytest.raises(DataError) as caught:
+            frames(3)
+    assert caught.value is ERRORS[0] and read[:4] == [0, 1, 2, 3]
+
+
+def test_work_behind_the_caller_keeps_order_and_errors():
+    done, may_end = [], threading.Event()
+
+    def work(n):
+        assert may_end.wait(60)
+        if n == 2:
+            raise ERRORS[0]
+        done.append(n)
+
+    with pytest.raises(DataError) as caught, WorkBehind() as behind:
+        behind.submit(work, 0)
+        assert done == []  # the caller does not wait
+        may_end.set()
+        behind.submit(work, 1)
+        assert done == [0]
+        behind.submit(work, 2)
+        behind.submit(work, 3)
+    assert caught.value is ERRORS[0] and done == [0, 1]

@@ -453,6 +453,34 @@ def test_compiled_frame_is_one_graph_for_all_frames(scene):
     assert torch.equal(torch.stack(logits[:10]), torch.stack(logits[10:]))
 
 
+def test_lookahead_encodes_several_frames_at_once(session, scene, monkeypatch):
+    encode, batches, logits = FrameModel.encode, [], []
+    monkeypatch.setattr(
+        FrameModel, "encode", lambda self, *x: batches.append(len(x)) or encode(self, *x)
+    )
+    for lookahead in (1, 4):
+        batches.clear()
+        video_session = session(lookahead=lookahead)
+        video_session.add_prompt(mask_prompt(scene(10), 0, 0))
+        logits.append(torch.stack([x.mask_logits for x in video_session.propagate()]))
+    assert batches == [1, 4, 4, 1] and video_session.read[-10:] == list(range(10))
+    assert torch.allclose(*logits, atol=TOLERANCE / 10)
+
+
+def test_frame_that_cannot_be_read_ahead_is_an_error_when_it_is_tracked(scene):
+    def frame(t: int) -> np.ndarray:
+        if t == 3:
+            raise DataError("frame 3", hint="replace it")
+        return read_frame(scene(10).folder, t)
+
+    tracker = VideoTracker(load_pair("loud").kit, TrackerOptions(lookahead=4))
+    video_session, tracked = tracker.open(frame, 10, SIZE), []
+    video_session.add_prompt(mask_prompt(scene(10), 0, 0))
+    with pytest.raises(DataError, match="frame 3"):
+        tracked.extend(x.frame for x in video_session.propagate())
+    assert tracked == [0, 1, 2] and video_session.state_bytes() > 0
+
+
 # Use
 
 
