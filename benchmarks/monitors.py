@@ -161,8 +161,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     summary = rows(judged)
     text = (
         f"# What selects the best checkpoint\n\nNano, {len(jobs)} training runs on three sequences "
-        f"of DAVIS, with the checkpoint of each epoch. Three other sequences validate, the remaining "
-        f"three test (J&F over up to {sizes.frames} frames), and the other way round: "
+        f"of DAVIS, with the checkpoint of each epoch. Three other sequences validate, the "
+        f"remaining three test (J&F over up to {sizes.frames} frames), and the other way round: "
         f"{len(judged)} comparisons. Spearman's correlation of the order of the checkpoints; 1 is "
         "the order of the test. `python -m benchmarks.monitors`\n\n"
         f"{markdown_table(summary)}\n\nEach comparison:\n\n{markdown_table(table)}\n"

@@ -2,7 +2,8 @@
 
 Run as ``python tests/integration/make_old_run.py`` in the root of the repository. The archive
 contains a working directory: ``start.pt`` (the nano weights with short mantissas, which compress
-well), the lists of videos, and ``run/``, the output of ``fit``. The run was stopped within its second epoch.
+well), the lists of videos, and ``run/``, the output of ``fit``. The run was stopped within its
+second epoch.
 The JSON file contains the checksums of its weights, the scores of its evaluation, and the losses of
 the same run without the stop.
 
