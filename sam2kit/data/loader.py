@@ -99,8 +99,8 @@ def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise DataError(
-            f"{SHARED_MEMORY} has {free / MIB:.0f} MiB free, and {config.num_workers} loader "
-            f"processes fill {needed / MIB:.0f} MiB with {PREFETCHED} batches each",
+            f"{SHARED_MEMORY} has {free / MIB:.0f} MiB free, and {config.num_workers} DataLoader "
+            f"workers fill {needed / MIB:.0f} MiB with {PREFETCHED} batches each",
             key="dataset.num_workers",
             hint=SHARED_MEMORY_HINT,
         )
