@@ -4,8 +4,8 @@ Each recipe differs from the first one in one choice. The nine sequences of DAVI
 A recipe is trained on one block and scored on the other two. For every fold of ``benchmarks.proof``
 this is a cross-validation within its six training videos, so that the choice of a recipe need not
 use its test videos (``chosen_by_fold``). The same is done on a thermal-like and an endoscopy-like
-copy of the videos. Writes ``recipes.{json,md}`` after all jobs; every finished training run is a file
-in ``--work``, from which an interrupted call resumes.
+copy of the videos. Writes ``recipes.{json,md}`` after all jobs; every finished training run is a
+file in ``--work``, from which an interrupted call resumes.
 
 A training run takes about a minute on an idle CPU core, so all recipes, datasets and three seeds
 take six hours: choose a part with ``--recipes``, ``--data``, ``--seeds`` and ``--minutes``.
