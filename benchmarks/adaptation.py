@@ -200,7 +200,7 @@ def baselines(davis: Path, work: Path, sizes: Sizes, config: Config) -> tuple[Sc
 
 @cache
 def training_key(job: Job, work: Path, sizes: Sizes) -> str:
-    """Return a digest of what the training of a job depends on, besides the starting weights."""
+    """Return a digest of what training for a job depends on, besides the starting weights."""
     config, defaults = job_config(job, work, sizes), Config()
     keys = {k: get(config, k) for k, f in options().items() if f.metadata["scope"] == RUN}
     # Without defaults, so that a new key of a later version does not discard the trainings.
@@ -209,7 +209,7 @@ def training_key(job: Job, work: Path, sizes: Sizes) -> str:
 
 
 def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tuple[Path, float]:
-    """Train, or find the training of an earlier call.
+    """Train, or find the training run of an earlier call.
 
     Args:
         job: the job.
@@ -218,7 +218,7 @@ def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tupl
         keep_epochs: keep the checkpoint of every epoch, as ``epoch=N.ckpt``.
 
     Returns:
-        The last checkpoint, and the seconds of the training.
+        The last checkpoint, and the seconds that training took.
     """
     run_dir = work / "trainings" / training_key(job, work, sizes)
     file, checkpoint = run_dir / "training.json", run_dir / "last.ckpt"

@@ -150,7 +150,7 @@ def page(rows: Sequence[dict[str, Any]], repeats: int) -> str:
     usual = [r["coverage"] for r in rows if not r["limit"] and r["coverage"] is not None]
     return (
         "# Coverage of the intervals\n\n"
-        f"Share of {repeats:,} simulated data sets whose nominal 95% interval contains the true "
+        f"Share of {repeats:,} simulated datasets whose nominal 95% interval contains the true "
         "mean, and in brackets the share with the percentile bootstrap over videos, which sam2kit "
         "used before. Scores are skewed, and the objects of a video resemble each other. Fewer "
         "than 6 videos get no interval. The lowest coverage from 6 videos on is "
@@ -158,14 +158,14 @@ def page(rows: Sequence[dict[str, Any]], repeats: int) -> str:
         f"{part(False)}\n\n"
         "## Limits\n\n"
         "Some distributions defeat every interval from few videos: if an eighth of the videos "
-        "decides the mean, many small data sets contain none of them.\n\n"
+        "decides the mean, many small datasets contain none of them.\n\n"
         f"{part(True)}\n"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5_000, help="simulated data sets per cell")
+    parser.add_argument("--repeats", type=int, default=5_000, help="simulated datasets per cell")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     rows = []

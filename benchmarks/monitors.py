@@ -3,7 +3,7 @@
 Models are trained on one block of DAVIS sequences (``benchmarks.recipes``), and the checkpoint of
 every epoch is kept. Each checkpoint is validated on a second block, by ``val_loss``, ``val_iou``
 and ``val_jf``, and tested on the third. A good monitor orders the checkpoints as the test does, and
-selects one that tests well. Writes ``monitors.{json,md}`` to ``--out``. Each training and each
+selects one that tests well. Writes ``monitors.{json,md}`` to ``--out``. Each training run and each
 scored checkpoint is kept in ``--work``: repeat an interrupted command to resume it.
 """
 
@@ -88,7 +88,7 @@ def score_checkpoint(
 
 
 def judge(validation: Sequence[Values], test: Sequence[Values]) -> dict[str, dict[str, float]]:
-    """Judge each monitor by the checkpoints of one training.
+    """Judge each monitor by the checkpoints of one training run.
 
     Args:
         validation, test: metrics of each checkpoint on the validation and on the test videos.
@@ -113,7 +113,7 @@ def judge(validation: Sequence[Values], test: Sequence[Values]) -> dict[str, dic
 
 
 def rows(judged: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """Return a table row per monitor: means over trainings and pairs of blocks."""
+    """Return a table row per monitor: means over training runs and pairs of blocks."""
     result = []
     for monitor in MONITORS:
         values = [j[monitor] for j in judged]
@@ -160,9 +160,9 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         print(f"[{number}/{len(jobs)}] {job.name}; about {left:.0f} min left", file=sys.stderr)
     summary = rows(judged)
     text = (
-        f"# What selects the best checkpoint\n\nNano, {len(jobs)} trainings on three sequences of "
-        f"DAVIS, with the checkpoint of each epoch. Three other sequences validate, the remaining "
-        f"three test (J&F over up to {sizes.frames} frames), and the other way round: "
+        f"# What selects the best checkpoint\n\nNano, {len(jobs)} training runs on three sequences "
+        f"of DAVIS, with the checkpoint of each epoch. Three other sequences validate, the "
+        f"remaining three test (J&F over up to {sizes.frames} frames), and the other way round: "
         f"{len(judged)} comparisons. Spearman's correlation of the order of the checkpoints; 1 is "
         "the order of the test. `python -m benchmarks.monitors`\n\n"
         f"{markdown_table(summary)}\n\nEach comparison:\n\n{markdown_table(table)}\n"

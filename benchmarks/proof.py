@@ -155,7 +155,7 @@ def page(summary: Mapping[str, Any], sizes: Sizes, minutes: float) -> str:
         f"![J&F of each sequence before and after](proof.png)\n\n{markdown_table(videos)}\n\n"
         "The half of the objects that the copied mask loses most, and the other half:\n\n"
         f"{markdown_table(halves)}\n\n"
-        f"All trainings and scores took {minutes:.0f} minutes.\n"
+        f"All training runs and scores took {minutes:.0f} minutes.\n"
     )
 
 
@@ -179,8 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     jobs = plan(arguments.davis, names, arguments.seeds)
     print(
-        f"{len(jobs)} trainings on {arguments.davis}: about {2 * len(jobs)} minutes on an idle CPU "
-        f"core. Finished ones are kept in {arguments.work}; repeat the command to resume.",
+        f"{len(jobs)} training runs on {arguments.davis}: about {2 * len(jobs)} minutes on an idle "
+        f"CPU core. Finished ones are kept in {arguments.work}; repeat the command to resume.",
         file=sys.stderr,
         flush=True,
     )

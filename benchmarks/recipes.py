@@ -4,11 +4,11 @@ Each recipe differs from the first one in one choice. The nine sequences of DAVI
 A recipe is trained on one block and scored on the other two. For every fold of ``benchmarks.proof``
 this is a cross-validation within its six training videos, so that the choice of a recipe need not
 use its test videos (``chosen_by_fold``). The same is done on a thermal-like and an endoscopy-like
-copy of the videos. Writes ``recipes.{json,md}`` after all jobs; every finished training is a file
-in ``--work``, from which an interrupted call resumes.
+copy of the videos. Writes ``recipes.{json,md}`` after all jobs; every finished training run is a
+file in ``--work``, from which an interrupted call resumes.
 
-A training takes about a minute on an idle CPU core, so all recipes, data sets and three seeds take
-six hours: choose a part with ``--recipes``, ``--data``, ``--seeds`` and ``--minutes``.
+A training run takes about a minute on an idle CPU core, so all recipes, datasets and three seeds
+take six hours: choose a part with ``--recipes``, ``--data``, ``--seeds`` and ``--minutes``.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ SEEDS = (1, 2, 3)
 
 
 def data_set(name: str, davis: Path, work: Path) -> Path:
-    """Return the folder of a data set: DAVIS itself, or a filtered copy, which is made once."""
+    """Return the folder of a dataset: DAVIS itself, or a filtered copy, which is made once."""
     if name == "davis":
         return davis
     folder = work / f"davis_{name}"
@@ -182,7 +182,7 @@ def _slug(recipe: str) -> str:
 
 
 def averages(results: Sequence[Mapping[str, Any]], part: str, tracker: str) -> dict[Key, float]:
-    """Return the mean score of each object over several trainings."""
+    """Return the mean score of each object over several training runs."""
     values: dict[Key, list[float]] = {}
     for result in results:
         for key, x in result[part][tracker].items():
@@ -193,10 +193,10 @@ def averages(results: Sequence[Mapping[str, Any]], part: str, tracker: str) -> d
 def summarise(
     results: Mapping[int, Sequence[Mapping[str, Any]]], before: Scores, before_generated: Scores
 ) -> dict[str, Any]:
-    """Summarise the trainings of a recipe.
+    """Summarise the training runs of a recipe.
 
     Args:
-        results: maps each seed to the results of its trainings.
+        results: maps each seed to the results of its training runs.
         before, before_generated: the scores of the starting model and the copied mask.
     """
     everything = [r for of_seed in results.values() for r in of_seed]
@@ -270,7 +270,7 @@ def chosen_by_fold(
     """Return the recipe with the largest mean gain within the training videos of each fold.
 
     Args:
-        results: recipe -> seed -> block -> result of the training on that block.
+        results: recipe -> seed -> block -> result of training on that block.
         before: the scores of the starting model.
         parts: the blocks; fold k tests block k and trains on the others.
     """

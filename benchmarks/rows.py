@@ -45,7 +45,7 @@ def region_and_boundary(options: Options) -> list[Finding]:
     result = jf.compare(jf.DAVIS, 1000 if options.quick else 4)
     sides = result["ms"]["definition"] / 1000, result["ms"]["sam2kit"] / 1000
     note = f"equal values on {result['frames']} frames ({result['data']})"
-    return [ratio("J and F of a mask", "the definition, whole pictures", *sides, 10, note)]
+    return [ratio("J and F of a mask", "the definition, whole images", *sides, 10, note)]
 
 
 def loading(options: Options) -> list[Finding]:

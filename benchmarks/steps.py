@@ -300,7 +300,7 @@ def filling_the_cache(options: Options, objects: int = 1, num_frames: int = 1000
     Args:
         options: sizes and device.
         objects: objects per clip.
-        num_frames: number of frames in the data set.
+        num_frames: number of frames in the dataset.
     """
     with clip_config(options, objects, FAST) as config:
         cached = KitStep(config, options.device)

@@ -125,7 +125,7 @@ class View:
         self.notebook.until(condition, self.root)
 
     def counts(self, kind, number):
-        """Wait until the legend of the time line has a number."""
+        """Wait until the legend of the timeline has a number."""
         self.until(f"e => e.querySelector('[data-count={kind}-{number}]')")
 
     def at(self, column, row, rect=(0, 0, *SIZE_OF_SAMPLES)):

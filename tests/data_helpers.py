@@ -1,4 +1,4 @@
-"""Write small data sets in the layouts that the sources read."""
+"""Write small datasets in the layouts that the sources read."""
 
 from __future__ import annotations
 

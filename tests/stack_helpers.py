@@ -25,7 +25,7 @@ def stack(num_frames: int = NUM_FRAMES, dtype: str = "uint16") -> np.ndarray:
 
 
 def labels(num_frames: int = NUM_FRAMES, ids: tuple[int, int] = (1, 2)) -> np.ndarray:
-    """Make ``[T,H,W]`` labels of the two squares of every test data set."""
+    """Make ``[T,H,W]`` labels of the two squares of every test dataset."""
     images = np.zeros((num_frames, *SIZE), np.uint16)
     for t, image in enumerate(images):
         image[square(0, 2 * t % 24)] = ids[0]

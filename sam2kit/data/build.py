@@ -1,4 +1,4 @@
-"""Build video sources and clip data sets from the configuration."""
+"""Build video sources and clip datasets from the configuration."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def _open_section(
 def sets_to_inspect(
     config: Config, what: str | Path | VideoSource | None = None
 ) -> dict[str, ClipDataset]:
-    """Build data sets with one clip per video, chosen as in validation, for inspection.
+    """Build datasets with one clip per video, chosen as in validation, for inspection.
 
     Videos are shown as they are: no objects are generated, and a clip of an unannotated video has
     no objects.
@@ -332,7 +332,7 @@ def sets_to_inspect(
             None (default): the training and validation videos of ``config``.
 
     Returns:
-        The data sets by name: ``train`` and ``validation``, or ``data`` if ``what`` is given.
+        The datasets by name: ``train`` and ``validation``, or ``data`` if ``what`` is given.
 
     Raises:
         ConfigError, DataError: as :func:`build_datasets` and :func:`open_source`.

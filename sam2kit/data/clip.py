@@ -27,7 +27,7 @@ class VideoClip:
             visible. An empty mask on an annotated frame means that it is not.
         name: the video's name.
         frame_indices: T positions in the video, from 0.
-        object_ids: O object ids from the data set (ints or strings).
+        object_ids: O object ids from the dataset (ints or strings).
         size: (rows, columns) of the stored frames, before any resize.
         generated: whether the objects are generated instead of annotated.
 

@@ -111,10 +111,10 @@ class ClipDataset(Dataset[VideoClip]):
         self.seed = seed
         self.augmentation = augmentation
         self.unannotated = unannotated
-        # Shared memory, because persistent loader processes must see the epoch change.
+        # Shared memory, because persistent DataLoader workers must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        # What each loader process is reading: its pid, video and frame (-1: between clips). The
-        # main process looks it up after a loader process died.
+        # What each DataLoader worker is reading: its pid, video and frame (-1: between clips). The
+        # main process looks it up after a DataLoader worker died.
         reading = torch.full((max(config.num_workers, 1), 3), -1)
         self._reading = reading.share_memory_()
         self._report_short_videos()
@@ -234,7 +234,7 @@ class ClipDataset(Dataset[VideoClip]):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the clips of ``epoch``, also in loader processes that are already running."""
+        """Draw the clips of ``epoch``, also in DataLoader workers that are already running."""
         self._epoch.fill_(epoch)
         if self._replay is not None:
             self._replay.set_epoch(epoch)
@@ -285,15 +285,15 @@ class ClipDataset(Dataset[VideoClip]):
         return self.source.read_masks(i, t)
 
     def _record_position(self, i: int, t: int) -> None:
-        """Record in shared memory which frame this loader process reads; -1: none."""
+        """Record in shared memory which frame this DataLoader worker reads; -1: none."""
         if (info := get_worker_info()) is not None and info.id < len(self._reading):
             self._reading[info.id] = torch.tensor([os.getpid(), i, t])
 
     def being_read(self, pid: int) -> str | None:
-        """Return the file or the name of the frame that a loader process was reading.
+        """Return the file or the name of the frame that a DataLoader worker was reading.
 
-        Returns None if the process was between two clips, or is not a loader process of this data
-        set.
+        Returns None if the process was between two clips, or is not a DataLoader worker of this
+        dataset.
         """
         for reader, i, t in self._reading.tolist():
             if reader == pid and i >= 0:

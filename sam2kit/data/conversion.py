@@ -1,4 +1,4 @@
-"""Convert data sets to another layout, without loss or with an error."""
+"""Convert datasets to another layout, without loss or with an error."""
 
 from __future__ import annotations
 

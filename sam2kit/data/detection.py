@@ -1,4 +1,4 @@
-"""Detect the layout of a data set from its files, in one place for all commands and widgets.
+"""Detect the layout of a dataset from its files, in one place for all commands and widgets.
 
 :data:`DETECTORS` is the table of layouts, in the order in which they are tried. A new format needs
 one more function and one more entry. A detector checks names and, if these are ambiguous, the
@@ -66,7 +66,7 @@ _COCO_KEY = re.compile(rb'"(images|videos|annotations|categories|licenses|info)"
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe how a data set is read.
+    """Describe how a dataset is read.
 
     Attributes:
         type: the value of ``dataset.type``.
@@ -153,7 +153,7 @@ def detect_layout(path: str | Path) -> Layout:
         path: a file or folder.
 
     Raises:
-        DataError: the path does not exist, mixes kinds of data, or is an incomplete data set.
+        DataError: the path does not exist, mixes kinds of data, or is an incomplete dataset.
     """
     path = Path(path)
     if not path.exists():
@@ -322,7 +322,7 @@ def volumes(candidate: Candidate) -> Layout | None:
             names = [f"{folder}/{n}".strip("/") for n in sorted(listing.files)]
             if layout := _volume_layout(candidate.path, names):
                 return layout
-            # Labels may be NIfTI beside series of DICOM; imagesTr holds the volumes of nnU-Net.
+            # Labels may be NIfTI beside series of DICOM; imagesTr contains the volumes of nnU-Net.
             inner += [
                 f"{folder}/{n}".strip("/")
                 for n in sorted(listing.folders)

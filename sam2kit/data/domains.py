@@ -1,8 +1,8 @@
 """Imitate other kinds of cameras: thermal-like and endoscopy-like filters of ordinary videos.
 
-They serve as augmentation (``augmentation.thermal``, ``augmentation.endoscopy``) and to make data
-sets of another domain from videos with masks, so that adaptation can be measured. They imitate the
-look only: a real thermal or endoscopic video has different objects and motion.
+They serve as augmentation (``augmentation.thermal``, ``augmentation.endoscopy``) and to make
+datasets of another domain from videos with masks, so that adaptation can be measured. They imitate
+the look only: a real thermal or endoscopic video has different objects and motion.
 """
 
 from __future__ import annotations

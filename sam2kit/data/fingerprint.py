@@ -14,13 +14,13 @@ from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.utils.errors import SAM2KitError
 
 SAMPLED_FRAMES = 256
-"""Number of frames per data set that :func:`sampled_content` compares, a second or two."""
+"""Number of frames per dataset that :func:`sampled_content` compares, a second or two."""
 SAMPLED_FILES = 100_000
 """Maximum number of frames whose files :func:`sampled_content` measures."""
 # Indices of the frames whose pixels identify a video. A truncated copy still has the first of them.
-# In large data sets, only the first few are used.
+# In large datasets, only the first few are used.
 HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
-MAX_HASHED_VIDEOS = 5000  # in larger data sets, videos are recognised by their names
+MAX_HASHED_VIDEOS = 5000  # in larger datasets, videos are recognised by their names
 
 
 class FrameHasher:
@@ -100,8 +100,8 @@ def sampled_content(source: VideoSource, hasher: FrameHasher | None = None) -> s
     """Hash the sizes of the files of all videos, and the content of some frames.
 
     The sampled frames are those by which :func:`~sam2kit.data.splits.describe` identifies videos,
-    and evenly spaced others. The hash does not change if a data set is moved or copied. In data
-    sets of more than :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go
+    and evenly spaced others. The hash does not change if a dataset is moved or copied. In datasets
+    of more than :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go
     undetected.
     Generated videos depend on the configuration alone; they are not read.
 

@@ -101,7 +101,7 @@ class VideoScaler:
             else:
                 self._ranges[i] = sampled_range(read, num_frames, self.rule.percentiles, name)
                 how = f"percentiles {self.rule.percentiles[0]:g} and {self.rule.percentiles[1]:g}"
-            if parent_process() is None:  # each loader process would log it again
+            if parent_process() is None:  # each DataLoader worker would log it again
                 low, high = self._ranges[i]
                 text = "{}: {} frames scaled to 8 bits, {:g} to {:g} ({})"
                 logger.info(text, visible_text(name), frame.dtype, low, high, how)

@@ -33,7 +33,7 @@ class EpochSampler(Sampler[int]):
 
     Args:
         dataset: the clips; its epoch is used.
-        shuffle: shuffle by (seed, epoch). False: in the order of the data set.
+        shuffle: shuffle by (seed, epoch). False: in the order of the dataset.
         seed: 0 or more.
         done: epoch, and number of its clips that were consumed before the run was interrupted and
             are skipped.
@@ -61,16 +61,16 @@ class EpochSampler(Sampler[int]):
         return iter(order[clips if epoch == self.dataset.epoch else 0 :].tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the data set."""
+        """Set the epoch of the dataset."""
         self.dataset.set_epoch(epoch)
 
 
-PREFETCHED = 2  # batches per loader process that wait in shared memory, PyTorch's default
+PREFETCHED = 2  # batches per DataLoader worker that wait in shared memory, PyTorch's default
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Join the clips of a batch in a loader process, and put the batch into shared memory.
+    """Join the clips of a batch in a DataLoader worker, and put the batch into shared memory.
 
     Attributes:
         with_keys: see :func:`~sam2kit.data.clip.collate`.
@@ -83,7 +83,7 @@ class Collate:
 
 
 def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
-    """Check that the batches which loader processes prepare fit into shared memory.
+    """Check that the batches which DataLoader workers prepare fit into shared memory.
 
     Args:
         config: ``batch_size``, ``num_workers`` and the size of a clip are read.
@@ -99,8 +99,8 @@ def check_shared_memory(config: DatasetConfig, processes: int = 1) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise DataError(
-            f"{SHARED_MEMORY} has {free / MIB:.0f} MiB free, and {config.num_workers} loader "
-            f"processes fill {needed / MIB:.0f} MiB with {PREFETCHED} batches each",
+            f"{SHARED_MEMORY} has {free / MIB:.0f} MiB free, and {config.num_workers} DataLoader "
+            f"workers fill {needed / MIB:.0f} MiB with {PREFETCHED} batches each",
             key="dataset.num_workers",
             hint=SHARED_MEMORY_HINT,
         )
@@ -119,17 +119,17 @@ def create_dataloader(
 ) -> DataLoader[ClipBatch]:
     """Create a loader of :class:`~sam2kit.data.clip.ClipBatch`; the last batch may be smaller.
 
-    The batches do not depend on ``config.num_workers``. A DataError raised in a loader process
-    reaches the caller as a DataError with its own message. If loader processes are used, OpenCV is
-    limited to one thread in this process too.
+    The batches do not depend on ``config.num_workers``. A DataError raised in a DataLoader worker
+    reaches the caller as a DataError with its own message. If DataLoader workers are used,
+    OpenCV is limited to one thread in this process too.
 
     Args:
         dataset: the clips.
         config: ``batch_size`` and ``num_workers`` are read. None (default): the configuration of
-            the data set.
+            the dataset.
         training: shuffle by (seed, epoch). Lightning sets the epoch; in your own training loop,
-            call ``dataset.set_epoch`` before each epoch. None (default): as in the data set.
-        seed: 0 or more. None (default): the seed of the data set.
+            call ``dataset.set_epoch`` before each epoch. None (default): as in the dataset.
+        seed: 0 or more. None (default): the seed of the dataset.
         done, share: see :class:`EpochSampler`.
         with_keys: see :func:`~sam2kit.data.clip.collate`.
         batches: clip indices of each batch; replaces the order described above. None (default):
@@ -141,7 +141,7 @@ def create_dataloader(
     training = dataset.training if training is None else training
     seed = dataset.seed if seed is None else seed
     if config.num_workers:
-        # OpenCV's threads do not survive a fork: a loader process that touches them, even to
+        # OpenCV's threads do not survive a fork: a DataLoader worker that touches them, even to
         # disable them, hangs. So they are disabled here, before the first fork.
         cv2.setNumThreads(0)
     order: dict[str, Any] = {"batch_sampler": batches}

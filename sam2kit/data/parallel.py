@@ -53,17 +53,17 @@ def each_video(
 
 
 def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
-    """Yield the items of a data set in order, loaded by ``workers`` processes.
+    """Yield the items of a dataset in order, loaded by ``workers`` processes.
 
-    If loader processes are used, OpenCV is limited to one thread in this process too (see
+    If DataLoader workers are used, OpenCV is limited to one thread in this process too (see
     :func:`~sam2kit.data.loader.create_dataloader`).
 
     Args:
-        items: the data set.
+        items: the dataset.
         workers: number of processes; 0: load in this process.
 
     Raises:
-        SAM2KitError, OSError: what the data set raises within :func:`errors_from_workers`.
+        SAM2KitError, OSError: what the dataset raises within :func:`errors_from_workers`.
     """
     if workers:
         cv2.setNumThreads(0)
@@ -81,8 +81,8 @@ def load_items(items: Dataset[T], workers: int) -> Iterator[T]:
 class ProcessLoader(DataLoader[T]):
     """A ``DataLoader`` whose processes ignore Ctrl-C, SIGTERM and SIGHUP.
 
-    Terminals, ``timeout`` and SLURM send these to the whole process group. If the loader processes
-    ended, the main process could not finish its step and save a checkpoint.
+    Terminals, ``timeout`` and SLURM send these to the whole process group. If the DataLoader
+    workers ended, the main process could not finish its step and save a checkpoint.
     """
 
     def __init__(self, dataset: Any, batch_size: int | None = 1, **options: Any) -> None:
@@ -115,7 +115,7 @@ def _start_process(number: int) -> None:
 
 
 class ErrorFromWorker(Exception):
-    """Carry a pickled error out of a loader process.
+    """Carry a pickled error out of a DataLoader worker.
 
     PyTorch sends the class of an error and the text of its traceback to the main process, and calls
     the class with that text there. The text of this class ends in the pickled error, and calling
@@ -128,7 +128,7 @@ class ErrorFromWorker(Exception):
 
 @contextmanager
 def errors_from_workers() -> Iterator[None]:
-    """Pass errors of a loader process to the caller with their type, message and fields.
+    """Pass errors of a DataLoader worker to the caller with their type, message and fields.
 
     Without it, PyTorch raises them with the text of a whole traceback as their message.
     """
@@ -157,7 +157,7 @@ class _ResultPerVideo(Dataset[Any]):
 
 
 def to_shared_memory(result: T, share: Callable[[T], Any]) -> T:
-    """Put a result of a loader process into shared memory.
+    """Put a result of a DataLoader worker into shared memory.
 
     PyTorch does this later, in a thread of the process. Where ``/dev/shm`` is full, that thread
     prints a traceback and drops the result, and the main process waits for it forever.
@@ -176,7 +176,7 @@ def to_shared_memory(result: T, share: Callable[[T], Any]) -> T:
             if "shared memory" not in str(error):
                 raise
             raise DataError(
-                f"{SHARED_MEMORY} is too small for the results of the loader processes",
+                f"{SHARED_MEMORY} is too small for the results of the DataLoader workers",
                 key="dataset.num_workers",
                 hint=SHARED_MEMORY_HINT,
             ) from None

@@ -60,8 +60,8 @@ def read_picture(path: Path) -> np.ndarray:
         uint16, int32 or float32.
 
     Raises:
-        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, holds several
-            images, or has colours of 16 bits per channel.
+        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, contains
+            several images, or has colours of 16 bits per channel.
     """
     with opened(path, "an image") as image:
         if image.format == "JPEG" and image.mode == "RGB":
@@ -90,8 +90,8 @@ def read_labels(path: Path) -> Labels:
     An image of three equal channels is grey, and an alpha channel of a grey image is ignored.
 
     Raises:
-        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, holds several
-            images, or has values that are not whole numbers from 0 to 2^31 - 1.
+        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, contains
+            several images, or has values that are not whole numbers from 0 to 2^31 - 1.
     """
     with opened(path, "a mask") as image:
         _require_one_page(path, image)

@@ -38,7 +38,7 @@ def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = (
     """Make the error for data without any masks, if generated objects are not enabled.
 
     Args:
-        where: the data set.
+        where: the dataset.
         section: its section of the configuration.
         remarks: the remarks of the source: the first unread file may contain the masks.
     """

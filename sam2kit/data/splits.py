@@ -55,11 +55,11 @@ class SplitVideo:
     """Identify a video, or consecutive frames of one, in a stored split.
 
     Attributes:
-        name: its name in its data set.
+        name: its name in its dataset.
         frames: index of its first frame in the full video, and index after its last one. The full
             video is the video before it was split by time.
         content: hashes of some frames of the full video. Empty if all frames have a single colour,
-            or if the data set is too large; then the name identifies the video.
+            or if the dataset is too large; then the name identifies the video.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Splits:
         parts = {}
         for i, video in zip(stored_videos(source), describe(source), strict=True):
             matches = [(p, v) for p, seen in self._lookups.items() for v in seen.same_video(video)]
-            # A data set may have copies of a video in two parts.
+            # A dataset may have copies of a video in two parts.
             matches.sort(key=lambda match: match[1].name != video.name)
             if matches:
                 parts[i] = matches[0][0]

@@ -117,7 +117,7 @@ class MaskWriter:
 def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict[str, Any]:
     """Convert videos in SA-V's format (:meth:`MaskWriter.sav`) to one COCO JSON.
 
-    A data set of ``type=coco`` reads it. Annotations have ``track_id`` and run lengths; empty masks
+    A dataset of ``type=coco`` reads it. Annotations have ``track_id`` and run lengths; empty masks
     have no annotation.
 
     Args:

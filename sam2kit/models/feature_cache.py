@@ -5,7 +5,7 @@ the encoder's weights. An entry is never stale: a changed (or mirrored) frame, i
 method or encoder has a different key. Epochs, runs, processes, evaluations and widgets share the
 cache.
 
-Each file holds one frame (safetensors, memory-mapped) with a checksum. It is flushed to the disk
+Each file contains one frame (safetensors, memory-mapped) with a checksum. It is flushed to the disk
 and then renamed, so a killed process leaves a complete file or none; a damaged file is written
 again. Nothing is evicted: writing stops at the budget.
 

@@ -109,7 +109,7 @@ class _Frames(Dataset):
 
 
 class _WithKeys(Dataset):
-    """Frames with their keys, which are hashed in the loader processes."""
+    """Frames with their keys, which are hashed in the DataLoader workers."""
 
     def __init__(self, frames: _Frames) -> None:
         self.frames = frames

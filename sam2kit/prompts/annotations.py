@@ -59,7 +59,7 @@ class StoredObject(msgspec.Struct, omit_defaults=True):
         name: display name. If None (default), the id is displayed.
         color: red, green and blue, 0 to 255, if the user chose a color. None (default): automatic.
         hidden: whether the annotator hides it.
-        deleted: whether it was deleted in the annotator, although the data set contains it.
+        deleted: whether it was deleted in the annotator, although the dataset contains it.
     """
 
     id: int | str
@@ -138,7 +138,7 @@ class TrackedMask(msgspec.Struct, array_like=True):
         counts: COCO's compressed run lengths, at the size of the frames.
         score: the object score, a logit. None (default): unknown.
         model: name of the model. None (default): unknown.
-        provenance: ``propagated``, or ``truth`` for an accepted mask of the data set.
+        provenance: ``propagated``, or ``truth`` for an accepted mask of the dataset.
         disagreement: 1 - IoU of forward and backward tracking. None (default): not measured.
         backward: whether it was tracked backward.
         j: J against the ground truth when it was tracked. None (default): not annotated.

@@ -169,7 +169,7 @@ class CorrectionGenerator:
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> CorrectionGenerator:
-        """Create the generator that the configuration of a data set describes."""
+        """Create the generator that the configuration of a dataset describes."""
         return cls(
             config.correction_clicks, config.max_correction_frames, config.correction_from_truth
         )

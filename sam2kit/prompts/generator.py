@@ -91,7 +91,7 @@ class PromptGenerator:
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> PromptGenerator:
-        """Create the generator that the configuration of a data set describes."""
+        """Create the generator that the configuration of a dataset describes."""
         return cls(
             prompt_types=config.prompt_types,
             probabilities=config.prompt_probabilities,

@@ -61,7 +61,7 @@ def render(
         ``KEY: MESSAGE; HINT``. Empty fields are left out. Values and words of more than
         :data:`MAX_VALUE` characters are shortened in the middle; with the other limits of this
         module, a single-line text has fewer than 1,000 characters. Invisible characters, which
-        names in a data set may contain, become escape sequences.
+        names in a dataset may contain, become escape sequences.
     """
     key = key and _shorten(key)
     parts = [key, message]
@@ -160,7 +160,7 @@ SYSTEM_ERRORS = {
     errno.EPERM: ("permission denied", "use a folder that you can read and write"),
     errno.EMFILE: (
         "too many open files",
-        "raise the limit, for example with ulimit -n 4096, or use fewer loader processes, for "
+        "raise the limit, for example with ulimit -n 4096, or use fewer DataLoader workers, for "
         "example with dataset.num_workers=0",
     ),
     errno.ENFILE: ("too many open files on this machine", "close other programs"),

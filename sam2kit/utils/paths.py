@@ -13,7 +13,7 @@ from sam2kit.utils.text import close_names, text_checksum
 
 
 def file_name(name: str) -> str:
-    """Convert a name in a data set, such as a video name, to a safe and unique file name.
+    """Convert a name in a dataset, such as a video name, to a safe and unique file name.
 
     The name is untrusted: it may contain slashes, point outside the directory, or be too
     long for the file system. A changed name gets a checksum, so that different names never collide.

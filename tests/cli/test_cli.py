@@ -1,4 +1,4 @@
-"""The command line: flags, errors, and a training with every bundled YAML file."""
+"""The command line: flags, errors, and a training run with every bundled YAML file."""
 
 from __future__ import annotations
 

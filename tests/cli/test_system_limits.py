@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_error_with_a_path(tmp_path, capsys, name):
     out = tmp_path / "results" / "out"
     out.parent.mkdir()
     command = COMMANDS[name](tmp_path, out)
-    # Of the files of a training, 3,000 bytes break the checkpoints.
+    # Of the files of a training run, 3,000 bytes break the checkpoints.
     with limit(resource.RLIMIT_FSIZE, 300 if name in ("track", "training-set") else 3000):
         assert str(out) in error_output(capsys, *command)
     assert not [path for path in out.parent.rglob("*") if ".part" in path.name]

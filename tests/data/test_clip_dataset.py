@@ -207,7 +207,7 @@ def test_clips_equal_those_of_earlier_versions():
     assert [facts(plain[k]) for k in range(6)] == EARLIER_PLAIN
 
 
-# --- augmentation within the data set ----------------------------------------------------------
+# --- augmentation within the dataset ----------------------------------------------------------
 
 
 def test_objects_that_augmentation_moves_out_of_the_frame_are_removed():
@@ -278,7 +278,7 @@ def test_replay_adds_new_generated_clips_to_each_epoch(changes, stored, generate
     for epoch in range(2):
         for data in (without, train):
             data.set_epoch(epoch)
-        # The clips of the videos are those of a training without replay.
+        # The clips of the videos are those of a training run without replay.
         assert all(torch.equal(train[k].frames, without[k].frames) for k in range(stored))
         replayed = [train[k] for k in range(stored, len(train))]
         assert all(clip.generated and clip.frames.shape == (3, 3, 32, 32) for clip in replayed)
@@ -308,7 +308,7 @@ def test_replay_with_detected_data(tmp_path):
 
 def test_benchmark_against_upstreams_data_set(tmp_path):
     """The benchmark runs; its frames are too small here for the numbers to mean anything."""
-    pytest.importorskip("pandas", reason="upstream's data set needs pandas")
+    pytest.importorskip("pandas", reason="upstream's dataset needs pandas")
     pytest.importorskip("training", reason="upstream's training package is not installed")
     make_davis(tmp_path / "davis", {"a": 9, "b": 9})
     file = Path(__file__).parents[2] / "benchmarks" / "data.py"

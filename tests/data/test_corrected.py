@@ -1,4 +1,4 @@
-"""Test that corrected masks replace the masks of a data set, also in training."""
+"""Test that corrected masks replace the masks of a dataset, also in training."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def kinds(examination: Examination) -> list[tuple[str, str]]:
 
 
 # --- planted faults ------------------------------------------------------------------------------
-# Each function plants a fault in video b of a healthy data set, and returns the expected finding.
+# Each function plants a fault in video b of a healthy dataset, and returns the expected finding.
 
 FRAME, MASK = "JPEGImages/b/00003.png", "Annotations/b/00003.png"
 Planted = tuple[str, str, tuple[str, ...]]

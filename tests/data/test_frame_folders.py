@@ -584,7 +584,7 @@ def batches(source, num_workers, epochs=(0, 1), **changes):
     loader = create_dataloader(dataset, config, training=True, seed=5)
     result = []
     for epoch in epochs:
-        loader.sampler.set_epoch(epoch)  # reaches the data set, and workers that already run
+        loader.sampler.set_epoch(epoch)  # reaches the dataset, and workers that already run
         result += list(loader)
     return result
 

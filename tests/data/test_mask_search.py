@@ -185,7 +185,7 @@ def test_names_that_are_not_utf8_are_rejected(tmp_path, kind):
 
 
 def plant_everything(root: Path) -> Path:
-    """Add each kind of thing that is not read, or whose order is not clear, to a data set."""
+    """Add each kind of thing that is not read, or whose order is not clear, to a dataset."""
     make_davis(root, {"a": 4, "b": 4})
     noise = np.random.default_rng(0)
     for path in sorted(root.glob("JPEGImages/*/*.jpg")):

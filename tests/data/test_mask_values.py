@@ -1,4 +1,4 @@
-"""Test that the meaning of mask values is decided once per data set."""
+"""Test that the meaning of mask values is decided once per dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ONE, TWO, VOID = square(0, 0), square(12, 4), square(12, 20)
 
 
 def masks(root: Path, *pictures: np.ndarray | Image.Image, ending: str = ".png") -> Path:
-    """Write a video with one mask per picture."""
+    """Write a video with one mask per image."""
     make_davis(root, {"a": len(pictures)}, annotated=lambda t: False)
     for t, picture in enumerate(pictures):
         path = root / f"Annotations/a/{t:05d}{ending}"

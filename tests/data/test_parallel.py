@@ -1,4 +1,4 @@
-"""Test that errors of loader processes reach the caller unchanged."""
+"""Test that errors of DataLoader workers reach the caller unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that all picture files are read upright, at full depth, and within limits."""
+"""Test that all image files are read upright, at full depth, and within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loader processes that fill the shared memory end with an error, and do not hang."""
+"""DataLoader workers that fill the shared memory end with an error, and do not hang."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clips(toy_config):
 
 @pytest.fixture
 def full(monkeypatch):
-    """Make shared memory full, also in loader processes, which are forked."""
+    """Make shared memory full, also in DataLoader workers, which are forked."""
 
     def share_memory(tensor: Tensor) -> Tensor:
         raise RuntimeError(ERROR)

@@ -81,7 +81,7 @@ SHARED = ROOT.parent / "shared"
 
 @dataclass
 class Sample:
-    """The configuration keys of a data set on disk, and what its source must return."""
+    """The configuration keys of a dataset on disk, and what its source must return."""
 
     keys: dict[str, Any]
     names: tuple[str, ...] = ("a", "b")

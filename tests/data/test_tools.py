@@ -168,7 +168,7 @@ def test_interpolated_shapes_of_cvat(tmp_path):
 
 
 def test_a_task_of_cvat_that_begins_later_in_its_film(tmp_path):
-    """Its frames carry the numbers of the film, as its shapes do."""
+    """Its frames carry the numbers of the video, as its shapes do."""
     shapes = "".join(polygon(t, square(0, t)) for t in (2, 5))
     root = xml(tmp_path, f'<track id="0" label="cell">{shapes}</track>', 0)
     for t in range(2, 6):
@@ -307,7 +307,7 @@ def test_a_project_of_cvat_has_a_video_per_task(tmp_path):
 
 
 def test_tasks_of_a_cvat_project_that_overwrite_their_frames(tmp_path):
-    """CVAT writes the frames of all films of a subset to the same names."""
+    """CVAT writes the frames of all videos of a subset to the same names."""
     with pytest.raises(DataError, match="'day' and 'night'") as error:
         CVATDataset(project(tmp_path, separate=False))
     assert "images/night" in error.value.hint
@@ -624,7 +624,7 @@ def test_tracks_boxes_and_damaged_rows_of_yolo(tmp_path):
     ],
 )
 def test_what_follows_the_corners_in_rows_of_yolo(tmp_path, messages, ends, columns, ids):
-    """Decided once per data set, and never read as a corner."""
+    """Decided once per dataset, and never read as a corner."""
     for t, row_ends in enumerate(ends):
         save_frame(tmp_path / f"{t}.png", 0)
         rows = [yolo_row(0, m, end) for m, end in zip(both(t), row_ends, strict=False)]
@@ -642,7 +642,7 @@ def test_what_follows_the_corners_in_rows_of_yolo(tmp_path, messages, ends, colu
 
 
 def test_the_columns_of_yolo_are_a_key(tmp_path):
-    """A polygon that ends on the corner of the picture, once in the whole set, is ambiguous."""
+    """A polygon that ends on the corner of the image, once in the whole set, is ambiguous."""
     save_frame(tmp_path / "0.png", 0)
     (tmp_path / "0.txt").write_text("0 0.25 0.5 0.5 0.5 0.5 1 0.25 1\n")
     assert YOLODataset(tmp_path).columns == "none"

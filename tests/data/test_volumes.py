@@ -277,7 +277,7 @@ def test_rejected_npz(tmp_path, monkeypatch):
 
 
 def test_a_forged_header(tmp_path):
-    """The header promises more values than the archive holds."""
+    """The header promises more values than the archive contains."""
     make_npz(tmp_path, names=("a",))
     header = {"descr": "<u2", "fortran_order": False, "shape": (6, H, W * 1000)}
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("imgs.npy", "w") as file:

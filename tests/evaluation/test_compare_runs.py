@@ -175,7 +175,7 @@ def test_seeds_are_grouped_and_p_values_corrected(tmp_path):
         evaluate_run(tmp_path / f"a{seed}", shifted(0.1, 0.02, seed), seed=seed)
     evaluate_run(tmp_path / "b", shifted(0.0, 0.02, 9), seed=1, changes={"optimizer.lr": 1e-3})
     evaluate_run(tmp_path / "c", shifted(0.01, 0.02, 8), seed=1, changes={"optimizer.lr": 1e-2})
-    # Where results are written and what is evaluated are no settings of a training.
+    # Where results are written and what is evaluated are no settings of a training run.
     evaluate_run(tmp_path / "d", shifted(0.1), seed=4, changes={"output_dir": "else"})
     (comparison,) = compare_on_videos(find_runs([tmp_path]))
     assert [(row["run"], row["seeds"]) for row in comparison.gains] == [

@@ -1,4 +1,4 @@
-"""Test the report page, its pictures and its charts."""
+"""Test the report page, its images and its charts."""
 
 import re
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The frames and videos that an evaluation scores, and its pictures."""
+"""The frames and videos that an evaluation scores, and its images."""
 
 from __future__ import annotations
 

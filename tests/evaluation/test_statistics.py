@@ -32,7 +32,7 @@ OBJECT, ELSEWHERE = square(4, 4), square(4, 20)
 
 
 def data_set(tracker, hits):
-    """Score a data set of videos with one frame each, on which objects are hit or missed."""
+    """Score a dataset of videos with one frame each, on which objects are hit or missed."""
     videos = []
     for name, objects in hits.items():
         scorer = VideoScorer(name, CONVENTIONS["all_frames"], list(objects))

@@ -1,9 +1,10 @@
 """Make ``old_run.tar.xz`` and ``old_run.json``: a small run directory and its expected results.
 
-Run as ``python tests/integration/make_old_run.py`` in the root of the repository. The archive holds
-a working directory: ``start.pt`` (the nano weights with short mantissas, which compress well), the
-lists of videos, and ``run/``, the output of ``fit``. The run was stopped within its second epoch.
-The JSON file holds the checksums of its weights, the scores of its evaluation, and the losses of
+Run as ``python tests/integration/make_old_run.py`` in the root of the repository. The archive
+contains a working directory: ``start.pt`` (the nano weights with short mantissas, which compress
+well), the lists of videos, and ``run/``, the output of ``fit``. The run was stopped within its
+second epoch.
+The JSON file contains the checksums of its weights, the scores of its evaluation, and the losses of
 the same run without the stop.
 
 With both files, tests check that runs of older versions still resume and evaluate. Make them again

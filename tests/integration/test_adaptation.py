@@ -43,7 +43,7 @@ def scores(gain, names=NAMES):
 
 
 def result(names, gain):
-    """Make the result of a training, tested on ``names``."""
+    """Make the result of a training run, tested on ``names``."""
     tested = {key: x for key, x in scores(gain).items() if key[0] in names}
     return {
         "videos": {AFTER: tested, ZEROED: {key: x / 2 for key, x in tested.items()}},

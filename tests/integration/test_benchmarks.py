@@ -44,7 +44,7 @@ def test_row_is_written_as_table_json_and_picture_and_measured_once(tmp_path, ca
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in ("step1", "full3")])
 def test_every_row_runs(tmp_path, name):
     if name == "data":
-        pytest.importorskip("pandas", reason="upstream's data set needs pandas")
+        pytest.importorskip("pandas", reason="upstream's dataset needs pandas")
     assert main([name, "--quick", "--out", str(tmp_path)]) == 0
     assert rows_of(tmp_path)[name]["findings"]
 

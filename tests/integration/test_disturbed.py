@@ -1,4 +1,4 @@
-"""A training that is disturbed and resumed until it succeeds equals an undisturbed one.
+"""A training run that is disturbed and resumed until it succeeds equals an undisturbed one.
 
 Weights, optimizer state and the rows of ``metrics.csv`` are compared bit for bit. The times of the
 disturbances are random numbers from the seed ``SAM2KIT_DISTURBED_SEED`` (default 1).
@@ -57,7 +57,7 @@ MAX_CALLS = 4
 
 
 def start_training(run: Path, *overrides: str, **variables: str) -> subprocess.Popen[bytes]:
-    """Start or resume a training, with these overrides and environment variables."""
+    """Start or resume a training run, with these overrides and environment variables."""
     command = [sys.executable, "-m", "sam2kit", "train", "--config", str(run.parent / "toy.yaml")]
     command += ["--run-dir", str(run), "--resume", "auto", *overrides]
     # More threads would add numbers in another order, and results would not be identical.
@@ -68,13 +68,13 @@ def start_training(run: Path, *overrides: str, **variables: str) -> subprocess.P
 
 
 def loaders(process: psutil.Process) -> list[psutil.Process]:
-    """Return a training's loader processes; forked, they have its command line."""
+    """Return the DataLoader workers of a training run; forked, they have its command line."""
     command = process.cmdline()
     return [child for child in process.children() if child.cmdline() == command]
 
 
 def kill_loader(process: psutil.Process, run: Path, rng: random.Random) -> None:
-    """Kill one of the loader processes."""
+    """Kill one of the DataLoader workers."""
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         if workers := loaders(process):
             rng.choice(workers).kill()
@@ -111,7 +111,7 @@ def send(number: int) -> Callable[[psutil.Process, Path, random.Random], None]:
 DISTURBANCES: dict[str, Callable[[psutil.Process, Path, random.Random], None]] = {
     "SIGKILL": send(signal.SIGKILL),
     "SIGTERM": send(signal.SIGTERM),
-    "loader process killed": kill_loader,
+    "DataLoader worker killed": kill_loader,
     "full disk": fill_disk,
     "broken checkpoint": break_checkpoint,
     "W&B down": lambda process, run, rng: None,
@@ -119,7 +119,7 @@ DISTURBANCES: dict[str, Callable[[psutil.Process, Path, random.Random], None]] =
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Read ``metrics.csv``, which a training that was stopped early does not have."""
+    """Read ``metrics.csv``, which a training run that was stopped early does not have."""
     file = run / "metrics.csv"
     if not file.exists():
         return []
@@ -149,7 +149,7 @@ def _same(a: Any, b: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, float]:
-    """Run directory of an undisturbed training, and its duration in seconds."""
+    """Run directory of an undisturbed training run, and its duration in seconds."""
     run = tmp_path_factory.mktemp("disturbed") / "whole"
     (run.parent / "toy.yaml").write_text(yaml.safe_dump(SETTINGS))
     start = time.monotonic()

@@ -136,7 +136,7 @@ def test_troubleshooting_quotes_messages_that_exist():
 
 
 def prose_sentences(text: str) -> list[str]:
-    """Return the sentences of Markdown; without code blocks, tables, headings, pictures, links."""
+    """Return the sentences of Markdown; without code blocks, tables, headings, images, links."""
     text = re.sub(
         r"^ *```.*?^ *```$|<picture>.*?</picture>", "", text, flags=re.DOTALL | re.MULTILINE
     )

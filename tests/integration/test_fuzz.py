@@ -196,7 +196,7 @@ def make_films(root):
         save_palette(root / "masks" / "a" / f"{t:05d}.png", square(0, 2 * t))
 
 
-# The data set, its type, and files to change, one per pattern.
+# The dataset, its type, and files to change, one per pattern.
 FORMATS: dict[str, tuple[Callable[[Path], Any], str, list[str]]] = {
     "training_set": (make_training_set, "", ["training_set.json", "Annotations/a/*.png"]),
     "training_set_coco": (

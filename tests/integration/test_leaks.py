@@ -40,7 +40,7 @@ def small_config(data: Path, **dataset) -> Config:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """Run directory ``run`` of a training that held out videos of ``data``."""
+    """Run directory ``run`` of a training run that held out videos of ``data``."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("leaks")
     make_textured(folder / "data", VIDEOS)
@@ -68,7 +68,7 @@ def names(run: Path, part: str) -> list[str]:
 
 
 def scored(run: Path, *overrides: str) -> list[str]:
-    """Evaluate without pictures, and return the names of the videos that were scored."""
+    """Evaluate without images, and return the names of the videos that were scored."""
     out = run.parent / "out"
     evaluation = evaluate_checkpoint(run, ["evaluation.pictures=false", *overrides], out)
     return list(evaluation.metrics["videos"])
@@ -157,7 +157,7 @@ def test_a_run_that_starts_from_another_one_inherits_its_videos(run):
     (run / "train.txt").write_text(names(run, "train")[0])
     data = f"valdataset.data_path='{run.parent}/data'"
     assert rejected(second, data, f"valdataset.split='{run}/train.txt'").key == KEY
-    # A training on the first data set again keeps its parts.
+    # A training run on the first dataset again keeps its parts.
     config = small_config(run.parent / "data")
     config.model.checkpoint, config.trainer.monitor = str(second), "val_loss"
     config.valdataset.splits = str(run)

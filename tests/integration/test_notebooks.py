@@ -30,7 +30,7 @@ REQUIRED_PARAMETERS = {path.stem: {"run_dir", "overrides"} for path in NOTEBOOKS
     "00_quickstart": {"run_dir", "video", "clicks", "checkpoint"},
     "05_compare_runs": {"run_dir", "runs"},
 }
-# Overrides for a training of seconds on a CPU.
+# Overrides for a training run of seconds on a CPU.
 QUICK = [
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
@@ -330,7 +330,7 @@ def test_training_notebook_started_in_its_directory(tmp_path, monkeypatch):
     )
     names = {"best.ckpt", "training.png", "training.pdf"}
     assert names <= {path.name for path in (tmp_path / "run").iterdir()}
-    # Every update replaces the picture of the live curves.
+    # Every update replaces the image of the live curves.
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "memory per step" in printed and "step 1/" in printed
@@ -406,7 +406,7 @@ class TestOtherData:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_rendered_page_is_current_and_small(path):
-    """`make docs-notebooks` writes the page with all cells and their pictures."""
+    """`make docs-notebooks` writes the page with all cells and their images."""
     folder = ROOT / "docs" / "notebooks"
     page = (folder / f"{path.stem}.md").read_text(encoding="utf-8")
     for cell in read(path).cells:

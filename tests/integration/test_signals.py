@@ -1,4 +1,4 @@
-"""Signals to the whole process group of a training, as terminals, timeout and SLURM send them."""
+"""Signals to the process group of a training run, as terminals, timeout and SLURM send them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_signal_to_the_process_group_leaves_a_checkpoint(tmp_path, number):
 
 
 def check_interrupted(run: Path, text: str, number: signal.Signals) -> None:
-    """Check the checkpoint and the output of a training that a signal has ended."""
+    """Check the checkpoint and the output of a training run that a signal has ended."""
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] >= 1
     assert "worker died" not in text and "deadlock" not in text and "Traceback" not in text
     name = "Ctrl-C" if number == signal.SIGINT else number.name

@@ -47,7 +47,7 @@ def other_film(folder: Path) -> Path:
 
 
 def centers(t: int) -> list[tuple[int, int]]:
-    """Return the centre of each object on a frame of the film, x before y."""
+    """Return the centre of each object on a frame of the video, x before y."""
     source = open_source(SAMPLES)
     masks = source.read_masks(source.names.index(CLIP), back_and_forth(t + 1)[-1])
     return [mask_center(mask) for _, mask in sorted(masks.items())]

@@ -1,4 +1,4 @@
-"""Test from which weights a training starts by default."""
+"""Test from which weights a training run starts by default."""
 
 from __future__ import annotations
 

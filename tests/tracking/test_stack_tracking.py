@@ -106,7 +106,7 @@ def test_a_volume(make, tmp_path):
 def test_a_task_of_cvat(tmp_path):
     """The XML has the labels and frame numbers of the task, and reads back as the PNG files."""
     root = make_cvat(tmp_path / "data", "a")
-    for t in reversed(range(6)):  # a task that begins at frame 3 of its film
+    for t in reversed(range(6)):  # a task that begins at frame 3 of its video
         (root / "a/images" / f"frame_{t:06d}.PNG").rename(
             root / "a/images" / f"frame_{t + 3:06d}.PNG"
         )

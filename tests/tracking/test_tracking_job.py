@@ -213,7 +213,7 @@ def test_a_folder_of_videos_with_equal_names(tmp_path):
         }
     images = json.loads((out / "masks.json").read_text())["images"]
     assert sorted({image["video_id"] for image in images}) == sorted(names) and len(images) == 12
-    # The masks are a data set together with the videos.
+    # The masks are a dataset together with the videos.
     source = VideoFileDataset(root, masks_path=out / "masks")
     assert source.read_masks(source.names.index("mon/clip"), 0)[1].any()
 

@@ -1,4 +1,4 @@
-"""Test averaged weights and the warnings that a training gives about its data and its loss."""
+"""Test averaged weights and the warnings that a training run gives about its data and its loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures of the machine during training: memory, loader processes, disk and loggers."""
+"""Failures of the machine during training: memory, DataLoader workers, disk and loggers."""
 
 import errno
 import os

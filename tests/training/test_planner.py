@@ -1,4 +1,4 @@
-"""The plan estimates memory and time of a step from smaller steps, and proposes settings."""
+"""The plan estimates memory and time per step from smaller steps, and proposes settings."""
 
 from __future__ import annotations
 

@@ -553,7 +553,7 @@ def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
     view.root.press("+")
     view.until(f"e => Number(e.dataset.zoom) > {before}")
     view.page.keyboard.down(" ")
-    view.drag(view.at(80, 64), view.at(20, 40))  # moves the picture, and draws no box
+    view.drag(view.at(80, 64), view.at(20, 40))  # moves the image, and draws no box
     view.page.keyboard.up(" ")
     view.drag(view.at(80, 64), view.at(120, 90), button="middle")
     view.root.press("f")
@@ -642,7 +642,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.click(x, y)
     view.counts("prompted", 1)
 
-    # Track over a range, then everything; the time line follows.
+    # Track over a range, then everything; the timeline follows.
     view.button("from").fill("0")
     view.button("to").fill("3")
     view.button("forward").click()
@@ -655,7 +655,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     view.until("e => e.dataset.running === 'false'")
     view.until("e => e.querySelector('.status').textContent === 'Tracked 8 frames'")
 
-    # Click on the time line to jump; correct the mask there.
+    # Click on the timeline to jump; correct the mask there.
     box = view.root.locator(".timeline").bounding_box()
     view.root.locator(".timeline").click(
         position={"x": 8 + (box["width"] - 16) * 5 / 7, "y": box["height"] / 2}

@@ -82,7 +82,7 @@ def test_accepted_frames_of_the_store(reopen, store):
     session.accept([1, 2, 3])
     frames = {f.index: f for f in store.accepted(session.video)}
     assert frames.keys() == {1, 2, 3}
-    # Of an object without another mask, the mask of the data set is accepted.
+    # Of an object without another mask, the mask of the dataset is accepted.
     assert frames[1].provenance == {1: "propagated", 2: "truth"} and frames[1].model == "nano"
     assert (frames[1].masks[2] == session.truth(1)[2]).all()
     assert (frames[1].masks[1] == session.mask(1, 1)).all()
@@ -169,7 +169,7 @@ def test_deleting_an_object_of_the_data_set(session, tmp_path):
     assert session.provenance(2, 0) is None
     session.append(tmp_path / "c.jsonl", 0)
     corrected = CorrectedSource(session.source, tmp_path / "c.jsonl").read_masks(0, 0)
-    assert (corrected[2] == session.truth(0)[2]).all()  # the data set keeps it
+    assert (corrected[2] == session.truth(0)[2]).all()  # the dataset keeps it
     assert session.add_object(2) == 2 and session.objects == [1, 3, 2]
 
 

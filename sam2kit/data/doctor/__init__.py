@@ -1,4 +1,4 @@
-"""Examine a data set and report its problems."""
+"""Examine a dataset and report its problems."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Examine the videos of a data set, and report problems as text, JSON or HTML."""
+"""Examine the videos of a dataset, and report problems as text, JSON or HTML."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def run_doctor(
 
 
 def _describe(what: str | Path | Config | VideoSource) -> str:
-    """Name the data in the report: by path, type of data set or class."""
+    """Name the data in the report: by path, type of dataset or class."""
     if isinstance(what, Config):
         return what.dataset.annotation_file or what.dataset.data_path or what.dataset.type
     return type(what).__name__ if isinstance(what, VideoSource) else str(what)

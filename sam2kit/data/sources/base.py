@@ -24,7 +24,7 @@ Video = TypeVar("Video")
 
 @dataclass(frozen=True)
 class Remark:
-    """Describe how a data set was read, or which part was not read; the doctor reports it.
+    """Describe how a dataset was read, or which part was not read; the doctor reports it.
 
     Attributes:
         kind: ``note`` (a decision, such as the meaning of mask values), or the kind of a
@@ -60,7 +60,7 @@ class VideoSource(ABC):
     """Give access to indexed videos: their frames and, where annotated, the masks of their objects.
 
     A source only reads; :class:`sam2kit.data.clip_dataset.ClipDataset` samples clips from it. A
-    source must be picklable, because each loader process gets a copy, and reading the same
+    source must be picklable, because each DataLoader worker gets a copy, and reading the same
     ``(i, t)`` must return the same pixels in every process. The constructor checks everything that
     can be checked without decoding pixels and raises
     :class:`~sam2kit.utils.errors.DataError`.
@@ -80,7 +80,7 @@ class VideoSource(ABC):
 
     @property
     def remarks(self) -> list[Remark]:
-        """How the data set is read, and which parts are not read; this may read some masks."""
+        """How the dataset is read, and which parts are not read; this may read some masks."""
         return list(self._remarks)
 
     def __len__(self) -> int:
@@ -400,13 +400,13 @@ class FrameRange(DerivedSource):
 def open_members(
     files: Mapping[str, Files], open_one: Callable[[Files], Video], strict: bool, root: Path
 ) -> tuple[dict[str, Video], list[LeftOut]]:
-    """Open the videos of a data set one by one, and leave out those that cannot be read.
+    """Open the videos of a dataset one by one, and leave out those that cannot be read.
 
     Args:
         files: the files of each video by its name.
         open_one: opens a video; raises a DataError if it is damaged.
         strict: raise the first error.
-        root: the data set, for the log.
+        root: the dataset, for the log.
 
     Returns:
         The videos by name, and an entry for each one that is left out.

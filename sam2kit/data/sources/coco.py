@@ -191,7 +191,7 @@ class COCODataset(VideoSource):
                     )
             if len(present) < self.num_frames(i):
                 self._present[i] = np.array(present, np.int32)
-            # One string per video, because every loader process would copy a million small ones.
+            # One string per video, because every DataLoader worker would copy a million small ones.
             paths.append("\0".join(video_paths))
             stems = {stem(path.rpartition("/")[2]) for path in video_paths}
             self._numbered.append(len(stems) < len(video_paths))

@@ -1,6 +1,6 @@
 """Index a COCO JSON file: arrays with the byte offset of every mask, which is read on access.
 
-A million annotations as Python objects would take gigabytes in every loader process: reading an
+A million annotations as Python objects would take gigabytes in every DataLoader worker: reading an
 object changes its reference count, so a forked process copies the memory page around it. Therefore
 msgspec decodes only the fields that are used, and a segmentation stays text: a
 :class:`msgspec.Raw` is a view of the file in memory.

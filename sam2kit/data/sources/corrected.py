@@ -1,7 +1,7 @@
-"""Store corrected masks beside a data set, and read them instead of its original masks.
+"""Store corrected masks beside a dataset, and read them instead of its original masks.
 
-``corrections.jsonl`` is append-only. A line holds one frame of one video with the masks of all its
-objects::
+``corrections.jsonl`` is append-only. A line describes one frame of one video with the masks of all
+its objects::
 
     {"version": 1, "video": "bear", "frame_index": 12, "size": [480, 854],
      "objects": [{"id": 1, "counts": "…"}], "made": "2026-01-31T12:00:00+00:00"}

@@ -43,7 +43,7 @@ class _Sequence(NamedTuple):
 
 
 class CTCDataset(StackSource):
-    """Read 2D data sets of the Cell Tracking Challenge (Maška et al., Nature Methods, 2023).
+    """Read 2D datasets of the Cell Tracking Challenge (Maška et al., Nature Methods, 2023).
 
     ``ROOT/01/t000.tif`` are the frames of sequence ``01``. Masks come from segmentations and
     identities from tracking:
@@ -60,7 +60,7 @@ class CTCDataset(StackSource):
     names the parents: daughters are new objects (:meth:`parents`).
 
     Args:
-        root: the data set.
+        root: the dataset.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
         rule: how frames of more than 8 bits are scaled.
         options: how the axes of a frame are read.
@@ -328,7 +328,7 @@ def _open_labels(
     for path in (folder / name for name in sorted(files)):
         if re.search(r"_\d+_\d+$", path.stem):
             raise DataError(
-                f"{path} segments one slice of a 3D frame, and 3D data sets are not supported",
+                f"{path} segments one slice of a 3D frame, and 3D datasets are not supported",
                 hint="project frames and masks to 2D first",
             )
         t = frames.get(_number(path))

@@ -267,7 +267,7 @@ def find_series(root: Path) -> FoundSeries:
 
 def _header(path: Path) -> Any:
     """Read the elements that describe an image; None if it is not a DICOM file."""
-    import pydicom  # imported here: most data sets have no DICOM file
+    import pydicom  # imported here: most datasets have no DICOM file
 
     try:
         syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
@@ -452,7 +452,7 @@ def _find_labels(root: Path, name: str, masks: Path | None, names: list[str]) ->
     """Return the label volume of a series, or None.
 
     Args:
-        root: the data set.
+        root: the dataset.
         name: name of the series: ``p1/st1/se1`` has the labels ``p1-st1-se1`` or, if no other
             series has this last part, ``se1``.
         masks: folder or file of the labels. None: beside the series.

@@ -1,4 +1,4 @@
-"""Collect the unread parts of a data set, and report them as remarks."""
+"""Collect the unread parts of a dataset, and report them as remarks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DroppedFiles:
     """Collect unread files and folders by kind.
 
     Attributes:
-        root: the data set.
+        root: the dataset.
         labels: files of labels that belong to no video.
         mask_videos: videos of masks beside the videos.
         coded_labels: files with masks in a form that is not read, such as DICOM-SEG.
@@ -106,9 +106,9 @@ class DroppedFiles:
         listed: bool = False,
         skip: Callable[[str], bool] | None = None,
     ) -> None:
-        """Add the files in the data set that may be data and that a source does not read.
+        """Add the files in the dataset that may be data and that a source does not read.
 
-        The folders from the data set down to the files that are read are listed (the first
+        The folders from the dataset down to the files that are read are listed (the first
         thousand of them), and up to two levels of the other folders in them.
 
         Args:
@@ -139,7 +139,7 @@ class DroppedFiles:
             self.note(min(unlisted), text)
 
     def add_masks_beside(self) -> None:
-        """Add a remark if the data set is part of a larger one that has masks."""
+        """Add a remark if the dataset is part of a larger one that has masks."""
         root = self.root.resolve()
         for levels, folder in enumerate((root, *root.parents[:2]), 1):
             is_sequence = re.fullmatch(r"\d{2,3}", folder.name) is not None
@@ -314,7 +314,7 @@ def _bare(name: str) -> str:
 def _unread_files(
     root: Path, read: Iterable[str | Path], skip: Callable[[str], bool] | None
 ) -> Iterator[Path]:
-    """Yield the files in a data set that a source does not read, and system folders."""
+    """Yield the files in a dataset that a source does not read, and system folders."""
     names: dict[str, set[str]] = {}
     for path in read:
         folder, name = os.path.split(path)

@@ -82,7 +82,7 @@ def group_to_videos(paths: Sequence[str], root: Path) -> dict[str, list[int]]:
 
     Args:
         paths: the paths of the files, below ``root``.
-        root: the data set; a video without a folder gets its name.
+        root: the dataset; a video without a folder gets its name.
 
     Returns:
         The indices of the files of each video, in the order of their frame numbers.

@@ -149,7 +149,7 @@ def log_ignored(root: str | Path, names: list[str]) -> None:
     """Log the number of ignored files and folders, if there are any, in one line."""
     if names:
         logger.info(
-            "{}: ignored {} files or folders that are not part of the data set, such as {}",
+            "{}: ignored {} files or folders that are not part of the dataset, such as {}",
             root,
             len(names),
             min(names),
@@ -216,7 +216,7 @@ def interleaved(stems: Sequence[str]) -> tuple[str, str] | None:
 
 
 def first_number(videos: Iterable[tuple[Collection[int], int]]) -> int | None:
-    """Return the number that the masks of a data set give to the first frame.
+    """Return the number that the masks of a dataset give to the first frame.
 
     Args:
         videos: the numbers in the names of the masks of each video, and its number of frames.
@@ -270,7 +270,7 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
 
     Args:
         split: a text file, or its name under ``root/ImageSets`` without ``.txt``.
-        root: the folder of the data set.
+        root: the folder of the dataset.
         videos: the names of the existing videos.
 
     Raises:

@@ -52,7 +52,7 @@ class MaskFiles:
     Attributes:
         others: names in the folders that are not masks.
         dropped: paths of JPEG files that are not read as masks.
-        decision: the meaning of the pixel values. :func:`share_decision` sets it for a data set;
+        decision: the meaning of the pixel values. :func:`share_decision` sets it for a dataset;
             until then it is decided from the masks of the video.
 
     Raises:
@@ -76,7 +76,7 @@ class MaskFiles:
         listing = self._list(folder) if files is None else Listing([*files], [], [])
         self.others = list(listing.others)
         # Per object: its folder, and the file names of all frames joined by "/" ("" for a frame
-        # without a mask). One string instead of a list keeps a data set of millions of masks small.
+        # without a mask). One string instead of a list keeps a dataset of millions of masks small.
         self._files: dict[ObjectId | None, tuple[str, str]] = {}
         self._names: dict[int, ObjectId] = {}
         # Mask files directly in the folder decide for the first layout.
@@ -247,13 +247,13 @@ def read_object_names(path: Path) -> dict[int, ObjectId]:
 def share_decision(
     mask_files: Sequence[MaskFiles], kind: str, colours: str | None, where: object
 ) -> MaskDecision:
-    """Make one decision about the pixel values of all videos of a data set.
+    """Make one decision about the pixel values of all videos of a dataset.
 
     Args:
         mask_files: the masks of each video.
         kind: ``dataset.mask_values``.
         colours: ``dataset.mask_colours``.
-        where: the data set in the log.
+        where: the dataset in the log.
 
     Raises:
         DataError: the colour table cannot be read.

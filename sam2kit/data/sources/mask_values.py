@@ -1,6 +1,6 @@
-"""Decide once per data set what the pixel values of its mask files mean.
+"""Decide once per dataset what the pixel values of its mask files mean.
 
-The same file may mean different things in different data sets: 255 is the only object of a mask of
+The same file may mean different things in different datasets: 255 is the only object of a mask of
 0 and 255, and void beside numbered objects. So the values of many masks are read before the first
 one is used, and the decision is logged; ``dataset.mask_values`` overrides it.
 """
@@ -183,7 +183,7 @@ class MaskValues:
 def decide(
     paths: Sequence[Path], kind: str = "auto", colours: str | None = None, where: str = "masks"
 ) -> MaskValues:
-    """Decide what the values of the mask files of a data set mean.
+    """Decide what the values of the mask files of a dataset mean.
 
     Up to :data:`_SAMPLED_MASKS` files are read, until further ones cannot change the decision:
 
@@ -197,7 +197,7 @@ def decide(
         paths: mask files to choose from, in a fixed order; those that cannot be read are ignored.
         kind: ``auto`` or another of :data:`~sam2kit.config.schema.MASK_VALUES`.
         colours: colour table (:func:`read_colours`). None (default): no table.
-        where: the data set in the log.
+        where: the dataset in the log.
 
     Raises:
         DataError: the colour table cannot be read.
@@ -207,15 +207,15 @@ def decide(
     if kind != "auto":
         return MaskValues(kind, shades=False)
     decision = _decide(_Sample(paths))
-    if decision.reason and parent_process() is None:  # each loader process would log it again
+    if decision.reason and parent_process() is None:  # each DataLoader worker would log it again
         logger.info("{}: {}", visible_text(where), decision.reason)
     return decision
 
 
 class MaskDecision:
-    """Decide what the mask values of a data set mean when the first mask is read, and cache it.
+    """Decide what the mask values of a dataset mean when the first mask is read, and cache it.
 
-    Opening a data set must not decode pixels. The decision depends only on the files, so every
+    Opening a dataset must not decode pixels. The decision depends only on the files, so every
     process makes the same.
 
     Args:

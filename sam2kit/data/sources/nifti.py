@@ -95,7 +95,7 @@ def open_nifti(path: Path) -> tuple[Any, tuple[int, ...]]:
     Raises:
         DataError: the file is damaged or too large, or contains no volume.
     """
-    import nibabel  # imported here: most data sets have no volume
+    import nibabel  # imported here: most datasets have no volume
 
     try:
         image: Any = nibabel.load(path)

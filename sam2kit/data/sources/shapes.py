@@ -248,7 +248,7 @@ class ShapeDataset(VideoSource):
     filled, with a warning.
 
     Args:
-        root: the data set, for messages.
+        root: the dataset, for messages.
         videos: the videos, in any order.
         problems: what parsing has left out already.
         split: as in :class:`~sam2kit.data.sources.frame_folders.VideoDataset`.
@@ -287,7 +287,7 @@ class ShapeDataset(VideoSource):
         dropped = DroppedFiles(root)
         dropped.add_unread([*problems.read, *chain.from_iterable(frames)], listed=True)
         self._remarks = dropped.report()
-        problems.read.clear()  # each loader process would copy it
+        problems.read.clear()  # each DataLoader worker would copy it
         # How frames of more than 8 bits are scaled; build_source sets the configured rule.
         self.scaler = VideoScaler(IntensityRule())
         self._open: tuple[int, VideoFile] | None = None

@@ -35,7 +35,7 @@ class StackSource(VideoSource):
     :meth:`report`, and reads frames and labels as stored.
 
     Args:
-        root: the data set.
+        root: the dataset.
         rule: how frames are scaled to 8 bits.
         strict: raise an error for a video that cannot be read. If False, it is left out.
     """
@@ -66,7 +66,7 @@ class StackSource(VideoSource):
         if not self.has_masks:
             self._dropped.add_masks_beside()
         self._remarks = self._dropped.report()
-        self._dropped = DroppedFiles(self.root)  # each loader process would copy it
+        self._dropped = DroppedFiles(self.root)  # each DataLoader worker would copy it
 
     @abstractmethod
     def read_labels(self, i: int, t: int) -> np.ndarray | None:

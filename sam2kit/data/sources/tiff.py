@@ -255,7 +255,7 @@ _LOG = _LibraryLog()
 
 def open_tiff(path: Path) -> Any:
     """Open a file with tifffile; raises one of :data:`TIFF_ERRORS` if it is damaged."""
-    import tifffile  # imported here: most data sets have no TIFF stack
+    import tifffile  # imported here: most datasets have no TIFF stack
 
     library_logger = logging.getLogger("tifffile")
     if _LOG not in library_logger.handlers:

@@ -1,4 +1,4 @@
-"""Find the folders of frames in a data set, and the masks of each."""
+"""Find the folders of frames in a dataset, and the masks of each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class VideoFolder:
 
 
 class VideoFolders:
-    """Find the videos of a data set in the layouts of :class:`VideoDataset`.
+    """Find the videos of a dataset in the layouts of :class:`VideoDataset`.
 
     Args:
         root: the folder.
@@ -239,7 +239,7 @@ class VideoFolders:
         """Describe the content of the folder, and suggest what to use."""
         inner = [p.parent.name for p in self.root.glob("*/JPEGImages*") if p.is_dir()]
         if inner:
-            return f"it contains the data sets {', '.join(sorted(set(inner)))}; use one of them"
+            return f"it contains the datasets {', '.join(sorted(set(inner)))}; use one of them"
         if videos := list_folder(self.root, VIDEO_ENDINGS).files:
             return f"it contains video files such as {min(videos)}; set dataset.type=files"
         return f"expected {LAYOUTS}; {folder} contains {_summary(folder)}"

@@ -43,7 +43,7 @@ class YOLODataset(ShapeDataset):
 
     *Masks.* A row is a class number and the corners of a polygon, in shares of the image's width
     and height. A row of four coordinates is a box (filled, with a warning). Rows of predictions end
-    with a confidence, a track id or both; which is decided once per data set
+    with a confidence, a track id or both; which is decided once per dataset
     (:func:`decide_columns`) and logged. Confidences are ignored.
 
     *Annotation.* An image is annotated if it has a text file, even an empty one. YOLO treats an
@@ -198,7 +198,7 @@ class Row(NamedTuple):
 
 
 def decide_columns(files: Sequence[Sequence[Row]]) -> str:
-    """Decide what follows the corners in the rows of a data set.
+    """Decide what follows the corners in the rows of a dataset.
 
     Coordinates come in pairs, so an odd number of values has one more: the id of a track if it is
     a whole number on all such rows, otherwise a confidence. An even number of values has two more
