@@ -282,7 +282,7 @@ def test_the_command(tmp_path, capsys):
     make_davis(tmp_path / "data", {"a": 2})
     there, back = str(tmp_path / "coco"), str(tmp_path / "new" / "davis")
     assert main(["convert", str(tmp_path / "data"), there, "--to", "coco-video"]) == 0
-    assert capsys.readouterr().out == f"wrote {there}/annotations.json\n"
+    assert capsys.readouterr().out == f"Wrote {there}/annotations.json\n"
     content = json.loads(Path(there, "annotations.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [row["image_id"] for row in content["annotations"]] == [1, 1, 2, 2]

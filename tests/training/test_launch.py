@@ -99,7 +99,7 @@ def test_two_ranks_train_one_model_and_resume(config, tmp_path, capfd):
     config.scheduler.name = "constant"  # a cosine over three steps would have other learning rates
     result = fit(config, tmp_path / "run")
     assert steps_in(result.run_dir) == [0, 1, 2, 3] and "val_iou" in result.metrics
-    assert (tmp_path / "run" / "train.log").read_text().count("run directory") == 1
+    assert (tmp_path / "run" / "train.log").read_text().count("Run directory") == 1
     assert "epoch 1 step 4/4" in capfd.readouterr().out
     whole = torch.load(result.last_checkpoint, weights_only=True)
     assert whole["SAM2LightningDataModule"]["devices"] == 2

@@ -173,7 +173,7 @@ def test_run_with_generated_clips_resumes_exactly(config, steps, tmp_path):
         resume(config, first, tmp_path, "other", ["dataset.replay=0.3"])
     assert_same(state(whole), state(resume(config, first, tmp_path)))
     assert set(steps) == set(undisturbed)
-    assert state(whole)["SAM2LightningDataModule"]["content"] != "generated"
+    assert state(whole)["SAM2LightningDataModule"]["digest"] != "generated"
 
 
 class Killed(Exception):
@@ -295,7 +295,7 @@ def test_resume_in_the_same_directory(config, steps, runs, tmp_path):
     stored = torch.load(second.run_dir / "best.ckpt", weights_only=True)
     assert float(best_score(stored)["best_model_score"]) == pytest.approx(lowest)
     assert lowest <= float(before["best_model_score"])
-    assert (second.run_dir / "train.log").read_text().count("run directory") == 2
+    assert (second.run_dir / "train.log").read_text().count("Run directory") == 2
 
 
 def _header(result):
@@ -388,7 +388,7 @@ def test_run_is_not_overwritten_but_can_be_resumed(config, tmp_path, stopped, ca
     assert f"--run-dir {stopped.run_dir} --resume auto" in capsys.readouterr().err
     assert main([*again, str(tmp_path / "b"), f"trainer.resume_from={stopped.run_dir}"]) == 2
     message = capsys.readouterr().err
-    assert "is a directory; give " in message and "last.ckpt" in message
+    assert "is a directory; pass " in message and "last.ckpt" in message
     override = f"trainer.resume_from={stopped.last_checkpoint}"
     assert main([*again, str(stopped.run_dir), override]) == 0
     assert state(stopped)["global_step"] == 8

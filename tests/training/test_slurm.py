@@ -42,7 +42,7 @@ def test_preempted_job_requeues_and_equals_an_uninterrupted_run(config, tmp_path
     assert job.result() == str(tmp_path / "run")
     assert job.stdout().count("Caught signal SIGUSR2") == job.stdout().count("Requeued job") == 1
     log = (tmp_path / "run" / "train.log").read_text()
-    assert log.count("Received SIGTERM") == 1 and log.count("run directory") == 2
+    assert log.count("Received SIGTERM") == 1 and log.count("Run directory") == 2
     torch.set_num_threads(1)
     fit(config, tmp_path / "whole")
     requeued, whole = (

@@ -235,7 +235,7 @@ def test_a_logger_without_a_login(config, monkeypatch):
 
 def test_a_frozen_random_model_is_warned_of(run, config, tmp_path):
     log = (run.run_dir / "train.log").read_text()
-    assert "model.checkpoint=random, so image_encoder" in log
+    assert "model.checkpoint=random and image_encoder" in log
     config.model.trainable_modules = ["*"]
     log = (fit(config, tmp_path / "whole").run_dir / "train.log").read_text()
     assert "model.checkpoint=random" not in log

@@ -667,7 +667,7 @@ def test_tracking_and_a_killed_kernel_in_jupyterlab(lab, tmp_path):
     assert view.is_colored(column, row)
     view.click(column, row)
     view.counts("corrected", 1)
-    view.until("e => e.querySelector('.scores').textContent.includes('stale')")
+    view.until("e => e.querySelector('.scores').textContent.includes('track again')")
 
     # Frames worth checking, and acceptance.
     view.notebook.kernel(
