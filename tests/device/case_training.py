@@ -186,7 +186,7 @@ class CountSteps(trainer_module.Callback):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "budget"), [("memory", (0, 2250)), ("official", (0, 9800))], ids=str
+    ("recipe", "budget"), [("memory", (0, 2080)), ("official", (0, 9800))], ids=str
 )
 def test_steps_do_not_wait_for_the_device(tmp_path, train_on_standin, recipe, budget):
     """Once constants are on the device, a step that is not logged hardly waits for it."""
