@@ -59,8 +59,7 @@ from sam2kit.viz.tables import markdown_table
 MEMORY = "model.trainable_modules=[memory_attention,memory_encoder]"
 DECODER = "model.trainable_modules=[memory_attention,memory_encoder,sam_mask_decoder]"
 LOW, LOWEST = "optimizer.lr=1e-4", "optimizer.lr=3e-5"
-# The loss with which the shipped nano was trained last (configs/nano/7_rendered.yaml).
-NANO = ("loss=from_scratch", "loss.bce_positive_weight=1", "loss.object_score=2")
+NANO = ("loss=nano",)
 EMA = ("trainer.ema_decay=0.98", "scheduler.min_lr_ratio=0.02")
 LONG = ("dataset.video_clip_length=8", "dataset.batch_size=2")
 # Everything that a recipe changes is stated here, so that it does not follow configs/adapt.yaml.
@@ -69,7 +68,7 @@ COMMON = (
     *("dataset.batch_size=3", "dataset.clips_per_video=40", "dataset.augment=true"),
     *("dataset.type=video", "dataset.replay=0", "dataset.synthetic_lifelike=0.5"),
     *("trainer.max_epochs=20", "trainer.max_steps=200", "trainer.ema_decay=null"),
-    "trainer.average_with_start=null",
+    *("trainer.average_with_start=null", "scheduler.min_lr_ratio=0.1", "scheduler.warmup_steps=10"),
 )
 
 
@@ -340,8 +339,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 f"{'; '.join(choices)}.\n\n"
             )
         text += (
-            f"## {data}\n\nStarting model {document[data]['before']:.3f}, copied first mask "
-            f"{document[data]['copied']:.3f}.\n\n{markdown_table(table)}\n\n{folds}"
+            f"## {data}\n\nWeights {work.name.partition('-')[2]}: starting model "
+            f"{document[data]['before']:.3f}, copied first mask {document[data]['copied']:.3f}.\n\n{markdown_table(table)}\n\n{folds}"
         )
     return document, text
 
@@ -370,12 +369,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     text = (
-        "# Recipes for a few videos\n\nNano at 128 px, three videos per training, "
-        f"{arguments.steps} steps. J&F over up to {arguments.frames} frames of the six other "
+        "# Recipes for a few videos\n\nNano at 192 px, three videos per training, 200 steps unless "
+        f"the recipe says otherwise. J&F over up to {arguments.frames} frames of the six other "
         "sequences of DAVIS, from the mask on the first frame; 95% intervals over videos, seeds "
         "averaged within each video. *moving* and *slow*: the gain on the half of the objects that "
         "the copied mask loses most, and on the others. *through the memory*: what the trained "
-        "model loses without its memory. *generated clips*: what it gains or forgets there. "
+        "model loses without its memory. *generated clips*: what it gains or forgets there; *sum*: "
+        "this plus the gain. "
         f"`python -m benchmarks.recipes`\n\n{text}{machine_line(document['machine'])}\n"
     )
     write(arguments.out / "recipes", document, text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from sam2kit.utils.errors import DataError
 # Largest image that is decoded: four times 8K video, 400 MB in memory. A damaged or hostile file
 # of a few bytes can claim a size that does not fit into any memory.
 MAX_PIXELS = 1 << 27
+# What Pillow also raises for damaged files, such as a TypeError for a page without a size.
+_FAULTS = (TypeError, LookupError, ArithmeticError, struct.error)
 MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
 # Pillow chooses a decoder by the content of a file, and for PostScript it starts an interpreter.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -187,7 +190,7 @@ def opened(
             yield image
     except Image.DecompressionBombError as error:
         raise _too_large(where, "more than twice as many") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except (*_FAULTS, OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise DataError(
             f"{where} cannot be read as {kind}: {error or type(error).__name__}",
             hint="replace the file",

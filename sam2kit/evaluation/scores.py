@@ -178,10 +178,22 @@ class VideoScores:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoScores:
-        """Restore scores from the result of :meth:`to_dict`."""
+        """Restore scores from the result of :meth:`to_dict`.
+
+        Raises:
+            ValueError: the arrays have different shapes, or a name or an id is not valid.
+        """
         arrays = {
             name: np.array(content[name], float if name in _NUMBERS else bool) for name in _ROWS
         }
+        ids, shape = content["object_ids"], arrays["J"].shape
+        shapes = {rows.shape for rows in arrays.values()}
+        if len(shape) != 2 or shapes != {shape} or shape[1] != len(ids):
+            raise ValueError(f"arrays of {sorted(shapes)} for {len(ids)} objects")
+        if len({i for i in ids if isinstance(i, int | str)}) < len(ids):
+            raise ValueError("ids of objects are not different numbers and texts")
+        if not isinstance(content["name"], str):
+            raise ValueError("the name of the video is not text")
         return cls(
             name=content["name"],
             convention=Convention(**content["convention"]),

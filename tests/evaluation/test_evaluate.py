@@ -281,7 +281,7 @@ def test_unknown_tracker_options_are_rejected(config, runs, tmp_path):
     assert error.value.key == "evaluation.tracker"
     assert error.value.value == {"max_cond": 3} and error.value.hint
     config.evaluation.tracker = {"pil_bicubic": False}
-    with pytest.raises(ConfigError, match="pil_bicubic=False is not supported") as error:
+    with pytest.raises(ConfigError, match="pil_bicubic=False is no longer supported") as error:
         evaluate(config, runs, tmp_path)
     assert error.value.key == "evaluation.tracker"
 

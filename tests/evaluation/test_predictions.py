@@ -94,7 +94,7 @@ def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
         assert ";" in str(error.value), "the error names no fix"
 
     path.unlink()
-    expect(r"a.00003\.png is missing, one of 1")
+    expect(r"a.00003\.png is missing")
     path.write_bytes(whole[: len(whole) // 2])
     expect(r"00003\.png cannot be read as a mask")
     save_palette(path, np.zeros((24, 16), np.uint8))
@@ -104,7 +104,7 @@ def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
     ignoring = replace(DAVIS2017, extra_ids="ignore")
     assert score_predictions(truth, results, ignoring).metrics()["videos"]["a"]["J"] == 0.75
     (results / "b").rename(results / "c")
-    expect(r"no folder for 1 of 2 videos, such as 'b'")
+    expect(r"no directory for 1 of 2 videos, such as 'b'")
     with pytest.raises(DataError, match="nowhere"):
         score_predictions(truth, results / "nowhere", DAVIS2017)
 
@@ -127,7 +127,7 @@ def test_a_folder_per_object(truth, tmp_path):
     with pytest.raises(DataError, match=r"00003\.png is missing"):
         score_predictions(truth, tmp_path / "per_object")
     (tmp_path / "per_object" / "b" / "2").mkdir()
-    with pytest.raises(DataError, match="two folders belong to object 2"):
+    with pytest.raises(DataError, match="two directories belong to object 2"):
         score_predictions(truth, tmp_path / "per_object")
 
 

@@ -56,6 +56,26 @@ def test_json_preserves_a_video_without_objects():
     assert metrics([DataSetScores("a", [again])])["trackers"]["a"]["J"] is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["J"].pop(),
+        lambda content: content.update(F=[0.5]),
+        lambda content: content.update(annotated=3),
+        lambda content: content.update(object_ids=[1, 1]),
+        lambda content: content.update(object_ids=[[1]]),
+        lambda content: content.update(object_ids=[1, 2]),
+        lambda content: content.update(name={}),
+    ],
+)
+def test_damaged_scores_are_a_value_error(change):
+    result = score([None, OBJECT, square(5, 4)], [EMPTY, square(4, 5), OBJECT], "prompted", [1])
+    content = result.to_dict()
+    change(content)
+    with pytest.raises(ValueError):
+        VideoScores.from_dict(content)
+
+
 def test_unknown_ids_and_other_sizes_are_rejected():
     scorer = VideoScorer("v", CONVENTIONS["davis2017"], [1])
     with pytest.raises(DataError, match=r"v, frame 0.*objects \[2\]") as error:

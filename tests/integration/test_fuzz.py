@@ -59,6 +59,7 @@ from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.mask_values import read_colours
+from sam2kit.data.splits import Splits, SplitVideo, read_splits
 from sam2kit.data.training_set import read_provenance
 from sam2kit.data.writers import coco_annotation, coco_image
 from sam2kit.evaluation.compare_runs import (
@@ -454,6 +455,7 @@ TRIALS = [{"name": name, "overrides": ["seed=1"]} for name in ("001_seed-1", "00
 SWEEP = {"schema_version": 1, "parameters": {}, "stages": [3], "trials": TRIALS}
 TRACK = {"name": "a", "video": "a.mp4", "video_name": "a", "finished": True, "checkpoint": "nano"}
 TRACK |= {"prompted": [{"object_id": 1, "frame_index": 0, "kind": "box"}], "digest": "0"}
+SPLITS = Splits((SplitVideo("a", (0, 4), ("0",)),), (SplitVideo("b", (0, 9)),)).to_dict()
 COLOURS = {"cell": [255, 0, 0], "background": [0, 0, 0]}
 
 
@@ -481,6 +483,7 @@ RESULTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
         read_status,
     ),
     "sweep.json": (SWEEP, sweep),
+    "splits.json": (SPLITS, lambda folder: read_splits(folder).to_dict()),
     "objects.json": (
         {"1": "cat", "2": 7},
         lambda folder: read_object_names(folder / "objects.json"),

@@ -157,9 +157,9 @@ def test_failure_is_recorded_and_the_sweep_continues(config_file, tmp_path, stan
 
     # Failed trials run again only with --retry-failed.
     assert main(["sweep", "--sweep-dir", str(folder)]) == 1
-    assert "0 of 4 trials to run" in capsys.readouterr().err
+    assert "Running 0 of 4 trials" in capsys.readouterr().err
     assert main(["sweep", "--sweep-dir", str(folder), "--retry-failed", "--jobs", "2"]) == 1
-    assert "3 of 4 trials to run" in capsys.readouterr().err
+    assert "Running 3 of 4 trials" in capsys.readouterr().err
     assert [run.name for run in find_runs([folder])] == ["001_seed-1_lr-0.25"]
 
 

@@ -201,7 +201,7 @@ def test_prompts_that_were_not_drawn_are_a_note(config):
     config.dataset.prompt_probabilities = [1 - 1e-9, 1e-9]
     audit = audit_config(config)
     assert audit.batches == 2 and not audit.faults  # the epoch has two batches
-    assert "no mask prompt was drawn in 2 batches" in audit.notes
+    assert "no mask prompt was sampled in 2 batches" in audit.notes
 
 
 def test_batches_without_supervision_are_a_note(config, monkeypatch):

@@ -70,7 +70,7 @@ def test_training_that_does_not_stop_in_time_is_killed(monkeypatch):
 def test_failed_job_raises(config, tmp_path):
     config.dataset.type, config.dataset.data_path = "davis", str(tmp_path / "none")
     job = submit(config, tmp_path / "run", cluster="local")
-    with pytest.raises(Exception, match="ended with exit code 2"):
+    with pytest.raises(Exception, match="failed with exit code 2"):
         job.result()
 
 

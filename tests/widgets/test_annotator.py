@@ -563,7 +563,7 @@ def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
     # The brush has an outline of its size at the pointer; [ and ] change it.
     view.root.press("b")
     view.root.press("]")
-    size = int(view.root.locator("input[title^='Radius']").input_value())
+    size = int(view.root.locator("input[title^='Brush radius']").input_value())
     assert size > 10
     view.page.mouse.move(*view.at(60, 60))
     view.page.wait_for_timeout(200)
@@ -604,7 +604,7 @@ def test_prompts_objects_and_zoom_in_jupyterlab(lab, tmp_path):
     view.until("e => e.dataset.frame === '3'")
     view.root.locator(".frame-slider").press("ArrowRight")
     view.until("e => e.dataset.frame === '4'")
-    view.root.locator("input[title^='Opacity']").press("ArrowLeft")
+    view.root.locator("input[title^='Mask opacity']").press("ArrowLeft")
     view.until("e => e.dataset.frame === '3'")
     view.button("back").click()
     view.until("e => e.dataset.frame === '2'")

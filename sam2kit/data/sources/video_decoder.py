@@ -130,6 +130,10 @@ class VideoFile(OneVideo):
                 stream = container.streams.best("video")  # skips cover images
                 if not isinstance(stream, VideoStream):
                     raise DataError(f"{path} contains no video stream", hint="give a video file")
+                if stream.codec_context is None:
+                    raise DataError(
+                        f"{path} contains a video of an unknown codec", hint="convert it to H.264"
+                    )
                 self.fps = float(stream.average_rate or OneVideo.fps)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 times = [packet.pts for packet in packets]
