@@ -203,7 +203,7 @@ def training_key(job: Job, work: Path, sizes: Sizes) -> str:
     """Return a digest of what training for a job depends on, besides the starting weights."""
     config, defaults = job_config(job, work, sizes), Config()
     keys = {k: get(config, k) for k, f in options().items() if f.metadata["scope"] == RUN}
-    # Without defaults, so that a new key of a later version does not discard the trainings.
+    # Without defaults, so that a new key of a later version does not discard training runs.
     keys = {k: value for k, value in keys.items() if value != get(defaults, k)}
     return _digest(keys | {"davis": str(job.davis.resolve()), "train": job.train})
 
