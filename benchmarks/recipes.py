@@ -340,7 +340,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
             )
         text += (
             f"## {data}\n\nWeights {work.name.partition('-')[2]}: starting model "
-            f"{document[data]['before']:.3f}, copied first mask {document[data]['copied']:.3f}.\n\n{markdown_table(table)}\n\n{folds}"
+            f"{document[data]['before']:.3f}, copied first mask {document[data]['copied']:.3f}."
+            f"\n\n{markdown_table(table)}\n\n{folds}"
         )
     return document, text
 
