@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
 
 from sam2kit.config.loading import load_config, override
@@ -208,6 +208,20 @@ def training_key(job: Job, work: Path, sizes: Sizes) -> str:
     return _digest(keys | {"davis": str(job.davis.resolve()), "train": job.train})
 
 
+class KeepEpochs(Callback):
+    """Save a checkpoint of each epoch.
+
+    Args:
+        folder: where ``epoch=N.ckpt`` is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch={trainer.current_epoch}.ckpt")
+
+
 def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tuple[Path, float]:
     """Train, or find the training run of an earlier call.
 
@@ -224,9 +238,9 @@ def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tupl
     file, checkpoint = run_dir / "training.json", run_dir / "last.ckpt"
     if not file.exists() or (keep_epochs and not (run_dir / "epoch=0.ckpt").exists()):
         shutil.rmtree(run_dir, ignore_errors=True)  # an unfinished run of an interrupted call
-        epochs = ModelCheckpoint(run_dir, "{epoch}", save_top_k=-1, save_weights_only=True)
+        callbacks = [KeepEpochs(run_dir)] if keep_epochs else []
         begin = time.perf_counter()
-        fit(job_config(job, work, sizes), run_dir, callbacks=[epochs] if keep_epochs else [])
+        fit(job_config(job, work, sizes), run_dir, callbacks=callbacks)
         seconds = time.perf_counter() - begin
         write_text(file, json.dumps({"seconds": seconds}) + "\n")
     return checkpoint, float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
