@@ -89,7 +89,7 @@ from sam2kit.training.resume import DATA_KEY, check_resume
 from sam2kit.utils.errors import SAM2KitError
 from sam2kit.viz.plots import training_curves
 
-CASES = int(os.environ.get("SAM2KIT_FUZZ_CASES", "20"))
+CASES = int(os.environ.get("SAM2KIT_FUZZ_CASES", "18"))
 MAX_MEMORY = 2**30  # bytes that one case may allocate
 MAX_SECONDS = 10  # of one case, in time of the processor: other programs may be running
 MAX_WAIT = 120  # seconds by the clock
