@@ -137,6 +137,7 @@ class Server:
 def count_changes(out: str, kill_at: int) -> Callable[[], int]:
     """Count the changes of a folder by this process, and kill it before one of them."""
     process, changes = os.getpid(), 0
+    temporary = os.path.join(os.path.dirname(out), ".part-")  # of a file with its own directory
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal changes
@@ -147,7 +148,7 @@ def count_changes(out: str, kill_at: int) -> Callable[[], int]:
         if not is_change or os.getpid() != process:
             return
         paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
-        if any(os.path.abspath(os.fsdecode(path)).startswith(out) for path in paths):
+        if any(os.path.abspath(os.fsdecode(path)).startswith((out, temporary)) for path in paths):
             changes += 1
             if changes == kill_at:
                 os.kill(process, signal.SIGKILL)
