@@ -226,7 +226,7 @@ def test_quick_start_on_two_devices(tmp_path, where):
     "settings, key, text",
     [
         ({"WORLD_SIZE": "3"}, "trainer.devices", "torchrun started 3 .* requires 4"),
-        ({}, "trainer.num_nodes", "2 machines"),
+        ({}, "trainer.num_nodes", "2 nodes"),
     ],
 )
 def test_inconsistent_numbers_of_processes_are_rejected(
