@@ -128,7 +128,7 @@ class Case:
 
     def kill(self, at: int = 0, seconds: float = 0.0) -> None:
         """Run the command until it is killed; it may end before."""
-        code, _, log = self.server.run(self.command, self.out, at, seconds)
+        code, _, log = self.server.run(self.command, self.out.parent, at, seconds)
         assert code in (0, -signal.SIGKILL), log
         assert self.server.wait_for_the_end() == []
 
@@ -141,7 +141,7 @@ class Case:
         assert not [path for path in left if not path.name.startswith("pymp-")], what
 
     def finish(self) -> None:
-        code, _, log = self.server.run(self.command, self.out)
+        code, _, log = self.server.run(self.command, self.out.parent)
         # A result that was complete before the kill is not overwritten, as in any second call.
         is_complete = " exists " in log and content(self.out.parent) == self.expected
         assert code == 0 or is_complete, log
@@ -158,7 +158,7 @@ def prepare(server: Server, root: Path, name: str, quick: bool = False) -> Case:
     if quick and name == "export":
         command = QUICK_EXPORT.format(out=f"{out}.pt")
     start = time.monotonic()
-    code, changes, log = server.run(command, out)
+    code, changes, log = server.run(command, out.parent)
     seconds = time.monotonic() - start
     assert code == 0, log
     case = Case(server, command, out, content(out.parent), changes, seconds)
