@@ -164,7 +164,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     summary = rows(judged)
     text = (
         f"# What selects the best checkpoint\n\nNano, {plural(len(jobs), 'training')} on "
-        "three sequences of DAVIS, with the checkpoint of each epoch. Three other sequences validate, the remaining "
+        "three sequences of DAVIS, with the checkpoint of each epoch. Three other sequences "
+        "validate, the remaining "
         f"three test (J&F over up to {sizes.frames} frames), and the other way round: "
         f"{len(judged)} comparisons. Spearman's correlation of the order of the checkpoints; 1 is "
         "the order of the test. `python -m benchmarks.monitors`\n\n"
