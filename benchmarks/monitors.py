@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,7 @@ from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.utils.files import write_text
+from sam2kit.utils.text import plural
 from sam2kit.viz.tables import markdown_table
 
 # Whether a larger value is better.
@@ -117,14 +119,15 @@ def rows(judged: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, 
     result = []
     for monitor in MONITORS:
         values = [j[monitor] for j in judged]
-        correlations = [v["correlation"] for v in values]
+        defined = [v["correlation"] for v in values if not math.isnan(v["correlation"])]
         selected = np.array([v["selected"] for v in values])
         result.append(
             {
                 "monitor": monitor,
-                "correlation with test J&F": float(np.nanmean(correlations)),
-                "lowest and highest": f"{np.nanmin(correlations):+.2f} to "
-                f"{np.nanmax(correlations):+.2f}",
+                "correlation with test J&F": float(np.mean(defined)) if defined else None,
+                "lowest and highest": f"{min(defined):+.2f} to {max(defined):+.2f}"
+                if defined
+                else "–",
                 "test J&F of the selected checkpoint": float(selected.mean()),
                 "against the last": f"{np.mean(selected - [v['last'] for v in values]):+.3f}",
                 "against the best": f"{np.mean(selected - [v['best'] for v in values]):+.3f}",
@@ -160,9 +163,10 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         print(f"[{number}/{len(jobs)}] {job.name}; about {left:.0f} min left", file=sys.stderr)
     summary = rows(judged)
     text = (
-        f"# What selects the best checkpoint\n\nNano, {len(jobs)} training runs on three sequences "
-        f"of DAVIS, with the checkpoint of each epoch. Three other sequences validate, the "
-        f"remaining three test (J&F over up to {sizes.frames} frames), and the other way round: "
+        f"# What selects the best checkpoint\n\nNano, {plural(len(jobs), 'training run')} on "
+        "three sequences of DAVIS, with the checkpoint of each epoch. Three other sequences "
+        "validate, the remaining "
+        f"three test (J&F over up to {sizes.frames} frames), and the other way round: "
         f"{len(judged)} comparisons. Spearman's correlation of the order of the checkpoints; 1 is "
         "the order of the test. `python -m benchmarks.monitors`\n\n"
         f"{markdown_table(summary)}\n\nEach comparison:\n\n{markdown_table(table)}\n"
