@@ -68,10 +68,13 @@ def measured(config, frames, objects) -> int:
 @pytest.mark.parametrize(
     ("frames", "objects", "overrides"),
     [
-        (9, 3, []),
+        pytest.param(9, 3, [], marks=pytest.mark.slow),
         pytest.param(*(10, 2, ["model.activation_checkpointing=true"]), marks=pytest.mark.slow),
         pytest.param(*(14, 3, ["model.activation_checkpointing=true"]), marks=pytest.mark.slow),
-        (6, 4, ["model.activation_checkpointing=true", "model.objects_together=1"]),
+        pytest.param(
+            *(6, 4, ["model.activation_checkpointing=true", "model.objects_together=1"]),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(8, 3, ["model.memory_dropout=0.1"], marks=pytest.mark.slow),
         (6, 2, ['model.trainable_modules=["*"]']),
         pytest.param(6, 2, ["dataset.batch_size=3"], marks=pytest.mark.slow),
@@ -88,6 +91,7 @@ def test_memory_equals_the_measured_step(tiny_config, clips, frames, objects, ov
     assert plan.objects == objects and plan.mean_objects == (objects + 1) / 2
 
 
+@pytest.mark.slow
 def test_memory_follows_the_size_of_a_step(tiny_config, clips, monkeypatch):
     clips(1)
     config = override_config(tiny_config, ["dataset.video_clip_length=6", "features.cache=off"])
