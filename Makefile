@@ -14,8 +14,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sam2kit-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two test processes share two cores, so each uses one thread.
-WORKERS ?= 2
+# Tests often wait for other processes, so three share two cores. Each uses one thread.
+WORKERS ?= 3
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 # JupyterLab listens on loopback, unless HOST is given to make; some shells export a variable HOST.

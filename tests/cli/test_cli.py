@@ -395,7 +395,9 @@ def train_tiny(tmp_path: Path, *argv: str) -> None:
 
 
 EXPERIMENTS = sorted(file.name for file in config_dir().glob("*.yaml"))
+# The first and the last stage differ most from each other; the others are in the slow tests.
 STAGED = sorted(f"nano/{file.name}" for file in (config_dir() / "nano").glob("*.yaml"))
+STAGED[1:-1] = [pytest.param(name, marks=pytest.mark.slow) for name in STAGED[1:-1]]
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *STAGED])

@@ -76,7 +76,7 @@ def measured(config, frames, objects) -> int:
             marks=pytest.mark.slow,
         ),
         pytest.param(8, 3, ["model.memory_dropout=0.1"], marks=pytest.mark.slow),
-        (6, 2, ['model.trainable_modules=["*"]']),
+        pytest.param(6, 2, ['model.trainable_modules=["*"]'], marks=pytest.mark.slow),
         pytest.param(6, 2, ["dataset.batch_size=3"], marks=pytest.mark.slow),
         (3, 4, []),
         (1, 1, ['model.trainable_modules=["*"]', "dataset.prompt_types=[box]"]),
