@@ -130,15 +130,13 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize(
     "stop_in, overrides",
     [
-        pytest.param(*(1, []), marks=pytest.mark.slow),
+        pytest.param(1, [], marks=pytest.mark.slow),
         (1, ["dataset.num_workers=2"]),
-        pytest.param(*(1, ["trainer.max_steps=6"]), marks=pytest.mark.slow),
+        pytest.param(1, ["trainer.max_steps=6"], marks=pytest.mark.slow),
         (3, []),  # the last batch of the first epoch
         (3, ["trainer.max_steps=6"]),
-        pytest.param(*(3, ["trainer.check_val_every_n_epoch=2"]), marks=pytest.mark.slow),
-        pytest.param(
-            *(4, ["dataset.num_workers=2", "trainer.max_steps=6"]), marks=pytest.mark.slow
-        ),
+        pytest.param(3, ["trainer.check_val_every_n_epoch=2"], marks=pytest.mark.slow),
+        pytest.param(4, ["dataset.num_workers=2", "trainer.max_steps=6"], marks=pytest.mark.slow),
         (5, ["trainer.check_val_every_n_epoch=2", "trainer.audit=stop"]),
         (0, ["trainer.accumulate_grad_batches=2"]),  # before the first step
         (2, ["trainer.accumulate_grad_batches=2"]),  # within an accumulation
@@ -146,7 +144,8 @@ def runs(tmp_path_factory):
         (5, ["trainer.ema_decay=0.9"]),
         (5, ["dataset.correction_clicks=2", "model.lora_modules=[memory_attention]"]),
         pytest.param(
-            *(6, ["trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"]),
+            6,
+            ["trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"],
             marks=pytest.mark.slow,
         ),
     ],
