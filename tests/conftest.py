@@ -17,9 +17,9 @@ LONG_TESTS = Path(__file__).parent / "long_tests.txt"
 # Files with tests of more than ten seconds.
 LONGEST = (
     "device/test_device_contract.py",
-    "integration/test_docs.py",
-    "integration/test_killed_commands.py",
     "integration/test_killed_runs.py",
+    "integration/test_killed_commands.py",
+    "integration/test_docs.py",
     "integration/test_notebooks.py",
     "integration/test_old_run.py",
     "integration/test_packaging.py",
@@ -40,18 +40,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def longest_first(item: pytest.Item) -> int:
-    """Sort tests so that the longest start first, and no worker waits for another at the end."""
-    # All browser tests are together, so that one worker starts one JupyterLab for them.
-    if item.get_closest_marker("browser") is not None:
-        return 0
-    file = item.nodeid.partition("::")[0].removeprefix("tests/")
-    return 1 if file in LONGEST else 2
+def longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Order tests so that no worker waits for another at the end.
+
+    xdist gives each worker an equal part of the list, in order. The first part begins with the
+    browser tests, which share one JupyterLab, and each other part with some of the longest files.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    rest: list[pytest.Item] = []
+    for item in items:
+        file = item.nodeid.partition("::")[0].removeprefix("tests/")
+        if item.get_closest_marker("browser") is not None:
+            file = "browser"
+        (files.setdefault(file, []) if file in ("browser", *LONGEST) else rest).append(item)
+    parts: list[list[pytest.Item]] = [[*files.pop("browser", [])], *([] for _ in range(1, workers))]
+    for n, file in enumerate(name for name in LONGEST if name in files):
+        parts[1 + n % (workers - 1) if workers > 1 else 0] += files[file]
+    ordered: list[pytest.Item] = []
+    for n, part in enumerate(parts):
+        end = len(items) * (n + 1) // workers
+        fill = max(end - len(ordered) - len(part), 0) if n + 1 < workers else len(rest)
+        ordered += part + rest[:fill]
+        rest = rest[fill:]
+    return ordered
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("quick"):
-        items.sort(key=longest_first)
+        items[:] = longest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return
     long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
     quick: list[pytest.Item] = []
