@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -93,6 +94,22 @@ def test_bomb(tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         read_labels(tmp_path / "a.png")
     assert error.value.key == "pixels"
+
+
+def test_a_tiff_field_of_a_wrong_type_is_one_error(tmp_path):
+    """Pillow raises a TypeError for positions of pixels that are stored as text."""
+    path = tmp_path / "a.tif"
+    Image.new("L", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    fields = [directory + 2 + 12 * n for n in range(count)]
+    (offsets,) = [f for f in fields if struct.unpack_from("<H", content, f) == (273,)]
+    struct.pack_into("<H", content, offsets + 2, 2)  # the type: ASCII
+    path.write_bytes(content)
+    for read in (read_picture, read_labels):
+        with pytest.raises(DataError, match="a.tif"):
+            read(path)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])

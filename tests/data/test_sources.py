@@ -674,6 +674,17 @@ def test_metadata_that_are_not_utf8(tmp_path):
     assert VideoFile(path).num_frames(0) == 1
 
 
+def test_a_video_without_a_decoder_is_one_error(tmp_path):
+    path = save_video(tmp_path / "a.mp4", [10, 20])
+    content = path.read_bytes()
+    for name in (b"avc1", b"mp4v"):
+        content = content.replace(name, b"zzzz")
+    path.write_bytes(content.replace(b"avcC", b"zzzC"))
+    with pytest.raises(DataError, match="unknown codec") as error:
+        VideoFile(path)
+    assert "H.264" in error.value.hint
+
+
 @pytest.mark.parametrize(("turn", "corner"), [(180, (1, 1)), (270, (1, 0)), (90, (0, 1))])
 def test_rotation_metadata_is_applied(tmp_path, turn, corner):
     path = save_video(tmp_path / "a.mp4", [0])
