@@ -217,7 +217,7 @@ class ClipDataset(Dataset[VideoClip]):
         return 0 if self._replay is None else len(self._replay)
 
     def epoch_text(self) -> str:
-        """Say how many clips an epoch has, and how many of them ``config.replay`` generates."""
+        """Return the number of clips per epoch, and how many of them are generated, as text."""
         text = plural(len(self), "clip")
         return f"{text}, {self.num_replayed} of them generated" if self.num_replayed else text
 

@@ -113,7 +113,7 @@ class TrackerRun:
 
         Raises:
             ConfigError, DataError: see :meth:`track` and
-            :meth:`~sam2kit.evaluation.scores.VideoScorer.add`.
+                :meth:`~sam2kit.evaluation.scores.VideoScorer.add`.
         """
         size = source.read_frame(i, 0).shape[:2]
         convention = CONVENTIONS[config.evaluation.convention or "prompted"]

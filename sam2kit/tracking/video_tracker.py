@@ -111,7 +111,7 @@ class VideoTracker(FrameModel):
 
 
 class TrackingSession:
-    """The state of tracking one video: memory banks, and features of the latest frame.
+    """The state of tracking one video: memory banks, and features of the latest frames.
 
     Use :meth:`VideoTracker.open` to create one.
 
@@ -248,7 +248,7 @@ class TrackingSession:
         with self._frame_model.applied():
             for number, bank in self.banks.items():
                 bank.commit_pending()
-                # The result of a conditioning frame is its prompt's.
+                # A conditioning frame already has the result of its prompt.
                 if t in bank.conditioning:
                     outputs[number] = ObjectOutput(bank.conditioning[t], None)
                 elif options.track_before_prompt or any(

@@ -299,9 +299,8 @@ class _SmallSteps:
 
     def __init__(self, module: SAM2LightningModule, clips: int, gradients: int) -> None:
         self.module, self.clips, self.gradients = module, clips, gradients
-        self.max_memories = (
-            module.model.num_maskmem
-        )  # maximum number of memories that a frame reads
+        # Maximum number of memories that a frame reads.
+        self.max_memories = module.model.num_maskmem
         d = module.config.dataset
         random = len(d.prompt_types) > 1 or d.max_conditioning_frames > 1 or d.correction_clicks
         self.draws = range(REPEATS if random else 1)

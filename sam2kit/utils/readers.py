@@ -337,7 +337,7 @@ def check_size(
 ) -> int:
     """Return the size of a file in bytes, and raise ``error`` if it is above the maximum.
 
-    Anything but a regular file is rejected: a named pipe would block its reader for ever.
+    Only regular files are accepted: reading a named pipe can block indefinitely.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):

@@ -63,7 +63,7 @@ def mp4_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], 
         fps: frames per second.
 
     Raises:
-        ValueError: an image has another size than the first one.
+        ValueError: the images differ in size.
     """
     shape: tuple[int, ...] | None = None
     with atomic_write(path) as temporary:

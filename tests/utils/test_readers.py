@@ -67,7 +67,7 @@ def test_invalid_json(tmp_path, content, message):
 
 def test_files_that_are_too_large_or_not_files(tmp_path):
     path = write(tmp_path, "[1, 2, 3]")
-    os.mkfifo(tmp_path / "pipe")  # opening it would block for ever
+    os.mkfifo(tmp_path / "pipe")  # opening it would block indefinitely
     for read in (read_json, read_text, read_xml):
         with pytest.raises(DataError, match=r"maximum") as error:
             read(path, max_bytes=8)
