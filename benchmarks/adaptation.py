@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
@@ -48,6 +50,24 @@ Scores = dict[str, dict[Key, float]]  # J&F by tracker and object
 
 class MissingDataError(Exception):
     """Raised if the videos are missing."""
+
+
+def argument_parser(doc: str | None, work: str, out: Path, seeds: Sequence[int]) -> ArgumentParser:
+    """Return a parser with the arguments that all commands which adapt a model share.
+
+    Args:
+        doc: docstring of the command's module, whose first line describes it.
+        work, out, seeds: defaults of the arguments.
+    """
+    parser = ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--davis", type=Path, default=DAVIS, help="folder in DAVIS layout")
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder of finished jobs")
+    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--steps", type=int, default=0, help="0: those of each recipe")
+    parser.add_argument("--frames", type=int, default=50, help="scored frames per video")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
 
 
 @dataclass(frozen=True)
@@ -401,3 +421,21 @@ def _read(file: Path, about: dict[str, Any]) -> dict[str, Any] | None:
             for tracker, rows in content[part].items()
         }
     return content
+
+
+def averages(results: Sequence[Mapping[str, Any]], part: str, tracker: str) -> dict[Key, float]:
+    """Return the mean score of each object over several training runs."""
+    values: dict[Key, list[float]] = {}
+    for result in results:
+        for key, x in result[part][tracker].items():
+            values.setdefault(key, []).append(x)
+    return {key: float(np.mean(x)) for key, x in values.items()}
+
+
+def interval(summary: Mapping[str, Any]) -> str:
+    """Return ``+0.050 (+0.010 to +0.090)``, without the interval if there is none."""
+    if summary["mean"] is None:
+        return "–"
+    text = f"{summary['mean']:+.3f}"
+    low, high = summary["low"], summary["high"]
+    return text if low is None else f"{text} ({low:+.3f} to {high:+.3f})"

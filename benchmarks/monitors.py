@@ -9,11 +9,11 @@ scored checkpoint is kept in ``--work``: repeat an interrupted command to resume
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -26,10 +26,10 @@ from scipy import stats
 
 from benchmarks.adaptation import (
     AFTER,
-    DAVIS,
     Job,
     MissingDataError,
     Sizes,
+    argument_parser,
     blocks,
     job_config,
     score,
@@ -136,7 +136,7 @@ def rows(judged: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, 
     return result
 
 
-def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
     """Train, score all checkpoints, and return the results as a document and as Markdown."""
     logger.disable("sam2kit")  # the progress is printed here
     names, sizes = sequences(arguments.davis), Sizes(arguments.steps, arguments.frames)
@@ -175,16 +175,9 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--davis", type=Path, default=DAVIS, help="folder in DAVIS layout")
-    parser.add_argument("--work", type=Path, default=Path("outputs/recipes"), help="finished jobs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = argument_parser(__doc__, "outputs/recipes", RESULTS, [1])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES)[:1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=0, help="0: those of each recipe")
-    parser.add_argument("--frames", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
     try:

@@ -11,7 +11,6 @@ an interrupted command to resume it. Takes about 25 minutes on a CPU core.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,24 +22,26 @@ from benchmarks.adaptation import (
     BEFORE,
     BEFORE_ZEROED,
     COPY,
-    DAVIS,
     GENERATED_FRAMES,
     GENERATED_SEED,
+    GENERATED_VIDEOS,
     ZEROED,
     Job,
     MissingDataError,
     Scores,
     Sizes,
+    argument_parser,
+    averages,
     baselines,
     blocks,
     differences,
+    interval,
     job_config,
     run_jobs,
     sequences,
     weights_folder,
 )
 from benchmarks.measure import machine, machine_line, use_threads, write
-from benchmarks.recipes import averages, interval
 from sam2kit.evaluation.plots import paired_chart
 from sam2kit.evaluation.statistics import (
     by_video,
@@ -160,15 +161,8 @@ def page(summary: Mapping[str, Any], sizes: Sizes, minutes: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--davis", type=Path, default=DAVIS, help="folder in DAVIS layout")
-    parser.add_argument("--work", type=Path, default=Path("outputs/proof/work"))
-    parser.add_argument("--out", type=Path, default=Path("outputs/proof"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=0, help="0: those of configs/adapt.yaml")
-    parser.add_argument("--frames", type=int, default=50)
-    parser.add_argument("--generated", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argument_parser(__doc__, "outputs/proof/work", Path("outputs/proof"), SEEDS)
+    parser.add_argument("--generated", type=int, default=GENERATED_VIDEOS)
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
     sizes = Sizes(arguments.steps, arguments.frames, arguments.generated)

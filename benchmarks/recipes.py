@@ -13,9 +13,9 @@ take six hours: choose a part with ``--recipes``, ``--data``, ``--seeds`` and ``
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,17 +28,19 @@ from benchmarks.adaptation import (
     AFTER,
     BEFORE,
     COPY,
-    DAVIS,
     FOLDS,
+    GENERATED_VIDEOS,
     ZEROED,
     Job,
-    Key,
     MissingDataError,
     Scores,
     Sizes,
+    argument_parser,
+    averages,
     baselines,
     blocks,
     differences,
+    interval,
     job_config,
     run_jobs,
     sequences,
@@ -136,7 +138,6 @@ RECIPES = {
     "all modules, 1e-4": Recipe(("model.trainable_modules=['*']", LOW)),
     "LoRA in the image encoder": Recipe(("model.lora_modules=[image_encoder]",)),
 }
-REFERENCE = next(iter(RECIPES))
 SEEDS = (1, 2, 3)
 
 
@@ -181,15 +182,6 @@ def _slug(recipe: str) -> str:
     return re.sub("[^a-z0-9]+", "-", recipe.lower())
 
 
-def averages(results: Sequence[Mapping[str, Any]], part: str, tracker: str) -> dict[Key, float]:
-    """Return the mean score of each object over several training runs."""
-    values: dict[Key, list[float]] = {}
-    for result in results:
-        for key, x in result[part][tracker].items():
-            values.setdefault(key, []).append(x)
-    return {key: float(np.mean(x)) for key, x in values.items()}
-
-
 def summarise(
     results: Mapping[int, Sequence[Mapping[str, Any]]], before: Scores, before_generated: Scores
 ) -> dict[str, Any]:
@@ -218,15 +210,6 @@ def summarise(
         "generated": difference_summary(by_video(differences(generated, before_generated[BEFORE]))),
         "seconds": float(np.median([r["seconds"]["training"] for r in everything])),
     }
-
-
-def interval(summary: Mapping[str, Any]) -> str:
-    """Return ``+0.050 (+0.010 to +0.090)``, without the interval if there is none."""
-    if summary["mean"] is None:
-        return "–"
-    text = f"{summary['mean']:+.3f}"
-    low, high = summary["low"], summary["high"]
-    return text if low is None else f"{text} ({low:+.3f} to {high:+.3f})"
 
 
 def rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -291,7 +274,7 @@ def chosen_by_fold(
     return best
 
 
-def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
     """Run the jobs of :func:`plan`, and return the results as a document and as Markdown."""
     names = sequences(arguments.davis)
     parts, trained = blocks(names), [number - 1 for number in arguments.blocks]
@@ -347,21 +330,14 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argument_parser(__doc__, "outputs/recipes", RESULTS, SEEDS)
     usable = [r for r in RECIPES if "LoRA" not in r or find_spec("peft")]
-    parser.add_argument("--davis", type=Path, default=DAVIS, help="folder in DAVIS layout")
-    parser.add_argument("--work", type=Path, default=Path("outputs/recipes"), help="finished jobs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--recipes", nargs="+", choices=usable, default=usable)
     parser.add_argument("--data", nargs="+", choices=("davis", *DOMAINS), default=["davis"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--blocks", type=int, nargs="+", default=list(range(1, FOLDS + 1)))
     parser.add_argument("--minutes", type=float, default=1e9, help="start no job that ends later")
-    parser.add_argument("--steps", type=int, default=0, help="0: those of each recipe")
     parser.add_argument("--zeroed", action="store_true", help="also score without memory")
-    parser.add_argument("--frames", type=int, default=50)
-    parser.add_argument("--generated", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--generated", type=int, default=GENERATED_VIDEOS)
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
     try:

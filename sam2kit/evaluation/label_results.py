@@ -157,7 +157,7 @@ def score_label_results(
         video.
 
     Raises:
-        DataError: a label image is damaged, or its size differs from that of its frame.
+        DataError: a label image is damaged, or differs in size from its frame.
     """
     convention = convention or CONVENTIONS["all_frames"]
     videos, fields = [], {}
