@@ -20,7 +20,7 @@ from loguru import logger
 
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.locks import LOCK_FILE, is_locked, locked
+from sam2kit.utils.locks import LOCK_FILE, check_free, is_locked, locked
 from sam2kit.utils.readers import check_types, read_json
 
 _JOURNAL = "published.json"
@@ -41,24 +41,26 @@ def unfinished(target: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         with locked(folder):
-            # If two processes start at the same time, the first one to lock its folder continues.
+            files = folder / "files"
+            # A process that has created its files continues. Of two that start at the same time,
+            # the first one to lock its folder continues; none does if their times are equal.
             for other in remove_leftovers(target):
-                if other != folder and _age(other) < _age(folder):
-                    with locked(other):  # raises an error that names its process
-                        pass
-            (folder / "files").mkdir()
-            yield folder / "files"
+                started = (other / files.name).exists()
+                if other != folder and (started or _lock_time(other) <= _lock_time(folder)):
+                    check_free(other)
+            files.mkdir()
+            yield files
     finally:
         with suppress(OSError):
             _remove(folder)
 
 
-def _age(folder: Path) -> tuple[int, str]:
-    """Return a sort key that orders folders by the time at which they were locked."""
+def _lock_time(folder: Path) -> int:
+    """Return when a folder was locked, in nanoseconds; file systems round it to milliseconds."""
     try:
-        return (folder / LOCK_FILE).stat().st_mtime_ns, folder.name
+        return (folder / LOCK_FILE).stat().st_mtime_ns
     except FileNotFoundError:  # its process has finished
-        return sys.maxsize, folder.name
+        return sys.maxsize
 
 
 def _remove(folder: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -82,7 +84,8 @@ def test_folders_of_processes_killed_between_two_steps(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_process_is_rejected_and_the_first_is_named(tmp_path):
+@pytest.mark.parametrize("seconds", [0, 3600], ids=["now", "clock-moved-back"])
+def test_a_second_process_is_rejected_and_the_first_is_named(tmp_path, seconds):
     out = tmp_path / "out"
     code = "import sys; from pathlib import Path; from sam2kit.utils.unfinished import unfinished\n"
     code += "with unfinished(Path(sys.argv[1])): print('ready', flush=True); sys.stdin.read()"
@@ -90,14 +93,29 @@ def test_a_second_process_is_rejected_and_the_first_is_named(tmp_path):
         [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as first:
         assert first.stdout.readline() == b"ready\n"
+        folder = tmp_path / f"out.unfinished-{first.pid}"
+        locked_at = time.time() + seconds
+        os.utime(folder / "run.lock", (locked_at, locked_at))
         with pytest.raises(PipelineError, match=f"process {first.pid} ") as error:
             with unfinished(out):
                 pass
-        assert error.value.hint and (tmp_path / f"out.unfinished-{first.pid}").is_dir()
+        assert error.value.hint and folder.is_dir()
         first.kill()
     with unfinished(out):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("seconds", "rejected"), [(-10, True), (0, True), (10, False)])
+def test_processes_that_start_at_the_same_time(tmp_path, monkeypatch, seconds, rejected):
+    other = tmp_path / "out.unfinished-1"
+    other.mkdir()
+    times = {other: 100 + seconds}
+    monkeypatch.setattr("sam2kit.utils.unfinished._lock_time", lambda path: times.get(path, 100))
+    with locks.locked(other):  # has not created its files yet
+        error = pytest.raises(PipelineError, match=str(other)) if rejected else nullcontext()
+        with error, unfinished(tmp_path / "out"):
+            pass
 
 
 def test_without_locks_no_folder_of_others_is_removed(tmp_path, monkeypatch):
