@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="skip the browser tests and the tests and files that tests/long_tests.txt lists",
+        help="skip the browser tests and the files and tests that tests/long_tests.txt lists",
     )
 
 
@@ -65,16 +65,30 @@ def longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     return ordered
 
 
+def _names(item: pytest.Item) -> set[str]:
+    """Return the names of a test's file, of its function, and of the test with its parameters."""
+    return {item.nodeid.partition("::")[0], item.nodeid.partition("[")[0], item.nodeid}
+
+
+def _check_names(long: set[str], items: list[pytest.Item]) -> None:
+    """Reject names in tests/long_tests.txt that the collected files no longer have."""
+    names = set().union(*map(_names, items))
+    unknown = [n for n in sorted(long - names) if n.partition("::")[0] in names]
+    if unknown:
+        raise pytest.UsageError(f"No such test; correct {LONG_TESTS}: {', '.join(unknown)}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
+    if not any("::" in argument for argument in config.args):
+        _check_names(long, items)
     if not config.getoption("quick"):
         items[:] = longest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return
-    long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
     quick: list[pytest.Item] = []
     skipped: list[pytest.Item] = []
     for item in items:
-        file, _, _ = item.nodeid.partition("::")
-        is_long = bool({file, item.nodeid} & long) or item.get_closest_marker("browser") is not None
+        is_long = bool(_names(item) & long) or item.get_closest_marker("browser") is not None
         (skipped if is_long else quick).append(item)
     config.hook.pytest_deselected(items=skipped)
     items[:] = quick
