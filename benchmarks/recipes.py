@@ -1,14 +1,17 @@
 """Compare recipes for adapting a model to a few videos: ``python -m benchmarks.recipes``.
 
-Each recipe differs from the first one in one choice. The nine sequences of DAVIS form three blocks.
-A recipe is trained on one block and scored on the other two. For every fold of ``benchmarks.proof``
-this is a cross-validation within its six training videos, so that the choice of a recipe need not
-use its test videos (``chosen_by_fold``). The same is done on a thermal-like and an endoscopy-like
-copy of the videos. Writes ``recipes.{json,md}`` after all jobs; every finished training run is a
-file in ``--work``, from which an interrupted call resumes.
+Each recipe differs in one choice from the first one, ``configs/adapt.yaml``; the last one is its
+former version. The nine sequences of DAVIS form three blocks. A recipe is trained on one block and
+scored on the other two. For every fold of ``benchmarks.proof`` this is a cross-validation within
+its six training videos, so that the choice of a recipe need not use its test videos
+(``chosen_by_fold``). The same is done on a thermal-like and an endoscopy-like copy of the videos.
+Writes ``recipes.{json,md}`` after all jobs; every finished training run is a file in ``--work``,
+from which an interrupted call resumes.
 
-A training run takes about a minute on an idle CPU core, so all recipes, datasets and three seeds
-take six hours: choose a part with ``--recipes``, ``--data``, ``--seeds`` and ``--minutes``.
+A job takes about two minutes on an idle CPU core, so three seeds of all recipes take seven hours
+for each dataset: choose a part with ``--recipes``, ``--rounds`` and ``--minutes``. With
+``--rounds 1``, every block is trained with another seed; with as many rounds as seeds, with each of
+them.
 """
 
 from __future__ import annotations
@@ -60,18 +63,19 @@ from sam2kit.viz.tables import markdown_table
 
 MEMORY = "model.trainable_modules=[memory_attention,memory_encoder]"
 DECODER = "model.trainable_modules=[memory_attention,memory_encoder,sam_mask_decoder]"
-LOW, LOWEST = "optimizer.lr=1e-4", "optimizer.lr=3e-5"
-NANO = ("loss=nano",)
-EMA = ("trainer.ema_decay=0.98", "scheduler.min_lr_ratio=0.02")
-LONG = ("dataset.video_clip_length=8", "dataset.batch_size=2")
-# Everything that a recipe changes is stated here, so that it does not follow configs/adapt.yaml.
+# What a recipe may change is stated here, so that results do not follow configs/adapt.yaml.
 COMMON = (
-    *("loss=official", DECODER, "optimizer.lr=3e-4", "dataset.video_clip_length=4"),
+    *("loss=nano", DECODER, "optimizer.lr=3e-4", "dataset.video_clip_length=4"),
     *("dataset.batch_size=3", "dataset.clips_per_video=40", "dataset.augment=true"),
-    *("dataset.type=video", "dataset.replay=0", "dataset.synthetic_lifelike=0.5"),
-    *("trainer.max_epochs=20", "trainer.max_steps=200", "trainer.ema_decay=null"),
-    *("trainer.average_with_start=null", "scheduler.min_lr_ratio=0.1", "scheduler.warmup_steps=10"),
+    *("dataset.type=video", "dataset.replay=0.5", "dataset.synthetic_lifelike=0.5"),
+    *("trainer.max_epochs=20", "trainer.max_steps=200", "trainer.ema_decay=0.98"),
+    *(
+        "trainer.average_with_start=null",
+        "scheduler.min_lr_ratio=0.02",
+        "scheduler.warmup_steps=10",
+    ),
 )
+NO_EMA = ("trainer.ema_decay=null", "scheduler.min_lr_ratio=0.1")
 
 
 @dataclass(frozen=True)
@@ -88,55 +92,28 @@ class Recipe:
 
 
 RECIPES = {
-    "memory and decoder, 3e-4": Recipe(),
-    "averaged with the start": Recipe((), 0.5),
-    "three quarters of the start": Recipe((), 0.75),
-    "learning rate 1e-4": Recipe((LOW,)),
-    "1e-4, averaged with the start": Recipe((LOW,), 0.5),
-    "learning rate 3e-5": Recipe((LOWEST,)),
-    "learning rate 1e-3": Recipe(("optimizer.lr=1e-3",)),
+    "adapt.yaml": Recipe(),
+    "loss=official": Recipe(("loss=official",)),
+    "loss=from_scratch": Recipe(("loss=from_scratch",)),
+    "loss=default": Recipe(("loss=default",)),
     "memory only": Recipe((MEMORY,)),
-    "memory only, averaged": Recipe((MEMORY,), 0.5),
-    "memory only, 1e-4": Recipe((MEMORY, LOW)),
+    "all modules": Recipe(("model.trainable_modules=['*']",)),
+    "LoRA in the image encoder": Recipe(("model.lora_modules=[image_encoder]",)),
+    "learning rate 1e-4": Recipe(("optimizer.lr=1e-4",)),
+    "learning rate 1e-3": Recipe(("optimizer.lr=1e-3",)),
+    "no replay": Recipe(("dataset.replay=0",)),
     "replay 0.25": Recipe(("dataset.replay=0.25",)),
-    "replay 0.25, averaged": Recipe(("dataset.replay=0.25",), 0.5),
-    "replay 0.5": Recipe(("dataset.replay=0.5",)),
-    "replay 0.5, averaged": Recipe(("dataset.replay=0.5",), 0.5),
-    "replay 0.5, 1e-4": Recipe(("dataset.replay=0.5", LOW)),
-    "clips of 8 frames": Recipe(LONG),
-    "clips of 8 frames, averaged": Recipe(LONG, 0.5),
-    "clips of 8 frames, replay 0.5": Recipe((*LONG, "dataset.replay=0.5")),
-    "clips of 8 frames, replay 0.5, averaged": Recipe((*LONG, "dataset.replay=0.5"), 0.5),
-    "averaged over the steps": Recipe(EMA),
-    "50 steps": Recipe(("trainer.max_steps=50",)),
-    "nano's loss": Recipe(NANO),
-    "nano's loss, averaged": Recipe(NANO, 0.5),
-    "nano's loss, 1e-4": Recipe((*NANO, LOW)),
-    "nano's loss, 1e-4, averaged": Recipe((*NANO, LOW), 0.5),
-    "nano's loss, replay 0.5": Recipe((*NANO, "dataset.replay=0.5")),
-    "nano's loss, replay 0.5, averaged": Recipe((*NANO, "dataset.replay=0.5"), 0.5),
-    "nano's loss, clips of 8 frames": Recipe((*NANO, *LONG)),
-    "nano's loss, clips of 8 frames, averaged": Recipe((*NANO, *LONG), 0.5),
-    "nano's loss, clips of 8 frames, replay 0.5": Recipe((*NANO, *LONG, "dataset.replay=0.5")),
-    "nano's loss, replay 0.5, averaged over the steps": Recipe((*NANO, "dataset.replay=0.5", *EMA)),
-    "nano's loss, clips of 8 frames, replay 0.5, averaged over the steps": Recipe(
-        (*NANO, *LONG, "dataset.replay=0.5", *EMA)
-    ),
-    "nano's loss, replay 0.75, averaged over the steps": Recipe(
-        (*NANO, "dataset.replay=0.75", *EMA)
-    ),
-    "nano's loss, replay 0.5, 400 steps": Recipe(
-        (*NANO, "dataset.replay=0.5", *EMA, "trainer.max_steps=400")
-    ),
-    "nano's loss, memory only": Recipe((*NANO, MEMORY)),
-    "from_scratch loss": Recipe(("loss=from_scratch",)),
-    "default loss": Recipe(("loss=default",)),
+    "replay 0.75": Recipe(("dataset.replay=0.75",)),
+    "no average over the steps": Recipe(NO_EMA),
+    "averaged with the start": Recipe((), 0.5),
+    "100 steps": Recipe(("trainer.max_steps=100",)),
+    "400 steps": Recipe(("trainer.max_steps=400",)),
+    "clips of 8 frames": Recipe(("dataset.video_clip_length=8", "dataset.batch_size=2")),
     "no augmentation": Recipe(("dataset.augment=false",)),
     "official augmentation": Recipe(("augmentation=official",)),
     "domain augmentation": Recipe(("augmentation.thermal=0.25", "augmentation.endoscopy=0.25")),
     "mask, box and point prompts": Recipe(("dataset.prompt_types=[mask,box,point]",)),
-    "all modules, 1e-4": Recipe(("model.trainable_modules=['*']", LOW)),
-    "LoRA in the image encoder": Recipe(("model.lora_modules=[image_encoder]",)),
+    "former adapt.yaml": Recipe(("loss=official", "dataset.replay=0", *NO_EMA)),
 }
 SEEDS = (1, 2, 3)
 
@@ -156,9 +133,24 @@ def data_set(name: str, davis: Path, work: Path) -> Path:
 Point = tuple[int, str, int]  # seed, recipe, index of the block
 
 
-def points(seeds: Sequence[int], recipes: Sequence[str], trained: Sequence[int]) -> list[Point]:
-    """Return all combinations, the recipes of a seed before the next seed."""
-    return [(seed, recipe, k) for seed in seeds for recipe in recipes for k in trained]
+def points(
+    seeds: Sequence[int], recipes: Sequence[str], trained: Sequence[int], rounds: int | None = None
+) -> list[Point]:
+    """Return the training runs, all recipes of a round before the next round.
+
+    Args:
+        seeds: random seeds.
+        recipes: names in :data:`RECIPES`.
+        trained: indices of the blocks to train on.
+        rounds: number of rounds. In a round, each block is trained once, with another seed. None:
+            all combinations of blocks and seeds.
+    """
+    return [
+        (seeds[(number + k) % len(seeds)], recipe, k)
+        for number in range(len(seeds) if rounds is None else rounds)
+        for recipe in recipes
+        for k in trained
+    ]
 
 
 def plan(davis: Path, data: str, names: Sequence[str], chosen: Sequence[Point]) -> list[Job]:
@@ -188,16 +180,16 @@ def summarise(
     """Summarise the training runs of a recipe.
 
     Args:
-        results: maps each seed to the results of its training runs.
+        results: maps each round to the results of its training runs.
         before, before_generated: the scores of the starting model and the copied mask.
     """
-    everything = [r for of_seed in results.values() for r in of_seed]
+    everything = [r for of_round in results.values() for r in of_round]
     trackers = [t for t in (AFTER, ZEROED) if t in everything[0]["videos"]]
     after = {t: averages(everything, "videos", t) for t in trackers}
     start, copied = before[BEFORE], before[COPY]
     gains = {
-        seed: differences(averages(of_seed, "videos", AFTER), start)
-        for seed, of_seed in results.items()
+        number: differences(averages(of_round, "videos", AFTER), start)
+        for number, of_round in results.items()
     }
     generated = averages(everything, "generated", AFTER)
     scores = {**after, BEFORE: start, COPY: copied}
@@ -208,6 +200,7 @@ def summarise(
         "memory": difference_summary(memory) if memory else None,
         "motion": motion_halves(scores),
         "generated": difference_summary(by_video(differences(generated, before_generated[BEFORE]))),
+        "runs": len(everything),
         "seconds": float(np.median([r["seconds"]["training"] for r in everything])),
     }
 
@@ -230,7 +223,7 @@ def rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         result.append(
             {
                 "recipe": name,
-                "seeds": len(s["gain"]["seeds"]),
+                "runs": s["runs"],
                 "gain": interval(s["gain"]),
                 "against the first": interval(compared[name]) if name in compared else "",
                 "p (Holm)": corrected.get(name),
@@ -253,17 +246,17 @@ def chosen_by_fold(
     """Return the recipe with the largest mean gain within the training videos of each fold.
 
     Args:
-        results: recipe -> seed -> block -> result of training on that block.
+        results: recipe -> round -> block -> result of training on that block.
         before: the scores of the starting model.
         parts: the blocks; fold k tests block k and trains on the others.
     """
     best = []
     for k in range(len(parts)):
         means = {}
-        for recipe, seeds in results.items():
+        for recipe, rounds in results.items():
             gains = [
                 gain
-                for of_block in seeds.values()
+                for of_block in rounds.values()
                 for j, result in of_block.items()
                 if j != k
                 for key, gain in differences(result["videos"][AFTER], before[BEFORE]).items()
@@ -278,7 +271,8 @@ def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
     """Run the jobs of :func:`plan`, and return the results as a document and as Markdown."""
     names = sequences(arguments.davis)
     parts, trained = blocks(names), [number - 1 for number in arguments.blocks]
-    chosen = points(arguments.seeds, arguments.recipes, trained)
+    seeds = arguments.seeds
+    chosen = points(seeds, arguments.recipes, trained, arguments.rounds)
     sizes = Sizes(arguments.steps, arguments.frames, arguments.generated, arguments.zeroed)
     document: dict[str, Any] = {"machine": machine()}
     text = ""
@@ -292,20 +286,21 @@ def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
         by_recipe: dict[str, dict[int, dict[int, Any]]] = {}
         for job, (seed, recipe, k) in zip(jobs, chosen, strict=True):
             if job.name in done:
-                by_recipe.setdefault(recipe, {}).setdefault(seed, {})[k] = done[job.name]
-        # A seed counts once all blocks are done, so that every video is scored equally often.
+                number = (seeds.index(seed) - k) % len(seeds)
+                by_recipe.setdefault(recipe, {}).setdefault(number, {})[k] = done[job.name]
+        # A round counts once all blocks are done, so that every video is scored equally often.
         complete = {
-            recipe: {s: b for s, b in seeds.items() if len(b) == len(trained)}
-            for recipe, seeds in by_recipe.items()
+            recipe: {n: b for n, b in rounds.items() if len(b) == len(trained)}
+            for recipe, rounds in by_recipe.items()
         }
-        complete = {recipe: seeds for recipe, seeds in complete.items() if seeds}
+        complete = {recipe: rounds for recipe, rounds in complete.items() if rounds}
         if not complete:
             continue
         summaries = {
             recipe: summarise(
-                {s: list(b.values()) for s, b in seeds.items()}, before, before_generated
+                {n: list(b.values()) for n, b in rounds.items()}, before, before_generated
             )
-            for recipe, seeds in complete.items()
+            for recipe, rounds in complete.items()
         }
         table = rows(summaries)
         choices = chosen_by_fold(complete, before, parts) if len(trained) == len(parts) else []
@@ -335,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipes", nargs="+", choices=usable, default=usable)
     parser.add_argument("--data", nargs="+", choices=("davis", *DOMAINS), default=["davis"])
     parser.add_argument("--blocks", type=int, nargs="+", default=list(range(1, FOLDS + 1)))
+    parser.add_argument("--rounds", type=int, help="default: one per seed")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no job that ends later")
     parser.add_argument("--zeroed", action="store_true", help="also score without memory")
     parser.add_argument("--generated", type=int, default=GENERATED_VIDEOS)

@@ -65,14 +65,22 @@ def test_every_sequence_is_tested_once_per_seed_and_never_trained_on(davis):
 
 
 def test_recipes_are_trained_on_one_block_and_scored_on_the_others(davis):
-    chosen = recipes.points((1,), ("memory and decoder, 3e-4", "memory only"), (0, 1, 2))
+    chosen = recipes.points((1,), ("adapt.yaml", "memory only"), (0, 1, 2))
     jobs = recipes.plan(davis, "davis", NAMES, chosen)
     assert len(jobs) == 6 and len({job.name for job in jobs}) == 6
     assert all(len(job.train) == 3 and sorted([*job.train, *job.test]) == NAMES for job in jobs)
     assert recipes.MEMORY in jobs[3].overrides and recipes.MEMORY not in jobs[0].overrides
 
 
-SOME = ("replay 0.5, averaged", "nano's loss, clips of 8 frames")
+def test_in_a_round_each_block_has_another_seed():
+    chosen = recipes.points((1, 2, 3), ("memory only",), (0, 1, 2), 1)
+    assert [(seed, k) for seed, _, k in chosen] == [(1, 0), (2, 1), (3, 2)]
+    assert recipes.points((1, 2, 3), ("memory only",), (0, 1, 2), 2)[:3] == chosen
+    everything = recipes.points((1, 2, 3), ("memory only",), (0, 1, 2))
+    assert len(set(everything)) == len(everything) == 9
+
+
+SOME = ("averaged with the start", "former adapt.yaml")
 
 
 @pytest.mark.parametrize(
