@@ -80,7 +80,7 @@ def test_in_a_round_each_block_has_another_seed():
     assert len(set(everything)) == len(everything) == 9
 
 
-SOME = ("averaged with the start", "former adapt.yaml")
+SOME = ("not averaged with the start", "memory only")
 
 
 @pytest.mark.parametrize(
