@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,27 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 def temporary_cache(tmp_path_factory):
     """Store features in a temporary directory, also in the processes that tests start."""
     os.environ["SAM2KIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(temporary_cache):
+    """Remove what killed processes leave in the directory of temporary files.
+
+    The directory is not in ``tmp_path``: names of sockets in it must be shorter than 104 bytes.
+    """
+    # Compiled code of earlier sessions is used again.
+    compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(
+        Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    )
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            # Compiled code of earlier sessions is used again.
+            patch.setenv(
+                "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+            )
+            patch.setenv("TMPDIR", folder)
+            patch.setattr(tempfile, "tempdir", folder)
+            yield
 
 
 @pytest.fixture(autouse=True)
