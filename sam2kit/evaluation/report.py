@@ -181,8 +181,9 @@ def _verdict(comparison: Mapping[str, Any]) -> str | None:
     text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
     if low is None:
         return f"{text}; with this few videos, the difference may be due to chance"
-    return text if low > 0 or high < 0 else f"{text}; the interval contains 0, so the difference "
-    "may be due to chance"
+    if low > 0 or high < 0:
+        return text
+    return f"{text}; the interval contains 0, so the difference may be due to chance"
 
 
 def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
