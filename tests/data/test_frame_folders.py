@@ -21,7 +21,6 @@ from data_helpers import (
     square,
     uncompressed,
 )
-from loguru import logger
 from matplotlib.text import Text
 from PIL import Image
 
@@ -76,14 +75,6 @@ def dataset_config(**changes) -> DatasetConfig:
 
 def clips(source, training=False, seed=0, **changes) -> ClipDataset:
     return ClipDataset(source, dataset_config(**changes), training, seed)
-
-
-@pytest.fixture
-def messages():
-    lines = []
-    sink = logger.add(lambda m: lines.append(f"{m.record['level'].name} {m.record['message']}"))
-    yield lines
-    logger.remove(sink)
 
 
 # --- frame folders -----------------------------------------------------------------------------

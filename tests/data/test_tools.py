@@ -18,7 +18,6 @@ from data_helpers import (
     save_video,
     square,
 )
-from loguru import logger
 from tool_helpers import (
     both,
     box_of,
@@ -51,14 +50,6 @@ MAKERS = {
     "labelme": make_labelme,
     "yolo": make_yolo,
 }
-
-
-@pytest.fixture
-def messages():
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
 
 
 def content_of(source) -> list:
