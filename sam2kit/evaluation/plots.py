@@ -105,29 +105,29 @@ def paired_chart(
     return figure
 
 
-def difference_chart(comparison: Mapping[str, Any]) -> Figure:
+def difference_chart(found: Mapping[str, Any]) -> Figure:
     """Plot the differences between two trackers as sorted bars, one per object.
 
     The dashed line is the mean and the grey band its interval. Up to :data:`MAX_NAMED_BARS` bars
     are labelled with video and object.
 
     Args:
-        comparison: a result of :func:`sam2kit.evaluation.statistics.paired_differences`.
+        found: a result of :func:`sam2kit.evaluation.statistics.paired_differences`.
     """
-    values = [row["difference"] for row in comparison["differences"]]
+    values = [row["difference"] for row in found["differences"]]
     figure = Figure((WIDTH, 2.3), dpi=120, layout="constrained")
     axes = figure.subplots()
     better, worse = LINE_COLORS[0] / 255, LINE_COLORS[1] / 255
     axes.bar(range(len(values)), values, color=[better if v > 0 else worse for v in values])
     axes.axhline(0, color="black", linewidth=0.8)
-    if comparison["mean"] is not None:
-        axes.axhline(comparison["mean"], color="black", linestyle="--", linewidth=1)
-    if comparison["low"] is not None:
-        axes.axhspan(comparison["low"], comparison["high"], color="grey", alpha=0.25)
+    if found["mean"] is not None:
+        axes.axhline(found["mean"], color="black", linestyle="--", linewidth=1)
+    if found["low"] is not None:
+        axes.axhspan(found["low"], found["high"], color="grey", alpha=0.25)
     axes.set_xlim(-0.6, max(len(values), 8) - 0.4)  # keep the bars narrow if there are only a few
-    axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {comparison['score']}")
+    axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {found['score']}")
     if 0 < len(values) <= MAX_NAMED_BARS:
-        rows = comparison["differences"]
+        rows = found["differences"]
         names = [_short_text(f"{row['video']}: {row['object']}") for row in rows]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         figure.set_size_inches(WIDTH, 2.3 + 0.055 * max(map(len, names)))
