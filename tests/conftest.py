@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Imports make a million objects that are never freed; searching them for garbage takes seconds.
+gc.disable()
 
 import pytest
 import torch
@@ -100,6 +104,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (skipped if is_long else quick).append(item)
     config.hook.pytest_deselected(items=skipped)
     items[:] = quick
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage during the tests, but not among the objects of imports and collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of the test

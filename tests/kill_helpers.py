@@ -126,7 +126,7 @@ class Server:
                 pids.append(int(folder.name))
         return pids
 
-    def wait_for_the_end(self, seconds: float = 20.0) -> list[int]:
+    def wait_for_the_end(self, seconds: float = 60.0) -> list[int]:
         """Wait until no process remains, and return those that do."""
         deadline = time.monotonic() + seconds
         while (pids := self.remaining()) and time.monotonic() < deadline:

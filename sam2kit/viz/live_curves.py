@@ -32,14 +32,16 @@ def show_live_curves(run_dir: str | Path, seconds: float = SECONDS) -> Iterator[
         seconds: minimum number of seconds between two updates.
     """
     file, stop = Path(run_dir) / "metrics.csv", threading.Event()
-    handle, last_drawn_time = None, 0
+    handle, last_drawn = None, (0, 0)
 
     def draw() -> None:
-        nonlocal handle, last_drawn_time
-        modified_time = file.stat().st_mtime_ns if file.exists() else 0
-        if modified_time == last_drawn_time or (figure := training_curves(file)) is None:
+        nonlocal handle, last_drawn
+        stat = file.stat() if file.exists() else None
+        # Two writes within a tick of the clock have the same time; the file only grows.
+        state = (stat.st_mtime_ns, stat.st_size) if stat else (0, 0)
+        if state == last_drawn or (figure := training_curves(file)) is None:
             return
-        last_drawn_time = modified_time
+        last_drawn = state
         if handle is None:
             handle = display(figure, display_id=True)
         else:

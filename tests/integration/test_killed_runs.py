@@ -126,7 +126,7 @@ def kill_all(driver, number):
     os.kill(driver.pid, number)
     assert driver.wait(60) != 0
     # The kernel and the loaders of a killed driver must end, too, or the run stays locked.
-    wait_for(lambda: all(gone(process) for process in children), 15)
+    wait_for(lambda: all(gone(process) for process in children), 60)
     return children
 
 
@@ -137,7 +137,7 @@ def kill_in_stage_3(driver, run, number):
     assert status["state"] == status["stages"]["03_train"]["state"] == "running"
     assert status["pid"] == driver.pid
     assert kill_all(driver, number)
-    wait_for(lambda: not is_locked(run), 15)
+    wait_for(lambda: not is_locked(run), 60)
     status = read_status(run)
     assert status["state"] == status["stages"]["03_train"]["state"] == "interrupted"
     assert status["stages"]["04_evaluate"]["state"] == "waiting"

@@ -113,7 +113,7 @@ def test_loader_processes_ignore_signals_of_others_but_end_with_their_loader():
     for number in ("INT", "TERM", "HUP"):
         subprocess.run(["kill", "-s", number, str(worker.pid)], check=True)
     assert list(items) == [worker.pid] * 2
-    wait_for(lambda: not worker.is_running(), 20)
+    wait_for(lambda: not worker.is_running(), 60)
 
 
 def test_loader_processes_end_when_their_parent_terminates_them():
@@ -121,6 +121,6 @@ def test_loader_processes_end_when_their_parent_terminates_them():
     pid = next(items)
     (worker,) = [child for child in multiprocessing.active_children() if child.pid == pid]
     worker.terminate()
-    worker.join(20)
+    worker.join(60)
     assert worker.exitcode == 0
     items.close()

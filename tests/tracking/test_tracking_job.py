@@ -363,7 +363,7 @@ def test_a_killed_track_is_resumed(tmp_path):
         while not path.exists() and process.poll() is None:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     assert not {r.name: r.finished for r in read_records(out)}["b"]
     assert track(*videos, "--box", "4,8,23,27", "--output-dir", out) == 0
     assert contents(out) == contents(undisturbed)

@@ -64,7 +64,7 @@ def test_training_that_does_not_stop_in_time_is_killed(monkeypatch):
     monkeypatch.setattr(slurm, "SAVING_SECONDS", 0.2)
     job = TrainingJob("c.yaml", "run", "1")
     assert job.checkpoint().function == job
-    assert process.wait(10) is not None
+    assert process.wait(60) is not None
 
 
 def test_failed_job_raises(config, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -73,11 +74,14 @@ def test_one_figure_is_updated_and_drawn_a_last_time_after_an_error(tmp_path, sh
         pytest.raises(RuntimeError, match="training failed"),
         live.show_live_curves(tmp_path, 0.01),
     ):
-        file.write_text(f"{HEAD}0,1,3.5,0.01,0.9,,\r\n")
-        shown.wait()
-        with file.open("a") as opened:
-            opened.write("0,2,2.5,0.01,0.8,,\r\n")
-        shown.wait()
+        text = HEAD
+        for line in ("0,1,3.5,0.01,0.9,,\r\n", "0,2,2.5,0.01,0.8,,\r\n"):
+            text += line
+            new = tmp_path / "new.csv"
+            new.write_text(text)
+            os.utime(new, (1000, 1000))  # the same time, as of writes within a tick of the clock
+            new.replace(file)
+            shown.wait()
         raise RuntimeError("training failed")
     assert shown.figures == [[(1, 3.5)], [(1, 3.5), (2, 2.5)]]
     assert "live curves" not in [thread.name for thread in threading.enumerate()]
