@@ -203,8 +203,8 @@ class ReadAhead(Generic[T]):
 
     def __call__(self, t: int) -> T:
         last = min(t + self._count, self._num_frames - 1) if t - 1 in self._frames else t
-        kept = range(t - self._count + 1, t + 2 * self._count)
-        self._frames = {n: frame for n, frame in self._frames.items() if n in kept}
+        window = range(t - self._count + 1, t + 2 * self._count)
+        self._frames = {n: frame for n, frame in self._frames.items() if n in window}
         for n in range(t, last + 1):
             if n not in self._frames:
                 self._frames[n] = self._thread.submit(self._read, n)

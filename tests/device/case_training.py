@@ -198,7 +198,7 @@ def test_fit_equals_the_cpu(tmp_path, train_on_standin, monkeypatch):
     """
     videos = make_textured(tmp_path / "videos", {"a": 3, "b": 3, "c": 3})
     settings = ["trainer.accelerator=cpu", "trainer.ema_decay=0.5", "dataset.replay=0.5"]
-    data = ["dataset.type=davis", f"dataset.data_path={videos}"]
+    data = ["dataset.type=video", f"dataset.data_path={videos}"]
     config = make_config(*TOY, *settings, *data)
     with StandIn():
         actual = fit(config, tmp_path / "device")
