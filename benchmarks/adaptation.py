@@ -32,6 +32,7 @@ from sam2kit.data import SelectedVideos, VideoDataset, VideoSource, build_valida
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.evaluation.evaluate import BEFORE, COPY
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
+from sam2kit.evaluation.statistics import mean_text
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import create_sam2_model, load_run
 from sam2kit.models.sam2 import SAM2Model
@@ -433,9 +434,5 @@ def averages(results: Sequence[Mapping[str, Any]], part: str, tracker: str) -> d
 
 
 def interval(summary: Mapping[str, Any]) -> str:
-    """Return ``+0.050 (+0.010 to +0.090)``, without the interval if there is none."""
-    if summary["mean"] is None:
-        return "–"
-    text = f"{summary['mean']:+.3f}"
-    low, high = summary["low"], summary["high"]
-    return text if low is None else f"{text} ({low:+.3f} to {high:+.3f})"
+    """Return the mean of differences and its interval as a cell of a table."""
+    return mean_text(summary) or "–"

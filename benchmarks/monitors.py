@@ -3,8 +3,9 @@
 Models are trained on one block of DAVIS sequences (``benchmarks.recipes``), and the checkpoint of
 every epoch is kept. Each checkpoint is validated on a second block, by ``val_loss``, ``val_iou``
 and ``val_jf``, and tested on the third. A good monitor orders the checkpoints as the test does, and
-selects one that tests well. Writes ``monitors.{json,md}`` to ``--out``. Each training run and each
-scored checkpoint is kept in ``--work``: repeat an interrupted command to resume it.
+selects one that tests well. The same is done on the filtered copies of ``benchmarks.recipes``.
+Writes ``monitors.{json,md}`` to ``--out``. Each training run and each scored checkpoint is kept in
+``--work``: repeat an interrupted command to resume it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,11 @@ from benchmarks.adaptation import (
     weights_folder,
 )
 from benchmarks.measure import RESULTS, machine, machine_line, use_threads, write
-from benchmarks.recipes import RECIPES, plan, points
+from benchmarks.recipes import RECIPES, SEEDS, data_set, plan, points
 from sam2kit.config.loading import override, override_config
 from sam2kit.config.schema import Config
 from sam2kit.data import SelectedVideos, VideoDataset
+from sam2kit.data.domains import DOMAINS
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.datamodule import SAM2LightningDataModule
@@ -56,6 +59,7 @@ from sam2kit.viz.tables import markdown_table
 # Whether a larger value is better.
 MONITORS = {"val_loss": False, "val_iou": True, "val_jf": True}
 JF = "val_jf"
+EPOCHS = "dataset.clips_per_video=20"  # 200 steps are five epochs, so there are five checkpoints
 Values = dict[str, float]  # value by name of the metric
 
 
@@ -141,11 +145,21 @@ def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
     logger.disable("sam2kit")  # the progress is printed here
     names, sizes = sequences(arguments.davis), Sizes(arguments.steps, arguments.frames)
     parts = blocks(names)
-    chosen = points(arguments.seeds, arguments.recipes, [n - 1 for n in arguments.blocks])
-    jobs = plan(arguments.davis, "davis", names, chosen)
-    work = weights_folder(job_config(jobs[0], arguments.work, sizes), arguments.work)
+    chosen = points(
+        arguments.seeds, arguments.recipes, [n - 1 for n in arguments.blocks], arguments.rounds
+    )
+    runs = [
+        (data, point, replace(job, overrides=(*job.overrides, EPOCHS)))
+        for data in arguments.data
+        for point, job in zip(
+            chosen,
+            plan(data_set(data, arguments.davis, arguments.work), data, names, chosen),
+            strict=True,
+        )
+    ]
+    work = weights_folder(job_config(runs[0][2], arguments.work, sizes), arguments.work)
     begin, judged, table = time.perf_counter(), [], []
-    for number, (job, (seed, recipe, k)) in enumerate(zip(jobs, chosen, strict=True), 1):
+    for number, (data, (seed, recipe, k), job) in enumerate(runs, 1):
         train(job, work, sizes, keep_epochs=True)
         folder = work / "trainings" / training_key(job, work, sizes)
         checkpoints = sorted(folder.glob("epoch=*.ckpt"), key=lambda p: int(p.stem[6:]))
@@ -156,16 +170,16 @@ def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
         }
         for validation, test in permutations(others):
             judged.append(judge(values[validation], values[test]))
-            about = {"recipe": recipe, "seed": seed, "trained on": k + 1}
+            about = {"data": data, "recipe": recipe, "seed": seed, "trained on": k + 1}
             about["validated on"] = parts.index(validation) + 1
             table.append(about | {m: j["correlation"] for m, j in judged[-1].items()})
-        left = (time.perf_counter() - begin) / number * (len(jobs) - number) / 60
-        print(f"[{number}/{len(jobs)}] {job.name}; about {left:.0f} min left", file=sys.stderr)
+        left = (time.perf_counter() - begin) / number * (len(runs) - number) / 60
+        print(f"[{number}/{len(runs)}] {job.name}; about {left:.0f} min left", file=sys.stderr)
     summary = rows(judged)
     text = (
-        f"# What selects the best checkpoint\n\nNano, {plural(len(jobs), 'training run')} on "
-        "three sequences of DAVIS, with the checkpoint of each epoch. Three other sequences "
-        "validate, the remaining "
+        f"# What selects the best checkpoint\n\nNano, {plural(len(runs), 'training run')} on "
+        f"three sequences of {', '.join(arguments.data)}, with the checkpoint of each epoch. Three "
+        "other sequences validate, the remaining "
         f"three test (J&F over up to {sizes.frames} frames), and the other way round: "
         f"{len(judged)} comparisons. Spearman's correlation of the order of the checkpoints; 1 is "
         "the order of the test. `python -m benchmarks.monitors`\n\n"
@@ -175,9 +189,11 @@ def compare(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__, "outputs/recipes", RESULTS, [1])
+    parser = argument_parser(__doc__, "outputs/recipes", RESULTS, SEEDS)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES)[:1])
+    parser.add_argument("--data", nargs="+", choices=("davis", *DOMAINS), default=["davis"])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, help="see benchmarks.recipes; default: one per seed")
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
     try:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from sam2kit.data.sources.base import FrameRange, ObjectId, SelectedVideos, Vide
 from sam2kit.evaluation.evaluate import COPY
 from sam2kit.evaluation.metrics import after_first_visible, copy_first_mask, mean_tracked_iou
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
-from sam2kit.evaluation.statistics import mean_interval
+from sam2kit.evaluation.statistics import mean_interval, mean_text
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import create_sam2_model, find_checkpoint, source_config
 from sam2kit.models.outputs import TrackOutput
@@ -247,12 +248,7 @@ def score(checkpoint: str, davis: Path | None, clips: int, image_size: int) -> d
 
 def table(scores: dict) -> str:
     """Return the scores as Markdown."""
-
-    def cell(value: dict[str, float]) -> str:
-        if "low" not in value:
-            return f"{value['mean']:.3f}"
-        return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
+    cell = partial(mean_text, signed=False)
     videos = []
     for name, trackers in scores["videos"].items():
         row: dict[str, object] = {"": name, "objects": trackers["nano"]["J"]["objects"]}

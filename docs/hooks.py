@@ -39,6 +39,7 @@ PICTURE = re.compile(r"<picture>(.*?)</picture>", re.DOTALL)
 DARK = re.compile(r'<source [^>]*prefers-color-scheme: dark[^>]*srcset="([^"]+)"')
 LIGHT = re.compile(r'<img [^>]*src="([^"]+)"')
 ALT = re.compile(r'alt="([^"]*)"')
+IMAGE = re.compile(r'(<a [^>]*>\s*)?<img [^>]*src="([^"]+)"[^>]*>')
 
 _reference: dict[str, str] = {}
 
@@ -98,6 +99,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         parts[n] = LINK.sub(rewrite, parts[n])
         parts[n + 2 : n + 3] = [""] * len(parts[n + 2 : n + 3])  # drop the marker
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link each image to its file, which shows it in full size; site.css makes it scroll."""
+
+    def link(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[0]
+        return f'<a class="picture" href="{match[2]}" title="Full size">{match[0]}</a>'
+
+    return IMAGE.sub(link, html)
 
 
 def _two_pictures(match: re.Match[str]) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from browser_helpers import lab, stop_lab  # noqa: F401
+from loguru import logger
 from old_run_helpers import old_evaluation, old_run, same_arithmetic  # noqa: F401
 
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch, VideoClip, collate
+
+if TYPE_CHECKING:
+    from loguru import Message
 
 LONG_TESTS = Path(__file__).parent / "long_tests.txt"
 # Files with tests of more than ten seconds.
@@ -107,10 +115,54 @@ def temporary_cache(tmp_path_factory):
     os.environ["SAM2KIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(temporary_cache):
+    """Remove what killed processes leave in the directory of temporary files.
+
+    The directory is not in ``tmp_path``: names of sockets in it must be shorter than 104 bytes.
+    """
+    # Compiled code of earlier sessions is used again.
+    compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(
+        Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    )
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            # Compiled code of earlier sessions is used again.
+            patch.setenv(
+                "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+            )
+            patch.setenv("TMPDIR", folder)
+            patch.setattr(tempfile, "tempdir", folder)
+            yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Use one thread, so that results are reproducible and test workers share the cores."""
     torch.set_num_threads(1)
+
+
+def _log_lines(level: str) -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    def add(message: Message) -> None:
+        lines.append(f"{message.record['level'].name} {message.record['message']}")
+
+    sink = logger.add(add, level=level)
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """Log lines of the test, each with its level: ``INFO text``."""
+    yield from _log_lines("DEBUG")
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """Log lines of the test from the level WARNING on."""
+    yield from _log_lines("WARNING")
 
 
 @pytest.fixture

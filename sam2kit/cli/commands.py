@@ -103,12 +103,12 @@ def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     arguments = parser.parse_intermixed_args(argv)
     config, _ = train_config(arguments)
     check_paths(config)
-    from sam2kit.models.initial_weights import settle_initial_weights
+    from sam2kit.models.initial_weights import resolve_initial_weights
     from sam2kit.training.slurm import submit
 
     run_dir, cluster = arguments.run_dir, arguments.cluster
     if not (run_dir / "last.ckpt").exists():  # ask now, because a job has no terminal
-        config = settle_initial_weights(config)
+        config = resolve_initial_weights(config)
     job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
     print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
     if cluster == "local":

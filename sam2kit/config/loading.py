@@ -66,7 +66,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
     return _assemble(read_yaml(path), str(path), [path.absolute().parent, config_dir()], overrides)
 
 
-def settle_precision(config: Config) -> Config:
+def resolve_config_precision(config: Config) -> Config:
     """Replace ``trainer.precision=auto`` with the precision that this machine supports.
 
     Returns:

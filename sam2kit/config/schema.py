@@ -178,7 +178,7 @@ class DatasetConfig:
     )
     corrections: str | None = option(
         None,
-        "corrections.jsonl written by the prompt debugger; its masks replace those of the dataset",
+        "corrections.jsonl written by the annotator; its masks replace those of the dataset",
         PATH,
     )
     sav_masklets: str = option(

@@ -66,7 +66,7 @@ def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> 
         ConfigError: a key is missing.
         DataError: a file or folder is missing, unreadable or inconsistent.
     """
-    config = settle_layout(config, section)
+    config = resolve_layout(config, section)
     source = _annotated_videos(_open(config, seed, section), config)
     if source.has_masks or not config.synthetic_objects:
         return source
@@ -96,7 +96,7 @@ def open_source(
     if isinstance(what, VideoSource):
         return what
     if isinstance(what, Config):
-        return _open(settle_layout(what.dataset), what.seed, "dataset")
+        return _open(resolve_layout(what.dataset), what.seed, "dataset")
     config = DatasetConfig() if settings is None else settings
     if config.type in ("auto", "mixture", "synthetic"):
         layout = detect_layout(what)
@@ -111,7 +111,7 @@ def open_source(
     return _open_type(replace(config, sav_masklets="both"), 0, "dataset")
 
 
-def settle_layouts(config: Config) -> Config:
+def resolve_layouts(config: Config) -> Config:
     """Replace ``type=auto`` of all sections by the detected type, with the paths it needs.
 
     ``valdataset`` keeps ``auto`` (even if inherited), so that the layout of other validation
@@ -121,9 +121,9 @@ def settle_layouts(config: Config) -> Config:
         A changed copy, or the same object if nothing had to be detected.
 
     Raises:
-        ConfigError, DataError: as :func:`settle_layout`.
+        ConfigError, DataError: as :func:`resolve_layout`.
     """
-    dataset = settle_layout(config.dataset)
+    dataset = resolve_layout(config.dataset)
     if dataset is config.dataset:
         return config
     val = config.valdataset
@@ -132,7 +132,7 @@ def settle_layouts(config: Config) -> Config:
     return replace(config, dataset=dataset, valdataset=val)
 
 
-def settle_layout(config: DatasetConfig, section: str = "dataset") -> DatasetConfig:
+def resolve_layout(config: DatasetConfig, section: str = "dataset") -> DatasetConfig:
     """Replace ``type=auto`` of a section, and of the sources of its mixture, by the detected type.
 
     Args:
@@ -148,21 +148,21 @@ def settle_layout(config: DatasetConfig, section: str = "dataset") -> DatasetCon
     """
     if config.type == "mixture":
         parts = [
-            (part, settle_layout(part, f"{section}.mixture[{n}]"))
+            (part, resolve_layout(part, f"{section}.mixture[{n}]"))
             for n, part in enumerate(config.parts())
         ]
-        if all(settled is part for part, settled in parts):
+        if all(resolved is part for part, resolved in parts):
             return config
         keys = ("type", "data_path", "masks_path", "annotation_file")
         entries = [
-            entry | {k: getattr(settled, k) for k in keys if getattr(settled, k) is not None}
-            for entry, (_, settled) in zip(config.mixture, parts, strict=True)
+            entry | {k: getattr(resolved, k) for k in keys if getattr(resolved, k) is not None}
+            for entry, (_, resolved) in zip(config.mixture, parts, strict=True)
         ]
         return replace(config, mixture=entries)
     if config.type != "auto":
         return config
     if config.annotation_file is not None:
-        settled = replace(config, type="coco")
+        resolved = replace(config, type="coco")
     elif config.data_path is None:
         raise _no_path(config, section)
     else:
@@ -172,9 +172,9 @@ def settle_layout(config: DatasetConfig, section: str = "dataset") -> DatasetCon
             "{}: {} ({}.type={}); set {}.type to read it differently",
             *(config.data_path, layout.reason, section, layout.type, section),
         )
-        settled = _with_layout(config, layout)
-    check_dataset(settled, section)
-    return settled
+        resolved = _with_layout(config, layout)
+    check_dataset(resolved, section)
+    return resolved
 
 
 def _with_layout(config: DatasetConfig, layout: Layout) -> DatasetConfig:
@@ -227,10 +227,10 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
         DataError: a file or folder is missing, unreadable or inconsistent; or no video has masks,
             and ``dataset.synthetic_objects`` is 0.
     """
-    return settle_datasets(config)[1:]
+    return resolve_datasets(config)[1:]
 
 
-def settle_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
+def resolve_datasets(config: Config) -> tuple[Config, ClipDataset, ClipDataset]:
     """Build the clips of :func:`build_datasets`, and record the detected layout and the split.
 
     Returns:
@@ -267,7 +267,7 @@ def open_sets(config: Config, earlier: Splits | None = None) -> DataSets:
     Raises:
         ConfigError, DataError: as :func:`build_datasets`.
     """
-    return _open_sets(settle_layouts(config), False, earlier)
+    return _open_sets(resolve_layouts(config), False, earlier)
 
 
 def _open_sets(config: Config, inspect: bool, earlier: Splits | None = None) -> DataSets:
@@ -291,7 +291,7 @@ def _open_sets(config: Config, inspect: bool, earlier: Splits | None = None) -> 
     assert train is not None
     validation = parts.get(VALIDATION)
     if VALIDATION not in holder.shares:
-        val_config = settle_layout(config.validation_dataset(), "valdataset")
+        val_config = resolve_layout(config.validation_dataset(), "valdataset")
         validation = _open_section(config, val_config, "valdataset", prepare)
         _warn_of_shared_videos(train, config.dataset, validation, val_config)
     assert validation is not None
@@ -313,7 +313,7 @@ def _open_section(
         prepare: applied to the videos. None (default): they are prepared for training.
     """
     prepare = prepare or _prepare
-    settings = settle_layout(settings, section)
+    settings = resolve_layout(settings, section)
     seed = config.seed + VALIDATION_SEED_OFFSET * (2 if section == "testdataset" else 1)
     return prepare(_open(settings, seed, section, prepare), settings, seed, section)
 
@@ -338,7 +338,7 @@ def sets_to_inspect(
         ConfigError, DataError: as :func:`build_datasets` and :func:`open_source`.
     """
     if what is None:
-        config, train, val, _ = _open_sets(settle_layouts(config), inspect=True)
+        config, train, val, _ = _open_sets(resolve_layouts(config), inspect=True)
         sets = {"train": (train, config.dataset), "validation": (val, config.validation_dataset())}
     else:
         sets = {"data": (open_source(what), replace(config.dataset, data_path=str(what)))}
@@ -375,7 +375,7 @@ def build_validation_source(config: Config, earlier: Splits | None = None) -> Vi
         ConfigError, DataError: as :func:`build_datasets`.
     """
     if config.holds_out_validation:
-        config = settle_layouts(config)
+        config = resolve_layouts(config)
         if _holds_out(config):
             return _open_sets(config, False, earlier).validation
     return _open_section(config, config.validation_dataset(), "valdataset")

@@ -6,6 +6,7 @@ the files.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -23,9 +24,10 @@ import numpy as np
 from loguru import logger
 from PIL import Image
 
-from sam2kit.data.pictures import image_size
+from sam2kit.data.pictures import image_size, read_picture
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.listing import FRAME_ENDINGS
 from sam2kit.data.sources.mask_files import OBJECTS_FILE, object_names
 from sam2kit.data.sources.mask_values import VOID, MaskValues
 from sam2kit.data.sources.training_set import (
@@ -132,7 +134,8 @@ def add_to_training_set(
 
     The masks of a frame replace those that the set has for it; other frames and videos are kept.
     Frames that were never added are unannotated. The set refers to the video by a path relative to
-    the folder. Frames are copied only if they are in no file, or on request.
+    the folder. Frames are copied only on request, or if no file contains them alone: those of
+    stacks and volumes become 8-bit PNG files, scaled as the source scales them.
 
     An interruption leaves a complete set with some of the frames; calling again adds the rest.
 
@@ -294,7 +297,7 @@ def _add_video(
     image_files = [file for file in files if file is not None]
     if len(image_files) < len(files):
         image_files = []
-    name = _find_video(root, index, source.name(i), num_frames, path, image_files)
+    name = _find_video(root, index, source, i, path, image_files)
     if name is None:
         name = _unused(source.name(i) or "video", list(index.videos))
         if name != source.name(i):
@@ -310,35 +313,48 @@ def _add_video(
     if path is not None and not copied:
         entry.path = _copy_video(root, entry, path) if copy else _relative(root, path)
     elif path is None and not copied and (copy or not entry.files):
-        entry.path = _copy_frames(root, entry, source, i)
+        entry.path = _copy_frames(root, entry, source, i, image_files)
     if entry.path:
         entry.files = []
     return name, open_stored(root, name, entry)
 
 
 def _find_video(
-    root: Path, index: Index, name: str, num_frames: int, path: Path | None, files: list[Path]
+    root: Path, index: Index, source: VideoSource, i: int, path: Path | None, files: list[Path]
 ) -> str | None:
     """Return the name under which a training set has a video, or None."""
-    if path is not None:
-        target = path.resolve()
-        for known, entry in index.videos.items():
+    name, num_frames = source.name(i), source.num_frames(i)
+    target = None if path is None else path.resolve()
+    relative = [_relative(root, file) for file in files]
+    for known, entry in index.videos.items():
+        if target is not None:
             places = [(root / entry.path).resolve()] if entry.path else []
             if target in places or str(target) == entry.absolute:
                 return known
             # A video that was moved: its former path is empty now.
             moved = places and not places[0].exists() and not Path(entry.absolute).exists()
-            if moved and places[0].name == path.name and entry.frames == num_frames:
+            if moved and places[0].name == target.name and entry.frames == num_frames:
                 return known
-        return None
-    relative = [_relative(root, file) for file in files]
-    for known, entry in index.videos.items():
-        if files and entry.files == relative:
+        elif files and entry.files == relative:
             return known
-        # Copied frames have no other identity than the name.
-        if not files and known == name and entry.path.startswith(f"{FRAMES}/"):
-            return known if entry.frames == num_frames else None
+    for known, entry in index.videos.items():
+        same_name = known == name or known.startswith(f"{name or 'video'}-")
+        is_copied = entry.path.startswith(f"{FRAMES}/") and entry.frames == num_frames
+        if same_name and is_copied and _are_copied(source, i, open_stored(root, known, entry)):
+            return known
     return None
+
+
+def _are_copied(source: VideoSource, i: int, copies: OneVideo) -> bool:
+    """Return whether the first, middle and last frame of a video equal those of its copy."""
+    num_frames = source.num_frames(i)
+    for t in {0, num_frames // 2, num_frames - 1}:
+        file, copied = source.frame_path(i, t), copies.frame_path(0, t)
+        if file and copied and filecmp.cmp(file, copied, shallow=False):
+            continue
+        if not np.array_equal(source.read_frame(i, t), copies.read_frame(0, t)):
+            return False
+    return True
 
 
 def _unused(name: str, used: Sequence[str]) -> str:
@@ -361,6 +377,7 @@ def _copy_video(root: Path, entry: StoredVideo, path: Path) -> str:
     """Copy a video file or a folder of frames into a training set, and return its new path."""
     target = root / VIDEOS / f"{entry.folder}{'' if path.is_dir() else path.suffix}"
     target.parent.mkdir(exist_ok=True)
+    logger.info("copying {} to {}", path.resolve(), target)
     if path.is_dir():
         _replace_folder(target, lambda folder: _copy_files(open_video(path), folder))
     else:
@@ -373,18 +390,48 @@ def _copy_files(video: OneVideo, folder: Path) -> None:
     for t in range(video.num_frames(0)):
         file = video.frame_path(0, t)
         assert file is not None  # a folder of frames has one file per frame
-        shutil.copyfile(file, folder / file.name)
+        _copy_image(file, folder / file.name)
 
 
-def _copy_frames(root: Path, entry: StoredVideo, source: VideoSource, i: int) -> str:
-    """Write the frames of a video that are in no file as PNG, and return the path of the folder."""
-    logger.info("no video file contains {!r}; copying its frames", source.name(i))
+def _copy_image(file: Path, target: Path) -> None:
+    """Copy an image file.
+
+    Raises:
+        DataError: it is no image. In a downloaded dataset, a link named like a frame may lead to
+            any file, which would then be part of a folder that is made to be shared.
+    """
+    image_size(file)
+    shutil.copyfile(file, target)
+
+
+def _copy_frames(
+    root: Path, entry: StoredVideo, source: VideoSource, i: int, files: list[Path]
+) -> str:
+    """Copy the image files of a video, or write its frames as PNG, and return the folder's path.
+
+    Args:
+        root, entry: the training set, and the entry of the video.
+        source, i: the video.
+        files: its image files, one per frame; empty if it has none.
+    """
+    num_frames, target = source.num_frames(i), root / FRAMES / entry.folder
+    logger.info(
+        "copying the {} frames of {!r}{} to {}",
+        *(num_frames, source.name(i), f" ({files[0].resolve()} ...)" if files else "", target),
+    )
+    are_frames = bool(files) and all(f.name.lower().endswith(FRAME_ENDINGS) for f in files)
+    # Only the source knows how frames of more than 8 bits are scaled.
+    is_file_copy = are_frames and read_picture(files[0]).dtype == np.uint8
 
     def write(folder: Path) -> None:
-        for t in range(source.num_frames(i)):
-            Image.fromarray(source.read_frame(i, t)).save(folder / f"{t:05d}.png")
+        for t in range(num_frames):
+            if is_file_copy:
+                _copy_image(files[t], folder / f"{t:05d}{files[t].suffix}")
+                continue
+            frame = source.read_frame(i, t)
+            is_grey = bool((frame == frame[..., :1]).all())
+            Image.fromarray(frame[..., 0] if is_grey else frame).save(folder / f"{t:05d}.png")
 
-    target = root / FRAMES / entry.folder
     target.parent.mkdir(exist_ok=True)
     _replace_folder(target, write)
     return target.relative_to(root).as_posix()

@@ -26,6 +26,7 @@ from sam2kit.evaluation.statistics import (
     by_video,
     difference_summary,
     holm,
+    interval_text,
     power_text,
     seed_summary,
 )
@@ -274,7 +275,7 @@ def leaderboard_groups(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
                 {"sweep": name, "rank": group["rank"], "setting": setting}
                 | {"seeds": f"{group['done']} of {len(group['trials'])}", "J&F": group["J&F"]}
                 | {"gain": None if group["gain"] is None else f"{group['gain']:+.3f}"}
-                | {"95% interval": None if low is None else f"{low:+.3f} to {high:+.3f}"}
+                | {"95% interval": interval_text(low, high)}
                 | {"p": group["p_corrected"], "between seeds": group["seed_spread"]}
             )
     return rows
@@ -334,8 +335,7 @@ def group_trials(
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns ``J&F`` and ``95% interval``, None if undefined."""
-    low, high = _interval(scores)
-    interval = None if low is None else f"{low:.3f} to {high:.3f}"
+    interval = interval_text(*_interval(scores), signed=False)
     return {"J&F": scores["J&F"], "95% interval": interval}
 
 
@@ -680,9 +680,8 @@ def _pair(one: RunGroup, other: RunGroup) -> dict[str, Any]:
 
 
 def _difference_cells(summary: Mapping[str, Any], p: float | None) -> dict[str, Any]:
-    low, high = summary.get("low"), summary.get("high")
     return {
-        "95% interval": None if low is None else f"{low:+.3f} to {high:+.3f}",
+        "95% interval": interval_text(summary.get("low"), summary.get("high")),
         "p": p,
         "objects": summary.get("objects"),
         "videos": summary.get("videos"),

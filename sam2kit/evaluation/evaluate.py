@@ -82,7 +82,7 @@ def evaluate(
     Raises:
         ConfigError: an option in ``evaluation`` is invalid.
         DataError: the data cannot be read, only prompted frames are annotated, no frame can be
-        scored, or a video was used for training.
+            scored, or a video was used for training.
     """
     # Check options before loading or tracking anything.
     tracker_options(config)

@@ -95,8 +95,8 @@ def paired_chart(
             *(first, y), s=30, facecolor="white", edgecolor="black", zorder=3,
             label=names[0] if y == 0 else None,
         )  # fmt: skip
-    labels = [name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}" for name, _ in ordered]
-    axes.set_yticks(range(len(ordered)), list(map(figure_text, labels)), fontsize=8)
+    labels = [_short_text(name) for name, _ in ordered]
+    axes.set_yticks(range(len(ordered)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=figure_text(x_label))
     axes.grid(axis="x", alpha=0.3)
@@ -127,9 +127,14 @@ def difference_chart(found: Mapping[str, Any]) -> Figure:
     axes.set_xlim(-0.6, max(len(values), 8) - 0.4)  # keep the bars narrow if there are only a few
     axes.set(xticks=[], xlabel="objects, sorted", ylabel=f"difference in {found['score']}")
     if 0 < len(values) <= MAX_NAMED_BARS:
-        names = [f"{row['video']}: {row['object']}" for row in found["differences"]]
-        names = [name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}" for name in names]
-        axes.set_xticks(range(len(names)), list(map(figure_text, names)), rotation=90, fontsize=6)
+        rows = found["differences"]
+        names = [_short_text(f"{row['video']}: {row['object']}") for row in rows]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         figure.set_size_inches(WIDTH, 2.3 + 0.055 * max(map(len, names)))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _short_text(name: str) -> str:
+    """Return up to 28 characters of a name for an axis: its beginning and its end."""
+    return figure_text(name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}")

@@ -32,6 +32,7 @@ from sam2kit.evaluation.statistics import (
     MIN_VIDEOS,
     NO_INTERVAL,
     by_motion,
+    interval_text,
     paired_differences,
     power_text,
     score_interval,
@@ -176,12 +177,13 @@ def _verdict(comparison: Mapping[str, Any]) -> str | None:
     if other not in _BASELINES or mean is None:
         return None
     word = "better" if mean > 0 else "worse" if mean < 0 else "neither better nor worse"
-    interval = f", 95% interval {low:+.3f} to {high:+.3f}" if low is not None else ""
+    interval = f", 95% interval {interval_text(low, high)}" if low is not None else ""
     text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
     if low is None:
         return f"{text}; with this few videos, the difference may be due to chance"
-    return text if low > 0 or high < 0 else f"{text}; the interval contains 0, so the difference "
-    "may be due to chance"
+    if low > 0 or high < 0:
+        return text
+    return f"{text}; the interval contains 0, so the difference may be due to chance"
 
 
 def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:

@@ -219,6 +219,31 @@ def difference_summary(groups: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
+def interval_text(low: float | None, high: float | None, signed: bool = True) -> str | None:
+    """Return an interval as text, such as ``+0.010 to +0.090``, or None if it is undefined.
+
+    Args:
+        low, high: the bounds.
+        signed: whether to write the sign of positive numbers, as for differences.
+    """
+    sign = "+" if signed else "-"
+    return None if low is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
+
+
+def mean_text(summary: Mapping[str, Any], signed: bool = True) -> str | None:
+    """Return ``+0.050 (+0.010 to +0.090)``, or None if there is no mean.
+
+    Args:
+        summary: ``mean``, and ``low`` and ``high``, which are None or missing without an interval.
+        signed: as for :func:`interval_text`.
+    """
+    if summary["mean"] is None:
+        return None
+    text = f"{summary['mean']:{'+' if signed else '-'}.3f}"
+    interval = interval_text(summary.get("low"), summary.get("high"), signed)
+    return f"{text} ({interval})" if interval else text
+
+
 def seed_summary(differences: Mapping[Any, Mapping[Any, float]]) -> dict[str, Any]:
     """Summarise the differences of runs that only differ in their seed.
 

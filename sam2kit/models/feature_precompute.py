@@ -7,16 +7,16 @@ from loguru import logger
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sam2kit.config.loading import settle_precision
+from sam2kit.config.loading import resolve_config_precision
 from sam2kit.config.schema import Config
-from sam2kit.data.build import settle_datasets
+from sam2kit.data.build import resolve_datasets
 from sam2kit.data.clip import frame_keys
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.parallel import errors_from_workers, load_items
 from sam2kit.data.transforms import resize_frames
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
-from sam2kit.models.initial_weights import settle_initial_weights
+from sam2kit.models.initial_weights import resolve_initial_weights
 from sam2kit.utils.device import autocast, pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.progress import log_progress
@@ -40,14 +40,14 @@ def fill(config: Config) -> FeatureCache:
             stored.
         DataError: a frame cannot be read.
     """
-    config = settle_precision(config)
+    config = resolve_config_precision(config)
     cache = create_cache(config)
     if cache is None:
         raise ConfigError(
             key="features.cache", value="off", expected="auto or on", hint="set features.cache=auto"
         )
-    config, training, validation = settle_datasets(config)
-    config = settle_initial_weights(config)
+    config, training, validation = resolve_datasets(config)
+    config = resolve_initial_weights(config)
     device = pick_device(config.trainer.accelerator, config.trainer.devices)
     model = create_sam2_model(config).to(device).eval()
     if not model.encoder_is_frozen:

@@ -22,11 +22,11 @@ from sam2kit.utils.errors import CheckpointError, ConfigError
 _MEGABYTES = {"t": 156, "s": 184, "b+": 324, "l": 898}
 
 
-def settle_initial_weights(config: Config) -> Config:
+def resolve_initial_weights(config: Config) -> Config:
     """Replace ``model.checkpoint=null`` with the released weights of the model size.
 
     Weights that are not on this machine are downloaded after confirmation at a terminal. If
-    ``model.checkpoint`` names a model, its size is set (:func:`settle_size`).
+    ``model.checkpoint`` names a model, its size is set (:func:`resolve_size`).
 
     Args:
         config: the configuration of a training run that is not resumed.
@@ -38,7 +38,7 @@ def settle_initial_weights(config: Config) -> Config:
         ConfigError: the weights are not on this machine and cannot be downloaded, or there is no
             terminal for the confirmation. The message lists the choices.
     """
-    config = settle_size(config)
+    config = resolve_size(config)
     if config.model.checkpoint is not None:
         _warn_of_image_size(config)
         return config
@@ -52,7 +52,7 @@ def settle_initial_weights(config: Config) -> Config:
     return replace(config, model=replace(config.model, checkpoint=name))
 
 
-def settle_size(config: Config) -> Config:
+def resolve_size(config: Config) -> Config:
     """Set ``model.size`` to the size of the model, run or file in ``model.checkpoint``.
 
     Only the default size is replaced: a size that was set and does not fit the weights is an

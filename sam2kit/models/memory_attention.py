@@ -104,7 +104,7 @@ class RotaryAttention(RoPEAttention):
         feat_sizes: tuple[int, int] = (64, 64),
         **options: Any,
     ) -> None:
-        # Not that of RoPEAttention, which uses the first GPU, whichever the model is for.
+        # RoPEAttention's constructor uses the first GPU, whichever the model is for.
         Attention.__init__(self, *args, **options)
         channels = self.internal_dim // self.num_heads
         self.compute_cis = partial(compute_axial_cis, dim=channels, theta=rope_theta)

@@ -85,7 +85,8 @@ class InterpreterKernelManager(AsyncKernelManager):
 
     An installed kernel specification named ``python3`` may belong to another interpreter. When a
     kernel exits, its children (DataLoader workers, training ranks) keep running, so the whole
-    process group is killed. If this process is killed, a waiting shell kills the group.
+    process group is killed. If this process is killed, a waiting shell kills the group and removes
+    the connection file.
     """
 
     lock: int
@@ -105,9 +106,11 @@ class InterpreterKernelManager(AsyncKernelManager):
         self._group = getattr(self.provisioner, "pgid", None)
         if self._group is not None and self._guard is None:
             # cat returns when its standard input is closed, that is, when this process exits.
-            end = f"cat; kill -s KILL -- -{self._group}"
+            end = 'cat; kill -s KILL -- "-$0"; rm -f -- "$1"'
             self._guard = subprocess.Popen(
-                ["sh", "-c", end], stdin=subprocess.PIPE, start_new_session=True
+                ["sh", "-c", end, str(self._group), self.connection_file],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
             )
 
     async def is_alive(self) -> bool:  # type: ignore[override]

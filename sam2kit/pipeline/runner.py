@@ -214,9 +214,9 @@ def _find_checkpoints(config: Config, parameters: set[str]) -> None:
     """
     checkpoints = {}
     if "resume" in parameters:  # the stage that trains
-        from sam2kit.models.initial_weights import settle_initial_weights
+        from sam2kit.models.initial_weights import resolve_initial_weights
 
-        checkpoints["model.checkpoint"] = settle_initial_weights(config).model.checkpoint
+        checkpoints["model.checkpoint"] = resolve_initial_weights(config).model.checkpoint
     if "checkpoint" in parameters:
         checkpoints |= {f"evaluation.compare.{k}": v for k, v in config.evaluation.compare.items()}
     for key, checkpoint in checkpoints.items():

@@ -175,7 +175,7 @@ def prompts_from_flags(
         The content, and the name of the video in it.
 
     Raises:
-        DataError: a label image cannot be read, or the frame does not exist.
+        DataError: a label image cannot be read, or does not match a frame of the video.
     """
     size = video.read_frame(0).shape[:2]
     used = {flag["object_id"] for flag in flags}

@@ -41,6 +41,7 @@ from sam2kit.tracking.inputs import (
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.results import (
     MASKS_JSON,
+    TRACK_AGAIN,
     VIDEOS,
     TrackRecord,
     read_records,
@@ -282,7 +283,7 @@ def _write_cvat(video: VideoInput, record: TrackRecord, to: str | None, replace:
     path = cvat_file(record.root, file_name(record.name))
     is_wanted = "cvat" in (to, result_form(video.source, video.i))
     if is_wanted and (replace or not path.exists()):
-        content = read_json(record.folder / MASKS_JSON, hint="track it again, with --overwrite")
+        content = read_json(record.folder / MASKS_JSON, hint=TRACK_AGAIN)
         write_cvat_results(content, record.name, video.source, video.i, path)
 
 
@@ -295,8 +296,8 @@ def _track(
     to: str | None,
 ) -> None:
     """Track one video and write its results."""
-    video, count_frames = job.video, job.video.num_frames
-    names = [video.source.frame_name(video.i, t) for t in range(count_frames)]
+    video, num_frames = job.video, job.video.num_frames
+    names = [video.source.frame_name(video.i, t) for t in range(num_frames)]
     # Write the record first: if this process is killed, the next call can replace the results.
     prompted = [
         {k: e[k] for k in ("object_id", "frame_index", "kind")} for e in job.entries if "kind" in e
@@ -309,8 +310,8 @@ def _track(
     has_labels = result_form(video.source, video.i) in LABEL_IMAGES
     recorder = LabelRecorder(record.name) if has_labels else None
     ahead = tracker.options.lookahead
-    with ReadAhead(lambda t: tracker.prepare(video.read_frame(t)), count_frames, ahead) as prepared:
-        session = tracker.open(prepared, count_frames, prepared(0).frame.shape[:2])
+    with ReadAhead(lambda t: tracker.prepare(video.read_frame(t)), num_frames, ahead) as prepared:
+        session = tracker.open(prepared, num_frames, prepared(0).frame.shape[:2])
         for prompt in job.prompts:
             session.add_prompt(prompt)
         results = _FrameResults(job, record.folder, masks, recorder, image_size, names)
@@ -322,8 +323,8 @@ def _track(
     if recorder is not None:
         write_in_form(recorder, video.source, video.i, record.root, file_name(record.name))
     _write_cvat(video, record, to, replace=True)
-    record.save(frames=done, finished=done == count_frames)
-    if done < count_frames:
+    record.save(frames=done, finished=done == num_frames)
+    if done < num_frames:
         frames = f"masks of frames 0 to {done - 1} of {visible_text(record.name)}"
         raise KeyboardInterrupt(
             f"{frames} are in {record.root}; run the command again to track this video and the "

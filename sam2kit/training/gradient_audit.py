@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
 from torch import Tensor
 
-from sam2kit.config.loading import settle_precision
+from sam2kit.config.loading import resolve_config_precision
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
-from sam2kit.models.initial_weights import settle_initial_weights
+from sam2kit.models.initial_weights import resolve_initial_weights
 from sam2kit.models.outputs import TrackOutput
 from sam2kit.models.sam2 import (
     LOOSE_GROUP,
@@ -142,9 +142,9 @@ def audit_config(config: Config) -> Audit:
     Raises:
         ConfigError, DataError, CheckpointError: as :func:`sam2kit.training.trainer.fit`.
     """
-    config = settle_precision(config)
+    config = resolve_config_precision(config)
     data = SAM2LightningDataModule(config)
-    config = settle_initial_weights(data.config)
+    config = resolve_initial_weights(data.config)
     module = SAM2LightningModule(config)
     device = pick_device(config.trainer.accelerator, config.trainer.devices)
     try:

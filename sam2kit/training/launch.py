@@ -19,7 +19,7 @@ from sam2kit.config.loading import save_config
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError, TrainingError
 from sam2kit.utils.locks import for_children
-from sam2kit.utils.processes import sigterm_interrupts, start
+from sam2kit.utils.processes import NO_TORCHRUN_LOGS, sigterm_interrupts, start
 
 LOST_RANK_HINT = "the first error in the log is the cause; a rank may also hang while it reads data"
 
@@ -90,6 +90,7 @@ def train_on_devices(config: Config, run_dir: Path, devices: int) -> bool:
     torchrun = [
         "--standalone",
         f"--nproc-per-node={devices}",
+        NO_TORCHRUN_LOGS,
         "-m",
         "sam2kit.training.rank_worker",
         str(run_dir),

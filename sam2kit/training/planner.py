@@ -22,7 +22,7 @@ from loguru import logger
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam2kit.config.loading import override_config, settle_precision
+from sam2kit.config.loading import override_config, resolve_config_precision
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
 from sam2kit.data.build import build_datasets
@@ -30,7 +30,7 @@ from sam2kit.data.clip import ClipBatch
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.transforms import normalize
 from sam2kit.models.feature_cache import FeatureCache, create_cache, obstacle
-from sam2kit.models.initial_weights import settle_size
+from sam2kit.models.initial_weights import resolve_size
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.memory_profile import (
     StepMemory,
@@ -111,7 +111,7 @@ def plan_training(config: Config) -> TrainingPlan:
         ConfigError, DataError: as :func:`sam2kit.training.trainer.fit`.
     """
     check(config)
-    config = settle_size(settle_precision(config))
+    config = resolve_size(resolve_config_precision(config))
     clips, _ = build_datasets(config)
     # Evenly spaced, because the generated clips of dataset.replay are the last ones.
     looked_at = np.linspace(0, len(clips) - 1, min(len(clips), CLIPS_LOOKED_AT)).round()

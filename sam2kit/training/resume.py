@@ -217,7 +217,7 @@ def resumed_model(config: Config) -> Config:
     return replace(config, model=replace(config.model, checkpoint=stored.checkpoint, size=size))
 
 
-def settle_monitor(config: Config) -> Config:
+def resolve_monitor(config: Config) -> Config:
     """Replace ``trainer.monitor=auto`` with a metric; a resumed run keeps its metric.
 
     Returns:

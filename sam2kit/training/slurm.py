@@ -14,7 +14,7 @@ from sam2kit.config.loading import save_config
 from sam2kit.config.schema import Config
 from sam2kit.utils.errors import ConfigError, TrainingError
 from sam2kit.utils.paths import file_name, open_run_dir
-from sam2kit.utils.processes import start
+from sam2kit.utils.processes import NO_TORCHRUN_LOGS, start
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -58,7 +58,7 @@ class TrainingJob:
             return train
         torchrun = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.devices}"]
         torchrun += [f"--node-rank={node}", f"--master-addr={first_host}"]
-        torchrun += [f"--master-port={MASTER_PORT}", "-m"]
+        torchrun += [f"--master-port={MASTER_PORT}", NO_TORCHRUN_LOGS, "-m"]
         return ["torch.distributed.run", *torchrun, *train]
 
     def __call__(self) -> str:

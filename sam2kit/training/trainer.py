@@ -26,14 +26,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 from torch.distributed import destroy_process_group
 
-from sam2kit.config.loading import save_config, settle_precision, to_yaml
+from sam2kit.config.loading import resolve_config_precision, save_config, to_yaml
 from sam2kit.config.schema import RANDOM, Config
 from sam2kit.config.validation import check, check_new
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.splits import SPLITS_FILE
 from sam2kit.models.checkpoint_io import keep_copy, write_checkpoint
 from sam2kit.models.checkpoints import load_run, save_adapter
-from sam2kit.models.initial_weights import settle_initial_weights
+from sam2kit.models.initial_weights import resolve_initial_weights
 from sam2kit.models.run_splits import checkpoint_splits
 from sam2kit.models.sam2 import check_compiler, format_report, parameter_report
 from sam2kit.training.callbacks import (
@@ -58,8 +58,8 @@ from sam2kit.training.resume import (
     TrainingComplete,
     check_resume,
     latest_valid_checkpoint,
+    resolve_monitor,
     resumed_model,
-    settle_monitor,
 )
 from sam2kit.utils.device import resolve_accelerator
 from sam2kit.utils.errors import ConfigError
@@ -150,7 +150,7 @@ def fit(
             or a DataLoader worker died.
     """
     check(config)
-    config = settle_precision(config)
+    config = resolve_config_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
     sources = {"train_source": train_source, "val_source": val_source}
     if config.trainer.monitor == "val_jf" and scorer is None:
@@ -194,7 +194,7 @@ def _fit(
     data = SAM2LightningDataModule(config, world_size, **sources)
     config = data.config
     resumed = config.trainer.resume_from is not None
-    config = resumed_model(config) if resumed else settle_initial_weights(config)
+    config = resumed_model(config) if resumed else resolve_initial_weights(config)
     try:
         steps_done = check_resume(config, data.state_dict()) if resumed else 0
     except TrainingComplete as complete:
@@ -204,7 +204,7 @@ def _fit(
             raise
         logger.info("Nothing left to train: {}", complete)
         return _existing_result(config, run_dir)
-    config = settle_monitor(config)
+    config = resolve_monitor(config)
     if config.model.compile:
         check_compiler()
     if not in_rank():

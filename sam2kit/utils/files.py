@@ -38,11 +38,7 @@ def atomic_write(path: str | Path, fsync: bool = False, suffix: str = "") -> Ite
             leaves the old or the new file.
         suffix: end of the temporary name, for libraries that choose the format by it.
     """
-    folder = Path(path).parent
-    if str(folder) not in _checked_folders:  # once per process: a folder may have many files
-        _checked_folders.add(str(folder))
-        remove_abandoned(folder)
-    temporary = temporary_path(folder, suffix)
+    temporary = _new_temporary(Path(path).parent, suffix)
     try:
         with errors_name(path, temporary):
             yield temporary
@@ -54,6 +50,14 @@ def atomic_write(path: str | Path, fsync: bool = False, suffix: str = "") -> Ite
     finally:
         # os.replace does nothing if both names are hard links to the same file.
         temporary.unlink(missing_ok=True)
+
+
+def _new_temporary(folder: Path, suffix: str = "") -> Path:
+    """Remove the temporary files of killed processes from a directory, and return a new name."""
+    if str(folder) not in _checked_folders:  # once per process: a folder may have many files
+        _checked_folders.add(str(folder))
+        remove_abandoned(folder)
+    return temporary_path(folder, suffix)
 
 
 def temporary_path(folder: Path, suffix: str = "") -> Path:
@@ -93,10 +97,12 @@ def check_writable(path: str | Path) -> None:
     Args:
         path: the file, which is not changed.
     """
-    temporary = temporary_path(Path(path).parent)
+    temporary = _new_temporary(Path(path).parent)
     with errors_name(path, temporary):
-        temporary.touch()
-        temporary.unlink()
+        try:
+            temporary.touch()
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

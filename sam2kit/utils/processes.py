@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Otherwise torchrun leaves a directory of empty logs among the temporary files at each start.
+NO_TORCHRUN_LOGS = f"--log-dir={os.devnull}"
+
 
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Run a module in a new process that exits when this process exits.

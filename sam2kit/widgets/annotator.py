@@ -31,7 +31,7 @@ from sam2kit.models.checkpoints import (
     load_model,
 )
 from sam2kit.models.feature_cache import create_cache
-from sam2kit.models.initial_weights import settle_size
+from sam2kit.models.initial_weights import resolve_size
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.tracking.results import find_video
@@ -1072,7 +1072,7 @@ def _load_model(
     if model is None and run_dir is not None and (run_dir / "best.ckpt").exists():
         model = run_dir / "best.ckpt"
     if model is None and config is not None and config.model.checkpoint not in (None, RANDOM):
-        return create_sam2_model(settle_size(config)), str(config.model.checkpoint)
+        return create_sam2_model(resolve_size(config)), str(config.model.checkpoint)
     return load_model(model or "nano")[1], str(model or "nano")
 
 

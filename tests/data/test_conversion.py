@@ -16,7 +16,6 @@ import pytest
 from data_helpers import make_davis, save_palette, square
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loguru import logger
 from PIL import Image
 from test_sources import FORMATS, config_of
 
@@ -76,14 +75,6 @@ def check_round_trips(source: VideoSource, root: Path) -> None:
         last = convert(last, root / f"{n}", to)
         assert_same(source, open_source(last))
     assert_same(source, open_source(convert(source, root / "coco", "coco-video")))
-
-
-@pytest.fixture
-def messages():
-    seen: list[str] = []
-    handle = logger.add(seen.append, format="{message}", level="INFO")
-    yield seen
-    logger.remove(handle)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -21,7 +21,6 @@ from data_helpers import (
     square,
     uncompressed,
 )
-from loguru import logger
 from matplotlib.text import Text
 from PIL import Image
 
@@ -43,7 +42,7 @@ from sam2kit.data import (
     open_source,
     sets_to_inspect,
 )
-from sam2kit.data.build import settle_datasets
+from sam2kit.data.build import resolve_datasets
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.pictures import read_picture
 from sam2kit.utils.errors import ConfigError, DataError
@@ -76,14 +75,6 @@ def dataset_config(**changes) -> DatasetConfig:
 
 def clips(source, training=False, seed=0, **changes) -> ClipDataset:
     return ClipDataset(source, dataset_config(**changes), training, seed)
-
-
-@pytest.fixture
-def messages():
-    lines = []
-    sink = logger.add(lambda m: lines.append(f"{m.record['level'].name} {m.record['message']}"))
-    yield lines
-    logger.remove(sink)
 
 
 # --- frame folders -----------------------------------------------------------------------------
@@ -674,24 +665,24 @@ def test_one_video_with_few_masks_cannot_be_split(tmp_path):
 
 def test_one_video_is_split_by_time(tmp_path):
     config = config_for(make_davis(tmp_path, {"only": 25}))
-    settled, train, val = settle_datasets(config)
-    assert settled.dataset.time_split == [18, 20, 25]  # a gap of a tenth
+    resolved, train, val = resolve_datasets(config)
+    assert resolved.dataset.time_split == [18, 20, 25]  # a gap of a tenth
     assert (train.source.num_frames(0), val.source.num_frames(0)) == (18, 5)
     assert val.source.frame_name(0, 0) == "00020"
     assert int(val.source.read_frame(0, 0)[0, 0, 0]) == pytest.approx(200, abs=3)
     # A later command splits in the same way, whatever its fraction is.
-    settled.valdataset.fraction = 0.5
-    assert build_validation_source(settled).num_frames(0) == 5
-    settled.dataset.time_split = [18, 20, 26]
+    resolved.valdataset.fraction = 0.5
+    assert build_validation_source(resolved).num_frames(0) == 5
+    resolved.dataset.time_split = [18, 20, 26]
     with pytest.raises(DataError) as error:
-        build_datasets(settled)
+        build_datasets(resolved)
     assert error.value.key == "dataset.time_split"
 
 
 def test_split_by_time_leaves_masks_in_both_parts(tmp_path):
     root = make_davis(tmp_path, {"only": 25}, annotated=lambda t: t in (0, 4, 8, 12, 16))
-    settled, train, val = settle_datasets(config_for(root))
-    assert settled.dataset.time_split == [10, 12, 25]
+    resolved, train, val = resolve_datasets(config_for(root))
+    assert resolved.dataset.time_split == [10, 12, 25]
     assert list(train.source.annotated_frames(0)) == [0, 4, 8]
     assert list(val.source.annotated_frames(0)) == [0, 4]
 
@@ -711,15 +702,15 @@ def test_only_annotated_videos_are_used(tmp_path, messages):
 def test_the_detected_type_is_logged_and_recorded(tmp_path, messages):
     config = config_for(make_davis(tmp_path / "one", {"a": 5, "b": 5}))
     assert config.dataset.type == "auto"
-    settled, _, _ = settle_datasets(config)
-    assert (settled.dataset.type, settled.valdataset.type) == ("video", "auto")
-    assert settled.validation_dataset().type == "video"
+    resolved, _, _ = resolve_datasets(config)
+    assert (resolved.dataset.type, resolved.valdataset.type) == ("video", "auto")
+    assert resolved.validation_dataset().type == "video"
     assert any("dataset.type=video" in m and "set dataset.type" in m for m in messages)
     # Validation videos that a later command gives are detected by themselves.
     save_video(tmp_path / "films/a.mp4", [0, 10])
     save_palette(tmp_path / "films/Annotations/a/00000.png", square(0, 0) * 1)
-    settled.valdataset.data_path = str(tmp_path / "films")
-    assert type(build_validation_source(settled)).__name__ == "VideoFileDataset"
+    resolved.valdataset.data_path = str(tmp_path / "films")
+    assert type(build_validation_source(resolved)).__name__ == "VideoFileDataset"
 
 
 def test_a_mixture_of_detected_sources(tmp_path):
@@ -729,11 +720,11 @@ def test_a_mixture_of_detected_sources(tmp_path):
         save_palette(tmp_path / f"films/Annotations/c/{t}.png", square(0, t) * 1)
     entries = [{"data_path": str(tmp_path / name)} for name in ("one", "films")]
     config = config_for(None, type="mixture", mixture=entries)
-    settled, train, val = settle_datasets(config)
-    assert [entry["type"] for entry in settled.dataset.mixture] == ["video", "files"]
-    assert settled.dataset.mixture[1]["time_split"] == [14, 16, 20]
-    check(settled)
-    assert build_validation_source(settled).names == val.source.names
+    resolved, train, val = resolve_datasets(config)
+    assert [entry["type"] for entry in resolved.dataset.mixture] == ["video", "files"]
+    assert resolved.dataset.mixture[1]["time_split"] == [14, 16, 20]
+    check(resolved)
+    assert build_validation_source(resolved).names == val.source.names
     assert "2_c" in train.source.names and "2_c" in val.source.names
 
 

@@ -6,21 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from loguru import logger
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.config.validation import check_dataset
 from sam2kit.data.intensity import IntensityRule, VideoScaler, sampled_range, to_uint8
 from sam2kit.utils.errors import ConfigError, DataError
-
-
-@pytest.fixture
-def messages():
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
 
 
 def ramp(kind: str = "uint16") -> np.ndarray:

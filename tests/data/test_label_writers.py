@@ -147,16 +147,6 @@ def test_parents_that_are_lost_are_counted(form, tmp_path, messages):
     assert any(line.startswith("WARNING") and line.strip().endswith("2") for line in messages)
 
 
-@pytest.fixture
-def messages():
-    from loguru import logger
-
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
-
-
 @pytest.mark.parametrize("form", ["tiff", "ctc", "nifti"])
 def test_names_that_are_no_labels(form, tmp_path):
     masks: Masks = {"cat": square(0, 0, 4, size=(12, 16)), 70_000: square(6, 8, 4, size=(12, 16))}

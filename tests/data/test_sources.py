@@ -31,7 +31,6 @@ from data_helpers import (
     save_video,
     square,
 )
-from loguru import logger
 from PIL import Image
 from stack_helpers import (
     WINDOW,
@@ -466,14 +465,6 @@ def test_all_types_are_tested(sample_of):
 
 
 # --- folders of frames --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def messages():
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
 
 
 def test_unrelated_files_are_ignored_and_logged(tmp_path, messages):

@@ -8,12 +8,12 @@ import struct
 import tracemalloc
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from data_helpers import SIZE, save_frame, square
-from loguru import logger
 from PIL import Image
 from stack_helpers import NUM_FRAMES, labels, make_frames, make_stacks, save_tiff, stack
 
@@ -26,14 +26,6 @@ from sam2kit.utils.errors import DataError
 
 H, W = SIZE
 RULE = IntensityRule(window=(0, 255))
-
-
-@pytest.fixture
-def messages():
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
 
 
 def values(*shape: int) -> np.ndarray:
@@ -384,3 +376,44 @@ def test_the_limit_of_a_frame(tmp_path, monkeypatch):
     monkeypatch.setattr(tiff, "MAX_FRAME_BYTES", H * W * 2 - 1)
     rejects(tmp_path)
     assert stacks.MAX_FRAME_BYTES > 1 << 20
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "lzw"}])
+def test_files_of_a_stack_are_in_its_folder(tmp_path, options):
+    """OME's metadata name further files, which must not lead to other files of the user."""
+    frames = stack(2) + np.array([1, 2], np.uint16)[:, None, None]
+
+    def save(name: str, second: str, pixels: np.ndarray) -> Path:
+        planes = "".join(
+            f'<TiffData FirstT="{t}" IFD="0" PlaneCount="1"><UUID FileName="{file}">urn:uuid:{t}'
+            "</UUID></TiffData>"
+            for t, file in enumerate(("p0.tif", second))
+        )
+        xml = (
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{int(name != "p0.tif")}"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+            f'DimensionOrder="XYCZT" Type="uint16" SizeX="{W}" SizeY="{H}" SizeC="1" SizeZ="1" '
+            f'SizeT="2">{planes}</Pixels></Image></OME>'
+        )
+        path = tmp_path / "data" / name
+        if options:  # tifffile alone cannot write it
+            return save_lzw(path, pixels, xml)
+        return save_tiff(path, pixels, description=xml, metadata=None)
+
+    path = save("p0.tif", "p1.tif", frames[0])
+    save("p1.tif", "p1.tif", frames[1])
+    assert [int(TiffStack(path).read(t)[0, 0]) for t in range(2)] == [1, 102]
+    (tmp_path / "private").mkdir()
+    (tmp_path / "data" / "p1.tif").rename(tmp_path / "private" / "p1.tif")
+    for name in ("../private/p1.tif", str(tmp_path / "private" / "p1.tif")):
+        path = save("p0.tif", name, frames[0])
+        with pytest.raises(DataError) as caught:
+            TiffStack(path)
+        assert caught.value.key == "FileName" and caught.value.value.endswith("private/p1.tif")
+        assert str(path) in str(caught.value)
+
+
+def save_lzw(path: Path, pixels: np.ndarray, xml: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path, compression="tiff_lzw", description=xml)
+    return path

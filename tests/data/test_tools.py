@@ -12,12 +12,12 @@ from data_helpers import (
     everything,
     make_coco,
     make_davis,
+    make_ytvis,
     save_frame,
     save_json,
     save_video,
     square,
 )
-from loguru import logger
 from tool_helpers import (
     both,
     box_of,
@@ -34,6 +34,7 @@ from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import ConnectedObjects, build_source, convert, open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.report import run_doctor
+from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.cvat import CVATDataset, frame_list, mask_element
 from sam2kit.data.sources.label_studio import LabelStudioDataset, decode_brush
 from sam2kit.data.sources.labelme import LabelMeDataset
@@ -49,14 +50,6 @@ MAKERS = {
     "labelme": make_labelme,
     "yolo": make_yolo,
 }
-
-
-@pytest.fixture
-def messages():
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
 
 
 def content_of(source) -> list:
@@ -553,8 +546,44 @@ def test_labelme_files_in_a_folder_of_their_own(tmp_path):
             tmp_path / "labels" / file.name, content | {"imagePath": f"..\\a\\{file.stem}.png"}
         )
         file.unlink()
-    source = LabelMeDataset(tmp_path / "labels")
+    source = LabelMeDataset(tmp_path)
     assert source.names == ["a"] and set(source.read_masks(0, 2)) == {1, 2}
+    # The path in the file does not lead to other folders of the user.
+    with pytest.raises(DataError) as caught:
+        LabelMeDataset(tmp_path / "labels")
+    assert caught.value.key == "imagePath" and caught.value.value == "..\\a\\00000.png"
+    assert str(tmp_path / "labels" / "00000.json") in str(caught.value)
+    (tmp_path / "a").rename(tmp_path / "frames")  # a name that needs no path
+    assert LabelMeDataset(tmp_path / "labels").num_frames(0) == 3
+
+
+@pytest.mark.parametrize("kind", ["coco", "ytvis", "cvat", "label_studio"])
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_paths_in_annotation_files_stay_in_the_dataset(tmp_path, kind, is_absolute):
+    """An image outside of the dataset is never read, although it exists where the file says."""
+    save_frame(tmp_path / "private" / "a_0.png", 99)
+    root = tmp_path / "data"
+    path = str(tmp_path / "private" / "a_0.png") if is_absolute else "../private/a_0.png"
+    (root / "images").mkdir(parents=True)
+    open_it = {"cvat": CVATDataset, "label_studio": LabelStudioDataset}.get(kind, COCODataset)
+    if kind == "cvat":
+        polygon = f'<polygon label="a" points="{points_text(square(0, 0))}"/>'
+        image = f'<image id="0" name="{path}" width="32" height="24">{polygon}</image>'
+        file, field = root / "annotations.xml", path
+        file.write_text(f"<annotations>{image}</annotations>")
+    elif kind == "label_studio":
+        task = {"id": 1, "data": {"image": path}, "annotations": [{"result": []}]}
+        file, field = save_json(root / "tasks.json", [task]), path
+    else:
+        content = {"coco": make_coco, "ytvis": make_ytvis}[kind](tmp_path / "unused", 1, (1,))
+        if kind == "coco":
+            content["images"][0]["file_name"] = path
+        else:
+            content["videos"][0]["file_names"] = [path]
+        file, field = save_json(root / "coco.json", content), "file_name"
+    with pytest.raises(DataError) as caught:
+        open_it(file)
+    assert str(file) in str(caught.value) and field in str(caught.value)
 
 
 def test_labelme_of_frames_of_another_size(tmp_path):

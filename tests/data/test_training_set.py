@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from data_helpers import SIZE, make_coco, make_davis, save_json, save_video, square
 from PIL import Image
+from stack_helpers import save_tiff, stack
+from tool_helpers import make_cvat
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import SyntheticDataset, build_source, open_source
@@ -150,6 +152,65 @@ def test_frames_that_no_file_holds_are_copied(tmp_path):
     data = TrainingSet(tmp_path / "set")
     assert np.array_equal(data.read_frame(0, 2), generated.read_frame(0, 2))
     assert set(data.read_masks(0, 1)) == {o for o, m in masks.items() if m.any()}
+
+
+def test_a_copy_of_listed_frames_is_made_once(tmp_path):
+    """Image files are copied as they are, and are recognised when frames are added later."""
+    content = make_coco(tmp_path, 6, ("x",))
+    source, folder = open_source(save_json(tmp_path / "c.json", content)), tmp_path / "set"
+    for copy, t in ((True, 0), (True, 2), (False, 3)):
+        add_to_training_set(folder, source, 0, frames(t), copy=copy)
+    data = TrainingSet(folder)
+    assert data.names == ["x"] and list(data.annotated_frames(0)) == [0, 2, 3]
+    copied = folder / "JPEGImages" / "x" / "00002.png"
+    assert copied.read_bytes() == (tmp_path / "images" / "x" / "2.png").read_bytes()
+
+
+def test_stacks_of_one_name_do_not_mix(tmp_path):
+    """Only the frames tell stacks of equal names apart; those of a grey stack are grey."""
+    folder = tmp_path / "set"
+    for root, factor in (("one", 1), ("other", 2), ("one", 1)):
+        pixels = stack() // factor
+        pixels[:, 0, 0] = 40000  # the darker stack would otherwise be scaled to the other one
+        path = save_tiff(tmp_path / root / "a.tif", pixels)
+        size = pixels.shape[1:]
+        accepted = AcceptedFrame(0, {1: square(0, factor, size=size)})
+        add_to_training_set(folder, open_source(path), 0, [accepted])
+    data = TrainingSet(folder)
+    assert data.names == ["a", "a-2"]
+    assert [int(np.argmax(data.read_masks(i, 0)[1][0])) for i in (0, 1)] == [1, 2]
+    with Image.open(folder / "JPEGImages" / "a" / "00000.png") as image:
+        assert image.mode == "L"
+    assert np.array_equal(data.read_frame(0, 1), open_source(path).read_frame(0, 1))
+
+
+def test_the_video_of_a_tool_is_referred_to(tmp_path):
+    task = make_cvat(tmp_path / "cvat", ["a"]) / "a"
+    shutil.rmtree(task / "images")
+    save_video(task / "a.mp4", [10 * t for t in range(6)])
+    add_to_training_set(tmp_path / "set", open_source(tmp_path / "cvat"), 0, frames(0))
+    index = json.loads((tmp_path / "set" / INDEX_FILE).read_text())
+    assert index["videos"]["a"]["path"] == "../cvat/a/a.mp4"
+
+
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_a_link_to_another_file_is_not_copied(tmp_path, kind):
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    if kind == "folder":
+        source = open_source(make_davis(tmp_path / "davis", {"a": 4}))
+        frame = tmp_path / "davis" / "JPEGImages" / "a" / "00001.jpg"
+    else:
+        source = open_source(save_json(tmp_path / "c.json", make_coco(tmp_path, 4, ("x",))))
+        frame = tmp_path / "images" / "x" / "1.png"
+    assert frame.is_file()
+    frame.unlink()
+    frame.symlink_to(secret)
+    with pytest.raises(DataError, match=frame.name):
+        add_to_training_set(tmp_path / "set", source, 0, frames(0), copy=True)
+    assert not any(
+        b"secret" in p.read_bytes() for p in (tmp_path / "set").rglob("*") if p.is_file()
+    )
 
 
 def test_overlaps_and_many_objects(tmp_path, video):

@@ -186,6 +186,10 @@ def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     assert moving["differences"][COPY]["mean"] > 0 == slow["differences"][COPY]["mean"]
     assert "Moving and slow objects" in page
     assert evaluation.metrics["differences"][COPY]["p"] == 2 / 2**4
+    # Equal trackers: the interval contains 0, and the sentence says what this means.
+    equal = [results[0], DataSetScores(COPY, results[0].videos)]
+    (sentence,) = Evaluation(Config(), source, equal, tmp_path).verdicts
+    assert "+0.000 to +0.000" in sentence and sentence.endswith("may be due to chance")
 
 
 def test_each_kind_of_error_has_its_colour():

@@ -17,8 +17,10 @@ from sam2kit.evaluation.statistics import (
     by_motion,
     difference_summary,
     holm,
+    interval_text,
     iou_by_threshold,
     mean_interval,
+    mean_text,
     paired_differences,
     power_text,
     presence_by_threshold,
@@ -196,3 +198,12 @@ def test_presence_is_scored_on_visible_and_on_absent_frames():
     scorer = VideoScorer("v", CONVENTIONS["all_frames"], [1])
     scorer.add(0, {1: OBJECT}, {}, object_scores={1: 1.0})
     assert np.isnan(presence_by_threshold([scorer.result()], np.zeros(2))).all()
+
+
+def test_means_and_intervals_as_text():
+    assert interval_text(0.01, 0.09) == "+0.010 to +0.090" and interval_text(None, None) is None
+    assert interval_text(-0.01, 0.09, signed=False) == "-0.010 to 0.090"
+    summary = {"mean": 0.05, "low": 0.01, "high": 0.09}
+    assert mean_text(summary) == "+0.050 (+0.010 to +0.090)"
+    assert mean_text(summary, signed=False) == "0.050 (0.010 to 0.090)"
+    assert mean_text({"mean": 0.05}) == "+0.050" and mean_text({"mean": None}) is None

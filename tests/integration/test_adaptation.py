@@ -80,7 +80,7 @@ def test_in_a_round_each_block_has_another_seed():
     assert len(set(everything)) == len(everything) == 9
 
 
-SOME = ("averaged with the start", "former adapt.yaml")
+SOME = ("not averaged with the start", "memory only")
 
 
 @pytest.mark.parametrize(
@@ -215,11 +215,12 @@ def test_a_tiny_comparison_runs_in_each_domain(davis, tmp_path):
 @pytest.mark.slow
 def test_a_tiny_comparison_of_monitors_runs_and_resumes(davis, tmp_path):
     command = ["--davis", str(davis), "--work", str(tmp_path / "work"), "--blocks", "1"]
-    command += ["--out", str(tmp_path), "--steps", "2", "--frames", "3"]
+    command += ["--out", str(tmp_path), "--steps", "2", "--frames", "3", "--rounds", "1"]
+    command += ["--data", "davis", "thermal"]
     assert monitors.main(command) == 0
     content = json.loads((tmp_path / "monitors.json").read_text())
     assert [row["monitor"] for row in content["rows"]] == ["val_loss", "val_iou", "val_jf"]
-    assert len(content["comparisons"]) == 2
+    assert [row["data"] for row in content["comparisons"]] == ["davis"] * 2 + ["thermal"] * 2
     files = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("epoch=*")}
     assert files and monitors.main(command) == 0
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("epoch=*")} == files

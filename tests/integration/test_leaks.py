@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import make_textured
-from loguru import logger
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
@@ -234,11 +233,3 @@ def test_weights_without_a_run_have_their_own_name(work, tmp_path):
     assert evaluation.split is not None and not evaluation.split.recorded
     assert AFTER not in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "overlay.png").exists() and not (tmp_path / "overlays").exists()
-
-
-@pytest.fixture
-def messages():
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    yield lines
-    logger.remove(sink)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import moving_clip
 from hydra.utils import instantiate
-from loguru import logger
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -32,15 +31,6 @@ def official(tiny_config, tmp_path) -> Path:
     save_weights(build_sam2_model(tiny_config), tmp_path / "nano.pt")
     tiny_config.seed -= 1
     return tmp_path / "nano.pt"
-
-
-@pytest.fixture
-def logs():
-    """The log lines of a test."""
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    yield lines
-    logger.remove(sink)
 
 
 def test_round_trip(tiny_config, official):
@@ -324,12 +314,14 @@ def test_weights_as_people_save_them(tiny_config, official, tmp_path, name):
         assert torch.equal(value, expected), key
 
 
-def test_tensors_outside_the_model_are_ignored_and_reported(tiny_config, official, tmp_path, logs):
+def test_tensors_outside_the_model_are_ignored_and_reported(
+    tiny_config, official, tmp_path, messages
+):
     state = torch.load(official, weights_only=True)["model"]
     content = {**prefixed(state, "model."), "loss.weight": torch.ones(2)}
     torch.save({"state_dict": content}, tmp_path / "x.pt")
     load_weights(build_sam2_model(tiny_config), tmp_path / "x.pt")
-    assert any("loss.weight" in line for line in logs)
+    assert any("loss.weight" in line for line in messages)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -260,7 +260,7 @@ def test_old_temporary_files_are_deleted(model, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "zeroed tail", "no checksum"])
-def test_damaged_file_is_computed_again(model, cache, damage, caplog_warnings):
+def test_damaged_file_is_computed_again(model, cache, damage, warnings):
     expected = cache.encode(model, images(count=1))["backbone_fpn"]
     (file,) = files(cache)
     content = bytearray(file.read_bytes())
@@ -274,7 +274,7 @@ def test_damaged_file_is_computed_again(model, cache, damage, caplog_warnings):
     file.write_bytes(content)
     again = cache.encode(model, images(count=1))["backbone_fpn"]
     assert all(map(torch.equal, again, expected))
-    assert counts(cache) == (0, 2) and cache.damaged == len(caplog_warnings)
+    assert counts(cache) == (0, 2) and cache.damaged == len(warnings)
     assert cache.damaged == (damage != "no checksum")
     cache.encode(model, images(count=1))
     assert counts(cache) == (1, 2)
@@ -332,7 +332,7 @@ def test_replaced_parameter_misses(model, cache):
     assert counts(cache) == (0, 4)
 
 
-def test_full_disk(model, cache, monkeypatch, caplog_warnings):
+def test_full_disk(model, cache, monkeypatch, warnings):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -341,32 +341,22 @@ def test_full_disk(model, cache, monkeypatch, caplog_warnings):
     cache.encode(model, images(1))
     assert all(map(torch.equal, first, cache.encode(model, images())["backbone_fpn"]))
     assert not files(cache) and not list(cache.folder.glob("*/??/.*"))
-    assert len(caplog_warnings) == 1 and "No space left" in caplog_warnings[0]
+    assert len(warnings) == 1 and "No space left" in warnings[0]
 
 
-def test_nothing_is_written_to_a_nearly_full_disk(model, cache, monkeypatch, caplog_warnings):
+def test_nothing_is_written_to_a_nearly_full_disk(model, cache, monkeypatch, warnings):
     monkeypatch.setattr(features, "RESERVED_BYTES", 1 << 62)
     cache.encode(model, images())
-    assert not files(cache) and "GB left" in caplog_warnings[0]
-    assert "features of the remaining frames are computed every time" in caplog_warnings[0]
+    assert not files(cache) and "GB left" in warnings[0]
+    assert "features of the remaining frames are computed every time" in warnings[0]
 
 
-def test_directory_that_cannot_be_created(model, tmp_path, caplog_warnings):
+def test_directory_that_cannot_be_created(model, tmp_path, warnings):
     (tmp_path / "cache").write_text("a file")
     cache = FeatureCache(tmp_path / "cache")
     cache.encode(model, images())
     cache.encode(model, images())
-    assert counts(cache) == (0, 4) and len(caplog_warnings) == 1
-
-
-@pytest.fixture
-def caplog_warnings():
-    from loguru import logger
-
-    messages: list[str] = []
-    sink = logger.add(lambda m: messages.append(str(m)), level="WARNING", format="{message}")
-    yield messages
-    logger.remove(sink)
+    assert counts(cache) == (0, 4) and len(warnings) == 1
 
 
 def frame_bytes(model, folder: Path) -> int:
@@ -375,20 +365,20 @@ def frame_bytes(model, folder: Path) -> int:
     return files(cache)[0].stat().st_size
 
 
-def test_budget(model, tmp_path, caplog_warnings):
+def test_budget(model, tmp_path, warnings):
     one = frame_bytes(model, tmp_path / "measure")
     cache = FeatureCache(tmp_path / "cache", budget_gb=5.5 * one / 1e9)
     for seed in range(4):
         cache.encode(model, images(seed))
     assert 4 <= len(files(cache)) <= 5  # encoder.json and the marker count too
     expected = "Cache budget reached; features of the remaining frames are computed every time"
-    assert expected in caplog_warnings[0] and len(caplog_warnings) == 1
+    assert expected in warnings[0] and len(warnings) == 1
     assert sum(folder_sizes(cache.folder).values()) <= cache.budget
     cache.encode(model, images(0))
     assert counts(cache) == (2, 8)  # existing entries are still read
 
 
-def test_entries_of_other_encoders_are_not_evicted(model, tmp_path, caplog_warnings):
+def test_entries_of_other_encoders_are_not_evicted(model, tmp_path, warnings):
     one = frame_bytes(model, tmp_path / "measure")
     first = FeatureCache(tmp_path / "cache", budget_gb=3.5 * one / 1e9)
     first.encode(model, images())
@@ -400,7 +390,7 @@ def test_entries_of_other_encoders_are_not_evicted(model, tmp_path, caplog_warni
     for _ in range(2):
         second.encode(other, images(1, count=3))
     assert set(before) < set(files(first)) and len(files(first)) == 3
-    assert counts(second) == (1, 5) and len(caplog_warnings) == 1
+    assert counts(second) == (1, 5) and len(warnings) == 1
 
 
 def test_two_caches_together_stay_within_the_budget(model, tmp_path):

@@ -18,7 +18,7 @@ from sam2kit.models.checkpoints import (
     create_sam2_model,
     load_model,
 )
-from sam2kit.models.initial_weights import settle_initial_weights, settle_size
+from sam2kit.models.initial_weights import resolve_initial_weights, resolve_size
 from sam2kit.models.sam2 import build_sam2_model
 from sam2kit.utils.errors import CheckpointError, ConfigError
 
@@ -36,21 +36,21 @@ def nothing_downloaded(monkeypatch):
 def test_released_weights_are_the_default(monkeypatch):
     monkeypatch.setattr(initial_weights, "try_to_load_from_cache", lambda *_: "/cache/file.pt")
     config = Config()
-    assert settle_initial_weights(config).model.checkpoint == "sam2.1_hiera_tiny"
+    assert resolve_initial_weights(config).model.checkpoint == "sam2.1_hiera_tiny"
     assert config.model.checkpoint is None
     config.model.size = "b+"
-    assert settle_initial_weights(config).model.checkpoint == "sam2.1_hiera_base_plus"
+    assert resolve_initial_weights(config).model.checkpoint == "sam2.1_hiera_base_plus"
 
 
 def test_the_shipped_model_needs_no_network(nothing_downloaded):
     config = Config()
     config.model.size = "nano"
-    assert settle_initial_weights(config).model.checkpoint == "nano"
+    assert resolve_initial_weights(config).model.checkpoint == "nano"
 
 
 def test_the_choices_are_named_without_a_terminal(nothing_downloaded):
     with pytest.raises(ConfigError) as error:
-        settle_initial_weights(Config())
+        resolve_initial_weights(Config())
     assert error.value.key == "model.checkpoint"
     for choice in ("sam2.1_hiera_tiny", "nano", "random"):
         assert f"--model-checkpoint {choice}" in error.value.hint
@@ -70,10 +70,10 @@ def test_a_download_is_asked_for_at_a_terminal(nothing_downloaded, monkeypatch, 
     monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
     monkeypatch.setattr("sys.stderr", Terminal())
     if answer != "n" and network:
-        assert settle_initial_weights(Config()).model.checkpoint == "sam2.1_hiera_tiny"
+        assert resolve_initial_weights(Config()).model.checkpoint == "sam2.1_hiera_tiny"
     else:
         with pytest.raises(ConfigError, match="--model-checkpoint random"):
-            settle_initial_weights(Config())
+            resolve_initial_weights(Config())
     assert downloads == ([] if answer == "n" else ["sam2.1_hiera_tiny"])
 
 
@@ -91,7 +91,7 @@ def test_a_download_is_asked_for_at_a_terminal(nothing_downloaded, monkeypatch, 
 def test_a_named_model_sets_the_default_size(checkpoint, size, expected):
     config = Config()
     config.model.checkpoint, config.model.size = checkpoint, size
-    assert settle_size(config).model.size == expected
+    assert resolve_size(config).model.size == expected
 
 
 def test_a_run_or_a_file_sets_the_default_size(tmp_path):
@@ -106,9 +106,9 @@ def test_a_run_or_a_file_sets_the_default_size(tmp_path):
             content = {CONFIG_KEY: config_to_store(stored), "state_dict": model.state_dict()}
             torch.save(content, checkpoint / "best.ckpt")
         config.model.checkpoint = str(checkpoint)
-        assert settle_size(config).model.size == "nano"
+        assert resolve_size(config).model.size == "nano"
     (tmp_path / "plain.pt").write_bytes(b"damaged")  # reported when the weights are loaded
-    assert settle_size(config) is config
+    assert resolve_size(config) is config
 
 
 def test_another_image_size_is_a_warning(tiny_config):
@@ -117,14 +117,14 @@ def test_another_image_size_is_a_warning(tiny_config):
     tiny_config.model.checkpoint = "nano"
     for size in (192, 64):
         tiny_config.dataset.image_size = size
-        settle_initial_weights(tiny_config)
+        resolve_initial_weights(tiny_config)
     logger.remove(sink)
     assert len(lines) == 1 and "--image-size 192" in lines[0]
 
 
 def test_random_weights_on_request(tiny_config):
     assert tiny_config.model.checkpoint == "random"
-    assert settle_initial_weights(tiny_config) is tiny_config
+    assert resolve_initial_weights(tiny_config) is tiny_config
     one = create_sam2_model(tiny_config).state_dict()
     other = build_sam2_model(tiny_config).state_dict()
     assert all(one[name].equal(other[name]) for name in one)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from sam2kit.config.loading import settle_precision
+from sam2kit.config.loading import resolve_config_precision
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check
 from sam2kit.models.checkpoints import (
@@ -21,7 +21,7 @@ from sam2kit.models.checkpoints import (
 from sam2kit.models.lora import has_lora, merged_state
 from sam2kit.models.sam2 import build_sam2_model, parameter_report
 from sam2kit.prompts.generator import PromptGenerator
-from sam2kit.training.resume import settle_monitor
+from sam2kit.training.resume import resolve_monitor
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError, ConfigError
 
@@ -125,7 +125,7 @@ def test_run_with_lora(config, tmp_path, batch):
     config.optimizer.lr = 1e-2
     run = fit(config)
     stored, tuned = load_run(run.best_checkpoint)
-    assert stored == settle_monitor(settle_precision(config)) and has_lora(tuned)
+    assert stored == resolve_monitor(resolve_config_precision(config)) and has_lora(tuned)
     start = create_sam2_model(config).state_dict()
     changed = {k for k, v in tuned.state_dict().items() if not torch.equal(v, start[k])}
     assert changed and all(".lora_" in k or k.startswith("memory_encoder.") for k in changed)

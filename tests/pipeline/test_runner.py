@@ -364,19 +364,31 @@ def test_stopping_leaves_no_process_behind(stage, number):
         pipeline.notebooks_dir = lambda: root / "notebooks"
         pipeline.run_stages(root / "config.yaml", {{}}, [1], root / "run")
         """
+    temporary = root / "temporary"
+    temporary.mkdir()
     driver = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     for _ in range(300):
         if (root / "pids").exists():
             break
         time.sleep(0.1)
+    assert list(temporary.glob("*.json"))  # the connection file of the kernel
     pids = [int(pid) for pid in (root / "pids").read_text().split()]
     assert read_status(root / "run")["state"] == "running"
     driver.send_signal(number)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode != 0 and ("KeyboardInterrupt" in errors) == (number != signal.SIGKILL)
     assert all(ended(pid) for pid in pids)
+    for _ in range(100):
+        if not list(temporary.glob("*.json")):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the connection file of the kernel remains")
     assert not is_locked(root / "run")
     content = read_status(root / "run")
     assert content["state"] == content["stages"]["01_first"]["state"] == "interrupted"

@@ -590,14 +590,6 @@ def test_settings_of_the_model_are_restored(session, scene):
     assert not torch.is_inference_mode_enabled()
 
 
-@pytest.fixture
-def warnings():
-    messages: list[str] = []
-    sink = logger.add(lambda message: messages.append(message.record["message"]), level="WARNING")
-    yield messages
-    logger.remove(sink)
-
-
 def test_warning_about_a_mask_that_is_too_small(session, warnings):
     masks = torch.zeros(1, 720, 1040, dtype=torch.bool)
     masks[0, 5, 5] = True

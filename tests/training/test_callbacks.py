@@ -10,7 +10,6 @@ import torch
 from conftest import moving_clip
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from loguru import logger
 from torch.utils.data import DataLoader
 
 from sam2kit.data.clip import collate
@@ -24,14 +23,6 @@ from sam2kit.training.losses import NO_OBJ_SCORE
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError
-
-
-@pytest.fixture
-def warnings():
-    messages: list[str] = []
-    sink = logger.add(lambda m: messages.append(m.record["message"]), level="WARNING")
-    yield messages
-    logger.remove(sink)
 
 
 def test_averaged_weights_equal_lightnings(toy_config, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_two_ranks_equal_one_with_twice_the_batch_size(config, tmp_path, launche
     save_config(config, tmp_path / "two.yaml")
     if launcher == "fit":
         fit(config, tmp_path / "two")
+        assert not list(Path(tempfile.gettempdir()).glob("torchelastic_*"))
     else:
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command = ["sam2kit", "train", "--config", str(tmp_path / "two.yaml")]

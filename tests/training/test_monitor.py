@@ -15,7 +15,7 @@ from sam2kit.data.sources.base import FrameRange
 from sam2kit.evaluation import evaluate_checkpoint, jf_scorer
 from sam2kit.models.sam2 import SAM2Model, build_sam2_model
 from sam2kit.training.module import SAM2LightningModule
-from sam2kit.training.resume import settle_monitor
+from sam2kit.training.resume import resolve_monitor
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError, DataError
 
@@ -177,7 +177,7 @@ def test_clips_of_one_frame_have_no_val_iou():
     ],
 )
 def test_fine_tuning_selects_by_val_iou(overrides, monitor):
-    assert settle_monitor(load_config(None, overrides)).trainer.monitor == monitor
+    assert resolve_monitor(load_config(None, overrides)).trainer.monitor == monitor
 
 
 def test_a_run_keeps_its_monitor(config, tmp_path):
@@ -185,4 +185,4 @@ def test_a_run_keeps_its_monitor(config, tmp_path):
     first = fit(config, tmp_path / "run")
     assert load_config(first.run_dir / "config.yaml").trainer.monitor == "val_loss"
     config.trainer.resume_from, config.model.checkpoint = str(first.last_checkpoint), "nano"
-    assert settle_monitor(config).trainer.monitor == "val_loss"
+    assert resolve_monitor(config).trainer.monitor == "val_loss"

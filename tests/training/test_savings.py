@@ -20,7 +20,7 @@ from parity_helpers import (
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
 from torch.nn import functional as F
 
-from sam2kit.config.loading import settle_precision
+from sam2kit.config.loading import resolve_config_precision
 from sam2kit.config.schema import Config
 from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store, create_sam2_model, load_run
 from sam2kit.models.clip_tracking import FrameFeatures
@@ -224,14 +224,14 @@ def test_features_of_one_frame_are_views():
 def test_auto_precision(monkeypatch):
     config = Config()
     assert config.trainer.precision == "auto"
-    assert settle_precision(config).trainer.precision == "32-true"  # no GPU here
+    assert resolve_config_precision(config).trainer.precision == "32-true"  # no GPU here
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    assert settle_precision(config).trainer.precision == "bf16-mixed"
+    assert resolve_config_precision(config).trainer.precision == "bf16-mixed"
     config.trainer.accelerator = "cpu"
-    assert settle_precision(config).trainer.precision == "32-true"
+    assert resolve_config_precision(config).trainer.precision == "32-true"
     config.trainer.precision = "16-mixed"
-    assert settle_precision(config) is config
+    assert resolve_config_precision(config) is config
 
 
 def test_mixed_precision_learns(tiny_config, batch):

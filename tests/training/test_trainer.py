@@ -18,7 +18,7 @@ from data_helpers import make_davis
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tracker_helpers import BREAK_CONVENTION
 
-from sam2kit.config.loading import load_config, override_config, settle_precision
+from sam2kit.config.loading import load_config, override_config, resolve_config_precision
 from sam2kit.config.schema import Config, OptimizerConfig, SchedulerConfig
 from sam2kit.data import build_validation_source
 from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
@@ -26,7 +26,7 @@ from sam2kit.models.checkpoints import create_sam2_model, load_run, load_weights
 from sam2kit.training import trainer as train_module
 from sam2kit.training.module import SAM2LightningModule, step_generator
 from sam2kit.training.optim import build_optimizer, learning_rate_factor, parameter_groups
-from sam2kit.training.resume import settle_monitor
+from sam2kit.training.resume import resolve_monitor
 from sam2kit.training.trainer import FitResult, fit
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError
@@ -73,7 +73,9 @@ def test_run_writes_all_files_to_a_dated_directory(outputs, run, config):
     assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "train.log"} <= names
     assert any((run.run_dir / "tensorboard").glob("events.*"))
     assert not run.interrupted
-    assert load_config(run.run_dir / "config.yaml") == settle_monitor(settle_precision(config))
+    assert load_config(run.run_dir / "config.yaml") == resolve_monitor(
+        resolve_config_precision(config)
+    )
     log = (run.run_dir / "train.log").read_text()
     assert "step 2/2" in log and "memory_attention" in log
     assert re.search(r"Validating on \d+ videos?: \w", log)
@@ -94,7 +96,7 @@ def test_every_term_is_logged(run):
 def test_checkpoint_contains_its_configuration(outputs, run, config):
     config.output_dir = str(outputs[0])
     stored, model = load_run(run.best_checkpoint)
-    assert stored == settle_monitor(settle_precision(config))
+    assert stored == resolve_monitor(resolve_config_precision(config))
     start = create_sam2_model(config).state_dict()
     tuned = model.state_dict()
     moved = {k.split(".")[0] for k in tuned if not torch.equal(tuned[k], start[k])}

@@ -12,6 +12,7 @@ import pytest
 
 from sam2kit.utils.files import (
     atomic_write,
+    check_writable,
     end_last_line,
     open_to_append,
     temporary_path,
@@ -29,7 +30,13 @@ def test_a_failed_write_keeps_only_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_the_first_write_to_a_folder_removes_what_killed_processes_left(tmp_path):
+def write_nothing(path):
+    with atomic_write(path):
+        pass
+
+
+@pytest.mark.parametrize("write", [write_nothing, check_writable])
+def test_the_first_write_to_a_folder_removes_what_killed_processes_left(tmp_path, write):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living, other = f"{os.getpid():08x}", temporary_path(tmp_path).name[14:]
@@ -42,8 +49,7 @@ def test_the_first_write_to_a_folder_removes_what_killed_processes_left(tmp_path
     os.utime(old, (time.time() - 7200,) * 2)
     link = tmp_path / f".part-{dead.pid:08x}{other}"
     link.symlink_to(foreign[-1])
-    with atomic_write(tmp_path / "a.txt"):
-        pass  # nothing is written
+    write(tmp_path / "a.txt")
     assert set(tmp_path.iterdir()) == {link, *foreign}
 
 

@@ -207,7 +207,7 @@ def _read(path: Path) -> Iterator[tuple[str, Correction]]:
     except (OSError, DataError) as error:
         raise DataError(
             f"{path} is not a readable corrections file ({error})",
-            hint="use a file that the prompt debugger wrote",
+            hint="use a file that the annotator wrote",
         ) from None
     text = _without_cut_line(text, path)
     for number, row in enumerate(text.splitlines(), 1):

@@ -24,12 +24,25 @@ from sam2kit.data.sources.listing import (
 )
 from sam2kit.data.sources.mask_files import JPEG_KINDS, MaskFiles, share_decision
 from sam2kit.data.sources.mask_search import split_masks
+from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.data.sources.video_folders import LAYOUTS, VideoFolder, VideoFolders
 from sam2kit.utils.errors import DataError
 
 
 class MaskedFrames(VideoSource):
-    """Base class for sources whose frames are image files with mask files beside them."""
+    """Base class for sources whose masks are image files, of which one decision gives the meaning.
+
+    Attributes:
+        root: the dataset.
+    """
+
+    root: Path
+    _decision: MaskDecision | None = None  # None: there are no mask files
+
+    @property
+    def remarks(self) -> list[Remark]:
+        reason = self._decision.values.reason if self._decision and self.has_masks else ""
+        return [*super().remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     @abstractmethod
     def masks_of(self, i: int, t: int) -> tuple[MaskFiles | None, int]:
@@ -157,11 +170,6 @@ class VideoDataset(MaskedFrames):
         self._remarks = [*layout.remarks, *self._dropped.report()]
         mask_files = [files for files in self._masks if files is not None]
         self._decision = share_decision(mask_files, mask_values, mask_colours, self.root)
-
-    @property
-    def remarks(self) -> list[Remark]:
-        reason = self._decision.values.reason if self._masks else ""
-        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def _add(self, name: str, video: VideoFolder) -> None:
         """Add a video."""

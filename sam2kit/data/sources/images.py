@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from sam2kit.data.intensity import IntensityRule, VideoScaler
-from sam2kit.data.sources.base import NOTE, Remark
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import MaskedFrames, read_scaled
 from sam2kit.data.sources.listing import (
@@ -85,11 +84,6 @@ class ImageDataset(MaskedFrames):
             dropped.add(files_of_masks.folder, files_of_masks.others)
             dropped.jpeg_masks += files_of_masks.dropped
         self._remarks = dropped.report()
-
-    @property
-    def remarks(self) -> list[Remark]:
-        reason = self._decision.values.reason if self._masks else ""
-        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def num_frames(self, i: int) -> int:
         return 1

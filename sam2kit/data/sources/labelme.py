@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -39,8 +40,8 @@ class LabelMeDataset(ShapeDataset):
 
     Each folder with JSON files is one video, of all image files in it: ``ROOT/VIDEO/00000.jpg`` and
     ``ROOT/VIDEO/00000.json``, or both directly in ``ROOT``. JSON files in a separate folder
-    (``imagePath`` is ``../frames/00000.jpg``) are used too. A JSON file belongs to the image that
-    ``imagePath`` names, else to the image of its own name.
+    (``imagePath`` is ``../frames/00000.jpg``) are used too, if ``ROOT`` contains both folders. A
+    JSON file belongs to the image that ``imagePath`` names, else to the image of its own name.
 
     *Masks* are shapes of type polygon, mask, circle, oriented_rectangle and rectangle (filled, with
     a warning). Points and lines are left out.
@@ -57,7 +58,7 @@ class LabelMeDataset(ShapeDataset):
         strict: raise an error for shapes and files that cannot be used.
 
     Raises:
-        DataError: no JSON files of LabelMe, or no usable shape.
+        DataError: no JSON files of LabelMe, no usable shape, or the images are outside ``ROOT``.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class LabelMeDataset(ShapeDataset):
         root, problems = Path(root), Problems(strict)
         videos = []
         for folder in _folders(root):
-            videos += _read_folder(folder, problems)
-        if not videos:
+            videos += _read_folder(folder, root, problems)
+        if not problems.read:
             raise DataError(
                 f"{root} contains no JSON files of LabelMe",
                 hint="expected FRAME.json beside FRAME.jpg, in the folder or in one per video",
@@ -94,7 +95,7 @@ def _folders(root: Path) -> list[Path]:
     return [folder for folder in candidates if list_folder(folder, (".json",)).files]
 
 
-def _read_folder(folder: Path, problems: Problems) -> list[AnnotatedVideo]:
+def _read_folder(folder: Path, root: Path, problems: Problems) -> list[AnnotatedVideo]:
     """Read the JSON files of one folder; the result is empty if none of them is LabelMe's."""
     documents = []
     for name in sorted(list_folder(folder, (".json",)).files, key=natural_key):
@@ -104,7 +105,7 @@ def _read_folder(folder: Path, problems: Problems) -> list[AnnotatedVideo]:
             problems.read.add(folder / name)
     if not documents:
         return []
-    frames = _frames(folder, documents)
+    frames = _frames(folder, root, *documents[0])
     if not frames:
         error = DataError(
             f"{documents[0][0]}: its image {documents[0][1].get('imagePath')!r} does not exist",
@@ -141,17 +142,38 @@ def _read_folder(folder: Path, problems: Problems) -> list[AnnotatedVideo]:
     return [video]
 
 
-def _frames(folder: Path, documents: list[tuple[Path, dict[str, Any]]]) -> list[Path]:
-    """Return the images of a video: those beside the JSON files, else beside the first image."""
-    candidates = [folder]
-    image = str(documents[0][1].get("imagePath") or "").replace("\\", "/")
+def _frames(folder: Path, root: Path, file: Path, content: dict[str, Any]) -> list[Path]:
+    """Return the images of a video: those beside the JSON files, else beside the first image.
+
+    Args:
+        folder: the folder of the JSON files.
+        root: the dataset.
+        file, content: the first JSON file.
+
+    Raises:
+        DataError: the first image is in a folder outside of the dataset. A downloaded file could
+            otherwise name any images of the user.
+    """
+    candidates = [folder, *(folder.parent / n for n in ("images", "frames", "JPEGImages"))]
+    image = str(content.get("imagePath") or "").replace("\\", "/")
+    is_outside = False
     if image and "\0" not in image and not image.startswith("/"):
-        candidates.append((folder / image).parent)
-    for name in ("images", "frames", "JPEGImages", folder.name):
-        candidates.append(folder.parent / name)
+        # The shortest form of the path, so that a link before ".." does not lead elsewhere.
+        named = Path(os.path.abspath(folder / image)).parent
+        is_outside = not named.is_relative_to(os.path.abspath(root))
+        if not is_outside:
+            candidates.insert(1, named)
     for candidate in candidates:
         if candidate.is_dir() and (files := list_folder(candidate, FRAME_ENDINGS).files):
             return [candidate / name for name in sort_files(files, candidate)]
+    if is_outside:
+        raise DataError(
+            str(file),
+            key="imagePath",
+            value=content["imagePath"],
+            expected=f"an image in {root}",
+            hint="put the images beside the JSON files, or open the folder that contains both",
+        )
     return []
 
 

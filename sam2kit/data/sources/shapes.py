@@ -276,8 +276,10 @@ class ShapeDataset(VideoSource):
                 f"{root} has several videos with the name {name!r}", hint="rename their folders"
             )
         if not any(video.annotated for video in videos):
+            first = next(iter(problems.entries.values()), None)
             raise DataError(
-                f"{root}: no frame of its {len(videos)} videos has a mask that can be used",
+                f"{root}: no frame of its {len(videos)} videos has a mask that can be used"
+                + (f". The first problem: {first.message}" if first else ""),
                 hint="check that the annotations and the frames belong together",
             )
         self.names = list(by_name) if split is None else read_split(split, root, by_name)
@@ -343,6 +345,12 @@ class ShapeDataset(VideoSource):
     def frame_path(self, i: int, t: int) -> Path | None:
         frames = self._check(i, t).frames
         return frames[t] if isinstance(frames, list) else None
+
+    def video_path(self, i: int) -> Path | None:
+        frames = self._videos[i].frames
+        if isinstance(frames, list) or [video.frames for video in self._videos].count(frames) > 1:
+            return None  # a video file that several tasks share identifies none of them
+        return frames
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
         frames = self._check(i, t).frames

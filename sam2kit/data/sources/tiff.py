@@ -109,6 +109,7 @@ class TiffStack:
                         f"{sizes[:2]}",
                         hint="save the stack in a separate file",
                     )
+                _check_parts(path, series[0])
                 stored, self.shape = series[0].axes.upper(), tuple(map(int, series[0].shape))
                 self.dtype = np.dtype(series[0].dtype)
                 # Axes of the file that a page does not have.
@@ -199,7 +200,7 @@ class TiffStack:
             numbers = np.arange(int(np.prod(counts, dtype=int))).reshape(counts)
             for k, index in enumerate(leading):
                 numbers = numbers[(slice(None),) * k + (index,)]
-            pages = [_decode_page(self.path, tiff.series[0][n]) for n in numbers.reshape(-1)]
+            pages = [_decode_page(tiff.series[0][n]) for n in numbers.reshape(-1)]
             pixels = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
             leading = [slice(None)] * self._leading
         for k, index in enumerate([*leading, *inner]):
@@ -271,6 +272,24 @@ def open_tiff(path: Path) -> Any:
         raise ValueError(str(error)) from error
 
 
+def _check_parts(path: Path, series: Any) -> None:
+    """Reject a stack of several files if one of them is in another folder.
+
+    OME's metadata and the index of NDTiff name these files. A downloaded stack could name any TIFF
+    file of the user.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    for part in {page.parent.filehandle.path for page in series._pages if page is not None}:
+        if os.path.dirname(os.path.abspath(part)) != folder:
+            raise DataError(
+                f"{path}: its metadata",
+                key="FileName",
+                value=str(part),
+                expected=f"a file in {folder}",
+                hint="put all files of the stack into one folder, or save it as one file",
+            )
+
+
 def _decompress(make: Callable[[], Any], data: bytes, /, *, out: Any = None) -> bytes:
     """Decompress a part of a page up to its size: a megabyte could expand to a gigabyte."""
     decoder, limit = make(), out if isinstance(out, int) else MAX_FRAME_BYTES
@@ -280,7 +299,7 @@ def _decompress(make: Callable[[], Any], data: bytes, /, *, out: Any = None) -> 
     return decoded
 
 
-def _decode_page(path: Path, page: Any) -> np.ndarray:
+def _decode_page(page: Any) -> np.ndarray:
     """Decode one page, with Pillow where tifffile would need further packages, such as for LZW."""
     if page is None:
         raise ValueError("a page is missing")
@@ -289,7 +308,7 @@ def _decode_page(path: Path, page: Any) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        with Image.open(path, formats=["TIFF"]) as image:
+        with Image.open(page.parent.filehandle.path, formats=["TIFF"]) as image:
             image.seek(page.index)
             pixels = np.array(image)
         if pixels.shape != tuple(page.shape):

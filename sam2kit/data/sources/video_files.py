@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2kit.data.sources.base import NOTE, ObjectId, Remark, VideoSource, open_members
+from sam2kit.data.sources.base import ObjectId, VideoSource, open_members
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import MaskedFrames
@@ -33,7 +33,6 @@ from sam2kit.data.sources.mask_search import (
     is_mask_folder,
     label_base,
 )
-from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.utils.errors import DataError
 
@@ -127,7 +126,6 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
             others = list_folder(self.root, VIDEO_ENDINGS).others
             dropped.add_data(self.root, [n for n in others if self.root / n != masks])
             dropped.mask_videos += find_mask_videos(self.root)
-        self._decision: MaskDecision | None = None
         self._masks: list[MaskFiles | COCOMasks | None] = []
         if masks is not None and masks.suffix.lower() == ".json":
             content = COCODataset(masks, files=False)
@@ -167,11 +165,6 @@ class VideoFileDataset(VideoFileSource, MaskedFrames):
                 "files",
             )
         self._remarks = dropped.report()
-
-    @property
-    def remarks(self) -> list[Remark]:
-        reason = self._decision.values.reason if self._decision else ""
-        return [*self._remarks, *[Remark(NOTE, str(self.root), reason)] * bool(reason)]
 
     def _open_file(self, i: int) -> VideoFile:
         return self._videos[i]

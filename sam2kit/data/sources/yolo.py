@@ -84,7 +84,7 @@ class YOLODataset(ShapeDataset):
         problems.read.update(label for _, label in images if label)
         _reject_orphans(problems)
         rows = {label: _read_rows(label, problems) for _, label in images if label is not None}
-        self.columns, self._reason = _settle_columns(columns, list(rows.values()), root)
+        self.columns, self._reason = _resolve_columns(columns, list(rows.values()), root)
         videos = []
         paths = [_video_path(path, root) for path, _ in images]
         for name, numbers in group_to_videos(paths, root).items():
@@ -237,7 +237,7 @@ def _end_with_ids(files: Sequence[Sequence[Row]]) -> bool:
     return unique and len(rows) > 1 and min(row.values[-1] for row in rows) == 1
 
 
-def _settle_columns(columns: str, files: Sequence[Sequence[Row]], root: Path) -> tuple[str, str]:
+def _resolve_columns(columns: str, files: Sequence[Sequence[Row]], root: Path) -> tuple[str, str]:
     """Return what follows the corners, and a sentence about it; empty if nothing does."""
     if columns not in YOLO_COLUMNS:
         raise DataError(
@@ -246,17 +246,17 @@ def _settle_columns(columns: str, files: Sequence[Sequence[Row]], root: Path) ->
             expected=f"one of {', '.join(YOLO_COLUMNS)}",
             hint="auto decides from the rows",
         )
-    settled = decide_columns(files) if columns == "auto" else columns
-    if settled == "none":
-        return settled, ""
-    what = settled.replace("_", " and ").replace("track", "track id")
+    resolved = decide_columns(files) if columns == "auto" else columns
+    if resolved == "none":
+        return resolved, ""
+    what = resolved.replace("_", " and ").replace("track", "track id")
     count = sum(map(len, files))
     how = "set by dataset.yolo_columns"
     if columns == "auto":
         how = "derived from the number and the last of the values; dataset.yolo_columns sets it"
     reason = f"rows end with {what} after the corners ({count} rows; {how})"
     logger.info("{}: {}", root, reason)
-    return settled, reason
+    return resolved, reason
 
 
 def _read_rows(file: Path, problems: Problems) -> list[Row]:
