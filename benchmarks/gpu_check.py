@@ -16,8 +16,9 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +27,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import MIB, RESULTS, Options, in_turns, machine, machine_line, use_threads
+from benchmarks.measure import (
+    MIB,
+    RESULTS,
+    Options,
+    crowded_videos,
+    in_turns,
+    machine,
+    machine_line,
+    use_threads,
+    write_davis,
+)
 from benchmarks.steps import EXACT, FAST, KitStep, OfficialStep, changed, clip_config, difference
-from benchmarks.video_tracking import by_kit, by_predictor
+from benchmarks.video_tracking import Track, by_kit, by_predictor
 from sam2kit.config.loading import load_config
+from sam2kit.config.schema import Config
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.models.checkpoints import create_sam2_model
+from sam2kit.models.sam2 import SAM2Model
 from sam2kit.training.memory_profile import peak_bytes
 from sam2kit.training.planner import plan_training
 from sam2kit.training.trainer import fit
@@ -172,26 +185,45 @@ def training_steps(setting: Setting) -> Iterator[Row]:
             return
 
 
-def tracking(setting: Setting) -> Iterator[Row]:
-    """Compare tracking with ``SAM2VideoPredictor`` in masks and time, also compiled upstream."""
-    from benchmarks.measure import crowded_videos, write_davis
+@dataclass(frozen=True)
+class TrackingCase:
+    """A model, and a video with three objects."""
 
-    options = setting.size("t", 512, 5)
+    options: Options
+    config: Config
+    model: SAM2Model
+    video: VideoDataset
+    folder: Path
+
+
+@contextmanager
+def tracking_case(setting: Setting, video_frames: int = 20) -> Iterator[TrackingCase]:
+    """Create a case; ``video_frames`` is the length of the video on a GPU, 10 on the CPU."""
+    options = replace(
+        setting.size("t", 512, 5), video_frames=video_frames if setting.on_gpu else 10
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         davis = write_davis(crowded_videos(1, options.video_frames, 3), folder / "davis")
-        video = VideoDataset(davis)
         sizes = [f"model.size={options.model}", f"dataset.image_size={options.image_size}"]
         config = load_config(None, [*sizes, "model.object_score_bias=5", "features.cache=off"])
         model = create_sam2_model(config).to(options.device)
+        yield TrackingCase(options, config, model, VideoDataset(davis), folder)
+
+
+def tracking(setting: Setting) -> Iterator[Row]:
+    """Compare tracking with ``SAM2VideoPredictor`` in masks and time, also compiled upstream."""
+    with tracking_case(setting) as case:
+        options, device = case.options, setting.device
+        predictor = partial(by_predictor, case.config, case.model, case.video, case.folder, device)
         for mixed, bound in ((False, 0.999), (True, 0.98)):
             runs = {
-                "kit": by_kit(model, video, mixed),
-                "predictor": by_predictor(config, model, video, folder, options.device, mixed),
+                "kit": by_kit(case.model, case.video, mixed),
+                "predictor": predictor(mixed),
             }
             masks = {name: run() for name, run in runs.items()}
             equal = float((masks["kit"] == masks["predictor"]).mean())
-            times = in_turns(runs, options.repeats, options.device)
+            times = in_turns(runs, options.repeats, device)
             what = f"tracking {options.video_frames} frames, 3 objects, {'bf16' * mixed or 'fp32'}"
             result = f"{equal:.3%} of the pixels equal"
             yield Row(f"{what}, masks", result, f"at least {bound:.1%}", equal >= bound)
@@ -201,10 +233,47 @@ def tracking(setting: Setting) -> Iterator[Row]:
         if not setting.on_gpu:
             yield Row(what, "measured on a GPU only")
             return
-        optimized = by_predictor(config, model, video, folder, options.device, True, True)
+        optimized = predictor(True, True)
         optimized()  # compiles
-        seconds = in_turns({"": optimized}, options.repeats, options.device)[""]
+        seconds = in_turns({"": optimized}, options.repeats, device)[""]
         yield Row(what, f"kit {times['kit']:.3g} s, compiled predictor {seconds:.3g} s")
+
+
+def lookahead(setting: Setting) -> Iterator[Row]:
+    """Check that frames encoded and resized ahead on the GPU have the same masks."""
+    forms = {"lookahead=4": {"lookahead": 4}, "resize_on_device": {"resize_on_device": True}}
+    with tracking_case(setting) as case:
+        runs = {name: by_kit(case.model, case.video, True, **form) for name, form in forms.items()}
+        yield from _compare_forms(case, runs)
+
+
+def graphs(setting: Setting) -> Iterator[Row]:
+    """Check that a frame that is replayed as CUDA graphs has the same masks.
+
+    This is the last check: if it damages the state of the GPU, the others are done.
+    """
+    compiled = {"mode": "reduce-overhead"} if setting.on_gpu else {"backend": "eager"}
+    with tracking_case(setting, 60) as case:  # compiled from the 17th frame on
+        run = by_kit(case.model, case.video, True, compiled)
+        yield from _compare_forms(case, {f"compile({_as_text(compiled)})": run})
+
+
+def _as_text(arguments: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+
+
+def _compare_forms(case: TrackingCase, forms: Mapping[str, Track]) -> Iterator[Row]:
+    """Compare the masks and the time of forms of tracking in bf16 with the plain one."""
+    plain = by_kit(case.model, case.video, True)
+    expected = plain()
+    for name, run in forms.items():
+        run()  # compiles
+        equal = float((run() == expected).mean())
+        times = in_turns({"plain": plain, name: run}, case.options.repeats, case.options.device)
+        result = f"{equal:.3%} of the pixels equal"
+        yield Row(f"tracking in bf16, {name}, masks", result, "at least 98.0%", equal >= 0.98)
+        result = ", ".join(f"{side} {value:.3g} s" for side, value in times.items())
+        yield Row(f"tracking in bf16, {name}, time", result)
 
 
 def planning(setting: Setting) -> Iterator[Row]:
@@ -255,9 +324,11 @@ CHECKS: dict[str, Check] = {
     "gradients": gradients,
     "waits": waits,
     "tracking": tracking,
+    "lookahead": lookahead,
     "steps": training_steps,
     "plan": planning,
     "training": short_training,
+    "graphs": graphs,
 }
 
 

@@ -8,13 +8,14 @@ not affect its speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +44,23 @@ Track = Callable[[], np.ndarray]
 """Function that tracks the video and returns its masks, bool ``[T,O,H,W]``."""
 
 
-def by_kit(model: SAM2Model, video: VideoDataset, mixed: bool) -> Track:
-    """Track with sam2kit; ``mixed`` enables bf16 autocast."""
-    tracker = VideoTracker(model, TrackerOptions(autocast=mixed))
+def by_kit(
+    model: SAM2Model,
+    video: VideoDataset,
+    mixed: bool,
+    compiled: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Track:
+    """Track with sam2kit.
+
+    Args:
+        mixed: use bf16 autocast.
+        compiled: arguments of :meth:`VideoTracker.compile`. If None (default), nothing is compiled.
+        options: other fields of :class:`TrackerOptions`.
+    """
+    tracker = VideoTracker(model, TrackerOptions(autocast=mixed, **options))
+    if compiled is not None:
+        tracker.compile(**compiled)
     first = np.stack(list((video.read_masks(0, 0) or {}).values()))
     size = first.shape[1], first.shape[2]
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -24,6 +23,7 @@ from sam2kit.utils.processes import end_when_terminated, without_stop_signals
 from sam2kit.utils.progress import log_progress
 
 T = TypeVar("T")
+R = TypeVar("R")
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_HINT = (
     "set dataset.num_workers=0, or a smaller dataset.batch_size, dataset.video_clip_length or "
@@ -183,33 +183,38 @@ def to_shared_memory(result: T, share: Callable[[T], Any]) -> T:
     return result
 
 
-class ReadAhead:
-    """Read frames in a thread, the next one while the caller works with the latest one.
+class ReadAhead(Generic[T]):
+    """Read frames in a thread, the next ones while the caller works with the latest one.
 
     Frames are read one after the other, and never by two threads at once. Calling the object with a
-    frame number returns the frame or raises its error. The latest frame and the next one are kept.
-    Use it in a ``with`` block.
+    frame number returns the frame or raises its error. Use it in a ``with`` block.
 
     Args:
         read: reads the frame of a given number.
         num_frames: number of frames.
+        count: number of frames to read ahead, 1 or more. A caller can read this many frames at
+            once and then read them again.
     """
 
-    def __init__(self, read: Callable[[int], np.ndarray], num_frames: int) -> None:
-        self._read, self._num_frames = read, num_frames
+    def __init__(self, read: Callable[[int], T], num_frames: int, count: int = 1) -> None:
+        self._read, self._num_frames, self._count = read, num_frames, count
         self._thread = ThreadPoolExecutor(1)
-        self._frames: dict[int, Future[np.ndarray]] = {}
+        self._frames: dict[int, Future[T]] = {}
 
-    def __call__(self, t: int) -> np.ndarray:
-        is_next = t - 1 in self._frames
-        wanted = [t, t + 1] if is_next and t + 1 < self._num_frames else [t]
-        held = {n: frame for n, frame in self._frames.items() if n in (t, t + 1)}
-        self._frames = held | {
-            n: self._thread.submit(self._read, n) for n in wanted if n not in held
-        }
+    def __call__(self, t: int) -> T:
+        last = min(t + self._count, self._num_frames - 1) if t - 1 in self._frames else t
+        window = range(t - self._count + 1, t + 2 * self._count)
+        self._frames = {n: frame for n, frame in self._frames.items() if n in window}
+        for n in range(t, last + 1):
+            if n not in self._frames:
+                self._frames[n] = self._thread.submit(self._read, n)
         return self._frames[t].result()
 
-    def __enter__(self) -> ReadAhead:
+    def call(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function that reads other things from the same files, in the same thread."""
+        return self._thread.submit(function, *arguments).result()
+
+    def __enter__(self) -> ReadAhead[T]:
         return self
 
     def __exit__(self, *error: object) -> None:

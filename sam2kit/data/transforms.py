@@ -60,11 +60,13 @@ def normalize(frames: Tensor) -> Tensor:
     return frames.float().div_(255).sub_(mean).div_(deviation)  # in place: a clip is large
 
 
-def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize ``[...,3,H,W]`` uint8 to ``size`` (rows, columns): bilinear with antialiasing."""
+def resize_frames(
+    frames: Tensor, size: tuple[int, int], mode: InterpolationMode = InterpolationMode.BILINEAR
+) -> Tensor:
+    """Resize ``[...,3,H,W]`` uint8 to ``size`` (rows, columns), with antialiasing."""
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
-    return F.resize(frames, list(size), InterpolationMode.BILINEAR, antialias=True)
+    return F.resize(frames, list(size), mode, antialias=True)
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -38,6 +38,7 @@ class PromptedFrame:
         objects: all objects prompted up to this frame; an object's index is its number in the
             session.
         tracks: the tracker's output, or None if no object has been prompted yet.
+        void: bool ``[H,W]``, pixels that are not scored, or None.
     """
 
     t: int
@@ -45,6 +46,7 @@ class PromptedFrame:
     prompted: list[ObjectId]
     objects: list[ObjectId]
     tracks: FrameTracks | None
+    void: np.ndarray | None = None
 
     def logits(self, size: tuple[int, int]) -> dict[ObjectId, np.ndarray]:
         """Return the predicted logits by object.
@@ -263,6 +265,7 @@ def follow(
     """
     numbers: dict[ObjectId, int] = {}
     last: dict[ObjectId, int] = {}
+    passes: Iterator[FrameTracks] | None = None
     for t in range(session.num_frames):
         # Prompt before tracking the frame, so that its result includes its prompts.
         truth = read_masks(t)
@@ -272,5 +275,7 @@ def follow(
                 numbers.setdefault(o, len(numbers))
                 last[o] = t
             protocol.prompt(session, t, {o: truth[o] for o in due}, numbers, video, image_size)
-        tracks = next(session.propagate(t, t + 1)) if numbers else None
+        if numbers and passes is None:
+            passes = session.propagate(t, session.num_frames)
+        tracks = None if passes is None else next(passes)
         yield PromptedFrame(t, truth, due, list(numbers), tracks)

@@ -17,7 +17,7 @@ from loguru import logger
 import sam2kit
 from sam2kit.config.schema import Config
 from sam2kit.data import fingerprint
-from sam2kit.data.parallel import WorkBehind
+from sam2kit.data.parallel import ReadAhead, WorkBehind
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.writers import MaskWriter
@@ -33,6 +33,7 @@ from sam2kit.evaluation.scores import CONVENTIONS, VideoScorer, VideoScores
 from sam2kit.evaluation.statistics import best_threshold, iou_by_threshold, presence_by_threshold
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.noise import PromptNoise
+from sam2kit.tracking.frame_step import PreparedFrame
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import ConfigError, DataError
@@ -69,6 +70,8 @@ class TrackerRun:
     ) -> Iterator[PromptedFrame]:
         """Track video ``i`` with the protocol of the configuration.
 
+        One other thread reads the source, and resizes the next frames while one is tracked.
+
         Args:
             source: the videos.
             i: the index of the video.
@@ -80,17 +83,27 @@ class TrackerRun:
             DataError: a frame cannot be read.
         """
         protocol = PromptProtocol.from_config(config.evaluation, config.seed, noise)
+        options = replace(tracker_options(config), zero_memory=self.zero_memory)
+        count, name = source.num_frames(i), source.names[i]
+        tracker = None if self.model is None else VideoTracker(self.model, options)
+
+        def read(t: int) -> PreparedFrame:
+            assert tracker is not None
+            return tracker.prepare(source.read_frame(i, t))
+
         session: TrackingSession | CopiedMasks
-        # The baseline always copies exact masks, regardless of the models' prompts.
-        if self.model is None:
-            session, image_size = CopiedMasks(source.num_frames(i)), 0
-            protocol = replace(protocol, kind="mask", noise=PromptNoise())
-        else:
-            options = replace(tracker_options(config), zero_memory=self.zero_memory)
-            size, image_size = source.read_frame(i, 0).shape[:2], self.model.image_size
-            tracker = VideoTracker(self.model, options)
-            session = tracker.open(partial(source.read_frame, i), source.num_frames(i), size)
-        return follow(session, partial(source.read_masks, i), protocol, source.names[i], image_size)
+        with ReadAhead(read, count, options.lookahead) as frames:
+            if tracker is None:
+                session, image_size = CopiedMasks(count), 0
+                # The baseline always copies exact masks, regardless of the models' prompts.
+                protocol = replace(protocol, kind="mask", noise=PromptNoise())
+            else:
+                session = tracker.open(frames, count, frames(0).frame.shape[:2])
+                image_size = tracker.model.image_size
+            read_masks = partial(frames.call, source.read_masks, i)
+            for frame in follow(session, read_masks, protocol, name, image_size):
+                frame.void = frames.call(source.read_void, i, frame.t)
+                yield frame
 
     def score(
         self,
@@ -123,21 +136,19 @@ class TrackerRun:
             frame: PromptedFrame,
             predicted: dict[ObjectId, np.ndarray],
             scores: dict[ObjectId, float],
-            void: np.ndarray | None,
         ) -> None:
             logits = {
                 o: np.where(scores[o] <= self.object_threshold, -1.0, x - self.mask_threshold)
                 for o, x in predicted.items()
             }
             masks = {o: x > 0 for o, x in logits.items()}
-            scorer.add(frame.t, frame.truth, masks, void, frame.prompted, scores)
+            scorer.add(frame.t, frame.truth, masks, frame.void, frame.prompted, scores)
             if on_frame is not None:
                 on_frame(frame, logits)
 
         with WorkBehind() as behind:
             for frame in self.track(source, i, config, noise):
-                void = source.read_void(i, frame.t)
-                behind.submit(add, frame, frame.logits(size), frame.object_scores(), void)
+                behind.submit(add, frame, frame.logits(size), frame.object_scores())
                 if frame.t and frame.t % PROGRESS_FRAMES == 0:
                     number = source.frame_number(i, frame.t)
                     logger.info("{}, {}: frame {}", source.names[i], self.name, number)

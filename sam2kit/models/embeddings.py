@@ -7,6 +7,8 @@ B images or objects, C channels, H and W rows and columns.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.prompt_encoder import PromptEncoder as UpstreamPromptEncoder
@@ -15,6 +17,10 @@ from torch import Tensor
 
 class PositionEncoding(PositionEmbeddingSine):
     """Upstream's sine encoding of positions, without a copy per image."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # The warm-up would use the first GPU, whichever the model is for.
+        super().__init__(*args, **(options | {"warmup_cache": False}))
 
     def _pe(self, B: int, device: torch.device, *cache_key: int) -> Tensor:
         """Return ``[B,C,H,W]``, expanded from one image."""

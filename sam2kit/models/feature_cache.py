@@ -44,6 +44,7 @@ from sam2kit.data.clip import frame_keys
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.transforms import normalize
 from sam2kit.models.sam2 import SAM2Model, module_path
+from sam2kit.utils.device import upload
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import TEMPORARY, atomic_write, remove_abandoned, write_text
 from sam2kit.utils.readers import read_json
@@ -200,7 +201,7 @@ class FeatureCache:
     ) -> dict[str, Any]:
         """Combine the feature levels of single frames into upstream's dictionary."""
         combined = [
-            torch.cat([x.to(images.device, non_blocking=True) for x in level])
+            torch.cat([upload(x, images.device) for x in level])
             for level in zip(*frames, strict=True)
         ]
         if self.rounded and not torch.is_autocast_enabled(images.device.type):

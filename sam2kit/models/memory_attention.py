@@ -9,12 +9,13 @@ N objects, HW positions in a frame, K keys, C and M channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from sam2.modeling.memory_attention import MemoryAttention as UpstreamMemoryAttention
-from sam2.modeling.sam.transformer import RoPEAttention
+from sam2.modeling.position_encoding import compute_axial_cis
+from sam2.modeling.sam.transformer import Attention, RoPEAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,6 +96,21 @@ class MemoryAttention(UpstreamMemoryAttention):
 class RotaryAttention(RoPEAttention):
     """Attention with rotary positional encoding, which accepts queries shared by all objects."""
 
+    def __init__(
+        self,
+        *args: Any,
+        rope_theta: float = 10000.0,
+        rope_k_repeat: bool = False,
+        feat_sizes: tuple[int, int] = (64, 64),
+        **options: Any,
+    ) -> None:
+        # RoPEAttention's constructor uses the first GPU, whichever the model is for.
+        Attention.__init__(self, *args, **options)
+        channels = self.internal_dim // self.num_heads
+        self.compute_cis = partial(compute_axial_cis, dim=channels, theta=rope_theta)
+        self.freqs_cis: Tensor = self.compute_cis(end_x=feat_sizes[0], end_y=feat_sizes[1])
+        self.rope_k_repeat = rope_k_repeat
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
         """Attend to keys of one or several frames.
 
@@ -127,7 +143,7 @@ class RotaryAttention(RoPEAttention):
     def place_rotations(self, device: torch.device) -> None:
         """Move the rotations to ``device``, where a compiled graph reads them."""
         positions = len(self.freqs_cis)
-        self.freqs_cis: Tensor = self._rotations(positions, device)
+        self.freqs_cis = self._rotations(positions, device)
 
     def _rotations(self, positions: int, device: torch.device) -> Tensor:
         settings = tuple(self.compute_cis.keywords.items())

@@ -15,8 +15,10 @@ from sam2.modeling.sam2_utils import get_1d_sine_pe
 from sam2.utils.misc import fill_holes_in_mask_scores
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+from torchvision.transforms import InterpolationMode
 
-from sam2kit.data.transforms import normalize
+from sam2kit.data.transforms import normalize, resize_frames
 from sam2kit.models.cast_weights import CastWeights
 from sam2kit.models.clip_tracking import FrameFeatures
 from sam2kit.tracking.memory_bank import (
@@ -27,6 +29,7 @@ from sam2kit.tracking.memory_bank import (
     read_memories,
 )
 from sam2kit.tracking.options import TrackerOptions
+from sam2kit.utils.device import upload
 
 DECODER_SETTINGS = {
     "dynamic_multimask_via_stability": True,
@@ -85,6 +88,25 @@ class ObjectOutput(NamedTuple):
     candidates: tuple[Tensor, Tensor] | None
 
 
+class PreparedFrame(NamedTuple):
+    """A frame of a video and the model's input from it.
+
+    Attributes:
+        frame: ``[H,W,3]`` uint8 RGB.
+        image: ``[1,3,S,S]`` uint8, or ``[1,3,H,W]`` if the device resizes it.
+    """
+
+    frame: np.ndarray
+    image: Tensor
+
+
+class FeaturesAhead(NamedTuple):
+    """Features that a stream of its own computes, and the event after which they exist."""
+
+    features: FrameFeatures
+    done: Any
+
+
 class FrameModel:
     """A model with tracking options, without the state of a video.
 
@@ -112,6 +134,9 @@ class FrameModel:
         self._position: Tensor | None = None  # [1,HW,M], the same for all memories
         self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
         self._forward_image: Callable[[Tensor], dict] = self.model.forward_image
+        self._stream: Any = None
+        if self.options.lookahead > 1 and self.device.type not in ("cpu", "mps"):
+            self._stream = torch.get_device_module(self.device).Stream(self.device)
 
     def compile(self, **options: Any) -> None:
         """Compile the image encoder and the tracking of a frame with :func:`torch.compile`.
@@ -128,8 +153,12 @@ class FrameModel:
         with self.applied():  # caches that the first call fills would compile the encoder twice
             self.model.forward_image(torch.zeros(1, 3, side, side, device=self.device))
         self.model.memory_attention.place_rotations(self.device)
-        self._forward_image = torch.compile(self.model.forward_image, **options)
-        self._compiled = torch.compile(self._compute, **options)
+        encode = torch.compile(self.model.forward_image, **options)
+        compute = torch.compile(self._compute, **options)
+        self._stream = None  # CUDA graphs share memory, so that only one can be run at a time
+        # As CUDA graphs, the next call of either overwrites the tensors that this one returned.
+        self._forward_image = lambda images: tree_map_only(Tensor, Tensor.clone, encode(images))
+        self._compiled = lambda *inputs: tree_map_only(Tensor, Tensor.clone, compute(*inputs))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -154,10 +183,19 @@ class FrameModel:
                 stack.enter_context(self._weights.applied())
             yield
 
-    def encode(self, *frames: np.ndarray) -> FrameFeatures:
-        """Compute the features of frames ``[H,W,3]`` uint8 RGB of any size in one call."""
-        images = torch.cat([resize_frame(frame, self.model.image_size) for frame in frames])
-        images = images.to(self.device, non_blocking=True)
+    def prepare(self, frame: np.ndarray) -> PreparedFrame:
+        """Prepare a frame ``[H,W,3]`` uint8 RGB of any size; can be called in another thread."""
+        if self.options.resize_on_device:
+            return PreparedFrame(frame, torch.from_numpy(frame).permute(2, 0, 1)[None])
+        return PreparedFrame(frame, resize_frame(frame, self.model.image_size))
+
+    def encode(self, *frames: np.ndarray | PreparedFrame) -> FrameFeatures:
+        """Compute the features of frames of equal size in one call; see :meth:`prepare`."""
+        prepared = [x if isinstance(x, PreparedFrame) else self.prepare(x) for x in frames]
+        images = upload(torch.cat([frame.image for frame in prepared]), self.device)
+        if self.options.resize_on_device:
+            side = self.model.image_size
+            images = resize_frames(images, (side, side), InterpolationMode.BICUBIC)
         cache = getattr(self.model, "feature_cache", None)
         if cache is None:
             backbone = self._forward_image(normalize(images))
@@ -166,6 +204,28 @@ class FrameModel:
             with self._original_weights():
                 backbone = cache.encode(self.model, images)
         return FrameFeatures.from_backbone(self.model, backbone)
+
+    def encode_ahead(self, *frames: np.ndarray | PreparedFrame) -> FeaturesAhead:
+        """Start to encode frames while the GPU tracks earlier ones; see :meth:`wait_for`."""
+        assert self._stream is not None
+        streams = torch.get_device_module(self.device)
+        # Work that is queued already may have made the weights, or copies of them.
+        self._stream.wait_stream(streams.current_stream(self.device))
+        with streams.stream(self._stream):
+            return FeaturesAhead(self.encode(*frames), self._stream.record_event())
+
+    def wait_for(self, ahead: FeaturesAhead) -> FrameFeatures:
+        """Let the GPU, but not the host, wait until features have been computed."""
+        stream = torch.get_device_module(self.device).current_stream(self.device)
+        stream.wait_event(ahead.done)
+        for tensor in (*ahead.features.vision, *ahead.features.position):
+            tensor.record_stream(stream)  # or its memory could be reused before this stream read it
+        return ahead.features
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether :meth:`encode_ahead` can be used: on a GPU, with ``lookahead``."""
+        return self._stream is not None
 
     def _original_weights(self) -> AbstractContextManager[None]:
         return nullcontext() if self._weights is None else self._weights.suspended()
@@ -192,9 +252,9 @@ class FrameModel:
             banks = [x.bank for x in inputs]
             memories = read_memories(self.model, banks, frames, t, num_frames, bool(reverse))
         is_tracked = memories is not None and points is None
-        compute, is_compiled = self._compute, False
+        compute = self._compute
         if self._compiled is not None and is_tracked and memories is not None and memories.is_full:
-            compute, is_compiled = self._compiled, True
+            compute = self._compiled
         *rows, candidates, iou = compute(
             features.select([0] * len(inputs)),
             memories,
@@ -202,8 +262,6 @@ class FrameModel:
             _concatenate([x.mask for x in inputs]),
             _concatenate([x.previous_logits for x in inputs]),
         )
-        if is_compiled:  # the next call may overwrite the tensors of this one
-            rows = [x.clone() for x in rows]
         # A view of one row keeps the memory of all rows allocated. The rows of a tracked frame are
         # evicted together, but those of a prompt may be kept or replaced one by one.
         split = [x.split(1) if is_tracked else [row.clone() for row in x.split(1)] for x in rows]

@@ -46,7 +46,9 @@ class TrackerOptions:
         fill_hole_area: fill holes of up to N pixels in the low-resolution mask; ignored without
             upstream's compiled extension and a GPU.
         lookahead: number of frames that the image encoder computes in one call, 1 or more. Their
-            features are in memory together.
+            features are in memory together. On a GPU, the next ones are computed meanwhile, so that
+            there are twice as many.
+        resize_on_device: resize frames on the model's device. Pixels differ by rounding.
 
     Raises:
         ValueError: a number is below its minimum.
@@ -62,6 +64,7 @@ class TrackerOptions:
     non_overlapping: bool = False
     fill_hole_area: int = 8
     lookahead: int = 1
+    resize_on_device: bool = False
 
     def __post_init__(self) -> None:
         minima = {

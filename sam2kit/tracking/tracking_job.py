@@ -47,7 +47,7 @@ from sam2kit.tracking.results import (
     read_records,
     write_combined,
 )
-from sam2kit.tracking.video_tracker import FrameTracks, ReadFrame, VideoTracker
+from sam2kit.tracking.video_tracker import FrameTracks, VideoTracker
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import write_text
@@ -173,7 +173,7 @@ def track_videos(
     with locked(folder, LOCK_FILE, ConfigError, key="--output-dir"):
         records = _find_records(folder, jobs)
         made_with = asdict(options)
-        del made_with["lookahead"]  # affects the masks only by rounding
+        del made_with["lookahead"], made_with["resize_on_device"]  # only affect rounding
         inputs_digests = [
             digest(job.entries, _file_state(job.video.path), checkpoint_state, made_with)
             for job in jobs
@@ -309,12 +309,13 @@ def _track(
     masks = MaskWriter(record.masks, record.name, job.object_ids)
     has_labels = result_form(video.source, video.i) in LABEL_IMAGES
     recorder = LabelRecorder(record.name) if has_labels else None
-    with ReadAhead(video.read_frame, num_frames) as read_frame:
-        session = tracker.open(read_frame, num_frames, read_frame(0).shape[:2])
+    ahead = tracker.options.lookahead
+    with ReadAhead(lambda t: tracker.prepare(video.read_frame(t)), num_frames, ahead) as prepared:
+        session = tracker.open(prepared, num_frames, prepared(0).frame.shape[:2])
         for prompt in job.prompts:
             session.add_prompt(prompt)
         results = _FrameResults(job, record.folder, masks, recorder, image_size, names)
-        results.write(session.propagate(), read_frame)
+        results.write(session.propagate(), lambda t: prepared(t).frame)
     done = results.done
     frame_file = video.source.frame_path(video.i, 0)
     ending = ".jpg" if frame_file is None else frame_file.suffix
@@ -373,7 +374,7 @@ class _FrameResults:
         self._gif_frames: list[np.ndarray] = []
         self._gif_step = -(-job.video.num_frames // GIF_FRAMES)  # rounded up
 
-    def write(self, tracks: Iterator[FrameTracks], read_frame: ReadFrame) -> None:
+    def write(self, tracks: Iterator[FrameTracks], read_frame: Callable[[int], np.ndarray]) -> None:
         """Write until the end or an interruption, a frame while the next one is tracked."""
         video, prompts = self._job.video, self._job.prompts
         first = min(prompt.frame for prompt in prompts)

@@ -6,7 +6,7 @@ The masks equal those of upstream's ``SAM2VideoPredictor``; docs/tracking.md lis
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,22 @@ from sam2kit.data.transforms import resize_masks
 from sam2kit.models.clip_tracking import FrameFeatures, upstream_inputs
 from sam2kit.prompts.geometry import BOX_LABELS
 from sam2kit.prompts.prompt import Prompt
-from sam2kit.tracking.frame_step import FrameModel, ObjectInput, ObjectOutput
+from sam2kit.tracking.frame_step import (
+    FeaturesAhead,
+    FrameModel,
+    ObjectInput,
+    ObjectOutput,
+    PreparedFrame,
+)
 from sam2kit.tracking.memory_bank import Horizon, MemoryFrames, ObjectBank
 from sam2kit.utils.errors import DataError
 
 PREVIOUS_LOGITS_LIMIT = 32.0  # upstream clamps the logits of a mask that clicks refine
-ReadFrame = Callable[[int], np.ndarray]
-"""Function from a frame index to the frame, ``[H,W,3]`` uint8 RGB; all frames have equal size."""
+ReadFrame = Callable[[int], np.ndarray | PreparedFrame]
+"""Function from a frame index to the frame, ``[H,W,3]`` uint8 RGB; all frames have equal size.
+
+It can also return the result of :meth:`VideoTracker.prepare`, to resize frames in another thread.
+"""
 
 
 @dataclass
@@ -100,7 +109,7 @@ class VideoTracker(FrameModel):
 
         Args:
             read_frame: function from a frame index (0 to ``num_frames`` - 1) to the frame,
-                ``[H,W,3]`` uint8 RGB.
+                ``[H,W,3]`` uint8 RGB, or to the result of :meth:`prepare` for it.
             num_frames: number of frames of the video.
             size: H and W (rows and columns) of the frames.
 
@@ -130,6 +139,7 @@ class TrackingSession:
         self._options = frame_model.options
         self._horizon = Horizon(frame_model.model, self._options)
         self._encoded: dict[int, FrameFeatures] = {}
+        self._ahead: tuple[list[int], FeaturesAhead] | None = None  # frames to track later
         self._upcoming = range(0)  # the frame to track, and those after it
 
     @property
@@ -140,7 +150,8 @@ class TrackingSession:
     def state_bytes(self) -> int:
         """Return the total size in bytes of all tensors that the session keeps between calls."""
         tensors = [t for bank in self.banks.values() for t in bank.tensors()]
-        for features in self._encoded.values():
+        ahead = [] if self._ahead is None else [self._ahead[1].features]
+        for features in (*self._encoded.values(), *ahead):
             tensors += [*features.vision, *features.position]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -349,23 +360,46 @@ class TrackingSession:
     def _features(self, t: int) -> FrameFeatures:
         """Return the features of a frame; those of the latest frames are cached."""
         if t not in self._encoded:
+            count, is_next = self._options.lookahead, self._upcoming[:1] == range(t, t + 1)
+            ahead, self._ahead = self._ahead, None
             self._encoded = {}  # free the old features before allocating new ones
-            frames = {t: self._read(t)}
-            if self._upcoming and self._upcoming[0] == t:
-                for n in self._upcoming[1 : self._options.lookahead]:
-                    try:
-                        frames[n] = self._read(n)
-                    except Exception:  # raised again when the frame is tracked
-                        break
-            features = self._frame_model.encode(*frames.values())
+            if ahead is not None and t in ahead[0]:
+                frames, features = ahead[0], self._frame_model.wait_for(ahead[1])
+            else:
+                read = self._read_some(self._upcoming[:count] if is_next else [t])
+                frames, features = [*read], self._frame_model.encode(*read.values())
             self._encoded = {n: features.select([i]) for i, n in enumerate(frames)}
+            if is_next and self._frame_model.encodes_ahead:
+                following = [n for n in self._upcoming[: 2 * count] if n not in frames]
+                if read := self._read_some(following[:count], or_none=True):
+                    self._ahead = [*read], self._frame_model.encode_ahead(*read.values())
         return self._encoded[t]
 
-    def _read(self, t: int) -> np.ndarray:
+    def _read_some(
+        self, frames: Sequence[int], or_none: bool = False
+    ) -> dict[int, np.ndarray | PreparedFrame]:
+        """Read frames up to one that cannot be read, whose error is raised when it is tracked.
+
+        Args:
+            frames: the frames.
+            or_none: do not raise an error of the first frame either.
+        """
+        read: dict[int, np.ndarray | PreparedFrame] = {}
+        for n in frames:
+            try:
+                read[n] = self._read(n)
+            except Exception:
+                if not read and not or_none:
+                    raise
+                break
+        return read
+
+    def _read(self, t: int) -> np.ndarray | PreparedFrame:
         frame = self._read_frame(t)
-        if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
+        pixels = frame.frame if isinstance(frame, PreparedFrame) else frame
+        if pixels.shape != (*self.size, 3) or pixels.dtype != np.uint8:
             raise DataError(
-                f"frame {t} is {frame.dtype} {frame.shape}, but the video's frames are uint8 "
+                f"frame {t} is {pixels.dtype} {pixels.shape}, but the video's frames are uint8 "
                 f"{(*self.size, 3)}",
                 hint="return all frames as uint8 RGB with the size passed to open()",
             )

@@ -124,6 +124,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=precision != "32-true")
 
 
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device without waiting for the device.
+
+    CUDA would wait until earlier work is done if the memory were not page-locked.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 class DeferredValues:
     """Copy numbers from a device to the host without blocking the device.
 

@@ -69,6 +69,23 @@ def test_next_frame_is_read_while_the_caller_works():
     assert caught.value is ERRORS[0] and read[:4] == [0, 1, 2, 3]
 
 
+def test_several_frames_are_read_ahead_and_kept():
+    """A caller that reads three frames at once finds each of them again, and the next three."""
+    read, last = [], threading.Event()
+
+    def frame(t):
+        read.append((t, threading.current_thread().name))
+        if t == 5:
+            last.set()
+        return t
+
+    with ReadAhead(frame, 7, count=3) as frames:
+        assert [frames(t) for t in (0, 1, 2)] == [0, 1, 2] and last.wait(60)
+        assert [frames(t) for t in (0, 1, 2, 3, 4, 5, 3, 4, 5, 6)] == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6]
+        assert frames.call(lambda: threading.current_thread().name) == read[0][1]
+    assert [t for t, _ in read] == [0, 1, 2, 3, 4, 5, 6] and len({name for _, name in read}) == 1
+
+
 def test_work_behind_the_caller_keeps_order_and_errors():
     done, may_end = [], threading.Event()
 

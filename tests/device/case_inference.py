@@ -21,6 +21,7 @@ from sam2kit.models import feature_precompute
 from sam2kit.models.checkpoints import create_sam2_model, load_model
 from sam2kit.models.feature_cache import create_cache
 from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking.frame_step import FrameModel
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import VideoTracker
 from sam2kit.training import gradient_audit, planner
@@ -67,6 +68,27 @@ def test_tracking_equals_the_cpu():
         actual = track(model, DEVICE, options)
     assert expected.any() and not expected.all()
     assert (actual == expected).mean() > 0.999
+
+
+def test_frames_are_encoded_on_a_stream_of_their_own(monkeypatch):
+    """While a frame is tracked, the next ones are encoded; the stand-in finds races."""
+    model, encoded, encode = create_sam2_model(load_config(overrides=SMALL)), [], FrameModel.encode
+
+    def spy(self, *frames):
+        encoded.append((len(frames), len(Backend.streams) > 1))
+        return encode(self, *frames)
+
+    monkeypatch.setattr(FrameModel, "encode", spy)
+    options, masks = TrackerOptions(lookahead=2, resize_on_device=True), []
+    for device in (None, DEVICE):
+        encoded.clear()
+        with StandIn():
+            session, clip = make_session(model, device, options, 5)
+            session.add_prompt(Prompt(0, torch.arange(1), masks=clip.masks[0, :1]))
+            masks.append(np.stack([tracks.masks((96, 96)) for tracks in session.propagate()]))
+        # The prompted frame, the next two, and on a GPU the last two before they are tracked.
+        assert encoded == [(1, False), (2, False), (2, device is not None)]
+    assert masks[0].any() and (masks[0] == masks[1]).mean() > 0.99  # resized with other rounding
 
 
 @pytest.mark.parametrize(("size", "budget"), [("nano", (1, 560)), ("t", (1, 700))], ids=str)
@@ -151,14 +173,3 @@ def test_annotator_session_equals_the_cpu():
                 pass
             masks.append(np.stack([session.mask(o, t) for t in range(session.num_frames)]))
     assert masks[0].any() and (masks[0] == masks[1]).mean() > 0.999
-
-
-def test_export_of_a_model_on_the_device(tmp_path):
-    """The file is the same whatever device the model was on."""
-    config = load_config(overrides=SMALL)
-    with StandIn():
-        model = create_sam2_model(config).to(DEVICE)
-        torch.save({"model": model.state_dict()}, tmp_path / "weights.pt")
-    saved = torch.load(tmp_path / "weights.pt", weights_only=True)["model"]
-    for name, value in create_sam2_model(config).state_dict().items():
-        assert torch.equal(saved[name], value), name

@@ -11,16 +11,20 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import moving_clip
+from data_helpers import make_textured
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from standin import DEVICE, MixedDevices, StandIn
+from standin import DEVICE, MixedDevices, StandIn, Stream, StreamError
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
 from sam2kit.data.clip import collate
+from sam2kit.models.checkpoints import create_sam2_model, save_weights
+from sam2kit.models.feature_cache import create_cache
 from sam2kit.training import trainer as trainer_module
 from sam2kit.training.module import SAM2LightningModule
+from sam2kit.training.nonfinite_replay import replay
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import TrainingError
 
@@ -36,14 +40,16 @@ def make_config(*overrides: str) -> Config:
     return load_config(overrides=[*SMALL, *overrides])
 
 
-def make_batch(objects: int = 3):
-    return collate([moving_clip(1, seed=1, name="a"), moving_clip(objects, seed=2, name="b")])
+def make_batch(objects: int = 3, with_keys: bool = False):
+    clips = [moving_clip(1, seed=1, name="a"), moving_clip(objects, seed=2, name="b")]
+    return collate(clips, with_keys)
 
 
 def run_step(config: Config, on_device: bool, number: int = 1):
     """Run forward and backward pass; return the loss and the gradient in main memory."""
     module = SAM2LightningModule(config).train()
-    batch = make_batch()
+    module.train_cache = create_cache(config)
+    batch = make_batch(with_keys=module.train_cache is not None)
     if on_device:
         module.to(DEVICE)
         batch = batch.to(DEVICE, non_blocking=True)
@@ -77,6 +83,21 @@ def test_step_equals_the_cpu(recipe):
     with StandIn():
         loss, gradient = run_step(config, on_device=True)
     assert expected.norm() > 0
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_step_with_cached_features_equals_the_cpu(tmp_path):
+    """Reading features from the disk does not wait for the device."""
+    expected_loss, expected = run_step(make_config(), on_device=False)
+    config = make_config("features.cache=on", f"features.folder={tmp_path}")
+    with StandIn() as gpu:
+        run_step(config, on_device=True)  # fills the cache
+        gpu.reset()
+        loss, gradient = run_step(config, on_device=True)
+    # The weights of a new encoder are hashed once, on the host.
+    waits = {why for line, why in gpu.waits if "feature_cache" in line}
+    assert waits == {"copied to the host"}, gpu.report()
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
 
@@ -128,6 +149,24 @@ def test_standin_rejects_what_cuda_rejects():
         assert torch.equal(torch.rand(6).cpu(), torch.cat([first, second]).cpu())
 
 
+def test_standin_finds_races_of_streams():
+    with StandIn():
+        x, backend, other = torch.ones(3, device=DEVICE), torch.get_device_module(DEVICE), Stream()
+        with pytest.raises(StreamError, match="wait"), backend.stream(other):
+            x + 1
+        other.wait_stream(backend.current_stream())
+        with backend.stream(other):
+            y = x + 1
+            done = other.record_event()
+        with pytest.raises(StreamError, match="wait"):
+            y + 1
+        backend.current_stream().wait_event(done)
+        with pytest.raises(StreamError, match="record_stream"):
+            y + 1
+        y.record_stream(backend.current_stream())
+        assert (y + 1).sum().item() == 9
+
+
 class StandInAccelerator(CPUAccelerator):
     """Lets Lightning train on the stand-in."""
 
@@ -153,8 +192,14 @@ TOY = (
 
 
 def test_fit_equals_the_cpu(tmp_path, train_on_standin, monkeypatch):
-    """Audit, clipping, averaged weights, validation and checkpoints run in Lightning's loop."""
-    config = make_config(*TOY, "trainer.accelerator=cpu", "trainer.ema_decay=0.5")
+    """Audit, clipping, averaged weights, validation and checkpoints run in Lightning's loop.
+
+    Every second clip is a generated one, as in training with replay.
+    """
+    videos = make_textured(tmp_path / "videos", {"a": 3, "b": 3, "c": 3})
+    settings = ["trainer.accelerator=cpu", "trainer.ema_decay=0.5", "dataset.replay=0.5"]
+    data = ["dataset.type=video", f"dataset.data_path={videos}"]
+    config = make_config(*TOY, *settings, *data)
     with StandIn():
         actual = fit(config, tmp_path / "device")
     with monkeypatch.context() as patch:
@@ -201,21 +246,41 @@ def test_steps_do_not_wait_for_the_device(tmp_path, train_on_standin, recipe, bu
     assert waits <= budget[0] and kernels <= budget[1], report
 
 
-def test_non_finite_step_is_skipped_and_reported(tmp_path, train_on_standin):
-    """The weights that are saved for the replay are those from before the step."""
-    weights = []
+def test_non_finite_step_is_skipped_and_replayed(tmp_path, train_on_standin, monkeypatch):
+    """The saved weights are those from before the step, and the replay on the CPU repeats it."""
+    weights, losses, score = [], [], SAM2LightningModule.track_and_score
 
-    class Spoil(trainer_module.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-            if batch_idx == 1:
-                module.loss.config.bce = float("inf")
-                weights.append(deepcopy(module.model.state_dict()))
+    def spoil(self, batch, step, *arguments, **options):
+        output, terms = score(self, batch, step, *arguments, **options)
+        if step == 1:
+            weights.append(deepcopy(self.model.state_dict()))
+            losses.append(float(terms["loss"].detach()))
+            terms["loss"] = terms["loss"] * float("inf")
+        return output, terms
 
     config = make_config(*TOY, "trainer.audit=off", "trainer.accelerator=cpu")
-    with StandIn(), pytest.raises(TrainingError) as error:
-        fit(config, tmp_path, callbacks=[Spoil()])
+    with monkeypatch.context() as patch:
+        patch.setattr(SAM2LightningModule, "track_and_score", spoil)
+        with StandIn(), pytest.raises(TrainingError) as error:
+            fit(config, tmp_path)
     assert "in step 1" in str(error.value)
+    assert replay(tmp_path / "replay.pt").terms["loss"] == pytest.approx(losses[0], rel=1e-4)
     saved = torch.load(tmp_path / "replay.pt", weights_only=True)
     assert saved["step_to_replay"]["index"] == 1
     for name, value in weights[0].items():
         assert torch.equal(saved["state_dict"][f"model.{name}"], value.held)
+
+
+def test_export_of_a_model_on_the_device(tmp_path):
+    """The exported weights, with merged LoRA, are the same whatever device the model was on."""
+    model, states = create_sam2_model(make_config(*RECIPES["lora"])), []
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    for device in ("cpu", DEVICE):
+        with StandIn():
+            save_weights(model.to(device), tmp_path / "weights.pt")
+        states.append(torch.load(tmp_path / "weights.pt", weights_only=True)["model"])
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name

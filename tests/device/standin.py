@@ -4,7 +4,8 @@ A tensor on the device ``standin`` keeps its values in main memory. Like a CUDA 
 
 - cannot be combined with a CPU tensor, except for scalars and index tensors,
 - rejects random generators of the CPU and ``numpy()``, and has a random state of its own,
-- follows CUDA's autocast policy.
+- follows CUDA's autocast policy,
+- belongs to the stream that computed it. Another stream must wait before it reads the tensor.
 
 Inside ``with StandIn() as gpu:`` each synchronization (the host waits for the device) is counted
 with the line that causes it, and so is each kernel (an operation that is neither a view nor an
@@ -46,6 +47,35 @@ class MixedDevices(RuntimeError):
     """An operation that CUDA would reject: tensors or generators of two devices."""
 
 
+class StreamError(RuntimeError):
+    """A race on CUDA: a stream reads a tensor of another one, which may not be complete."""
+
+
+class Stream:
+    """A stream of operations, which knows what happened before its next operation.
+
+    Attributes:
+        clock: number of operations that are complete before the next one, by stream.
+    """
+
+    def __init__(self, device: Any = None) -> None:
+        self.clock: Counter[int] = Counter()
+
+    def step(self) -> tuple[int, int]:
+        """Count an operation, and return this stream and its number."""
+        self.clock[id(self)] += 1
+        return id(self), self.clock[id(self)]
+
+    def record_event(self) -> Counter[int]:
+        return self.clock.copy()
+
+    def wait_event(self, event: Counter[int]) -> None:
+        self.clock |= event
+
+    def wait_stream(self, stream: Stream) -> None:
+        self.wait_event(stream.clock)
+
+
 class Backend(_DummyBackendModule):
     """What ``torch.standin`` offers: the parts of ``torch.cuda`` that torch itself calls."""
 
@@ -58,6 +88,20 @@ class Backend(_DummyBackendModule):
 
     def set_device(self, device: Any) -> None:
         pass
+
+    Stream = Stream
+    streams = (Stream(),)  # the default one; the last one is current
+
+    def current_stream(self, device: Any = None) -> Stream:
+        return Backend.streams[-1]
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        Backend.streams += (stream,)
+        try:
+            yield
+        finally:
+            Backend.streams = Backend.streams[:-1]
 
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:
@@ -100,7 +144,12 @@ class StandInTensor(torch.Tensor):
             device=DEVICE,
         )
         tensor.held = held
+        tensor.stamp = Backend.streams[-1].step()
+        tensor.readers = set()
         return tensor
+
+    def record_stream(self, stream: Stream) -> None:
+        self.readers.add(id(stream))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -266,6 +315,8 @@ def _execute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if here and cpu:
         _check_mixed(name, args, here, cpu)
+    for tensor in here:
+        _check_stream(tensor, name)
     if on_device and any(isinstance(x, torch.Generator) for x in values):
         raise MixedDevices(f"{func}: the generator is on cpu, but the tensors are on {DEVICE}")
     _count_waits(name, args, kwargs, bool(here), on_device)
@@ -279,13 +330,18 @@ def _execute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     with _own_random_state(on_device and torch.Tag.nondeterministic_seeded in func.tags):
         result = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     if name == "copy_":
+        if isinstance(args[0], StandInTensor):
+            args[0].stamp = Backend.streams[-1].step()
         return args[0]
     wrappers = {id(x.held): x for x in here}  # operations in place return their argument
 
     def wrap(x: Any) -> Any:
         if not isinstance(x, torch.Tensor) or not on_device:
             return x
-        return wrappers[id(x)] if id(x) in wrappers else StandInTensor(x)
+        if id(x) not in wrappers:
+            return StandInTensor(x)
+        wrappers[id(x)].stamp = Backend.streams[-1].step()
+        return wrappers[id(x)]
 
     return tree_map(wrap, result)
 
@@ -323,6 +379,18 @@ def _check_mixed(name: str, args: tuple, here: list, cpu: list) -> None:
         f"{name} with tensors on {DEVICE} {[tuple(x.shape) for x in here]} and on the CPU "
         f"{[tuple(x.shape) for x in cpu]}\n{''.join(traceback.format_stack(limit=12))}"
     )
+
+
+def _check_stream(tensor: StandInTensor, name: str) -> None:
+    """Reject a tensor of another stream that may not be complete, or whose memory may be reused."""
+    stream, number = tensor.stamp
+    current = Backend.streams[-1]
+    if stream == id(current):
+        return
+    if current.clock[stream] < number:
+        raise StreamError(f"{name} does not wait for the stream of a tensor, at {_line()}")
+    if stream != id(Backend.streams[0]) and id(current) not in tensor.readers:
+        raise StreamError(f"{name} reads a tensor without record_stream, at {_line()}")
 
 
 def _count_waits(name: str, args: tuple, kwargs: dict, here: bool, on_device: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ from sam2kit.models import memory_attention as attention
 from sam2kit.models.checkpoints import SHIPPED_CHECKPOINTS, create_sam2_model
 from sam2kit.models.sam2 import SAM2Model, build_sam2_model
 from sam2kit.prompts.prompt import Prompt
+from sam2kit.tracking import frame_step
 from sam2kit.tracking.frame_step import FrameModel
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
@@ -434,13 +436,37 @@ def test_object_chunks_do_not_change_masks(session, scene):
     assert torch.allclose(*logits, atol=TOLERANCE)
 
 
+class OverwritingGraphs:
+    """A backend that reuses memory as CUDA graphs do: a call overwrites the outputs of all calls.
+
+    See "CUDAGraph Trees" in torch's documentation: every call of a compiled function starts a new
+    iteration, in which tensors of the one before are not valid any more.
+    """
+
+    def __init__(self) -> None:
+        self._outputs = []
+
+    def __call__(self, graph, inputs):
+        def run(*arguments):
+            for tensor in self._outputs:
+                tensor.fill_(math.nan)
+            results = [x.clone() if isinstance(x, torch.Tensor) else x for x in graph(*arguments)]
+            self._outputs = [x for x in results if torch.is_tensor(x) and x.is_floating_point()]
+            return results
+
+        return run
+
+
 @pytest.mark.filterwarnings("error:.*lru_cache")  # cached tensors would be computed in the graph
 def test_compiled_frame_is_one_graph_for_all_frames(scene):
-    """``fullgraph`` raises at a graph break; with a full bank, the shapes do not change."""
+    """``fullgraph`` raises at a graph break; with a full bank, the shapes do not change.
+
+    No tensor of a compiled call is read after the next one, so that CUDA graphs can replay it.
+    """
     torch._dynamo.reset()
     counts = torch._dynamo.utils.counters["stats"]
     trackers, logits, graphs = [VideoTracker(load_pair("loud").kit) for _ in range(2)], [], []
-    trackers[1].compile(fullgraph=True, backend="eager")
+    trackers[1].compile(fullgraph=True, backend=OverwritingGraphs())
     for tracker in trackers:
         video_session = tracker.open(lambda t: read_frame(scene(10).folder, t), 10, SIZE)
         video_session.add_prompt(mask_prompt(scene(10), 0, 0, 1))
@@ -465,6 +491,29 @@ def test_lookahead_encodes_several_frames_at_once(session, scene, monkeypatch):
         logits.append(torch.stack([x.mask_logits for x in video_session.propagate()]))
     assert batches == [1, 4, 4, 1] and video_session.read[-10:] == list(range(10))
     assert torch.allclose(*logits, atol=TOLERANCE / 10)
+
+
+def test_prepared_frames_are_not_resized_again(scene, monkeypatch):
+    tracker, logits = VideoTracker(load_pair("loud").kit), []
+    prepared = [tracker.prepare(read_frame(scene(4).folder, t)) for t in range(4)]
+    for frames in ([x.frame for x in prepared], prepared):
+        video_session = tracker.open(frames.__getitem__, 4, SIZE)
+        video_session.add_prompt(mask_prompt(scene(4), 0, 0))
+        logits.append(torch.stack([x.mask_logits for x in video_session.propagate()]))
+        monkeypatch.setattr(frame_step, "resize_frame", None)
+    assert torch.equal(*logits)
+
+
+def test_device_can_resize_frames(scene):
+    frame = read_frame(scene(4).folder, 0)
+    options = TrackerOptions(resize_on_device=True)
+    trackers = [VideoTracker(load_pair("loud").kit, x) for x in (options, None)]
+    assert trackers[0].prepare(frame).image.shape[-2:] == SIZE
+    features = []
+    for tracker in trackers:
+        with tracker.applied():
+            features.append(tracker.encode(frame).vision[-1])
+    assert 0 < (features[0] - features[1]).norm() < 0.02 * features[1].norm()
 
 
 def test_frame_that_cannot_be_read_ahead_is_an_error_when_it_is_tracked(scene):
