@@ -26,7 +26,7 @@ NO_INTERVAL = (
 )
 POWER, GAIN = 0.8, 0.03
 # Standard deviation of the gain between DAVIS videos (benchmarks/results/proof.md).
-PLANNED_SPREAD = 0.12
+PLANNED_SPREAD = 0.054
 # The sample deviation of a few skewed values is often too small. One degree of freedom less than
 # usual, a variance increased by 1 / (2 N) and, for scores, this fraction of the variance of a
 # Bernoulli variable with the same mean raise the simulated coverage to at least 93%
@@ -176,7 +176,7 @@ def planned_power(videos: int) -> str:
     return (
         f"validation: {plural(videos, 'video')}. To detect a gain of {GAIN:.2f} with {POWER:.0%} "
         f"probability, about {videos_needed(PLANNED_SPREAD):,} videos are needed, if the gain "
-        f"varies between videos as on DAVIS (standard deviation {PLANNED_SPREAD:.2f}). For fewer "
+        f"varies between videos as on DAVIS (standard deviation {PLANNED_SPREAD:.3f}). For fewer "
         f"than {MIN_VIDEOS} videos, no interval is computed."
     )
 
