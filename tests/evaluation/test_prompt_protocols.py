@@ -137,7 +137,7 @@ class Recorder:
         return self._answer(prompt.frame, prompt.objects.tolist())
 
     def propagate(self, start, stop):
-        return iter([self._answer(start, list(self.objects))])
+        return (self._answer(t, list(self.objects)) for t in range(start, stop))
 
     def _answer(self, t, objects):
         shown = np.stack([self.seen.get(n, np.zeros(SIZE, bool)) for n in objects])
