@@ -83,11 +83,11 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         log_to_console(config.log_level)
         from sam2kit.training.trainer import fit
 
-        scorer = None
-        if config.trainer.monitor == "val_jf":  # imports the tracker
+        scorer, is_resumed = None, resume or config.trainer.resume_from is not None
+        if config.trainer.monitor == "val_jf" or is_resumed:  # imports the tracker
             from sam2kit.evaluation.validation_score import jf_scorer
 
-            scorer = jf_scorer(config)
+            scorer = jf_scorer(config, run_dir if resume else None)
         result = fit(config, run_dir, resume, scorer=scorer)
     if result.interrupted:
         raise KeyboardInterrupt(f"a checkpoint is saved in {result.run_dir}")

@@ -153,20 +153,25 @@ def fit(
     config = resolve_config_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
     sources = {"train_source": train_source, "val_source": val_source}
-    if config.trainer.monitor == "val_jf" and scorer is None:
-        raise ConfigError(
-            "trainer.monitor=val_jf requires a scorer",
-            key="trainer.monitor",
-            value="val_jf",
-            hint="pass scorer=sam2kit.evaluation.jf_scorer(config) to fit, or, with several "
-            "devices, set trainer.monitor=val_iou",
-        )
+    _check_scorer(config, scorer)
     with Owner() as owner:
         if _is_first() and run_dir is not None and run_dir.is_dir():
             owner.take(open_run_dir(run_dir, config.output_dir))
             if not resume and config.trainer.resume_from is None:
                 check_new(run_dir)
         return _fit(config, run_dir, resume, owner, _Extras(callbacks, loss, scorer), sources)
+
+
+def _check_scorer(config: Config, scorer: Scorer | None) -> None:
+    """Raise if the monitored metric requires a scorer that was not passed."""
+    if config.trainer.monitor == "val_jf" and scorer is None:
+        raise ConfigError(
+            "trainer.monitor=val_jf requires a scorer",
+            key="trainer.monitor",
+            value="val_jf",
+            hint="pass scorer=sam2kit.evaluation.jf_scorer(config, run_dir) to fit, or, with "
+            "several devices, set trainer.monitor=val_iou",
+        )
 
 
 def _is_first() -> bool:
@@ -205,6 +210,7 @@ def _fit(
         logger.info("Nothing left to train: {}", complete)
         return _existing_result(config, run_dir)
     config = resolve_monitor(config)
+    _check_scorer(config, extras.scorer)  # a resumed run keeps its metric
     if config.model.compile:
         check_compiler()
     if not in_rank():

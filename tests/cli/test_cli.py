@@ -23,6 +23,8 @@ from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
 from sam2kit.data import AcceptedFrame, add_to_training_set, open_source
+from sam2kit.models.checkpoint_io import write_checkpoint
+from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store
 from sam2kit.utils.locks import locked
 
 ROOT = Path(__file__).parents[2]
@@ -251,6 +253,17 @@ def test_evaluate_calls_the_library(calls, tmp_path):
     assert evaluation.protocol == "box" and evaluation.noise_levels == [0.1, 0.2]
     assert main(["evaluate", "--predictions", str(tmp_path)]) == 0
     assert calls[-1][0] == "evaluate_predictions" and calls[-1][1][0] == tmp_path
+
+
+def test_a_resumed_run_gets_the_scorer_of_its_monitor(calls, tmp_path):
+    stored = config_to_store(load_config(None, [*SYNTHETIC, "trainer.monitor=val_jf"]))
+    write_checkpoint({CONFIG_KEY: stored}, tmp_path / "last.ckpt")
+    trained(calls, "--run-dir", str(tmp_path), "--resume", "auto")
+    assert calls[-1][2]["scorer"] is not None
+    trained(calls, "--run-dir", str(tmp_path / "new"), "--resume", "auto")
+    assert calls[-1][2]["scorer"] is None
+    trained(calls, f"trainer.resume_from={tmp_path / 'last.ckpt'}")
+    assert calls[-1][2]["scorer"] is not None
 
 
 def test_run_calls_the_library(calls, tmp_path):
