@@ -29,6 +29,7 @@ from sam2kit.cli.arguments import (
     flag_overrides,
     named_file,
     paths_and_overrides,
+    port,
     positive,
     stages,
     train_config,
@@ -342,7 +343,7 @@ def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         default="127.0.0.1",
         help="address to listen on (default: %(default)s, this machine only; see docs/remote.md)",
     )
-    parser.add_argument("--port", type=positive, metavar="N", help="port; default: 8888")
+    parser.add_argument("--port", type=port, metavar="N", help="port; default: 8888")
     parser.add_argument(
         "--no-browser", action="store_true", help="print the address, but do not open a browser"
     )
