@@ -110,10 +110,11 @@ def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     run_dir, cluster = arguments.run_dir, arguments.cluster
     if not (run_dir / "last.ckpt").exists():  # ask now, because a job has no terminal
         config = resolve_initial_weights(config)
-    job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
-    print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
-    if cluster == "local":
-        job.result()
+    with report_interruption(run_dir):
+        job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
+        print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
+        if cluster == "local":
+            job.result()
 
 
 def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -297,16 +298,17 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     log_to_console("INFO")
     from sam2kit.tracking.tracking_job import track_videos
 
-    folder = track_videos(
-        arguments.videos,
-        arguments.prompts or arguments.prompt_flags,
-        arguments.model_checkpoint,
-        arguments.output_dir,
-        arguments.accelerator or "auto",
-        overwrite=arguments.overwrite,
-        to=arguments.to,
-        devices=arguments.devices or "1",
-    )
+    with report_interruption(arguments.output_dir or "outputs"):
+        folder = track_videos(
+            arguments.videos,
+            arguments.prompts or arguments.prompt_flags,
+            arguments.model_checkpoint,
+            arguments.output_dir,
+            arguments.accelerator or "auto",
+            overwrite=arguments.overwrite,
+            to=arguments.to,
+            devices=arguments.devices or "1",
+        )
     results = quote(str(folder))
     show_next("train on these masks", f"training-set {results} --to SET")
     show_next("score them", f"evaluate --predictions {results}/masks --data-path TRUTH")
@@ -415,15 +417,16 @@ def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     log_to_console("INFO")
     from sam2kit.tracking.training_set_job import make_training_set
 
-    make_training_set(
-        arguments.annotations,
-        arguments.to,
-        arguments.frames,
-        arguments.every,
-        arguments.videos,
-        arguments.format,
-        arguments.copy,
-    )
+    with report_interruption(arguments.to):
+        make_training_set(
+            arguments.annotations,
+            arguments.to,
+            arguments.frames,
+            arguments.every,
+            arguments.videos,
+            arguments.format,
+            arguments.copy,
+        )
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -627,7 +630,7 @@ def log_to_console(level: str) -> None:
 
 @contextmanager
 def report_interruption(folder: str | Path) -> Iterator[None]:
-    """Add the output directory to the message of a KeyboardInterrupt.
+    """Add the output directory to the message of a KeyboardInterrupt that does not name it.
 
     Lightning turns KeyboardInterrupt into SystemExit, which is converted back.
     """
@@ -636,4 +639,6 @@ def report_interruption(folder: str | Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        raise KeyboardInterrupt(f"partial results are in {folder}") from stop
+        if str(folder) in str(stop):
+            raise
+        raise KeyboardInterrupt(f"any partial results are in {folder}") from stop

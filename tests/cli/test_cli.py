@@ -29,6 +29,7 @@ from sam2kit.utils.locks import locked
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
+NANO = ["--model-checkpoint", "nano"]
 
 
 class FakeModule(types.ModuleType):
@@ -310,6 +311,28 @@ def test_interruption_exits_130_and_names_the_results(monkeypatch, capsys, how):
     assert main(["train", *SYNTHETIC, "--output-dir", "here"]) == 130
     err = capsys.readouterr().err
     assert "Interrupted" in err and "here" in err
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "command", "flag"),
+    [
+        ("tracking_job", "track_videos", ["track", ".", "--box", "1,1,9,9", *NANO], "--output-dir"),
+        ("training_set_job", "make_training_set", ["training-set", "."], "--to"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "3 frames are in out"])
+def test_interruption_names_results_of_tracking(
+    monkeypatch, capsys, module, name, command, flag, text
+):
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt(*[text] * bool(text))
+
+    fake = types.ModuleType(f"sam2kit.tracking.{module}")
+    setattr(fake, name, interrupted)
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    assert main([*command, flag, "out"]) == 130
+    result = text or "any partial results are in out"
+    assert capsys.readouterr().err.endswith(f"Interrupted; {result}\n")
 
 
 def test_internal_errors_are_not_swallowed(monkeypatch):
