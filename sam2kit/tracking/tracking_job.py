@@ -74,19 +74,22 @@ def track_video(
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
     *,
+    overwrite: bool = False,
+    to: str | None = None,
     devices: str = "1",
 ) -> Path:
     """Track objects through one video or all videos of a directory; see :func:`track_videos`.
 
     Args:
         video: a video file, a directory of frames, or a directory or dataset with several videos.
-        prompts, checkpoint, output_dir, accelerator, options, devices: see :func:`track_videos`.
+        prompts, checkpoint, output_dir, accelerator, options: see :func:`track_videos`.
+        overwrite, to, devices: see :func:`track_videos`.
 
     Returns:
         The output directory.
     """
     return track_videos(
-        [video], prompts, checkpoint, output_dir, accelerator, options, devices=devices
+        [video], prompts, checkpoint, output_dir, accelerator, options, overwrite, to, devices
     )
 
 
@@ -274,7 +277,7 @@ def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> No
             f"another version of the video ({plural(len(changed), 'video')})",
             key="--output-dir",
             value=str(folder),
-            hint="choose another directory, or add --overwrite to replace them",
+            hint="choose another directory, or add --overwrite (overwrite=True) to replace them",
         )
 
 

@@ -24,6 +24,7 @@ from sam2kit.data.writers import davis_palette
 from sam2kit.models import checkpoints
 from sam2kit.models.checkpoint_io import read_checkpoint
 from sam2kit.prompts.io import load_video_prompts
+from sam2kit.tracking import track_video
 from sam2kit.tracking.inputs import VideoInput, open_inputs
 from sam2kit.tracking.results import mask_folder, read_records
 from sam2kit.utils import locks
@@ -421,3 +422,7 @@ def test_overwrite_replaces_other_objects(tmp_path):
     assert track(video, "--box", "4,8,23,27", "--output-dir", out, "--overwrite") == 0
     assert not (out / "masks" / "a" / "objects.json").exists()
     assert list(VideoFileDataset(video, masks_path=out / "masks").read_masks(0, 0)) == [1]
+    prompt = {"object_id": "dog", "frame_index": 0, "kind": "box", "box": [4, 8, 23, 27]}
+    track_video(video, [prompt], "nano", out, "cpu", overwrite=True, to="cvat")
+    assert list(VideoFileDataset(video, masks_path=out / "masks").read_masks(0, 0)) == ["dog"]
+    assert (out / "labels" / "a.xml").is_file()
