@@ -50,7 +50,7 @@ from sam2kit.training.callbacks import (
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.failures import actionable_errors
 from sam2kit.training.gradient_audit import AuditBeforeTraining
-from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on_devices
+from sam2kit.training.launch import check_ranks, in_rank, train_on_devices
 from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
 from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
@@ -61,7 +61,7 @@ from sam2kit.training.resume import (
     resolve_monitor,
     resumed_model,
 )
-from sam2kit.utils.device import resolve_accelerator
+from sam2kit.utils.device import device_count, resolve_accelerator
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import open_to_append, write_text
 from sam2kit.utils.locks import Owner
@@ -189,7 +189,7 @@ def _fit(
 ) -> FitResult:
     """Train as :func:`fit` describes, and lock the run directory once it exists."""
     log = make_logger_class(config)
-    devices = device_count(config)
+    devices = device_count(config.trainer.accelerator, config.trainer.devices)
     world_size = devices * config.trainer.num_nodes
     _reject_objects_in_memory(config, world_size, extras, sources)
     resume_from = config.trainer.resume_from
