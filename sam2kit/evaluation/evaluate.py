@@ -30,6 +30,7 @@ from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
 from sam2kit.evaluation.scored_split import ScoredSplit, check_scored_videos, scored_source
 from sam2kit.evaluation.scores import (
+    AFTER,
     BEFORE,
     CONVENTIONS,
     COPY,
@@ -54,7 +55,6 @@ from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.text import visible_text
 from sam2kit.viz.overlays import evenly_spaced
 
-AFTER = "after training"
 ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"
 # Names of the last two if the evaluated weights do not come from a run and have their own name.

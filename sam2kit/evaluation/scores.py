@@ -31,8 +31,8 @@ from sam2kit.utils.errors import DataError
 ObjectId = int | str
 SCHEMA_VERSION = 2
 SCORES = ("J", "F", "J&F", "dice")
-# Names of two baselines, under which they appear in results.
-BEFORE, COPY = "before training", "first mask copied"
+# Names of trackers in results: the trained model and two baselines.
+AFTER, BEFORE, COPY = "after training", "before training", "first mask copied"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ from sam2kit.models.checkpoint_io import write_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model, load_model
 from sam2kit.models.feature_cache import FeatureCache, describe
 from sam2kit.models.transformers_format import CONFIG_FILE, WEIGHTS_FILE
-from sam2kit.pipeline.status import read_metrics, read_status
+from sam2kit.pipeline.status import read_status
 from sam2kit.pipeline.sweep import _read_definition, _Sweep
 from sam2kit.prompts.annotations import (
     AnnotationStore,
@@ -462,7 +462,6 @@ COLOURS = {"cell": [255, 0, 0], "background": [0, 0, 0]}
 def compare(folder):
     runs = find_runs([folder])
     comparison_rows(runs), comparison_figure(runs), comparison_warnings(runs * 2)
-    read_metrics(folder)
 
 
 def sweep(folder):
