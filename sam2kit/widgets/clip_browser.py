@@ -14,6 +14,7 @@ import traitlets
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.prompts.geometry import rescale_points
 from sam2kit.prompts.io import check_document, read_document, video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
@@ -343,8 +344,7 @@ class ClipBrowser(ImageWidget):
 
     def _image(self, frame: np.ndarray, masks: Mapping[ObjectId, np.ndarray], t: int):
         """Return a frame of the contact sheet with its masks and prompts."""
-        scale = SHEET_WIDTH / frame.shape[1]
-        size = SHEET_WIDTH, max(1, round(frame.shape[0] * scale))
+        size = SHEET_WIDTH, max(1, round(frame.shape[0] * SHEET_WIDTH / frame.shape[1]))
         image = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         positions = {self.video_layers.objects.index(o): mask for o, mask in masks.items()}
         visible = {
@@ -357,8 +357,7 @@ class ClipBrowser(ImageWidget):
             image = overlays.overlay(image, stack, colors, self.opacity, self.show_outlines)
         for mark in self.marks if self.show_prompts else []:
             if mark["frame"] == t and "points" in mark and mark["object"] not in self.hidden:
-                # Integer coordinates refer to pixel centres.
-                points = (np.array(mark["points"]) + 0.5) * scale - 0.5
+                points = rescale_points(np.array(mark["points"]), frame.shape[:2], size[::-1])
                 image = overlays.draw_prompts(image, points, np.array(mark["labels"]))
         return image
 
