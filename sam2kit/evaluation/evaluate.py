@@ -52,8 +52,8 @@ from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import visible_text
-from sam2kit.viz.overlays import evenly_spaced
 
 ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"

@@ -17,7 +17,7 @@ from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import read_run_config
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.utils.errors import CheckpointError, DataError
-from sam2kit.viz.overlays import evenly_spaced
+from sam2kit.utils.sampling import evenly_spaced
 
 
 def jf_scorer(

@@ -18,6 +18,7 @@ from sam2kit.prompts.geometry import rescale_points
 from sam2kit.prompts.io import check_document, read_document, video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import label_text
 from sam2kit.viz import overlays
 from sam2kit.viz.plots import LINE_COLORS
@@ -322,7 +323,7 @@ class ClipBrowser(ImageWidget):
         of the visible objects, or states that there are no masks.
         """
         with self.lock:
-            spaced = overlays.evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
+            spaced = evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
             steps = sorted({self.frame, *spaced})
             layers = list(dict.fromkeys([self.left, self.right]))
             rows: list[list[np.ndarray]] = [[] for _ in layers]
