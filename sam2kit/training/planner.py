@@ -144,7 +144,7 @@ def propose(plan: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
 
 
 def report(config: Config) -> tuple[str, bool]:
-    """Return whether a step fits, and the plan as text, with overrides if it does not fit."""
+    """Return the plan as text, with overrides if a step does not fit, and whether a step fits."""
     plan = plan_training(config)
     proposal = propose(plan)
     if proposal is None:

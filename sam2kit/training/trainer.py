@@ -85,13 +85,13 @@ class FitResult:
     Attributes:
         run_dir: the run directory, with ``config.yaml``, ``splits.json``, ``best.ckpt``,
             ``last.ckpt``, ``metrics.csv``, ``train.log`` and the logger's files; with LoRA also
-                ``adapter.pt``.
-            best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run
-                was resumed in another directory, only checkpoints since then are considered.
-            last_checkpoint: the checkpoint to resume from, saved at the end of the last epoch or
-                when the run was stopped.
-            metrics: last logged value of each metric, by name.
-            interrupted: whether Ctrl-C or SIGTERM stopped the run early.
+            ``adapter.pt``.
+        best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run was
+            resumed in another directory, only checkpoints since then are considered.
+        last_checkpoint: the checkpoint to resume from, saved at the end of the last epoch or when
+            the run was stopped.
+        metrics: last logged value of each metric, by name.
+        interrupted: whether Ctrl-C or SIGTERM stopped the run early.
     """
 
     run_dir: Path
