@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -242,16 +243,26 @@ def _assemble(
     overrides.append(f"hydra.searchpath=[{override('', f'file://{folders[-1]}')[1:]}]")
     with _isolated_hydra(folders[0]), _translated_errors(source):
         store = ConfigStore.instance()
-        store.store("sam2kit_schema", Config)
+        store.store("sam2kit_schema", structured_schema())
         store.store("sam2kit_file", OmegaConf.create(content))
         store.store("sam2kit", {"defaults": ["sam2kit_schema", "sam2kit_file"]})
         composed = hydra.compose("sam2kit", overrides)
-        schema = OmegaConf.structured(Config)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
+        config = OmegaConf.to_object(OmegaConf.merge(structured_schema(), composed))
     assert isinstance(config, Config)
     config.model.size = SIZE_NAMES.get(config.model.size, config.model.size)
     check(config)
     return config
+
+
+@cache
+def structured_schema() -> Any:
+    """Return the schema as an OmegaConf container, which callers must not modify.
+
+    Creating it takes several times as long as copying it.
+    """
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
 
 
 @contextmanager
@@ -400,8 +411,13 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
     return f"++{text.lstrip('+')}" if isinstance(value, Mapping) else text.lstrip("+")
 
 
-def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
+def _check_values(items: Iterable[tuple[str, Any]], source: str, schema: Any = None) -> None:
     """Reject unknown keys and wrong types.
+
+    Args:
+        items: keys and values.
+        source: origin of the values for error messages.
+        schema: container that takes the values; None (default): a new one.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type.
@@ -410,7 +426,7 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     known = options()
-    schema = OmegaConf.structured(Config)
+    schema = copy.deepcopy(structured_schema()) if schema is None else schema
     for key, value in items:
         if key in SECTIONS:
             if not isinstance(value, Mapping):
@@ -418,7 +434,8 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
                 hint += f"{key}=... on the command line"
                 expected = "a section with keys"
                 raise ConfigError(source, key=key, value=value, expected=expected, hint=hint)
-            _check_values(((f"{key}.{name}", inner) for name, inner in value.items()), source)
+            entries = ((f"{key}.{name}", inner) for name, inner in value.items())
+            _check_values(entries, source, schema)
             continue
         if key not in known:
             raise ConfigError(f"unknown key in {source}", key=key, hint=_known_keys(key, known))
