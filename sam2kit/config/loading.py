@@ -196,14 +196,14 @@ def to_yaml(config: Config, comments: bool = True) -> str:
     """Return the complete configuration as YAML, with a comment above each key."""
     from omegaconf import OmegaConf
 
-    def entry(name: str, value: Any, help: str) -> str:
-        text = OmegaConf.to_yaml({name: value})
-        if not comments:
-            return text
-        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
-        return f"{comment}\n{text}"
+    if not comments:
+        return OmegaConf.to_yaml(asdict(config))
 
-    parts = []
+    def entry(name: str, value: Any, help: str) -> str:
+        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
+        return f"{comment}\n{OmegaConf.to_yaml({name: value})}"
+
+    parts = ["# Train with: sam2kit train --config THIS_FILE\n"]
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name not in SECTIONS:
@@ -212,11 +212,9 @@ def to_yaml(config: Config, comments: bool = True) -> str:
         inner = "".join(
             entry(g.name, getattr(value, g.name), g.metadata["help"]) for g in fields(value)
         )
-        title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n" if comments else ""
+        title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n"
         parts.append(f"{title}{f.name}:\n{textwrap.indent(inner, '  ')}")
-    if comments:
-        parts.insert(0, "# Train with: sam2kit train --config THIS_FILE\n")
-        parts.insert(-5, "\n")
+    parts.insert(-5, "\n")
     return "".join(parts)
 
 
