@@ -294,6 +294,12 @@ def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
     return source, i, start
 
 
+def is_new_each_epoch(source: VideoSource, i: int) -> bool:
+    """Return whether every training epoch has other pixels in the place of video ``i``."""
+    source, i, _ = innermost(source, i)
+    return source.index_in_epoch(i, 1) >= len(source)
+
+
 class SelectedVideos(DerivedSource):
     """Select some videos of another source, in the given order.
 
