@@ -124,7 +124,7 @@ def save_video(
     size: tuple[int, int] = SIZE,
     **options: Any,
 ) -> Path:
-    """Write a video file of frames with one grey value each.
+    """Write a video file of 12 frames per second with one grey value each.
 
     ``options`` are attributes of the encoder, except for ``times``, the presentation time of each
     frame in milliseconds, and ``options``, a dictionary of codec options.
@@ -134,7 +134,7 @@ def save_video(
     times, encoder = options.pop("times", None), options.pop("options", {})
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=12)
         stream.height, stream.width = size
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         if times is not None:

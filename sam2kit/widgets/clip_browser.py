@@ -53,8 +53,8 @@ class ClipBrowser(ImageWidget):
             the objects of the ground truth on the first frame.
         prompt_size: H and W of the frames whose pixels are the units of a list of prompts. If None
             (default), the size of the video's frames.
-        fps: playback rate in frames per second. If None (default), the rate of the source, or 10 if
-            it has none.
+        fps: playback rate in frames per second, 0.1 to 120. If None (default), the rate of each
+            video, or 10 if it has none.
 
     Attributes:
         video: index of the video; :meth:`show_video` changes it.
@@ -115,11 +115,12 @@ class ClipBrowser(ImageWidget):
                     key="prompts",
                     hint="pass the prompts.json of these videos",
                 )
+        self._follows_rate, self._rate = fps is None, 0.0
         self._first = video_number(self.source, video)
         super().__init__(
             videos=list(map(label_text, self.source.names)),
-            fps=fps or getattr(self.source, "fps", 10.0),
             frame=0,
+            **({} if fps is None else {"fps": fps}),
         )
         colors = {"objects": overlays.PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
         self.set_trait("colors", colors)
@@ -152,6 +153,9 @@ class ClipBrowser(ImageWidget):
                 for name, value in (traits | {"video": i}).items():
                     self.set_trait(name, value)
                 self.frame, self.hidden = 0, []
+                # A rate that the user has set in the view is kept for other videos of this rate.
+                if self._follows_rate and self._rate != (rate := self.source.frame_rate(i)):
+                    self._rate, self.fps = rate, min(max(rate, 0.1), 120)
                 # Keep the selected layers if they exist, otherwise show ground truth and first
                 # tracker.
                 if self.left not in video_layers.names or self.right not in video_layers.names:

@@ -59,7 +59,7 @@ from sam2kit.data import (
 from sam2kit.data.clip import collate
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.sources import nifti
-from sam2kit.data.sources.base import FrameRange, ObjectId, VideoSource
+from sam2kit.data.sources.base import FrameRange, ObjectId, SelectedVideos, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.mask_files import MaskFiles
@@ -457,6 +457,15 @@ def test_mask_paths(sample_of):
     for name, number in (("folders", 1), ("folder per object", 2), ("images", 1), ("coco", 0)):
         assert len(build_source(config_of(sample_of(name)), 0).mask_paths(1, 0)) == number
     assert build_source(config_of(sample_of("files")), 0).mask_paths(0, 1) == []
+
+
+@pytest.mark.parametrize("name", ["folders", "composited", "files", "sav", "training set"])
+def test_frame_rates(name, sample_of):
+    """Video files define their rate (12 here), folders of frames do not."""
+    source = build_source(config_of(sample_of(name)), seed=0)
+    rates = [s.frame_rate(1) for s in (source, FrameRange(source, 2, 5))]
+    rates.append(SelectedVideos(source, [1]).frame_rate(0))
+    assert rates == [10 if name in ("folders", "composited") else 12] * 3
 
 
 def test_all_types_are_tested(sample_of):

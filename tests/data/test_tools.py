@@ -262,6 +262,7 @@ def test_a_video_file_with_cvat(tmp_path):
     )
     source = CVATDataset(tmp_path)
     assert source.num_frames(0) == 3 and source.frame_path(0, 1) is None
+    assert source.frame_rate(0) == 12
     assert np.array_equal(source.read_masks(0, 1)[0], square(0, 2))
     assert round(source.read_frame(0, 2).mean() / 10) == 2 and source.read_masks(0, 2) is None
 

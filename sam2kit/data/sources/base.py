@@ -18,6 +18,7 @@ from sam2kit.utils.text import visible_text
 ObjectId = int | str
 NOTE, IGNORED, ORDER, GEOMETRY = "note", "ignored", "order", "geometry"
 IDENTITY = "identity"
+DEFAULT_FPS = 10.0
 Files = TypeVar("Files")
 Video = TypeVar("Video")
 
@@ -166,6 +167,10 @@ class VideoSource(ABC):
         """Return the number of frame ``t`` in the whole video, of which this may be a part."""
         return t
 
+    def frame_rate(self, i: int) -> float:
+        """Return the frames per second of video ``i``; 10 if its files do not define them."""
+        return DEFAULT_FPS
+
     def frame_path(self, i: int, t: int) -> Path | None:
         """Return the image file of frame ``t`` of video ``i``; None if no file contains only it."""
         return None
@@ -261,6 +266,10 @@ class DerivedSource(VideoSource):
     def frame_number(self, i: int, t: int) -> int:
         source, k = self.locate(i)
         return source.frame_number(k, t)
+
+    def frame_rate(self, i: int) -> float:
+        source, k = self.locate(i)
+        return source.frame_rate(k)
 
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)

@@ -171,6 +171,9 @@ class TrainingSet(VideoSource):
     def frame_path(self, i: int, t: int) -> Path | None:
         return self._videos[i].frame_path(0, t)
 
+    def frame_rate(self, i: int) -> float:
+        return self._videos[i].fps
+
     def video_path(self, i: int) -> Path | None:
         return self._videos[i].video_path(0)
 
