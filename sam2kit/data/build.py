@@ -42,9 +42,8 @@ from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
-# Added to the seed of generated validation videos, so that training never sees them. For
-# generated test videos it is added twice.
-VALIDATION_SEED_OFFSET = 1_000_003
+# Added to the seed of what is generated in the videos of a part, so that training never sees it.
+SEED_OFFSETS = {TRAIN: 0, VALIDATION: 1_000_003, TEST: 2_000_006}
 MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
 # Prepares the videos of a section for their use; the arguments are those of _prepare.
 Prepare = Callable[[VideoSource, DatasetConfig, int, str], VideoSource]
@@ -314,7 +313,7 @@ def _open_section(
     """
     prepare = prepare or _prepare
     settings = resolve_layout(settings, section)
-    seed = config.seed + VALIDATION_SEED_OFFSET * (2 if section == "testdataset" else 1)
+    seed = config.seed + SEED_OFFSETS[TEST if section == "testdataset" else VALIDATION]
     return prepare(_open(settings, seed, section, prepare), settings, seed, section)
 
 
@@ -461,7 +460,7 @@ class _Holder:
         }
 
     def _seed(self, part: str) -> int:
-        return self.config.seed + (part != TRAIN) * VALIDATION_SEED_OFFSET
+        return self.config.seed + SEED_OFFSETS[part]
 
     def _generated(
         self, config: DatasetConfig, train: VideoSource, section: str

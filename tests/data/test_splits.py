@@ -141,6 +141,21 @@ def test_generated_test_videos_are_neither_trained_on_nor_validated_on():
     assert all(parts.values()) and len(set(sum(parts.values(), []))) == 3 + 16 + 16
 
 
+@pytest.mark.parametrize("source", ["held out", "a list"])
+def test_objects_composited_onto_test_videos_are_new(tmp_path, source):
+    root = make_davis(tmp_path, {name: 2 for name in "abcdef"})
+    shutil.rmtree(root / "Annotations")
+    config = config_for(root, synthetic_objects=2)
+    if source == "held out":
+        config.testdataset.fraction = 0.2
+    else:
+        (tmp_path / "list.txt").write_text("a\n")
+        config.testdataset.split = str(tmp_path / "list.txt")
+    sets = open_sets(config)
+    seeds = [part.seed for part in (sets.train, sets.validation, sets.test)]
+    assert seeds == [config.seed + offset for offset in (0, 1_000_003, 2_000_006)]
+
+
 def test_too_few_videos_for_a_test(tmp_path):
     config = config_for(make_davis(tmp_path, {"a": 9, "b": 9}))
     config.testdataset.fraction = 0.2
