@@ -24,12 +24,11 @@ from sam2kit.widgets.base import (
     ImageWidget,
     display_size,
     encode_jpeg,
-    encode_png,
     error_text,
     video_number,
     view_files,
 )
-from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
+from sam2kit.widgets.layers import TRUTH, VideoLayers, encode_planes, open_results, prompt_marks
 
 CURVE_SECONDS = 0.1  # time to measure J per request, short enough not to delay frames
 SHEET_FRAMES, SHEET_WIDTH = 6, 300  # static image: frames per row, pixels per frame
@@ -241,11 +240,9 @@ class ClipBrowser(ImageWidget):
             positions = {
                 self.video_layers.objects.index(o): m for o, m in (layer_masks or {}).items()
             }
-            for base, labels in label_planes(positions):
-                if labels.shape != size:
-                    labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-                planes.append({"layer": layer, "base": base})
-                buffers.append(encode_png(labels, compress_level=1))
+            for plane in encode_planes(positions, size):
+                buffers.append(plane.pop("labels"))
+                planes.append({"layer": layer} | plane)
         missing = [layer for layer, layer_masks in masks.items() if layer_masks is None]
         self._sync_objects()
         content = {"key": key, "t": t, "size": frame.shape[:2], "planes": planes}

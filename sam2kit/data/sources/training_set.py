@@ -26,7 +26,7 @@ MASKS, COCO_FILE, VIDEOS, FRAMES = "Annotations", "annotations.json", "videos", 
 VERSION = 1
 
 
-class StoredObject(msgspec.Struct):
+class ListedObject(msgspec.Struct):
     """An object of a video; ``name`` is its display name."""
 
     id: int | str
@@ -52,7 +52,7 @@ class StoredVideo(msgspec.Struct, omit_defaults=True):
     path: str = ""
     absolute: str = ""
     files: list[str] = []
-    objects: list[StoredObject] = []
+    objects: list[ListedObject] = []
 
 
 class Index(msgspec.Struct):
