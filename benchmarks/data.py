@@ -1,4 +1,4 @@
-"""Measure clips per second against upstream: ``python benchmarks/data.py [--data DAVIS]``.
+"""Measure clips per second against upstream: ``python -m benchmarks.data [--data DAVIS]``.
 
 Upstream's ``VOSDataset`` with the transforms of its MOSE fine-tuning and sam2kit's ``ClipDataset``
 with ``augmentation=official`` (the same transforms) alternately load clips of the same videos, in

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
+
+if TYPE_CHECKING:
+    from sam2kit.config.schema import DatasetConfig
+    from sam2kit.data.sources.base import VideoSource
 
 SIZE = (24, 32)
 
@@ -170,6 +174,16 @@ def make_sav(
         }
         save_json(root / f"{name}_{kind}.json", content)
     return root
+
+
+def training_videos(config: DatasetConfig, seed: int = 0) -> VideoSource:
+    """Open all videos of a section as training does, without holding any out."""
+    from sam2kit.config.schema import Config
+    from sam2kit.data.build import open_sets
+
+    settings = Config(dataset=config, seed=seed)
+    settings.valdataset.type = "synthetic"
+    return open_sets(settings).train
 
 
 def everything(source: Any) -> list[Any]:

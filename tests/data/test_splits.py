@@ -18,9 +18,8 @@ from sam2kit.data import (
     build_datasets,
     build_test_source,
     build_validation_source,
-    hold_out,
 )
-from sam2kit.data.build import open_sets
+from sam2kit.data.build import open_sets, split_source
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.splits import (
     PARTS,
@@ -31,7 +30,6 @@ from sam2kit.data.splits import (
     SplitVideo,
     assign,
     describe,
-    drawn,
     read_splits,
 )
 from sam2kit.utils.errors import ConfigError, DataError
@@ -92,12 +90,12 @@ def test_a_large_fraction_leaves_a_video_to_train_on():
         assert set(parts) == set(PARTS)
 
 
-def test_hold_out_can_repeat_the_draw_of_earlier_versions(tmp_path):
+def test_the_draw_of_earlier_versions_is_repeated(tmp_path):
     source = VideoDataset(make_davis(tmp_path, {name: 2 for name in "abcdefghij"}))
     shuffled = np.random.default_rng((7, 0)).permutation(10)
-    assert hold_out(source, 0.2, 7)[1].names == sorted("abcdefghij"[k] for k in shuffled[:2])
-    assert drawn(source.names, 0.2, 7).count(VALIDATION) == 2
-    assert hold_out(source, 0.2)[1].names == hold_out(source, 0.2, section="x")[1].names
+    earlier = Splits(seed=7)
+    _, parts = split_source(source, DatasetConfig(), {VALIDATION: 0.2}, earlier=earlier)
+    assert parts[VALIDATION].names == sorted("abcdefghij"[k] for k in shuffled[:2])
 
 
 def test_test_videos_are_neither_trained_on_nor_validated_on(tmp_path):

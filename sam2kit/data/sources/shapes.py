@@ -290,7 +290,7 @@ class ShapeDataset(VideoSource):
         dropped.add_unread([*problems.read, *chain.from_iterable(frames)], listed=True)
         self._remarks = dropped.report()
         problems.read.clear()  # each DataLoader worker would copy it
-        # How frames of more than 8 bits are scaled; build_source sets the configured rule.
+        # How frames of more than 8 bits are scaled; data/build.py sets the configured rule.
         self.scaler = VideoScaler(IntensityRule())
         self._open: tuple[int, VideoFile] | None = None
         # Per video and frame: the ids of the shapes that are matched from frame to frame.
