@@ -32,7 +32,8 @@ MAX_DEPTH = 64  # levels of nesting; Label Studio needs 9, a configuration 5, CV
 MAX_YAML_NODES = 20_000  # with all aliases expanded; a complete configuration has 500
 MAX_XML_NODES = 5_000_000  # elements, of about 200 bytes each in memory
 MAX_FRAMES = 10_000_000  # of one video: a day at 100 frames per second has 8,640,000
-MAX_PIXELS = 1 << 28  # of one frame: 16,384 squared. A mask of this size has 256 MB
+# Of one mask: 16,384 squared, 256 MB. Frames of stacks may be larger than an image file.
+MAX_PIXELS = 1 << 28
 
 
 def read_json(

@@ -21,6 +21,7 @@ from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.readers import damage_is, read_json
+from sam2kit.widgets.base import encode_png
 
 TRUTH = "truth"  # name of the layer with the ground truth
 
@@ -309,6 +310,24 @@ def label_planes(masks: Mapping[int, np.ndarray]) -> list[tuple[int, np.ndarray]
             planes.append((base, labels))
         labels[mask] = label + 1
     return planes
+
+
+def encode_planes(masks: Mapping[int, np.ndarray], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Encode masks as PNG images of labels.
+
+    Args:
+        masks: ``[H,W]`` bool by position of the object.
+        size: rows and columns of the images.
+
+    Returns:
+        ``base`` and ``labels``, the image, of each of the :func:`label_planes`.
+    """
+    encoded = []
+    for base, labels in label_planes(masks):
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        encoded.append({"base": base, "labels": encode_png(labels, compress_level=1)})
+    return encoded
 
 
 def prompt_marks(

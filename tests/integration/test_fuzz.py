@@ -33,6 +33,7 @@ from data_helpers import (
     save_palette,
     save_video,
     square,
+    training_videos,
 )
 from fuzz_helpers import as_json, cases, changed
 from hypothesis import HealthCheck, Phase, given, settings
@@ -49,7 +50,6 @@ from sam2kit.data import (
     COCODataset,
     VideoDataset,
     add_to_training_set,
-    build_source,
     open_source,
 )
 from sam2kit.data.label_image import read_label_image
@@ -236,7 +236,7 @@ def test_corrupted_data(tmp_path, kind):
     make(root)
     files = [sorted(root.glob(pattern))[0] for pattern in patterns]
     config = DatasetConfig(type=type or kind, data_path=str(root))
-    fuzz(files, lambda: everything(build_source(config, 0)))
+    fuzz(files, lambda: everything(training_videos(config, 0)))
 
 
 @pytest.mark.parametrize("make", [make_coco, make_ytvis])

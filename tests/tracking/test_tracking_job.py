@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_helpers import make_sav
 from PIL import Image
 
 from sam2kit.cli.main import main
@@ -226,6 +227,7 @@ def test_names_of_single_files(tmp_path):
     assert [v.name for v in open_inputs([root])] == ["mon/clip", "tue/b", "tue/clip"]
     with pytest.raises(DataError):
         open_inputs([paths[0], paths[0]])
+    assert open_inputs([make_sav(tmp_path / "sav")])[0].fps == 12  # the rate of its files
     assert mask_folder("mon/clip") == Path("mon/clip")
     hostile = {mask_folder(name) for name in ("../x", "a//b", "a/../b", "/x", "")}
     assert len(hostile) == 5 and not any(".." in path.parts for path in hostile)
