@@ -32,6 +32,7 @@ from sam2kit.data.sources.base import ObjectId, VideoSource, is_new_each_epoch
 from sam2kit.data.synthetic.dataset import SyntheticDataset
 from sam2kit.data.transforms import augment, resize_frames, resize_mask
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import plural
 
 # Maximum number of videos checked before training: decoding a mask of 480p takes milliseconds.
@@ -198,9 +199,7 @@ class ClipDataset(Dataset[VideoClip]):
     def _checked_videos(self) -> list[int]:
         """Return the videos to check before training, evenly spaced."""
         videos = self._fixed_videos
-        count = len(videos)
-        chosen = np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int)
-        return [videos[k] for k in chosen]
+        return [videos[k] for k in evenly_spaced(len(videos), MAX_CHECKED_VIDEOS)]
 
     def __len__(self) -> int:
         return self.num_stored + self.num_replayed
