@@ -203,18 +203,20 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
 def resumed_model(config: Config) -> Config:
     """Return the configuration with the initial weights and model size of the resumed run.
 
-    They are replaced only where the user did not set them: ``model.checkpoint`` must be null, and
-    ``model.size`` the default.
+    Each of both is replaced only if the user did not set it: if ``model.checkpoint`` is null, or
+    ``model.size`` is the default. A run that starts from ``nano`` stores its size, which the
+    command that started it need not contain.
     """
     path = config.trainer.resume_from
-    if path is None or config.model.checkpoint is not None:
+    if path is None:
         return config
     try:
         stored = read_run_config(path).model
     except CheckpointError:
         return config  # check_resume reports the error with its key
     size = stored.size if config.model.size == Config().model.size else config.model.size
-    return replace(config, model=replace(config.model, checkpoint=stored.checkpoint, size=size))
+    checkpoint = stored.checkpoint if config.model.checkpoint is None else config.model.checkpoint
+    return replace(config, model=replace(config.model, checkpoint=checkpoint, size=size))
 
 
 def resolve_monitor(config: Config) -> Config:
