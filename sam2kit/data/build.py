@@ -114,8 +114,8 @@ def open_source(
 def resolve_layouts(config: Config) -> Config:
     """Replace ``type=auto`` of all sections by the detected type, with the paths it needs.
 
-    ``valdataset`` keeps ``auto`` (even if inherited), so that the layout of other validation
-    videos, passed to a later command, is detected separately.
+    ``valdataset`` and ``testdataset`` keep ``auto`` (even if inherited), so that the layout of
+    other videos, passed to a later command, is detected separately.
 
     Returns:
         A changed copy, or the same object if nothing had to be detected.
@@ -126,10 +126,11 @@ def resolve_layouts(config: Config) -> Config:
     dataset = resolve_layout(config.dataset)
     if dataset is config.dataset:
         return config
-    val = config.valdataset
-    if val.type is None and config.dataset.type == "auto":
-        val = replace(val, type="auto")
-    return replace(config, dataset=dataset, valdataset=val)
+    val, test = config.valdataset, config.testdataset
+    if config.dataset.type == "auto":
+        val = replace(val, type=val.type or "auto")
+        test = replace(test, type=test.type or "auto")
+    return replace(config, dataset=dataset, valdataset=val, testdataset=test)
 
 
 def resolve_layout(config: DatasetConfig, section: str = "dataset") -> DatasetConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_helpers import make_davis, make_textured
 
-from sam2kit.config.loading import load_config
+from sam2kit.config.loading import load_config, override_config
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data import (
     COCODataset,
@@ -20,7 +20,7 @@ from sam2kit.data import (
     build_validation_source,
     hold_out,
 )
-from sam2kit.data.build import open_sets
+from sam2kit.data.build import open_sets, resolve_layouts
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.splits import (
     PARTS,
@@ -127,6 +127,23 @@ def test_test_videos_of_their_own(tmp_path):
     config.valdataset.data_path = str(tmp_path / "other")
     parts = parts_of(config)
     assert parts[VALIDATION] == ["x"] and len(parts[TRAIN]) + len(parts[TEST]) == 6
+
+
+@pytest.mark.parametrize("section", ["valdataset", "testdataset"])
+def test_other_videos_are_detected_whatever_the_run_trained_on(tmp_path, section):
+    make_davis(tmp_path / "new", {"x": 2})
+    make_davis(tmp_path / "data", {"a": 2, "b": 2})
+    path = [f"{section}.data_path={tmp_path / 'new'}"]
+    build = build_validation_source if section == "valdataset" else build_test_source
+    for data in (["dataset.type=synthetic"], [f"dataset.data_path={tmp_path / 'data'}"]):
+        stored = resolve_layouts(load_config(None, data))
+        assert stored.dataset.type in ("synthetic", "video")
+        config = override_config(stored, path)
+        assert build(config).names == ["x"]
+        assert getattr(config, section).type == ("auto" if stored.dataset.data_path else None)
+    with pytest.raises(ConfigError) as error:
+        override_config(stored, [f"{section}.type=synthetic", *path])
+    assert (error.value.key, error.value.value) == (f"{section}.data_path", str(tmp_path / "new"))
 
 
 def test_generated_test_videos_are_neither_trained_on_nor_validated_on():
