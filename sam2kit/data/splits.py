@@ -184,6 +184,12 @@ class Splits:
         pairs = ((v, next(filter(v.overlaps, known.same_video(v)), None)) for v in videos)
         return [(video, repeated) for video, repeated in pairs if repeated is not None]
 
+    def training_checksum(self) -> str:
+        """Return a checksum of the training videos, independent of their order."""
+        videos = sorted(repr((v.name, v.frames, v.content)) for v in self.train)
+        text = "\n".join(videos).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+
     def continued(self) -> Splits:
         """Return the splits for a run that starts from the weights of this one."""
         before = tuple(dict.fromkeys((*self.train, *self.trained_before)))

@@ -7,6 +7,7 @@ Runs are compared by paired differences on their common videos, using the scores
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,10 +102,12 @@ class EvaluatedRun:
 
     Attributes:
         name: the shortest suffix of the directory's path that is unique among the runs.
-        metrics: the content of ``metrics.json``.
-        seed: the seed of the run.
-        settings: all training settings in the run's ``config.yaml`` except for the seed, or None if
-            there is no such file. Runs with equal settings only differ in their seed.
+        metrics: the content of ``metrics.json``. Videos with the name of another run's video, but
+            other frames, are numbered: ``NAME (2)``.
+        seed: the seed of training, or None for weights that do not come from a run.
+        settings: all training settings in the run's ``config.yaml`` except for the seed, with a
+            checksum of the training videos, or None if there is no such file. Runs with equal
+            settings only differ in their seed.
     """
 
     name: str
@@ -133,8 +136,11 @@ class EvaluatedRun:
                 if tracker != self.tracker:
                     content = content.get("trackers", {}).get(tracker, {})
                 for identity, values in content.get("objects", {}).items():
-                    if values["J&F"] is not None:
-                        scores[video, (identity, values["frames"])] = float(values["J&F"])
+                    if values["J&F"] is None:
+                        continue
+                    if not math.isfinite(values["J&F"]):
+                        raise ValueError(f"J&F of {visible_text(video)} is {values['J&F']}")
+                    scores[video, (identity, values["frames"])] = float(values["J&F"])
         return scores
 
 
@@ -164,14 +170,40 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
     if not metrics_by_path:
         raise DataError("no runs to compare", hint="pass at least one directory")
     names = _unique_names(list(metrics_by_path))
+    _number_videos(list(metrics_by_path.values()))
     return [
-        EvaluatedRun(name, metrics_by_path[path], *_seed_and_settings(path))
+        EvaluatedRun(name, metrics_by_path[path], *_seed_and_settings(path, metrics_by_path[path]))
         for path, name in names.items()
     ]
 
 
-def _seed_and_settings(folder: Path) -> tuple[int | None, str | None]:
-    """Return the seed and the other training settings from ``config.yaml`` in ``folder``."""
+def _number_videos(results: Sequence[dict[str, Any]]) -> None:
+    """Rename videos with the name of another evaluation's video, but other frames."""
+    contents: dict[str, list[set[str]]] = {}  # of the different videos of each name
+    for metrics in results:
+        videos = {}
+        for name, scores in metrics["videos"].items():
+            # Earlier versions did not store the content, nor is there one for generated videos.
+            content, known = set(scores.get("content", ())), contents.setdefault(name, [])
+            same = (
+                n for n, other in enumerate(known) if not (content and other) or content & other
+            )
+            number = next(same, len(known))
+            if number == len(known):
+                known.append(content)
+            known[number] |= content
+            videos[f"{name} ({number + 1})" if number else name] = scores
+        metrics["videos"] = videos
+
+
+def _seed_and_settings(folder: Path, metrics: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Return the seed and the other settings of training.
+
+    Args:
+        folder: the directory with ``config.yaml``, the configuration of the evaluation.
+        metrics: the content of ``metrics.json``. Its ``training`` is missing in those of earlier
+            versions; then the seed of the evaluation is returned.
+    """
     file, hint = folder / "config.yaml", "evaluate the run again"
     try:
         content = read_yaml(file, hint=hint, error=DataError)
@@ -190,6 +222,9 @@ def _seed_and_settings(folder: Path) -> tuple[int | None, str | None]:
                 if scopes.get(key) != MACHINE:
                     values[key] = entry
         seed = content.get("seed")
+        if "training" in metrics:
+            training = metrics["training"] or {}
+            seed, values["training videos"] = training.get("seed"), training.get("videos")
     return seed, json.dumps(values, sort_keys=True, default=str)
 
 
@@ -302,7 +337,7 @@ def group_trials(
     finished = set(done)
     names: dict[tuple[str, ...], list[str]] = {}
     for name, overrides in trials.items():
-        setting = tuple(o for o in overrides if not o.startswith("seed="))
+        setting = tuple(o for o in overrides if not _is_seed(o))
         names.setdefault(setting, []).append(name)
     groups = []
     for setting, members in names.items():
@@ -315,9 +350,7 @@ def group_trials(
         gain = RunGroup("", runs).gains() if runs else None
         scores = [run.metrics["trackers"][run.tracker]["J&F"] for run in runs]
         scores = [score for score in scores if score is not None]
-        seeds = [
-            o.removeprefix("seed=") for n in members for o in trials[n] if o.startswith("seed=")
-        ]
+        seeds = [o.partition("=")[2] for n in members for o in trials[n] if _is_seed(o)]
         groups.append(
             {"rank": None, "overrides": list(setting), "seeds": seeds, "trials": members}
             | {"done": len(runs), "J&F": float(np.mean(scores)) if scores else None}
@@ -331,6 +364,10 @@ def group_trials(
     for rank, group in enumerate(groups, start=1):
         group["rank"] = None if group["J&F"] is None else rank
     return groups
+
+
+def _is_seed(override: str) -> bool:
+    return override.lstrip("+").partition("=")[0] == "seed"
 
 
 def _mean_and_interval(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -478,7 +515,8 @@ class DataSetComparison:
     def notes(self) -> list[str]:
         """Return caveats about the numbers."""
         compared = [row["gain"] for row in self.gains if row["gain"]] + self.pairs
-        notes = [NO_INTERVAL] if any(c["videos"] < MIN_VIDEOS for c in compared) else []
+        notes = self._leaks()
+        notes += [NO_INTERVAL] if any(c["videos"] < MIN_VIDEOS for c in compared) else []
         if len(self.groups) > 1:
             notes.append(
                 "p is corrected for the number of rows of its table (Holm). The best of several "
@@ -487,6 +525,23 @@ class DataSetComparison:
         if compared:
             notes.append(power_text(compared[0]["spread"], compared[0]["videos"]))
         return [note for note in notes if note]
+
+    def _leaks(self) -> list[str]:
+        """Return warnings about runs whose checkpoint was trained or selected on these videos."""
+        warnings = []
+        for key, use in (("trained_on", "trained"), ("selected_on", "selected")):
+            names = []
+            for run in (run for group in self.groups for run in group.runs):
+                with damage_is(DataError, f"metrics.json of {run.name}", "evaluate the run again"):
+                    if (run.metrics.get("split") or {}).get(key):
+                        names.append(visible_text(run.name))
+            if names:
+                some = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+                warnings.append(
+                    f"Warning: checkpoints were {use} on videos scored here ({some}). Their scores "
+                    "are biased upward."
+                )
+        return warnings
 
     def figure(self) -> Figure | None:
         """Plot scores per video for two runs, or before and after training for a single run.
@@ -605,7 +660,7 @@ def check_comparable(comparisons: Sequence[DataSetComparison]) -> None:
             f"{where} have no common videos",
             key="valdataset",
             hint="evaluate both on the same videos: sam2kit evaluate --model-checkpoint RUN "
-            "--data-path DIR",
+            "--data-path DIR. Clips generated for validation depend on seed: use the same --seed",
         )
     for key in ("convention", "protocol"):
         if one.metrics[key] != other.metrics[key]:

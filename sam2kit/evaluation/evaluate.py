@@ -22,13 +22,18 @@ from sam2kit.config.schema import Config
 from sam2kit.config.stored import override_allowed
 from sam2kit.data.build import open_sets
 from sam2kit.data.sources.base import VideoSource
-from sam2kit.data.splits import Splits
+from sam2kit.data.splits import Splits, describe
 from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
 from sam2kit.evaluation.predictions import read_prediction, score_predictions
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
-from sam2kit.evaluation.scored_split import ScoredSplit, check_scored_videos, scored_source
+from sam2kit.evaluation.scored_split import (
+    ScoredSplit,
+    check_scored_videos,
+    contents,
+    scored_source,
+)
 from sam2kit.evaluation.scores import (
     BEFORE,
     CONVENTIONS,
@@ -67,6 +72,7 @@ def evaluate(
     output_dir: Path,
     splits: Splits | None = None,
     compared: Mapping[str, Splits] | None = None,
+    training_seed: int | None = None,
 ) -> Evaluation:
     """Track the validation or test videos of ``config`` with all trackers and score the masks.
 
@@ -78,6 +84,7 @@ def evaluate(
         runs: trackers with unique names, first the tracker under evaluation.
         output_dir: the directory for the results.
         splits, compared: see :func:`sam2kit.evaluation.scored_split.check_scored_videos`.
+        training_seed: the seed with which the checkpoint was trained. None (default): unknown.
 
     Raises:
         ConfigError: an option in ``evaluation`` is invalid.
@@ -123,9 +130,20 @@ def evaluate(
         name: {level: summary(videos)["J&F"] for level, videos in curve.items()}
         for name, curve in curves.items()
     }
-    trackers = list(results.values())
+    training = None
+    if splits is not None:
+        training = {"seed": training_seed, "videos": splits.training_checksum()}
     return Evaluation(
-        config, source, trackers, output_dir, files, robustness, calibration, fields, split
+        config,
+        source,
+        list(results.values()),
+        output_dir,
+        files,
+        robustness,
+        calibration,
+        fields,
+        split,
+        training,
     )
 
 
@@ -226,6 +244,7 @@ def evaluate_checkpoint(
         unknown = "model.checkpoint" in ignored
         no_start = unknown if start is None else start in (checkpoint, str(file))
         splits = checkpoint_splits(checkpoint)
+        seed = None if splits is None else source_config(checkpoint)[0].seed
         compared = {n: checkpoint_splits(c) for n, c in config.evaluation.compare.items()}
         # Weights from outside of sam2kit do not count as fine-tuned.
         name = AFTER if splits is not None else _weights_name(checkpoint)
@@ -236,7 +255,7 @@ def evaluate_checkpoint(
         if output_dir.resolve() != file.parent.resolve():
             save_config(config, output_dir / "config.yaml")
         known = {name: other for name, other in compared.items() if other is not None}
-        return _write_and_log(evaluate(config, runs, output_dir, splits, known))
+        return _write_and_log(evaluate(config, runs, output_dir, splits, known, seed))
 
 
 def _weights_name(checkpoint: str) -> str:
@@ -288,7 +307,12 @@ def evaluate_predictions(
         save_config(config, output_dir / "config.yaml")
         by_tracker = {scores.tracker: {video: field for video, field in fields.items() if field}}
         limit = config.evaluation.max_frames
-        split = ScoredSplit(config.evaluation.split, recorded=False, max_frames=limit)
+        split = ScoredSplit(
+            config.evaluation.split,
+            recorded=False,
+            max_frames=limit,
+            contents=contents(describe(source)),
+        )
         return _write_and_log(
             Evaluation(config, source, [scores], output_dir, fields=by_tracker, split=split)
         )

@@ -70,6 +70,8 @@ class Evaluation:
         fields: by tracker and video, the result of
             :func:`sam2kit.evaluation.field_scores.field_scores`.
         split: use of the videos in training, or None (default) if unknown.
+        training: ``seed`` and a checksum of the ``videos`` of the training run, or None (default)
+            for weights that do not come from a run.
 
     Raises:
         DataError: the first tracker has no scored frame.
@@ -84,6 +86,7 @@ class Evaluation:
     calibration: Mapping[str, Any] | None = None
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     split: ScoredSplit | None = None
+    training: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.means[self.trackers[0].tracker]["J&F"] is None:
@@ -145,10 +148,14 @@ class Evaluation:
             for video, scores in videos.items():
                 entry = content["videos"][video]
                 (entry if name == content["tracker"] else entry["trackers"][name]).update(scores)
+        for video, hashes in ({} if self.split is None else self.split.contents).items():
+            if video in content["videos"]:
+                content["videos"][video]["content"] = list(hashes)
         evaluation = asdict(self.config.evaluation)
         return content | {
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
             "seed": self.config.seed,
+            "training": self.training,
             "split": None if self.split is None else self.split.to_dict(),
             "differences": {
                 comparison["trackers"][1]: {
@@ -283,7 +290,9 @@ def write_report(evaluation: Evaluation) -> Path:
         rows=score_rows(evaluation),
         field_rows=field_rows(evaluation),
         intervals=interval_chart({"": evaluation.intervals}, "J&F with 95% interval"),
-        no_interval=NO_INTERVAL if len(main.videos) < MIN_VIDEOS else None,
+        no_interval=NO_INTERVAL
+        if evaluation.intervals[main.tracker]["videos"] < MIN_VIDEOS
+        else None,
         power=power_text(differences[0]["spread"], differences[0]["videos"])
         if differences
         else None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sam2kit.config.schema import Config
@@ -23,9 +23,13 @@ class ScoredSplit:
         recorded: whether the checkpoint stores its training videos.
         trained_on: names of videos on which the checkpoint or its initial weights were trained.
         selected_on: names of videos that were validated to select the checkpoint.
+        compared_trained_on: the same as ``trained_on`` for the checkpoints in
+            ``evaluation.compare``, by name; those without such videos are missing.
         monitor: the validation metric that selected the checkpoint, or None.
         max_frames: maximum number of scored frames per video, or None for no limit.
         replay: fraction of the training clips that were generated.
+        contents: hashes of some frames by name of the video, which tell apart videos of equal
+            names. Generated videos have none.
     """
 
     name: str
@@ -35,6 +39,8 @@ class ScoredSplit:
     monitor: str | None = None
     max_frames: int | None = None
     replay: float = 0.0
+    compared_trained_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    contents: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``metrics.json``."""
@@ -43,14 +49,18 @@ class ScoredSplit:
             "recorded": self.recorded,
             "trained_on": list(self.trained_on),
             "selected_on": list(self.selected_on),
+            "compared_trained_on": {n: list(v) for n, v in self.compared_trained_on.items()},
             "monitor": self.monitor,
             "max_frames": self.max_frames,
         }
 
     @property
     def title_note(self) -> str:
-        """Suffix of the report's title if the checkpoint was trained on scored videos."""
-        return " on videos that it was trained on" if self.trained_on else ""
+        """Suffix of the report's title if a checkpoint was trained on scored videos."""
+        if self.trained_on:
+            return " on videos that it was trained on"
+        compared = " and ".join(map(visible_text, self.compared_trained_on))
+        return f" on videos that {compared} was trained on" if compared else ""
 
     def lines(self, count: int) -> list[str]:
         """Return sentences about the split for the report.
@@ -67,6 +77,12 @@ class ScoredSplit:
                 f"{len(self.trained_on)} of the {plural(count, 'video')}, such as "
                 f"{visible_text(self.trained_on[0])}. Their scores do not generalize to other "
                 "videos."
+            )
+        for name, videos in self.compared_trained_on.items():
+            lines.append(
+                f"Warning: {visible_text(name)} or its initial weights were trained on "
+                f"{len(videos)} of the {plural(count, 'video')}, such as "
+                f"{visible_text(videos[0])}, so its scores are biased upward."
             )
         if self.selected_on:
             lines.append(
@@ -122,12 +138,22 @@ def check_scored_videos(
     """
     evaluation = config.evaluation
     compared = {} if compared is None else compared
-    videos = describe(source) if splits is not None or compared else []
+    videos = describe(source)
+    compared_trained = {name: others.trained_on(videos) for name, others in compared.items()}
     if not evaluation.allow_training_videos:
-        for name, others in compared.items():
-            _reject(others.trained_on(videos), len(source), f"evaluation.compare.{name}")
+        for name, trained in compared_trained.items():
+            _reject(trained, len(source), f"evaluation.compare.{name}")
+    rest: dict[str, Any] = {
+        "max_frames": evaluation.max_frames,
+        "compared_trained_on": {
+            name: tuple(video.name for video, _ in pairs)
+            for name, pairs in compared_trained.items()
+            if pairs
+        },
+        "contents": contents(videos),
+    }
     if splits is None:
-        return ScoredSplit(evaluation.split, False, max_frames=evaluation.max_frames)
+        return ScoredSplit(evaluation.split, False, **rest)
     trained, selected = splits.trained_on(videos), splits.selected_on(videos)
     if not evaluation.allow_training_videos:
         _reject(trained, len(source), "the checkpoint")
@@ -137,9 +163,14 @@ def check_scored_videos(
         tuple(video.name for video, _ in trained),
         tuple(video.name for video, _ in selected),
         _monitor(config) if selected else None,
-        evaluation.max_frames,
-        config.dataset.replay,
+        replay=config.dataset.replay,
+        **rest,
     )
+
+
+def contents(videos: Iterable[SplitVideo]) -> dict[str, Sequence[str]]:
+    """Return the hashes of frames by name of the video, for :class:`ScoredSplit`."""
+    return {video.name: video.content for video in videos}
 
 
 def _monitor(config: Config) -> str:

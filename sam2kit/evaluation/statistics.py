@@ -25,8 +25,8 @@ NO_INTERVAL = (
     "The numbers only describe these videos and do not generalize to others."
 )
 POWER, GAIN = 0.8, 0.03
-# Standard deviation of the gain between DAVIS videos (benchmarks/results/proof.md).
-PLANNED_SPREAD = 0.054
+# Standard deviation of the gain of one run between DAVIS videos (benchmarks/results/proof.md).
+PLANNED_SPREAD = 0.059
 # The sample deviation of a few skewed values is often too small. One degree of freedom less than
 # usual, a variance increased by 1 / (2 N) and, for scores, this fraction of the variance of a
 # Bernoulli variable with the same mean raise the simulated coverage to at least 93%
@@ -139,21 +139,22 @@ def videos_needed(spread: float, gain: float = GAIN, power: float = POWER) -> in
         power: probability that a two-sided t test at 5% detects the gain.
 
     Returns:
-        The smallest sufficient number of videos, at least 2.
+        The smallest sufficient number of videos, at least :data:`MIN_VIDEOS`: fewer have no
+        interval, and no p-value below 0.05.
     """
 
     def reached(n: int) -> bool:
         limit = stats.t.ppf((1 + LEVEL) / 2, n - 1)
         return bool(stats.nct.sf(limit, n - 1, gain * math.sqrt(n) / spread) >= power)
 
-    if spread < gain / 20:  # two videos suffice, and SciPy's distribution has no value
-        return 2
+    if spread < gain / 20:  # SciPy's distribution has no value
+        return MIN_VIDEOS
     # Start at the normal approximation, which is too small by about two.
     factor = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power)
     normal = (factor * spread / gain) ** 2
     if normal > 1000:
         return math.ceil(normal) + 2
-    return next(n for n in range(max(2, math.floor(normal)), 1100) if reached(n))
+    return next(n for n in range(max(MIN_VIDEOS, math.floor(normal)), 1100) if reached(n))
 
 
 def power_text(spread: float | None, videos: int) -> str:

@@ -125,9 +125,19 @@ def objects(score, frames=10):
 
 
 def evaluate_run(
-    folder, scores, start=START, seed=None, changes=MappingProxyType({}), protocol="mask", frames=10
+    folder,
+    scores,
+    start=START,
+    seed=None,
+    changes=MappingProxyType({}),
+    protocol="mask",
+    frames=10,
+    **entries,
 ):
-    """Write an evaluation with one object per video, and the configuration of its training."""
+    """Write an evaluation with one object per video, and the configuration of its training.
+
+    ``entries`` are further entries of ``metrics.json``.
+    """
     write_run(folder, 0.5, scores)
     document = json.loads((folder / "metrics.json").read_text())
     means = document["trackers"].pop("first mask copied")
@@ -138,7 +148,7 @@ def evaluate_run(
         | {"trackers": {"before training": objects(start[video], frames)} if start else {}}
         for video, score in scores.items()
     }
-    (folder / "metrics.json").write_text(json.dumps(document))
+    (folder / "metrics.json").write_text(json.dumps(document | entries))
     if seed is not None:
         config = Config(seed=seed)
         for key, value in changes.items():
@@ -199,6 +209,75 @@ def test_the_same_seed_twice_is_no_group(tmp_path):
     assert comparison.pairs[0]["mean"] == 0.0
 
 
+def test_the_same_checkpoint_with_two_evaluation_seeds_is_no_group(tmp_path):
+    training = {"seed": 1, "videos": "x"}
+    for seed in (1, 7):
+        evaluate_run(tmp_path / f"e{seed}", shifted(0.1), seed=seed, training=training)
+    (comparison,) = compare_on_videos(find_runs([tmp_path]))
+    assert [row["seeds"] for row in comparison.gains] == [1, 1]
+
+
+def test_seeds_are_those_of_training(tmp_path):
+    for seed in (1, 2):
+        training = {"seed": seed, "videos": "x"}
+        evaluate_run(tmp_path / f"e{seed}", shifted(0.1), seed=7, training=training)
+    (comparison,) = compare_on_videos(find_runs([tmp_path]))
+    assert set(comparison.gains[0]["gain"]["seeds"]) == {1, 2}
+
+
+@pytest.mark.parametrize("training", [None, {"seed": 2, "videos": "others"}])
+def test_runs_with_other_training_videos_or_without_any_are_no_seeds(tmp_path, training):
+    evaluate_run(tmp_path / "x", shifted(0.1), seed=1, training={"seed": 1, "videos": "some"})
+    evaluate_run(tmp_path / "y", shifted(0.1), seed=2, training=training)
+    (comparison,) = compare_on_videos(find_runs([tmp_path]))
+    assert [row["run"] for row in comparison.gains] == ["x", "y"]
+
+
+def with_content(folder, prefix):
+    """Add to an evaluation which frames its videos have."""
+    content = json.loads((folder / "metrics.json").read_text())
+    for video, scores in content["videos"].items():
+        scores["content"] = [f"{prefix} {video} {t}" for t in (0, 16)]
+    (folder / "metrics.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_other_videos_of_the_same_name_are_another_data_set(tmp_path):
+    for name in ("x", "y"):
+        with_content(evaluate_run(tmp_path / name, shifted(0.1)), "davis")
+    others = [with_content(evaluate_run(tmp_path / n, shifted(0.2)), "mine") for n in ("z", "w")]
+    comparisons = compare_on_videos(find_runs([tmp_path / "x", tmp_path / "y", *others]))
+    assert [[g.name for g in c.groups] for c in comparisons] == [["x", "y"], ["z", "w"]]
+    assert comparisons[1].videos == [f"{video} (2)" for video in VIDEOS]
+    with pytest.raises(DataError) as error:
+        check_comparable(compare_on_videos(find_runs([tmp_path / "x", others[0]])))
+    assert error.value.key == "valdataset"
+
+
+def test_videos_of_an_earlier_version_are_compared_by_name(tmp_path):
+    folders = [with_content(evaluate_run(tmp_path / "x", shifted(0.1)), "davis")]
+    folders.append(evaluate_run(tmp_path / "y", shifted(0.1)))
+    (comparison,) = compare_on_videos(find_runs(folders))
+    assert comparison.videos == VIDEOS
+
+
+@pytest.mark.parametrize("key", ["trained_on", "selected_on"])
+def test_runs_that_have_seen_the_videos_are_warned_of(tmp_path, key):
+    evaluate_run(tmp_path / "clean", shifted(0.1), split={"trained_on": [], "selected_on": []})
+    (comparison,) = compare_on_videos(find_runs([tmp_path]))
+    assert not any("Warning" in note for note in comparison.notes())
+    evaluate_run(tmp_path / "seen", shifted(0.1), split={key: ["v1"]})
+    (comparison,) = compare_on_videos(find_runs([tmp_path]))
+    (warning,) = [note for note in comparison.notes() if "Warning" in note]
+    assert "(seen)" in warning
+
+
+def test_a_score_that_is_no_number_is_an_error(tmp_path):
+    evaluate_run(tmp_path / "x", shifted(0.1) | {"v1": float("nan")})
+    with pytest.raises(DataError, match=r"metrics\.json of x"):
+        compare_on_videos(find_runs([tmp_path]))
+
+
 def test_a_second_data_set_shows_forgetting(tmp_path):
     known = {f"g{n}": 0.6 for n in range(7)}
     forgotten = {video: 0.5 + 0.001 * n for n, video in enumerate(known)}
@@ -253,7 +332,7 @@ def test_the_command_prints_and_writes_the_comparison(tmp_path, capsys):
 
 def test_trials_are_grouped_by_their_settings(tmp_path):
     trials = {
-        "1": ["seed=1", "optimizer.lr=1"],
+        "1": ["++seed=1", "optimizer.lr=1"],
         "2": ["seed=2", "optimizer.lr=1"],
         "3": ["seed=1", "optimizer.lr=2"],
         "4": ["seed=2", "optimizer.lr=2"],

@@ -72,6 +72,15 @@ def test_training_videos_are_named(config):
     assert (split.trained_on, split.selected_on) == (("b",), ("a",))
     assert split.monitor == "val_loss" and split.title_note
     assert json.loads(json.dumps(split.to_dict()))["recorded"] is True
+    assert split.to_dict()["compared_trained_on"] == {"other": ["a"]}
+
+
+def test_a_compared_checkpoint_that_was_trained_on_the_videos_is_named(config):
+    config.evaluation.allow_training_videos = True
+    source = VideoDataset(config.dataset.data_path)
+    split = check_scored_videos(config, source, None, {"<o>": Splits((describe(source)[0],))})
+    assert "<o>" in split.title_note
+    assert any("<o>" in line and "1 of the 2 videos" in line for line in split.lines(2))
 
 
 def test_the_report_says_what_is_not_known():

@@ -88,6 +88,12 @@ def test_a_run_stores_its_splits(run):
 
 def test_another_seed_scores_the_same_videos(run):
     assert scored(run) == scored(run, "seed=7") == names(run, "validation")
+    metrics = json.loads((run.parent / "out/metrics.json").read_text())
+    # The seed of the evaluation is not the one of training.
+    assert (metrics["seed"], metrics["training"]["seed"]) == (7, 42)
+    assert metrics["training"]["videos"] == read_splits(run).training_checksum()
+    contents = {name: values["content"] for name, values in metrics["videos"].items()}
+    assert contents == {v.name: list(v.content) for v in read_splits(run).validation}
 
 
 def test_the_list_of_training_videos_is_rejected(run):
@@ -128,6 +134,7 @@ def test_the_report_names_the_split_and_warns_of_the_selection(run):
         "selected_on": names(run, "validation"),
         "monitor": "val_loss",
         "max_frames": None,
+        "compared_trained_on": {},
     }
     assert "Warning" in (run.parent / "out/report.html").read_text()
     assert scored(run, "evaluation.split=test") == names(run, "test")
