@@ -112,6 +112,10 @@ class SplitVideo:
         return start < other_stop and other_start < stop and self.same_video(other)
 
 
+def _length(video: SplitVideo) -> int:
+    return video.frames[1] - video.frames[0]
+
+
 class _VideoLookup:
     """Find videos by their full video."""
 
@@ -183,6 +187,22 @@ class Splits:
         known = self._lookups[part]
         pairs = ((v, next(filter(v.overlaps, known.same_video(v)), None)) for v in videos)
         return [(video, repeated) for video, repeated in pairs if repeated is not None]
+
+    def resembling(
+        self, videos: Iterable[SplitVideo], max_frames: int | None = None
+    ) -> list[SplitVideo]:
+        """Return the videos that may be copies of training or validation videos, encoded again.
+
+        These have the name and the number of frames of such a video, but other pixels.
+
+        Args:
+            videos: videos that are neither trained on nor selected on.
+            max_frames: the limit that was applied to ``videos``. None (default): no limit.
+        """
+        known: dict[str, set[int]] = defaultdict(set)
+        for video in (*self.train, *self.trained_before, *self.validation):
+            known[video.name].add(min(_length(video), max_frames or _length(video)))
+        return [v for v in videos if v.content and _length(v) in known.get(v.name, ())]
 
     def training_checksum(self) -> str:
         """Return a checksum of the training videos, independent of their order."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from data_helpers import make_davis
+from data_helpers import make_davis, make_textured
+from PIL import Image
 
 from sam2kit.config.schema import Config
 from sam2kit.data import VideoDataset
@@ -81,6 +83,31 @@ def test_a_compared_checkpoint_that_was_trained_on_the_videos_is_named(config):
     split = check_scored_videos(config, source, None, {"<o>": Splits((describe(source)[0],))})
     assert "<o>" in split.title_note
     assert any("<o>" in line and "1 of the 2 videos" in line for line in split.lines(2))
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_videos_of_the_same_name_and_length_may_be_copies(config, tmp_path, warnings, limit):
+    root = make_textured(tmp_path / "textured", {"a": 4, "b": 5, "c": 3, "d": 3})
+    a, b, c, d = describe(VideoDataset(root))
+    splits = Splits((a,), (replace(b, frames=(0, 6)), c), trained_before=(d,))
+    for file in root.glob("JPEGImages/*/*.png"):
+        with Image.open(file) as image:
+            image.convert("RGB").save(file.with_suffix(".jpg"), quality=70)
+        file.unlink()
+    config.evaluation.max_frames = limit
+    config.valdataset.data_path = str(root)
+    split = check_scored_videos(config, scored_source(config), splits)
+    # With a limit, the lengths of longer videos are equal.
+    assert split.resembling == (("a", "b", "c", "d") if limit else ("a", "c", "d"))
+    assert split.to_dict()["resembling"] == list(split.resembling) and not split.trained_on
+    assert len(warnings) == 1 and f"{len(split.resembling)} of the 4 videos" in warnings[0]
+    lines = split.lines(4)
+    assert len(lines) == 2 and f"{len(split.resembling)} of the 4 videos" in lines[1]
+    # Videos that were recognised are not listed again, and other names do not count.
+    others = (replace(a, name="x", content=("0:1",)), a)
+    assert splits.resembling(others[:1]) == []
+    split = ScoredSplit("test", True, selected_on=("a",), monitor="val_iou")
+    assert len(split.lines(1)) == 2
 
 
 def test_the_report_says_what_is_not_known():

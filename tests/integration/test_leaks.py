@@ -132,6 +132,7 @@ def test_the_report_names_the_split_and_warns_of_the_selection(run):
         "recorded": True,
         "trained_on": [],
         "selected_on": names(run, "validation"),
+        "resembling": [],
         "monitor": "val_loss",
         "max_frames": None,
         "compared_trained_on": {},
