@@ -91,11 +91,15 @@ class ScoredSplit:
                 f"{visible_text(videos[0])}, so its scores are biased upward."
             )
         if self.selected_on:
+            advice = (
+                "name videos in testdataset that are not validation videos."
+                if self.name == "test"
+                else "hold some out with testdataset, and evaluate them with evaluation.split=test."
+            )
             lines.append(
                 f"Warning: {len(self.selected_on)} of the {plural(count, 'video')} were used "
                 f"during training to select the best checkpoint ({self.monitor}), so their scores "
-                "are biased upward. Report scores of other videos: hold some out with testdataset, "
-                "and evaluate them with evaluation.split=test."
+                f"are biased upward. Report scores of other videos: {advice}"
             )
         if self.resembling:
             lines.append(self.resembling_note(count))

@@ -106,8 +106,9 @@ def test_videos_of_the_same_name_and_length_may_be_copies(config, tmp_path, warn
     # Videos that were recognised are not listed again, and other names do not count.
     others = (replace(a, name="x", content=("0:1",)), a)
     assert splits.resembling(others[:1]) == []
-    split = ScoredSplit("test", True, selected_on=("a",), monitor="val_iou")
-    assert len(split.lines(1)) == 2
+    for name, advice in (("validation", "evaluation.split=test"), ("test", "testdataset that are")):
+        split = ScoredSplit(name, True, selected_on=("a",), monitor="val_iou")
+        assert len(split.lines(1)) == 2 and advice in split.lines(1)[1]
 
 
 def test_the_report_says_what_is_not_known():

@@ -204,6 +204,22 @@ def test_validating_on_training_videos_is_logged_and_testing_on_them_is_rejected
     assert error.value.key == "testdataset"
 
 
+def test_test_videos_that_select_the_checkpoint_are_rejected(work, tmp_path):
+    for name, videos in (("train", "v0 v1"), ("validation", "v2 v3"), ("test", "v4 v3")):
+        (tmp_path / f"{name}.txt").write_text(videos.replace(" ", "\n"))
+    config = Config()
+    config.dataset.data_path, config.dataset.num_workers = str(work / "data"), 0
+    config.dataset.split = str(tmp_path / "train.txt")
+    config.valdataset.split = str(tmp_path / "validation.txt")
+    config.testdataset.split = str(tmp_path / "test.txt")
+    data = SAM2LightningDataModule(config)
+    with pytest.raises(DataError, match="1 of 2 test videos are also validation.*'v3'") as error:
+        data.check_videos()
+    assert error.value.key == "testdataset" and "valdataset.split" in error.value.hint
+    (tmp_path / "test.txt").write_text("v4\nv5\n")
+    SAM2LightningDataModule(config).check_videos()
+
+
 def test_the_draw_of_an_earlier_version_is_repeated_with_a_warning(run, messages):
     for name in ("best.ckpt", "last.ckpt"):
         content = torch.load(run / name, weights_only=True)
