@@ -74,7 +74,24 @@ class SAM2LightningDataModule(LightningDataModule):
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
-        loss = self.config.loss
+        self._warn_of_unused_settings()
+        per_machine = max(1, self.devices // self.config.trainer.num_nodes)
+        check_shared_memory(self.config.dataset, per_machine)
+        self._check_repeated_videos()
+
+    def _warn_of_unused_settings(self) -> None:
+        """Warn about settings that have no effect on these clips."""
+        loss, default = self.config.loss, Config().augmentation
+        changed = [
+            f"augmentation.{name}={value}"
+            for name, value in vars(self.config.augmentation).items()
+            if value != getattr(default, name)
+        ]
+        if changed and not self.config.dataset.augment:
+            logger.warning(
+                "{}: no effect, because dataset.augment=false. Set dataset.augment=true",
+                ", ".join(changed),
+            )
         if loss.temporal > 0 and loss.type == "frames" and not self.train_clips.has_neighbours():
             logger.warning(
                 "loss.temporal={} has no effect: it compares consecutive frames of a clip, and no "
@@ -82,9 +99,6 @@ class SAM2LightningDataModule(LightningDataModule):
                 "dataset.frame_stride to the distance between annotated frames",
                 loss.temporal,
             )
-        per_machine = max(1, self.devices // self.config.trainer.num_nodes)
-        check_shared_memory(self.config.dataset, per_machine)
-        self._check_repeated_videos()
 
     @cached_property
     def splits(self) -> Splits:
