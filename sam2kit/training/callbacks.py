@@ -335,6 +335,13 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(run_dir, filename, enable_version_counter=False, **options)
         self.same_run = same_run
 
+    def keep_best(self, value: float) -> None:
+        """Start with an existing file that has this value, unless a stored state is loaded."""
+        path, score = str(Path(self.dirpath or "") / f"{self.filename}.ckpt"), torch.tensor(value)
+        self.best_model_path = self.kth_best_model_path = path
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {path: score}
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor or "")
         # StopAtNonFinite reports a training loss that is not finite.

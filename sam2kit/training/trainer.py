@@ -57,6 +57,7 @@ from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import (
     TrainingComplete,
     check_resume,
+    earlier_best,
     latest_valid_checkpoint,
     resolve_monitor,
     resumed_model,
@@ -351,6 +352,8 @@ def _run(
     monitor = config.trainer.monitor
     mode = "min" if monitor == "val_loss" else "max"
     best = save("best", monitor=monitor, mode=mode, save_on_train_epoch_end=False)
+    if same_run and (value := earlier_best(config, run_dir)) is not None:
+        best.keep_best(value)
     last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [

@@ -195,6 +195,32 @@ def test_an_epoch_that_cannot_be_scored_is_saved(config, tmp_path):
         assert torch.equal(value, states[1]["current_model_state"][name]), name
 
 
+def test_a_changed_metric_keeps_the_better_checkpoint(config, tmp_path, monkeypatch, messages):
+    """The first run selects epoch 0 by val_jf. By val_iou, epoch 2 is worse and epoch 3 better."""
+    ious = [0.4, 0.6, 0.3, 0.5]
+    monkeypatch.setattr(
+        SAM2LightningModule,
+        "on_validation_epoch_end",
+        lambda self: self.log_dict({"val_loss": 1.0, "val_iou": ious[self.current_epoch]}),
+    )
+    config.trainer.monitor, config.trainer.max_epochs = "val_jf", 2
+    run = tmp_path / "run"
+    assert epoch_of(fit(config, run, scorer=Scores(0.9, 0.8)).best_checkpoint) == 0
+    config.trainer.monitor, config.trainer.max_epochs = "val_iou", 3
+    result = fit(config, run, resume=True)
+    assert result.best_checkpoint == run / "best.ckpt" and epoch_of(run / "best.ckpt") == 0
+    assert any("val_iou 0.400" in m and m.startswith("INFO") for m in messages)
+    config.trainer.max_epochs = 4  # the metric has not changed again
+    fit(config, run, resume=True)
+    assert epoch_of(run / "best.ckpt") == 3
+    # The value of another metric is unknown.
+    config.trainer.monitor, config.trainer.max_epochs = "val_jf", 5
+    ious.append(0.1)
+    fit(config, run, resume=True, scorer=Scores(0.1))
+    assert epoch_of(run / "best.ckpt") == 4
+    assert any("val_jf of best.ckpt is unknown" in m for m in messages if "WARNING" in m)
+
+
 def test_clips_of_one_frame_have_no_val_iou():
     with pytest.raises(ConfigError) as error:
         load_config(None, ["trainer.monitor=val_iou", "dataset.video_clip_length=1"])
