@@ -144,6 +144,8 @@ class Splits:
         trained_before: videos that the weights from which the run started were trained on.
         seed: draw the held-out videos with this seed, as versions without stored splits did. If
             None (default), use the rule of :func:`assign`.
+        is_selected: whether the validation videos selected the checkpoint that stores the splits,
+            unlike ``last.ckpt``.
     """
 
     train: tuple[SplitVideo, ...] = ()
@@ -151,6 +153,7 @@ class Splits:
     test: tuple[SplitVideo, ...] = ()
     trained_before: tuple[SplitVideo, ...] = ()
     seed: int | None = field(default=None, compare=False)
+    is_selected: bool = field(default=True, compare=False)
 
     @cached_property
     def _lookups(self) -> dict[str, _VideoLookup]:

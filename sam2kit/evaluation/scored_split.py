@@ -25,6 +25,8 @@ class ScoredSplit:
         recorded: whether the checkpoint stores its training videos.
         trained_on: names of videos on which the checkpoint or its initial weights were trained.
         selected_on: names of videos that were validated to select the checkpoint.
+        validated_on: names of videos that were validated during training, but did not select the
+            checkpoint, such as ``last.ckpt``.
         resembling: names of other videos that may be copies of training or validation videos,
             encoded again: they have the same name and length, but other pixels.
         compared_trained_on: the same as ``trained_on`` for the checkpoints in
@@ -46,6 +48,7 @@ class ScoredSplit:
     compared_trained_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)
     resembling: tuple[str, ...] = ()
+    validated_on: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``metrics.json``."""
@@ -106,6 +109,7 @@ class ScoredSplit:
         elif self.recorded and not self.trained_on and not self.selected_on:
             lines.append(
                 "These videos were used neither for training nor to select the checkpoint."
+                + " They were validated during training." * bool(self.validated_on)
             )
         elif not self.recorded:
             lines.append("The training videos of these weights are unknown.")
@@ -175,10 +179,13 @@ def check_scored_videos(
     }
     if splits is None:
         return ScoredSplit(evaluation.split, False, **rest)
-    trained, selected = splits.trained_on(videos), splits.selected_on(videos)
+    trained, validated = splits.trained_on(videos), splits.selected_on(videos)
+    # Early stopping selects the last checkpoint by the validation videos, too.
+    is_selected = splits.is_selected or config.trainer.early_stopping_patience is not None
+    selected = validated if is_selected else []
     if not evaluation.allow_training_videos:
         _reject(trained, len(source), "the checkpoint")
-    used = {video for video, _ in (*trained, *selected)}
+    used = {video for video, _ in (*trained, *validated)}
     others = splits.resembling((v for v in videos if v not in used), evaluation.max_frames)
     split = ScoredSplit(
         evaluation.split,
@@ -188,6 +195,7 @@ def check_scored_videos(
         _monitor(config) if selected else None,
         replay=config.dataset.replay,
         resembling=tuple(video.name for video in others),
+        validated_on=() if is_selected else tuple(video.name for video, _ in validated),
         **rest,
     )
     if others:

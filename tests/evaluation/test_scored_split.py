@@ -111,6 +111,19 @@ def test_videos_of_the_same_name_and_length_may_be_copies(config, tmp_path, warn
         assert len(split.lines(1)) == 2 and advice in split.lines(1)[1]
 
 
+def test_the_last_checkpoint_is_not_selected(config):
+    source = VideoDataset(config.dataset.data_path)
+    a, b = describe(source)
+    splits = Splits((replace(a, name="x"),), (a, b))
+    assert check_scored_videos(config, source, splits).selected_on == ("a", "b")
+    last = replace(splits, is_selected=False)
+    split = check_scored_videos(config, source, last)
+    assert (split.selected_on, split.validated_on, split.monitor) == ((), ("a", "b"), None)
+    assert "Warning" not in "".join(split.lines(2)) and "validated" in split.lines(2)[-1]
+    config.trainer.early_stopping_patience = 3
+    assert check_scored_videos(config, source, last).selected_on == ("a", "b")
+
+
 def test_the_report_says_what_is_not_known():
     split = ScoredSplit("validation", recorded=False)
     assert not split.title_note and len(split.lines(3)) == 2

@@ -84,6 +84,10 @@ def test_a_run_stores_its_splits(run):
     assert sorted(sum((names(run, p) for p in ("train", "validation", "test")), [])) == [*VIDEOS]
     assert all(len(video.content) > 1 and video.frames == (0, 5) for video in splits.train)
     assert checkpoint_splits(run) == checkpoint_splits(run / "last.ckpt") == splits
+    shutil.copy(run / "last.ckpt", run / "step-00000001.ckpt")
+    for name, is_selected in (("best", True), ("last", False), ("step-00000001", False)):
+        stored = checkpoint_splits(run / f"{name}.ckpt")
+        assert stored is not None and stored.is_selected == is_selected
 
 
 def test_another_seed_scores_the_same_videos(run):
