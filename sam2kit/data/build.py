@@ -540,12 +540,15 @@ def split_source(
         parts = assign(source.names, shares.get(VALIDATION, 0), shares.get(TEST, 0), known)
     indices = {part: [i for i, p in enumerate(parts) if p == part] for part in PARTS}
     if missing := [part for part in (TRAIN, *shares) if not indices[part]]:
+        named = {VALIDATION: "valdataset", TEST: "testdataset"}.get(missing[0])
+        naming = (
+            f" name {missing[0]} videos in {named}.data_path or {named}.split," if named else ""
+        )
         raise ConfigError(
             f"no video is left for {missing[0]}: an earlier run used all "
             f"{plural(len(source), 'video')} for other parts, such as {source.names[0]!r}",
             key=f"{section}.data_path",
-            hint="add videos, name validation videos in valdataset.data_path or valdataset.split, "
-            "or start from weights that were not trained on these videos",
+            hint=f"add videos,{naming} or start from weights that were not trained on these videos",
         )
     return config, {
         part: SelectedVideos(source, chosen) if chosen else None for part, chosen in indices.items()

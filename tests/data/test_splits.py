@@ -361,7 +361,15 @@ def test_nothing_is_left_to_validate_on(tmp_path):
     assert earlier.trained_before == earlier.train
     with pytest.raises(ConfigError) as error:
         open_sets(config_for(root), earlier)
-    assert error.value.key == "dataset.data_path"
+    assert error.value.key == "dataset.data_path" and "valdataset.split" in error.value.hint
+    # The hint names the section of the part that has no videos.
+    a, b = earlier.train
+    config = config_for(make_textured(tmp_path, {"c": 2}))
+    (c,) = (v for v in describe(VideoDataset(root)) if v.name == "c")
+    config.testdataset.fraction = 0.3
+    with pytest.raises(ConfigError, match="left for test") as error:
+        build_test_source(config, Splits((a, b), (c,)))
+    assert "testdataset.split" in error.value.hint and "valdataset" not in error.value.hint
 
 
 @pytest.mark.parametrize(
