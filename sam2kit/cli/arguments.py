@@ -38,12 +38,14 @@ class Flag(NamedTuple):
         key: the dotted key whose help the flag shows.
         type: function that converts the flag's text to a value.
         aliases: other names of the flag.
+        note: text at the end of the flag's help.
     """
 
     name: str
     key: str
     type: Callable[[str], Any] = str
     aliases: tuple[str, ...] = ()
+    note: str = ""
 
 
 def named_file(text: str) -> tuple[str, str]:
@@ -245,7 +247,11 @@ TRAIN_FLAGS = (
 
 
 EVALUATE_FLAGS = (
-    Flag("--data-path", "valdataset.data_path"),
+    Flag(
+        "--data-path",
+        "valdataset.data_path",
+        note="; with evaluation.split=test: testdataset.data_path",
+    ),
     Flag("--protocol", "evaluation.protocol"),
     Flag("--noise-levels", "evaluation.noise_levels", numbers),
     Flag("--seed", "seed", int),
@@ -390,7 +396,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
     """Add flags that set configuration keys and show the keys' help."""
     known = options()
     for flag in flags:
-        help = f"{known[flag.key].metadata['help']} ({flag.key})".replace("%", "%%")
+        help = f"{known[flag.key].metadata['help']} ({flag.key}{flag.note})".replace("%", "%%")
         metavar = "N" if flag.type is int else "X" if flag.type is float else "VALUE"
         parser.add_argument(flag.name, *flag.aliases, type=flag.type, metavar=metavar, help=help)
 

@@ -36,7 +36,7 @@ from sam2kit.cli.arguments import (
     train_overrides,
 )
 from sam2kit.config.validation import check_checkpoint, check_exists, check_new, check_paths
-from sam2kit.utils.errors import ConfigError
+from sam2kit.utils.errors import CheckpointError, ConfigError
 from sam2kit.utils.files import check_writable, write_text
 from sam2kit.utils.locks import check_free
 from sam2kit.utils.text import log_format
@@ -201,7 +201,14 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             value=str(arguments.predictions),
             hint="use --model-checkpoint instead, or remove these flags",
         )
-    overrides = flag_overrides(arguments, EVALUATE_FLAGS)
+    flags = EVALUATE_FLAGS
+    flag_overrides(arguments, flags)  # reject conflicts before the checkpoint is read
+    if arguments.data_path is not None and _scores_test_videos(arguments):
+        flags = tuple(
+            flag._replace(key="testdataset.data_path") if flag.name == "--data-path" else flag
+            for flag in flags
+        )
+    overrides = flag_overrides(arguments, flags)
     if arguments.compare:
         from sam2kit.config.loading import override
 
@@ -220,6 +227,23 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         evaluate = evaluate_checkpoint if arguments.model_checkpoint else evaluate_predictions
         source = arguments.model_checkpoint or arguments.predictions
         evaluate(source, overrides, arguments.output_dir, config_file=arguments.config)
+
+
+def _scores_test_videos(arguments: argparse.Namespace) -> bool:
+    """Return whether an evaluation scores test videos (``evaluation.split``)."""
+    from sam2kit.config.loading import load_config, override_key
+
+    split = [text for text in arguments.overrides if override_key(text) == "evaluation.split"]
+    if split or arguments.config is not None or arguments.predictions is not None:
+        return load_config(arguments.config, split).evaluation.split == "test"
+    if not Path(arguments.model_checkpoint).expanduser().exists():  # the name of a model
+        return False
+    from sam2kit.models.checkpoints import source_config
+
+    try:
+        return source_config(arguments.model_checkpoint)[0].evaluation.split == "test"
+    except CheckpointError:  # reported when the weights are loaded
+        return False
 
 
 def compare(parser: argparse.ArgumentParser, argv: list[str]) -> None:

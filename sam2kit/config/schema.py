@@ -949,6 +949,9 @@ class Config:
         # "auto" detects the type of separate validation videos; otherwise dataset.type applies.
         if self.valdataset.type == "auto" and not any(own_paths):
             val_values["type"] = None
+        # Generated videos have no path, so videos at a path are of another type.
+        if self.valdataset.type is None and self.dataset.type == "synthetic" and any(own_paths):
+            val_values["type"] = "auto"
         # dataset.masks_path belongs to the training videos. If the validation videos are stored
         # elsewhere, a null masks_path means that there is no such directory. A null max_objects
         # always means no limit.

@@ -117,7 +117,9 @@ def override_allowed(
     try:
         config = override_config(config, overrides, source)
         ignored = [key for key in ignored if get(config, key) == get(Config(), key)]
-        if ignored:
+        if ignored and config.evaluation.split == "test" and config.has_test_data:
+            check_data("testdataset", config.test_dataset())
+        elif ignored:
             section = "dataset" if config.holds_out_validation else "valdataset"
             check_data(section, config.validation_dataset())
     except ConfigError as error:

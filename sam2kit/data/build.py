@@ -90,8 +90,8 @@ def open_source(
 def resolve_layouts(config: Config) -> Config:
     """Replace ``type=auto`` of all sections by the detected type, with the paths it needs.
 
-    ``valdataset`` keeps ``auto`` (even if inherited), so that the layout of other validation
-    videos, passed to a later command, is detected separately.
+    ``valdataset`` and ``testdataset`` keep ``auto`` (even if inherited), so that the layout of
+    other videos, passed to a later command, is detected separately.
 
     Returns:
         A changed copy, or the same object if nothing had to be detected.
@@ -102,10 +102,11 @@ def resolve_layouts(config: Config) -> Config:
     dataset = resolve_layout(config.dataset)
     if dataset is config.dataset:
         return config
-    val = config.valdataset
-    if val.type is None and config.dataset.type == "auto":
-        val = replace(val, type="auto")
-    return replace(config, dataset=dataset, valdataset=val)
+    val, test = config.valdataset, config.testdataset
+    if config.dataset.type == "auto":
+        val = replace(val, type=val.type or "auto")
+        test = replace(test, type=test.type or "auto")
+    return replace(config, dataset=dataset, valdataset=val, testdataset=test)
 
 
 def resolve_layout(config: DatasetConfig, section: str = "dataset") -> DatasetConfig:
@@ -515,12 +516,15 @@ def split_source(
         parts = assign(source.names, shares.get(VALIDATION, 0), shares.get(TEST, 0), known)
     indices = {part: [i for i, p in enumerate(parts) if p == part] for part in PARTS}
     if missing := [part for part in (TRAIN, *shares) if not indices[part]]:
+        named = {VALIDATION: "valdataset", TEST: "testdataset"}.get(missing[0])
+        naming = (
+            f" name {missing[0]} videos in {named}.data_path or {named}.split," if named else ""
+        )
         raise ConfigError(
             f"no video is left for {missing[0]}: an earlier run used all "
             f"{plural(len(source), 'video')} for other parts, such as {source.names[0]!r}",
             key=f"{section}.data_path",
-            hint="add videos, name validation videos in valdataset.data_path or valdataset.split, "
-            "or start from weights that were not trained on these videos",
+            hint=f"add videos,{naming} or start from weights that were not trained on these videos",
         )
     return config, {
         part: SelectedVideos(source, chosen) if chosen else None for part, chosen in indices.items()

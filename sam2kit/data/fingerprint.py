@@ -59,8 +59,13 @@ def stored_videos(source: VideoSource) -> list[int]:
     return [i for i, full, k, _ in videos if full.index_in_epoch(k, 1) < len(full)]
 
 
-def identifying_frames(source: VideoSource) -> dict[int, list[int]]:
+def identifying_frames(source: VideoSource, with_last: bool = False) -> dict[int, list[int]]:
     """Return the frames whose pixels identify a video.
+
+    Args:
+        source: the videos.
+        with_last: whether to put the last frame of a video in third place. It distinguishes videos
+            that start alike, such as those of a fixed camera.
 
     Returns:
         Frame indices in the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
@@ -71,7 +76,12 @@ def identifying_frames(source: VideoSource) -> dict[int, list[int]]:
     if len(stored) > MAX_HASHED_VIDEOS:
         count = 0
     lengths = {i: full.num_frames(k) for i in stored for full, k, _ in [full_video(source, i)]}
-    return {i: [t for t in HASHED_FRAMES if t < n][:count] for i, n in lengths.items()}
+    last = {i: [n - 1] if with_last and n else [] for i, n in lengths.items()}
+    frames = {i: [t for t in HASHED_FRAMES if t < n] for i, n in lengths.items()}
+    return {
+        i: list(dict.fromkeys([*first[:2], *last[i], *first[2:]]))[:count]
+        for i, first in frames.items()
+    }
 
 
 def file_stamps(source: VideoSource, i: int) -> str | None:

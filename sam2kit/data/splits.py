@@ -21,6 +21,7 @@ import numpy as np
 from loguru import logger
 
 from sam2kit.data.fingerprint import (
+    HASHED_FRAMES,
     MAX_HASHED_VIDEOS,
     FrameHasher,
     full_video,
@@ -58,8 +59,9 @@ class SplitVideo:
         name: its name in its dataset.
         frames: index of its first frame in the full video, and index after its last one. The full
             video is the video before it was split by time.
-        content: hashes of some frames of the full video. Empty if all frames have a single colour,
-            or if the dataset is too large; then the name identifies the video.
+        content: hashes of some frames of the full video, each as ``INDEX:HASH``; earlier versions
+            stored no index. Empty if all frames have a single colour, or if the dataset is too
+            large; then the name identifies the video.
     """
 
     name: str
@@ -67,16 +69,51 @@ class SplitVideo:
     content: tuple[str, ...] = ()
 
     def same_video(self, other: SplitVideo) -> bool:
-        """Return whether both belong to the same full video, or to copies of different length."""
-        ours, theirs = set(self.content), set(other.content)
-        if not ours or not theirs:
+        """Return whether both belong to the same full video, or to copies of different length.
+
+        All frames that both have hashes of must be equal. A hash that occurs twice in a video, such
+        as at the static start of a film by a fixed camera, identifies nothing. Without any other
+        hash, the names decide.
+        """
+        ours, theirs = self._hashes, other._hashes
+        if ours is None or theirs is None:
+            return self._same_unordered(other)
+        common = ours.keys() & theirs.keys()
+        if any(ours[t] != theirs[t] for t in common):
+            return False
+        hashes = (*ours.values(), *theirs.values())
+        return self.name == other.name or any(hashes.count(ours[t]) == 2 for t in common)
+
+    @cached_property
+    def _hashes(self) -> dict[int, str] | None:
+        """The hashes by frame index; None if an earlier version stored them, without indices."""
+        entries = [entry.partition(":") for entry in self.content]
+        if not all(colon and index.isdecimal() for index, colon, _ in entries):
+            return None
+        return {int(index): digest for index, _, digest in entries}
+
+    def _same_unordered(self, other: SplitVideo) -> bool:
+        """Compare hashes of which some have no frame index; see :meth:`same_video`."""
+        ours, theirs = (
+            # Earlier versions did not hash the last frame.
+            v.content
+            if v._hashes is None
+            else [v._hashes[t] for t in HASHED_FRAMES if t in v._hashes]
+            for v in (self, other)
+        )
+        is_static = any(len(hashes) > 1 and len(set(hashes)) == 1 for hashes in (ours, theirs))
+        if not ours or not theirs or is_static:
             return self.name == other.name
-        return len(ours & theirs) == min(len(ours), len(theirs))
+        return len({*ours} & {*theirs}) == min(len({*ours}), len({*theirs}))
 
     def overlaps(self, other: SplitVideo) -> bool:
         """Return whether both share frames of a full video; two parts of one video share none."""
         (start, stop), (other_start, other_stop) = self.frames, other.frames
         return start < other_stop and other_start < stop and self.same_video(other)
+
+
+def _length(video: SplitVideo) -> int:
+    return video.frames[1] - video.frames[0]
 
 
 class _VideoLookup:
@@ -85,11 +122,15 @@ class _VideoLookup:
     def __init__(self, videos: Iterable[SplitVideo]) -> None:
         self._by_key: dict[str, list[SplitVideo]] = defaultdict(list)
         for video in videos:
-            for key in (*video.content, f"name {video.name}"):
+            for key in self._keys(video):
                 self._by_key[key].append(video)
 
+    @staticmethod
+    def _keys(video: SplitVideo) -> set[str]:
+        return {*(entry.rpartition(":")[2] for entry in video.content), f"name {video.name}"}
+
     def same_video(self, video: SplitVideo) -> Iterator[SplitVideo]:
-        keys = (*video.content, f"name {video.name}")
+        keys = sorted(self._keys(video))
         candidates = dict.fromkeys(v for key in keys for v in self._by_key.get(key, ()))
         return (v for v in candidates if v.same_video(video))
 
@@ -103,6 +144,8 @@ class Splits:
         trained_before: videos that the weights from which the run started were trained on.
         seed: draw the held-out videos with this seed, as versions without stored splits did. If
             None (default), use the rule of :func:`assign`.
+        is_selected: whether the validation videos selected the checkpoint that stores the splits,
+            unlike ``last.ckpt``.
     """
 
     train: tuple[SplitVideo, ...] = ()
@@ -110,6 +153,7 @@ class Splits:
     test: tuple[SplitVideo, ...] = ()
     trained_before: tuple[SplitVideo, ...] = ()
     seed: int | None = field(default=None, compare=False)
+    is_selected: bool = field(default=True, compare=False)
 
     @cached_property
     def _lookups(self) -> dict[str, _VideoLookup]:
@@ -146,6 +190,22 @@ class Splits:
         known = self._lookups[part]
         pairs = ((v, next(filter(v.overlaps, known.same_video(v)), None)) for v in videos)
         return [(video, repeated) for video, repeated in pairs if repeated is not None]
+
+    def resembling(
+        self, videos: Iterable[SplitVideo], max_frames: int | None = None
+    ) -> list[SplitVideo]:
+        """Return the videos that may be copies of training or validation videos, encoded again.
+
+        These have the name and the number of frames of such a video, but other pixels.
+
+        Args:
+            videos: videos that are neither trained on nor selected on.
+            max_frames: the limit that was applied to ``videos``. None (default): no limit.
+        """
+        known: dict[str, set[int]] = defaultdict(set)
+        for video in (*self.train, *self.trained_before, *self.validation):
+            known[video.name].add(min(_length(video), max_frames or _length(video)))
+        return [v for v in videos if v.content and _length(v) in known.get(v.name, ())]
 
     def training_checksum(self) -> str:
         """Return a checksum of the training videos, independent of their order."""
@@ -303,7 +363,7 @@ def describe(source: VideoSource, hasher: FrameHasher | None = None) -> list[Spl
         hasher: keeps the hashes of frames. None (default): decode all frames.
     """
     hasher = hasher or FrameHasher()
-    frames = identifying_frames(source)
+    frames = identifying_frames(source, with_last=True)
     if len(frames) > MAX_HASHED_VIDEOS:
         logger.info("{} videos are too many to hash; identifying them by name", len(frames))
     videos = []
@@ -315,7 +375,11 @@ def describe(source: VideoSource, hasher: FrameHasher | None = None) -> list[Spl
 
 
 def _hashes(full: VideoSource, i: int, frames: list[int], hasher: FrameHasher) -> tuple[str, ...]:
-    """Hash the pixels of some frames of a full video, except those of a single colour."""
+    """Hash the pixels of some frames of a full video, except those of a single colour.
+
+    Returns:
+        ``INDEX:HASH`` per frame.
+    """
     hashes = []
     for t in frames:
         try:
@@ -323,5 +387,5 @@ def _hashes(full: VideoSource, i: int, frames: list[int], hasher: FrameHasher) -
         except (SAM2KitError, OSError):
             continue  # a frame that cannot be read is reported where it is needed
         if not is_plain:  # many videos contain black frames
-            hashes.append(digest)
+            hashes.append(f"{t}:{digest}")
     return tuple(hashes)

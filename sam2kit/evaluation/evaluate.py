@@ -21,7 +21,7 @@ from sam2kit.config.loading import load_config, save_config
 from sam2kit.config.schema import Config
 from sam2kit.config.stored import override_allowed
 from sam2kit.data.build import open_sets
-from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.splits import Splits, describe
 from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
@@ -181,18 +181,21 @@ def _calibrated(
     """Return the tracker with thresholds tuned on training videos, and their values.
 
     Raises:
-        ConfigError: a calibration video is also a validation video.
+        ConfigError: a calibration video is also scored.
     """
     training = open_sets(config, splits).train
     videos = evenly_spaced(len(training), config.evaluation.calibration_videos)
     names = [training.names[i] for i in videos]
     # Tuning thresholds on the scored videos would bias the scores upward.
-    if shared := set(names) & set(source.names):
+    calibration = Splits(tuple(describe(SelectedVideos(training, videos))))
+    if shared := calibration.trained_on(describe(source)):
+        section = "testdataset" if config.evaluation.split == "test" else "valdataset"
         raise ConfigError(
-            f"{sorted(shared)[0]!r} is both a training and a validation video",
+            f"{shared[0][1].name!r} is both a video to calibrate on and, as {shared[0][0].name!r}, "
+            "a video to score",
             key="evaluation.calibration_videos",
             value=config.evaluation.calibration_videos,
-            hint="use different videos in dataset.split and valdataset.split",
+            hint=f"use different videos in dataset.split and {section}.split",
         )
     logger.info("Tuning thresholds on {}", ", ".join(names))
     mask, present = calibrate(run, training, videos, config)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loguru import logger
+
 from sam2kit.config.schema import Config
 from sam2kit.data.build import build_test_source, build_validation_source
 from sam2kit.data.sources.base import FrameRange, VideoSource
@@ -23,6 +25,10 @@ class ScoredSplit:
         recorded: whether the checkpoint stores its training videos.
         trained_on: names of videos on which the checkpoint or its initial weights were trained.
         selected_on: names of videos that were validated to select the checkpoint.
+        validated_on: names of videos that were validated during training, but did not select the
+            checkpoint, such as ``last.ckpt``.
+        resembling: names of other videos that may be copies of training or validation videos,
+            encoded again: they have the same name and length, but other pixels.
         compared_trained_on: the same as ``trained_on`` for the checkpoints in
             ``evaluation.compare``, by name; those without such videos are missing.
         monitor: the validation metric that selected the checkpoint, or None.
@@ -41,6 +47,8 @@ class ScoredSplit:
     replay: float = 0.0
     compared_trained_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    resembling: tuple[str, ...] = ()
+    validated_on: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``metrics.json``."""
@@ -49,6 +57,7 @@ class ScoredSplit:
             "recorded": self.recorded,
             "trained_on": list(self.trained_on),
             "selected_on": list(self.selected_on),
+            "resembling": list(self.resembling),
             "compared_trained_on": {n: list(v) for n, v in self.compared_trained_on.items()},
             "monitor": self.monitor,
             "max_frames": self.max_frames,
@@ -85,21 +94,37 @@ class ScoredSplit:
                 f"{visible_text(videos[0])}, so its scores are biased upward."
             )
         if self.selected_on:
+            advice = (
+                "name videos in testdataset that are not validation videos."
+                if self.name == "test"
+                else "hold some out with testdataset, and evaluate them with evaluation.split=test."
+            )
             lines.append(
                 f"Warning: {len(self.selected_on)} of the {plural(count, 'video')} were used "
                 f"during training to select the best checkpoint ({self.monitor}), so their scores "
-                "are biased upward. Report scores of other videos: hold some out with testdataset, "
-                "and evaluate them with evaluation.split=test."
+                f"are biased upward. Report scores of other videos: {advice}"
             )
-        elif self.recorded and not self.trained_on:
+        if self.resembling:
+            lines.append(self.resembling_note(count))
+        elif self.recorded and not self.trained_on and not self.selected_on:
             lines.append(
                 "These videos were used neither for training nor to select the checkpoint."
+                + " They were validated during training." * bool(self.validated_on)
             )
         elif not self.recorded:
             lines.append("The training videos of these weights are unknown.")
         if self.recorded and self.replay:
             lines.append(f"Of the training clips, {self.replay:.0%} were generated.")
         return lines
+
+    def resembling_note(self, count: int) -> str:
+        """Return the warning about videos that may be copies; ``count`` videos are scored."""
+        return (
+            f"Warning: {len(self.resembling)} of the {plural(count, 'video')}, such as "
+            f"{visible_text(self.resembling[0])}, have the names and lengths of training or "
+            "validation videos, but other pixels. If they are copies that were encoded again or "
+            "resized, their scores do not generalize to other videos."
+        )
 
 
 def scored_source(config: Config, splits: Splits | None = None) -> VideoSource:
@@ -154,18 +179,28 @@ def check_scored_videos(
     }
     if splits is None:
         return ScoredSplit(evaluation.split, False, **rest)
-    trained, selected = splits.trained_on(videos), splits.selected_on(videos)
+    trained, validated = splits.trained_on(videos), splits.selected_on(videos)
+    # Early stopping selects the last checkpoint by the validation videos, too.
+    is_selected = splits.is_selected or config.trainer.early_stopping_patience is not None
+    selected = validated if is_selected else []
     if not evaluation.allow_training_videos:
         _reject(trained, len(source), "the checkpoint")
-    return ScoredSplit(
+    used = {video for video, _ in (*trained, *validated)}
+    others = splits.resembling((v for v in videos if v not in used), evaluation.max_frames)
+    split = ScoredSplit(
         evaluation.split,
         splits.seed is None or bool(splits.train),
         tuple(video.name for video, _ in trained),
         tuple(video.name for video, _ in selected),
         _monitor(config) if selected else None,
         replay=config.dataset.replay,
+        resembling=tuple(video.name for video in others),
+        validated_on=() if is_selected else tuple(video.name for video, _ in validated),
         **rest,
     )
+    if others:
+        logger.warning("{}", split.resembling_note(len(source)).removeprefix("Warning: "))
+    return split
 
 
 def contents(videos: Iterable[SplitVideo]) -> dict[str, Sequence[str]]:

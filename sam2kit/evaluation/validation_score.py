@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from loguru import logger
 from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import FrameRange, VideoSource
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
-from sam2kit.evaluation.scores import summary
+from sam2kit.evaluation.scores import COPY, VideoScores, summary
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import read_run_config
 from sam2kit.models.sam2 import SAM2Model
@@ -66,21 +66,39 @@ class _WholeVideos:
         Raises:
             DataError: no frame can be scored.
         """
+        scores = list(self._scores(TrackerRun("val_jf", model), source))
+        mean = summary(scores)["J&F"] if scores else None
+        if mean is None:
+            raise self._no_score()
+        return float(mean)
+
+    def check(self, source: VideoSource) -> None:
+        """Check that the scored frames contain one that can be scored; ``fit`` calls this.
+
+        Raises:
+            DataError: as :meth:`__call__`.
+        """
+        # The copied mask needs no model, and is scored on the same frames.
+        videos = self._scores(TrackerRun(COPY, None), source)
+        if not any(summary([video])["J&F"] is not None for video in videos):
+            raise self._no_score()
+
+    def _scores(self, run: TrackerRun, source: VideoSource) -> Iterator[VideoScores]:
+        """Score the selected videos one by one."""
         t = self.config.trainer
         if t.jf_frames is not None:
             source = FrameRange(source, 0, t.jf_frames)
-        run = TrackerRun("val_jf", model)
-        scores = []
         for i in evenly_spaced(len(source), t.jf_videos or len(source)):
             if objects := list(first_visible_frames(source, i)[0]):
-                scores.append(run.score(source, i, objects, self.config))
-                logger.debug("{}: J&F {}", source.names[i], summary(scores[-1:])["J&F"])
-        mean = summary(scores)["J&F"] if scores else None
-        if mean is None:
-            raise DataError(
-                "no object can be scored in the first frames of the validation videos",
-                key="trainer.jf_frames",
-                value=t.jf_frames,
-                hint="increase it and trainer.jf_videos, or set trainer.monitor=val_iou",
-            )
-        return float(mean)
+                scores = run.score(source, i, objects, self.config)
+                logger.debug("{}, {}: J&F {}", run.name, source.names[i], summary([scores])["J&F"])
+                yield scores
+
+    def _no_score(self) -> DataError:
+        return DataError(
+            "no object can be scored in the first frames of the validation videos, because only "
+            "frames that are prompted are annotated",
+            key="trainer.jf_frames",
+            value=self.config.trainer.jf_frames,
+            hint="increase it and trainer.jf_videos, or set trainer.monitor=val_iou",
+        )

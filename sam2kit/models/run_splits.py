@@ -10,7 +10,7 @@ from loguru import logger
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_sets
 from sam2kit.data.splits import Splits, describe, read_splits
-from sam2kit.models.checkpoint_io import read_checkpoint
+from sam2kit.models.checkpoint_io import kept_copies, read_checkpoint
 from sam2kit.models.checkpoints import CONFIG_KEY, SPLITS_KEY, find_checkpoint, source_config
 from sam2kit.utils.errors import CheckpointError, SAM2KitError
 
@@ -40,8 +40,13 @@ def checkpoint_splits(source: str | Path) -> Splits | None:
     except CheckpointError:
         return None  # loading the weights reports it, with the key
     if SPLITS_KEY in content:
-        return Splits.from_dict(content[SPLITS_KEY], path, CheckpointError)
-    return _recreated(path) if CONFIG_KEY in content else None
+        splits = Splits.from_dict(content[SPLITS_KEY], path, CheckpointError)
+    elif CONFIG_KEY in content:
+        splits = _recreated(path)
+    else:
+        return None
+    is_last = path.name == "last.ckpt" or path in kept_copies(path.parent)
+    return replace(splits, is_selected=not is_last)
 
 
 def _recreated(path: Path) -> Splits:

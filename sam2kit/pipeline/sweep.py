@@ -162,6 +162,10 @@ def run_sweep(
         if trials is not None:
             _define(sweep_dir, trials, {"parameters": dict(parameters or {}), "stages": stages})
         sweep = _Sweep(sweep_dir, _read_definition(definition))
+        # Writing the leaderboard needs torch, which cannot be imported again after an interrupt
+        # during its import. Import it before the first trial starts.
+        import sam2kit.evaluation.compare_runs  # noqa: F401
+
         try:
             sweep.run(jobs, retry_failed)
         except KeyboardInterrupt:

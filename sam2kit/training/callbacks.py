@@ -26,7 +26,11 @@ from sam2kit.utils.errors import CheckpointError, DataError
 from sam2kit.utils.processes import STOP_SIGNALS
 
 Scorer = Callable[[SAM2Model, VideoSource], float]
-"""Function of a model and the validation videos that returns J&F, from 0 to 1."""
+"""Function of a model and the validation videos that returns J&F, from 0 to 1.
+
+If it has a method ``check(source)``, :func:`~sam2kit.training.trainer.fit` calls this method before
+training, with the validation videos.
+"""
 
 
 class LogProgress(Callback):
@@ -91,7 +95,8 @@ class LogProgress(Callback):
 class ScoreVideos(Callback):
     """Log ``val_jf`` at the end of each validation, before other callbacks read it.
 
-    It must run before :class:`AverageWeights`, which restores the current weights.
+    It must run before :class:`AverageWeights`, which restores the current weights. If the videos
+    cannot be scored, ``last.ckpt`` is saved before the error is raised.
 
     Args:
         scorer: the function that computes J&F.
@@ -100,11 +105,22 @@ class ScoreVideos(Callback):
 
     def __init__(self, scorer: Scorer, source: VideoSource) -> None:
         self.scorer, self.source = scorer, source
+        self._error: DataError | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         start = time.monotonic()
-        module.log("val_jf", self.scorer(module.model, self.source))  # type: ignore[arg-type]
+        try:
+            score = self.scorer(module.model, self.source)  # type: ignore[arg-type]
+        except DataError as error:  # raised once the trained weights are restored and saved
+            self._error = error
+            return
+        module.log("val_jf", score)
         logger.debug("val_jf took {:.1f} s", time.monotonic() - start)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._error is not None:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+            raise self._error
 
 
 class AverageWeights(WeightAveraging):
@@ -321,11 +337,20 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(run_dir, filename, enable_version_counter=False, **options)
         self.same_run = same_run
 
+    def keep_best(self, value: float) -> None:
+        """Start with an existing file that has this value, unless a stored state is loaded."""
+        path, score = str(Path(self.dirpath or "") / f"{self.filename}.ckpt"), torch.tensor(value)
+        self.best_model_path = self.kth_best_model_path = path
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {path: score}
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor or "")
         # StopAtNonFinite reports a training loss that is not finite.
         undefined = value is None or (self.monitor != "val_loss" and not math.isfinite(value))
         if self.monitor is not None and undefined:
+            # Do not lose the epoch: the run can be resumed with another metric.
+            trainer.save_checkpoint(Path(self.dirpath or "") / "last.ckpt")
             raise DataError(
                 f"{self.monitor} has no value: no tracked frame of the validation clips can be "
                 "scored",

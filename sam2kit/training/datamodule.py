@@ -16,7 +16,7 @@ from sam2kit.data.clip import ClipBatch
 from sam2kit.data.fingerprint import FrameHasher, sampled_content
 from sam2kit.data.loader import check_shared_memory, create_dataloader
 from sam2kit.data.sources.base import VideoSource
-from sam2kit.data.splits import TEST, TRAIN, VALIDATION, Splits, describe
+from sam2kit.data.splits import TEST, TRAIN, VALIDATION, Splits, SplitVideo, describe
 from sam2kit.models.run_splits import earlier_splits
 from sam2kit.training.resume import position
 from sam2kit.utils.errors import DataError
@@ -70,11 +70,28 @@ class SAM2LightningDataModule(LightningDataModule):
 
         Raises:
             DataError: a video fails :meth:`ClipDataset.check_videos`, or a test video is also a
-                training video.
+                training or validation video.
         """
         self.train_clips.check_videos()
         self.val_clips.check_videos()
-        loss = self.config.loss
+        self._warn_of_unused_settings()
+        per_machine = max(1, self.devices // self.config.trainer.num_nodes)
+        check_shared_memory(self.config.dataset, per_machine)
+        self._check_repeated_videos()
+
+    def _warn_of_unused_settings(self) -> None:
+        """Warn about settings that have no effect on these clips."""
+        loss, default = self.config.loss, Config().augmentation
+        changed = [
+            f"augmentation.{name}={value}"
+            for name, value in vars(self.config.augmentation).items()
+            if value != getattr(default, name)
+        ]
+        if changed and not self.config.dataset.augment:
+            logger.warning(
+                "{}: no effect, because dataset.augment=false. Set dataset.augment=true",
+                ", ".join(changed),
+            )
         if loss.temporal > 0 and loss.type == "frames" and not self.train_clips.has_neighbours():
             logger.warning(
                 "loss.temporal={} has no effect: it compares consecutive frames of a clip, and no "
@@ -82,9 +99,6 @@ class SAM2LightningDataModule(LightningDataModule):
                 "dataset.frame_stride to the distance between annotated frames",
                 loss.temporal,
             )
-        per_machine = max(1, self.devices // self.config.trainer.num_nodes)
-        check_shared_memory(self.config.dataset, per_machine)
-        self._check_repeated_videos()
 
     @cached_property
     def splits(self) -> Splits:
@@ -100,20 +114,17 @@ class SAM2LightningDataModule(LightningDataModule):
         """Warn about validation and test videos that this run or its initial weights train on.
 
         Raises:
-            DataError: a test video is also a training video.
+            DataError: a test video is also a training or validation video.
         """
         for part, videos in ((VALIDATION, self.splits.validation), (TEST, self.splits.test)):
             repeated = self.splits.trained_on(videos)
             if not repeated:
                 continue
-            video, trained = repeated[0]
             problem = (
-                f"{len(repeated)} of {len(videos)} {part} videos are trained on, such as "
-                f"{video.name!r}"
+                f"{len(repeated)} of {len(videos)} {part} videos are trained on, "
+                f"{_such_as(*repeated[0])}"
             )
-            if trained.name != video.name:
-                problem += f", whose frames are those of {trained.name!r}"
-            if part == TEST and trained in self.splits.train:
+            if part == TEST and repeated[0][1] in self.splits.train:
                 raise DataError(
                     problem,
                     key="testdataset",
@@ -122,6 +133,14 @@ class SAM2LightningDataModule(LightningDataModule):
             logger.warning(
                 "{}; validation scores will be too high, and sam2kit evaluate rejects these videos",
                 visible_text(problem, None),
+            )
+        selected = self.splits.selected_on(self.splits.test)
+        if selected:
+            raise DataError(
+                f"{len(selected)} of {len(self.splits.test)} test videos are also validation "
+                f"videos, which select the checkpoint, {_such_as(*selected[0])}",
+                key="testdataset",
+                hint="use other test videos, or remove these from valdataset.split",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,6 +225,12 @@ class SAM2LightningDataModule(LightningDataModule):
             batches=batches[rank :: self.devices],
             pin_memory=self._pin_memory,
         )
+
+
+def _such_as(video: SplitVideo, other: SplitVideo) -> str:
+    """Name a video and, if their names differ, the video that it repeats."""
+    same = "" if video.name == other.name else f", whose frames are those of {other.name!r}"
+    return f"such as {video.name!r}{same}"
 
 
 def _open(

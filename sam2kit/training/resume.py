@@ -9,6 +9,7 @@ completed batches.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from loguru import logger
 
 from sam2kit.config.loading import same_value
 from sam2kit.config.schema import RANDOM, Config, get, options
+from sam2kit.config.stored import read_stored
 from sam2kit.data.fingerprint import GENERATED
-from sam2kit.models.checkpoint_io import fault_in, kept_copies
-from sam2kit.models.checkpoints import read_run_config
+from sam2kit.models.checkpoint_io import fault_in, kept_copies, read_checkpoint
+from sam2kit.models.checkpoints import CONFIG_KEY, read_run_config
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
+from sam2kit.utils.metrics_table import read_rows
 from sam2kit.utils.readers import damage_is
 
 # Keys that must not change within a run: keys of the model, the clip order and the optimizer. The
@@ -204,18 +207,20 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
 def resumed_model(config: Config) -> Config:
     """Return the configuration with the initial weights and model size of the resumed run.
 
-    They are replaced only where the user did not set them: ``model.checkpoint`` must be null, and
-    ``model.size`` the default.
+    Each of both is replaced only if the user did not set it: if ``model.checkpoint`` is null, or
+    ``model.size`` is the default. A run that starts from ``nano`` stores its size, which the
+    command that started it need not contain.
     """
     path = config.trainer.resume_from
-    if path is None or config.model.checkpoint is not None:
+    if path is None:
         return config
     try:
         stored = read_run_config(path).model
     except CheckpointError:
         return config  # check_resume reports the error with its key
     size = stored.size if config.model.size == Config().model.size else config.model.size
-    return replace(config, model=replace(config.model, checkpoint=stored.checkpoint, size=size))
+    checkpoint = stored.checkpoint if config.model.checkpoint is None else config.model.checkpoint
+    return replace(config, model=replace(config.model, checkpoint=checkpoint, size=size))
 
 
 def resolve_monitor(config: Config) -> Config:
@@ -233,6 +238,46 @@ def resolve_monitor(config: Config) -> Config:
         stored = read_run_config(t.resume_from).trainer.monitor
         monitor = "val_loss" if stored == "auto" else stored  # versions without other metrics
     return replace(config, trainer=replace(t, monitor=monitor))
+
+
+def earlier_best(config: Config, run_dir: Path) -> float | None:
+    """Return the value of a changed ``trainer.monitor`` at the step of ``best.ckpt``.
+
+    A resumed run stores the best value of its metric, but not those of other metrics. They are read
+    from ``metrics.csv``. What happens to ``best.ckpt`` is logged.
+
+    Returns:
+        The value; None if the metric has not changed, there is no ``best.ckpt`` or the value is
+        unknown.
+    """
+    path, monitor = run_dir / "best.ckpt", config.trainer.monitor
+    if not path.is_file():
+        return None
+    try:
+        content = read_checkpoint(path, mmap=True)
+        earlier = read_stored(content.get(CONFIG_KEY), path).trainer.monitor
+    except CheckpointError as error:
+        logger.warning("{}; the next validation replaces it", error)
+        return None
+    earlier = "val_loss" if earlier == "auto" else earlier  # versions without other metrics
+    if earlier == monitor:
+        return None
+    last_step = content["global_step"] - 1  # loggers count steps from 0
+    rows = [row for row in read_rows(run_dir / "metrics.csv") if row.get(monitor)]
+    values = [float(row[monitor]) for row in rows if float(row["step"]) == last_step]
+    changed = f"trainer.monitor={monitor} was {earlier} so far"
+    if not values or not math.isfinite(values[-1]):
+        logger.warning(
+            "{}, and {} of best.ckpt is unknown, so the next validation replaces it. To keep it, "
+            "stop and copy it first",
+            *(changed, monitor),
+        )
+        return None
+    logger.info(
+        "{}; best.ckpt ({} {:.3f}) is kept until {} is better",
+        *(changed, monitor, values[-1], monitor),
+    )
+    return values[-1]
 
 
 def _check_unfinished(config: Config, content: dict[str, Any], epoch: int, path: str) -> None:

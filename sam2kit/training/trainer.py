@@ -57,6 +57,7 @@ from sam2kit.training.nonfinite_replay import StopAtNonFinite
 from sam2kit.training.resume import (
     TrainingComplete,
     check_resume,
+    earlier_best,
     latest_valid_checkpoint,
     resolve_monitor,
     resumed_model,
@@ -214,7 +215,7 @@ def _fit(
     if config.model.compile:
         check_compiler()
     if not in_rank():
-        data.check_videos()
+        _check_videos(data, extras.scorer)
     check_ranks(config, world_size, run_dir)
     run_dir = open_run_dir(run_dir, config.output_dir)
     first = _is_first()
@@ -243,6 +244,13 @@ def _fit(
                 return _run(config, run_dir, module, data, [run_log, metrics], extras)
     finally:
         logger.remove(sink)
+
+
+def _check_videos(data: SAM2LightningDataModule, scorer: Scorer | None) -> None:
+    """Check the videos, and that ``val_jf`` can be computed, before the first step."""
+    data.check_videos()
+    if scorer is not None and hasattr(scorer, "check"):
+        scorer.check(data.val_clips.source)
 
 
 def _reject_objects_in_memory(
@@ -350,6 +358,8 @@ def _run(
     monitor = config.trainer.monitor
     mode = "min" if monitor == "val_loss" else "max"
     best = save("best", monitor=monitor, mode=mode, save_on_train_epoch_end=False)
+    if same_run and (value := earlier_best(config, run_dir)) is not None:
+        best.keep_best(value)
     last = save("last", save_on_train_epoch_end=True)
     stopper = StopOnInterrupt()
     callbacks: list[Callback] = [
@@ -366,14 +376,14 @@ def _run(
         callbacks.append(SaveWithinEpoch(run_dir / "last.ckpt", minutes, steps))
     if config.trainer.audit != "off":
         callbacks.append(AuditBeforeTraining())
+    if extras.scorer is not None:
+        callbacks.append(ScoreVideos(extras.scorer, data.val_clips.source))
     if (patience := config.trainer.early_stopping_patience) is not None:
         # Check at validations: a run that resumes after the last step of an epoch repeats the end
         # of that epoch, which would then count twice.
         callbacks.append(
             EarlyStopping(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False)
         )
-    if extras.scorer is not None:
-        callbacks.append(ScoreVideos(extras.scorer, data.val_clips.source))
     if config.trainer.ema_decay is not None:
         callbacks.append(AverageWeights(config.trainer.ema_decay))
     if config.trainer.average_with_start is not None:

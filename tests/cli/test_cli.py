@@ -276,6 +276,22 @@ def test_a_resumed_run_gets_the_scorer_of_its_monitor(calls, tmp_path):
     assert calls[-1][2]["scorer"] is not None
 
 
+def test_data_path_names_the_test_videos_if_these_are_scored(calls, tmp_path):
+    config = tmp_path / "config.yaml"
+    save_config(load_config(None, ["evaluation.split=test"]), config)
+    for split, section in (
+        (["evaluation.split=test"], "testdataset"),
+        (["evaluation.split=validation"], "valdataset"),
+        (["--config", str(config)], "testdataset"),
+        (["--config", str(config), "evaluation.split=validation"], "valdataset"),
+    ):
+        for source in (["--model-checkpoint", "nano"], ["--predictions", str(tmp_path)]):
+            assert main(["evaluate", *source, "--data-path", str(tmp_path), *split]) == 0
+            overrides = calls[-1][1][1]
+            assert overrides[0] == f"{section}.data_path='{tmp_path}'"
+            assert load_config(None, overrides[:1]).dataset.data_path is None
+
+
 def test_run_calls_the_library(calls, tmp_path):
     save_config(load_config(None, SYNTHETIC), tmp_path / "c.yaml")
     config = ["run", "--config", str(tmp_path / "c.yaml")]

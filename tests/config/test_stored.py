@@ -13,7 +13,13 @@ from data_helpers import make_davis
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config, save_config
 from sam2kit.config.schema import MACHINE, PATH, RUN, Config, get, options
-from sam2kit.config.stored import MAX_DEPTH, MAX_TEXT, MAX_VALUES, read_stored
+from sam2kit.config.stored import (
+    MAX_DEPTH,
+    MAX_TEXT,
+    MAX_VALUES,
+    override_allowed,
+    read_stored,
+)
 from sam2kit.evaluation.evaluate import AFTER, BEFORE, COPY, ZEROED, evaluate_checkpoint
 from sam2kit.models.checkpoints import (
     CONFIG_KEY,
@@ -268,6 +274,18 @@ def test_a_checkpoint_without_its_run_requires_a_data_path(hostile, tmp_path, da
         assert word in output
     assert "--data-path DIR" in output and "--config FILE" in output and "victim" not in output
     assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", ["valdataset", "testdataset"])
+def test_a_checkpoint_without_its_run_needs_only_the_videos_to_score(tmp_path, part):
+    overrides = [f"evaluation.split={'test' if part == 'testdataset' else 'validation'}"]
+    ignored = ["dataset.data_path", "trainer.resume_from"]
+    with pytest.raises(ConfigError) as error:
+        override_allowed(Config(), ignored[:1], overrides, "best.ckpt")
+    assert "--data-path DIR" in error.value.hint
+    overrides.append(f"{part}.data_path={tmp_path}")
+    config, _ = override_allowed(Config(), ignored, overrides, "best.ckpt")
+    assert get(config, f"{part}.data_path") == str(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["coco", "mixture"])

@@ -9,17 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from data_helpers import make_davis, make_textured
+from PIL import Image
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config, DatasetConfig
+from sam2kit.config.validation import check
 from sam2kit.data import (
     COCODataset,
     VideoDataset,
     build_datasets,
     build_test_source,
     build_validation_source,
+    fingerprint,
 )
-from sam2kit.data.build import open_sets, split_source
+from sam2kit.data.build import open_sets, resolve_layouts, split_source
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.splits import (
     PARTS,
@@ -127,6 +130,25 @@ def test_test_videos_of_their_own(tmp_path):
     assert parts[VALIDATION] == ["x"] and len(parts[TRAIN]) + len(parts[TEST]) == 6
 
 
+@pytest.mark.parametrize("section", ["valdataset", "testdataset"])
+def test_other_videos_are_detected_whatever_the_run_trained_on(tmp_path, section):
+    make_davis(tmp_path / "new", {"x": 2})
+    make_davis(tmp_path / "data", {"a": 2, "b": 2})
+    build = build_validation_source if section == "valdataset" else build_test_source
+    generated = config_for("", type="synthetic")
+    generated.dataset.data_path = None
+    for stored in (generated, resolve_layouts(config_for(tmp_path / "data"))):
+        assert stored.dataset.type in ("synthetic", "video")
+        getattr(stored, section).data_path = str(tmp_path / "new")
+        check(stored)
+        assert build(stored).names == ["x"]
+        assert getattr(stored, section).type == (None if stored is generated else "auto")
+    getattr(stored, section).type = "synthetic"
+    with pytest.raises(ConfigError) as error:
+        check(stored)
+    assert (error.value.key, error.value.value) == (f"{section}.data_path", str(tmp_path / "new"))
+
+
 def test_generated_test_videos_are_neither_trained_on_nor_validated_on():
     config = config_for("", type="synthetic", synthetic_videos=3, image_size=32)
     config.dataset.data_path = None
@@ -207,6 +229,62 @@ def test_renamed_and_copied_videos_are_recognised(tmp_path):
     (other / "Annotations/b").rename(other / "Annotations/a")
     splits = splits_of(VideoDataset(make_textured(tmp_path / "one", {"a": 6})))
     assert splits.trained_on(describe(VideoDataset(other))) == []
+
+
+@pytest.mark.parametrize("length", [60, 20, 10, 1])
+def test_cut_copies_of_a_large_dataset_are_recognised(tmp_path, monkeypatch, length):
+    """Fewer frames per video are hashed in large datasets, and a short copy lacks some of these."""
+    root = make_textured(tmp_path / "data", {"a": 70, "b": 70})
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "SAMPLED_FRAMES", 2 * 6)  # as in a dataset of 40 videos
+        splits = splits_of(VideoDataset(root))
+        assert [len(video.content) for video in splits.train] == [6, 6]
+    for folder in (root / "JPEGImages", root / "Annotations"):
+        for name in "ab":
+            for file in sorted((folder / name).iterdir())[length:]:
+                file.unlink()
+            (folder / name).rename(folder / f"copy of {name}")
+    copies = describe(VideoDataset(root))
+    assert [video.frames for video in copies] == [(0, length)] * 2
+    assert [known.name for _, known in splits.trained_on(copies)] == ["a", "b"]
+
+
+def test_hashes_of_earlier_versions_have_no_index(tmp_path):
+    root = make_textured(tmp_path, {"a": 70, "b": 70})
+    videos = describe(VideoDataset(root))
+    contents = [dict(entry.split(":") for entry in video.content) for video in videos]
+    hashed = ("0", "16", "4", "64", "1", "32")
+    old = [
+        SplitVideo(f"old {v.name}", v.frames, tuple(content[t] for t in hashed))
+        for v, content in zip(videos, contents, strict=True)
+    ]
+    splits = Splits(tuple(old))
+    assert Splits.from_dict(splits.to_dict(), "splits.json") == splits
+    assert [known.name for _, known in splits.trained_on(videos)] == ["old a", "old b"]
+
+
+def test_videos_that_start_alike_are_not_the_same(tmp_path):
+    """Films of a fixed camera without noise: an object appears in frame 5."""
+    for name, length in (("cam0", 20), ("cam1", 20), ("cam2", 19), ("cam3", 4)):
+        first = make_textured(tmp_path / "start", {"empty": 1}) / "JPEGImages/empty/00000.png"
+        pixels = np.array(Image.open(first))
+        for t in range(length):
+            frame = pixels.copy()
+            frame[8:16, 8:16] = int(name[-1]) if t >= 5 else frame[8:16, 8:16]
+            path = tmp_path / "data/JPEGImages" / name / f"{t:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame).save(path)
+    videos = describe(VideoDataset(tmp_path / "data"))
+    for video in videos:
+        splits = Splits((video,))
+        assert [v.name for v, _ in splits.trained_on(videos)] == [video.name]
+    # Hashes that an earlier version stored identify nothing if they are all equal.
+    content = [entry.split(":")[1] for entry in videos[3].content]
+    old = Splits((SplitVideo("cam3", (0, 4), tuple(content)),))
+    assert [v.name for v, _ in old.trained_on(videos)] == ["cam3"]
+    # A single image is identified by its pixels.
+    images = [replace(video, content=video.content[:1], frames=(0, 1)) for video in videos[:2]]
+    assert images[0].same_video(images[1])
 
 
 def test_videos_of_one_colour_are_recognised_by_name(tmp_path):
@@ -296,7 +374,15 @@ def test_nothing_is_left_to_validate_on(tmp_path):
     assert earlier.trained_before == earlier.train
     with pytest.raises(ConfigError) as error:
         open_sets(config_for(root), earlier)
-    assert error.value.key == "dataset.data_path"
+    assert error.value.key == "dataset.data_path" and "valdataset.split" in error.value.hint
+    # The hint names the section of the part that has no videos.
+    a, b = earlier.train
+    config = config_for(make_textured(tmp_path, {"c": 2}))
+    (c,) = (v for v in describe(VideoDataset(root)) if v.name == "c")
+    config.testdataset.fraction = 0.3
+    with pytest.raises(ConfigError, match="left for test") as error:
+        build_test_source(config, Splits((a, b), (c,)))
+    assert "testdataset.split" in error.value.hint and "valdataset" not in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_helpers import SIZE, make_davis, save_frame, save_palette, square
+from data_helpers import SIZE, make_davis, make_textured, save_frame, save_palette, square
 from loguru import logger
 
 from sam2kit.cli.main import main
@@ -294,6 +295,22 @@ def test_calibrating_on_validation_videos_is_rejected(config, runs, tmp_path):
         evaluate(config, runs, tmp_path)
     assert error.value.key == "evaluation.calibration_videos"
     assert "valdataset.split" in error.value.hint
+
+
+def test_calibration_videos_are_recognised_by_their_frames(config, runs, tmp_path):
+    """Other datasets have videos of the same names, and copies may have other names."""
+    config.dataset.data_path = str(make_textured(tmp_path / "one", {"a": 4, "b": 4}))
+    data = make_textured(tmp_path / "two", {"c": 4, "d": 4})
+    for folder in (data / "JPEGImages", data / "Annotations"):
+        (folder / "c").rename(folder / "a")
+    config.valdataset.data_path, config.evaluation.calibration_videos = str(data), 1
+    evaluation = evaluate(config, runs, tmp_path / "out")
+    assert evaluation.metrics["calibration"]["videos"] == ["a"]
+    for folder in ("JPEGImages", "Annotations"):
+        shutil.copytree(tmp_path / "one" / folder / "a", data / folder / "copy")
+    with pytest.raises(ConfigError, match="'a'.*'copy'") as error:
+        evaluate(config, runs, tmp_path / "again")
+    assert error.value.key == "evaluation.calibration_videos"
 
 
 def test_unknown_tracker_options_are_rejected(config, runs, tmp_path):

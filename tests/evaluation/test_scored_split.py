@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from data_helpers import make_davis
+from data_helpers import make_davis, make_textured
+from PIL import Image
 
 from sam2kit.config.schema import Config
 from sam2kit.data import VideoDataset
@@ -81,6 +83,45 @@ def test_a_compared_checkpoint_that_was_trained_on_the_videos_is_named(config):
     split = check_scored_videos(config, source, None, {"<o>": Splits((describe(source)[0],))})
     assert "<o>" in split.title_note
     assert any("<o>" in line and "1 of the 2 videos" in line for line in split.lines(2))
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_videos_of_the_same_name_and_length_may_be_copies(config, tmp_path, warnings, limit):
+    root = make_textured(tmp_path / "textured", {"a": 4, "b": 5, "c": 3, "d": 3})
+    a, b, c, d = describe(VideoDataset(root))
+    splits = Splits((a,), (replace(b, frames=(0, 6)), c), trained_before=(d,))
+    for file in root.glob("JPEGImages/*/*.png"):
+        with Image.open(file) as image:
+            image.convert("RGB").save(file.with_suffix(".jpg"), quality=70)
+        file.unlink()
+    config.evaluation.max_frames = limit
+    config.valdataset.data_path = str(root)
+    split = check_scored_videos(config, scored_source(config), splits)
+    # With a limit, the lengths of longer videos are equal.
+    assert split.resembling == (("a", "b", "c", "d") if limit else ("a", "c", "d"))
+    assert split.to_dict()["resembling"] == list(split.resembling) and not split.trained_on
+    assert len(warnings) == 1 and f"{len(split.resembling)} of the 4 videos" in warnings[0]
+    lines = split.lines(4)
+    assert len(lines) == 2 and f"{len(split.resembling)} of the 4 videos" in lines[1]
+    # Videos that were recognised are not listed again, and other names do not count.
+    others = (replace(a, name="x", content=("0:1",)), a)
+    assert splits.resembling(others[:1]) == []
+    for name, advice in (("validation", "evaluation.split=test"), ("test", "testdataset that are")):
+        split = ScoredSplit(name, True, selected_on=("a",), monitor="val_iou")
+        assert len(split.lines(1)) == 2 and advice in split.lines(1)[1]
+
+
+def test_the_last_checkpoint_is_not_selected(config):
+    source = VideoDataset(config.dataset.data_path)
+    a, b = describe(source)
+    splits = Splits((replace(a, name="x"),), (a, b))
+    assert check_scored_videos(config, source, splits).selected_on == ("a", "b")
+    last = replace(splits, is_selected=False)
+    split = check_scored_videos(config, source, last)
+    assert (split.selected_on, split.validated_on, split.monitor) == ((), ("a", "b"), None)
+    assert "Warning" not in "".join(split.lines(2)) and "validated" in split.lines(2)[-1]
+    config.trainer.early_stopping_patience = 3
+    assert check_scored_videos(config, source, last).selected_on == ("a", "b")
 
 
 def test_the_report_says_what_is_not_known():

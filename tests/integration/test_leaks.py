@@ -84,6 +84,10 @@ def test_a_run_stores_its_splits(run):
     assert sorted(sum((names(run, p) for p in ("train", "validation", "test")), [])) == [*VIDEOS]
     assert all(len(video.content) > 1 and video.frames == (0, 5) for video in splits.train)
     assert checkpoint_splits(run) == checkpoint_splits(run / "last.ckpt") == splits
+    shutil.copy(run / "last.ckpt", run / "step-00000001.ckpt")
+    for name, is_selected in (("best", True), ("last", False), ("step-00000001", False)):
+        stored = checkpoint_splits(run / f"{name}.ckpt")
+        assert stored is not None and stored.is_selected == is_selected
 
 
 def test_another_seed_scores_the_same_videos(run):
@@ -132,6 +136,7 @@ def test_the_report_names_the_split_and_warns_of_the_selection(run):
         "recorded": True,
         "trained_on": [],
         "selected_on": names(run, "validation"),
+        "resembling": [],
         "monitor": "val_loss",
         "max_frames": None,
         "compared_trained_on": {},
@@ -201,6 +206,22 @@ def test_validating_on_training_videos_is_logged_and_testing_on_them_is_rejected
     with pytest.raises(DataError) as error:
         SAM2LightningDataModule(config).check_videos()
     assert error.value.key == "testdataset"
+
+
+def test_test_videos_that_select_the_checkpoint_are_rejected(work, tmp_path):
+    for name, videos in (("train", "v0 v1"), ("validation", "v2 v3"), ("test", "v4 v3")):
+        (tmp_path / f"{name}.txt").write_text(videos.replace(" ", "\n"))
+    config = Config()
+    config.dataset.data_path, config.dataset.num_workers = str(work / "data"), 0
+    config.dataset.split = str(tmp_path / "train.txt")
+    config.valdataset.split = str(tmp_path / "validation.txt")
+    config.testdataset.split = str(tmp_path / "test.txt")
+    data = SAM2LightningDataModule(config)
+    with pytest.raises(DataError, match="1 of 2 test videos are also validation.*'v3'") as error:
+        data.check_videos()
+    assert error.value.key == "testdataset" and "valdataset.split" in error.value.hint
+    (tmp_path / "test.txt").write_text("v4\nv5\n")
+    SAM2LightningDataModule(config).check_videos()
 
 
 def test_the_draw_of_an_earlier_version_is_repeated_with_a_warning(run, messages):

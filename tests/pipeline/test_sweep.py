@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+import sam2kit.evaluation
 from sam2kit.cli.main import main
+from sam2kit.evaluation import compare_runs
 from sam2kit.evaluation.compare_runs import find_runs, leaderboard_rows
 from sam2kit.pipeline import sweep
 from sam2kit.pipeline.status import Status, read_status
@@ -178,6 +180,23 @@ def test_killed_trial_is_resumed_by_the_next_call(config_file, tmp_path, stand_i
     rows = run_sweep(tmp_path / "sweep", plan_trials(config_file, ["seed=16,17"]))
     assert {row["state"] for row in rows} == {"interrupted"}
     assert {row["state"] for row in run_sweep(tmp_path / "sweep")} == {"done"}
+
+
+def test_interrupt_at_the_start_leaves_a_leaderboard(config_file, tmp_path, monkeypatch):
+    """Importing torch again after an interrupt during its import fails."""
+    name = "sam2kit.evaluation.compare_runs"
+    monkeypatch.setattr(sam2kit.evaluation, "compare_runs", compare_runs)  # restores both
+    monkeypatch.delitem(sys.modules, name)
+    is_imported = []
+
+    def run(self, jobs, retry_failed):
+        is_imported.append(name in sys.modules)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep._Sweep, "run", run)
+    with pytest.raises(KeyboardInterrupt, match="--sweep-dir"):
+        run_sweep(tmp_path / "sweep", plan_trials(config_file, ["seed=1,2"]))
+    assert is_imported == [True] and (tmp_path / "sweep/leaderboard.md").exists()
 
 
 def test_another_sweep_in_the_directory_is_rejected(config_file, tmp_path, stand_in):

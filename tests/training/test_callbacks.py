@@ -166,6 +166,18 @@ def test_temporal_loss_without_neighbouring_masks(toy_config, warnings, frames, 
     assert not any("loss.temporal" in m for m in warnings)
 
 
+@pytest.mark.parametrize("augment", [True, False])
+def test_augmentation_that_is_switched_off_is_reported(toy_config, warnings, augment):
+    toy_config.dataset.augment = augment
+    SAM2LightningDataModule(toy_config).check_videos()
+    assert not warnings
+    toy_config.augmentation.thermal, toy_config.augmentation.flip = 1.0, 0.0
+    SAM2LightningDataModule(toy_config).check_videos()
+    words = ("augmentation.thermal=1.0", "augmentation.flip=0.0", "dataset.augment=true")
+    assert len(warnings) == (0 if augment else 1)
+    assert augment or all(word in warnings[0] for word in words)
+
+
 def test_generated_videos_have_neighbouring_masks(toy_config, warnings):
     SAM2LightningDataModule(toy_config).check_videos()
     assert not warnings

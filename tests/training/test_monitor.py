@@ -6,7 +6,7 @@ import csv
 
 import pytest
 import torch
-from data_helpers import make_textured
+from data_helpers import make_davis, make_textured
 
 from sam2kit.config.loading import load_config
 from sam2kit.config.schema import Config
@@ -162,6 +162,67 @@ def test_a_monitor_without_a_value_is_an_error(config, tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         fit(config, tmp_path / "run")
     assert (error.value.key, error.value.value) == ("trainer.monitor", "val_iou")
+    assert epoch_of(tmp_path / "run" / "last.ckpt") == 0
+
+
+def test_videos_without_a_frame_to_score_are_rejected_before_training(config, tmp_path):
+    """Of the frames that val_jf tracks, only the prompted one is annotated."""
+    data = make_davis(tmp_path / "data", dict.fromkeys("abc", 13), annotated=lambda t: t % 6 == 0)
+    config.dataset.type, config.dataset.data_path = "video", str(data)
+    config.trainer.monitor, config.trainer.jf_frames = "val_jf", 5
+    with pytest.raises(DataError) as error:
+        fit(config, tmp_path / "run", scorer=jf_scorer(config))
+    assert (error.value.key, error.value.value) == ("trainer.jf_frames", 5)
+    assert not (tmp_path / "run").exists()
+    config.trainer.jf_frames = 7
+    jf_scorer(config).check(VideoDataset(data))
+
+
+def test_an_epoch_that_cannot_be_scored_is_saved(config, tmp_path):
+    config.trainer.monitor, config.trainer.early_stopping_patience = "val_jf", 2
+    config.trainer.average_with_start, config.scheduler.name = 0.5, "constant"
+    config.model.checkpoint, config.trainer.max_epochs = "nano", 2
+
+    def scorer(model, source):
+        raise DataError("no frame", key="trainer.jf_frames", hint="increase it")
+
+    with pytest.raises(DataError) as error:
+        fit(config, tmp_path / "run", scorer=scorer)
+    assert error.value.key == "trainer.jf_frames"
+    assert epoch_of(tmp_path / "run" / "last.ckpt") == 0
+    resumed = fit(config, tmp_path / "run", resume=True, scorer=Scores(0.1))
+    assert epoch_of(resumed.last_checkpoint) == 1
+    config.trainer.monitor = "val_loss"
+    whole = fit(config, tmp_path / "whole")
+    states = [torch.load(r.last_checkpoint, weights_only=True) for r in (whole, resumed)]
+    for name, value in states[0]["current_model_state"].items():
+        assert torch.equal(value, states[1]["current_model_state"][name]), name
+
+
+def test_a_changed_metric_keeps_the_better_checkpoint(config, tmp_path, monkeypatch, messages):
+    """The first run selects epoch 0 by val_jf. By val_iou, epoch 2 is worse and epoch 3 better."""
+    ious = [0.4, 0.6, 0.3, 0.5]
+    monkeypatch.setattr(
+        SAM2LightningModule,
+        "on_validation_epoch_end",
+        lambda self: self.log_dict({"val_loss": 1.0, "val_iou": ious[self.current_epoch]}),
+    )
+    config.trainer.monitor, config.trainer.max_epochs = "val_jf", 2
+    run = tmp_path / "run"
+    assert epoch_of(fit(config, run, scorer=Scores(0.9, 0.8)).best_checkpoint) == 0
+    config.trainer.monitor, config.trainer.max_epochs = "val_iou", 3
+    result = fit(config, run, resume=True)
+    assert result.best_checkpoint == run / "best.ckpt" and epoch_of(run / "best.ckpt") == 0
+    assert any("val_iou 0.400" in m and m.startswith("INFO") for m in messages)
+    config.trainer.max_epochs = 4  # the metric has not changed again
+    fit(config, run, resume=True)
+    assert epoch_of(run / "best.ckpt") == 3
+    # The value of another metric is unknown.
+    config.trainer.monitor, config.trainer.max_epochs = "val_jf", 5
+    ious.append(0.1)
+    fit(config, run, resume=True, scorer=Scores(0.1))
+    assert epoch_of(run / "best.ckpt") == 4
+    assert any("val_jf of best.ckpt is unknown" in m for m in messages if "WARNING" in m)
 
 
 def test_clips_of_one_frame_have_no_val_iou():

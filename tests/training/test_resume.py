@@ -16,6 +16,7 @@ from loguru import logger
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config, override_config, save_config
+from sam2kit.config.schema import Config
 from sam2kit.data.build import build_datasets
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.loader import create_dataloader
@@ -521,6 +522,22 @@ def test_one_command_starts_and_resumes_a_run(tiny_config, tmp_path, capsys):
         content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
         assert content["SAM2LightningDataModule"]["epoch"] == epochs - 1
     assert "Nothing left to train" in capsys.readouterr().err
+
+
+def test_run_that_took_its_size_from_a_checkpoint_resumes(toy_config, tmp_path):
+    """The same configuration, such as the trial.yaml of a sweep, starts and resumes a run."""
+    toy_config.model = replace(Config().model, checkpoint="nano")  # the size is the default
+    toy_config.dataset.synthetic_videos = toy_config.trainer.max_steps = 1
+    save_config(toy_config, tmp_path / "trial.yaml")
+    for steps in (1, 2):
+        config = load_config(tmp_path / "trial.yaml", [f"trainer.max_steps={steps}"])
+        assert config.model.size == "t"
+        result = fit(config, tmp_path / "run", resume=True)
+        assert torch.load(result.last_checkpoint, weights_only=True)["global_step"] == steps
+    # Another starting model is an error that names it.
+    config.model.checkpoint, config.trainer.max_steps = "nano-1", 3
+    with pytest.raises(ConfigError, match="model.checkpoint is 'nano-1' and was 'nano'"):
+        fit(config, tmp_path / "run", resume=True)
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
