@@ -212,10 +212,10 @@ def _data_problems(config: Config) -> Iterator[ConfigError]:
     val, test = config.valdataset, config.testdataset
     yield from _section_problems("valdataset", val, ("fraction",))
     yield from _section_problems("testdataset", test, ("fraction",))
-    for name, section in (("valdataset", val), ("testdataset", test)):
-        if section.type == "synthetic" and section.data_path is not None:
+    for name, held_out in (("valdataset", val), ("testdataset", test)):
+        if held_out.type == "synthetic" and held_out.data_path is not None:
             expected = "null with type=synthetic, whose videos are generated"
-            yield _must_be(name, section, "data_path", expected, f"set {name}.type=auto")
+            yield _must_be(name, held_out, "data_path", expected, f"set {name}.type=auto")
     both = val.fraction + test.fraction
     if config.holds_out_validation and val.fraction < 1 <= both and test.fraction < 1:
         expected = f"below {1 - val.fraction:g}, so that training videos remain"
