@@ -254,6 +254,9 @@ def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tupl
 
     Returns:
         The last checkpoint, and the seconds that training took.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted; it is repeated by the next call.
     """
     run_dir = work / "trainings" / training_key(job, work, sizes)
     file, checkpoint = run_dir / "training.json", run_dir / "last.ckpt"
@@ -261,7 +264,9 @@ def train(job: Job, work: Path, sizes: Sizes, keep_epochs: bool = False) -> tupl
         shutil.rmtree(run_dir, ignore_errors=True)  # an unfinished run of an interrupted call
         callbacks = [KeepEpochs(run_dir)] if keep_epochs else []
         begin = time.perf_counter()
-        fit(job_config(job, work, sizes), run_dir, callbacks=callbacks)
+        result = fit(job_config(job, work, sizes), run_dir, callbacks=callbacks)
+        if result.interrupted:  # fit handles Ctrl-C and SIGTERM
+            raise KeyboardInterrupt("repeat the command to resume")
         seconds = time.perf_counter() - begin
         write_text(file, json.dumps({"seconds": seconds}) + "\n")
     return checkpoint, float(json.loads(file.read_text(encoding="utf-8"))["seconds"])

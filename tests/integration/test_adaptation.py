@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import coverage, monitors, proof, recipes
+from benchmarks import adaptation, coverage, monitors, proof, recipes
 from benchmarks.adaptation import (
     AFTER,
     BEFORE,
@@ -27,7 +27,7 @@ from benchmarks.adaptation import (
 from benchmarks.measure import write_davis
 from sam2kit.data import SyntheticDataset
 from sam2kit.models.checkpoints import load_run
-from sam2kit.training.trainer import fit
+from sam2kit.training.trainer import FitResult, fit
 
 NAMES = [f"seq{n}" for n in range(9)]
 TINY = ["--steps", "1", "--frames", "3", "--generated", "2"]
@@ -72,6 +72,15 @@ def test_each_fold_of_the_proof_can_have_its_own_recipe(davis, tmp_path):
     assert [c.trainer.average_with_start for c in configs] == [0.5, 0.5, None]
     modules = [c.model.trainable_modules for c in configs]
     assert modules == [["*"], ["memory_attention", "memory_encoder"], ["*"]]
+
+
+def test_an_interrupted_training_is_repeated(davis, tmp_path, monkeypatch):
+    (job, *_) = proof.plan(davis, NAMES, (1,))
+    result = FitResult(tmp_path, None, None, {}, interrupted=True)
+    monkeypatch.setattr(adaptation, "fit", lambda *arguments, **options: result)
+    with pytest.raises(KeyboardInterrupt):
+        adaptation.train(job, tmp_path, Sizes())
+    assert not list(tmp_path.rglob("training.json"))
 
 
 def test_recipes_are_trained_on_one_block_and_scored_on_the_others(davis):
