@@ -1,4 +1,4 @@
-"""Measure clips per second against upstream: ``python benchmarks/data.py [--data DAVIS]``.
+"""Measure clips per second against upstream: ``python -m benchmarks.data [--data DAVIS]``.
 
 Upstream's ``VOSDataset`` with the transforms of its MOSE fine-tuning and sam2kit's ``ClipDataset``
 with ``augmentation=official`` (the same transforms) alternately load clips of the same videos, in
@@ -23,10 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
-from PIL import Image
 
+from benchmarks.measure import write_davis
 from sam2kit.config.loading import load_config
 from sam2kit.data import ClipDataset, SyntheticDataset, VideoDataset
 from sam2kit.data.transforms import IMAGE_DEVIATION, IMAGE_MEAN, normalize
@@ -85,20 +84,7 @@ def upstream_clips(root: Path, size: int, augment: bool):  # type: ignore[no-unt
 
 def generated_davis(root: Path) -> Path:
     """Generate three 480p videos in DAVIS layout."""
-    videos = SyntheticDataset(3, 2 * FRAMES, (480, 854), OBJECTS, seed=0)
-    for i, name in enumerate(videos.names):
-        for kind in ("JPEGImages", "Annotations"):
-            (root / kind / "480p" / name).mkdir(parents=True)
-        for t in range(videos.num_frames(i)):
-            stem = f"480p/{name}/{t:05d}"
-            Image.fromarray(videos.read_frame(i, t)).save(root / f"JPEGImages/{stem}.jpg")
-            ids = np.zeros((480, 854), np.uint8)
-            for number, mask in (videos.read_masks(i, t) or {}).items():
-                ids[mask] = int(number)
-            mask_image = Image.fromarray(ids, "P")
-            mask_image.putpalette(list(range(256)) * 3)
-            mask_image.save(root / f"Annotations/{stem}.png")
-    return root
+    return write_davis(SyntheticDataset(3, 2 * FRAMES, (480, 854), OBJECTS, seed=0), root)
 
 
 def compare(root: Path, size: int, augment: bool, rounds: int) -> dict[str, object]:

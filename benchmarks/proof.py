@@ -3,7 +3,8 @@
 Fine-tunes nano with ``configs/adapt.yaml`` in three folds over nine DAVIS sequences (``--davis``):
 six sequences for training, the other three for testing. Every sequence is tested once for each of
 three seeds. The last checkpoint is used, so nothing is selected on test videos. Forgetting is
-measured on generated clips.
+measured on generated clips. ``--recipes`` trains each fold with another recipe of
+``benchmarks.recipes``, such as the one that was best within the training videos of the fold.
 
 Writes ``proof.{json,md,png}`` to ``--out``. Finished training runs are stored in ``--work``; repeat
 an interrupted command to resume it. Takes about 25 minutes on a CPU core.
@@ -17,11 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.adaptation import (
     AFTER,
     BEFORE,
     BEFORE_ZEROED,
     COPY,
+    FOLDS,
     GENERATED_FRAMES,
     GENERATED_SEED,
     GENERATED_VIDEOS,
@@ -42,6 +46,7 @@ from benchmarks.adaptation import (
     weights_folder,
 )
 from benchmarks.measure import machine, machine_line, use_threads, write
+from benchmarks.recipes import RECIPES, slug
 from sam2kit.evaluation.plots import paired_chart
 from sam2kit.evaluation.statistics import (
     by_video,
@@ -54,22 +59,42 @@ from sam2kit.viz.plots import save_figure
 from sam2kit.viz.tables import markdown_table
 
 SEEDS = (1, 2, 3)
+ADAPT = next(iter(RECIPES))
 
 
-def plan(davis: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Return one job per seed and fold."""
+def plan(
+    davis: Path,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    recipes: Sequence[str] = (ADAPT,) * FOLDS,
+) -> list[Job]:
+    """Return one job per seed and fold.
+
+    Args:
+        davis: directory in DAVIS layout.
+        names: its sequences.
+        seeds: random seeds.
+        recipes: the recipe of each fold, a name in :data:`benchmarks.recipes.RECIPES`.
+    """
     parts = blocks(names)
     return [
         Job(
-            f"fold{k + 1}-seed{seed}",
+            f"fold{k + 1}-seed{seed}" + ("" if recipe == ADAPT else f"-{slug(recipe)}"),
             davis,
             tuple(name for other in parts if other != test for name in other),
             test,
             seed,
+            () if recipe == ADAPT else changes(recipe),
         )
         for seed in seeds
-        for k, test in enumerate(parts)
+        for k, (test, recipe) in enumerate(zip(parts, recipes, strict=True))
     ]
+
+
+def changes(recipe: str) -> tuple[str, ...]:
+    """Return what a recipe changes in ``configs/adapt.yaml``."""
+    share = RECIPES[recipe].start_share or "null"
+    return (*RECIPES[recipe].changes, f"trainer.average_with_start={share}")
 
 
 def summarise(
@@ -89,8 +114,11 @@ def summarise(
         for seed, r in results.items()
     }
     scores = {AFTER: after, **{t: before[t] for t in (BEFORE, COPY)}, ZEROED: zeroed}
+    gains = {s: differences(x, before[BEFORE]) for s, x in by_seed.items()}
+    spreads = [difference_summary(by_video(x))["spread"] for x in gains.values()]
     return {
-        "gain": seed_summary({s: differences(x, before[BEFORE]) for s, x in by_seed.items()}),
+        "gain": seed_summary(gains),
+        "spread of one seed": float(np.sqrt(np.mean(np.square(spreads)))),
         "over the copied mask": difference_summary(by_video(differences(after, before[COPY]))),
         "memory after": difference_summary(by_video(differences(after, zeroed))),
         "memory before": difference_summary(
@@ -110,8 +138,14 @@ def summarise(
     }
 
 
-def page(summary: Mapping[str, Any], sizes: Sizes, minutes: float) -> str:
+def page(
+    summary: Mapping[str, Any],
+    sizes: Sizes,
+    minutes: float,
+    recipes: Sequence[str] = (ADAPT,) * FOLDS,
+) -> str:
     """Return the results as Markdown."""
+    which = "`configs/adapt.yaml`" if set(recipes) == {ADAPT} else f"recipes {'; '.join(recipes)}"
     gain, generated = summary["gain"], summary["generated"]
     seeds = list(gain["seeds"])
     videos = [
@@ -137,14 +171,15 @@ def page(summary: Mapping[str, Any], sizes: Sizes, minutes: float) -> str:
     spread = gain["seed_spread"]
     return (
         "# Does fine-tuning help on unseen videos?\n\n"
-        f"Nano, `configs/adapt.yaml`, three folds over {gain['videos']} sequences of DAVIS: six "
+        f"Nano, {which}, three folds over {gain['videos']} sequences of DAVIS: six "
         f"train, the other three test; {len(seeds)} seeds. J&F over up to {sizes.frames} frames, "
         "prompted by the mask on the first frame. Seeds are averaged within each video; 95% "
         "intervals over videos. `make proof`\n\n"
         f"**Gain in J&F: {interval(gain)}**, p = {gain['p']:.3f} (sign-flip test). Gain of each "
         f"seed: {', '.join(f'{x:+.3f}' for x in gain['seeds'].values())}"
         + (f"; standard deviation between seeds {spread:.3f}" if spread is not None else "")
-        + f", between videos {gain['spread']:.3f}. "
+        + f", between videos {gain['spread']:.3f} ({summary['spread of one seed']:.3f} with one "
+        "seed). "
         f"{power_text(gain['spread'], gain['videos'])}\n\n"
         f"Change on {generated['videos']} generated clips (`valdataset=synthetic`, seed "
         f"{GENERATED_SEED}, {GENERATED_FRAMES} frames): {interval(generated)}; negative is "
@@ -163,6 +198,9 @@ def page(summary: Mapping[str, Any], sizes: Sizes, minutes: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "outputs/proof/work", Path("outputs/proof"), SEEDS)
     parser.add_argument("--generated", type=int, default=GENERATED_VIDEOS)
+    parser.add_argument(
+        "--recipes", nargs=FOLDS, choices=RECIPES, default=[ADAPT] * FOLDS, help="one per fold"
+    )
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
     sizes = Sizes(arguments.steps, arguments.frames, arguments.generated)
@@ -171,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingDataError as error:
         print(error, file=sys.stderr)
         return 2
-    jobs = plan(arguments.davis, names, arguments.seeds)
+    jobs = plan(arguments.davis, names, arguments.seeds, arguments.recipes)
     print(
         f"{len(jobs)} training runs on {arguments.davis}: about {2 * len(jobs)} minutes on an idle "
         f"CPU core. Finished ones are kept in {arguments.work}; repeat the command to resume.",
@@ -193,9 +231,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     pairs = {video: (v["before"], v["after"]) for video, v in summary["videos"].items()}
     save_figure(paired_chart(pairs, ("before training", "after training, 3 seeds")), stem)
-    about = machine()
-    text = page(summary, sizes, minutes) + f"\n{machine_line(about)}\n"
-    write(stem, {"machine": about, "minutes": round(minutes, 1), **summary}, text)
+    about = {"machine": machine(), "minutes": round(minutes, 1), "recipes": arguments.recipes}
+    text = (
+        page(summary, sizes, minutes, arguments.recipes) + f"\n{machine_line(about['machine'])}\n"
+    )
+    write(stem, about | summary, text)
     print(f"{text}\nwrote {stem}.md", flush=True)
     return 0
 

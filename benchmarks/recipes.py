@@ -162,7 +162,7 @@ def plan(davis: Path, data: str, names: Sequence[str], chosen: Sequence[Point]) 
     parts = blocks(names)
     return [
         Job(
-            f"{data}-{_slug(recipe)}-block{k + 1}-seed{seed}",
+            f"{data}-{slug(recipe)}-block{k + 1}-seed{seed}",
             davis,
             parts[k],
             tuple(name for other in parts if other != parts[k] for name in other),
@@ -174,7 +174,8 @@ def plan(davis: Path, data: str, names: Sequence[str], chosen: Sequence[Point]) 
     ]
 
 
-def _slug(recipe: str) -> str:
+def slug(recipe: str) -> str:
+    """Return a recipe's name as part of a file name."""
     return re.sub("[^a-z0-9]+", "-", recipe.lower())
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
+
+if TYPE_CHECKING:
+    from sam2kit.config.schema import DatasetConfig
+    from sam2kit.data.sources.base import VideoSource
 
 SIZE = (24, 32)
 
@@ -124,7 +128,7 @@ def save_video(
     size: tuple[int, int] = SIZE,
     **options: Any,
 ) -> Path:
-    """Write a video file of frames with one grey value each.
+    """Write a video file of 12 frames per second with one grey value each.
 
     ``options`` are attributes of the encoder, except for ``times``, the presentation time of each
     frame in milliseconds, and ``options``, a dictionary of codec options.
@@ -134,7 +138,7 @@ def save_video(
     times, encoder = options.pop("times", None), options.pop("options", {})
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=12)
         stream.height, stream.width = size
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         if times is not None:
@@ -170,6 +174,16 @@ def make_sav(
         }
         save_json(root / f"{name}_{kind}.json", content)
     return root
+
+
+def training_videos(config: DatasetConfig, seed: int = 0) -> VideoSource:
+    """Open all videos of a section as training does, without holding any out."""
+    from sam2kit.config.schema import Config
+    from sam2kit.data.build import open_sets
+
+    settings = Config(dataset=config, seed=seed)
+    settings.valdataset.type = "synthetic"
+    return open_sets(settings).train
 
 
 def everything(source: Any) -> list[Any]:

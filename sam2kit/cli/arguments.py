@@ -176,15 +176,41 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """Parse an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 0")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Parse the number of a TCP port."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a port, from 1 to 65535")
+    return int(text)
+
+
+def job_hours(text: str) -> float:
+    """Parse a time limit in hours, up to a year."""
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours <= 24 * 365:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0 and at most {24 * 365}")
+    return hours
+
+
 def stages(text: str) -> list[int]:
     """Parse numbers and ranges of stages in ascending order, such as ``1-3,5``."""
     stages: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part)
+        if match is None:
             raise argparse.ArgumentTypeError(f"{text!r} must look like 1-4, 3 or 1,4")
-        stages.extend(range(int(first), int(last or first) + 1))
-    if not stages or sorted(set(stages)) != stages:
+        first, last = int(match[1]), int(match[2] or match[1])
+        stages.extend(range(first, last + 1) or (first, last))  # 3-1 is not ascending
+    if sorted(set(stages)) != stages:
         raise argparse.ArgumentTypeError(f"{text!r} must list stages in ascending order")
     return stages
 
@@ -258,7 +284,7 @@ def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> No
     parser.add_argument("--config", metavar="FILE", help="YAML file with the data settings")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=not_negative,
         default=min(os.cpu_count() or 1, MAX_WORKERS),
         metavar="N",
         help="maximum number of processes (default: %(default)s)",
@@ -330,7 +356,7 @@ def add_submit_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--hours",
-        type=float,
+        type=job_hours,
         default=24.0,
         help="time limit per job in hours (default: 24), after which the job is requeued",
     )

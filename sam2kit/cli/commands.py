@@ -29,6 +29,7 @@ from sam2kit.cli.arguments import (
     flag_overrides,
     named_file,
     paths_and_overrides,
+    port,
     positive,
     stages,
     train_config,
@@ -83,11 +84,11 @@ def train(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         log_to_console(config.log_level)
         from sam2kit.training.trainer import fit
 
-        scorer = None
-        if config.trainer.monitor == "val_jf":  # imports the tracker
+        scorer, is_resumed = None, resume or config.trainer.resume_from is not None
+        if config.trainer.monitor == "val_jf" or is_resumed:  # imports the tracker
             from sam2kit.evaluation.validation_score import jf_scorer
 
-            scorer = jf_scorer(config)
+            scorer = jf_scorer(config, run_dir if resume else None)
         result = fit(config, run_dir, resume, scorer=scorer)
     if result.interrupted:
         raise KeyboardInterrupt(f"a checkpoint is saved in {result.run_dir}")
@@ -109,10 +110,11 @@ def submit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     run_dir, cluster = arguments.run_dir, arguments.cluster
     if not (run_dir / "last.ckpt").exists():  # ask now, because a job has no terminal
         config = resolve_initial_weights(config)
-    job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
-    print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
-    if cluster == "local":
-        job.result()
+    with report_interruption(run_dir):
+        job = submit(config, run_dir, arguments.hours, arguments.partition, cluster)
+        print(f"Submitted job {job.job_id}. Log file: {job.paths.stderr}")
+        if cluster == "local":
+            job.result()
 
 
 def audit(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -320,16 +322,17 @@ def track(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     log_to_console("INFO")
     from sam2kit.tracking.tracking_job import track_videos
 
-    folder = track_videos(
-        arguments.videos,
-        arguments.prompts or arguments.prompt_flags,
-        arguments.model_checkpoint,
-        arguments.output_dir,
-        arguments.accelerator or "auto",
-        overwrite=arguments.overwrite,
-        to=arguments.to,
-        devices=arguments.devices or "1",
-    )
+    with report_interruption(arguments.output_dir or "outputs"):
+        folder = track_videos(
+            arguments.videos,
+            arguments.prompts or arguments.prompt_flags,
+            arguments.model_checkpoint,
+            arguments.output_dir,
+            arguments.accelerator or "auto",
+            overwrite=arguments.overwrite,
+            to=arguments.to,
+            devices=arguments.devices or "1",
+        )
     results = quote(str(folder))
     show_next("train on these masks", f"training-set {results} --to SET")
     show_next("score them", f"evaluate --predictions {results}/masks --data-path TRUTH")
@@ -366,7 +369,7 @@ def annotate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         default="127.0.0.1",
         help="address to listen on (default: %(default)s, this machine only; see docs/remote.md)",
     )
-    parser.add_argument("--port", type=positive, metavar="N", help="port; default: 8888")
+    parser.add_argument("--port", type=port, metavar="N", help="port; default: 8888")
     parser.add_argument(
         "--no-browser", action="store_true", help="print the address, but do not open a browser"
     )
@@ -438,15 +441,16 @@ def training_set(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     log_to_console("INFO")
     from sam2kit.tracking.training_set_job import make_training_set
 
-    make_training_set(
-        arguments.annotations,
-        arguments.to,
-        arguments.frames,
-        arguments.every,
-        arguments.videos,
-        arguments.format,
-        arguments.copy,
-    )
+    with report_interruption(arguments.to):
+        make_training_set(
+            arguments.annotations,
+            arguments.to,
+            arguments.frames,
+            arguments.every,
+            arguments.videos,
+            arguments.format,
+            arguments.copy,
+        )
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -650,7 +654,7 @@ def log_to_console(level: str) -> None:
 
 @contextmanager
 def report_interruption(folder: str | Path) -> Iterator[None]:
-    """Add the output directory to the message of a KeyboardInterrupt.
+    """Add the output directory to the message of a KeyboardInterrupt that does not name it.
 
     Lightning turns KeyboardInterrupt into SystemExit, which is converted back.
     """
@@ -659,4 +663,6 @@ def report_interruption(folder: str | Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        raise KeyboardInterrupt(f"partial results are in {folder}") from stop
+        if str(folder) in str(stop):
+            raise
+        raise KeyboardInterrupt(f"any partial results are in {folder}") from stop

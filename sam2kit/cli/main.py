@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        result = f"{stop}" if stop.args else "nothing was written"
-        print(f"Interrupted; {result}", file=sys.stderr)
+        print(f"Interrupted; {stop}" if stop.args else "Interrupted", file=sys.stderr)
         return 130
 
 

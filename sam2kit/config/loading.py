@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +196,14 @@ def to_yaml(config: Config, comments: bool = True) -> str:
     """Return the complete configuration as YAML, with a comment above each key."""
     from omegaconf import OmegaConf
 
-    def entry(name: str, value: Any, help: str) -> str:
-        text = OmegaConf.to_yaml({name: value})
-        if not comments:
-            return text
-        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
-        return f"{comment}\n{text}"
+    if not comments:
+        return OmegaConf.to_yaml(asdict(config))
 
-    parts = []
+    def entry(name: str, value: Any, help: str) -> str:
+        comment = textwrap.fill(help, 96, initial_indent="# ", subsequent_indent="# ")
+        return f"{comment}\n{OmegaConf.to_yaml({name: value})}"
+
+    parts = ["# Train with: sam2kit train --config THIS_FILE\n"]
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name not in SECTIONS:
@@ -211,11 +212,9 @@ def to_yaml(config: Config, comments: bool = True) -> str:
         inner = "".join(
             entry(g.name, getattr(value, g.name), g.metadata["help"]) for g in fields(value)
         )
-        title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n" if comments else ""
+        title = f"\n# {(type(value).__doc__ or '').splitlines()[0]}\n"
         parts.append(f"{title}{f.name}:\n{textwrap.indent(inner, '  ')}")
-    if comments:
-        parts.insert(0, "# Train with: sam2kit train --config THIS_FILE\n")
-        parts.insert(-5, "\n")
+    parts.insert(-5, "\n")
     return "".join(parts)
 
 
@@ -242,16 +241,26 @@ def _assemble(
     overrides.append(f"hydra.searchpath=[{override('', f'file://{folders[-1]}')[1:]}]")
     with _isolated_hydra(folders[0]), _translated_errors(source):
         store = ConfigStore.instance()
-        store.store("sam2kit_schema", Config)
+        store.store("sam2kit_schema", structured_schema())
         store.store("sam2kit_file", OmegaConf.create(content))
         store.store("sam2kit", {"defaults": ["sam2kit_schema", "sam2kit_file"]})
         composed = hydra.compose("sam2kit", overrides)
-        schema = OmegaConf.structured(Config)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
+        config = OmegaConf.to_object(OmegaConf.merge(structured_schema(), composed))
     assert isinstance(config, Config)
     config.model.size = SIZE_NAMES.get(config.model.size, config.model.size)
     check(config)
     return config
+
+
+@cache
+def structured_schema() -> Any:
+    """Return the schema as an OmegaConf container, which callers must not modify.
+
+    Creating it takes several times as long as copying it.
+    """
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
 
 
 @contextmanager
@@ -400,8 +409,13 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
     return f"++{text.lstrip('+')}" if isinstance(value, Mapping) else text.lstrip("+")
 
 
-def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
+def _check_values(items: Iterable[tuple[str, Any]], source: str, schema: Any = None) -> None:
     """Reject unknown keys and wrong types.
+
+    Args:
+        items: keys and values.
+        source: origin of the values for error messages.
+        schema: container that takes the values; None (default): a new one.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type.
@@ -410,7 +424,7 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     known = options()
-    schema = OmegaConf.structured(Config)
+    schema = copy.deepcopy(structured_schema()) if schema is None else schema
     for key, value in items:
         if key in SECTIONS:
             if not isinstance(value, Mapping):
@@ -418,7 +432,8 @@ def _check_values(items: Iterable[tuple[str, Any]], source: str) -> None:
                 hint += f"{key}=... on the command line"
                 expected = "a section with keys"
                 raise ConfigError(source, key=key, value=value, expected=expected, hint=hint)
-            _check_values(((f"{key}.{name}", inner) for name, inner in value.items()), source)
+            entries = ((f"{key}.{name}", inner) for name, inner in value.items())
+            _check_values(entries, source, schema)
             continue
         if key not in known:
             raise ConfigError(f"unknown key in {source}", key=key, hint=_known_keys(key, known))

@@ -19,7 +19,7 @@ from loguru import logger
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam2kit.config.loading import is_saved, override_config, read_yaml
+from sam2kit.config.loading import is_saved, override_config, read_yaml, structured_schema
 from sam2kit.config.schema import PATH, RUN, Config, get, options, put
 from sam2kit.config.validation import check_data
 from sam2kit.utils.errors import CheckpointError, ConfigError
@@ -48,7 +48,7 @@ def read_stored(content: Any, path: str | Path) -> Config:
     """
     _check_plain(content, path)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), content)
+        merged = OmegaConf.merge(structured_schema(), content)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise CheckpointError(

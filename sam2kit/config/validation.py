@@ -31,6 +31,8 @@ from sam2kit.config.schema import (
     DatasetConfig,
     EvaluationConfig,
     LossConfig,
+    TestDatasetConfig,
+    ValDatasetConfig,
     option,
     options,
 )
@@ -212,10 +214,11 @@ def _data_problems(config: Config) -> Iterator[ConfigError]:
     val, test = config.valdataset, config.testdataset
     yield from _section_problems("valdataset", val, ("fraction",))
     yield from _section_problems("testdataset", test, ("fraction",))
-    for name, section in (("valdataset", val), ("testdataset", test)):
-        if section.type == "synthetic" and section.data_path is not None:
+    held_out: tuple[ValDatasetConfig | TestDatasetConfig, ...] = (val, test)
+    for name, videos in zip(("valdataset", "testdataset"), held_out, strict=True):
+        if videos.type == "synthetic" and videos.data_path is not None:
             expected = "null with type=synthetic, whose videos are generated"
-            yield _must_be(name, section, "data_path", expected, f"set {name}.type=auto")
+            yield _must_be(name, videos, "data_path", expected, f"set {name}.type=auto")
     both = val.fraction + test.fraction
     if config.holds_out_validation and val.fraction < 1 <= both and test.fraction < 1:
         expected = f"below {1 - val.fraction:g}, so that training videos remain"

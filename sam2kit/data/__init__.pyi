@@ -1,9 +1,7 @@
 from .build import build_datasets as build_datasets
-from .build import build_source as build_source
 from .build import build_test_source as build_test_source
 from .build import build_validation as build_validation
 from .build import build_validation_source as build_validation_source
-from .build import hold_out as hold_out
 from .build import open_source as open_source
 from .build import sets_to_inspect as sets_to_inspect
 from .clip import ClipBatch as ClipBatch

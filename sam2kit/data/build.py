@@ -42,35 +42,11 @@ from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import unpack_hint
 from sam2kit.utils.text import plural, visible_text
 
-# Added to the seed of generated validation videos, so that training never sees them. For
-# generated test videos it is added twice.
-VALIDATION_SEED_OFFSET = 1_000_003
+# Added to the seed of what is generated in the videos of a part, so that training never sees it.
+SEED_OFFSETS = {TRAIN: 0, VALIDATION: 1_000_003, TEST: 2_000_006}
 MIN_ANNOTATED = 2  # annotated frames in each part of a video: one to prompt, one to track
 # Prepares the videos of a section for their use; the arguments are those of _prepare.
 Prepare = Callable[[VideoSource, DatasetConfig, int, str], VideoSource]
-
-
-def build_source(config: DatasetConfig, seed: int, section: str = "dataset") -> VideoSource:
-    """Build the source of type ``config.type``; type ``auto`` is detected.
-
-    If only some videos have masks, the others are not used. If no video has masks and
-    ``config.synthetic_objects`` is above 0, up to that many generated objects are composited onto
-    the frames.
-
-    Args:
-        config: the keys of :data:`sam2kit.config.schema.SOURCE_KEYS` and ``mixture`` are read.
-        seed: seed of everything that is generated, 0 or more.
-        section: name of the configuration section in error messages: ``dataset`` or ``valdataset``.
-
-    Raises:
-        ConfigError: a key is missing.
-        DataError: a file or folder is missing, unreadable or inconsistent.
-    """
-    config = resolve_layout(config, section)
-    source = _annotated_videos(_open(config, seed, section), config)
-    if source.has_masks or not config.synthetic_objects:
-        return source
-    return _with_generated(source, config, seed)
 
 
 def open_source(
@@ -91,7 +67,7 @@ def open_source(
 
     Raises:
         DataError: the path does not exist or has no known layout; the message lists the layouts.
-        ConfigError: as :func:`build_source`.
+        ConfigError: a key is missing.
     """
     if isinstance(what, VideoSource):
         return what
@@ -215,10 +191,10 @@ def build_datasets(config: Config) -> tuple[ClipDataset, ClipDataset]:
     """Build the training and the validation clips.
 
     If ``valdataset`` names no data, ``valdataset.fraction`` of the training videos are held out: at
-    least one, chosen by the hash of its name (:func:`hold_out`). A single video is split by time
+    least one, chosen by the hash of its name. A single video is split by time
     (:func:`split_by_time`). Validation videos of type synthetic are generated from another seed
-    instead. Test videos (``testdataset``) are in neither part. If only some
-    videos have masks, the others are not used.
+    instead. Test videos (``testdataset``) are in neither part. If only some videos have masks, the
+    others are not used.
 
     Returns:
         Training clips, validation clips.
@@ -315,7 +291,7 @@ def _open_section(
     """
     prepare = prepare or _prepare
     settings = resolve_layout(settings, section)
-    seed = config.seed + VALIDATION_SEED_OFFSET * (2 if section == "testdataset" else 1)
+    seed = config.seed + SEED_OFFSETS[TEST if section == "testdataset" else VALIDATION]
     return prepare(_open(settings, seed, section, prepare), settings, seed, section)
 
 
@@ -462,7 +438,7 @@ class _Holder:
         }
 
     def _seed(self, part: str) -> int:
-        return self.config.seed + (part != TRAIN) * VALIDATION_SEED_OFFSET
+        return self.config.seed + SEED_OFFSETS[part]
 
     def _generated(
         self, config: DatasetConfig, train: VideoSource, section: str
@@ -570,38 +546,6 @@ def _too_few_videos(source: VideoSource, needed: int, section: str) -> ConfigErr
         key=f"{section}.data_path",
         hint="add videos, set testdataset.fraction=0, or name test videos in testdataset.data_path",
     )
-
-
-def hold_out(
-    source: VideoSource, fraction: float, seed: int | None = None, section: str = "dataset"
-) -> tuple[VideoSource, VideoSource]:
-    """Hold out a fraction of the videos of a source for validation.
-
-    Both parts get at least one video and keep the order of the source. Which videos are held out
-    depends only on the video names (:func:`sam2kit.data.splits.assign`).
-
-    Args:
-        source: at least two videos.
-        fraction: share of the videos to hold out, 0 to 1.
-        seed: draw the videos with this seed, 0 or more, as earlier versions did. If None (default),
-            use the hash of their names.
-        section: name of the configuration section in error messages.
-
-    Returns:
-        The videos to train on, the videos held out.
-
-    Raises:
-        ConfigError: there is only one video.
-    """
-    if len(source) < 2:
-        raise _too_few_videos(source, 2, section)
-    names = source.names
-    parts = assign(names, fraction, 0) if seed is None else drawn(names, fraction, seed)
-    train, val = (
-        SelectedVideos(source, [i for i, p in enumerate(parts) if p == part])
-        for part in (TRAIN, VALIDATION)
-    )
-    return train, val
 
 
 def choose_time_split(

@@ -28,10 +28,11 @@ from sam2kit.data.problems import (
     too_short,
     truth_out_of_reach,
 )
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import ObjectId, VideoSource, is_new_each_epoch
 from sam2kit.data.synthetic.dataset import SyntheticDataset
 from sam2kit.data.transforms import augment, resize_frames, resize_mask
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import plural
 
 # Maximum number of videos checked before training: decoding a mask of 480p takes milliseconds.
@@ -156,8 +157,8 @@ class ClipDataset(Dataset[VideoClip]):
         """Check before training that each video shows an object, and that its masks are readable.
 
         The masks of each video are read up to its first object. If there are more than
-        :data:`MAX_CHECKED_VIDEOS` videos, that many are checked, evenly spaced. Generated videos
-        always show an object and are not checked.
+        :data:`MAX_CHECKED_VIDEOS` videos, that many are checked, evenly spaced. Videos with
+        generated objects always show one and are not checked.
 
         Raises:
             DataError: what reading a clip would raise.
@@ -174,8 +175,10 @@ class ClipDataset(Dataset[VideoClip]):
         """
         config = self.config
         length, stride = config.video_clip_length, config.frame_stride
-        if length == 1 or self._is_generated():
-            return length > 1
+        if length == 1:
+            return False
+        if len(self._fixed_videos) < len(self.source):
+            return True  # generated objects have a mask on every frame
         reach = stride * (1 + (config.max_gap if self.training else 0))
         for i in self._checked_videos():
             for first, second in pairwise(self.source.annotated_frames(i)):
@@ -188,18 +191,15 @@ class ClipDataset(Dataset[VideoClip]):
                     return True
         return False
 
-    def _is_generated(self) -> bool:
-        """Return whether an epoch's videos are generated, and so fully annotated."""
-        return self.source.index_in_epoch(0, 1) >= len(self.source)
+    @cached_property
+    def _fixed_videos(self) -> list[int]:
+        """Indices of the videos that are the same in every epoch, without generated objects."""
+        return [i for i in range(len(self.source)) if not is_new_each_epoch(self.source, i)]
 
     def _checked_videos(self) -> list[int]:
-        """Return the videos to check before training, evenly spaced; none if they are generated."""
-        if self._is_generated():
-            return []
-        count = len(self.source)
-        return (
-            np.linspace(0, count - 1, min(count, MAX_CHECKED_VIDEOS)).round().astype(int).tolist()
-        )
+        """Return the videos to check before training, evenly spaced."""
+        videos = self._fixed_videos
+        return [videos[k] for k in evenly_spaced(len(videos), MAX_CHECKED_VIDEOS)]
 
     def __len__(self) -> int:
         return self.num_stored + self.num_replayed

@@ -7,7 +7,6 @@ the look only: a real thermal or endoscopic video has different objects and moti
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from sam2kit.data.sources.base import DerivedSource, VideoSource
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.text import text_checksum
 
 Filter = Callable[[np.ndarray, int], np.ndarray]
 """Takes a frame ``[H,W,3]`` uint8 RGB and its number, and returns the filtered frame."""
@@ -134,7 +134,7 @@ class FilteredVideos(DerivedSource):
         return self.source.index_in_epoch(i, epoch)
 
     def read_frame(self, i: int, t: int) -> np.ndarray:
-        name = zlib.crc32(self.name(i).encode("utf-8", "surrogateescape"))
+        name = text_checksum(self.name(i))
         apply = DOMAINS[self.domain](np.random.default_rng((self.seed, name)))
         return apply(self.source.read_frame(i, t), t)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sam2kit.data.sources.base import VideoSource, innermost
+from sam2kit.data.sources.base import VideoSource, innermost, is_new_each_epoch
 from sam2kit.data.synthetic.dataset import CompositedDataset
 from sam2kit.utils.errors import SAM2KitError
 
@@ -17,6 +17,8 @@ SAMPLED_FRAMES = 256
 """Number of frames per dataset that :func:`sampled_content` compares, a second or two."""
 SAMPLED_FILES = 100_000
 """Maximum number of frames whose files :func:`sampled_content` measures."""
+GENERATED = "generated"
+"""What :func:`sampled_content` returns where there is nothing to compare."""
 # Indices of the frames whose pixels identify a video. A truncated copy still has the first of them.
 # In large datasets, only the first few are used.
 HASHED_FRAMES = (0, 16, 4, 64, 1, 32, 8, 2)
@@ -63,7 +65,8 @@ def identifying_frames(source: VideoSource, with_last: bool = False) -> dict[int
     Args:
         source: the videos.
         with_last: whether to put the last frame of a video in third place. It distinguishes videos
-            that start alike, such as those of a fixed camera.
+            that start alike, such as those of a fixed camera. The digests of runs, which earlier
+            versions stored, do not depend on it.
 
     Returns:
         Frame indices in the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
@@ -113,22 +116,27 @@ def sampled_content(source: VideoSource, hasher: FrameHasher | None = None) -> s
     and evenly spaced others. The hash does not change if a dataset is moved or copied. In datasets
     of more than :data:`SAMPLED_FRAMES` frames, changes that keep the sizes of all files may go
     undetected.
-    Generated videos depend on the configuration alone; they are not read.
+    Generated videos depend on the configuration alone; they are not read. Of a video with
+    generated objects, only the stored frames are compared.
 
     Args:
         source: the videos.
         hasher: has hashed frames already, which are not decoded again. None (default): decode all.
+
+    Returns:
+        The hash; :data:`GENERATED` if no video is stored.
     """
     hasher = hasher or FrameHasher()
-    if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
-        return "generated"
-    frames = [(i, t) for i in range(len(source)) for t in range(source.num_frames(i))]
+    stored = stored_videos(source)
+    if not stored:
+        return GENERATED
+    frames = [(i, t) for i in stored for t in range(source.num_frames(i))]
     sizes = (
         f"{i} {t} {_stamp(path)}"
         for i, t in _spaced(frames, SAMPLED_FILES)
         for path in (source.frame_path(i, t), *source.mask_paths(i, t))
     )
-    starts = {i: full_video(source, i)[2] for i in range(len(source))}
+    starts = {i: full_video(source, i)[2] for i in stored}
     identifying = {
         (i, t - starts[i]) for i, numbers in identifying_frames(source).items() for t in numbers
     }
@@ -148,7 +156,8 @@ def _readable_frame(source: VideoSource, i: int, t: int, hasher: FrameHasher) ->
     """Hash a frame; an unreadable frame is reported later, when training needs it."""
     full, k, start = full_video(source, i)
     try:
-        return _hash([hasher(full, k, start + t)[0], *_masks(source, i, t)])
+        masks = () if is_new_each_epoch(source, i) else _masks(source, i, t)
+        return _hash([hasher(full, k, start + t)[0], *masks])
     except (SAM2KitError, OSError):
         return "unreadable"
 

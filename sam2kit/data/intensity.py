@@ -11,6 +11,7 @@ from loguru import logger
 
 from sam2kit.config.schema import DatasetConfig
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import visible_text
 
 SAMPLED_FRAMES, SAMPLED_PIXELS = 32, 1 << 16  # per video, and per frame
@@ -128,9 +129,8 @@ def sampled_range(
     Raises:
         DataError: no value is finite, or a frame has 8 bits.
     """
-    count = min(num_frames, SAMPLED_FRAMES)
     samples = []
-    for t in np.linspace(0, num_frames - 1, count).round().astype(int).tolist():
+    for t in evenly_spaced(num_frames, SAMPLED_FRAMES):
         frame = read(t)
         if frame.dtype.itemsize == 1:
             raise _mixed_depths(name)
@@ -139,7 +139,8 @@ def sampled_range(
     values = np.concatenate(samples)
     if not values.size:
         raise DataError(
-            f"{visible_text(name)} has no finite value in {count} of its {num_frames} frames",
+            f"{visible_text(name)} has no finite value in {len(samples)} of its {num_frames} "
+            "frames",
             hint="repair the file; NaN and infinity cannot be displayed",
         )
     low, high = np.percentile(values, percentiles)

@@ -25,6 +25,11 @@ class Track(NamedTuple):
     parent: int
 
 
+def tracks_from(tracks: Mapping[int, Track], start: int) -> dict[int, Track]:
+    """Count the frames of tracks from frame ``start``, the first one of a part of the video."""
+    return {n: Track(t.begin - start, t.end - start, t.parent) for n, t in tracks.items()}
+
+
 def read_tracks(path: Path) -> dict[int, Track]:
     """Read a file with one track per line: label, first frame, last frame, label of the parent.
 

@@ -26,7 +26,7 @@ from sam2kit.utils.errors import DataError
 
 # Largest image that is decoded: four times 8K video, 400 MB in memory. A damaged or hostile file
 # of a few bytes can claim a size that does not fit into any memory.
-MAX_PIXELS = 1 << 27
+MAX_IMAGE_PIXELS = 1 << 27
 # What Pillow also raises for damaged files, such as a TypeError for a page without a size.
 _FAULTS = (TypeError, LookupError, ArithmeticError, struct.error)
 MAX_BYTES = 1 << 30  # of a file: 8 bytes per pixel
@@ -60,7 +60,7 @@ def read_picture(path: Path) -> np.ndarray:
         uint16, int32 or float32.
 
     Raises:
-        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, contains
+        DataError: the file is missing or damaged, is larger than :data:`MAX_IMAGE_PIXELS`, contains
             several images, or has colours of 16 bits per channel.
     """
     with opened(path, "an image") as image:
@@ -90,7 +90,7 @@ def read_labels(path: Path) -> Labels:
     An image of three equal channels is grey, and an alpha channel of a grey image is ignored.
 
     Raises:
-        DataError: the file is missing or damaged, is larger than :data:`MAX_PIXELS`, contains
+        DataError: the file is missing or damaged, is larger than :data:`MAX_IMAGE_PIXELS`, contains
             several images, or has values that are not whole numbers from 0 to 2^31 - 1.
     """
     with opened(path, "a mask") as image:
@@ -122,7 +122,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Read the rows and columns of an upright image from its header.
 
     Raises:
-        DataError: the file is missing or damaged, or larger than :data:`MAX_PIXELS`.
+        DataError: the file is missing or damaged, or larger than :data:`MAX_IMAGE_PIXELS`.
     """
     try:
         changed = path.stat().st_mtime_ns
@@ -176,7 +176,7 @@ def opened(
         where: name of the file, for errors. None (default): ``file``.
 
     Raises:
-        DataError: the file is missing or damaged, or larger than :data:`MAX_PIXELS`.
+        DataError: the file is missing or damaged, or larger than :data:`MAX_IMAGE_PIXELS`.
     """
     where = file if where is None else where
     try:
@@ -185,7 +185,7 @@ def opened(
         if size > MAX_BYTES:
             raise DataError(f"{where} has more than {MAX_BYTES} bytes", hint="replace the file")
         with Image.open(stream, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise _too_large(where, f"{image.width} x {image.height}")
             yield image
     except Image.DecompressionBombError as error:
@@ -202,7 +202,7 @@ def _too_large(where: object, size: str) -> DataError:
         f"{where} is too large",
         key="pixels",
         value=size,
-        expected=f"up to {MAX_PIXELS}",
+        expected=f"up to {MAX_IMAGE_PIXELS}",
         hint="replace the file, or make the image smaller",
     )
 

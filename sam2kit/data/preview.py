@@ -5,8 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from sam2kit.data.clip import ClipBatch
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import plural
-from sam2kit.viz.overlays import contact_sheet, evenly_spaced, frames_to_images, overlay
+from sam2kit.viz.overlays import contact_sheet, frames_to_images, overlay
 
 
 def clip_sheet(batch: ClipBatch, max_columns: int = 8) -> Figure:

@@ -38,7 +38,7 @@ from sam2kit.data.sources.training_set import (
     VERSION,
     VIDEOS,
     Index,
-    StoredObject,
+    ListedObject,
     StoredVideo,
     frame_names,
     open_stored,
@@ -452,7 +452,7 @@ def _add_objects(entry: StoredVideo, frame: AcceptedFrame, names: Mapping[Object
     known = {o.id: o for o in entry.objects}
     for identity in frame.masks:
         if identity not in known:
-            known[identity] = StoredObject(identity, str(identity))
+            known[identity] = ListedObject(identity, str(identity))
             entry.objects.append(known[identity])
         if identity in names:
             known[identity].name = names[identity]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -162,7 +162,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
                 f"{folder} contains no metrics.json",
                 hint="run sam2kit evaluate first, or pass its output directory",
             )
-        metrics_by_path |= {file.parent.resolve(): _read_result(file) for file in files}
+        metrics_by_path |= {file.parent.resolve(): read_metrics(file.parent) for file in files}
     for path, metrics in metrics_by_path.items():
         if not metrics["trackers"]:
             message = f"{path / 'metrics.json'} has no scores of trackers"
@@ -228,17 +228,17 @@ def _seed_and_settings(folder: Path, metrics: Mapping[str, Any]) -> tuple[int | 
     return seed, json.dumps(values, sort_keys=True, default=str)
 
 
-def _read_result(
-    file: Path,
-    version: int = SCHEMA_VERSION,
-    hint: str = "evaluate the run again",
-    kind: Any = _Metrics,
-) -> dict[str, Any]:
-    """Read a JSON file and check its schema version and value types.
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read ``metrics.json`` in a directory.
 
     Raises:
         DataError: the file cannot be read, is damaged, or has another schema version.
     """
+    return _read_result(folder / "metrics.json", SCHEMA_VERSION, "evaluate the run again", _Metrics)
+
+
+def _read_result(file: Path, version: int, hint: str, kind: Any) -> dict[str, Any]:
+    """Read a JSON file and check its schema version and value types."""
     try:
         content = read_json(file, hint=hint, non_finite=True)
     except FileNotFoundError as error:
@@ -271,17 +271,33 @@ def leaderboard_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
         DataError: a leaderboard cannot be read or has another schema version.
     """
+    return [row for sweep in _leaderboards(folders) for row in trial_rows(*sweep)]
+
+
+def _leaderboards(folders: Iterable[str | Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a unique name and the content of each leaderboard in directories."""
     files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
-    names = _unique_names(sorted(file.parent for file in files))
+    hint = "run the sweep again"
+    for folder, name in _unique_names(sorted(file.parent for file in files)).items():
+        content = _read_result(folder / LEADERBOARD, 1, hint, _Leaderboard)
+        if "groups" in content:  # earlier versions have none
+            check_types(content, _Groups, folder / LEADERBOARD, hint)
+        yield name, content
+
+
+def trial_rows(sweep: str, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of :func:`leaderboard_rows` for one leaderboard.
+
+    Args:
+        sweep: name of the sweep.
+        content: the content of ``leaderboard.json``.
+    """
     rows = []
-    for folder, name in names.items():
-        for trial in _read_result(folder / LEADERBOARD, 1, "run the sweep again", _Leaderboard)[
-            "trials"
-        ]:
-            row = {"sweep": name, "rank": trial["rank"], "trial": trial["name"]}
-            # Shorten errors, which may span many lines, to fit into a cell.
-            error = visible_text(" ".join((trial["error"] or "").split()), 160)
-            rows.append(row | _mean_and_interval(trial) | {"state": trial["state"], "error": error})
+    for trial in content["trials"]:
+        row = {"sweep": sweep, "rank": trial["rank"], "trial": trial["name"]}
+        # Shorten errors, which may span many lines, to fit into a cell.
+        error = visible_text(" ".join((trial["error"] or "").split()), 160)
+        rows.append(row | _mean_and_interval(trial) | {"state": trial["state"], "error": error})
     return rows
 
 
@@ -295,24 +311,22 @@ def leaderboard_groups(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
         DataError: see :func:`leaderboard_rows`.
     """
-    files = {file.resolve() for folder in folders for file in Path(folder).rglob(LEADERBOARD)}
-    names = _unique_names(sorted(file.parent for file in files))
+    return [row for sweep in _leaderboards(folders) for row in setting_rows(*sweep)]
+
+
+def setting_rows(sweep: str, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of :func:`leaderboard_groups` for one leaderboard; see :func:`trial_rows`."""
     rows = []
-    for folder, name in names.items():
-        content = _read_result(folder / LEADERBOARD, 1, "run the sweep again", _Leaderboard)
-        if "groups" not in content:
-            continue
-        check_types(content, _Groups, folder / LEADERBOARD, "run the sweep again")
-        for group in content["groups"]:
-            low, high = group["gain_interval"] or (None, None)
-            setting = visible_text(", ".join(group["overrides"]) or "the same", 120)
-            rows.append(
-                {"sweep": name, "rank": group["rank"], "setting": setting}
-                | {"seeds": f"{group['done']} of {len(group['trials'])}", "J&F": group["J&F"]}
-                | {"gain": None if group["gain"] is None else f"{group['gain']:+.3f}"}
-                | {"95% interval": interval_text(low, high)}
-                | {"p": group["p_corrected"], "between seeds": group["seed_spread"]}
-            )
+    for group in content.get("groups", ()):
+        low, high = group["gain_interval"] or (None, None)
+        setting = visible_text(", ".join(group["overrides"]) or "the same", 120)
+        rows.append(
+            {"sweep": sweep, "rank": group["rank"], "setting": setting}
+            | {"seeds": f"{group['done']} of {len(group['trials'])}", "J&F": group["J&F"]}
+            | {"gain": None if group["gain"] is None else f"{group['gain']:+.3f}"}
+            | {"95% interval": interval_text(low, high)}
+            | {"p": group["p_corrected"], "between seeds": group["seed_spread"]}
+        )
     return rows
 
 
@@ -342,7 +356,7 @@ def group_trials(
     groups = []
     for setting, members in names.items():
         runs = [
-            EvaluatedRun(name, _read_result(folder / name / "metrics.json"), seed=number)
+            EvaluatedRun(name, read_metrics(folder / name), seed=number)
             for number, name in enumerate(members)
             if name in finished and (folder / name / "metrics.json").exists()
         ]

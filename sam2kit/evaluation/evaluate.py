@@ -25,7 +25,7 @@ from sam2kit.data.sources.base import SelectedVideos, VideoSource
 from sam2kit.data.splits import Splits, describe
 from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
-from sam2kit.evaluation.predictions import read_prediction, score_predictions
+from sam2kit.evaluation.predictions import open_results, read_prediction, score_results
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
 from sam2kit.evaluation.scored_split import (
@@ -35,6 +35,7 @@ from sam2kit.evaluation.scored_split import (
     scored_source,
 )
 from sam2kit.evaluation.scores import (
+    AFTER,
     BEFORE,
     CONVENTIONS,
     COPY,
@@ -56,10 +57,9 @@ from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 from sam2kit.utils.locks import Owner
 from sam2kit.utils.paths import open_run_dir
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import visible_text
-from sam2kit.viz.overlays import evenly_spaced
 
-AFTER = "after training"
 ZEROED = "after, memory zeroed"
 CALIBRATED = "after, calibrated"
 # Names of the last two if the evaluated weights do not come from a run and have their own name.
@@ -292,17 +292,18 @@ def evaluate_predictions(
         DataError: a mask is missing, unreadable or has another size, or no frame can be scored.
     """
     config = load_config(config_file, overrides)
-    source = scored_source(config)
+    folder, source = Path(folder), scored_source(config)
     name = config.evaluation.convention
     convention = CONVENTIONS[name] if name else None
     with Owner() as owner:
         owner.take(output_dir)
-        if (results := find_label_results(source, Path(folder))) is not None:
-            scores, fields = score_label_results(source, results, Path(folder), convention)
+        if (labels := find_label_results(source, folder)) is not None:
+            scores, fields = score_label_results(source, labels, folder, convention)
         else:
-            scores = score_predictions(source, folder, convention)
+            results = open_results(source, folder)
+            scores = score_results(source, results, folder, convention)
             fields = {
-                video: field_scores(source, i, partial(read_prediction, source, i, Path(folder)))
+                video: field_scores(source, i, partial(read_prediction, source, i, results[i]))
                 for i, video in enumerate(source.names)
             }
         output_dir = open_run_dir(output_dir, config.output_dir)

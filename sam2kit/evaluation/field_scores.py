@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sam2kit.data.lineage import Track
+from sam2kit.data.lineage import Track, tracks_from
 from sam2kit.data.sources.base import ObjectId, VideoSource, innermost
 from sam2kit.data.sources.ctc import CTCDataset
 from sam2kit.data.sources.stacks import labels_in
@@ -34,8 +34,8 @@ def field_scores(
         i: index of the video.
         predicted: function that returns the masks of a frame, bool ``[H,W]`` by object. Where masks
             overlap, the later mask is used.
-        tracks: predicted tracks, whose labels are then the object ids. None (default): no predicted
-            parents.
+        tracks: predicted tracks, whose labels are then the object ids; frames count from the first
+            one of ``source``. None (default): no predicted parents.
 
     Returns:
         ``SEG``, ``DET`` and ``TRA`` for TIFF stacks and Cell Tracking Challenge data
@@ -61,11 +61,7 @@ def _score_markers(
     predicted: Callable[[int], Masks],
     tracks: Mapping[int, Track] | None,
 ) -> dict[str, Any]:
-    lineage = {
-        label: Track(track.begin - frames.start, track.end - frames.start, track.parent)
-        for label, track in source.tracks(i).items()
-    }
-    scorer = CellTrackingScorer(lineage, tracks)
+    scorer = CellTrackingScorer(tracks_from(source.tracks(i), frames.start), tracks)
     numbers: dict[ObjectId, int] = {}
     for k, t in enumerate(frames):
         result = _label_image(predicted(k), numbers, source.frame_size(i), tracks is not None)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from loguru import logger
 
-from sam2kit.data.lineage import Track, read_tracks
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.lineage import Track, read_tracks, tracks_from
+from sam2kit.data.sources.base import ObjectId, VideoSource, innermost
 from sam2kit.data.sources.listing import list_folder
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.mask_search import label_base
@@ -50,7 +50,8 @@ class LabelResults(NamedTuple):
         path: the file or directory.
         read: function that returns the labels of a frame, ``[H,W]``, or None if it has none.
         names: object ids by label, where they differ from the label.
-        tracks: the tracks with their parents, or None if the results have none.
+        tracks: the tracks with their parents, from the first frame of the source, or None if the
+            results have none.
     """
 
     path: Path
@@ -86,8 +87,9 @@ def _find_ctc(source: VideoSource, i: int, folder: Path) -> LabelResults | None:
     images = {int(re.findall(r"\d+", n)[0]): path / n for n in files}
     count = source.num_frames(i)
     numbers = [int(n) for t in range(count) for n in re.findall(r"\d+$", source.frame_name(i, t))]
+    start = innermost(source, i)[2]
     if len(numbers) != count:
-        numbers = list(range(count))
+        numbers, start = list(range(count)), 0
     if missing := [n for n in numbers if n not in images]:
         raise DataError(
             f"{path} has no mask{missing[0]:03d}.tif (missing masks: {len(missing)})",
@@ -95,7 +97,9 @@ def _find_ctc(source: VideoSource, i: int, folder: Path) -> LabelResults | None:
         )
     stack = TiffSequence([images[n] for n in numbers])
     names = read_object_names(path / "objects.json")
-    return LabelResults(path, stack.read, names, read_tracks(path / "res_track.txt"))
+    # Like the files, the tracks of a part of a video have the frame numbers of the whole video.
+    tracks = tracks_from(read_tracks(path / "res_track.txt"), start)
+    return LabelResults(path, stack.read, names, tracks)
 
 
 def _find_nifti(source: VideoSource, i: int, folder: Path) -> LabelResults | None:

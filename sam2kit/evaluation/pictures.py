@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.evaluation.scores import DataSetScores, VideoScores, summary
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import label_text
-from sam2kit.viz.overlays import WHITE, contact_sheet, error_overlay, evenly_spaced, overlay
+from sam2kit.viz.overlays import WHITE, contact_sheet, error_overlay, overlay
 from sam2kit.viz.plots import save_figure
 from sam2kit.viz.video_writer import save_gif, save_mp4
 

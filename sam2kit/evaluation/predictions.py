@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +48,15 @@ def score_predictions(
             prediction has ids that are not in the ground truth (unless the convention ignores
             them); or there is no object in the ground truth.
     """
-    # Check all files before scoring, which may take minutes.
-    folder = Path(folder)
+    return score_results(source, open_results(source, Path(folder)), Path(folder), convention)
+
+
+def open_results(source: VideoSource, folder: Path) -> list[ResultMasks]:
+    """Open the results of all videos, whose values have the same meaning.
+
+    Raises:
+        DataError: a directory is missing, or as for :class:`ResultMasks`.
+    """
     candidates = {name: result_folder(folder, name) for name in source.names}
     folders = {name: path for name, path in candidates.items() if path is not None}
     missing = [name for name in source.names if name not in folders]
@@ -61,6 +68,22 @@ def score_predictions(
             f"{folder.name}/VIDEO/OBJECT/FRAME.png, or list the videos to score in "
             "valdataset.split",
         )
+    results = [ResultMasks(folders[name]) for name in source.names]
+    # All files come from one tracker, so their values have the same meaning.
+    decision = MaskDecision([path for result in results for path in result.files], where=folder)
+    for result in results:
+        result.decision = decision
+    return results
+
+
+def score_results(
+    source: VideoSource,
+    results: Sequence[ResultMasks],
+    folder: Path,
+    convention: Convention | None = None,
+) -> DataSetScores:
+    """Score the results of :func:`open_results`; see :func:`score_predictions`."""
+    # Check all files before scoring, which may take minutes.
     visibility = [first_visible_frames(source, i) for i in range(len(source))]
     object_counts = [len(first) for first, _ in visibility]
     if not any(object_counts):
@@ -70,12 +93,6 @@ def score_predictions(
         )
     if convention is None:
         convention = CONVENTIONS["davis2017" if max(object_counts) > 1 else "davis2016"]
-    results = [ResultMasks(folders[name]) for name in source.names]
-    # All files come from one tracker, so their values have the same meaning.
-    sample = [path for result in results for path in result.files]
-    decision = MaskDecision(sample, where=folder)
-    for result in results:
-        result.decision = decision
     frames = [{t: source.frame_name(i, t) for t in visibility[i][1]} for i in range(len(source))]
     missing_files = [
         result.folder / f"{name}.png"
@@ -118,17 +135,14 @@ def _score_video(
 
 
 def read_prediction(
-    source: VideoSource, i: int, folder: Path, t: int
+    source: VideoSource, i: int, result: ResultMasks, t: int
 ) -> dict[ObjectId, np.ndarray]:
-    """Read the masks of one frame from a directory of results; empty if there is no file.
+    """Read the masks of one frame of a video; empty if there is no file.
 
     Raises:
-        DataError: see :class:`ResultMasks`.
+        DataError: see :meth:`ResultMasks.read`.
     """
-    masks = result_folder(folder, source.names[i])
-    if masks is None:
-        return {}
-    result, frame = ResultMasks(masks), source.frame_name(i, t)
+    frame = source.frame_name(i, t)
     return result.read(frame, source.raw_frame(i, t).shape[:2]) if result.has(frame) else {}
 
 

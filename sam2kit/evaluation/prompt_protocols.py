@@ -18,7 +18,7 @@ from sam2.modeling.sam2_utils import sample_one_point_from_error_center
 
 from sam2kit.config.schema import EvaluationConfig
 from sam2kit.data.sources.base import ObjectId, VideoSource
-from sam2kit.prompts.geometry import box_to_points, mask_center, mask_to_box
+from sam2kit.prompts.geometry import box_to_points, mask_center, mask_to_box, rescale_points
 from sam2kit.prompts.noise import PromptNoise
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.video_tracker import FrameTracks, TrackingSession
@@ -188,8 +188,6 @@ class PromptProtocol:
 def to_resized(points: np.ndarray, size: tuple[int, ...], image_size: int) -> torch.Tensor:
     """Scale pixel coordinates of a frame to the model's square input.
 
-    Integer coordinates refer to pixel centres: x becomes (x + 0.5) * image_size / W - 0.5.
-
     Args:
         points: ``[...,2]`` x and y in pixels of the frame.
         size: rows and columns of the frame.
@@ -198,8 +196,8 @@ def to_resized(points: np.ndarray, size: tuple[int, ...], image_size: int) -> to
     Returns:
         ``[...,2]`` float32.
     """
-    scale = image_size / np.array([size[1], size[0]])
-    return torch.from_numpy(((points + 0.5) * scale - 0.5).astype(np.float32))
+    resized = rescale_points(points, size, (image_size, image_size))
+    return torch.from_numpy(resized.astype(np.float32))
 
 
 class CopiedMasks:

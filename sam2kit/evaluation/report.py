@@ -41,9 +41,10 @@ from sam2kit.evaluation.tracker_runs import ResultFiles
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import cell_text, visible_text
 from sam2kit.viz.html import render
-from sam2kit.viz.overlays import ERROR_COLORS, evenly_spaced
+from sam2kit.viz.overlays import ERROR_COLORS
 from sam2kit.viz.plots import interval_chart
 
 MAX_EXAMPLES = 3  # maximum number of worst and of best objects to show

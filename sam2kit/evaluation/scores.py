@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import sam2kit
+from sam2kit.data.sources.base import ObjectId
 from sam2kit.evaluation.boundary import BOUNDARY_TOLERANCE, region_and_boundary
 from sam2kit.evaluation.metrics import (
     PRESENCE_COUNTS,
@@ -28,11 +29,10 @@ from sam2kit.evaluation.metrics import (
 )
 from sam2kit.utils.errors import DataError
 
-ObjectId = int | str
 SCHEMA_VERSION = 2
 SCORES = ("J", "F", "J&F", "dice")
-# Names of two baselines, under which they appear in results.
-BEFORE, COPY = "before training", "first mask copied"
+# Names of trackers in results: the trained model and two baselines.
+AFTER, BEFORE, COPY = "after training", "before training", "first mask copied"
 
 
 @dataclass(frozen=True)

@@ -357,10 +357,13 @@ def calibrate(
         ConfigError: no frame of the videos is scored.
     """
     frame_ious: dict[tuple[int, ObjectId], np.ndarray] = {}
+    ignores_void = CONVENTIONS[config.evaluation.convention or "prompted"].void == "ignore"
 
     def compare(frame: PromptedFrame, logits: dict[ObjectId, np.ndarray]) -> None:
         for o, x in logits.items() if frame.truth is not None else ():
             truth = (frame.truth or {}).get(o, np.zeros(x.shape, bool))
+            if ignores_void and frame.void is not None:
+                x, truth = np.where(frame.void, -np.inf, x), truth & ~frame.void
             frame_ious[frame.t, o] = iou_by_threshold(x, truth, MASK_THRESHOLDS)
 
     ious, video_scores = [], []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from loguru import logger
 
@@ -12,12 +14,15 @@ from sam2kit.data.sources.base import FrameRange, VideoSource
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import COPY, VideoScores, summary
 from sam2kit.evaluation.tracker_runs import TrackerRun
+from sam2kit.models.checkpoints import read_run_config
 from sam2kit.models.sam2 import SAM2Model
-from sam2kit.utils.errors import DataError
-from sam2kit.viz.overlays import evenly_spaced
+from sam2kit.utils.errors import CheckpointError, DataError
+from sam2kit.utils.sampling import evenly_spaced
 
 
-def jf_scorer(config: Config) -> Callable[[SAM2Model, VideoSource], float] | None:
+def jf_scorer(
+    config: Config, run_dir: str | Path | None = None
+) -> Callable[[SAM2Model, VideoSource], float] | None:
     """Return the scorer that a configuration requires for training.
 
     The scorer tracks the first ``trainer.jf_frames`` frames of up to ``trainer.jf_videos`` evenly
@@ -26,12 +31,27 @@ def jf_scorer(config: Config) -> Callable[[SAM2Model, VideoSource], float] | Non
 
     Args:
         config: the configuration of the run.
+        run_dir: the directory of the run to resume, which keeps its metric if ``trainer.monitor``
+            is ``auto``. None (default): the run is new or in ``trainer.resume_from``.
 
     Returns:
-        The argument ``scorer`` of :func:`sam2kit.fit`, or None unless ``trainer.monitor`` is
-        ``val_jf``.
+        The argument ``scorer`` of :func:`sam2kit.fit`, or None unless the metric is ``val_jf``.
     """
-    return _WholeVideos(config) if config.trainer.monitor == "val_jf" else None
+    return _WholeVideos(config) if _monitor(config, run_dir) == "val_jf" else None
+
+
+def _monitor(config: Config, run_dir: str | Path | None) -> str:
+    """Return ``trainer.monitor``, or the metric of the run to resume if it is ``auto``.
+
+    Unreadable checkpoints are skipped here, because ``fit`` reports them.
+    """
+    monitor, resume_from = config.trainer.monitor, config.trainer.resume_from
+    files = [] if run_dir is None else [Path(run_dir) / f"{name}.ckpt" for name in ("last", "best")]
+    files += [] if resume_from is None else [Path(resume_from)]
+    for file in files if monitor == "auto" else ():
+        with suppress(CheckpointError):
+            return read_run_config(file).trainer.monitor
+    return monitor
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,6 @@ def track_group(
     num_frames: int,
     corrections: Corrections | None = None,
     *,
-    zero_memory: bool = False,
     detach_memory_every: int | None = None,
     activation_checkpointing: bool = False,
 ) -> dict[int, FrameResult]:
@@ -126,7 +125,6 @@ def track_group(
             frame.
         num_frames: T, the length of the clips.
         corrections: the source of correction clicks. None (default): no corrections.
-        zero_memory: see :meth:`sam2kit.models.sam2.SAM2Model.forward`.
         detach_memory_every: detach all memories from the graph every N frames. None (default):
             never.
         activation_checkpointing: discard each frame's activations, and recompute them in the
@@ -158,11 +156,9 @@ def track_group(
             results[t] = _recomputed(frame, features.vision[-1])
         else:
             results[t] = frame()
-        memory = dict(results[t].memory)
-        if zero_memory and memory["maskmem_features"] is not None:
-            memory |= {k: torch.zeros_like(memory[k]) for k in ("maskmem_features", "obj_ptr")}
         conditioning = is_conditioning_frame(t, group)
-        bank["cond_frame_outputs" if conditioning else "non_cond_frame_outputs"][t] = memory
+        kind = "cond_frame_outputs" if conditioning else "non_cond_frame_outputs"
+        bank[kind][t] = results[t].memory
         if detach_memory_every and count % detach_memory_every == 0:
             bank = _detached(bank)
     return results

@@ -40,7 +40,7 @@ from sam2kit.data.transforms import normalize
 from sam2kit.models import plain_sam2
 from sam2kit.models.checkpoints import load_model, save_weights
 from sam2kit.models.lora import merged_state
-from sam2kit.models.sam2 import SAM2Model, describe_model
+from sam2kit.models.sam2 import DECODER_SETTINGS, SAM2Model, describe_model
 from sam2kit.models.transformers_format import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -242,11 +242,7 @@ def prove_transformers(config: Config, model: SAM2Model, folder: Path) -> tuple[
     predictor = _predictor(
         config,
         model,
-        sam_mask_decoder_extra_args={
-            "dynamic_multimask_via_stability": True,
-            "dynamic_multimask_stability_delta": 0.05,
-            "dynamic_multimask_stability_thresh": 0.98,
-        },
+        sam_mask_decoder_extra_args=DECODER_SETTINGS,
         binarize_mask_from_pts_for_mem_enc=True,
     )
     # Beside the files: if this process is killed, the next call removes all of them.

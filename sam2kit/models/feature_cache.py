@@ -41,7 +41,7 @@ from torch import Tensor
 
 from sam2kit.config.schema import AugmentationConfig, Config
 from sam2kit.data.clip import frame_keys
-from sam2kit.data.sources.base import VideoSource
+from sam2kit.data.sources.base import VideoSource, is_new_each_epoch
 from sam2kit.data.transforms import normalize
 from sam2kit.models.sam2 import SAM2Model, module_path
 from sam2kit.utils.device import upload
@@ -111,8 +111,7 @@ def obstacle(config: Config, model: SAM2Model, source: VideoSource) -> str | Non
         return "model.trainable_modules (or LoRA) trains the image encoder"
     if config.model.drop_path_rate > 0:
         return "model.drop_path_rate skips layers of the encoder at random"
-    # Sources that generate videos map an index to a new video in every epoch.
-    if any(source.index_in_epoch(i, 1) >= len(source) for i in range(min(len(source), 100))):
+    if any(is_new_each_epoch(source, i) for i in range(len(source))):
         return "new videos are generated in every epoch (dataset.type)"
     if config.dataset.replay:
         return "new clips are generated in every epoch (dataset.replay)"

@@ -33,6 +33,12 @@ LOOSE_GROUP = "memory_embeddings"
 """Name of the parameters outside every module (``maskmem_tpos_enc``, ``no_mem_embed``,
 ``no_mem_pos_enc``, ``no_obj_ptr``, ``no_obj_embed_spatial``). Patterns that match
 ``memory_attention``, which reads all of them, match them too; this name matches only them."""
+DECODER_SETTINGS = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
+}
+"""Attributes that upstream's ``build_sam2_video_predictor`` sets on the mask decoder."""
 
 
 class SAM2Model(SAM2Base):
@@ -77,7 +83,6 @@ class SAM2Model(SAM2Base):
         batch: ClipBatch,
         prompts: list[Prompt],
         corrections: Corrections | None = None,
-        zero_memory: bool = False,
     ) -> TrackOutput:
         """Track every prompted object of a batch from its first prompt to the last frame.
 
@@ -88,8 +93,6 @@ class SAM2Model(SAM2Base):
                 are processed first, as in upstream's training.
             corrections: clicks to make during tracking. A corrected frame becomes a conditioning
                 frame when it is processed. None (default): no clicks.
-            zero_memory: set all content of the memory bank (spatial memories and object pointers)
-                to zero. This is an ablation: a model that still tracks does not use its memory.
 
         Returns:
             Predictions for all T frames and O objects.
@@ -128,7 +131,6 @@ class SAM2Model(SAM2Base):
                 [clip_of_object[o] * batch.num_frames for o in group.indices],
                 batch.num_frames,
                 corrections,
-                zero_memory=zero_memory,
                 detach_memory_every=self.detach_memory_every,
                 activation_checkpointing=self.activation_checkpointing,
             )

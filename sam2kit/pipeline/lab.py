@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +20,7 @@ from sam2kit.utils.errors import ConfigError, PipelineError
 from sam2kit.utils.files import atomic_write
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.readers import damage_is, read_json
-from sam2kit.utils.text import markdown_text
+from sam2kit.utils.text import markdown_text, text_checksum
 
 SOURCE = "02_debug_prompts.ipynb"
 LOOPBACK = "127.0.0.1"
@@ -83,7 +82,7 @@ def prepare_annotator(data: str | Path, checkpoint: str, run_dir: str | Path | N
     find_checkpoint(checkpoint, key="--model-checkpoint")
     if run_dir is None:
         # Keep annotations of videos with the same name in different directories apart.
-        checksum = f"{zlib.crc32(str(data).encode('utf-8', 'surrogateescape')):08x}"
+        checksum = f"{text_checksum(str(data)):08x}"
         run_dir = Path("outputs", "annotate", f"{file_name(data.stem)}-{checksum}")
     run_dir = Path(run_dir).resolve()
     target = run_dir / SOURCE

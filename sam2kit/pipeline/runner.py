@@ -23,8 +23,9 @@ from loguru import logger
 from sam2kit.config.loading import load_config, to_yaml
 from sam2kit.config.schema import RANDOM, Config
 from sam2kit.pipeline.kernel import execute, literal_path
-from sam2kit.pipeline.status import Status, locked, read_metrics
+from sam2kit.pipeline.status import Status
 from sam2kit.utils.errors import PipelineError
+from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import open_run_dir
 from sam2kit.utils.processes import sigterm_interrupts
 
@@ -275,4 +276,8 @@ def _existing_results(run_dir: Path) -> dict[str, Path]:
 
 
 def _read_scores(run_dir: Path) -> dict[str, float]:
-    return {name: scores["J&F"] for name, scores in read_metrics(run_dir).items()}
+    if not (run_dir / "metrics.json").exists():
+        return {}
+    from sam2kit.evaluation.compare_runs import read_metrics
+
+    return {name: scores["J&F"] for name, scores in read_metrics(run_dir)["trackers"].items()}

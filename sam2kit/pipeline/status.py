@@ -18,16 +18,10 @@ from typing import Any, TypedDict
 
 from sam2kit.utils.errors import KernelKilled, PipelineError
 from sam2kit.utils.files import write_text
-from sam2kit.utils.locks import is_locked, locked
+from sam2kit.utils.locks import is_locked
 from sam2kit.utils.readers import check_types, read_json
 
-__all__ = ["SCHEMA_VERSION", "Status", "is_locked", "locked", "read_status"]
 SCHEMA_VERSION = 1
-_Score = TypedDict("_Score", {"J&F": float | None})
-
-
-class _Metrics(TypedDict):
-    trackers: dict[str, _Score]
 
 
 class _Stage(TypedDict):
@@ -139,18 +133,3 @@ class Status:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Read the scores of each tracker from a run's ``metrics.json``, if the file exists.
-
-    Raises:
-        PipelineError: the file is damaged.
-    """
-    path, hint = run_dir / "metrics.json", "evaluate the run again"
-    if not path.exists():
-        return {}
-    content = read_json(path, hint=hint, error=PipelineError, non_finite=True)
-    check_types(content, _Metrics, path, hint, PipelineError)
-    trackers: dict[str, dict[str, Any]] = content["trackers"]
-    return trackers

@@ -22,22 +22,23 @@ from loguru import logger
 from sam2kit.config.loading import COMMAND_LINE, load_config, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check_paths
-from sam2kit.pipeline.status import SCHEMA_VERSION, is_locked, locked, read_metrics, read_status
+from sam2kit.pipeline.status import SCHEMA_VERSION, read_status
 from sam2kit.utils.errors import ConfigError, PipelineError
 from sam2kit.utils.files import open_to_append, write_text
+from sam2kit.utils.locks import is_locked, locked
 from sam2kit.utils.processes import sigterm_interrupts, start
 from sam2kit.utils.readers import check_types, read_json
 
 GAIN_NOTE = (
     "*gain* is the improvement over the starting model on the same objects, averaged over the "
-    "seeds of a setting; *p* is corrected for the number of settings (Holm). With fewer than 6 "
+    "seeds of a setting; *p* is corrected for the number of settings (Holm). With fewer than {} "
     "videos, no interval is computed."
 )
 BEST_OF_MANY = (
     "The score of the best of {} settings on the same videos is biased upward: evaluate it on "
     "other videos before you rely on it."
 )
-METRIC = "J&F of the tracker 'after training' on the validation videos; higher is better"
+METRIC = "J&F of the tracker '{}' on the validation videos; higher is better"
 
 
 @dataclass(frozen=True)
@@ -330,37 +331,44 @@ class _Sweep:
 
     def write_leaderboard(self) -> list[dict[str, Any]]:
         """Write ``leaderboard.json`` and ``leaderboard.md``, and return the rows."""
-        from sam2kit.evaluation.compare_runs import (
-            group_trials,
-            leaderboard_groups,
-            leaderboard_rows,
-        )
+        from sam2kit.evaluation.compare_runs import group_trials, setting_rows, trial_rows
+        from sam2kit.evaluation.scores import AFTER
+        from sam2kit.evaluation.statistics import MIN_VIDEOS
         from sam2kit.viz.tables import Table
 
         rows = [self._row(name) for name in self.trials]
         rows.sort(key=lambda row: (row["J&F"] is None, -(row["J&F"] or 0)))
         for rank, row in enumerate(rows, start=1):
             row["rank"] = None if row["J&F"] is None else rank
-        content = {"schema_version": SCHEMA_VERSION, "metric": METRIC, "higher_is_better": True}
+        metric = METRIC.format(AFTER)
+        content = {"schema_version": SCHEMA_VERSION, "metric": metric, "higher_is_better": True}
         done = [row["name"] for row in rows if row["state"] == "done"]
         groups = group_trials(self.folder / "trials", self.trials, done)
-        text = json.dumps(content | {"groups": groups, "trials": rows}, indent=1) + "\n"
-        write_text(self.folder / "leaderboard.json", text)
-        by_setting = Table(leaderboard_groups([self.folder])).markdown()
-        table = Table(leaderboard_rows([self.folder])).markdown()
-        notes = f"{GAIN_NOTE} {BEST_OF_MANY.format(len(groups))}" if len(groups) > 1 else GAIN_NOTE
-        text = f"{METRIC}.\n\n{by_setting}\n\n{notes}\n\nAll trials:\n\n{table}\n"
+        content |= {"groups": groups, "trials": rows}
+        write_text(self.folder / "leaderboard.json", json.dumps(content, indent=1) + "\n")
+        sweep = self.folder.resolve().name
+        by_setting = Table(setting_rows(sweep, content)).markdown()
+        table = Table(trial_rows(sweep, content)).markdown()
+        notes = GAIN_NOTE.format(MIN_VIDEOS)
+        if len(groups) > 1:
+            notes += f" {BEST_OF_MANY.format(len(groups))}"
+        text = f"{metric}.\n\n{by_setting}\n\n{notes}\n\nAll trials:\n\n{table}\n"
         write_text(self.folder / "leaderboard.md", text)
         return rows
 
     def _row(self, name: str) -> dict[str, Any]:
         """Return a trial's row of ``leaderboard.json``, without its rank."""
+        from sam2kit.evaluation.compare_runs import read_metrics
+        from sam2kit.evaluation.scores import AFTER
+
         folder = self.folder / "trials" / name
         status = self.status(name)
         state = "running" if name in self.running else status["state"]
         row = {"rank": None, "name": name, "overrides": self.trials[name], "state": state}
         row |= {"J&F": None, "J&F_interval": None, "run_dir": f"trials/{name}"}
         row["error"] = status.get("error") if state in ("failed", "interrupted") else None
-        if state == "done" and (scores := read_metrics(folder).get("after training")):
-            row |= {"J&F": scores["J&F"], "J&F_interval": scores.get("J&F_interval")}
+        if state == "done" and (folder / "metrics.json").exists():
+            scores = read_metrics(folder)["trackers"].get(AFTER)
+            if scores:
+                row |= {"J&F": scores["J&F"], "J&F_interval": scores["J&F_interval"]}
         return row

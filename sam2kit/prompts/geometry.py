@@ -7,6 +7,7 @@ Coordinates are (x, y), in pixel indices of the mask. Labels are those of upstre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -19,6 +20,25 @@ NEGATIVE_MARGIN = 0.25
 BORDER = 0.05
 BOX_LABELS = (2, 3)
 BOX_NOISE_LIMIT = 20  # pixels, upstream's
+Points = TypeVar("Points", np.ndarray, Tensor)
+
+
+def rescale_points(points: Points, from_size: Sequence[int], to_size: Sequence[int]) -> Points:
+    """Convert points to pixel indices of a resized frame.
+
+    Integer coordinates refer to pixel centres: x becomes (x + 0.5) * W_to / W_from - 0.5.
+
+    Args:
+        points: ``[...,2]`` x and y.
+        from_size, to_size: rows and columns of the frame before and after resizing.
+
+    Returns:
+        ``[...,2]`` float, of the type of ``points``.
+    """
+    scale = [to_size[1] / from_size[1], to_size[0] / from_size[0]]
+    if isinstance(points, Tensor):
+        return (points + 0.5) * torch.tensor(scale) - 0.5
+    return (points + 0.5) * np.array(scale) - 0.5
 
 
 def mask_to_box(masks: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from loguru import logger
 
 from sam2kit.data.clip import ClipBatch
 from sam2kit.data.rle import decode_mask, encode_mask
-from sam2kit.prompts.geometry import box_to_points
+from sam2kit.prompts.geometry import box_to_points, rescale_points
 from sam2kit.prompts.prompt import Prompt, group_prompts, video_frame
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
@@ -192,7 +192,6 @@ def video_prompts(
     if frame_size is not None:
         check_image_size(where, size, (frame_size[0], frame_size[1]))
     identities = list(dict.fromkeys(entry["object_id"] for _, entry in entries))
-    scale = torch.tensor([image_size / size[1], image_size / size[0]])
     prompts = []
     for where, entry in entries:
         frame = entry["frame_index"]
@@ -210,8 +209,8 @@ def video_prompts(
                     "the left or top one",
                     hint="write the box as [left, top, right, bottom]",
                 )
-            # Coordinates are pixel indices: the centre of pixel 0 is at 0.5.
-            prompt = replace(prompt, points=(prompt.points + 0.5) * scale - 0.5)
+            points = rescale_points(prompt.points, size, (image_size, image_size))
+            prompt = replace(prompt, points=points)
         prompts.append(prompt)
     return group_prompts(prompts), identities
 

@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode
 from sam2kit.data.transforms import normalize, resize_frames
 from sam2kit.models.cast_weights import CastWeights
 from sam2kit.models.clip_tracking import FrameFeatures
+from sam2kit.models.sam2 import DECODER_SETTINGS
 from sam2kit.tracking.memory_bank import (
     Memory,
     MemoryFrames,
@@ -31,12 +32,6 @@ from sam2kit.tracking.memory_bank import (
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.utils.device import upload
 
-DECODER_SETTINGS = {
-    "dynamic_multimask_via_stability": True,
-    "dynamic_multimask_stability_delta": 0.05,
-    "dynamic_multimask_stability_thresh": 0.98,
-}
-"""Attributes that upstream's ``build_sam2_video_predictor`` sets on the mask decoder."""
 MEMORY_DTYPE = torch.bfloat16
 """Dtype of stored spatial memories, as in upstream, even if the model runs in float32."""
 

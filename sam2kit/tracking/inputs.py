@@ -21,7 +21,7 @@ from sam2kit.data.label_image import read_label_image
 from sam2kit.data.rle import encode_mask
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.data.sources.listing import list_folder, natural_key, stem
-from sam2kit.data.sources.video_decoder import OneVideo, open_video
+from sam2kit.data.sources.video_decoder import open_video
 from sam2kit.data.sources.video_files import find_videos
 from sam2kit.prompts.io import SCHEMA_VERSION, check_document, read_document
 from sam2kit.utils.errors import DataError
@@ -61,7 +61,7 @@ class VideoInput:
     @property
     def fps(self) -> float:
         """Frames per second; 10 for frames that are image files."""
-        return self.source.fps if isinstance(self.source, OneVideo) else OneVideo.fps
+        return self.source.frame_rate(self.i)
 
     def read_frame(self, t: int) -> np.ndarray:
         """Read frame ``t`` as ``[H,W,3]`` uint8 RGB."""

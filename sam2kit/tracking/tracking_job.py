@@ -29,6 +29,7 @@ from sam2kit.data.result_forms import (
 from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.writers import MaskWriter, coco_json
 from sam2kit.models.checkpoints import open_checkpoint
+from sam2kit.prompts.geometry import rescale_points
 from sam2kit.prompts.io import video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.tracking.inputs import (
@@ -74,19 +75,22 @@ def track_video(
     accelerator: str = "auto",
     options: TrackerOptions = OPTIONS,
     *,
+    overwrite: bool = False,
+    to: str | None = None,
     devices: str = "1",
 ) -> Path:
     """Track objects through one video or all videos of a directory; see :func:`track_videos`.
 
     Args:
         video: a video file, a directory of frames, or a directory or dataset with several videos.
-        prompts, checkpoint, output_dir, accelerator, options, devices: see :func:`track_videos`.
+        prompts, checkpoint, output_dir, accelerator, options: see :func:`track_videos`.
+        overwrite, to, devices: see :func:`track_videos`.
 
     Returns:
         The output directory.
     """
     return track_videos(
-        [video], prompts, checkpoint, output_dir, accelerator, options, devices=devices
+        [video], prompts, checkpoint, output_dir, accelerator, options, overwrite, to, devices
     )
 
 
@@ -274,7 +278,7 @@ def _check_results(records: Sequence[TrackRecord], digests: Sequence[str]) -> No
             f"another version of the video ({plural(len(changed), 'video')})",
             key="--output-dir",
             value=str(folder),
-            hint="choose another directory, or add --overwrite to replace them",
+            hint="choose another directory, or add --overwrite (overwrite=True) to replace them",
         )
 
 
@@ -458,9 +462,7 @@ def _draw(picture: np.ndarray, prompt: Prompt, image_size: int) -> np.ndarray:
     """Draw the clicks and boxes of a prompt on a frame ``[H,W,3]``."""
     if prompt.points is None or prompt.labels is None:
         return picture
-    # Points are pixel indices in the model's square input; scale pixel centres, at +0.5.
-    scale = np.array(picture.shape[1::-1]) / image_size
-    points = (prompt.points.numpy() + 0.5) * scale - 0.5
+    points = rescale_points(prompt.points.numpy(), (image_size, image_size), picture.shape[:2])
     for object_points, labels in zip(points, prompt.labels.numpy(), strict=True):
         picture = draw_prompts(picture, object_points, labels)
     return picture

@@ -45,14 +45,16 @@ class LogProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start_time, self._first_step = time.monotonic(), trainer.global_step
-        self._last_log_time = self._start_time
+        self._last_log_time, self._step = self._start_time, self._first_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        # With accumulated gradients, several batches have the same step.
+        is_new, self._step = step != self._step, step
         is_due = step % self.every_n_steps == 0 or step in (total, self._first_step + 1)
-        if not is_due and time.monotonic() < self._last_log_time + self.seconds:
+        if not (is_new and is_due) and time.monotonic() < self._last_log_time + self.seconds:
             return
         self._last_log_time = time.monotonic()
         loss = float(trainer.callback_metrics["loss"])

@@ -38,8 +38,9 @@ def actionable_errors(
 
     Raises:
         TrainingError: the device is out of memory (the error contains the planner's estimate), a
-            DataLoader worker died (the error names the frame that it was reading), or the disk is
-            full.
+            DataLoader worker died (the error names the frame that it was reading), the DataLoader
+            delivered nothing within ``dataset.loader_timeout``, another rank was lost, too many
+            files are open, or the disk is full.
     """
     try:
         yield

@@ -12,7 +12,6 @@ import subprocess
 from pathlib import Path
 
 import psutil
-import torch
 from torch.distributed import is_torchelastic_launched
 
 from sam2kit.config.loading import save_config
@@ -22,16 +21,6 @@ from sam2kit.utils.locks import for_children
 from sam2kit.utils.processes import NO_TORCHRUN_LOGS, sigterm_interrupts, start
 
 LOST_RANK_HINT = "the first error in the log is the cause; a rank may also hang while it reads data"
-
-
-def device_count(config: Config) -> int:
-    """Return the number of devices that ``trainer.devices`` selects on this machine, at least 1."""
-    devices = config.trainer.devices
-    if devices in ("auto", "-1"):
-        gpus = config.trainer.accelerator in ("auto", "gpu", "cuda")
-        return max(torch.cuda.device_count(), 1) if gpus else 1
-    # Lightning's syntax: "0,2" and "4," list device indices, "2" is a number of devices.
-    return len([d for d in devices.split(",") if d.strip()]) if "," in devices else int(devices)
 
 
 def in_rank() -> bool:

@@ -28,8 +28,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
 
     Raises:
         ConfigError: no parameter is trainable, or a pattern of ``module_lr`` or
-        ``module_weight_decay``
-            matches no parameter of the model.
+            ``module_weight_decay`` matches no parameter of the model.
     """
     rates = _by_module(model, config.lr, config.module_lr, "optimizer.module_lr")
     decays = _by_module(

@@ -42,6 +42,7 @@ from sam2kit.training.memory_profile import (
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.optim import build_optimizer
 from sam2kit.utils.device import autocast, pick_device, release_memory
+from sam2kit.utils.sampling import evenly_spaced
 
 CLIPS_LOOKED_AT = 20  # number of clips in which objects are counted
 SMALL_FRAMES, SMALL_OBJECTS = (2, 3, 4), 2
@@ -114,8 +115,7 @@ def plan_training(config: Config) -> TrainingPlan:
     config = resolve_size(resolve_config_precision(config))
     clips, _ = build_datasets(config)
     # Evenly spaced, because the generated clips of dataset.replay are the last ones.
-    looked_at = np.linspace(0, len(clips) - 1, min(len(clips), CLIPS_LOOKED_AT)).round()
-    counts = [len(clips[int(i)].object_ids) for i in looked_at]
+    counts = [len(clips[i].object_ids) for i in evenly_spaced(len(clips), CLIPS_LOOKED_AT)]
     return _plan(config, clips, max(counts), statistics.fmean(counts))
 
 
@@ -144,7 +144,7 @@ def propose(plan: TrainingPlan) -> tuple[list[str], TrainingPlan] | None:
 
 
 def report(config: Config) -> tuple[str, bool]:
-    """Return whether a step fits, and the plan as text, with overrides if it does not fit."""
+    """Return the plan as text, with overrides if a step does not fit, and whether a step fits."""
     plan = plan_training(config)
     proposal = propose(plan)
     if proposal is None:

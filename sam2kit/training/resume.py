@@ -21,6 +21,7 @@ from loguru import logger
 from sam2kit.config.loading import same_value
 from sam2kit.config.schema import RANDOM, Config, get, options
 from sam2kit.config.stored import read_stored
+from sam2kit.data.fingerprint import GENERATED
 from sam2kit.models.checkpoint_io import fault_in, kept_copies, read_checkpoint
 from sam2kit.models.checkpoints import CONFIG_KEY, read_run_config
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
@@ -181,9 +182,9 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
             value=path,
             hint=f"use the same videos, or {new_run}",
         )
-    # Checkpoints of earlier versions do not contain this digest, or store one of other frames as
-    # ``content``.
-    if state.get("digest", data["digest"]) != data["digest"]:
+    # Checkpoints of earlier versions do not contain this digest, store one of other frames as
+    # ``content``, or compare no video of a mixture with generated ones.
+    if state.get("digest", GENERATED) not in (GENERATED, data["digest"]):
         raise DataError(
             f"Cannot resume {path}: frames or masks of the training videos have changed",
             key="trainer.resume_from",

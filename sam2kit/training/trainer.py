@@ -50,7 +50,7 @@ from sam2kit.training.callbacks import (
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.failures import actionable_errors
 from sam2kit.training.gradient_audit import AuditBeforeTraining
-from sam2kit.training.launch import check_ranks, device_count, in_rank, train_on_devices
+from sam2kit.training.launch import check_ranks, in_rank, train_on_devices
 from sam2kit.training.loggers import RunMetrics, last_values, make_logger_class, open_logger
 from sam2kit.training.module import Loss, SAM2LightningModule
 from sam2kit.training.nonfinite_replay import StopAtNonFinite
@@ -62,7 +62,7 @@ from sam2kit.training.resume import (
     resolve_monitor,
     resumed_model,
 )
-from sam2kit.utils.device import resolve_accelerator
+from sam2kit.utils.device import device_count, resolve_accelerator
 from sam2kit.utils.errors import ConfigError
 from sam2kit.utils.files import open_to_append, write_text
 from sam2kit.utils.locks import Owner
@@ -86,13 +86,13 @@ class FitResult:
     Attributes:
         run_dir: the run directory, with ``config.yaml``, ``splits.json``, ``best.ckpt``,
             ``last.ckpt``, ``metrics.csv``, ``train.log`` and the logger's files; with LoRA also
-                ``adapter.pt``.
-            best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run
-                was resumed in another directory, only checkpoints since then are considered.
-            last_checkpoint: the checkpoint to resume from, saved at the end of the last epoch or
-                when the run was stopped.
-            metrics: last logged value of each metric, by name.
-            interrupted: whether Ctrl-C or SIGTERM stopped the run early.
+            ``adapter.pt``.
+        best_checkpoint: the checkpoint with the best value of ``trainer.monitor``. If the run was
+            resumed in another directory, only checkpoints since then are considered.
+        last_checkpoint: the checkpoint to resume from, saved at the end of the last epoch or when
+            the run was stopped.
+        metrics: last logged value of each metric, by name.
+        interrupted: whether Ctrl-C or SIGTERM stopped the run early.
     """
 
     run_dir: Path
@@ -154,20 +154,25 @@ def fit(
     config = resolve_config_precision(config)
     run_dir = None if run_dir is None else Path(run_dir)
     sources = {"train_source": train_source, "val_source": val_source}
-    if config.trainer.monitor == "val_jf" and scorer is None:
-        raise ConfigError(
-            "trainer.monitor=val_jf requires a scorer",
-            key="trainer.monitor",
-            value="val_jf",
-            hint="pass scorer=sam2kit.evaluation.jf_scorer(config) to fit, or, with several "
-            "devices, set trainer.monitor=val_iou",
-        )
+    _check_scorer(config, scorer)
     with Owner() as owner:
         if _is_first() and run_dir is not None and run_dir.is_dir():
             owner.take(open_run_dir(run_dir, config.output_dir))
             if not resume and config.trainer.resume_from is None:
                 check_new(run_dir)
         return _fit(config, run_dir, resume, owner, _Extras(callbacks, loss, scorer), sources)
+
+
+def _check_scorer(config: Config, scorer: Scorer | None) -> None:
+    """Raise if the monitored metric requires a scorer that was not passed."""
+    if config.trainer.monitor == "val_jf" and scorer is None:
+        raise ConfigError(
+            "trainer.monitor=val_jf requires a scorer",
+            key="trainer.monitor",
+            value="val_jf",
+            hint="pass scorer=sam2kit.evaluation.jf_scorer(config, run_dir) to fit, or, with "
+            "several devices, set trainer.monitor=val_iou",
+        )
 
 
 def _is_first() -> bool:
@@ -185,7 +190,7 @@ def _fit(
 ) -> FitResult:
     """Train as :func:`fit` describes, and lock the run directory once it exists."""
     log = make_logger_class(config)
-    devices = device_count(config)
+    devices = device_count(config.trainer.accelerator, config.trainer.devices)
     world_size = devices * config.trainer.num_nodes
     _reject_objects_in_memory(config, world_size, extras, sources)
     resume_from = config.trainer.resume_from
@@ -206,6 +211,7 @@ def _fit(
         logger.info("Nothing left to train: {}", complete)
         return _existing_result(config, run_dir)
     config = resolve_monitor(config)
+    _check_scorer(config, extras.scorer)  # a resumed run keeps its metric
     if config.model.compile:
         check_compiler()
     if not in_rank():

@@ -86,6 +86,20 @@ def _listed(devices: str) -> list[int]:
     return [int(part) for part in devices.split(",") if part.strip()]
 
 
+def device_count(accelerator: str, devices: str) -> int:
+    """Return the number of devices that are selected on this machine, at least 1.
+
+    Args:
+        accelerator: a value of ``trainer.accelerator``.
+        devices: a value of ``trainer.devices``, in Lightning's syntax: ``0,2`` and ``4,`` list
+            device indices, ``2`` is a number of devices.
+    """
+    if devices in ("auto", "-1"):
+        gpus = accelerator in ("auto", "gpu", "cuda")
+        return max(torch.cuda.device_count(), 1) if gpus else 1
+    return len(_listed(devices)) if "," in devices else int(devices)
+
+
 def gpu_memory(device: torch.device, devices: str = "1") -> int:
     """Return the total memory in bytes of the smallest selected GPU.
 
@@ -97,7 +111,7 @@ def gpu_memory(device: torch.device, devices: str = "1") -> int:
     if "," in devices:
         selected = _listed(devices)
     else:
-        selected = list(range(count if devices in ("auto", "-1") else int(devices)))
+        selected = list(range(device_count("gpu", devices)))
     indices = {device.index or 0, *(index for index in selected if index < count)}
     return min(torch.cuda.get_device_properties(index).total_memory for index in indices)
 

@@ -19,6 +19,7 @@ import psutil
 TEMPORARY = r"\.part-[0-9a-f]{32}"
 """Pattern of the names of temporary files, to which :func:`atomic_write` may add a suffix."""
 UNFINISHED_SECONDS = 3600  # an older temporary file was left by a killed process
+BLOCK_SIZE = 4096  # bytes that are read at a time to find the last line of a file
 _checked_folders: set[str] = set()
 
 
@@ -176,11 +177,11 @@ def end_last_line(path: Path, is_complete: Callable[[str], bool]) -> str:
         return ""
 
 
-def _last_line_start(file: BinaryIO, block_size: int = 4096) -> int:
+def _last_line_start(file: BinaryIO) -> int:
     """Search backwards in blocks for the last line break, and return the position after it."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
-        start = max(end - block_size, 0)
+        start = max(end - BLOCK_SIZE, 0)
         file.seek(start)
         if (offset := file.read(end - start).rfind(b"\n")) >= 0:
             return start + offset + 1

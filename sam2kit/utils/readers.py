@@ -32,7 +32,8 @@ MAX_DEPTH = 64  # levels of nesting; Label Studio needs 9, a configuration 5, CV
 MAX_YAML_NODES = 20_000  # with all aliases expanded; a complete configuration has 500
 MAX_XML_NODES = 5_000_000  # elements, of about 200 bytes each in memory
 MAX_FRAMES = 10_000_000  # of one video: a day at 100 frames per second has 8,640,000
-MAX_PIXELS = 1 << 28  # of one frame: 16,384 squared. A mask of this size has 256 MB
+# Of one mask: 16,384 squared, 256 MB. Frames of stacks may be larger than an image file.
+MAX_PIXELS = 1 << 28
 
 
 def read_json(
@@ -210,13 +211,7 @@ def _line(event: Any) -> str:
     return f", line {event.start_mark.line + 1}" if event.start_mark else ""
 
 
-def read_xml(
-    path: str | Path,
-    *,
-    hint: str = "export the file again",
-    error: type[SAM2KitError] = DataError,
-    max_bytes: int = MAX_XML_BYTES,
-) -> Element:
+def read_xml(path: str | Path, *, hint: str = "export the file again") -> Element:
     """Read an XML file and return its root element.
 
     Document type definitions, entities and external references are rejected: annotation tools
@@ -225,20 +220,18 @@ def read_xml(
     Args:
         path: the file.
         hint: the fix, for error messages.
-        error: class of the errors.
-        max_bytes: maximum size of the file.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        SAM2KitError: of class ``error``: the file is unreadable, too large, not XML, nested too
-            deeply, has too many elements, or has a document type definition or entities.
+        DataError: the file is unreadable, too large, not XML, nested too deeply, has too many
+            elements, or has a document type definition or entities.
     """
     from xml.etree.ElementTree import ParseError
 
     from defusedxml.common import DefusedXmlException
     from defusedxml.ElementTree import iterparse
 
-    data = _read_bytes(path, error, hint, max_bytes)
+    data = _read_bytes(path, DataError, hint, MAX_XML_BYTES)
     root: Element | None = None
     depth = count = 0
     try:
@@ -249,16 +242,18 @@ def read_xml(
             root = element if root is None else root
             depth, count = depth + 1, count + 1
             if depth > MAX_DEPTH:
-                raise _too_deep(str(path), error, hint)
+                raise _too_deep(str(path), DataError, hint)
             if count > MAX_XML_NODES:
                 message = f"{path} has more than {MAX_XML_NODES} elements"
-                raise error(message, hint="export it in several parts")
+                raise DataError(message, hint="export it in several parts")
     except DefusedXmlException as fault:
         message = f"{path} has a document type definition or entities, which are not allowed"
-        raise error(message, hint="remove the lines <!DOCTYPE ...> and <!ENTITY ...>") from fault
+        raise DataError(
+            message, hint="remove the lines <!DOCTYPE ...> and <!ENTITY ...>"
+        ) from fault
     # The encoding that the file declares may be unknown, which is a LookupError or ValueError.
     except (ParseError, LookupError, ValueError) as fault:
-        raise error(f"{path} is not an XML file: {fault}", hint=hint) from fault
+        raise DataError(f"{path} is not an XML file: {fault}", hint=hint) from fault
     assert root is not None  # a file without an element is a ParseError
     return root
 
@@ -267,25 +262,24 @@ def read_text(
     path: str | Path,
     *,
     hint: str = "save it as UTF-8 text",
-    error: type[SAM2KitError] = DataError,
     max_bytes: int = MAX_JSON_BYTES,
     strict: bool = True,
 ) -> str:
     """Read a UTF-8 text file, with or without a byte order mark.
 
     Args:
-        path, hint, error, max_bytes: see :func:`read_json`.
+        path, hint, max_bytes: see :func:`read_json`.
         strict: whether invalid UTF-8 is an error (default). If False, it is replaced with U+FFFD.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        SAM2KitError: of class ``error``: the file is unreadable, too large, or not UTF-8.
+        DataError: the file is unreadable, too large, or not UTF-8.
     """
-    data = _read_bytes(path, error, hint, max_bytes)
+    data = _read_bytes(path, DataError, hint, max_bytes)
     try:
         return data.decode("utf-8-sig", "strict" if strict else "replace")
     except UnicodeDecodeError as fault:
-        raise error(f"{path} is not a UTF-8 text file: {fault}", hint=hint) from fault
+        raise DataError(f"{path} is not a UTF-8 text file: {fault}", hint=hint) from fault
 
 
 def check_types(

@@ -251,9 +251,3 @@ def contact_sheet(
     if title:
         figure.text(0.5, 1 - 0.1 / height, figure_text(title), ha="center", va="top", fontsize=11)
     return figure
-
-
-def evenly_spaced(count: int, max_count: int) -> list[int]:
-    """Return up to ``max_count`` evenly spaced indices from 0 to ``count - 1``, both included."""
-    steps = np.linspace(0, count - 1, min(count, max_count)).round().astype(int)
-    return sorted(set(steps.tolist()))

@@ -50,7 +50,7 @@ from sam2kit.widgets.base import (
     view_files,
 )
 from sam2kit.widgets.check_list import FrameToCheck
-from sam2kit.widgets.layers import label_planes
+from sam2kit.widgets.layers import encode_planes
 from sam2kit.widgets.prompt_session import (
     Direction,
     Prediction,
@@ -815,7 +815,7 @@ class Annotator(ImageWidget):
         else:
             listed = [*masks.values(), *self._proposed()]
             positions = {n: m for n, m in enumerate(listed) if m is not None}
-        self.planes = _encode_planes(positions, display_size(self.session.size))
+        self.planes = encode_planes(positions, display_size(self.session.size))
         if self._viewport is None:
             self.detail = {}
             return
@@ -825,7 +825,7 @@ class Annotator(ImageWidget):
         self.detail = {
             "rect": [x0, y0, x1, y1],
             "picture": encode_jpeg(self._frame[y0:y1, x0:x1], size),
-            "planes": _encode_planes(part, size),
+            "planes": encode_planes(part, size),
         }
 
     def _thumbnails(self, prediction: Prediction) -> list[bytes]:
@@ -1011,23 +1011,6 @@ def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
         start = int(min(max(center - half, 0), length - 1))
         slices.append(slice(start, max(start + 1, int(min(center + half, length)))))
     return slices[0], slices[1]
-
-
-def _encode_planes(
-    masks: Mapping[int, np.ndarray], size: tuple[int, int]
-) -> list[dict[str, int | bytes]]:
-    """Encode masks as PNG images of labels.
-
-    Args:
-        masks: ``[H,W]`` bool by position of the object.
-        size: rows and columns of the images.
-    """
-    encoded: list[dict[str, int | bytes]] = []
-    for base, labels in label_planes(masks):
-        if labels.shape != size:
-            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-        encoded.append({"base": base, "labels": encode_png(labels, compress_level=1)})
-    return encoded
 
 
 def _ranges(frames: Iterable[int]) -> list[list[int]]:

@@ -14,9 +14,11 @@ import traitlets
 from sam2kit.config.schema import Config
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.prompts.geometry import rescale_points
 from sam2kit.prompts.io import check_document, read_document, video_prompts
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import label_text
 from sam2kit.viz import overlays
 from sam2kit.viz.plots import LINE_COLORS
@@ -24,12 +26,11 @@ from sam2kit.widgets.base import (
     ImageWidget,
     display_size,
     encode_jpeg,
-    encode_png,
     error_text,
     video_number,
     view_files,
 )
-from sam2kit.widgets.layers import TRUTH, VideoLayers, label_planes, open_results, prompt_marks
+from sam2kit.widgets.layers import TRUTH, VideoLayers, encode_planes, open_results, prompt_marks
 
 CURVE_SECONDS = 0.1  # time to measure J per request, short enough not to delay frames
 SHEET_FRAMES, SHEET_WIDTH = 6, 300  # static image: frames per row, pixels per frame
@@ -53,8 +54,8 @@ class ClipBrowser(ImageWidget):
             the objects of the ground truth on the first frame.
         prompt_size: H and W of the frames whose pixels are the units of a list of prompts. If None
             (default), the size of the video's frames.
-        fps: playback rate in frames per second. If None (default), the rate of the source, or 10 if
-            it has none.
+        fps: playback rate in frames per second, 0.1 to 120. If None (default), the rate of each
+            video, or 10 if it has none.
 
     Attributes:
         video: index of the video; :meth:`show_video` changes it.
@@ -115,11 +116,12 @@ class ClipBrowser(ImageWidget):
                     key="prompts",
                     hint="pass the prompts.json of these videos",
                 )
+        self._follows_rate, self._rate = fps is None, 0.0
         self._first = video_number(self.source, video)
         super().__init__(
             videos=list(map(label_text, self.source.names)),
-            fps=fps or getattr(self.source, "fps", 10.0),
             frame=0,
+            **({} if fps is None else {"fps": fps}),
         )
         colors = {"objects": overlays.PALETTE.tolist(), "lines": LINE_COLORS.tolist()}
         self.set_trait("colors", colors)
@@ -152,6 +154,9 @@ class ClipBrowser(ImageWidget):
                 for name, value in (traits | {"video": i}).items():
                     self.set_trait(name, value)
                 self.frame, self.hidden = 0, []
+                # A rate that the user has set in the view is kept for other videos of this rate.
+                if self._follows_rate and self._rate != (rate := self.source.frame_rate(i)):
+                    self._rate, self.fps = rate, min(max(rate, 0.1), 120)
                 # Keep the selected layers if they exist, otherwise show ground truth and first
                 # tracker.
                 if self.left not in video_layers.names or self.right not in video_layers.names:
@@ -237,11 +242,9 @@ class ClipBrowser(ImageWidget):
             positions = {
                 self.video_layers.objects.index(o): m for o, m in (layer_masks or {}).items()
             }
-            for base, labels in label_planes(positions):
-                if labels.shape != size:
-                    labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-                planes.append({"layer": layer, "base": base})
-                buffers.append(encode_png(labels, compress_level=1))
+            for plane in encode_planes(positions, size):
+                buffers.append(plane.pop("labels"))
+                planes.append({"layer": layer} | plane)
         missing = [layer for layer, layer_masks in masks.items() if layer_masks is None]
         self._sync_objects()
         content = {"key": key, "t": t, "size": frame.shape[:2], "planes": planes}
@@ -321,7 +324,7 @@ class ClipBrowser(ImageWidget):
         of the visible objects, or states that there are no masks.
         """
         with self.lock:
-            spaced = overlays.evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
+            spaced = evenly_spaced(self.num_frames, SHEET_FRAMES - 1)
             steps = sorted({self.frame, *spaced})
             layers = list(dict.fromkeys([self.left, self.right]))
             rows: list[list[np.ndarray]] = [[] for _ in layers]
@@ -343,8 +346,7 @@ class ClipBrowser(ImageWidget):
 
     def _image(self, frame: np.ndarray, masks: Mapping[ObjectId, np.ndarray], t: int):
         """Return a frame of the contact sheet with its masks and prompts."""
-        scale = SHEET_WIDTH / frame.shape[1]
-        size = SHEET_WIDTH, max(1, round(frame.shape[0] * scale))
+        size = SHEET_WIDTH, max(1, round(frame.shape[0] * SHEET_WIDTH / frame.shape[1]))
         image = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         positions = {self.video_layers.objects.index(o): mask for o, mask in masks.items()}
         visible = {
@@ -357,8 +359,7 @@ class ClipBrowser(ImageWidget):
             image = overlays.overlay(image, stack, colors, self.opacity, self.show_outlines)
         for mark in self.marks if self.show_prompts else []:
             if mark["frame"] == t and "points" in mark and mark["object"] not in self.hidden:
-                # Integer coordinates refer to pixel centres.
-                points = (np.array(mark["points"]) + 0.5) * scale - 0.5
+                points = rescale_points(np.array(mark["points"]), frame.shape[:2], size[::-1])
                 image = overlays.draw_prompts(image, points, np.array(mark["labels"]))
         return image
 

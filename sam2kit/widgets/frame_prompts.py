@@ -16,7 +16,7 @@ from sam2kit.data.rle import decode_mask, encode_mask
 from sam2kit.data.transforms import resize_masks
 from sam2kit.prompts.annotations import ObjectFrame, StoredPrompt
 from sam2kit.prompts.generator import PromptGenerator
-from sam2kit.prompts.geometry import mask_center
+from sam2kit.prompts.geometry import mask_center, rescale_points
 from sam2kit.prompts.io import SCHEMA_VERSION
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
@@ -82,11 +82,10 @@ def from_entry(
             )
             mask = resized.astype(bool)
         return FramePrompt(mask=mask, provenance="imported")
-    scale = np.array([frame_size[1] / size[1], frame_size[0] / size[0]])
     last = np.array([frame_size[1] - 1, frame_size[0] - 1])
 
     def scaled(values: Any) -> list[Point]:
-        points = (np.array(values, float).reshape(-1, 2) + 0.5) * scale - 0.5
+        points = rescale_points(np.array(values, float).reshape(-1, 2), size, frame_size)
         return [(int(x), int(y)) for x, y in points.round().clip(0, last)]
 
     if entry["kind"] == "box":
@@ -236,10 +235,9 @@ def draw_prompt(
     (prompt,) = PromptGenerator.from_config(recipe)(batch, generator)
     if prompt.points is None or prompt.labels is None:
         return FramePrompt(mask=mask)
-    # Scale from the model's input to the video's frames; pixel centres are integers.
-    size = np.array(mask.shape[::-1])
-    scaled = ((prompt.points[0].numpy() + 0.5) * size / side - 0.5).round().astype(int)
-    points = tuple((int(x), int(y)) for x, y in scaled.clip(0, size - 1))
+    last = np.array(mask.shape[::-1]) - 1
+    scaled = rescale_points(prompt.points[0].numpy(), (side, side), mask.shape).round().astype(int)
+    points = tuple((int(x), int(y)) for x, y in scaled.clip(0, last))
     if prompt.kind == "box":
         return FramePrompt(box=(*points[0], *points[1]))
     return FramePrompt(points, tuple(prompt.labels[0].tolist()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.evaluation.metrics import iou, outside_void
 from sam2kit.evaluation.predictions import ResultMasks, result_folder
 from sam2kit.evaluation.scores import VideoScores
+from sam2kit.prompts.geometry import rescale_points
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.readers import damage_is, read_json
+from sam2kit.widgets.base import encode_png
 
 TRUTH = "truth"  # name of the layer with the ground truth
 
@@ -310,6 +312,24 @@ def label_planes(masks: Mapping[int, np.ndarray]) -> list[tuple[int, np.ndarray]
     return planes
 
 
+def encode_planes(masks: Mapping[int, np.ndarray], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Encode masks as PNG images of labels.
+
+    Args:
+        masks: ``[H,W]`` bool by position of the object.
+        size: rows and columns of the images.
+
+    Returns:
+        ``base`` and ``labels``, the image, of each of the :func:`label_planes`.
+    """
+    encoded = []
+    for base, labels in label_planes(masks):
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        encoded.append({"base": base, "labels": encode_png(labels, compress_level=1)})
+    return encoded
+
+
 def prompt_marks(
     prompts: Sequence[Prompt],
     identities: Sequence[ObjectId],
@@ -336,19 +356,11 @@ def prompt_marks(
                 mask = prompt.masks[n].cpu().numpy().astype(np.uint8)
                 outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
                 # Masks have their own size, which may differ from ``space``.
-                scale_points = _point_scaler(size, mask.shape)
-                mark["outline"] = [scale_points(outline[:, 0]) for outline in outlines]
+                rings = [rescale_points(ring[:, 0], mask.shape, size) for ring in outlines]
+                mark["outline"] = [ring.tolist() for ring in rings]
             elif prompt.points is not None and prompt.labels is not None:
-                mark["points"] = _point_scaler(size, space)(prompt.points[n].cpu().numpy())
+                points = rescale_points(prompt.points[n].cpu().numpy(), space, size)
+                mark["points"] = points.tolist()
                 mark["labels"] = prompt.labels[n].tolist()
             marks.append(mark)
     return marks
-
-
-def _point_scaler(size: tuple[int, ...], space: tuple[int, ...]) -> Callable[[np.ndarray], list]:
-    """Return a function that scales points (x, y) from frames of ``space`` to ``size``.
-
-    Pixel centres have integer coordinates, hence the shift by half a pixel before scaling.
-    """
-    scale = np.array([size[1] / space[1], size[0] / space[0]])
-    return lambda points: ((points + 0.5) * scale - 0.5).tolist()

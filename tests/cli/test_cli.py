@@ -23,10 +23,13 @@ from sam2kit.cli.main import COMMANDS, main
 from sam2kit.config.loading import config_dir, load_config, save_config
 from sam2kit.config.schema import Config, get
 from sam2kit.data import AcceptedFrame, add_to_training_set, open_source
+from sam2kit.models.checkpoint_io import write_checkpoint
+from sam2kit.models.checkpoints import CONFIG_KEY, config_to_store
 from sam2kit.utils.locks import locked
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["dataset=synthetic"]
+NANO = ["--model-checkpoint", "nano"]
 
 
 class FakeModule(types.ModuleType):
@@ -219,6 +222,15 @@ def test_invalid_input_is_reported_before_torch_is_imported(capsys, monkeypatch,
         ["evaluate", "--model-checkpoint", "a.ckpt", "--noise-levels", "much"],
         ["run", "--config", "a.yaml", "--stages", "one"],
         ["run", "--config", "a.yaml", "--stages", "3-1"],
+        ["run", "--config", "a.yaml", "--stages", "1,3-2"],
+        ["run", "--config", "a.yaml", "--stages", "1-99999999999"],
+        ["doctor", "data", "--workers", "-1"],
+        ["convert", "data", "out", "--to", "davis", "--workers", "-1"],
+        ["submit", "--run-dir", "run", "--hours", "nan"],
+        ["submit", "--run-dir", "run", "--hours", "-2"],
+        ["submit", "--run-dir", "run", "--hours", "1e308"],
+        ["annotate", "video", "--port", "70000"],
+        ["training-set", "run", "--to", "out", "--every", "0"],
         ["run", "--config", "a.yaml", "-p", "novalue"],
     ],
 )
@@ -269,6 +281,17 @@ def test_data_path_names_the_test_videos_if_these_are_scored(calls, tmp_path):
             assert load_config(None, overrides[:1]).dataset.data_path is None
 
 
+def test_a_resumed_run_gets_the_scorer_of_its_monitor(calls, tmp_path):
+    stored = config_to_store(load_config(None, [*SYNTHETIC, "trainer.monitor=val_jf"]))
+    write_checkpoint({CONFIG_KEY: stored}, tmp_path / "last.ckpt")
+    trained(calls, "--run-dir", str(tmp_path), "--resume", "auto")
+    assert calls[-1][2]["scorer"] is not None
+    trained(calls, "--run-dir", str(tmp_path / "new"), "--resume", "auto")
+    assert calls[-1][2]["scorer"] is None
+    trained(calls, f"trainer.resume_from={tmp_path / 'last.ckpt'}")
+    assert calls[-1][2]["scorer"] is not None
+
+
 def test_run_calls_the_library(calls, tmp_path):
     save_config(load_config(None, SYNTHETIC), tmp_path / "c.yaml")
     config = ["run", "--config", str(tmp_path / "c.yaml")]
@@ -304,6 +327,28 @@ def test_interruption_exits_130_and_names_the_results(monkeypatch, capsys, how):
     assert main(["train", *SYNTHETIC, "--output-dir", "here"]) == 130
     err = capsys.readouterr().err
     assert "Interrupted" in err and "here" in err
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "command", "flag"),
+    [
+        ("tracking_job", "track_videos", ["track", ".", "--box", "1,1,9,9", *NANO], "--output-dir"),
+        ("training_set_job", "make_training_set", ["training-set", "."], "--to"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "3 frames are in out"])
+def test_interruption_names_results_of_tracking(
+    monkeypatch, capsys, module, name, command, flag, text
+):
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt(*[text] * bool(text))
+
+    fake = types.ModuleType(f"sam2kit.tracking.{module}")
+    setattr(fake, name, interrupted)
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    assert main([*command, flag, "out"]) == 130
+    result = text or "any partial results are in out"
+    assert capsys.readouterr().err.endswith(f"Interrupted; {result}\n")
 
 
 def test_internal_errors_are_not_swallowed(monkeypatch):

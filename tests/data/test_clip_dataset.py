@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import SIZE, make_davis, square
+from data_helpers import SIZE, make_davis, square, training_videos
 from loguru import logger
 
 from sam2kit.config.schema import AugmentationConfig, Config, DatasetConfig
-from sam2kit.data import ClipDataset, VideoSource, create_dataloader
-from sam2kit.data.build import build_datasets, build_source
+from sam2kit.data import ClipDataset, SyntheticDataset, VideoSource, create_dataloader
+from sam2kit.data.build import build_datasets
 from sam2kit.data.clip_dataset import survives_resize
+from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.transforms import resize_masks
 from sam2kit.utils.errors import DataError
 
@@ -248,7 +249,7 @@ def test_epoch_clips_sets_the_length_of_an_epoch(count):
         {"type": "synthetic", "synthetic_videos": 2, "weight": 1.0},
         {"type": "synthetic", "synthetic_videos": 4, "weight": 2.0},
     ]
-    train = ClipDataset(build_source(config, 3), config, training=True, seed=0)
+    train = ClipDataset(training_videos(config, 3), config, training=True, seed=0)
     assert len(train) == count
     names = []
     for epoch in range(12 // count + 1):
@@ -387,6 +388,16 @@ def test_annotations_out_of_reach(annotated, value, expected):
             read()
         assert (error.value.value, error.value.expected) == (value, expected)
     assert "annotate another frame" in error.value.hint
+
+
+@pytest.mark.parametrize("generated_first", [True, False])
+def test_stored_videos_are_checked_beside_generated_ones(generated_first):
+    stored, generated = Squares((6, [(0, 5)]), (6, [])), SyntheticDataset(2, 6, 32)
+    sources = [generated, stored] if generated_first else [stored, generated]
+    dataset = clips(MixtureDataset(sources, [1, 1]))
+    with pytest.raises(DataError, match="'video1'"):
+        dataset.check_videos()
+    assert dataset.has_neighbours()
 
 
 def test_only_drawn_objects_are_resized(monkeypatch):

@@ -19,6 +19,7 @@ from data_helpers import (
     save_frame,
     save_json,
     square,
+    training_videos,
     uncompressed,
 )
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ from loguru import logger
 from pycocotools import mask as mask_utils
 
 from sam2kit.config.schema import Config, DatasetConfig
-from sam2kit.data import COCODataset, ConnectedObjects, build_source
+from sam2kit.data import COCODataset, ConnectedObjects
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.rle import decode, decode_mask, encode_mask
 from sam2kit.data.sources.base import VideoSource
@@ -572,22 +573,22 @@ def test_identity_by_configuration(tmp_path):
         data_path=str(tmp_path),
         annotation_file=str(save_json(tmp_path / "labels.json", content)),
     )
-    assert list(build_source(coco, 0).read_masks(0, 2)) == [0]
+    assert list(training_videos(coco, 0).read_masks(0, 2)) == [0]
     coco.identity = "components"
-    source = build_source(coco, 0)
+    source = training_videos(coco, 0)
     assert [list(source.read_masks(0, t)) for t in (0, 3)] == [["0-1", "0-2"]] * 2
     assert np.array_equal(source.read_masks(0, 3)["0-1"], square(0, 6))
     coco.annotation_file = str(tmp_path / "l*.json")
-    assert build_source(coco, 0).names == source.names
+    assert training_videos(coco, 0).names == source.names
     for image in content["images"]:
         image["keyframe"] = False
     save_json(tmp_path / "labels.json", content)
-    assert build_source(coco, 0).read_masks(0, 0) is None
+    assert training_videos(coco, 0).read_masks(0, 0) is None
     coco.keyframes_only = False
-    assert len(build_source(coco, 0).read_masks(0, 0)) == 2
+    assert len(training_videos(coco, 0).read_masks(0, 0)) == 2
     davis = Config().dataset
     davis.data_path, davis.identity = str(make_davis(tmp_path / "davis")), "components"
-    assert list(build_source(davis, 0).read_masks(0, 0)) == ["1-1", "2-1"]
+    assert list(training_videos(davis, 0).read_masks(0, 0)) == ["1-1", "2-1"]
 
 
 @pytest.mark.slow

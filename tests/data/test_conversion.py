@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import make_davis, save_palette, square
+from data_helpers import make_davis, save_palette, square, training_videos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,7 @@ from test_sources import FORMATS, config_of
 
 import sam2kit.data.conversion
 from sam2kit.cli.main import main
-from sam2kit.data import SelectedVideos, build_source, open_source
+from sam2kit.data import SelectedVideos, open_source
 from sam2kit.data.conversion import convert
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.utils.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ def check_round_trips(source: VideoSource, root: Path) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_round_trips_of_every_source(tmp_path, name, messages):
-    source = build_source(config_of(FORMATS[name](tmp_path / "data")), seed=0)
+    source = training_videos(config_of(FORMATS[name](tmp_path / "data")), seed=0)
     selected = SelectedVideos(source, list(range(min(len(source), 2))))
     check_round_trips(selected, tmp_path)
     assert not list(tmp_path.glob("*unfinished*"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import compressed, save_json, save_palette, save_video, square
+from data_helpers import compressed, save_json, save_palette, save_video, square, training_videos
 from PIL import Image
 
 from sam2kit.cli.main import main
@@ -20,7 +20,6 @@ from sam2kit.data import (
     ClipDataset,
     SelectedVideos,
     build_datasets,
-    build_source,
     open_source,
 )
 from sam2kit.data.doctor.report import Examination, run_doctor
@@ -286,7 +285,7 @@ def test_training_raises_the_message_of_each_error_that_the_doctor_reports(tmp_p
     settings = replace(SETTINGS, data_path=str(tmp_path), video_clip_length=6)
     messages = {f.message.partition(" (and")[0] for f in examine(tmp_path).findings}
     try:
-        clips = ClipDataset(build_source(settings, 0), settings, training=False, seed=0)
+        clips = ClipDataset(training_videos(settings, 0), settings, training=False, seed=0)
         _ = [clips[n] for n in range(len(clips))]
     except DataError as error:
         assert severity == "error" and any(m in str(error) for m in messages), messages

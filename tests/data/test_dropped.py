@@ -16,6 +16,7 @@ from data_helpers import (
     save_json,
     save_palette,
     save_video,
+    training_videos,
 )
 from stack_helpers import (
     AFFINE,
@@ -35,7 +36,7 @@ from tool_helpers import make_cvat, make_label_studio, make_labelme, make_yolo
 
 from sam2kit.config.schema import Config, DatasetConfig
 from sam2kit.data import open_source
-from sam2kit.data.build import build_datasets, build_source
+from sam2kit.data.build import build_datasets
 from sam2kit.data.conversion import convert
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.report import run_doctor
@@ -227,7 +228,7 @@ def test_the_page_of_a_mixture_lists_everything(tmp_path):
         file = coco_file(kind, tmp_path / kind)
         entries.append(entry | ({"annotation_file": file} if file else {}))
     config = Config(dataset=DatasetConfig(type="mixture", mixture=entries, image_size=32))
-    report = run_doctor(build_source(config.dataset, 0), config.dataset)
+    report = run_doctor(training_videos(config.dataset, 0), config.dataset)
     findings = {(f.kind, Path(f.where).name) for f in report.findings}
     assert expected <= findings
     assert {("left out", f"video {name}") for name in DAMAGED.values()} <= findings
@@ -239,7 +240,7 @@ def test_the_page_of_a_mixture_lists_everything(tmp_path):
 def test_strict_makes_a_damaged_video_an_error(kind, tmp_path):
     KINDS[kind](tmp_path)
     with pytest.raises(DataError) as error:
-        build_source(DatasetConfig(type=kind, data_path=str(tmp_path), strict=True), 0)
+        training_videos(DatasetConfig(type=kind, data_path=str(tmp_path), strict=True), 0)
     assert error.value.hint
 
 
@@ -249,7 +250,7 @@ def test_damaged_videos_alone_are_an_error(kind, tmp_path):
     name = f"c.{endings[kind]}"
     (tmp_path / name).write_bytes(b"damaged")
     with pytest.raises(DataError) as error:
-        build_source(DatasetConfig(type=kind, data_path=str(tmp_path)), 0)
+        training_videos(DatasetConfig(type=kind, data_path=str(tmp_path)), 0)
     assert name in str(error.value)
 
 
@@ -428,9 +429,8 @@ def test_values_of_labels_are_never_a_video(pixels, tmp_path):
             open_source(tmp_path / kind)
         assert error.value.key == "dataset.masks_path"
         if kind != "frames":  # what the hint offers
-            assert (
-                len(build_source(DatasetConfig(type=kind, data_path=str(tmp_path / kind)), 0)) == 2
-            )
+            config = DatasetConfig(type=kind, data_path=str(tmp_path / kind))
+            assert len(training_videos(config)) == 2
 
 
 def test_results_of_a_cell_tracker_are_no_video(tmp_path):

@@ -11,10 +11,18 @@ from data_helpers import make_davis, save_frame, save_palette
 from sam2kit.config.schema import Config
 from sam2kit.data import fingerprint
 from sam2kit.data.build import build_datasets
-from sam2kit.data.fingerprint import FrameHasher, content, file_stamps, sampled_content
+from sam2kit.data.fingerprint import (
+    GENERATED,
+    FrameHasher,
+    content,
+    file_stamps,
+    sampled_content,
+)
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.sources.frame_folders import VideoDataset
+from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.data.splits import describe
+from sam2kit.data.synthetic.dataset import CompositedDataset, SyntheticDataset
 
 
 def exchange(first, second):
@@ -76,7 +84,25 @@ def test_generated_videos_are_not_read(monkeypatch):
     config.dataset.type = "synthetic"
     source = build_datasets(config)[0].source
     monkeypatch.setattr(type(source), "read_frame", None)
-    assert sampled_content(source) == "generated"
+    assert sampled_content(source) == GENERATED
+
+
+@pytest.mark.parametrize("kind", ["generated first", "generated last", "composited"])
+def test_changes_beside_generated_videos_are_detected(root, monkeypatch, kind):
+    monkeypatch.setattr(SyntheticDataset, "read_frame", None)  # these are not read
+    monkeypatch.setattr(CompositedDataset, "read_masks", None)
+    generated = SyntheticDataset(120, 2, 32)
+
+    def source():
+        if kind == "composited":
+            return CompositedDataset(VideoDataset(root))
+        sources = [VideoDataset(root), generated]
+        return MixtureDataset(sources[::-1] if kind == "generated first" else sources, [1, 1])
+
+    before = sampled_content(source())
+    assert sampled_content(source()) == before != GENERATED
+    CHANGES["frame replaced"](root)
+    assert sampled_content(source()) != before
 
 
 @pytest.mark.parametrize(("limit", "decoded", "more"), [(256, 40, 40 - 2 * 7), (10, 10, 2)])

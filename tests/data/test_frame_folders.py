@@ -19,6 +19,7 @@ from data_helpers import (
     save_palette,
     save_video,
     square,
+    training_videos,
     uncompressed,
 )
 from matplotlib.text import Text
@@ -34,7 +35,6 @@ from sam2kit.data import (
     VideoDataset,
     VideoSource,
     build_datasets,
-    build_source,
     build_validation_source,
     clip_sheet,
     collate,
@@ -793,7 +793,7 @@ def test_coco_from_the_configuration(tmp_path):
 )
 def test_missing_data_is_named(changes, error, message):
     with pytest.raises(error, match=message):
-        build_source(dataset_config(**changes), seed=0)
+        training_videos(dataset_config(**changes), seed=0)
 
 
 # --- real videos --------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import SIZE, make_davis, save_palette, square
+from data_helpers import SIZE, make_davis, save_palette, square, training_videos
 from PIL import Image
 
 from sam2kit.config.schema import DatasetConfig
-from sam2kit.data import VideoDataset, build_source
+from sam2kit.data import VideoDataset
 from sam2kit.data.sources.mask_values import (
     MaskDecision,
     davis_palette,
@@ -129,14 +129,14 @@ def test_colour_tables(tmp_path, form):
             "# label:color_rgb:parts:actions\nbackground:0,0,142::\ncell:250,50,83::\n"
         )
     config = DatasetConfig(type="video", data_path=str(root), mask_colours=str(table))
-    assert ids_on(build_source(config, 0), 0) == {"cell": 64}
+    assert ids_on(training_videos(config, 0), 0) == {"cell": 64}
     table.write_text(json.dumps({"cell": [1, 2, 3]}) if form == "json" else "cell:1,2,3::")
     with pytest.raises(DataError) as error:
-        build_source(config, 0).read_masks(0, 0)
+        training_videos(config, 0).read_masks(0, 0)
     assert error.value.key == "dataset.mask_colours"
     table.write_text("{" if form == "json" else "cell")
     with pytest.raises(DataError) as error:
-        build_source(config, 0)
+        training_videos(config, 0)
     assert error.value.key == "dataset.mask_colours"
 
 

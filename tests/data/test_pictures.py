@@ -79,9 +79,9 @@ def test_size_is_limited_before_anything_is_decoded(tmp_path, monkeypatch):
     for name, mode in (("a.jpg", "RGB"), ("a.png", "L"), ("a.tif", "RGB")):
         path = tmp_path / name
         Image.new(mode, (64, 48)).save(path)
-        monkeypatch.setattr(pictures_module, "MAX_PIXELS", 64 * 48)
+        monkeypatch.setattr(pictures_module, "MAX_IMAGE_PIXELS", 64 * 48)
         read_picture(path)
-        monkeypatch.setattr(pictures_module, "MAX_PIXELS", 64 * 48 - 1)
+        monkeypatch.setattr(pictures_module, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
         for read in (read_picture, read_labels, image_size):
             with pytest.raises(DataError) as error:
                 read(path)

@@ -30,6 +30,7 @@ from data_helpers import (
     save_palette,
     save_video,
     square,
+    training_videos,
 )
 from PIL import Image
 from stack_helpers import (
@@ -53,13 +54,12 @@ from sam2kit.data import (
     VideoDataset,
     VideoFileDataset,
     build_datasets,
-    build_source,
     open_source,
 )
 from sam2kit.data.clip import collate
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.sources import nifti
-from sam2kit.data.sources.base import FrameRange, ObjectId, VideoSource
+from sam2kit.data.sources.base import FrameRange, ObjectId, SelectedVideos, VideoSource
 from sam2kit.data.sources.corrected import append_correction
 from sam2kit.data.sources.label_guard import find_label_video
 from sam2kit.data.sources.mask_files import MaskFiles
@@ -352,7 +352,7 @@ def other_process():
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_contract(name, sample_of, other_process):
     sample = sample_of(name)
-    source = build_source(config_of(sample), seed=0)
+    source = training_videos(config_of(sample), seed=0)
     assert source.names == list(sample.names) and len(source) == len(sample.names)
     assert [source.name(i) for i in range(len(source))] == source.names
     assert source.has_masks
@@ -368,7 +368,7 @@ def test_the_contract(name, sample_of, other_process):
     assert everything(source) == whole  # independent of the order of reading
     assert everything(pickle.loads(pickle.dumps(source))) == whole
     assert other_process.submit(everything, source).result(timeout=120) == whole
-    assert everything(build_source(config_of(sample), seed=0)) == whole
+    assert everything(training_videos(config_of(sample), seed=0)) == whole
     read_backwards(source, whole)
     if sample.known_pixels:
         check_index_errors(source)
@@ -429,17 +429,17 @@ def test_opening_decodes_no_pixels(name, sample_of, monkeypatch):
     monkeypatch.setattr(TiffPage, "asarray", decode)
     monkeypatch.setattr(nifti, "load_nifti", decode)
     monkeypatch.setattr(pydicom.pixels, "pixel_array", decode)
-    assert len(build_source(config_of(sample), seed=0)) == len(sample.names)
+    assert len(training_videos(config_of(sample), seed=0)) == len(sample.names)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_clips_of_every_source(name, sample_of):
     sample = sample_of(name)
     config = replace(config_of(sample), video_clip_length=2, clips_per_video=2)
-    clips = ClipDataset(build_source(config, seed=0), config, training=True, seed=3)
+    clips = ClipDataset(training_videos(config, seed=0), config, training=True, seed=3)
     clip = clips[1]
     assert clip.frames.shape == (2, 3, 32, 32) and clip.masks.shape[1] >= 1
-    again = ClipDataset(build_source(config, seed=0), config, training=True, seed=3)[1]
+    again = ClipDataset(training_videos(config, seed=0), config, training=True, seed=3)[1]
     assert torch.equal(clip.frames, again.frames) and torch.equal(clip.masks, again.masks)
     if sample.known_pixels and sample.num_frames > 1:
         annotated = [sample.annotated(t) for t in clip.frame_indices]
@@ -448,15 +448,24 @@ def test_clips_of_every_source(name, sample_of):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_doctor_has_no_findings(name, sample_of):
-    findings = run_doctor(build_source(config_of(sample_of(name)), seed=0)).findings
+    findings = run_doctor(training_videos(config_of(sample_of(name)), seed=0)).findings
     assert {finding.kind for finding in findings} <= ({"short"} if name == "images" else set())
 
 
 def test_mask_paths(sample_of):
     """One per frame, one per object, or none for an unannotated frame."""
     for name, number in (("folders", 1), ("folder per object", 2), ("images", 1), ("coco", 0)):
-        assert len(build_source(config_of(sample_of(name)), 0).mask_paths(1, 0)) == number
-    assert build_source(config_of(sample_of("files")), 0).mask_paths(0, 1) == []
+        assert len(training_videos(config_of(sample_of(name)), 0).mask_paths(1, 0)) == number
+    assert training_videos(config_of(sample_of("files")), 0).mask_paths(0, 1) == []
+
+
+@pytest.mark.parametrize("name", ["folders", "composited", "files", "sav", "training set"])
+def test_frame_rates(name, sample_of):
+    """Video files define their rate (12 here), folders of frames do not."""
+    source = training_videos(config_of(sample_of(name)), seed=0)
+    rates = [s.frame_rate(1) for s in (source, FrameRange(source, 2, 5))]
+    rates.append(SelectedVideos(source, [1]).frame_rate(0))
+    assert rates == [10 if name in ("folders", "composited") else 12] * 3
 
 
 def test_all_types_are_tested(sample_of):
@@ -769,11 +778,11 @@ def test_coco_json_that_does_not_match_its_video_files(tmp_path):
     config = config_of(sample)
     source = open_source(Config(dataset=config))  # c is unannotated
     assert source.names == ["a", "b", "c"] and not list(source.annotated_frames(2))
-    assert build_source(config, seed=0).names == ["a", "b"]
+    assert training_videos(config, seed=0).names == ["a", "b"]
     (tmp_path / "videos" / "c.mp4").unlink()
     save_video(tmp_path / "videos" / "a.mp4", [0, 10, 20])
     with pytest.raises(DataError, match="labels.json: video 'a'") as error:
-        build_source(config_of(sample), seed=0)
+        training_videos(config_of(sample), seed=0)
     assert (error.value.key, error.value.value) == ("order_in_video", 3)
 
 
@@ -835,7 +844,7 @@ def test_weights_are_shares_of_an_epoch(tmp_path):
         {"type": "synthetic", "synthetic_videos": 1, "weight": 3.0},
     ]
     keys = {"type": "mixture", "mixture": parts, "video_clip_length": 2}
-    source = build_source(config_of(Sample(keys)), seed=5)
+    source = training_videos(config_of(Sample(keys)), seed=5)
     assert len(source) == 9 and isinstance(source, MixtureDataset)
     epochs = [epoch_names(source, e) for e in range(4)]
     for names in epochs:  # shares of 9 positions: 1.5, 3 and 4.5
@@ -845,7 +854,7 @@ def test_weights_are_shares_of_an_epoch(tmp_path):
     generated = [n for names in epochs for n in names if "synthetic" in n]
     assert len(set(generated)) == len(generated)  # new ones in every epoch
     for seed in (5, 6):
-        other = build_source(config_of(Sample(keys)), seed=seed)
+        other = training_videos(config_of(Sample(keys)), seed=seed)
         assert (epochs == [epoch_names(other, e) for e in range(4)]) == (seed == 5)
     beyond = source.index_in_epoch(8, 3)
     assert beyond >= len(source) and source.read_frame(beyond, 1).shape == (32, 32, 3)
@@ -856,7 +865,7 @@ def test_shares_add_up():
     assert shares([1, 1, 1], 10) == [4, 3, 3]
     assert shares([0.5, 2], 5) == [1, 4]
     with pytest.raises(DataError, match="1e-06"):
-        MixtureDataset([build_source(config_of(synthetic(Path())), 0)] * 2, [1, 1e-6])
+        MixtureDataset([training_videos(config_of(synthetic(Path())), 0)] * 2, [1, 1e-6])
 
 
 def test_a_mixture_holds_out_of_each_source(tmp_path):
@@ -997,7 +1006,7 @@ def test_sav_trains(tiny_config, tmp_path):
     tiny_config.dataset.data_path = str(tmp_path)
     tiny_config.dataset.frame_stride = 4
     tiny_config.valdataset.type = "synthetic"
-    source = build_source(tiny_config.dataset, 0)
+    source = training_videos(tiny_config.dataset, 0)
     annotated = [source.read_masks(0, t) is not None for t in range(0, 483, 2)]
     assert annotated == [t % 4 == 0 for t in range(0, 483, 2)]
     assert source.read_masks(0, 0)[1].shape == source.read_frame(0, 0).shape[:2] == (848, 480)

@@ -21,9 +21,8 @@ from sam2kit.data import (
     build_test_source,
     build_validation_source,
     fingerprint,
-    hold_out,
 )
-from sam2kit.data.build import open_sets, resolve_layouts
+from sam2kit.data.build import open_sets, resolve_layouts, split_source
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.splits import (
     PARTS,
@@ -34,7 +33,6 @@ from sam2kit.data.splits import (
     SplitVideo,
     assign,
     describe,
-    drawn,
     read_splits,
 )
 from sam2kit.utils.errors import ConfigError, DataError
@@ -95,12 +93,12 @@ def test_a_large_fraction_leaves_a_video_to_train_on():
         assert set(parts) == set(PARTS)
 
 
-def test_hold_out_can_repeat_the_draw_of_earlier_versions(tmp_path):
+def test_the_draw_of_earlier_versions_is_repeated(tmp_path):
     source = VideoDataset(make_davis(tmp_path, {name: 2 for name in "abcdefghij"}))
     shuffled = np.random.default_rng((7, 0)).permutation(10)
-    assert hold_out(source, 0.2, 7)[1].names == sorted("abcdefghij"[k] for k in shuffled[:2])
-    assert drawn(source.names, 0.2, 7).count(VALIDATION) == 2
-    assert hold_out(source, 0.2)[1].names == hold_out(source, 0.2, section="x")[1].names
+    earlier = Splits(seed=7)
+    _, parts = split_source(source, DatasetConfig(), {VALIDATION: 0.2}, earlier=earlier)
+    assert parts[VALIDATION].names == sorted("abcdefghij"[k] for k in shuffled[:2])
 
 
 def test_test_videos_are_neither_trained_on_nor_validated_on(tmp_path):
@@ -161,6 +159,21 @@ def test_generated_test_videos_are_neither_trained_on_nor_validated_on():
     config.testdataset.type = "synthetic"
     parts = parts_of(config)
     assert all(parts.values()) and len(set(sum(parts.values(), []))) == 3 + 16 + 16
+
+
+@pytest.mark.parametrize("source", ["held out", "a list"])
+def test_objects_composited_onto_test_videos_are_new(tmp_path, source):
+    root = make_davis(tmp_path, {name: 2 for name in "abcdef"})
+    shutil.rmtree(root / "Annotations")
+    config = config_for(root, synthetic_objects=2)
+    if source == "held out":
+        config.testdataset.fraction = 0.2
+    else:
+        (tmp_path / "list.txt").write_text("a\n")
+        config.testdataset.split = str(tmp_path / "list.txt")
+    sets = open_sets(config)
+    seeds = [part.seed for part in (sets.train, sets.validation, sets.test)]
+    assert seeds == [config.seed + offset for offset in (0, 1_000_003, 2_000_006)]
 
 
 def test_too_few_videos_for_a_test(tmp_path):

@@ -17,6 +17,7 @@ from data_helpers import (
     save_json,
     save_video,
     square,
+    training_videos,
 )
 from tool_helpers import (
     both,
@@ -31,7 +32,7 @@ from tool_helpers import (
 )
 
 from sam2kit.config.schema import DatasetConfig
-from sam2kit.data import ConnectedObjects, build_source, convert, open_source
+from sam2kit.data import ConnectedObjects, convert, open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.report import run_doctor
 from sam2kit.data.sources.coco import COCODataset
@@ -69,7 +70,7 @@ def test_each_export_is_recognised(tmp_path, kind):
     assert layout.type == kind and layout.reason
     assert len(open_source(root)) == 2
     config = DatasetConfig(type=kind, data_path=str(root), identity="components")
-    assert isinstance(build_source(config, 0), ConnectedObjects)
+    assert isinstance(training_videos(config, 0), ConnectedObjects)
 
 
 def test_annotation_files_are_recognised(tmp_path):
@@ -129,7 +130,7 @@ def test_archives_are_named_with_their_command(tmp_path, name, command):
             open_source(path)
         assert command.format(tmp_path, tmp_path) in error.value.hint
     with pytest.raises(DataError) as error:
-        build_source(DatasetConfig(data_path=str(tmp_path / name)), 0)
+        training_videos(DatasetConfig(data_path=str(tmp_path / name)), 0)
     assert error.value.key == "dataset.data_path" and "unpack" in error.value.hint
     assert unpack_hint("a.mp4") is None
 
@@ -262,6 +263,7 @@ def test_a_video_file_with_cvat(tmp_path):
     )
     source = CVATDataset(tmp_path)
     assert source.num_frames(0) == 3 and source.frame_path(0, 1) is None
+    assert source.frame_rate(0) == 12
     assert np.array_equal(source.read_masks(0, 1)[0], square(0, 2))
     assert round(source.read_frame(0, 2).mean() / 10) == 2 and source.read_masks(0, 2) is None
 
@@ -676,7 +678,7 @@ def test_the_columns_of_yolo_are_a_key(tmp_path):
     (tmp_path / "0.txt").write_text("0 0.25 0.5 0.5 0.5 0.5 1 0.25 1\n")
     assert YOLODataset(tmp_path).columns == "none"
     config = DatasetConfig(type="yolo", data_path=str(tmp_path), yolo_columns="confidence_track")
-    assert set(build_source(config, 0).read_masks(0, 0)) == {1}
+    assert set(training_videos(config, 0).read_masks(0, 0)) == {1}
     assert YOLODataset(tmp_path, columns="none").read_masks(0, 0)["0"].sum() == 8 * 12
     (tmp_path / "0.txt").write_text(yolo_row(0, square(0, 0), " 0.5"))
     with pytest.raises(DataError, match="yolo_columns"):

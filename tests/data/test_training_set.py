@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import SIZE, make_coco, make_davis, save_json, save_video, square
+from data_helpers import SIZE, make_coco, make_davis, save_json, save_video, square, training_videos
 from PIL import Image
 from stack_helpers import save_tiff, stack
 from tool_helpers import make_cvat
 
 from sam2kit.config.schema import DatasetConfig
-from sam2kit.data import SyntheticDataset, build_source, open_source
+from sam2kit.data import SyntheticDataset, open_source
 from sam2kit.data import training_set as writer
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.sources.training_set import INDEX_FILE, TrainingSet
@@ -331,7 +331,7 @@ def test_a_damaged_coco_file_is_kept(tmp_path, video):
 def test_training_recognizes_the_folder(tmp_path, video):
     folder = tmp_path / "set"
     add_to_training_set(folder, open_source(video), 0, frames(0))
-    source = build_source(DatasetConfig(type="training_set", data_path=str(folder)), seed=0)
+    source = training_videos(DatasetConfig(type="training_set", data_path=str(folder)), seed=0)
     assert isinstance(source, TrainingSet) and isinstance(open_source(folder), TrainingSet)
     assert detect_layout(folder).type == "training_set"
     index = json.loads((folder / INDEX_FILE).read_text())

@@ -24,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ import torch
 from torch.nn import functional as F
 from torch.utils._foreach_utils import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
@@ -305,10 +305,10 @@ _NO_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh", "_local_scalar_den
 
 def _execute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run an operation on the CPU, after the checks that CUDA makes."""
-    values, _ = tree_flatten((args, kwargs))
+    values = _leaves((args, kwargs))
     here = [x for x in values if isinstance(x, StandInTensor)]
     cpu = [x for x in values if isinstance(x, torch.Tensor) and not isinstance(x, StandInTensor)]
-    name = func._schema.name.partition("::")[2]
+    name, is_kernel, is_random = _describe(func)
     target = kwargs.get("device")
     on_device = bool(here) if target is None else torch.device(target).type == NAME
     if not here and not on_device:
@@ -320,15 +320,15 @@ def _execute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if on_device and any(isinstance(x, torch.Generator) for x in values):
         raise MixedDevices(f"{func}: the generator is on cpu, but the tensors are on {DEVICE}")
     _count_waits(name, args, kwargs, bool(here), on_device)
-    if on_device and StandIn.active is not None and _is_kernel(func, name):
+    if on_device and StandIn.active is not None and is_kernel:
         StandIn.active.kernels[_line()] += 1
     if target is not None:
-        kwargs = {**kwargs, "device": torch.device("cpu"), "pin_memory": None}
         kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+        kwargs["device"] = torch.device("cpu")
     # A lazy conjugate or negative is a property of the held tensor that its wrapper cannot have.
     func = {"_conj": aten.conj_physical.default, "_neg_view": aten.neg.default}.get(name, func)
-    with _own_random_state(on_device and torch.Tag.nondeterministic_seeded in func.tags):
-        result = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
+    with _own_random_state(on_device and is_random):
+        result = func(*_map(_unwrap, args), **_map(_unwrap, kwargs))
     if name == "copy_":
         if isinstance(args[0], StandInTensor):
             args[0].stamp = Backend.streams[-1].step()
@@ -343,7 +343,33 @@ def _execute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         wrappers[id(x)].stamp = Backend.streams[-1].step()
         return wrappers[id(x)]
 
-    return tree_map(wrap, result)
+    return _map(wrap, result)
+
+
+def _leaves(x: Any) -> list[Any]:
+    """Return the values in nested lists, tuples and dictionaries; pytree takes far longer."""
+    if isinstance(x, dict):
+        x = x.values()
+    elif not isinstance(x, list | tuple):
+        return [x]
+    leaves = []
+    for item in x:
+        if isinstance(item, list | tuple | dict):
+            leaves += _leaves(item)
+        else:
+            leaves.append(item)
+    return leaves
+
+
+def _map(function: Callable[[Any], Any], x: Any) -> Any:
+    """Apply a function to the values in nested lists, tuples and dictionaries."""
+    if isinstance(x, list):
+        return [_map(function, item) for item in x]
+    if isinstance(x, tuple):
+        return tuple(_map(function, item) for item in x)
+    if isinstance(x, dict):
+        return {key: _map(function, item) for key, item in x.items()}
+    return function(x)
 
 
 def _unwrap(x: Any) -> Any:
@@ -371,7 +397,7 @@ def _check_mixed(name: str, args: tuple, here: list, cpu: list) -> None:
         return
     if name in _INDEXING and isinstance(args[0], StandInTensor):
         # Index tensors may be on the CPU, values not.
-        cpu = [x for x in tree_flatten(args[2:3])[0] if isinstance(x, torch.Tensor)]
+        cpu = [x for x in _leaves(args[2:3]) if isinstance(x, torch.Tensor)]
         cpu = [x for x in cpu if not isinstance(x, StandInTensor)]
     if all(x.ndim == 0 for x in cpu) and name not in ("cat", "stack"):
         return
@@ -408,7 +434,7 @@ def _count_waits(name: str, args: tuple, kwargs: dict, here: bool, on_device: bo
     elif here and name == "repeat_interleave" and kwargs.get("output_size") is None:
         _waits("repeat_interleave")
     elif here and name in _INDEXING:
-        indices = [x for x in tree_flatten(args[1])[0] if isinstance(x, torch.Tensor)]
+        indices = [x for x in _leaves(args[1]) if isinstance(x, torch.Tensor)]
         if any(not isinstance(x, StandInTensor) for x in indices):
             _waits("index from the host")
         # One value for all selected elements is written without knowing their number.
@@ -417,11 +443,15 @@ def _count_waits(name: str, args: tuple, kwargs: dict, here: bool, on_device: bo
             _waits("boolean index")
 
 
-def _is_kernel(func: Any, name: str) -> bool:
+@cache
+def _describe(func: Any) -> tuple[str, bool, bool]:
+    """Return the name of an operation, and whether it starts a kernel and draws random numbers."""
+    name = func._schema.name.partition("::")[2]
     is_view = any(
         r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
     )
-    return not (is_view or name in _NO_KERNEL or "empty" in name)
+    is_kernel = not (is_view or name in _NO_KERNEL or "empty" in name)
+    return name, is_kernel, torch.Tag.nondeterministic_seeded in func.tags
 
 
 # ---- CUDA's autocast policy, from ATen/autocast_mode.h.
@@ -448,13 +478,13 @@ def _autocast_rule(operation: Any, choose: Callable[[set[torch.dtype]], torch.dt
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_AUTOCAST_KEY)):
-            values = [x for x in tree_flatten((args, kwargs))[0] if _is_castable(x)]
+            values = [x for x in _leaves((args, kwargs)) if _is_castable(x)]
             dtype = choose({x.dtype for x in values})
 
             def cast(x: Any) -> Any:
                 return x.to(dtype) if _is_castable(x) and x.dtype != dtype else x
 
-            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+            return operation(*_map(cast, args), **_map(cast, kwargs))
 
     return run
 

@@ -255,6 +255,28 @@ def test_calibration_finds_the_shift_of_the_logits(config):
     assert -3 <= mask < -1 and present == 0
 
 
+@pytest.mark.parametrize(("convention", "expected"), [("prompted", -2.75), ("davis2017", -1.25)])
+def test_calibration_treats_void_pixels_as_the_scores_do(config, tmp_path, convention, expected):
+    class Uncertain(TrackerRun):
+        """Predict logits of -2.5 in void pixels and in half of the object, -1 in the other half."""
+
+        def track(self, source, i, config, noise=None):
+            for frame in TrackerRun(COPY, None).track(source, i, config):
+                logits = np.where(frame.void | square(0, 0), -2.5, -9.0)
+                logits[square(0, 0) & square(0, 4)] = -1.0
+                frame.tracks.mask_logits = torch.from_numpy(logits[None]).float()
+                frame.tracks.object_score = torch.ones(1)
+                yield frame
+
+    for t in range(4):
+        ids = np.where(square(8, 8, 16), 255, square(0, 0))
+        save_frame(tmp_path / "JPEGImages" / "v" / f"{t:05d}.jpg", 0)
+        save_palette(tmp_path / "Annotations" / "v" / f"{t:05d}.png", ids)
+    config.evaluation.convention = convention
+    source = VideoDataset(tmp_path)
+    assert calibrate(Uncertain("uncertain", None), source, [0], config) == (expected, 0)
+
+
 def test_thresholds_change_the_masks(config):
     source = VideoDataset(config.valdataset.data_path)
     assert (

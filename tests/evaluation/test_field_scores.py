@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cell_tracking_cases import NUM_FRAMES, REFERENCE_TRACKS, reference, result
+from data_helpers import make_davis, save_palette
 from stack_helpers import labels, make_ctc, make_nifti, make_stacks, save_nifti, save_tiff, stack
 from test_cell_tracking import VALUES
 
 from sam2kit.data import open_source
-from sam2kit.data.lineage import write_tracks
+from sam2kit.data.lineage import read_tracks, tracks_from, write_tracks
+from sam2kit.data.sources import mask_values
+from sam2kit.data.sources.base import FrameRange
+from sam2kit.data.sources.mask_values import decide
 from sam2kit.evaluation.evaluate import AFTER, COPY, evaluate, evaluate_predictions
 from sam2kit.evaluation.field_scores import field_scores
+from sam2kit.evaluation.label_results import find_label_results, score_label_results
 from sam2kit.evaluation.report import write_results
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.sam2 import build_sam2_model
@@ -58,17 +63,36 @@ def test_results_of_the_challenge(tmp_path):
     assert "<th>TRA</th>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_perfect_result_of_the_challenge(tmp_path):
-    data = make_divisions(tmp_path / "data")
+def save_perfect_result(root: Path) -> Path:
     for t, image in enumerate(reference()):
-        save_tiff(tmp_path / "res" / "01_RES" / f"mask{t:03d}.tif", image + 6 * (image > 0))
+        save_tiff(root / "01_RES" / f"mask{t:03d}.tif", image + 6 * (image > 0))
     tracks = {
         n + 6: t._replace(parent=t.parent and t.parent + 6) for n, t in REFERENCE_TRACKS.items()
     }
-    write_tracks(tmp_path / "res" / "01_RES" / "res_track.txt", tracks)
-    evaluation = evaluate_predictions(tmp_path / "res", overrides("ctc", data), tmp_path / "out")
+    write_tracks(root / "01_RES" / "res_track.txt", tracks)
+    return root
+
+
+def test_a_perfect_result_of_the_challenge(tmp_path):
+    data, folder = make_divisions(tmp_path / "data"), save_perfect_result(tmp_path / "res")
+    evaluation = evaluate_predictions(folder, overrides("ctc", data), tmp_path / "out")
     assert evaluation.scores == {"res": 1.0}
     assert evaluation.metrics["trackers"]["res"]["TRA"] == 1
+
+
+@pytest.mark.parametrize("kind", ["challenge", "stack"])
+def test_tracks_of_a_part_of_a_video(tmp_path, kind):
+    part = FrameRange(open_source(make_divisions(tmp_path / "data")), 3, NUM_FRAMES)
+    folder = save_perfect_result(tmp_path / "res")
+    if kind == "stack":  # it has the frames of the part, and so do its tracks
+        tracks = tracks_from(read_tracks(folder / "01_RES" / "res_track.txt"), 3)
+        folder = tmp_path / "stack"
+        images = reference()[3:]
+        save_tiff(folder / "01_labels.tif", images + 6 * (images > 0), axes="TYX")
+        tracks = {n: t._replace(begin=max(t.begin, 0)) for n, t in tracks.items()}
+        write_tracks(folder / "01_labels.txt", tracks)
+    scores = score_label_results(part, find_label_results(part, folder), folder)[1]["01"]
+    assert (scores["TRA"], scores["edges"], scores["EA"]) == (1, 15, 0)
 
 
 def test_a_missing_result(tmp_path):
@@ -87,6 +111,19 @@ def test_stacks_of_labels(tmp_path):
     evaluation = evaluate_predictions(tmp_path / "res", overrides("tiff", data), tmp_path / "out")
     row = evaluation.metrics["trackers"]["res"]
     assert (row["J&F"], row["SEG"], row["DET"], row["TRA"]) == (1, 1, 1, 1)
+
+
+def test_png_masks_are_interpreted_once(tmp_path, monkeypatch):
+    data, decisions = make_stacks(tmp_path / "data"), []
+    monkeypatch.setattr(
+        mask_values, "decide", lambda *args, **keys: decisions.append(keys) or decide(*args, **keys)
+    )
+    for name in "ab":
+        for t, image in enumerate(labels()):
+            save_palette(tmp_path / "res" / name / f"{t:05d}.png", image)
+    evaluation = evaluate_predictions(tmp_path / "res", overrides("tiff", data), tmp_path / "out")
+    row = evaluation.metrics["trackers"]["res"]
+    assert (row["J&F"], row["SEG"], row["TRA"]) == (1, 1, 1) and len(decisions) == 1
 
 
 def test_volumes(tmp_path):
@@ -133,8 +170,6 @@ def test_trackers(kind, tiny_config, tmp_path):
 
 
 def test_other_videos_have_no_such_scores(tmp_path):
-    from data_helpers import make_davis
-
     source = open_source(make_davis(tmp_path))
     assert field_scores(source, 0, lambda t: {}) == {}
     assert stack().shape[0] == 6

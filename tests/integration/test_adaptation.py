@@ -64,6 +64,16 @@ def test_every_sequence_is_tested_once_per_seed_and_never_trained_on(davis):
     assert all(sorted([*job.train, *job.test]) == NAMES for job in jobs)
 
 
+def test_each_fold_of_the_proof_can_have_its_own_recipe(davis, tmp_path):
+    chosen = ("adapt.yaml", "memory only", "not averaged with the start")
+    one, two, three = proof.plan(davis, NAMES, (1,), chosen)
+    assert one == proof.plan(davis, NAMES, (1,))[0] and two.name == "fold2-seed1-memory-only"
+    configs = [job_config(job, tmp_path, Sizes()) for job in (one, two, three)]
+    assert [c.trainer.average_with_start for c in configs] == [0.5, 0.5, None]
+    modules = [c.model.trainable_modules for c in configs]
+    assert modules == [["*"], ["memory_attention", "memory_encoder"], ["*"]]
+
+
 def test_recipes_are_trained_on_one_block_and_scored_on_the_others(davis):
     chosen = recipes.points((1,), ("adapt.yaml", "memory only"), (0, 1, 2))
     jobs = recipes.plan(davis, "davis", NAMES, chosen)
@@ -149,6 +159,7 @@ def test_summary_and_page_of_the_proof():
     assert gain["p"] == pytest.approx(2 / 2**9)
     assert summary["generated"]["mean"] == pytest.approx(-0.01)
     assert [half["objects"] for half in summary["motion"]] == [5, 4]
+    assert summary["spread of one seed"] == pytest.approx(gain["spread"])
     page = proof.page(summary, Sizes(), 12.0)
     for text in ("**Gain in J&F: +0.080", "9 generated clips", "seed 7", "| seq0 |", "proof.png"):
         assert text in page

@@ -33,6 +33,7 @@ from data_helpers import (
     save_palette,
     save_video,
     square,
+    training_videos,
 )
 from fuzz_helpers import as_json, cases, changed
 from hypothesis import HealthCheck, Phase, given, settings
@@ -49,7 +50,6 @@ from sam2kit.data import (
     COCODataset,
     VideoDataset,
     add_to_training_set,
-    build_source,
     open_source,
 )
 from sam2kit.data.label_image import read_label_image
@@ -73,7 +73,7 @@ from sam2kit.models.checkpoint_io import write_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model, load_model
 from sam2kit.models.feature_cache import FeatureCache, describe
 from sam2kit.models.transformers_format import CONFIG_FILE, WEIGHTS_FILE
-from sam2kit.pipeline.status import read_metrics, read_status
+from sam2kit.pipeline.status import read_status
 from sam2kit.pipeline.sweep import _read_definition, _Sweep
 from sam2kit.prompts.annotations import (
     AnnotationStore,
@@ -236,7 +236,7 @@ def test_corrupted_data(tmp_path, kind):
     make(root)
     files = [sorted(root.glob(pattern))[0] for pattern in patterns]
     config = DatasetConfig(type=type or kind, data_path=str(root))
-    fuzz(files, lambda: everything(build_source(config, 0)))
+    fuzz(files, lambda: everything(training_videos(config, 0)))
 
 
 @pytest.mark.parametrize("make", [make_coco, make_ytvis])
@@ -462,7 +462,6 @@ COLOURS = {"cell": [255, 0, 0], "background": [0, 0, 0]}
 def compare(folder):
     runs = find_runs([folder])
     comparison_rows(runs), comparison_figure(runs), comparison_warnings(runs * 2)
-    read_metrics(folder)
 
 
 def sweep(folder):

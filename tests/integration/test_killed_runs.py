@@ -19,8 +19,9 @@ import torch
 from sam2kit.config.loading import load_config
 from sam2kit.evaluation.evaluate import evaluate_checkpoint
 from sam2kit.pipeline import runner as pipeline
-from sam2kit.pipeline.status import is_locked, read_status
+from sam2kit.pipeline.status import read_status
 from sam2kit.training.trainer import fit
+from sam2kit.utils.locks import is_locked
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -18,12 +18,15 @@ import pytest
 import torch
 from data_helpers import make_davis
 from safetensors.torch import load_file
+from session_helpers import Clips
 from tracker_helpers import BREAK_CONVENTION
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config
 from sam2kit.data import SyntheticDataset, open_source
 from sam2kit.data.clip import collate, frame_keys
+from sam2kit.data.sources.base import SelectedVideos
+from sam2kit.data.sources.mixture import MixtureDataset
 from sam2kit.models import feature_cache as features
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.models.feature_cache import (
@@ -567,6 +570,10 @@ def test_generated_videos_are_not_cached(tiny_config):
     model = create_sam2_model(tiny_config)
     source = SyntheticDataset(2, 4, 64, seed=0)
     assert "dataset.type" in obstacle(tiny_config, model, source)
+    stored = SelectedVideos(Clips(), [0] * 150)
+    assert obstacle(tiny_config, model, stored) is None
+    mixture = MixtureDataset([stored, source], [150, 2])
+    assert "dataset.type" in obstacle(tiny_config, model, mixture)
 
 
 def test_resumed_run_equals_an_uninterrupted_run(tiny_config, tmp_path):

@@ -164,15 +164,6 @@ def test_objects_without_prompts_are_not_tracked(tiny_config, batch):
     assert not output.tracked.any() and output.mask_logits.shape == (4, 4, 16, 16)
 
 
-def test_zeroed_memory_changes_the_result(tiny_config, batch):
-    model = create_sam2_model(tiny_config).eval()
-    prompts = first_prompts(batch)
-    with torch.no_grad():
-        normal, zeroed = model(batch, prompts), model(batch, prompts, zero_memory=True)
-    assert torch.equal(normal.mask_logits[0], zeroed.mask_logits[0])
-    assert not torch.allclose(normal.mask_logits[1:], zeroed.mask_logits[1:])
-
-
 def test_invalid_calls(tiny_config, batch):
     model = create_sam2_model(tiny_config)
     prompt = first_prompts(batch)[0]

@@ -13,8 +13,9 @@ import nbformat
 import pytest
 
 from sam2kit.pipeline import runner as pipeline
-from sam2kit.pipeline.status import is_locked, locked, read_status
+from sam2kit.pipeline.status import read_status
 from sam2kit.utils.errors import CheckpointError, ConfigError, KernelKilled, PipelineError
+from sam2kit.utils.locks import is_locked, locked
 
 PARAMETERS = 'run_dir = "."\nconfig_file = ""\noverrides = []\n'
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
@@ -73,8 +74,11 @@ def test_stages_pass_results_on_and_run_on_this_interpreter(stage, capsys, monke
         """
         from pathlib import Path
         assert Path(run_dir, "first.json").exists() and extra == 3
-        score = {"trackers": {"copy": {"J&F": 0.25}, "tuned": {"J&F": 0.75}}}
-        Path(run_dir, "metrics.json").write_text(__import__("json").dumps(score))
+        keys = ("J", "F", "J&F", "J&F_interval", "false_absence", "recovery", "scored_objects")
+        empty = dict.fromkeys(keys)
+        content = {"schema_version": 2, "convention": "", "protocol": "", "videos": {}}
+        content["trackers"] = {"copy": {**empty, "J&F": 0.25}, "tuned": {**empty, "J&F": 0.75}}
+        Path(run_dir, "metrics.json").write_text(__import__("json").dumps(content))
         """,
         parameters=PARAMETERS + "extra = 1",
     )

@@ -16,10 +16,11 @@ from sam2kit.cli.main import main
 from sam2kit.evaluation import compare_runs
 from sam2kit.evaluation.compare_runs import find_runs, leaderboard_rows
 from sam2kit.pipeline import sweep
-from sam2kit.pipeline.status import Status, is_locked, locked, read_status
+from sam2kit.pipeline.status import Status, read_status
 from sam2kit.pipeline.sweep import plan_trials, run_sweep
 from sam2kit.utils.errors import ConfigError, DataError, PipelineError
 from sam2kit.utils.files import write_text
+from sam2kit.utils.locks import is_locked, locked
 
 CONFIG = "model:\n  size: nano\ndataset:\n  type: synthetic\n  image_size: 128\n"
 
@@ -28,7 +29,8 @@ TRIAL = """
     import json, os, sys, time
     from pathlib import Path
     import yaml
-    from sam2kit.pipeline.status import Status, locked
+    from sam2kit.pipeline.status import Status
+    from sam2kit.utils.locks import locked
     from sam2kit.utils.errors import KernelKilled
     flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     folder = Path(flags["--run-dir"])

@@ -15,6 +15,7 @@ from sam2kit.prompts.geometry import (
     box_to_points,
     mask_center,
     mask_to_box,
+    rescale_points,
     sample_negative_points,
     sample_points,
 )
@@ -77,6 +78,14 @@ def test_empty_mask_has_no_box_and_no_centre():
         mask_to_box(torch.zeros(1, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="empty mask"):
         mask_center(np.zeros((4, 4), dtype=bool))
+
+
+def test_rescaled_points_keep_their_place_in_the_frame():
+    corners = np.array([[0, 0], [7, 3]])
+    expected = [[0.5, 0.5], [14.5, 6.5]]  # the centres of 2 x 2 pixels
+    assert rescale_points(corners, (4, 8), (8, 16)).tolist() == expected
+    assert rescale_points(torch.from_numpy(corners), (4, 8), (8, 16)).tolist() == expected
+    assert rescale_points(np.array(expected), (8, 16), (4, 8)).tolist() == corners.tolist()
 
 
 def test_box_as_points():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_helpers import make_sav
 from PIL import Image
 
 from sam2kit.cli.main import main
@@ -24,6 +25,7 @@ from sam2kit.data.writers import davis_palette
 from sam2kit.models import checkpoints
 from sam2kit.models.checkpoint_io import read_checkpoint
 from sam2kit.prompts.io import load_video_prompts
+from sam2kit.tracking import track_video
 from sam2kit.tracking.inputs import VideoInput, open_inputs
 from sam2kit.tracking.results import mask_folder, read_records
 from sam2kit.utils import locks
@@ -225,6 +227,7 @@ def test_names_of_single_files(tmp_path):
     assert [v.name for v in open_inputs([root])] == ["mon/clip", "tue/b", "tue/clip"]
     with pytest.raises(DataError):
         open_inputs([paths[0], paths[0]])
+    assert open_inputs([make_sav(tmp_path / "sav")])[0].fps == 12  # the rate of its files
     assert mask_folder("mon/clip") == Path("mon/clip")
     hostile = {mask_folder(name) for name in ("../x", "a//b", "a/../b", "/x", "")}
     assert len(hostile) == 5 and not any(".." in path.parts for path in hostile)
@@ -421,3 +424,7 @@ def test_overwrite_replaces_other_objects(tmp_path):
     assert track(video, "--box", "4,8,23,27", "--output-dir", out, "--overwrite") == 0
     assert not (out / "masks" / "a" / "objects.json").exists()
     assert list(VideoFileDataset(video, masks_path=out / "masks").read_masks(0, 0)) == [1]
+    prompt = {"object_id": "dog", "frame_index": 0, "kind": "box", "box": [4, 8, 23, 27]}
+    track_video(video, [prompt], "nano", out, "cpu", overwrite=True, to="cvat")
+    assert list(VideoFileDataset(video, masks_path=out / "masks").read_masks(0, 0)) == ["dog"]
+    assert (out / "labels" / "a.xml").is_file()

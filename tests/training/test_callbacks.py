@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import moving_clip
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from loguru import logger
 from torch.utils.data import DataLoader
 
 from sam2kit.data.clip import collate
@@ -17,12 +20,29 @@ from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.checkpoints import create_sam2_model, load_run
 from sam2kit.training import trainer as trainer_module
-from sam2kit.training.callbacks import AverageWeights
+from sam2kit.training.callbacks import AverageWeights, LogProgress
 from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.losses import NO_OBJ_SCORE
 from sam2kit.training.module import SAM2LightningModule
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError
+
+
+def test_progress_is_logged_once_per_step_with_accumulated_gradients():
+    progress, steps = LogProgress(every_n_steps=10), []
+    sink = logger.add(lambda line: steps.append(int(re.search(r"step (\d+)/20", line)[1])))
+    values = {"loss": 1.0, "learning_rate": 1e-3}
+    trainer = SimpleNamespace(
+        global_step=0, estimated_stepping_batches=20, current_epoch=0, callback_metrics=values
+    )
+    try:
+        progress.on_train_start(trainer, None)
+        for batch in range(20 * 8):
+            trainer.global_step = (batch + 1) // 8
+            progress.on_train_batch_end(trainer, None, None, None, batch)
+    finally:
+        logger.remove(sink)
+    assert steps == [1, 10, 20]
 
 
 def test_averaged_weights_equal_lightnings(toy_config, tmp_path, monkeypatch):

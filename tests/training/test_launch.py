@@ -19,7 +19,6 @@ from sam2kit.data.build import build_datasets
 from sam2kit.data.loader import EpochSampler
 from sam2kit.training import launch
 from sam2kit.training.datamodule import SAM2LightningDataModule
-from sam2kit.training.launch import device_count
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import ConfigError, TrainingError
 
@@ -52,21 +51,6 @@ def test_every_rank_has_a_shard_of_equal_size(config):
     together = [clip for clips in zip(*shards, strict=True) for clip in clips]
     assert together[:7] == whole and together[7:] == whole[:2]
     assert list(EpochSampler(clips, True, 5, (3, 2), (1, 3))) == list(shards[1])[2:]
-
-
-@pytest.mark.parametrize(
-    "devices, accelerator, count",
-    [("1", "auto", 1), ("3", "gpu", 3), ("0,2", "gpu", 2), ("4,", "gpu", 1), ("auto", "cpu", 1)],
-)
-def test_number_of_devices(config, devices, accelerator, count):
-    config.trainer.devices, config.trainer.accelerator = devices, accelerator
-    assert device_count(config) == count
-
-
-def test_auto_selects_all_gpus(config, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    config.trainer.devices = config.trainer.accelerator = "auto"
-    assert device_count(config) == 4
 
 
 def test_rank_that_waited_too_long_is_named(config, tmp_path, monkeypatch):

@@ -101,8 +101,12 @@ def test_a_run_with_val_jf_resumes_bit_for_bit(config, tmp_path):
     whole = fit(config, tmp_path / "whole", scorer=jf_scorer(config))
     config.trainer.max_epochs = 1
     fit(config, tmp_path / "run", scorer=jf_scorer(config))
-    config.trainer.max_epochs = 3
-    resumed = fit(config, tmp_path / "run", resume=True, scorer=jf_scorer(config))
+    config.trainer.max_epochs, config.trainer.monitor = 3, "auto"  # the run keeps its metric
+    with pytest.raises(ConfigError) as error:
+        fit(config, tmp_path / "run", resume=True)
+    assert (error.value.key, error.value.value) == ("trainer.monitor", "val_jf")
+    scorer = jf_scorer(config, tmp_path / "run")
+    resumed = fit(config, tmp_path / "run", resume=True, scorer=scorer)
     states = [torch.load(r.last_checkpoint, weights_only=True) for r in (whole, resumed)]
     for name, value in states[0]["state_dict"].items():
         assert torch.equal(value, states[1]["state_dict"][name]), name

@@ -25,8 +25,9 @@ from sam2kit.models import checkpoint_io as checkpoint_files
 from sam2kit.models.checkpoint_io import fault_in, keep_copy, kept_copies, write_checkpoint
 from sam2kit.models.checkpoints import create_sam2_model
 from sam2kit.training import module as training_module
+from sam2kit.training.datamodule import SAM2LightningDataModule
 from sam2kit.training.loggers import RunMetrics, last_values
-from sam2kit.training.resume import latest_valid_checkpoint
+from sam2kit.training.resume import check_resume, latest_valid_checkpoint
 from sam2kit.training.trainer import fit
 from sam2kit.utils.errors import CheckpointError, ConfigError, DataError
 
@@ -646,3 +647,9 @@ def test_resume_with_exchanged_frames_is_rejected(toy_config, tmp_path):
     with pytest.raises(DataError, match="frames or masks") as error:
         fit(toy_config, first.run_dir, resume=True)
     assert error.value.key == "trainer.resume_from" and error.value.hint
+    # Versions that compared no video of a mixture with generated ones stored this instead.
+    content = state(first)
+    content["SAM2LightningDataModule"]["digest"] = "generated"
+    torch.save(content, first.last_checkpoint)
+    toy_config.trainer.resume_from = str(first.last_checkpoint)
+    assert check_resume(toy_config, SAM2LightningDataModule(toy_config).state_dict()) == 1

@@ -26,14 +26,14 @@ def config(toy_config, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     toy_config.dataset.synthetic_videos = 8
-    toy_config.trainer.max_epochs = 12
+    toy_config.trainer.max_epochs = 6
     toy_config.trainer.checkpoint_minutes = None
     return toy_config
 
 
 def test_preempted_job_requeues_and_equals_an_uninterrupted_run(config, tmp_path):
     job = submit(config, tmp_path / "run", cluster="local")
-    for _ in range(600):
+    for _ in range(1800):
         if (tmp_path / "run" / "last.ckpt").exists():  # the first epoch has ended
             break
         time.sleep(0.1)

@@ -11,6 +11,7 @@ from sam2kit.utils import device as device_module
 from sam2kit.utils.device import (
     DeferredValues,
     autocast,
+    device_count,
     gpu_memory,
     pick_device,
     release_memory,
@@ -32,6 +33,18 @@ def machine(monkeypatch):
         device_module._log_unused_mps.cache_clear()
 
     return pretend
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "count"),
+    [
+        *[("1", "auto", 1), ("3", "gpu", 3), ("0,2", "gpu", 2), ("4,", "gpu", 1)],
+        *[("auto", "cpu", 1), ("auto", "auto", 4), ("-1", "gpu", 4)],
+    ],
+)
+def test_number_of_devices(monkeypatch, devices, accelerator, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device_count(accelerator, devices) == count
 
 
 @pytest.mark.parametrize(

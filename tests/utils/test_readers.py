@@ -17,7 +17,8 @@ from sam2kit.data.sources.listing import read_split
 from sam2kit.data.sources.mask_files import read_object_names
 from sam2kit.data.sources.mask_values import read_colours
 from sam2kit.data.sources.training_set import read_index
-from sam2kit.pipeline.status import read_metrics, read_status
+from sam2kit.evaluation.compare_runs import read_metrics
+from sam2kit.pipeline.status import read_status
 from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.prompts.io import load_video_prompts
 from sam2kit.tracking.results import read_records

@@ -184,6 +184,23 @@ def test_another_video_begins_with_its_first_frame(tmp_path):
     assert browser.objects == ["y"]
 
 
+def test_each_video_plays_at_its_rate():
+    source = ArraySource(**dict.fromkeys("abc", [(grey(), {})]))
+    source.frame_rate = [12.0, 240.0, 240.0].__getitem__
+    browser = ClipBrowser(source)
+    assert browser.fps == 12
+    browser.show_video(1)
+    assert browser.fps == 120  # the maximum
+    browser.fps = 5
+    browser.show_video(2)
+    assert browser.fps == 5  # set by the user
+    browser.show_video(0)
+    assert browser.fps == 12
+    browser = ClipBrowser(source, fps=3)
+    browser.show_video(1)
+    assert browser.fps == 3
+
+
 def test_frames_of_a_part_have_the_numbers_of_the_file(monkeypatch):
     part = FrameRange(ArraySource(a=[(grey(), {})] * 9), 6, 9)
     browser, texts = ClipBrowser(part), []

@@ -239,7 +239,7 @@ def _check_damage(record: VideoRecord, path: Path | None) -> None:
 
 def _read_at_random(record: VideoRecord, source: VideoSource, i: int) -> None:
     """Read some frames of a video file out of order, as training does, and compare the pixels."""
-    if source.frame_path(i, 0) is not None or source.generated or record.frames < 2:
+    if source.frame_path(i, 0) is not None or source.is_generated(i) or record.frames < 2:
         return
     generator = np.random.default_rng(record.frames)
     picks = generator.integers(0, record.frames, RANDOM_READS - 1).tolist()

@@ -18,6 +18,7 @@ from sam2kit.utils.text import visible_text
 ObjectId = int | str
 NOTE, IGNORED, ORDER, GEOMETRY = "note", "ignored", "order", "geometry"
 IDENTITY = "identity"
+DEFAULT_FPS = 10.0
 Files = TypeVar("Files")
 Video = TypeVar("Video")
 
@@ -166,6 +167,10 @@ class VideoSource(ABC):
         """Return the number of frame ``t`` in the whole video, of which this may be a part."""
         return t
 
+    def frame_rate(self, i: int) -> float:
+        """Return the frames per second of video ``i``; 10 if its files do not define them."""
+        return DEFAULT_FPS
+
     def frame_path(self, i: int, t: int) -> Path | None:
         """Return the image file of frame ``t`` of video ``i``; None if no file contains only it."""
         return None
@@ -262,6 +267,10 @@ class DerivedSource(VideoSource):
         source, k = self.locate(i)
         return source.frame_number(k, t)
 
+    def frame_rate(self, i: int) -> float:
+        source, k = self.locate(i)
+        return source.frame_rate(k)
+
     def frame_path(self, i: int, t: int) -> Path | None:
         source, k = self.locate(i)
         return source.frame_path(k, t)
@@ -292,6 +301,12 @@ def innermost(source: VideoSource, i: int) -> tuple[VideoSource, int, int]:
         start += source.start if isinstance(source, FrameRange) else 0
         source, i = source.locate(i)
     return source, i, start
+
+
+def is_new_each_epoch(source: VideoSource, i: int) -> bool:
+    """Return whether every training epoch has other pixels in the place of video ``i``."""
+    source, i, _ = innermost(source, i)
+    return source.index_in_epoch(i, 1) >= len(source)
 
 
 class SelectedVideos(DerivedSource):

@@ -21,6 +21,7 @@ from sam2kit.data.sources.listing import (
 from sam2kit.data.sources.mask_values import MaskDecision, values_in
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import read_json
+from sam2kit.utils.sampling import evenly_spaced
 
 OBJECTS_FILE = "objects.json"
 # Kinds of values that survive the compression of JPEG; see MaskValues.
@@ -155,8 +156,7 @@ class MaskFiles:
             return []
         below, names = self._files[None]
         files = [name for name in names.split("/") if name]
-        picks = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
-        return [self.folder / below / files[k] for k in dict.fromkeys(picks.tolist())]
+        return [self.folder / below / files[k] for k in evenly_spaced(len(files), count)]
 
     def annotated(self) -> list[int]:
         """Return the indices of the frames that have a mask file, sorted."""

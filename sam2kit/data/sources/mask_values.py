@@ -24,6 +24,7 @@ from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.listing import MASK_ENDINGS
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MIB, read_json, read_text
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.utils.text import visible_text
 
 # The void label: in palette masks, and in grey masks that also have other ids (as in DAVIS).
@@ -257,9 +258,8 @@ class _Sample:
     count: int = 0
 
     def read(self) -> None:
-        picks = np.linspace(0, len(self.paths) - 1, min(len(self.paths), _SAMPLED_MASKS))
         pixels_left = _SAMPLED_PIXELS
-        for k in dict.fromkeys(picks.round().astype(int).tolist()):
+        for k in evenly_spaced(len(self.paths), _SAMPLED_MASKS):
             try:
                 form, pixels = read_labels(self.paths[k])
             except DataError:  # raised again when the mask is used

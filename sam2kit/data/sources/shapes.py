@@ -19,7 +19,7 @@ from loguru import logger
 from sam2kit.data.intensity import IntensityRule, VideoScaler
 from sam2kit.data.pictures import image_size
 from sam2kit.data.rle import decode
-from sam2kit.data.sources.base import LeftOut, ObjectId, VideoSource
+from sam2kit.data.sources.base import DEFAULT_FPS, LeftOut, ObjectId, VideoSource
 from sam2kit.data.sources.components import match_masks
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import read_scaled
@@ -290,7 +290,7 @@ class ShapeDataset(VideoSource):
         dropped.add_unread([*problems.read, *chain.from_iterable(frames)], listed=True)
         self._remarks = dropped.report()
         problems.read.clear()  # each DataLoader worker would copy it
-        # How frames of more than 8 bits are scaled; build_source sets the configured rule.
+        # How frames of more than 8 bits are scaled; data/build.py sets the configured rule.
         self.scaler = VideoScaler(IntensityRule())
         self._open: tuple[int, VideoFile] | None = None
         # Per video and frame: the ids of the shapes that are matched from frame to frame.
@@ -345,6 +345,10 @@ class ShapeDataset(VideoSource):
     def frame_path(self, i: int, t: int) -> Path | None:
         frames = self._check(i, t).frames
         return frames[t] if isinstance(frames, list) else None
+
+    def frame_rate(self, i: int) -> float:
+        frames = self._videos[i].frames
+        return DEFAULT_FPS if isinstance(frames, list) else self._video_file(i, frames).fps
 
     def video_path(self, i: int) -> Path | None:
         frames = self._videos[i].frames

@@ -26,7 +26,7 @@ MASKS, COCO_FILE, VIDEOS, FRAMES = "Annotations", "annotations.json", "videos", 
 VERSION = 1
 
 
-class StoredObject(msgspec.Struct):
+class ListedObject(msgspec.Struct):
     """An object of a video; ``name`` is its display name."""
 
     id: int | str
@@ -52,7 +52,7 @@ class StoredVideo(msgspec.Struct, omit_defaults=True):
     path: str = ""
     absolute: str = ""
     files: list[str] = []
-    objects: list[StoredObject] = []
+    objects: list[ListedObject] = []
 
 
 class Index(msgspec.Struct):
@@ -170,6 +170,9 @@ class TrainingSet(VideoSource):
 
     def frame_path(self, i: int, t: int) -> Path | None:
         return self._videos[i].frame_path(0, t)
+
+    def frame_rate(self, i: int) -> float:
+        return self._videos[i].fps
 
     def video_path(self, i: int) -> Path | None:
         return self._videos[i].video_path(0)

@@ -14,7 +14,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from sam2kit.data.intensity import IntensityRule, VideoScaler
-from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.base import DEFAULT_FPS, ObjectId, VideoSource
 from sam2kit.data.sources.frame_folders import list_frames, read_scaled
 from sam2kit.data.sources.listing import FRAME_ENDINGS, require_utf8
 from sam2kit.utils.errors import DataError
@@ -47,7 +47,7 @@ class OneVideo(VideoSource):
     """
 
     has_masks = False
-    fps = 10.0
+    fps = DEFAULT_FPS
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,6 +59,9 @@ class OneVideo(VideoSource):
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         return None
+
+    def frame_rate(self, i: int) -> float:
+        return self.fps
 
     def video_path(self, i: int) -> Path | None:
         return self.path
@@ -134,7 +137,7 @@ class VideoFile(OneVideo):
                     raise DataError(
                         f"{path} contains a video of an unknown codec", hint="convert it to H.264"
                     )
-                self.fps = float(stream.average_rate or OneVideo.fps)
+                self.fps = float(stream.average_rate or DEFAULT_FPS)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 times = [packet.pts for packet in packets]
                 # AVI stores the decoding order only, so FFmpeg guesses the times of B-frames.

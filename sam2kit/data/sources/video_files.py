@@ -63,6 +63,9 @@ class VideoFileSource(VideoSource):
     def read_frame(self, i: int, t: int) -> np.ndarray:
         return self.video(i).read_frame(0, t)
 
+    def frame_rate(self, i: int) -> float:
+        return self.video(i).fps
+
     def video_path(self, i: int) -> Path | None:
         return self._paths[i]
 

@@ -187,6 +187,9 @@ class CompositedDataset(_GeneratedSource):
     def frame_name(self, i: int, t: int) -> str:
         return self.source.frame_name(i % len(self), t)
 
+    def frame_rate(self, i: int) -> float:
+        return self.source.frame_rate(i % len(self))
+
     def _draw(self, i: int) -> Scene:
         return Scene(
             np.random.default_rng((self.seed, i)),
