@@ -201,7 +201,7 @@ def evaluate(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             value=str(arguments.predictions),
             hint="use --model-checkpoint instead, or remove these flags",
         )
-    flags = EVALUATE_FLAGS
+    flags: tuple[Flag, ...] = EVALUATE_FLAGS
     flag_overrides(arguments, flags)  # reject conflicts before the checkpoint is read
     if arguments.data_path is not None and _scores_test_videos(arguments):
         flags = tuple(

@@ -31,8 +31,6 @@ from sam2kit.config.schema import (
     DatasetConfig,
     EvaluationConfig,
     LossConfig,
-    TestDatasetConfig,
-    ValDatasetConfig,
     option,
     options,
 )
@@ -214,11 +212,10 @@ def _data_problems(config: Config) -> Iterator[ConfigError]:
     val, test = config.valdataset, config.testdataset
     yield from _section_problems("valdataset", val, ("fraction",))
     yield from _section_problems("testdataset", test, ("fraction",))
-    held_out: tuple[ValDatasetConfig | TestDatasetConfig, ...] = (val, test)
-    for name, videos in zip(("valdataset", "testdataset"), held_out, strict=True):
-        if videos.type == "synthetic" and videos.data_path is not None:
+    for name, held_out in (("valdataset", val), ("testdataset", test)):
+        if held_out.type == "synthetic" and held_out.data_path is not None:
             expected = "null with type=synthetic, whose videos are generated"
-            yield _must_be(name, videos, "data_path", expected, f"set {name}.type=auto")
+            yield _must_be(name, held_out, "data_path", expected, f"set {name}.type=auto")
     both = val.fraction + test.fraction
     if config.holds_out_validation and val.fraction < 1 <= both and test.fraction < 1:
         expected = f"below {1 - val.fraction:g}, so that training videos remain"

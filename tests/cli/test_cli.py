@@ -265,6 +265,17 @@ def test_evaluate_calls_the_library(calls, tmp_path):
     assert calls[-1][0] == "evaluate_predictions" and calls[-1][1][0] == tmp_path
 
 
+def test_a_resumed_run_gets_the_scorer_of_its_monitor(calls, tmp_path):
+    stored = config_to_store(load_config(None, [*SYNTHETIC, "trainer.monitor=val_jf"]))
+    write_checkpoint({CONFIG_KEY: stored}, tmp_path / "last.ckpt")
+    trained(calls, "--run-dir", str(tmp_path), "--resume", "auto")
+    assert calls[-1][2]["scorer"] is not None
+    trained(calls, "--run-dir", str(tmp_path / "new"), "--resume", "auto")
+    assert calls[-1][2]["scorer"] is None
+    trained(calls, f"trainer.resume_from={tmp_path / 'last.ckpt'}")
+    assert calls[-1][2]["scorer"] is not None
+
+
 def test_data_path_names_the_test_videos_if_these_are_scored(calls, tmp_path):
     config = tmp_path / "config.yaml"
     save_config(load_config(None, ["evaluation.split=test"]), config)
@@ -279,17 +290,6 @@ def test_data_path_names_the_test_videos_if_these_are_scored(calls, tmp_path):
             overrides = calls[-1][1][1]
             assert overrides[0] == f"{section}.data_path='{tmp_path}'"
             assert load_config(None, overrides[:1]).dataset.data_path is None
-
-
-def test_a_resumed_run_gets_the_scorer_of_its_monitor(calls, tmp_path):
-    stored = config_to_store(load_config(None, [*SYNTHETIC, "trainer.monitor=val_jf"]))
-    write_checkpoint({CONFIG_KEY: stored}, tmp_path / "last.ckpt")
-    trained(calls, "--run-dir", str(tmp_path), "--resume", "auto")
-    assert calls[-1][2]["scorer"] is not None
-    trained(calls, "--run-dir", str(tmp_path / "new"), "--resume", "auto")
-    assert calls[-1][2]["scorer"] is None
-    trained(calls, f"trainer.resume_from={tmp_path / 'last.ckpt'}")
-    assert calls[-1][2]["scorer"] is not None
 
 
 def test_run_calls_the_library(calls, tmp_path):

@@ -429,8 +429,7 @@ def test_values_of_labels_are_never_a_video(pixels, tmp_path):
             open_source(tmp_path / kind)
         assert error.value.key == "dataset.masks_path"
         if kind != "frames":  # what the hint offers
-            config = DatasetConfig(type=kind, data_path=str(tmp_path / kind))
-            assert len(training_videos(config)) == 2
+            assert len(open_source(tmp_path / kind, DatasetConfig(type=kind))) == 2
 
 
 def test_results_of_a_cell_tracker_are_no_video(tmp_path):
